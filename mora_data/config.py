@@ -1,0 +1,408 @@
+"""The settings of a build: what stands in builders/*.yaml, checked and merged.
+
+Precedence: flags > --set > YAML > environment > defaults. An unknown key is an error that names the nearest known one.
+
+    settings = load_settings("pku-saferlhf", overrides={"rollout.n": 8})
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from . import resources
+from .errors import SettingsError
+
+EngineKind = Literal["scripted", "openai", "vllm", "transformers", "batch", "recorded"]
+ROLES = ("policy", "rewriter", "judge", "heldout_judge")
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys refused, frozen once built."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SourceSettings(Settings):
+    """Where the source rows come from."""
+
+    kind: str
+    """Source adapter: pku-saferlhf, hh-rlhf, ultrafeedback, ultrafeedback-binarized, jsonl, or a dotted path module:Class."""
+    dataset: str | None = None
+    """Hub id of the dataset."""
+    config: str = "default"
+    """Configuration (or data_dir) of the dataset."""
+    split: str = "train"
+    """Split to mine."""
+    revision: str | None = None
+    """Commit of the dataset, pinned."""
+    licence: str = "unknown"
+    """Licence of the rows, as an SPDX-like identifier in lower case."""
+    files: list[str] = []
+    """File patterns inside the dataset repository; empty: the source's own."""
+    columns: dict[str, str] = {}
+    """jsonl only: our column name (prompt, messages, category) to the file's."""
+    decontaminate_from: dict[str, str] = {}
+    """Benchmark name to a local file of its prompts, for 13-gram decontamination."""
+
+
+class RoleSettings(Settings):
+    """One model in one role: which engine answers, and how it samples."""
+
+    use: Literal["policy", "rewriter", "judge"] | None = None
+    """Use another role's engine, endpoint and model."""
+    engine: EngineKind | None = None
+    """scripted, openai, vllm, transformers, batch or recorded; null: openai when a base URL or key is known."""
+    base_url: str | None = None
+    """Base URL of an OpenAI-compatible endpoint, up to and including /v1."""
+    model: str | None = None
+    """Model name; null: the only model that the endpoint serves."""
+    revision: str | None = None
+    """Revision of the model's weights, for the record and for the request key."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key. The key itself is never stored."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus sampling mass."""
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """Longest answer, in tokens."""
+    stop: list[str] = []
+    """Stop strings."""
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Requests in flight at most. Slots belong to a base URL: roles on one URL share them."""
+    n_per_request: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+    """Samples asked for in one request: all, or a number."""
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Longest wait for one reply, in seconds."""
+    give_up_s: Annotated[float, Field(gt=0)] = 60.0
+    """The run stops, state kept, when the endpoint has failed every request for this long, in seconds."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of the request body, sent as they are and part of the request key."""
+
+
+class RewardSettings(Settings):
+    """One source of reward for one dimension."""
+
+    kind: str = "judge"
+    """Reward adapter: judge, or a dotted path module:Class."""
+    template: str | None = None
+    """judge: file in templates/judge/ (without .j2), or a path."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight among the sources of this dimension."""
+
+
+class MineSettings(Settings):
+    """Rows to prompts."""
+
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Prompts kept, in source order; null: all."""
+    dedup: bool = True
+    """Drop prompts whose normalised text was seen before."""
+    decontaminate: bool = True
+    """Drop prompts that share a 13-gram with a benchmark at hand."""
+    strata: Literal["auto", "none"] = "auto"
+    """auto: the source's own labels; none: one stratum."""
+    max_chars: Annotated[int, Field(ge=1)] = 16000
+    """Longest conversation, in characters."""
+
+
+class PresampleSettings(Settings):
+    """Sampling the policy on source prompts to find the single-reward ones."""
+
+    enabled: bool = True
+    """false: plain sampling, every prompt goes on."""
+    n: list[Annotated[int, Field(ge=2)]] = [16, 32, 64]
+    """Sample counts of the adaptive schedule; later ones only for prompts still undecided."""
+    floors: Literal["auto"] | dict[str, float] = "auto"
+    """Pass mark per dimension in [0, 1]; auto: the reward source's own."""
+    accept: list[Literal["flat", "one_dim", "conflict", "multi", "undecided"]] = ["flat", "one_dim", "conflict", "undecided"]
+    """Kinds that go on to fusion. The first three are the single-reward kinds; undecided ones keep their label."""
+    gamma: Annotated[float, Field(ge=0)] = 0.1
+    """Smallest Gini mean difference, above noise, of an informative dimension."""
+    eps: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """A dimension is saturated above 1 - eps and starved below eps."""
+    delta_e: Annotated[float, Field(ge=0)] = 0.25
+    """Effective reward dimensionality up to 1 + delta_e counts as one."""
+    q_min: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Least dominance rate of a prompt whose rewards do not conflict."""
+    reference: Annotated[int, Field(ge=1)] = 256
+    """Prompts presampled first, to freeze noise and calibration."""
+    repeat_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the reference rollouts that is scored twice."""
+
+    @field_validator("n")
+    @classmethod
+    def _rising(cls, n: list[int]) -> list[int]:
+        if not n or sorted(set(n)) != n:
+            raise ValueError("must rise, as in [16, 32, 64]")
+        return n
+
+
+class FuseSettings(Settings):
+    """Rewriting a prompt so that one question needs several virtues."""
+
+    arms: list[str] = ["fused"]
+    """Arms to run: fused, identity, or another template in templates/fuse/."""
+    targets: Literal["auto"] | list[str] = "auto"
+    """Dimensions to add; auto: up to two that the prompt misses."""
+    candidates: Annotated[int, Field(ge=1, le=8)] = 1
+    """Rewrites asked for per attempt; the best that passes is kept."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 3
+    """Further attempts, each naming the checks that failed."""
+
+
+class RolloutSettings(Settings):
+    """Self-play answers to the fused prompts."""
+
+    n: Annotated[int, Field(ge=2)] = 16
+    """Answers per prompt and arm."""
+    personas: list[str] = []
+    """Files in templates/personas/ whose system prompts share the answers among them."""
+
+
+class SelectSettings(Settings):
+    """Which pairs become training data."""
+
+    selector: str = "dominance_hv"
+    """Selector name, or a dotted path module:function."""
+    pairs_per_prompt: Annotated[int, Field(ge=1, le=4)] = 1
+    """Pairs kept per prompt and arm."""
+    confirm: bool = True
+    """Score the best pairs once more, freshly, and drop those that do not hold."""
+    confirm_top: Annotated[int, Field(ge=1, le=10)] = 3
+    """Candidate pairs confirmed per prompt."""
+    balance_length: bool = True
+    """Choose among the confirmed pairs so that chosen is not longer on average."""
+    max_length_ratio: Annotated[float, Field(gt=1)] = 3.0
+    """Longest/shortest answer of a pair, in tokens."""
+    weights: dict[str, float] = {}
+    """weighted_sum: weight per dimension; missing ones are 1."""
+
+
+class PublishSettings(Settings):
+    """The dataset folder."""
+
+    configs: Literal["all"] | list[str] = "all"
+    """Configs to write."""
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of first-user-turn groups in the test split."""
+    stage_order: list[str] = ["helpful", "harmless", "truthful"]
+    """Order of the sequential stages."""
+    unsafe: Literal["gate", "drop", "redact"] | None = None
+    """What a public release does with unsafe text; null: undecided, so only private."""
+    licence: str = "inherit"
+    """Licence of the dataset; inherit: the source's."""
+
+
+class LimitSettings(Settings):
+    """Where a run stops."""
+
+    max_error_share: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Share of failed rows (answers and verdicts) above which the command exits 1."""
+    max_cost: Annotated[float, Field(gt=0)] | None = None
+    """Money limit, in the currency of the prices."""
+    max_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Tokens in and out, together."""
+
+
+class ScriptedSettings(Settings):
+    """The embedded simulator."""
+
+    world: Literal["planted"] | None = "planted"
+    """planted: fusion widens what answers differ in; null: a world where fusion changes nothing."""
+    n_prompts: Annotated[int, Field(ge=0)] = 0
+    """Generated prompts beside the sample rows."""
+
+
+class BuildSettings(Settings):
+    """One build, end to end: what a file in builders/ holds."""
+
+    name: str
+    """Name of the build."""
+    source: SourceSettings
+    """Source rows."""
+    dimensions: list[str] = ["helpful", "harmless", "truthful"]
+    """Reward dimensions, in the order of the columns."""
+    policy: RoleSettings = RoleSettings()
+    """The model to be aligned."""
+    rewriter: RoleSettings = RoleSettings(use="policy", temperature=0.7)
+    """The model that fuses intents."""
+    judge: RoleSettings = RoleSettings(use="policy", temperature=0.0, max_tokens=256)
+    """The model that scores."""
+    heldout_judge: RoleSettings | None = None
+    """A second judge, for confirmation and reports only."""
+    rewards: dict[str, list[RewardSettings]] = {}
+    """Reward sources per dimension; a dimension without an entry gets the judge with its own template."""
+    mine: MineSettings = MineSettings()
+    """Mining."""
+    presample: PresampleSettings = PresampleSettings()
+    """Presampling."""
+    fuse: FuseSettings = FuseSettings()
+    """Fusion."""
+    rollout: RolloutSettings = RolloutSettings()
+    """Rollouts."""
+    select: SelectSettings = SelectSettings()
+    """Selection."""
+    publish: PublishSettings = PublishSettings()
+    """Publishing."""
+    limits: LimitSettings = LimitSettings()
+    """Limits."""
+    scripted: ScriptedSettings = ScriptedSettings()
+    """The simulator, where it is the engine."""
+    seed: int = 0
+    """Run seed."""
+    partition_size: Annotated[int, Field(ge=1, le=65536)] = 512
+    """Prompts per partition."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _role_defaults(cls, values: Any) -> Any:
+        """A role's own defaults stand under what the YAML gives (the rewriter's temperature, the judge's `use`)."""
+        if not isinstance(values, dict):
+            return values
+        own = {"rewriter": {"use": "policy", "temperature": 0.7}, "judge": {"use": "policy", "temperature": 0.0, "max_tokens": 256}}
+        merged = dict(values)
+        for role, defaults in own.items():
+            given = values.get(role)
+            if given is None or isinstance(given, dict):
+                merged[role] = {**defaults, **(given or {})}
+        return merged
+
+    @model_validator(mode="after")
+    def _dimensions_known(self) -> BuildSettings:
+        if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions):
+            raise ValueError("dimensions must be a list of different names")
+        if isinstance(self.fuse.targets, list) and (bad := set(self.fuse.targets) - set(self.dimensions)):
+            raise ValueError(f"fuse.targets names {sorted(bad)}, not in dimensions {self.dimensions}")
+        return self
+
+    def reward_sources(self, dimension: str) -> list[RewardSettings]:
+        """Reward sources of a dimension: those given, else the judge with the dimension's own template."""
+        given = self.rewards.get(dimension)
+        return [r if r.template else r.model_copy(update={"template": dimension}) for r in given] if given else [
+            RewardSettings(kind="judge", template=dimension)]
+
+    def role(self, name: str) -> RoleSettings:
+        """A role's settings with engine, URL, model and key taken over from the role that it uses."""
+        role: RoleSettings | None = getattr(self, name)
+        if role is None:
+            raise SettingsError(f"no {name} is set: give {name}.base_url or {name}.use")
+        if role.use is None or role.use == name or role.engine is not None:
+            return role
+        base = self.role(role.use)
+        taken = {"engine": base.engine, "base_url": base.base_url, "model": base.model, "revision": base.revision,
+                 "api_key_env": base.api_key_env}
+        own = {k: getattr(role, k) for k in taken if k in role.model_fields_set and getattr(role, k) is not None}
+        return role.model_copy(update={**taken, **own})
+
+
+def load_settings(source: str, overrides: Mapping[str, object] | None = None) -> BuildSettings:
+    """Settings of builder `source` (a name in builders/, or a path to a YAML file) with dotted `overrides` on top.
+
+    Raises:
+        SettingsError: unknown source, unreadable YAML, unknown key or bad value; the text names the nearest known one.
+    """
+    tree = _read_builder(source)
+    for key, value in (overrides or {}).items():
+        _put(tree, key, value)
+    return build_settings(tree)
+
+
+def build_settings(tree: Mapping[str, object]) -> BuildSettings:
+    """Check a settings tree.
+
+    Raises:
+        SettingsError: one line with the first fault.
+    """
+    try:
+        return BuildSettings.model_validate(tree)
+    except ValidationError as e:
+        raise SettingsError(_explain(e)) from e
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """`KEY=VALUE` of --set, the value read as YAML.
+
+    Raises:
+        SettingsError: no `=`, or the value is not YAML.
+    """
+    key, eq, value = text.partition("=")
+    if not eq or not key.strip():
+        raise SettingsError(f"--set {text!r} is not KEY=VALUE: write it as rollout.n=8")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise SettingsError(f"--set {text!r}: the value is not YAML ({' '.join(str(e).split())})") from e
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` or the list of what is known."""
+    options = sorted(known)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(options)}"
+
+
+def to_yaml(settings: BuildSettings) -> str:
+    """The settings as YAML, keys in the order of the models."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_builder(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = resources.folder("builders") / f"{source}.yaml"
+        if os.sep in source or not path.is_file():
+            raise SettingsError(f"unknown --source {source!r}: {nearest(source, resources.names('builders', '*.yaml'))}")
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as e:
+        raise SettingsError(f"can't read the builder file {source}: {e.strerror}") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise SettingsError(f"builder file {source} is not YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(tree, dict):
+        raise SettingsError(f"builder file {source} must hold a mapping, not {type(tree).__name__}")
+    return tree
+
+
+def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
+    *path, last = dotted.split(".")
+    node = tree
+    for part in path:
+        below = node.get(part)
+        if not isinstance(below, dict):
+            below = node[part] = {}
+        node = below
+    node[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    where = ".".join(str(p) for p in fault["loc"]) or "settings"
+    if fault["type"] == "extra_forbidden":
+        parents, last = list(fault["loc"][:-1]), str(fault["loc"][-1])
+        return f"unknown setting {where!r}: {nearest(last, _fields_at(parents))}"
+    if fault["type"] == "missing":
+        return f"setting {where!r} is missing: add it to the builder file or give --set {where}=..."
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"setting {where} = {fault.get('input')!r}: {message}"
+
+
+def _fields_at(path: list[int | str]) -> list[str]:
+    model: type[BaseModel] = BuildSettings
+    for part in path:
+        if isinstance(part, str) and part in model.model_fields:
+            inner = model.model_fields[part].annotation
+            found = next((a for a in [inner, *getattr(inner, "__args__", ())] if isinstance(a, type) and issubclass(a, BaseModel)), None)
+            if found is None:
+                found = RewardSettings if part == "rewards" else None
+            if found is None:
+                break
+            model = found
+    return list(model.model_fields)

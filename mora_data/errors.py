@@ -1,0 +1,61 @@
+"""Every error the package raises on purpose.
+
+    MoraError                    one line: what happened, the value, what to do. The command line prints it and exits 1
+    |- SettingsError             a setting, flag or template is wrong; found before the first request
+    |- SourceError               the source rows can't be read, or are of another schema
+    |- RunFolderError            the run folder belongs to another build, is in use, or can't be written
+    |- EndpointError             the model endpoint can't be used at all (refused, 401, no such model)
+    |- LimitReached              a limit of the settings was met; state is kept
+    |- NothingSelected           a stage left nothing for the next one
+    |- PublishError              staging or pushing the dataset failed
+    `- ExtraMissing              an optional dependency is not installed
+
+    DropRow                      not a failure: this source row is left out, for a counted reason
+"""
+
+from __future__ import annotations
+
+
+class MoraError(Exception):
+    """Root of the tree; its text is one line that says what happened, the value, and what to do."""
+
+
+class SettingsError(MoraError):
+    """A setting, flag or template is wrong."""
+
+
+class SourceError(MoraError):
+    """The source rows can't be read, or are of another schema."""
+
+
+class RunFolderError(MoraError):
+    """The run folder belongs to another build, is in use by another process, or can't be written."""
+
+
+class EndpointError(MoraError):
+    """The model endpoint can't be used at all: refused, 401, no such model, or it stopped answering."""
+
+
+class LimitReached(MoraError):
+    """A limit of the settings (cost, tokens, error share) was met; the state is kept."""
+
+
+class NothingSelected(MoraError):
+    """A stage left nothing for the next one."""
+
+
+class PublishError(MoraError):
+    """Staging, linting or pushing the dataset failed."""
+
+
+class ExtraMissing(MoraError):
+    """An optional dependency is not installed; the text names the extra."""
+
+
+class DropRow(Exception):  # noqa: N818 - a verdict on a row, not an error
+    """This source row is left out. `reason` is a short snake_case word that is counted."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,56 @@
+"""Text normalisation and hashing. Everything that is compared, split or seeded by text goes through these functions."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+
+from .types import Messages
+
+_SPACE = re.compile(r"\s+")
+_WORD = re.compile(r"\w+")
+
+
+def normalise(text: str) -> str:
+    """NFKC, case folded, white space collapsed: two texts a reader would call the same compare equal."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.split()).casefold()
+
+
+def digest(*parts: str, hex_digits: int = 16) -> str:
+    """First `hex_digits` of sha256 over the parts, joined by a unit separator."""
+    return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:hex_digits]
+
+
+def context_id(messages: Messages) -> str:
+    """`prompt_id` of a conversation: hash of the normalised whole context, roles included."""
+    return digest(*(f"{m['role']}\x1e{normalise(m['content'])}" for m in messages))
+
+
+def group_id(messages: Messages) -> str:
+    """Hash of the normalised first user turn; train and test never share one."""
+    first = next((m["content"] for m in messages if m["role"] == "user"), messages[0]["content"])
+    return digest("group", normalise(first))
+
+
+def seed_of(*parts: str | int) -> int:
+    """31-bit seed from the parts."""
+    return int(digest("seed", *(str(p) for p in parts)), 16) & 0x7FFFFFFF
+
+
+def words(text: str) -> list[str]:
+    """Lower-case word tokens."""
+    return _WORD.findall(text.lower())
+
+
+def n_tokens(text: str) -> int:
+    """Length of a text in word and punctuation tokens: close to a BPE count for English, with no tokenizer to load."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
+def one_line(text: str, limit: int = 120) -> str:
+    """The text on one line, cut to `limit` characters."""
+    flat = _SPACE.sub(" ", text).strip()
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"

@@ -1,0 +1,151 @@
+"""The values that travel between the stages. All frozen; a failed row is data, a missing number is None.
+
+    row of the source -> Prompt -> Request -> Answer -> Rollout -> Score -> Pair
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict
+
+Row = Mapping[str, object]
+Role = Literal["policy", "rewriter", "judge"]
+Kind = Literal["flat", "one_dim", "conflict", "multi", "undecided", "plain"]
+
+STAGES = ("mine", "presample", "fuse", "rollout", "score", "select", "publish")
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str  # "system", "user" or "assistant"
+    content: str
+
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One mined prompt: a conversation that ends with a user turn."""
+
+    prompt_id: str  # 16 hex digits, hash of the normalised whole context
+    messages: Messages
+    group: str  # 16 hex digits, hash of the normalised first user turn; a group is never split between train and test
+    source_dataset: str
+    source_config: str
+    source_split: str
+    source_revision: str
+    source_row: int
+    source_licence: str
+    stratum: str = "all"  # the source's own label, used for sampling and priors only
+    category: str | None = None  # the source's topic or harm category
+    priors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The last user turn."""
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Everything about a request, besides its messages and model, that can change the answer."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    schema: Mapping[str, object] | None = None  # JSON schema that the answer must follow
+    logprobs: int = 0  # top alternatives wanted for each token
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A question to a model: `n` samples with indices `first` .. `first + n - 1`."""
+
+    role: Role
+    messages: Messages
+    sampling: Sampling
+    purpose: str  # presample, arm:<name>, fuse:<attempt>, score, retry:<k>, repeat, confirm
+    prompt_id: str
+    n: int = 1
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sample, or one permanent failure (then `error` says why and `text` is empty)."""
+
+    text: str
+    finish_reason: str = "stop"
+    tokens_out: int = 0
+    error: str | None = None
+    logprobs: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One source's verdict on one rollout in one dimension. `value` in [0, 1], higher is better; None with a reason."""
+
+    dimension: str
+    source: str
+    value: float | None
+    raw: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One answer of the policy to one prompt of one arm."""
+
+    prompt_id: str
+    arm: str  # "presample", "identity", "fused", ...
+    index: int
+    text: str
+    finish_reason: str
+    tokens_out: int
+    flags: tuple[str, ...] = ()  # empty, truncated, repetition, duplicate, refusal, ...
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two rollouts of one prompt; `chosen` beats `rejected` by `margins`."""
+
+    prompt_id: str
+    arm: str
+    chosen: int
+    rejected: int
+    score: float
+    margins: Mapping[str, float]
+    margins_confirmed: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One prompt of one arm with all its rollouts: one row of the `scored` config, from which every other derives."""
+
+    prompt: Prompt
+    arm: str
+    messages: Messages  # the prompt as asked in this arm (fused or not), without an answer
+    kind: Kind
+    carried_dim: str | None
+    target_dims: tuple[str, ...]
+    binding_dims: tuple[str, ...]
+    rollouts: tuple[Rollout, ...]
+    rewards: Mapping[str, tuple[float | None, ...]]  # dimension -> one calibrated value in [0, 1] per rollout, or None
+    pairs: tuple[Pair, ...] = ()  # those of the run's selector, best first
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a published row says about how it was made."""
+
+    policy: str  # model name and revision
+    judge: str
+    rewriter: str
+    selector: str
+    simulated: bool
+    seed: int
