@@ -11,6 +11,7 @@
     `- ExtraMissing              an optional dependency is not installed
 
     DropRow                      not a failure: this source row is left out, for a counted reason
+    Owed                         not a failure of the run: this prompt is asked again by the next one
 """
 
 from __future__ import annotations
@@ -52,10 +53,14 @@ class ExtraMissing(MoraError):
     """An optional dependency is not installed; the text names the extra."""
 
 
-class DropRow(Exception):  # noqa: N818 - a verdict on a row, not an error
+class DropRow(Exception):
     """This source row is left out. `reason` is a short snake_case word that is counted."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.detail = detail
+
+
+class Owed(Exception):
+    """A request ran out of tries on faults that may pass; its prompt is asked again by the next run."""

@@ -1,0 +1,254 @@
+"""The command line. `mora-data COMMAND --help` says what each one takes; exit codes:
+
+    0 done   1 a stated failure, in one line   2 usage   130 interrupted, state kept
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import LimitReached, MoraError, NothingSelected
+from .types import STAGES
+
+if TYPE_CHECKING:
+    from .config import BuildSettings
+
+LISTS = ("sources", "engines", "rewards", "selectors", "templates", "recipes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = args.command
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return command(args)
+    except MoraError as e:
+        _fail(str(e))
+        return 1
+    except KeyboardInterrupt:
+        again = shlex.join(["mora-data", *(a for a in argv if a != "--fresh")])
+        print(f"\ninterrupted; what was answered is kept. To go on: {again}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser("mora-data", description="From a preference dataset to max-margin, multi-objective preference pairs.")
+    p.add_argument("--version", action="version", version=f"mora-data {__version__}")
+    sub = p.add_subparsers(required=True, metavar="COMMAND")
+    _add_build(sub)
+    s = _add(sub, "status", _status, "how far a run is, what was dropped and why")
+    s.add_argument("run_dir", type=Path)
+    s.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    s = _add(sub, "push", _push, "publish a run's dataset folder on the Hub, in one commit, with a tag")
+    s.add_argument("run_dir", type=Path)
+    s.add_argument("repo_id", metavar="REPO_ID")
+    _add_push_flags(s)
+    s.add_argument("--dry-run", action="store_true", help="print the plan, send nothing")
+    s = _add(sub, "export", _export, "write one config of a run's dataset somewhere else")
+    s.add_argument("run_dir", type=Path)
+    s.add_argument("--config", required=True, metavar="NAME")
+    s.add_argument("--to", required=True, type=Path, metavar="DIR")
+    s.add_argument("--format", choices=("parquet", "jsonl"), default="parquet")
+    s = _add(sub, "list", _list, "what there is to choose from")
+    s.add_argument("what", choices=LISTS)
+    _add_recipe(sub)
+    return p
+
+
+def _add(sub: Any, name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_build(sub: Any) -> None:
+    b = _add(sub, "build", _build, "mine, fuse, sample, score, select and write a dataset; the same command again resumes")
+    b.add_argument("--source", required=True, metavar="NAME", help="a builder (see `mora-data list sources`) or a path to a YAML file")
+    where = b.add_mutually_exclusive_group()
+    where.add_argument("--sample", action="store_true", help="use the rows bundled with the package; no network")
+    where.add_argument("--data", nargs="+", action="extend", type=Path, default=[], metavar="PATH",
+                       help="local files or a folder in the source's schema (json, jsonl, csv, parquet, .gz)")
+    b.add_argument("--base-url", metavar="URL", help="OpenAI-compatible endpoint, up to and including /v1")
+    b.add_argument("--model", metavar="ID", help="policy model; not needed when the endpoint serves one")
+    b.add_argument("--engine", metavar="KIND", help="scripted or openai")
+    b.add_argument("--judge-base-url", metavar="URL", help="endpoint of the judge, if another")
+    b.add_argument("--judge-model", metavar="ID", help="judge model, if another")
+    b.add_argument("--out", type=Path, metavar="RUN_DIR", help="run folder (default: runs/<name>)")
+    b.add_argument("--limit", type=int, metavar="N", help="prompts to keep, in source order")
+    b.add_argument("--seed", type=int, metavar="N", help="run seed")
+    b.add_argument("--until", choices=STAGES, default="publish", help="stop after this stage")
+    b.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, as rollout.n=8")
+    b.add_argument("--push", metavar="REPO_ID", help="publish on the Hub when done")
+    _add_push_flags(b)
+    b.add_argument("--dry-run", action="store_true", help="requests, tokens, money and time, and nothing else")
+    b.add_argument("--fresh", action="store_true", help="start anew: forget what the run folder holds")
+    b.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
+
+
+def _add_push_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--tag", metavar="vX.Y.Z", help="version tag of the release")
+    p.add_argument("--public", action="store_true", help="make the repository public (needs publish.unsafe to be decided)")
+    p.add_argument("--move-tag", action="store_true", help="let an existing tag point to this release")
+    p.add_argument("--allow-simulated", action="store_true", help="push rows that the simulator made")
+
+
+def _add_recipe(sub: Any) -> None:
+    r = _add(sub, "recipe", _recipe_list, "training recipes: list, copy, run")
+    what = r.add_subparsers(required=True, metavar="list|copy|run")
+    _add(what, "list", _recipe_list, "recipes and their configs")
+    c = _add(what, "copy", _recipe_copy, "copy a recipe with its configs, to change it")
+    c.add_argument("name", metavar="NAME")
+    c.add_argument("to", type=Path, metavar="DIR")
+    x = _add(what, "run", _recipe_run, "train; prints the exact command first")
+    x.add_argument("name", metavar="NAME")
+    x.add_argument("--dataset", required=True, metavar="PATH_OR_ID")
+    x.add_argument("--revision", metavar="TAG")
+    x.add_argument("--config", default="smoke", metavar="NAME")
+    x.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def _build(args: argparse.Namespace) -> int:
+    from .engines.engine import Usage
+    from .progress import Progress
+
+    settings = _settings(args)
+    if args.dry_run:
+        return _dry_run(args, settings)
+    from .pipeline import Builder, Options
+
+    usage = Usage()
+    progress = Progress(usage)
+    builder = Builder(settings, Options(args.sample, tuple(args.data), args.out, args.until, args.fresh), progress, usage)
+    failure: MoraError | None = None
+    try:
+        builder.run()
+    except (NothingSelected, LimitReached) as e:
+        failure = e
+    if failure is None and args.push and args.until == "publish":
+        _push_run(args, builder.out, args.push)
+    _report(args, builder.summary)
+    if failure is not None:
+        _fail(str(failure))
+        return 1
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> BuildSettings:
+    from .config import load_settings, parse_override
+
+    overrides = dict(parse_override(text) for text in args.set)
+    flags = {"policy.base_url": args.base_url, "policy.model": args.model, "policy.engine": args.engine,
+             "judge.base_url": args.judge_base_url, "judge.model": args.judge_model, "mine.limit": args.limit, "seed": args.seed}
+    overrides.update({k: v for k, v in flags.items() if v is not None})
+    return load_settings(args.source, overrides)
+
+
+def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> int:
+    from .estimate import estimate
+
+    found = estimate(settings, args.sample, args.data)
+    print(json.dumps(found) if args.json else "\n".join(f"{k:<18} {v}" for k, v in found.items()))
+    return 0
+
+
+def _report(args: argparse.Namespace, summary: Any) -> None:
+    from dataclasses import asdict
+
+    if args.json:
+        print(json.dumps(asdict(summary)))
+        return
+    from .show import table
+
+    print(table(summary.counts))
+    print(f"pairs {summary.pairs}   requests {summary.requests}   replayed {summary.replayed}   tokens {summary.tokens['in']} in, "
+          f"{summary.tokens['out']} out   errors {summary.errors}   {summary.seconds:.1f} s")
+    if summary.dataset_dir:
+        print(f"dataset {summary.dataset_dir}")
+
+
+def _status(args: argparse.Namespace) -> int:
+    from .show import status, table
+
+    found = status(args.run_dir)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        print(f"{args.run_dir}: {found['status']}, {found['prompts_done']} of {found['prompts']} prompts done, "
+              f"{found['partitions_sealed']} of {found['partitions']} partitions sealed, {found['owed']} owed, {found['errors']} errors")
+        print(table(found["counts"]))
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    return _push_run(args, args.run_dir, args.repo_id)
+
+
+def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> int:
+    from .hub.push import push
+    from .show import run_manifest
+
+    result = push(run_dir / "dataset", repo_id, args.tag, dry_run=args.dry_run, public=args.public,
+                  allow_simulated=args.allow_simulated, move_tag=args.move_tag, manifest=run_manifest(run_dir))
+    where = f"{result.repo_id}{'@' + result.tag if result.tag else ''}"
+    print(f"{result.status}: {where}, {len(result.added)} files to add, {len(result.deleted)} to delete, {result.n_bytes} bytes, "
+          f"{'private' if result.private else 'public'}{'; ' + result.note if result.note else ''}", file=sys.stderr)
+    if args.dry_run:
+        print("\n".join([*(f"add {name}" for name in result.added), *(f"delete {name}" for name in result.deleted)]))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from .hub.push import export_config
+
+    for path in export_config(args.run_dir / "dataset", args.config, args.to, args.format):
+        print(path)
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from .show import listing
+
+    print("\n".join(listing(args.what)))
+    return 0
+
+
+def _recipe_list(args: argparse.Namespace) -> int:
+    from .show import listing
+
+    print("\n".join(listing("recipes")))
+    return 0
+
+
+def _recipe_copy(args: argparse.Namespace) -> int:
+    from .recipes import copy_recipe
+
+    for path in copy_recipe(args.name, args.to):
+        print(path)
+    return 0
+
+
+def _recipe_run(args: argparse.Namespace) -> int:
+    from .recipes import run_recipe
+
+    return run_recipe(args.name, args.dataset, args.revision, args.config, args.overrides)
+
+
+def _fail(text: str) -> None:
+    print(f"mora-data: {' '.join(text.split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""The simulator as an engine: no server, no waiting, the same log and keys as any other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..config import ScriptedSettings
+from ..store.log import Record
+from ..text import n_tokens
+from ..types import Request
+from .engine import Sink, Usage
+from .scripted import MODEL, Scripted
+
+_YIELD_EVERY = 32
+
+
+class ScriptedEngine:
+    """Answers at once, in this process."""
+
+    simulated = True
+    revision: str | None = None
+    n_per_request = 1 << 30
+    wants_more = True
+
+    def __init__(self, settings: ScriptedSettings, usage: Usage) -> None:
+        self.model = f"{MODEL}/{settings.world or 'null'}"
+        self.extra: Mapping[str, Any] = {}
+        self._scripted = Scripted(settings)
+        self._usage = usage
+
+    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+        self._usage.requests += 1
+        answers = self._scripted.answer(replace(request, n=n, first=first), seed)
+        words = sum(n_tokens(m["content"]) for m in request.messages)
+        record = Record(n, tuple(answers), (words, sum(a.tokens_out for a in answers), 0))
+        sink(record)
+        if self._usage.requests % _YIELD_EVERY == 0:
+            await asyncio.sleep(0)
+        return record
+
+    async def changed(self) -> None:
+        await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        return None

@@ -1,0 +1,70 @@
+"""What an engine is: it turns one request for n samples into one record of answers.
+
+    name          class                             what it speaks to
+    openai        mora_data.engines.openai          any OpenAI-compatible HTTP endpoint
+    scripted      mora_data.engines.embedded        the embedded simulator
+
+Everything else (keys, replay, top-ups) is in `ask`, once, above the engines.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..store.log import Record
+from ..types import Request
+
+Sink = Callable[[Record], None]
+
+ENGINES = {
+    "scripted": "the embedded simulator: no model, no download; for --sample, tests and demos",
+    "openai": "any OpenAI-compatible HTTP endpoint: vLLM, llama.cpp, OpenAI, ...",
+}
+
+
+
+@dataclass
+class Usage:
+    """What a run sent and got, over all endpoints."""
+
+    requests: int = 0  # sent, retries included
+    replayed: int = 0  # answers taken from the log
+    repeated: int = 0  # answers that came for a key the log already held
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)  # permanent failures by status
+
+
+class Engine(Protocol):
+    """Requests to answers."""
+
+    model: str
+    revision: str | None
+    extra: Mapping[str, Any]
+    n_per_request: int  # samples asked for at once, at most
+    simulated: bool
+
+    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+        """Ask for samples `first` .. `first + n - 1` of `request`; give the record to `sink` before the slot is free.
+
+        Fewer answers than `n` may come. A failure that no retry can mend is a record of errors.
+
+        Raises:
+            Owed: the tries ran out.
+            EndpointError: the endpoint can't be used at all.
+        """
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another prompt may be opened."""
+
+    async def changed(self) -> None:
+        """Return when `wants_more` may have changed."""
+
+    async def close(self) -> None:
+        """Release connections."""

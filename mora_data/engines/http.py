@@ -1,0 +1,319 @@
+"""Two ways to POST a JSON body and read the whole reply: a keep-alive client for plain http, aiohttp for the rest.
+
+`PlainTransport` speaks HTTP/1.1 to local servers (vLLM, llama.cpp, ...) at a third of aiohttp's CPU per request: no
+proxies, no redirects, no compression, no TLS. `transport_for` picks it for `http://` when no proxy is set. Both raise
+`Fault` for anything that is not a whole reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from ..errors import SettingsError
+
+_SWEEP_S = 0.25
+
+
+class Reply(NamedTuple):
+    """A whole HTTP reply."""
+
+    status: int
+    body: bytes
+    retry_after: float | None = None  # seconds
+
+
+class Fault(Exception):
+    """No whole reply came. `kind`: refused, dns, reset, timeout, protocol."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+
+
+class Transport(Protocol):
+    """POSTs bodies to one URL."""
+
+    async def post(self, body: bytes) -> Reply:
+        """The reply to `body`.
+
+        Raises:
+            Fault: none came.
+        """
+
+    async def close(self) -> None:
+        """Drop every connection."""
+
+
+def transport_for(url: str, headers: Mapping[str, str], timeout_s: float, connections: int) -> Transport:
+    """The transport for a full endpoint URL.
+
+    Raises:
+        SettingsError: not an http(s) URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError(f"base URL {url!r} is not an http(s) address: write it as http://127.0.0.1:8000/v1")
+    proxied = any(os.environ.get(v) for v in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"))
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme == "http" and (local or not proxied):
+        return PlainTransport(url, headers, timeout_s)
+    return AiohttpTransport(url, headers, timeout_s, connections)
+
+
+class PlainTransport:
+    """Keep-alive connections on asyncio.Protocol, one request at a time each; opened on demand, reused last in first out."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._timeout_s = timeout_s
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        lines = [f"POST {path or '/'} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}", "Content-Type: application/json",
+                 "Accept: application/json", *(f"{k}: {v}" for k, v in headers.items()), "Content-Length: "]
+        self._head = "\r\n".join(lines).encode("latin-1")
+        self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def post(self, body: bytes) -> Reply:
+        message = b"%s%d\r\n\r\n%s" % (self._head, len(body), body)
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.open:
+                try:
+                    return await self._exchange(connection, message)
+                except _ClosedIdle:
+                    break  # the server had closed it: once more, on a fresh connection
+        return await self._exchange(await self._connect(), message)
+
+    async def close(self) -> None:
+        if self._sweeper:
+            self._sweeper.cancel()
+        for connection in [*self._idle, *self._busy]:
+            connection.abort()
+
+    async def _connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            opening = loop.create_connection(_Connection, self._host, self._port)
+            return (await asyncio.wait_for(opening, min(30.0, self._timeout_s)))[1]
+        except (TimeoutError, asyncio.TimeoutError) as e:  # two classes before 3.11
+            raise Fault("timeout", f"no connection to {self._host}:{self._port}") from e
+        except OSError as e:
+            kind = "dns" if e.__class__.__name__ == "gaierror" else "refused"
+            raise Fault(kind, e.strerror or str(e)) from e
+
+    async def _exchange(self, connection: _Connection, message: bytes) -> Reply:
+        if self._sweeper is None:
+            self._sweep()
+        connection.deadline = time.monotonic() + self._timeout_s
+        self._busy.add(connection)
+        try:
+            reply = await connection.send(message)
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+        finally:
+            self._busy.discard(connection)
+        if connection.open:
+            self._idle.append(connection)
+        return reply
+
+    def _sweep(self) -> None:
+        """One timer for all requests in flight, instead of one each."""
+        now = time.monotonic()
+        for connection in [c for c in self._busy if c.deadline < now]:
+            connection.fail(Fault("timeout", f"no reply within {self._timeout_s:g} s"))
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+
+class _ClosedIdle(Exception):
+    """A reused connection died before a byte of the reply came."""
+
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)")
+
+
+class _Connection(asyncio.Protocol):
+    __slots__ = ("_body_at", "_buffer", "_chunked", "_close_after", "_need", "_retry_after", "_status", "_transport", "_used",
+                 "_waiter", "deadline")
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[Reply] | None = None
+        self._buffer = b""
+        self._need = -1
+        self._body_at = 0
+        self._status = 0
+        self._retry_after: float | None = None
+        self._chunked = self._close_after = self._used = False
+        self.deadline = 0.0
+
+    @property
+    def open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, message: bytes) -> asyncio.Future[Reply]:
+        self._waiter = asyncio.get_running_loop().create_future()
+        if self._transport is None or self._transport.is_closing():
+            self._lost(None)
+        else:
+            self._transport.write(message)
+        return self._waiter
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def fail(self, error: Exception) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+        self.abort()
+
+    # asyncio.Protocol
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
+        try:
+            if self._body_at == 0 and not self._read_head():
+                return
+            self._read_body()
+        except ValueError as e:
+            self.fail(Fault("protocol", f"not an HTTP reply ({e})"))
+
+    def _lost(self, exc: Exception | None) -> None:
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._body_at and self._need < 0 and not self._chunked and exc is None:
+            self._finish(self._buffer[self._body_at:])  # a body that ends with the connection
+        elif self._used and not self._buffer:
+            self._waiter.set_exception(_ClosedIdle())
+        else:
+            self._waiter.set_exception(Fault("reset", "the server closed the connection in the middle of a reply"
+                                             if self._buffer else "the server closed the connection without a reply"))
+
+    def _read_head(self) -> bool:
+        while True:
+            end = self._buffer.find(b"\r\n\r\n")
+            if end < 0:
+                if len(self._buffer) > 65536:
+                    raise ValueError("64 kB without the end of its head")
+                return False
+            head = self._buffer[:end + 2].lower()
+            if not head.startswith(b"http/1."):
+                raise ValueError(repr(head[:20]))
+            self._status = int(head[9:12])
+            if self._status >= 200:
+                break
+            self._buffer = self._buffer[end + 4:]
+        self._body_at = end + 4
+        length = _LENGTH.search(head)
+        self._need = self._body_at + int(length[1]) if length else -1
+        self._chunked = length is None and b"\r\ntransfer-encoding:" in head and b"chunked" in head
+        self._close_after = b"\r\nconnection: close" in head or head.startswith(b"http/1.0")
+        self._retry_after = _retry_after(head) if self._status in (429, 503) else None
+        if self._status in (204, 304):
+            self._need = self._body_at
+        return True
+
+    def _read_body(self) -> None:
+        if self._need >= 0:
+            if len(self._buffer) >= self._need:
+                self._finish(self._buffer[self._body_at:self._need])
+        elif self._chunked and self._buffer.endswith(b"0\r\n\r\n") and (body := _dechunk(self._buffer, self._body_at)) is not None:
+            self._finish(body)
+
+    def _finish(self, body: bytes) -> None:
+        reply = Reply(self._status, body, self._retry_after)
+        self._buffer, self._body_at, self._need, self._used = b"", 0, -1, True
+        if self._close_after and self._transport is not None:
+            self._transport.close()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(reply)
+
+
+def _dechunk(buffer: bytes, at: int) -> bytes | None:
+    """The body of a chunked reply, None while it is not all there.
+
+    Raises:
+        ValueError: a chunk has no length.
+    """
+    parts = []
+    while True:
+        line = buffer.find(b"\r\n", at)
+        if line < 0:
+            return None
+        size = int(buffer[at:line].split(b";")[0], 16)
+        if size == 0:
+            return b"".join(parts)
+        at = line + 2
+        if len(buffer) < at + size + 2:
+            return None
+        parts.append(buffer[at:at + size])
+        at += size + 2
+
+
+def _retry_after(head: bytes) -> float | None:
+    found = re.search(rb"\r\nretry-after:[ \t]*([^\r]+)", head)
+    return parse_retry_after(found[1].decode("latin-1")) if found else None
+
+
+def parse_retry_after(value: str) -> float | None:
+    """Seconds to wait from a Retry-After header (seconds or an HTTP date), at most 600; None when unreadable."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (TypeError, ValueError):
+            return None
+    return min(max(seconds, 0.0), 600.0)
+
+
+class AiohttpTransport:
+    """aiohttp, for TLS and proxies; imported when first used."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, connections: int) -> None:
+        import aiohttp
+
+        self._aiohttp = aiohttp
+        self._url = url
+        self._headers = {**headers, "Content-Type": "application/json"}
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(30.0, timeout_s))
+        self._connections = connections
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, body: bytes) -> Reply:
+        a = self._aiohttp
+        if self._session is None:
+            self._session = a.ClientSession(connector=a.TCPConnector(limit=self._connections), headers=self._headers,
+                                            timeout=self._timeout, trust_env=True)
+        try:
+            async with self._session.post(self._url, data=body, allow_redirects=False) as r:
+                raw = await r.read()
+                after = r.headers.get("Retry-After")
+                return Reply(r.status, raw, parse_retry_after(after) if after else None)
+        except (TimeoutError, asyncio.TimeoutError) as e:
+            raise Fault("timeout", "no reply in time") from e
+        except a.ClientConnectorError as e:
+            raise Fault("dns" if isinstance(e, a.ClientConnectorDNSError) else "refused", str(e.os_error)) from e
+        except (a.ClientError, OSError) as e:
+            raise Fault("reset", e.__class__.__name__) from e
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()

@@ -1,0 +1,42 @@
+"""The key of a request: a hash of everything that can change its answers, and of nothing that cannot.
+
+In it: model and revision, rendered messages, sampling parameters, purpose, seed. Not in it: base URL, timeout, retries,
+concurrency, samples per request. The encoder is part of the definition (orjson, sorted keys): a golden test holds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from ..types import Request
+
+
+def encode(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
+    """The canonical JSON object of the request body, without `n` and `seed`: one encode serves key and wire."""
+    s = request.sampling
+    body: dict[str, Any] = {"messages": request.messages, "model": model, "temperature": s.temperature, "top_p": s.top_p,
+                            "max_tokens": s.max_tokens}
+    if s.stop:
+        body["stop"] = s.stop
+    if s.logprobs:
+        body["logprobs"], body["top_logprobs"] = True, s.logprobs
+    if s.schema is not None:
+        body["response_format"] = {"type": "json_schema",
+                                   "json_schema": {"name": "reply", "strict": True, "schema": s.schema}}
+    body.update(extra)
+    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+
+
+def base_key(canon: bytes, purpose: str, seed: int, revision: str | None) -> bytes:
+    """12 bytes that name the request; sample i has the key `base + i` in four more bytes."""
+    tail = f"\n{purpose}\n{seed}\n{revision or ''}".encode()
+    return hashlib.sha256(canon + tail).digest()[:12]
+
+
+def wire(canon: bytes, n: int, seed: int) -> bytes:
+    """The request body for `n` samples, the first of them with `seed`."""
+    return b'%s,"n":%d,"seed":%d}' % (canon[:-1], n, seed)

@@ -1,0 +1,275 @@
+"""Any OpenAI-compatible HTTP endpoint: one `Endpoint` per base URL (slots, connections), one `HttpEngine` per role on it.
+
+What a reply means, by type and status code, never by its words:
+    200                       answers; counted, and fewer than asked are topped up by the caller
+    408 409 425 429 5xx       may pass: tried again with backoff, the slot free while waiting
+    no reply, no JSON         the same
+    401 403 404               the endpoint can't be used: the run stops, state kept
+    any other 4xx             this request can't be answered: a logged failure, never asked again
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ..config import RoleSettings
+from ..errors import EndpointError, Owed
+from ..store.log import Record
+from ..types import Answer, Request
+from .engine import Sink, Usage
+from .http import Fault, Reply, transport_for
+from .key import wire
+from .slots import Slots
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+TRIES = 8
+REFUSED_S = 900.0  # 429s are bounded by time, not by tries
+NEVER_ANSWERED_S = 5.0
+_PASSING = frozenset((408, 409, 425, 429))
+_UNUSABLE = frozenset((401, 403, 404))
+
+
+class _Passing(Exception):
+    """A fault that may pass. `wait_s` is what the server asked for."""
+
+    def __init__(self, kind: str, detail: str, wait_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.wait_s = wait_s
+
+
+class Endpoint:
+    """One base URL: its connections, slots and health. Roles on one URL share it."""
+
+    def __init__(self, base_url: str, settings: RoleSettings, usage: Usage) -> None:
+        self.url = base_url.rstrip("/")
+        self.usage = usage
+        self.slots = Slots(settings.concurrency)
+        self._transport = transport_for(self.url + "/chat/completions", _headers(settings), settings.timeout_s,
+                                        settings.concurrency)
+        self._key_env = settings.api_key_env
+        self._give_up_s = settings.give_up_s
+        self._started = time.monotonic()
+        self._last_ok: float | None = None
+
+    async def post(self, body: bytes, asked: int, sink: Sink) -> Record:
+        """One request to the end: tried again while faults may pass.
+
+        Raises:
+            Owed: the tries ran out.
+            EndpointError: the endpoint can't be used.
+        """
+        try:
+            return await self._once(body, asked, sink)
+        except _Passing as fault:
+            return await self._again(body, asked, sink, fault)
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def _once(self, body: bytes, asked: int, sink: Sink) -> Record:
+        ticket = await self.slots.take()
+        try:
+            self.usage.requests += 1
+            try:
+                reply = await self._transport.post(body)
+            except Fault as e:
+                raise _Passing(e.kind, str(e)) from e
+            if reply.status == 200:
+                record = parse_reply(reply.body, asked)
+                self.slots.succeeded(ticket)
+                self._last_ok = time.monotonic()
+                sink(record)
+                return record
+            if reply.status == 429:
+                self.slots.refused(ticket)
+            return self._sorted_out(reply, asked, sink)
+        finally:
+            self.slots.free()
+
+    def _sorted_out(self, reply: Reply, asked: int, sink: Sink) -> Record:
+        said = error_message(reply.body)
+        if reply.status in _PASSING or reply.status >= 500:
+            raise _Passing(str(reply.status), f"HTTP {reply.status} {said}", reply.retry_after)
+        if reply.status in _UNUSABLE:
+            raise EndpointError(self._unusable(reply.status, said))
+        if reply.status < 400:
+            raise EndpointError(f"endpoint {self.url} answered HTTP {reply.status}: check --base-url (it ends in /v1)")
+        self._last_ok = time.monotonic()
+        self.usage.failed[str(reply.status)] += 1
+        record = Record(asked, (Answer("", "error", error=f"HTTP {reply.status}: {said}"),) * asked)
+        sink(record)
+        return record
+
+    def _unusable(self, status: int, said: str) -> str:
+        if status == 404:
+            return (f"endpoint {self.url} says 404 ({said}): check --model (GET {self.url}/models lists what it serves) "
+                    "and that --base-url ends in /v1")
+        return f"endpoint {self.url} says {status} ({said}): put a valid key into the environment variable {self._key_env}"
+
+    async def _again(self, body: bytes, asked: int, sink: Sink, fault: _Passing) -> Record:
+        from tenacity import AsyncRetrying, RetryError, retry_if_exception_type
+
+        pending: _Passing | None = fault
+        try:
+            async for attempt in AsyncRetrying(retry=retry_if_exception_type(_Passing), wait=_wait_s, stop=_stop):
+                with attempt:
+                    if pending is not None:
+                        first, pending = pending, None
+                        raise first
+                    return await self._once(body, asked, sink)
+                failure = attempt.retry_state.outcome
+                error = failure.exception() if failure is not None else None
+                if isinstance(error, _Passing):
+                    self.usage.retries[error.kind] += 1
+                    self._check_alive(error)
+        except RetryError as e:
+            last = e.last_attempt.exception()
+            raise Owed(f"{last} ({e.last_attempt.attempt_number} tries)") from last
+        raise AssertionError("unreachable")
+
+    def _check_alive(self, error: _Passing) -> None:
+        """Stop the whole run when nothing has worked for long enough: each row would only fail the same way.
+
+        Raises:
+            EndpointError: give up.
+        """
+        if error.kind == "429":
+            return
+        now = time.monotonic()
+        if self._last_ok is None and now - self._started > NEVER_ANSWERED_S:
+            raise EndpointError(f"endpoint {self.url} never answered ({error}): start the server or fix --base-url") from error
+        if self._last_ok is not None and now - self._last_ok > self._give_up_s:
+            raise EndpointError(f"endpoint {self.url} has not answered for {self._give_up_s:g} s ({error}): "
+                                "restart it and run the same command again, what was answered is kept") from error
+
+
+class HttpEngine:
+    """One role's model on an endpoint."""
+
+    simulated = False
+
+    def __init__(self, endpoint: Endpoint, settings: RoleSettings, model: str) -> None:
+        self.endpoint = endpoint
+        self.model = model
+        self.revision = settings.revision
+        self.extra: Mapping[str, Any] = settings.extra_body
+        self.n_per_request = 1 << 30 if settings.n_per_request == "all" else settings.n_per_request
+
+    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+        return await self.endpoint.post(wire(canon, n, (seed + first) & 0x7FFFFFFF), n, sink)
+
+    @property
+    def wants_more(self) -> bool:
+        return self.endpoint.slots.wants_more
+
+    async def changed(self) -> None:
+        await self.endpoint.slots.changed()
+
+    async def close(self) -> None:
+        await self.endpoint.close()
+
+
+def parse_reply(raw: bytes, asked: int) -> Record:
+    """The answers of a chat completion, in the order of their index, at most `asked`.
+
+    Raises:
+        _Passing: the body is not such a completion.
+    """
+    try:
+        tree = orjson.loads(raw)
+        choices = sorted(tree["choices"], key=lambda c: c.get("index", 0))[:asked]
+        if not choices:
+            raise KeyError("choices")
+        usage = tree.get("usage") or {}
+        out = int(usage.get("completion_tokens") or 0)
+        share = out // len(choices)
+        answers = tuple(_answer(c, share) for c in choices)
+        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+        return Record(asked, answers, (int(usage.get("prompt_tokens") or 0), out, cached))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise _Passing("not_json", f"HTTP 200 without a chat completion in it: {raw[:60]!r}") from e
+
+
+def _answer(choice: Mapping[str, Any], tokens: int) -> Answer:
+    content = choice["message"].get("content")
+    text = content if isinstance(content, str) else ""
+    return Answer(text, str(choice.get("finish_reason") or "stop"), tokens, logprobs=_logprobs(choice.get("logprobs")))
+
+
+def _logprobs(tree: Any) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...] | None:
+    if not isinstance(tree, Mapping) or not tree.get("content"):
+        return None
+    return tuple((t["token"], tuple((a["token"], float(a["logprob"])) for a in t.get("top_logprobs") or ()))
+                 for t in tree["content"])
+
+
+def error_message(raw: bytes) -> str:
+    """The message in an error body, on one line, at most 200 characters."""
+    try:
+        tree = orjson.loads(raw)
+        inner = tree.get("error", tree)
+        said = inner.get("message") if isinstance(inner, dict) else inner
+        said = said if isinstance(said, str) else json.dumps(said or tree)
+    except (ValueError, AttributeError):
+        said = raw[:200].decode("utf-8", "replace")
+    return " ".join(str(said).split())[:200] or "no message"
+
+
+def _wait_s(state: RetryCallState) -> float:
+    """Retry-After (times 1 to 1.25), else 0.25 s doubling to 8 s (times 0.5 to 1)."""
+    fault = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(fault, _Passing) and fault.wait_s is not None:
+        return fault.wait_s * random.uniform(1.0, 1.25)
+    return float(min(8.0, 0.25 * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1.0))
+
+
+def _stop(state: RetryCallState) -> bool:
+    fault = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(fault, _Passing) and fault.kind == "429":
+        return (state.seconds_since_start or 0.0) > REFUSED_S
+    if isinstance(fault, _Passing) and fault.kind in ("refused", "dns"):
+        return False  # nothing was asked: the endpoint's health decides
+    return state.attempt_number >= TRIES
+
+
+def _headers(settings: RoleSettings) -> dict[str, str]:
+    key = os.environ.get(settings.api_key_env)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def served_models(base_url: str, settings: RoleSettings) -> list[str]:
+    """Names of the models that the endpoint lists.
+
+    Raises:
+        EndpointError: it can't be asked.
+    """
+    url = base_url.rstrip("/") + "/models"
+    request = urllib.request.Request(url, headers=_headers(settings))
+    deadline = time.monotonic() + NEVER_ANSWERED_S
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as reply:
+                return [str(m["id"]) for m in orjson.loads(reply.read())["data"]]
+        except urllib.error.HTTPError as e:
+            raise EndpointError(f"endpoint {base_url} says {e.code} to GET /models: check --base-url (it ends in /v1) and the "
+                                f"key in {settings.api_key_env}, or give --model") from e
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            if time.monotonic() > deadline or not isinstance(e, OSError):
+                why = getattr(e, "reason", None) or e
+                raise EndpointError(f"endpoint {base_url} can't be asked for its models ({why}): start the server, "
+                                    "fix --base-url, or give --model") from e
+            time.sleep(0.5)
+
+

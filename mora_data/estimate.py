@@ -1,0 +1,62 @@
+"""What a build would ask for: requests, tokens, money and time, before anything is sent.
+
+Low and high differ by what only the model can tell: how many prompts need more presamples, and how many are mined. Tokens
+are counted from the prompts themselves and the longest answers allowed, so `high` is an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import BuildSettings
+from .stages.mine import MineCounts, mine, open_source
+from .text import n_tokens
+
+JUDGE_PROMPT_TOKENS = 400  # a rubric with its levels
+FUSE_PROMPT_TOKENS = 700
+ANSWER_SHARE = 0.5  # of max_tokens, for the low estimate
+TOKENS_PER_S = 2000.0  # one mid-sized GPU serving a 7-8B model with full batches; stated in the result
+
+
+def estimate(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> dict[str, Any]:
+    """Requests and tokens of a build, low and high. Reads the source rows; asks no model.
+
+    Raises:
+        SourceError: the rows can't be read.
+    """
+    counts = MineCounts()
+    lengths = [n_tokens(p.text) for p in mine(open_source(settings, sample, list(data)), settings, counts)]
+    n, mean = len(lengths), sum(lengths) / max(len(lengths), 1)
+    low, high = _volume(settings, n, mean, 0), _volume(settings, n, mean, 1)
+    tokens = [v["tokens_in"] + v["tokens_out"] for v in (low, high)]
+    return {"prompts": n, "rows": counts.rows, "requests": [low["requests"], high["requests"]],
+            "tokens_in": [low["tokens_in"], high["tokens_in"]], "tokens_out": [low["tokens_out"], high["tokens_out"]],
+            "cost": None, "seconds": [round(t / TOKENS_PER_S) for t in tokens], "assumed_tokens_per_s": TOKENS_PER_S}
+
+
+def _volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) -> dict[str, int]:
+    """Requests and tokens when all prompts stop at the first step and half are mined (0), or none stops and all are (1)."""
+    dims = sum(len(s.reward_sources(d)) for d in s.dimensions)
+    answer = s.policy.max_tokens * (1.0 if upper else ANSWER_SHARE)
+    presamples = (s.presample.n[-1] if upper else s.presample.n[0]) if s.presample.enabled else 0
+    steps = (len(s.presample.n) if upper else 1) if presamples else 0
+    arms = n_prompts * (1.0 if upper or not presamples else 0.5) * len(s.fuse.arms)
+    fused = arms * sum(a != "identity" for a in s.fuse.arms) / max(len(s.fuse.arms), 1)
+    tries = (s.fuse.retries + 1) if upper else 1
+    confirmed = arms * min(2 * s.select.confirm_top, s.rollout.n) * dims if s.select.confirm else 0.0
+    policy = n_prompts * _requests(s, presamples, steps) + arms * _requests(s, s.rollout.n, 1)
+    samples = n_prompts * presamples + arms * s.rollout.n
+    judged = samples * dims + confirmed
+    rewrites = fused * tries
+    return {"requests": round(policy + judged + rewrites),
+            "tokens_in": round(policy * prompt_tokens + judged * (JUDGE_PROMPT_TOKENS + prompt_tokens + answer)
+                               + rewrites * (FUSE_PROMPT_TOKENS + prompt_tokens)),
+            "tokens_out": round(samples * answer + judged * 8 + rewrites * 4 * max(prompt_tokens, 20))}
+
+
+def _requests(s: BuildSettings, samples: int, steps: int) -> float:
+    """Policy requests for `samples` answers that are asked for in `steps` steps."""
+    size = s.policy.n_per_request
+    return float(steps) if size == "all" else float(-(-samples // size))

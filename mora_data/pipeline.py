@@ -1,0 +1,430 @@
+"""A build from end to end: what `mora-data build` and `mora_data.build` run.
+
+    mine -> phase 0 (noise, floors) -> partitions (presample .. confirm) -> select -> publish
+
+Mining, selection and publishing are pure and deterministic; between them, partitions run over the answer log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from . import __version__
+from .config import BuildSettings, to_yaml
+from .engines import connect, resolve
+from .engines.ask import Asker
+from .engines.engine import Engine, Usage
+from .errors import LimitReached, MoraError, NothingSelected, SettingsError, SourceError
+from .progress import Progress
+from .rewards import Reward
+from .rewards import load as load_reward
+from .selection import load as load_selector
+from .stages.flow import Work, run_prompt
+from .stages.fuse import Fuser
+from .stages.mine import MineCounts, OpenedSource, mine, open_source
+from .stages.outcome import Outcome
+from .stages.partition import OpenPart, Partitions, seal
+from .stages.reference import Noise, as_reference, floors_of, reference_flow, unmeasured
+from .stages.select import Selection, picker, select, selected
+from .store.parts import Part
+from .store.run import RunFolder, parts_of, read_json
+from .text import digest
+from .types import STAGES, Origin, Prompt, Role
+
+FORMAT = 1  # of the partitions; raised when the same settings would make other rows
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a command adds to the settings."""
+
+    sample: bool = False
+    data: tuple[Path, ...] = ()
+    out: Path | None = None
+    until: str = "publish"
+    fresh: bool = False
+
+
+@dataclass
+class Summary:
+    """What a build did: the object that --json prints."""
+
+    run_dir: str
+    dataset_dir: str | None = None
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pairs: int = 0
+    requests: int = 0
+    repeated: int = 0
+    replayed: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: {"in": 0, "out": 0})
+    errors: int = 0
+    seconds: float = 0.0
+    damaged: int = 0
+    retries: dict[str, int] = field(default_factory=dict)
+
+
+class Builder:
+    """One build in one run folder. `run()` may be called again by another process at any time after a kill."""
+
+    def __init__(self, settings: BuildSettings, options: Options, progress: Progress, usage: Usage) -> None:
+        self.settings, self.options, self.progress, self.usage = settings, options, progress, usage
+        self.out = options.out or Path("runs") / settings.name
+        self.summary = Summary(str(self.out))
+        self._notes: dict[str, int] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._replayed_sealed = 0
+        self._started = time.monotonic()
+        self._rewards: dict[str, list[Reward]] = {}
+        self._reference: dict[str, Any] = {}
+        self._templates: dict[str, str] = {}
+        self._engines: dict[Role, Engine] = {}
+        self._damaged = 0
+
+    def run(self) -> Summary:
+        """Run or resume the build.
+
+        Raises:
+            MoraError: it can't be finished; the state is kept.
+        """
+        if self.reaches("presample"):
+            for role in ("policy", "rewriter", "judge"):
+                resolve(self.settings.role(role), self.options.sample)
+            self._load_parts()
+        opened = open_source(self.settings, self.options.sample, list(self.options.data))
+        p = opened.provenance
+        identity = {"source": self.settings.source.kind, "dataset": p.dataset, "config": p.config, "split": p.split,
+                    "revision": p.revision}
+        with RunFolder(self.out, identity, self.options.fresh) as folder:
+            (folder.path / "build.yaml").write_text(to_yaml(self.settings), "utf-8")
+            mined = self._mine(folder, opened)
+            parts = folder.parts()[:mined["n_parts"]]
+            try:
+                if self.reaches("presample"):
+                    asyncio.run(self._ask(folder, parts))
+            finally:
+                self._finish_counts(folder, parts, mined)
+            if self.reaches("select"):
+                self._publish(folder, parts)
+            self._write_manifest(folder, mined, "done")
+            self._check_errors()
+        return self.summary
+
+    def reaches(self, stage: str) -> bool:
+        """Whether the run goes as far as `stage`."""
+        return STAGES.index(stage) <= STAGES.index(self.options.until)
+
+    # before the first request
+    def _load_parts(self) -> None:
+        s = self.settings
+        self._rewards = {d: [load_reward(d, r, s) for r in s.reward_sources(d)] for d in s.dimensions}
+        self._fuser = Fuser(s)
+        self._selector = load_selector(s.select.selector)
+        self._templates = {f"judge/{r.name.partition(':')[2]}": r.fingerprint for rs in self._rewards.values() for r in rs}
+        self._templates |= {f"fuse/{arm}": t.sha256 for arm, t in self._fuser.templates.items()}
+        if s.rollout.personas:
+            raise SettingsError("rollout.personas is not part of this version: leave it empty")
+        if s.heldout_judge is not None:
+            raise SettingsError("heldout_judge is not part of this version: leave it null")
+
+    def _mine(self, folder: RunFolder, opened: OpenedSource) -> dict[str, Any]:
+        """The mined prompts as partitions; skipped when they are there already."""
+        s = self.settings
+        basis = _hash({"mine": s.mine.model_dump(), "source": s.source.model_dump(), "size": s.partition_size,
+                       "revision": opened.provenance.revision, "generated": self._n_generated()})
+        mined = read_json(folder.path / "mine.json")
+        if mined.get("basis") == basis:
+            return mined
+        counts = MineCounts()
+        self.progress.start("mine: prompts", s.mine.limit or 0)
+        n_parts = 0
+        for n_parts, prompts in enumerate(_chunks(self._prompts(opened, counts), s.partition_size), 1):
+            _write_part(Part(folder.path, n_parts - 1), prompts)
+            self.progress.step(len(prompts))
+        self.progress.finish()
+        mined = {"basis": basis, "n_parts": n_parts, **counts.as_dict(), "notes": dict(sorted(counts.notes.items())),
+                 "not_measured": list(counts.not_measured)}
+        folder.write("mine.json", mined)
+        return mined
+
+    def _prompts(self, opened: OpenedSource, counts: MineCounts) -> Iterator[Prompt]:
+        """The source's prompts, then the simulator's own where they are asked for."""
+        yield from mine(opened, self.settings, counts)
+        if self._n_generated():
+            from .engines.scripted import generated_source
+
+            yield from mine(generated_source(self._n_generated(), self.settings.seed), self.settings, counts)
+
+    def _n_generated(self) -> int:
+        """Prompts that the simulator adds; only where it is the policy."""
+        n = self.settings.scripted.n_prompts
+        return n if n and self.reaches("presample") and resolve(self.settings.role("policy"), self.options.sample).engine == "scripted" else 0
+
+    # the partitions
+    async def _ask(self, folder: RunFolder, parts: Sequence[Part]) -> None:
+        self._engines = connect(self.settings, self.options.sample, self.usage)
+        try:
+            self._reference = await self._phase_0(folder, parts)
+            await self._run_parts(parts)
+        finally:
+            for engine in {id(e): e for e in self._engines.values()}.values():
+                await engine.close()
+
+    async def _phase_0(self, folder: RunFolder, parts: Sequence[Part]) -> dict[str, Any]:
+        s = self.settings
+        floors = floors_of(self._rewards, s.presample.floors)
+        if not s.presample.enabled:
+            return unmeasured(s.dimensions, floors)
+        basis = _hash({"policy": self._model("policy"), "judge": self._model("judge"), "seed": s.seed, "dims": s.dimensions,
+                       "rewards": self._templates_of("judge/"), "n": s.presample.n[0], "share": s.presample.repeat_share,
+                       "reference": s.presample.reference, "floors": floors,
+                       "sampling": [_sampling(s, "policy"), _sampling(s, "judge")]})
+        frozen = read_json(folder.path / "reference.json")
+        if frozen.get("basis") == basis:
+            return frozen
+        chosen, first_parts = _first_prompts(parts, s.presample.reference)
+        noise = Noise(s.dimensions)
+        self.progress.start("reference: prompts", len(chosen))
+        plain = as_reference(unmeasured(s.dimensions, floors))
+        runner = Partitions(self._engines, self.usage, s.seed)
+        await runner.run(first_parts, reference_flow(lambda ask: self._work(ask, plain), noise), lambda o: self.progress.step(),
+                         lambda opened: None, only=chosen)
+        self.progress.finish()
+        self._damaged += runner.damaged
+        steps = {d: max(r.step for r in rs) for d, rs in self._rewards.items()}
+        reference = {"basis": basis, **noise.result(floors, steps)}
+        folder.write("reference.json", reference)
+        return reference
+
+    async def _run_parts(self, parts: Sequence[Part]) -> None:
+        todo = [p for p in parts if not self._is_sealed(p)]
+        n_prompts = [_count_lines(p) for p in parts]
+        done = sum(n for p, n in zip(parts, n_prompts, strict=True) if p not in todo)
+        for p in parts:
+            if p not in todo:
+                self._replayed_sealed += int((p.manifest() or {}).get("answers", 0))
+        self.progress.start("prompts", sum(n_prompts), done)
+        runner = Partitions(self._engines, self.usage, self.settings.seed)
+        reference = as_reference(self._reference)
+
+        async def flow(ask: Asker, prompt: Prompt) -> Outcome:
+            return await run_prompt(self._work(ask, reference), prompt)
+
+        def finished(opened: OpenPart) -> None:
+            seal(opened, self.settings.dimensions, self._part_hash(opened.part))
+
+        for p in todo:
+            p.reopen()
+        await runner.run(todo, flow, self._on_prompt, finished)
+        self._damaged += runner.damaged
+        self.progress.finish()
+
+    def _on_prompt(self, outcome: Outcome) -> None:
+        self.progress.step()
+        limits = self.settings.limits
+        if limits.max_tokens is not None and self.usage.tokens_in + self.usage.tokens_out > limits.max_tokens:
+            raise LimitReached(f"limits.max_tokens = {limits.max_tokens} is used up: raise it and run the same command again, "
+                               "what was answered is kept")
+
+    def _work(self, ask: Asker, reference: Any) -> Work:
+        return Work(self.settings, ask, self._rewards, self._fuser, self._selector, reference, self.options.until)
+
+    def _is_sealed(self, part: Part) -> bool:
+        manifest = part.manifest()
+        return manifest is not None and manifest.get("settings") == self._part_hash(part) and not manifest.get("owed")
+
+    def _part_hash(self, part: Part) -> str:
+        """Everything that changes a partition's rows."""
+        s = self.settings
+        until = min(self.options.until, "select", key=STAGES.index)
+        return _hash({"format": FORMAT, "until": until, "dims": s.dimensions, "seed": s.seed,
+                      "models": {r: self._model(r) for r in ("policy", "rewriter", "judge")},
+                      "sampling": [_sampling(s, r) for r in ("policy", "rewriter", "judge")],
+                      "rewards": {d: [r.model_dump() for r in s.reward_sources(d)] for d in s.dimensions},
+                      "templates": self._templates, "presample": s.presample.model_dump(), "fuse": s.fuse.model_dump(),
+                      "rollout": s.rollout.model_dump(), "select": s.select.model_dump(exclude={"balance_length"}),
+                      "reference": {k: self._reference.get(k) for k in ("noise", "floors")},
+                      "prompts": digest((part.folder / "prompts.jsonl").read_text("utf-8"))})
+
+    def _model(self, role: Role) -> list[Any]:
+        engine = self._engines[role]
+        return [engine.model, engine.revision, dict(engine.extra)]
+
+    def _templates_of(self, prefix: str) -> dict[str, str]:
+        return {k: v for k, v in self._templates.items() if k.startswith(prefix)}
+
+    # select and publish
+    def _publish(self, folder: RunFolder, parts: Sequence[Part]) -> None:
+        from .hub.folder import write_dataset
+
+        s = self.settings
+        selection = select(parts, s)
+        self._counts.update(selection.counts)
+        self.summary.pairs = selection.n_pairs
+        self.summary.counts = _counts_tree(self._counts, STAGES)
+        if not self.reaches("publish"):
+            return
+        manifest = self._manifest(folder, "done", selection)
+        reference = as_reference(self._reference)
+        steps = {d: max(r.step for r in rs) for d, rs in self._rewards.items()}
+        result = write_dataset(lambda: selected(parts, selection, s.dimensions), s, self._origin(), manifest, reference.floors,
+                         picker(s, reference, steps), folder.path / "dataset")
+        self.summary.dataset_dir = str(folder.path / "dataset")
+        published = result.counts.get("preference", {})
+        n = sum(published.values())
+        self._counts["publish", "in"] += selection.n_pairs
+        self._counts["publish", "kept"] += n
+        if selection.n_pairs > n:
+            self._counts["publish", "row_too_large"] += selection.n_pairs - n
+        self._fingerprint = result.fingerprint
+        self.summary.counts = _counts_tree(self._counts, STAGES)
+        if not n:
+            self._write_manifest(folder, read_json(folder.path / "mine.json"), "empty")
+            raise NothingSelected(self._who_emptied())
+
+    def _origin(self) -> Origin:
+        names = {r: "@".join(x for x in (e.model, e.revision) if x) for r, e in self._engines.items()}
+        return Origin(names["policy"], names["judge"], names["rewriter"], self.settings.select.selector,
+                      any(e.simulated for e in self._engines.values()), self.settings.seed)
+
+    def _who_emptied(self) -> str:
+        for stage, c in self.summary.counts.items():
+            if c["in"] and not c["kept"]:
+                reason, n = max(c["dropped"].items(), key=lambda kv: kv[1])
+                return (f"no pair was selected: stage {stage} kept none of {c['in']} ({n} {reason}); "
+                        f"the folder {self.summary.dataset_dir} is written without pairs")
+        return "no pair was selected: no prompt came through; see `mora-data status`"
+
+    # what is said at the end
+    def _finish_counts(self, folder: RunFolder, parts: Sequence[Part], mined: Mapping[str, Any]) -> None:
+        self._counts.update({("mine", "in"): mined["in"], ("mine", "kept"): mined["kept"]})
+        self._counts.update({("mine", k): v for k, v in mined["dropped"].items()})
+        errors = self._errors(folder, parts) if self.reaches("presample") else []
+        for part in parts if self.reaches("presample") else []:
+            for name, n in ((part.manifest() or {}).get("counts") or {}).items():
+                stage, _, what = name.partition(".")
+                self._counts[stage, what] += n
+        u, s = self.usage, self.summary
+        s.counts = _counts_tree(self._counts, STAGES[:STAGES.index(self.options.until) + 1])
+        s.requests, s.repeated, s.replayed = u.requests, u.repeated, u.replayed + self._replayed_sealed
+        s.tokens, s.retries, s.damaged = {"in": u.tokens_in, "out": u.tokens_out}, dict(u.retries), self._damaged
+        s.errors, s.seconds = len(errors), round(time.monotonic() - self._started, 3)
+
+    def _errors(self, folder: RunFolder, parts: Iterable[Part]) -> list[dict[str, Any]]:
+        errors = [e for p in parts for e in p.errors()]
+        (folder.path / "errors.jsonl").write_bytes(b"".join(orjson.dumps(e) + b"\n" for e in errors))
+        return errors
+
+    def _check_errors(self) -> None:
+        """Raises LimitReached when more rows failed than the settings allow."""
+        c = self._counts
+        rows = c["presample", "in"] + c["rollout", "in"] + c["score", "in"] * len(self.settings.dimensions)
+        share = self.summary.errors / rows if rows else 0.0
+        if share > self.settings.limits.max_error_share:
+            raise LimitReached(f"{self.summary.errors} of {rows} rows failed ({share:.1%}, limits.max_error_share = "
+                               f"{self.settings.limits.max_error_share:g}): see {self.out}/errors.jsonl; the same command asks again "
+                               "what may still pass")
+
+    def _manifest(self, folder: RunFolder, status: str, selection: Selection | None = None) -> dict[str, Any]:
+        s = self.settings
+        before = folder.manifest()
+        tree: dict[str, Any] = {
+            "identity": before["identity"], "status": status, "version": 1,
+            "created_with": {"mora_data": __version__, "python": platform.python_version()},
+            "settings": s.model_dump(mode="json"), "settings_hash": _hash(s.model_dump(mode="json")),
+            "source": {"kind": s.source.kind, **{k: before["identity"].get(k) for k in ("dataset", "config", "split", "revision")},
+                       "licence": self._licence()},
+            "counts": _counts_tree(self._counts, STAGES), "notes": self._notes,
+            "templates": self._templates, "reference": {k: v for k, v in self._reference.items() if k != "basis"},
+            "models": {r: e.model for r, e in self._engines.items()},
+            "simulated": any(e.simulated for e in self._engines.values()) if self._engines else None,
+            "pairs": self.summary.pairs}
+        if selection is not None:
+            tree["selection"] = {"candidates_confirmed": selection.confirmed[0], "candidates_held": selection.confirmed[1],
+                                 "shrinkage": selection.shrinkage, "mean_log_length_gap": selection.mean_log_length_gap}
+        return tree
+
+    _fingerprint: str | None = None
+
+    def _licence(self) -> str:
+        return "apache-2.0" if self.options.sample else self.settings.source.licence
+
+    def _write_manifest(self, folder: RunFolder, mined: Mapping[str, Any], status: str) -> None:
+        self._notes = dict(mined.get("notes", {}))
+        before = folder.manifest()
+        asked = before.get("tokens", {})
+        u = self.usage
+        self.summary.seconds = round(time.monotonic() - self._started, 3)
+        folder.write("manifest.json", {
+            **{k: before[k] for k in ("selection",) if k in before}, **self._manifest(folder, status),
+            "tokens": {"in": asked.get("in", 0) + u.tokens_in, "out": asked.get("out", 0) + u.tokens_out},
+            "requests": before.get("requests", 0) + u.requests, "cost": None, "fingerprint": self._fingerprint,
+            "not_measured": mined.get("not_measured", []), "errors": self.summary.errors})
+
+
+def dataset_parts(run_dir: Path) -> list[Part]:
+    """The partitions of a run that its mining still counts."""
+    return parts_of(run_dir)[:read_json(run_dir / "mine.json").get("n_parts")]
+
+
+def _hash(tree: Any) -> str:
+    return digest(orjson.dumps(tree, option=orjson.OPT_SORT_KEYS).decode())
+
+
+def _sampling(settings: BuildSettings, role: str) -> list[Any]:
+    r = settings.role(role)
+    return [r.temperature, r.top_p, r.max_tokens, list(r.stop), r.n_per_request]
+
+
+def _chunks(prompts: Iterable[Prompt], size: int) -> Iterator[list[Prompt]]:
+    chunk: list[Prompt] = []
+    for prompt in prompts:
+        chunk.append(prompt)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _write_part(part: Part, prompts: Sequence[Prompt]) -> None:
+    path = part.folder / "prompts.jsonl"
+    if path.exists() and [p.prompt_id for p in part.prompts()] == [p.prompt_id for p in prompts]:
+        return
+    part.write_prompts(prompts)
+
+
+def _first_prompts(parts: Sequence[Part], n: int) -> tuple[frozenset[str], list[Part]]:
+    """Ids of the first `n` mined prompts, and the partitions that hold them."""
+    ids: list[str] = []
+    used: list[Part] = []
+    for part in parts:
+        if len(ids) >= n:
+            break
+        used.append(part)
+        ids += [p.prompt_id for p in part.prompts()]
+    return frozenset(ids[:n]), used
+
+
+def _count_lines(part: Part) -> int:
+    return (part.folder / "prompts.jsonl").read_bytes().count(b"\n")
+
+
+def _counts_tree(counts: Mapping[tuple[str, str], int], stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    out: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        dropped = {what: n for (st, what), n in sorted(counts.items()) if st == stage and what not in ("in", "kept") and n}
+        kept = counts.get((stage, "kept"), 0)
+        out[stage] = {"in": counts.get((stage, "in"), 0), "kept": kept, "dropped": dropped}
+    return out
+
+
+__all__ = ["Builder", "MoraError", "Options", "SourceError", "Summary", "dataset_parts"]

@@ -1,0 +1,59 @@
+"""Reward sources: a prompt and its answers to scores in [0, 1], higher is better.
+
+A new one is a class with the methods of `Reward` and a line in `REWARDS`, or a dotted path `module:Class` in the YAML.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..config import BuildSettings, RewardSettings, nearest
+from ..errors import SettingsError
+from ..types import Messages, Score
+from .asking import Ask
+
+REWARDS = {"judge": "mora_data.rewards.judge:Judge"}
+
+
+class Reward(Protocol):
+    """One source of reward for one dimension.
+
+    Attributes:
+        dimension: the dimension it scores.
+        name: how its scores are signed.
+        floor: pass mark in [0, 1].
+        step: smallest difference its scale can show, in [0, 1]; 0 for a continuous scale.
+        fingerprint: hash of what it does, for manifests and partition hashes.
+    """
+
+    dimension: str
+    name: str
+    floor: float
+    step: float
+    fingerprint: str
+
+    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+        """A score for each answer to the conversation, in order; value None with a reason where there is none.
+
+        `purpose` begins with score, repeat or confirm; the last two must be fresh measurements.
+        """
+
+
+def load(dimension: str, settings: RewardSettings, build: BuildSettings) -> Reward:
+    """The reward source that the settings name.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    path = REWARDS.get(settings.kind, settings.kind)
+    module, colon, attribute = path.partition(":")
+    if not colon:
+        raise SettingsError(f"unknown reward kind {settings.kind!r}: {nearest(settings.kind, REWARDS)}, or give module:Class")
+    try:
+        made = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e:
+        raise SettingsError(f"can't load the reward {settings.kind!r}: {e}") from e
+    reward: Reward = made(dimension, settings, build)
+    return reward

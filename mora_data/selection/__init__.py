@@ -1,0 +1,47 @@
+"""Selectors: a prompt's reward matrix to its best pairs.
+
+A selector is a pure function `(Batch) -> scores_P_N_N`: entry [p, i, j] is how good the pair (chosen i, rejected j) of prompt
+p is, -inf where it is not allowed. A new one is a function here (or anywhere, named `module:function`) and a line below.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..config import nearest
+from ..errors import SettingsError
+from .balance import balance
+from .batch import Batch, Picks, top_pairs
+from .selectors import dominance_hv, lexi, weighted_sum
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Selector = Callable[[Batch], "NDArray[np.float64]"]
+
+SELECTORS = {
+    "dominance_hv": "mora_data.selection.selectors:dominance_hv",
+    "weighted_sum": "mora_data.selection.selectors:weighted_sum",
+}
+
+__all__ = ["SELECTORS", "Batch", "Picks", "Selector", "balance", "dominance_hv", "lexi", "load", "top_pairs", "weighted_sum"]
+
+
+def load(name: str) -> Selector:
+    """The selector `name`, or the function at a dotted path `module:function`.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    path = SELECTORS.get(name, name)
+    module, colon, attribute = path.partition(":")
+    if not colon:
+        raise SettingsError(f"unknown selector {name!r}: {nearest(name, SELECTORS)}, or give module:function")
+    try:
+        found: Selector = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e:
+        raise SettingsError(f"can't load the selector {name!r}: {e}") from e
+    return found

@@ -1,0 +1,120 @@
+"""Prompts side by side, as arrays, and the best pairs of each under a selector's scores.
+
+Ties are settled by rules that know nothing of the order of the rollouts: larger smallest margin, then smaller difference
+of log length, then a hash of the two texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TieHash = Callable[[int, int, int], int]  # (prompt, chosen, rejected) -> any integer that depends on the texts alone
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """P prompts with N rollouts in D dimensions.
+
+    Attributes:
+        rewards_P_N_D: calibrated rewards in [0, 1]; NaN where a score is missing.
+        usable_P_N: not degenerate and not a duplicate: may stand on either side.
+        passing_P_N: reaches every floor: may be chosen.
+        binding_P_D: dimensions in which chosen must win; none set = plain mode.
+        delta_D: smallest margin that is more than noise.
+        length_P_N: length in tokens.
+        weights_D: weight per dimension.
+        target: index of the dimension that `lexi` maximises.
+        guarded: indices of the dimensions that `lexi` must not worsen.
+        max_length_ratio: longest over shortest answer of a pair.
+    """
+
+    rewards_P_N_D: NDArray[np.float64]
+    usable_P_N: NDArray[np.bool_]
+    passing_P_N: NDArray[np.bool_]
+    binding_P_D: NDArray[np.bool_]
+    delta_D: NDArray[np.float64]
+    length_P_N: NDArray[np.float64]
+    weights_D: NDArray[np.float64] | None = None
+    target: int = 0
+    guarded: tuple[int, ...] = ()
+    max_length_ratio: float = np.inf
+    _margins: list[NDArray[np.float64]] = field(default_factory=list, repr=False)
+
+    @property
+    def margins_P_N_N_D(self) -> NDArray[np.float64]:
+        """m[p, i, j, d] = r[p, i, d] - r[p, j, d]."""
+        if not self._margins:
+            r = self.rewards_P_N_D
+            self._margins.append(r[:, :, None, :] - r[:, None, :, :])
+        return self._margins[0]
+
+    @property
+    def log_length_gap_P_N_N(self) -> NDArray[np.float64]:
+        """log(length of i / length of j)."""
+        log = np.log(np.maximum(self.length_P_N, 1.0))
+        return np.asarray(log[:, :, None] - log[:, None, :])
+
+    def allowed_P_N_N(self) -> NDArray[np.bool_]:
+        """Pairs that any selector may take: both usable and scored, chosen passes the floors, lengths comparable."""
+        scored = ~np.isnan(self.rewards_P_N_D).any(-1)
+        usable = self.usable_P_N & scored
+        chosen = usable & self.passing_P_N
+        allowed = chosen[:, :, None] & usable[:, None, :]
+        allowed &= np.abs(self.log_length_gap_P_N_N) <= np.log(self.max_length_ratio) + 1e-12
+        n = allowed.shape[1]
+        allowed[:, np.arange(n), np.arange(n)] = False
+        return allowed
+
+
+class Picks(NamedTuple):
+    """The best pairs of each prompt, best first; -1 where there are fewer."""
+
+    chosen_P_K: NDArray[np.int64]
+    rejected_P_K: NDArray[np.int64]
+    score_P_K: NDArray[np.float64]
+
+
+def top_pairs(batch: Batch, scores_P_N_N: NDArray[np.float64], k: int, tie_hash: TieHash | None = None) -> Picks:
+    """The `k` best pairs of each prompt."""
+    p, n, _ = scores_P_N_N.shape
+    flat = scores_P_N_N.reshape(p, n * n).copy()
+    chosen, rejected = np.full((p, k), -1), np.full((p, k), -1)
+    score = np.full((p, k), -np.inf)
+    least = batch.margins_P_N_N_D.min(-1).reshape(p, n * n)
+    gap = np.abs(batch.log_length_gap_P_N_N).reshape(p, n * n)
+    rows = np.arange(p)
+    for rank in range(min(k, n * n)):
+        best = _best(flat, least, gap, n, tie_hash)
+        value = flat[rows, best]
+        there = np.isfinite(value)
+        chosen[there, rank], rejected[there, rank] = best[there] // n, best[there] % n
+        score[there, rank] = value[there]
+        flat[rows, best] = -np.inf
+    return Picks(chosen, rejected, score)
+
+
+def _best(flat: NDArray[np.float64], least: NDArray[np.float64], gap: NDArray[np.float64], n: int,
+          tie_hash: TieHash | None) -> NDArray[np.int64]:
+    top = flat.max(1, keepdims=True)
+    tied = (flat >= top - 1e-9) & np.isfinite(top)
+    best = flat.argmax(1)
+    unsettled = np.flatnonzero(tied.sum(1) > 1)
+    if not unsettled.size:
+        return best
+    t = tied[unsettled]
+    for preferred in (least[unsettled], -gap[unsettled]):
+        value = np.where(t, preferred, -np.inf)
+        t &= value >= value.max(1, keepdims=True) - 1e-9
+    best[unsettled] = t.argmax(1)
+    if tie_hash is not None:
+        for row in np.flatnonzero(t.sum(1) > 1):
+            p = int(unsettled[row])
+            best[p] = min(np.flatnonzero(t[row]).tolist(), key=lambda f: tie_hash(p, f // n, f % n))
+    return best

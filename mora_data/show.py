@@ -1,0 +1,94 @@
+"""What the commands print about a run, and the lists of what there is to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import resources
+from .errors import RunFolderError
+from .store.parts import Part
+from .store.run import parts_of, read_json
+
+
+def table(counts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Counts per stage as aligned text: in, kept, and what was dropped for which reason."""
+    lines = [f"{'stage':<10} {'in':>8} {'kept':>8}  dropped"]
+    for stage, c in counts.items():
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(c["dropped"].items(), key=lambda kv: (-kv[1], kv[0])))
+        lines.append(f"{stage:<10} {c['in']:>8} {c['kept']:>8}  {reasons or '-'}")
+    return "\n".join(lines)
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    """How far a run is.
+
+    Raises:
+        RunFolderError: not a run folder.
+    """
+    manifest = read_json(run_dir / "manifest.json")
+    if "identity" not in manifest:
+        raise RunFolderError(f"{run_dir} is not a run folder: give the --out of a build")
+    parts = parts_of(run_dir)[:read_json(run_dir / "mine.json").get("n_parts")]
+    sealed = [m for p in parts if (m := p.manifest()) is not None]
+    return {"run_dir": str(run_dir), "status": manifest.get("status"), "source": manifest["identity"],
+            "prompts": sum(_n_prompts(p) for p in parts), "prompts_done": sum(m["n_prompts"] - len(m["owed"]) for m in sealed),
+            "partitions": len(parts), "partitions_sealed": len(sealed), "owed": sum(len(m["owed"]) for m in sealed),
+            "errors": sum(m["errors"] for m in sealed), "pairs": manifest.get("pairs"), "counts": manifest.get("counts", {}),
+            "dataset_dir": str(run_dir / "dataset") if (run_dir / "dataset").is_dir() else None}
+
+
+def run_manifest(run_dir: Path) -> dict[str, Any]:
+    """The manifest of a run whose dataset is written.
+
+    Raises:
+        RunFolderError: not a run folder, or not built so far.
+    """
+    manifest = read_json(run_dir / "manifest.json")
+    if "identity" not in manifest or not (run_dir / "dataset" / "README.md").is_file():
+        raise RunFolderError(f"{run_dir} holds no finished dataset: run its `mora-data build` to the end first")
+    return manifest
+
+
+def listing(what: str) -> list[str]:
+    """One line for each thing of a kind."""
+    if what == "sources":
+        return [f"{name:<24} {_builder_line(name)}" for name in resources.names("builders", "*.yaml")]
+    if what == "engines":
+        from .engines.engine import ENGINES
+
+        return [f"{name:<12} {text}" for name, text in ENGINES.items()]
+    if what == "rewards":
+        from .rewards import REWARDS
+
+        return [f"{name:<12} {_summary(path)}" for name, path in REWARDS.items()]
+    if what == "selectors":
+        from .selection import SELECTORS
+
+        return [f"{name:<14} {_summary(path)}" for name, path in SELECTORS.items()]
+    if what == "templates":
+        root = resources.folder("templates")
+        return [str(p.relative_to(root)) for p in sorted(root.rglob("*")) if p.suffix in (".j2", ".yaml")]
+    from .recipes import list_recipes
+
+    return [f"{r.name:<12} {r.summary}  [{', '.join(r.configs)}]" for r in list_recipes()]
+
+
+def _builder_line(name: str) -> str:
+    tree = yaml.safe_load((resources.folder("builders") / f"{name}.yaml").read_text("utf-8"))
+    source = tree.get("source", {})
+    return f"{source.get('dataset') or 'your own rows'} ({source.get('licence', 'unknown')})"
+
+
+def _summary(path: str) -> str:
+    import importlib
+
+    module, _, attribute = path.partition(":")
+    return (getattr(importlib.import_module(module), attribute).__doc__ or "").strip().split("\n")[0]
+
+
+def _n_prompts(part: Part) -> int:
+    return (part.folder / "prompts.jsonl").read_bytes().count(b"\n")

@@ -1,0 +1,306 @@
+"""One prompt, from its presamples to its confirmed pairs: the coroutine reads like the method.
+
+    presample -> kind and targets -> per arm: fuse -> rollouts -> scores -> best pairs -> confirmed
+
+It is ordinary code; every model call goes through `work.ask`, which looks in the answer log first. So it can be stopped
+anywhere and run again: what was paid for comes back at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..config import BuildSettings
+from ..errors import Owed
+from ..rewards import Reward
+from ..rewards.asking import Ask
+from ..rewards.rules import DEGENERATE, flags
+from ..selection import Batch, Selector, top_pairs
+from ..statistics import Profile, profiles
+from ..tasks import all_of
+from ..text import digest, n_tokens, normalise, seed_of
+from ..types import STAGES, Answer, Kind, Messages, Pair, Prompt, Request, Rollout, Sampling, Score
+from .fuse import Fuser
+from .outcome import Arm, Outcome
+
+REPEAT_UNIT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Dataset-wide quantities, frozen before the first partition (reference.json).
+
+    Attributes:
+        sigma: judge noise per dimension: standard deviation of one score, in [0, 1].
+        floors: pass mark per dimension.
+    """
+
+    sigma: Mapping[str, float]
+    floors: Mapping[str, float]
+
+    def delta(self, dims: Sequence[str], steps: Mapping[str, float]) -> list[float]:
+        """Smallest margin per dimension that is more than noise: 2 sqrt(2) sigma, and half a step of the scale."""
+        return [max(2 * 2**0.5 * self.sigma.get(d, 0.0), steps[d] / 2) for d in dims]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a prompt's coroutine needs."""
+
+    settings: BuildSettings
+    ask: Ask
+    rewards: Mapping[str, Sequence[Reward]]
+    fuser: Fuser
+    selector: Selector
+    reference: Reference
+    until: str = "publish"
+    on_progress: Callable[[str], None] = field(default=lambda stage: None)
+
+    def reaches(self, stage: str) -> bool:
+        """Whether the run goes as far as `stage`."""
+        return STAGES.index(stage) <= STAGES.index(self.until)
+
+    @property
+    def dims(self) -> list[str]:
+        return self.settings.dimensions
+
+    @property
+    def steps(self) -> dict[str, float]:
+        """Resolution of each dimension's scale."""
+        return {d: max(r.step for r in self.rewards[d]) for d in self.dims}
+
+    def sampling(self, role: str, temperature: float | None = None) -> Sampling:
+        """A role's sampling parameters."""
+        r = self.settings.role(role)
+        return Sampling(r.temperature if temperature is None else temperature, r.top_p, r.max_tokens, tuple(r.stop))
+
+
+async def run_prompt(work: Work, prompt: Prompt) -> Outcome:
+    """Everything that comes of one prompt. Never raises for a row: a prompt stopped by a passing fault says so in `owed`."""
+    outcome = Outcome(prompt)
+    try:
+        await _run(work, outcome)
+        outcome.done = True
+    except Owed as e:
+        outcome.owed = str(e)
+        stage = _stage_of(outcome)
+        outcome.count(stage, owed=1)
+    return outcome
+
+
+async def presample(work: Work, prompt: Prompt) -> tuple[Profile, Arm, list[tuple[int, Score]]]:
+    """Sample and score the bare prompt, 16 -> 32 -> 64, until its kind is decided."""
+    arm = Arm("presample", prompt.messages, rewards={d: [] for d in work.dims})
+    kept: list[tuple[int, Score]] = []
+    schedule = work.settings.presample.n
+    profile = None
+    for first, stop in zip([0, *schedule], schedule, strict=False):
+        answers = await work.ask(Request("policy", prompt.messages, work.sampling("policy"), "presample", prompt.prompt_id,
+                                         stop - first, first))
+        rollouts = as_rollouts(prompt.prompt_id, "presample", answers, first)
+        scored = await score(work, prompt.messages, rollouts, "score:presample")
+        arm.rollouts += rollouts
+        kept += scored
+        _add_rewards(work, arm, rollouts, scored)
+        profile = _profile(work, arm)
+        if profile.kind != "undecided":
+            break
+    assert profile is not None
+    return profile, arm, kept
+
+
+async def score(work: Work, messages: Messages, rollouts: Sequence[Rollout], purpose: str) -> list[tuple[int, Score]]:
+    """(position, score) of each usable rollout from each reward source; judges see the question asked, never the arm."""
+    usable = [i for i, r in enumerate(rollouts) if is_usable(r)]
+    texts = [rollouts[i].text for i in usable]
+    if not texts:
+        return []
+    sources = [r for d in work.dims for r in work.rewards[d]]
+    columns = await all_of(r.scores(work.ask, rollouts[0].prompt_id, messages, texts, purpose) for r in sources)
+    return [(usable[i], s) for column in columns for i, s in enumerate(column)]
+
+
+def combine(work: Work, dimension: str, scores: Sequence[Score]) -> float | None:
+    """Weighted mean of a dimension's sources; None when any of them has none."""
+    sources = work.settings.reward_sources(dimension)
+    values = [s.value for s in scores if s.dimension == dimension]
+    if len(values) != len(sources) or any(v is None for v in values):
+        return None
+    weights = [s.weight for s in sources]
+    return sum(w * v for w, v in zip(weights, values, strict=True) if v is not None) / sum(weights)
+
+
+def is_usable(rollout: Rollout) -> bool:
+    """Whether a rollout may stand in a pair."""
+    return rollout.error is None and not DEGENERATE.intersection(rollout.flags) and "duplicate" not in rollout.flags
+
+
+def as_rollouts(prompt_id: str, arm: str, answers: Sequence[Answer], first: int = 0) -> list[Rollout]:
+    """Answers as rollouts with their flags; a text that came before among them is a duplicate."""
+    seen: set[str] = set()
+    out = []
+    for i, a in enumerate(answers, first):
+        found = flags(a.text, a.finish_reason) if a.error is None else ()
+        same = normalise(a.text)
+        if arm != "presample" and a.error is None and same in seen:
+            found = (*found, "duplicate")
+        seen.add(same)
+        out.append(Rollout(prompt_id, arm, i, a.text, a.finish_reason, a.tokens_out, found, a.error))
+    return out
+
+
+def repeated(prompt_id: str, index: int, share: float) -> bool:
+    """Whether a reference rollout is scored twice: a fixed draw by its name."""
+    return seed_of("repeat", prompt_id, index) % REPEAT_UNIT < share * REPEAT_UNIT
+
+
+async def _run(work: Work, o: Outcome) -> None:
+    prompt, settings = o.prompt, work.settings
+    if not work.reaches("presample"):
+        return
+    if settings.presample.enabled:
+        o.profile, o.presample, kept = await presample(work, prompt)
+        o.scores += [("presample", o.presample.rollouts[i].index, "score", s) for i, s in kept]
+        if o.profile.kind not in settings.presample.accept:
+            o.count("presample", **{o.profile.kind: 1})
+            return
+        o.target_dims, o.binding_dims = targets(settings, o.profile)
+        o.count("presample", kept=1)
+    else:
+        o.target_dims = tuple(settings.dimensions) if settings.fuse.targets == "auto" else tuple(settings.fuse.targets)
+        o.count("presample", kept=1)
+    if work.reaches("fuse"):
+        for name in settings.fuse.arms:
+            await _run_arm(work, o, name)
+
+
+async def _run_arm(work: Work, o: Outcome, name: str) -> None:
+    if name == "identity":
+        messages: Messages | None = o.prompt.messages
+        o.count("fuse", kept=1)
+    else:
+        leaks = [r.text for r in o.presample.rollouts] if o.presample else []
+        messages, tries = await work.fuser.fuse(work.ask, o.prompt, name, o.profile, o.target_dims, leaks)
+        o.fusions += tries
+        if messages is None:
+            o.count("fuse", **{tries[-1].failed[0]: 1})
+        else:
+            o.count("fuse", kept=1)
+    if messages is None or not work.reaches("rollout"):
+        return
+    arm = Arm(name, messages)
+    arm.rollouts = await _rollouts(work, o, arm)
+    o.arms.append(arm)
+    if work.reaches("score"):
+        await _score_arm(work, o, arm)
+    if work.reaches("select"):
+        await _select(work, o, arm)
+    work.on_progress("arm")
+
+
+async def _rollouts(work: Work, o: Outcome, arm: Arm) -> list[Rollout]:
+    n = work.settings.rollout.n
+    answers = await work.ask(Request("policy", arm.messages, work.sampling("policy"), f"arm:{arm.name}", o.prompt.prompt_id, n))
+    rollouts = as_rollouts(o.prompt.prompt_id, arm.name, answers)
+    dropped = [r.flags[0] if r.error is None and set(r.flags) <= DEGENERATE | {"duplicate"} else
+               "failed" if r.error is not None else next(f for f in r.flags if f in DEGENERATE or f == "duplicate")
+               for r in rollouts if not is_usable(r)]
+    o.count("rollout", kept=n - len(dropped), **{reason: dropped.count(reason) for reason in sorted(set(dropped))})
+    return rollouts
+
+
+async def _score_arm(work: Work, o: Outcome, arm: Arm) -> None:
+    scored = await score(work, arm.messages, arm.rollouts, f"score:{arm.name}")
+    o.scores += [(arm.name, arm.rollouts[i].index, "score", s) for i, s in scored]
+    arm.rewards = {d: [] for d in work.dims}
+    _add_rewards(work, arm, arm.rollouts, scored)
+    usable = [i for i, r in enumerate(arm.rollouts) if is_usable(r)]
+    whole = sum(all(arm.rewards[d][i] is not None for d in work.dims) for i in usable)
+    o.count("score", kept=whole, unscored=len(usable) - whole)
+
+
+async def _select(work: Work, o: Outcome, arm: Arm) -> None:
+    """The selector's best pairs, each scored once more by fresh verdicts (METHOD (e), winner's curse)."""
+    batch = as_batch(work, arm, o.binding_dims)
+    hashes = {i: digest(r.text) for i, r in enumerate(arm.rollouts)}
+    picks = top_pairs(batch, work.selector(batch), work.settings.select.confirm_top * work.settings.select.pairs_per_prompt,
+                      lambda p, i, j: seed_of(o.prompt.prompt_id, hashes[i], hashes[j]))
+    margins = batch.margins_P_N_N_D[0]
+    pairs = [Pair(o.prompt.prompt_id, arm.name, int(i), int(j), float(s), dict(zip(work.dims, margins[i, j].tolist(), strict=True)))
+             for i, j, s in zip(picks.chosen_P_K[0], picks.rejected_P_K[0], picks.score_P_K[0], strict=True) if i >= 0]
+    if work.settings.select.confirm and pairs:
+        sides = sorted({i for p in pairs for i in (p.chosen, p.rejected)})
+        again = await score(work, arm.messages, [arm.rollouts[i] for i in sides], "confirm")
+        o.scores += [(arm.name, sides[k], "confirm", s) for k, s in again]
+        fresh = {sides[k]: [s for j, s in again if j == k] for k in range(len(sides))}
+        pairs = [_confirmed(work, p, fresh) for p in pairs]
+    arm.pairs = pairs
+
+
+def _confirmed(work: Work, pair: Pair, fresh: Mapping[int, Sequence[Score]]) -> Pair:
+    margins: dict[str, float | None] = {}
+    for d in work.dims:
+        a, b = combine(work, d, fresh[pair.chosen]), combine(work, d, fresh[pair.rejected])
+        margins[d] = None if a is None or b is None else a - b
+    return Pair(pair.prompt_id, pair.arm, pair.chosen, pair.rejected, pair.score, pair.margins, margins)
+
+
+def as_batch(work: Work, arm: Arm, binding: Sequence[str]) -> Batch:
+    """One arm as a batch of one prompt."""
+    dims = work.dims
+    rewards = np.array([[np.nan if v is None else v for v in arm.rewards[d]] for d in dims], dtype=float).T.reshape(-1, len(dims))
+    floors = np.array([work.reference.floors[d] for d in dims])
+    with np.errstate(invalid="ignore"):
+        passing = (rewards >= floors - 1e-9).all(-1)
+    return Batch(rewards[None], np.array([[is_usable(r) for r in arm.rollouts]]), passing[None],
+                 np.array([[d in binding for d in dims]]), np.array(work.reference.delta(dims, work.steps)),
+                 np.array([[n_tokens(r.text) for r in arm.rollouts]], dtype=float),
+                 np.array([work.settings.select.weights.get(d, 1.0) for d in dims]),
+                 max_length_ratio=work.settings.select.max_length_ratio)
+
+
+def targets(settings: BuildSettings, profile: Profile) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Target dimensions (up to two that the prompt misses, weakest first) and binding ones (carried + targets)."""
+    if settings.fuse.targets == "auto":
+        weakest = sorted(profile.missing_dims, key=lambda d: (profile.passed[settings.dimensions.index(d)],
+                                                              settings.dimensions.index(d)))
+        wanted = set(weakest[:2])
+    else:
+        wanted = set(settings.fuse.targets) - {profile.carried_dim}
+    binding = wanted | ({profile.carried_dim} if profile.carried_dim else set())
+    return tuple(d for d in settings.dimensions if d in wanted), tuple(d for d in settings.dimensions if d in binding)
+
+
+def kind_of(outcome: Outcome) -> Kind:
+    """The prompt's kind; plain without presampling."""
+    return outcome.profile.kind if outcome.profile else "plain"
+
+
+def _profile(work: Work, arm: Arm) -> Profile:
+    dims = work.dims
+    rewards = np.array([[[np.nan if v is None else v for v in arm.rewards[d]] for d in dims]], dtype=float).transpose(0, 2, 1)
+    floors = np.array([work.reference.floors[d] for d in dims]) - 1e-9
+    sigma = np.array([work.reference.sigma.get(d, 0.0) for d in dims])
+    return profiles(rewards, dims, floors, sigma, work.settings.presample)[0]
+
+
+def _add_rewards(work: Work, arm: Arm, rollouts: Sequence[Rollout], scored: Sequence[tuple[int, Score]]) -> None:
+    by_rollout: dict[int, list[Score]] = {}
+    for i, s in scored:
+        by_rollout.setdefault(i, []).append(s)
+    for i in range(len(rollouts)):
+        for d in work.dims:
+            arm.rewards[d].append(combine(work, d, by_rollout.get(i, [])))
+
+
+def _stage_of(o: Outcome) -> str:
+    """The stage in which a stopped prompt was."""
+    if ("presample", "in") not in o.counts:
+        return "presample"
+    if o.arms and not o.arms[-1].rewards:
+        return "score"
+    accepted = o.counts["fuse", "kept"]
+    return "rollout" if accepted > len(o.arms) else "select" if o.arms else "fuse"

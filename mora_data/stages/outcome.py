@@ -1,0 +1,172 @@
+"""What came of one prompt, and the tables a partition keeps of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..statistics import Profile
+from ..store.parts import Part, Table
+from ..types import Message, Messages, Pair, Prompt, Rollout, Score, Scored
+
+Counts = Counter[tuple[str, str]]  # (stage, "in" | "kept" | drop reason) -> n
+
+
+@dataclass(frozen=True, slots=True)
+class FusionTry:
+    """One rewrite and what the checks said."""
+
+    arm: str
+    attempt: int
+    candidate: int
+    text: str
+    accepted: bool
+    failed: tuple[str, ...]
+    checks: tuple[tuple[str, bool, float | None], ...]
+
+
+@dataclass(slots=True)
+class Arm:
+    """One arm of a prompt: what was asked and what came."""
+
+    name: str
+    messages: Messages
+    rollouts: list[Rollout] = field(default_factory=list)
+    rewards: dict[str, list[float | None]] = field(default_factory=dict)
+    pairs: list[Pair] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Everything that came of one prompt. `owed` names the fault that stopped it for now."""
+
+    prompt: Prompt
+    profile: Profile | None = None
+    target_dims: tuple[str, ...] = ()
+    binding_dims: tuple[str, ...] = ()
+    fusions: list[FusionTry] = field(default_factory=list)
+    arms: list[Arm] = field(default_factory=list)
+    presample: Arm | None = None
+    scores: list[tuple[str, int, str, Score]] = field(default_factory=list)  # (arm, index, purpose, score)
+    counts: Counts = field(default_factory=Counter)
+    owed: str | None = None
+    done: bool = False
+
+    def count(self, stage: str, kept: int = 0, **dropped: int) -> None:
+        """Count rows of a stage; what goes in is what is kept and what is dropped."""
+        self.counts[stage, "in"] += kept + sum(dropped.values())
+        if kept:
+            self.counts[stage, "kept"] += kept
+        for reason, n in dropped.items():
+            if n:
+                self.counts[stage, reason] += n
+
+
+def schemas(dims: Sequence[str]) -> dict[str, Any]:
+    """Arrow schema of each partition table."""
+    import pyarrow as pa
+
+    text, number, whole = pa.string(), pa.float64(), pa.int32()
+    message = pa.list_(pa.struct([("role", text), ("content", text)]))
+    profile = [("prompt_id", text), ("kind", text), ("n", whole), ("carried_dim", text), ("target_dims", pa.list_(text)),
+               ("binding_dims", pa.list_(text)), ("dominance", number), ("erd", number), ("joint", number), ("owed", text)]
+    for d in dims:
+        profile += [(f"state_{d}", text), (f"passed_{d}", number), (f"gini_{d}", number)]
+    pairs = [("prompt_id", text), ("arm", text), ("rank", whole), ("chosen", whole), ("rejected", whole), ("score", number)]
+    for d in dims:
+        pairs += [(f"margin_{d}", number), (f"margin_confirmed_{d}", number)]
+    check = pa.list_(pa.struct([("name", text), ("passed", pa.bool_()), ("value", number)]))
+    return {
+        "profiles": pa.schema(profile),
+        "fusions": pa.schema([("prompt_id", text), ("arm", text), ("attempt", whole), ("candidate", whole), ("text", text),
+                              ("accepted", pa.bool_()), ("failed", pa.list_(text)), ("checks", check)]),
+        "arms": pa.schema([("prompt_id", text), ("arm", text), ("messages", message)]),
+        "rollouts": pa.schema([("prompt_id", text), ("arm", text), ("index", whole), ("text", text), ("finish_reason", text),
+                               ("tokens_out", whole), ("flags", pa.list_(text)), ("error", text)]
+                              + [(f"reward_{d}", number) for d in dims]),
+        "scores": pa.schema([("prompt_id", text), ("arm", text), ("index", whole), ("purpose", text), ("dimension", text),
+                             ("source", text), ("value", number), ("raw", number), ("reason", text)]),
+        "pairs": pa.schema(pairs),
+    }
+
+
+def tables(outcomes: Sequence[Outcome], dims: Sequence[str]) -> dict[str, Table]:
+    """The outcomes as tables; rows in the order of the prompts, then arms, then samples."""
+    out = {name: Table(schema) for name, schema in schemas(dims).items()}
+    for o in outcomes:
+        _add_profile(out["profiles"], o, dims)
+        for f in o.fusions:
+            out["fusions"].add(prompt_id=o.prompt.prompt_id, arm=f.arm, attempt=f.attempt, candidate=f.candidate, text=f.text,
+                               accepted=f.accepted, failed=list(f.failed),
+                               checks=[{"name": n, "passed": p, "value": v} for n, p, v in f.checks])
+        for arm in [*([o.presample] if o.presample else []), *o.arms]:
+            _add_arm(out, o.prompt.prompt_id, arm, dims)
+        for arm_name, index, purpose, s in sorted(o.scores, key=lambda t: (t[0], t[2], t[1], t[3].dimension, t[3].source)):
+            out["scores"].add(prompt_id=o.prompt.prompt_id, arm=arm_name, index=index, purpose=purpose, dimension=s.dimension,
+                              source=s.source, value=s.value, raw=s.raw, reason=s.reason)
+    return out
+
+
+def _add_profile(table: Table, o: Outcome, dims: Sequence[str]) -> None:
+    p = o.profile
+    row: dict[str, Any] = {"prompt_id": o.prompt.prompt_id, "owed": o.owed, "target_dims": list(o.target_dims),
+                           "binding_dims": list(o.binding_dims), "kind": "plain"}
+    if p is not None:
+        row |= {"kind": p.kind, "n": p.n, "carried_dim": p.carried_dim, "dominance": p.dominance, "erd": p.erd, "joint": p.joint}
+        for j, d in enumerate(dims):
+            row |= {f"state_{d}": p.state[j], f"passed_{d}": p.passed[j], f"gini_{d}": p.gini[j]}
+    table.add(**row)
+
+
+def _add_arm(out: Mapping[str, Table], prompt_id: str, arm: Arm, dims: Sequence[str]) -> None:
+    out["arms"].add(prompt_id=prompt_id, arm=arm.name, messages=list(arm.messages))
+    for i, r in enumerate(arm.rollouts):
+        out["rollouts"].add(prompt_id=prompt_id, arm=arm.name, index=r.index, text=r.text, finish_reason=r.finish_reason,
+                            tokens_out=r.tokens_out, flags=list(r.flags), error=r.error,
+                            **{f"reward_{d}": arm.rewards[d][i] if d in arm.rewards else None for d in dims})
+    for rank, pair in enumerate(arm.pairs):
+        margins = {f"margin_{d}": pair.margins.get(d) for d in dims}
+        confirmed = {f"margin_confirmed_{d}": pair.margins_confirmed.get(d) for d in dims}
+        out["pairs"].add(prompt_id=prompt_id, arm=arm.name, rank=rank, chosen=pair.chosen, rejected=pair.rejected,
+                         score=pair.score, **margins, **confirmed)
+
+
+def scored_of(part: Part, dims: Sequence[str]) -> list[Scored]:
+    """A sealed partition's arms (presamples left out), in the order of its prompts; `pairs` holds every candidate."""
+    prompts = {p.prompt_id: p for p in part.prompts()}
+    profiles = _by(part.read("profiles"), ("prompt_id",))
+    arms = part.read("arms")
+    rollouts = _by(part.read("rollouts"), ("prompt_id", "arm"))
+    pairs = _by(part.read("pairs"), ("prompt_id", "arm"))
+    out = []
+    for prompt_id, arm, messages in zip(arms["prompt_id"], arms["arm"], arms["messages"], strict=True):
+        if arm == "presample":
+            continue
+        (profile,) = profiles[(prompt_id,)]
+        rows = rollouts.get((prompt_id, arm), [])
+        out.append(Scored(
+            prompts[prompt_id], arm, tuple(Message(role=m["role"], content=m["content"]) for m in messages),
+            profile["kind"], profile["carried_dim"], tuple(profile["target_dims"]), tuple(profile["binding_dims"]),
+            tuple(Rollout(prompt_id, arm, r["index"], r["text"], r["finish_reason"], r["tokens_out"], tuple(r["flags"]), r["error"])
+                  for r in rows),
+            {d: tuple(r[f"reward_{d}"] for r in rows) for d in dims},
+            tuple(_pair(prompt_id, arm, p, dims) for p in sorted(pairs.get((prompt_id, arm), []), key=lambda p: p["rank"]))))
+    return out
+
+
+def _pair(prompt_id: str, arm: str, row: Mapping[str, Any], dims: Sequence[str]) -> Pair:
+    return Pair(prompt_id, arm, row["chosen"], row["rejected"], row["score"], {d: row[f"margin_{d}"] for d in dims},
+                {d: row[f"margin_confirmed_{d}"] for d in dims})
+
+
+def _by(columns: Mapping[str, list[Any]], key: Sequence[str]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    names = list(columns)
+    out: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for values in zip(*columns.values(), strict=True):
+        row = dict(zip(names, values, strict=True))
+        out.setdefault(tuple(row[k] for k in key), []).append(row)
+    return out
+
+

@@ -1,0 +1,92 @@
+"""Phase 0: noise and floors, measured on the first prompts and frozen in reference.json before any prompt is judged by them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..engines.ask import Asker
+from ..rewards import Reward
+from ..types import Prompt, Request
+from .flow import Reference, Work, as_rollouts, combine, repeated, score
+from .outcome import Outcome
+
+PROVISIONAL_UNDER = 1000
+
+
+class Noise:
+    """Collects rollouts that were scored twice.
+
+    sigma_d^2 = mean (s1 - s2)^2 / 2; reliability rho_d = 1 - sigma_d^2 / Var_within (METHOD (a) 5).
+    """
+
+    def __init__(self, dims: Sequence[str]) -> None:
+        self._dims = dims
+        self._squares: dict[str, list[float]] = {d: [] for d in dims}
+        self._within: dict[str, list[float]] = {d: [] for d in dims}
+        self._freedom = dict.fromkeys(dims, 0)
+        self.n_rollouts = 0
+
+    def add(self, dim: str, first: float | None, second: float | None) -> None:
+        """Two scores of one rollout."""
+        if first is not None and second is not None:
+            self._squares[dim].append((first - second) ** 2)
+
+    def add_prompt(self, dim: str, values: Sequence[float | None]) -> None:
+        """A prompt's scores, for the variance within prompts."""
+        there = [v for v in values if v is not None]
+        if len(there) > 1:
+            mean = math.fsum(there) / len(there)
+            self._within[dim] += [(v - mean) ** 2 for v in there]
+            self._freedom[dim] += len(there) - 1
+
+    def result(self, floors: Mapping[str, float], steps: Mapping[str, float]) -> dict[str, Any]:
+        """reference.json, without its basis. A dimension that nobody scored twice gets half a step of its scale."""
+        noise = {}
+        for d in self._dims:
+            n = len(self._squares[d])  # exact sums: the order in which prompts finish must not show
+            sigma = math.sqrt(math.fsum(self._squares[d]) / n / 2) if n else None
+            variance = math.fsum(self._within[d]) / self._freedom[d] if self._freedom[d] else None
+            noise[d] = {"sigma": sigma if sigma is not None else steps[d] / 2, "n": n, "measured": sigma is not None,
+                        "reliability": 1 - sigma**2 / variance if sigma is not None and variance else None}
+        return {"n_rollouts": self.n_rollouts, "provisional": self.n_rollouts < PROVISIONAL_UNDER, "noise": noise,
+                "floors": dict(floors)}
+
+
+def reference_flow(work_for: Callable[[Asker], Work], noise: Noise) -> Callable[[Asker, Prompt], Any]:
+    """The flow of phase 0: first presamples, scored, a share of them scored again."""
+
+    async def flow(ask: Asker, prompt: Prompt) -> Outcome:
+        work = work_for(ask)
+        n = work.settings.presample.n[0]
+        answers = await work.ask(Request("policy", prompt.messages, work.sampling("policy"), "presample", prompt.prompt_id, n))
+        rollouts = as_rollouts(prompt.prompt_id, "presample", answers)
+        scored = await score(work, prompt.messages, rollouts, "score:presample")
+        noise.n_rollouts += len(rollouts)
+        again = [i for i, r in enumerate(rollouts) if repeated(prompt.prompt_id, r.index, work.settings.presample.repeat_share)]
+        fresh = await score(work, prompt.messages, [rollouts[i] for i in again], "repeat")
+        for d in work.dims:
+            values = [combine(work, d, [s for j, s in scored if j == i]) for i in range(len(rollouts))]
+            noise.add_prompt(d, values)
+            for k, i in enumerate(again):
+                noise.add(d, values[i], combine(work, d, [s for j, s in fresh if j == k]))
+        return Outcome(prompt, done=True)
+
+    return flow
+
+
+def floors_of(rewards: Mapping[str, Sequence[Reward]], given: str | Mapping[str, float]) -> dict[str, float]:
+    """Pass mark per dimension: the one given, else that of its first reward source."""
+    auto = {d: sources[0].floor for d, sources in rewards.items()}
+    return {**auto, **{d: v for d, v in given.items() if d in auto}} if isinstance(given, Mapping) else auto
+
+
+def as_reference(tree: Mapping[str, Any]) -> Reference:
+    """The Reference of a reference.json."""
+    return Reference({d: v["sigma"] for d, v in tree["noise"].items()}, tree["floors"])
+
+
+def unmeasured(dims: Sequence[str], floors: Mapping[str, float]) -> dict[str, Any]:
+    """The reference of a build without presamples: nothing was scored twice."""
+    return Noise(dims).result(floors, dict.fromkeys(dims, 0.0))

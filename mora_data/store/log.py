@@ -1,0 +1,206 @@
+"""The answer log: the only durable state of a partition while it is open.
+
+One line per server reply, written with one unbuffered `write()` before the request's slot is freed:
+
+    crc32 (8 hex) SP base (24 hex) first (8 hex) SP JSON LF
+    9f2c11aa 0d4e...e1 00000000 {"n":16,"s":[["text","stop",41],...],"t":[120,655,0]}
+
+`base` is the hash of the request, `first` the index of the record's first sample, `n` how many were asked for and `s`
+what came; `e` instead of `s` is a failure that no retry can mend. A line survives the death of the process as soon as
+`write` returns; a thread syncs to disk about once a second for the case of a power loss. A torn last line and damaged
+bytes are skipped and counted: their answers are asked again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..errors import RunFolderError
+from ..types import Answer
+
+HEAD = 42  # crc, space, key, space
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One server reply: samples `first` .. `first + len(answers) - 1` of the `asked` that the request wanted."""
+
+    asked: int
+    answers: tuple[Answer, ...]
+    tokens: tuple[int, int, int] = (0, 0, 0)  # in, out, cached
+
+    def encode(self) -> bytes:
+        """The record as JSON."""
+        first = self.answers[0]
+        if first.error is not None:
+            return orjson.dumps({"n": self.asked, "e": first.error, "t": self.tokens})
+        return orjson.dumps({"n": self.asked, "s": [_sample(a) for a in self.answers], "t": self.tokens})
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Record:
+        """The record that `encode` wrote.
+
+        Raises:
+            ValueError: not such a record.
+        """
+        tree = orjson.loads(raw)
+        try:
+            tokens = tree.get("t") or (0, 0, 0)
+            if "e" in tree:
+                return cls(tree["n"], (Answer("", "error", error=tree["e"]),) * tree["n"], tuple(tokens))
+            return cls(tree["n"], tuple(_answer(s) for s in tree["s"]), tuple(tokens))
+        except (TypeError, KeyError, AttributeError, IndexError) as e:
+            raise ValueError("not an answer record") from e
+
+
+def _sample(a: Answer) -> list[Any]:
+    base: list[Any] = [a.text, a.finish_reason, a.tokens_out]
+    return [*base, a.logprobs] if a.logprobs is not None else base
+
+
+def _answer(s: list[Any]) -> Answer:
+    if len(s) == 3:
+        return Answer(s[0], s[1], s[2])
+    logprobs = tuple((t, tuple((w, p) for w, p in top)) for t, top in s[3])
+    return Answer(s[0], s[1], s[2], logprobs=logprobs)
+
+
+class AnswerLog:
+    """The answers of one open partition, by key; sealed answers of an earlier run may stand under it.
+
+    Attributes:
+        damaged: lines that were skipped because their checksum or shape was wrong.
+    """
+
+    def __init__(self, path: Path, sealed: dict[bytes, bytes] | None = None) -> None:
+        self.path = path
+        self.damaged = 0
+        self._sealed = sealed or {}
+        self._at: dict[bytes, tuple[int, int]] = {}
+        self._dirty = False
+        self._stop = threading.Event()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as e:
+            raise RunFolderError(f"can't open the answer log {path}: {e.strerror}") from e
+        self._end = self._load()
+        self._sync = threading.Thread(target=self._sync_often, name="log-sync", daemon=True)
+        self._sync.start()
+
+    def __len__(self) -> int:
+        return len(self._sealed.keys() | self._at.keys())
+
+    def has(self, base: bytes, first: int) -> bool:
+        """Whether a record starts at sample `first` of request `base` (12 bytes)."""
+        key = base + first.to_bytes(4, "big")
+        return key in self._at or key in self._sealed
+
+    def get(self, base: bytes, first: int) -> Record | None:
+        """The record that starts at sample `first` of request `base`."""
+        key = base + first.to_bytes(4, "big")
+        raw = self._raw(key)
+        if raw is None:
+            return None
+        try:
+            return Record.decode(raw)
+        except ValueError:
+            self.damaged += 1
+            self._at.pop(key, None)
+            self._sealed.pop(key, None)
+            return None
+
+    def put(self, base: bytes, first: int, record: Record) -> None:
+        """Append a record. When this returns, the death of the process can't lose it.
+
+        Raises:
+            RunFolderError: the disk is full or the folder is gone; nothing half-written is ever read back.
+        """
+        key = base + first.to_bytes(4, "big")
+        body = record.encode()
+        payload = key.hex().encode() + b" " + body
+        line = b"%08x %s\n" % (zlib.crc32(payload), payload)
+        try:
+            written = os.write(self._fd, line)
+            if written != len(line):
+                raise OSError(28, "No space left on device")
+        except OSError as e:
+            self._repair()
+            raise RunFolderError(f"can't write to the answer log {self.path}: {e.strerror}; "
+                                 "free some space and run the same command again, nothing is lost") from e
+        self._at[key] = (self._end + HEAD, len(body))
+        self._end += len(line)
+        self._dirty = True
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """(16-byte key, record JSON) of every answer, sorted by key: the same bytes whatever the order of arrival."""
+        for key in sorted(self._sealed.keys() | self._at.keys()):
+            raw = self._raw(key)
+            if raw is not None:
+                yield key, raw
+
+    def close(self) -> None:
+        """Sync and close the file; once more does nothing."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self._sync.join()
+        if self._dirty:
+            os.fdatasync(self._fd)
+        os.close(self._fd)
+
+    def _raw(self, key: bytes) -> bytes | None:
+        place = self._at.get(key)
+        if place is None:
+            return self._sealed.get(key)
+        return os.pread(self._fd, place[1], place[0])
+
+    def _load(self) -> int:
+        """Index every whole, undamaged line; cut a torn tail. Returns the end of the file."""
+        end = 0
+        with open(self._fd, "rb", buffering=1 << 20, closefd=False) as f:
+            f.seek(0)
+            for line in f:
+                if not line.endswith(b"\n"):
+                    self.damaged += 1
+                    os.ftruncate(self._fd, end)
+                    break
+                if self._sound(line):
+                    self._at.setdefault(bytes.fromhex(line[9:41].decode()), (end + HEAD, len(line) - HEAD - 1))
+                elif line != b"\n":
+                    self.damaged += 1
+                end += len(line)
+        return end
+
+    @staticmethod
+    def _sound(line: bytes) -> bool:
+        if len(line) < HEAD + 2 or line[8:9] != b" " or line[41:42] != b" ":
+            return False
+        try:
+            bytes.fromhex(line[9:41].decode("ascii"))
+            return int(line[:8], 16) == zlib.crc32(line[9:-1])
+        except ValueError:
+            return False
+
+    def _repair(self) -> None:
+        try:
+            os.ftruncate(self._fd, self._end)
+        except OSError:
+            pass  # the torn line stays; the next open skips it by its checksum
+
+    def _sync_often(self) -> None:
+        while not self._stop.wait(1.0):
+            if self._dirty:
+                self._dirty = False
+                try:
+                    os.fdatasync(self._fd)
+                except OSError:
+                    self._dirty = True

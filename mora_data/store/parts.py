@@ -1,0 +1,160 @@
+"""A partition on disk: parts/<nnnnn>/.
+
+    prompts.jsonl     the mined prompts, in order
+    answers.log       the answer log, while the partition is open
+    answers.parquet   the answers by key, once it is sealed
+    *.parquet         what came of it: profiles, fusions, rollouts, scores, pairs
+    errors.jsonl      failed rows
+    manifest.json     written last; while its `settings` hash stands the partition is not touched again
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..errors import RunFolderError
+from ..types import Prompt
+
+_PROMPT_FIELDS = frozenset(f.name for f in fields(Prompt))
+
+
+class Part:
+    """One partition's folder."""
+
+    def __init__(self, run_dir: Path, number: int) -> None:
+        self.number = number
+        self.folder = run_dir / "parts" / f"{number:05d}"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "answers.log"
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The partition's manifest, None while it is open or unreadable."""
+        try:
+            tree = orjson.loads((self.folder / "manifest.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return tree if isinstance(tree, dict) else None
+
+    def prompts(self) -> list[Prompt]:
+        """The mined prompts, in order."""
+        with (self.folder / "prompts.jsonl").open("rb") as f:
+            return [read_prompt(orjson.loads(line)) for line in f]
+
+    def write_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Write the mined prompts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / "prompts.jsonl", b"".join(orjson.dumps(p) + b"\n" for p in prompts))
+
+    def sealed_answers(self) -> dict[bytes, bytes]:
+        """Key to record JSON of the answers of an earlier sealing; empty when there was none."""
+        path = self.folder / "answers.parquet"
+        if not path.exists():
+            return {}
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(path, memory_map=True)
+            return dict(zip(table.column("key").to_pylist(), table.column("record").to_pylist(), strict=True))
+        except (OSError, ValueError, KeyError) as e:
+            raise RunFolderError(f"{path} is damaged ({' '.join(str(e).split())[:80]}): delete it to ask its answers again") from e
+
+    def seal(self, tables: Mapping[str, Table], answers: Iterable[tuple[bytes, bytes]], errors: Sequence[Mapping[str, Any]],
+             manifest: Mapping[str, Any]) -> None:
+        """Write the tables and the answers, then the manifest, then drop the log."""
+        keys, records = [], []
+        for key, record in answers:
+            keys.append(key)
+            records.append(record)
+        write_table(self.folder / "answers.parquet", {"key": keys, "record": records}, answers_schema())
+        for name, table in tables.items():
+            write_table(self.folder / f"{name}.parquet", table.columns, table.schema)
+        write_whole(self.folder / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
+        write_whole(self.folder / "manifest.json", orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+        self.log_path.unlink(missing_ok=True)
+
+    def reopen(self) -> None:
+        """Take the manifest away: the partition is open again, its sealed answers serve as log."""
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+
+    def read(self, name: str) -> dict[str, list[Any]]:
+        """The columns of table `name`."""
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.folder / f"{name}.parquet")
+        return {c: table.column(c).to_pylist() for c in table.column_names}
+
+    def errors(self) -> Iterator[dict[str, Any]]:
+        """The failed rows."""
+        path = self.folder / "errors.jsonl"
+        if path.exists():
+            with path.open("rb") as f:
+                for line in f:
+                    yield orjson.loads(line)
+
+
+class Table:
+    """Columns with their pinned schema."""
+
+    def __init__(self, schema: Any) -> None:
+        self.schema = schema
+        self.columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+
+    def add(self, **values: Any) -> None:
+        """Append one row; a column without a value gets null."""
+        for name, column in self.columns.items():
+            column.append(values.get(name))
+
+
+def read_prompt(tree: Mapping[str, Any]) -> Prompt:
+    """The prompt of a line in prompts.jsonl."""
+    known = {k: v for k, v in tree.items() if k in _PROMPT_FIELDS}
+    known["messages"] = tuple(known["messages"])
+    return Prompt(**known)
+
+
+def answers_schema() -> Any:
+    """Schema of answers.parquet."""
+    import pyarrow as pa
+
+    return pa.schema([("key", pa.binary(16)), ("record", pa.binary())])
+
+
+def write_table(path: Path, columns: Mapping[str, list[Any]], schema: Any, rows: int = 1000) -> None:
+    """Write columns as zstd Parquet in row groups of `rows`; the file appears whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    part = path.with_name(path.name + ".tmp")
+    n = len(next(iter(columns.values()), []))
+    try:
+        with pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=False, write_page_index=True) as writer:
+            for start in range(0, n, rows):
+                arrays = [pa.array(columns[f.name][start:start + rows], f.type) for f in schema]
+                writer.write_batch(pa.record_batch(arrays, schema=schema))
+        os.replace(part, path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise RunFolderError(f"can't write {path}: {e.strerror or e}; free some space and run the same command again") from e
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of it.
+
+    Raises:
+        RunFolderError: it can't be written.
+    """
+    part = path.with_name(path.name + ".tmp")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise RunFolderError(f"can't write {path}: {e.strerror}; free some space and run the same command again") from e

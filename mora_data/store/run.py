@@ -1,0 +1,97 @@
+"""The run folder: who may write to it, what it is a build of, and its top-level files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import orjson
+
+from ..errors import RunFolderError
+from .parts import Part, write_whole
+
+
+class RunFolder:
+    """A run folder, locked by this process.
+
+    Raises:
+        RunFolderError: in use, not a run folder, or the build of another source.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, str], fresh: bool) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._check_is_ours()
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as e:
+            raise RunFolderError(f"can't use the run folder {path}: {e.strerror}") from e
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            os.close(self._lock)
+            raise RunFolderError(f"run folder {path} is in use by another mora-data process: wait for it, or give another --out") from e
+        if fresh:
+            self._clear()
+        self._check_identity(identity)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._lock)
+
+    def manifest(self) -> dict[str, Any]:
+        """manifest.json, empty when there is none."""
+        return read_json(self.path / "manifest.json")
+
+    def write(self, name: str, tree: Mapping[str, Any]) -> None:
+        """Write a JSON file at the top of the folder."""
+        write_whole(self.path / name, orjson.dumps(tree, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+
+    def parts(self) -> list[Part]:
+        """The partitions that exist, in order."""
+        return parts_of(self.path)
+
+    def _check_is_ours(self) -> None:
+        inside = {p.name for p in self.path.iterdir()} - {".lock"}
+        if inside and "manifest.json" not in inside:
+            raise RunFolderError(f"{self.path} is not a run folder (it holds {sorted(inside)[0]!r}): give another --out")
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.name == ".lock":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def _check_identity(self, identity: Mapping[str, str]) -> None:
+        before = self.manifest().get("identity")
+        if before is None:
+            self.write("manifest.json", {"identity": identity, "status": "started"})
+        elif before != identity:
+            key = next(k for k in sorted({*before, *identity}) if before.get(k) != identity.get(k))
+            raise RunFolderError(f"run folder {self.path} is another build ({key}: {before.get(key)!r}, not {identity.get(key)!r}): "
+                                 "give another --out, or --fresh to start anew")
+
+
+def parts_of(run_dir: Path) -> list[Part]:
+    """The partitions of a run folder, in order."""
+    folder = run_dir / "parts"
+    return [Part(run_dir, int(p.name)) for p in sorted(folder.iterdir()) if p.name.isdigit()] if folder.is_dir() else []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when there is none or it is damaged."""
+    try:
+        tree = orjson.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
