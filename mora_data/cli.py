@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("mora-data", description="From a preference dataset to max-margin, multi-objective preference pairs.")
+    p = argparse.ArgumentParser("mora-data", description="From a preference dataset to multi-objective preference pairs.")
     p.add_argument("--version", action="version", version=f"mora-data {__version__}")
     sub = p.add_subparsers(required=True, metavar="COMMAND")
     _add_build(sub)
@@ -75,7 +75,7 @@ def _add(sub: Any, name: str, command: Callable[[argparse.Namespace], int], text
 
 
 def _add_build(sub: Any) -> None:
-    b = _add(sub, "build", _build, "mine, fuse, sample, score, select and write a dataset; the same command again resumes")
+    b = _add(sub, "build", _build, "mine, fuse, sample, score, select, publish; run again to resume")
     b.add_argument("--source", required=True, metavar="NAME", help="a builder (see `mora-data list sources`) or a path to a YAML file")
     where = b.add_mutually_exclusive_group()
     where.add_argument("--sample", action="store_true", help="use the rows bundled with the package; no network")
@@ -187,7 +187,8 @@ def _status(args: argparse.Namespace) -> int:
         print(json.dumps(found))
     else:
         print(f"{args.run_dir}: {found['status']}, {found['prompts_done']} of {found['prompts']} prompts done, "
-              f"{found['partitions_sealed']} of {found['partitions']} partitions sealed, {found['owed']} owed, {found['errors']} errors")
+              f"{found['partitions_sealed']} of {found['partitions']} partitions sealed, {found['owed']} owed, "
+              f"{found['errors']} errors")
         print(table(found["counts"]))
     return 0
 

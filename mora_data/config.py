@@ -399,7 +399,8 @@ def _fields_at(path: list[int | str]) -> list[str]:
     for part in path:
         if isinstance(part, str) and part in model.model_fields:
             inner = model.model_fields[part].annotation
-            found = next((a for a in [inner, *getattr(inner, "__args__", ())] if isinstance(a, type) and issubclass(a, BaseModel)), None)
+            options = [inner, *getattr(inner, "__args__", ())]
+            found = next((a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None)
             if found is None:
                 found = RewardSettings if part == "rewards" else None
             if found is None:

@@ -166,7 +166,9 @@ class Builder:
     def _n_generated(self) -> int:
         """Prompts that the simulator adds; only where it is the policy."""
         n = self.settings.scripted.n_prompts
-        return n if n and self.reaches("presample") and resolve(self.settings.role("policy"), self.options.sample).engine == "scripted" else 0
+        if not n or not self.reaches("presample"):
+            return 0
+        return n if resolve(self.settings.role("policy"), self.options.sample).engine == "scripted" else 0
 
     # the partitions
     async def _ask(self, folder: RunFolder, parts: Sequence[Part]) -> None:
@@ -330,8 +332,8 @@ class Builder:
         share = self.summary.errors / rows if rows else 0.0
         if share > self.settings.limits.max_error_share:
             raise LimitReached(f"{self.summary.errors} of {rows} rows failed ({share:.1%}, limits.max_error_share = "
-                               f"{self.settings.limits.max_error_share:g}): see {self.out}/errors.jsonl; the same command asks again "
-                               "what may still pass")
+                               f"{self.settings.limits.max_error_share:g}): see {self.out}/errors.jsonl; "
+                               "the same command asks again what may still pass")
 
     def _manifest(self, folder: RunFolder, status: str, selection: Selection | None = None) -> dict[str, Any]:
         s = self.settings

@@ -39,9 +39,10 @@ def dominance_rate(rewards_P_N_D: NDArray[np.float64], strict_P_D: NDArray[np.bo
     """
     gap = rewards_P_N_D[:, :, None, :] - rewards_P_N_D[:, None, :, :]
     strict = strict_P_D[:, None, None, :]
-    wins = np.where(strict, (gap >= delta_D) & (gap > 0), gap >= 0).all(-1) & strict.any(-1)
-    either = (wins | wins.transpose(0, 2, 1)).astype(np.float64)
-    either[np.isnan(gap).any(-1)] = np.nan
+    beats = np.where(strict, (gap >= delta_D) & (gap > 0), gap >= 0)
+    wins = np.all(beats, axis=-1) & np.any(strict, axis=-1)
+    unscored = np.any(np.isnan(gap), axis=-1)
+    either = np.where(unscored, np.nan, (wins | np.swapaxes(wins, 1, 2)).astype(np.float64))
     value, error = _pair_statistic(either[..., None])
     return value[:, 0], error[:, 0]
 
@@ -52,7 +53,7 @@ def effective_dimensionality(rewards_P_N_D: NDArray[np.float64], sigma_D: NDArra
     (tr C)^2 / tr(C^2) with C = S - diag(sigma^2), eigenvalues clipped at 0; 0 where the corrected variance is within the
     null bound 2 tr(Sigma) sqrt(2 / (n - 1)).
     """
-    whole = ~np.isnan(rewards_P_N_D).any(-1)
+    whole = ~np.any(np.isnan(rewards_P_N_D), axis=-1)
     n_P = whole.sum(1)
     centred = np.where(whole[..., None], rewards_P_N_D, 0.0)
     centred = np.where(whole[..., None], centred - (centred.sum(1) / np.maximum(n_P, 1)[:, None])[:, None, :], 0.0)
@@ -61,7 +62,7 @@ def effective_dimensionality(rewards_P_N_D: NDArray[np.float64], sigma_D: NDArra
     eigen = np.clip(np.linalg.eigvalsh(cov), 0.0, None)
     total, square = eigen.sum(-1), (eigen**2).sum(-1)
     bound = 2 * (sigma_D**2).sum() * np.sqrt(2 / np.maximum(n_P - 1, 1))
-    return np.where((total > np.maximum(bound, 1e-12)) & (n_P > 1), total**2 / np.where(square > 0, square, 1.0), 0.0)
+    return np.asarray(np.where((total > np.maximum(bound, 1e-12)) & (n_P > 1), total**2 / np.where(square > 0, square, 1.0), 0.0))
 
 
 def beta_tail(a: NDArray[np.float64], b: NDArray[np.float64], x: float) -> NDArray[np.float64]:
@@ -71,7 +72,7 @@ def beta_tail(a: NDArray[np.float64], b: NDArray[np.float64], x: float) -> NDArr
     p, q = np.where(swap, b, a), np.where(swap, a, b)
     y = np.where(swap, 1 - x, x)
     lower = np.exp(p * np.log(y) + q * np.log1p(-y) - _log_beta(p, q)) * _beta_fraction(p, q, y) / p
-    return np.where(swap, lower, 1 - lower)
+    return np.asarray(np.where(swap, lower, 1 - lower))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def profiles(rewards_P_N_D: NDArray[np.float64], dims: Sequence[str], floors_D: 
     rate, rate_se = dominance_rate(rewards_P_N_D, informative, 2 * sigma_D)
     erd = effective_dimensionality(rewards_P_N_D, sigma_D)
     kinds = _kinds(informative, decided, rate + Z95 * rate_se, erd, settings)
-    joint = passes.all(-1).mean(1)
+    joint = np.mean(np.all(passes, axis=-1), axis=1)
     p_low = (a / (a + b)) - Z95 * np.sqrt(a * b / ((a + b) ** 2 * (a + b + 1)))
     names = np.select([informative, saturated, starved, static], ["informative", "saturated", "starved", "static"], "undecided")
     out = []
@@ -136,7 +137,8 @@ def profiles(rewards_P_N_D: NDArray[np.float64], dims: Sequence[str], floors_D: 
 def _kinds(informative: NDArray[np.bool_], decided: NDArray[np.bool_], rate_high: NDArray[np.float64],
            erd: NDArray[np.float64], settings: PresampleSettings) -> list[Kind]:
     out: list[Kind] = []
-    for some, all_decided, high, dimensionality in zip(informative.sum(-1), decided.all(-1), rate_high, erd, strict=True):
+    settled = np.all(decided, axis=-1)
+    for some, all_decided, high, dimensionality in zip(np.sum(informative, axis=-1), settled, rate_high, erd, strict=True):
         if some >= 2:
             out.append("conflict" if dimensionality <= 1 + settings.delta_e or high < settings.q_min else "multi")
         elif not all_decided:
@@ -176,7 +178,7 @@ def _log_gamma(x: NDArray[np.float64]) -> NDArray[np.float64]:
         shift = np.where(low, shift + np.log(np.where(low, y, 1.0)), shift)
         y = np.where(low, y + 1, y)
     series = 1 / (12 * y) - 1 / (360 * y**3) + 1 / (1260 * y**5) - 1 / (1680 * y**7)
-    return (y - 0.5) * np.log(y) - y + 0.5 * np.log(2 * np.pi) + series - shift
+    return np.asarray((y - 0.5) * np.log(y) - y + 0.5 * np.log(2 * np.pi) + series - shift)
 
 
 def _beta_fraction(a: NDArray[np.float64], b: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:

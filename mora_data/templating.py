@@ -81,4 +81,5 @@ def _check_variables(name: str, tree: nodes.Template, known: frozenset[str]) -> 
 
     missing = sorted(meta.find_undeclared_variables(tree) - known)
     if missing:
-        raise SettingsError(f"template {name} uses undefined variable(s) {', '.join(missing)}; it may use: {', '.join(sorted(known))}")
+        raise SettingsError(f"template {name} uses undefined variable(s) {', '.join(missing)}; "
+                            f"it may use: {', '.join(sorted(known))}")

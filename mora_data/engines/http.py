@@ -11,7 +11,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -37,6 +37,9 @@ class Fault(Exception):
         self.kind = kind
 
 
+OnSend = Callable[[], None]
+
+
 class Transport(Protocol):
     """POSTs bodies to one URL."""
 
@@ -51,8 +54,8 @@ class Transport(Protocol):
         """Drop every connection."""
 
 
-def transport_for(url: str, headers: Mapping[str, str], timeout_s: float, connections: int) -> Transport:
-    """The transport for a full endpoint URL.
+def transport_for(url: str, headers: Mapping[str, str], timeout_s: float, connections: int, on_send: OnSend) -> Transport:
+    """The transport for a full endpoint URL; `on_send` is called for every request that goes out, resent ones too.
 
     Raises:
         SettingsError: not an http(s) URL.
@@ -63,15 +66,16 @@ def transport_for(url: str, headers: Mapping[str, str], timeout_s: float, connec
     proxied = any(os.environ.get(v) for v in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"))
     local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme == "http" and (local or not proxied):
-        return PlainTransport(url, headers, timeout_s)
-    return AiohttpTransport(url, headers, timeout_s, connections)
+        return PlainTransport(url, headers, timeout_s, on_send)
+    return AiohttpTransport(url, headers, timeout_s, connections, on_send)
 
 
 class PlainTransport:
     """Keep-alive connections on asyncio.Protocol, one request at a time each; opened on demand, reused last in first out."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, on_send: OnSend) -> None:
         parts = urlsplit(url)
+        self._on_send = on_send
         self._host, self._port = parts.hostname or "", parts.port or 80
         self._timeout_s = timeout_s
         path = parts.path + (f"?{parts.query}" if parts.query else "")
@@ -115,6 +119,7 @@ class PlainTransport:
             self._sweep()
         connection.deadline = time.monotonic() + self._timeout_s
         self._busy.add(connection)
+        self._on_send()
         try:
             reply = await connection.send(message)
         except asyncio.CancelledError:
@@ -252,7 +257,7 @@ def _dechunk(buffer: bytes, at: int) -> bytes | None:
     Raises:
         ValueError: a chunk has no length.
     """
-    parts = []
+    parts: list[bytes] = []
     while True:
         line = buffer.find(b"\r\n", at)
         if line < 0:
@@ -287,7 +292,7 @@ def parse_retry_after(value: str) -> float | None:
 class AiohttpTransport:
     """aiohttp, for TLS and proxies; imported when first used."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, connections: int) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float, connections: int, on_send: OnSend) -> None:
         import aiohttp
 
         self._aiohttp = aiohttp
@@ -296,12 +301,14 @@ class AiohttpTransport:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(30.0, timeout_s))
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
+        self._on_send = on_send
 
     async def post(self, body: bytes) -> Reply:
         a = self._aiohttp
         if self._session is None:
             self._session = a.ClientSession(connector=a.TCPConnector(limit=self._connections), headers=self._headers,
                                             timeout=self._timeout, trust_env=True)
+        self._on_send()
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False) as r:
                 raw = await r.read()

@@ -57,7 +57,7 @@ class Endpoint:
         self.usage = usage
         self.slots = Slots(settings.concurrency)
         self._transport = transport_for(self.url + "/chat/completions", _headers(settings), settings.timeout_s,
-                                        settings.concurrency)
+                                        settings.concurrency, self._count)
         self._key_env = settings.api_key_env
         self._give_up_s = settings.give_up_s
         self._started = time.monotonic()
@@ -78,10 +78,12 @@ class Endpoint:
     async def close(self) -> None:
         await self._transport.close()
 
+    def _count(self) -> None:
+        self.usage.requests += 1
+
     async def _once(self, body: bytes, asked: int, sink: Sink) -> Record:
         ticket = await self.slots.take()
         try:
-            self.usage.requests += 1
             try:
                 reply = await self._transport.post(body)
             except Fault as e:

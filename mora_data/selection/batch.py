@@ -63,14 +63,14 @@ class Batch:
 
     def allowed_P_N_N(self) -> NDArray[np.bool_]:
         """Pairs that any selector may take: both usable and scored, chosen passes the floors, lengths comparable."""
-        scored = ~np.isnan(self.rewards_P_N_D).any(-1)
+        scored = ~np.any(np.isnan(self.rewards_P_N_D), axis=-1)
         usable = self.usable_P_N & scored
         chosen = usable & self.passing_P_N
         allowed = chosen[:, :, None] & usable[:, None, :]
         allowed &= np.abs(self.log_length_gap_P_N_N) <= np.log(self.max_length_ratio) + 1e-12
         n = allowed.shape[1]
         allowed[:, np.arange(n), np.arange(n)] = False
-        return allowed
+        return np.asarray(allowed)
 
 
 class Picks(NamedTuple):
@@ -101,10 +101,10 @@ def top_pairs(batch: Batch, scores_P_N_N: NDArray[np.float64], k: int, tie_hash:
 
 
 def _best(flat: NDArray[np.float64], least: NDArray[np.float64], gap: NDArray[np.float64], n: int,
-          tie_hash: TieHash | None) -> NDArray[np.int64]:
+          tie_hash: TieHash | None) -> NDArray[np.intp]:
     top = flat.max(1, keepdims=True)
     tied = (flat >= top - 1e-9) & np.isfinite(top)
-    best = flat.argmax(1)
+    best: NDArray[np.intp] = flat.argmax(1)
     unsettled = np.flatnonzero(tied.sum(1) > 1)
     if not unsettled.size:
         return best

@@ -22,9 +22,9 @@ def dominance_hv(batch: Batch) -> NDArray[np.float64]:
     binding = batch.binding_P_D[:, None, None, :]
     above = (m >= batch.delta_D) & (m > 0)
     with np.errstate(invalid="ignore"):
-        holds = batch.allowed_P_N_N() & (m >= 0).all(-1) & (above | ~binding).all(-1) & above.any(-1)
-        volume = np.where(binding, m, 1.0).prod(-1)
-    plain = ~batch.binding_P_D.any(-1)[:, None, None]
+        holds = batch.allowed_P_N_N() & np.all(m >= 0, axis=-1) & np.all(above | ~binding, axis=-1) & np.any(above, axis=-1)
+        volume = np.prod(np.where(binding, m, 1.0), axis=-1)
+    plain = ~np.any(batch.binding_P_D, axis=-1)[:, None, None]
     return np.where(holds, np.where(plain, m.sum(-1), volume), -np.inf)
 
 
@@ -34,7 +34,7 @@ def weighted_sum(batch: Batch) -> NDArray[np.float64]:
     weights = batch.weights_D if batch.weights_D is not None else np.ones(m.shape[-1])
     total = (m * weights).sum(-1)
     with np.errstate(invalid="ignore"):
-        holds = batch.allowed_P_N_N() & (m >= -batch.delta_D).all(-1) & (total > 1e-12) & (m >= batch.delta_D).any(-1)
+        holds = batch.allowed_P_N_N() & np.all(m >= -batch.delta_D, axis=-1) & (total > 1e-12) & np.any(m >= batch.delta_D, axis=-1)
     return np.where(holds, total, -np.inf)
 
 

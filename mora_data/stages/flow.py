@@ -254,7 +254,7 @@ def as_batch(work: Work, arm: Arm, binding: Sequence[str]) -> Batch:
     rewards = np.array([[np.nan if v is None else v for v in arm.rewards[d]] for d in dims], dtype=float).T.reshape(-1, len(dims))
     floors = np.array([work.reference.floors[d] for d in dims])
     with np.errstate(invalid="ignore"):
-        passing = (rewards >= floors - 1e-9).all(-1)
+        passing = np.all(rewards >= floors - 1e-9, axis=-1)
     return Batch(rewards[None], np.array([[is_usable(r) for r in arm.rollouts]]), passing[None],
                  np.array([[d in binding for d in dims]]), np.array(work.reference.delta(dims, work.steps)),
                  np.array([[n_tokens(r.text) for r in arm.rollouts]], dtype=float),

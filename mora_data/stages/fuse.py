@@ -16,13 +16,12 @@ from .outcome import FusionTry
 
 VARIABLES = frozenset(("prompt", "history", "carried_dim", "target_dims", "dim_specs", "category", "style", "budget", "language",
                        "forbidden", "n_candidates", "feedback", "nonce"))
+INTENT = {"type": "object", "properties": {"dim": {"type": "string"}, "span": {"type": "string"}},
+          "required": ["dim", "span"], "additionalProperties": False}
 SCHEMA: Mapping[str, object] = {
     "type": "object",
-    "properties": {
-        "rewritten": {"type": "string"}, "subject": {"type": "string"},
-        "intents": {"type": "array", "items": {"type": "object", "properties": {"dim": {"type": "string"}, "span": {"type": "string"}},
-                                               "required": ["dim", "span"], "additionalProperties": False}},
-        "refused": {"type": "boolean"}},
+    "properties": {"rewritten": {"type": "string"}, "subject": {"type": "string"},
+                   "intents": {"type": "array", "items": INTENT}, "refused": {"type": "boolean"}},
     "required": ["rewritten", "subject", "intents", "refused"], "additionalProperties": False}
 STYLES = {"register": ("plain", "chatty", "careful", "brisk"), "form": ("question", "request", "situation then question"),
           "length": ("short", "medium")}

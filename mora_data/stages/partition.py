@@ -52,7 +52,8 @@ class Partitions:
         """
         try:
             async with _Group() as group:
-                for opened in map(lambda part: self._open(part, only), parts):
+                for part in parts:
+                    opened = self._open(part, only)
                     if not opened.prompts:
                         self._finish(opened, on_part)
                     for prompt in opened.prompts:

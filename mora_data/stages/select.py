@@ -65,7 +65,8 @@ def select(parts: Sequence[Part], settings: BuildSettings) -> Selection:
             asked = context_id(scored.messages)
             unique = scored.arm in ("identity",) or asked not in seen
             seen.add(asked)
-            held = [(rank, p) for rank, p in enumerate(scored.pairs) if not settings.select.confirm or holds(p, scored.binding_dims)]
+            held = [(rank, p) for rank, p in enumerate(scored.pairs)
+                    if not settings.select.confirm or holds(p, scored.binding_dims)]
             n_confirmed += len(scored.pairs) if settings.select.confirm else 0
             n_held += len(held)
             margins += [(sum(p.margins.values()), sum(v for v in p.margins_confirmed.values() if v is not None))
@@ -77,7 +78,8 @@ def select(parts: Sequence[Part], settings: BuildSettings) -> Selection:
                 continue
             out.counts["select", "kept"] += 1
             lengths = {r.index: max(n_tokens(r.text), 1) for r in scored.rollouts}
-            candidates.append(_Candidate((scored.prompt.prompt_id, scored.arm), [rank for rank, _ in held], [p.score for _, p in held],
+            candidates.append(_Candidate((scored.prompt.prompt_id, scored.arm), [rank for rank, _ in held],
+                                         [p.score for _, p in held],
                                          [math.log(lengths[p.chosen] / lengths[p.rejected]) for _, p in held],
                                          [(p.chosen, p.rejected) for _, p in held]))
     _choose(out, candidates, settings)

@@ -13,6 +13,7 @@ bytes are skipped and counted: their answers are asked again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import zlib
@@ -191,10 +192,8 @@ class AnswerLog:
             return False
 
     def _repair(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # then the torn line stays; the next open skips it by its checksum
             os.ftruncate(self._fd, self._end)
-        except OSError:
-            pass  # the torn line stays; the next open skips it by its checksum
 
     def _sync_often(self) -> None:
         while not self._stop.wait(1.0):

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -139,7 +138,7 @@ def write_table(path: Path, columns: Mapping[str, list[Any]], schema: Any, rows:
             for start in range(0, n, rows):
                 arrays = [pa.array(columns[f.name][start:start + rows], f.type) for f in schema]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
-        os.replace(part, path)
+        part.replace(path)
     except OSError as e:
         part.unlink(missing_ok=True)
         raise RunFolderError(f"can't write {path}: {e.strerror or e}; free some space and run the same command again") from e
@@ -154,7 +153,7 @@ def write_whole(path: Path, data: bytes) -> None:
     part = path.with_name(path.name + ".tmp")
     try:
         part.write_bytes(data)
-        os.replace(part, path)
+        part.replace(path)
     except OSError as e:
         part.unlink(missing_ok=True)
         raise RunFolderError(f"can't write {path}: {e.strerror}; free some space and run the same command again") from e

@@ -35,7 +35,8 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             os.close(self._lock)
-            raise RunFolderError(f"run folder {path} is in use by another mora-data process: wait for it, or give another --out") from e
+            raise RunFolderError(f"run folder {path} is in use by another mora-data process: wait for it, "
+                                 "or give another --out") from e
         if fresh:
             self._clear()
         self._check_identity(identity)
@@ -78,8 +79,8 @@ class RunFolder:
             self.write("manifest.json", {"identity": identity, "status": "started"})
         elif before != identity:
             key = next(k for k in sorted({*before, *identity}) if before.get(k) != identity.get(k))
-            raise RunFolderError(f"run folder {self.path} is another build ({key}: {before.get(key)!r}, not {identity.get(key)!r}): "
-                                 "give another --out, or --fresh to start anew")
+            raise RunFolderError(f"run folder {self.path} is another build "
+                                 f"({key}: {before.get(key)!r}, not {identity.get(key)!r}): give another --out, or --fresh to start anew")
 
 
 def parts_of(run_dir: Path) -> list[Part]:
