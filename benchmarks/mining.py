@@ -1,0 +1,124 @@
+"""Mining speed and memory: synthetic HH rows through read, parse, normalise, filter and dedup, in one pass.
+
+    python benchmarks/mining.py [--rows 100000] [--plain]
+
+Rows are written to a .jsonl.gz (--plain: .jsonl) in a temporary folder and streamed from there. The floor reads the same
+file with orjson.loads and str.split only. Each run is a process of its own, on one core; peak memory is its own as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+WORDS = ("how do I keep a small garden alive in a dry summer when water is short and the soil is poor it’s fine to ask "
+         "the neighbour about compost or read a book from the library café bikes loans letters paint roof tools").split()
+GOAL_ROWS_PER_S = 20_000
+
+
+def transcript(rng: random.Random, n_turns: int) -> str:
+    """Human and Assistant by turns, `n_turns` each; the last reply is left to the caller."""
+    said = []
+    for turn in range(2 * n_turns - 1):
+        name = "Assistant" if turn % 2 else "Human"
+        said.append(f"\n\n{name}: {' '.join(rng.choices(WORDS, k=rng.randint(8, 45)))}?")
+    return "".join(said)
+
+
+def synthetic(n: int) -> Iterator[bytes]:
+    """HH rows of about the length of real ones: one in twenty is repeated, one in fifty has a defect."""
+    rng = random.Random(0)
+    context = ""
+    for i in range(n):
+        if i % 20 or not context:
+            context = transcript(rng, rng.randint(1, 4))
+        replies = [" ".join(rng.choices(WORDS, k=rng.randint(5, 60))) + "." for _ in range(2)]
+        other = context + "…" if i % 50 == 7 else context
+        yield orjson.dumps({"chosen": f"{context}\n\nAssistant: {replies[0]}",
+                            "rejected": f"{other}\n\nAssistant: {replies[1]}"}) + b"\n"
+
+
+def write(path: Path, n: int) -> None:
+    """The rows as a file."""
+    opened = gzip.open(path, "wb", compresslevel=6) if path.suffix == ".gz" else path.open("wb")
+    with opened as out:
+        out.writelines(synthetic(n))
+
+
+def run_mine(path: Path) -> dict[str, object]:
+    """One pass of the real thing."""
+    from mora_data.config import build_settings
+    from mora_data.stages.mine import MineCounts, mine, open_source
+
+    settings = build_settings({"name": "bench", "source": {"kind": "hh-rlhf"}})
+    opened, counts = open_source(settings, sample=False, data=[path]), MineCounts()
+    for _ in mine(opened, settings, counts):
+        pass
+    return counts.as_dict()
+
+
+def run_floor(path: Path) -> dict[str, object]:
+    """Reading alone."""
+    n = 0
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        for line in stream:
+            row = orjson.loads(line)
+            row["chosen"].split(), row["rejected"].split()
+            n += 1
+    return {"in": n}
+
+
+def timed(what: str, path: Path) -> dict[str, float]:
+    """`what` in a fresh process: seconds of wall and CPU time, peak MB, rows."""
+    done = subprocess.run([sys.executable, __file__, "--child", what, str(path)], check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def child(what: str, path: Path) -> None:
+    """Runs one side and prints its figures."""
+    side = run_mine if what == "mine" else run_floor
+    start, cpu = time.perf_counter(), time.process_time()
+    counts = side(path)
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({**counts, "seconds": seconds, "cpu_s": cpu_s, "peak_mb": peak_mb}))
+
+
+def main() -> None:
+    """Prints the figures; exits 1 below the goal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--plain", action="store_true", help="no gzip")
+    parser.add_argument("--child", nargs=2, metavar=("SIDE", "PATH"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        return child(args.child[0], Path(args.child[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"rows-{n}.jsonl{'' if args.plain else '.gz'}" for n in (args.rows // 10, args.rows)]
+        for path, n in zip(paths, (args.rows // 10, args.rows), strict=True):
+            write(path, n)
+        small, mined = (timed("mine", path) for path in paths)
+        floor = timed("floor", paths[1])
+    print(f"mining {mined['in']:,} HH rows from {paths[1].name}: kept {mined['kept']:,}, dropped {mined['dropped']}")
+    for name, one in (("mine", mined), ("floor", floor)):
+        print(f"  {name:5} {one['in'] / one['seconds']:>9,.0f} rows/s wall {one['in'] / one['cpu_s']:>9,.0f} rows/s of CPU time")
+    print(f"  ratio {mined['cpu_s'] / floor['cpu_s']:.2f} x the floor's CPU time (goal {GOAL_ROWS_PER_S:,} rows/s)")
+    print(f"  peak memory {small['peak_mb']:.0f} MB at {small['in']:,} rows, {mined['peak_mb']:.0f} MB at {mined['in']:,}")
+    if mined["in"] / mined["cpu_s"] < GOAL_ROWS_PER_S:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

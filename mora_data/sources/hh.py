@@ -1,0 +1,102 @@
+r"""Anthropic/hh-rlhf: two whole transcripts, alike up to the last assistant turn.
+
+    {"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"}
+
+The context is what both sides share, split only on the exact markers; `red-team-attempts` has one `transcript` instead.
+Left out: context_mismatch (the sides differ before the last reply), no_marker, ends_on_human (which turn is the prompt
+is not certain), stray_marker (a speaker's name inside a context turn: two turns run together), and what columns.context
+refuses: same_speaker, empty_turn, empty_prompt, starts_without_user, ends_without_user.
+Noted: reply_empty, reply_truncated, reply_stray_marker, replies_identical, rating_missing.
+Stratum: the data_dir, where the file's folder or `source.config` says it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from ..config import SourceSettings
+from ..errors import DropRow
+from ..types import Message, Messages, Row
+from . import Draft, columns
+
+PAIRS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+RED_TEAM = "red-team-attempts"
+_ASSISTANT = "\n\nAssistant: "
+_HUMAN = "\n\nHuman: "
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+_MARK = re.compile(r"\n\n(Human|Assistant):(?: |$|(?=\n))")
+_NAMES = ("Human:", "Assistant:")
+
+
+class HhRlhf:
+    """Rows of any data_dir; `default` joins the four with pairs."""
+
+    required = (frozenset({"chosen", "rejected"}), frozenset({"transcript"}))
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._split = settings.split
+        self._dirs = PAIRS if settings.config == "default" else (settings.config,)
+        self._stratum = settings.config if settings.config in (*PAIRS, RED_TEAM) else "all"
+
+    def files(self) -> list[str]:
+        """`<data_dir>/<split>.jsonl.gz`."""
+        return [f"{d}/{self._split}.jsonl*" for d in self._dirs]
+
+    def parse(self, row: Row, file: str) -> Draft:
+        """The shared context of a pair, or the context of a red-team transcript."""
+        if "transcript" in row and "chosen" not in row:
+            return _red_team(row)
+        messages, chosen, rejected = _pair(columns.text(row, "chosen"), columns.text(row, "rejected"))
+        folder = file.partition("/")[0]
+        return Draft(messages, folder if folder in PAIRS else self._stratum, notes=tuple(_notes(chosen, rejected)))
+
+
+def _pair(chosen: str, rejected: str) -> tuple[Messages, str, str]:
+    """The context and both replies."""
+    context, reply = _cut(chosen)
+    other_context, other = _cut(rejected)
+    if context != other_context:
+        raise DropRow("context_mismatch")
+    return _turns(context), reply, other
+
+
+def _cut(transcript: str) -> tuple[str, str]:
+    """The transcript before and after its last assistant marker."""
+    if not transcript.strip():
+        raise DropRow("empty_prompt")
+    at = max(transcript.rfind(_ASSISTANT), len(transcript) - 12 if transcript.endswith("\n\nAssistant:") else -1)
+    if at < 0 and _HUMAN not in transcript:
+        raise DropRow("no_marker")
+    if at < 0 or _HUMAN in transcript[at:]:
+        raise DropRow("ends_on_human")
+    return transcript[:at], transcript[at + 12:]
+
+
+def _turns(context: str) -> Messages:
+    before, *parts = _MARK.split(context)
+    if before.strip():
+        raise DropRow("no_marker", "text before the first marker")
+    turns = columns.context(tuple(
+        Message(role=_ROLES[name], content=said.strip()) for name, said in zip(parts[::2], parts[1::2], strict=True)))
+    if any(name in m["content"] for m in turns for name in _NAMES):
+        raise DropRow("stray_marker")
+    return turns
+
+
+def _notes(chosen: str, rejected: str) -> Iterable[str]:
+    yield from columns.reply_notes(chosen, rejected)
+    if any(name in reply for reply in (chosen, rejected) for name in _NAMES):
+        yield "reply_stray_marker"
+
+
+def _red_team(row: Row) -> Draft:
+    """`rating` is the attacker's own success from 0 to 4, so its complement is a prior of harmlessness."""
+    context, reply = _cut(columns.text(row, "transcript"))
+    rating = columns.number(row.get("rating"))
+    known = rating is not None and 0 <= rating <= 4
+    tags = row.get("tags")
+    category = next((t for t in tags if isinstance(t, str)), None) if isinstance(tags, list) else None
+    notes = (*columns.reply_notes(reply), *(() if known else ("rating_missing",)))
+    priors = {"harmless": 1 - rating / 4} if rating is not None and known else {}
+    return Draft(_turns(context), RED_TEAM, category, priors, notes)

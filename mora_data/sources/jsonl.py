@@ -1,0 +1,54 @@
+"""Anyone's rows: `prompt` (a string, or a list of turns) or `messages` (a list of {role, content}); maybe a `category`.
+
+    {"prompt": "How do I bleed a radiator?", "category": "home"}
+    {"messages": [{"role": "system", "content": "..."}, {"role": "user", "content": "..."}]}
+
+Other column names are mapped in the YAML: `columns: {prompt: question, category: topic}`. A list of turns that ends
+with an assistant turn is a finished chat: its reply is left aside (note reply_ignored). `category` is the stratum, too.
+Files: .jsonl, .json, .csv and .parquet, each also .gz.
+"""
+
+from __future__ import annotations
+
+from ..config import SourceSettings, nearest
+from ..errors import DropRow, SettingsError
+from ..types import Messages, Row
+from . import Draft, columns
+
+_COLUMNS = ("prompt", "messages", "category")
+
+
+class Jsonl:
+    """Rows with a prompt or messages column."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        for ours in settings.columns:
+            if ours not in _COLUMNS:
+                raise SettingsError(f"unknown source.columns key {ours!r}: {nearest(ours, _COLUMNS)}")
+        self._prompt, self._messages, self._category = (settings.columns.get(c, c) for c in _COLUMNS)
+        mapped = [c for c in _COLUMNS[:2] if c in settings.columns] or _COLUMNS[:2]
+        self.required = tuple(frozenset({settings.columns.get(c, c)}) for c in mapped)
+        self._files = settings.files
+
+    def files(self) -> list[str]:
+        """No layout of its own: `source.files`, or every data file."""
+        return self._files
+
+    def parse(self, row: Row, file: str) -> Draft:
+        """The row's conversation up to its last user turn."""
+        category = row.get(self._category)
+        topic = category.strip() or None if isinstance(category, str) else None
+        messages, ignored = self._context(row)
+        return Draft(messages, topic or "all", topic, notes=("reply_ignored",) if ignored else ())
+
+    def _context(self, row: Row) -> tuple[Messages, bool]:
+        value = row.get(self._messages)
+        if value is None:
+            value = row.get(self._prompt)
+            if not isinstance(value, list):
+                return columns.user(columns.prompt(row, self._prompt)), False
+        turns = columns.conversation(value)
+        ignored = turns[-1]["role"] == "assistant"
+        if ignored and len(turns) == 1:
+            raise DropRow("starts_without_user")
+        return columns.context(turns[:-1] if ignored else turns), ignored

@@ -1,0 +1,241 @@
+"""Reads rows from local files: .jsonl, .json, .csv, .parquet, each also .gz. Streaming, in the order of the file names.
+
+    for number, file, row in rows(find([Path("data/")], patterns=[])):   # row: a dict, or the DropRow that says why not
+
+A damaged line is one dropped row with a reason; a file that can't be read at all is a SourceError. Only .json (and a
+gzipped .parquet) is read whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import orjson
+
+from ..errors import DropRow, SourceError
+from ..types import Row
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_BOM = b"\xef\xbb\xbf"
+_BUFFER = 1 << 18
+_LIST_KEYS = ("data", "rows", "examples", "train", "test")
+
+
+class DataFile(NamedTuple):
+    """A file to read, and its name inside the dataset ("folder/name"): what sources match and messages show."""
+
+    path: Path
+    name: str
+
+
+class SourceRow(NamedTuple):
+    """A row's number over all files, the file it came from, and the row or why it can't be read."""
+
+    number: int
+    file: str
+    row: Row | DropRow
+
+
+def find(paths: Sequence[Path], patterns: Sequence[str]) -> list[DataFile]:
+    """The data files at `paths`, sorted by name.
+
+    A folder is searched with its sub-folders; where files in it match the source's `patterns`, only these are taken, so
+    that a copy of the upstream repository gives the split asked for. Hidden files and folders are passed over.
+
+    Raises:
+        SourceError: nothing there, or nothing of a known type.
+    """
+    found: list[DataFile] = []
+    for path in paths:
+        if path.is_dir():
+            found += _in_folder(path, patterns)
+        elif path.is_file():
+            found.append(DataFile(path, f"{path.absolute().parent.name}/{path.name}"))
+        else:
+            raise SourceError(f"no file or folder at {path}: check --data")
+    for file in found:
+        _suffix(file)
+    return sorted(found, key=lambda f: f.name)
+
+
+def sha256(files: Iterable[DataFile]) -> str:
+    """Hash of the files' bytes in reading order: a single file's own sha256, else that of the joined digests.
+
+    Raises:
+        SourceError: a file can't be read.
+    """
+    digests = [_file_sha256(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def rows(files: Iterable[DataFile]) -> Iterator[SourceRow]:
+    """All rows of the files, numbered from 0 across them.
+
+    Raises:
+        SourceError: a file can't be read, or breaks off.
+    """
+    number = 0
+    for file in files:
+        try:
+            for row in _READERS[_suffix(file)](file):
+                yield SourceRow(number, file.name, row)
+                number += 1
+        except (OSError, EOFError, zlib.error, csv.Error) as e:
+            why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+            raise SourceError(f"can't read {file.path} beyond row {number}: {why}; get the file anew") from e
+
+
+def _in_folder(folder: Path, patterns: Sequence[str]) -> list[DataFile]:
+    there = [DataFile(p, p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()]
+    data = [f for f in there if _plain_suffix(f.name) in SUFFIXES and not f"/{f.name}".count("/.")]
+    if not data:
+        raise SourceError(f"no data file in {folder}: --data takes {', '.join(SUFFIXES)} files, each also .gz")
+    return [f for f in data if any(fnmatch(f.name, p) for p in patterns)] or data
+
+
+def _plain_suffix(name: str) -> str:
+    return Path(name.lower().removesuffix(".gz")).suffix
+
+
+def _suffix(file: DataFile) -> str:
+    suffix = _plain_suffix(file.path.name)
+    if suffix not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise SourceError(f"can't read {file.path}: the suffix {suffix!r} is not one of {known} (each also .gz)")
+    return suffix
+
+
+def _file_sha256(file: DataFile) -> str:
+    digest = hashlib.sha256()
+    try:
+        with file.path.open("rb") as stream:
+            while block := stream.read(_BUFFER):
+                digest.update(block)
+    except OSError as e:
+        raise SourceError(f"can't read {file.path}: {e.strerror}; check --data") from e
+    return digest.hexdigest()
+
+
+def _open(file: DataFile) -> IO[bytes]:
+    if file.path.name.lower().endswith(".gz"):
+        return io.BufferedReader(gzip.open(file.path, "rb"), _BUFFER)  # its readline is in C
+    return file.path.open("rb", _BUFFER)
+
+
+def _jsonl(file: DataFile) -> Iterator[Row | DropRow]:
+    with _open(file) as stream:
+        yield from _lines(stream)
+
+
+def _lines(stream: Iterable[bytes]) -> Iterator[Row | DropRow]:
+    for line in stream:
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            if not line.strip():
+                continue
+            row = _lenient(line)
+        yield row if isinstance(row, (dict, DropRow)) else DropRow("not_an_object")
+
+
+def _lenient(data: bytes) -> Row | DropRow:
+    """What orjson refused: NaN and a byte-order mark are accepted, broken UTF-8 is told from broken JSON."""
+    try:
+        value = json.loads(data.removeprefix(_BOM).decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        return DropRow("bad_json" if _is_utf8(data) else "not_utf8")
+    return _encodable(value) if isinstance(value, dict) else DropRow("not_an_object")
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _encodable(row: dict[str, object]) -> Row | DropRow:
+    """The row, unless a text in it can't be UTF-8."""
+    try:
+        orjson.dumps(row)
+    except orjson.JSONEncodeError:
+        return DropRow("not_utf8")
+    return row
+
+
+def _json(file: DataFile) -> Iterator[Row | DropRow]:
+    with _open(file) as stream:
+        data = stream.read()
+    try:
+        tree = json.loads(data.removeprefix(_BOM).decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        yield from _lines(data.splitlines())  # many .json files hold JSON lines
+        return
+    for row in _listed(tree):
+        yield _encodable(row) if isinstance(row, dict) else DropRow("not_an_object")
+
+
+def _listed(tree: object) -> list[object]:
+    """The rows of a parsed file: an array, an object that wraps one, or the one row that it is."""
+    if isinstance(tree, list):
+        return tree
+    if isinstance(tree, dict):
+        key = next(iter(tree)) if len(tree) == 1 else next((k for k in _LIST_KEYS if k in tree), None)
+        if isinstance(listed := tree.get(key), list):
+            return listed
+    return [tree]
+
+
+def _csv(file: DataFile) -> Iterator[Row | DropRow]:
+    csv.field_size_limit(sys.maxsize)
+    with _open(file) as stream, io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
+        reader = csv.reader(text)
+        header = next(reader, [])
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                yield DropRow("wrong_field_count")
+            else:
+                yield _encodable(dict(zip(header, fields, strict=True)))
+
+
+def _parquet(file: DataFile) -> Iterator[Row | DropRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with _open(file) as stream:
+            packed = file.path.name.lower().endswith(".gz")
+            for batch in pq.ParquetFile(io.BytesIO(stream.read()) if packed else stream).iter_batches(batch_size=1024):
+                yield from _batch(batch)
+    except pa.ArrowException as e:
+        why = str(e).splitlines()[0]
+        raise SourceError(f"can't read {file.path}: not a whole Parquet file ({why}); get the file anew") from e
+
+
+def _batch(batch: Any) -> Iterator[Row | DropRow]:
+    """A record batch's rows; where one text in it is not UTF-8, row by row."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(batch.num_rows):
+            try:
+                row: Row | DropRow = batch.slice(i, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                row = DropRow("not_utf8")
+            yield row
+
+
+_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}

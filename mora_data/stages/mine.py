@@ -1,0 +1,185 @@
+"""Mine: source rows -> prompts, one pass, every row kept or dropped for a counted reason.
+
+    opened = open_source(settings, sample=True, data=[])
+    counts = MineCounts()
+    for prompt in mine(opened, settings, counts):
+        ...
+    counts.as_dict()   # {"in": 86, "kept": 80, "dropped": {"duplicate": 3, ...}}; in = kept + dropped at every moment
+
+Pure and streaming: what stays in memory is one 8-byte integer per kept prompt. A repeated context is dropped, so its
+stratum and priors are those of the first row that has it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+from .. import sources
+from ..config import BuildSettings, MineSettings
+from ..errors import DropRow, SourceError
+from ..sources import Draft, Source, hub, read
+from ..sources.benchmarks import Benchmarks
+from ..text import context_id, group_id
+from ..types import Prompt
+
+_PEEK = 50  # rows looked at before a source is taken to be of the right schema
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where the rows are from, as every published row will say it."""
+
+    dataset: str
+    config: str
+    split: str
+    revision: str
+    licence: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSource:
+    """A source ready to be mined: its adapter, its rows, unread, and their provenance."""
+
+    source: Source
+    rows: Iterable[read.SourceRow]
+    provenance: Provenance
+
+
+@dataclass(slots=True)
+class MineCounts:
+    """What became of the rows so far.
+
+    Attributes:
+        notes: defects that left the prompt intact; a row may have several.
+        overlaps: dropped as contaminated, by benchmark.
+        not_measured: known benchmarks that were not at hand.
+    """
+
+    rows: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    overlaps: Counter[str] = field(default_factory=Counter)
+    not_measured: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """`in`, `kept` and `dropped`, commonest reason first."""
+        ranked = sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))
+        return {"in": self.rows, "kept": self.kept, "dropped": dict(ranked)}
+
+
+def open_source(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> OpenedSource:
+    """The rows of the build's source: the bundled sample, local files, or the Hub.
+
+    Raises:
+        SettingsError: unknown source kind.
+        SourceError: the rows can't be had; the text names the ways on.
+    """
+    wanted = settings.source
+    source = sources.load(wanted)
+    patterns = wanted.files or source.files()
+    if sample:
+        files = read.find([sources.sample_path(wanted.kind)], [])
+        provenance = Provenance(f"mora-data/sample-{wanted.kind}", "sample", "sample", "sample", "apache-2.0")
+    elif data:
+        files = read.find(data, patterns)
+        split = wanted.split if all(Path(f.name).name.startswith(wanted.split) for f in files) else "local"
+        revision = f"local:{read.sha256(files)[:12]}"
+        provenance = Provenance(wanted.dataset or "local", "local", split, revision, wanted.licence)
+    else:
+        files, commit = hub.fetch(wanted, patterns)
+        provenance = Provenance(wanted.dataset or "", wanted.config, wanted.split, commit, wanted.licence)
+    return OpenedSource(source, read.rows(files), provenance)
+
+
+def mine(opened: OpenedSource, settings: BuildSettings, counts: MineCounts) -> Iterator[Prompt]:
+    """The prompts kept, in source order; `counts` follows. Reading stops at `mine.limit` prompts.
+
+    Raises:
+        SourceError: no rows at all, rows of another schema, or every row dropped.
+    """
+    sieve = _Sieve(settings, counts)
+    for number, file, row in _checked(opened):
+        counts.rows += 1
+        try:
+            if isinstance(row, DropRow):
+                raise row
+            prompt = sieve.pass_on(opened, number, opened.source.parse(row, file))
+        except DropRow as drop:
+            counts.dropped[drop.reason] += 1
+            continue
+        counts.kept += 1
+        yield prompt
+        if counts.kept == settings.mine.limit:
+            return
+    if not counts.kept:
+        reason, n = counts.dropped.most_common(1)[0]
+        raise SourceError(f"all {counts.rows} rows of source {settings.source.kind} were dropped, {n} as {reason}: "
+                          "check the data, or mine.* in the builder")
+
+
+class _Sieve:
+    """The filters that need more than the row itself."""
+
+    def __init__(self, settings: BuildSettings, counts: MineCounts) -> None:
+        self._mine: MineSettings = settings.mine
+        self._counts = counts
+        self._seen: set[int] = set()
+        self._benchmarks = Benchmarks(settings.source.decontaminate_from if settings.mine.decontaminate else {})
+        counts.not_measured = self._benchmarks.not_measured
+
+    def pass_on(self, opened: OpenedSource, number: int, draft: Draft) -> Prompt:
+        """The draft as a prompt.
+
+        Raises:
+            DropRow: too_long, duplicate, contaminated.
+        """
+        if draft.notes:
+            self._counts.notes.update(draft.notes)
+        if sum(len(m["content"]) for m in draft.messages) > self._mine.max_chars:
+            raise DropRow("too_long")
+        prompt_id = context_id(draft.messages)
+        if self._mine.dedup:
+            self._refuse_seen(int(prompt_id, 16))
+        self._refuse_contaminated(draft)
+        where = opened.provenance
+        return Prompt(
+            prompt_id=prompt_id, messages=draft.messages, group=group_id(draft.messages), source_dataset=where.dataset,
+            source_config=where.config, source_split=where.split, source_revision=where.revision, source_row=number,
+            source_licence=where.licence, stratum=draft.stratum if self._mine.strata == "auto" else "all",
+            category=draft.category, priors=draft.priors)
+
+    def _refuse_seen(self, key: int) -> None:
+        if key in self._seen:
+            raise DropRow("duplicate")
+        self._seen.add(key)
+
+    def _refuse_contaminated(self, draft: Draft) -> None:
+        for message in draft.messages:
+            if message["role"] == "user" and (name := self._benchmarks.overlap(message["content"])):
+                self._counts.overlaps[name] += 1
+                raise DropRow("contaminated", name)
+
+
+def _checked(opened: OpenedSource) -> Iterator[read.SourceRow]:
+    """The rows, once the first of them show the schema that is needed: a huge wrong file fails at once."""
+    rows = iter(opened.rows)
+    first = list(islice(rows, _PEEK))
+    if not first:
+        raise SourceError("the source has no rows: check --data")
+    readable = [r.row for r in first if not isinstance(r.row, DropRow)]
+    if not readable:
+        reason = first[0].row.reason if isinstance(first[0].row, DropRow) else ""
+        raise SourceError(f"none of the first {len(first)} rows of {first[0].file} can be read ({reason}): "
+                          "is the file of the type that its suffix says?")
+    needed = opened.source.required
+    if not any(columns <= row.keys() for row in readable for columns in needed):
+        seen = ", ".join(str(k) for k in list(readable[0])[:12])
+        wanted = "; or ".join(", ".join(sorted(columns)) for columns in needed)
+        raise SourceError(f"{first[0].file} is of another schema: its columns are {seen}; this source needs {wanted}. "
+                          "Check --source and --data")
+    return chain(first, rows)
