@@ -49,22 +49,22 @@ def escape(value: object) -> Raw:
     """Any text as inline Markdown that shows it literally: no markup, no HTML, no table cell, no line break."""
     if isinstance(value, Raw):
         return value
-    return Raw(_SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", _number(value)).translate(_HTML)))
+    return Raw(_SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", shown(value)).translate(_HTML)))
 
 
 def code(value: object) -> Raw:
     """A code span that also survives inside a table."""
-    shown = " ".join(_number(value).split()).replace("`", "'").replace("|", "\\|")
-    return Raw(f"`{shown}`") if shown else Raw("")
+    span = " ".join(shown(value).split()).replace("`", "'").replace("|", "\\|")
+    return Raw(f"`{span}`") if span else Raw("")
 
 
 def fence(value: object, limit: int = EXAMPLE_CHARS) -> Raw:
     """A fenced block that the text can't close, cut to `limit` characters."""
-    shown = "".join(c if c == "\n" or c.isprintable() else " " for c in str(value).replace("\r", "\n"))
-    if len(shown) > limit:
-        shown = shown[:limit].rstrip() + " … [cut]"
-    marks = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", shown)), 3)
-    return Raw(f"{marks}text\n{shown}\n{marks}")
+    text = "".join(c if c == "\n" or c.isprintable() else " " for c in str(value).replace("\r", "\n"))
+    if len(text) > limit:
+        text = text[:limit].rstrip() + " … [cut]"
+    marks = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return Raw(f"{marks}text\n{text}\n{marks}")
 
 
 def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -167,7 +167,8 @@ def not_measured(context: Mapping[str, Any]) -> list[str]:
     return unscored + [name for name, missing in checks.items() if missing]
 
 
-def _number(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of the manifest as the card prints it."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -215,6 +216,6 @@ def _example(row: Mapping[str, Any] | None, dims: list[str]) -> dict[str, Any] |
     if row is None:
         return None
     prompt = row["prompt"]
-    shown = prompt[0]["content"] if len(prompt) == 1 else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-    return {"prompt": shown, "chosen": row["chosen"][0]["content"], "rejected": row["rejected"][0]["content"],
+    asked = prompt[0]["content"] if len(prompt) == 1 else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    return {"prompt": asked, "chosen": row["chosen"][0]["content"], "rejected": row["rejected"][0]["content"],
             "margins": {d: row[f"margin_{d}"] for d in dims}}
