@@ -1,7 +1,8 @@
 """One pure function per config: a scored prompt -> its rows. `scored` is the canonical table; every other is derived.
 
     view = View(scored, Plan(dims=("helpful", "harmless"), origin=origin, ...))
-    preference(view)   ->  [{"prompt": [...], "chosen": [...], "rejected": [...], "margin_helpful": 0.5, ...}]
+    preference(view)   ->  [{"chosen": [...], "rejected": [...], "margin_helpful": 0.5, ...}]     the columns of its own
+    rows(view, "preference")   ->  the same with the prompt and the lineage columns, `view.base`, before them
 
 Pairs hold positions in `scored.rollouts`. Margins are always computed from the rewards, so a row can't contradict them.
 
@@ -51,10 +52,12 @@ class View:
         self.scored = scored
         self.plan = plan
         self._picks: dict[tuple[str, tuple[str, ...]], Pair | None] = {}
+        self._named: dict[str, list[Row]] = {}
+        self._lengths: dict[int, int] = {}
 
     @cached_property
     def base(self) -> Row:
-        """The lineage columns, the same in every row of this prompt and arm."""
+        """The prompt and the lineage columns, the same in every row of this prompt and arm."""
         s, p, o = self.scored, self.scored.prompt, self.plan.origin
         return {
             "prompt": list(s.messages), "prompt_id": p.prompt_id, "source_prompt": source_prompt(p.messages),
@@ -78,44 +81,67 @@ class View:
             self._picks[key] = self.plan.pick(self.scored, target, aligned)
         return self._picks[key]
 
-    def reward_columns(self, pattern: str, position: int) -> Row:
-        """One rollout's reward per dimension, under the pattern's names."""
-        return {pattern.format(d): r[position] for d, r in zip(self.plan.dims, self.rewards, strict=True)}
+    def named(self, pattern: str) -> list[Row]:
+        """Per rollout its rewards, under the pattern's names."""
+        if pattern not in self._named:
+            names = [pattern.format(d) for d in self.plan.dims]
+            self._named[pattern] = [dict(zip(names, values, strict=True)) for values in zip(*self.rewards, strict=True)]
+        return self._named[pattern]
+
+    def length(self, position: int) -> int:
+        """Tokens of one rollout's text."""
+        if position not in self._lengths:
+            self._lengths[position] = n_tokens(self.scored.rollouts[position].text)
+        return self._lengths[position]
+
+    @cached_property
+    def pairs(self) -> list[Row]:
+        """The rows of the run's own pairs, for the configs that share them."""
+        pairs = self.scored.pairs
+        return [_pair_row(self, pair, self.plan.origin.selector, 1.0 / len(pairs)) for pair in pairs]
+
+
+def rows(view: View, config: str) -> list[Row]:
+    """Complete rows of a config, lineage included.
+
+    Raises:
+        KeyError: there is no such config.
+    """
+    return [{**view.base, **own} for own in builders(view.plan.dims, view.plan.stages)[config](view)]
 
 
 def preference(view: View) -> list[Row]:
     """The pairs of the run's selector."""
-    pairs = view.scored.pairs
-    return [_pair_row(view, pair, view.plan.origin.selector, 1.0 / len(pairs)) for pair in pairs]
+    return view.pairs
 
 
 def reward_modeling(view: View) -> list[Row]:
     """The pairs of `preference` with the total margin as `margin`."""
-    return [{**row, "margin": row["margin_total"]} for row in preference(view)]
+    return [{**row, "margin": row["margin_total"]} for row in view.pairs]
 
 
 def preference_by(dim: str) -> Callable[[View], list[Row]]:
     """`preference_<dim>`: the largest margin in `dim`, whatever the others do; aligned over the live dimensions."""
 
-    def rows(view: View) -> list[Row]:
+    def of(view: View) -> list[Row]:
         picks = {d: view.pick(d, ()) for d in view.plan.live}
         pair = picks.get(dim)
         if pair is None or not all(picks.values()):
             return []
         return [{**_pair_row(view, pair, "lexi", 1.0), "dimension": dim}]
 
-    return rows
+    return of
 
 
 def stage(number: int, dim: str) -> Callable[[View], list[Row]]:
     """`stageK_<dim>`: the largest margin in `dim` among pairs that do not lose in the dimensions aligned before it."""
 
-    def rows(view: View) -> list[Row]:
+    def of(view: View) -> list[Row]:
         aligned = tuple(d for d in view.plan.stages[:number - 1] if d in view.plan.live)
         pair = view.pick(dim, aligned) if dim in view.plan.live else None
         return [] if pair is None else [{**_pair_row(view, pair, "lexi", 1.0), "dimension": dim, "stage": number}]
 
-    return rows
+    return of
 
 
 def unpaired(view: View) -> list[Row]:
@@ -128,25 +154,24 @@ def unpaired(view: View) -> list[Row]:
     for i, rollout in enumerate(view.scored.rollouts):
         label = None if degenerate(rollout) else _label([(r[i], floor, grey) for r, floor, grey in judged])
         if label is not None:
-            out.append({**view.base, "completion": answer(rollout.text), "label": label, **view.reward_columns("reward_{}", i)})
+            out.append({"completion": answer(rollout.text), "label": label, **view.named("reward_{}")[i]})
     return out
 
 
 def prompt_only(view: View) -> list[Row]:
-    """The prompt alone."""
-    return [view.base]
+    """The prompt alone: no columns of its own."""
+    return [{}]
 
 
 def scored(view: View) -> list[Row]:
     """The canonical table: all answers of the prompt with all their rewards, and which of them were paired."""
     s = view.scored
     return [{
-        **view.base,
         "completions": [r.text for r in s.rollouts],
         **{f"rewards_{d}": list(r) for d, r in zip(view.plan.dims, view.rewards, strict=True)},
         "flags": [[*r.flags, "error"] if r.error is not None and "error" not in r.flags else list(r.flags) for r in s.rollouts],
         "finish_reasons": [r.finish_reason for r in s.rollouts],
-        "lengths": [n_tokens(r.text) for r in s.rollouts],
+        "lengths": [view.length(i) for i in range(len(s.rollouts))],
         "pair_chosen": [p.chosen for p in s.pairs],
         "pair_rejected": [p.rejected for p in s.pairs],
         "selector": view.plan.origin.selector,
@@ -155,7 +180,7 @@ def scored(view: View) -> list[Row]:
 
 def multilabel(view: View) -> list[Row]:
     """One row per answer that is not degenerate and has a score in some dimension."""
-    return [{**view.base, "response": rollout.text, **view.reward_columns("score_{}", i)}
+    return [{"response": rollout.text, **view.named("score_{}")[i]}
             for i, rollout in enumerate(view.scored.rollouts)
             if not degenerate(rollout) and any(r[i] is not None for r in view.rewards)]
 
@@ -163,8 +188,8 @@ def multilabel(view: View) -> list[Row]:
 def sft(view: View) -> list[Row]:
     """The chosen answers."""
     s = view.scored
-    return [{**view.base, "completion": answer(s.rollouts[p.chosen].text), **view.reward_columns("reward_{}", p.chosen),
-             "pair_id": pair_id(s, p)} for p in s.pairs]
+    return [{"completion": answer(s.rollouts[p.chosen].text), **view.named("reward_{}")[p.chosen], "pair_id": pair_id(s, p)}
+            for p in s.pairs]
 
 
 def builders(dims: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, Callable[[View], list[Row]]]:
@@ -178,24 +203,22 @@ def builders(dims: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, Callab
     }
 
 
-def fault(row: Row, plan: Plan) -> str | None:
-    """What is wrong with a pair's row, or None: the laws that every published pair obeys."""
+def fault(row: Row, scored: Scored, dims: tuple[str, ...]) -> str | None:
+    """What is wrong with a pair's own columns, or None: the laws that every published pair obeys."""
     if row["chosen"] == row["rejected"]:
         return "chosen and rejected are the same text"
     if "dimension" in row:
         margin = row[f"margin_{row['dimension']}"]
-        return None if isinstance(margin, float) and margin > 0 else f"margin_{row['dimension']} is {margin}, not positive"
+        return None if _positive(margin) else f"margin_{row['dimension']} is {margin}, not positive"
     if not str(row["selector"]).startswith("dominance"):
         return None
-    binding = row["binding_dims"]
-    for dim in plan.dims:
+    for dim in dims:
         margin = row[f"margin_{dim}"]
-        if isinstance(binding, list) and dim in binding and not (isinstance(margin, float) and margin > 0):
+        if dim in scored.binding_dims and not _positive(margin):
             return f"margin_{dim} is {margin}, not positive, although {dim} is binding"
         if isinstance(margin, float) and margin < 0:
             return f"margin_{dim} is {margin}, negative"
-    total = row["margin_total"]
-    return None if isinstance(total, float) and total > 0 else f"margin_total is {total}, not positive"
+    return None if _positive(row["margin_total"]) else f"margin_total is {row['margin_total']}, not positive"
 
 
 def source_prompt(messages: Messages) -> str:
@@ -234,16 +257,21 @@ def _label(verdicts: list[tuple[float | None, float, float]]) -> bool | None:
     return True if verdicts and all(r is not None and r >= floor for r, floor, _ in verdicts) else None
 
 
+def _positive(margin: Value) -> bool:
+    return isinstance(margin, float) and margin > 0
+
+
 def _pair_row(view: View, pair: Pair, selector: str, weight: float) -> Row:
-    s = view.scored
-    chosen, rejected = s.rollouts[pair.chosen].text, s.rollouts[pair.rejected].text
-    margins = [None if (a := r[pair.chosen]) is None or (b := r[pair.rejected]) is None else float(a - b) for r in view.rewards]
+    s, dims, i, j = view.scored, view.plan.dims, pair.chosen, pair.rejected
+    margins = [None if (a := r[i]) is None or (b := r[j]) is None else float(a - b) for r in view.rewards]
     known = [m for m in margins if m is not None]
-    return {
-        **view.base, "chosen": answer(chosen), "rejected": answer(rejected), "pair_id": pair_id(s, pair),
-        **view.reward_columns("chosen_reward_{}", pair.chosen), **view.reward_columns("rejected_reward_{}", pair.rejected),
-        **{f"margin_{d}": m for d, m in zip(view.plan.dims, margins, strict=True)},
-        **{f"margin_confirmed_{d}": pair.margins_confirmed.get(d) for d in view.plan.dims},
+    row: Row = {
+        "chosen": answer(s.rollouts[i].text), "rejected": answer(s.rollouts[j].text), "pair_id": pair_id(s, pair),
+        **view.named("chosen_reward_{}")[i], **view.named("rejected_reward_{}")[j],
         "margin_total": sum(known) if known else None, "selector": selector, "score": pair.score, "weight": weight,
-        "len_chosen": n_tokens(chosen), "len_rejected": n_tokens(rejected),
+        "len_chosen": view.length(i), "len_rejected": view.length(j),
     }
+    for dim, margin in zip(dims, margins, strict=True):
+        row[f"margin_{dim}"] = margin
+        row[f"margin_confirmed_{dim}"] = pair.margins_confirmed.get(dim)
+    return row

@@ -9,7 +9,6 @@ Everything goes into a sibling folder that takes the place of the old one at the
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -162,8 +161,7 @@ class _Background:
 def _write_all(scored: Callable[[], Iterable[Scored]], settings: BuildSettings, origin: Origin, manifest: Mapping[str, Any],
                floors: Mapping[str, float], pick: Pick, out: Path, wanted: list[str]) -> FolderResult:
     dims = tuple(settings.dimensions)
-    with contextlib.closing(_generator(scored())) as rows:
-        survey = _survey(rows, dims, settings.publish.test_share)
+    survey = _survey(scored(), dims, settings.publish.test_share)
     plan = Plan(dims=dims, origin=origin, pick=pick, floors=dict(floors), grey=_grey(manifest, dims), live=survey.live,
                 stages=tuple(d for d in settings.publish.stage_order if d in dims))
     makers = {name: make for name, make in configs.builders(dims, plan.stages).items() if name in wanted}
@@ -176,11 +174,12 @@ def _write_all(scored: Callable[[], Iterable[Scored]], settings: BuildSettings, 
             p = s.prompt
             is_test = split_share(p.group) < settings.publish.test_share or p.group == survey.forced_test
             rows_by_source[p.source_dataset, p.source_config, p.source_revision, p.source_licence] += 1
-            for name, made, n_bytes in _rows_of(s, plan, makers, too_large):
+            view = View(s, plan)
+            for name, made, n_bytes in _rows_of(view, makers, too_large):
                 key = (name, "test" if is_test else "train")
                 if key not in writers:
                     writers[key] = ShardWriter(out / name, key[1], schemas.schema(name, dims), background.submit)
-                writers[key].add(made, n_bytes)
+                writers[key].add(view.base, made, n_bytes)
         for writer in writers.values():
             writer.close()
     finally:
@@ -194,29 +193,36 @@ def _write_all(scored: Callable[[], Iterable[Scored]], settings: BuildSettings, 
     return result
 
 
-def _rows_of(s: Scored, plan: Plan, makers: Mapping[str, Callable[[View], list[Row]]],
+def _rows_of(view: View, makers: Mapping[str, Callable[[View], list[Row]]],
              too_large: Counter[str]) -> Iterator[tuple[str, list[Row], int]]:
     """(config, rows, bytes of text) of one prompt; rows over the limit are left out and counted."""
-    view = View(s, plan)
-    size = sum(len(r.text) for r in s.rollouts) + 2 * sum(len(m["content"]) for m in (*s.messages, *s.prompt.messages))
+    s = view.scored
+    n_chars = sum(len(r.text) for r in s.rollouts) + 2 * sum(len(m["content"]) for m in (*s.messages, *s.prompt.messages))
     made = {name: make(view) for name, make in makers.items()}
-    sizes: dict[str, int] = {}
-    if size > _SMALL:
-        for name, rows in made.items():
-            measured = [(row, _size(row)) for row in rows]
-            made[name] = [row for row, n in measured if n <= MAX_ROW_BYTES]
-            sizes[name] = sum(n for _, n in measured if n <= MAX_ROW_BYTES)
-            too_large[name] += len(rows) - len(made[name])
-        aligned = [name for name in made if schemas.family_of(name) == "by_dim"]
-        if any(too_large[name] for name in aligned) and not all(made[name] for name in aligned):
-            made.update(dict.fromkeys(aligned, []))
+    sizes = dict.fromkeys(made, n_chars)
+    if n_chars > _SMALL:
+        _drop_large(view, made, sizes, too_large)
     for name, rows in made.items():
-        for row in rows if "chosen" in (rows[0] if rows else ()) else ():
-            if (wrong := configs.fault(row, plan)) is not None:
+        for row in rows:
+            if "chosen" in row and (wrong := configs.fault(row, s, view.plan.dims)) is not None:
                 raise PublishError(f"config {name}, prompt {s.prompt.prompt_id}, arm {s.arm}: {wrong}; the selector "
                                    f"{row['selector']!r} broke its rule, so nothing was written")
         if rows:
-            yield name, rows, sizes.get(name, size)
+            yield name, rows, sizes[name]
+
+
+def _drop_large(view: View, made: dict[str, list[Row]], sizes: dict[str, int], too_large: Counter[str]) -> None:
+    """Leave out rows over the limit; of the aligned configs all or none."""
+    base = _size(view.base)
+    before = {name: len(rows) for name, rows in made.items()}
+    for name, rows in made.items():
+        measured = [(row, base + _size(row)) for row in rows]
+        made[name] = [row for row, n in measured if n <= MAX_ROW_BYTES]
+        sizes[name] = sum(n for _, n in measured if n <= MAX_ROW_BYTES)
+    aligned = [name for name in made if schemas.family_of(name) == "by_dim"]
+    if not all(made[name] for name in aligned):
+        made.update((name, []) for name in aligned)
+    too_large.update({name: n - len(made[name]) for name, n in before.items() if n > len(made[name])})
 
 
 def _size(value: Any) -> int:
@@ -247,10 +253,6 @@ def _grey(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> dict[str, float
 
 def _clean_origin(origin: Origin) -> Origin:
     return replace(origin, policy=scrub_text(origin.policy), judge=scrub_text(origin.judge), rewriter=scrub_text(origin.rewriter))
-
-
-def _generator(rows: Iterable[Scored]) -> Iterator[Any]:
-    yield from rows
 
 
 def _write_card(out: Path, settings: BuildSettings, plan: Plan, manifest: Mapping[str, Any], result: FolderResult,

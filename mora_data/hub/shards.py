@@ -34,15 +34,17 @@ class ShardWriter:
         self._folder, self._split, self._schema = folder, split, schema
         self._submit, self._shard_bytes = submit, shard_bytes
         self._rows: list[Row] = []
+        self._bases: list[Row] = []
         self._bytes = 0
         self._parts: list[Path] = []
         self._sink: Any = None
         self._writer: Any = None
         self.n_rows = 0
 
-    def add(self, rows: Sequence[Row], n_bytes: int) -> None:
-        """Take rows that hold about `n_bytes` of text together."""
+    def add(self, base: Row, rows: Sequence[Row], n_bytes: int) -> None:
+        """Take rows that share the columns of `base` and hold about `n_bytes` of text together."""
         self._rows.extend(rows)
+        self._bases.extend([base] * len(rows))
         self._bytes += n_bytes
         self.n_rows += len(rows)
         while len(self._rows) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
@@ -62,9 +64,8 @@ class ShardWriter:
         return final
 
     def _flush(self) -> None:
-        rows, self._rows = self._rows[:BATCH_ROWS], self._rows[BATCH_ROWS:]
-        self._bytes = 0
-        batch = to_batch(rows, self._schema)
+        batch = to_batch(self._bases[:BATCH_ROWS], self._rows[:BATCH_ROWS], self._schema)
+        self._rows, self._bases, self._bytes = self._rows[BATCH_ROWS:], self._bases[BATCH_ROWS:], 0
         self._submit(lambda: self._write(batch))
 
     def _write(self, batch: pa.RecordBatch) -> None:
@@ -85,9 +86,25 @@ class ShardWriter:
             self._writer = self._sink = None
 
 
-def to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
-    """The rows as columns of the schema; lone surrogates, which UTF-8 can't hold, become U+FFFD."""
-    return pa.record_batch([_array([row[f.name] for row in rows], f.type) for f in schema], schema=schema)
+def to_batch(bases: Sequence[Row], rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
+    """The rows as columns of the schema; `bases[i]` holds the columns that row i shares with its neighbours.
+
+    Lone surrogates, which UTF-8 can't hold, become U+FFFD.
+    """
+    starts = [i for i, base in enumerate(bases) if i == 0 or base is not bases[i - 1]]
+    distinct = [bases[i] for i in starts]
+    repeats = None
+    if len(starts) < len(rows):
+        ends = [*starts[1:], len(rows)]
+        repeats = pa.array([k for k, (first, last) in enumerate(zip(starts, ends, strict=True)) for _ in range(last - first)])
+    columns = []
+    for field in schema:
+        if distinct and field.name in distinct[0]:
+            column = _array([base[field.name] for base in distinct], field.type)
+            columns.append(column if repeats is None else column.take(repeats))
+        else:
+            columns.append(_array([row[field.name] for row in rows], field.type))
+    return pa.record_batch(columns, schema=schema)
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
