@@ -1,0 +1,107 @@
+"""The dataset folder from N scored prompts, beside a floor: pyarrow writing the same columns, already built.
+
+    python benchmarks/publish.py [--prompts 100000] [--answers 16] [--words 60] [--configs all] [--floor-prompts 5000]
+
+Rows are made lazily; making them is timed alone and taken off. MB are bytes of Arrow columns, the same for both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mora_data.config import build_settings
+from mora_data.hub.folder import write_dataset
+from mora_data.text import digest
+from mora_data.types import Origin, Pair, Prompt, Rollout, Scored
+
+CLOCK = time.process_time  # CPU seconds of all threads: comparable on a busy machine
+DIMS = ("helpful", "harmless", "truthful")
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+WORDS = ("the a of to in safe careful question people should consider first, then ask. However, doctor's advice matters: "
+         "measure twice and write down what you see; never guess when it is dangerous!").split()
+
+
+def make(n: int, answers: int, words: int) -> Iterator[Scored]:
+    """`n` scored prompts with `answers` different texts each; answer 0 beats answer 1."""
+    rng = random.Random(0)
+    pool = [" ".join(rng.choices(WORDS, k=words)) for _ in range(997)]
+    for i in range(n):
+        pid = digest("prompt", str(i))
+        messages = ({"role": "user", "content": f"{pool[i % 997][:120]} {i}?"},)
+        prompt = Prompt(pid, messages, pid, "org/source", "default", "train", "a" * 40, i, "cc-by-4.0", category=f"topic {i % 19}")
+        rollouts = tuple(Rollout(pid, "fused", k, f"{i} {k} {pool[(i * 31 + k * 7) % 997]}", "stop", words) for k in range(answers))
+        rewards = {d: (1.0, 0.25, *(LEVELS[(i * 7 + k * 3 + j) % 5] for k in range(answers - 2))) for j, d in enumerate(DIMS)}
+        pair = Pair(pid, "fused", 0, 1, 0.42, dict.fromkeys(DIMS, 0.75), dict.fromkeys(DIMS, 0.5))
+        yield Scored(prompt, "fused", messages, "one_dim", "helpful", ("harmless",), ("helpful", "harmless"), rollouts, rewards, (pair,))
+
+
+def pick(scored: Scored, target: str, aligned: tuple[str, ...]) -> Pair | None:
+    """The planted pair: choosing is not what is timed here."""
+    return scored.pairs[0]
+
+
+def floor(folder: Path, out: Path) -> float:
+    """Seconds that pyarrow takes to write the folder's tables, held in memory, with the same options."""
+    seconds = 0.0
+    for path in sorted(folder.glob("*/*.parquet")):
+        table = pq.read_table(path, partitioning=None)
+        start = CLOCK()
+        with pq.ParquetWriter(out / "floor.parquet", table.schema, compression="zstd", write_page_index=True) as writer:
+            writer.write_table(table, row_group_size=1000)
+        seconds += CLOCK() - start
+    return seconds
+
+
+def columns_mb(folder: Path) -> float:
+    """Bytes of the folder's columns in memory, in MB."""
+    return sum(batch.nbytes for path in folder.glob("*/*.parquet") for batch in pq.ParquetFile(path).iter_batches(1000)) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--prompts", type=int, default=100_000)
+    parser.add_argument("--answers", type=int, default=16)
+    parser.add_argument("--words", type=int, default=60)
+    parser.add_argument("--configs", default="all", help="all, or names separated by commas")
+    parser.add_argument("--floor-prompts", type=int, default=5_000)
+    args = parser.parse_args()
+    configs = "all" if args.configs == "all" else args.configs.split(",")
+    settings = build_settings({"name": "bench", "source": {"kind": "jsonl"}, "publish": {"configs": configs}})
+    origin = Origin("org/policy", "org/judge", "org/policy", "dominance_hv", False, 0)
+
+    def build(n: int, out: Path) -> float:
+        start = CLOCK()
+        write_dataset(lambda: make(n, args.answers, args.words), settings, origin, {}, dict.fromkeys(DIMS, 0.75), pick, out)
+        seconds = CLOCK() - start
+        start = CLOCK()
+        for _ in make(n, args.answers, args.words):
+            pass
+        return seconds - (CLOCK() - start)
+
+    with tempfile.TemporaryDirectory() as tmp:
+        begun = time.perf_counter()
+        seconds = build(args.prompts, Path(tmp) / "dataset")
+        wall = time.perf_counter() - begun
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        disk = sum(f.stat().st_size for f in Path(tmp).glob("dataset/*/*.parquet")) / 1e6
+        megabytes = columns_mb(Path(tmp) / "dataset")
+        print(f"{args.prompts:,} prompts x {args.answers} answers x {len(DIMS)} dimensions, configs {args.configs}: {seconds:.1f} s of CPU ({wall:.1f} s), "
+              f"{megabytes:,.0f} MB of columns ({disk:,.0f} MB on disk), {megabytes / seconds:.0f} MB/s, peak {peak:.0f} MB")
+        small = min(args.floor_prompts, args.prompts)
+        ours = seconds * small / args.prompts if small == args.prompts else build(small, Path(tmp) / "small")
+        folder = Path(tmp) / ("dataset" if small == args.prompts else "small")
+        bare = floor(folder, Path(tmp))
+        print(f"floor, {small:,} prompts: pyarrow alone {bare:.2f} s, this {ours:.2f} s, ratio {ours / bare:.2f} (pyarrow {pa.__version__})")
+
+
+if __name__ == "__main__":
+    main()
