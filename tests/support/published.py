@@ -1,0 +1,62 @@
+"""A small dataset folder in the published layout, with generated harmless text: what a recipe trains on.
+
+    folder/README.md                                    YAML header that declares the configs
+    folder/preference/train-00000-of-00001.parquet      prompt, chosen, rejected (message lists) and extra columns
+    folder/prompt_only/train-00000-of-00001.parquet     no pairs: for the error about missing columns
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+THINGS = ["tea", "a kite", "a map", "the tide", "a garden", "a letter", "the piano", "bread", "a bicycle", "snow"]
+
+HEADER = """---
+configs:
+- config_name: preference
+  default: true
+  data_files:
+  - {split: train, path: preference/train-*}
+  - {split: test, path: preference/test-*}
+- config_name: prompt_only
+  data_files:
+  - {split: train, path: prompt_only/train-*}
+---
+# Pairs for tests
+"""
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+SCHEMA = pa.schema([("prompt_id", pa.string()), ("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES),
+                    ("margin_total", pa.float64()), ("target_dims", pa.list_(pa.string())), ("simulated", pa.bool_())])  # fmt: skip
+
+
+def pair(rng: random.Random, i: int) -> dict[str, object]:
+    """One row: the chosen answer goes into the matter, the rejected one brushes the question off."""
+    thing, other = rng.sample(THINGS, 2)
+    chosen = f"Start with {thing}, take your time, and check each step. If it does not work, {other} may help too."
+    rejected = rng.choice([f"Whatever, {thing} is boring.", "I don't know and I don't care.", f"Ask someone else about {thing}."])
+    return {"prompt_id": f"{i:016x}", "margin_total": rng.random(), "target_dims": ["helpful"], "simulated": True,
+            "prompt": [{"role": "user", "content": f"How do I get better with {thing}, question {i}?"}],
+            "chosen": [{"role": "assistant", "content": chosen}], "rejected": [{"role": "assistant", "content": rejected}]}  # fmt: skip
+
+
+def write_dataset(folder: Path, train: int = 96, test: int = 16, seed: int = 0) -> Path:
+    """Write the folder; the same arguments write the same rows."""
+    rng = random.Random(seed)
+    rows = [pair(rng, i) for i in range(train + test)]
+    write_table(folder, "preference", "train", pa.Table.from_pylist(rows[:train], SCHEMA))
+    write_table(folder, "preference", "test", pa.Table.from_pylist(rows[train:], SCHEMA))
+    write_table(folder, "prompt_only", "train", pa.Table.from_pylist(rows, SCHEMA).select(["prompt_id", "prompt"]))
+    (folder / "README.md").write_text(HEADER, "utf-8")
+    return folder
+
+
+def write_table(folder: Path, config: str, split: str, table: pa.Table) -> None:
+    """One Parquet file of one config."""
+    path = folder / config / f"{split}-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
