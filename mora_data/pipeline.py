@@ -345,7 +345,7 @@ class Builder:
             "source": {"kind": s.source.kind, **{k: before["identity"].get(k) for k in ("dataset", "config", "split", "revision")},
                        "licence": self._licence()},
             "counts": _counts_tree(self._counts, STAGES), "notes": self._notes,
-            "templates": self._templates, "reference": {k: v for k, v in self._reference.items() if k != "basis"},
+            "templates": self._templates, "reference": _published_reference(self._reference),
             "models": {r: e.model for r, e in self._engines.items()},
             "simulated": any(e.simulated for e in self._engines.values()) if self._engines else None,
             "pairs": self.summary.pairs}
@@ -375,6 +375,14 @@ class Builder:
 def dataset_parts(run_dir: Path) -> list[Part]:
     """The partitions of a run that its mining still counts."""
     return parts_of(run_dir)[:read_json(run_dir / "mine.json").get("n_parts")]
+
+
+def _published_reference(reference: Mapping[str, Any]) -> dict[str, Any]:
+    """The reference as the manifest has it: one mapping by dimension for each quantity."""
+    noise: Mapping[str, Mapping[str, Any]] = reference.get("noise", {})
+    by = {name: {d: v[key] for d, v in noise.items()} for name, key in
+          (("noise", "sigma"), ("reliability", "reliability"), ("scored_twice", "n"), ("noise_measured", "measured"))}
+    return {**by, **{k: reference[k] for k in ("floors", "n_rollouts", "provisional") if k in reference}} if noise else {}
 
 
 def _hash(tree: Any) -> str:

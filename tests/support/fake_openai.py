@@ -1,0 +1,142 @@
+"""A loopback server that speaks enough of the OpenAI chat protocol to test an engine: n, seed, usage, faults.
+
+It stands in for servers that can't be made to fail on command. The text of choice i depends on messages, model,
+temperature and seed + i, as on vLLM. A `script` decides what a request gets instead: a function of (body, how often this
+body was asked) that returns a Fault or None.
+
+    with FakeOpenAI(script=lambda body, time: Fault(status=429) if time == 1 else None) as server:
+        server.base_url
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+
+@dataclass
+class Fault:
+    """What a request gets instead of its answer. `drop`: closed, "before" or in the "middle" of the body."""
+
+    status: int = 200
+    body: bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    drop: str = ""
+    choices: int | None = None  # answer with this many choices
+    text: str | None = None
+    finish_reason: str = "stop"
+    hang: bool = False
+
+
+Script = Callable[[dict[str, Any], int], "Fault | None"]
+
+
+class FakeOpenAI:
+    """The server, in a thread. `requests` holds every chat body it read, in order."""
+
+    def __init__(self, script: Script | None = None, models: tuple[str, ...] = ("fake",), max_n: int | None = None) -> None:
+        self.script, self.models, self.max_n = script, models, max_n
+        self.requests: list[dict[str, Any]] = []
+        self.answered: Counter[str] = Counter()
+        self.times: Counter[str] = Counter()
+        self.lock = threading.Lock()
+        self.released = threading.Event()
+        handler = type("Handler", (_Handler,), {"fake": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self.base_url = f"http://127.0.0.1:{self.port}/v1"
+
+    def __enter__(self) -> FakeOpenAI:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def repeated(self) -> int:
+        """Answers given more than once to the same body."""
+        return sum(n - 1 for n in self.answered.values())
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = 65536
+    fake: FakeOpenAI
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/models"):
+            self._send(200, json.dumps({"object": "list", "data": [{"id": m} for m in self.fake.models]}).encode())
+        else:
+            self._send(404, b'{"error": {"message": "no such path"}}')
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers["content-length"]))
+        body = json.loads(raw)
+        key = hashlib.sha256(raw).hexdigest()
+        with self.fake.lock:
+            self.fake.requests.append(body)
+            self.fake.times[key] += 1
+            time = self.fake.times[key]
+        fault = self.fake.script(body, time) if self.fake.script else None
+        if fault is not None and (fault.hang or fault.drop or fault.body is not None or fault.status != 200):
+            return self._fail(fault)
+        with self.fake.lock:
+            self.fake.answered[key] += 1
+        self._send(200, json.dumps(self._completion(body, fault or Fault())).encode())
+
+    def _completion(self, body: dict[str, Any], fault: Fault) -> dict[str, Any]:
+        n = int(body.get("n") or 1)
+        n = min(n, self.fake.max_n) if self.fake.max_n else n
+        n = n if fault.choices is None else fault.choices
+        choices = [{"index": i, "finish_reason": fault.finish_reason,
+                    "message": {"role": "assistant", "content": fault.text if fault.text is not None else answer(body, i)}}
+                   for i in range(n)]
+        return {"id": "x", "object": "chat.completion", "model": body.get("model"), "choices": choices,
+                "usage": {"prompt_tokens": 10, "completion_tokens": 5 * n, "total_tokens": 10 + 5 * n}}
+
+    def _fail(self, fault: Fault) -> None:
+        if fault.hang:
+            self.fake.released.wait(30)
+            self.close_connection = True
+            return
+        if fault.drop:
+            if fault.drop == "middle":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n{\"choices\": [")
+                self.wfile.flush()
+            self.close_connection = True
+            return
+        body = fault.body if fault.body is not None else json.dumps({"error": {"message": f"told to say {fault.status}"}}).encode()
+        self._send(fault.status, body, fault.headers)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def answer(body: dict[str, Any], i: int) -> str:
+    """The text of choice i: a verdict for a judge's question, words for another."""
+    seed = int(body.get("seed") or 0) + i
+    said = json.dumps([body.get("messages"), body.get("model"), body.get("temperature"), seed], sort_keys=True)
+    h = hashlib.sha256(said.encode()).digest()
+    if "judge" in str(body.get("model")) or "response_format" in body:
+        return json.dumps({"score": 1 + h[0] % 5})
+    return " ".join(WORDS[b % len(WORDS)] for b in h[: 8 + h[1] % 20])
+
+
+WORDS = "ask bring check drink eat find give hear invite join keep learn make note open plan read see take use".split()

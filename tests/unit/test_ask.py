@@ -1,0 +1,259 @@
+"""Asking: keys, replay, top-ups, retries and the faults of an endpoint, against a loopback server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mora_data.config import RoleSettings
+from mora_data.engines import openai
+from mora_data.engines.ask import Asker
+from mora_data.engines.engine import Usage
+from mora_data.engines.key import base_key, encode
+from mora_data.engines.openai import Endpoint, HttpEngine
+from mora_data.errors import EndpointError, Owed
+from mora_data.store.log import AnswerLog
+from mora_data.types import Answer, Message, Request, Sampling
+from tests.support.fake_openai import FakeOpenAI, Fault, Script
+
+REQUEST = Request("policy", (Message(role="user", content="What is tea?"),), Sampling(1.0, 0.95, 64), "presample", "p1", n=4)
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.0)
+
+
+@contextmanager
+def opened(tmp_path: Path, server: FakeOpenAI, **settings: Any) -> Iterator[tuple[Any, Usage]]:
+    """A function that asks requests through a log in `tmp_path`, each call in a loop of its own."""
+    usage = Usage()
+
+    def ask(*requests: Request) -> list[list[Answer]]:
+        async def run() -> list[list[Answer]]:
+            role = RoleSettings(base_url=server.base_url, model="fake", **settings)
+            engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
+            log = AnswerLog(tmp_path / "answers.log")
+            try:
+                asker = Asker({"policy": engine}, log, 0, usage)
+                return [await asker(r) for r in requests]
+            finally:
+                log.close()
+                await engine.close()
+
+        return asyncio.run(run())
+
+    yield ask, usage
+
+
+def test_golden_key() -> None:
+    """Keys are a contract with every log on disk: a change here makes users pay twice."""
+    canon = encode(REQUEST, "m", {})
+    assert canon == (b'{"max_tokens":64,"messages":[{"content":"What is tea?","role":"user"}],"model":"m",'
+                     b'"temperature":1.0,"top_p":0.95}')
+    assert base_key(canon, "presample", 7, None).hex() == "9428539ac9555036f7e5aa26"
+
+
+def test_key_holds_what_changes_the_answer_and_nothing_else() -> None:
+    base = base_key(encode(REQUEST, "m", {}), REQUEST.purpose, 1, None)
+    others = [(replace(REQUEST, sampling=replace(REQUEST.sampling, temperature=0.5)), "m", {}, 1, None),
+              (REQUEST, "m2", {}, 1, None), (REQUEST, "m", {"top_k": 5}, 1, None), (REQUEST, "m", {}, 2, None),
+              (REQUEST, "m", {}, 1, "rev"), (replace(REQUEST, purpose="confirm"), "m", {}, 1, None)]
+    keys = {base_key(encode(r, m, e), r.purpose, s, rev) for r, m, e, s, rev in others}
+    assert len(keys) == len(others) and base not in keys
+    assert base_key(encode(replace(REQUEST, n=9, first=4), "m", {}), REQUEST.purpose, 1, None) == base
+
+
+def test_n_samples_in_one_request_then_all_from_the_log(tmp_path: Path) -> None:
+    with FakeOpenAI() as server, opened(tmp_path, server) as (ask, usage):
+        first = ask(REQUEST)
+        assert len({a.text for a in first[0]}) == 4
+        assert [r["n"] for r in server.requests] == [4]
+        assert ask(REQUEST) == first
+        assert len(server.requests) == 1 and usage.requests == 1 and usage.replayed == 4
+        assert (usage.tokens_in, usage.tokens_out) == (10, 20)
+
+
+def test_growing_k_asks_only_the_new_samples(tmp_path: Path) -> None:
+    with FakeOpenAI() as server, opened(tmp_path, server) as (ask, _):
+        (few,), (many,) = ask(REQUEST), ask(replace(REQUEST, n=12))
+        assert many[:4] == few
+        assert [r["n"] for r in server.requests] == [4, 8]
+        assert server.requests[1]["seed"] == server.requests[0]["seed"] + 4
+        assert len({a.text for a in many}) == 12
+
+
+@pytest.mark.parametrize("per_request", [1, 3, 4])
+def test_n_per_request_splits(tmp_path: Path, per_request: int) -> None:
+    with FakeOpenAI() as server, opened(tmp_path, server, n_per_request=per_request) as (ask, _):
+        (answers,) = ask(REQUEST)
+        assert sorted(r["n"] for r in server.requests) == sorted([per_request] * (4 // per_request) + [4 % per_request] * (4 % per_request > 0))
+        assert len({a.text for a in answers}) == 4
+
+
+def test_server_that_ignores_n_is_topped_up(tmp_path: Path) -> None:
+    with FakeOpenAI(max_n=1) as server, opened(tmp_path, server) as (ask, _):
+        (answers,) = ask(REQUEST)
+        assert len({a.text for a in answers}) == 4
+        assert [r["n"] for r in server.requests] == [4, 1, 1, 1]
+        assert ask(REQUEST) == [answers] and len(server.requests) == 4
+
+
+def test_cut_in_the_middle_of_topping_up_asks_for_the_same_samples(tmp_path: Path) -> None:
+    def short(body: dict[str, Any], time: int) -> Fault | None:
+        return Fault(choices=2) if body["n"] > 1 else None
+
+    with FakeOpenAI(short) as server, opened(tmp_path / "whole", server) as (ask, _):
+        (whole,) = ask(replace(REQUEST, n=6))
+    raw = (tmp_path / "whole" / "answers.log").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "answers.log").write_bytes(raw[0] + raw[3])
+    with FakeOpenAI(short) as server, opened(tmp_path / "cut", server) as (ask, _):
+        assert ask(replace(REQUEST, n=6)) == [whole]
+        assert [r["n"] for r in server.requests] == [1, 1, 1]
+
+
+def test_more_choices_than_asked_are_left_out(tmp_path: Path) -> None:
+    with FakeOpenAI(lambda b, t: Fault(choices=9)) as server, opened(tmp_path, server) as (ask, _):
+        assert len(ask(REQUEST)[0]) == 4 and len(server.requests) == 1
+
+
+PASSING: dict[str, Script] = {
+    "429": lambda b, t: Fault(429, headers={"retry-after": "0"}) if t == 1 else None,
+    "500": lambda b, t: Fault(500) if t <= 2 else None,
+    "503 html": lambda b, t: Fault(503, b"<html>busy</html>") if t == 1 else None,
+    "408": lambda b, t: Fault(408) if t == 1 else None,
+    "closed before": lambda b, t: Fault(drop="before") if t == 1 else None,
+    "closed in the middle": lambda b, t: Fault(drop="middle") if t == 1 else None,
+    "200 html": lambda b, t: Fault(200, b"<html>login</html>") if t == 1 else None,
+    "200 truncated json": lambda b, t: Fault(200, b'{"choices": [{"index": 0, "mess') if t == 1 else None,
+    "200 not utf-8": lambda b, t: Fault(200, b'{"choices": [{"message": {"content": "\xff\xfe"}}]}') if t == 1 else None,
+    "200 no choices": lambda b, t: Fault(choices=0) if t == 1 else None,
+    "200 list": lambda b, t: Fault(200, b"[]") if t == 1 else None,
+    "200 null": lambda b, t: Fault(200, b"null") if t == 1 else None,
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_faults_that_pass(tmp_path: Path, name: str) -> None:
+    with FakeOpenAI() as server, opened(tmp_path / "clean", server) as (ask, _):
+        clean = ask(REQUEST)
+    with FakeOpenAI(PASSING[name]) as server, opened(tmp_path / "faulty", server) as (ask, usage):
+        assert ask(REQUEST) == clean
+        assert server.repeated() == (1 if name == "200 no choices" else 0)
+        assert usage.requests == len(server.requests) and sum(usage.retries.values()) == len(server.requests) - 1
+
+
+def test_hang_past_the_timeout(tmp_path: Path) -> None:
+    with FakeOpenAI(lambda b, t: Fault(hang=True) if t == 1 else None) as server, \
+            opened(tmp_path, server, timeout_s=0.3) as (ask, usage):
+        assert len(ask(REQUEST)[0]) == 4
+        assert usage.retries == {"timeout": 1}
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_permanent_failure_is_logged_and_never_asked_again(tmp_path: Path, status: int) -> None:
+    with FakeOpenAI(lambda b, t: Fault(status)) as server, opened(tmp_path, server) as (ask, usage):
+        (answers,) = ask(REQUEST)
+        assert {a.error for a in answers} == {f"HTTP {status}: told to say {status}"}
+        assert ask(REQUEST) == [answers] and len(server.requests) == 1
+        assert usage.failed == {str(status): 1}
+
+
+@pytest.mark.parametrize(("status", "says"), [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "--model")])
+def test_unusable_endpoint_stops_the_run_in_one_line(tmp_path: Path, status: int, says: str) -> None:
+    with FakeOpenAI(lambda b, t: Fault(status)) as server, opened(tmp_path, server) as (ask, _):
+        with pytest.raises(EndpointError, match=says) as caught:
+            ask(REQUEST)
+        assert "\n" not in str(caught.value)
+
+
+def test_tries_run_out_and_the_row_is_owed(tmp_path: Path) -> None:
+    def broken(body: dict[str, Any], time: int) -> Fault | None:
+        return Fault(500) if body["messages"][0]["content"] == "bad" else None
+
+    bad = replace(REQUEST, messages=(Message(role="user", content="bad"),))
+    with FakeOpenAI(broken) as server, opened(tmp_path, server) as (ask, _):
+        with pytest.raises(Owed, match=r"HTTP 500.*8 tries"):
+            ask(REQUEST, bad)
+        server.script = None
+        assert len(ask(REQUEST, bad)[1]) == 4
+        assert server.repeated() == 0
+
+
+def test_dead_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.2)
+    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.05)
+    with FakeOpenAI() as server:
+        pass
+    with opened(tmp_path, server) as (ask, _), pytest.raises(EndpointError, match=r"never answered.*start the server"):
+        ask(REQUEST)
+
+
+def test_name_that_does_not_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.0)
+    server = FakeOpenAI()
+    server._server.server_close()
+    server.base_url = "http://no-such-host.invalid/v1"
+    with opened(tmp_path, server) as (ask, _), pytest.raises(EndpointError, match="never answered"):
+        ask(REQUEST)
+
+
+def test_dies_midway_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.02)
+    other = replace(REQUEST, prompt_id="p2", messages=(Message(role="user", content="other"),))
+
+    def dead(body: dict[str, Any], time: int) -> Fault | None:
+        return Fault(drop="before") if body["messages"][0]["content"] == "other" else None
+
+    with FakeOpenAI(dead) as server, opened(tmp_path, server, give_up_s=0.1) as (ask, _):
+        with pytest.raises(EndpointError, match="has not answered for 0.1 s.*same command again"):
+            ask(REQUEST, other)
+        server.script = None
+        assert len(ask(REQUEST, other)) == 2
+        assert server.repeated() == 0
+
+
+@pytest.mark.parametrize(("fault", "text", "finish"), [
+    (Fault(text=""), "", "stop"), (Fault(text="cut", finish_reason="length"), "cut", "length"),
+    (Fault(text="no", finish_reason="content_filter"), "no", "content_filter"), (Fault(text="x" * 1_000_000), "x" * 1_000_000, "stop")])
+def test_odd_answers_are_kept_as_they_came(tmp_path: Path, fault: Fault, text: str, finish: str) -> None:
+    with FakeOpenAI(lambda b, t: fault) as server, opened(tmp_path, server) as (ask, _):
+        (answers,) = ask(REQUEST)
+        assert {(a.text, a.finish_reason) for a in answers} == {(text, finish)}
+        assert ask(REQUEST) == [answers]
+
+
+def test_the_same_question_at_the_same_time_is_asked_once(tmp_path: Path) -> None:
+    with FakeOpenAI() as server:
+        async def run() -> list[list[Answer]]:
+            role = RoleSettings()
+            usage = Usage()
+            engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
+            log = AnswerLog(tmp_path / "a.log")
+            asker = Asker({"policy": engine}, log, 0, usage)
+            out = await asyncio.gather(*(asker(REQUEST) for _ in range(5)))
+            log.close()
+            await engine.close()
+            return out
+
+        answers = asyncio.run(run())
+        assert len(server.requests) == 1 and all(a == answers[0] for a in answers)
+
+
+def test_reused_connection_closed_by_the_server_is_resent_at_once(tmp_path: Path) -> None:
+    """The server closes kept-alive connections without a word: one resend on a fresh one, counted as a request."""
+    other = replace(REQUEST, prompt_id="p2", messages=(Message(role="user", content="other"),))
+
+    def close_second(body: dict[str, Any], time: int) -> Fault | None:
+        return Fault(drop="before") if body["messages"][0]["content"] == "other" and time == 1 else None
+
+    with FakeOpenAI(close_second) as server, opened(tmp_path, server, concurrency=1) as (ask, usage):
+        ask(REQUEST, other)
+        assert usage.requests == len(server.requests) == 3 and not usage.retries
