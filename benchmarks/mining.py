@@ -2,8 +2,8 @@
 
     python benchmarks/mining.py [--rows 100000] [--plain]
 
-Rows are written to a .jsonl.gz (--plain: .jsonl) in a temporary folder and streamed from there. The floor reads the same
-file with orjson.loads and str.split only. Each run is a process of its own, on one core; peak memory is its own as well.
+Rows are written to a .jsonl.gz (--plain: .jsonl) in a temporary folder and streamed from there. The floor reads the
+same file with orjson.loads and str.split only. Each run is a process of its own, on one core, with its own peak memory.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Literal
 
 import orjson
 
-WORDS = ("how do I keep a small garden alive in a dry summer when water is short and the soil is poor it’s fine to ask "
-         "the neighbour about compost or read a book from the library café bikes loans letters paint roof tools").split()
+TEXT = ("how do I keep a small garden alive in a dry summer when water is short and the soil is poor it's fine to ask "
+        "the neighbour about compost or read a book from the library cafe bikes loans letters paint roof tools")
+WORDS = TEXT.split()
 GOAL_ROWS_PER_S = 20_000
 
 
@@ -32,7 +34,8 @@ def transcript(rng: random.Random, n_turns: int) -> str:
     said = []
     for turn in range(2 * n_turns - 1):
         name = "Assistant" if turn % 2 else "Human"
-        said.append(f"\n\n{name}: {' '.join(rng.choices(WORDS, k=rng.randint(8, 45)))}?")
+        curly = "It’s odd: " if rng.random() < 0.2 else ""  # one turn in five of the real rows is not ASCII
+        said.append(f"\n\n{name}: {curly}{' '.join(rng.choices(WORDS, k=rng.randint(8, 45)))}?")
     return "".join(said)
 
 
@@ -49,10 +52,14 @@ def synthetic(n: int) -> Iterator[bytes]:
                             "rejected": f"{other}\n\nAssistant: {replies[1]}"}) + b"\n"
 
 
+def opened(path: Path, mode: Literal["rb", "wb"]) -> IO[bytes]:
+    """The file, through gzip where its name says so."""
+    return gzip.open(path, mode) if path.suffix == ".gz" else path.open(mode)  # type: ignore[return-value]
+
+
 def write(path: Path, n: int) -> None:
     """The rows as a file."""
-    opened = gzip.open(path, "wb", compresslevel=6) if path.suffix == ".gz" else path.open("wb")
-    with opened as out:
+    with opened(path, "wb") as out:
         out.writelines(synthetic(n))
 
 
@@ -62,8 +69,8 @@ def run_mine(path: Path) -> dict[str, object]:
     from mora_data.stages.mine import MineCounts, mine, open_source
 
     settings = build_settings({"name": "bench", "source": {"kind": "hh-rlhf"}})
-    opened, counts = open_source(settings, sample=False, data=[path]), MineCounts()
-    for _ in mine(opened, settings, counts):
+    counts = MineCounts()
+    for _ in mine(open_source(settings, sample=False, data=[path]), settings, counts):
         pass
     return counts.as_dict()
 
@@ -71,7 +78,7 @@ def run_mine(path: Path) -> dict[str, object]:
 def run_floor(path: Path) -> dict[str, object]:
     """Reading alone."""
     n = 0
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+    with opened(path, "rb") as stream:
         for line in stream:
             row = orjson.loads(line)
             row["chosen"].split(), row["rejected"].split()
@@ -81,7 +88,8 @@ def run_floor(path: Path) -> dict[str, object]:
 
 def timed(what: str, path: Path) -> dict[str, float]:
     """`what` in a fresh process: seconds of wall and CPU time, peak MB, rows."""
-    done = subprocess.run([sys.executable, __file__, "--child", what, str(path)], check=True, capture_output=True, text=True)
+    command = [sys.executable, __file__, "--child", what, str(path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
@@ -113,9 +121,12 @@ def main() -> None:
         floor = timed("floor", paths[1])
     print(f"mining {mined['in']:,} HH rows from {paths[1].name}: kept {mined['kept']:,}, dropped {mined['dropped']}")
     for name, one in (("mine", mined), ("floor", floor)):
-        print(f"  {name:5} {one['in'] / one['seconds']:>9,.0f} rows/s wall {one['in'] / one['cpu_s']:>9,.0f} rows/s of CPU time")
-    print(f"  ratio {mined['cpu_s'] / floor['cpu_s']:.2f} x the floor's CPU time (goal {GOAL_ROWS_PER_S:,} rows/s)")
-    print(f"  peak memory {small['peak_mb']:.0f} MB at {small['in']:,} rows, {mined['peak_mb']:.0f} MB at {mined['in']:,}")
+        wall, cpu = one["in"] / one["seconds"], one["in"] / one["cpu_s"]
+        print(f"  {name:5} {wall:>9,.0f} rows/s {cpu:>9,.0f} rows/s of CPU time")
+    ratio = mined["cpu_s"] / floor["cpu_s"]
+    print(f"  ratio {ratio:.2f} x the floor's CPU time (goal {GOAL_ROWS_PER_S:,} rows/s)")
+    print(f"  peak memory {small['peak_mb']:.0f} MB at {small['in']:,} rows, "
+          f"{mined['peak_mb']:.0f} MB at {mined['in']:,}")
     if mined["in"] / mined["cpu_s"] < GOAL_ROWS_PER_S:
         sys.exit(1)
 

@@ -26,13 +26,20 @@ def digest(*parts: str, hex_digits: int = 16) -> str:
 
 def context_id(messages: Messages) -> str:
     """`prompt_id` of a conversation: hash of the normalised whole context, roles included."""
-    return digest(*(f"{m['role']}\x1e{normalise(m['content'])}" for m in messages))
+    return context_and_group(messages)[0]
 
 
 def group_id(messages: Messages) -> str:
     """Hash of the normalised first user turn; train and test never share one."""
-    first = next((m["content"] for m in messages if m["role"] == "user"), messages[0]["content"])
-    return digest("group", normalise(first))
+    return context_and_group(messages)[1]
+
+
+def context_and_group(messages: Messages) -> tuple[str, str]:
+    """`context_id` and `group_id`, each turn normalised once."""
+    texts = [normalise(m["content"]) for m in messages]
+    roles = [m["role"] for m in messages]
+    first = texts[roles.index("user")] if "user" in roles else texts[0]
+    return digest(*map("%s\x1e%s".__mod__, zip(roles, texts, strict=True))), digest("group", first)
 
 
 def seed_of(*parts: str | int) -> int:

@@ -25,20 +25,19 @@ class Benchmarks:
     """The benchmarks at hand.
 
     Attributes:
+        at_hand: whether there is any benchmark to compare with.
         not_measured: the known benchmarks that were not given.
     """
 
     def __init__(self, files: Mapping[str, str]) -> None:
         self._grams: dict[str, frozenset[Gram]] = {name: _grams(name, Path(path)) for name, path in files.items()}
         given = {name.casefold() for name in files}
+        self.at_hand = bool(files)
         self.not_measured = tuple(name for name in NAMES if name.casefold() not in given)
 
     def overlap(self, turn: str) -> str | None:
         """The first benchmark that shares a prompt with this turn."""
-        if not self._grams:
-            return None
-        tokens = words(turn)
-        grams = _windows(tokens)
+        grams = _windows(words(turn))
         return next((name for name, known in self._grams.items() if not known.isdisjoint(grams)), None)
 
 

@@ -9,7 +9,7 @@ from ..errors import DropRow
 from ..types import Message, Messages, Row
 
 _ROLES = ("system", "user", "assistant")
-_SENTENCE_ENDS = tuple(".!?:;…。！？\"'`”’»)]}>*|_~0123456789")
+_SENTENCE_ENDS = frozenset(["", *".!?:;…。！？\"'`”’»)]}>*|_~0123456789"])
 
 
 def text(row: Row, column: str) -> str:
@@ -70,20 +70,14 @@ def context(turns: Messages) -> Messages:
     Raises:
         DropRow: misplaced_system, starts_without_user, same_speaker, ends_without_user, empty_prompt, empty_turn.
     """
-    spoken = turns[1:] if turns and turns[0]["role"] == "system" else turns
-    roles = [m["role"] for m in spoken]
-    if "system" in roles:
-        raise DropRow("misplaced_system")
-    if not roles or roles[0] != "user":
-        raise DropRow("starts_without_user")
-    if any(a == b for a, b in pairwise(roles)):
-        raise DropRow("same_speaker")
-    if roles[-1] != "user":
-        raise DropRow("ends_without_user")
-    if not turns[-1]["content"]:
-        raise DropRow("empty_prompt")
-    if not all(m["content"] for m in turns):
-        raise DropRow("empty_turn")
+    roles = [m["role"] for m in turns]
+    if roles[:1] == ["system"]:
+        del roles[0]
+    if roles != [*(["user", "assistant"] * (len(roles) // 2)), "user"]:
+        raise DropRow(_disorder(roles))
+    contents = [m["content"] for m in turns]
+    if "" in contents:
+        raise DropRow("empty_turn" if contents[-1] else "empty_prompt")
     return turns
 
 
@@ -92,12 +86,21 @@ def reply_notes(*replies: object) -> Iterable[str]:
     texts = [r.strip() for r in replies if isinstance(r, str)]
     if len(texts) < len(replies):
         yield "reply_missing"
-    if not all(texts):
+    if "" in texts:
         yield "reply_empty"
-    if any(t and not t.endswith(_SENTENCE_ENDS) for t in texts):
+    if any(t[-1:] not in _SENTENCE_ENDS for t in texts):
         yield "reply_truncated"
     if len(set(texts)) < len(texts):
         yield "replies_identical"
+
+
+def _disorder(roles: list[str]) -> str:
+    """Why these are not user and assistant by turns, user last."""
+    if "system" in roles:
+        return "misplaced_system"
+    if not roles or roles[0] != "user":
+        return "starts_without_user"
+    return "same_speaker" if any(a == b for a, b in pairwise(roles)) else "ends_without_user"
 
 
 def _turn(item: object) -> Message:

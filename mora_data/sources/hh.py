@@ -23,10 +23,11 @@ from . import Draft, columns
 PAIRS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 RED_TEAM = "red-team-attempts"
 _ASSISTANT = "\n\nAssistant: "
+_EMPTY_REPLY = "\n\nAssistant:"
 _HUMAN = "\n\nHuman: "
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _MARK = re.compile(r"\n\n(Human|Assistant):(?: |$|(?=\n))")
-_NAMES = ("Human:", "Assistant:")
+_NAME = re.compile(r"Human:|Assistant:")
 
 
 class HhRlhf:
@@ -63,30 +64,31 @@ def _pair(chosen: str, rejected: str) -> tuple[Messages, str, str]:
 
 def _cut(transcript: str) -> tuple[str, str]:
     """The transcript before and after its last assistant marker."""
-    if not transcript.strip():
-        raise DropRow("empty_prompt")
-    at = max(transcript.rfind(_ASSISTANT), len(transcript) - 12 if transcript.endswith("\n\nAssistant:") else -1)
-    if at < 0 and _HUMAN not in transcript:
-        raise DropRow("no_marker")
-    if at < 0 or _HUMAN in transcript[at:]:
+    at = transcript.rfind(_ASSISTANT)
+    if transcript.endswith(_EMPTY_REPLY):
+        at = len(transcript) - len(_EMPTY_REPLY)
+    if transcript.find(_HUMAN, max(at, 0)) > at:
         raise DropRow("ends_on_human")
-    return transcript[:at], transcript[at + 12:]
+    if at < 0:
+        raise DropRow("no_marker" if transcript.strip() else "empty_prompt")
+    return transcript[:at], transcript[at + len(_EMPTY_REPLY):]
 
 
 def _turns(context: str) -> Messages:
     before, *parts = _MARK.split(context)
     if before.strip():
         raise DropRow("no_marker", "text before the first marker")
-    turns = columns.context(tuple(
-        Message(role=_ROLES[name], content=said.strip()) for name, said in zip(parts[::2], parts[1::2], strict=True)))
-    if any(name in m["content"] for m in turns for name in _NAMES):
+    said: list[Message] = [{"role": _ROLES[name], "content": text.strip()}
+                           for name, text in zip(parts[::2], parts[1::2], strict=True)]
+    turns = columns.context(tuple(said))
+    if context.count("Human:") + context.count("Assistant:") > len(turns):
         raise DropRow("stray_marker")
     return turns
 
 
 def _notes(chosen: str, rejected: str) -> Iterable[str]:
     yield from columns.reply_notes(chosen, rejected)
-    if any(name in reply for reply in (chosen, rejected) for name in _NAMES):
+    if _NAME.search(chosen) or _NAME.search(rejected):
         yield "reply_stray_marker"
 
 

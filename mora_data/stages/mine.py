@@ -23,7 +23,7 @@ from ..config import BuildSettings, MineSettings
 from ..errors import DropRow, SourceError
 from ..sources import Draft, Source, hub, read
 from ..sources.benchmarks import Benchmarks
-from ..text import context_id, group_id
+from ..text import context_and_group
 from ..types import Prompt
 
 _PEEK = 50  # rows looked at before a source is taken to be of the right schema
@@ -142,13 +142,14 @@ class _Sieve:
             self._counts.notes.update(draft.notes)
         if sum(len(m["content"]) for m in draft.messages) > self._mine.max_chars:
             raise DropRow("too_long")
-        prompt_id = context_id(draft.messages)
+        prompt_id, group = context_and_group(draft.messages)
         if self._mine.dedup:
             self._refuse_seen(int(prompt_id, 16))
-        self._refuse_contaminated(draft)
+        if self._benchmarks.at_hand:
+            self._refuse_contaminated(draft)
         where = opened.provenance
         return Prompt(
-            prompt_id=prompt_id, messages=draft.messages, group=group_id(draft.messages), source_dataset=where.dataset,
+            prompt_id=prompt_id, messages=draft.messages, group=group, source_dataset=where.dataset,
             source_config=where.config, source_split=where.split, source_revision=where.revision, source_row=number,
             source_licence=where.licence, stratum=draft.stratum if self._mine.strata == "auto" else "all",
             category=draft.category, priors=draft.priors)
