@@ -77,7 +77,7 @@ def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None
     context = {
         "m": manifest, "folder": folder, "dims": dims, "stats": statistics, "example": _example(example, dims),
         "licence": licence, "mixed": folder["licence"] == "inherit" and len(licences) > 1,
-        "configs": [_config(c, dims) for c in folder["configs"]], "union": _union(folder["configs"]),
+        "configs": [_config(c, dims) for c in folder["configs"]], "union": folder["union"],
         "columns": [{"name": c.name, "type": _TYPES.get(str(c.type), str(c.type)), "meaning": Raw(c.meaning)}
                     for c in schemas.columns("preference", dims)],
         "repository": Raw(PLACE), "tag": Raw(TAG), "version": manifest.get("version"),
@@ -186,7 +186,8 @@ def _config(config: Mapping[str, Any], dims: list[str]) -> dict[str, Any]:
     return {**config, "train": splits.get("train", 0), "test": splits.get("test", 0), "use": _TRAINERS[schemas.family_of(config["name"])]}
 
 
-def _union(configs: list[dict[str, Any]]) -> dict[str, Any] | None:
+def union_of(configs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """`preference_by_dim`: the files of all `preference_<dim>` configs under one name; None where there are none."""
     parts = [c for c in configs if schemas.family_of(c["name"]) == "by_dim"]
     if not parts:
         return None

@@ -258,6 +258,7 @@ def _clean_origin(origin: Origin) -> Origin:
 def _write_card(out: Path, settings: BuildSettings, plan: Plan, manifest: Mapping[str, Any], result: FolderResult,
                 rows_by_source: Counter[tuple[str, str, str, str]]) -> None:
     """provenance/manifest.json and README.md; the card says nothing that the manifest does not."""
+    described = [_describe(out, name, plan.dims) for name in result.counts]
     published = {
         "manifest": {**scrub(dict(manifest)), "fingerprint": result.fingerprint},
         "folder": {
@@ -268,7 +269,7 @@ def _write_card(out: Path, settings: BuildSettings, plan: Plan, manifest: Mappin
             "floors": dict(plan.floors), "grey": dict(plan.grey), "too_large": result.too_large,
             "sources": [{"dataset": d, "config": c, "revision": r, "licence": lic, "prompts": n}
                         for (d, c, r, lic), n in sorted(rows_by_source.items())],
-            "configs": [_describe(out, name, plan.dims) for name in result.counts],
+            "configs": described, "union": card.union_of(described),
             "statistics": statistics.of_pairs(out, plan.dims),
         },
     }

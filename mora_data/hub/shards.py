@@ -32,7 +32,7 @@ class ShardWriter:
     def __init__(self, folder: Path, split: str, schema: pa.Schema, submit: Callable[[Callable[[], None]], None],
                  shard_bytes: int = SHARD_BYTES) -> None:
         self._folder, self._split, self._schema = folder, split, schema
-        self._submit, self._shard_bytes = submit, shard_bytes
+        self._submit = submit
         self._rows: list[Row] = []
         self._bases: list[Row] = []
         self._bytes = 0
@@ -76,7 +76,7 @@ class ShardWriter:
             self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd", write_page_index=True,
                                             use_dictionary=_dictionary_paths(self._schema))
         self._writer.write_batch(batch, row_group_size=BATCH_ROWS)
-        if self._sink.tell() >= self._shard_bytes:
+        if self._sink.tell() >= SHARD_BYTES:
             self._finish()
 
     def _finish(self) -> None:

@@ -1,0 +1,242 @@
+"""Releases against a stand-in Hub: every client call runs in a process of its own, with the unmodified Hub client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.hub_standin import Fault, HubServer, make_server
+from support.scored import DIMS, MANIFEST, ORIGIN, many, one, settings, write
+
+REPO = "org/pairs"
+CLIENT = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+from mora_data.errors import MoraError
+from mora_data.hub.push import push
+a = json.loads(sys.argv[1])
+try:
+    r = push(Path(a["folder"]), a["repo"], a["tag"], manifest=a["manifest"], **a["flags"])
+    print(json.dumps({k: getattr(r, k) for k in r.__slots__}))
+except MoraError as e:
+    print(json.dumps({"error": type(e).__name__, "text": str(e)}))
+"""
+READER = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import datasets
+datasets.disable_progress_bars()
+repo, revision = sys.argv[1:3]
+out = {}
+for name in datasets.get_dataset_config_names(repo, revision=revision):
+    loaded = datasets.load_dataset(repo, name, revision=revision)
+    streamed = datasets.load_dataset(repo, name, revision=revision, streaming=True)
+    out[name] = {s: [sorted(str(r.get("prompt_id")) for r in d), sum(1 for _ in streamed[s])] for s, d in loaded.items()}
+out["default"] = datasets.get_dataset_default_config_name(repo, revision=revision)
+print(json.dumps(out))
+"""
+
+
+class World:
+    """A stand-in Hub and a home folder for its clients."""
+
+    def __init__(self, tmp: Path) -> None:
+        self.tmp = tmp
+        self.server: HubServer = make_server(tmp / "hub", token="W", read_token="R")
+        self.env = {"PATH": os.environ["PATH"], "HOME": str(tmp), "HF_HOME": str(tmp / "hf"), "HF_ENDPOINT": self.server.url,
+                    "HF_TOKEN": "W", "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def run(self, code: str, *args: str, **env: str) -> dict[str, Any]:
+        done = subprocess.run([sys.executable, "-c", code, *args], env={**self.env, **env}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return result
+
+    def push(self, folder: Path, tag: str | None = "v0.1.0", repo: str = REPO, manifest: dict[str, Any] | None = None,
+             env: dict[str, str] | None = None, **flags: Any) -> dict[str, Any]:
+        given = {"folder": str(folder), "repo": repo, "tag": tag, "manifest": MANIFEST if manifest is None else manifest, "flags": flags}
+        return self.run(CLIENT, json.dumps(given), **(env or {}))
+
+    def repo(self, repo: str = REPO) -> dict[str, Any]:
+        return self.server.store.load("dataset", repo)
+
+    def files(self, revision: str = "main") -> dict[str, Any]:
+        repo = self.repo()
+        files: dict[str, Any] = repo["commits"][self.server.store.resolve(repo, revision)]["files"]
+        return files
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.server.shutdown()
+    thread.join()
+    made.server.server_close()
+
+
+def dataset(world: World, n: int = 24, name: str = "dataset", **overrides: Any) -> Path:
+    write(world.tmp / name, list(many(n)), **overrides)
+    return world.tmp / name
+
+
+def test_a_release_goes_round(world: World) -> None:
+    first = dataset(world)
+    done = world.push(first)
+    assert (done["status"], done["private"]) == ("pushed", True)
+    assert world.repo()["private"] is True
+    assert len(world.repo()["commits"]) == 2
+    assert world.repo()["tags"] == {"v0.1.0": done["revision"]}
+    read = world.run(READER, REPO, "v0.1.0")
+    assert read.pop("default") == "preference"
+    assert set(read) == {*done["counts"], "preference_by_dim"}
+    for name, splits in done["counts"].items():
+        assert {s: len(v[0]) for s, v in read[name].items()} == splits
+        assert all(len(ids) == streamed for ids, streamed in read[name].values())
+    card = world.server.store.blob(world.files()["README.md"]["sha"]).read_text()
+    assert f'load_dataset("{REPO}", revision="v0.1.0")' in card
+
+    assert world.push(first)["status"] == "nothing changed"
+    assert len(world.repo()["commits"]) == 2
+
+    second = dataset(world, 31, "second")
+    refused = world.push(second)
+    assert refused["error"] == "PublishError"
+    assert "tag v0.1.0 of org/pairs exists with other content" in refused["text"]
+    assert len(world.repo()["commits"]) == 2
+
+    world.push(second, "v0.2.0")
+    again = world.run(READER, REPO, "v0.1.0")
+    assert again["preference"] == read["preference"]
+    new = world.run(READER, REPO, "v0.2.0")
+    assert sum(len(v[0]) for v in new["preference"].values()) == 31
+
+    moved = world.push(dataset(world, 28, "third"), "v0.2.0", move_tag=True)
+    assert world.repo()["tags"]["v0.2.0"] == moved["revision"]
+
+
+def test_files_of_an_older_release_go_and_those_of_others_stay(world: World) -> None:
+    world.push(dataset(world))
+    repo = world.repo()
+    store = world.server.store
+    store.commit(repo, "main", [("file", "notes/mine.txt", b"keep me"), ("file", "data/train-00000-of-00001.parquet", b"keep me")], "by hand", "")
+    store.save(repo)
+    small = dataset(world, 24, "small", settings=settings(publish={"configs": ["preference"]}))
+    done = world.push(small, "v0.2.0")
+    assert "scored/train-00000-of-00001.parquet" in done["deleted"]
+    assert set(world.files()) == {"README.md", ".gitattributes", "notes/mine.txt", "data/train-00000-of-00001.parquet", "provenance/manifest.json",
+                                  "preference/train-00000-of-00001.parquet", "preference/test-00000-of-00001.parquet"}
+    assert set(world.files("v0.1.0")) > {"scored/train-00000-of-00001.parquet"}
+
+
+def test_a_dry_run_plans_and_writes_nothing(world: World) -> None:
+    folder = dataset(world)
+    plan = world.push(folder, dry_run=True)
+    assert plan["status"] == "planned"
+    assert "preference/train-00000-of-00001.parquet" in plan["added"]
+    assert {s.method for s in world.server.seen} == {"GET"}
+    world.push(folder)
+    assert world.push(dataset(world, 25, "more"), "v0.2.0", dry_run=True)["deleted"] == []
+    offline = world.push(folder, dry_run=True, env={"HF_TOKEN": "", "HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert offline["status"] == "planned"
+    assert "not read" in offline["note"]
+
+
+@pytest.mark.parametrize(("env", "repo", "says"), [
+    ({"HF_TOKEN": ""}, REPO, "no Hub token: set HF_TOKEN"),
+    ({"HF_TOKEN": "wrong"}, REPO, "refused the token (401)"),
+    ({"HF_TOKEN": "R"}, REPO, "may not write to org/pairs (403)"),
+    ({}, "someone/pairs", "may not write to someone/pairs (403)"),
+    ({"HF_ENDPOINT": "http://127.0.0.1:9"}, REPO, "can't be reached"),
+    ({}, "pairs", "write it as ORG/NAME"),
+])
+def test_a_refusal_is_one_line_that_says_what_to_do(world: World, env: dict[str, str], repo: str, says: str) -> None:
+    done = world.push(dataset(world), repo=repo, env=env)
+    assert done["error"] == "PublishError"
+    assert says in done["text"]
+    assert "\n" not in done["text"]
+
+
+def test_what_may_not_be_pushed(world: World) -> None:
+    folder = dataset(world)
+    assert "publish.unsafe" in world.push(folder, public=True)["text"]
+    assert "not a tag name" in world.push(folder, "my tag")["text"]
+    assert "fingerprint" in world.push(folder, manifest={**MANIFEST, "fingerprint": "0" * 64})["text"]
+    (folder / "scored" / "test-00000-of-00001.parquet").unlink()
+    assert "declared but not there" in world.push(folder)["text"]
+    assert "no dataset" in world.push(world.tmp / "nowhere")["text"]
+    empty = world.tmp / "empty"
+    write(empty, [one(i, pairs=()) for i in range(12)])
+    counts = {"mine": {"in": 12, "kept": 12, "dropped": {}}, "fuse": {"in": 12, "kept": 0, "dropped": {"length": 12}}}
+    assert "stage fuse left nothing" in world.push(empty, manifest={"counts": counts})["text"]
+    assert world.server.seen == []
+
+
+def test_simulated_rows_go_to_a_loopback_hub_only(world: World) -> None:
+    folder = dataset(world, origin=replace(ORIGIN, simulated=True))
+    away = {"HF_ENDPOINT": "http://hub.invalid"}
+    assert "simulated" in world.push(folder, manifest={}, env=away)["text"]
+    allowed = world.push(folder, manifest={}, env=away, allow_simulated=True)
+    assert "can't be reached" in allowed["text"]
+    assert world.push(folder, manifest={})["status"] == "pushed"
+
+
+def test_public_means_gated_before_the_first_byte_and_public_last(world: World) -> None:
+    manifest = {**MANIFEST, "settings": {"publish": {"unsafe": "gate"}}}
+    folder = dataset(world, manifest=manifest)
+    assert world.push(folder, manifest=manifest, public=True)["private"] is False
+    assert (world.repo()["private"], world.repo()["gated"]) == (False, "auto")
+    writes = [s.path for s in world.server.seen if s.method in ("POST", "PUT") and s.path.split("/")[-1] in ("settings", "create", "main")]
+    kinds = ["settings" if "settings" in w else "commit" if "/commit/" in w else w.split("/")[-1] for w in writes]
+    assert [k for k in kinds if k in ("settings", "commit")] == ["settings", "commit", "settings", "settings"]
+    assert "is public already" in world.push(dataset(world, 26, "more"), "v0.2.0")["text"]
+
+
+def test_a_commit_by_someone_else_stops_the_push(world: World) -> None:
+    world.push(dataset(world))
+    world.server.faults.append(Fault("POST", r".*/commit/.*", status=412))
+    done = world.push(dataset(world, 26, "more"), "v0.2.0")
+    assert "someone committed to org/pairs meanwhile" in done["text"]
+    assert len(world.repo()["commits"]) == 2
+    assert world.push(world.tmp / "more", "v0.2.0")["status"] == "pushed"
+
+
+@pytest.mark.parametrize("fault", [
+    Fault("POST", r".*/preupload/.*", status=500),
+    Fault("PUT", r"/_lfs/.*", status=403, times=100),
+    Fault("PUT", r"/_lfs/.*", drop="half", skip=3, times=100),
+    Fault("POST", r".*/commit/.*", status=500, times=100),
+    Fault("POST", r".*/commit/.*", drop="half", times=100),
+    Fault("POST", r".*/commit/.*", drop="after", times=100),
+    Fault("POST", r".*/tag/.*", status=503, times=100),
+    Fault("POST", r".*/tag/.*", drop="after", times=100),
+], ids=lambda f: f"{f.path.strip('.*/')}-{f.status or f.drop}")
+def test_after_a_fault_the_head_is_the_old_release_or_the_new_and_a_repeat_finishes(world: World, fault: Fault) -> None:
+    world.push(dataset(world))
+    old = world.files()
+    world.server.faults.append(fault)
+    more = dataset(world, 26, "more")
+    first = world.push(more, "v0.2.0", env={"MORA_TEST_NO_WAIT": "1"})
+    halfway = world.files()
+    world.server.faults.clear()
+    second = world.push(more, "v0.2.0")
+    assert second["status"] in ("pushed", "nothing changed")
+    assert halfway in (old, world.files())
+    assert world.repo()["tags"]["v0.2.0"] == world.repo()["branches"]["main"]
+    assert "error" in first or first["status"] == "pushed"
+    assert len(world.repo()["commits"]) == 3
+    assert sum(second["counts"]["preference"].values()) == 26
+    assert len(DIMS) == 3
