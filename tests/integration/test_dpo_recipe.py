@@ -62,8 +62,9 @@ def test_smoke_config_learns_in_under_two_minutes(folder: Path, tmp_path: Path) 
 
 def test_lora_weighted_losses_and_long_pairs(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = dpo(f"dataset={folder}", f"output_dir={out}", "lora=true", "loss_type=[sigmoid, sft]", "loss_weights=[1, 0.1]",
-               "max_steps=3", "max_length=40", "learning_rate=1e-3")  # fmt: skip
+    mixed = ("loss_type=[sigmoid, sft]", "loss_weights=[1, 0.1]")
+    short = ("max_steps=3", "max_length=40", "learning_rate=1e-3")
+    done = dpo(f"dataset={folder}", f"output_dir={out}", "lora=true", *mixed, *short)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (out / "adapter_model.safetensors").is_file()
     assert 0 < metrics(out)["pairs_longer_than_max_length"] <= 96

@@ -20,7 +20,8 @@ STEPS = 120
 TOPICS = ["bread", "a bicycle", "the moon", "sleep", "tea", "a garden", "chess", "the sea", "old maps", "rain", "bees",
           "a violin", "soup", "trains", "paper", "honey", "winter", "a river", "clouds", "apples"]  # fmt: skip
 ASKS = ["How do I learn about {}?", "Tell me something about {}.", "Why do people like {}?",
-        "Is it safe to work with {}?", "Write a short note on {}.", "What should a beginner know about {}?", "Explain {} to a child."]  # fmt: skip
+        "Is it safe to work with {}?", "Write a short note on {}.",
+        "What should a beginner know about {}?", "Explain {} to a child."]  # fmt: skip
 OPENERS = ["Sure.", "Good question.", "Of course.", "Let me think.", "I am not certain, but here is a start.", "Yes.",
            "That depends on what you need."]  # fmt: skip
 POINTS = ["Most people begin with {} when they are young.", "You can read a book on {} in a quiet place.",

@@ -56,7 +56,7 @@ def test_copy_writes_script_helper_and_configs_and_refuses_to_overwrite(tmp_path
 
 def test_copy_that_is_refused_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "tiny_model.py").touch()
-    with pytest.raises(SettingsError, match="tiny_model.py exists already"):
+    with pytest.raises(SettingsError, match=r"tiny_model\.py exists already"):
         recipes.copy_recipe("dpo", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny_model.py"]
 
