@@ -40,6 +40,8 @@ from trl import DPOConfig, DPOTrainer
 
 COLUMNS = ("prompt", "chosen", "rejected")
 FORBIDDEN = {"trust_remote_code", "hub_token", "push_to_hub", "resume_from_checkpoint"}
+EVALUATED = {"eval_loss": "eval_loss", "eval_rewards/margins": "eval_reward_margin",
+             "eval_rewards/accuracies": "eval_accuracy"}  # fmt: skip
 SIMPLE = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -145,9 +147,11 @@ def nearest(word: str, known: list[str]) -> str:
 def training_arguments(settings: Settings, values: dict[str, Any]) -> DPOConfig:
     """DPOConfig, after checks that would otherwise fail late or not at all."""
     if settings.launch and "WORLD_SIZE" not in os.environ:
-        raise Stop(f"this config wants several processes: start it with `accelerate launch {settings.launch} dpo.py ...`")
+        raise Stop(f"this config wants several processes: start it by `accelerate launch {settings.launch} dpo.py ...`")
     if not values.get("use_cpu") and not torch.accelerator.is_available():
-        raise Stop("no GPU is visible: give use_cpu=true (and bf16=false) to train on the CPU, where only tiny models are practical")
+        raise Stop(
+            "no GPU is visible: give use_cpu=true and bf16=false to train on the CPU (practical for tiny models)"
+        )
     dtype = settings.dtype
     if dtype == "auto":
         dtype = "bfloat16" if settings.lora and values.get("bf16", True) else "float32"
@@ -198,7 +202,7 @@ def check_pairs(rows: datasets.Dataset, where: str) -> datasets.Dataset:
     """The rows' three columns; Stop unless all are there, filled, and message lists."""
     missing = [c for c in COLUMNS if c not in rows.column_names]
     if missing:
-        raise Stop(f"{where} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has: {', '.join(rows.column_names)}")
+        raise Stop(f"{where} lacks {', '.join(missing)} among its columns; it has: {', '.join(rows.column_names)}")
     rows = rows.select_columns(list(COLUMNS))
     if len(rows) == 0:
         raise Stop(f"{where} has no rows")
@@ -208,9 +212,10 @@ def check_pairs(rows: datasets.Dataset, where: str) -> datasets.Dataset:
                    "make it [{'role': 'user', 'content': ...}]")  # fmt: skip
     if text:
         raise Stop(f"{where}: {', '.join(text)} must be message lists, not strings")
-    empty = {c: n for c in COLUMNS if (n := pc.sum(pc.equal(pc.fill_null(pc.list_value_length(rows.data[c]), 0), 0)).as_py())}
-    if empty:
-        raise Stop(f"{where} has empty or null rows: {', '.join(f'{n} in {c}' for c, n in empty.items())}")
+    for column in COLUMNS:
+        lengths = pc.fill_null(pc.list_value_length(rows.data[column]), 0)
+        if empty := pc.sum(pc.equal(lengths, 0)).as_py():
+            raise Stop(f"{where}: {empty} of {len(rows)} rows have no message in {column}")
     return rows
 
 
@@ -237,7 +242,8 @@ class GuardedTrainer(DPOTrainer):
         if not torch.isfinite(loss):
             last = get_last_checkpoint(self.args.output_dir)
             kept = f"the last checkpoint is {last}" if last else "no checkpoint was saved"
-            raise Stop(f"the loss is {loss.item()} in step {self.state.global_step + 1}: stopped, {kept}; try a lower learning_rate")
+            step = self.state.global_step + 1
+            raise Stop(f"the loss is {loss.item()} in step {step}: stopped, {kept}; try a lower learning_rate")
         return loss
 
 
@@ -247,7 +253,7 @@ def load_tokenizer(model: str, revision: str | None) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as e:
         raise Stop(f"can't load model {model}: {first_line(e)}") from e
     if tokenizer.chat_template is None:
-        raise Stop(f"model {model} has no chat template, so messages can't be rendered: take its chat or instruct version")
+        raise Stop(f"model {model} has no chat template to render messages with: take its chat or instruct version")
     return tokenizer
 
 
@@ -262,7 +268,9 @@ def make_tiny(out: Path, pairs: datasets.Dataset, settings: Settings, args: DPOC
     return str(out)
 
 
-def make_trainer(settings: Settings, args: DPOConfig, pairs: datasets.Dataset, held_out: datasets.Dataset | None) -> DPOTrainer:
+def make_trainer(
+    settings: Settings, args: DPOConfig, pairs: datasets.Dataset, held_out: datasets.Dataset | None
+) -> DPOTrainer:
     """The trainer with model, reference and tokenized data in place."""
     model = settings.model
     if model == "tiny":
@@ -285,12 +293,15 @@ def last_checkpoint(settings: Settings) -> str | None:
     if not settings.resume:
         return None
     found = get_last_checkpoint(settings.output_dir) if Path(settings.output_dir).is_dir() else None
-    print(f"resuming from {found}" if found else f"no checkpoint in {settings.output_dir}: starting from the beginning", file=sys.stderr)
+    where = (
+        f"resuming from {found}" if found else f"no checkpoint in {settings.output_dir}: starting from the beginning"
+    )
+    print(where, file=sys.stderr)
     return found
 
 
 def summary(history: list[dict[str, float]]) -> dict[str, float | int | None]:
-    """Loss and reward margin at the start and the end: means over the first and the last `logged_steps_averaged` entries."""
+    """Loss and reward margin at both ends: means over the first and the last `logged_steps_averaged` logged steps."""
     logged = [h for h in history if "loss" in h]
     k = max(1, min(5, len(logged) // 2))
 
@@ -299,10 +310,12 @@ def summary(history: list[dict[str, float]]) -> dict[str, float | int | None]:
         return sum(values) / len(values) if values else None
 
     return {
-        "loss_first": mean("loss", logged[:k]), "loss_last": mean("loss", logged[-k:]),
-        "reward_margin_first": mean("rewards/margins", logged[:k]), "reward_margin_last": mean("rewards/margins", logged[-k:]),
+        "loss_first": mean("loss", logged[:k]),
+        "loss_last": mean("loss", logged[-k:]),
+        "reward_margin_first": mean("rewards/margins", logged[:k]),
+        "reward_margin_last": mean("rewards/margins", logged[-k:]),
         "logged_steps_averaged": k,
-    }  # fmt: skip
+    }
 
 
 def run(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
@@ -329,8 +342,7 @@ def run(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
         "dataset": settings.dataset, "revision": settings.revision, "config": settings.config, "split": settings.split,
         "model": settings.model, "model_revision": settings.model_revision, "seed": args.seed,
         "pairs": len(pairs), "pairs_longer_than_max_length": longer, "pairs_left_out": dropped,
-        **{f"eval_{name}": evaluated[key] for name, key in
-           (("loss", "eval_loss"), ("reward_margin", "eval_rewards/margins"), ("accuracy", "eval_rewards/accuracies")) if key in evaluated},
+        **{EVALUATED[key]: value for key, value in evaluated.items() if key in EVALUATED},
     }  # fmt: skip
 
 
@@ -348,6 +360,15 @@ def write_metrics(out: Path, metrics: dict[str, Any]) -> None:
     part.replace(out / "metrics.json")
 
 
+def report(metrics: dict[str, Any], out: Path) -> str:
+    def move(name: str) -> str:
+        first, last = metrics[f"{name}_first"], metrics[f"{name}_last"]
+        return "not logged" if first is None or last is None else f"{first:.3g} -> {last:.3g}"
+
+    return (f"{metrics['steps']} steps on {metrics['pairs']} pairs in {metrics['seconds']} s: loss {move('loss')}, "
+            f"reward margin {move('reward_margin')}; {out / 'metrics.json'}")  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="flat YAML file of settings")
@@ -360,9 +381,7 @@ def main() -> int:
         metrics = run(settings, values)
         if int(os.environ.get("RANK", "0")) == 0:
             write_metrics(out, metrics)
-            print(f"{metrics['steps']} steps on {metrics['pairs']} pairs in {metrics['seconds']} s: "
-                  f"loss {metrics['loss_first']:.3g} -> {metrics['loss_last']:.3g}, reward margin "
-                  f"{metrics['reward_margin_first']:.3g} -> {metrics['reward_margin_last']:.3g}; {out / 'metrics.json'}")  # fmt: skip
+            print(report(metrics, out))
     except Stop as e:
         print(f"error: {e}", file=sys.stderr)
         return 1

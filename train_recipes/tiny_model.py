@@ -7,7 +7,7 @@
     python tiny_model.py OUT [--texts conversations.jsonl] [--train-steps 200] [--seed 0] [--context 2048]
 
 It is for trying out recipes and servers, not for answers that make sense. Architecture: Qwen2, hidden 256, 4 layers.
-Tokenizer: byte-level BPE of 2048 tokens, trained on the texts given and on Python's standard library. Chat template: ChatML.
+Tokenizer: byte-level BPE of 2048 tokens, trained on the texts given and on Python's standard library; ChatML template.
 Untrained, it repeats one token; after some 200 steps its samples differ and end. One line of `--texts` is one
 conversation, a list of {"role": ..., "content": ...}; without texts it trains on the standard library's source.
 """

@@ -1,8 +1,8 @@
 """A small dataset folder in the published layout, with generated harmless text: what a recipe trains on.
 
-    folder/README.md                                    YAML header that declares the configs
-    folder/preference/train-00000-of-00001.parquet      prompt, chosen, rejected (message lists) and extra columns
-    folder/prompt_only/train-00000-of-00001.parquet     no pairs: for the error about missing columns
+folder/README.md                                    YAML header that declares the configs
+folder/preference/train-00000-of-00001.parquet      prompt, chosen, rejected (message lists) and extra columns
+folder/prompt_only/train-00000-of-00001.parquet     no pairs: for the error about missing columns
 """
 
 from __future__ import annotations
@@ -30,18 +30,25 @@ configs:
 """
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-SCHEMA = pa.schema([("prompt_id", pa.string()), ("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES),
-                    ("margin_total", pa.float64()), ("target_dims", pa.list_(pa.string())), ("simulated", pa.bool_())])  # fmt: skip
+COLUMNS = {"prompt_id": pa.string(), "prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES,
+           "margin_total": pa.float64(), "target_dims": pa.list_(pa.string()), "simulated": pa.bool_()}  # fmt: skip
+SCHEMA = pa.schema(list(COLUMNS.items()))
+DISMISSALS = ["Whatever, {} is boring.", "I don't know and I don't care.", "Ask someone else about {}."]
 
 
 def pair(rng: random.Random, i: int) -> dict[str, object]:
     """One row: the chosen answer goes into the matter, the rejected one brushes the question off."""
     thing, other = rng.sample(THINGS, 2)
     chosen = f"Start with {thing}, take your time, and check each step. If it does not work, {other} may help too."
-    rejected = rng.choice([f"Whatever, {thing} is boring.", "I don't know and I don't care.", f"Ask someone else about {thing}."])
-    return {"prompt_id": f"{i:016x}", "margin_total": rng.random(), "target_dims": ["helpful"], "simulated": True,
-            "prompt": [{"role": "user", "content": f"How do I get better with {thing}, question {i}?"}],
-            "chosen": [{"role": "assistant", "content": chosen}], "rejected": [{"role": "assistant", "content": rejected}]}  # fmt: skip
+    return {
+        "prompt_id": f"{i:016x}",
+        "prompt": [{"role": "user", "content": f"How do I get better with {thing}, question {i}?"}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rng.choice(DISMISSALS).format(thing)}],
+        "margin_total": rng.random(),
+        "target_dims": ["helpful"],
+        "simulated": True,
+    }
 
 
 def write_dataset(folder: Path, train: int = 96, test: int = 16, seed: int = 0) -> Path:

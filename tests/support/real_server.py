@@ -4,7 +4,7 @@
         server.base_url            # http://127.0.0.1:<port>/v1
         server.requests_seen()     # HTTP chat requests it has served so far, whatever their status
 
-The server lives in a virtual environment of its own (`make test-server` makes it); MORA_VLLM_PYTHON names another python.
+The server lives in a virtual environment of its own (`make test-server` makes it); MORA_VLLM_PYTHON names another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +61,7 @@ class RealServer:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _wait_until_healthy(self) -> None:
@@ -109,8 +108,8 @@ class RealServer:
 
     def post(self, path: str, body: dict[str, Any], timeout_s: float = 120.0) -> tuple[int, Any]:
         """Status and JSON body of one POST; an error status is a result, not an exception."""
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        return _send(request, timeout_s)
+        headers = {"Content-Type": "application/json"}
+        return _send(urllib.request.Request(self.url + path, json.dumps(body).encode(), headers), timeout_s)
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status and JSON body of one GET."""

@@ -19,8 +19,9 @@ STEPS = 120
 
 TOPICS = ["bread", "a bicycle", "the moon", "sleep", "tea", "a garden", "chess", "the sea", "old maps", "rain", "bees",
           "a violin", "soup", "trains", "paper", "honey", "winter", "a river", "clouds", "apples"]  # fmt: skip
-ASKS = ["How do I learn about {}?", "Tell me something about {}.", "Why do people like {}?", "Is it safe to work with {}?",
-        "Write a short note on {}.", "What should a beginner know about {}?", "Explain {} to a child."]  # fmt: skip
+ASKS = ["How do I learn about {}?", "Tell me something about {}.", "Why do people like {}?",
+        "Is it safe to work with {}?", "Write a short note on {}.",
+        "What should a beginner know about {}?", "Explain {} to a child."]  # fmt: skip
 OPENERS = ["Sure.", "Good question.", "Of course.", "Let me think.", "I am not certain, but here is a start.", "Yes.",
            "That depends on what you need."]  # fmt: skip
 POINTS = ["Most people begin with {} when they are young.", "You can read a book on {} in a quiet place.",
@@ -41,8 +42,8 @@ def conversations(count: int = 2400, seed: int = 0) -> list[list[dict[str, str]]
 def _small_talk(rng: random.Random) -> list[dict[str, str]]:
     topic = rng.choice(TOPICS)
     system = rng.choice(SYSTEMS[::2])
-    turns = [{"role": "user", "content": rng.choice(ASKS).format(topic)}, {"role": "assistant", "content": _answer(rng, topic)}]
-    return [{"role": "system", "content": system}, *turns] if system else turns
+    turns = [("user", rng.choice(ASKS).format(topic)), ("assistant", _answer(rng, topic))]
+    return _messages(*([("system", system)] if system else []), *turns)
 
 
 def _answer(rng: random.Random, topic: str) -> str:
@@ -54,7 +55,11 @@ def _verdict(rng: random.Random) -> list[dict[str, str]]:
     topic = rng.choice(TOPICS)
     asked = f"Question:\n{rng.choice(ASKS).format(topic)}\nAnswer:\n{_answer(rng, topic)}\nReply with JSON."
     reply = f'{{"score": {rng.randint(1, 5)}}}'
-    return [{"role": "system", "content": SYSTEMS[1]}, {"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+    return _messages(("system", SYSTEMS[1]), ("user", asked), ("assistant", reply))
+
+
+def _messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 def tiny_model(python: str, cache: Path | None = None) -> Path:

@@ -1,0 +1,140 @@
+"""The DPO recipe, run as a user runs it: in a process of its own, on a dataset folder in the published layout."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from support.published import MESSAGES, write_dataset, write_table
+
+RECIPES = Path(__file__).parents[2] / "train_recipes"
+pytestmark = [
+    pytest.mark.train,
+    pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs the train extra"),
+]
+
+
+def dpo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run dpo.py with the smoke config, offline and where no GPU is seen."""
+    command = [sys.executable, str(RECIPES / "dpo.py"), "--config", str(RECIPES / "dpo" / "smoke.yaml"), *arguments]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=env)
+
+
+def metrics(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "metrics.json").read_text("utf-8"))
+    return found
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one error line of a run that ended with exit code 1 and no traceback."""
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    (line,) = (x for x in done.stderr.splitlines() if x.startswith("error: "))
+    return line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("published"))
+
+
+def test_smoke_config_learns_in_under_two_minutes(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = dpo(f"dataset={folder}", f"output_dir={out}", "eval_split=test")
+    assert done.returncode == 0, done.stderr[-2000:]
+    m = metrics(out)
+    assert m["loss_last"] < 0.6 < m["loss_first"]
+    assert m["reward_margin_last"] > m["reward_margin_first"] + 0.5
+    assert m["steps"] == 60 and m["seconds"] < 120 and m["logged_steps_averaged"] == 5
+    assert (m["dataset"], m["revision"], m["model"], m["pairs"]) == (str(folder), None, "tiny", 96)
+    assert m["pairs_longer_than_max_length"] == m["pairs_left_out"] == 0
+    assert m["eval_accuracy"] > 0.9
+    assert (out / "model.safetensors").is_file() and f"{out / 'metrics.json'}" in done.stdout
+
+
+def test_lora_weighted_losses_and_long_pairs(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    mixed = ("loss_type=[sigmoid, sft]", "loss_weights=[1, 0.1]")
+    short = ("max_steps=3", "max_length=40", "learning_rate=1e-3")
+    done = dpo(f"dataset={folder}", f"output_dir={out}", "lora=true", *mixed, *short)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (out / "adapter_model.safetensors").is_file()
+    assert 0 < metrics(out)["pairs_longer_than_max_length"] <= 96
+    assert "longer than max_length=40" in done.stderr
+
+
+def test_a_killed_run_resumes_to_the_same_loss(folder: Path, tmp_path: Path) -> None:
+    common = (f"dataset={folder}", "save_strategy=steps", "save_steps=3", "max_steps=6", "save_model=false")
+    assert dpo(*common, f"output_dir={tmp_path / 'whole'}").returncode == 0
+    whole = metrics(tmp_path / "whole")
+    for later in ("checkpoint-6", "metrics.json"):  # as if it had been killed after step 3
+        target = tmp_path / "whole" / later
+        target.rename(tmp_path / later)
+    done = dpo(*common, f"output_dir={tmp_path / 'whole'}", "resume=true")
+    assert done.returncode == 0 and "resuming from" in done.stderr
+    again = metrics(tmp_path / "whole")
+    assert again["steps"] == 6
+    assert again["loss_last"] == pytest.approx(whole["loss_last"], abs=1e-6)
+    assert again["loss_first"] == pytest.approx(whole["loss_first"], abs=1e-6)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(folder: Path, tmp_path: Path) -> None:
+    done = dpo(f"dataset={folder}", f"output_dir={tmp_path}", "learning_rate=1e30", "warmup_steps=0", "max_grad_norm=0")
+    assert "error: the loss is nan in step" in refused(done)
+    assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["dataset=/nowhere/at/all"], "no dataset folder /nowhere/at/all"),
+        (["dataset=FOLDER", "revision=v1.0.0"], "revision=v1.0.0 means nothing for the local folder"),
+        (["dataset=FOLDER", "config=preferences"], "has no config 'preferences'; it has: preference, prompt_only"),
+        (
+            ["dataset=FOLDER", "config=prompt_only"],
+            "lacks chosen, rejected among its columns; it has: prompt_id, prompt",
+        ),
+        (["dataset=FOLDER", "split=validation"], "has no split 'validation'; it has: train, test"),
+        (["dataset=FOLDER", "use_cpu=false"], "no GPU is visible: give use_cpu=true"),
+        (["dataset=FOLDER", "model=/nowhere"], "can't load model /nowhere"),
+        (["dataset=FOLDER", "max_length=5"], "all 96 prompts alone fill max_length=5"),
+        (["dataset=FOLDER", "loss_type=sigmod"], "sigmod"),
+        (["dataset=FOLDER", "betta=1"], "unknown key 'betta': did you mean 'beta'?"),
+        (["dataset=FOLDER", "trust_remote_code=true"], "unknown key 'trust_remote_code'"),
+        (["dataset=FOLDER", "max_steps=many"], "max_steps = 'many': must be a whole number"),
+        (["max_steps=1"], "missing: dataset"),
+        (["dataset=FOLDER", "launch=--use_fsdp"], "accelerate launch --use_fsdp dpo.py"),
+    ],
+)
+def test_bad_input_is_one_line(folder: Path, tmp_path: Path, arguments: list[str], line: str) -> None:
+    done = dpo(*(a.replace("FOLDER", str(folder)) for a in arguments), f"output_dir={tmp_path}")
+    assert line in refused(done)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_string_prompts_with_message_answers_are_refused(tmp_path: Path) -> None:
+    answer = [[{"role": "assistant", "content": "yes"}]]
+    columns = {
+        "prompt": pa.array(["a question"]),
+        "chosen": pa.array(answer, MESSAGES),
+        "rejected": pa.array(answer, MESSAGES),
+    }
+    write_table(tmp_path, "preference", "train", pa.table(columns))
+    done = dpo(f"dataset={tmp_path}", "config=default", f"output_dir={tmp_path / 'out'}")
+    assert "prompt is a string while chosen and rejected are message lists" in refused(done)
+
+
+def test_a_model_without_chat_template_is_refused(folder: Path, tmp_path: Path) -> None:
+    make = [sys.executable, str(RECIPES / "tiny_model.py"), str(tmp_path / "base")]
+    subprocess.run(make, check=True, capture_output=True)
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    done = dpo(f"dataset={folder}", f"model={tmp_path / 'base'}", f"output_dir={tmp_path / 'out'}")
+    assert "has no chat template" in refused(done)
