@@ -12,6 +12,7 @@ stratum and priors are those of the first row that has it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from .. import sources
-from ..config import BuildSettings, MineSettings
+from ..config import BuildSettings, MineSettings, SourceSettings
 from ..errors import DropRow, SourceError
 from ..sources import Draft, Source, hub, read
 from ..sources.benchmarks import Benchmarks
@@ -90,10 +91,19 @@ def open_source(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> 
         split = wanted.split if all(Path(f.name).name.startswith(wanted.split) for f in files) else "local"
         revision = f"local:{read.sha256(files)[:12]}"
         provenance = Provenance(wanted.dataset or "local", "local", split, revision, wanted.licence)
+    elif wanted.dataset and re.fullmatch("[0-9a-f]{40}", wanted.revision or ""):
+        provenance = Provenance(wanted.dataset, wanted.config, wanted.split, wanted.revision or "", wanted.licence)
+        return OpenedSource(source, _fetched(wanted, patterns), provenance)
     else:
         files, commit = hub.fetch(wanted, patterns)
         provenance = Provenance(wanted.dataset or "", wanted.config, wanted.split, commit, wanted.licence)
     return OpenedSource(source, read.rows(files), provenance)
+
+
+def _fetched(wanted: SourceSettings, patterns: Sequence[str]) -> Iterator[read.SourceRow]:
+    """Rows at a pinned commit, fetched when the first one is read: a run that is mined already needs no network."""
+    files, _ = hub.fetch(wanted, patterns)
+    yield from read.rows(files)
 
 
 def mine(opened: OpenedSource, settings: BuildSettings, counts: MineCounts) -> Iterator[Prompt]:
