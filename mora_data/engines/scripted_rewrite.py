@@ -1,0 +1,116 @@
+"""The scripted rewriter: reads a fuse prompt, writes one natural question in the prompt's own words, as the JSON contract asks.
+
+About one reply in ten fails a check in a way that models do (talks of rewriting, refuses, runs long, loses the subject); with
+feedback it is one in thirty. On some risky prompts it refuses to the end.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+from . import scripted_text as world
+from .scripted_text import Reading
+
+FAILS, FAILS_WITH_FEEDBACK, REFUSES = 0.10, 0.03, 0.03
+
+_PROMPT = re.compile(r"<prompt-([0-9a-f]+)>\n?(.*)\n?</prompt-\1>", re.S)
+_LINE = re.compile(r"^(?:- )?(Task|Carried|Targets|Length|Style):[ \t]*(.*)$", re.M | re.I)
+_BANKS = {"harmless": world.CARE, "truthful": world.DOUBT, "helpful": world.PRACTICE}
+
+
+def rewrite(request: str, rng: random.Random) -> str:
+    """The rewriter's reply to the text of a fuse prompt."""
+    found = _PROMPT.search(request)
+    prompt = found[2].strip() if found else request.strip()
+    told = {name.lower(): value.strip() for name, value in _LINE.findall(request[: found.start()] if found else request)}
+    reading = world.read(prompt, True)
+    targets = [t.strip() for t in told.get("targets", "").split(",") if t.strip() and t.strip() != "none"]
+    if reading.risky and reading.key % 997 < 997 * REFUSES:
+        return _refusal(rng)
+    failing = rng.random() < (FAILS_WITH_FEEDBACK if "An earlier rewrite failed" in request else FAILS)
+    if failing and rng.random() < 0.25:
+        return _refusal(rng)
+    added = _added(told.get("task", "fused").lower(), targets, reading, rng)
+    text = _compose(prompt, reading, [clause for _, clause in added], told.get("style", ""), rng)
+    if failing:
+        text = _spoiled(text, targets, added, rng)
+    return _reply(text, reading.topic, added, rng)
+
+
+def _added(task: str, targets: list[str], reading: Reading, rng: random.Random) -> list[tuple[str, str]]:
+    """Clauses to add, each with its dimension ("" outside the fused task)."""
+    if task == "random":
+        return [("", rng.choice(world.UNRELATED))]
+    if task != "fused":
+        return [("", rng.choice(world.DETAIL))]
+    out: list[tuple[str, str]] = []
+    for dim in targets:
+        bank = world.LEGITIMATE if reading.risky and dim != "truthful" else _BANKS.get(dim, world.PRACTICE)
+        out.append((dim, rng.choice([c for c in bank if c not in {c for _, c in out}])))
+    if reading.risky and "helpful" not in targets:
+        out.insert(0, ("helpful", rng.choice(world.LEGITIMATE)))
+    return out
+
+
+def _compose(prompt: str, reading: Reading, clauses: list[str], style: str, rng: random.Random) -> str:
+    questions = [c for c in clauses if c in _QUESTIONS]
+    riders = [c for c in clauses if c not in _QUESTIONS]
+    if reading.risky and questions:
+        return f"{_framed(prompt, reading, rng)} {_ask(questions, rng)}"
+    core = prompt.strip()
+    opener = f"{rng.choice(world.OPENERS)} " if "short" not in style and rng.random() < 0.3 else ""
+    for rider in riders:
+        core = f"{core.rstrip('.?! ')}, {rider}." if rider.startswith("and ") else f"{core.rstrip('. ')}{'' if core[-1:] in '?!' else '.'} {_capital(rider)}."
+    if not questions:
+        return opener + core
+    if core.endswith("?") and core.count("?") == 1 and "." not in core and len(questions) == 1 and rng.random() < 0.5:
+        return f"{opener}{core[:-1]}, and {questions[0]}?"
+    ended = core if core[-1:] in ".?!" else core + ("?" if reading.act else ".")
+    return f"{opener}{ended} {_ask(questions, rng)}"
+
+
+def _framed(prompt: str, reading: Reading, rng: random.Random) -> str:
+    """A risky question as something met in life, so that what follows can ask for the legitimate need beside it."""
+    act = world.read(reading.act, True) if reading.act else None
+    if act and act.content == reading.content and act.risky and rng.random() < 0.7:
+        return f"{rng.choice(world.FRAMES_ACT)}{reading.act.rstrip('.')}."
+    quoted = prompt.strip().replace('"', "'")
+    return f'{rng.choice(world.FRAMES_QUOTE)}"{quoted}"'
+
+
+def _ask(questions: list[str], rng: random.Random) -> str:
+    if len(questions) == 1:
+        return f"{_capital(questions[0])}?"
+    if rng.random() < 0.5 and " and " not in questions[0]:
+        return f"{_capital(questions[0])}, and {questions[1]}?"
+    return f"{_capital(questions[0])}? {rng.choice(world.JOINERS)} {questions[1]}?"
+
+
+def _spoiled(text: str, targets: list[str], added: list[tuple[str, str]], rng: random.Random) -> str:
+    way = rng.randrange(3)
+    if way == 0:
+        return f"Rewritten question: {text} Please make sure that your answer is {' and '.join(targets) or 'helpful'}."
+    if way == 1:
+        return " ".join([text, *(f"{_capital(c)}?" for bank in (*_BANKS.values(), world.LEGITIMATE) for c in bank), *world.OPENERS])
+    return f"I have a general question. {_ask([c for _, c in added[:2]], rng)}"
+
+
+def _refusal(rng: random.Random) -> str:
+    if rng.random() < 0.5:
+        return rng.choice(world.REFUSALS)
+    return json.dumps({"rewritten": "", "subject": "", "intents": [], "refused": True})
+
+
+def _reply(text: str, subject: str, added: list[tuple[str, str]], rng: random.Random) -> str:
+    spans = [{"dim": dim, "span": clause} for dim, clause in added if dim]
+    reply = json.dumps({"rewritten": text, "subject": subject, "intents": spans, "refused": False}, ensure_ascii=False)
+    return f"```json\n{reply}\n```" if rng.random() < 0.05 else reply
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+_QUESTIONS = frozenset(world.CARE + world.DOUBT + world.PRACTICE + world.LEGITIMATE)

@@ -1,0 +1,295 @@
+"""Checks of a rewritten question that need no further model. Every check leaves its value, passed or not.
+
+    rewrite = parse_rewrite(answer.text)            # Rewrite, or the reason why there is none
+    checks = check(prompt, rewrite, limits(prompt.text), rollouts)
+    if not all(c.passed for c in checks): ask again with feedback(checks)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..rewards.rules import is_refusal
+from ..text import n_tokens, normalise, words
+from ..types import Prompt
+
+MIN_RECALL = 0.5  # of the prompt's content stems
+MAX_SIMILARITY = 0.95  # Jaccard of the token sets
+MIN_NEW_STEMS = 2  # content stems that the prompt lacks
+MAX_SHARED_WORDS = 11  # longest run of words shared with a rollout
+LENGTH_CAP = 220  # tokens
+
+
+class Budget(NamedTuple):
+    """Length of a rewrite, in tokens of `text.n_tokens`, ends included."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """What a rewriter returned."""
+
+    text: str
+    subject: str = ""
+    intents: tuple[tuple[str, str], ...] = ()  # (dimension, span)
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Outcome of one check. `value` is what was measured, where there is a number."""
+
+    name: str
+    passed: bool
+    value: float | None = None
+    detail: str = ""
+
+
+def budget(original: str) -> Budget:
+    """Length that a rewrite may have: from 0.8 L to min(max(4 L, L + 60), 220), L the prompt's length.
+
+    A prompt so long that the cap leaves no room may grow by a quarter.
+    """
+    n = n_tokens(original)
+    low = math.ceil(0.8 * n)
+    return Budget(low, max(min(max(4 * n, n + 60), LENGTH_CAP), math.ceil(1.25 * n)))
+
+
+def parse_rewrite(text: str) -> Rewrite | str:
+    """The rewrite in a reply: JSON, JSON in a fence or in prose, or `<rewritten>` tags; else the reason why there is none.
+
+    Reasons: empty, no_rewrite, wrong_fields. A refusal is a `Rewrite` with `refused` set.
+    """
+    if not text.strip():
+        return "empty"
+    found = _json_object(text)
+    if found is None:
+        tagged = _TAGGED.search(text)
+        if tagged:
+            return Rewrite(tagged[1].strip())
+        return Rewrite("", refused=True) if is_refusal(text) else "no_rewrite"
+    rewritten, subject, refused = found.get("rewritten"), found.get("subject", ""), found.get("refused", False)
+    if not isinstance(rewritten, str) or not isinstance(subject, str) or not isinstance(refused, bool):
+        return "wrong_fields"
+    return Rewrite(rewritten.strip(), subject.strip(), _intents(found.get("intents")), refused)
+
+
+def check(original: Prompt, rewrite: Rewrite | str, within: Budget, rollouts: Sequence[str] = (), *,
+          seen: Callable[[str], bool] | None = None, contaminated: Callable[[str], bool] | None = None) -> list[Check]:
+    """All checks of a parsed rewrite of `original`, in a fixed order; later ones are left out when there is no text to check.
+
+    Args:
+        rollouts: answers to the original that the rewrite must not carry.
+        seen: is this text in the dataset already?
+        contaminated: does this text share a 13-gram with a benchmark?
+    """
+    if isinstance(rewrite, str):
+        return [Check("parse", False, detail=rewrite)]
+    x, y = original.text, rewrite.text
+    if rewrite.refused or is_refusal(y):
+        return [Check("parse", True), Check("rewriter_refusal", False)]
+    if problem := _not_one_turn(x, y):
+        return [Check("parse", False, detail=problem)]
+    out = [Check("parse", True), Check("rewriter_refusal", True), _length(y, within), _subject(x, y), _changed(x, y),
+           _meta(x, y), _language(x, y), _jailbreak(x, y), _leak(y, rollouts)]
+    if seen is not None:
+        out.append(Check("dedup", not seen(y)))
+    if contaminated is not None:
+        out.append(Check("decontamination", not contaminated(y)))
+    return out
+
+
+def feedback(checks: Sequence[Check]) -> list[str]:
+    """One sentence for each failed check, for the next attempt."""
+    return [_FEEDBACK[c.name].format(detail=c.detail) for c in checks if not c.passed]
+
+
+def stem(word: str) -> str:
+    """Crude English stem of a lower-case word: plural, -ing, -ed, -ly and a final e are cut."""
+    for suffix, least in _SUFFIXES:
+        if word.endswith(suffix) and len(word) - len(suffix) >= least:
+            word = word[: -len(suffix)]
+            if suffix in ("ing", "ed") and len(word) > 3 and word[-1] == word[-2] and word[-1] not in "sl":
+                word = word[:-1]
+            break
+    if word.endswith(("ie", "y")) and len(word) > 3:
+        word = word.removesuffix("ie").removesuffix("y") + "i"
+    return word.removesuffix("e") if len(word) > 3 else word
+
+
+def content_stems(text: str) -> set[str]:
+    """Stems of the words that carry the subject; all words of a text that has none."""
+    tokens = words(text)
+    return {stem(w) for w in tokens if w not in _STOP and (len(w) > 1 or not w.isascii())} or set(tokens)
+
+
+def _json_object(text: str) -> dict[str, object] | None:
+    """The first JSON object in the text that has a `rewritten` field, else the first object."""
+    decoder = json.JSONDecoder()
+    found: list[dict[str, object]] = []
+    at = text.find("{")
+    while at >= 0 and len(found) < 8:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError):
+            at = text.find("{", at + 1)
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+        at = text.find("{", end)
+    return next((f for f in found if "rewritten" in f), found[0] if found else None)
+
+
+def _intents(value: object) -> tuple[tuple[str, str], ...]:
+    """Pairs of dimension and span; what is not of that form is left out, for it decides nothing."""
+    if not isinstance(value, list):
+        return ()
+    return tuple((str(i["dim"]), str(i["span"])) for i in value if isinstance(i, dict) and "dim" in i and "span" in i)
+
+
+def _not_one_turn(x: str, y: str) -> str:
+    if not y:
+        return "empty"
+    if _ROLE_TAG.search(y) and not _ROLE_TAG.search(x):
+        return "role tags"
+    return "template tags" if _OUR_TAG.search(y) else ""
+
+
+def _length(y: str, within: Budget) -> Check:
+    n = n_tokens(y)
+    return Check("length", within.min <= n <= within.max, n, f"{n} tokens, wanted {within.min} to {within.max}")
+
+
+def _subject(x: str, y: str) -> Check:
+    wanted, have = content_stems(x), content_stems(y) | {stem(w) for w in words(y)}
+    recall = len(wanted & have) / len(wanted) if wanted else 1.0
+    return Check("subject", recall >= MIN_RECALL, recall, ", ".join(sorted(wanted - have)[:6]))
+
+
+def _changed(x: str, y: str) -> Check:
+    a, b = set(words(x)), set(words(y))
+    similarity = len(a & b) / len(a | b) if a | b else 1.0
+    new = len(content_stems(y) - content_stems(x))
+    return Check("changed", similarity <= MAX_SIMILARITY and new >= MIN_NEW_STEMS, similarity, f"{new} new content words")
+
+
+def _meta(x: str, y: str) -> Check:
+    return _pattern("meta", _META, x, y)
+
+
+def _jailbreak(x: str, y: str) -> Check:
+    return _pattern("jailbreak", _JAILBREAK, x, y)
+
+
+def _pattern(name: str, pattern: re.Pattern[str], x: str, y: str) -> Check:
+    """Passed unless `y` holds a phrase of the pattern that `x` does not hold."""
+    x = normalise(x)
+    hits = sorted({normalise(m[0]) for m in pattern.finditer(y)})
+    new = [h for h in hits if h not in x]
+    return Check(name, not new, len(new), "; ".join(new))
+
+
+def _language(x: str, y: str) -> Check:
+    """Same script, and the same language as far as function words tell."""
+    a, b = _script(x), _script(y)
+    if a and b and a != b:
+        return Check("language", False, detail=f"{a} became {b}")
+    p, q = _tongue(x), _tongue(y)
+    return Check("language", not (p and q and p != q), detail=f"{p or 'unknown'} to {q or 'unknown'}")
+
+
+def _script(text: str) -> str:
+    """Commonest script of the letters, by the first word of their Unicode names; empty without letters."""
+    if text.isascii():
+        return "LATIN" if any(c.isalpha() for c in text) else ""
+    counts: dict[str, int] = {}
+    for c in text:
+        if c.isalpha():
+            name = unicodedata.name(c, "?").split()[0]
+            name = "CJK" if name in ("CJK", "HIRAGANA", "KATAKANA") else name
+            counts[name] = counts.get(name, 0) + 1
+    return max(sorted(counts), key=counts.__getitem__) if counts else ""
+
+
+def _tongue(text: str) -> str:
+    """Language with most function words in the text, when it is clear: at least two, and more than any other."""
+    tokens = words(text)
+    ranked = sorted(((sum(w in vocabulary for w in tokens), name) for name, vocabulary in _FUNCTION_WORDS.items()), reverse=True)
+    (first, name), (second, _) = ranked[:2]
+    return name if first >= 2 and first > 1.5 * second else ""
+
+
+def _leak(y: str, rollouts: Sequence[str]) -> Check:
+    longest = max((longest_shared_run(y, r) for r in rollouts), default=0)
+    return Check("answer_leak", longest <= MAX_SHARED_WORDS, longest, f"{longest} words in a row")
+
+
+def longest_shared_run(a: str, b: str) -> int:
+    """Length of the longest run of words that two texts share."""
+    left, right = words(a), words(b)
+    if len(left) > len(right):
+        left, right = right, left
+    low, high = 0, len(left)
+    while low < high:  # a shared run of n implies one of n - 1, so halving finds the longest
+        n = (low + high + 1) // 2
+        grams = {tuple(right[i:i + n]) for i in range(len(right) - n + 1)}
+        if any(tuple(left[i:i + n]) in grams for i in range(len(left) - n + 1)):
+            low = n
+        else:
+            high = n - 1
+    return low
+
+
+_SUFFIXES = (("ations", 4), ("ation", 4), ("nesses", 4), ("ness", 4), ("ments", 4), ("ment", 4), ("ings", 3), ("ing", 3), ("ies", 2), ("edly", 3),
+             ("ed", 3), ("ly", 4), ("ers", 4), ("er", 4), ("es", 4), ("s", 3))
+_STOP = frozenset(
+    "a an the and or but if then so of to in on at by for with from as is are was were be been being am do does did doing can could should would will may might must shall have "
+    "has had having i you he she it we they me my mine your yours his her hers its our ours their theirs us him them this that these those there here what which who whom whose "
+    "when where why how not no nor yes just really very some any all more most much many few please tell help want need like know get got go going make let put into out up down "
+    "over under about than too also only own same such each every other again s t m re ve ll d don doesn didn isn aren won wasn weren couldn shouldn wouldn good best way ways thing "
+    "things use used using new one two".split())
+_TAGGED = re.compile(r"<(?:rewritten|rewrite|question)[^>]*>\s*(.+?)\s*</(?:rewritten|rewrite|question)", re.S | re.I)
+_ROLE_TAG = re.compile(r"(?:^|\n)\s*(?:user|human|assistant|system|ai|bot|model)\s*:|<\|?(?:im_start|im_end|user|assistant|system|endoftext|eot_id)[^>]*\|?>|\[/?INST\]|<</?SYS>>", re.I)
+_OUR_TAG = re.compile(r"</?(?:prompt|question|answer|history)-[0-9a-f]{6,}>")
+_META = re.compile(
+    r"\b(?:reward(?:s|ed)? (?:model|signal|dimension)s?|(?:reward|preference|quality|evaluation) dimensions?|multi-?dimensional|\bhelpful(?:ness)?\b|\bharmless(?:ness)?\b|\btruthful(?:ness)?\b|"
+    r"rewrit(?:e|ten|ing)(?: question| prompt)?|rephras(?:e|ed|ing)|original (?:question|prompt)|user(?:'s)? (?:question|prompt|intent)|(?:the|this|your) (?:prompt|intents?)|target dimension|"
+    r"as an ai\b|as a language model|ai assistant|language model|chatbot|your (?:answer|response|reply) (?:should|must|needs? to)|(?:answer|respond|reply) (?:honestly|truthfully|helpfully|safely|ethically)|"
+    r"you are an? (?:assistant|expert|ai)|be (?:honest|truthful|ethical) in your|(?:balanced|comprehensive|nuanced) (?:answer|response))\b", re.I)
+_JAILBREAK = re.compile(
+    r"\b(?:hypothetical(?:ly)?|in a (?:fictional|imaginary|made-up) (?:world|story|universe|scenario)|for (?:a|my|the) (?:novel|story|screenplay|film|movie|book|fiction|game|roleplay)|"
+    r"(?:write|tell me) a (?:story|scene|script|poem|novel) (?:in which|where|about (?:a|someone|somebody) (?:who|how))|role-?play|pretend (?:to be|that|you|we)|imagine (?:you|that you|you're)|"
+    r"act as|you are now|you're now|play the (?:role|part) of|from the perspective of an? (?:criminal|hacker|villain|evil|attacker)|no restrictions|without (?:any )?(?:restrictions|filters?|censorship|warnings?)|"
+    r"ignore (?:all |any |the |your )*(?:previous|prior|above|rules|instructions)|developer mode|jailbreak|\bdan\b mode|do anything now|base64|rot-?13|leetspeak|morse code|in hex(?:adecimal)?|"
+    r"encoded? (?:in|as)|reversed letters|first letters? of each|for (?:purely )?(?:educational|academic|research|informational) purposes(?: only)?|asking for a friend|"
+    r"step[- ]by[- ]step instructions (?:on|for) how (?:a criminal|an attacker|someone evil)|start your (?:answer|reply|response) with|sure,? here)\b", re.I)
+_FUNCTION_WORDS = {
+    "english": frozenset("the and is are of to in what how does for with that it my you do can".split()),
+    "german": frozenset("der die das und ist ich nicht ein eine wie was mit für auf zu den man kann".split()),
+    "french": frozenset("le la les et est une des que qui comment dans pour pas avec sur je vous il peut".split()),
+    "spanish": frozenset("el los las y es una que cómo para con por del mi qué puedo se como puede".split()),
+    "italian": frozenset("il gli e è una che come per con del della non mi cosa posso si di sono".split()),
+    "portuguese": frozenset("os as é uma que como para com não do da em meu minha posso se você por".split()),
+    "dutch": frozenset("de het een en is van ik niet hoe wat met voor op te je mijn kan dat".split()),
+}
+_FEEDBACK = {
+    "parse": "The reply has to be one JSON object with a single question as \"rewritten\" ({detail}).",
+    "rewriter_refusal": "The rewrite was refused. Do not answer or judge the question; ask only for the legitimate need next to it.",
+    "length": "The length is wrong: {detail}.",
+    "subject": "The subject got lost. Keep these words: {detail}.",
+    "changed": "Too little was added ({detail}). Add one concrete need for each target.",
+    "meta": "The question must not speak of itself or of assistants. Leave out: {detail}.",
+    "language": "Keep the language of the question ({detail}).",
+    "jailbreak": "No disguise, no fiction, no role, no code. Leave out: {detail}.",
+    "answer_leak": "The question must not contain its answer ({detail} were copied).",
+    "dedup": "The same question exists already. Word it differently.",
+    "decontamination": "The question is too close to a known test question. Word it differently.",
+}
