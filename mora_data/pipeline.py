@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from . import __version__
-from .config import BuildSettings, to_yaml
+from .config import BuildSettings, SourceSettings, to_yaml
 from .engines import connect, resolve
 from .engines.ask import Asker
 from .engines.engine import Engine, Usage
@@ -28,9 +28,10 @@ from .progress import Progress
 from .rewards import Reward
 from .rewards import load as load_reward
 from .selection import load as load_selector
+from .sources import load as load_source
 from .stages.flow import Work, run_prompt
 from .stages.fuse import Fuser
-from .stages.mine import MineCounts, OpenedSource, mine, open_source
+from .stages.mine import MineCounts, OpenedSource, Provenance, mine, open_source
 from .stages.outcome import Outcome
 from .stages.partition import OpenPart, Partitions, seal
 from .stages.reference import Noise, as_reference, floors_of, reference_flow, unmeasured
@@ -159,9 +160,12 @@ class Builder:
         """The source's prompts, then the simulator's own where they are asked for."""
         yield from mine(opened, self.settings, counts)
         if self._n_generated():
-            from .engines.scripted import generated_source
+            from .engines.scripted import generated_prompts
 
-            yield from mine(generated_source(self._n_generated(), self.settings.seed), self.settings, counts)
+            rows = enumerate(generated_prompts(self._n_generated(), self.settings.seed))
+            generated = OpenedSource(load_source(SourceSettings(kind="jsonl")), [(i, "generated", row) for i, row in rows],
+                                     Provenance("mora-data/generated", "generated", "generated", "generated", "apache-2.0"))
+            yield from mine(generated, self.settings, counts)
 
     def _n_generated(self) -> int:
         """Prompts that the simulator adds; only where it is the policy."""

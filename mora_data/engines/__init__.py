@@ -53,7 +53,7 @@ def connect(settings: BuildSettings, sample: bool, usage: Usage) -> dict[Role, E
         if role.engine == "scripted":
             from .embedded import ScriptedEngine
 
-            engines[name] = ScriptedEngine(settings.scripted, usage)
+            engines[name] = ScriptedEngine(settings.scripted, settings.seed, usage)
             continue
         from .openai import Endpoint, HttpEngine
 

@@ -25,10 +25,10 @@ class ScriptedEngine:
     n_per_request = 1 << 30
     wants_more = True
 
-    def __init__(self, settings: ScriptedSettings, usage: Usage) -> None:
+    def __init__(self, settings: ScriptedSettings, seed: int, usage: Usage) -> None:
         self.model = f"{MODEL}/{settings.world or 'null'}"
         self.extra: Mapping[str, Any] = {}
-        self._scripted = Scripted(settings)
+        self._scripted = Scripted(settings, seed)
         self._usage = usage
 
     async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:

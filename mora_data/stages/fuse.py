@@ -11,7 +11,8 @@ from ..templating import load as load_template
 from ..templating import nonce
 from ..text import seed_of
 from ..types import Answer, Message, Messages, Prompt, Request, Sampling
-from . import checks, intents
+from . import checks
+from .intents import load_intents
 from .outcome import FusionTry
 
 VARIABLES = frozenset(("prompt", "history", "carried_dim", "target_dims", "dim_specs", "category", "style", "budget", "language",
@@ -38,7 +39,7 @@ class Fuser:
         self._settings = settings
         arms = [a for a in settings.fuse.arms if a != "identity"]
         self.templates = {arm: load_template("fuse", arm, VARIABLES) for arm in arms}
-        self._specs = intents.load(settings.dimensions) if arms else {}
+        self._specs = load_intents(settings.dimensions) if arms else {}
 
     async def fuse(self, ask: Ask, prompt: Prompt, arm: str, profile: Profile | None, target_dims: Sequence[str],
                    leaks: Sequence[str]) -> tuple[Messages | None, list[FusionTry]]:
@@ -69,13 +70,15 @@ class Fuser:
             "prompt": prompt.text, "history": prompt.messages[:-1], "carried_dim": profile.carried_dim if profile else None,
             "target_dims": list(target_dims), "dim_specs": self._specs, "category": prompt.category, "style": style,
             "budget": {"min": low, "max": high}, "language": "the language of the original question",
-            "forbidden": list(checks.FORBIDDEN), "n_candidates": self._settings.fuse.candidates, "feedback": list(feedback),
+            "forbidden": [], "n_candidates": self._settings.fuse.candidates, "feedback": list(feedback),
             "nonce": nonce(self._settings.seed, prompt.prompt_id, prompt.text)})
 
     def _judge(self, prompt: Prompt, answer: Answer, leaks: Sequence[str]) -> tuple[str, list[checks.Check]]:
         if answer.error is not None:
             return "", [checks.Check("rewriter_failed", False, None, answer.error)]
-        return checks.run(prompt, answer.text, leaks)
+        rewrite = checks.parse_rewrite(answer.text)
+        text = rewrite if isinstance(rewrite, str) else rewrite.text
+        return text, checks.check(prompt, rewrite, checks.budget(prompt.text), leaks)
 
     @staticmethod
     def _try(arm: str, attempt: int, candidate: int, text: str, done: Sequence[checks.Check]) -> FusionTry:
