@@ -29,6 +29,7 @@ from .rewards import Reward
 from .rewards import load as load_reward
 from .selection import load as load_selector
 from .sources import load as load_source
+from .sources.read import SourceRow
 from .stages.flow import Work, run_prompt
 from .stages.fuse import Fuser
 from .stages.mine import MineCounts, OpenedSource, Provenance, mine, open_source
@@ -97,8 +98,7 @@ class Builder:
             MoraError: it can't be finished; the state is kept.
         """
         if self.reaches("presample"):
-            for role in ("policy", "rewriter", "judge"):
-                resolve(self.settings.role(role), self.options.sample)
+            self._say_engines()
             self._load_parts()
         opened = open_source(self.settings, self.options.sample, list(self.options.data))
         p = opened.provenance
@@ -124,6 +124,16 @@ class Builder:
         return STAGES.index(stage) <= STAGES.index(self.options.until)
 
     # before the first request
+    def _say_engines(self) -> None:
+        """Decide the engines before anything else; the simulator is never used in silence."""
+        roles = {r: resolve(self.settings.role(r), self.options.sample) for r in ("policy", "rewriter", "judge")}
+        simulated = [name for name, role in roles.items() if role.engine == "scripted"]
+        if simulated:
+            self.progress.say(f"the built-in simulator answers as {', '.join(simulated)}: the rows are marked simulated, "
+                              "fit for trying things out and for nothing else (--base-url URL asks a real model)")
+        if roles["judge"].model == roles["policy"].model and not simulated:
+            self.progress.say("judge and policy are one model: it will favour its own answers (give --judge-model)")
+
     def _load_parts(self) -> None:
         s = self.settings
         self._rewards = {d: [load_reward(d, r, s) for r in s.reward_sources(d)] for d in s.dimensions}
@@ -163,7 +173,7 @@ class Builder:
             from .engines.scripted import generated_prompts
 
             rows = enumerate(generated_prompts(self._n_generated(), self.settings.seed))
-            generated = OpenedSource(load_source(SourceSettings(kind="jsonl")), [(i, "generated", row) for i, row in rows],
+            generated = OpenedSource(load_source(SourceSettings(kind="jsonl")), [SourceRow(i, "generated", row) for i, row in rows],
                                      Provenance("mora-data/generated", "generated", "generated", "generated", "apache-2.0"))
             yield from mine(generated, self.settings, counts)
 

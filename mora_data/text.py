@@ -10,6 +10,7 @@ from .types import Messages
 
 _SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
+_TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def normalise(text: str) -> str:
@@ -54,7 +55,7 @@ def words(text: str) -> list[str]:
 
 def n_tokens(text: str) -> int:
     """Length of a text in word and punctuation tokens: close to a BPE count for English, with no tokenizer to load."""
-    return len(re.findall(r"\w+|[^\w\s]", text))
+    return len(_TOKEN.findall(text))
 
 
 def one_line(text: str, limit: int = 120) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 from ..config import ScriptedSettings
 from ..store.log import Record
-from ..text import n_tokens
 from ..types import Request
 from .engine import Sink, Usage
 from .scripted import MODEL, Scripted
 
 _YIELD_EVERY = 32
+CHARS_PER_TOKEN = 4
 
 
 class ScriptedEngine:
@@ -34,8 +34,8 @@ class ScriptedEngine:
     async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
         self._usage.requests += 1
         answers = self._scripted.answer(replace(request, n=n, first=first), seed)
-        words = sum(n_tokens(m["content"]) for m in request.messages)
-        record = Record(n, tuple(answers), (words, sum(a.tokens_out for a in answers), 0))
+        tokens_in = sum(len(m["content"]) for m in request.messages) // CHARS_PER_TOKEN
+        record = Record(n, tuple(answers), (tokens_in, sum(a.tokens_out for a in answers), 0))
         sink(record)
         if self._usage.requests % _YIELD_EVERY == 0:
             await asyncio.sleep(0)

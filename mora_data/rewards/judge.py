@@ -6,9 +6,12 @@ judge is asked again twice. Nothing unreadable ever becomes a number. Scale: lik
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
+
+import orjson
 
 from ..config import BuildSettings, RewardSettings
 from ..tasks import all_of
@@ -78,6 +81,8 @@ def verdict(reply: Answer) -> tuple[int | None, str]:
 
 def _objects(text: str) -> list[object]:
     """Every outermost JSON object in the text."""
+    with contextlib.suppress(ValueError):
+        return [orjson.loads(text)]
     decoder = json.JSONDecoder()
     out: list[object] = []
     at = text.find("{")

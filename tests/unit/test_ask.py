@@ -213,7 +213,7 @@ def test_dies_midway_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return Fault(drop="before") if body["messages"][0]["content"] == "other" else None
 
     with FakeOpenAI(dead) as server, opened(tmp_path, server, give_up_s=0.1) as (ask, _):
-        with pytest.raises(EndpointError, match="has not answered for 0.1 s.*same command again"):
+        with pytest.raises(EndpointError, match=r"has not answered for 0.1 s.*same command again"):
             ask(REQUEST, other)
         server.script = None
         assert len(ask(REQUEST, other)) == 2

@@ -10,7 +10,9 @@ import mora_data
 PACKAGE = Path(mora_data.__file__).parent
 LAYERS = [
     {"__main__"},
-    {"cli", "__init__", "demo"},
+    {"__init__"},
+    {"cli", "demo", "mora_pairs"},
+    {"api"},
     {"pipeline", "estimate", "show"},
     {"recipes"},
     {"stages"},
@@ -44,7 +46,7 @@ def _targets(node: ast.AST, parts: tuple[str, ...]) -> list[str]:
         if module[0] != "mora_data":
             return []
         return [module[1]] if len(module) > 1 else [a.name for a in node.names]
-    package = parts[:-1] if parts[-1] != "__init__" else parts[:-1]
+    package = parts[:-1]
     base = package[: len(package) - (node.level - 1)]
     if base:
         return [base[0]]

@@ -127,7 +127,7 @@ def test_full_disk_is_one_line_and_nothing_half_written_is_read_back(tmp_path: P
         return real(fd, data[:20])
 
     monkeypatch.setattr(os, "write", short)
-    with pytest.raises(RunFolderError, match="No space left.*run the same command again"):
+    with pytest.raises(RunFolderError, match=r"No space left.*run the same command again"):
         log.put(b"b" * 12, 0, record("lost"))
     monkeypatch.undo()
     log.put(b"c" * 12, 0, record("after"))
