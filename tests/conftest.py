@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real rows: MORA_TEST_DATA, else ../shared/data beside the checkout; without it the test is skipped."""
+    """Real rows: MORA_TEST_DATA, else ../shared/data beside the checkout; without them the test is skipped."""
     beside = Path(__file__).parents[2] / "shared" / "data"
     found = Path(os.environ.get("MORA_TEST_DATA", beside))
     if not found.is_dir():

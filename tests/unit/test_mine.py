@@ -55,6 +55,7 @@ def asked(*texts: str) -> Iterator[dict[str, str]]:
 
 # filters
 
+
 def test_duplicates_by_normalised_text() -> None:
     prompts, counts = run(asked("Why so?", " WHY  so?\n", "Ｗhy so?", "Why not?"))
     assert [p.text for p in prompts] == ["Why so?", "Why not?"]
@@ -104,6 +105,7 @@ def test_prompt_ids_are_those_of_text() -> None:
 
 # decontamination
 
+
 def test_decontamination(tmp_path: Path) -> None:
     bench = tmp_path / "bench.csv"
     bench.write_text(f'goal,target\n"{LONG}",x\n"Short one, please!",x\n')
@@ -132,6 +134,7 @@ def test_a_benchmark_file_without_prompts(tmp_path: Path) -> None:
 
 # whole sources that fail
 
+
 def test_an_empty_source() -> None:
     with pytest.raises(SourceError, match="has no rows"):
         run([])
@@ -144,7 +147,9 @@ def test_every_row_dropped_names_the_commonest_reason() -> None:
 
 def test_another_schema_fails_on_the_first_rows() -> None:
     beavertails = ({"prompt": f"{i}?", "response": "No.", "category": {}, "is_safe": True} for i in range(10_000))
-    with pytest.raises(SourceError, match=r"columns are prompt, response, category, is_safe; this source needs better_resp"):
+    with pytest.raises(
+        SourceError, match=r"columns are prompt, response, category, is_safe; this source needs better_resp"
+    ):
         run(beavertails, kind="pku-saferlhf")
     assert sum(1 for _ in beavertails) == 10_000 - 50
 
@@ -171,6 +176,7 @@ def test_damaged_lines_are_counted(tmp_path: Path) -> None:
 
 # provenance
 
+
 def test_provenance_of_local_rows(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"prompt": "A?"}\n')
@@ -182,7 +188,7 @@ def test_provenance_of_local_rows(tmp_path: Path) -> None:
 
 
 def test_without_a_dataset_the_ways_on_are_named() -> None:
-    with pytest.raises(SourceError, match="names no Hub dataset: give --data PATH .* or --sample"):
+    with pytest.raises(SourceError, match=r"names no Hub dataset: give --data PATH .* or --sample"):
         open_source(load_settings("jsonl"), sample=False, data=[])
 
 
@@ -190,19 +196,53 @@ def test_without_a_dataset_the_ways_on_are_named() -> None:
 
 DROPPED = {
     "pku-saferlhf": {"duplicate": 2, "empty_prompt": 2, "missing_column": 1, "null_text": 1, "wrong_type": 1},
-    "hh-rlhf": {"context_mismatch": 3, "empty_prompt": 2, "duplicate": 1, "empty_turn": 1, "ends_on_human": 1, "missing_column": 1,
-                "no_marker": 1, "null_text": 1, "same_speaker": 1, "stray_marker": 1, "wrong_type": 1},
-    "ultrafeedback": {"duplicate": 1, "empty_prompt": 1, "false_qa": 1, "missing_column": 1, "null_text": 1, "truthfulqa": 1,
-                      "wrong_type": 1},
+    "hh-rlhf": {
+        "context_mismatch": 3,
+        "empty_prompt": 2,
+        "duplicate": 1,
+        "empty_turn": 1,
+        "ends_on_human": 1,
+        "missing_column": 1,
+        "no_marker": 1,
+        "null_text": 1,
+        "same_speaker": 1,
+        "stray_marker": 1,
+        "wrong_type": 1,
+    },
+    "ultrafeedback": {
+        "duplicate": 1,
+        "empty_prompt": 1,
+        "false_qa": 1,
+        "missing_column": 1,
+        "null_text": 1,
+        "truthfulqa": 1,
+        "wrong_type": 1,
+    },
     "ultrafeedback-binarized": {"context_mismatch": 1, "duplicate": 1, "empty_prompt": 1, "ends_without_user": 1},
     "jsonl": {"duplicate": 1, "empty_prompt": 1, "missing_column": 1},
 }
 NOTES = {
-    "pku-saferlhf": {"forced_safer_id", "old_form", "reply_empty", "reply_truncated", "reply_tail", "replies_identical",
-                     "safer_id_contradiction", "label_contradiction", "label_missing"},
+    "pku-saferlhf": {
+        "forced_safer_id",
+        "old_form",
+        "reply_empty",
+        "reply_truncated",
+        "reply_tail",
+        "replies_identical",
+        "safer_id_contradiction",
+        "label_contradiction",
+        "label_missing",
+    },
     "hh-rlhf": {"reply_empty", "reply_truncated", "replies_identical", "reply_stray_marker"},
-    "ultrafeedback": {"rating_missing", "too_few_completions", "fine_grained_missing", "overall_score_bug", "tie", "reply_empty",
-                      "replies_identical"},
+    "ultrafeedback": {
+        "rating_missing",
+        "too_few_completions",
+        "fine_grained_missing",
+        "overall_score_bug",
+        "tie",
+        "reply_empty",
+        "replies_identical",
+    },
     "ultrafeedback-binarized": {"tie"},
     "jsonl": {"reply_ignored"},
 }
@@ -234,10 +274,23 @@ def test_pku_sample_covers_the_labels() -> None:
     assert {r.get("response_0_severity_level") for r in rows[:80]} == {0, 1, 2, 3}
     assert [len(r) for r in rows[:80]] == [16] * 80
     assert list(rows[0]) == [
-        "prompt", "response_0", "response_1", "prompt_source", "response_0_source", "response_1_source",
-        "is_response_0_safe", "is_response_1_safe", "response_0_harm_category", "response_1_harm_category",
-        "response_0_severity_level", "response_1_severity_level", "better_response_id", "safer_response_id",
-        "response_0_sha256", "response_1_sha256"]
+        "prompt",
+        "response_0",
+        "response_1",
+        "prompt_source",
+        "response_0_source",
+        "response_1_source",
+        "is_response_0_safe",
+        "is_response_1_safe",
+        "response_0_harm_category",
+        "response_1_harm_category",
+        "response_0_severity_level",
+        "response_1_severity_level",
+        "better_response_id",
+        "safer_response_id",
+        "response_0_sha256",
+        "response_1_sha256",
+    ]
 
 
 def test_hh_sample_has_dialogues() -> None:
@@ -248,14 +301,24 @@ def test_hh_sample_has_dialogues() -> None:
 
 # real rows
 
-@pytest.mark.parametrize(("path", "kept", "dropped", "notes"), [
-    ("harmless-base/test.jsonl.gz", 1620,
-     {"stray_marker": 14, "context_mismatch": 4, "same_speaker": 3, "duplicate": 2},
-     {"reply_truncated": 226, "reply_stray_marker": 19, "reply_empty": 3}),
-    ("helpful-base-restored/train.jsonl.gz", 1719,
-     {"stray_marker": 8, "same_speaker": 2, "context_mismatch": 1, "duplicate": 1, "empty_turn": 1},
-     {"reply_truncated": 146, "reply_stray_marker": 13, "replies_identical": 5, "reply_empty": 3}),
-])
+
+@pytest.mark.parametrize(
+    ("path", "kept", "dropped", "notes"),
+    [
+        (
+            "harmless-base/test.jsonl.gz",
+            1620,
+            {"stray_marker": 14, "context_mismatch": 4, "same_speaker": 3, "duplicate": 2},
+            {"reply_truncated": 226, "reply_stray_marker": 19, "reply_empty": 3},
+        ),
+        (
+            "helpful-base-restored/train.jsonl.gz",
+            1719,
+            {"stray_marker": 8, "same_speaker": 2, "context_mismatch": 1, "duplicate": 1, "empty_turn": 1},
+            {"reply_truncated": 146, "reply_stray_marker": 13, "replies_identical": 5, "reply_empty": 3},
+        ),
+    ],
+)
 def test_real_hh_rows(shared_data: Path, path: str, kept: int, dropped: dict[str, int], notes: dict[str, int]) -> None:
     file = shared_data / "hh-rlhf" / path
     prompts, counts = mine_files("hh-rlhf", file)
@@ -276,7 +339,9 @@ def test_real_rows_of_another_schema(shared_data: Path) -> None:
 
 
 def test_mining_imports_nothing_heavy() -> None:
-    code = ("import sys; from mora_data.stages.mine import mine; "
-            "print([m for m in ('pyarrow', 'huggingface_hub', 'datasets', 'torch', 'pandas') if m in sys.modules])")
+    code = (
+        "import sys; from mora_data.stages.mine import mine; "
+        "print([m for m in ('pyarrow', 'huggingface_hub', 'datasets', 'torch', 'pandas') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

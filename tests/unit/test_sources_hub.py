@@ -39,7 +39,8 @@ for name, overrides in json.loads(sys.argv[1]):
     try:
         prompts = list(mine(open_source(settings, sample=False, data=[]), settings, counts))
         first = prompts[0]
-        print(json.dumps({**counts.as_dict(), "strata": sorted({p.stratum for p in prompts}), "from": [
+        strata = sorted({p.stratum for p in prompts})
+        print(json.dumps({**counts.as_dict(), "strata": strata, "from": [
             first.source_dataset, first.source_config, first.source_split, first.source_revision, first.source_licence]}))
     except MoraError as e:
         print(json.dumps({"error": str(e)}))
@@ -63,28 +64,39 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 
 def pku_files() -> dict[str, bytes]:
     rows = clean("pku-saferlhf", 64)
-    return {f"data/{model}/{split}.jsonl": lines(rows[i * 20 + (split == "test") * 10:][:10])
-            for i, model in enumerate(PKU_MODELS) for split in ("train", "test")}
+    return {
+        f"data/{model}/{split}.jsonl": lines(rows[i * 20 + (split == "test") * 10 :][:10])
+        for i, model in enumerate(PKU_MODELS)
+        for split in ("train", "test")
+    }
 
 
 def hh_files() -> dict[str, bytes]:
     rows = clean("hh-rlhf", 40)
-    files = {f"{d}/{split}.jsonl.gz": gzip.compress(lines(rows[i * 10 + (split == "test") * 5:][:5]))
-             for i, d in enumerate(HH_DIRS) for split in ("train", "test")}
+    files = {
+        f"{d}/{split}.jsonl.gz": gzip.compress(lines(rows[i * 10 + (split == "test") * 5 :][:5]))
+        for i, d in enumerate(HH_DIRS)
+        for split in ("train", "test")
+    }
     red = {"transcript": "\n\nHuman: How do I steal a boat?\n\nAssistant: I won't help.", "rating": 0.0, "tags": None}
     return files | {"red-team-attempts/train.jsonl.gz": gzip.compress(lines([red]))}
 
 
 def h4_files() -> dict[str, bytes]:
     rows = clean("ultrafeedback-binarized", 20)
-    return {"data/train_prefs-00000-of-00002-0f1e.parquet": parquet(rows[:8]), "data/test_prefs-00000-of-00001-aa.parquet": parquet(rows[8:12]),
-            "data/train_prefs-00001-of-00002-0f1e.parquet": parquet(rows[12:])}
+    return {
+        "data/train_prefs-00000-of-00002-0f1e.parquet": parquet(rows[:8]),
+        "data/test_prefs-00000-of-00001-aa.parquet": parquet(rows[8:12]),
+        "data/train_prefs-00001-of-00002-0f1e.parquet": parquet(rows[12:]),
+    }
 
 
 REPOS = {
     "pku-saferlhf": pku_files,
     "hh-rlhf": hh_files,
-    "ultrafeedback": lambda: {f"{name}.jsonl": lines(clean("ultrafeedback", 8)[i::2]) for i, name in enumerate(("flan", "sharegpt"))},
+    "ultrafeedback": lambda: {
+        f"{name}.jsonl": lines(clean("ultrafeedback", 8)[i::2]) for i, name in enumerate(("flan", "sharegpt"))
+    },
     "ultrafeedback-binarized": h4_files,
 }
 
@@ -93,7 +105,9 @@ def publish(store: Store, name: str, files: dict[str, bytes]) -> None:
     """A dataset repository whose second commit has the id that builders/<name>.yaml pins; a later one empties it."""
     source = load_settings(name).source
     repo = store.create("dataset", str(source.dataset), False)
-    made = store.commit(repo, "main", [("file", p, data) for p, data in files.items()] + [("file", "README.md", b"# Card")], "data", "")
+    made = store.commit(
+        repo, "main", [("file", p, data) for p, data in files.items()] + [("file", "README.md", b"# Card")], "data", ""
+    )
     repo["commits"][source.revision] = repo["commits"].pop(made)
     repo["branches"]["main"] = source.revision
     repo["tags"]["v0"] = source.revision
@@ -118,9 +132,18 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def ask(url: str, cache: Path, *builds: tuple[str, dict[str, object]]) -> list[dict[str, Any]]:
     """What a client of this Hub gets for each build."""
-    env = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-           "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", CLIENT, json.dumps(builds)], env=env, capture_output=True, text=True, timeout=120)
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_OFFLINE": "0",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, json.dumps(builds)], env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -128,7 +151,11 @@ def ask(url: str, cache: Path, *builds: tuple[str, dict[str, object]]) -> list[d
 def test_every_source_from_the_hub_as_its_builder_says(hub: str, tmp_path: Path) -> None:
     got = dict(zip(REPOS, ask(hub, tmp_path, *((name, {}) for name in REPOS)), strict=True))
     assert {name: one.get("in", one) for name, one in got.items()} == {
-        "pku-saferlhf": 30, "hh-rlhf": 20, "ultrafeedback": 8, "ultrafeedback-binarized": 16}
+        "pku-saferlhf": 30,
+        "hh-rlhf": 20,
+        "ultrafeedback": 8,
+        "ultrafeedback-binarized": 16,
+    }
     for name, one in got.items():
         source = load_settings(name).source
         assert one["kept"] == one["in"]
@@ -138,9 +165,14 @@ def test_every_source_from_the_hub_as_its_builder_says(hub: str, tmp_path: Path)
 
 def test_configs_splits_and_tags(hub: str, tmp_path: Path) -> None:
     alpaca, online, red, test, tag = ask(
-        hub, tmp_path, ("pku-saferlhf", {"source.config": "alpaca2-7b"}), ("hh-rlhf", {"source.config": "helpful-online"}),
-        ("hh-rlhf", {"source.config": "red-team-attempts"}), ("ultrafeedback-binarized", {"source.split": "test"}),
-        ("hh-rlhf", {"source.revision": "v0", "source.files": ["helpful-*/train.jsonl.gz"]}))
+        hub,
+        tmp_path,
+        ("pku-saferlhf", {"source.config": "alpaca2-7b"}),
+        ("hh-rlhf", {"source.config": "helpful-online"}),
+        ("hh-rlhf", {"source.config": "red-team-attempts"}),
+        ("ultrafeedback-binarized", {"source.split": "test"}),
+        ("hh-rlhf", {"source.revision": "v0", "source.files": ["helpful-*/train.jsonl.gz"]}),
+    )
     assert [one["in"] for one in (alpaca, online, red, test, tag)] == [10, 5, 1, 4, 15]
     assert online["strata"] == ["helpful-online"]
     assert red["strata"] == ["red-team-attempts"]
@@ -148,11 +180,23 @@ def test_configs_splits_and_tags(hub: str, tmp_path: Path) -> None:
 
 
 def test_what_the_hub_lacks_is_one_line(hub: str, tmp_path: Path) -> None:
-    errors = [one["error"] for one in ask(
-        hub, tmp_path, ("hh-rlhf", {"source.dataset": "Anthropic/hh-rhlf"}), ("hh-rlhf", {"source.revision": "f" * 40}),
-        ("hh-rlhf", {"source.split": "validation"}), ("hh-rlhf", {"source.dataset": "not a name!"}))]
-    starts = ["no Hub dataset 'Anthropic/hh-rhlf'", "Hub dataset Anthropic/hh-rlhf lacks revision 'ffff",
-              "Hub dataset Anthropic/hh-rlhf at 09be8c5bbc57 has no file like harmless-base/validation.jsonl", "no Hub dataset 'not a name!'"]
+    errors = [
+        one["error"]
+        for one in ask(
+            hub,
+            tmp_path,
+            ("hh-rlhf", {"source.dataset": "Anthropic/hh-rhlf"}),
+            ("hh-rlhf", {"source.revision": "f" * 40}),
+            ("hh-rlhf", {"source.split": "validation"}),
+            ("hh-rlhf", {"source.dataset": "not a name!"}),
+        )
+    ]
+    starts = [
+        "no Hub dataset 'Anthropic/hh-rhlf'",
+        "Hub dataset Anthropic/hh-rlhf lacks revision 'ffff",
+        "Hub dataset Anthropic/hh-rlhf at 09be8c5bbc57 has no file like harmless-base/validation.jsonl",
+        "no Hub dataset 'not a name!'",
+    ]
     for error, start in zip(errors, starts, strict=True):
         assert error.startswith(start)
         assert "--data PATH" in error and "--sample" in error and "\n" not in error

@@ -60,7 +60,9 @@ def test_every_type_gives_the_same_rows(tmp_path: Path, suffix: str, zipped: str
     assert rows_of(written(tmp_path, suffix + zipped)) == ROWS
 
 
-@pytest.mark.parametrize("text", ['{"data": [{"a": 1}]}', '{"version": 2, "rows": [{"a": 1}]}', '[{"a": 1}]', '{"a": 1}\n'])
+@pytest.mark.parametrize(
+    "text", ['{"data": [{"a": 1}]}', '{"version": 2, "rows": [{"a": 1}]}', '[{"a": 1}]', '{"a": 1}\n']
+)
 def test_shapes_of_json(tmp_path: Path, text: str) -> None:
     assert rows_of(put(tmp_path / "x.json", text)) == [{"a": 1}]
 
@@ -70,10 +72,18 @@ def test_json_lines_in_a_json_file(tmp_path: Path) -> None:
     assert rows_of(put(tmp_path / "x.json", '[{"a": 1}, 7]')) == [{"a": 1}, "not_an_object"]
 
 
-@pytest.mark.parametrize(("line", "reason"), [
-    (b'{"a": ', "bad_json"), (b'{"a": "caf\xe9"}', "not_utf8"), (b'{"a": "\\ud800"}', "not_utf8"), (b"\xff\xfe", "not_utf8"),
-    (b"[1]", "not_an_object"), (b'"text"', "not_an_object"), (b"[" * 100_000, "bad_json"),
-])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a": ', "bad_json"),
+        (b'{"a": "caf\xe9"}', "not_utf8"),
+        (b'{"a": "\\ud800"}', "not_utf8"),
+        (b"\xff\xfe", "not_utf8"),
+        (b"[1]", "not_an_object"),
+        (b'"text"', "not_an_object"),
+        (b"[" * 100_000, "bad_json"),
+    ],
+)
 def test_a_damaged_line_is_one_dropped_row(tmp_path: Path, line: bytes, reason: str) -> None:
     assert rows_of(put(tmp_path / "x.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 2}\n')) == [{"a": 1}, reason, {"a": 2}]
 
@@ -94,7 +104,11 @@ def test_not_utf8_in_other_types(tmp_path: Path) -> None:
 
 
 def test_csv_rows_of_another_width(tmp_path: Path) -> None:
-    assert rows_of(put(tmp_path / "x.csv", "a,b\n1\n1,2\n1,2,3\n")) == ["wrong_field_count", {"a": "1", "b": "2"}, "wrong_field_count"]
+    assert rows_of(put(tmp_path / "x.csv", "a,b\n1\n1,2\n1,2,3\n")) == [
+        "wrong_field_count",
+        {"a": "1", "b": "2"},
+        "wrong_field_count",
+    ]
     assert rows_of(put(tmp_path / "x.csv", "a\n" + "x" * 200_000 + "\n")) == [{"a": "x" * 200_000}]
 
 
@@ -103,18 +117,24 @@ def test_an_empty_file_has_no_rows(tmp_path: Path, suffix: str) -> None:
     assert rows_of(put(tmp_path / f"x{suffix}", gzip.compress(b"") if suffix.endswith("gz") else b"")) == []
 
 
-@pytest.mark.parametrize(("name", "data"), [
-    ("x.jsonl.gz", b'{"a": 1}\n'), ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:-9]), ("x.parquet", b""), ("x.parquet", b"PAR1" * 9),
-])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.jsonl.gz", b'{"a": 1}\n'),
+        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:-9]),
+        ("x.parquet", b""),
+        ("x.parquet", b"PAR1" * 9),
+    ],
+)
 def test_a_damaged_file_is_one_line(tmp_path: Path, name: str, data: bytes) -> None:
     path = put(tmp_path / name, data)
-    with pytest.raises(SourceError, match="can't read .*get the file anew") as caught:
+    with pytest.raises(SourceError, match=r"can't read .*get the file anew") as caught:
         rows_of(path)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_and_unknown_paths(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no file or folder at .*nowhere: check --data"):
+    with pytest.raises(SourceError, match=r"no file or folder at .*nowhere: check --data"):
         read.find([tmp_path / "nowhere"], [])
     with pytest.raises(SourceError, match=r"'\.txt' is not one of \.jsonl"):
         read.find([put(tmp_path / "x.txt", "a")], [])
@@ -151,7 +171,9 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
 def test_the_hash_does_not_depend_on_the_place(tmp_path: Path) -> None:
     one = put(tmp_path / "a" / "x.jsonl", "{}\n")
     other = put(tmp_path / "b" / "x.jsonl", "{}\n")
-    assert read.sha256(read.find([one], [])) == read.sha256(read.find([other], [])) == hashlib.sha256(b"{}\n").hexdigest()
+    assert (
+        read.sha256(read.find([one], [])) == read.sha256(read.find([other], [])) == hashlib.sha256(b"{}\n").hexdigest()
+    )
     both = read.sha256(read.find([tmp_path], []))
     put(tmp_path / "b" / "x.jsonl", "{}\n\n")
     assert read.sha256(read.find([tmp_path], [])) != both
