@@ -19,7 +19,7 @@ from mora_data.errors import SourceError
 from mora_data.sources import read
 from mora_data.sources.pku import CATEGORIES
 from mora_data.stages.mine import MineCounts, OpenedSource, Provenance, mine, open_source
-from mora_data.text import context_id, group_id
+from mora_data.text import context_id, group_id, normalise
 from mora_data.types import Prompt
 
 WHERE = Provenance("me/data", "default", "train", "abc", "mit")
@@ -101,6 +101,12 @@ def test_prompt_ids_are_those_of_text() -> None:
     prompt = run([{"messages": list(turns)}])[0][0]
     assert (prompt.prompt_id, prompt.group) == (context_id(prompt.messages), group_id(prompt.messages))
     assert (prompt.prompt_id, prompt.group) == ("87b27f608d7e9267", "895006527620de9b")
+
+
+@pytest.mark.parametrize("code", [c for c in range(0x3001) if chr(c).isspace()])
+def test_any_white_space_is_one_blank(code: int) -> None:
+    assert normalise(f"{chr(code)} A{chr(code)}b{chr(code)}") == "a b"
+    assert normalise(f"A{chr(code)}{chr(code)}B c") == "a b c"
 
 
 # decontamination

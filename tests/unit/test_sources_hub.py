@@ -38,10 +38,10 @@ for name, overrides in json.loads(sys.argv[1]):
     settings, counts = load_settings(name, overrides), MineCounts()
     try:
         prompts = list(mine(open_source(settings, sample=False, data=[]), settings, counts))
-        first = prompts[0]
+        p = prompts[0]
         strata = sorted({p.stratum for p in prompts})
-        print(json.dumps({**counts.as_dict(), "strata": strata, "from": [
-            first.source_dataset, first.source_config, first.source_split, first.source_revision, first.source_licence]}))
+        where = [p.source_dataset, p.source_config, p.source_split, p.source_revision, p.source_licence]
+        print(json.dumps({**counts.as_dict(), "strata": strata, "from": where}))
     except MoraError as e:
         print(json.dumps({"error": str(e)}))
 """
