@@ -17,7 +17,9 @@ def normalise(text: str) -> str:
     """NFKC, case folded, white space collapsed: two texts a reader would call the same compare equal."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    return " ".join(text.split()).casefold()
+    if "  " in text or not text.isprintable():  # the only printable white space is the blank
+        text = " ".join(text.split())
+    return text.strip().casefold()
 
 
 def digest(*parts: str, hex_digits: int = 16) -> str:

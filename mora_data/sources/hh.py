@@ -27,7 +27,6 @@ _EMPTY_REPLY = "\n\nAssistant:"
 _HUMAN = "\n\nHuman: "
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _MARK = re.compile(r"\n\n(Human|Assistant):(?: |$|(?=\n))")
-_NAME = re.compile(r"Human:|Assistant:")
 
 
 class HhRlhf:
@@ -88,7 +87,8 @@ def _turns(context: str) -> Messages:
 
 def _notes(chosen: str, rejected: str) -> Iterable[str]:
     yield from columns.reply_notes(chosen, rejected)
-    if _NAME.search(chosen) or _NAME.search(rejected):
+    both = f"{chosen}\n{rejected}"
+    if "Human:" in both or "Assistant:" in both:
         yield "reply_stray_marker"
 
 

@@ -131,10 +131,10 @@ def hh_rows() -> list[Row]:
         hh([lines("HH_HELPFUL")[0][0]], VAGUE[0], VAGUE[1]),                                # duplicate
         {"chosen": rows[0]["chosen"], "rejected": rows[1]["rejected"]},                         # sides disagree
         hh(bike, VAGUE[2], VAGUE[3]) | {"rejected": f"{other}\n\nAssistant: {VAGUE[3]}"},       # ... in a later turn
-        hh(dogs, VAGUE[2], VAGUE[3]) | {"rejected": hh(dogs[:1], "", VAGUE[3])["rejected"]},    # ... in the number of turns
+        hh(dogs, VAGUE[2], VAGUE[3]) | {"rejected": hh(dogs[:1], "", VAGUE[3])["rejected"]},    # ... in the turns
         {"chosen": f"{two_humans}\n\nAssistant: Yes.", "rejected": f"{two_humans}\n\nAssistant: No."},
         hh(["Is rain water good for orchids?"], "", VAGUE[1]),                                  # empty reply
-        hh(["Is tap water good for kettles?"], cut_short, VAGUE[1]),                            # cut off in mid-sentence
+        hh(["Is tap water good for kettles?"], cut_short, VAGUE[1]),                            # cut off
         hh(["Can I wash wool at forty degrees?"], VAGUE[0], VAGUE[0]),                          # identical sides
         hh(["Do I need a visa for Norway?"], "No. Human: Thanks! Assistant: Welcome.", VAGUE[1]),  # marker in the reply
         hh(["Is this right? Assistant: Yes. Human: And this?"], VAGUE[2], VAGUE[3]),            # marker in the context
@@ -194,7 +194,7 @@ def uf_rows() -> list[Row]:
     rows += [uf(names[i % 4], q, four(a, f"In short: {a}", VAGUE[i % 6], MYTHS[i % 4], i))
              for i, (q, a) in enumerate(lines("UF_TRUTH"))]
     some = four(VAGUE[0], VAGUE[1], VAGUE[2], VAGUE[3], 0)
-    na = ("N/A", "N/A", "N/A", "N/A")
+    na, ten = ("N/A", "N/A", "N/A", "N/A"), completion(MYTHS[0], ("1", "2", "1", "2"), 10.0)
     return [
         *rows,
         uf("truthful_qa", "Does it always rain when you wash the car?", some),
@@ -203,8 +203,9 @@ def uf_rows() -> list[Row]:
         uf("flan", "Name a cheese without cow's milk.", some[:1]),
         uf("flan", "Name a bird that can't fly.", []),
         uf("sharegpt", "Write a riddle about a ladder.", [completion(VAGUE[4], na), *some[1:]]),
-        uf("ultrachat", "Describe a lighthouse to a child.", [completion(MYTHS[0], ("1", "2", "1", "2"), 10.0), *some[1:]]),
-        uf("ultrachat", "Describe a harbour at noon.", [some[0], completion(VAGUE[5], ("5", "5", "5", "5")), *some[2:]]),
+        uf("ultrachat", "Describe a lighthouse to a child.", [ten, *some[1:]]),
+        uf("ultrachat", "Describe a harbour at noon.",
+           [some[0], completion(VAGUE[5], ("5", "5", "5", "5")), *some[2:]]),
         uf("ultrachat", "Describe a market in winter.", [completion("", ("1", "1", "1", "1")), *some[1:]]),
         uf("evol_instruct", "Describe a night train.", [some[1], *some[1:]]),
         uf("sharegpt", lines("UF_HELPFUL")[0][0], some),

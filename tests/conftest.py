@@ -1,0 +1,18 @@
+"""Fixtures that several tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real rows: MORA_TEST_DATA, else ../shared/data beside the checkout; without them the test is skipped."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    found = Path(os.environ.get("MORA_TEST_DATA", beside))
+    if not found.is_dir():
+        pytest.skip(f"no real rows at {found}: set MORA_TEST_DATA to the folder that holds hh-rlhf/")
+    return found

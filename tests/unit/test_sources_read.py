@@ -1,0 +1,179 @@
+"""Local files: every type, and every way in which a file or a line can be damaged."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mora_data.errors import DropRow, SourceError
+from mora_data.sources import read
+
+ROWS = [{"prompt": "Wo ist die Brücke?", "n": "1"}, {"prompt": "Why “so”,\nthen?", "n": "2"}]
+
+
+def put(path: Path, data: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def rows_of(*paths: Path, patterns: Iterable[str] = ()) -> list[object]:
+    """The rows, dropped ones as their reason."""
+    got = list(read.rows(read.find(paths, list(patterns))))
+    assert [r.number for r in got] == list(range(len(got)))
+    return [r.row.reason if isinstance(r.row, DropRow) else r.row for r in got]
+
+
+def parquet(path: Path, table: pa.Table) -> Path:
+    pq.write_table(table, path)
+    return path
+
+
+def written(folder: Path, suffix: str) -> Path:
+    """The rows as a file of this type."""
+    path = folder / f"rows{suffix}"
+    plain = folder / f"rows{suffix.removesuffix('.gz')}"
+    if ".parquet" in suffix:
+        parquet(plain, pa.Table.from_pylist(ROWS))
+    elif ".csv" in suffix:
+        put(plain, 'prompt,n\r\nWo ist die Brücke?,1\r\n\r\n"Why “so”,\nthen?",2\r\n')
+    elif ".jsonl" in suffix:
+        put(plain, "\n".join(json.dumps(r) for r in ROWS) + "\n\n")
+    else:
+        put(plain, json.dumps(ROWS, ensure_ascii=False, indent=1))
+    if path != plain:
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    return path
+
+
+@pytest.mark.parametrize("zipped", ["", ".gz"])
+@pytest.mark.parametrize("suffix", read.SUFFIXES)
+def test_every_type_gives_the_same_rows(tmp_path: Path, suffix: str, zipped: str) -> None:
+    assert rows_of(written(tmp_path, suffix + zipped)) == ROWS
+
+
+@pytest.mark.parametrize(
+    "text", ['{"data": [{"a": 1}]}', '{"version": 2, "rows": [{"a": 1}]}', '[{"a": 1}]', '{"a": 1}\n']
+)
+def test_shapes_of_json(tmp_path: Path, text: str) -> None:
+    assert rows_of(put(tmp_path / "x.json", text)) == [{"a": 1}]
+
+
+def test_json_lines_in_a_json_file(tmp_path: Path) -> None:
+    assert rows_of(put(tmp_path / "x.json", '{"a": 1}\n{"a": 2}\n')) == [{"a": 1}, {"a": 2}]
+    assert rows_of(put(tmp_path / "x.json", '[{"a": 1}, 7]')) == [{"a": 1}, "not_an_object"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a": ', "bad_json"),
+        (b'{"a": "caf\xe9"}', "not_utf8"),
+        (b'{"a": "\\ud800"}', "not_utf8"),
+        (b"\xff\xfe", "not_utf8"),
+        (b"[1]", "not_an_object"),
+        (b'"text"', "not_an_object"),
+        (b"[" * 100_000, "bad_json"),
+    ],
+)
+def test_a_damaged_line_is_one_dropped_row(tmp_path: Path, line: bytes, reason: str) -> None:
+    assert rows_of(put(tmp_path / "x.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 2}\n')) == [{"a": 1}, reason, {"a": 2}]
+
+
+def test_byte_order_mark_and_nan_are_read(tmp_path: Path) -> None:
+    first, second = rows_of(put(tmp_path / "x.jsonl", b'\xef\xbb\xbf{"a": 1}\n{"a": NaN}\n'))
+    assert first == {"a": 1}
+    assert isinstance(second, dict) and second["a"] != second["a"]
+    assert rows_of(put(tmp_path / "x.csv", b"\xef\xbb\xbfa\n1\n")) == [{"a": "1"}]
+    assert rows_of(put(tmp_path / "x.json", b'\xef\xbb\xbf[{"a": 1}]')) == [{"a": 1}]
+
+
+def test_not_utf8_in_other_types(tmp_path: Path) -> None:
+    assert rows_of(put(tmp_path / "x.csv", b"a\ncaf\xe9\nok\n")) == ["not_utf8", {"a": "ok"}]
+    assert rows_of(put(tmp_path / "x.json", b'[{"a": "caf\xe9"}, {"a": "ok"}]')) == ["not_utf8", {"a": "ok"}]
+    broken = pa.Array.from_buffers(pa.string(), 2, [None, *pa.array([b"caf\xe9", b"ok"], pa.binary()).buffers()[1:]])
+    assert rows_of(parquet(tmp_path / "x.parquet", pa.table({"a": broken}))) == ["not_utf8", {"a": "ok"}]
+
+
+def test_csv_rows_of_another_width(tmp_path: Path) -> None:
+    assert rows_of(put(tmp_path / "x.csv", "a,b\n1\n1,2\n1,2,3\n")) == [
+        "wrong_field_count",
+        {"a": "1", "b": "2"},
+        "wrong_field_count",
+    ]
+    assert rows_of(put(tmp_path / "x.csv", "a\n" + "x" * 200_000 + "\n")) == [{"a": "x" * 200_000}]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".jsonl.gz"])
+def test_an_empty_file_has_no_rows(tmp_path: Path, suffix: str) -> None:
+    assert rows_of(put(tmp_path / f"x{suffix}", gzip.compress(b"") if suffix.endswith("gz") else b"")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.jsonl.gz", b'{"a": 1}\n'),
+        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:-9]),
+        ("x.parquet", b""),
+        ("x.parquet", b"PAR1" * 9),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path: Path, name: str, data: bytes) -> None:
+    path = put(tmp_path / name, data)
+    with pytest.raises(SourceError, match=r"can't read .*get the file anew") as caught:
+        rows_of(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_unknown_paths(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no file or folder at .*nowhere: check --data"):
+        read.find([tmp_path / "nowhere"], [])
+    with pytest.raises(SourceError, match=r"'\.txt' is not one of \.jsonl"):
+        read.find([put(tmp_path / "x.txt", "a")], [])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="no data file in"):
+        read.find([tmp_path / "empty"], [])
+
+
+def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = read.find([put(tmp_path / "x.jsonl", "{}")], [])
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SourceError, match="Permission denied"):
+        list(read.rows(file))
+    with pytest.raises(SourceError, match="Permission denied"):
+        read.sha256(file)
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    put(tmp_path / "b" / "train.jsonl", '{"a": 2}')
+    put(tmp_path / "a" / "train.jsonl.gz", gzip.compress(b'{"a": 1}'))
+    put(tmp_path / "a" / "test.jsonl", '{"a": 0}')
+    put(tmp_path / ".cache" / "x.jsonl", '{"a": 9}')
+    put(tmp_path / "README.md", "# no data")
+    assert rows_of(tmp_path) == [{"a": 0}, {"a": 1}, {"a": 2}]
+    assert rows_of(tmp_path, patterns=["a/train.jsonl*", "b/train.jsonl*"]) == [{"a": 1}, {"a": 2}]
+    assert rows_of(tmp_path, patterns=["z/*.jsonl"]) == [{"a": 0}, {"a": 1}, {"a": 2}]
+    assert [f.name for f in read.find([tmp_path], [])] == ["a/test.jsonl", "a/train.jsonl.gz", "b/train.jsonl"]
+
+
+def test_the_hash_does_not_depend_on_the_place(tmp_path: Path) -> None:
+    one = put(tmp_path / "a" / "x.jsonl", "{}\n")
+    other = put(tmp_path / "b" / "x.jsonl", "{}\n")
+    assert (
+        read.sha256(read.find([one], [])) == read.sha256(read.find([other], [])) == hashlib.sha256(b"{}\n").hexdigest()
+    )
+    both = read.sha256(read.find([tmp_path], []))
+    put(tmp_path / "b" / "x.jsonl", "{}\n\n")
+    assert read.sha256(read.find([tmp_path], [])) != both
