@@ -26,12 +26,14 @@ from ..config import nearest
 from ..errors import PublishError
 from . import card, lint
 from .folder import counts_of, fingerprint_of
-from .schemas import BY_DIM_UNION, DEFAULT_CONFIG
+from .schemas import DEFAULT_CONFIG
 
 Status = Literal["planned", "pushed", "nothing changed"]
 T = TypeVar("T")
-_OWNED = re.compile(r"(?:preference(?:_[^/]+)?|stage\d+_[^/]+|unpaired|prompt_only|scored|reward_modeling|multilabel|sft)"
-                    r"/(?:train|test)-\d{5}-of-\d{5}\.parquet|provenance/[^/]+")
+_OWNED = re.compile(
+    r"(?:preference(?:_[^/]+)?|stage\d+_[^/]+|unpaired|prompt_only|scored|reward_modeling|multilabel|sft)"
+    r"/(?:train|test)-\d{5}-of-\d{5}\.parquet|provenance/[^/]+"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,18 @@ class _Local:
     git_oid: str
 
 
-def push(folder: Path, repo_id: str, tag: str | None, *, dry_run: bool = False, public: bool = False,
-         allow_simulated: bool = False, move_tag: bool = False, manifest: Mapping[str, Any] | None = None) -> PushResult:
-    """Publish the folder under `tag`; a new repository is private. A dry run reads the Hub where it can, and writes nothing.
+def push(
+    folder: Path,
+    repo_id: str,
+    tag: str | None,
+    *,
+    dry_run: bool = False,
+    public: bool = False,
+    allow_simulated: bool = False,
+    move_tag: bool = False,
+    manifest: Mapping[str, Any] | None = None,
+) -> PushResult:
+    """Publish the folder under `tag`; a new repository is private. A dry run reads the Hub if it can, and writes nothing.
 
     Raises:
         PublishError: one line that says what to do. The repository is then as it was, or complete.
@@ -85,20 +96,36 @@ def push(folder: Path, repo_id: str, tag: str | None, *, dry_run: bool = False, 
     except PublishError as e:
         if not dry_run:
             raise
-        return PushResult("planned", repo_id, tag, None, tuple(files), (), _bytes(files, files), private, counts,
-                          f"the repository was not read: {e}")
+        return PushResult(
+            "planned",
+            repo_id,
+            tag,
+            None,
+            tuple(files),
+            (),
+            _bytes(files, files),
+            private,
+            counts,
+            f"the repository was not read: {e}",
+        )
     _check_state(state, repo_id, public)
-    if tag in state.tags:
+    if tag is not None and tag in state.tags:
         added, deleted = _difference(files, hub.tree(state.tags[tag]))
         if (added or deleted) and not move_tag:
-            raise PublishError(f"tag {tag} of {repo_id} exists with other content ({_some(added + deleted)}): "
-                               "give a new --tag, or --move-tag to replace it")
+            raise PublishError(
+                f"tag {tag} of {repo_id} exists with other content ({_some(added + deleted)}): "
+                "give a new --tag, or --move-tag to replace it"
+            )
         if not (added or deleted):
             if not dry_run:
                 hub.finish(public, state, manifest)
-            return PushResult("nothing changed", repo_id, tag, state.tags[tag], (), (), 0, private and not state.public, counts)
+            return PushResult(
+                "nothing changed", repo_id, tag, state.tags[tag], (), (), 0, private and not state.public, counts
+            )
     added, deleted = _difference(files, hub.tree(state.head) if state.head else {})
-    result = PushResult("planned", repo_id, tag, state.head, tuple(added), tuple(deleted), _bytes(files, added), private, counts)
+    result = PushResult(
+        "planned", repo_id, tag, state.head, tuple(added), tuple(deleted), _bytes(files, added), private, counts
+    )
     if dry_run:
         return result
     if added or deleted or state.head is None:
@@ -123,7 +150,9 @@ def export_config(folder: Path, config: str, to: Path, fmt: Literal["parquet", "
     header = lint.read_header((folder / "README.md").read_text("utf-8")) if (folder / "README.md").is_file() else None
     configs = lint.declared(header or {})
     if config not in configs:
-        raise PublishError(f"no config {config!r} in {folder.name}/: {nearest(config, configs) if configs else 'it holds no dataset'}")
+        raise PublishError(
+            f"no config {config!r} in {folder.name}/: {nearest(config, configs) if configs else 'it holds no dataset'}"
+        )
     written = []
     try:
         to.mkdir(parents=True, exist_ok=True)
@@ -152,7 +181,9 @@ def _copy_jsonl(files: list[Path], out: Path) -> None:
                 f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
 
 
-def _check_folder(folder: Path, manifest: Mapping[str, Any], public: bool, allow_simulated: bool) -> dict[str, dict[str, int]]:
+def _check_folder(
+    folder: Path, manifest: Mapping[str, Any], public: bool, allow_simulated: bool
+) -> dict[str, dict[str, int]]:
     """Rows per config, if this folder may be pushed at all."""
     if not (folder / "README.md").is_file():
         raise PublishError(f"no dataset in {folder}: run `mora-data build` to its end first")
@@ -162,10 +193,14 @@ def _check_folder(folder: Path, manifest: Mapping[str, Any], public: bool, allow
         raise PublishError(f"there is no pair to publish: stage {empty} left nothing")
     known = manifest.get("fingerprint")
     if known and known != fingerprint_of(folder):
-        raise PublishError(f"the Parquet files in {folder} were changed since the build (fingerprint is not {known[:12]}): build again")
+        raise PublishError(
+            f"the Parquet files in {folder} were changed since the build (fingerprint is not {known[:12]}): build again"
+        )
     if (manifest.get("simulated") or _simulated(folder)) and not allow_simulated and not _loopback(_endpoint()):
-        raise PublishError("these rows are simulated (engine scripted), so they are not published: build with a model, "
-                           "or give --allow-simulated")
+        raise PublishError(
+            "these rows are simulated (engine scripted), so they are not published: build with a model, "
+            "or give --allow-simulated"
+        )
     if public:
         _check_public(_unsafe(manifest))
     return counts
@@ -175,7 +210,9 @@ def _check_public(unsafe: str | None) -> None:
     if unsafe is None:
         raise PublishError("--public needs a decision on unsafe text: --set publish.unsafe=gate")
     if unsafe != "gate":
-        raise PublishError(f"--public with publish.unsafe={unsafe} is not supported yet: set publish.unsafe=gate, or push privately")
+        raise PublishError(
+            f"--public with publish.unsafe={unsafe} is not supported yet: set publish.unsafe=gate, or push privately"
+        )
 
 
 def _unsafe(manifest: Mapping[str, Any]) -> str | None:
@@ -185,8 +222,10 @@ def _unsafe(manifest: Mapping[str, Any]) -> str | None:
 
 def _simulated(folder: Path) -> bool:
     """Whether a row of the default config says so, read from the column itself."""
-    return any(True in pq.read_table(f, columns=["simulated"], partitioning=None)["simulated"].unique().to_pylist()
-               for f in (folder / DEFAULT_CONFIG).glob("*.parquet"))
+    return any(
+        True in pq.read_table(f, columns=["simulated"], partitioning=None)["simulated"].unique().to_pylist()
+        for f in (folder / DEFAULT_CONFIG).glob("*.parquet")
+    )
 
 
 def _local_files(folder: Path, readme: str) -> dict[str, _Local]:
@@ -217,7 +256,9 @@ def _difference(files: Mapping[str, _Local], remote: Mapping[str, str]) -> tuple
 
 def _check_state(state: _State, repo_id: str, public: bool) -> None:
     if state.public and not public:
-        raise PublishError(f"{repo_id} is public already: give --public (with publish.unsafe set), or another repository")
+        raise PublishError(
+            f"{repo_id} is public already: give --public (with publish.unsafe set), or another repository"
+        )
 
 
 def _bytes(files: Mapping[str, _Local], names: Any) -> int:
@@ -264,7 +305,9 @@ class _Hub:
 
         self._call("read", self._api.whoami)
         try:
-            info = self._call("read", lambda: self._api.repo_info(self._repo_id, repo_type="dataset"), RepositoryNotFoundError)
+            info = self._call(
+                "read", lambda: self._api.repo_info(self._repo_id, repo_type="dataset"), RepositoryNotFoundError
+            )
             refs = self._call("read", lambda: self._api.list_repo_refs(self._repo_id, repo_type="dataset"))
         except RepositoryNotFoundError:
             return _State(None, False, {})
@@ -272,28 +315,46 @@ class _Hub:
 
     def tree(self, revision: str) -> dict[str, str]:
         """Path -> sha256 of an LFS file, git hash of another."""
-        entries = self._call("read", lambda: list(self._api.list_repo_tree(
-            self._repo_id, recursive=True, revision=revision, repo_type="dataset")))
-        return {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in entries if hasattr(e, "blob_id")}
+        from huggingface_hub.hf_api import RepoFile
+
+        entries = self._call(
+            "read",
+            lambda: list(
+                self._api.list_repo_tree(self._repo_id, recursive=True, revision=revision, repo_type="dataset")
+            ),
+        )
+        files = [e for e in entries if isinstance(e, RepoFile)]
+        return {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in files}
 
     def create(self) -> str:
         """A new private repository; its first commit."""
-        self._call("create", lambda: self._api.create_repo(self._repo_id, repo_type="dataset", private=True, exist_ok=True))
+        self._call(
+            "create", lambda: self._api.create_repo(self._repo_id, repo_type="dataset", private=True, exist_ok=True)
+        )
         return str(self._call("read", lambda: self._api.repo_info(self._repo_id, repo_type="dataset")).sha)
 
-    def commit(self, files: Mapping[str, _Local], added: list[str], deleted: list[str], parent: str, tag: str | None) -> str:
+    def commit(
+        self, files: Mapping[str, _Local], added: list[str], deleted: list[str], parent: str, tag: str | None
+    ) -> str:
         """All changes as one commit on `parent`.
 
         Raises:
             PublishError: among others, someone committed meanwhile; then it says what.
         """
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
-        operations = [*(CommitOperationAdd(path_in_repo=p, path_or_fileobj=files[p].source) for p in added),
-                      *(CommitOperationDelete(path_in_repo=p) for p in deleted)]
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+            *(CommitOperationAdd(path_in_repo=p, path_or_fileobj=files[p].source) for p in added),
+            *(CommitOperationDelete(path_in_repo=p) for p in deleted),
+        ]
         message = f"Release {tag}" if tag else "Update the dataset"
-        done = self._call("write", lambda: self._api.create_commit(
-            self._repo_id, operations, commit_message=message, repo_type="dataset", parent_commit=parent), parent=parent)
+        done = self._call(
+            "write",
+            lambda: self._api.create_commit(
+                self._repo_id, operations, commit_message=message, repo_type="dataset", parent_commit=parent
+            ),
+            parent=parent,
+        )
         return str(done.oid)
 
     def tag(self, tag: str, revision: str, move: bool) -> None:
@@ -311,9 +372,13 @@ class _Hub:
         if public and not state.public:
             if _unsafe(manifest) == "gate":
                 self.gate()
-            self._call("write", lambda: self._api.update_repo_settings(self._repo_id, private=False, repo_type="dataset"))
+            self._call(
+                "write", lambda: self._api.update_repo_settings(self._repo_id, private=False, repo_type="dataset")
+            )
 
-    def _call(self, what: str, call: Callable[[], T], let_through: type[Exception] | None = None, parent: str | None = None) -> T:
+    def _call(
+        self, what: str, call: Callable[[], T], let_through: type[Exception] | None = None, parent: str | None = None
+    ) -> T:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
@@ -328,25 +393,29 @@ class _Hub:
             raise PublishError(self._explain(what, status, e)) from e
 
     def _moved(self, parent: str) -> str:
+        advice = "nothing was written; look at it and run the command again"
         try:
             commits = self._api.list_repo_commits(self._repo_id, repo_type="dataset")
         except Exception:  # the answer is the 412 itself; what changed is a courtesy
-            return f"someone committed to {self._repo_id} meanwhile: nothing was written; look at it and run the command again"
-        new = [c for c in commits[:next((i for i, c in enumerate(commits) if c.commit_id == parent), 0)]]
+            return f"someone committed to {self._repo_id} meanwhile: {advice}"
+        new = [c for c in commits[: next((i for i, c in enumerate(commits) if c.commit_id == parent), 0)]]
         what = "; ".join(f"{c.commit_id[:8]} {c.title!r}" for c in new[:3]) or "an unknown commit"
-        return f"someone committed to {self._repo_id} meanwhile ({what}): nothing was written; look at it and run the command again"
+        return f"someone committed to {self._repo_id} meanwhile ({what}): {advice}"
 
     def _explain(self, what: str, status: int | None, e: Exception) -> str:
         host = urlsplit(_endpoint()).netloc
         if status == 401:
             return f"the Hub at {host} refused the token (401): set HF_TOKEN to a valid one, or run `hf auth login`"
         if status == 403:
-            return f"the token may not write to {self._repo_id} (403): use a token with write access, or a repository of your own"
+            return f"the token may not write to {self._repo_id} (403): use one with write access, or another repository"
         if status == 404:
             return f"{self._repo_id} is not on {host}, or the token may not see it (404): check the name"
         if status is not None:
-            return f"the Hub at {host} answered {status}: {_last_line(e)}; run the command again, it goes on where it stopped"
-        return f"the Hub at {host} can't be reached ({type(e).__name__}: {_last_line(e)}): check the network and HF_ENDPOINT, then run it again"
+            return f"the Hub at {host} answered {status}: {_last_line(e)}; run the command again to finish"
+        return (
+            f"the Hub at {host} can't be reached ({type(e).__name__}: {_last_line(e)}): "
+            "check the network and HF_ENDPOINT, then run the command again"
+        )
 
 
 def _last_line(e: Exception) -> str:

@@ -4,8 +4,8 @@
     HF_ENDPOINT=http://127.0.0.1:PORT HF_HUB_DISABLE_XET=1 HF_TOKEN=T python your_script.py
 
 State is on disk under the root: blobs/<sha256>, and one JSON file per repository (commits and refs). It speaks plain
-Git-LFS "basic" uploads only, so clients set HF_HUB_DISABLE_XET=1. Private repositories need a token to be read, when the
-server has one. In a test, faults are put in by hand:
+Git-LFS "basic" uploads only, so clients set HF_HUB_DISABLE_XET=1. Private repositories need a token to be read, when
+the server has one. In a test, faults are put in by hand:
 
     server = make_server(root, token="T")
     server.faults.append(Fault("POST", r".*/commit/.*", status=412))          # refuse one commit
@@ -32,8 +32,21 @@ from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-LFS_GLOBS = ("*.parquet", "*.arrow", "*.bin", "*.safetensors", "*.gz", "*.zip", "*.zst", "*.tar", "*.npy", "*.npz", "*.pt",
-             "*.png", "*.jpg")
+LFS_GLOBS = (
+    "*.parquet",
+    "*.arrow",
+    "*.bin",
+    "*.safetensors",
+    "*.gz",
+    "*.zip",
+    "*.zst",
+    "*.tar",
+    "*.npy",
+    "*.npz",
+    "*.pt",
+    "*.png",
+    "*.jpg",
+)
 LFS_SIZE = 10 * 1024 * 1024
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
 Repo = dict[str, Any]
@@ -56,7 +69,9 @@ class Fault:
 class HubError(Exception):
     """An error answer: status, X-Error-Code and message."""
 
-    def __init__(self, status: int, code: str | None = None, message: str = "", retry_after: float | None = None) -> None:
+    def __init__(
+        self, status: int, code: str | None = None, message: str = "", retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
 
@@ -105,7 +120,15 @@ class Store:
     def create(self, kind: str, repo_id: str, private: bool) -> Repo:
         if self._path(kind, repo_id).exists():
             raise HubError(409, None, f"You already created this {kind} repo")
-        repo: Repo = {"kind": kind, "id": repo_id, "private": private, "createdAt": now(), "commits": {}, "branches": {}, "tags": {}}
+        repo: Repo = {
+            "kind": kind,
+            "id": repo_id,
+            "private": private,
+            "createdAt": now(),
+            "commits": {},
+            "branches": {},
+            "tags": {},
+        }
         attributes = "".join(f"{g} filter=lfs diff=lfs merge=lfs -text\n" for g in LFS_GLOBS).encode()
         self.commit(repo, "main", [("file", ".gitattributes", attributes)], "initial commit", "")
         self.save(repo)
@@ -119,8 +142,8 @@ class Store:
     def resolve(repo: Repo, revision: str | None) -> str:
         wanted = unquote(revision or "main")
         for prefix, refs in (("refs/heads/", "branches"), ("refs/tags/", "tags")):
-            if wanted.startswith(prefix) and wanted[len(prefix):] in repo[refs]:
-                return str(repo[refs][wanted[len(prefix):]])
+            if wanted.startswith(prefix) and wanted[len(prefix) :] in repo[refs]:
+                return str(repo[refs][wanted[len(prefix) :]])
         for refs in ("branches", "tags"):
             if wanted in repo[refs]:
                 return str(repo[refs][wanted])
@@ -130,13 +153,22 @@ class Store:
                     return str(commit)
         raise HubError(404, "RevisionNotFound", f"Invalid rev id: {wanted}")
 
-    def commit(self, repo: Repo, branch: str, operations: list[tuple[str, str, Any]], title: str, description: str,
-               parent: str | None = None) -> str:
+    def commit(
+        self,
+        repo: Repo,
+        branch: str,
+        operations: list[tuple[str, str, Any]],
+        title: str,
+        description: str,
+        parent: str | None = None,
+    ) -> str:
         head = repo["branches"].get(branch)
         if head is None and repo["commits"]:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {branch}")
         if parent and head and not head.startswith(parent):
-            raise HubError(412, None, f"A commit has happened since. Please refresh and try again. ({parent} is not {head})")
+            raise HubError(
+                412, None, f"A commit has happened since. Please refresh and try again. ({parent} is not {head})"
+            )
         files = dict(repo["commits"][head]["files"]) if head else {}
         for operation, path, value in operations:
             self._apply(files, operation, path, value)
@@ -210,13 +242,19 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = dispatch
 
-    def send(self, status: int, data: Any = b"", headers: dict[str, str] | None = None, kind: str = "application/json") -> None:
+    def send(
+        self, status: int, data: Any = b"", headers: dict[str, str] | None = None, kind: str = "application/json"
+    ) -> None:
         if not getattr(self, "_answer", True):
             raise HungUp
         payload = data if isinstance(data, bytes) else json.dumps(data).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(payload)), "X-Request-Id": secrets.token_hex(8),
-                            **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(payload)),
+            "X-Request-Id": secrets.token_hex(8),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -244,8 +282,11 @@ class Handler(BaseHTTPRequestHandler):
         return self.headers.get("authorization", "").removeprefix("Bearer ")
 
     def _check_token(self, route: Callable[..., None]) -> None:
-        if self.server.token is None or self.command in ("GET", "HEAD") or route in (Handler.paths_info, Handler.validate_yaml,
-                                                                                     Handler.lfs_put):
+        if (
+            self.server.token is None
+            or self.command in ("GET", "HEAD")
+            or route in (Handler.paths_info, Handler.validate_yaml, Handler.lfs_put)
+        ):
             return
         if self._token() == self.server.read_token is not None:
             raise HubError(403, None, "Forbidden: you must use a write token to upload to a repository.")
@@ -254,7 +295,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def repo(self, kind: str, rid: str) -> Repo:
         repo = self.store.load(KINDS[(kind or "models/").rstrip("/")], rid)
-        if repo["private"] and self.server.token is not None and self._token() not in (self.server.token, self.server.read_token):
+        if (
+            repo["private"]
+            and self.server.token is not None
+            and self._token() not in (self.server.token, self.server.read_token)
+        ):
             raise HubError(401, "RepoNotFound", "Repository not found")
         return repo
 
@@ -265,14 +310,25 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.token is not None and self._token() not in known:
             raise HubError(401, None, "Invalid username or password.")
         role = known.get(self._token(), "write")
-        self.send(200, {"type": "user", "id": "u1", "name": "tester", "fullname": "Tester", "orgs": [{"name": "org"}],
-                        "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": role}}})
+        self.send(
+            200,
+            {
+                "type": "user",
+                "id": "u1",
+                "name": "tester",
+                "fullname": "Tester",
+                "orgs": [{"name": "org"}],
+                "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": role}},
+            },
+        )
 
     def create_repo(self) -> None:
         body = json.loads(self.raw)
         repo_id = f"{body.get('organization') or 'tester'}/{body['name']}"
         if repo_id.split("/")[0] not in ("tester", "org"):
-            raise HubError(403, None, f"You don't have the rights to create a repo under the namespace {repo_id.split('/')[0]}")
+            raise HubError(
+                403, None, f"You don't have the rights to create a repo under the namespace {repo_id.split('/')[0]}"
+            )
         kind = body.get("type") or "model"
         url = f"{self.base}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
         try:
@@ -296,11 +352,26 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repo(kind, rid)
         oid = self.store.resolve(repo, rev)
         commit = repo["commits"][oid]
-        self.send(200, {
-            "_id": hashlib.md5(rid.encode()).hexdigest()[:24], "id": rid, "author": rid.split("/")[0], "sha": oid,
-            "private": repo["private"], "gated": repo.get("gated", False), "disabled": False, "downloads": 0, "likes": 0, "tags": [],
-            "createdAt": repo["createdAt"], "lastModified": commit["date"], "cardData": card_of(self.store, commit["files"]),
-            "siblings": [{"rfilename": p} for p in sorted(commit["files"])]}, {"X-Repo-Commit": oid})
+        self.send(
+            200,
+            {
+                "_id": hashlib.md5(rid.encode()).hexdigest()[:24],
+                "id": rid,
+                "author": rid.split("/")[0],
+                "sha": oid,
+                "private": repo["private"],
+                "gated": repo.get("gated", False),
+                "disabled": False,
+                "downloads": 0,
+                "likes": 0,
+                "tags": [],
+                "createdAt": repo["createdAt"],
+                "lastModified": commit["date"],
+                "cardData": card_of(self.store, commit["files"]),
+                "siblings": [{"rfilename": p} for p in sorted(commit["files"])],
+            },
+            {"X-Repo-Commit": oid},
+        )
 
     def settings(self, kind: str, rid: str) -> None:
         repo = self.repo(kind, rid)
@@ -314,8 +385,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def refs(self, kind: str, rid: str) -> None:
         repo = self.repo(kind, rid)
-        listed = {what: [{"name": n, "ref": f"refs/{path}/{n}", "targetCommit": oid} for n, oid in repo[what].items()]
-                  for what, path in (("branches", "heads"), ("tags", "tags"))}
+        listed = {
+            what: [{"name": n, "ref": f"refs/{path}/{n}", "targetCommit": oid} for n, oid in repo[what].items()]
+            for what, path in (("branches", "heads"), ("tags", "tags"))
+        }
         self.send(200, {**listed, "converts": [], "pullRequests": []})
 
     def commits(self, kind: str, rid: str, rev: str) -> None:
@@ -324,8 +397,15 @@ class Handler(BaseHTTPRequestHandler):
         out = []
         while oid:
             commit = repo["commits"][oid]
-            out.append({"id": oid, "title": commit["title"], "message": commit["message"], "date": commit["date"],
-                        "authors": [{"user": "tester"}]})
+            out.append(
+                {
+                    "id": oid,
+                    "title": commit["title"],
+                    "message": commit["message"],
+                    "date": commit["date"],
+                    "authors": [{"user": "tester"}],
+                }
+            )
             oid = commit["parent"]
         self.send(200, out, {"X-Total-Count": str(len(out))})
 
@@ -339,10 +419,15 @@ class Handler(BaseHTTPRequestHandler):
         for path, stored in sorted(commit["files"].items()):
             if not path.startswith(prefix):
                 continue
-            parts = path[len(prefix):].split("/")
+            parts = path[len(prefix) :].split("/")
             for depth in range(1, len(parts) if recursive else min(2, len(parts))):
                 name = prefix + "/".join(parts[:depth])
-                folders[name] = {"type": "directory", "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0, "path": name}
+                folders[name] = {
+                    "type": "directory",
+                    "oid": hashlib.sha1(name.encode()).hexdigest(),
+                    "size": 0,
+                    "path": name,
+                }
             if recursive or len(parts) == 1:
                 last = {"id": oid, "title": commit["title"], "date": commit["date"]}
                 expand = self.query.get("expand", "").lower() in ("true", "1")
@@ -363,7 +448,9 @@ class Handler(BaseHTTPRequestHandler):
             if path in files:
                 out.append(entry(path, files[path]))
             elif any(f.startswith(path + "/") for f in files):
-                out.append({"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path})
+                out.append(
+                    {"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path}
+                )
         self.send(200, out)
 
     def preupload(self, kind: str, rid: str, rev: str) -> None:
@@ -373,11 +460,20 @@ class Handler(BaseHTTPRequestHandler):
         out = []
         for file in json.loads(self.raw)["files"]:
             name = file["path"].split("/")[-1]
-            lfs = (file["size"] > LFS_SIZE or any(fnmatch.fnmatch(name, g) for g in LFS_GLOBS)
-                   or b"\0" in base64.b64decode(file.get("sample", "")))
+            lfs = (
+                file["size"] > LFS_SIZE
+                or any(fnmatch.fnmatch(name, g) for g in LFS_GLOBS)
+                or b"\0" in base64.b64decode(file.get("sample", ""))
+            )
             old = files.get(file["path"])
-            out.append({"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False,
-                        "oid": (old["sha"] if "lfs" in old else old["oid"]) if old else None})
+            out.append(
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if lfs else "regular",
+                    "shouldIgnore": False,
+                    "oid": (old["sha"] if "lfs" in old else old["oid"]) if old else None,
+                }
+            )
         self.send(200, {"files": out, "commitOid": oid})
 
     def do_commit(self, kind: str, rid: str, rev: str) -> None:
@@ -398,10 +494,20 @@ class Handler(BaseHTTPRequestHandler):
         branch = unquote(rev).removeprefix("refs/heads/")
         if branch not in repo["branches"]:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {branch}")
-        oid = self.store.commit(repo, branch, operations, head.get("summary", ""), head.get("description", ""), head.get("parentCommit"))
+        oid = self.store.commit(
+            repo, branch, operations, head.get("summary", ""), head.get("description", ""), head.get("parentCommit")
+        )
         self.store.save(repo)
         prefix = "" if kind == "models" else f"{kind}/"
-        self.send(200, {"success": True, "commitOid": oid, "commitUrl": f"{self.base}/{prefix}{rid}/commit/{oid}", "hookOutput": ""})
+        self.send(
+            200,
+            {
+                "success": True,
+                "commitOid": oid,
+                "commitUrl": f"{self.base}/{prefix}{rid}/commit/{oid}",
+                "hookOutput": "",
+            },
+        )
 
     def ref_add(self, kind: str, rid: str, what: str, name: str) -> None:
         repo = self.repo(kind, rid)
@@ -448,8 +554,12 @@ class Handler(BaseHTTPRequestHandler):
             raise HubError(404, "EntryNotFound", "Entry not found")
         data = self.store.blob(stored["sha"]).read_bytes()
         etag = stored["sha"] if "lfs" in stored else stored["oid"]
-        headers = {"X-Repo-Commit": oid, "ETag": f'"{etag}"', "Accept-Ranges": "bytes",
-                   "Content-Disposition": f'inline; filename="{quote(path.split("/")[-1])}"'}
+        headers = {
+            "X-Repo-Commit": oid,
+            "ETag": f'"{etag}"',
+            "Accept-Ranges": "bytes",
+            "Content-Disposition": f'inline; filename="{quote(path.split("/")[-1])}"',
+        }
         if "lfs" in stored:
             headers |= {"X-Linked-Size": str(stored["size"]), "X-Linked-ETag": f'"{etag}"'}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
@@ -460,8 +570,12 @@ class Handler(BaseHTTPRequestHandler):
         if first >= len(data):
             self.send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
         else:
-            self.send(206, data[first:last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"},
-                      "application/octet-stream")
+            self.send(
+                206,
+                data[first : last + 1],
+                {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"},
+                "application/octet-stream",
+            )
 
 
 _ID = r"(?P<rid>[^/]+/[^/]+)"
@@ -504,8 +618,14 @@ class HubServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, root: str | Path, port: int = 0, token: str | None = None, read_token: str | None = None,
-                 log: IO[str] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        port: int = 0,
+        token: str | None = None,
+        read_token: str | None = None,
+        log: IO[str] | None = None,
+    ) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.store = Store(root)
         self.token, self.read_token, self.log = token, read_token, log
@@ -534,8 +654,13 @@ class HubServer(ThreadingHTTPServer):
                 self.log.flush()
 
 
-def make_server(root: str | Path, port: int = 0, token: str | None = None, logf: IO[str] | None = None,
-                read_token: str | None = None) -> HubServer:
+def make_server(
+    root: str | Path,
+    port: int = 0,
+    token: str | None = None,
+    logf: IO[str] | None = None,
+    read_token: str | None = None,
+) -> HubServer:
     """A server that is bound but not yet serving; `serve_forever` it in a thread."""
     return HubServer(root, port, token, read_token, logf)
 
