@@ -82,7 +82,7 @@ def fence(value: object, limit: int = EXAMPLE_CHARS) -> Raw:
 
 
 def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the template needs, from the published manifest (see folder.py). Any key of the run's manifest may be missing."""
+    """What the template needs, from the published manifest (see folder.py). Any key may be missing in the run's."""
     manifest, folder = published.get("manifest") or {}, published["folder"]
     dims = folder["dimensions"]
     licences = sorted({s["licence"] for s in folder["sources"]})

@@ -127,7 +127,7 @@ def schema(config: str, dims: Sequence[str]) -> pa.Schema:
 
 
 def config_names(dims: Sequence[str], stage_order: Sequence[str]) -> list[str]:
-    """Every config that has files, the default first. Stages follow `stage_order`; dimensions not in `dims` are skipped."""
+    """Every config that has files, the default first. Stages follow `stage_order`, as far as `dims` has them."""
     stages = [d for d in stage_order if d in dims]
     return [
         DEFAULT_CONFIG,

@@ -15,7 +15,7 @@ from support.scored import DIMS, MANIFEST, ORIGIN, many, one, settings, write
 
 from mora_data.errors import PublishError
 from mora_data.hub import configs, folder, lint, schemas, shards
-from mora_data.hub.push import export_config
+from mora_data.hub.export import export_config
 from mora_data.types import Scored
 
 
@@ -242,7 +242,7 @@ def test_export_writes_any_config_and_names_those_that_exist(tmp_path: Path) -> 
     assert len(rows) == 36
     parquet = export_config(tmp_path / "dataset", "preference", tmp_path / "out")
     assert pq.read_table(parquet[0]).schema.equals(schemas.schema("preference", DIMS))
-    with pytest.raises(PublishError, match="no config 'unparied'.*did you mean 'unpaired'"):
+    with pytest.raises(PublishError, match=r"no config 'unparied'.*did you mean 'unpaired'"):
         export_config(tmp_path / "dataset", "unparied", tmp_path / "out")
     with pytest.raises(PublishError, match="no config"):
         export_config(tmp_path / "nowhere", "preference", tmp_path / "out")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -702,13 +703,11 @@ def main() -> None:
     parser.add_argument("--read-token")
     parser.add_argument("--log")
     args = parser.parse_args()
-    log = Path(args.log).open("a") if args.log else None
+    log = Path(args.log).open("a") if args.log else None  # noqa: SIM115 - open as long as the server runs
     server = make_server(args.root, args.port, args.token or os.environ.get("HUB_STANDIN_TOKEN"), log, args.read_token)
     print(server.url, flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
 
 
 if __name__ == "__main__":
