@@ -122,7 +122,8 @@ def main() -> None:
         print(
             f"{args.prompts:,} prompts x {args.answers} answers x {len(DIMS)} dimensions, configs {args.configs}: "
             f"{seconds:.1f} s of CPU ({wall:.1f} s in all), "
-            f"{megabytes:,.0f} MB of columns ({disk:,.0f} MB on disk), {megabytes / seconds:.0f} MB/s, peak {peak:.0f} MB"
+            f"{megabytes:,.0f} MB of columns ({disk:,.0f} MB on disk), "
+            f"{megabytes / seconds:.0f} MB/s, peak {peak:.0f} MB"
         )
         small = min(args.floor_prompts, args.prompts)
         ours = seconds * small / args.prompts if small == args.prompts else build(small, Path(tmp) / "small")

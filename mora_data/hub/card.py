@@ -122,6 +122,8 @@ def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None
         "claim": CLAIM,
         "simulated": bool(folder["origin"]["simulated"] or manifest.get("simulated")),
         "pairs": statistics.get("pairs", 0),
+        "presampled": ((manifest.get("settings") or {}).get("presample") or {}).get("enabled", True),
+        "fused": ((manifest.get("settings") or {}).get("fuse") or {}).get("arms") != ["identity"],
     }
     return {**context, "header": header(context), "not_measured": not_measured(context)}
 

@@ -42,7 +42,9 @@ def hashed(source: Path | bytes) -> LocalFile:
 
 def endpoint() -> str:
     """Address of the Hub, read when it is needed."""
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
 
 
 def is_loopback(address: str) -> bool:
@@ -61,7 +63,7 @@ class State:
 
 
 class Hub:
-    """The calls that this module makes, each failure a PublishError of one line."""
+    """One repository, through the token of the environment or of the Hub's own store."""
 
     def __init__(self, repo_id: str) -> None:
         from huggingface_hub import HfApi, get_token

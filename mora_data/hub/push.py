@@ -1,4 +1,4 @@
-"""A dataset folder -> a Hub repository: one commit on a known parent, then the tag; or one of its configs -> a file.
+"""A dataset folder -> a Hub repository: one commit on a known parent, then the tag.
 
     push(Path("runs/demo/dataset"), "org/pairs", "v1.0.0", manifest=manifest)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.hub_standin import Fault, HubServer, make_server
+from support.hub_standin import Fault, HubServer, Store, make_server
 from support.scored import MANIFEST, ORIGIN, many, one, settings, write
 
 REPO = "org/pairs"
@@ -295,10 +295,18 @@ def test_public_means_gated_before_the_first_byte_and_public_last(world: World) 
 
 def test_a_commit_by_someone_else_stops_the_push(world: World) -> None:
     world.push(dataset(world))
-    world.server.faults.append(Fault("POST", r".*/commit/.*", status=412))
+
+    def meanwhile(store: Store) -> None:
+        repo = store.load("dataset", REPO)
+        store.commit(repo, "main", [("file", "notes.txt", b"mine")], "Add notes", "")
+        store.save(repo)
+
+    world.server.faults.append(Fault("POST", r".*/preupload/.*", then=meanwhile))
     done = world.push(dataset(world, 26, "more"), "v0.2.0")
     assert "someone committed to org/pairs meanwhile" in done["text"]
-    assert len(world.repo()["commits"]) == 2
+    assert "'Add notes'" in done["text"]
+    assert len(world.repo()["commits"]) == 3
+    assert sorted(world.repo()["tags"]) == ["v0.1.0"]
     assert world.push(world.tmp / "more", "v0.2.0")["status"] == "pushed"
 
 

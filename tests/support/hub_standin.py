@@ -64,6 +64,7 @@ class Fault:
     skip: int = 0  # let this many pass first
     retry_after: float | None = None
     drop: Literal["", "half", "after"] = ""  # hang up: halfway through the body, or after doing what was asked
+    then: Callable[[Store], None] | None = None  # done to the store first; without a status the request then goes on
     seen: int = 0
 
 
@@ -222,9 +223,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             fault = self.server.fault_for(self.command, url.path)
             self.raw = self._body(half=fault is not None and fault.drop == "half")
-            if fault is not None and not fault.drop:
+            if fault is not None and fault.then is not None:
+                fault.then(self.store)
+            if fault is not None and fault.status:
                 raise HubError(fault.status, None, f"fault {fault.status}", fault.retry_after)
-            self._answer = fault is None
+            self._answer = fault is None or not fault.drop
             for methods, pattern, route in ROUTES:
                 found = re.fullmatch(pattern, url.path) if self.command in methods.split("|") else None
                 if found:

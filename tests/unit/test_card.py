@@ -124,6 +124,13 @@ def test_features_are_those_that_datasets_derives() -> None:
         assert yaml.safe_load(yaml.safe_dump(theirs)) == schemas.features(schema)
 
 
+def test_a_plain_build_does_not_claim_fusion() -> None:
+    data = published({"settings": {"presample": {"enabled": False}, "fuse": {"arms": ["identity"]}}})
+    assert "*Presample*: left out" in render(data)
+    assert "*Fuse*: left out" in render(data)
+    assert "left out" not in render(published())
+
+
 def test_simulated_rows_are_said_first() -> None:
     data = published()
     data["folder"]["origin"]["simulated"] = True
@@ -170,7 +177,7 @@ def test_hostile_text_stays_text(place: str) -> None:
     body = text.split("\n---\n", 1)[1]
     prose = lint._prose(body)
     assert "49" not in text
-    assert "<script>" not in prose
+    assert "<script" not in prose
     assert "](b)" not in prose.replace("\\]", "")
     assert "# Owned" not in re.sub(r"\\#", "", prose)
     assert not re.search(r"^---$", prose, re.M)
