@@ -87,7 +87,8 @@ class ShardWriter:
                 self._schema,
                 compression="zstd",
                 write_page_index=True,
-                use_dictionary=_dictionary_paths(self._schema),
+                use_dictionary=_paths(self._schema, FREE_TEXT),
+                write_statistics=_paths(self._schema, FREE_TEXT | {"prompt", "source_prompt"}, numbers=True),
             )
         self._writer.write_batch(batch, row_group_size=BATCH_ROWS)
         if self._sink.tell() >= SHARD_BYTES:
@@ -159,14 +160,14 @@ def _clean(value: Any) -> Any:
     return [_clean(v) for v in value] if isinstance(value, list) else value
 
 
-def _dictionary_paths(schema: pa.Schema) -> list[str]:
-    """Parquet paths of the columns that repeat: every string that is not the row's own text."""
-    return list(chain.from_iterable(_leaves(f.name, f.type) for f in schema if f.name not in FREE_TEXT))
+def _paths(schema: pa.Schema, without: frozenset[str], numbers: bool = False) -> list[str]:
+    """Parquet paths of the columns not named in `without`; fractions and booleans only with `numbers`."""
+    return list(chain.from_iterable(_leaves(f.name, f.type, numbers) for f in schema if f.name not in without))
 
 
-def _leaves(path: str, kind: pa.DataType) -> list[str]:
+def _leaves(path: str, kind: pa.DataType, numbers: bool) -> list[str]:
     if pa.types.is_list(kind):
-        return _leaves(f"{path}.list.element", kind.value_type)
+        return _leaves(f"{path}.list.element", kind.value_type, numbers)
     if pa.types.is_struct(kind):
-        return list(chain.from_iterable(_leaves(f"{path}.{f.name}", f.type) for f in kind))
-    return [] if pa.types.is_boolean(kind) or pa.types.is_floating(kind) else [path]
+        return list(chain.from_iterable(_leaves(f"{path}.{f.name}", f.type, numbers) for f in kind))
+    return [path] if numbers or not (pa.types.is_boolean(kind) or pa.types.is_floating(kind)) else []
