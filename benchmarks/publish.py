@@ -26,8 +26,11 @@ from mora_data.types import Origin, Pair, Prompt, Rollout, Scored
 CLOCK = time.process_time  # CPU seconds of all threads: comparable on a busy machine
 DIMS = ("helpful", "harmless", "truthful")
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
-WORDS = ("the a of to in safe careful question people should consider first, then ask. However, doctor's advice matters: "
-         "measure twice and write down what you see; never guess when it is dangerous!").split()
+TEXT = """
+the a of to in safe careful question people should consider first, then ask. However, doctor's
+advice matters: measure twice and write down what you see; never guess when it is dangerous!
+"""
+WORDS = TEXT.split()
 
 
 def make(n: int, answers: int, words: int) -> Iterator[Scored]:
@@ -37,11 +40,28 @@ def make(n: int, answers: int, words: int) -> Iterator[Scored]:
     for i in range(n):
         pid = digest("prompt", str(i))
         messages = ({"role": "user", "content": f"{pool[i % 997][:120]} {i}?"},)
-        prompt = Prompt(pid, messages, pid, "org/source", "default", "train", "a" * 40, i, "cc-by-4.0", category=f"topic {i % 19}")
-        rollouts = tuple(Rollout(pid, "fused", k, f"{i} {k} {pool[(i * 31 + k * 7) % 997]}", "stop", words) for k in range(answers))
-        rewards = {d: (1.0, 0.25, *(LEVELS[(i * 7 + k * 3 + j) % 5] for k in range(answers - 2))) for j, d in enumerate(DIMS)}
+        prompt = Prompt(
+            pid, messages, pid, "org/source", "default", "train", "a" * 40, i, "cc-by-4.0", category=f"topic {i % 19}"
+        )
+        rollouts = tuple(
+            Rollout(pid, "fused", k, f"{i} {k} {pool[(i * 31 + k * 7) % 997]}", "stop", words) for k in range(answers)
+        )
+        rewards = {
+            d: (1.0, 0.25, *(LEVELS[(i * 7 + k * 3 + j) % 5] for k in range(answers - 2))) for j, d in enumerate(DIMS)
+        }
         pair = Pair(pid, "fused", 0, 1, 0.42, dict.fromkeys(DIMS, 0.75), dict.fromkeys(DIMS, 0.5))
-        yield Scored(prompt, "fused", messages, "one_dim", "helpful", ("harmless",), ("helpful", "harmless"), rollouts, rewards, (pair,))
+        yield Scored(
+            prompt,
+            "fused",
+            messages,
+            "one_dim",
+            "helpful",
+            ("harmless",),
+            ("helpful", "harmless"),
+            rollouts,
+            rewards,
+            (pair,),
+        )
 
 
 def pick(scored: Scored, target: str, aligned: tuple[str, ...]) -> Pair | None:
@@ -63,7 +83,10 @@ def floor(folder: Path, out: Path) -> float:
 
 def columns_mb(folder: Path) -> float:
     """Bytes of the folder's columns in memory, in MB."""
-    return sum(batch.nbytes for path in folder.glob("*/*.parquet") for batch in pq.ParquetFile(path).iter_batches(1000)) / 1e6
+    return (
+        sum(batch.nbytes for path in folder.glob("*/*.parquet") for batch in pq.ParquetFile(path).iter_batches(1000))
+        / 1e6
+    )
 
 
 def main() -> None:
@@ -80,7 +103,9 @@ def main() -> None:
 
     def build(n: int, out: Path) -> float:
         start = CLOCK()
-        write_dataset(lambda: make(n, args.answers, args.words), settings, origin, {}, dict.fromkeys(DIMS, 0.75), pick, out)
+        write_dataset(
+            lambda: make(n, args.answers, args.words), settings, origin, {}, dict.fromkeys(DIMS, 0.75), pick, out
+        )
         seconds = CLOCK() - start
         start = CLOCK()
         for _ in make(n, args.answers, args.words):
@@ -94,13 +119,20 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         disk = sum(f.stat().st_size for f in Path(tmp).glob("dataset/*/*.parquet")) / 1e6
         megabytes = columns_mb(Path(tmp) / "dataset")
-        print(f"{args.prompts:,} prompts x {args.answers} answers x {len(DIMS)} dimensions, configs {args.configs}: {seconds:.1f} s of CPU ({wall:.1f} s), "
-              f"{megabytes:,.0f} MB of columns ({disk:,.0f} MB on disk), {megabytes / seconds:.0f} MB/s, peak {peak:.0f} MB")
+        print(
+            f"{args.prompts:,} prompts x {args.answers} answers x {len(DIMS)} dimensions, configs {args.configs}: "
+            f"{seconds:.1f} s of CPU ({wall:.1f} s in all), "
+            f"{megabytes:,.0f} MB of columns ({disk:,.0f} MB on disk), "
+            f"{megabytes / seconds:.0f} MB/s, peak {peak:.0f} MB"
+        )
         small = min(args.floor_prompts, args.prompts)
         ours = seconds * small / args.prompts if small == args.prompts else build(small, Path(tmp) / "small")
         folder = Path(tmp) / ("dataset" if small == args.prompts else "small")
         bare = floor(folder, Path(tmp))
-        print(f"floor, {small:,} prompts: pyarrow alone {bare:.2f} s, this {ours:.2f} s, ratio {ours / bare:.2f} (pyarrow {pa.__version__})")
+        print(
+            f"floor, {small:,} prompts: pyarrow alone {bare:.2f} s, this {ours:.2f} s, "
+            f"ratio {ours / bare:.2f} (pyarrow {pa.__version__})"
+        )
 
 
 if __name__ == "__main__":

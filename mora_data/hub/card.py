@@ -25,14 +25,28 @@ PLACE, TAG = "ORG/NAME", "vX.Y.Z"  # in the load snippets, until the dataset is 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|#~$!^])")
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"),
-          (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"), (10_000_000_000, "1B<n<10B"),
-          (100_000_000_000, "10B<n<100B"), (1_000_000_000_000, "100B<n<1T"))
+_SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+    (1_000_000_000, "100M<n<1B"),
+    (10_000_000_000, "1B<n<10B"),
+    (100_000_000_000, "10B<n<100B"),
+    (1_000_000_000_000, "100B<n<1T"),
+)
 _TRAINERS = {
-    "preference": "DPO, IPO, ORPO, CPO, SimPO", "by_dim": "sequential DPO, MAH-DPO, RACO, MODPO, reward soups",
-    "stage": "sequential DPO, one stage after the other", "unpaired": "KTO, BCO", "prompt_only": "GRPO, RLOO, online DPO",
-    "scored": "best-of-N, listwise; the table that every other config derives from", "reward_modeling": "reward models with a margin",
-    "multilabel": "multi-attribute reward models", "sft": "supervised warm-up",
+    "preference": "DPO, IPO, ORPO, CPO, SimPO",
+    "by_dim": "sequential DPO, MAH-DPO, RACO, MODPO, reward soups",
+    "stage": "sequential DPO, one stage after the other",
+    "unpaired": "KTO, BCO",
+    "prompt_only": "GRPO, RLOO, online DPO",
+    "scored": "best-of-N, listwise; the table that every other config derives from",
+    "reward_modeling": "reward models with a margin",
+    "multilabel": "multi-attribute reward models",
+    "sft": "supervised warm-up",
 }
 
 
@@ -68,28 +82,48 @@ def fence(value: object, limit: int = EXAMPLE_CHARS) -> Raw:
 
 
 def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the template needs, from the published manifest (see folder.py). Every key of the run's manifest may be missing."""
+    """What the template needs, from the published manifest (see folder.py). Any key may be missing in the run's."""
     manifest, folder = published.get("manifest") or {}, published["folder"]
     dims = folder["dimensions"]
     licences = sorted({s["licence"] for s in folder["sources"]})
     licence = folder["licence"] if folder["licence"] != "inherit" else licences[0] if len(licences) == 1 else "other"
     statistics = folder.get("statistics") or {}
     context = {
-        "m": manifest, "folder": folder, "dims": dims, "stats": statistics, "example": _example(example, dims),
-        "licence": licence, "mixed": folder["licence"] == "inherit" and len(licences) > 1,
-        "configs": [_config(c, dims) for c in folder["configs"]], "union": folder["union"],
-        "columns": [{"name": c.name, "type": _TYPES.get(str(c.type), str(c.type)), "meaning": Raw(c.meaning)}
-                    for c in schemas.columns("preference", dims)],
-        "repository": Raw(PLACE), "tag": Raw(TAG), "version": manifest.get("version"),
-        "source": manifest.get("source") or {}, "counts": manifest.get("counts") or {},
-        "notes": [str(n) for n in manifest.get("notes") or []] if not isinstance(manifest.get("notes"), Mapping)
+        "m": manifest,
+        "folder": folder,
+        "dims": dims,
+        "stats": statistics,
+        "example": _example(example, dims),
+        "licence": licence,
+        "mixed": folder["licence"] == "inherit" and len(licences) > 1,
+        "configs": [_config(c, dims) for c in folder["configs"]],
+        "union": folder["union"],
+        "columns": [
+            {"name": c.name, "type": _TYPES.get(str(c.type), str(c.type)), "meaning": Raw(c.meaning)}
+            for c in schemas.columns("preference", dims)
+        ],
+        "repository": Raw(PLACE),
+        "tag": Raw(TAG),
+        "version": manifest.get("version"),
+        "source": manifest.get("source") or {},
+        "counts": manifest.get("counts") or {},
+        "notes": [str(n) for n in manifest.get("notes") or []]
+        if not isinstance(manifest.get("notes"), Mapping)
         else [f"{k}: {v}" for k, v in manifest["notes"].items()],
-        "models": {k: " ".join(str(x) for x in v.values() if x) if isinstance(v, Mapping) else v
-                   for k, v in (manifest.get("models") or {}).items() if v},
-        "templates": manifest.get("templates") or {}, "reference": manifest.get("reference") or {},
-        "settings": manifest.get("settings") or {}, "tokens": manifest.get("tokens") or {}, "claim": CLAIM,
+        "models": {
+            k: " ".join(str(x) for x in v.values() if x) if isinstance(v, Mapping) else v
+            for k, v in (manifest.get("models") or {}).items()
+            if v
+        },
+        "templates": manifest.get("templates") or {},
+        "reference": manifest.get("reference") or {},
+        "settings": manifest.get("settings") or {},
+        "tokens": manifest.get("tokens") or {},
+        "claim": CLAIM,
         "simulated": bool(folder["origin"]["simulated"] or manifest.get("simulated")),
         "pairs": statistics.get("pairs", 0),
+        "presampled": ((manifest.get("settings") or {}).get("presample") or {}).get("enabled", True),
+        "fused": ((manifest.get("settings") or {}).get("fuse") or {}).get("arms") != ["identity"],
     }
     return {**context, "header": header(context), "not_measured": not_measured(context)}
 
@@ -100,8 +134,14 @@ def render_card(context: Mapping[str, Any]) -> str:
     Raises:
         PublishError: the template uses something that the context lacks.
     """
-    env = ImmutableSandboxedEnvironment(loader=FileSystemLoader(resources.folder("cards")), undefined=StrictUndefined,
-                                        trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=escape)
+    env = ImmutableSandboxedEnvironment(
+        loader=FileSystemLoader(resources.folder("cards")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+        finalize=escape,
+    )
     env.filters |= {"code": code, "fence": fence}
     try:
         body = env.get_template("dataset.md.j2").render(context)
@@ -125,16 +165,33 @@ def header(context: Mapping[str, Any]) -> dict[str, Any]:
     if context["licence"] == "other":
         licence |= {"license_name": "mixed-see-card", "license_link": "README.md"}
     rows = sum(s["num_examples"] for c in folder["configs"][:1] for s in c["splits"].values())
-    ids = sorted({s["dataset"] for s in folder["sources"] if _HUB_ID.fullmatch(s["dataset"]) and not s["revision"].startswith("local:")
-                  and not s["dataset"].startswith("mora-data/sample-")})
+    ids = sorted(
+        {
+            s["dataset"]
+            for s in folder["sources"]
+            if _HUB_ID.fullmatch(s["dataset"])
+            and not s["revision"].startswith("local:")
+            and not s["dataset"].startswith("mora-data/sample-")
+        }
+    )
     languages = context["m"].get("languages")
     return {
         **({"language": [str(x) for x in languages]} if languages else {}),
         **licence,
         "pretty_name": str(context["settings"].get("name") or "mora-data pairs"),
         "task_categories": ["text-generation"],
-        "tags": ["text", "preference", "dpo", "rlhf", "multi-objective", "synthetic", *_tags(dims), "mora-data",
-                 *(["simulated"] if context["simulated"] else []), *(["not-for-all-audiences"] if "harmless" in dims else [])],
+        "tags": [
+            "text",
+            "preference",
+            "dpo",
+            "rlhf",
+            "multi-objective",
+            "synthetic",
+            *_tags(dims),
+            "mora-data",
+            *(["simulated"] if context["simulated"] else []),
+            *(["not-for-all-audiences"] if "harmless" in dims else []),
+        ],
         "size_categories": [next((name for most, name in _SIZES if rows < most), "n>1T")],
         "annotations_creators": ["machine-generated"],
         "language_creators": ["found", "machine-generated"],
@@ -150,7 +207,8 @@ def not_measured(context: Mapping[str, Any]) -> list[str]:
     margins = stats.get("margins") or {}
     checks = {
         "margins and lengths of pairs (there are no pairs)": not stats,
-        "confirmed margins (no pair was scored twice)": bool(stats) and not any("n_confirmed" in v for v in margins.values()),
+        "confirmed margins (no pair was scored twice)": bool(stats)
+        and not any("n_confirmed" in v for v in margins.values()),
         "noise of the scorers": not reference.get("noise"),
         "floors of the dimensions": not context["folder"]["floors"],
         "counts per stage": not context["counts"],
@@ -183,7 +241,12 @@ def _tags(dims: list[str]) -> list[str]:
 
 def _config(config: Mapping[str, Any], dims: list[str]) -> dict[str, Any]:
     splits = {s: i["num_examples"] for s, i in config["splits"].items()}
-    return {**config, "train": splits.get("train", 0), "test": splits.get("test", 0), "use": _TRAINERS[schemas.family_of(config["name"])]}
+    return {
+        **config,
+        "train": splits.get("train", 0),
+        "test": splits.get("test", 0),
+        "use": _TRAINERS[schemas.family_of(config["name"])],
+    }
 
 
 def union_of(configs: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -207,10 +270,16 @@ def _declared(config: Mapping[str, Any], default: bool) -> dict[str, Any]:
 
 def _info(config: Mapping[str, Any], dims: list[str]) -> dict[str, Any]:
     like = f"preference_{dims[0]}" if config["name"] == schemas.BY_DIM_UNION else config["name"]
-    splits = [{"name": s, "num_bytes": i["num_bytes"], "num_examples": i["num_examples"]} for s, i in config["splits"].items()]
-    return {"config_name": config["name"], "features": schemas.features(schemas.schema(like, dims)), "splits": splits,
-            "download_size": sum(i["file_bytes"] for i in config["splits"].values()),
-            "dataset_size": sum(i["num_bytes"] for i in config["splits"].values())}
+    splits = [
+        {"name": s, "num_bytes": i["num_bytes"], "num_examples": i["num_examples"]} for s, i in config["splits"].items()
+    ]
+    return {
+        "config_name": config["name"],
+        "features": schemas.features(schemas.schema(like, dims)),
+        "splits": splits,
+        "download_size": sum(i["file_bytes"] for i in config["splits"].values()),
+        "dataset_size": sum(i["num_bytes"] for i in config["splits"].values()),
+    }
 
 
 def _example(row: Mapping[str, Any] | None, dims: list[str]) -> dict[str, Any] | None:
@@ -218,5 +287,9 @@ def _example(row: Mapping[str, Any] | None, dims: list[str]) -> dict[str, Any] |
         return None
     prompt = row["prompt"]
     asked = prompt[0]["content"] if len(prompt) == 1 else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-    return {"prompt": asked, "chosen": row["chosen"][0]["content"], "rejected": row["rejected"][0]["content"],
-            "margins": {d: row[f"margin_{d}"] for d in dims}}
+    return {
+        "prompt": asked,
+        "chosen": row["chosen"][0]["content"],
+        "rejected": row["rejected"][0]["content"],
+        "margins": {d: row[f"margin_{d}"] for d in dims},
+    }

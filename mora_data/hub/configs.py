@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 from .. import text
 from ..types import Messages, Origin, Pair, Rollout, Scored
@@ -52,7 +52,6 @@ class View:
         self.scored = scored
         self.plan = plan
         self._picks: dict[tuple[str, tuple[str, ...]], Pair | None] = {}
-        self._named: dict[str, list[Row]] = {}
         self._lengths: dict[int, int] = {}
 
     @cached_property
@@ -60,12 +59,28 @@ class View:
         """The prompt and the lineage columns, the same in every row of this prompt and arm."""
         s, p, o = self.scored, self.scored.prompt, self.plan.origin
         return {
-            "prompt": list(s.messages), "prompt_id": p.prompt_id, "source_prompt": source_prompt(p.messages),
-            "source_dataset": p.source_dataset, "source_config": p.source_config, "source_split": p.source_split,
-            "source_revision": p.source_revision, "source_row": p.source_row, "source_licence": p.source_licence,
-            "stratum": p.stratum, "category": p.category, "arm": s.arm, "kind": s.kind, "carried_dim": s.carried_dim,
-            "target_dims": list(s.target_dims), "binding_dims": list(s.binding_dims), "dims": list(self.plan.dims),
-            "simulated": o.simulated, "policy": o.policy, "judge": o.judge, "rewriter": o.rewriter, "seed": o.seed,
+            "prompt": list(s.messages),
+            "prompt_id": p.prompt_id,
+            "source_prompt": source_prompt(p.messages),
+            "source_dataset": p.source_dataset,
+            "source_config": p.source_config,
+            "source_split": p.source_split,
+            "source_revision": p.source_revision,
+            "source_row": p.source_row,
+            "source_licence": p.source_licence,
+            "stratum": p.stratum,
+            "category": p.category,
+            "arm": s.arm,
+            "kind": s.kind,
+            "carried_dim": s.carried_dim,
+            "target_dims": list(s.target_dims),
+            "binding_dims": list(s.binding_dims),
+            "dims": list(self.plan.dims),
+            "simulated": o.simulated,
+            "policy": o.policy,
+            "judge": o.judge,
+            "rewriter": o.rewriter,
+            "seed": o.seed,
         }
 
     @cached_property
@@ -81,12 +96,10 @@ class View:
             self._picks[key] = self.plan.pick(self.scored, target, aligned)
         return self._picks[key]
 
-    def named(self, pattern: str) -> list[Row]:
-        """Per rollout its rewards, under the pattern's names."""
-        if pattern not in self._named:
-            names = [pattern.format(d) for d in self.plan.dims]
-            self._named[pattern] = [dict(zip(names, values, strict=True)) for values in zip(*self.rewards, strict=True)]
-        return self._named[pattern]
+    def named(self, pattern: str, position: int) -> Row:
+        """One rollout's reward per dimension, under the pattern's names."""
+        names = _names(pattern, self.plan.dims)
+        return {name: values[position] for name, values in zip(names, self.rewards, strict=True)}
 
     def length(self, position: int) -> int:
         """Tokens of one rollout's text."""
@@ -137,7 +150,7 @@ def stage(number: int, dim: str) -> Callable[[View], list[Row]]:
     """`stageK_<dim>`: the largest margin in `dim` among pairs that do not lose in the dimensions aligned before it."""
 
     def of(view: View) -> list[Row]:
-        aligned = tuple(d for d in view.plan.stages[:number - 1] if d in view.plan.live)
+        aligned = tuple(d for d in view.plan.stages[: number - 1] if d in view.plan.live)
         pair = view.pick(dim, aligned) if dim in view.plan.live else None
         return [] if pair is None else [{**_pair_row(view, pair, "lexi", 1.0), "dimension": dim, "stage": number}]
 
@@ -149,12 +162,15 @@ def unpaired(view: View) -> list[Row]:
     floor by more than the grey zone. Degenerate answers, and those in between, are left out."""
     out = []
     plan = view.plan
-    judged = [(r, plan.floors[d], plan.grey.get(d, GREY)) for d, r in zip(plan.dims, view.rewards, strict=True)
-              if d in plan.live and d in plan.floors]
+    judged = [
+        (r, plan.floors[d], plan.grey.get(d, GREY))
+        for d, r in zip(plan.dims, view.rewards, strict=True)
+        if d in plan.live and d in plan.floors
+    ]
     for i, rollout in enumerate(view.scored.rollouts):
         label = None if degenerate(rollout) else _label([(r[i], floor, grey) for r, floor, grey in judged])
         if label is not None:
-            out.append({"completion": answer(rollout.text), "label": label, **view.named("reward_{}")[i]})
+            out.append({"completion": answer(rollout.text), "label": label, **view.named("reward_{}", i)})
     return out
 
 
@@ -166,30 +182,39 @@ def prompt_only(view: View) -> list[Row]:
 def scored(view: View) -> list[Row]:
     """The canonical table: all answers of the prompt with all their rewards, and which of them were paired."""
     s = view.scored
-    return [{
-        "completions": [r.text for r in s.rollouts],
-        **{f"rewards_{d}": list(r) for d, r in zip(view.plan.dims, view.rewards, strict=True)},
-        "flags": [[*r.flags, "error"] if r.error is not None and "error" not in r.flags else list(r.flags) for r in s.rollouts],
-        "finish_reasons": [r.finish_reason for r in s.rollouts],
-        "lengths": [view.length(i) for i in range(len(s.rollouts))],
-        "pair_chosen": [p.chosen for p in s.pairs],
-        "pair_rejected": [p.rejected for p in s.pairs],
-        "selector": view.plan.origin.selector,
-    }]
+    return [
+        {
+            "completions": [r.text for r in s.rollouts],
+            **{f"rewards_{d}": list(r) for d, r in zip(view.plan.dims, view.rewards, strict=True)},
+            "flags": [
+                [*r.flags, "error"] if r.error is not None and "error" not in r.flags else list(r.flags)
+                for r in s.rollouts
+            ],
+            "finish_reasons": [r.finish_reason for r in s.rollouts],
+            "lengths": [view.length(i) for i in range(len(s.rollouts))],
+            "pair_chosen": [p.chosen for p in s.pairs],
+            "pair_rejected": [p.rejected for p in s.pairs],
+            "selector": view.plan.origin.selector,
+        }
+    ]
 
 
 def multilabel(view: View) -> list[Row]:
     """One row per answer that is not degenerate and has a score in some dimension."""
-    return [{"response": rollout.text, **view.named("score_{}")[i]}
-            for i, rollout in enumerate(view.scored.rollouts)
-            if not degenerate(rollout) and any(r[i] is not None for r in view.rewards)]
+    return [
+        {"response": rollout.text, **view.named("score_{}", i)}
+        for i, rollout in enumerate(view.scored.rollouts)
+        if not degenerate(rollout) and any(r[i] is not None for r in view.rewards)
+    ]
 
 
 def sft(view: View) -> list[Row]:
     """The chosen answers."""
     s = view.scored
-    return [{"completion": answer(s.rollouts[p.chosen].text), **view.named("reward_{}")[p.chosen], "pair_id": pair_id(s, p)}
-            for p in s.pairs]
+    return [
+        {"completion": answer(s.rollouts[p.chosen].text), **view.named("reward_{}", p.chosen), "pair_id": pair_id(s, p)}
+        for p in s.pairs
+    ]
 
 
 def builders(dims: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, Callable[[View], list[Row]]]:
@@ -198,8 +223,12 @@ def builders(dims: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, Callab
         "preference": preference,
         **{f"preference_{d}": preference_by(d) for d in dims},
         **{f"stage{k}_{d}": stage(k, d) for k, d in enumerate(stages, 1)},
-        "unpaired": unpaired, "prompt_only": prompt_only, "scored": scored, "reward_modeling": reward_modeling,
-        "multilabel": multilabel, "sft": sft,
+        "unpaired": unpaired,
+        "prompt_only": prompt_only,
+        "scored": scored,
+        "reward_modeling": reward_modeling,
+        "multilabel": multilabel,
+        "sft": sft,
     }
 
 
@@ -230,7 +259,9 @@ def source_prompt(messages: Messages) -> str:
 
 def pair_id(scored: Scored, pair: Pair) -> str:
     """16 hex digits that stay the same as long as prompt, arm and both texts do."""
-    return text.digest(scored.prompt.prompt_id, scored.arm, scored.rollouts[pair.chosen].text, scored.rollouts[pair.rejected].text)
+    return text.digest(
+        scored.prompt.prompt_id, scored.arm, scored.rollouts[pair.chosen].text, scored.rollouts[pair.rejected].text
+    )
 
 
 def n_tokens(value: str) -> int:
@@ -266,12 +297,23 @@ def _pair_row(view: View, pair: Pair, selector: str, weight: float) -> Row:
     margins = [None if (a := r[i]) is None or (b := r[j]) is None else float(a - b) for r in view.rewards]
     known = [m for m in margins if m is not None]
     row: Row = {
-        "chosen": answer(s.rollouts[i].text), "rejected": answer(s.rollouts[j].text), "pair_id": pair_id(s, pair),
-        **view.named("chosen_reward_{}")[i], **view.named("rejected_reward_{}")[j],
-        "margin_total": sum(known) if known else None, "selector": selector, "score": pair.score, "weight": weight,
-        "len_chosen": view.length(i), "len_rejected": view.length(j),
+        "chosen": answer(s.rollouts[i].text),
+        "rejected": answer(s.rollouts[j].text),
+        "pair_id": pair_id(s, pair),
+        **view.named("chosen_reward_{}", i),
+        **view.named("rejected_reward_{}", j),
+        "margin_total": sum(known) if known else None,
+        "selector": selector,
+        "score": pair.score,
+        "weight": weight,
+        "len_chosen": view.length(i),
+        "len_rejected": view.length(j),
     }
-    for dim, margin in zip(dims, margins, strict=True):
-        row[f"margin_{dim}"] = margin
-        row[f"margin_confirmed_{dim}"] = pair.margins_confirmed.get(dim)
+    row.update(zip(_names("margin_{}", dims), margins, strict=True))
+    row.update(zip(_names("margin_confirmed_{}", dims), map(pair.margins_confirmed.get, dims), strict=True))
     return row
+
+
+@cache
+def _names(pattern: str, dims: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(pattern.format(d) for d in dims)

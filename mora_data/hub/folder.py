@@ -47,8 +47,15 @@ class FolderResult:
     too_large: dict[str, int] = field(default_factory=dict)
 
 
-def write_dataset(scored: Callable[[], Iterable[Scored]], settings: BuildSettings, origin: Origin,
-                  manifest: Mapping[str, Any], floors: Mapping[str, float], pick: Pick, out_dir: Path) -> FolderResult:
+def write_dataset(
+    scored: Callable[[], Iterable[Scored]],
+    settings: BuildSettings,
+    origin: Origin,
+    manifest: Mapping[str, Any],
+    floors: Mapping[str, float],
+    pick: Pick,
+    out_dir: Path,
+) -> FolderResult:
     """Write the dataset folder, replacing an old one; the same input gives the same bytes.
 
     `scored` is called twice and must give the same rows in the same order. Without any pair the folder is still written
@@ -68,7 +75,9 @@ def write_dataset(scored: Callable[[], Iterable[Scored]], settings: BuildSetting
             out_dir.rename(old)
         fresh.rename(out_dir)
     except OSError as e:
-        raise PublishError(f"can't write the dataset folder {out_dir}: {e.strerror or e}; free space or choose another --out") from e
+        raise PublishError(
+            f"can't write the dataset folder {out_dir}: {e.strerror or e}; free space or choose another --out"
+        ) from e
     finally:
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -93,8 +102,10 @@ def counts_of(folder: Path) -> dict[str, dict[str, int]]:
         split = path.name.split("-")[0]
         rows = found.setdefault(path.parent.name, {})
         rows[split] = rows.get(split, 0) + pq.read_metadata(path).num_rows
-    return {name: dict(sorted(found[name].items(), key=lambda kv: kv[0] != "train"))
-            for name in sorted(found, key=lambda n: (n != schemas.DEFAULT_CONFIG, n))}
+    return {
+        name: dict(sorted(found[name].items(), key=lambda kv: kv[0] != "train"))
+        for name in sorted(found, key=lambda n: (n != schemas.DEFAULT_CONFIG, n))
+    }
 
 
 def split_share(group: str) -> float:
@@ -118,7 +129,7 @@ def _survey(rows: Iterable[Scored], dims: tuple[str, ...], share: float) -> _Sur
         live.update(d for d in dims if d not in live and any(v is not None for v in s.rewards.get(d, ())))
         if not in_test:
             place = (split_share(s.prompt.group), s.prompt.group)
-            for key in ((True, False) if s.pairs else (False,)):
+            for key in (True, False) if s.pairs else (False,):
                 lowest[key] = min(place, lowest.get(key, place))
                 if len(groups[key]) < MIN_GROUPS_FOR_TEST:
                     groups[key].add(s.prompt.group)
@@ -158,12 +169,27 @@ class _Background:
         self._slots.release()
 
 
-def _write_all(scored: Callable[[], Iterable[Scored]], settings: BuildSettings, origin: Origin, manifest: Mapping[str, Any],
-               floors: Mapping[str, float], pick: Pick, out: Path, wanted: list[str]) -> FolderResult:
+def _write_all(
+    scored: Callable[[], Iterable[Scored]],
+    settings: BuildSettings,
+    origin: Origin,
+    manifest: Mapping[str, Any],
+    floors: Mapping[str, float],
+    pick: Pick,
+    out: Path,
+    wanted: list[str],
+) -> FolderResult:
     dims = tuple(settings.dimensions)
     survey = _survey(scored(), dims, settings.publish.test_share)
-    plan = Plan(dims=dims, origin=origin, pick=pick, floors=dict(floors), grey=_grey(manifest, dims), live=survey.live,
-                stages=tuple(d for d in settings.publish.stage_order if d in dims))
+    plan = Plan(
+        dims=dims,
+        origin=origin,
+        pick=pick,
+        floors=dict(floors),
+        grey=_grey(manifest, dims),
+        live=survey.live,
+        stages=tuple(d for d in settings.publish.stage_order if d in dims),
+    )
     makers = {name: make for name, make in configs.builders(dims, plan.stages).items() if name in wanted}
     writers: dict[tuple[str, str], ShardWriter] = {}
     too_large: Counter[str] = Counter()
@@ -188,16 +214,21 @@ def _write_all(scored: Callable[[], Iterable[Scored]], settings: BuildSettings, 
         writer.seal()
     counts = {n: {sp: writers[n, sp].n_rows for sp in ("train", "test") if (n, sp) in writers} for n in makers}
     counts = {n: by_split for n, by_split in counts.items() if by_split}
-    result = FolderResult(counts, fingerprint_of(out), sum(f.stat().st_size for f in out.glob("*/*.parquet")), dict(too_large))
+    result = FolderResult(
+        counts, fingerprint_of(out), sum(f.stat().st_size for f in out.glob("*/*.parquet")), dict(too_large)
+    )
     _write_card(out, settings, plan, manifest, result, rows_by_source)
     return result
 
 
-def _rows_of(view: View, makers: Mapping[str, Callable[[View], list[Row]]],
-             too_large: Counter[str]) -> Iterator[tuple[str, list[Row], int]]:
+def _rows_of(
+    view: View, makers: Mapping[str, Callable[[View], list[Row]]], too_large: Counter[str]
+) -> Iterator[tuple[str, list[Row], int]]:
     """(config, rows, bytes of text) of one prompt; rows over the limit are left out and counted."""
     s = view.scored
-    n_chars = sum(len(r.text) for r in s.rollouts) + 2 * sum(len(m["content"]) for m in (*s.messages, *s.prompt.messages))
+    n_chars = sum(len(r.text) for r in s.rollouts) + 2 * sum(
+        len(m["content"]) for m in (*s.messages, *s.prompt.messages)
+    )
     made = {name: make(view) for name, make in makers.items()}
     sizes = dict.fromkeys(made, n_chars)
     if n_chars > _SMALL:
@@ -205,8 +236,10 @@ def _rows_of(view: View, makers: Mapping[str, Callable[[View], list[Row]]],
     for name, rows in made.items():
         for row in rows:
             if "chosen" in row and (wrong := configs.fault(row, s, view.plan.dims)) is not None:
-                raise PublishError(f"config {name}, prompt {s.prompt.prompt_id}, arm {s.arm}: {wrong}; the selector "
-                                   f"{row['selector']!r} broke its rule, so nothing was written")
+                raise PublishError(
+                    f"config {name}, prompt {s.prompt.prompt_id}, arm {s.arm}: {wrong}; the selector "
+                    f"{row['selector']!r} broke its rule, so nothing was written"
+                )
         if rows:
             yield name, rows, sizes[name]
 
@@ -252,30 +285,53 @@ def _grey(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> dict[str, float
 
 
 def _clean_origin(origin: Origin) -> Origin:
-    return replace(origin, policy=scrub_text(origin.policy), judge=scrub_text(origin.judge), rewriter=scrub_text(origin.rewriter))
+    return replace(
+        origin, policy=scrub_text(origin.policy), judge=scrub_text(origin.judge), rewriter=scrub_text(origin.rewriter)
+    )
 
 
-def _write_card(out: Path, settings: BuildSettings, plan: Plan, manifest: Mapping[str, Any], result: FolderResult,
-                rows_by_source: Counter[tuple[str, str, str, str]]) -> None:
+def _write_card(
+    out: Path,
+    settings: BuildSettings,
+    plan: Plan,
+    manifest: Mapping[str, Any],
+    result: FolderResult,
+    rows_by_source: Counter[tuple[str, str, str, str]],
+) -> None:
     """provenance/manifest.json and README.md; the card says nothing that the manifest does not."""
     described = [_describe(out, name, plan.dims) for name in result.counts]
     published = {
         "manifest": {**scrub(dict(manifest)), "fingerprint": result.fingerprint},
         "folder": {
-            "dimensions": list(plan.dims), "unscored": [d for d in plan.dims if d not in plan.live],
-            "licence": settings.publish.licence, "test_share": settings.publish.test_share, "n_bytes": result.n_bytes,
-            "origin": {"policy": plan.origin.policy, "judge": plan.origin.judge, "rewriter": plan.origin.rewriter,
-                       "selector": plan.origin.selector, "simulated": plan.origin.simulated, "seed": plan.origin.seed},
-            "floors": dict(plan.floors), "grey": dict(plan.grey), "too_large": result.too_large,
-            "sources": [{"dataset": d, "config": c, "revision": r, "licence": lic, "prompts": n}
-                        for (d, c, r, lic), n in sorted(rows_by_source.items())],
-            "configs": described, "union": card.union_of(described),
+            "dimensions": list(plan.dims),
+            "unscored": [d for d in plan.dims if d not in plan.live],
+            "licence": settings.publish.licence,
+            "test_share": settings.publish.test_share,
+            "n_bytes": result.n_bytes,
+            "origin": {
+                "policy": plan.origin.policy,
+                "judge": plan.origin.judge,
+                "rewriter": plan.origin.rewriter,
+                "selector": plan.origin.selector,
+                "simulated": plan.origin.simulated,
+                "seed": plan.origin.seed,
+            },
+            "floors": dict(plan.floors),
+            "grey": dict(plan.grey),
+            "too_large": result.too_large,
+            "sources": [
+                {"dataset": d, "config": c, "revision": r, "licence": lic, "prompts": n}
+                for (d, c, r, lic), n in sorted(rows_by_source.items())
+            ],
+            "configs": described,
+            "union": card.union_of(described),
             "statistics": statistics.of_pairs(out, plan.dims),
         },
     }
     (out / "provenance").mkdir()
     (out / "provenance" / "manifest.json").write_text(
-        json.dumps(published, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+        json.dumps(published, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+    )
     example = statistics.example_pair(out, plan.dims, plan.floors)
     (out / "README.md").write_text(card.render_card(card.card_context(published, example)), "utf-8")
 

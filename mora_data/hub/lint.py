@@ -1,4 +1,4 @@
-"""Checks of a staged dataset folder before a byte leaves: header, files, numbers, privacy, and a load with `datasets`."""
+"""Checks of a staged dataset folder before a byte leaves: header, files, numbers, privacy, a load with `datasets`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from ..errors import PublishError
 from . import card, schemas
 from .scrub import scrub_text
 
-LICENCES = frozenset("""apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
-bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
-cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
-cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl
-ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research
-intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa
-unlicense zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3
-llama4 gemma unknown other""".split())
+_LICENCE_IDS = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
+cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
+cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0
+cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl
+gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr
+mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
+deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma
+unknown other
+"""
+LICENCES = frozenset(_LICENCE_IDS.split())
 _NUMBER = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 
 
@@ -39,7 +43,12 @@ def lint(folder: Path, text: str | None = None) -> list[str]:
     if header is None:
         return ["README.md has no YAML header"]
     body = text.split("\n---\n", 1)[1]
-    return [*_header_faults(header), *_file_faults(folder, header), *_number_faults(body, published), *_private(body, published)]
+    return [
+        *_header_faults(header),
+        *_file_faults(folder, header),
+        *_number_faults(body, published),
+        *_private(body, published),
+    ]
 
 
 def read_header(text: str) -> dict[str, Any] | None:
@@ -83,7 +92,9 @@ def load_back(folder: Path, header: dict[str, Any]) -> dict[str, dict[str, int]]
             if out[name] != expected:
                 raise PublishError(f"config {name} loads with rows {out[name]}, README.md says {expected}: build again")
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as e:
-        raise PublishError(f"the folder does not load with datasets: {' '.join(str(e).split())[:300]}; build again") from e
+        raise PublishError(
+            f"the folder does not load with datasets: {' '.join(str(e).split())[:300]}; build again"
+        ) from e
     finally:
         if bars:
             datasets.enable_progress_bars()

@@ -68,29 +68,48 @@ def columns(config: str, dims: Sequence[str]) -> tuple[Column, ...]:
     """
     family = family_of(config)
     if family == "scored":
-        return (PROMPT, Column("completions", TEXTS, "every answer, failed ones as empty text"),
-                *per_dim("rewards_{}", dims, "one reward in [0, 1] per answer, null where there is none", DOUBLES),
-                Column("flags", pa.list_(TEXTS), "what was seen in each answer: `truncated`, `refusal`, `error`, ..."),
-                Column("finish_reasons", TEXTS, "why each answer ended"),
-                Column("lengths", pa.list_(pa.int64()), "length of each answer in word and punctuation tokens"),
-                Column("pair_chosen", pa.list_(pa.int64()), "positions of the chosen answers of the selected pairs"),
-                Column("pair_rejected", pa.list_(pa.int64()), "positions of the rejected ones, in the same order"),
-                Column("selector", pa.string(), "the rule that chose the pairs"), *LINEAGE)
+        return (
+            PROMPT,
+            Column("completions", TEXTS, "every answer, failed ones as empty text"),
+            *per_dim("rewards_{}", dims, "one reward in [0, 1] per answer, null where there is none", DOUBLES),
+            Column("flags", pa.list_(TEXTS), "what was seen in each answer: `truncated`, `refusal`, `error`, ..."),
+            Column("finish_reasons", TEXTS, "why each answer ended"),
+            Column("lengths", pa.list_(pa.int64()), "length of each answer in word and punctuation tokens"),
+            Column("pair_chosen", pa.list_(pa.int64()), "positions of the chosen answers of the selected pairs"),
+            Column("pair_rejected", pa.list_(pa.int64()), "positions of the rejected ones, in the same order"),
+            Column("selector", pa.string(), "the rule that chose the pairs"),
+            *LINEAGE,
+        )
     if family == "prompt_only":
         return (PROMPT, *LINEAGE)
     if family == "multilabel":
-        return (PROMPT, Column("response", pa.string(), "one answer"),
-                *per_dim("score_{}", dims, "its reward in [0, 1]"), *LINEAGE)
+        return (
+            PROMPT,
+            Column("response", pa.string(), "one answer"),
+            *per_dim("score_{}", dims, "its reward in [0, 1]"),
+            *LINEAGE,
+        )
     if family == "unpaired":
-        return (PROMPT, Column("completion", MESSAGES, "one answer"),
-                Column("label", pa.bool_(), "true: every floor is met; false: one is clearly missed"),
-                *per_dim("reward_{}", dims, "reward in [0, 1]"), *LINEAGE)
+        return (
+            PROMPT,
+            Column("completion", MESSAGES, "one answer"),
+            Column("label", pa.bool_(), "true: every floor is met; false: one is clearly missed"),
+            *per_dim("reward_{}", dims, "reward in [0, 1]"),
+            *LINEAGE,
+        )
     if family == "sft":
-        return (PROMPT, Column("completion", MESSAGES, "the chosen answer"),
-                *per_dim("reward_{}", dims, "its reward in [0, 1]"),
-                Column("pair_id", pa.string(), "the pair it was chosen in"), *LINEAGE)
+        return (
+            PROMPT,
+            Column("completion", MESSAGES, "the chosen answer"),
+            *per_dim("reward_{}", dims, "its reward in [0, 1]"),
+            Column("pair_id", pa.string(), "the pair it was chosen in"),
+            *LINEAGE,
+        )
     if family == "reward_modeling":
-        return (*_pair(dims), Column("margin", pa.float64(), "`margin_total`, under the name that reward trainers read"))
+        return (
+            *_pair(dims),
+            Column("margin", pa.float64(), "`margin_total`, under the name that reward trainers read"),
+        )
     if family == "by_dim":
         return (*_pair(dims), DIMENSION)
     if family == "stage":
@@ -108,10 +127,19 @@ def schema(config: str, dims: Sequence[str]) -> pa.Schema:
 
 
 def config_names(dims: Sequence[str], stage_order: Sequence[str]) -> list[str]:
-    """Every config that has files, the default first. Stages follow `stage_order`, without the dimensions not in `dims`."""
+    """Every config that has files, the default first. Stages follow `stage_order`, as far as `dims` has them."""
     stages = [d for d in stage_order if d in dims]
-    return [DEFAULT_CONFIG, *(f"preference_{d}" for d in dims), *(f"stage{k}_{d}" for k, d in enumerate(stages, 1)),
-            "unpaired", "prompt_only", "scored", "reward_modeling", "multilabel", "sft"]
+    return [
+        DEFAULT_CONFIG,
+        *(f"preference_{d}" for d in dims),
+        *(f"stage{k}_{d}" for k, d in enumerate(stages, 1)),
+        "unpaired",
+        "prompt_only",
+        "scored",
+        "reward_modeling",
+        "multilabel",
+        "sft",
+    ]
 
 
 def family_of(config: str) -> str:
@@ -148,15 +176,20 @@ def _scalar(kind: pa.DataType) -> str:
 
 
 def _pair(dims: Sequence[str]) -> tuple[Column, ...]:
-    return (PROMPT, Column("chosen", MESSAGES, "the better answer"), Column("rejected", MESSAGES, "the worse answer"),
-            Column("pair_id", pa.string(), "hash of prompt id, arm and both texts"),
-            *per_dim("chosen_reward_{}", dims, "reward of `chosen`, in [0, 1]"),
-            *per_dim("rejected_reward_{}", dims, "reward of `rejected`, in [0, 1]"),
-            *per_dim("margin_{}", dims, "chosen minus rejected"),
-            *per_dim("margin_confirmed_{}", dims, "the margin when both were scored once more; null: not done"),
-            Column("margin_total", pa.float64(), "sum of the margins"),
-            Column("selector", pa.string(), "the rule that chose the pair"),
-            Column("score", pa.float64(), "what that rule maximised"),
-            Column("weight", pa.float64(), "1 / number of pairs of this prompt and arm"),
-            Column("len_chosen", pa.int64(), "length in word and punctuation tokens"),
-            Column("len_rejected", pa.int64(), "length in word and punctuation tokens"), *LINEAGE)
+    return (
+        PROMPT,
+        Column("chosen", MESSAGES, "the better answer"),
+        Column("rejected", MESSAGES, "the worse answer"),
+        Column("pair_id", pa.string(), "hash of prompt id, arm and both texts"),
+        *per_dim("chosen_reward_{}", dims, "reward of `chosen`, in [0, 1]"),
+        *per_dim("rejected_reward_{}", dims, "reward of `rejected`, in [0, 1]"),
+        *per_dim("margin_{}", dims, "chosen minus rejected"),
+        *per_dim("margin_confirmed_{}", dims, "the margin when both were scored once more; null: not done"),
+        Column("margin_total", pa.float64(), "sum of the margins"),
+        Column("selector", pa.string(), "the rule that chose the pair"),
+        Column("score", pa.float64(), "what that rule maximised"),
+        Column("weight", pa.float64(), "1 / number of pairs of this prompt and arm"),
+        Column("len_chosen", pa.int64(), "length in word and punctuation tokens"),
+        Column("len_rejected", pa.int64(), "length in word and punctuation tokens"),
+        *LINEAGE,
+    )

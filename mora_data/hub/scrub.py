@@ -7,8 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 WITHHELD = "(withheld)"
-_PRIVATE_KEYS = frozenset({"base_url", "api_key_env", "files", "decontaminate_from", "extra_body", "run_dir", "dataset_dir",
-                           "out_dir", "hostname", "username", "cwd", "argv"})
+_PRIVATE_KEYS = frozenset(
+    {
+        "base_url",
+        "api_key_env",
+        "files",
+        "decontaminate_from",
+        "extra_body",
+        "run_dir",
+        "dataset_dir",
+        "out_dir",
+        "hostname",
+        "username",
+        "cwd",
+        "argv",
+    }
+)
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.I)
 _ADDRESS = re.compile(r"\b(?:localhost|\d{1,3}(?:\.\d{1,3}){3})(?::\d+)?\b|\b[\w.-]+@[\w-]+\.[\w.-]+")
 _PATH = re.compile(r"(?<![\w/:<.])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[^\s/\\\"'<>,;]+[/\\])*([^\s/\\\"'<>,;]*)")

@@ -1,6 +1,7 @@
 """Rows of one config and split -> Parquet shards, in batches, with one explicit schema.
 
-A batch is 1,000 rows (fewer when they are large) and one row group. Bytes depend on the rows and the pyarrow version only.
+A batch is 1,000 rows (fewer when they are large) and one row group. The bytes depend on the rows and on pyarrow's
+version, on nothing else.
 """
 
 from __future__ import annotations
@@ -29,8 +30,14 @@ class ShardWriter:
     `submit` runs a write, on another thread or at once; writes of one writer never overlap.
     """
 
-    def __init__(self, folder: Path, split: str, schema: pa.Schema, submit: Callable[[Callable[[], None]], None],
-                 shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        schema: pa.Schema,
+        submit: Callable[[Callable[[], None]], None],
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
         self._folder, self._split, self._schema = folder, split, schema
         self._submit = submit
         self._rows: list[Row] = []
@@ -58,7 +65,9 @@ class ShardWriter:
 
     def seal(self) -> list[Path]:
         """Give the parts their final names, once all submitted writes are done."""
-        final = [p.with_name(f"{self._split}-{k:05d}-of-{len(self._parts):05d}.parquet") for k, p in enumerate(self._parts)]
+        final = [
+            p.with_name(f"{self._split}-{k:05d}-of-{len(self._parts):05d}.parquet") for k, p in enumerate(self._parts)
+        ]
         for part, name in zip(self._parts, final, strict=True):
             part.rename(name)
         return final
@@ -73,8 +82,14 @@ class ShardWriter:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._parts.append(self._folder / f"{self._split}-{len(self._parts):05d}.part")
             self._sink = pa.OSFile(str(self._parts[-1]), "wb")
-            self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd", write_page_index=True,
-                                            use_dictionary=_dictionary_paths(self._schema))
+            self._writer = pq.ParquetWriter(
+                self._sink,
+                self._schema,
+                compression="zstd",
+                write_page_index=True,
+                use_dictionary=_paths(self._schema, FREE_TEXT),
+                write_statistics=_paths(self._schema, FREE_TEXT | {"prompt", "source_prompt"}, numbers=True),
+            )
         self._writer.write_batch(batch, row_group_size=BATCH_ROWS)
         if self._sink.tell() >= SHARD_BYTES:
             self._finish()
@@ -96,7 +111,9 @@ def to_batch(bases: Sequence[Row], rows: Sequence[Row], schema: pa.Schema) -> pa
     repeats = None
     if len(starts) < len(rows):
         ends = [*starts[1:], len(rows)]
-        repeats = pa.array([k for k, (first, last) in enumerate(zip(starts, ends, strict=True)) for _ in range(last - first)])
+        repeats = pa.array(
+            [k for k, (first, last) in enumerate(zip(starts, ends, strict=True)) for _ in range(last - first)]
+        )
     columns = []
     for field in schema:
         if distinct and field.name in distinct[0]:
@@ -109,10 +126,18 @@ def to_batch(bases: Sequence[Row], rows: Sequence[Row], schema: pa.Schema) -> pa
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     try:
-        return _messages(values) if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type) else pa.array(values, kind)
+        return (
+            _messages(values)
+            if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)
+            else pa.array(values, kind)
+        )
     except UnicodeEncodeError:
         clean = _clean(values)
-        return _messages(clean) if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type) else pa.array(clean, kind)
+        return (
+            _messages(clean)
+            if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)
+            else pa.array(clean, kind)
+        )
 
 
 def _messages(values: Iterable[list[dict[str, str]]]) -> pa.Array:
@@ -122,7 +147,9 @@ def _messages(values: Iterable[list[dict[str, str]]]) -> pa.Array:
         turns.extend(messages)
         offsets.append(len(turns))
     leaves = [pa.array([m[key] for m in turns], pa.string()) for key in ("role", "content")]
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(leaves, ["role", "content"]))
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(leaves, ["role", "content"])
+    )
 
 
 def _clean(value: Any) -> Any:
@@ -133,14 +160,14 @@ def _clean(value: Any) -> Any:
     return [_clean(v) for v in value] if isinstance(value, list) else value
 
 
-def _dictionary_paths(schema: pa.Schema) -> list[str]:
-    """Parquet paths of the columns that repeat: every string that is not the row's own text."""
-    return list(chain.from_iterable(_leaves(f.name, f.type) for f in schema if f.name not in FREE_TEXT))
+def _paths(schema: pa.Schema, without: frozenset[str], numbers: bool = False) -> list[str]:
+    """Parquet paths of the columns not named in `without`; fractions and booleans only with `numbers`."""
+    return list(chain.from_iterable(_leaves(f.name, f.type, numbers) for f in schema if f.name not in without))
 
 
-def _leaves(path: str, kind: pa.DataType) -> list[str]:
+def _leaves(path: str, kind: pa.DataType, numbers: bool) -> list[str]:
     if pa.types.is_list(kind):
-        return _leaves(f"{path}.list.element", kind.value_type)
+        return _leaves(f"{path}.list.element", kind.value_type, numbers)
     if pa.types.is_struct(kind):
-        return list(chain.from_iterable(_leaves(f"{path}.{f.name}", f.type) for f in kind))
-    return [] if pa.types.is_boolean(kind) or pa.types.is_floating(kind) else [path]
+        return list(chain.from_iterable(_leaves(f"{path}.{f.name}", f.type, numbers) for f in kind))
+    return [path] if numbers or not (pa.types.is_boolean(kind) or pa.types.is_floating(kind)) else []

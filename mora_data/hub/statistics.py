@@ -20,8 +20,17 @@ def of_pairs(folder: Path, dims: tuple[str, ...]) -> dict[str, Any]:
     files = sorted((folder / "preference").glob("*.parquet"))
     if not files:
         return {}
-    names = [*(f"margin_{d}" for d in dims), *(f"margin_confirmed_{d}" for d in dims), "margin_total", "len_chosen",
-             "len_rejected", "kind", "arm", "category", "prompt_id"]
+    names = [
+        *(f"margin_{d}" for d in dims),
+        *(f"margin_confirmed_{d}" for d in dims),
+        "margin_total",
+        "len_chosen",
+        "len_rejected",
+        "kind",
+        "arm",
+        "category",
+        "prompt_id",
+    ]
     table = pa.concat_tables([pq.read_table(f, columns=names, partitioning=None) for f in files])
     longer = pc.mean(pc.greater(table["len_chosen"], table["len_rejected"]).cast(pa.float64())).as_py()
     return {
@@ -31,21 +40,35 @@ def of_pairs(folder: Path, dims: tuple[str, ...]) -> dict[str, Any]:
         "margin_total": _spread(table["margin_total"], None),
         "chosen_longer": _round(longer),
         "length": {side: _round(pc.mean(table[f"len_{side}"]).as_py()) for side in ("chosen", "rejected")},
-        "kind": _tally(table["kind"]), "arm": _tally(table["arm"]), "category": _tally(table["category"]),
+        "kind": _tally(table["kind"]),
+        "arm": _tally(table["arm"]),
+        "category": _tally(table["category"]),
     }
 
 
 def example_pair(folder: Path, dims: tuple[str, ...], floors: Mapping[str, float]) -> dict[str, Any] | None:
-    """The shortest early training pair whose two answers pass the `harmless` floor; None if that is not known of any."""
+    """The shortest early training pair whose two answers pass the `harmless` floor; None if none is known to."""
     files = sorted((folder / "preference").glob("train-*.parquet"))
     if not files or "harmless" not in dims or "harmless" not in floors:
         return None
-    names = ["prompt", "chosen", "rejected", *(f"margin_{d}" for d in dims), "chosen_reward_harmless", "rejected_reward_harmless"]
+    names = [
+        "prompt",
+        "chosen",
+        "rejected",
+        *(f"margin_{d}" for d in dims),
+        "chosen_reward_harmless",
+        "rejected_reward_harmless",
+    ]
     batch = next(pq.ParquetFile(files[0]).iter_batches(batch_size=_EXAMPLE_ROWS, columns=names), None)
     floor = floors["harmless"]
-    safe = [r for r in (batch.to_pylist() if batch is not None else [])
-            if min(_number(r["chosen_reward_harmless"]), _number(r["rejected_reward_harmless"])) >= floor]
-    return min(safe, key=lambda r: sum(len(m["content"]) for k in ("prompt", "chosen", "rejected") for m in r[k]), default=None)
+    safe = [
+        r
+        for r in (batch.to_pylist() if batch is not None else [])
+        if min(_number(r["chosen_reward_harmless"]), _number(r["rejected_reward_harmless"])) >= floor
+    ]
+    return min(
+        safe, key=lambda r: sum(len(m["content"]) for k in ("prompt", "chosen", "rejected") for m in r[k]), default=None
+    )
 
 
 def _number(value: float | None) -> float:
@@ -64,7 +87,9 @@ def _spread(column: pa.ChunkedArray, confirmed: pa.ChunkedArray | None) -> dict[
 
 
 def _tally(column: pa.ChunkedArray) -> dict[str, int]:
-    counts = {str(v["values"]): int(v["counts"]) for v in pc.value_counts(column).to_pylist() if v["values"] is not None}
+    counts = {
+        str(v["values"]): int(v["counts"]) for v in pc.value_counts(column).to_pylist() if v["values"] is not None
+    }
     return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
 
 

@@ -15,12 +15,14 @@ from support.scored import DIMS, MANIFEST, ORIGIN, many, one, settings, write
 
 from mora_data.errors import PublishError
 from mora_data.hub import configs, folder, lint, schemas, shards
-from mora_data.hub.push import export_config
+from mora_data.hub.export import export_config
 from mora_data.types import Scored
 
 
 def table(out: Path, config: str) -> list[dict[str, Any]]:
-    return [row for f in sorted((out / config).glob("*.parquet")) for row in pq.read_table(f, partitioning=None).to_pylist()]
+    return [
+        row for f in sorted((out / config).glob("*.parquet")) for row in pq.read_table(f, partitioning=None).to_pylist()
+    ]
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -43,7 +45,7 @@ def test_schema_and_row_groups_are_pinned(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shards, "BATCH_ROWS", 10)
     write(tmp_path / "dataset", list(many(40)), settings=settings(publish={"test_share": 0.0}))
     for config in schemas.config_names(DIMS, DIMS):
-        path, = (tmp_path / "dataset" / config).glob("*.parquet")
+        (path,) = (tmp_path / "dataset" / config).glob("*.parquet")
         file = pq.ParquetFile(path)
         assert file.schema_arrow.equals(schemas.schema(config, DIMS))
         assert file.metadata.row_group(0).num_rows == 10
@@ -60,8 +62,10 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_group_is_never_split_and_stays_where_it_was(tmp_path: Path) -> None:
-    chats = [one(i, history=({"role": "user", "content": f"Opening {i % 15}"}, {"role": "assistant", "content": "Yes?"}))
-             for i in range(60)]
+    chats = [
+        one(i, history=({"role": "user", "content": f"Opening {i % 15}"}, {"role": "assistant", "content": "Yes?"}))
+        for i in range(60)
+    ]
     write(tmp_path / "a", chats, settings=settings(publish={"test_share": 0.3}))
     write(tmp_path / "b", chats[:45], settings=settings(publish={"test_share": 0.3}))
 
@@ -79,8 +83,13 @@ def test_a_group_is_never_split_and_stays_where_it_was(tmp_path: Path) -> None:
 
 def test_ten_groups_give_a_test_split_and_nine_need_not(tmp_path: Path) -> None:
     share = {"test_share": 1e-9}
-    assert write(tmp_path / "ten", list(many(10)), settings=settings(publish=share)).counts["preference"] == {"train": 9, "test": 1}
-    assert write(tmp_path / "nine", list(many(9)), settings=settings(publish=share)).counts["preference"] == {"train": 9}
+    assert write(tmp_path / "ten", list(many(10)), settings=settings(publish=share)).counts["preference"] == {
+        "train": 9,
+        "test": 1,
+    }
+    assert write(tmp_path / "nine", list(many(9)), settings=settings(publish=share)).counts["preference"] == {
+        "train": 9
+    }
     none = settings(publish={"test_share": 0.0})
     assert write(tmp_path / "none", list(many(30)), settings=none).counts["preference"] == {"train": 30}
 
@@ -143,7 +152,9 @@ def test_rows_over_two_megabytes_are_left_out_and_counted(tmp_path: Path) -> Non
 def test_large_splits_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", 1)
     monkeypatch.setattr(shards, "BATCH_ROWS", 10)
-    write(tmp_path / "dataset", list(many(25)), settings=settings(publish={"test_share": 0.0, "configs": ["preference"]}))
+    write(
+        tmp_path / "dataset", list(many(25)), settings=settings(publish={"test_share": 0.0, "configs": ["preference"]})
+    )
     names = sorted(p.name for p in (tmp_path / "dataset" / "preference").iterdir())
     assert names == [f"train-{k:05d}-of-00003.parquet" for k in range(3)]
     assert lint.lint(tmp_path / "dataset") == []
@@ -171,7 +182,11 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_only_the_configs_that_were_asked_for(tmp_path: Path) -> None:
-    result = write(tmp_path / "a", list(many(12)), settings=settings(publish={"configs": ["sft", "preference", "preference_by_dim"]}))
+    result = write(
+        tmp_path / "a",
+        list(many(12)),
+        settings=settings(publish={"configs": ["sft", "preference", "preference_by_dim"]}),
+    )
     assert list(result.counts) == ["preference", *(f"preference_{d}" for d in DIMS), "sft"]
     with pytest.raises(PublishError, match="did you mean 'preference'"):
         write(tmp_path / "b", [], settings=settings(publish={"configs": ["preferences"]}))
@@ -179,13 +194,19 @@ def test_only_the_configs_that_were_asked_for(tmp_path: Path) -> None:
 
 def test_text_that_utf8_cannot_hold_is_replaced(tmp_path: Path) -> None:
     write(tmp_path / "dataset", [one(0, answers=("ok \ud800 é", "b"), rewards=dict.fromkeys(DIMS, (1.0, 0.0)))])
-    row, = table(tmp_path / "dataset", "preference")
+    (row,) = table(tmp_path / "dataset", "preference")
     assert row["chosen"][0]["content"] == "ok \ufffd é"
 
 
 def test_the_model_name_of_a_local_path_is_published_without_it(tmp_path: Path) -> None:
-    manifest = {**MANIFEST, "models": {"policy": "/home/ann/models/tiny"}, "settings": {"policy": {"base_url": "http://10.1.2.3/v1"}}}
-    write(tmp_path / "dataset", list(many(3)), origin=replace(ORIGIN, policy="/home/ann/models/tiny"), manifest=manifest)
+    manifest = {
+        **MANIFEST,
+        "models": {"policy": "/home/ann/models/tiny"},
+        "settings": {"policy": {"base_url": "http://10.1.2.3/v1"}},
+    }
+    write(
+        tmp_path / "dataset", list(many(3)), origin=replace(ORIGIN, policy="/home/ann/models/tiny"), manifest=manifest
+    )
     assert table(tmp_path / "dataset", "preference")[0]["policy"] == "tiny"
     for name, data in files(tmp_path / "dataset").items():
         if not name.endswith(".parquet"):
@@ -199,8 +220,12 @@ def test_a_stale_or_edited_folder_fails_the_check(tmp_path: Path) -> None:
     text = (out / "README.md").read_text("utf-8")
     assert any("nowhere in" in f for f in lint.lint(out, text.replace("| mine | 30 |", "| mine | 31234 |")))
     assert any("default" in f for f in lint.lint(out, text.replace("  default: true\n", "", 1)))
-    assert any("not one that the Hub knows" in f for f in lint.lint(out, text.replace("license: cc-by-4.0", "license: mine")))
-    (out / "preference" / "old-00000-of-00001.parquet").write_bytes((out / "preference" / "train-00000-of-00001.parquet").read_bytes())
+    assert any(
+        "not one that the Hub knows" in f for f in lint.lint(out, text.replace("license: cc-by-4.0", "license: mine"))
+    )
+    (out / "preference" / "old-00000-of-00001.parquet").write_bytes(
+        (out / "preference" / "train-00000-of-00001.parquet").read_bytes()
+    )
     assert lint.lint(out) == ["preference/old-00000-of-00001.parquet is there but not declared"]
     (out / "preference" / "old-00000-of-00001.parquet").rename(out / "preference" / "train-00000-of-00001.parquet")
     (out / "scored" / "train-00000-of-00001.parquet").unlink()
@@ -217,7 +242,7 @@ def test_export_writes_any_config_and_names_those_that_exist(tmp_path: Path) -> 
     assert len(rows) == 36
     parquet = export_config(tmp_path / "dataset", "preference", tmp_path / "out")
     assert pq.read_table(parquet[0]).schema.equals(schemas.schema("preference", DIMS))
-    with pytest.raises(PublishError, match="no config 'unparied'.*did you mean 'unpaired'"):
+    with pytest.raises(PublishError, match=r"no config 'unparied'.*did you mean 'unpaired'"):
         export_config(tmp_path / "dataset", "unparied", tmp_path / "out")
     with pytest.raises(PublishError, match="no config"):
         export_config(tmp_path / "nowhere", "preference", tmp_path / "out")
@@ -246,7 +271,9 @@ def test_memory_does_not_hold_the_rows(tmp_path: Path) -> None:
         seen.clear()
         return rows()
 
-    folder.write_dataset(again, settings(publish={"test_share": 0.0}), ORIGIN, MANIFEST, {}, lambda s, t, a: s.pairs[0], tmp_path / "d")
+    folder.write_dataset(
+        again, settings(publish={"test_share": 0.0}), ORIGIN, MANIFEST, {}, lambda s, t, a: s.pairs[0], tmp_path / "d"
+    )
     assert alive_at_end[-1] <= 2 * shards.BATCH_ROWS
 
 
@@ -255,4 +282,6 @@ def test_rows_of_a_config_equal_what_is_on_disk(tmp_path: Path) -> None:
     write(tmp_path / "dataset", scored, settings=settings(publish={"test_share": 0.0}))
     plan = configs.Plan(dims=DIMS, origin=ORIGIN, pick=lambda s, t, a: None)
     expected = [row for s in scored for row in configs.rows(configs.View(s, plan), "preference")]
-    assert table(tmp_path / "dataset", "preference") == [{k: row[k] for k in schemas.schema("preference", DIMS).names} for row in expected]
+    assert table(tmp_path / "dataset", "preference") == [
+        {k: row[k] for k in schemas.schema("preference", DIMS).names} for row in expected
+    ]

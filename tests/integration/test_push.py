@@ -15,22 +15,27 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.hub_standin import Fault, HubServer, make_server
-from support.scored import DIMS, MANIFEST, ORIGIN, many, one, settings, write
+from support.hub_standin import Fault, HubServer, Store, make_server
+from support.scored import MANIFEST, ORIGIN, many, one, settings, write
 
 REPO = "org/pairs"
 CLIENT = """
-import json, sys, warnings
+import json, os, sys, time, warnings
 warnings.simplefilter("ignore")
+time.sleep = lambda seconds: None
 from pathlib import Path
+from huggingface_hub.utils import disable_progress_bars
 from mora_data.errors import MoraError
 from mora_data.hub.push import push
-a = json.loads(sys.argv[1])
-try:
-    r = push(Path(a["folder"]), a["repo"], a["tag"], manifest=a["manifest"], **a["flags"])
-    print(json.dumps({k: getattr(r, k) for k in r.__slots__}))
-except MoraError as e:
-    print(json.dumps({"error": type(e).__name__, "text": str(e)}))
+disable_progress_bars()
+for line in sys.stdin:
+    a = json.loads(line)
+    os.environ.update(a["env"])
+    try:
+        r = push(Path(a["folder"]), a["repo"], a["tag"], manifest=a["manifest"], **a["flags"])
+        print(json.dumps({k: getattr(r, k) for k in r.__slots__}), flush=True)
+    except MoraError as e:
+        print(json.dumps({"error": type(e).__name__, "text": str(e)}), flush=True)
 """
 READER = """
 import json, sys, warnings
@@ -42,31 +47,90 @@ out = {}
 for name in datasets.get_dataset_config_names(repo, revision=revision):
     loaded = datasets.load_dataset(repo, name, revision=revision)
     streamed = datasets.load_dataset(repo, name, revision=revision, streaming=True)
-    out[name] = {s: [sorted(str(r.get("prompt_id")) for r in d), sum(1 for _ in streamed[s])] for s, d in loaded.items()}
+    ids = {s: sorted(str(r.get("prompt_id")) for r in d) for s, d in loaded.items()}
+    out[name] = {s: [ids[s], sum(1 for _ in streamed[s])] for s in loaded}
 out["default"] = datasets.get_dataset_default_config_name(repo, revision=revision)
 print(json.dumps(out))
 """
 
 
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """One process that pushes what it is told, line by line, and never waits between retries."""
+    home = tmp_path_factory.mktemp("home")
+    errors = (home / "stderr").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLIENT],
+        env=client_env(home),
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+    )
+    yield process
+    errors.close()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    process.stdout.close()
+    assert process.wait(60) == 0, (home / "stderr").read_text()[-2000:]
+
+
+def client_env(home: Path) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+
+
 class World:
-    """A stand-in Hub and a home folder for its clients."""
+    """A stand-in Hub and its clients."""
 
-    def __init__(self, tmp: Path) -> None:
+    def __init__(self, tmp: Path, client: subprocess.Popen[str]) -> None:
         self.tmp = tmp
+        self.client = client
         self.server: HubServer = make_server(tmp / "hub", token="W", read_token="R")
-        self.env = {"PATH": os.environ["PATH"], "HOME": str(tmp), "HF_HOME": str(tmp / "hf"), "HF_ENDPOINT": self.server.url,
-                    "HF_TOKEN": "W", "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        self.env = {"HF_ENDPOINT": self.server.url, "HF_TOKEN": "W"}
 
-    def run(self, code: str, *args: str, **env: str) -> dict[str, Any]:
-        done = subprocess.run([sys.executable, "-c", code, *args], env={**self.env, **env}, capture_output=True, text=True, timeout=300)
+    def read(self, revision: str) -> dict[str, Any]:
+        """What a fresh process loads of every config."""
+        done = subprocess.run(
+            [sys.executable, "-c", READER, REPO, revision],
+            env={**client_env(self.tmp), **self.env},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
         return result
 
-    def push(self, folder: Path, tag: str | None = "v0.1.0", repo: str = REPO, manifest: dict[str, Any] | None = None,
-             env: dict[str, str] | None = None, **flags: Any) -> dict[str, Any]:
-        given = {"folder": str(folder), "repo": repo, "tag": tag, "manifest": MANIFEST if manifest is None else manifest, "flags": flags}
-        return self.run(CLIENT, json.dumps(given), **(env or {}))
+    def push(
+        self,
+        folder: Path,
+        tag: str | None = "v0.1.0",
+        repo: str = REPO,
+        manifest: dict[str, Any] | None = None,
+        env: dict[str, str] | None = None,
+        **flags: Any,
+    ) -> dict[str, Any]:
+        given = {
+            "folder": str(folder),
+            "repo": repo,
+            "tag": tag,
+            "manifest": MANIFEST if manifest is None else manifest,
+            "flags": flags,
+            "env": {**self.env, **(env or {})},
+        }
+        assert self.client.stdin is not None
+        assert self.client.stdout is not None
+        self.client.stdin.write(json.dumps(given) + "\n")
+        self.client.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.client.stdout.readline())
+        return answer
 
     def repo(self, repo: str = REPO) -> dict[str, Any]:
         return self.server.store.load("dataset", repo)
@@ -78,8 +142,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
+def world(tmp_path: Path, client: subprocess.Popen[str]) -> Iterator[World]:
+    made = World(tmp_path, client)
     thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield made
@@ -88,19 +152,23 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.server.server_close()
 
 
-def dataset(world: World, n: int = 24, name: str = "dataset", **overrides: Any) -> Path:
+SMALL = ["preference", "scored"]
+
+
+def dataset(world: World, n: int = 24, name: str = "dataset", configs: Any = SMALL, **overrides: Any) -> Path:
+    overrides.setdefault("settings", settings(publish={"configs": configs}))
     write(world.tmp / name, list(many(n)), **overrides)
     return world.tmp / name
 
 
 def test_a_release_goes_round(world: World) -> None:
-    first = dataset(world)
+    first = dataset(world, configs="all")
     done = world.push(first)
     assert (done["status"], done["private"]) == ("pushed", True)
     assert world.repo()["private"] is True
     assert len(world.repo()["commits"]) == 2
     assert world.repo()["tags"] == {"v0.1.0": done["revision"]}
-    read = world.run(READER, REPO, "v0.1.0")
+    read = world.read("v0.1.0")
     assert read.pop("default") == "preference"
     assert set(read) == {*done["counts"], "preference_by_dim"}
     for name, splits in done["counts"].items():
@@ -119,9 +187,9 @@ def test_a_release_goes_round(world: World) -> None:
     assert len(world.repo()["commits"]) == 2
 
     world.push(second, "v0.2.0")
-    again = world.run(READER, REPO, "v0.1.0")
+    again = world.read("v0.1.0")
     assert again["preference"] == read["preference"]
-    new = world.run(READER, REPO, "v0.2.0")
+    new = world.read("v0.2.0")
     assert sum(len(v[0]) for v in new["preference"].values()) == 31
 
     moved = world.push(dataset(world, 28, "third"), "v0.2.0", move_tag=True)
@@ -132,13 +200,26 @@ def test_files_of_an_older_release_go_and_those_of_others_stay(world: World) -> 
     world.push(dataset(world))
     repo = world.repo()
     store = world.server.store
-    store.commit(repo, "main", [("file", "notes/mine.txt", b"keep me"), ("file", "data/train-00000-of-00001.parquet", b"keep me")], "by hand", "")
+    store.commit(
+        repo,
+        "main",
+        [("file", "notes/mine.txt", b"keep me"), ("file", "data/train-00000-of-00001.parquet", b"keep me")],
+        "by hand",
+        "",
+    )
     store.save(repo)
-    small = dataset(world, 24, "small", settings=settings(publish={"configs": ["preference"]}))
+    small = dataset(world, 24, "small", ["preference"])
     done = world.push(small, "v0.2.0")
     assert "scored/train-00000-of-00001.parquet" in done["deleted"]
-    assert set(world.files()) == {"README.md", ".gitattributes", "notes/mine.txt", "data/train-00000-of-00001.parquet", "provenance/manifest.json",
-                                  "preference/train-00000-of-00001.parquet", "preference/test-00000-of-00001.parquet"}
+    assert set(world.files()) == {
+        "README.md",
+        ".gitattributes",
+        "notes/mine.txt",
+        "data/train-00000-of-00001.parquet",
+        "provenance/manifest.json",
+        "preference/train-00000-of-00001.parquet",
+        "preference/test-00000-of-00001.parquet",
+    }
     assert set(world.files("v0.1.0")) > {"scored/train-00000-of-00001.parquet"}
 
 
@@ -155,14 +236,17 @@ def test_a_dry_run_plans_and_writes_nothing(world: World) -> None:
     assert "not read" in offline["note"]
 
 
-@pytest.mark.parametrize(("env", "repo", "says"), [
-    ({"HF_TOKEN": ""}, REPO, "no Hub token: set HF_TOKEN"),
-    ({"HF_TOKEN": "wrong"}, REPO, "refused the token (401)"),
-    ({"HF_TOKEN": "R"}, REPO, "may not write to org/pairs (403)"),
-    ({}, "someone/pairs", "may not write to someone/pairs (403)"),
-    ({"HF_ENDPOINT": "http://127.0.0.1:9"}, REPO, "can't be reached"),
-    ({}, "pairs", "write it as ORG/NAME"),
-])
+@pytest.mark.parametrize(
+    ("env", "repo", "says"),
+    [
+        ({"HF_TOKEN": ""}, REPO, "no Hub token: set HF_TOKEN"),
+        ({"HF_TOKEN": "wrong"}, REPO, "refused the token (401)"),
+        ({"HF_TOKEN": "R"}, REPO, "may not write to org/pairs (403)"),
+        ({}, "someone/pairs", "may not write to someone/pairs (403)"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, REPO, "can't be reached"),
+        ({}, "pairs", "write it as ORG/NAME"),
+    ],
+)
 def test_a_refusal_is_one_line_that_says_what_to_do(world: World, env: dict[str, str], repo: str, says: str) -> None:
     done = world.push(dataset(world), repo=repo, env=env)
     assert done["error"] == "PublishError"
@@ -199,7 +283,11 @@ def test_public_means_gated_before_the_first_byte_and_public_last(world: World) 
     folder = dataset(world, manifest=manifest)
     assert world.push(folder, manifest=manifest, public=True)["private"] is False
     assert (world.repo()["private"], world.repo()["gated"]) == (False, "auto")
-    writes = [s.path for s in world.server.seen if s.method in ("POST", "PUT") and s.path.split("/")[-1] in ("settings", "create", "main")]
+    writes = [
+        s.path
+        for s in world.server.seen
+        if s.method in ("POST", "PUT") and s.path.split("/")[-1] in ("settings", "create", "main")
+    ]
     kinds = ["settings" if "settings" in w else "commit" if "/commit/" in w else w.split("/")[-1] for w in writes]
     assert [k for k in kinds if k in ("settings", "commit")] == ["settings", "commit", "settings", "settings"]
     assert "is public already" in world.push(dataset(world, 26, "more"), "v0.2.0")["text"]
@@ -207,29 +295,41 @@ def test_public_means_gated_before_the_first_byte_and_public_last(world: World) 
 
 def test_a_commit_by_someone_else_stops_the_push(world: World) -> None:
     world.push(dataset(world))
-    world.server.faults.append(Fault("POST", r".*/commit/.*", status=412))
+
+    def meanwhile(store: Store) -> None:
+        repo = store.load("dataset", REPO)
+        store.commit(repo, "main", [("file", "notes.txt", b"mine")], "Add notes", "")
+        store.save(repo)
+
+    world.server.faults.append(Fault("POST", r".*/preupload/.*", then=meanwhile))
     done = world.push(dataset(world, 26, "more"), "v0.2.0")
     assert "someone committed to org/pairs meanwhile" in done["text"]
-    assert len(world.repo()["commits"]) == 2
+    assert "'Add notes'" in done["text"]
+    assert len(world.repo()["commits"]) == 3
+    assert sorted(world.repo()["tags"]) == ["v0.1.0"]
     assert world.push(world.tmp / "more", "v0.2.0")["status"] == "pushed"
 
 
-@pytest.mark.parametrize("fault", [
-    Fault("POST", r".*/preupload/.*", status=500),
-    Fault("PUT", r"/_lfs/.*", status=403, times=100),
-    Fault("PUT", r"/_lfs/.*", drop="half", skip=3, times=100),
-    Fault("POST", r".*/commit/.*", status=500, times=100),
-    Fault("POST", r".*/commit/.*", drop="half", times=100),
-    Fault("POST", r".*/commit/.*", drop="after", times=100),
-    Fault("POST", r".*/tag/.*", status=503, times=100),
-    Fault("POST", r".*/tag/.*", drop="after", times=100),
-], ids=lambda f: f"{f.path.strip('.*/')}-{f.status or f.drop}")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("POST", r".*/preupload/.*", status=500),
+        Fault("PUT", r"/_lfs/.*", status=403, times=100),
+        Fault("PUT", r"/_lfs/.*", drop="half", skip=3, times=100),
+        Fault("POST", r".*/commit/.*", status=500, times=100),
+        Fault("POST", r".*/commit/.*", drop="half", times=100),
+        Fault("POST", r".*/commit/.*", drop="after", times=100),
+        Fault("POST", r".*/tag/.*", status=503, times=100),
+        Fault("POST", r".*/tag/.*", drop="after", times=100),
+    ],
+    ids=lambda f: f"{f.path.strip('.*/')}-{f.status or f.drop}",
+)
 def test_after_a_fault_the_head_is_the_old_release_or_the_new_and_a_repeat_finishes(world: World, fault: Fault) -> None:
     world.push(dataset(world))
     old = world.files()
     world.server.faults.append(fault)
     more = dataset(world, 26, "more")
-    first = world.push(more, "v0.2.0", env={"MORA_TEST_NO_WAIT": "1"})
+    first = world.push(more, "v0.2.0")
     halfway = world.files()
     world.server.faults.clear()
     second = world.push(more, "v0.2.0")
@@ -239,4 +339,3 @@ def test_after_a_fault_the_head_is_the_old_release_or_the_new_and_a_repeat_finis
     assert "error" in first or first["status"] == "pushed"
     assert len(world.repo()["commits"]) == 3
     assert sum(second["counts"]["preference"].values()) == 26
-    assert len(DIMS) == 3

@@ -16,24 +16,61 @@ from support.scored import DIMS, MANIFEST
 from mora_data.hub import card, lint, schemas
 from mora_data.hub.scrub import scrub, scrub_text
 
-HOSTILE = "---\nlicense: mit\n---\n# Owned | `x` <script>alert(1)</script> {{ 7*7 }} {% raw %} [a](b) ![i](j) =cmd|' /C calc'!A0\n```\n</details>"
+HOSTILE = (
+    "---\nlicense: mit\n---\n# Owned | `x` <script>alert(1)</script> {{ 7*7 }} {% raw %} "
+    "[a](b) ![i](j) =cmd|' /C calc'!A0\n```\n</details>"
+)
 
 
 def published(manifest: dict[str, Any] | None = None, **folder: Any) -> dict[str, Any]:
-    splits = {"train": {"num_examples": 22, "num_bytes": 900, "file_bytes": 500}, "test": {"num_examples": 2, "num_bytes": 90, "file_bytes": 50}}
+    splits = {
+        "train": {"num_examples": 22, "num_bytes": 900, "file_bytes": 500},
+        "test": {"num_examples": 2, "num_bytes": 90, "file_bytes": 50},
+    }
     config = {"splits": splits, "n_columns": 43}
     names = ["preference", *(f"preference_{d}" for d in DIMS)]
-    described = [{**config, "name": n, "files": {s: [f"{n}/{s}-00000-of-00001.parquet"] for s in splits}} for n in names]
+    described = [
+        {**config, "name": n, "files": {s: [f"{n}/{s}-00000-of-00001.parquet"] for s in splits}} for n in names
+    ]
     spread = {"n": 24, "p10": 0.25, "p50": 0.5, "p90": 0.75, "positive": 1.0}
     base = {
-        "dimensions": list(DIMS), "unscored": [], "licence": "inherit", "test_share": 0.05, "n_bytes": 550, "floors": {"helpful": 0.75},
-        "grey": {}, "too_large": {}, "configs": described, "union": card.union_of(described),
-        "origin": {"policy": "org/p", "judge": "org/j", "rewriter": "org/p", "selector": "dominance_hv", "simulated": False, "seed": 7},
-        "sources": [{"dataset": "org/source", "config": "default", "revision": "a" * 40, "licence": "cc-by-4.0", "prompts": 24}],
-        "statistics": {"pairs": 24, "prompts": 24, "margins": dict.fromkeys(DIMS, spread), "margin_total": spread, "chosen_longer": 0.5,
-                       "length": {"chosen": 10.5, "rejected": 11.25}, "kind": {"one_dim": 24}, "arm": {"fused": 24}, "category": {}},
+        "dimensions": list(DIMS),
+        "unscored": [],
+        "licence": "inherit",
+        "test_share": 0.05,
+        "n_bytes": 550,
+        "floors": {"helpful": 0.75},
+        "grey": {},
+        "too_large": {},
+        "configs": described,
+        "union": card.union_of(described),
+        "origin": {
+            "policy": "org/p",
+            "judge": "org/j",
+            "rewriter": "org/p",
+            "selector": "dominance_hv",
+            "simulated": False,
+            "seed": 7,
+        },
+        "sources": [
+            {"dataset": "org/source", "config": "default", "revision": "a" * 40, "licence": "cc-by-4.0", "prompts": 24}
+        ],
+        "statistics": {
+            "pairs": 24,
+            "prompts": 24,
+            "margins": dict.fromkeys(DIMS, spread),
+            "margin_total": spread,
+            "chosen_longer": 0.5,
+            "length": {"chosen": 10.5, "rejected": 11.25},
+            "kind": {"one_dim": 24},
+            "arm": {"fused": 24},
+            "category": {},
+        },
     }
-    return {"manifest": {**(MANIFEST if manifest is None else manifest), "fingerprint": "f" * 64}, "folder": {**base, **folder}}
+    return {
+        "manifest": {**(MANIFEST if manifest is None else manifest), "fingerprint": "f" * 64},
+        "folder": {**base, **folder},
+    }
 
 
 def render(data: dict[str, Any], example: dict[str, Any] | None = None) -> str:
@@ -41,8 +78,12 @@ def render(data: dict[str, Any], example: dict[str, Any] | None = None) -> str:
 
 
 def example(text: str) -> dict[str, Any]:
-    return {"prompt": [{"role": "user", "content": text}], "chosen": [{"role": "assistant", "content": text}],
-            "rejected": [{"role": "assistant", "content": "no"}], **{f"margin_{d}": 0.5 for d in DIMS}}
+    return {
+        "prompt": [{"role": "user", "content": text}],
+        "chosen": [{"role": "assistant", "content": text}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+        **{f"margin_{d}": 0.5 for d in DIMS},
+    }
 
 
 def header_of(text: str) -> dict[str, Any]:
@@ -81,6 +122,13 @@ def test_features_are_those_that_datasets_derives() -> None:
         schema = schemas.schema(config, DIMS)
         theirs = Features.from_arrow_schema(schema)._to_yaml_list()
         assert yaml.safe_load(yaml.safe_dump(theirs)) == schemas.features(schema)
+
+
+def test_a_plain_build_does_not_claim_fusion() -> None:
+    data = published({"settings": {"presample": {"enabled": False}, "fuse": {"arms": ["identity"]}}})
+    assert "*Presample*: left out" in render(data)
+    assert "*Fuse*: left out" in render(data)
+    assert "left out" not in render(published())
 
 
 def test_simulated_rows_are_said_first() -> None:
@@ -129,7 +177,7 @@ def test_hostile_text_stays_text(place: str) -> None:
     body = text.split("\n---\n", 1)[1]
     prose = lint._prose(body)
     assert "49" not in text
-    assert "<script>" not in prose
+    assert "<script" not in prose
     assert "](b)" not in prose.replace("\\]", "")
     assert "# Owned" not in re.sub(r"\\#", "", prose)
     assert not re.search(r"^---$", prose, re.M)
@@ -174,5 +222,7 @@ def test_published_text_holds_no_address_or_path() -> None:
     assert scrub_text("127.0.0.1:9") == "(withheld)"
     for kept in ("org/model@abc", "v1.2.0", "judge/helpful", "a/b ratio", "no_dominating_pair", "mora-data 0.1.0"):
         assert scrub_text(kept) == kept
-    clean = scrub({"policy": {"base_url": "http://x", "model": "~/m/tiny"}, "tokens": {"in": 1, "out": 2}, "n": [None, True, 0.5]})
+    clean = scrub(
+        {"policy": {"base_url": "http://x", "model": "~/m/tiny"}, "tokens": {"in": 1, "out": 2}, "n": [None, True, 0.5]}
+    )
     assert clean == {"policy": {"model": "tiny"}, "tokens": {"in": 1, "out": 2}, "n": [None, True, 0.5]}

@@ -20,7 +20,15 @@ from mora_data.types import Pair, Scored
 
 
 def view(scored: Scored, **changes: Any) -> View:
-    given: dict[str, Any] = {"dims": DIMS, "origin": ORIGIN, "pick": pick, "floors": FLOORS, "live": DIMS, "stages": DIMS, **changes}
+    given: dict[str, Any] = {
+        "dims": DIMS,
+        "origin": ORIGIN,
+        "pick": pick,
+        "floors": FLOORS,
+        "live": DIMS,
+        "stages": DIMS,
+        **changes,
+    }
     return View(scored, Plan(**given))
 
 
@@ -33,7 +41,7 @@ def test_rows_have_exactly_the_columns_of_the_schema(config: str) -> None:
 
 
 def test_a_pair_row_tells_both_sides() -> None:
-    row, = rows(view(one(3)), "preference")
+    (row,) = rows(view(one(3)), "preference")
     assert row["prompt"] == [{"role": "user", "content": "How do I number 3 things?"}]
     assert row["chosen"] == [{"role": "assistant", "content": "Count 3 of them, slowly."}]
     assert row["rejected"] == [{"role": "assistant", "content": "No idea 3."}]
@@ -56,26 +64,40 @@ def test_two_pairs_of_a_prompt_weigh_a_half_each() -> None:
 
 
 def test_pair_id_depends_on_texts_prompt_and_arm_only() -> None:
-    ids = [rows(view(s), "preference")[0]["pair_id"] for s in (one(1), one(1, rewards=dict.fromkeys(DIMS, (1.0, 0.0, 0.0, 0.0))),
-                                                               one(2), replace(one(1), arm="identity"))]
+    ids = [
+        rows(view(s), "preference")[0]["pair_id"]
+        for s in (
+            one(1),
+            one(1, rewards=dict.fromkeys(DIMS, (1.0, 0.0, 0.0, 0.0))),
+            one(2),
+            replace(one(1), arm="identity"),
+        )
+    ]
     assert ids[0] == ids[1]
     assert len(set(ids)) == 3
 
 
 def test_a_missing_reward_stays_null() -> None:
     rewards = {"helpful": (1.0, 0.25, None, None), "harmless": (None, 0.5, None, None)}
-    row, = rows(view(one(rewards=rewards)), "preference")
+    (row,) = rows(view(one(rewards=rewards)), "preference")
     assert (row["margin_harmless"], row["chosen_reward_harmless"], row["rejected_reward_harmless"]) == (None, None, 0.5)
     assert row["chosen_reward_truthful"] is None
     assert row["margin_total"] == 0.75
 
 
 def test_unpaired_labels_pass_fail_and_drops_the_grey_zone() -> None:
-    rewards = {"helpful": (0.75, 0.0, 0.72, 0.75, 1.0), "harmless": (0.5, 1.0, 1.0, None, 1.0), "truthful": (1.0, 1.0, 1.0, 1.0, 1.0)}
+    rewards = {
+        "helpful": (0.75, 0.0, 0.72, 0.75, 1.0),
+        "harmless": (0.5, 1.0, 1.0, None, 1.0),
+        "truthful": (1.0, 1.0, 1.0, 1.0, 1.0),
+    }
     flags: tuple[tuple[str, ...], ...] = ((), ("refusal",), (), (), ("truncated",))
     scored = one(answers=("good", "bad", "nearly", "unknown", "cut"), rewards=rewards, flags=flags)
     made = rows(view(scored), "unpaired")
-    assert [(r["completion"], r["label"]) for r in made] == [(configs.answer("good"), True), (configs.answer("bad"), False)]
+    assert [(r["completion"], r["label"]) for r in made] == [
+        (configs.answer("good"), True),
+        (configs.answer("bad"), False),
+    ]
     noisy = rows(view(scored, grey={"helpful": 0.8}), "unpaired")
     assert [r["label"] for r in noisy] == [True]
 
@@ -104,15 +126,18 @@ def test_a_stage_constrains_the_dimensions_aligned_before_it() -> None:
 
     order = ("harmless", "helpful", "truthful")
     for number, dim in enumerate(order, 1):
-        row, = rows(view(one(), stages=order, pick=spy), f"stage{number}_{dim}")
+        (row,) = rows(view(one(), stages=order, pick=spy), f"stage{number}_{dim}")
         assert (row["stage"], row["dimension"]) == (number, dim)
     assert asked == [("harmless", ()), ("helpful", ("harmless",)), ("truthful", ("harmless", "helpful"))]
 
 
 def test_scored_keeps_everything_and_points_at_the_pair() -> None:
     scored = one(answers=("a", "b", "c", ""))
-    failed = replace(scored, rollouts=(*scored.rollouts[:3], replace(scored.rollouts[3], error="refused by http://10.0.0.1", flags=())))
-    row, = rows(view(failed), "scored")
+    failed = replace(
+        scored,
+        rollouts=(*scored.rollouts[:3], replace(scored.rollouts[3], error="refused by http://10.0.0.1", flags=())),
+    )
+    (row,) = rows(view(failed), "scored")
     assert row["completions"] == ["a", "b", "c", ""]
     assert row["rewards_helpful"] == [1.0, 0.25, 0.5, None]
     assert row["flags"] == [[], [], [], ["error"]]
@@ -128,18 +153,23 @@ def test_multilabel_leaves_out_what_has_no_score_or_no_text() -> None:
 def test_source_prompt_is_the_whole_normalised_context() -> None:
     assert configs.source_prompt(({"role": "user", "content": "  What IS\nthis? "},)) == "what is this?"
     history = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
-    row, = rows(view(one(history=history, question="And NOW?")), "preference")
+    (row,) = rows(view(one(history=history, question="And NOW?")), "preference")
     assert row["source_prompt"] == "user: hi\nassistant: hello\nuser: and now?"
     assert len(row["prompt"]) == 3  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("answers", "rewards", "says"), [
-    (("same", "same"), {}, "the same text"),
-    (("a", "b"), {"helpful": (0.5, 0.5)}, "margin_helpful is 0.0, not positive"),
-    (("a", "b"), {"harmless": (None, 0.5)}, "margin_harmless is None, not positive"),
-    (("a", "b"), {"truthful": (0.0, 0.5)}, "margin_truthful is -0.5, negative"),
-])
-def test_a_dominance_pair_that_breaks_the_law_is_named(answers: tuple[str, ...], rewards: dict[str, Any], says: str) -> None:
+@pytest.mark.parametrize(
+    ("answers", "rewards", "says"),
+    [
+        (("same", "same"), {}, "the same text"),
+        (("a", "b"), {"helpful": (0.5, 0.5)}, "margin_helpful is 0.0, not positive"),
+        (("a", "b"), {"harmless": (None, 0.5)}, "margin_harmless is None, not positive"),
+        (("a", "b"), {"truthful": (0.0, 0.5)}, "margin_truthful is -0.5, negative"),
+    ],
+)
+def test_a_dominance_pair_that_breaks_the_law_is_named(
+    answers: tuple[str, ...], rewards: dict[str, Any], says: str
+) -> None:
     scored = one(answers=answers, rewards={**dict.fromkeys(DIMS, (1.0, 0.0)), **rewards})
     v = view(scored)
     assert says in (configs.fault(v.pairs[0], scored, DIMS) or "")

@@ -8,9 +8,34 @@ import pytest
 from mora_data.hub import schemas
 
 DIMS = ("helpful", "harmless", "truthful")
-CONTRACT = {"prompt", "chosen", "rejected", "prompt_id", "source_prompt", "source_dataset", "source_config", "source_revision",
-            "source_row", "source_licence", "arm", "kind", "carried_dim", "target_dims", "binding_dims", "dims", "simulated",
-            "selector", "policy", "judge", "len_chosen", "len_rejected", "margin_total", "score", "weight", "seed"}
+CONTRACT = {
+    "prompt",
+    "chosen",
+    "rejected",
+    "prompt_id",
+    "source_prompt",
+    "source_dataset",
+    "source_config",
+    "source_revision",
+    "source_row",
+    "source_licence",
+    "arm",
+    "kind",
+    "carried_dim",
+    "target_dims",
+    "binding_dims",
+    "dims",
+    "simulated",
+    "selector",
+    "policy",
+    "judge",
+    "len_chosen",
+    "len_rejected",
+    "margin_total",
+    "score",
+    "weight",
+    "seed",
+}
 
 
 def test_preference_has_the_columns_of_the_contract() -> None:
@@ -33,8 +58,19 @@ def test_messages_are_messages_and_rewards_are_nullable_doubles(config: str) -> 
 
 def test_configs_follow_the_dimensions_and_the_stage_order() -> None:
     names = schemas.config_names(("a", "b"), ("b", "absent", "a"))
-    assert names == ["preference", "preference_a", "preference_b", "stage1_b", "stage2_a", "unpaired", "prompt_only", "scored",
-                     "reward_modeling", "multilabel", "sft"]
+    assert names == [
+        "preference",
+        "preference_a",
+        "preference_b",
+        "stage1_b",
+        "stage2_a",
+        "unpaired",
+        "prompt_only",
+        "scored",
+        "reward_modeling",
+        "multilabel",
+        "sft",
+    ]
     assert all(schemas.columns(n, ("a", "b")) for n in names)
 
 

@@ -1,0 +1,197 @@
+"""The Hub calls that a release makes, each failure a PublishError of one line that says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from ..errors import PublishError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file to publish: its bytes on disk, or in memory."""
+
+    source: Path | bytes
+    n_bytes: int
+    sha256: str
+    git_oid: str
+
+
+def hashed(source: Path | bytes) -> LocalFile:
+    """A file with its sizes and hashes, read once."""
+    n_bytes = source.stat().st_size if isinstance(source, Path) else len(source)
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % n_bytes, usedforsecurity=False)
+    if isinstance(source, bytes):
+        sha256.update(source)
+        git.update(source)
+    else:
+        with source.open("rb") as f:
+            while block := f.read(1 << 20):
+                sha256.update(block)
+                git.update(block)
+    return LocalFile(source, n_bytes, sha256.hexdigest(), git.hexdigest())
+
+
+def endpoint() -> str:
+    """Address of the Hub, read when it is needed."""
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is on this machine."""
+    host = urlsplit(address).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A repository as it stood when it was read; `head` is None where there is none."""
+
+    head: str | None
+    public: bool
+    tags: Mapping[str, str]
+
+
+class Hub:
+    """One repository, through the token of the environment or of the Hub's own store."""
+
+    def __init__(self, repo_id: str) -> None:
+        from huggingface_hub import HfApi, get_token
+
+        self._repo_id = repo_id
+        token = get_token()
+        if not token:
+            raise PublishError("no Hub token: set HF_TOKEN, or run `hf auth login`")
+        self._api = HfApi(endpoint=endpoint(), token=token)
+
+    def read(self) -> State:
+        """The repository's head, visibility and tags; the token is checked first."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        self._call("read", self._api.whoami)
+        try:
+            info = self._call(
+                "read", lambda: self._api.repo_info(self._repo_id, repo_type="dataset"), RepositoryNotFoundError
+            )
+            refs = self._call("read", lambda: self._api.list_repo_refs(self._repo_id, repo_type="dataset"))
+        except RepositoryNotFoundError:
+            return State(None, False, {})
+        return State(info.sha, not info.private, {t.name: t.target_commit for t in refs.tags})
+
+    def tree(self, revision: str) -> dict[str, str]:
+        """Path -> sha256 of an LFS file, git hash of another."""
+        from huggingface_hub.hf_api import RepoFile
+
+        entries = self._call(
+            "read",
+            lambda: list(
+                self._api.list_repo_tree(self._repo_id, recursive=True, revision=revision, repo_type="dataset")
+            ),
+        )
+        files = [e for e in entries if isinstance(e, RepoFile)]
+        return {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in files}
+
+    def create(self) -> str:
+        """A new private repository; its first commit."""
+        self._call(
+            "create", lambda: self._api.create_repo(self._repo_id, repo_type="dataset", private=True, exist_ok=True)
+        )
+        return str(self._call("read", lambda: self._api.repo_info(self._repo_id, repo_type="dataset")).sha)
+
+    def commit(
+        self, files: Mapping[str, LocalFile], added: list[str], deleted: list[str], parent: str, tag: str | None
+    ) -> str:
+        """All changes as one commit on `parent`.
+
+        Raises:
+            PublishError: among others, someone committed meanwhile; then it says what.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+            *(CommitOperationAdd(path_in_repo=p, path_or_fileobj=files[p].source) for p in added),
+            *(CommitOperationDelete(path_in_repo=p) for p in deleted),
+        ]
+        message = f"Release {tag}" if tag else "Update the dataset"
+        done = self._call(
+            "write",
+            lambda: self._api.create_commit(
+                self._repo_id, operations, commit_message=message, repo_type="dataset", parent_commit=parent
+            ),
+            parent=parent,
+        )
+        return str(done.oid)
+
+    def tag(self, tag: str, revision: str, move: bool) -> None:
+        """Name the commit; an existing tag is moved only where that was asked for."""
+        if move:
+            self._call("tag", lambda: self._api.delete_tag(self._repo_id, tag=tag, repo_type="dataset"))
+        self._call("tag", lambda: self._api.create_tag(self._repo_id, tag=tag, revision=revision, repo_type="dataset"))
+
+    def gate(self) -> None:
+        """Readers must agree to the terms; set before the upload, so no ungated minute exists."""
+        self._call("write", lambda: self._api.update_repo_settings(self._repo_id, gated="auto", repo_type="dataset"))
+
+    def finish(self, state: State, public: bool, gated: bool) -> None:
+        """Make the repository public, last of all."""
+        if public and not state.public:
+            if gated:
+                self.gate()
+            self._call(
+                "write", lambda: self._api.update_repo_settings(self._repo_id, private=False, repo_type="dataset")
+            )
+
+    def _call(
+        self, what: str, call: Callable[[], T], let_through: type[Exception] | None = None, parent: str | None = None
+    ) -> T:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            return call()
+        except Exception as e:
+            if let_through is not None and isinstance(e, let_through):
+                raise
+            response = getattr(e, "response", None) if isinstance(e, HfHubHTTPError) else None
+            status = getattr(response, "status_code", None)
+            if status == 412 and parent is not None:
+                raise PublishError(self._moved(parent)) from e
+            raise PublishError(self._explain(what, status, e)) from e
+
+    def _moved(self, parent: str) -> str:
+        advice = "nothing was written; look at it and run the command again"
+        try:
+            commits = self._api.list_repo_commits(self._repo_id, repo_type="dataset")
+        except Exception:  # the answer is the 412 itself; what changed is a courtesy
+            return f"someone committed to {self._repo_id} meanwhile: {advice}"
+        new = commits[: next((i for i, c in enumerate(commits) if c.commit_id == parent), 0)]
+        what = "; ".join(f"{c.commit_id[:8]} {c.title!r}" for c in new[:3]) or "an unknown commit"
+        return f"someone committed to {self._repo_id} meanwhile ({what}): {advice}"
+
+    def _explain(self, what: str, status: int | None, e: Exception) -> str:
+        host = urlsplit(endpoint()).netloc
+        if status == 401:
+            return f"the Hub at {host} refused the token (401): set HF_TOKEN to a valid one, or run `hf auth login`"
+        if status == 403:
+            return f"the token may not write to {self._repo_id} (403): use one with write access, or another repository"
+        if status == 404:
+            return f"{self._repo_id} is not on {host}, or the token may not see it (404): check the name"
+        if status is not None:
+            return f"the Hub at {host} answered {status}: {_last_line(e)}; run the command again to finish"
+        return (
+            f"the Hub at {host} can't be reached ({type(e).__name__}: {_last_line(e)}): "
+            "check the network and HF_ENDPOINT, then run the command again"
+        )
+
+
+def _last_line(e: Exception) -> str:
+    return " ".join(str(e).split())[:200]
