@@ -69,6 +69,7 @@ class Settings:
     lora_target: str | list[str] = "all-linear"
     resume: bool = False  # go on from the last checkpoint in output_dir
     save_model: bool = True
+    cpu_threads: int | None = None  # null: all cores
     launch: str | None = None  # flags of `accelerate launch`, which must start this script
 
 
@@ -320,6 +321,8 @@ def summary(history: list[dict[str, float]]) -> dict[str, float | int | None]:
 
 def run(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
     """Train, and what metrics.json holds."""
+    if settings.cpu_threads:
+        torch.set_num_threads(settings.cpu_threads)
     args = training_arguments(settings, values)
     pairs = load_pairs(settings, settings.split)
     held_out = load_pairs(settings, settings.eval_split) if settings.eval_split else None

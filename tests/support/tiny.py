@@ -74,7 +74,8 @@ def tiny_model(python: str, cache: Path | None = None) -> Path:
     texts = home / f"tiny-{digest}.jsonl"
     texts.write_text(rows, "utf-8")
     making = home / f"tiny-{digest}.{os.getpid()}"
-    subprocess.run([python, str(MAKER), str(making), "--texts", str(texts), "--train-steps", str(STEPS)], check=True)
+    command = [python, str(MAKER), str(making), "--texts", str(texts), "--train-steps", str(STEPS)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # steady where cores are shared
     try:
         making.rename(out)
     except OSError:  # another process was faster
