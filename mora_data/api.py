@@ -74,7 +74,7 @@ def build(config: BuildSettings | Mapping[str, object] | str | Path, *, sample: 
     else:
         settings = load_settings(str(config), overrides)
     usage = Usage()
-    progress = Progress(usage, None) if quiet else Progress(usage)
+    progress = Progress(usage, quiet)
     options = Options(sample, tuple(Path(d) for d in data), Path(out) if out else None, until, fresh)
     builder = Builder(settings, options, progress, usage)
     builder.run()

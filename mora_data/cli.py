@@ -212,7 +212,7 @@ def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from .hub.push import export_config
+    from .hub.export import export_config
 
     for path in export_config(args.run_dir / "dataset", args.config, args.to, args.format):
         print(path)

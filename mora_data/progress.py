@@ -13,12 +13,12 @@ _LIVE_EVERY_S = 0.2
 
 
 class Progress:
-    """Prints how far a run is. Quiet when `stream` is None."""
+    """Prints how far a run is."""
 
-    def __init__(self, usage: Usage, stream: TextIO | None = sys.stderr) -> None:
+    def __init__(self, usage: Usage, quiet: bool = False) -> None:
         self._usage = usage
-        self._stream = stream
-        self._live = stream is not None and stream.isatty()
+        self._stream: TextIO | None = None if quiet else sys.stderr
+        self._live = self._stream is not None and self._stream.isatty()
         self._label, self._done, self._total = "", 0, 0
         self._started = self._shown = time.monotonic()
         self._width = 0
