@@ -30,19 +30,24 @@ class Benchmarks:
     """
 
     def __init__(self, files: Mapping[str, str]) -> None:
-        self._grams: dict[str, frozenset[Gram]] = {name: _grams(name, Path(path)) for name, path in files.items()}
+        self._name_of: dict[Gram, str] = {}
+        for name, path in files.items():
+            for gram in _grams(name, Path(path)):
+                self._name_of.setdefault(gram, name)
         given = {name.casefold() for name in files}
         self.at_hand = bool(files)
         self.not_measured = tuple(name for name in NAMES if name.casefold() not in given)
 
     def overlap(self, turn: str) -> str | None:
-        """The first benchmark that shares a prompt with this turn."""
+        """The benchmark that this turn overlaps with first, or None."""
         grams = _windows(words(turn))
-        return next((name for name, known in self._grams.items() if not known.isdisjoint(grams)), None)
+        if self._name_of.keys().isdisjoint(grams):
+            return None
+        return next(self._name_of[gram] for gram in grams if gram in self._name_of)
 
 
 def _windows(tokens: list[str]) -> list[Gram]:
-    """All runs of 13 words, and the whole text when it is shorter."""
+    """All runs of 13 words, or the whole text where it is shorter."""
     if len(tokens) < _N:
         return [tuple(tokens)]
     return list(zip(*(tokens[i:] for i in range(_N)), strict=False))
