@@ -36,7 +36,7 @@ from .stages.mine import MineCounts, OpenedSource, Provenance, mine, open_source
 from .stages.outcome import Outcome
 from .stages.partition import OpenPart, Partitions, seal
 from .stages.reference import Noise, as_reference, floors_of, reference_flow, unmeasured
-from .stages.select import Selection, picker, select, selected
+from .stages.select import picker, select, selected
 from .store.parts import Part
 from .store.run import RunFolder, parts_of, read_json
 from .text import digest
@@ -81,7 +81,9 @@ class Builder:
         self.settings, self.options, self.progress, self.usage = settings, options, progress, usage
         self.out = options.out or Path("runs") / settings.name
         self.summary = Summary(str(self.out))
-        self._notes: dict[str, int] = {}
+        self._tokens = {"in": 0, "out": 0}
+        self._selection: dict[str, Any] = {}
+        self._fingerprint: str | None = None
         self._counts: Counter[tuple[str, str]] = Counter()
         self._replayed_sealed = 0
         self._started = time.monotonic()
@@ -115,7 +117,7 @@ class Builder:
                 self._finish_counts(folder, parts, mined)
             if self.reaches("select"):
                 self._publish(folder, parts)
-            self._write_manifest(folder, mined, "done")
+            self._write_manifest(folder, "done")
             self._check_errors()
         return self.summary
 
@@ -277,6 +279,10 @@ class Builder:
     def _templates_of(self, prefix: str) -> dict[str, str]:
         return {k: v for k, v in self._templates.items() if k.startswith(prefix)}
 
+    def _stages(self) -> tuple[str, ...]:
+        """The stages that this run goes through."""
+        return STAGES[:STAGES.index(self.options.until) + 1]
+
     # select and publish
     def _publish(self, folder: RunFolder, parts: Sequence[Part]) -> None:
         from .hub.folder import write_dataset
@@ -285,10 +291,12 @@ class Builder:
         selection = select(parts, s)
         self._counts.update(selection.counts)
         self.summary.pairs = selection.n_pairs
-        self.summary.counts = _counts_tree(self._counts, STAGES)
+        self.summary.counts = _counts_tree(self._counts, self._stages())
         if not self.reaches("publish"):
             return
-        manifest = self._manifest(folder, "done", selection)
+        self._selection = {"candidates_confirmed": selection.confirmed[0], "candidates_held": selection.confirmed[1],
+                           "shrinkage": selection.shrinkage, "mean_log_length_gap": selection.mean_log_length_gap}
+        manifest = self._manifest(folder, "done")
         reference = as_reference(self._reference)
         steps = {d: max(r.step for r in rs) for d, rs in self._rewards.items()}
         result = write_dataset(lambda: selected(parts, selection, s.dimensions), s, self._origin(), manifest, reference.floors,
@@ -301,9 +309,9 @@ class Builder:
         if selection.n_pairs > n:
             self._counts["publish", "row_too_large"] += selection.n_pairs - n
         self._fingerprint = result.fingerprint
-        self.summary.counts = _counts_tree(self._counts, STAGES)
+        self.summary.counts = _counts_tree(self._counts, self._stages())
         if not n:
-            self._write_manifest(folder, read_json(folder.path / "mine.json"), "empty")
+            self._write_manifest(folder, "empty")
             raise NothingSelected(self._who_emptied())
 
     def _origin(self) -> Origin:
@@ -324,12 +332,13 @@ class Builder:
         self._counts.update({("mine", "in"): mined["in"], ("mine", "kept"): mined["kept"]})
         self._counts.update({("mine", k): v for k, v in mined["dropped"].items()})
         errors = self._errors(folder, parts) if self.reaches("presample") else []
-        for part in parts if self.reaches("presample") else []:
-            for name, n in ((part.manifest() or {}).get("counts") or {}).items():
+        for manifest in [m for p in parts if (m := p.manifest()) is not None] if self.reaches("presample") else []:
+            for name, n in manifest["counts"].items():
                 stage, _, what = name.partition(".")
                 self._counts[stage, what] += n
+            self._tokens = {"in": self._tokens["in"] + manifest["tokens"][0], "out": self._tokens["out"] + manifest["tokens"][1]}
         u, s = self.usage, self.summary
-        s.counts = _counts_tree(self._counts, STAGES[:STAGES.index(self.options.until) + 1])
+        s.counts = _counts_tree(self._counts, self._stages())
         s.requests, s.repeated, s.replayed = u.requests, u.repeated, u.replayed + self._replayed_sealed
         s.tokens, s.retries, s.damaged = {"in": u.tokens_in, "out": u.tokens_out}, dict(u.retries), self._damaged
         s.errors, s.seconds = len(errors), round(time.monotonic() - self._started, 3)
@@ -349,41 +358,30 @@ class Builder:
                                f"{self.settings.limits.max_error_share:g}): see {self.out}/errors.jsonl; "
                                "the same command asks again what may still pass")
 
-    def _manifest(self, folder: RunFolder, status: str, selection: Selection | None = None) -> dict[str, Any]:
+    def _manifest(self, folder: RunFolder, status: str) -> dict[str, Any]:
+        """What was built, from what and how; nothing in it tells how often the run was interrupted."""
         s = self.settings
-        before = folder.manifest()
-        tree: dict[str, Any] = {
+        before, mined = folder.manifest(), read_json(folder.path / "mine.json")
+        return {
             "identity": before["identity"], "status": status, "version": 1,
             "created_with": {"mora_data": __version__, "python": platform.python_version()},
             "settings": s.model_dump(mode="json"), "settings_hash": _hash(s.model_dump(mode="json")),
             "source": {"kind": s.source.kind, **{k: before["identity"].get(k) for k in ("dataset", "config", "split", "revision")},
                        "licence": self._licence()},
-            "counts": _counts_tree(self._counts, STAGES), "notes": self._notes,
+            "counts": _counts_tree(self._counts, STAGES), "notes": mined.get("notes", {}), "tokens": self._tokens, "cost": None,
+            "not_measured": mined.get("not_measured", []), "errors": self.summary.errors,
             "templates": self._templates, "reference": _published_reference(self._reference),
             "models": {r: e.model for r, e in self._engines.items()},
             "simulated": any(e.simulated for e in self._engines.values()) if self._engines else None,
-            "pairs": self.summary.pairs}
-        if selection is not None:
-            tree["selection"] = {"candidates_confirmed": selection.confirmed[0], "candidates_held": selection.confirmed[1],
-                                 "shrinkage": selection.shrinkage, "mean_log_length_gap": selection.mean_log_length_gap}
-        return tree
-
-    _fingerprint: str | None = None
+            "pairs": self.summary.pairs, "selection": self._selection}
 
     def _licence(self) -> str:
         return "apache-2.0" if self.options.sample else self.settings.source.licence
 
-    def _write_manifest(self, folder: RunFolder, mined: Mapping[str, Any], status: str) -> None:
-        self._notes = dict(mined.get("notes", {}))
-        before = folder.manifest()
-        asked = before.get("tokens", {})
-        u = self.usage
+    def _write_manifest(self, folder: RunFolder, status: str) -> None:
         self.summary.seconds = round(time.monotonic() - self._started, 3)
-        folder.write("manifest.json", {
-            **{k: before[k] for k in ("selection",) if k in before}, **self._manifest(folder, status),
-            "tokens": {"in": asked.get("in", 0) + u.tokens_in, "out": asked.get("out", 0) + u.tokens_out},
-            "requests": before.get("requests", 0) + u.requests, "cost": None, "fingerprint": self._fingerprint,
-            "not_measured": mined.get("not_measured", []), "errors": self.summary.errors})
+        requests = folder.manifest().get("requests", 0) + self.usage.requests
+        folder.write("manifest.json", {**self._manifest(folder, status), "requests": requests, "fingerprint": self._fingerprint})
 
 
 def dataset_parts(run_dir: Path) -> list[Part]:

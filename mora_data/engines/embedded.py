@@ -32,12 +32,12 @@ class ScriptedEngine:
         self._usage = usage
 
     async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
-        self._usage.requests += 1
+        self._usage.simulated += 1
         answers = self._scripted.answer(replace(request, n=n, first=first), seed)
         tokens_in = sum(len(m["content"]) for m in request.messages) // CHARS_PER_TOKEN
         record = Record(n, tuple(answers), (tokens_in, sum(a.tokens_out for a in answers), 0))
         sink(record)
-        if self._usage.requests % _YIELD_EVERY == 0:
+        if self._usage.simulated % _YIELD_EVERY == 0:
             await asyncio.sleep(0)
         return record
 

@@ -30,7 +30,8 @@ ENGINES = {
 class Usage:
     """What a run sent and got, over all endpoints."""
 
-    requests: int = 0  # sent, retries included
+    sent: int = 0  # over the wire, retries included
+    simulated: int = 0  # answered by the simulator
     replayed: int = 0  # answers taken from the log
     repeated: int = 0  # answers that came for a key the log already held
     tokens_in: int = 0
@@ -38,6 +39,11 @@ class Usage:
     tokens_cached: int = 0
     retries: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)  # permanent failures by status
+
+    @property
+    def requests(self) -> int:
+        """Requests sent; those to the simulator count only where nothing else is asked."""
+        return self.sent or self.simulated
 
 
 class Engine(Protocol):

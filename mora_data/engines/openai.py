@@ -79,7 +79,7 @@ class Endpoint:
         await self._transport.close()
 
     def _count(self) -> None:
-        self.usage.requests += 1
+        self.usage.sent += 1
 
     async def _once(self, body: bytes, asked: int, sink: Sink) -> Record:
         ticket = await self.slots.take()

@@ -24,7 +24,7 @@ from ..config import BuildSettings, MineSettings, SourceSettings
 from ..errors import DropRow, SourceError
 from ..sources import Draft, Source, hub, read
 from ..sources.benchmarks import Benchmarks
-from ..text import context_and_group
+from ..text import context_and_group, digest
 from ..types import Prompt
 
 _PEEK = 50  # rows looked at before a source is taken to be of the right schema
@@ -153,8 +153,7 @@ class _Sieve:
         if sum(len(m["content"]) for m in draft.messages) > self._mine.max_chars:
             raise DropRow("too_long")
         prompt_id, group = context_and_group(draft.messages)
-        if self._mine.dedup:
-            self._refuse_seen(int(prompt_id, 16))
+        prompt_id = self._unseen(prompt_id)
         if self._benchmarks.at_hand:
             self._refuse_contaminated(draft)
         where = opened.provenance
@@ -164,10 +163,15 @@ class _Sieve:
             source_licence=where.licence, stratum=draft.stratum if self._mine.strata == "auto" else "all",
             category=draft.category, priors=draft.priors)
 
-    def _refuse_seen(self, key: int) -> None:
+    def _unseen(self, prompt_id: str) -> str:
+        """The id, or one of its own for a repeated context that is kept: two prompts never share an id."""
+        key = int(prompt_id, 16)
         if key in self._seen:
-            raise DropRow("duplicate")
+            if self._mine.dedup:
+                raise DropRow("duplicate")
+            return digest(prompt_id, "again", str(self._counts.rows))
         self._seen.add(key)
+        return prompt_id
 
     def _refuse_contaminated(self, draft: Draft) -> None:
         for message in draft.messages:

@@ -68,15 +68,17 @@ class Part:
     def seal(self, tables: Mapping[str, Table], answers: Iterable[tuple[bytes, bytes]], errors: Sequence[Mapping[str, Any]],
              manifest: Mapping[str, Any]) -> None:
         """Write the tables and the answers, then the manifest, then drop the log."""
-        keys, records = [], []
+        keys, records, tokens = [], [], [0, 0]
         for key, record in answers:
             keys.append(key)
             records.append(record)
+            spent = orjson.loads(record).get("t") or (0, 0)
+            tokens = [tokens[0] + spent[0], tokens[1] + spent[1]]
         write_table(self.folder / "answers.parquet", {"key": keys, "record": records}, answers_schema())
         for name, table in tables.items():
             write_table(self.folder / f"{name}.parquet", table.columns, table.schema)
         write_whole(self.folder / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
-        write_whole(self.folder / "manifest.json", orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+        write_whole(self.folder / "manifest.json", orjson.dumps({**manifest, "tokens": tokens}, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
         self.log_path.unlink(missing_ok=True)
 
     def reopen(self) -> None:

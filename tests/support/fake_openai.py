@@ -49,8 +49,7 @@ class FakeOpenAI:
         self.lock = threading.Lock()
         self.released = threading.Event()
         handler = type("Handler", (_Handler,), {"fake": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.port = self._server.server_address[1]
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
 
@@ -66,6 +65,11 @@ class FakeOpenAI:
     def repeated(self) -> int:
         """Answers given more than once to the same body."""
         return sum(n - 1 for n in self.answered.values())
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512  # the default of 5 loses connections when 64 open at once
 
 
 class _Handler(BaseHTTPRequestHandler):
