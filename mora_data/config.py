@@ -290,17 +290,19 @@ class BuildSettings(Settings):
             RewardSettings(kind="judge", template=dimension)]
 
     def role(self, name: str) -> RoleSettings:
-        """A role's settings with engine, URL, model and key taken over from the role that it uses."""
+        """A role's settings, with what it does not say itself taken over from the role that it uses.
+
+        A role with a base URL of its own takes nothing but the key: another server has its own models.
+        """
         role: RoleSettings | None = getattr(self, name)
         if role is None:
             raise SettingsError(f"no {name} is set: give {name}.base_url or {name}.use")
         if role.use is None or role.use == name or role.engine is not None:
             return role
         base = self.role(role.use)
-        taken = {"engine": base.engine, "base_url": base.base_url, "model": base.model, "revision": base.revision,
-                 "api_key_env": base.api_key_env}
-        own = {k: getattr(role, k) for k in taken if k in role.model_fields_set and getattr(role, k) is not None}
-        return role.model_copy(update={**taken, **own})
+        names = ("api_key_env",) if role.base_url is not None else ("engine", "base_url", "model", "revision", "api_key_env")
+        own = {k for k in names if k in role.model_fields_set and getattr(role, k) is not None}
+        return role.model_copy(update={k: getattr(base, k) for k in names if k not in own})
 
 
 def load_settings(source: str, overrides: Mapping[str, object] | None = None) -> BuildSettings:

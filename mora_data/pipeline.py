@@ -133,7 +133,8 @@ class Builder:
         if simulated:
             self.progress.say(f"the built-in simulator answers as {', '.join(simulated)}: the rows are marked simulated, "
                               "fit for trying things out and for nothing else (--base-url URL asks a real model)")
-        if roles["judge"].model == roles["policy"].model and not simulated:
+        judge, policy = roles["judge"], roles["policy"]
+        if (judge.base_url, judge.model) == (policy.base_url, policy.model) and not simulated:
             self.progress.say("judge and policy are one model: it will favour its own answers (give --judge-model)")
 
     def _load_parts(self) -> None:
