@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,7 @@ def tiny_model(python: str, cache: Path | None = None) -> Path:
     except OSError:  # another process was faster
         if not (out / "model.safetensors").is_file():
             raise
+        shutil.rmtree(making)
     return out
 
 
