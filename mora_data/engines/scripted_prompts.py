@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Mapping
 
 from ..types import Row
-from .scripted_text import read
+from .scripted_reading import read
 
 MIX = (("flat", 0.30), ("one_dim", 0.30), ("conflict", 0.25), ("multi", 0.15))
 """Kinds of the generated prompts and their shares."""

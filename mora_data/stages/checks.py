@@ -99,7 +99,7 @@ def check(original: Prompt, rewrite: Rewrite | str, within: Budget, rollouts: Se
     if problem := _not_one_turn(x, y):
         return [Check("parse", False, detail=problem)]
     out = [Check("parse", True), Check("rewriter_refusal", True), _length(y, within), _subject(x, y), _changed(x, y),
-           _meta(x, y), _language(x, y), _jailbreak(x, y), _leak(y, rollouts)]
+           _meta(x, y), _language(x, y), _jailbreak(x, y), _leak(x, y, rollouts)]
     if seen is not None:
         out.append(Check("dedup", not seen(y)))
     if contaminated is not None:
@@ -227,8 +227,145 @@ def _tongue(text: str) -> str:
     return name if first >= 2 and first > 1.5 * second else ""
 
 
-def _leak(y: str, rollouts: Sequence[str]) -> Check:
-    longest = max((longest_shared_run(y, r) for r in rollouts), default=0)
+def _leak(x: str, y: str, rollouts: Sequence[str]) -> Check:
+    longest = max((longest_shared_run(y, r, besides=x) for r in rollouts), default=0)
+    return Check("answer_leak", longest <= MAX_SHARED_WORDS, longest, f"{longest} words in a row")
+
+
+def longest_shared_run(a: str, b: str, besides: str = "") -> int:
+    """Length of the longest run of words that two texts share and that does not stand in `besides`."""
+    left, right, known = words(a), words(b), words(besides)
+    low, high = 0, min(len(left), len(right))
+    while low < high:  # a shared run of n implies one of n - 1, so halving finds the longest
+        n = (low + high + 1) // 2
+        if _runs(left, n) & _runs(right, n):
+            low = n
+        else:
+            high = n - 1
+    while low and not (_runs(left, low) & _runs(right, low)) - _runs(known, low):
+        low -= 1
+    return low
+
+
+def _runs(tokens: list[str], n: int) -> set[tuple[str, ...]]:
+    return {tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)}
+
+
+_SUFFIXES:
+        if word.endswith(suffix) and len(word) - len(suffix) >= least:
+            word = word[: -len(suffix)]
+            if suffix in ("ing", "ed") and len(word) > 3 and word[-1] == word[-2] and word[-1] not in "sl":
+                word = word[:-1]
+            break
+    if word.endswith(("ie", "y")) and len(word) > 3:
+        word = word.removesuffix("ie").removesuffix("y") + "i"
+    return word.removesuffix("e") if len(word) > 3 else word
+
+
+def content_stems(text: str) -> set[str]:
+    """Stems of the words that carry the subject; all words of a text that has none."""
+    tokens = words(text)
+    return {stem(w) for w in tokens if w not in _STOP and (len(w) > 1 or not w.isascii())} or set(tokens)
+
+
+def _json_object(text: str) -> dict[str, object] | None:
+    """The first JSON object in the text that has a `rewritten` field, else the first object."""
+    decoder = json.JSONDecoder()
+    found: list[dict[str, object]] = []
+    at = text.find("{")
+    while at >= 0 and len(found) < 8:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError):
+            at = text.find("{", at + 1)
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+        at = text.find("{", end)
+    return next((f for f in found if "rewritten" in f), found[0] if found else None)
+
+
+def _intents(value: object) -> tuple[tuple[str, str], ...]:
+    """Pairs of dimension and span; what is not of that form is left out, for it decides nothing."""
+    if not isinstance(value, list):
+        return ()
+    return tuple((str(i["dim"]), str(i["span"])) for i in value if isinstance(i, dict) and "dim" in i and "span" in i)
+
+
+def _not_one_turn(x: str, y: str) -> str:
+    if not y:
+        return "empty"
+    if _ROLE_TAG.search(y) and not _ROLE_TAG.search(x):
+        return "role tags"
+    return "template tags" if _OUR_TAG.search(y) else ""
+
+
+def _length(y: str, within: Budget) -> Check:
+    n = n_tokens(y)
+    return Check("length", within.min <= n <= within.max, n, f"{n} tokens, wanted {within.min} to {within.max}")
+
+
+def _subject(x: str, y: str) -> Check:
+    wanted, have = content_stems(x), content_stems(y) | {stem(w) for w in words(y)}
+    recall = len(wanted & have) / len(wanted) if wanted else 1.0
+    return Check("subject", recall >= MIN_RECALL, recall, ", ".join(sorted(wanted - have)[:6]))
+
+
+def _changed(x: str, y: str) -> Check:
+    a, b = set(words(x)), set(words(y))
+    similarity = len(a & b) / len(a | b) if a | b else 1.0
+    new = len(content_stems(y) - content_stems(x))
+    return Check("changed", similarity <= MAX_SIMILARITY and new >= MIN_NEW_STEMS, similarity, f"{new} new content words")
+
+
+def _meta(x: str, y: str) -> Check:
+    return _pattern("meta", _META, x, y)
+
+
+def _jailbreak(x: str, y: str) -> Check:
+    return _pattern("jailbreak", _JAILBREAK, x, y)
+
+
+def _pattern(name: str, pattern: re.Pattern[str], x: str, y: str) -> Check:
+    """Passed unless `y` holds a phrase of the pattern that `x` does not hold."""
+    x = normalise(x)
+    hits = sorted({normalise(m[0]) for m in pattern.finditer(y)})
+    new = [h for h in hits if h not in x]
+    return Check(name, not new, len(new), "; ".join(new))
+
+
+def _language(x: str, y: str) -> Check:
+    """Same script, and the same language as far as function words tell."""
+    a, b = _script(x), _script(y)
+    if a and b and a != b:
+        return Check("language", False, detail=f"{a} became {b}")
+    p, q = _tongue(x), _tongue(y)
+    return Check("language", not (p and q and p != q), detail=f"{p or 'unknown'} to {q or 'unknown'}")
+
+
+def _script(text: str) -> str:
+    """Commonest script of the letters, by the first word of their Unicode names; empty without letters."""
+    if text.isascii():
+        return "LATIN" if any(c.isalpha() for c in text) else ""
+    counts: dict[str, int] = {}
+    for c in text:
+        if c.isalpha():
+            name = unicodedata.name(c, "?").split()[0]
+            name = "CJK" if name in ("CJK", "HIRAGANA", "KATAKANA") else name
+            counts[name] = counts.get(name, 0) + 1
+    return max(sorted(counts), key=counts.__getitem__) if counts else ""
+
+
+def _tongue(text: str) -> str:
+    """Language with most function words in the text, when it is clear: at least two, and more than any other."""
+    tokens = words(text)
+    ranked = sorted(((sum(w in vocabulary for w in tokens), name) for name, vocabulary in _FUNCTION_WORDS.items()), reverse=True)
+    (first, name), (second, _) = ranked[:2]
+    return name if first >= 2 and first > 1.5 * second else ""
+
+
+def _leak(x: str, y: str, rollouts: Sequence[str]) -> Check:
+    longest = max((longest_shared_run(y, r, besides=x) for r in rollouts), default=0)
     return Check("answer_leak", longest <= MAX_SHARED_WORDS, longest, f"{longest} words in a row")
 
 
