@@ -1,8 +1,8 @@
-"""The embedded simulator: policy, judge and rewriter of a world whose reward structure is known. No download, no network.
+"""The embedded simulator: policy, judge and rewriter of a world whose reward structure is known. No download.
 
-A prompt's kind (flat, one_dim, conflict, multi) follows from its own words; the policy draws a quality level 1..5 per dimension
-from the kind's distribution and writes it into text; the judge reads that text. In the world "planted" a question that asks for
-several virtues is `multi`; in the null world the clauses that a fusion adds change nothing.
+A prompt's kind (flat, one_dim, conflict, multi) follows from its own words; the policy draws a quality level 1..5 per
+dimension from the kind's distribution and writes it into text; the judge reads that text. In the world "planted" a
+question that asks for several virtues is `multi`; in the null world the clauses that a fusion adds change nothing.
 
     Scripted(settings, seed=0).answer(request, base_seed)
 """
@@ -14,6 +14,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from itertools import islice
 
 from ..config import ScriptedSettings
 from ..text import n_tokens
@@ -30,6 +31,7 @@ JUDGE_NOISE = 0.35  # standard deviation, in levels, before rounding
 UNREADABLE_SHARE = 0.005  # verdicts that are prose
 
 _DIMENSION = re.compile(r"^Dimension:[ \t]*(\w+)", re.M | re.I)
+_TOKEN = re.compile(r"\w+|[^\w\s]")  # as text.n_tokens counts
 _CLOSING = re.compile(r"</answer-([0-9a-f]+)>")
 
 
@@ -102,7 +104,7 @@ def _varying(reading: Reading) -> tuple[str, ...]:
 
 
 def _starved(reading: Reading, varying: tuple[str, ...], taste: random.Random) -> str | None:
-    """The dimension that answers to a single-reward prompt neglect, if any: the words of the prompt do not ask for it."""
+    """The dimension that answers to a single-reward prompt neglect, if any: its words do not ask for it."""
     if reading.kind in ("multi", "conflict"):
         return None
     if reading.risky:
@@ -139,7 +141,7 @@ def _policy(reading: Reading, rng: random.Random) -> Answer:
         text = text[: max(12, int(len(text) * rng.uniform(0.3, 0.8)))]
         return Answer(text=text, finish_reason="length", tokens_out=n_tokens(text))
     if odd < 0.03:
-        sentence = text.split(". ")[0].rstrip(".") + "."
+        sentence = max(text.split(". "), key=len).rstrip(".") + "."
         text = " ".join([sentence] * rng.randint(6, 12))
     return _stop(text)
 
@@ -197,18 +199,16 @@ def _marked(delta: int, good: bank.Bank, mild: bank.Bank, strong: bank.Bank, rng
 
 def _verdict(level: int, dimension: str, rng: random.Random) -> Answer:
     if rng.random() < UNREADABLE_SHARE:
-        return Answer(text=f"In terms of being {dimension}, this answer has its strengths and its weaknesses.", tokens_out=14)
+        return Answer(text=f"In terms of being {dimension}, this answer has strengths and weaknesses.", tokens_out=12)
     return Answer(text=f'{{"score": {clip(level + rng.gauss(0, JUDGE_NOISE))}}}', tokens_out=7)
 
 
 def _judged(text: str) -> tuple[str, str]:
     """Question and answer of a judge message: between their tags, else the whole text is the answer."""
-    closing = None
-    for closing in _CLOSING.finditer(text):
-        pass
-    if closing is None:
+    nonces = _CLOSING.findall(text)
+    if not nonces:
         return "", text
-    nonce = closing[1]
+    nonce = nonces[-1]  # the template's own: what the answer may hold of the kind stands before it
     return _between(text, "question", nonce), _between(text, "answer", nonce)
 
 
@@ -220,7 +220,8 @@ def _between(text: str, tag: str, nonce: str) -> str:
 
 def _salt(request: Request, seed: int) -> int:
     s = request.sampling
-    text = json.dumps([seed, request.role, [[m["role"], m["content"]] for m in request.messages], s.temperature, s.top_p, s.max_tokens, list(s.stop)])
+    turns = [[m["role"], m["content"]] for m in request.messages]
+    text = json.dumps([seed, request.role, turns, s.temperature, s.top_p, s.max_tokens, list(s.stop)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
@@ -236,5 +237,5 @@ def _cut(answer: Answer, request: Request) -> Answer:
         answer = _stop(text[: min(ends)])
     if answer.tokens_out <= limit:
         return answer
-    kept = re.match(r"(?:\s*(?:\w+|[^\w\s])){0,%d}" % limit, answer.text)
-    return Answer(text=kept[0] if kept else "", finish_reason="length", tokens_out=limit)
+    *_, last = islice(_TOKEN.finditer(answer.text), limit)
+    return Answer(text=answer.text[: last.end()], finish_reason="length", tokens_out=limit)

@@ -46,7 +46,7 @@ def read(prompt: str, fusion_counts: bool) -> Reading:
     risky = _RISKY.search(core) is not None
     needs = _needs((prompt if fusion_counts else core).lower(), core, risky, bool(act))
     hands_on = bool(how_to) and not risky and not _DESK.search(core)
-    return Reading(core, act, claim, _topic(core, act, claim), content, key, needs, risky, how_to is not None,
+    return Reading(core, act, claim, _topic(core, act, claim, risky), content, key, needs, risky, how_to is not None,
                    hands_on, _kind(needs, risky, key))
 
 
@@ -57,7 +57,7 @@ def core_of(prompt: str) -> str:
 
 def content_words(text: str) -> frozenset[str]:
     """Lower-case words that carry the subject."""
-    return frozenset(w for w in (w.lower() for w in _WORD.findall(text)) if w not in _STOP and len(w) > 1)
+    return frozenset(w.lower() for w in _WORD.findall(text) if _carries(w))
 
 
 def level_of(answer: str, reading: Reading, dimension: str) -> int:
@@ -134,16 +134,29 @@ def _plain(phrase: str) -> str:
     return " ".join(phrase.translate(_QUOTES).split()).rstrip(" ,;:'-")
 
 
-def _topic(core: str, act: str, claim: str) -> str:
+def _carries(word: str) -> bool:
+    """Does a word carry the subject? "that's" does as little as "that"."""
+    return len(word) > 1 and _APOSTROPHE.split(word.lower())[0] not in _STOP
+
+
+def _topic(core: str, act: str, claim: str, risky: bool) -> str:
     """The subject as a noun phrase that fits into a sentence to the asker."""
     if act:
-        words = [_YOURS.get(w.lower(), w) for w in _CLAUSE_END.split(act)[0].split()]
+        words = _to_asker(_CLAUSE_END.split(act)[0])
         adverb, verb, rest = (words[:1], words[1], words[2:]) if _adverb_first(words) else ([], words[0], words[1:])
-        return " ".join([*adverb, _gerund(verb.lower()), *_trimmed(rest[:8])])
+        cut = next((i for i, w in enumerate(rest) if i > 1 and w in _PREPOSITIONS), 8)
+        return " ".join([*adverb, _gerund(verb.lower()), *_trimmed(rest[:cut])])
     if claim:
-        words = [_YOURS.get(w.lower(), w) for w in _CLAUSE_END.split(claim)[0].split()]
-        return " ".join(["the idea that", *_trimmed(words[:10])])
-    return _noun_phrase([w for w in _WORD.findall(core)])
+        return " ".join(["the idea that", *_trimmed(_to_asker(_CLAUSE_END.split(claim)[0])[:10])])
+    if asked := _INDIRECT.search(core):
+        return " ".join(["the question", *_trimmed(_to_asker(asked["question"])[:10])])
+    noun = _noun_phrase(_WORD.findall(core))
+    return f"this business with {noun}" if risky else noun
+
+
+def _to_asker(phrase: str) -> list[str]:
+    words = [_YOURS.get(w.lower(), w) for w in phrase.split()]
+    return [_VERBS_OF_YOU.get(w, w) if i and words[i - 1] == "you" else w for i, w in enumerate(words)]
 
 
 def _adverb_first(words: list[str]) -> bool:
@@ -152,27 +165,29 @@ def _adverb_first(words: list[str]) -> bool:
 
 def _trimmed(words: list[str]) -> list[str]:
     """Words up to the last one that may end a phrase."""
-    while words and words[-1].lower().strip(",") in _STOP:
+    while words and words[-1].lower().strip(",") in _DANGLING:
         words = words[:-1]
     return [*words[:-1], words[-1].rstrip(",;:")] if words else words
 
 
 def _noun_phrase(words: list[str]) -> str:
-    """The longest run of neighbouring content words, over "of" too, with its determiner."""
-    best: list[str] = []
+    """The longest run of neighbouring content words, over "of" too; one with a determiner rather than one without."""
+    best: tuple[bool, list[str]] = (False, [])
     run: list[str] = []
+    determined = False
     for i, word in enumerate([*words, ""]):
-        low = word.lower()
-        if low and low not in _STOP and len(low) > 1:
-            if not run and i and words[i - 1].lower() in _DETERMINERS:
-                run = [_YOURS.get(words[i - 1].lower(), words[i - 1].lower())]
+        before = words[i - 1].lower() if i else ""
+        if _carries(word):
+            if not run:
+                determined = before in _DETERMINERS
+                run = [_YOURS.get(before, before)] if determined else []
             run.append(word)
-        elif run and low == "of":
+        elif run and word.lower() == "of":
             run.append("of")
         else:
-            best = run if len(run) > len(best) else best
+            best = max(best, (determined, run), key=lambda b: (b[0], len(b[1])) if b[1] else (False, 0))
             run = []
-    return " ".join(_trimmed(best[:5])) or "that"
+    return " ".join(_trimmed(best[1][:5])) or "that"
 
 
 def _gerund(verb: str) -> str:
@@ -196,20 +211,29 @@ _STOP = _words(
     "their this that these those there here what which who whom whose when where why how not no yes just really very "
     "some any all more most much many please tell help want need like know learn show teach explain give get make made "
     "good best way ways about into than then too also apart besides begin without someone somebody anyone one people "
-    "while before after during until hi hello hey ok okay well let put go s t m re ve ll d don doesn didn isn aren")
+    "while before after during until wants guess think sure yeah yea seem seems maybe kinda right thinking thought "
+    "thanks thank hi hello hey ok okay well let put go s t m re ve ll d don doesn didn isn aren")
 _DETERMINERS = _words("a an the my your his her our their")
+_DANGLING = _DETERMINERS | _words("and or but of to in on at by for with from as into about than so that who which")
 _YOURS = {"my": "your", "our": "your", "i": "you", "me": "you", "myself": "yourself", "we": "you", "us": "you",
           "i'm": "you're", "i've": "you've", "mine": "yours"}
 _QUOTES = str.maketrans(dict.fromkeys('"“”', " "))
 _WORD = re.compile(r"[a-z0-9]+(?:['’-][a-z0-9]+)*", re.I)
 
+_APOSTROPHE = re.compile("['’]")
+_VERBS_OF_YOU = {"am": "are", "was": "were", "'m": "'re"}
+_PREPOSITIONS = _words(
+    "with in for on at before while without as during near next within after up so far over from by if when because")
+_INDIRECT = re.compile(
+    r"(?:\bknow|\btell (?:me|us|(?:my|our) \w+)|\b(?:from|for) my \w+:|\bwonder(?:ing)?) "
+    r"(?P<question>(?:why|how|what|who|which|where|when)\b[^?!.\n]{3,80})", re.I)
 _CLAUSE_END = re.compile(r",| and (?=(?:what|how|is|are|who|when|where|which|should|does|do)\b)", re.I)
 
 _ACT_ENDS = frozenset(p.strip().lower() for p in bank.FRAMES_ACT)
 _ADDED = re.compile("|".join(re.escape(p.strip()) for p in sorted(
     (*bank.CARE, *bank.CARE_HOME, *bank.CARE_TALK, *bank.CARE_CLAIM, *bank.CARE_FACT, *bank.DOUBT,
-     *bank.DOUBT_TALK, *bank.DOUBT_FACT, *bank.DOUBT_RISKY, *bank.PRACTICE, *bank.PRACTICE_TALK, *bank.LEGITIMATE, *bank.OPENERS, *bank.FRAMES_ACT, *bank.FRAMES_QUOTE,
-     *bank.DETAIL, *bank.UNRELATED), key=len, reverse=True)), re.I)
+     *bank.DOUBT_TALK, *bank.DOUBT_FACT, *bank.DOUBT_RISKY, *bank.PRACTICE, *bank.PRACTICE_TALK, *bank.LEGITIMATE,
+     *bank.OPENERS, *bank.FRAMES_ACT, *bank.FRAMES_QUOTE, *bank.DETAIL, *bank.UNRELATED), key=len, reverse=True)), re.I)
 _PRACTICE = tuple(p.lower() for p in (*bank.PRACTICE, *bank.PRACTICE_TALK))
 
 _STEP_CUES = _cues(bank.STEPS, bank.SHELTER, bank.BLANKS, bank.REASONS, bank.EXPLAINS, more=bank.GENERIC_STEP_CUES)
@@ -217,17 +241,22 @@ _SAFE_CUES = _cues(bank.SAFE, bank.SAFE_TALK, bank.SAFE_RISKY, more=bank.GENERIC
 _CARELESS_CUES, _RECKLESS_CUES = _cues(bank.CARELESS), _cues(bank.RECKLESS)
 _SOURCED_CUES = _cues(bank.SOURCED, more=bank.GENERIC_SOURCED_CUES)
 _BOLD_CUES, _INVENTED_CUES = _cues(bank.BOLD), _cues(bank.INVENTED)
-_REFUSAL_STARTS = (*(r.lower()[:18] for r in bank.REFUSALS), "i can't", "i cannot", "i'm unable", "i am unable", "i'm sorry")
+_REFUSAL_STARTS = (
+    *(r.lower()[:18] for r in bank.REFUSALS), "i can't", "i cannot", "i'm unable", "i am unable", "i'm sorry")
 
 _HOW_TO = re.compile(
     r"\W*(?:(?:hi|hello|hey|please|so|ok|okay|well|and|but)\b\W*)*"
-    r"(?:(?:can|could|would|will) (?:you|someone|anyone) (?:please )?(?:tell|show|teach|explain(?: to)?|help) (?:me )?(?:with )?"
+    r"(?:(?:can|could|would|will) (?:you|someone|anyone) (?:please )?(?:tell|show|teach|explain(?: to)?|help) (?:me "
+    r")?(?:with )?"
     r"|(?:tell|show|teach|explain(?: to)?) (?:me )?|i (?:want|need|would like|'d like) to (?:know|learn) )?"
     r"(?:how (?:to|(?:do|can|could|should|would|might|did) (?:i|you|we|one|someone|people|they))"
-    r"|what(?:'s| is| are) (?:the|a|some) (?:good |best |easiest |fastest |most effective |simplest )*(?:ways?|methods?) (?:to|of)"
-    r"|what should i do to|i (?:want|need|would like) to|help me(?: to)?|teach me(?: how)? to) (?P<act>[^?!.\n]{3,160})", re.I)
+    r"|what(?:'s| is| are) (?:the|a|some) (?:good |best |easiest |fastest |most effective |simplest )*(?:ways?"
+    r"|methods?) (?:to|of)"
+    r"|what should i do to|i (?:want|need|would like) to|help me(?: to)?|teach me(?: how)? to) "
+    r"(?P<act>[^?!.\n]{3,160})", re.I)
 _IMPERATIVE = re.compile(
-    r"\W*(?:please )?(?P<act>(?:write|list|describe|suggest|plan|make|create|draft|summari[sz]e|recommend|design|outline|name|"
+    r"\W*(?:please )?(?P<act>(?:write|list|describe|suggest|plan|make|create|draft|summari[sz]e|recommend|design"
+    r"|outline|name|"
     r"compose|generate|translate|find|provide|identify|compare|explain) [^?!.\n]{3,160})", re.I)
 _CLAIM = re.compile(
     r"(?:\b(?:true|sure(?: is it)?|certain|evidence|myth|proven|right|read|heard|somewhere|says?|said|told) that"
@@ -238,21 +267,28 @@ _CARE = re.compile(
     r"|who should (?:rather )?not|gets? hurt by it|could it hurt", re.I)
 _DOUBT = re.compile(
     r"is (?:it|this|that) (?:really |actually )?true|true or false|how (?:sure|certain)|backed by|proven|a myth|fact or"
-    r"|is there (?:any )?(?:real |good )?evidence|is there good evidence|do(?:es)? .{3,60} (?:really|actually) |i (?:read|heard) (?:somewhere )?that", re.I)
+    r"|is there (?:any )?(?:real |good )?evidence|is there good evidence|do(?:es)? .{3,60} (?:really|actually) |i "
+    r"(?:read|heard) (?:somewhere )?that", re.I)
 _LEGIT = re.compile(
     r"prevent|recogni[sz]e|warning signs|what does the law|get help|talk (?:somebody|someone|him|her|them) out"
-    r"|protect (?:the people|my|our|yourself)|recover from|who helps|worried (?:relative|parent)|report (?:it|him|her|them)", re.I)
+    r"|protect (?:the people|my|our|yourself)|recover from|who helps|worried (?:relative|parent)|report (?:it|him|her"
+    r"|them)", re.I)
 _DESK = re.compile(
-    r"\b(?:letter|meeting|pay rise|interview|notice|reading list|typing|calendar|figures|e-?mail|essay|poem|speech|story|"
-    r"website|podcast|inbox|passphrase|photographs|network|laptop|computer|monitor|code|python|excel|money|budget|job|boss|"
+    r"\b(?:letter|meeting|pay rise|interview|notice|reading list|typing|calendar|figures|e-?mail|essay|poem|speech"
+    r"|story|"
+    r"website|podcast|inbox|passphrase|photographs|network|laptop|computer|monitor|code|python|excel|money|budget|job"
+    r"|boss|"
     r"friend|girl|boy|wife|husband|language|exam|homework|sleep|coffee|sugar)", re.I)
 _RISKY = re.compile(r"\b(?:" + "|".join((
-    "steal|stole|robb|rob |burgl|shoplift|break into|breaking into|loot",
-    "kill|murder|assassin|bomb|explosi|weapon|shoot|guns?\\b|ammunition|terroris|extremis|kidnap|arson|tortur|poison",
+    "steal|stole|robb|rob |burgl|hijack|shoplift|break into|breaking into|loot",
+    "kill|murder|assassin|bomb|explosi|weapon|shoot|shotgun|guns?\\b|ammunition|terroris|extremis|kidnap|arson|tortur"
+    "|poison",
     "hack|malware|phish|spy on|spying|stalk|wiretap|eavesdrop|dox|secretly (?:record|track|film)|identity theft",
     "drugs?\\b|cocaine|heroin|meth\\b|weed\\b|marijuana|steroids|overdose|get (?:drunk|high)|smuggl|traffick",
-    "blackmail|extort|fraud|scam|counterfeit|launder|forge\\b|forging|fake id|bribe|insider trading|evade tax|pirat|plagiari",
+    "blackmail|extort|fraud|scam|counterfeit|launder|forge\\b|forging|fake id|bribe|insider trading|evade tax|pirat"
+    "|plagiari",
     "abus|rape|molest|porn|underage|suicid|self-harm|hurt (?:him|her|them|my|some|people|others)|beat up|punch|attack",
     "racis|slurs?\\b|insult|bully|harass|threaten|inferior|dumb|hate\\b|propaganda|misinformation|hoax|revenge",
-    "vandal|sabotage|poach|dump (?:waste|chemicals)|animal cruelty|illegal|get away with|without getting caught|hunt humans",
+    "vandal|sabotage|poach|dump (?:waste|chemicals)|animal cruelty|illegal|get away with|without getting caught|hunt "
+    "humans",
 )) + ")", re.I)

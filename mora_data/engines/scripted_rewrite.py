@@ -1,7 +1,7 @@
-"""The scripted rewriter: reads a fuse prompt, writes one natural question in the prompt's own words, as the JSON contract asks.
+"""The scripted rewriter: reads a fuse prompt, writes one natural question in the prompt's own words, as JSON.
 
-About one reply in ten fails a check in a way that models do (talks of rewriting, refuses, runs long, loses the subject); with
-feedback it is one in thirty. On some risky prompts it refuses to the end.
+About one reply in ten fails a check in a way that models do (talks of rewriting, refuses, runs long, loses the
+subject); with feedback it is one in thirty. On some risky prompts it refuses to the end.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ from .scripted_reading import Reading, content_words, read
 FAILS, FAILS_WITH_FEEDBACK, REFUSES = 0.10, 0.03, 0.03
 
 _PROMPT = re.compile(r"<prompt-([0-9a-f]+)>\n?(.*)\n?</prompt-\1>", re.S)
-_ASKS = re.compile(r"\W*(?:how|what|who|whom|whose|which|when|where|why|is|are|was|were|do|does|did|can|could|should|would|will)\b", re.I)
+_ASKS = re.compile(
+    r"\W*(?:how|what|who|whom|whose|which|when|where|why|is|are|was|were|do|does|did|can|could|should|would|will)\b",
+    re.I)
 _LINE = re.compile(r"^(?:- )?(Task|Carried|Targets|Length|Style):[ \t]*(.*)$", re.M | re.I)
-_THIRD = {"i": "they", "me": "them", "my": "their", "mine": "theirs", "myself": "themselves", "our": "their", "we": "they", "us": "them"}
+_THIRD = {"i": "they", "me": "them", "my": "their", "mine": "theirs", "myself": "themselves",
+          "our": "their", "we": "they", "us": "them"}
 
 
 def rewrite(request: str, rng: random.Random) -> str:
     """The rewriter's reply to the text of a fuse prompt."""
     found = _PROMPT.search(request)
     prompt = found[2].strip() if found else request.strip()
-    told = {name.lower(): value.strip() for name, value in _LINE.findall(request[: found.start()] if found else request)}
+    instructions = request[: found.start()] if found else request
+    told = {name.lower(): value.strip() for name, value in _LINE.findall(instructions)}
     reading = read(prompt, True)
     targets = [t.strip() for t in told.get("targets", "").split(",") if t.strip() and t.strip() != "none"]
     if reading.risky and reading.key % 997 < 997 * REFUSES:
@@ -73,13 +77,17 @@ def _compose(prompt: str, reading: Reading, clauses: list[str], style: str, rng:
     core = prompt.strip()
     opener = f"{rng.choice(bank.OPENERS)} " if "short" not in style and rng.random() < 0.3 else ""
     for rider in riders:
-        core = f"{core.rstrip('.?! ')}, {rider}." if rider.startswith("and ") else f"{core.rstrip('. ')}{'' if core[-1:] in '?!' else '.'} {_capital(rider)}."
+        core = f"{core.rstrip('.?! ')}, {rider}." if rider.startswith("and ") else f"{_ended(core)} {_capital(rider)}."
     if not questions:
         return opener + core
-    if core.endswith("?") and core.count("?") == 1 and "." not in core and len(questions) == 1 and " and " not in questions[0] and rng.random() < 0.5:
+    single = core.endswith("?") and core.count("?") == 1 and "." not in core
+    if single and len(questions) == 1 and " and " not in questions[0] and rng.random() < 0.5:
         return f"{opener}{core[:-1]}, and {questions[0]}?"
-    ended = core if core[-1:] in ".?!" else core + ("?" if _ASKS.match(core) else ".")
-    return f"{opener}{ended} {_ask(questions, rng)}"
+    return f"{opener}{_ended(core)} {_ask(questions, rng)}"
+
+
+def _ended(core: str) -> str:
+    return core if core[-1:] in ".?!" else core + ("?" if _ASKS.match(core) else ".")
 
 
 def _framed(prompt: str, reading: Reading, rng: random.Random) -> str:
