@@ -15,22 +15,16 @@ _MIN_WORDS = 12  # shorter texts have too few 4-grams to tell
 
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'"})
 _NOT_ABLE = "|".join((
-    "can't", "cannot", "can not", "won't", "will not", "am not able to", "'m not able to", "am unable to",
-    "'m unable to",
-    "won't be able to", "will not be able to", "'m not going to", "am not going to", "don't feel comfortable",
-    "do not feel comfortable", "'m not comfortable", "am not comfortable", "(?:have|must|need) to decline",
-    "must decline",
-    "(?:respectfully )?decline to", "refuse to", "'m not willing to", "am not willing to"))
+    "can't", "cannot", "can not", "won't", "will not", "won't be able to", "will not be able to",
+    "(?:am|'m|are|'re) (?:not able|unable|not willing|not going) to",
+    "(?:am not|'m not|don't feel|do not feel) comfortable",
+    "(?:have|must|need) to decline", "must decline", "(?:respectfully )?decline to", "refuse to"))
 _TO_DO = "|".join((
     "help", "assist", "support", "provide", "give (?:you|any|out|that|advice|instructions|information)", "offer",
-    "share",
-    "answer", "respond", "reply", "comply", "fulfil?l", "do (?:that|this|it)", "discuss", "engage", "generate",
-    "create",
-    "write", "produce", "advise", "tell you (?:how|what|about|where)", "encourage", "condone", "participate",
-    "talk about",
-    "go into", "in good conscience", "providing", "helping", "answering", "discussing", "sharing", "writing",
-    "explain how",
-    "recommend (?:any|ways|doing|using)", "be a part of", "be part of"))
+    "share", "answer", "respond", "reply", "comply", "fulfil?l", "look up", "do (?:that|this|it)", "discuss", "engage",
+    "generate", "create", "write", "produce", "advise", "tell you (?:how|what|about|where)", "encourage", "condone",
+    "participate", "talk about", "go into", "in good conscience", "explain how", "be (?:a )?part of",
+    "providing", "helping", "answering", "discussing", "sharing", "writing", "recommend (?:any|ways|doing|using)"))
 _OPENING = (
     r"\W*(?:(?:oh|hi|hello|hey|well|no|okay|ok|thanks?(?: you)? for (?:asking|your question)"
     r"|as an? (?:responsible |large )?(?:ai|ai language model|ai assistant|language model|assistant))\b\W*)*"
@@ -39,16 +33,13 @@ _OPENING = (
     r"(?: (?:for|about) [^.!?\n,]{0,40})?\W*(?:but|that|however|and)?\W*)?"
     r"(?:as an ai[^.,]{0,30},? )?")
 _DECLINES = "|".join((
-    rf"i ?(?:really |simply |just )?(?:{_NOT_ABLE}) (?:\w+ ){{0,3}}?(?:{_TO_DO})\b",
-    r"(?:that|this|it)(?:'s| is) (?:not something|nothing) (?:that )?i(?: can|'m able to|'m willing to"
-    r"|'m comfortable| will)\b",
-    r"(?:that|this|your) (?:request|question|topic) (?:is (?:not (?:something|appropriate)|against)|goes against"
-    r"|violates)\b",
-    r"it(?:'s| is| would be) (?:not (?:appropriate|ethical|possible|responsible)|inappropriate|unethical"
-    r"|irresponsible|illegal)"
+    r"(?:[^.!?\n]{0,70}?,? (?:so|and|therefore|thus) )?(?:i|we) ?(?:really |simply |just )?"
+    rf"(?:{_NOT_ABLE}) (?:\w+ ){{0,3}}?(?:{_TO_DO})\b",
+    r"(?:i|we) (?:won't|can't|will not|cannot)(?:[.!]|$)",
+    r"(?:that|this|it)(?:'s| is) (?:not something|nothing) (?:that )?i(?: can|'m (?:able|willing) to|'m comfortable)\b",
+    r"(?:that|this|your) (?:request|question) (?:is (?:not (?:something|appropriate)|against)|goes against|violates)\b",
+    r"it(?:'s| is| would be) (?:not (?:appropriate|ethical|possible|responsible)|inappropriate|unethical|illegal)"
     r" for me to\b",
-    r"we can't (?:help|assist|provide)\b",
-    r"i (?:won't|can't|will not|cannot)(?:[.!]|$)",
     r"absolutely not[.!]"))
 _REFUSAL = re.compile(f"{_OPENING}(?:{_DECLINES})")
 

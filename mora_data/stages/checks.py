@@ -21,7 +21,7 @@ from ..types import Prompt
 
 MIN_RECALL = 0.5  # of the prompt's content stems
 MAX_SIMILARITY = 0.95  # Jaccard of the token sets
-MIN_NEW_STEMS = 2  # content stems that the prompt lacks
+MIN_NEW_WORDS = 3  # words that the prompt lacks, one of them a content word
 MAX_SHARED_WORDS = 11  # longest run of words shared with a rollout
 LENGTH_CAP = 220  # tokens
 
@@ -177,9 +177,9 @@ def _subject(x: str, y: str) -> Check:
 def _changed(x: str, y: str) -> Check:
     a, b = set(words(x)), set(words(y))
     similarity = len(a & b) / len(a | b) if a | b else 1.0
-    new = len(content_stems(y) - content_stems(x))
-    passed = similarity <= MAX_SIMILARITY and new >= MIN_NEW_STEMS
-    return Check("changed", passed, similarity, f"{new} new content words")
+    new = len(b - a)
+    passed = similarity <= MAX_SIMILARITY and new >= MIN_NEW_WORDS and bool(content_stems(y) - content_stems(x))
+    return Check("changed", passed, similarity, f"{new} new words")
 
 
 def _meta(x: str, y: str) -> Check:
@@ -258,7 +258,7 @@ def _vocabulary(text: str) -> frozenset[str]:
 
 _SUFFIXES = (("ations", 4), ("ation", 4), ("nesses", 4), ("ness", 4), ("ments", 4), ("ment", 4), ("ings", 3), ("ing",
 3),
-             ("ies", 2), ("edly", 3), ("ed", 3), ("ly", 4), ("ers", 4), ("er", 4), ("es", 4), ("s", 3))
+             ("edly", 3), ("ed", 3), ("ly", 4), ("ers", 4), ("er", 4), ("es", 4), ("s", 3))
 _STOP = _vocabulary(
     "a an the and or but if then so of to in on at by for with from as is are was were be been being am do does did "
     "doing can could should would will may might must shall have "
