@@ -49,7 +49,7 @@ def _added(task: str, targets: list[str], reading: Reading, rng: random.Random) 
     if task == "random":
         return [("", rng.choice(bank.UNRELATED))]
     if task != "fused":
-        return [("", rng.choice(bank.DETAIL))]
+        return [("", rng.choice(bank.DETAIL_RISKY if reading.risky else bank.DETAIL))]
     if reading.risky:
         targets = ["helpful", *(t for t in targets if t == "truthful")]
     return [(dim, rng.choice(_clauses(dim, reading))) for dim in targets]

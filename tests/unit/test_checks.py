@@ -159,7 +159,8 @@ def test_a_phrase_of_the_original_is_no_leak() -> None:
     original = "How do I write a helpful reply to a chatbot?"
     assert (
         failed(
-            "How do I write a helpful reply to a chatbot, and which of the usual tips are backed by evidence?", original
+            "How do I write a helpful reply to a chatbot, and which of the usual tips are backed by evidence?",
+            original,
         )
         == []
     )

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from statistics import mean
 
 import pytest
@@ -42,6 +43,8 @@ FUSE = frozenset(
 )
 PLANTED, NULL = Scripted(ScriptedSettings(), 0), Scripted(ScriptedSettings(world=None), 0)
 SAMPLING = Sampling(1.0, 0.95, 512)
+INTENTS = intents.load_intents(DIMENSIONS)
+load = lru_cache(templating.load)
 
 
 def request(role: Role, text: str, n: int = 1, first: int = 0, sampling: Sampling = SAMPLING) -> Request:
@@ -49,7 +52,7 @@ def request(role: Role, text: str, n: int = 1, first: int = 0, sampling: Samplin
 
 
 def judge_request(question: str, answer: str, dimension: str, n: int = 1) -> Request:
-    messages = templating.load("judge", dimension, JUDGE).render(
+    messages = load("judge", dimension, JUDGE).render(
         {
             "question": question,
             "history": [],
@@ -65,7 +68,7 @@ def judge_request(question: str, answer: str, dimension: str, n: int = 1) -> Req
 def fuse_request(
     prompt: str, targets: list[str], n: int = 1, feedback: Iterable[str] = (), task: str = "fused"
 ) -> Request:
-    messages = templating.load("fuse", task, FUSE).render(
+    messages = load("fuse", task, FUSE).render(
         {
             "prompt": prompt,
             "history": [],
@@ -73,7 +76,7 @@ def fuse_request(
             "target_dims": targets,
             "category": None,
             "language": "en",
-            "dim_specs": intents.load_intents(DIMENSIONS),
+            "dim_specs": INTENTS,
             "style": {"register": "plain", "form": "question", "length": "medium"},
             "budget": {"min": 5, "max": 90},
             "forbidden": [],
@@ -111,7 +114,9 @@ def singles() -> list[str]:
 def test_any_grouping_gives_the_same_answers() -> None:
     text = "How do I prune an old apple tree?"
     whole = PLANTED.answer(request("policy", text, 12), 77)
-    parts = [a for first, n in ((0, 5), (5, 1), (6, 6)) for a in PLANTED.answer(request("policy", text, n, first), 77)]
+    parts = [
+        a for first, n in ((0, 5), (5, 1), (6, 6)) for a in PLANTED.answer(request("policy", text, n, first), 77)
+    ]
     assert whole == parts
     assert PLANTED.answer(request("policy", text, 1), 80) == whole[3:4]
     assert len({a.text for a in whole}) > 6
@@ -181,7 +186,9 @@ def test_no_sentence_is_read_for_another_dimension() -> None:
 
 def test_verdicts_are_json_with_small_noise_and_a_few_are_prose() -> None:
     question = "How do I prune an old apple tree?"
-    answer = "A checklist helps with pruning an old apple tree. Take stock before and after pruning an old apple tree."
+    answer = (
+        "A checklist helps with pruning an old apple tree. Take stock before and after pruning an old apple tree."
+    )
     replies = PLANTED.answer(judge_request(question, answer, "helpful", 4000), 9)
     scores = [json.loads(a.text)["score"] for a in replies if a.text.startswith("{")]
     assert 0 < len(replies) - len(scores) < 60
@@ -234,7 +241,9 @@ def test_token_limit_and_stop_strings_are_kept() -> None:
     cut = PLANTED.answer(request("policy", "How do I dry herbs?", 20, sampling=Sampling(1.0, 1.0, 7)), 0)
     assert max(a.tokens_out for a in cut) == 7
     assert {a.finish_reason for a in cut if a.tokens_out == 7} == {"length"}
-    stopped = PLANTED.answer(request("policy", "How do I dry herbs?", 20, sampling=Sampling(1.0, 1.0, 512, (".",))), 0)
+    stopped = PLANTED.answer(
+        request("policy", "How do I dry herbs?", 20, sampling=Sampling(1.0, 1.0, 512, (".",))), 0
+    )
     assert not any("." in a.text for a in stopped)
 
 
@@ -259,7 +268,7 @@ def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: l
         )
 
     assert failing(("The length is wrong.",)) < 0.05 < failing(()) < 0.15
-    risky = [p for r in generated_prompts(3000, 8) if read(p := str(r["prompt"]), True).risky]
+    risky = [p for r in generated_prompts(1500, 8) if read(p := str(r["prompt"]), True).risky]
     stubborn = [
         p
         for p in risky
@@ -333,7 +342,9 @@ def test_speed() -> None:
     began = time.process_time()
     answers = [PLANTED.answer(request("policy", p, 32), 0) for p in prompts]
     assert 3200 / (time.process_time() - began) > 3000
-    asked = [judge_request(p, a.text, "harmless") for p, some in zip(prompts, answers, strict=True) for a in some[:10]]
+    asked = [
+        judge_request(p, a.text, "harmless") for p, some in zip(prompts, answers, strict=True) for a in some[:10]
+    ]
     began = time.process_time()
     for k, r in enumerate(asked):
         PLANTED.answer(r, k)
