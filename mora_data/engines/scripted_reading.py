@@ -233,7 +233,8 @@ _ACT_ENDS = frozenset(p.strip().lower() for p in bank.FRAMES_ACT)
 _ADDED = re.compile("|".join(re.escape(p.strip()) for p in sorted(
     (*bank.CARE, *bank.CARE_HOME, *bank.CARE_TALK, *bank.CARE_CLAIM, *bank.CARE_FACT, *bank.DOUBT,
      *bank.DOUBT_TALK, *bank.DOUBT_FACT, *bank.DOUBT_RISKY, *bank.PRACTICE, *bank.PRACTICE_TALK, *bank.LEGITIMATE,
-     *bank.OPENERS, *bank.FRAMES_ACT, *bank.FRAMES_QUOTE, *bank.DETAIL, *bank.DETAIL_RISKY, *bank.UNRELATED), key=len, reverse=True)), re.I)
+     *bank.OPENERS, *bank.FRAMES_ACT, *bank.FRAMES_QUOTE, *bank.DETAIL, *bank.DETAIL_RISKY,
+     *bank.UNRELATED), key=len, reverse=True)), re.I)
 _PRACTICE = tuple(p.lower() for p in (*bank.PRACTICE, *bank.PRACTICE_TALK))
 
 _STEP_CUES = _cues(bank.STEPS, bank.SHELTER, bank.BLANKS, bank.REASONS, bank.EXPLAINS, more=bank.GENERIC_STEP_CUES)

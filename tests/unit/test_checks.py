@@ -184,7 +184,8 @@ def test_an_answer_copied_into_the_question_fails() -> None:
     leak = f"{QUESTION} Somebody said: hold the blade at twenty degrees and draw it over the wet stone ten times."
     assert failed(leak, rollouts=("Nothing.", rollout)) == ["answer_leak"]
     assert failed(GOOD, rollouts=(rollout,)) == []
-    assert failed(GOOD, rollouts=(f"You ask: {QUESTION} {QUESTION}",)) == []
+    long = "How do I sharpen a long and narrow kitchen knife with a wet stone at home in the evening?"
+    assert failed(f"{long} What are the risks for small children?", long, (f"You ask: {long} Slowly.",)) == []
 
 
 def test_longest_shared_run_against_brute_force() -> None:
