@@ -35,14 +35,16 @@ def _load(dimension: str) -> Intent:
     path = resources.folder("templates") / "intents" / f"{dimension}.yaml"
     if not path.is_file():
         have = ", ".join(resources.names("templates", "intents/*.yaml"))
-        raise SettingsError(f"no intent for dimension {dimension!r}: add {where} with definition, need, good, bad (there: {have})")
+        raise SettingsError(
+            f"no intent for dimension {dimension!r}: add {where} with definition, need, good, bad (there: {have})")
     try:
         tree = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise SettingsError(f"{where} is not YAML: {' '.join(str(e).split())}") from e
     if not isinstance(tree, dict) or set(tree) != {"definition", "need", "good", "bad"}:
         raise SettingsError(f"{where} must have exactly the keys definition, need, good, bad")
-    return Intent(_text(tree, "definition", where), _text(tree, "need", where), _texts(tree, "good", where), _texts(tree, "bad", where))
+    return Intent(_text(tree, "definition", where), _text(tree, "need", where),
+                  _texts(tree, "good", where), _texts(tree, "bad", where))
 
 
 def _text(tree: dict[str, object], key: str, where: str) -> str:
