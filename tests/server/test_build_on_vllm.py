@@ -26,6 +26,7 @@ def build(server: RealServer, run: Path, capsys: pytest.CaptureFixture[str], *mo
     code = main(["build", "--source", "pku-saferlhf", "--sample", "--base-url", server.base_url, "--out", str(run), *SMALL,
                  "--set", "rewriter.engine=scripted", "--json", *more])
     out, err = capsys.readouterr()
+    assert out, err
     summary: dict[str, Any] = json.loads(out)
     assert code == 0 or (code == 1 and summary["pairs"] == 0 and "no pair was selected" in err), err
     return summary
