@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 from .errors import MoraError
 
@@ -21,3 +21,15 @@ async def all_of(coroutines: Iterable[Awaitable[T]]) -> list[T]:
     if failures:
         raise next((f for f in failures if isinstance(f, MoraError)), failures[0])
     return results  # type: ignore[return-value]
+
+
+async def to_its_end(work: Callable[..., T], *args: Any) -> T:
+    """Run `work` in a thread; when cancelled, still wait for its end, as a thread can't be stopped in the middle."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait((running,))
+        if not running.cancelled():
+            running.exception()  # seen
+        raise

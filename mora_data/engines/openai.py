@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -26,7 +27,7 @@ from ..errors import EndpointError, Owed
 from ..store.log import Record
 from ..types import Answer, Request
 from .engine import Sink, Usage
-from .http import Fault, Reply, transport_for
+from .http import CHAT, Fault, Reply, transport_for
 from .key import wire
 from .slots import Slots
 
@@ -56,7 +57,7 @@ class Endpoint:
         self.url = base_url.rstrip("/")
         self.usage = usage
         self.slots = Slots(settings.concurrency)
-        self._transport = transport_for(self.url + "/chat/completions", _headers(settings), settings.timeout_s,
+        self._transport = transport_for(self.url + CHAT, _headers(settings), settings.timeout_s,
                                         settings.concurrency, self._count)
         self._key_env = settings.api_key_env
         self._give_up_s = settings.give_up_s
@@ -265,9 +266,10 @@ def served_models(base_url: str, settings: RoleSettings) -> list[str]:
             with urllib.request.urlopen(request, timeout=10) as reply:
                 return [str(m["id"]) for m in orjson.loads(reply.read())["data"]]
         except urllib.error.HTTPError as e:
+            e.close()
             raise EndpointError(f"endpoint {base_url} says {e.code} to GET /models: check --base-url (it ends in /v1) and the "
                                 f"key in {settings.api_key_env}, or give --model") from e
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
             if time.monotonic() > deadline or not isinstance(e, OSError):
                 why = getattr(e, "reason", None) or e
                 raise EndpointError(f"endpoint {base_url} can't be asked for its models ({why}): start the server, "
