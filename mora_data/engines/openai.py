@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..config import RoleSettings
-from ..errors import EndpointError, Owed
+from ..errors import EndpointError, MoraError, Owed
 from ..store.log import Record
 from ..types import Answer, Request
 from .engine import Sink, Usage
@@ -63,6 +63,7 @@ class Endpoint:
         self._give_up_s = settings.give_up_s
         self._started = time.monotonic()
         self._last_ok: float | None = None
+        self._fatal: MoraError | None = None
 
     async def post(self, body: bytes, asked: int, sink: Sink) -> Record:
         """One request to the end: tried again while faults may pass.
@@ -85,6 +86,8 @@ class Endpoint:
     async def _once(self, body: bytes, asked: int, sink: Sink) -> Record:
         ticket = await self.slots.take()
         try:
+            if self._fatal is not None:
+                raise self._fatal
             try:
                 reply = await self._transport.post(body)
             except Fault as e:
@@ -98,6 +101,9 @@ class Endpoint:
             if reply.status == 429:
                 self.slots.refused(ticket)
             return self._sorted_out(reply, asked, sink)
+        except MoraError as e:  # the run ends: nothing more is sent
+            self._fatal = e
+            raise
         finally:
             self.slots.free()
 

@@ -200,7 +200,7 @@ def test_template_names_all_undefined_variables(bad: Bad) -> None:
     setting = f"rewards={{helpful: [{{template: {path}}}]}}"
     bad.build("--set", setting, says=("anser, questoin", "it may use", "answer"))
     path.write_text("{% block user %}{{ answer }")
-    bad.build("--set", setting, says=("mine.j2", "line 1"))
+    bad.build("--set", setting, says=("judge/mine", "line 1"))
     path.write_text("{{ answer }}")
     bad.build("--set", setting, says=("no {% block user %}",))
     bad.build("--set", setting.replace("mine", "gone"), says=("no template", "gone.j2"))
@@ -241,7 +241,7 @@ def test_endpoint_dead_from_the_start(bad: Bad) -> None:
     bad.asks(server, "--model", "m", "--set", "presample.enabled=true", says=("never answered", "start the server"))
 
 
-def test_endpoint_that_does_not_speak_http(bad: Bad) -> None:
+def test_endpoint_that_does_not_speak_http(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
     import threading
 
@@ -260,6 +260,7 @@ def test_endpoint_that_does_not_speak_http(bad: Bad) -> None:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         args = ("build", "--source", "jsonl", "--data", bad.data, "--base-url", url, "--out", bad.run, *SMALL)
         bad(*args, says=("can't be asked for its models", "--base-url"))
+        monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.0)
         bad(*args, "--model", "m", says=("never answered", "not an HTTP reply", "--base-url"))
 
 
@@ -277,7 +278,7 @@ def test_endpoint_refuses_in_the_middle_of_a_run(bad: Bad) -> None:
         bad.asks(server, "--model", "m", says=("401", "OPENAI_API_KEY"))
         limit[0] = 1 << 30
         summary = bad.good("--base-url", server.base_url, "--model", "m")
-        assert summary["replayed"] > 0 and server.repeated() == 0
+        assert summary["replayed"] > 0 and server.repeated() <= 64  # those in flight when the run stopped
 
 
 def test_models_of_the_endpoint(bad: Bad) -> None:
@@ -312,7 +313,7 @@ def test_context_too_long_is_a_failed_row(bad: Bad) -> None:
 @pytest.mark.parametrize("presampled", [False, True])
 def test_row_that_the_server_can_not_answer_now_is_owed(bad: Bad, presampled: bool) -> None:
     bad.data = rows_file(bad.tmp / "rows.jsonl", 8)
-    more = ("--model", "m", "--set", f"presample.enabled={presampled}", "--set", "presample.n=[4]",
+    more = ("--model", "m", "--set", "rollout.n=8", "--set", "limits.max_error_share=0", "--set", f"presample.enabled={presampled}", "--set", "presample.n=[4]",
             "--set", "presample.accept=[flat,one_dim,conflict,multi,undecided]")
     with FakeOpenAI(steady) as server:
         bad.run = bad.tmp / "clean"
@@ -368,14 +369,14 @@ def test_export_of_an_unknown_config(bad: Bad) -> None:
     bad("export", bad.run, "--config", "preferences", "--to", bad.tmp / "to", says=("no config 'preferences'", "did you mean 'preference'?"))
     bad("export", bad.run, "--config", "nosuch", "--to", bad.tmp / "to", says=("no config 'nosuch'", "preference"))
     bad("export", bad.run, "--config", "preference", "--to", bad.data, says=("can't export preference",))
-    bad("push", bad.run, "not-an-id", says=("not a repository id", "ORG/NAME"))
+    bad("push", bad.run, "not-an-id", "--allow-simulated", says=("not a repository id", "ORG/NAME"))
 
 
 # the Hub, in processes of their own: its client reads the environment when it is imported
 def test_hub_unreachable(bad: Bad) -> None:
     env = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     for source in ("pku-saferlhf", "hh-rlhf"):
-        _, err = finish(["build", "--source", source, "--engine", "scripted", "--out", "run"], bad.tmp, code=1, env=env)
+        _, err = finish(["build", "--source", source, "--engine", "scripted", "--out", source], bad.tmp, code=1, env=env)
         one_line(err, "can't fetch", "--data", "--sample")
 
 
@@ -411,19 +412,19 @@ def limited(n_bytes: int) -> Callable[[], None]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit works so on Linux alone")
-@pytest.mark.parametrize(("n_bytes", "where"), [(300, ""), (3000, "prompts.jsonl"), (30_000, "answers.log"), (67_000, "")])
-def test_disk_full_keeps_what_was_answered(bad: Bad, n_bytes: int, where: str) -> None:
-    rows_file(bad.tmp / "rows.jsonl", 30)
-    argv = ["build", "--source", "jsonl", "--data", "rows.jsonl", "--model", "m", *SMALL, "--json", "--out"]
+@pytest.mark.parametrize(("n_bytes", "size", "where"), [(300, 1, "build.yaml"), (2500, 1, "parts/000"), (6000, 1, "dataset folder"),
+                                                          (8000, 12, "answers.log")])
+def test_disk_full_keeps_what_was_answered(bad: Bad, n_bytes: int, size: int, where: str) -> None:
+    rows_file(bad.tmp / "rows.jsonl", 12)
+    argv = ["build", "--source", "jsonl", "--data", "rows.jsonl", "--model", "m", *SMALL, "--set", f"partition_size={size}", "--json", "--out"]
     with FakeOpenAI(steady) as server:
         url = ("--base-url", server.base_url)
         finish([*argv, "clean", *url], bad.tmp)
         server.answered.clear()
-        sizes = {p.name: p.stat().st_size for p in (bad.tmp / "clean").rglob("*") if p.is_file()}
         process = start([*argv, "run", *url], bad.tmp, preexec_fn=limited(n_bytes))
         err = process.communicate(timeout=60)[1]
-        assert process.returncode == 1, (err, sizes)
-        one_line(err, "can't", where, "File too large")
+        assert process.returncode == 1, err
+        one_line(err, "can't write", where, "space")
         finish([*argv, "run", *url], bad.tmp)
         assert parquet_hashes(bad.tmp / "run") == parquet_hashes(bad.tmp / "clean") and server.repeated() <= 64
 
