@@ -18,12 +18,13 @@ from mora_data.engines.ask import Asker
 from mora_data.engines.engine import Usage
 from mora_data.engines.openai import Endpoint, HttpEngine
 from mora_data.errors import MoraError, Owed
-from mora_data.store.log import AnswerLog
+from mora_data.store.log import AnswerLog, Record
 from mora_data.tasks import all_of
 from mora_data.types import Answer, Message, Request, Sampling
 
 SCHEDULES = 40
 RUNS = 4
+SLOTS = 4
 REQUESTS = [Request("policy", (Message(role="user", content=f"What is tea {i}?"),), Sampling(1.0, 0.95, 64), "presample", f"p{i}", n=6)
             for i in range(8)]
 FAULTS = (Fault(429, headers={"retry-after": "0"}), Fault(500), Fault(503, b"<html>busy</html>"), Fault(drop="before"), Fault(drop="middle"),
@@ -45,7 +46,7 @@ def run(server: FakeOpenAI, path: Path, requests: list[Request], usage: Usage) -
             return "owed"
 
     async def all_requests() -> list[list[Answer] | str]:
-        role = RoleSettings(concurrency=4)
+        role = RoleSettings(concurrency=SLOTS)
         engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
         log = AnswerLog(path)
         try:
@@ -81,44 +82,47 @@ def damage(path: Path, rng: random.Random) -> int:
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[Answer] | str], int]:
-    """What an undisturbed run answers, and in how many requests."""
+def clean(tmp_path_factory: pytest.TempPathFactory) -> list[list[Answer] | str]:
+    """What an undisturbed run answers."""
     with FakeOpenAI(lambda body, time: short(body)) as server:
         answers = run(server, tmp_path_factory.mktemp("clean") / "a.log", REQUESTS, Usage())
         assert all(len(a) == 6 for a in answers) and server.repeated() == 0 and len(server.requests) > len(REQUESTS)
-        return answers, len(server.requests)
+        return answers
 
 
 @pytest.mark.parametrize("seed", range(SCHEDULES))
-def test_any_schedule_ends_with_the_answers_asked_for(clean: tuple[list[list[Answer] | str], int], tmp_path: Path, seed: int,
+def test_any_schedule_ends_with_the_answers_asked_for(clean: list[list[Answer] | str], tmp_path: Path, seed: int,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai, "_wait_s", lambda state: 0.0)
     rng = random.Random(seed)
     rate = [0.0]
+    given: Counter[tuple[str, int]] = Counter()  # samples that the server answered, by request and seed
 
     def script(body: dict[str, Any], time: int) -> Fault | None:
-        return rng.choice(FAULTS) if rng.random() < rate[0] else short(body)
+        if rng.random() < rate[0]:
+            return rng.choice(FAULTS)
+        fault = short(body)
+        given.update((body["messages"][0]["content"], body["seed"] + i) for i in range(fault.choices or 0 if fault else body["n"]))
+        return fault
 
     path, usage, hit, in_flight = tmp_path / "a.log", Usage(), 0, 0
-    whole, needed = clean
     with FakeOpenAI(script) as server:
         for _ in range(RUNS):
             rate[0] = rng.choice((0.05, 0.3, 0.9))
-            some = [replace(r, n=rng.choice((3, 6))) if rng.random() < 0.2 else r for r in rng.sample(REQUESTS, rng.randrange(1, 9))]
-            grown = [r for r in some if r.n == 6]
-            got = run(server, path, grown, usage)
-            in_flight += 4 * ("stopped" in got)
-            for request, answers in zip(grown, got, strict=True):
-                assert answers in ("owed", "stopped") or answers == whole[REQUESTS.index(request)]
+            some = [(k, rng.choice((3, 6))) for k in rng.sample(range(len(REQUESTS)), rng.randrange(1, 9))]
+            got = run(server, path, [replace(REQUESTS[k], n=n) for k, n in some], usage)
+            in_flight += SLOTS * ("stopped" in got)
+            for (k, n), answers in zip(some, got, strict=True):
+                assert answers in ("owed", "stopped") or answers == clean[k][:n]
             if rng.random() < 0.5:
                 hit += damage(path, rng)
         rate[0] = 0.0
-        assert run(server, path, REQUESTS, usage) == whole
-        n = len(server.requests)
-        assert run(server, path, REQUESTS, usage) == whole and len(server.requests) == n
-        assert server.repeated() <= hit + in_flight and usage.repeated == 0
-        assert len(server.answered) <= needed + 6 * hit  # a damaged short record is asked again, its top-ups stay
+        assert run(server, path, REQUESTS, usage) == clean
+        asked = len(server.requests)
+        assert run(server, path, REQUESTS, usage) == clean and len(server.requests) == asked
+    assert len(given) == sum(r.n for r in REQUESTS)
+    assert sum(n - 1 for n in given.values()) <= 6 * (hit + in_flight) and usage.repeated == 0
     log = AnswerLog(path)
-    keys = [key for key, _ in log.items()]
+    indices = Counter((key[:12], int.from_bytes(key[12:], "big") + i) for key, raw in log.items() for i in range(len(Record.decode(raw).answers)))
     log.close()
-    assert len(keys) == len(set(keys)) >= needed - hit
+    assert len(indices) == len(given) and set(indices.values()) == {1}
