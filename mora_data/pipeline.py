@@ -37,7 +37,7 @@ from .stages.outcome import Outcome
 from .stages.partition import OpenPart, Partitions, seal
 from .stages.reference import Noise, as_reference, floors_of, reference_flow, unmeasured
 from .stages.select import picker, select, selected
-from .store.parts import Part
+from .store.parts import Part, write_whole
 from .store.run import RunFolder, parts_of, read_json
 from .text import digest
 from .types import STAGES, Origin, Prompt, Role
@@ -107,7 +107,7 @@ class Builder:
         identity = {"source": self.settings.source.kind, "dataset": p.dataset, "config": p.config, "split": p.split,
                     "revision": p.revision}
         with RunFolder(self.out, identity, self.options.fresh) as folder:
-            (folder.path / "build.yaml").write_text(to_yaml(self.settings), "utf-8")
+            write_whole(folder.path / "build.yaml", to_yaml(self.settings).encode())
             mined = self._mine(folder, opened)
             parts = folder.parts()[:mined["n_parts"]]
             try:
@@ -219,7 +219,7 @@ class Builder:
         self.progress.finish()
         self._damaged += runner.damaged
         steps = {d: max(r.step for r in rs) for d, rs in self._rewards.items()}
-        reference = {"basis": basis, **noise.result(floors, steps)}
+        reference = {"basis": None if noise.owed else basis, **noise.result(floors, steps)}  # the next run measures what is owed
         folder.write("reference.json", reference)
         return reference
 
@@ -346,7 +346,7 @@ class Builder:
 
     def _errors(self, folder: RunFolder, parts: Iterable[Part]) -> list[dict[str, Any]]:
         errors = [e for p in parts for e in p.errors()]
-        (folder.path / "errors.jsonl").write_bytes(b"".join(orjson.dumps(e) + b"\n" for e in errors))
+        write_whole(folder.path / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
         return errors
 
     def _check_errors(self) -> None:

@@ -17,16 +17,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ..config import RoleSettings
-from ..errors import EndpointError, Owed
+from ..errors import EndpointError, MoraError, Owed
 from ..store.log import Record
 from ..types import Answer, Request
 from .engine import Sink, Usage
-from .http import Fault, Reply, transport_for
+from .http import CHAT, Fault, Reply, transport_for
 from .key import wire
 from .slots import Slots
 
@@ -56,12 +57,13 @@ class Endpoint:
         self.url = base_url.rstrip("/")
         self.usage = usage
         self.slots = Slots(settings.concurrency)
-        self._transport = transport_for(self.url + "/chat/completions", _headers(settings), settings.timeout_s,
+        self._transport = transport_for(self.url + CHAT, _headers(settings), settings.timeout_s,
                                         settings.concurrency, self._count)
         self._key_env = settings.api_key_env
         self._give_up_s = settings.give_up_s
         self._started = time.monotonic()
         self._last_ok: float | None = None
+        self._fatal: MoraError | None = None
 
     async def post(self, body: bytes, asked: int, sink: Sink) -> Record:
         """One request to the end: tried again while faults may pass.
@@ -84,6 +86,8 @@ class Endpoint:
     async def _once(self, body: bytes, asked: int, sink: Sink) -> Record:
         ticket = await self.slots.take()
         try:
+            if self._fatal is not None:
+                raise self._fatal
             try:
                 reply = await self._transport.post(body)
             except Fault as e:
@@ -97,6 +101,9 @@ class Endpoint:
             if reply.status == 429:
                 self.slots.refused(ticket)
             return self._sorted_out(reply, asked, sink)
+        except MoraError as e:  # the run ends: nothing more is sent
+            self._fatal = e
+            raise
         finally:
             self.slots.free()
 
@@ -265,9 +272,10 @@ def served_models(base_url: str, settings: RoleSettings) -> list[str]:
             with urllib.request.urlopen(request, timeout=10) as reply:
                 return [str(m["id"]) for m in orjson.loads(reply.read())["data"]]
         except urllib.error.HTTPError as e:
+            e.close()
             raise EndpointError(f"endpoint {base_url} says {e.code} to GET /models: check --base-url (it ends in /v1) and the "
                                 f"key in {settings.api_key_env}, or give --model") from e
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
             if time.monotonic() > deadline or not isinstance(e, OSError):
                 why = getattr(e, "reason", None) or e
                 raise EndpointError(f"endpoint {base_url} can't be asked for its models ({why}): start the server, "
