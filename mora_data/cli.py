@@ -27,7 +27,7 @@ LISTS = ("sources", "engines", "rewards", "selectors", "templates", "recipes")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(argv)
+    args = _parsed(argv)
     command: Callable[[argparse.Namespace], int] = args.command
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # one way to stop
     try:
@@ -42,6 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; `recipe run` takes key=value anywhere, which argparse alone does not."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command is _recipe_run and all("=" in r and not r.startswith("-") for r in rest):
+        args.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

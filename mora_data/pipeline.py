@@ -142,10 +142,14 @@ class Builder:
         self._rewards = {d: [load_reward(d, r, s) for r in s.reward_sources(d)] for d in s.dimensions}
         self._fuser = Fuser(s)
         self._selector = load_selector(s.select.selector)
-        self._templates = {f"judge/{r.name.partition(':')[2]}": r.fingerprint for rs in self._rewards.values() for r in rs}
+        self._templates = {f"judge/{d}" + (f"/{i}" if i else ""): r.fingerprint
+                           for d, rs in self._rewards.items() for i, r in enumerate(rs)}
+        self._templates |= {f"intents/{d}": text for d, text in self._fuser.intents_sha256.items()}
         self._templates |= {f"fuse/{arm}": t.sha256 for arm, t in self._fuser.templates.items()}
         if s.rollout.personas:
             raise SettingsError("rollout.personas is not part of this version: leave it empty")
+        if s.limits.max_cost is not None:
+            raise SettingsError("limits.max_cost is not part of this version (no price table): use limits.max_tokens")
         if s.heldout_judge is not None:
             raise SettingsError("heldout_judge is not part of this version: leave it null")
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..config import RoleSettings
-from ..errors import EndpointError, MoraError, Owed
+from ..config import BuildSettings, RoleSettings
+from ..errors import EndpointError, MoraError, Owed, SettingsError
 from ..store.log import Record
 from ..types import Answer, Request
 from .engine import Sink, Usage
@@ -48,6 +48,28 @@ class _Passing(Exception):
         super().__init__(detail)
         self.kind = kind
         self.wait_s = wait_s
+
+
+def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> HttpEngine:
+    """Any OpenAI-compatible HTTP endpoint: vLLM, llama.cpp, OpenAI, ...
+
+    Raises:
+        SettingsError: no model is named and the endpoint serves another number than one.
+        EndpointError: it can't be asked which models it serves.
+    """
+    url = role.base_url or ""
+    endpoint = shared.get(url) or Endpoint(url, role, usage)
+    shared[url] = endpoint
+    return HttpEngine(endpoint, role, role.model or _only_model(url, role, shared))
+
+
+def _only_model(url: str, role: RoleSettings, shared: dict[str, Any]) -> str:
+    served = shared.get(f"{url}#models")
+    if served is None:
+        served = shared[f"{url}#models"] = served_models(url, role)
+    if len(served) != 1:
+        raise SettingsError(f"endpoint {url} serves {len(served)} models ({', '.join(served[:5]) or 'none'}): give --model")
+    return str(served[0])
 
 
 class Endpoint:

@@ -6,6 +6,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+from ..config import BuildSettings, RewardSettings
+from ..types import Messages, Score
+from .asking import Ask
 
 DEGENERATE = frozenset({"empty", "truncated", "repetition"})
 """Flags that keep a rollout out of every pair. A refusal is an answer like any other."""
@@ -81,3 +86,23 @@ def is_refusal(text: str) -> bool:
     if not head.isascii():
         head = head.translate(_APOSTROPHES)
     return _REFUSAL.match(head) is not None
+
+
+class Rules:
+    """A reward without a model: 1 for a text that no rule objects to, 0 for a degenerate one or a refusal.
+
+    The Score's reason names the flags. As a dimension of its own (`rewards: {intact: [{kind: rules}]}`) it keeps refusals
+    from being chosen.
+    """
+
+    name = "rules"
+    floor = 0.5
+    step = 1.0
+    fingerprint = "rules-1"
+
+    def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
+        self.dimension = dimension
+
+    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+        found = [flags(answer, "stop") for answer in answers]
+        return [Score(self.dimension, self.name, 0.0 if f else 1.0, None, " ".join(f)) for f in found]

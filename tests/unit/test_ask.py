@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fake_openai import FakeOpenAI, Fault, Script
 
 from mora_data.config import RoleSettings
 from mora_data.engines import openai
@@ -20,7 +21,6 @@ from mora_data.engines.openai import Endpoint, HttpEngine
 from mora_data.errors import EndpointError, Owed
 from mora_data.store.log import AnswerLog
 from mora_data.types import Answer, Message, Request, Sampling
-from support.fake_openai import FakeOpenAI, Fault, Script
 
 REQUEST = Request("policy", (Message(role="user", content="What is tea?"),), Sampling(1.0, 0.95, 64), "presample", "p1", n=4)
 
