@@ -241,6 +241,12 @@ def test_endpoint_dead_from_the_start(bad: Bad) -> None:
     bad.asks(server, "--model", "m", "--set", "presample.enabled=true", says=("never answered", "start the server"))
 
 
+def test_dead_endpoint_opens_no_more_prompts_than_it_could_serve(bad: Bad) -> None:
+    bad.data = rows_file(bad.tmp / "rows.jsonl", 200)
+    bad.asks(closed(), "--model", "m", "--set", "partition_size=1", "--set", "policy.concurrency=4", says=("never answered",))
+    assert len(list(bad.run.glob("parts/*/answers.log"))) <= 4 * 4 + 4
+
+
 def test_endpoint_that_does_not_speak_http(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
     import threading
