@@ -63,7 +63,8 @@ def transport_for(url: str, headers: Mapping[str, str], timeout_s: float, connec
     """
     try:
         parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        known = known and url.isprintable() and " " not in url
     except ValueError:  # of the port, or of an IPv6 address
         known = False
     if not known:

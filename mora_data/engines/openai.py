@@ -97,7 +97,8 @@ class Endpoint:
         try:
             return await self._once(body, asked, sink)
         except _Passing as fault:
-            return await self._again(body, asked, sink, fault)
+            with self.slots.failing():
+                return await self._again(body, asked, sink, fault)
 
     async def close(self) -> None:
         await self._transport.close()

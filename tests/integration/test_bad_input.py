@@ -20,7 +20,16 @@ from support.fake_openai import FakeOpenAI, Fault
 from mora_data.cli import main
 from mora_data.engines import openai
 
-SMALL = ("--set", "presample.enabled=false", "--set", "fuse.arms=[identity]", "--set", "select.confirm=false", "--set", "rollout.n=4")
+SMALL = (
+    "--set",
+    "presample.enabled=false",
+    "--set",
+    "fuse.arms=[identity]",
+    "--set",
+    "select.confirm=false",
+    "--set",
+    "rollout.n=4",
+)
 
 
 class Bad:
@@ -48,12 +57,36 @@ class Bad:
 
     def build(self, *more: object, says: tuple[str, ...], source: str = "jsonl", data: Path | None = None) -> str:
         """A simulated build of three rows that must fail."""
-        return self("build", "--source", source, "--data", data or self.data, "--engine", "scripted", "--out", self.run, *SMALL, *more,
-                    says=says)
+        return self(
+            "build",
+            "--source",
+            source,
+            "--data",
+            data or self.data,
+            "--engine",
+            "scripted",
+            "--out",
+            self.run,
+            *SMALL,
+            *more,
+            says=says,
+        )
 
     def asks(self, server: FakeOpenAI, *more: object, says: tuple[str, ...]) -> str:
-        return self("build", "--source", "jsonl", "--data", self.data, "--base-url", server.base_url, "--out", self.run, *SMALL, *more,
-                    says=says)
+        return self(
+            "build",
+            "--source",
+            "jsonl",
+            "--data",
+            self.data,
+            "--base-url",
+            server.base_url,
+            "--out",
+            self.run,
+            *SMALL,
+            *more,
+            says=says,
+        )
 
     def good(self, *more: object) -> dict[str, Any]:
         out, _ = self.main("build", "--source", "jsonl", "--data", self.data, "--out", self.run, *SMALL, "--json", *more, code=0)
@@ -123,8 +156,20 @@ def test_missing_and_unreadable_files(bad: Bad) -> None:
 
 def test_bad_rows_are_counted_and_the_run_goes_on(bad: Bad) -> None:
     good = [json.dumps({"prompt": f"How do I mend item {i} of a fence?"}).encode() for i in range(4)]
-    rows = [good[0], b'{"other": 1}', b'{"prompt": 7}', good[1], b'{"prompt": null}', b'{"prompt": "\xff\xfe"}', b"[1]", b'{"prompt": "cut',
-            b'{"prompt": "\\ud800 alone"}', b'{"prompt": {"a": 1}}', good[2], good[3]]
+    rows = [
+        good[0],
+        b'{"other": 1}',
+        b'{"prompt": 7}',
+        good[1],
+        b'{"prompt": null}',
+        b'{"prompt": "\xff\xfe"}',
+        b"[1]",
+        b'{"prompt": "cut',
+        b'{"prompt": "\\ud800 alone"}',
+        b'{"prompt": {"a": 1}}',
+        good[2],
+        good[3],
+    ]
     bad.data.write_bytes(b"\n".join(rows) + b"\n")
     counts = bad.good("--engine", "scripted")["counts"]["mine"]
     assert counts["in"] == len(rows) == counts["kept"] + sum(counts["dropped"].values()) and counts["kept"] == 4
@@ -160,13 +205,19 @@ BAD_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "schedule falls": (("--set", "presample.n=[8,4]"), ("presample.n", "must rise")),
     "a dimension twice": (("--set", "dimensions=[helpful,helpful]"), ("different names",)),
     "a setting set below a value": (("--set", "seed.x=1"), ("seed", "integer")),
-    "selector": (("--set", "select.selector=dominanse_hv"), ("unknown selector 'dominanse_hv'", "did you mean 'dominance_hv'?", "module:function")),
+    "selector": (
+        ("--set", "select.selector=dominanse_hv"),
+        ("unknown selector 'dominanse_hv'", "did you mean 'dominance_hv'?", "module:function"),
+    ),
     "selector module": (("--set", "select.selector=no_such_module:f"), ("no_such_module", "select")),
     "reward kind": (("--set", "rewards={helpful: [{kind: juge}]}"), ("unknown reward kind 'juge'", "did you mean 'judge'?")),
     "engine": (("--engine", "opnai"), ("policy.engine", "'opnai'", "openai")),
     "engine not there": (("--engine", "vllm"), ("engine 'vllm'", "openai")),
     "fuse arm": (("--set", "fuse.arms=[fusd]"), ("template 'fusd'", "fused")),
-    "template": (("--set", "rewards={helpful: [{template: helpfull}]}"), ("template 'helpfull'", "there: harmless, helpful, truthful")),
+    "template": (
+        ("--set", "rewards={helpful: [{template: helpfull}]}"),
+        ("template 'helpfull'", "there: harmless, helpful, truthful"),
+    ),
     "dimension without template": (("--set", "dimensions=[helpful,brief]"), ("'brief'", "there: harmless, helpful, truthful")),
     "publish config": (("--set", "publish.configs=[prefrence]"), ("prefrence", "did you mean 'preference'?")),
 }
@@ -178,14 +229,21 @@ def test_bad_setting(bad: Bad, name: str) -> None:
     bad.build(*argv, says=says)
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("source: [", ("mine.yaml", "not YAML")), ("- a\n- b\n", ("mine.yaml", "mapping, not list")), ("", ("mine.yaml", "mapping, not NoneType")),
-    ("name: x\n", ("'source' is missing",)), ("name: x\nsource: {kind: jsnl}\n", ("jsnl", "did you mean 'jsonl'?")),
-    ("name: x\nsource: {kind: jsonl}\nrollout: {m: 3}\n", ("'rollout.m'", "n")),
-    ("name: x\nsource: {kind: jsonl}\njudge: {tempreature: 0}\n", ("judge.tempreature", "did you mean 'temperature'?")),
-    ("name: x\nsource: {kind: jsonl, columns: {promt: q}}\n", ("'promt'", "did you mean 'prompt'?")),
-    ("name: x\nsource: {kind: jsonl}\nrewards: {helpful: [{weigth: 1}]}\n", ("weigth", "did you mean 'weight'?")),
-    ("name: [1\n: \xff", ("mine.yaml", "not YAML"))])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("source: [", ("mine.yaml", "not YAML")),
+        ("- a\n- b\n", ("mine.yaml", "mapping, not list")),
+        ("", ("mine.yaml", "mapping, not NoneType")),
+        ("name: x\n", ("'source' is missing",)),
+        ("name: x\nsource: {kind: jsnl}\n", ("jsnl", "did you mean 'jsonl'?")),
+        ("name: x\nsource: {kind: jsonl}\nrollout: {m: 3}\n", ("'rollout.m'", "n")),
+        ("name: x\nsource: {kind: jsonl}\njudge: {tempreature: 0}\n", ("judge.tempreature", "did you mean 'temperature'?")),
+        ("name: x\nsource: {kind: jsonl, columns: {promt: q}}\n", ("'promt'", "did you mean 'prompt'?")),
+        ("name: x\nsource: {kind: jsonl}\nrewards: {helpful: [{weigth: 1}]}\n", ("weigth", "did you mean 'weight'?")),
+        ("name: [1\n: \xff", ("mine.yaml", "not YAML")),
+    ],
+)
 def test_bad_yaml(bad: Bad, text: str, says: tuple[str, ...]) -> None:
     bad.build(says=says, source=str(write(bad.tmp / "mine.yaml", text.encode("latin-1"))))
 
@@ -206,9 +264,19 @@ def test_template_names_all_undefined_variables(bad: Bad) -> None:
     bad.build("--set", setting.replace("mine", "gone"), says=("no template", "gone.j2"))
 
 
-@pytest.mark.parametrize("argv", [("biuld",), (), ("build",), ("build", "--source", "jsonl", "--limit", "many"),
-                                  ("build", "--source", "jsonl", "--sample", "--data", "x"), ("build", "--source", "jsonl", "--untill", "mine"),
-                                  ("list", "things"), ("export", "run", "--to", "x")])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("biuld",),
+        (),
+        ("build",),
+        ("build", "--source", "jsonl", "--limit", "many"),
+        ("build", "--source", "jsonl", "--sample", "--data", "x"),
+        ("build", "--source", "jsonl", "--untill", "mine"),
+        ("list", "things"),
+        ("export", "run", "--to", "x"),
+    ],
+)
 def test_usage(bad: Bad, argv: tuple[str, ...]) -> None:
     _, err = bad.main(*argv, code=2)
     assert err.startswith("usage: mora-data") and "error: " in err.splitlines()[-1]
@@ -216,15 +284,47 @@ def test_usage(bad: Bad, argv: tuple[str, ...]) -> None:
 
 # endpoints
 def test_no_endpoint(bad: Bad) -> None:
-    bad("build", "--source", "jsonl", "--data", bad.data, "--out", bad.run, says=("--base-url", "OPENAI_API_KEY", "--engine scripted"))
+    bad(
+        "build",
+        "--source",
+        "jsonl",
+        "--data",
+        bad.data,
+        "--out",
+        bad.run,
+        says=("--base-url", "OPENAI_API_KEY", "--engine scripted"),
+    )
     assert not bad.run.exists()
 
 
-@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://127.0.0.1/v1", "127.0.0.1", "http://", "http:///v1", "http://127.0.0.1:port/v1",
-                                 "http://127.0.0.1:99999/v1", "http://[::1/v1", "http://a b/v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000/v1",
+        "ftp://127.0.0.1/v1",
+        "127.0.0.1",
+        "http://",
+        "http:///v1",
+        "http://127.0.0.1:port/v1",
+        "http://127.0.0.1:99999/v1",
+        "http://[::1/v1",
+        "http://a b/v1",
+    ],
+)
 def test_base_url_is_not_an_address(bad: Bad, url: str) -> None:
-    line = bad("build", "--source", "jsonl", "--data", bad.data, "--base-url", url, "--out", bad.run, *SMALL,
-               says=("is not an http(s) address", "http://127.0.0.1:8000/v1", repr(url.rstrip("/"))))
+    line = bad(
+        "build",
+        "--source",
+        "jsonl",
+        "--data",
+        bad.data,
+        "--base-url",
+        url,
+        "--out",
+        bad.run,
+        *SMALL,
+        says=("is not an http(s) address", "http://127.0.0.1:8000/v1", repr(url.rstrip("/"))),
+    )
     assert "chat/completions" not in line
 
 
@@ -241,11 +341,18 @@ def test_endpoint_dead_from_the_start(bad: Bad) -> None:
     bad.asks(server, "--model", "m", "--set", "presample.enabled=true", says=("never answered", "start the server"))
 
 
+def test_dead_endpoint_opens_no_more_prompts_than_it_could_serve(bad: Bad) -> None:
+    bad.data = rows_file(bad.tmp / "rows.jsonl", 200)
+    bad.asks(closed(), "--model", "m", "--set", "partition_size=1", "--set", "policy.concurrency=4", says=("never answered",))
+    assert len(list(bad.run.glob("parts/*/answers.log"))) <= 4 * 4 + 4
+
+
 def test_endpoint_that_does_not_speak_http(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
     import threading
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def answer() -> None:
             while True:
                 try:
@@ -264,8 +371,15 @@ def test_endpoint_that_does_not_speak_http(bad: Bad, monkeypatch: pytest.MonkeyP
         bad(*args, "--model", "m", says=("never answered", "not an HTTP reply", "--base-url"))
 
 
-@pytest.mark.parametrize(("status", "says"), [(401, ("401", "OPENAI_API_KEY")), (403, ("403", "OPENAI_API_KEY")),
-                                              (404, ("404", "told to say 404", "--model")), (302, ("302", "--base-url"))])
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (401, ("401", "OPENAI_API_KEY")),
+        (403, ("403", "OPENAI_API_KEY")),
+        (404, ("404", "told to say 404", "--model")),
+        (302, ("302", "--base-url")),
+    ],
+)
 def test_endpoint_refuses(bad: Bad, status: int, says: tuple[str, ...]) -> None:
     with FakeOpenAI(lambda body, time: Fault(status)) as server:
         bad.asks(server, "--model", "m", says=says)
@@ -289,8 +403,19 @@ def test_models_of_the_endpoint(bad: Bad) -> None:
     with FakeOpenAI() as server:
         server.base_url += "/v1x"
         server.models = ()
-        bad("build", "--source", "jsonl", "--data", bad.data, "--base-url", server.base_url.replace("/v1", "/none"), "--out", bad.run,
-            *SMALL, says=("--model",))
+        bad(
+            "build",
+            "--source",
+            "jsonl",
+            "--data",
+            bad.data,
+            "--base-url",
+            server.base_url.replace("/v1", "/none"),
+            "--out",
+            bad.run,
+            *SMALL,
+            says=("--model",),
+        )
 
 
 def test_context_too_long_is_a_failed_row(bad: Bad) -> None:
@@ -298,7 +423,11 @@ def test_context_too_long_is_a_failed_row(bad: Bad) -> None:
     said = b'{"error": {"message": "maximum context length is 2048 tokens", "type": "BadRequestError", "code": 400}}'
 
     def too_long(body: dict[str, Any], time: int) -> Fault | None:
-        return Fault(400, said) if "item 7 " in body["messages"][-1]["content"] and "response_format" not in body else steady(body, time)
+        return (
+            Fault(400, said)
+            if "item 7 " in body["messages"][-1]["content"] and "response_format" not in body
+            else steady(body, time)
+        )
 
     with FakeOpenAI(too_long) as server:
         summary = bad.good("--base-url", server.base_url, "--model", "m", "--set", "limits.max_error_share=0.5")
@@ -313,8 +442,20 @@ def test_context_too_long_is_a_failed_row(bad: Bad) -> None:
 @pytest.mark.parametrize("presampled", [False, True])
 def test_row_that_the_server_can_not_answer_now_is_owed(bad: Bad, presampled: bool) -> None:
     bad.data = rows_file(bad.tmp / "rows.jsonl", 8)
-    more = ("--model", "m", "--set", "rollout.n=8", "--set", "limits.max_error_share=0", "--set", f"presample.enabled={presampled}", "--set", "presample.n=[4]",
-            "--set", "presample.accept=[flat,one_dim,conflict,multi,undecided]")
+    more = (
+        "--model",
+        "m",
+        "--set",
+        "rollout.n=8",
+        "--set",
+        "limits.max_error_share=0",
+        "--set",
+        f"presample.enabled={presampled}",
+        "--set",
+        "presample.n=[4]",
+        "--set",
+        "presample.accept=[flat,one_dim,conflict,multi,undecided]",
+    )
     with FakeOpenAI(steady) as server:
         bad.run = bad.tmp / "clean"
         bad.good("--base-url", server.base_url, *more)
@@ -339,8 +480,15 @@ def test_run_folder_of_another_build(bad: Bad) -> None:
 
 
 @pytest.mark.parametrize("fresh", [(), ("--fresh",)])
-@pytest.mark.parametrize("content", [{"notes.txt": "mine"}, {"manifest.json": '{"name": "an app"}', "index.html": "x"},
-                                     {"manifest.json": "not json"}, {"parts/x": "y"}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"notes.txt": "mine"},
+        {"manifest.json": '{"name": "an app"}', "index.html": "x"},
+        {"manifest.json": "not json"},
+        {"parts/x": "y"},
+    ],
+)
 def test_folder_that_is_no_run_folder_is_left_alone(bad: Bad, content: dict[str, str], fresh: tuple[str, ...]) -> None:
     for name, text in content.items():
         (bad.run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -360,13 +508,42 @@ def test_commands_on_a_folder_that_is_no_run(bad: Bad) -> None:
     for folder in (bad.tmp, bad.tmp / "nowhere"):
         bad("status", folder, says=("is not a run folder", "--out"))
         bad("push", folder, "org/name", says=("holds no finished dataset", "mora-data build"))
-        bad("export", folder, "--config", "preference", "--to", bad.tmp / "to", says=("no config 'preference'", "it holds no dataset"))
+        bad(
+            "export",
+            folder,
+            "--config",
+            "preference",
+            "--to",
+            bad.tmp / "to",
+            says=("no config 'preference'", "it holds no dataset"),
+        )
 
 
 def test_export_of_an_unknown_config(bad: Bad) -> None:
-    bad.main("build", "--source", "pku-saferlhf", "--sample", "--limit", 12, "--out", bad.run, "--set", "presample.n=[4]", "--set",
-             "rollout.n=6", code=0)
-    bad("export", bad.run, "--config", "preferences", "--to", bad.tmp / "to", says=("no config 'preferences'", "did you mean 'preference'?"))
+    bad.main(
+        "build",
+        "--source",
+        "pku-saferlhf",
+        "--sample",
+        "--limit",
+        12,
+        "--out",
+        bad.run,
+        "--set",
+        "presample.n=[4]",
+        "--set",
+        "rollout.n=6",
+        code=0,
+    )
+    bad(
+        "export",
+        bad.run,
+        "--config",
+        "preferences",
+        "--to",
+        bad.tmp / "to",
+        says=("no config 'preferences'", "did you mean 'preference'?"),
+    )
     bad("export", bad.run, "--config", "nosuch", "--to", bad.tmp / "to", says=("no config 'nosuch'", "preference"))
     bad("export", bad.run, "--config", "preference", "--to", bad.data, says=("can't export preference",))
     bad("push", bad.run, "not-an-id", "--allow-simulated", says=("not a repository id", "ORG/NAME"))
@@ -385,8 +562,21 @@ def test_push_without_a_token(bad: Bad) -> None:
 
     from support.hub_standin import make_server
 
-    bad.main("build", "--source", "pku-saferlhf", "--sample", "--limit", 12, "--out", bad.run, "--set", "presample.n=[4]", "--set",
-             "rollout.n=6", code=0)
+    bad.main(
+        "build",
+        "--source",
+        "pku-saferlhf",
+        "--sample",
+        "--limit",
+        12,
+        "--out",
+        bad.run,
+        "--set",
+        "presample.n=[4]",
+        "--set",
+        "rollout.n=6",
+        code=0,
+    )
     hub = make_server(bad.tmp / "hub", token="T")
     thread = threading.Thread(target=hub.serve_forever)
     thread.start()
@@ -405,6 +595,7 @@ def test_push_without_a_token(bad: Bad) -> None:
 # a disk that is full
 def limited(n_bytes: int) -> Callable[[], None]:
     """No file of the process may grow beyond `n_bytes`."""
+
     def set_limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
 
@@ -412,11 +603,26 @@ def limited(n_bytes: int) -> Callable[[], None]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit works so on Linux alone")
-@pytest.mark.parametrize(("n_bytes", "size", "where"), [(300, 1, "build.yaml"), (2500, 1, "parts/000"), (6000, 1, "dataset folder"),
-                                                          (8000, 12, "answers.log")])
+@pytest.mark.parametrize(
+    ("n_bytes", "size", "where"),
+    [(300, 1, "build.yaml"), (2500, 1, "parts/000"), (6000, 1, "dataset folder"), (8000, 12, "answers.log")],
+)
 def test_disk_full_keeps_what_was_answered(bad: Bad, n_bytes: int, size: int, where: str) -> None:
     rows_file(bad.tmp / "rows.jsonl", 12)
-    argv = ["build", "--source", "jsonl", "--data", "rows.jsonl", "--model", "m", *SMALL, "--set", f"partition_size={size}", "--json", "--out"]
+    argv = [
+        "build",
+        "--source",
+        "jsonl",
+        "--data",
+        "rows.jsonl",
+        "--model",
+        "m",
+        *SMALL,
+        "--set",
+        f"partition_size={size}",
+        "--json",
+        "--out",
+    ]
     with FakeOpenAI(steady) as server:
         url = ("--base-url", server.base_url)
         finish([*argv, "clean", *url], bad.tmp)
@@ -432,8 +638,23 @@ def test_disk_full_keeps_what_was_answered(bad: Bad, n_bytes: int, size: int, wh
 def test_interrupt_while_the_endpoint_is_away(bad: Bad) -> None:
     """Waiting for a server that never comes can be interrupted, too."""
     with FakeOpenAI(lambda body, time: Fault(503, headers={"retry-after": "600"})) as server:
-        process = start(["build", "--source", "jsonl", "--data", "rows.jsonl", "--model", "m", *SMALL, "--out", "run", "--base-url",
-                         server.base_url], bad.tmp)
+        process = start(
+            [
+                "build",
+                "--source",
+                "jsonl",
+                "--data",
+                "rows.jsonl",
+                "--model",
+                "m",
+                *SMALL,
+                "--out",
+                "run",
+                "--base-url",
+                server.base_url,
+            ],
+            bad.tmp,
+        )
         asked_since(server, 0, 3)
         code, err = kill(process, signal.SIGINT)
         assert code == 130 and "To go on: mora-data build" in err and "Traceback" not in err

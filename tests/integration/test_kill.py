@@ -18,14 +18,37 @@ from support.fake_openai import FakeOpenAI
 PROMPTS = 16
 SLOTS = 32
 KILLS = 20
-SETTINGS = ("presample.n=[4,8]", "rollout.n=8", "fuse.arms=[identity]", "partition_size=4", "presample.accept=[flat,one_dim,conflict,"
-            "multi,undecided]", f"policy.concurrency={SLOTS}", "presample.reference=8", "presample.repeat_share=0.2")
+SETTINGS = (
+    "presample.n=[4,8]",
+    "rollout.n=8",
+    "fuse.arms=[identity]",
+    "partition_size=4",
+    "presample.accept=[flat,one_dim,conflict,multi,undecided]",
+    f"policy.concurrency={SLOTS}",
+    "presample.reference=8",
+    "presample.repeat_share=0.2",
+)
 
 
 def build(server: FakeOpenAI, where: Path, run: str = "run") -> list[str]:
     sets = [word for s in SETTINGS for word in ("--set", s)]
-    return ["build", "--source", "jsonl", "--data", "rows.jsonl", "--base-url", server.base_url, "--model", "gen",
-            "--judge-model", "judge", "--out", run, *sets, "--json"]
+    return [
+        "build",
+        "--source",
+        "jsonl",
+        "--data",
+        "rows.jsonl",
+        "--base-url",
+        server.base_url,
+        "--model",
+        "gen",
+        "--judge-model",
+        "judge",
+        "--out",
+        run,
+        *sets,
+        "--json",
+    ]
 
 
 class Clean:
@@ -100,8 +123,9 @@ def wait_for_path(process: subprocess.Popen[str], there: Callable[[], bool]) -> 
         assert process.poll() is None, process.communicate()[1]
 
 
-@pytest.mark.parametrize("what", ["parts/00000/answers.parquet", "parts/00003/manifest.json",
-                                  ".dataset.new", ".dataset.new/scored", "dataset"])
+@pytest.mark.parametrize(
+    "what", ["parts/00000/answers.parquet", "parts/00003/manifest.json", ".dataset.new", ".dataset.new/scored", "dataset"]
+)
 def test_sigkill_while_sealing_and_publishing(clean: Clean, tmp_path: Path, what: str) -> None:
     with slow_server(tmp_path, delay_s=0.0) as server:
         process = start(build(server, tmp_path), tmp_path)
@@ -114,7 +138,9 @@ def test_sigkill_while_sealing_and_publishing(clean: Clean, tmp_path: Path, what
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("asked", [1, 500])
-def test_interrupt_keeps_what_was_answered_and_says_how_to_go_on(clean: Clean, tmp_path: Path, how: signal.Signals, asked: int) -> None:
+def test_interrupt_keeps_what_was_answered_and_says_how_to_go_on(
+    clean: Clean, tmp_path: Path, how: signal.Signals, asked: int
+) -> None:
     with slow_server(tmp_path) as server:
         process = start([*build(server, tmp_path), "--fresh"], tmp_path)
         asked_since(server, 0, asked)

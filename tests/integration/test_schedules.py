@@ -25,11 +25,20 @@ from mora_data.types import Answer, Message, Request, Sampling
 SCHEDULES = 40
 RUNS = 4
 SLOTS = 4
-REQUESTS = [Request("policy", (Message(role="user", content=f"What is tea {i}?"),), Sampling(1.0, 0.95, 64), "presample", f"p{i}", n=6)
-            for i in range(8)]
-FAULTS = (Fault(429, headers={"retry-after": "0"}), Fault(500), Fault(503, b"<html>busy</html>"), Fault(drop="before"), Fault(drop="middle"),
-          Fault(200, b"<html>login</html>"), Fault(200, b'{"choices": [{"index": 0, "mess'), Fault(401))
-
+REQUESTS = [
+    Request("policy", (Message(role="user", content=f"What is tea {i}?"),), Sampling(1.0, 0.95, 64), "presample", f"p{i}", n=6)
+    for i in range(8)
+]
+FAULTS = (
+    Fault(429, headers={"retry-after": "0"}),
+    Fault(500),
+    Fault(503, b"<html>busy</html>"),
+    Fault(drop="before"),
+    Fault(drop="middle"),
+    Fault(200, b"<html>login</html>"),
+    Fault(200, b'{"choices": [{"index": 0, "mess'),
+    Fault(401),
+)
 
 
 def short(body: dict[str, Any]) -> Fault | None:
@@ -39,6 +48,7 @@ def short(body: dict[str, Any]) -> Fault | None:
 
 def run(server: FakeOpenAI, path: Path, requests: list[Request], usage: Usage) -> list[list[Answer] | str]:
     """Every request's answers, or the name of what stopped it."""
+
     async def one(asker: Asker, request: Request) -> list[Answer] | str:
         try:
             return await asker(request)
@@ -72,7 +82,7 @@ def damage(path: Path, rng: random.Random) -> int:
     if not raw:
         return 0
     if rng.random() < 0.5:
-        del raw[rng.randrange(len(raw)):]
+        del raw[rng.randrange(len(raw)) :]
     else:
         for _ in range(rng.randrange(1, 6)):
             raw[rng.randrange(len(raw))] = rng.randrange(256)
@@ -91,8 +101,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> list[list[Answer] | str]:
 
 
 @pytest.mark.parametrize("seed", range(SCHEDULES))
-def test_any_schedule_ends_with_the_answers_asked_for(clean: list[list[Answer] | str], tmp_path: Path, seed: int,
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_schedule_ends_with_the_answers_asked_for(
+    clean: list[list[Answer] | str], tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(openai, "_wait_s", lambda state: 0.0)
     rng = random.Random(seed)
     rate = [0.0]
@@ -123,6 +134,8 @@ def test_any_schedule_ends_with_the_answers_asked_for(clean: list[list[Answer] |
     assert len(given) == sum(r.n for r in REQUESTS)
     assert sum(n - 1 for n in given.values()) <= 6 * (hit + in_flight) and usage.repeated == 0
     log = AnswerLog(path)
-    indices = Counter((key[:12], int.from_bytes(key[12:], "big") + i) for key, raw in log.items() for i in range(len(Record.decode(raw).answers)))
+    indices = Counter(
+        (key[:12], int.from_bytes(key[12:], "big") + i) for key, raw in log.items() for i in range(len(Record.decode(raw).answers))
+    )
     log.close()
     assert len(indices) == len(given) and set(indices.values()) == {1}

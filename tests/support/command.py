@@ -42,14 +42,29 @@ def parquet_hashes(run: Path) -> dict[str, str]:
 def environment(home: Path, **more: str) -> dict[str, str]:
     """An environment without keys, proxies and caches of its own."""
     kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "TMPDIR", "SYSTEMROOT")}
-    return {**kept, "HOME": str(home), "HF_HOME": str(home / "hf"), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error",
-            "PYTHONASYNCIODEBUG": "0", **more}
+    return {
+        **kept,
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error",
+        "PYTHONASYNCIODEBUG": "0",
+        **more,
+    }
 
 
 def start(argv: list[str], cwd: Path, **more: Any) -> subprocess.Popen[str]:
     """`mora-data ARGV` in a process of its own."""
-    return subprocess.Popen([sys.executable, "-m", "mora_data", *argv], cwd=cwd, env=environment(cwd, **more.pop("env", {})),
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+    return subprocess.Popen(
+        [sys.executable, "-m", "mora_data", *argv],
+        cwd=cwd,
+        env=environment(cwd, **more.pop("env", {})),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
 
 
 def finish(argv: list[str], cwd: Path, code: int = 0, **more: Any) -> tuple[dict[str, Any], str]:
