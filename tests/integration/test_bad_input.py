@@ -171,7 +171,7 @@ def test_bad_rows_are_counted_and_the_run_goes_on(bad: Bad) -> None:
         good[3],
     ]
     bad.data.write_bytes(b"\n".join(rows) + b"\n")
-    counts = bad.good("--engine", "scripted")["counts"]["mine"]
+    counts = bad.good("--engine", "scripted", "--until", "score")["counts"]["mine"]
     assert counts["in"] == len(rows) == counts["kept"] + sum(counts["dropped"].values()) and counts["kept"] == 4
     assert counts["dropped"].keys() >= {"not_utf8", "not_an_object", "bad_json"}
 
@@ -180,7 +180,7 @@ def test_parquet_with_text_that_is_not_utf8(bad: Bad) -> None:
     raw = pa.array([b"How do I sow grass?", b"\xff\xfe", b"How do I mow it?"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"prompt": raw}), bad.tmp / "x.parquet")
     bad.data = bad.tmp / "x.parquet"
-    counts = bad.good("--engine", "scripted")["counts"]["mine"]
+    counts = bad.good("--engine", "scripted", "--until", "score")["counts"]["mine"]
     assert counts == {"in": 3, "kept": 2, "dropped": {"not_utf8": 1}}
 
 
@@ -211,7 +211,7 @@ BAD_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "selector module": (("--set", "select.selector=no_such_module:f"), ("no_such_module", "select")),
     "reward kind": (("--set", "rewards={helpful: [{kind: juge}]}"), ("unknown reward kind 'juge'", "did you mean 'judge'?")),
-    "engine": (("--engine", "opnai"), ("policy.engine", "'opnai'", "openai")),
+    "engine": (("--engine", "opnai"), ("engine 'opnai'", "did you mean 'openai'?")),
     "engine not there": (("--engine", "vllm"), ("engine 'vllm'", "openai")),
     "fuse arm": (("--set", "fuse.arms=[fusd]"), ("template 'fusd'", "fused")),
     "template": (
@@ -344,7 +344,7 @@ def test_endpoint_dead_from_the_start(bad: Bad) -> None:
 def test_dead_endpoint_opens_no_more_prompts_than_it_could_serve(bad: Bad) -> None:
     bad.data = rows_file(bad.tmp / "rows.jsonl", 200)
     bad.asks(closed(), "--model", "m", "--set", "partition_size=1", "--set", "policy.concurrency=4", says=("never answered",))
-    assert len(list(bad.run.glob("parts/*/answers.log"))) <= 4 * 4 + 4
+    assert len(list(bad.run.glob("parts/*/answers.log"))) <= 4 * 4 + 4 + 4  # tried again, in flight, waiting
 
 
 def test_endpoint_that_does_not_speak_http(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,11 +472,11 @@ def test_row_that_the_server_can_not_answer_now_is_owed(bad: Bad, presampled: bo
 
 # folders
 def test_run_folder_of_another_build(bad: Bad) -> None:
-    bad.good("--engine", "scripted")
+    bad.good("--engine", "scripted", "--until", "score")
     other = rows_file(bad.tmp / "other.jsonl", 4)
     bad.build(says=("is another build", "revision", "--out", "--fresh"), data=other)
     bad.data = other
-    assert bad.good("--engine", "scripted", "--fresh")["counts"]["mine"]["in"] == 4
+    assert bad.good("--engine", "scripted", "--fresh", "--until", "score")["counts"]["mine"]["in"] == 4
 
 
 @pytest.mark.parametrize("fresh", [(), ("--fresh",)])
