@@ -87,7 +87,8 @@ def _add(sub: Any, name: str, command: Callable[[argparse.Namespace], int], text
 
 def _add_build(sub: Any) -> None:
     b = _add(sub, "build", _build, "mine, fuse, sample, score, select, publish; run again to resume")
-    b.add_argument("--source", required=True, metavar="NAME", help="a builder (see `mora-data list sources`) or a path to a YAML file")
+    b.add_argument("--source", required=True, metavar="NAME",
+                   help="a builder (see `mora-data list sources`) or a path to a YAML file")
     where = b.add_mutually_exclusive_group()
     where.add_argument("--sample", action="store_true", help="use the rows bundled with the package; no network")
     where.add_argument("--data", nargs="+", action="extend", type=Path, default=[], metavar="PATH",

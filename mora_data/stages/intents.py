@@ -38,7 +38,8 @@ def _load(dimension: str, given: str | None) -> Intent:
     if not path.is_file():
         have = ", ".join(resources.names("templates", "intents/*.yaml"))
         raise SettingsError(
-            f"no intent for dimension {dimension!r}: add {where} with definition, need, good, bad (there: {have}), or set fuse.intents")
+            f"no intent for dimension {dimension!r}: add {where} with definition, need, good, bad (there: {have}), "
+            "or set fuse.intents")
     try:
         tree = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:

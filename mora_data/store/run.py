@@ -89,7 +89,8 @@ class RunFolder:
         elif before != identity:
             key = next(k for k in sorted({*before, *identity}) if before.get(k) != identity.get(k))
             raise RunFolderError(f"run folder {self.path} is another build "
-                                 f"({key}: {before.get(key)!r}, not {identity.get(key)!r}): give another --out, or --fresh to start anew")
+                                 f"({key}: {before.get(key)!r}, not {identity.get(key)!r}): "
+                                 "give another --out, or --fresh to start anew")
 
 
 def parts_of(run_dir: Path) -> list[Part]:

@@ -73,7 +73,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_demo_writes_the_run_folder(demo: Path) -> None:
-    for name in ("build.yaml", "manifest.json", "parts/00000/manifest.json", "errors.jsonl", "reference.json", "dataset/README.md"):
+    for name in ("build.yaml", "manifest.json", "parts/00000/manifest.json", "errors.jsonl", "reference.json",
+                 "dataset/README.md"):
         assert (demo / name).is_file(), name
     manifest = json.loads((demo / "manifest.json").read_text())
     assert manifest["status"] == "done" and manifest["simulated"] is True
@@ -111,7 +112,8 @@ def test_every_config_loads_with_datasets(demo: Path, tmp_path: Path) -> None:
             "folder = sys.argv[1]; found = {n: load_dataset(folder, n, cache_dir=sys.argv[2]) for n in names(folder)}\n"
             "default = load_dataset(folder, cache_dir=sys.argv[2])\n"
             "print(json.dumps({'default': default['train'].column_names, **{n: d['train'].num_rows for n, d in found.items()}}))")
-    done = subprocess.run([sys.executable, "-c", code, str(demo / "dataset"), str(tmp_path)], capture_output=True, text=True, check=True,
+    command = [sys.executable, "-c", code, str(demo / "dataset"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True,
                           env={"PATH": "/usr/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
     found = json.loads(done.stdout)
     assert {"prompt", "chosen", "rejected"} <= set(found.pop("default"))
