@@ -195,13 +195,15 @@ class Builder:
     async def _ask(self, folder: RunFolder, parts: Sequence[Part]) -> None:
         self._engines = connect(self.settings, self.options.sample, self.usage)
         try:
-            self._reference = await self._phase_0(folder, parts)
-            await self._run_parts(parts)
+            runner = Partitions(self._engines, self.usage, self.settings.seed)
+            self._reference = await self._phase_0(folder, parts, runner)
+            await self._run_parts(parts, runner)
+            self._damaged = runner.damaged
         finally:
             for engine in {id(e): e for e in self._engines.values()}.values():
                 await engine.close()
 
-    async def _phase_0(self, folder: RunFolder, parts: Sequence[Part]) -> dict[str, Any]:
+    async def _phase_0(self, folder: RunFolder, parts: Sequence[Part], runner: Partitions) -> dict[str, Any]:
         s = self.settings
         floors = floors_of(self._rewards, s.presample.floors)
         if not s.presample.enabled:
@@ -217,17 +219,15 @@ class Builder:
         noise = Noise(s.dimensions)
         self.progress.start("reference: prompts", len(chosen))
         plain = as_reference(unmeasured(s.dimensions, floors))
-        runner = Partitions(self._engines, self.usage, s.seed)
         await runner.run(first_parts, reference_flow(lambda ask: self._work(ask, plain), noise), lambda o: self.progress.step(),
                          lambda opened: None, only=chosen)
         self.progress.finish()
-        self._damaged += runner.damaged
         steps = {d: max(r.step for r in rs) for d, rs in self._rewards.items()}
         reference = {"basis": None if noise.owed else basis, **noise.result(floors, steps)}  # the next run measures what is owed
         folder.write("reference.json", reference)
         return reference
 
-    async def _run_parts(self, parts: Sequence[Part]) -> None:
+    async def _run_parts(self, parts: Sequence[Part], runner: Partitions) -> None:
         todo = [p for p in parts if not self._is_sealed(p)]
         n_prompts = [_count_lines(p) for p in parts]
         done = sum(n for p, n in zip(parts, n_prompts, strict=True) if p not in todo)
@@ -235,7 +235,6 @@ class Builder:
             if p not in todo:
                 self._replayed_sealed += int((p.manifest() or {}).get("answers", 0))
         self.progress.start("prompts", sum(n_prompts), done)
-        runner = Partitions(self._engines, self.usage, self.settings.seed)
         reference = as_reference(self._reference)
 
         async def flow(ask: Asker, prompt: Prompt) -> Outcome:
@@ -247,7 +246,6 @@ class Builder:
         for p in todo:
             p.reopen()
         await runner.run(todo, flow, self._on_prompt, finished)
-        self._damaged += runner.damaged
         self.progress.finish()
 
     def _on_prompt(self, outcome: Outcome) -> None:

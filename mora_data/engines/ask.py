@@ -84,7 +84,8 @@ class Asker:
             if record is not None:
                 call.fill(i, record)
                 n = len(record.answers)
-                self._usage.replayed += max(0, min(i + n, end) - max(i, request.first))
+                if log.is_old(call.base, i):
+                    self._usage.replayed += max(0, min(i + n, end) - max(i, request.first))
                 short_until = i + record.asked if n < record.asked else short_until
                 i += n
             elif i < request.first:

@@ -30,7 +30,7 @@ class Usage:
 
     sent: int = 0  # over the wire, retries included
     simulated: int = 0  # answered by the simulator
-    replayed: int = 0  # answers taken from the log
+    replayed: int = 0  # answers of earlier commands, taken from the log
     repeated: int = 0  # answers that came for a key the log already held
     tokens_in: int = 0
     tokens_out: int = 0

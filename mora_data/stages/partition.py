@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..engines.ask import Asker
@@ -38,6 +39,7 @@ class Partitions:
     """Runs prompts through a flow, partition by partition."""
 
     def __init__(self, engines: Mapping[Role, Engine], usage: Usage, seed: int) -> None:
+        self._old_ends: dict[Path, int] = {}  # a partition may be opened twice by one command
         self._engines = engines
         self._usage = usage
         self._seed = seed
@@ -71,7 +73,8 @@ class Partitions:
 
     def _open(self, part: Part, only: frozenset[str] | None) -> OpenPart:
         prompts = [p for p in part.prompts() if only is None or p.prompt_id in only]
-        log = AnswerLog(part.log_path, part.sealed_answers())
+        log = AnswerLog(part.log_path, part.sealed_answers(), self._old_ends.get(part.log_path))
+        self._old_ends[part.log_path] = log.old_end
         self._logs.append(log)
         self.damaged += log.damaged
         return OpenPart(part, prompts, log, Asker(self._engines, log, self._seed, self._usage))

@@ -79,9 +79,10 @@ class AnswerLog:
 
     Attributes:
         damaged: lines that were skipped because their checksum or shape was wrong.
+        old_end: where this command's own lines begin; answers before it were paid for by an earlier one.
     """
 
-    def __init__(self, path: Path, sealed: dict[bytes, bytes] | None = None) -> None:
+    def __init__(self, path: Path, sealed: dict[bytes, bytes] | None = None, old_end: int | None = None) -> None:
         self.path = path
         self.damaged = 0
         self._sealed = sealed or {}
@@ -94,6 +95,7 @@ class AnswerLog:
         except OSError as e:
             raise RunFolderError(f"can't open the answer log {path}: {e.strerror}") from e
         self._end = self._load()
+        self.old_end = self._end if old_end is None else old_end
         self._sync = threading.Thread(target=self._sync_often, name="log-sync", daemon=True)
         self._sync.start()
 
@@ -104,6 +106,11 @@ class AnswerLog:
         """Whether a record starts at sample `first` of request `base` (12 bytes)."""
         key = base + first.to_bytes(4, "big")
         return key in self._at or key in self._sealed
+
+    def is_old(self, base: bytes, first: int) -> bool:
+        """Whether the record was there before this command."""
+        place = self._at.get(base + first.to_bytes(4, "big"))
+        return place is None or place[0] < self.old_end
 
     def get(self, base: bytes, first: int) -> Record | None:
         """The record that starts at sample `first` of request `base`."""

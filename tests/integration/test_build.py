@@ -167,13 +167,13 @@ def test_more_samples_ask_only_the_new_ones(cli: Cli, tmp_path: Path) -> None:
     data = rows_file(tmp_path / "x.jsonl", 5)
     with FakeOpenAI() as server:
         first = cli(*plain(server, data, tmp_path / "r"))
-        assert first["requests"] == len(server.requests) == 5 + 5 * 16 * 3
+        assert first["requests"] == len(server.requests) == 5 + 5 * 16 * 3 and first["replayed"] == 0
         server.requests.clear()
         second = cli(*plain(server, data, tmp_path / "r", "--set", "rollout.n=24"))
         asked = [r for r in server.requests if "response_format" not in r]
         assert [r["n"] for r in asked] == [8] * 5
         assert roles(server)["judge"] == 5 * 8 * 3 and second["requests"] == len(server.requests)
-        assert server.repeated() == second["repeated"] == 0
+        assert server.repeated() == second["repeated"] == 0 and second["replayed"] == 5 * 16 * 4
 
 
 def test_new_judge_template_asks_the_judge_alone(cli: Cli, tmp_path: Path) -> None:
@@ -273,3 +273,10 @@ def test_generated_prompts_and_the_null_world(cli: Cli, tmp_path: Path) -> None:
 def test_recipe_reads_what_was_built(demo: Path, cli: Cli) -> None:
     rows = pq.read_table(next((demo / "dataset/preference").glob("train-*.parquet"))).to_pylist()
     assert all(set(m) == {"role", "content"} for r in rows for side in ("prompt", "chosen", "rejected") for m in r[side])
+
+
+def test_answers_of_phase_0_are_not_called_replayed(cli: Cli, tmp_path: Path) -> None:
+    args = ("build", "--source", "jsonl", "--sample", "--out", tmp_path / "r", "--limit", 4, "--until", "presample", "--json")
+    first, again = cli(*args), cli(*args)
+    assert first["requests"] > 0 and first["replayed"] == 0
+    assert again["requests"] == 0 and again["replayed"] > 0
