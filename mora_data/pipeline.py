@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from .config import BuildSettings, SourceSettings, to_yaml
 from .engines import connect, resolve
 from .engines.ask import Asker
 from .engines.engine import Engine, Usage
-from .errors import LimitReached, MoraError, NothingSelected, SettingsError, SourceError
+from .errors import LimitReached, NothingSelected, SettingsError
+from .manifest import counts_tree, emptied_by, fingerprint, published_reference, sampling_of
 from .progress import Progress
 from .rewards import Reward
 from .rewards import load as load_reward
@@ -35,10 +37,10 @@ from .stages.fuse import Fuser
 from .stages.mine import MineCounts, OpenedSource, Provenance, mine, open_source
 from .stages.outcome import Outcome
 from .stages.partition import OpenPart, Partitions, seal
-from .stages.reference import Noise, as_reference, floors_of, reference_flow, unmeasured
+from .stages.reference import Noise, as_reference, first_prompts, floors_of, reference_flow, unmeasured
 from .stages.select import picker, select, selected
 from .store.parts import Part, write_whole
-from .store.run import RunFolder, parts_of, read_json
+from .store.run import RunFolder, read_json
 from .text import digest
 from .types import STAGES, Origin, Prompt, Role
 
@@ -109,7 +111,7 @@ class Builder:
         with RunFolder(self.out, identity, self.options.fresh) as folder:
             write_whole(folder.path / "build.yaml", to_yaml(self.settings).encode())
             mined = self._mine(folder, opened)
-            parts = folder.parts()[:mined["n_parts"]]
+            parts = folder.parts()
             try:
                 if self.reaches("presample"):
                     asyncio.run(self._ask(folder, parts))
@@ -156,7 +158,7 @@ class Builder:
     def _mine(self, folder: RunFolder, opened: OpenedSource) -> dict[str, Any]:
         """The mined prompts as partitions; skipped when they are there already."""
         s = self.settings
-        basis = _hash({"mine": s.mine.model_dump(), "source": s.source.model_dump(), "size": s.partition_size,
+        basis = fingerprint({"mine": s.mine.model_dump(), "source": s.source.model_dump(), "size": s.partition_size,
                        "revision": opened.provenance.revision, "generated": self._n_generated()})
         mined = read_json(folder.path / "mine.json")
         if mined.get("basis") == basis:
@@ -165,7 +167,7 @@ class Builder:
         self.progress.start("mine: prompts", s.mine.limit or 0)
         n_parts = 0
         for n_parts, prompts in enumerate(_chunks(self._prompts(opened, counts), s.partition_size), 1):
-            _write_part(Part(folder.path, n_parts - 1), prompts)
+            Part(folder.path, n_parts - 1).keep_prompts(prompts)
             self.progress.step(len(prompts))
         self.progress.finish()
         mined = {"basis": basis, "n_parts": n_parts, **counts.as_dict(), "notes": dict(sorted(counts.notes.items())),
@@ -208,14 +210,14 @@ class Builder:
         floors = floors_of(self._rewards, s.presample.floors)
         if not s.presample.enabled:
             return unmeasured(s.dimensions, floors)
-        basis = _hash({"policy": self._model("policy"), "judge": self._model("judge"), "seed": s.seed, "dims": s.dimensions,
+        basis = fingerprint({"policy": self._model("policy"), "judge": self._model("judge"), "seed": s.seed, "dims": s.dimensions,
                        "rewards": self._templates_of("judge/"), "n": s.presample.n[0], "share": s.presample.repeat_share,
                        "reference": s.presample.reference, "floors": floors,
-                       "sampling": [_sampling(s, "policy"), _sampling(s, "judge")]})
+                       "sampling": [sampling_of(s, "policy"), sampling_of(s, "judge")]})
         frozen = read_json(folder.path / "reference.json")
         if frozen.get("basis") == basis:
             return frozen
-        chosen, first_parts = _first_prompts(parts, s.presample.reference)
+        chosen, first_parts = first_prompts(parts, s.presample.reference)
         noise = Noise(s.dimensions)
         self.progress.start("reference: prompts", len(chosen))
         plain = as_reference(unmeasured(s.dimensions, floors))
@@ -229,7 +231,7 @@ class Builder:
 
     async def _run_parts(self, parts: Sequence[Part], runner: Partitions) -> None:
         todo = [p for p in parts if not self._is_sealed(p)]
-        n_prompts = [_count_lines(p) for p in parts]
+        n_prompts = [p.n_prompts() for p in parts]
         done = sum(n for p, n in zip(parts, n_prompts, strict=True) if p not in todo)
         for p in parts:
             if p not in todo:
@@ -241,7 +243,7 @@ class Builder:
             return await run_prompt(self._work(ask, reference), prompt)
 
         def finished(opened: OpenPart) -> None:
-            seal(opened, self.settings.dimensions, self._part_hash(opened.part))
+            seal(opened, self.settings.dimensions, self._partfingerprint(opened.part))
 
         for p in todo:
             p.reopen()
@@ -260,15 +262,15 @@ class Builder:
 
     def _is_sealed(self, part: Part) -> bool:
         manifest = part.manifest()
-        return manifest is not None and manifest.get("settings") == self._part_hash(part) and not manifest.get("owed")
+        return manifest is not None and manifest.get("settings") == self._partfingerprint(part) and not manifest.get("owed")
 
-    def _part_hash(self, part: Part) -> str:
+    def _partfingerprint(self, part: Part) -> str:
         """Everything that changes a partition's rows."""
         s = self.settings
         until = min(self.options.until, "select", key=STAGES.index)
-        return _hash({"format": FORMAT, "until": until, "dims": s.dimensions, "seed": s.seed,
+        return fingerprint({"format": FORMAT, "until": until, "dims": s.dimensions, "seed": s.seed,
                       "models": {r: self._model(r) for r in ("policy", "rewriter", "judge")},
-                      "sampling": [_sampling(s, r) for r in ("policy", "rewriter", "judge")],
+                      "sampling": [sampling_of(s, r) for r in ("policy", "rewriter", "judge")],
                       "rewards": {d: [r.model_dump() for r in s.reward_sources(d)] for d in s.dimensions},
                       "templates": self._templates, "presample": s.presample.model_dump(), "fuse": s.fuse.model_dump(),
                       "rollout": s.rollout.model_dump(), "select": s.select.model_dump(exclude={"balance_length"}),
@@ -294,7 +296,7 @@ class Builder:
         selection = select(parts, s)
         self._counts.update(selection.counts)
         self.summary.pairs = selection.n_pairs
-        self.summary.counts = _counts_tree(self._counts, self._stages())
+        self.summary.counts = counts_tree(self._counts, self._stages())
         if not self.reaches("publish"):
             return
         self._selection = {"candidates_confirmed": selection.confirmed[0], "candidates_held": selection.confirmed[1],
@@ -312,23 +314,15 @@ class Builder:
         if selection.n_pairs > n:
             self._counts["publish", "row_too_large"] += selection.n_pairs - n
         self._fingerprint = result.fingerprint
-        self.summary.counts = _counts_tree(self._counts, self._stages())
+        self.summary.counts = counts_tree(self._counts, self._stages())
         if not n:
             self._write_manifest(folder, "empty")
-            raise NothingSelected(self._who_emptied())
+            raise NothingSelected(emptied_by(self.summary.counts, self.summary.dataset_dir))
 
     def _origin(self) -> Origin:
         names = {r: "@".join(x for x in (e.model, e.revision) if x) for r, e in self._engines.items()}
         return Origin(names["policy"], names["judge"], names["rewriter"], self.settings.select.selector,
                       any(e.simulated for e in self._engines.values()), self.settings.seed)
-
-    def _who_emptied(self) -> str:
-        for stage, c in self.summary.counts.items():
-            if c["in"] and not c["kept"]:
-                reason, n = max(c["dropped"].items(), key=lambda kv: kv[1])
-                return (f"no pair was selected: stage {stage} kept none of {c['in']} ({n} {reason}); "
-                        f"the folder {self.summary.dataset_dir} is written without pairs")
-        return "no pair was selected: no prompt came through; see `mora-data status`"
 
     # what is said at the end
     def _finish_counts(self, folder: RunFolder, parts: Sequence[Part], mined: Mapping[str, Any]) -> None:
@@ -341,7 +335,7 @@ class Builder:
                 self._counts[stage, what] += n
             self._tokens = {"in": self._tokens["in"] + manifest["tokens"][0], "out": self._tokens["out"] + manifest["tokens"][1]}
         u, s = self.usage, self.summary
-        s.counts = _counts_tree(self._counts, self._stages())
+        s.counts = counts_tree(self._counts, self._stages())
         s.requests, s.repeated, s.replayed = u.requests, u.repeated, u.replayed + self._replayed_sealed
         s.tokens, s.retries, s.damaged = {"in": u.tokens_in, "out": u.tokens_out}, dict(u.retries), self._damaged
         s.errors, s.seconds = len(errors), round(time.monotonic() - self._started, 3)
@@ -368,12 +362,12 @@ class Builder:
         return {
             "identity": before["identity"], "status": status, "version": 1,
             "created_with": {"mora_data": __version__, "python": platform.python_version()},
-            "settings": s.model_dump(mode="json"), "settings_hash": _hash(s.model_dump(mode="json")),
+            "settings": s.model_dump(mode="json"), "settings_hash": fingerprint(s.model_dump(mode="json")),
             "source": {"kind": s.source.kind, **{k: before["identity"].get(k) for k in ("dataset", "config", "split", "revision")},
                        "licence": self._licence()},
-            "counts": _counts_tree(self._counts, STAGES), "notes": mined.get("notes", {}), "tokens": self._tokens, "cost": None,
+            "counts": counts_tree(self._counts, STAGES), "notes": mined.get("notes", {}), "tokens": self._tokens, "cost": None,
             "not_measured": mined.get("not_measured", []), "errors": self.summary.errors,
-            "templates": self._templates, "reference": _published_reference(self._reference),
+            "templates": self._templates, "reference": published_reference(self._reference),
             "models": {r: e.model for r, e in self._engines.items()},
             "simulated": any(e.simulated for e in self._engines.values()) if self._engines else None,
             "pairs": self.summary.pairs, "selection": self._selection}
@@ -387,69 +381,7 @@ class Builder:
         folder.write("manifest.json", {**self._manifest(folder, status), "requests": requests, "fingerprint": self._fingerprint})
 
 
-def dataset_parts(run_dir: Path) -> list[Part]:
-    """The partitions of a run that its mining still counts."""
-    return parts_of(run_dir)[:read_json(run_dir / "mine.json").get("n_parts")]
-
-
-def _published_reference(reference: Mapping[str, Any]) -> dict[str, Any]:
-    """The reference as the manifest has it: one mapping by dimension for each quantity."""
-    noise: Mapping[str, Mapping[str, Any]] = reference.get("noise", {})
-    by = {name: {d: v[key] for d, v in noise.items()} for name, key in
-          (("noise", "sigma"), ("reliability", "reliability"), ("scored_twice", "n"), ("noise_measured", "measured"))}
-    return {**by, **{k: reference[k] for k in ("floors", "n_rollouts", "provisional") if k in reference}} if noise else {}
-
-
-def _hash(tree: Any) -> str:
-    return digest(orjson.dumps(tree, option=orjson.OPT_SORT_KEYS).decode())
-
-
-def _sampling(settings: BuildSettings, role: str) -> list[Any]:
-    r = settings.role(role)
-    return [r.temperature, r.top_p, r.max_tokens, list(r.stop), r.n_per_request]
-
-
 def _chunks(prompts: Iterable[Prompt], size: int) -> Iterator[list[Prompt]]:
-    chunk: list[Prompt] = []
-    for prompt in prompts:
-        chunk.append(prompt)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    prompts = iter(prompts)
+    while chunk := list(islice(prompts, size)):
         yield chunk
-
-
-def _write_part(part: Part, prompts: Sequence[Prompt]) -> None:
-    path = part.folder / "prompts.jsonl"
-    if path.exists() and [p.prompt_id for p in part.prompts()] == [p.prompt_id for p in prompts]:
-        return
-    part.write_prompts(prompts)
-
-
-def _first_prompts(parts: Sequence[Part], n: int) -> tuple[frozenset[str], list[Part]]:
-    """Ids of the first `n` mined prompts, and the partitions that hold them."""
-    ids: list[str] = []
-    used: list[Part] = []
-    for part in parts:
-        if len(ids) >= n:
-            break
-        used.append(part)
-        ids += [p.prompt_id for p in part.prompts()]
-    return frozenset(ids[:n]), used
-
-
-def _count_lines(part: Part) -> int:
-    return (part.folder / "prompts.jsonl").read_bytes().count(b"\n")
-
-
-def _counts_tree(counts: Mapping[tuple[str, str], int], stages: Iterable[str]) -> dict[str, dict[str, Any]]:
-    out: dict[str, dict[str, Any]] = {}
-    for stage in stages:
-        dropped = {what: n for (st, what), n in sorted(counts.items()) if st == stage and what not in ("in", "kept") and n}
-        kept = counts.get((stage, "kept"), 0)
-        out[stage] = {"in": counts.get((stage, "in"), 0), "kept": kept, "dropped": dropped}
-    return out
-
-
-__all__ = ["Builder", "MoraError", "Options", "SourceError", "Summary", "dataset_parts"]

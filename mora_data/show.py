@@ -10,7 +10,6 @@ import yaml
 
 from . import resources
 from .errors import RunFolderError
-from .store.parts import Part
 from .store.run import parts_of, read_json
 
 
@@ -32,10 +31,10 @@ def status(run_dir: Path) -> dict[str, Any]:
     manifest = read_json(run_dir / "manifest.json")
     if "identity" not in manifest:
         raise RunFolderError(f"{run_dir} is not a run folder: give the --out of a build")
-    parts = parts_of(run_dir)[:read_json(run_dir / "mine.json").get("n_parts")]
+    parts = parts_of(run_dir)
     sealed = [m for p in parts if (m := p.manifest()) is not None]
     return {"run_dir": str(run_dir), "status": manifest.get("status"), "source": manifest["identity"],
-            "prompts": sum(_n_prompts(p) for p in parts), "prompts_done": sum(m["n_prompts"] - len(m["owed"]) for m in sealed),
+            "prompts": sum(p.n_prompts() for p in parts), "prompts_done": sum(m["n_prompts"] - len(m["owed"]) for m in sealed),
             "partitions": len(parts), "partitions_sealed": len(sealed), "owed": sum(len(m["owed"]) for m in sealed),
             "errors": sum(m["errors"] for m in sealed), "pairs": manifest.get("pairs"), "counts": manifest.get("counts", {}),
             "dataset_dir": str(run_dir / "dataset") if (run_dir / "dataset").is_dir() else None}
@@ -88,7 +87,3 @@ def _summary(path: str) -> str:
 
     module, _, attribute = path.partition(":")
     return (getattr(importlib.import_module(module), attribute).__doc__ or "").strip().split("\n")[0]
-
-
-def _n_prompts(part: Part) -> int:
-    return (part.folder / "prompts.jsonl").read_bytes().count(b"\n")

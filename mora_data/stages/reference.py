@@ -9,6 +9,7 @@ from typing import Any
 from ..engines.ask import Asker
 from ..errors import Owed
 from ..rewards import Reward
+from ..store.parts import Part
 from ..types import Prompt, Request
 from .flow import Reference, Work, as_rollouts, combine, repeated, score
 from .outcome import Outcome
@@ -81,6 +82,18 @@ def reference_flow(work_for: Callable[[Asker], Work], noise: Noise) -> Callable[
                 noise.add(d, values[i], combine(work, d, [s for j, s in fresh if j == k]))
 
     return flow
+
+
+def first_prompts(parts: Sequence[Part], n: int) -> tuple[frozenset[str], list[Part]]:
+    """Ids of the first `n` mined prompts, and the partitions that hold them."""
+    ids: list[str] = []
+    used: list[Part] = []
+    for part in parts:
+        if len(ids) >= n:
+            break
+        used.append(part)
+        ids += [p.prompt_id for p in part.prompts()]
+    return frozenset(ids[:n]), used
 
 
 def floors_of(rewards: Mapping[str, Sequence[Reward]], given: str | Mapping[str, float]) -> dict[str, float]:

@@ -47,8 +47,14 @@ class Part:
         with (self.folder / "prompts.jsonl").open("rb") as f:
             return [read_prompt(orjson.loads(line)) for line in f]
 
-    def write_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Write the mined prompts."""
+    def n_prompts(self) -> int:
+        """How many prompts were mined into it."""
+        return (self.folder / "prompts.jsonl").read_bytes().count(b"\n")
+
+    def keep_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Write the mined prompts, unless they are there already."""
+        if (self.folder / "prompts.jsonl").exists() and [p.prompt_id for p in self.prompts()] == [p.prompt_id for p in prompts]:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "prompts.jsonl", b"".join(orjson.dumps(p) + b"\n" for p in prompts))
 

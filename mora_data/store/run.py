@@ -94,9 +94,8 @@ class RunFolder:
 
 
 def parts_of(run_dir: Path) -> list[Part]:
-    """The partitions of a run folder, in order."""
-    folder = run_dir / "parts"
-    return [Part(run_dir, int(p.name)) for p in sorted(folder.iterdir()) if p.name.isdigit()] if folder.is_dir() else []
+    """The partitions that the run's mining made, in order; those of an earlier, larger limit stay on disk, uncounted."""
+    return [Part(run_dir, n) for n in range(read_json(run_dir / "mine.json").get("n_parts", 0))]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""What a run says about itself: fingerprints of settings, counts as a tree, and the words for an empty result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from .config import BuildSettings
+from .text import digest
+
+
+def fingerprint(tree: Any) -> str:
+    """16 hex digits over a JSON tree, whatever the order of its keys."""
+    return digest(orjson.dumps(tree, option=orjson.OPT_SORT_KEYS).decode())
+
+
+def sampling_of(settings: BuildSettings, role: str) -> list[Any]:
+    """What of a role's settings changes its answers, besides the model."""
+    r = settings.role(role)
+    return [r.temperature, r.top_p, r.max_tokens, list(r.stop), r.n_per_request]
+
+
+def counts_tree(counts: Mapping[tuple[str, str], int], stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """stage -> {"in", "kept", "dropped": {reason: n}} from (stage, what) -> n."""
+    out: dict[str, dict[str, Any]] = {}
+    for stage in stages:
+        dropped = {what: n for (st, what), n in sorted(counts.items()) if st == stage and what not in ("in", "kept") and n}
+        out[stage] = {"in": counts.get((stage, "in"), 0), "kept": counts.get((stage, "kept"), 0), "dropped": dropped}
+    return out
+
+
+def published_reference(reference: Mapping[str, Any]) -> dict[str, Any]:
+    """The reference as the manifest has it: one mapping by dimension for each quantity."""
+    noise: Mapping[str, Mapping[str, Any]] = reference.get("noise", {})
+    if not noise:
+        return {}
+    by = {name: {d: v[key] for d, v in noise.items()} for name, key in
+          (("noise", "sigma"), ("reliability", "reliability"), ("scored_twice", "n"), ("noise_measured", "measured"))}
+    return {**by, **{k: reference[k] for k in ("floors", "n_rollouts", "provisional") if k in reference}}
+
+
+def emptied_by(counts: Mapping[str, Mapping[str, Any]], dataset_dir: str | None) -> str:
+    """Which stage left nothing, in one line."""
+    for stage, c in counts.items():
+        if c["in"] and not c["kept"]:
+            reason, n = max(c["dropped"].items(), key=lambda kv: kv[1])
+            return (f"no pair was selected: stage {stage} kept none of {c['in']} ({n} {reason}); "
+                    f"the folder {dataset_dir} is written without pairs")
+    return "no pair was selected: no prompt came through; see `mora-data status`"
