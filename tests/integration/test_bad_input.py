@@ -627,7 +627,7 @@ def test_disk_full_keeps_what_was_answered(bad: Bad, n_bytes: int, size: int, wh
         url = ("--base-url", server.base_url)
         finish([*argv, "clean", *url], bad.tmp)
         server.answered.clear()
-        process = start([*argv, "run", *url], bad.tmp, preexec_fn=limited(n_bytes))
+        process = start([*argv, "run", *url], bad.tmp, limit=limited(n_bytes))
         err = process.communicate(timeout=60)[1]
         assert process.returncode == 1, err
         one_line(err, "can't write", where, "space")

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,13 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     }
 
 
-def start(argv: list[str], cwd: Path, **more: Any) -> subprocess.Popen[str]:
-    """`mora-data ARGV` in a process of its own."""
+def start(argv: list[str], cwd: Path, limit: Callable[[], None] = lambda: None, **more: Any) -> subprocess.Popen[str]:
+    """`mora-data ARGV` in a process of its own, under the resource `limit` it sets itself."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored when the tests run in the background of a shell
+        limit()
+
     return subprocess.Popen(
         [sys.executable, "-m", "mora_data", *argv],
         cwd=cwd,
@@ -63,6 +69,7 @@ def start(argv: list[str], cwd: Path, **more: Any) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=prepare,
         **more,
     )
 
