@@ -58,6 +58,7 @@ class Sampling:
     max_tokens: int
     stop: tuple[str, ...] = ()
     schema: Mapping[str, object] | None = None  # JSON schema that the answer must follow
+    pattern: str | None = None  # the same as a regular expression, for servers that take one; not part of the key
     logprobs: int = 0  # top alternatives wanted for each token
 
 

@@ -25,10 +25,19 @@ def encode(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
     if s.logprobs:
         body["logprobs"], body["top_logprobs"] = True, s.logprobs
     if s.schema is not None:
-        body["response_format"] = {"type": "json_schema",
-                                   "json_schema": {"name": "reply", "strict": True, "schema": s.schema}}
+        body["response_format"] = _format(s.schema)
     body.update(extra)
     return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+
+
+def with_pattern(canon: bytes, schema: Mapping[str, object], pattern: str) -> bytes:
+    """The body with its schema replaced by vLLM's `structured_outputs` pattern, which leaves no room for white space."""
+    field = orjson.dumps({"response_format": _format(schema)}, option=orjson.OPT_SORT_KEYS)[1:-1]
+    return canon.replace(field, orjson.dumps({"structured_outputs": {"regex": pattern}})[1:-1], 1)
+
+
+def _format(schema: Mapping[str, object]) -> dict[str, object]:
+    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
 
 
 def base_key(canon: bytes, purpose: str, seed: int, revision: str | None) -> bytes:

@@ -28,7 +28,7 @@ from ..store.log import Record
 from ..types import Answer, Request
 from .engine import Sink, Usage
 from .http import CHAT, Fault, Reply, transport_for
-from .key import wire
+from .key import wire, with_pattern
 from .slots import Slots
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 TRIES = 8
 REFUSED_S = 900.0  # 429s are bounded by time, not by tries
 NEVER_ANSWERED_S = 5.0
+PROBE_S = 2.0
 _PASSING = frozenset((408, 409, 425, 429))
 _UNUSABLE = frozenset((401, 403, 404))
 
@@ -58,8 +59,10 @@ def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[
         EndpointError: it can't be asked which models it serves.
     """
     url = role.base_url or ""
-    endpoint = shared.get(url) or Endpoint(url, role, usage)
-    shared[url] = endpoint
+    endpoint = shared.get(url)
+    if endpoint is None:
+        endpoint = shared[url] = Endpoint(url, role, usage)
+        endpoint.takes_patterns = takes_patterns(url, role)
     return HttpEngine(endpoint, role, role.model or _only_model(url, role, shared))
 
 
@@ -79,6 +82,7 @@ class Endpoint:
         self.url = base_url.rstrip("/")
         self.usage = usage
         self.slots = Slots(settings.concurrency)
+        self.takes_patterns = False
         self._transport = transport_for(self.url + CHAT, _headers(settings), settings.timeout_s,
                                         settings.concurrency, self._count)
         self._key_env = settings.api_key_env
@@ -200,6 +204,9 @@ class HttpEngine:
         self.n_per_request = 1 << 30 if settings.n_per_request == "all" else settings.n_per_request
 
     async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+        sampling = request.sampling
+        if self.endpoint.takes_patterns and sampling.pattern is not None and sampling.schema is not None:
+            canon = with_pattern(canon, sampling.schema, sampling.pattern)
         return await self.endpoint.post(wire(canon, n, (seed + first) & 0x7FFFFFFF), n, sink)
 
     @property
@@ -281,6 +288,24 @@ def _headers(settings: RoleSettings) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
+def takes_patterns(base_url: str, settings: RoleSettings) -> bool:
+    """Whether the server is a vLLM of 0.12 or later, which takes `structured_outputs`; False when it can't be told."""
+    root = base_url.rstrip("/").removesuffix("/v1")
+    try:
+        models = _get(base_url.rstrip("/") + "/models", settings, PROBE_S)["data"]
+        if {m.get("owned_by") for m in models} != {"vllm"}:
+            return False
+        version = str(_get(root + "/version", settings, PROBE_S)["version"])
+        return tuple(int(n) for n in version.split(".")[:2]) >= (0, 12)
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _get(url: str, settings: RoleSettings, timeout_s: float) -> Any:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=_headers(settings)), timeout=timeout_s) as reply:
+        return orjson.loads(reply.read())
+
+
 def served_models(base_url: str, settings: RoleSettings) -> list[str]:
     """Names of the models that the endpoint lists.
 
@@ -288,12 +313,10 @@ def served_models(base_url: str, settings: RoleSettings) -> list[str]:
         EndpointError: it can't be asked.
     """
     url = base_url.rstrip("/") + "/models"
-    request = urllib.request.Request(url, headers=_headers(settings))
     deadline = time.monotonic() + NEVER_ANSWERED_S
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=10) as reply:
-                return [str(m["id"]) for m in orjson.loads(reply.read())["data"]]
+            return [str(m["id"]) for m in _get(url, settings, 10.0)["data"]]
         except urllib.error.HTTPError as e:
             e.close()
             raise EndpointError(f"endpoint {base_url} says {e.code} to GET /models: check --base-url (it ends in /v1) and the "

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import orjson
 
@@ -21,6 +22,7 @@ from ..types import Answer, Messages, Request, Sampling, Score
 from .asking import Ask
 
 LEVELS = 5
+PATTERN = r'\{"score": [1-5]\}'  # under a schema a weak model may fill its tokens with white space; not under this
 RETRIES = 2
 FRESH_TEMPERATURE = 0.7
 VARIABLES = frozenset(("question", "history", "answer", "nonce", "reverse", "dimension"))
@@ -40,8 +42,8 @@ class Judge:
         self.name = f"judge:{self._template.name.rpartition('/')[2]}"
         self.fingerprint = self._template.sha256
         role = build.role("judge")
-        self._sampling = Sampling(role.temperature, role.top_p, role.max_tokens, tuple(role.stop), SCHEMA)
-        self._fresh = Sampling(max(role.temperature, FRESH_TEMPERATURE), role.top_p, role.max_tokens, tuple(role.stop), SCHEMA)
+        self._sampling = Sampling(role.temperature, role.top_p, role.max_tokens, tuple(role.stop), SCHEMA, PATTERN)
+        self._fresh = replace(self._sampling, temperature=max(role.temperature, FRESH_TEMPERATURE))
         self._seed = build.seed
 
     async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:

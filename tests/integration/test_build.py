@@ -280,3 +280,22 @@ def test_answers_of_phase_0_are_not_called_replayed(cli: Cli, tmp_path: Path) ->
     first, again = cli(*args), cli(*args)
     assert first["requests"] > 0 and first["replayed"] == 0
     assert again["requests"] == 0 and again["replayed"] > 0
+
+
+VLLM = [("0.32.0", "structured_outputs"), ("0.11.2", "response_format"), ("", "response_format")]
+
+
+@pytest.mark.parametrize(("version", "field"), VLLM)
+def test_vllm_gets_the_verdict_as_a_pattern_under_the_same_key(cli: Cli, tmp_path: Path, version: str, field: str) -> None:
+    """A pattern leaves no room for the white space that weak models fill their tokens with; moving servers pays nothing twice."""
+    data = rows_file(tmp_path / "x.jsonl", 2)
+    more = ("--set", "rollout.n=4", "--until", "score")
+    with FakeOpenAI(vllm=version) as server:
+        first = cli(*plain(server, data, tmp_path / "r", *more))
+        sent = [{"response_format", "structured_outputs"} & r.keys() for r in server.requests]
+        assert [s for s in sent if s] == [{field}] * (2 * 4 * 3)
+        patterns = {r["structured_outputs"]["regex"] for r in server.requests if "structured_outputs" in r}
+        assert patterns == ({r'\{"score": [1-5]\}'} if field == "structured_outputs" else set())
+    with FakeOpenAI() as other:
+        again = cli(*plain(other, data, tmp_path / "r", *more))
+        assert again["requests"] == 0 and again["counts"] == first["counts"]

@@ -45,8 +45,9 @@ class FakeOpenAI:
     """The server, in a thread. `requests` holds every chat body it read, in order; `delay_s` is how long an answer takes."""
 
     def __init__(self, script: Script | None = None, models: tuple[str, ...] = ("fake",), max_n: int | None = None,
-                 delay_s: float = 0.0) -> None:
+                 delay_s: float = 0.0, vllm: str = "") -> None:
         self.script, self.models, self.max_n, self.delay_s = script, models, max_n, delay_s
+        self.vllm = vllm  # claims to be this version of vLLM
         self.requests: list[dict[str, Any]] = []
         self.answered: Counter[str] = Counter()
         self.times: Counter[str] = Counter()
@@ -125,7 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.endswith("/models"):
-            self._send(200, json.dumps({"object": "list", "data": [{"id": m} for m in self.fake.models]}).encode())
+            owner = {"owned_by": "vllm"} if self.fake.vllm else {}
+            self._send(200, json.dumps({"object": "list", "data": [{"id": m, **owner} for m in self.fake.models]}).encode())
+        elif self.path == "/version" and self.fake.vllm:
+            self._send(200, json.dumps({"version": self.fake.vllm}).encode())
         else:
             self._send(404, b'{"error": {"message": "no such path"}}')
 
@@ -190,7 +194,7 @@ def answer(body: dict[str, Any], i: int) -> str:
     seed = int(body.get("seed") or 0) + i
     said = json.dumps([body.get("messages"), body.get("model"), body.get("temperature"), seed], sort_keys=True)
     h = hashlib.sha256(said.encode()).digest()
-    if "judge" in str(body.get("model")) or "response_format" in body:
+    if "judge" in str(body.get("model")) or "response_format" in body or "structured_outputs" in body:
         return json.dumps({"score": 1 + h[0] % 5})
     return " ".join(WORDS[b % len(WORDS)] for b in h[: 8 + h[1] % 20])
 
