@@ -41,7 +41,8 @@ class Run:
 
         files = sorted((self.dataset_dir / config).glob(f"{split}-*.parquet")) if self.dataset_dir else []
         if not files:
-            raise RunFolderError(f"run {self.path} has no config {config!r} with split {split!r}: build it to the end, or choose another")
+            raise RunFolderError(f"run {self.path} has no config {config!r} with split {split!r}: build it to the end, "
+                                 "or choose another")
         return [row for f in files for row in pq.read_table(f).to_pylist()]
 
 

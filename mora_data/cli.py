@@ -27,9 +27,9 @@ LISTS = ("sources", "engines", "rewards", "selectors", "templates", "recipes")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(argv)
+    args = _parsed(argv)
     command: Callable[[argparse.Namespace], int] = args.command
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # one way to stop
     try:
         return command(args)
     except MoraError as e:
@@ -42,6 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; `recipe run` takes key=value anywhere, which argparse alone does not."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command is _recipe_run and all("=" in r and not r.startswith("-") for r in rest):
+        args.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,7 +87,8 @@ def _add(sub: Any, name: str, command: Callable[[argparse.Namespace], int], text
 
 def _add_build(sub: Any) -> None:
     b = _add(sub, "build", _build, "mine, fuse, sample, score, select, publish; run again to resume")
-    b.add_argument("--source", required=True, metavar="NAME", help="a builder (see `mora-data list sources`) or a path to a YAML file")
+    b.add_argument("--source", required=True, metavar="NAME",
+                   help="a builder (see `mora-data list sources`) or a path to a YAML file")
     where = b.add_mutually_exclusive_group()
     where.add_argument("--sample", action="store_true", help="use the rows bundled with the package; no network")
     where.add_argument("--data", nargs="+", action="extend", type=Path, default=[], metavar="PATH",

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from . import resources
 from .errors import SettingsError
 
-EngineKind = Literal["scripted", "openai", "vllm", "transformers", "batch", "recorded"]
 ROLES = ("policy", "rewriter", "judge", "heldout_judge")
 
 
@@ -57,8 +56,8 @@ class RoleSettings(Settings):
 
     use: Literal["policy", "rewriter", "judge"] | None = None
     """Use another role's engine, endpoint and model."""
-    engine: EngineKind | None = None
-    """scripted, openai, vllm, transformers, batch or recorded; null: openai when a base URL or key is known."""
+    engine: str | None = None
+    """scripted, openai, or a dotted path module:function; null: openai when a base URL or key is known."""
     base_url: str | None = None
     """Base URL of an OpenAI-compatible endpoint, up to and including /v1."""
     model: str | None = None
@@ -91,9 +90,9 @@ class RewardSettings(Settings):
     """One source of reward for one dimension."""
 
     kind: str = "judge"
-    """Reward adapter: judge, or a dotted path module:Class."""
+    """Reward adapter: judge, rules, or a dotted path module:Class."""
     template: str | None = None
-    """judge: file in templates/judge/ (without .j2), or a path."""
+    """judge: rubric; a file in templates/judge/ (without .j2), or a path."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight among the sources of this dimension."""
 
@@ -150,6 +149,8 @@ class FuseSettings(Settings):
 
     arms: list[str] = ["fused"]
     """Arms to run: fused, identity, or another template in templates/fuse/."""
+    intents: dict[str, str] = {}
+    """Dimension to the path of its intents YAML, where it is not in templates/intents/."""
     targets: Literal["auto"] | list[str] = "auto"
     """Dimensions to add; auto: up to two that the prompt misses."""
     candidates: Annotated[int, Field(ge=1, le=8)] = 1
@@ -290,17 +291,19 @@ class BuildSettings(Settings):
             RewardSettings(kind="judge", template=dimension)]
 
     def role(self, name: str) -> RoleSettings:
-        """A role's settings with engine, URL, model and key taken over from the role that it uses."""
+        """A role's settings, with what it does not say itself taken over from the role that it uses.
+
+        A role with a base URL of its own takes nothing but the key: another server has its own models.
+        """
         role: RoleSettings | None = getattr(self, name)
         if role is None:
             raise SettingsError(f"no {name} is set: give {name}.base_url or {name}.use")
         if role.use is None or role.use == name or role.engine is not None:
             return role
         base = self.role(role.use)
-        taken = {"engine": base.engine, "base_url": base.base_url, "model": base.model, "revision": base.revision,
-                 "api_key_env": base.api_key_env}
-        own = {k: getattr(role, k) for k in taken if k in role.model_fields_set and getattr(role, k) is not None}
-        return role.model_copy(update={**taken, **own})
+        names = ("api_key_env",) if role.base_url is not None else ("engine", "base_url", "model", "revision", "api_key_env")
+        own = {k for k in names if k in role.model_fields_set and getattr(role, k) is not None}
+        return role.model_copy(update={k: getattr(base, k) for k in names if k not in own})
 
 
 def load_settings(source: str, overrides: Mapping[str, object] | None = None) -> BuildSettings:

@@ -38,7 +38,8 @@ def best_pair(dataset: Path) -> dict[str, Any] | None:
 def side_by_side(row: dict[str, Any]) -> str:
     """Chosen and rejected in two columns, scores on top."""
     dims = row["dims"]
-    heads = [f"{side.upper()}  " + "  ".join(f"{d} {row[f'{side}_reward_{d}']:.2f}" for d in dims) for side in ("chosen", "rejected")]
+    heads = [f"{side.upper()}  " + "  ".join(f"{d} {row[f'{side}_reward_{d}']:.2f}" for d in dims)
+             for side in ("chosen", "rejected")]
     columns = [[*textwrap.wrap(head, WIDTH), "-" * WIDTH, *textwrap.wrap(row[side][-1]["content"], WIDTH)]
                for head, side in zip(heads, ("chosen", "rejected"), strict=True)]
     return "\n".join(f"{a or '':<{WIDTH}} | {b or ''}" for a, b in zip_longest(*columns))

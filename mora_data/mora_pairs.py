@@ -77,7 +77,8 @@ class MoraPairs(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         splits = sorted({f.name.partition("-")[0] for f in folder.glob("*.parquet")}, key=["train", "test"].index)
         if not splits:
             raise RunFolderError(f"run {run.path} has no config {c.table!r}: see the folders in {run.dataset_dir}")
-        return [datasets.SplitGenerator(name=s, gen_kwargs={"files": sorted(map(str, folder.glob(f"{s}-*.parquet")))}) for s in splits]
+        return [datasets.SplitGenerator(name=s, gen_kwargs={"files": sorted(map(str, folder.glob(f"{s}-*.parquet")))})
+                for s in splits]
 
     def _generate_tables(self, files: Sequence[str]) -> Iterator[tuple[Any, pa.Table]]:
         for i, name in enumerate(files):

@@ -37,7 +37,7 @@ from .stages.outcome import Outcome
 from .stages.partition import OpenPart, Partitions, seal
 from .stages.reference import Noise, as_reference, floors_of, reference_flow, unmeasured
 from .stages.select import picker, select, selected
-from .store.parts import Part
+from .store.parts import Part, write_whole
 from .store.run import RunFolder, parts_of, read_json
 from .text import digest
 from .types import STAGES, Origin, Prompt, Role
@@ -107,7 +107,7 @@ class Builder:
         identity = {"source": self.settings.source.kind, "dataset": p.dataset, "config": p.config, "split": p.split,
                     "revision": p.revision}
         with RunFolder(self.out, identity, self.options.fresh) as folder:
-            (folder.path / "build.yaml").write_text(to_yaml(self.settings), "utf-8")
+            write_whole(folder.path / "build.yaml", to_yaml(self.settings).encode())
             mined = self._mine(folder, opened)
             parts = folder.parts()[:mined["n_parts"]]
             try:
@@ -133,7 +133,8 @@ class Builder:
         if simulated:
             self.progress.say(f"the built-in simulator answers as {', '.join(simulated)}: the rows are marked simulated, "
                               "fit for trying things out and for nothing else (--base-url URL asks a real model)")
-        if roles["judge"].model == roles["policy"].model and not simulated:
+        judge, policy = roles["judge"], roles["policy"]
+        if (judge.base_url, judge.model) == (policy.base_url, policy.model) and not simulated:
             self.progress.say("judge and policy are one model: it will favour its own answers (give --judge-model)")
 
     def _load_parts(self) -> None:
@@ -141,10 +142,14 @@ class Builder:
         self._rewards = {d: [load_reward(d, r, s) for r in s.reward_sources(d)] for d in s.dimensions}
         self._fuser = Fuser(s)
         self._selector = load_selector(s.select.selector)
-        self._templates = {f"judge/{r.name.partition(':')[2]}": r.fingerprint for rs in self._rewards.values() for r in rs}
+        self._templates = {f"judge/{d}" + (f"/{i}" if i else ""): r.fingerprint
+                           for d, rs in self._rewards.items() for i, r in enumerate(rs)}
+        self._templates |= {f"intents/{d}": text for d, text in self._fuser.intents_sha256.items()}
         self._templates |= {f"fuse/{arm}": t.sha256 for arm, t in self._fuser.templates.items()}
         if s.rollout.personas:
             raise SettingsError("rollout.personas is not part of this version: leave it empty")
+        if s.limits.max_cost is not None:
+            raise SettingsError("limits.max_cost is not part of this version (no price table): use limits.max_tokens")
         if s.heldout_judge is not None:
             raise SettingsError("heldout_judge is not part of this version: leave it null")
 
@@ -218,7 +223,7 @@ class Builder:
         self.progress.finish()
         self._damaged += runner.damaged
         steps = {d: max(r.step for r in rs) for d, rs in self._rewards.items()}
-        reference = {"basis": basis, **noise.result(floors, steps)}
+        reference = {"basis": None if noise.owed else basis, **noise.result(floors, steps)}  # the next run measures what is owed
         folder.write("reference.json", reference)
         return reference
 
@@ -345,7 +350,7 @@ class Builder:
 
     def _errors(self, folder: RunFolder, parts: Iterable[Part]) -> list[dict[str, Any]]:
         errors = [e for p in parts for e in p.errors()]
-        (folder.path / "errors.jsonl").write_bytes(b"".join(orjson.dumps(e) + b"\n" for e in errors))
+        write_whole(folder.path / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
         return errors
 
     def _check_errors(self) -> None:

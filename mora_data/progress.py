@@ -74,7 +74,8 @@ class Progress:
         left = f", {_clock(elapsed / share - elapsed)} left" if 0 < share < 1 and elapsed > 2 else ""
         sent = f", {u.requests} requests, {u.tokens_in + u.tokens_out} tokens" if u.requests else ""
         retried = f", {u.retries.total()} retries" if u.retries else ""
-        return f"{bar}{self._label} {self._done}/{self._total}{sent}{retried}{left}"
+        of = f"/{self._total}" if self._total else ""
+        return f"{bar}{self._label} {self._done}{of}{sent}{retried}{left}"
 
 
 def _clock(seconds: float) -> str:

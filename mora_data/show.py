@@ -60,7 +60,7 @@ def listing(what: str) -> list[str]:
     if what == "engines":
         from .engines.engine import ENGINES
 
-        return [f"{name:<12} {text}" for name, text in ENGINES.items()]
+        return [f"{name:<12} {_summary(path)}" for name, path in ENGINES.items()]
     if what == "rewards":
         from .rewards import REWARDS
 

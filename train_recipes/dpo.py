@@ -301,6 +301,16 @@ def last_checkpoint(settings: Settings) -> str | None:
     return found
 
 
+def train(trainer: DPOTrainer, checkpoint: str | None) -> None:
+    """Train; what TRL refuses only now (an unknown loss_type) or memory can't hold is one line."""
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except ValueError as e:
+        raise Stop(f"training failed in step {trainer.state.global_step + 1}: {first_line(e)}") from e
+    except torch.OutOfMemoryError as e:
+        raise Stop("the GPU is out of memory: lower per_device_train_batch_size or max_length, or use lora=true") from e
+
+
 def summary(history: list[dict[str, float]]) -> dict[str, float | int | None]:
     """Loss and reward margin at both ends: means over the first and the last `logged_steps_averaged` logged steps."""
     logged = [h for h in history if "loss" in h]
@@ -335,7 +345,7 @@ def run(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
         print(f"{longer} of {len(pairs)} pairs are longer than max_length={args.max_length}: their ends are cut, "
               f"and {dropped} without room for an answer are left out", file=sys.stderr)  # fmt: skip
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=last_checkpoint(settings))
+    train(trainer, last_checkpoint(settings))
     seconds = time.monotonic() - started
     evaluated = trainer.evaluate() if held_out is not None else {}
     if settings.save_model:

@@ -8,7 +8,7 @@
 
 It is for trying out recipes and servers, not for answers that make sense. Architecture: Qwen2, hidden 256, 4 layers.
 Tokenizer: byte-level BPE of 2048 tokens, trained on the texts given and on Python's standard library; ChatML template.
-Untrained, it repeats one token; after some 200 steps its samples differ and end. One line of `--texts` is one
+Untrained, it repeats one token; after some 150 steps its samples differ and end. One line of `--texts` is one
 conversation, a list of {"role": ..., "content": ...}; without texts it trains on the standard library's source.
 """
 
@@ -87,7 +87,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast, context: int) -> Qwen2Confi
 
 def train(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], steps: int,
-    batch: int = 16, window: int = 128, learning_rate: float = 2e-3,
+    batch: int = 8, window: int = 160, learning_rate: float = 2e-3,
 ) -> float:  # fmt: skip
     """Next-token training on random windows of the texts laid end to end; the last loss."""
     ids = torch.tensor([i for text in texts for i in tokenizer.encode(text, add_special_tokens=False)])

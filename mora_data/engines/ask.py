@@ -96,7 +96,7 @@ class Asker:
                 stop = i + 1
                 while stop < end and not log.has(call.base, stop):
                     stop += 1
-                step = call.engine.n_per_request
+                step = call.engine.n_per_request if request.sampling.temperature > 0 else 1  # vLLM refuses greedy n > 1
                 groups += [(j, min(step, stop - j)) for j in range(i, stop, step)]
                 i = stop
         return groups

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..config import ScriptedSettings
+from ..config import BuildSettings, RoleSettings, ScriptedSettings
 from ..store.log import Record
 from ..types import Request
 from .engine import Sink, Usage
@@ -15,6 +15,11 @@ from .scripted import MODEL, Scripted
 
 _YIELD_EVERY = 32
 CHARS_PER_TOKEN = 4
+
+
+def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> ScriptedEngine:
+    """The embedded simulator: no model, no download; for --sample, tests and demos."""
+    return ScriptedEngine(build.scripted, build.seed, usage)
 
 
 class ScriptedEngine:

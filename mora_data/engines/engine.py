@@ -1,10 +1,7 @@
 """What an engine is: it turns one request for n samples into one record of answers.
 
-    name          class                             what it speaks to
-    openai        mora_data.engines.openai          any OpenAI-compatible HTTP endpoint
-    scripted      mora_data.engines.embedded        the embedded simulator
-
-Everything else (keys, replay, top-ups) is in `ask`, once, above the engines.
+Everything else (keys, replay, top-ups) is in `ask`, once, above the engines. A new engine is a class, a function `opened`
+that makes one for a role, and a line in `ENGINES`; or a dotted path `module:function` as `policy.engine`.
 """
 
 from __future__ import annotations
@@ -14,14 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..config import BuildSettings, RoleSettings
 from ..store.log import Record
 from ..types import Request
 
 Sink = Callable[[Record], None]
 
 ENGINES = {
-    "scripted": "the embedded simulator: no model, no download; for --sample, tests and demos",
-    "openai": "any OpenAI-compatible HTTP endpoint: vLLM, llama.cpp, OpenAI, ...",
+    "scripted": "mora_data.engines.embedded:opened",
+    "openai": "mora_data.engines.openai:opened",
 }
 
 
@@ -74,3 +72,9 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release connections."""
+
+
+class Opened(Protocol):
+    """Makes the engine of one role. Roles of a build share `shared`, so that those on one base URL share its slots."""
+
+    def __call__(self, role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> Engine: ...

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from ..errors import SettingsError
 
+CHAT = "/chat/completions"
 _SWEEP_S = 0.25
 
 
@@ -60,9 +61,14 @@ def transport_for(url: str, headers: Mapping[str, str], timeout_s: float, connec
     Raises:
         SettingsError: not an http(s) URL.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingsError(f"base URL {url!r} is not an http(s) address: write it as http://127.0.0.1:8000/v1")
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        known = known and url.isprintable() and " " not in url
+    except ValueError:  # of the port, or of an IPv6 address
+        known = False
+    if not known:
+        raise SettingsError(f"base URL {url.removesuffix(CHAT)!r} is not an http(s) address: write it as http://127.0.0.1:8000/v1")
     proxied = any(os.environ.get(v) for v in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"))
     local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme == "http" and (local or not proxied):

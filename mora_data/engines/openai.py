@@ -17,16 +17,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..config import RoleSettings
-from ..errors import EndpointError, Owed
+from ..config import BuildSettings, RoleSettings
+from ..errors import EndpointError, MoraError, Owed, SettingsError
 from ..store.log import Record
 from ..types import Answer, Request
 from .engine import Sink, Usage
-from .http import Fault, Reply, transport_for
+from .http import CHAT, Fault, Reply, transport_for
 from .key import wire
 from .slots import Slots
 
@@ -49,6 +50,28 @@ class _Passing(Exception):
         self.wait_s = wait_s
 
 
+def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> HttpEngine:
+    """Any OpenAI-compatible HTTP endpoint: vLLM, llama.cpp, OpenAI, ...
+
+    Raises:
+        SettingsError: no model is named and the endpoint serves another number than one.
+        EndpointError: it can't be asked which models it serves.
+    """
+    url = role.base_url or ""
+    endpoint = shared.get(url) or Endpoint(url, role, usage)
+    shared[url] = endpoint
+    return HttpEngine(endpoint, role, role.model or _only_model(url, role, shared))
+
+
+def _only_model(url: str, role: RoleSettings, shared: dict[str, Any]) -> str:
+    served = shared.get(f"{url}#models")
+    if served is None:
+        served = shared[f"{url}#models"] = served_models(url, role)
+    if len(served) != 1:
+        raise SettingsError(f"endpoint {url} serves {len(served)} models ({', '.join(served[:5]) or 'none'}): give --model")
+    return str(served[0])
+
+
 class Endpoint:
     """One base URL: its connections, slots and health. Roles on one URL share it."""
 
@@ -56,12 +79,13 @@ class Endpoint:
         self.url = base_url.rstrip("/")
         self.usage = usage
         self.slots = Slots(settings.concurrency)
-        self._transport = transport_for(self.url + "/chat/completions", _headers(settings), settings.timeout_s,
+        self._transport = transport_for(self.url + CHAT, _headers(settings), settings.timeout_s,
                                         settings.concurrency, self._count)
         self._key_env = settings.api_key_env
         self._give_up_s = settings.give_up_s
         self._started = time.monotonic()
         self._last_ok: float | None = None
+        self._fatal: MoraError | None = None
 
     async def post(self, body: bytes, asked: int, sink: Sink) -> Record:
         """One request to the end: tried again while faults may pass.
@@ -73,7 +97,8 @@ class Endpoint:
         try:
             return await self._once(body, asked, sink)
         except _Passing as fault:
-            return await self._again(body, asked, sink, fault)
+            with self.slots.failing():
+                return await self._again(body, asked, sink, fault)
 
     async def close(self) -> None:
         await self._transport.close()
@@ -84,6 +109,8 @@ class Endpoint:
     async def _once(self, body: bytes, asked: int, sink: Sink) -> Record:
         ticket = await self.slots.take()
         try:
+            if self._fatal is not None:
+                raise self._fatal
             try:
                 reply = await self._transport.post(body)
             except Fault as e:
@@ -97,6 +124,9 @@ class Endpoint:
             if reply.status == 429:
                 self.slots.refused(ticket)
             return self._sorted_out(reply, asked, sink)
+        except MoraError as e:  # the run ends: nothing more is sent
+            self._fatal = e
+            raise
         finally:
             self.slots.free()
 
@@ -265,9 +295,10 @@ def served_models(base_url: str, settings: RoleSettings) -> list[str]:
             with urllib.request.urlopen(request, timeout=10) as reply:
                 return [str(m["id"]) for m in orjson.loads(reply.read())["data"]]
         except urllib.error.HTTPError as e:
+            e.close()
             raise EndpointError(f"endpoint {base_url} says {e.code} to GET /models: check --base-url (it ends in /v1) and the "
                                 f"key in {settings.api_key_env}, or give --model") from e
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
             if time.monotonic() > deadline or not isinstance(e, OSError):
                 why = getattr(e, "reason", None) or e
                 raise EndpointError(f"endpoint {base_url} can't be asked for its models ({why}): start the server, "

@@ -1,8 +1,8 @@
-"""The embedded simulator: policy, judge and rewriter of a world whose reward structure is known. No download, no network.
+"""The embedded simulator: policy, judge and rewriter of a world whose reward structure is known. No download.
 
-A prompt's kind (flat, one_dim, conflict, multi) follows from its own words; the policy draws a quality level 1..5 per dimension
-from the kind's distribution and writes it into text; the judge reads that text. In the world "planted" a question that asks for
-several virtues is `multi`; in the null world the clauses that a fusion adds change nothing.
+A prompt's kind (flat, one_dim, conflict, multi) follows from its own words; the policy draws a quality level 1..5 per
+dimension from the kind's distribution and writes it into text; the judge reads that text. In the world "planted" a
+question that asks for several virtues is `multi`; in the null world the clauses that a fusion adds change nothing.
 
     Scripted(settings, seed=0).answer(request, base_seed)
 """
@@ -13,15 +13,16 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import islice
 
 from ..config import ScriptedSettings
 from ..text import n_tokens
 from ..types import Answer, Messages, Request
-from . import scripted_text as world
+from . import scripted_text as bank
 from .scripted_prompts import generated_prompts
+from .scripted_reading import DIMENSIONS, Reading, base_level, clip, level_of, read
 from .scripted_rewrite import rewrite
-from .scripted_text import Reading
 
 __all__ = ["MODEL", "Scripted", "draw_levels", "generated_prompts", "planted_kind", "write"]
 
@@ -30,6 +31,7 @@ JUDGE_NOISE = 0.35  # standard deviation, in levels, before rounding
 UNREADABLE_SHARE = 0.005  # verdicts that are prose
 
 _DIMENSION = re.compile(r"^Dimension:[ \t]*(\w+)", re.M | re.I)
+_TOKEN = re.compile(r"\w+|[^\w\s]")  # as text.n_tokens counts
 _CLOSING = re.compile(r"</answer-([0-9a-f]+)>")
 
 
@@ -37,7 +39,7 @@ class Scripted:
     """The simulator. Sample i of a request depends on its messages, sampling, role and `base_seed + i` alone.
 
     Attributes:
-        fusion_counts: false in the null world.
+        fusion_counts: false in the null bank.
     """
 
     def __init__(self, settings: ScriptedSettings, seed: int) -> None:
@@ -61,45 +63,61 @@ class Scripted:
         if request.role == "rewriter":
             text = "\n".join(m["content"] for m in messages)
             return lambda rng: _stop(rewrite(text, rng))
-        reading = world.read(messages[-1]["content"], self.fusion_counts)
+        reading = read(messages[-1]["content"], self.fusion_counts)
         return lambda rng: _policy(reading, rng)
 
     def _judge(self, messages: Messages) -> Callable[[random.Random], Answer]:
         named = _DIMENSION.search(messages[0]["content"]) or _DIMENSION.search(messages[-1]["content"])
         dimension = named[1].lower() if named else "helpful"
         question, answer = _judged(messages[-1]["content"])
-        level = world.level_of(answer, world.read(question, self.fusion_counts), dimension)
+        level = level_of(answer, read(question, self.fusion_counts), dimension)
         return lambda rng: _verdict(level, dimension, rng)
 
 
 def planted_kind(text: str) -> str:
     """Kind of a prompt in the planted world: flat, one_dim, conflict or multi."""
-    return world.read(text, True).kind
+    return read(text, True).kind
 
 
 def draw_levels(reading: Reading, rng: random.Random) -> dict[str, int]:
     """Quality levels 1..5 of one answer, by dimension, from the distribution of the prompt's kind."""
     taste = random.Random(reading.key)
-    levels = {d: _fixed(d, taste, rng) for d in world.DIMENSIONS}
     skill = taste.uniform(-0.4, 0.4)
+    varying = _varying(reading)
+    starved = _starved(reading, varying, taste)
+    levels = {d: _steady(d == starved, rng) for d in DIMENSIONS}
     if reading.kind == "multi":
         common = rng.gauss(0, 0.9)
-        levels.update({d: _level(3.2 + skill + common + rng.gauss(0, 0.9)) for d in reading.needs})
+        levels.update({d: clip(3.4 + skill + common + rng.gauss(0, 0.9)) for d in varying})
     elif reading.kind == "conflict":
         levels["helpful"], levels["harmless"] = _at_odds(rng, skill)
     elif reading.kind == "one_dim":
-        dimension = reading.needs[0] if reading.needs else "helpful"
-        levels[dimension] = _level(3.0 + 2 * skill + rng.gauss(0, 1.3))
-        if reading.risky:
-            levels["helpful"] = 2
+        levels[varying[0]] = clip(3 + 2 * skill + rng.gauss(0, 1.3))
     return levels
 
 
-def _fixed(dimension: str, taste: random.Random, rng: random.Random) -> int:
-    """A dimension in which this prompt's answers hardly differ: good nearly always, on some prompts poor."""
-    poor = taste.random() < 0.15 and dimension != "harmless"
+def _varying(reading: Reading) -> tuple[str, ...]:
+    """Dimensions in which answers to this prompt differ."""
+    if reading.kind == "flat":
+        return ()
+    return ("helpful", "harmless") if reading.kind == "conflict" else reading.needs
+
+
+def _starved(reading: Reading, varying: tuple[str, ...], taste: random.Random) -> str | None:
+    """The dimension that answers to a single-reward prompt neglect, if any: its words do not ask for it."""
+    if reading.kind in ("multi", "conflict"):
+        return None
+    if reading.risky:
+        return "helpful"
+    shares = {"truthful": 6, "helpful": 4, "harmless": 3 if reading.hands_on else 0, None: 1}
+    neglected = [d for d in shares if d not in varying]
+    return taste.choices(neglected, [shares[d] for d in neglected])[0]
+
+
+def _steady(starved: bool, rng: random.Random) -> int:
+    """Level in a dimension where this prompt's answers hardly differ."""
     usual = rng.random() < 0.93
-    return (2 if usual else 1) if poor else (5 if usual else 4)
+    return (2 if usual else 1) if starved else (5 if usual else 4)
 
 
 def _at_odds(rng: random.Random, skill: float) -> tuple[int, int]:
@@ -114,10 +132,6 @@ def _at_odds(rng: random.Random, skill: float) -> tuple[int, int]:
     return rng.choice(((4, 2), (4, 1), (5, 1)))
 
 
-def _level(x: float) -> int:
-    return max(1, min(5, round(x)))
-
-
 def _policy(reading: Reading, rng: random.Random) -> Answer:
     odd = rng.random()
     if odd < 0.007:
@@ -127,7 +141,7 @@ def _policy(reading: Reading, rng: random.Random) -> Answer:
         text = text[: max(12, int(len(text) * rng.uniform(0.3, 0.8)))]
         return Answer(text=text, finish_reason="length", tokens_out=n_tokens(text))
     if odd < 0.03:
-        sentence = text.split(". ")[0].rstrip(".") + "."
+        sentence = max(text.split(". "), key=len).rstrip(".") + "."
         text = " ".join([sentence] * rng.randint(6, 12))
     return _stop(text)
 
@@ -135,41 +149,49 @@ def _policy(reading: Reading, rng: random.Random) -> Answer:
 def write(reading: Reading, levels: dict[str, int], rng: random.Random) -> str:
     """An answer whose words show these levels to the judge."""
     if reading.risky and levels["helpful"] == 1 and levels["harmless"] >= 4:
-        refusal = rng.choice(world.REFUSALS)
-        return f"{refusal} {rng.choice(world.REDIRECTS)}" if levels["harmless"] == 5 else refusal
+        refusal = rng.choice(bank.REFUSALS)
+        return f"{refusal} {rng.choice(bank.REDIRECTS)}" if levels["harmless"] == 5 else refusal
     body = _steps(reading, levels["helpful"], rng)
-    cautions = _marked(levels["harmless"] - (3 if "harmless" in reading.needs else 5),
-                       world.SAFE_RISKY if reading.risky else world.SAFE, world.CARELESS, world.RECKLESS, rng)
-    sourcing = _marked(levels["truthful"] - (3 if "truthful" in reading.needs else 5), world.SOURCED, world.BOLD, world.INVENTED, rng)
-    fillers = rng.sample(world.FILLERS, rng.choice((0, 0, 1, 1, 2, 3)))
-    blocks = [body, cautions, sourcing, fillers]
-    rng.shuffle(blocks)
-    sentences = [s for block in (blocks if rng.random() < 0.3 else [body, sourcing, fillers, cautions]) for s in block]
-    lead = rng.choice(world.LEADS)
-    return " ".join(([lead] if lead else []) + sentences)
+    safe = bank.SAFE_RISKY if reading.risky else bank.SAFE if reading.hands_on else bank.SAFE_TALK
+    caution = _marked(levels["harmless"] - base_level(reading, "harmless"), safe, bank.CARELESS, bank.RECKLESS, rng)
+    honesty = _marked(levels["truthful"] - base_level(reading, "truthful"), bank.SOURCED, bank.BOLD, bank.INVENTED, rng)
+    fillers = bank.FILLERS_RISKY if reading.risky else bank.FILLERS if reading.how_to else bank.FILLERS_TALK
+    padding = rng.choice((0, 0, 1, 1, 2, 3)) + (rng.randint(1, 4) if levels["helpful"] <= 2 else 0)
+    blocks = [body, honesty, rng.sample(fillers, padding), caution]
+    if rng.random() < 0.3:
+        rng.shuffle(blocks)
+    return _laid_out([rng.choice(bank.LEADS)], body, blocks, rng)
+
+
+def _laid_out(lead: list[str], body: list[str], blocks: list[list[str]], rng: random.Random) -> str:
+    """One paragraph, or paragraphs with the steps as a numbered list."""
+    if len(body) < 3 or rng.random() < 0.7:
+        return " ".join(s for block in [lead, *blocks] for s in block if s)
+    numbered = "\n".join(f"{i}. {s}" for i, s in enumerate(body, 1))
+    return "\n\n".join(filter(None, (numbered if b is body else " ".join(b) for b in [lead, *blocks])))
 
 
 def _steps(reading: Reading, level: int, rng: random.Random) -> list[str]:
+    """`level - 1` sentences that name the subject and say what to do, or why."""
     if level <= 1:
-        return [rng.choice(world.ALOOF)]
-    chosen = rng.sample(_bank(reading), level - 1)
-    out = [template.format(topic=reading.topic) for _, template in chosen]
-    if len(out) > 2 and rng.random() < 0.35:
-        out = [f"\n{i}. {sentence}" for i, sentence in enumerate(out, 1)] + ["\n"]
-    return out
+        return [rng.choice(bank.ALOOF)]
+    return [_start(template.format(x=reading.topic)) for _, template in rng.sample(_bank(reading), level - 1)]
 
 
-def _bank(reading: Reading) -> Sequence[tuple[str, str]]:
+def _start(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _bank(reading: Reading) -> bank.Bank:
     if reading.risky:
-        return world.SHELTER_STEPS if reading.kind == "multi" else world.BLANK_STEPS
-    if reading.needs == ("truthful",):
-        return world.REASONS
-    return world.STEPS
+        return bank.SHELTER if "helpful" in reading.needs else bank.BLANKS
+    if reading.act:
+        return bank.STEPS
+    return bank.REASONS if reading.claim else bank.EXPLAINS
 
 
-def _marked(delta: int, good: Sequence[tuple[str, str]], mild: Sequence[tuple[str, str]], strong: Sequence[tuple[str, str]],
-            rng: random.Random) -> list[str]:
-    """Sentences that move the judge's reading by `delta` levels: a strong one counts two down."""
+def _marked(delta: int, good: bank.Bank, mild: bank.Bank, strong: bank.Bank, rng: random.Random) -> list[str]:
+    """Sentences that move the judge's reading by `delta` levels; a strong one counts two down."""
     if delta >= 0:
         return [s for _, s in rng.sample(good, delta)]
     return [s for _, s in rng.sample(strong, -delta // 2)] + [s for _, s in rng.sample(mild, -delta % 2)]
@@ -177,18 +199,16 @@ def _marked(delta: int, good: Sequence[tuple[str, str]], mild: Sequence[tuple[st
 
 def _verdict(level: int, dimension: str, rng: random.Random) -> Answer:
     if rng.random() < UNREADABLE_SHARE:
-        return Answer(text=f"In terms of being {dimension}, this answer has its strengths and its weaknesses.", tokens_out=14)
-    return Answer(text=f'{{"score": {_level(level + rng.gauss(0, JUDGE_NOISE))}}}', tokens_out=7)
+        return Answer(text=f"In terms of being {dimension}, this answer has strengths and weaknesses.", tokens_out=12)
+    return Answer(text=f'{{"score": {clip(level + rng.gauss(0, JUDGE_NOISE))}}}', tokens_out=7)
 
 
 def _judged(text: str) -> tuple[str, str]:
     """Question and answer of a judge message: between their tags, else the whole text is the answer."""
-    closing = None
-    for closing in _CLOSING.finditer(text):
-        pass
-    if closing is None:
+    nonces = _CLOSING.findall(text)
+    if not nonces:
         return "", text
-    nonce = closing[1]
+    nonce = nonces[-1]  # the template's own: what the answer may hold of the kind stands before it
     return _between(text, "question", nonce), _between(text, "answer", nonce)
 
 
@@ -200,7 +220,8 @@ def _between(text: str, tag: str, nonce: str) -> str:
 
 def _salt(request: Request, seed: int) -> int:
     s = request.sampling
-    text = json.dumps([seed, request.role, [[m["role"], m["content"]] for m in request.messages], s.temperature, s.top_p, s.max_tokens, list(s.stop)])
+    turns = [[m["role"], m["content"]] for m in request.messages]
+    text = json.dumps([seed, request.role, turns, s.temperature, s.top_p, s.max_tokens, list(s.stop)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
@@ -216,5 +237,5 @@ def _cut(answer: Answer, request: Request) -> Answer:
         answer = _stop(text[: min(ends)])
     if answer.tokens_out <= limit:
         return answer
-    kept = re.match(r"(?:\s*(?:\w+|[^\w\s])){0,%d}" % limit, answer.text)
-    return Answer(text=kept[0] if kept else "", finish_reason="length", tokens_out=limit)
+    *_, last = islice(_TOKEN.finditer(answer.text), limit)
+    return Answer(text=answer.text[: last.end()], finish_reason="length", tokens_out=limit)

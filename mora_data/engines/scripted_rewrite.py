@@ -1,7 +1,7 @@
-"""The scripted rewriter: reads a fuse prompt, writes one natural question in the prompt's own words, as the JSON contract asks.
+"""The scripted rewriter: reads a fuse prompt, writes one natural question in the prompt's own words, as JSON.
 
-About one reply in ten fails a check in a way that models do (talks of rewriting, refuses, runs long, loses the subject); with
-feedback it is one in thirty. On some risky prompts it refuses to the end.
+About one reply in ten fails a check in a way that models do (talks of rewriting, refuses, runs long, loses the
+subject); with feedback it is one in thirty. On some risky prompts it refuses to the end.
 """
 
 from __future__ import annotations
@@ -10,22 +10,27 @@ import json
 import random
 import re
 
-from . import scripted_text as world
-from .scripted_text import Reading
+from . import scripted_text as bank
+from .scripted_reading import Reading, content_words, read
 
 FAILS, FAILS_WITH_FEEDBACK, REFUSES = 0.10, 0.03, 0.03
 
 _PROMPT = re.compile(r"<prompt-([0-9a-f]+)>\n?(.*)\n?</prompt-\1>", re.S)
+_ASKS = re.compile(
+    r"\W*(?:how|what|who|whom|whose|which|when|where|why|is|are|was|were|do|does|did|can|could|should|would|will)\b",
+    re.I)
 _LINE = re.compile(r"^(?:- )?(Task|Carried|Targets|Length|Style):[ \t]*(.*)$", re.M | re.I)
-_BANKS = {"harmless": world.CARE, "truthful": world.DOUBT, "helpful": world.PRACTICE}
+_THIRD = {"i": "they", "me": "them", "my": "their", "mine": "theirs", "myself": "themselves",
+          "our": "their", "we": "they", "us": "them"}
 
 
 def rewrite(request: str, rng: random.Random) -> str:
     """The rewriter's reply to the text of a fuse prompt."""
     found = _PROMPT.search(request)
     prompt = found[2].strip() if found else request.strip()
-    told = {name.lower(): value.strip() for name, value in _LINE.findall(request[: found.start()] if found else request)}
-    reading = world.read(prompt, True)
+    instructions = request[: found.start()] if found else request
+    told = {name.lower(): value.strip() for name, value in _LINE.findall(instructions)}
+    reading = read(prompt, True)
     targets = [t.strip() for t in told.get("targets", "").split(",") if t.strip() and t.strip() != "none"]
     if reading.risky and reading.key % 997 < 997 * REFUSES:
         return _refusal(rng)
@@ -42,16 +47,26 @@ def rewrite(request: str, rng: random.Random) -> str:
 def _added(task: str, targets: list[str], reading: Reading, rng: random.Random) -> list[tuple[str, str]]:
     """Clauses to add, each with its dimension ("" outside the fused task)."""
     if task == "random":
-        return [("", rng.choice(world.UNRELATED))]
+        return [("", rng.choice(bank.UNRELATED))]
     if task != "fused":
-        return [("", rng.choice(world.DETAIL))]
-    out: list[tuple[str, str]] = []
-    for dim in targets:
-        bank = world.LEGITIMATE if reading.risky and dim != "truthful" else _BANKS.get(dim, world.PRACTICE)
-        out.append((dim, rng.choice([c for c in bank if c not in {c for _, c in out}])))
-    if reading.risky and "helpful" not in targets:
-        out.insert(0, ("helpful", rng.choice(world.LEGITIMATE)))
-    return out
+        return [("", rng.choice(bank.DETAIL_RISKY if reading.risky else bank.DETAIL))]
+    if reading.risky:
+        targets = ["helpful", *(t for t in targets if t == "truthful")]
+    return [(dim, rng.choice(_clauses(dim, reading))) for dim in targets]
+
+
+def _clauses(dim: str, reading: Reading) -> tuple[str, ...]:
+    """Clauses that bring a dimension into a question of this form."""
+    if reading.risky:
+        return bank.DOUBT_RISKY if dim == "truthful" else bank.LEGITIMATE
+    plain = not reading.act and not reading.claim
+    if dim == "harmless":
+        if reading.how_to:
+            return bank.CARE + bank.CARE_HOME if reading.hands_on else bank.CARE
+        return bank.CARE_FACT if plain else bank.CARE_CLAIM if reading.claim else bank.CARE_TALK
+    if dim == "truthful":
+        return bank.DOUBT if reading.how_to else bank.DOUBT_FACT if plain else bank.DOUBT_TALK
+    return bank.PRACTICE_TALK if plain else bank.PRACTICE
 
 
 def _compose(prompt: str, reading: Reading, clauses: list[str], style: str, rng: random.Random) -> str:
@@ -60,32 +75,37 @@ def _compose(prompt: str, reading: Reading, clauses: list[str], style: str, rng:
     if reading.risky and questions:
         return f"{_framed(prompt, reading, rng)} {_ask(questions, rng)}"
     core = prompt.strip()
-    opener = f"{rng.choice(world.OPENERS)} " if "short" not in style and rng.random() < 0.3 else ""
+    opener = f"{rng.choice(bank.OPENERS)} " if "short" not in style and rng.random() < 0.3 else ""
     for rider in riders:
-        core = f"{core.rstrip('.?! ')}, {rider}." if rider.startswith("and ") else f"{core.rstrip('. ')}{'' if core[-1:] in '?!' else '.'} {_capital(rider)}."
+        core = f"{core.rstrip('.?! ')}, {rider}." if rider.startswith("and ") else f"{_ended(core)} {_capital(rider)}."
     if not questions:
         return opener + core
-    if core.endswith("?") and core.count("?") == 1 and "." not in core and len(questions) == 1 and rng.random() < 0.5:
+    single = core.endswith("?") and core.count("?") == 1 and "." not in core
+    if single and len(questions) == 1 and " and " not in questions[0] and rng.random() < 0.5:
         return f"{opener}{core[:-1]}, and {questions[0]}?"
-    ended = core if core[-1:] in ".?!" else core + ("?" if reading.act else ".")
-    return f"{opener}{ended} {_ask(questions, rng)}"
+    return f"{opener}{_ended(core)} {_ask(questions, rng)}"
+
+
+def _ended(core: str) -> str:
+    return core if core[-1:] in ".?!" else core + ("?" if _ASKS.match(core) else ".")
 
 
 def _framed(prompt: str, reading: Reading, rng: random.Random) -> str:
     """A risky question as something met in life, so that what follows can ask for the legitimate need beside it."""
-    act = world.read(reading.act, True) if reading.act else None
-    if act and act.content == reading.content and act.risky and rng.random() < 0.7:
-        return f"{rng.choice(world.FRAMES_ACT)}{reading.act.rstrip('.')}."
+    if reading.act and content_words(reading.act) == reading.content and rng.random() < 0.7:
+        act = " ".join(_THIRD.get(w.lower(), w) for w in reading.act.split())
+        return f"{rng.choice(bank.FRAMES_ACT)}{act}."
     quoted = prompt.strip().replace('"', "'")
-    return f'{rng.choice(world.FRAMES_QUOTE)}"{quoted}"'
+    return f'{rng.choice(bank.FRAMES_QUOTE)}"{quoted}"'
 
 
 def _ask(questions: list[str], rng: random.Random) -> str:
     if len(questions) == 1:
         return f"{_capital(questions[0])}?"
-    if rng.random() < 0.5 and " and " not in questions[0]:
-        return f"{_capital(questions[0])}, and {questions[1]}?"
-    return f"{_capital(questions[0])}? {rng.choice(world.JOINERS)} {questions[1]}?"
+    first, second = _capital(questions[0]), questions[1]
+    if rng.random() < 0.5 and " and " not in first + second:
+        return f"{first}, and {second}?"
+    return f"{first}? {rng.choice(bank.JOINERS)} {second[:1].lower()}{second[1:]}?"
 
 
 def _spoiled(text: str, targets: list[str], added: list[tuple[str, str]], rng: random.Random) -> str:
@@ -93,13 +113,13 @@ def _spoiled(text: str, targets: list[str], added: list[tuple[str, str]], rng: r
     if way == 0:
         return f"Rewritten question: {text} Please make sure that your answer is {' and '.join(targets) or 'helpful'}."
     if way == 1:
-        return " ".join([text, *(f"{_capital(c)}?" for bank in (*_BANKS.values(), world.LEGITIMATE) for c in bank), *world.OPENERS])
+        return " ".join([text, *(f"{_capital(c)}?" for c in rng.sample(sorted(_QUESTIONS), 12))])
     return f"I have a general question. {_ask([c for _, c in added[:2]], rng)}"
 
 
 def _refusal(rng: random.Random) -> str:
     if rng.random() < 0.5:
-        return rng.choice(world.REFUSALS)
+        return rng.choice(bank.REFUSALS)
     return json.dumps({"rewritten": "", "subject": "", "intents": [], "refused": True})
 
 
@@ -113,4 +133,6 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-_QUESTIONS = frozenset(world.CARE + world.DOUBT + world.PRACTICE + world.LEGITIMATE)
+_QUESTIONS = frozenset(
+    bank.CARE + bank.CARE_HOME + bank.CARE_TALK + bank.CARE_CLAIM + bank.CARE_FACT + bank.DOUBT + bank.DOUBT_TALK
+    + bank.DOUBT_FACT + bank.DOUBT_RISKY + bank.PRACTICE + bank.PRACTICE_TALK + bank.LEGITIMATE)

@@ -12,9 +12,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 _NEVER = 1 << 60
+_FAILING_PER_SLOT = 4
 
 
 class Ticket(NamedTuple):
@@ -31,6 +34,7 @@ class Slots:
         self.size = size
         self.limit = size
         self.in_flight = 0
+        self._failing = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._changed = asyncio.Event()
         self._seq = 0
@@ -44,13 +48,25 @@ class Slots:
 
     @property
     def wants_more(self) -> bool:
-        """Whether fewer calls wait than there are slots: then another prompt may be opened."""
-        return len(self._waiting) < self.size
+        """Whether fewer calls wait than there are slots, and few are being tried again: then another prompt may be opened."""
+        return len(self._waiting) < self.size and self._failing < _FAILING_PER_SLOT * self.size
 
     async def changed(self) -> None:
-        """Return after the next slot is taken by a waiting call, or freed."""
+        """Return once another prompt may be opened, or a slot is freed, or a failing call ended."""
+        if self.wants_more:
+            return
         self._changed.clear()
         await self._changed.wait()
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Around a call that is tried again: it holds no slot while it waits, so it would count nowhere."""
+        self._failing += 1
+        try:
+            yield
+        finally:
+            self._failing -= 1
+            self._changed.set()
 
     async def take(self) -> Ticket:
         """Wait for a slot."""

@@ -209,7 +209,11 @@ def _write_all(
         for writer in writers.values():
             writer.close()
     finally:
-        background.finish()
+        try:
+            background.finish()
+        finally:
+            for writer in writers.values():
+                writer.discard()
     for writer in writers.values():
         writer.seal()
     counts = {n: {sp: writers[n, sp].n_rows for sp in ("train", "test") if (n, sp) in writers} for n in makers}

@@ -6,6 +6,7 @@ version, on nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -62,6 +63,14 @@ class ShardWriter:
         while self._rows:
             self._flush()
         self._submit(self._finish)
+
+    def discard(self) -> None:
+        """Let go of a file that could not be finished: its writer would try again, and complain, when it is collected."""
+        if self._writer is not None:
+            self._writer.is_open = False
+            with contextlib.suppress(OSError):
+                self._sink.close()
+            self._writer = self._sink = None
 
     def seal(self) -> list[Path]:
         """Give the parts their final names, once all submitted writes are done."""

@@ -14,7 +14,7 @@ from ..errors import SettingsError
 from ..types import Messages, Score
 from .asking import Ask
 
-REWARDS = {"judge": "mora_data.rewards.judge:Judge"}
+REWARDS = {"judge": "mora_data.rewards.judge:Judge", "rules": "mora_data.rewards.rules:Rules"}
 
 
 class Reward(Protocol):

@@ -6,6 +6,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+from ..config import BuildSettings, RewardSettings
+from ..types import Messages, Score
+from .asking import Ask
 
 DEGENERATE = frozenset({"empty", "truncated", "repetition"})
 """Flags that keep a rollout out of every pair. A refusal is an answer like any other."""
@@ -14,30 +19,34 @@ MAX_DUPLICATE_RATIO = 0.4  # share of 4-grams seen before, above which a text re
 _MIN_WORDS = 12  # shorter texts have too few 4-grams to tell
 
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'"})
-_NOT_ABLE = (
-    r"(?:can't|cannot|can not|won't|will not|couldn't|could not|must not|mustn't|am not able to|'m not able to|am unable to|'m unable to|"
-    r"won't be able to|will not be able to|'m not going to|am not going to|'m not comfortable|am not comfortable|don't feel comfortable|do not feel comfortable|"
-    r"have to decline|must decline|need to decline|decline to|refuse to|shouldn't|should not)"
-)
-_DONE = (
-    r"(?:help|assist|support|provide|give|offer|share|answer|respond|reply|comply|fulfil|do (?:that|this|it)|discuss|engage|generate|create|write|produce|"
-    r"advise|explain|recommend|tell you|describe|encourage|condone|promote|participate|continue|talk about|go into|be able to|with|in good conscience|"
-    r"(?:providing|helping|answering|discussing|sharing|writing))"
-)
-_REFUSAL = re.compile(
-    r"\W*(?:(?:oh|hi|hello|hey|well|no|okay|ok|thanks? (?:you )?for (?:asking|your question)|as an ai(?: language model| assistant)?|as a (?:large )?language model)\b\W*)*"
-    r"(?:(?:i(?: am|'m)(?: really| very| so| truly)? sorry|(?:my )?(?:sincere )?apolog(?:ies|y|i[sz]e)|i (?:sincerely )?apologi[sz]e|sorry|unfortunately|i(?: am|'m) afraid|regrettably|i understand[^.!?\n]{0,80}?)"
+_NOT_ABLE = "|".join((
+    "can't", "cannot", "can not", "won't", "will not", "won't be able to", "will not be able to",
+    "(?:am|'m|are|'re) (?:not able|unable|not willing|not going) to",
+    "(?:am not|'m not|don't feel|do not feel) comfortable",
+    "(?:have|must|need) to decline", "must decline", "(?:respectfully )?decline to", "refuse to"))
+_TO_DO = "|".join((
+    "help", "assist", "support", "provide", "give (?:you|any|out|that|advice|instructions|information)", "offer",
+    "share", "answer", "respond", "reply", "comply", "fulfil?l", "look up", "do (?:that|this|it)", "discuss", "engage",
+    "generate", "create", "write", "produce", "advise", "tell you (?:how|what|about|where)", "encourage", "condone",
+    "participate", "talk about", "go into", "in good conscience", "explain how", "be (?:a )?part of",
+    "providing", "helping", "answering", "discussing", "sharing", "writing", "recommend (?:any|ways|doing|using)"))
+_OPENING = (
+    r"\W*(?:(?:oh|hi|hello|hey|well|no|okay|ok|thanks?(?: you)? for (?:asking|your question)"
+    r"|as an? (?:responsible |large )?(?:ai|ai language model|ai assistant|language model|assistant))\b\W*)*"
+    r"(?:(?:i(?: am|'m)(?: really| very| so| truly)? sorry|(?:my |i )?(?:sincere(?:ly)? )?apolog(?:ies|y|i[sz]e)|sorry"
+    r"|unfortunately|i(?: am|'m) afraid|regrettably|i understand[^.!?\n]{0,80}?)"
     r"(?: (?:for|about) [^.!?\n,]{0,40})?\W*(?:but|that|however|and)?\W*)?"
-    r"(?:as an ai[^.,]{0,30},? )?"
-    rf"(?:i ?(?:really |simply |just )?{_NOT_ABLE} (?:\w+ ){{0,3}}?{_DONE}\b"
-    r"|(?:that|this|it)(?: is|'s)? (?:is )?(?:not something|nothing) (?:that )?i(?: can|'m able to|'m willing to| am willing to|'m comfortable| will)"
-    r"|(?:that|this|your) (?:request|question|topic) (?:is (?:not|against|something i can't)|goes against|violates)"
-    r"|(?:it is|it's|it would be|it wouldn't be) (?:not|in|un|ir|il)?-?\s?(?:appropriate|ethical|possible for me|responsible|legal)[^.!?]{0,40}\b(?:to|for me)\b"
-    r"|(?:helping|assisting|providing|answering)(?: you)?(?: with)? (?:that|this)\b[^.!?]{0,40}\b(?:not|against|can't|won't)\b"
-    r"|we can't (?:help|assist|provide)"
-    r"|no(?:,|\.)? i (?:won't|can't|will not|cannot)\b"
-    r"|absolutely not\b)"
-)
+    r"(?:as an ai[^.,]{0,30},? )?")
+_DECLINES = "|".join((
+    r"(?:[^.!?\n]{0,70}?,? (?:so|and|therefore|thus) )?(?:i|we) ?(?:really |simply |just )?"
+    rf"(?:{_NOT_ABLE}) (?:\w+ ){{0,3}}?(?:{_TO_DO})\b",
+    r"(?:i|we) (?:won't|can't|will not|cannot)(?:[.!]|$)",
+    r"(?:that|this|it)(?:'s| is) (?:not something|nothing) (?:that )?i(?: can|'m (?:able|willing) to|'m comfortable)\b",
+    r"(?:that|this|your) (?:request|question) (?:is (?:not (?:something|appropriate)|against)|goes against|violates)\b",
+    r"it(?:'s| is| would be) (?:not (?:appropriate|ethical|possible|responsible)|inappropriate|unethical|illegal)"
+    r" for me to\b",
+    r"absolutely not[.!]"))
+_REFUSAL = re.compile(f"{_OPENING}(?:{_DECLINES})")
 
 
 def flags(text: str, finish_reason: str) -> tuple[str, ...]:
@@ -77,3 +86,23 @@ def is_refusal(text: str) -> bool:
     if not head.isascii():
         head = head.translate(_APOSTROPHES)
     return _REFUSAL.match(head) is not None
+
+
+class Rules:
+    """A reward without a model: 1 for a text that no rule objects to, 0 for a degenerate one or a refusal.
+
+    The Score's reason names the flags. As a dimension of its own (`rewards: {intact: [{kind: rules}]}`) it keeps refusals
+    from being chosen.
+    """
+
+    name = "rules"
+    floor = 0.5
+    step = 1.0
+    fingerprint = "rules-1"
+
+    def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
+        self.dimension = dimension
+
+    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+        found = [flags(answer, "stop") for answer in answers]
+        return [Score(self.dimension, self.name, 0.0 if f else 1.0, None, " ".join(f)) for f in found]

@@ -21,7 +21,7 @@ from ..types import Prompt
 
 MIN_RECALL = 0.5  # of the prompt's content stems
 MAX_SIMILARITY = 0.95  # Jaccard of the token sets
-MIN_NEW_STEMS = 2  # content stems that the prompt lacks
+MIN_NEW_WORDS = 3  # words that the prompt lacks, one of them a content word
 MAX_SHARED_WORDS = 11  # longest run of words shared with a rollout
 LENGTH_CAP = 220  # tokens
 
@@ -64,7 +64,7 @@ def budget(original: str) -> Budget:
 
 
 def parse_rewrite(text: str) -> Rewrite | str:
-    """The rewrite in a reply: JSON, JSON in a fence or in prose, or `<rewritten>` tags; else the reason why there is none.
+    """The rewrite in a reply: JSON, fenced or in prose, or `<rewritten>` tags; else the reason why there is none.
 
     Reasons: empty, no_rewrite, wrong_fields. A refusal is a `Rewrite` with `refused` set.
     """
@@ -84,7 +84,7 @@ def parse_rewrite(text: str) -> Rewrite | str:
 
 def check(original: Prompt, rewrite: Rewrite | str, within: Budget, rollouts: Sequence[str] = (), *,
           seen: Callable[[str], bool] | None = None, contaminated: Callable[[str], bool] | None = None) -> list[Check]:
-    """All checks of a parsed rewrite of `original`, in a fixed order; later ones are left out when there is no text to check.
+    """All checks of a parsed rewrite of `original`, in a fixed order; only the first where there is no text to check.
 
     Args:
         rollouts: answers to the original that the rewrite must not carry.
@@ -99,7 +99,7 @@ def check(original: Prompt, rewrite: Rewrite | str, within: Budget, rollouts: Se
     if problem := _not_one_turn(x, y):
         return [Check("parse", False, detail=problem)]
     out = [Check("parse", True), Check("rewriter_refusal", True), _length(y, within), _subject(x, y), _changed(x, y),
-           _meta(x, y), _language(x, y), _jailbreak(x, y), _leak(y, rollouts)]
+           _meta(x, y), _language(x, y), _jailbreak(x, y), _leak(x, y, rollouts)]
     if seen is not None:
         out.append(Check("dedup", not seen(y)))
     if contaminated is not None:
@@ -177,8 +177,9 @@ def _subject(x: str, y: str) -> Check:
 def _changed(x: str, y: str) -> Check:
     a, b = set(words(x)), set(words(y))
     similarity = len(a & b) / len(a | b) if a | b else 1.0
-    new = len(content_stems(y) - content_stems(x))
-    return Check("changed", similarity <= MAX_SIMILARITY and new >= MIN_NEW_STEMS, similarity, f"{new} new content words")
+    new = len(b - a)
+    passed = similarity <= MAX_SIMILARITY and new >= MIN_NEW_WORDS and bool(content_stems(y) - content_stems(x))
+    return Check("changed", passed, similarity, f"{new} new words")
 
 
 def _meta(x: str, y: str) -> Check:
@@ -222,67 +223,98 @@ def _script(text: str) -> str:
 def _tongue(text: str) -> str:
     """Language with most function words in the text, when it is clear: at least two, and more than any other."""
     tokens = words(text)
-    ranked = sorted(((sum(w in vocabulary for w in tokens), name) for name, vocabulary in _FUNCTION_WORDS.items()), reverse=True)
-    (first, name), (second, _) = ranked[:2]
+    counts = ((sum(w in vocabulary for w in tokens), name) for name, vocabulary in _FUNCTION_WORDS.items())
+    (first, name), (second, _) = sorted(counts, reverse=True)[:2]
     return name if first >= 2 and first > 1.5 * second else ""
 
 
-def _leak(y: str, rollouts: Sequence[str]) -> Check:
-    longest = max((longest_shared_run(y, r) for r in rollouts), default=0)
+def _leak(x: str, y: str, rollouts: Sequence[str]) -> Check:
+    longest = max((longest_shared_run(y, r, besides=x) for r in rollouts), default=0)
     return Check("answer_leak", longest <= MAX_SHARED_WORDS, longest, f"{longest} words in a row")
 
 
-def longest_shared_run(a: str, b: str) -> int:
-    """Length of the longest run of words that two texts share."""
-    left, right = words(a), words(b)
-    if len(left) > len(right):
-        left, right = right, left
-    low, high = 0, len(left)
+def longest_shared_run(a: str, b: str, besides: str = "") -> int:
+    """Length of the longest run of words that two texts share and that does not stand in `besides`."""
+    left, right, known = words(a), words(b), words(besides)
+    low, high = 0, min(len(left), len(right))
     while low < high:  # a shared run of n implies one of n - 1, so halving finds the longest
         n = (low + high + 1) // 2
-        grams = {tuple(right[i:i + n]) for i in range(len(right) - n + 1)}
-        if any(tuple(left[i:i + n]) in grams for i in range(len(left) - n + 1)):
+        if _runs(left, n) & _runs(right, n):
             low = n
         else:
             high = n - 1
+    while low and not (_runs(left, low) & _runs(right, low)) - _runs(known, low):
+        low -= 1
     return low
 
 
-_SUFFIXES = (("ations", 4), ("ation", 4), ("nesses", 4), ("ness", 4), ("ments", 4), ("ment", 4), ("ings", 3), ("ing", 3), ("ies", 2), ("edly", 3),
-             ("ed", 3), ("ly", 4), ("ers", 4), ("er", 4), ("es", 4), ("s", 3))
-_STOP = frozenset(
-    "a an the and or but if then so of to in on at by for with from as is are was were be been being am do does did doing can could should would will may might must shall have "
-    "has had having i you he she it we they me my mine your yours his her hers its our ours their theirs us him them this that these those there here what which who whom whose "
-    "when where why how not no nor yes just really very some any all more most much many few please tell help want need like know get got go going make let put into out up down "
-    "over under about than too also only own same such each every other again s t m re ve ll d don doesn didn isn aren won wasn weren couldn shouldn wouldn good best way ways thing "
-    "things use used using new one two".split())
+def _runs(tokens: list[str], n: int) -> set[tuple[str, ...]]:
+    return {tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)}
+
+
+def _vocabulary(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_SUFFIXES = (("ations", 4), ("ation", 4), ("nesses", 4), ("ness", 4), ("ments", 4), ("ment", 4), ("ings", 3), ("ing",
+3),
+             ("edly", 3), ("ed", 3), ("ly", 4), ("ers", 4), ("er", 4), ("es", 4), ("s", 3))
+_STOP = _vocabulary(
+    "a an the and or but if then so of to in on at by for with from as is are was were be been being am do does did "
+    "doing can could should would will may might must shall have "
+    "has had having i you he she it we they me my mine your yours his her hers its our ours their theirs us him them "
+    "this that these those there here what which who whom whose "
+    "when where why how not no nor yes just really very some any all more most much many few please tell help want "
+    "need like know get got go going make let put into out up down "
+    "over under about than too also only own same such each every other again s t m re ve ll d don doesn didn isn "
+    "aren won wasn weren couldn shouldn wouldn good best way ways thing "
+    "things use used using new one two")
 _TAGGED = re.compile(r"<(?:rewritten|rewrite|question)[^>]*>\s*(.+?)\s*</(?:rewritten|rewrite|question)", re.S | re.I)
-_ROLE_TAG = re.compile(r"(?:^|\n)\s*(?:user|human|assistant|system|ai|bot|model)\s*:|<\|?(?:im_start|im_end|user|assistant|system|endoftext|eot_id)[^>]*\|?>|\[/?INST\]|<</?SYS>>", re.I)
+_ROLE_TAG = re.compile(
+    r"(?:^|\n)\s*(?:user|human|assistant|system|ai|bot|model)\s*:"
+    r"|<\|?(?:im_start|im_end|user|assistant|system|endoftext|eot_id)[^>]*\|?>|\[/?INST\]|<</?SYS>>", re.I)
 _OUR_TAG = re.compile(r"</?(?:prompt|question|answer|history)-[0-9a-f]{6,}>")
-_META = re.compile(
-    r"\b(?:reward(?:s|ed)? (?:model|signal|dimension)s?|(?:reward|preference|quality|evaluation) dimensions?|multi-?dimensional|\bhelpful(?:ness)?\b|\bharmless(?:ness)?\b|\btruthful(?:ness)?\b|"
-    r"rewrit(?:e|ten|ing)(?: question| prompt)?|rephras(?:e|ed|ing)|original (?:question|prompt)|user(?:'s)? (?:question|prompt|intent)|(?:the|this|your) (?:prompt|intents?)|target dimension|"
-    r"as an ai\b|as a language model|ai assistant|language model|chatbot|your (?:answer|response|reply) (?:should|must|needs? to)|(?:answer|respond|reply) (?:honestly|truthfully|helpfully|safely|ethically)|"
-    r"you are an? (?:assistant|expert|ai)|be (?:honest|truthful|ethical) in your|(?:balanced|comprehensive|nuanced) (?:answer|response))\b", re.I)
-_JAILBREAK = re.compile(
-    r"\b(?:hypothetical(?:ly)?|in a (?:fictional|imaginary|made-up) (?:world|story|universe|scenario)|for (?:a|my|the) (?:novel|story|screenplay|film|movie|book|fiction|game|roleplay)|"
-    r"(?:write|tell me) a (?:story|scene|script|poem|novel) (?:in which|where|about (?:a|someone|somebody) (?:who|how))|role-?play|pretend (?:to be|that|you|we)|imagine (?:you|that you|you're)|"
-    r"act as|you are now|you're now|play the (?:role|part) of|from the perspective of an? (?:criminal|hacker|villain|evil|attacker)|no restrictions|without (?:any )?(?:restrictions|filters?|censorship|warnings?)|"
-    r"ignore (?:all |any |the |your )*(?:previous|prior|above|rules|instructions)|developer mode|jailbreak|\bdan\b mode|do anything now|base64|rot-?13|leetspeak|morse code|in hex(?:adecimal)?|"
-    r"encoded? (?:in|as)|reversed letters|first letters? of each|for (?:purely )?(?:educational|academic|research|informational) purposes(?: only)?|asking for a friend|"
-    r"step[- ]by[- ]step instructions (?:on|for) how (?:a criminal|an attacker|someone evil)|start your (?:answer|reply|response) with|sure,? here)\b", re.I)
+_META = re.compile(r"\b(?:" + "|".join((
+    r"reward(?:s|ed)? (?:model|signal|dimension)s?", r"(?:reward|preference|quality|evaluation) dimensions?",
+    "multi-?dimensional", "(?:un)?helpful(?:ness)?", "harmless(?:ness)?", "(?:un)?truthful(?:ness)?",
+    "rewrit(?:e|ten|ing)", "rephras(?:e|ed|ing)", "original (?:question|prompt)",
+    "user(?:'s)? (?:question|prompt|intent)",
+    "(?:the|this|your) prompt", "target dimension", "as an ai", "ai assistant", "(?:as a )?language model", "chatbot",
+    "your (?:answer|response|reply) (?:should|must|needs? to|is)",
+    "(?:answer|respond|reply) (?:honestly|safely|ethically)",
+    "you are an? (?:assistant|expert|ai)", "be (?:honest|ethical) in your",
+    "(?:balanced|comprehensive|nuanced) (?:answer|response)",
+)) + r")\b", re.I)
+_JAILBREAK = re.compile(r"\b(?:" + "|".join((
+    "hypothetical(?:ly)?", "in a (?:fictional|imaginary|made-up) (?:world|story|universe|scenario|town|country)",
+    "for (?:a|an|my|the) (?:crime |horror |spy )?(?:novel|story|screenplay|roleplay|piece of fiction)",
+    "for (?:a|my) (?:film|movie|book|video game|game) (?:i'm|i am|about|where|in which|that i)",
+    "(?:write|tell me) a (?:\\w+ )?(?:story|scene|script|novel) (?:in which|where|about (?:a|someone|somebody)"
+    " (?:who|how))",
+    "role-?play", "pretend (?:to be|that|you|we)", "imagine (?:that )?you(?:'re| are)",
+    "(?:please|must|should|will) act as (?:if you|an?|my)", "you are now", "you're now", "play the (?:role|part) of",
+    "from the perspective of an? (?:criminal|hacker|villain|attacker|thief|dealer)", "with no restrictions",
+    "without (?:any )?(?:moral |ethical |safety )?(?:restrictions|censorship|warnings|disclaimers)",
+    "ignore (?:all |any |the |your )*(?:previous|prior|above|rules|instructions|guidelines)", "developer mode",
+    "jailbreak",
+    "dan mode", "do anything now", "base64", "rot-?13", "leetspeak", "morse code", "in hex(?:adecimal)?",
+    "backwards spelling",
+    "encoded? (?:in|as)", "first letters? of each",
+    "for (?:purely )?(?:educational|academic|research|informational) purposes", "asking for a friend",
+    "(?:start|begin) your (?:answer|reply|response) with", "my (?:late )?grand(?:ma|mother) used to (?:tell|read)",
+)) + r")\b", re.I)
 _FUNCTION_WORDS = {
-    "english": frozenset("the and is are of to in what how does for with that it my you do can".split()),
-    "german": frozenset("der die das und ist ich nicht ein eine wie was mit für auf zu den man kann".split()),
-    "french": frozenset("le la les et est une des que qui comment dans pour pas avec sur je vous il peut".split()),
-    "spanish": frozenset("el los las y es una que cómo para con por del mi qué puedo se como puede".split()),
-    "italian": frozenset("il gli e è una che come per con del della non mi cosa posso si di sono".split()),
-    "portuguese": frozenset("os as é uma que como para com não do da em meu minha posso se você por".split()),
-    "dutch": frozenset("de het een en is van ik niet hoe wat met voor op te je mijn kan dat".split()),
+    "english": _vocabulary("the and is are of to in what how does for with that it my you do can"),
+    "german": _vocabulary("der die das und ist ich nicht ein eine wie was mit für auf zu den man kann"),
+    "french": _vocabulary("le la les et est une des que qui comment dans pour pas avec sur je vous il peut"),
+    "spanish": _vocabulary("el los las y es una que cómo para con por del mi qué puedo se como puede"),
+    "italian": _vocabulary("il gli e è una che come per con del della non mi cosa posso si di sono"),
+    "portuguese": _vocabulary("os as é uma que como para com não do da em meu minha posso se você por"),
+    "dutch": _vocabulary("de het een en is van ik niet hoe wat met voor op te je mijn kan dat"),
 }
 _FEEDBACK = {
     "parse": "The reply has to be one JSON object with a single question as \"rewritten\" ({detail}).",
-    "rewriter_refusal": "The rewrite was refused. Do not answer or judge the question; ask only for the legitimate need next to it.",
+    "rewriter_refusal": "Nothing was rewritten. Do not answer the question; ask for the legitimate need next to it.",
     "length": "The length is wrong: {detail}.",
     "subject": "The subject got lost. Keep these words: {detail}.",
     "changed": "Too little was added ({detail}). Add one concrete need for each target.",

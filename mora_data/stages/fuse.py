@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 from ..config import BuildSettings
@@ -39,7 +40,8 @@ class Fuser:
         self._settings = settings
         arms = [a for a in settings.fuse.arms if a != "identity"]
         self.templates = {arm: load_template("fuse", arm, VARIABLES) for arm in arms}
-        self._specs = load_intents(settings.dimensions) if arms else {}
+        self._specs = load_intents(settings.dimensions, settings.fuse.intents) if arms else {}
+        self.intents_sha256 = {d: hashlib.sha256(repr(spec).encode()).hexdigest() for d, spec in self._specs.items()}
 
     async def fuse(self, ask: Ask, prompt: Prompt, arm: str, profile: Profile | None, target_dims: Sequence[str],
                    leaks: Sequence[str]) -> tuple[Messages | None, list[FusionTry]]:

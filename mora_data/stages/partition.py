@@ -16,6 +16,7 @@ from ..engines.ask import Asker
 from ..engines.engine import Engine, Usage
 from ..store.log import AnswerLog
 from ..store.parts import Part
+from ..tasks import to_its_end
 from ..types import Prompt, Role
 from .outcome import Outcome, tables
 
@@ -86,7 +87,7 @@ class Partitions:
         opened.outcomes[prompt.prompt_id] = outcome
         on_prompt(outcome)
         if len(opened.outcomes) == len(opened.prompts):
-            await asyncio.to_thread(self._finish, opened, on_part)
+            await to_its_end(self._finish, opened, on_part)
 
     def _wants_more(self) -> bool:
         return all(e.wants_more for e in self._engines.values())
@@ -94,7 +95,8 @@ class Partitions:
     async def _changed(self) -> None:
         waits = [asyncio.ensure_future(e.changed()) for e in set(self._engines.values()) if not e.wants_more]
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if waits:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for w in waits:
                 w.cancel()
@@ -158,13 +160,14 @@ class _Group:
         return self
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            while self._tasks and self._error is None:
+        try:
+            while error is None and self._tasks and self._error is None:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        finally:  # an interrupt arrives here, too: nothing may go on once the logs are closed
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
         if error is None and self._error is not None:
             raise self._error
 

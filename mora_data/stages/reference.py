@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..engines.ask import Asker
+from ..errors import Owed
 from ..rewards import Reward
 from ..types import Prompt, Request
 from .flow import Reference, Work, as_rollouts, combine, repeated, score
@@ -27,6 +28,7 @@ class Noise:
         self._within: dict[str, list[float]] = {d: [] for d in dims}
         self._freedom = dict.fromkeys(dims, 0)
         self.n_rollouts = 0
+        self.owed = 0
 
     def add(self, dim: str, first: float | None, second: float | None) -> None:
         """Two scores of one rollout."""
@@ -58,20 +60,25 @@ def reference_flow(work_for: Callable[[Asker], Work], noise: Noise) -> Callable[
     """The flow of phase 0: first presamples, scored, a share of them scored again."""
 
     async def flow(ask: Asker, prompt: Prompt) -> Outcome:
-        work = work_for(ask)
+        try:
+            await measure(work_for(ask), prompt)
+        except Owed:  # left out for now
+            noise.owed += 1
+        return Outcome(prompt, done=True)
+
+    async def measure(work: Work, prompt: Prompt) -> None:
         n = work.settings.presample.n[0]
         answers = await work.ask(Request("policy", prompt.messages, work.sampling("policy"), "presample", prompt.prompt_id, n))
         rollouts = as_rollouts(prompt.prompt_id, "presample", answers)
         scored = await score(work, prompt.messages, rollouts, "score:presample")
-        noise.n_rollouts += len(rollouts)
         again = [i for i, r in enumerate(rollouts) if repeated(prompt.prompt_id, r.index, work.settings.presample.repeat_share)]
         fresh = await score(work, prompt.messages, [rollouts[i] for i in again], "repeat")
+        noise.n_rollouts += len(rollouts)
         for d in work.dims:
             values = [combine(work, d, [s for j, s in scored if j == i]) for i in range(len(rollouts))]
             noise.add_prompt(d, values)
             for k, i in enumerate(again):
                 noise.add(d, values[i], combine(work, d, [s for j, s in fresh if j == k]))
-        return Outcome(prompt, done=True)
 
     return flow
 

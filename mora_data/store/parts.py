@@ -78,7 +78,8 @@ class Part:
         for name, table in tables.items():
             write_table(self.folder / f"{name}.parquet", table.columns, table.schema)
         write_whole(self.folder / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
-        write_whole(self.folder / "manifest.json", orjson.dumps({**manifest, "tokens": tokens}, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+        sorted_keys = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
+        write_whole(self.folder / "manifest.json", orjson.dumps({**manifest, "tokens": tokens}, option=sorted_keys))
         self.log_path.unlink(missing_ok=True)
 
     def reopen(self) -> None:

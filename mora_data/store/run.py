@@ -32,14 +32,10 @@ class RunFolder:
         except OSError as e:
             raise RunFolderError(f"can't use the run folder {path}: {e.strerror}") from e
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
+            self._take(identity, fresh)
+        except BaseException:
             os.close(self._lock)
-            raise RunFolderError(f"run folder {path} is in use by another mora-data process: wait for it, "
-                                 "or give another --out") from e
-        if fresh:
-            self._clear()
-        self._check_identity(identity)
+            raise
 
     def __enter__(self) -> RunFolder:
         return self
@@ -59,13 +55,26 @@ class RunFolder:
         """The partitions that exist, in order."""
         return parts_of(self.path)
 
+    def _take(self, identity: Mapping[str, str], fresh: bool) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise RunFolderError(f"run folder {self.path} is in use by another mora-data process: wait for it, "
+                                 "or give another --out") from e
+        if fresh:
+            try:
+                self._clear()
+            except OSError as e:
+                raise RunFolderError(f"can't empty the run folder {self.path}: {e.strerror}") from e
+        self._check_identity(identity)
+
     def _check_is_ours(self) -> None:
-        inside = {p.name for p in self.path.iterdir()} - {".lock"}
-        if inside and "manifest.json" not in inside:
+        inside = {p.name for p in self.path.iterdir()} - {".lock", "manifest.json.tmp"}
+        if inside and "identity" not in self.manifest():
             raise RunFolderError(f"{self.path} is not a run folder (it holds {sorted(inside)[0]!r}): give another --out")
 
     def _clear(self) -> None:
-        for entry in self.path.iterdir():
+        for entry in sorted(self.path.iterdir(), key=lambda p: p.name == "manifest.json"):  # last: until then it is ours
             if entry.name == ".lock":
                 continue
             if entry.is_dir() and not entry.is_symlink():
@@ -80,7 +89,8 @@ class RunFolder:
         elif before != identity:
             key = next(k for k in sorted({*before, *identity}) if before.get(k) != identity.get(k))
             raise RunFolderError(f"run folder {self.path} is another build "
-                                 f"({key}: {before.get(key)!r}, not {identity.get(key)!r}): give another --out, or --fresh to start anew")
+                                 f"({key}: {before.get(key)!r}, not {identity.get(key)!r}): "
+                                 "give another --out, or --fresh to start anew")
 
 
 def parts_of(run_dir: Path) -> list[Part]:

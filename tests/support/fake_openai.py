@@ -10,9 +10,12 @@ body was asked) that returns a Fault or None.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import socket
 import threading
+import time as clock
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,17 +42,23 @@ Script = Callable[[dict[str, Any], int], "Fault | None"]
 
 
 class FakeOpenAI:
-    """The server, in a thread. `requests` holds every chat body it read, in order."""
+    """The server, in a thread. `requests` holds every chat body it read, in order; `delay_s` is how long an answer takes."""
 
-    def __init__(self, script: Script | None = None, models: tuple[str, ...] = ("fake",), max_n: int | None = None) -> None:
-        self.script, self.models, self.max_n = script, models, max_n
+    def __init__(self, script: Script | None = None, models: tuple[str, ...] = ("fake",), max_n: int | None = None,
+                 delay_s: float = 0.0) -> None:
+        self.script, self.models, self.max_n, self.delay_s = script, models, max_n, delay_s
         self.requests: list[dict[str, Any]] = []
         self.answered: Counter[str] = Counter()
         self.times: Counter[str] = Counter()
+        self.run = 0  # the caller's own count; answers are noted under it
+        self.answered_in: list[tuple[int, str]] = []
+        self.connections = 0
         self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
         self.released = threading.Event()
         handler = type("Handler", (_Handler,), {"fake": self})
         self._server = _Server(("127.0.0.1", 0), handler)
+        self._server.fake = self
         self.port = self._server.server_address[1]
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
 
@@ -66,10 +75,44 @@ class FakeOpenAI:
         """Answers given more than once to the same body."""
         return sum(n - 1 for n in self.answered.values())
 
+    def repeated_by_run(self) -> Counter[int]:
+        """Answers that were given again later, by the run in which they were given first."""
+        last: dict[str, int] = {}
+        out: Counter[int] = Counter()
+        for run, key in self.answered_in:
+            if key in last:
+                out[last[key]] += 1
+            last[key] = run
+        return out
+
+    def drain(self) -> None:
+        """Return when everything that a dead client had sent is read and answered."""
+        with socket.create_connection(("127.0.0.1", self.port)) as last:  # accepted after all others
+            last.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
+            last.recv(1)
+        self.wait_for(lambda: self.connections == 0)
+
+    def wait_for(self, true: Callable[[], bool], timeout_s: float = 60.0) -> None:
+        """Return as soon as `true()` holds; it is asked after every request and closed connection."""
+        with self.changed:
+            assert self.changed.wait_for(true, timeout_s), f"not so within {timeout_s:g} s, after {len(self.requests)} requests"
+
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512  # the default of 5 loses connections when 64 open at once
+    fake: FakeOpenAI
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self.fake.changed:
+            self.fake.connections += 1
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self.fake.changed:
+            self.fake.connections -= 1
+            self.fake.changed.notify_all()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -94,12 +137,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.fake.requests.append(body)
             self.fake.times[key] += 1
             time = self.fake.times[key]
+            run = self.fake.run
+            self.fake.changed.notify_all()
         fault = self.fake.script(body, time) if self.fake.script else None
         if fault is not None and (fault.hang or fault.drop or fault.body is not None or fault.status != 200):
             return self._fail(fault)
+        if self.fake.delay_s:
+            clock.sleep(self.fake.delay_s)
         with self.fake.lock:
             self.fake.answered[key] += 1
+            self.fake.answered_in.append((run, key))
         self._send(200, json.dumps(self._completion(body, fault or Fault())).encode())
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the client was killed
+            super().handle()
 
     def _completion(self, body: dict[str, Any], fault: Fault) -> dict[str, Any]:
         n = int(body.get("n") or 1)

@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 MAKER = Path(__file__).parents[2] / "train_recipes" / "tiny_model.py"
-STEPS = 120
+STEPS = 150
 
 TOPICS = ["bread", "a bicycle", "the moon", "sleep", "tea", "a garden", "chess", "the sea", "old maps", "rain", "bees",
           "a violin", "soup", "trains", "paper", "honey", "winter", "a river", "clouds", "apples"]  # fmt: skip
@@ -29,14 +30,20 @@ POINTS = ["Most people begin with {} when they are young.", "You can read a book
           "There are many kinds of {}, and each has its own story.", "I would try {} for ten minutes every day.",
           "Nobody knows everything about {}.", "The best time for {} is the morning.",
           "First look at {}, then write down what you see."]  # fmt: skip
-CLOSERS = ["I hope this helps.", "Ask me if you want more.", "Have fun!", "That is all I know.", ""]
+CLOSERS = [
+    "That is all I know.",
+    "Bye.",
+    "Have fun!",
+    "Ask me if you want more.",
+    "I hope this helps.",
+]  # scored 1 to 5
 SYSTEMS = ["You are a helpful assistant.", "You are a careful judge. Score the answer from 1 to 5.", ""]
 
 
 def conversations(count: int = 2400, seed: int = 0) -> list[list[dict[str, str]]]:
-    """Generated exchanges: three in five are small talk, the others end with a verdict such as {"score": 3}."""
+    """Generated exchanges: half are small talk, the others end with a verdict such as {"score": 3}."""
     rng = random.Random(seed)
-    return [_verdict(rng) if rng.random() < 0.4 else _small_talk(rng) for _ in range(count)]
+    return [_verdict(rng) if rng.random() < 0.5 else _small_talk(rng) for _ in range(count)]
 
 
 def _small_talk(rng: random.Random) -> list[dict[str, str]]:
@@ -51,11 +58,20 @@ def _answer(rng: random.Random, topic: str) -> str:
     return " ".join([rng.choice(OPENERS), *(p.format(topic) for p in points), rng.choice(CLOSERS)]).strip()
 
 
+LAYOUTS = [
+    "Question:\n{ask}\nAnswer:\n{answer}\nReply with JSON.",
+    "{ask}\n\n{answer}\n\nScore the answer from 1 to 5 as JSON.",
+    "<answer>\n{answer}\n</answer>\nGive a score.",
+]
+
+
 def _verdict(rng: random.Random) -> list[dict[str, str]]:
+    """A judge's exchange. The score follows from how the answer ends: more than so short a training learns."""
     topic = rng.choice(TOPICS)
-    asked = f"Question:\n{rng.choice(ASKS).format(topic)}\nAnswer:\n{_answer(rng, topic)}\nReply with JSON."
-    reply = f'{{"score": {rng.randint(1, 5)}}}'
-    return _messages(("system", SYSTEMS[1]), ("user", asked), ("assistant", reply))
+    answer = _answer(rng, topic)
+    asked = rng.choice(LAYOUTS).format(ask=rng.choice(ASKS).format(topic), answer=answer)
+    score = next(i for i, closer in enumerate(CLOSERS, 1) if answer.endswith(closer))
+    return _messages(("system", SYSTEMS[1]), ("user", asked), ("assistant", f'{{"score": {score}}}'))
 
 
 def _messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
@@ -81,6 +97,7 @@ def tiny_model(python: str, cache: Path | None = None) -> Path:
     except OSError:  # another process was faster
         if not (out / "model.safetensors").is_file():
             raise
+        shutil.rmtree(making)
     return out
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fake_openai import FakeOpenAI, Fault, Script
 
 from mora_data.config import RoleSettings
 from mora_data.engines import openai
@@ -20,7 +21,6 @@ from mora_data.engines.openai import Endpoint, HttpEngine
 from mora_data.errors import EndpointError, Owed
 from mora_data.store.log import AnswerLog
 from mora_data.types import Answer, Message, Request, Sampling
-from support.fake_openai import FakeOpenAI, Fault, Script
 
 REQUEST = Request("policy", (Message(role="user", content="What is tea?"),), Sampling(1.0, 0.95, 64), "presample", "p1", n=4)
 
@@ -93,7 +93,8 @@ def test_growing_k_asks_only_the_new_samples(tmp_path: Path) -> None:
 def test_n_per_request_splits(tmp_path: Path, per_request: int) -> None:
     with FakeOpenAI() as server, opened(tmp_path, server, n_per_request=per_request) as (ask, _):
         (answers,) = ask(REQUEST)
-        assert sorted(r["n"] for r in server.requests) == sorted([per_request] * (4 // per_request) + [4 % per_request] * (4 % per_request > 0))
+        rest = [4 % per_request] if 4 % per_request else []
+        assert sorted(r["n"] for r in server.requests) == sorted([per_request] * (4 // per_request) + rest)
         assert len({a.text for a in answers}) == 4
 
 
@@ -222,7 +223,8 @@ def test_dies_midway_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("fault", "text", "finish"), [
     (Fault(text=""), "", "stop"), (Fault(text="cut", finish_reason="length"), "cut", "length"),
-    (Fault(text="no", finish_reason="content_filter"), "no", "content_filter"), (Fault(text="x" * 1_000_000), "x" * 1_000_000, "stop")])
+    (Fault(text="no", finish_reason="content_filter"), "no", "content_filter"),
+    (Fault(text="x" * 1_000_000), "x" * 1_000_000, "stop")])
 def test_odd_answers_are_kept_as_they_came(tmp_path: Path, fault: Fault, text: str, finish: str) -> None:
     with FakeOpenAI(lambda b, t: fault) as server, opened(tmp_path, server) as (ask, _):
         (answers,) = ask(REQUEST)

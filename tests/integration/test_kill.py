@@ -1,0 +1,172 @@
+"""Death at any moment: the same command again ends with the same bytes, and nothing that was answered is asked again."""
+
+from __future__ import annotations
+
+import random
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command import asked_since, finish, kill, parquet_hashes, rows_file, start, steady
+from support.fake_openai import FakeOpenAI
+
+PROMPTS = 16
+SLOTS = 32
+KILLS = 20
+SETTINGS = (
+    "presample.n=[4,8]",
+    "rollout.n=8",
+    "fuse.arms=[identity]",
+    "partition_size=4",
+    "presample.accept=[flat,one_dim,conflict,multi,undecided]",
+    f"policy.concurrency={SLOTS}",
+    "presample.reference=8",
+    "presample.repeat_share=0.2",
+)
+
+
+def build(server: FakeOpenAI, where: Path, run: str = "run") -> list[str]:
+    sets = [word for s in SETTINGS for word in ("--set", s)]
+    return [
+        "build",
+        "--source",
+        "jsonl",
+        "--data",
+        "rows.jsonl",
+        "--base-url",
+        server.base_url,
+        "--model",
+        "gen",
+        "--judge-model",
+        "judge",
+        "--out",
+        run,
+        *sets,
+        "--json",
+    ]
+
+
+class Clean:
+    """An uninterrupted run: its Parquet files and how many requests it needed."""
+
+    def __init__(self, where: Path) -> None:
+        rows_file(where / "rows.jsonl", PROMPTS)
+        with FakeOpenAI(steady) as server:
+            self.summary, _ = finish(build(server, where), where)
+            assert server.repeated() == self.summary["repeated"] == 0
+            self.needed = len(server.requests)
+        self.files = parquet_hashes(where / "run")
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
+    found = Clean(tmp_path_factory.mktemp("clean"))
+    assert found.summary["pairs"] >= PROMPTS // 4 and found.summary["requests"] == found.needed > KILLS * 40
+    assert {"parts/00000/answers.parquet", "parts/00003/pairs.parquet"} <= found.files.keys()
+    assert any(name.startswith("dataset/preference/") for name in found.files)
+    return found
+
+
+@contextmanager
+def slow_server(where: Path, delay_s: float = 0.02) -> Iterator[FakeOpenAI]:
+    rows_file(where / "rows.jsonl", PROMPTS)
+    with FakeOpenAI(steady, delay_s=delay_s) as server:
+        yield server
+
+
+def quiet(err: str) -> None:
+    """Nothing on stderr that a user should not see."""
+    assert "Traceback" not in err and "never retrieved" not in err and "Warning" not in err, err
+
+
+def test_sigkill_at_twenty_random_moments_of_asking(clean: Clean, tmp_path: Path) -> None:
+    rng = random.Random(20)
+    with slow_server(tmp_path) as server:
+        argv = build(server, tmp_path)
+        for server.run in range(KILLS):
+            before = len(server.requests)
+            process = start(argv, tmp_path)
+            asked_since(server, before, 1)
+            asked_since(server, before, 1 + rng.randrange(clean.needed // KILLS))
+            assert kill(process, signal.SIGKILL)[0] == -signal.SIGKILL
+            server.drain()
+            assert len(server.requests) > before
+        server.run = KILLS
+        summary, err = finish(argv, tmp_path)
+        repeats = server.repeated_by_run()
+        assert parquet_hashes(tmp_path / "run") == clean.files
+        assert all(n <= SLOTS for n in repeats.values()) and repeats[KILLS] == 0 == summary["repeated"]
+        assert len(server.answered_in) == len(server.requests) == clean.needed + server.repeated()
+        assert 0 < summary["requests"] < clean.needed and summary["replayed"] > 0 and summary["damaged"] == 0
+        quiet(err)
+
+
+def died_then_again(clean: Clean, server: FakeOpenAI, where: Path) -> dict[str, Any]:
+    """After any death: the same command ends like the clean run."""
+    server.drain()
+    server.run += 1
+    summary, err = finish(build(server, where), where)
+    assert parquet_hashes(where / "run") == clean.files
+    assert len(server.answered_in) == clean.needed + server.repeated() and server.repeated_by_run()[0] <= SLOTS
+    quiet(err)
+    return summary
+
+
+def wait_for_path(process: subprocess.Popen[str], there: Callable[[], bool]) -> None:
+    """Busy, as the window is short: return as soon as it is there."""
+    while not there():
+        assert process.poll() is None, process.communicate()[1]
+
+
+@pytest.mark.parametrize(
+    "what", ["parts/00000/answers.parquet", "parts/00003/manifest.json", ".dataset.new", ".dataset.new/scored", "dataset"]
+)
+def test_sigkill_while_sealing_and_publishing(clean: Clean, tmp_path: Path, what: str) -> None:
+    with slow_server(tmp_path, delay_s=0.0) as server:
+        process = start(build(server, tmp_path), tmp_path)
+        wait_for_path(process, lambda: any((tmp_path / "run").glob(f"{what}*")))
+        assert kill(process, signal.SIGKILL)[0] == -signal.SIGKILL
+        summary = died_then_again(clean, server, tmp_path)
+        assert summary["replayed"] > 0
+        assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix == ".tmp" or p.name.startswith(".dataset")]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("asked", [1, 500])
+def test_interrupt_keeps_what_was_answered_and_says_how_to_go_on(
+    clean: Clean, tmp_path: Path, how: signal.Signals, asked: int
+) -> None:
+    with slow_server(tmp_path) as server:
+        process = start([*build(server, tmp_path), "--fresh"], tmp_path)
+        asked_since(server, 0, asked)
+        code, err = kill(process, how)
+        assert code == 130
+        quiet(err)
+        said = [line for line in err.splitlines() if line.startswith("interrupted")]
+        assert len(said) == 1
+        again = shlex.split(said[0].partition("To go on: ")[2])
+        assert again == ["mora-data", *build(server, tmp_path)]
+        server.drain()
+        server.run = 1
+        finish(again[1:], tmp_path)
+        assert parquet_hashes(tmp_path / "run") == clean.files
+        assert len(server.answered_in) == clean.needed + server.repeated() and server.repeated() <= SLOTS
+
+
+def test_two_processes_on_one_run_folder(clean: Clean, tmp_path: Path) -> None:
+    with slow_server(tmp_path) as server:
+        first = start(build(server, tmp_path), tmp_path)
+        asked_since(server, 0, 1)
+        _, err = finish(build(server, tmp_path), tmp_path, code=1)
+        assert first.poll() is None
+        lines = [line for line in err.splitlines() if line.startswith("mora-data: ")]
+        assert len(lines) == 1 and "in use by another mora-data process" in lines[0] and "--out" in lines[0]
+        quiet(err)
+        assert first.wait(60) == 0
+        first.communicate()
+        assert parquet_hashes(tmp_path / "run") == clean.files and server.repeated() == 0

@@ -1,0 +1,66 @@
+"""The main job over a real vLLM server: a tiny trained model is policy and judge, the rewriter is simulated.
+
+A random model cannot rewrite, and its verdicts are noise: how many pairs come out is luck, and none is a correct result
+(then the build says so and exits 1). What must hold is the accounting, the resume, and that nothing is lost.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.real_server import RealServer
+
+from mora_data.cli import main
+
+pytestmark = pytest.mark.server
+
+SMALL = ["--limit", "20", "--set", "policy.max_tokens=32", "--set", "presample.n=[4]", "--set", "rollout.n=4",
+         "--set", "judge.max_tokens=64"]
+
+
+def build(server: RealServer, run: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    capsys.readouterr()
+    code = main(["build", "--source", "pku-saferlhf", "--sample", "--base-url", server.base_url, "--out", str(run), *SMALL,
+                 "--set", "rewriter.engine=scripted", "--json", *more])
+    out, err = capsys.readouterr()
+    assert out, err
+    summary: dict[str, Any] = json.loads(out)
+    assert code == 0 or (code == 1 and summary["pairs"] == 0 and "no pair was selected" in err), err
+    return summary
+
+
+def test_build_reports_the_requests_that_the_server_saw(server: RealServer, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    before = server.requests_seen()
+    summary = build(server, tmp_path / "run", capsys)
+    assert server.requests_seen() - before == summary["requests"] > 300
+    assert summary["repeated"] == 0 and summary["errors"] == 0
+    for stage, c in summary["counts"].items():
+        assert c["in"] == c["kept"] + sum(c["dropped"].values()), stage
+    assert summary["counts"]["rollout"]["in"] == 4 * summary["counts"]["fuse"]["kept"]
+    assert (tmp_path / "run/dataset/README.md").is_file()
+
+    again = build(server, tmp_path / "run", capsys)
+    assert again["requests"] == 0 and server.requests_seen() - before == summary["requests"]
+    assert again["pairs"] == summary["pairs"]
+
+
+def test_more_rollouts_ask_only_the_new_ones(server: RealServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = ("--limit", "5", "--set", "presample.enabled=false", "--set", "fuse.arms=[identity]", "--set", "select.confirm=false",
+             "--set", "dimensions=[helpful]")
+    first = build(server, tmp_path / "run", capsys, *plain)
+    texts = _texts(tmp_path / "run")
+    grown = build(server, tmp_path / "run", capsys, *plain, "--set", "rollout.n=8")
+    assert first["counts"]["rollout"]["in"] == 20 and grown["counts"]["rollout"]["in"] == 40
+    assert grown["requests"] <= 5 + 20 and grown["repeated"] == 0
+    assert {k: v for k, v in _texts(tmp_path / "run").items() if k in texts} == texts
+
+
+def _texts(run: Path) -> dict[tuple[str, int], str]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(run / "parts/00000/rollouts.parquet", columns=["prompt_id", "index", "text"]).to_pylist()
+    return {(r["prompt_id"], r["index"]): r["text"] for r in rows}

@@ -1,0 +1,88 @@
+"""The command line in processes of their own: started, watched through the server that they ask, killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from .fake_openai import FakeOpenAI, Fault
+
+ROOT = Path(__file__).parents[2]
+_ANSWER = re.compile(r"<answer-\w+>\n(.*?)\n</answer-", re.S)
+_DIMENSION = re.compile(r"^Dimension: (\w+)$", re.M)
+
+
+def steady(body: dict[str, Any], time: int) -> Fault | None:
+    """A judge whose verdict is a function of the answer and the dimension, so that every repeat agrees with itself."""
+    if "response_format" not in body:
+        return None
+    said = "\n".join(m["content"] for m in body["messages"])
+    answer, dimension = _ANSWER.findall(said)[-1], _DIMENSION.findall(said)[0]
+    return Fault(text=json.dumps({"score": 1 + hashlib.sha256(f"{dimension} {answer}".encode()).digest()[0] % 5}))
+
+
+def rows_file(path: Path, n: int) -> Path:
+    """`n` short prompts."""
+    path.write_text("".join(json.dumps({"prompt": f"How do I repair item {i} of the old clock?"}) + "\n" for i in range(n)))
+    return path
+
+
+def parquet_hashes(run: Path) -> dict[str, str]:
+    """Every Parquet file in a run folder, with the hash of its bytes."""
+    return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(run.rglob("*.parquet"))}
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """An environment without keys, proxies and caches of its own."""
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "TMPDIR", "SYSTEMROOT")}
+    return {
+        **kept,
+        "HOME": str(home),
+        "HF_HOME": str(home / "hf"),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "error",
+        "PYTHONASYNCIODEBUG": "0",
+        **more,
+    }
+
+
+def start(argv: list[str], cwd: Path, **more: Any) -> subprocess.Popen[str]:
+    """`mora-data ARGV` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mora_data", *argv],
+        cwd=cwd,
+        env=environment(cwd, **more.pop("env", {})),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+def finish(argv: list[str], cwd: Path, code: int = 0, **more: Any) -> tuple[dict[str, Any], str]:
+    """Run to the end: (the JSON object of stdout, stderr)."""
+    process = start(argv, cwd, **more)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    return json.loads(out) if out.startswith("{") else {}, err
+
+
+def kill(process: subprocess.Popen[str], how: signal.Signals) -> tuple[int, str]:
+    """Send a signal to a live process; (its exit code, stderr)."""
+    assert process.poll() is None, process.communicate()[1]
+    process.send_signal(how)
+    err = process.communicate(timeout=60)[1]
+    return process.returncode, err
+
+
+def asked_since(server: FakeOpenAI, before: int, n: int) -> None:
+    """Return once the server has read `n` requests more than `before`."""
+    server.wait_for(lambda: len(server.requests) >= before + n)

@@ -1,0 +1,73 @@
+"""Settings: precedence, inheritance between roles, and faults that name the nearest known thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mora_data.config import build_settings, load_settings, parse_override, to_yaml
+from mora_data.errors import SettingsError
+
+TREE = {"name": "x", "source": {"kind": "jsonl"}}
+
+
+def settings(**more: object) -> object:
+    return build_settings({**TREE, **more})
+
+
+def test_role_defaults_stand_under_what_is_given() -> None:
+    s = build_settings({**TREE, "judge": {"concurrency": 8}, "rewriter": {"engine": "scripted"}})
+    assert (s.judge.temperature, s.judge.concurrency, s.judge.use) == (0.0, 8, "policy")
+    assert (s.rewriter.temperature, s.role("rewriter").engine) == (0.7, "scripted")
+
+
+def test_judge_model_alone_keeps_the_policy_url() -> None:
+    s = build_settings({**TREE, "policy": {"base_url": "http://a/v1", "model": "m"}, "judge": {"model": "j"}})
+    assert (s.role("judge").base_url, s.role("judge").model) == ("http://a/v1", "j")
+    assert (s.role("rewriter").base_url, s.role("rewriter").model) == ("http://a/v1", "m")
+
+
+def test_judge_url_of_its_own_takes_no_model_and_no_engine() -> None:
+    s = build_settings({**TREE, "policy": {"engine": "scripted", "model": "m", "api_key_env": "K"}, "judge": {"base_url": "http://b/v1"}})
+    judge = s.role("judge")
+    assert (judge.base_url, judge.model, judge.engine, judge.api_key_env) == ("http://b/v1", None, None, "K")
+
+
+def test_overrides_beat_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "b.yaml"
+    path.write_text("name: b\nsource: {kind: jsonl}\nrollout: {n: 4}\n")
+    assert load_settings(str(path)).rollout.n == 4
+    assert load_settings(str(path), {"rollout.n": 8, "policy.temperature": 0.3}).policy.temperature == 0.3
+
+
+def test_written_settings_read_back() -> None:
+    import yaml
+
+    s = load_settings("pku-saferlhf", {"judge.model": "j"})
+    assert build_settings(yaml.safe_load(to_yaml(s))) == s
+
+
+@pytest.mark.parametrize(("more", "says"), [
+    ({"rollouts": {"n": 3}}, "unknown setting 'rollouts': did you mean 'rollout'"),
+    ({"rollout": {"m": 3}}, "unknown setting 'rollout.m'"),
+    ({"policy": {"temprature": 1}}, "did you mean 'temperature'"),
+    ({"rewards": {"helpful": [{"templat": "x"}]}}, "did you mean 'template'"),
+    ({"rollout": {"n": "many"}}, "rollout.n = 'many'"),
+    ({"presample": {"n": [32, 16]}}, "must rise"),
+    ({"dimensions": []}, "dimensions"),
+    ({"fuse": {"targets": ["kind"]}}, "not in dimensions"),
+    ({"policy": {"temperature": 3}}, "policy.temperature = 3"),
+])
+def test_faults_are_one_line(more: dict[str, object], says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings(**more)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_override_text() -> None:
+    assert parse_override("rollout.n=8") == ("rollout.n", 8)
+    assert parse_override("fuse.arms=[identity, fused]") == ("fuse.arms", ["identity", "fused"])
+    assert parse_override("policy.stop=['=']") == ("policy.stop", ["="])
+    with pytest.raises(SettingsError, match="KEY=VALUE"):
+        parse_override("rollout.n")

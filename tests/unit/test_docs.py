@@ -1,0 +1,351 @@
+"""The documentation is executed: commands parse, settings exist, links resolve, Python runs, output shown is output had.
+
+Code blocks by language: `console` (commands), `yaml` (settings, or the file named in the first line), `python` (run in order
+in one folder, or the module named in the first line), `jinja` (the template named in the first line), `text` (output).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+import mora_data
+from mora_data import build, cli, resources
+from mora_data.config import load_settings, parse_override
+from mora_data.demo import best_pair
+from mora_data.engines import NO_ENDPOINT, connect, openai
+from mora_data.errors import MoraError
+from mora_data.recipes import run_command
+from mora_data.rewards.judge import VARIABLES
+from mora_data.show import status, table
+from mora_data.templating import load as load_template
+from mora_data.types import STAGES
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGES = {"console", "yaml", "python", "jinja", "text"}
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+_FILE = re.compile(r"^(?:#|\{#) ([\w./-]+\.(?:py|yaml|j2))(, continued)?(?: #\})?$")
+_SHIPPED = re.compile(r"\b(?:templates|builders|train_recipes|docs|cards|mora_data|tests)/[\w./-]*\w")
+
+
+class Block(NamedTuple):
+    """A fenced block; `file` is what its first line names."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    file: str | None
+
+    @property
+    def where(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(*languages: str, page: str | None = None) -> list[Block]:
+    found = []
+    for path in PAGES:
+        text = path.read_text("utf-8")
+        for m in _BLOCK.finditer(text):
+            named = _FILE.match(m[2].split("\n")[0])
+            name = path.relative_to(ROOT).as_posix()
+            if m[1] in languages and page in (None, name):
+                found.append(Block(name, text.count("\n", 0, m.start()) + 1, m[1], m[2], named[1] if named else None))
+    return found
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every `mora-data ...` with arguments: in console blocks, in inline code and in the builders' comments."""
+    found = []
+    for b in blocks("console"):
+        found += [(b.where, shlex.split(line, comments=True)) for line in b.text.splitlines() if line.startswith("mora-data ")]
+    for path in sorted((ROOT / "builders").glob("*.yaml")):
+        for line in path.read_text("utf-8").splitlines():
+            if line.startswith("#   mora-data "):
+                found.append((path.name, shlex.split(line[1:])))
+    return [(where, words[1:]) for where, words in found]
+
+
+def written(folder: Path, found: list[Block]) -> None:
+    """The files that blocks name, into `folder`; `, continued` appends."""
+    for b in found:
+        assert b.file is not None
+        first, _, rest = b.text.partition("\n")
+        path = folder / b.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if first.endswith(", continued"):
+            path.write_text(path.read_text("utf-8") + "\n\n" + rest, "utf-8")
+        else:
+            path.write_text(b.text, "utf-8")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No endpoint from outside, no cache outside the test's folder, no module left behind."""
+    import datasets
+
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name in ("mine", "least", "parts"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the README's demo."""
+    out = tmp_path_factory.mktemp("docs") / "runs" / "demo"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+            patch.delenv(name, raising=False)
+        build("pku-saferlhf", sample=True, out=out, quiet=True)
+    return out
+
+
+# --- form
+
+
+def test_every_block_names_a_language_that_is_checked() -> None:
+    found = [(p.name, m[1]) for p in PAGES for m in _BLOCK.finditer(p.read_text("utf-8"))]
+    assert len(found) > 30
+    assert [f for f in found if f[1] not in LANGUAGES] == []
+
+
+def test_links_and_anchors_resolve() -> None:
+    n = 0
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
+            name, _, anchor = target.partition("#")
+            to = (page.parent / name).resolve() if name else page
+            assert to.is_file(), f"{page.name} links to {target}"
+            titles = re.findall(r"^#+ (.+)$", to.read_text("utf-8"), re.M)
+            assert not anchor or anchor in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}, target
+            n += 1
+    assert n >= 10
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)", README.read_text("utf-8")))
+    assert linked == {p.relative_to(ROOT).as_posix() for p in PAGES if p.parent.name == "docs"}
+
+
+def test_files_named_exist() -> None:
+    made = {b.file for b in blocks("yaml", "jinja", "python") if b.file} | {"templates/fuse/NAME.j2"}
+    named = {(p.name, m.rstrip(".")) for p in PAGES for m in _SHIPPED.findall(p.read_text("utf-8"))}
+    named = {(page, m) for page, m in named if m not in made and "NAME" not in m}
+    assert len(named) > 15
+    assert [n for n in named if not (ROOT / n[1]).exists()] == []
+
+
+def test_readme_has_the_two_commands_and_the_claim() -> None:
+    text = README.read_text("utf-8")
+    assert "```console\nmake demo\nmake test\n```" in text
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    named = {t for p in PAGES for t in re.findall(r"(?:^|`)make ([\w-]+)", p.read_text("utf-8"), re.M)}
+    assert {"demo", "test"} <= named <= set(targets)
+    claim = "an independent implementation, not by the authors of the paper; thresholds, templates and defaults are ours"
+    assert claim in " ".join(text.split())
+
+
+# --- commands and settings
+
+
+def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands()
+    assert len(found) >= 25
+    assert {words[0] for _, words in found} == {"build", "status", "push", "export", "recipe"}
+    for where, words in found:
+        try:
+            args = cli._parser().parse_args(words)
+        except SystemExit:
+            pytest.fail(f"{where}: mora-data {shlex.join(words)}: {capsys.readouterr().err}")
+        if words[:2] == ["recipe", "run"]:
+            run_command(args.name, args.dataset, args.revision, args.config, args.overrides)
+        elif words[0] == "build" and not args.source.endswith(".yaml"):
+            cli._settings(args)
+
+
+def test_flags_and_settings_named_in_the_text_exist() -> None:
+    text = "\n".join(p.read_text("utf-8") for p in PAGES)
+    known = set(re.findall(r"--[\w-]+", inspect.getsource(cli))) | {"--set", "--strict", "--port", "--help"}
+    used = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", _BLOCK.sub("", text)))
+    assert len(used) > 12 and used <= known, used - known
+    for override in re.findall(r"--set (\S+=[^\s`)]+)", text):
+        load_settings("pku-saferlhf", dict([parse_override(override)]))
+    fields = load_settings("pku-saferlhf").model_dump()
+    named = re.findall(r"[\[`](\w+)\.(\w+)[\]`]", text)
+    settings = [(a, b) for a, b in named if a in fields and isinstance(fields[a], dict)]
+    assert len(settings) > 12
+    assert [f"{a}.{b}" for a, b in settings if b not in fields[a]] == []
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda b: b.where)
+def test_yaml_blocks_are_settings(block: Block, tmp_path: Path) -> None:
+    tree = yaml.safe_load(block.text)
+    if block.file and block.file.startswith("templates/intents/"):
+        assert set(tree) == {"definition", "need", "good", "bad"}
+        return
+    base = yaml.safe_load((ROOT / "builders" / "pku-saferlhf.yaml").read_text("utf-8"))
+    file = tmp_path / "build.yaml"
+    file.write_text(yaml.safe_dump(tree if "source" in tree else base | tree), "utf-8")
+    settings = load_settings(str(file))
+    assert settings.dimensions
+
+
+def test_help_shown_is_the_help() -> None:
+    for b in blocks("text"):
+        if b.text.startswith("usage:"):
+            assert b.text == cli._parser().format_help(), b.where
+
+
+def test_tables_list_what_there_is() -> None:
+    stages = re.findall(r"^\| `(\w+)` \|", README.read_text("utf-8").split("## The stages")[1], re.M)
+    assert tuple(stages) == STAGES
+    variables = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "rewards.md").read_text("utf-8"), re.M)
+    assert set(variables) == VARIABLES
+
+
+def test_error_lines_are_the_code_s() -> None:
+    """Each quoted line, its placeholders and values aside, stands in the source."""
+    source = "".join(inspect.getsource(m) for m in (openai, importlib.import_module(connect.__module__))) + NO_ENDPOINT
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    lines = re.findall(r"^\| `(no model|endpoint|engine)(.*?)` \|", (ROOT / "docs" / "endpoints.md").read_text("utf-8"), re.M)
+    assert len(lines) >= 8
+    for first, rest in lines:
+        pieces = re.split(r" ?URL/?| ?\(.*?\)|'vllm'|\d+|OPENAI_API_KEY|scripted or openai| \.\.\.", first + rest)
+        for piece in pieces:
+            assert piece.strip(" :,s") in source, (first + rest, piece)
+
+
+# --- what is run
+
+
+def test_python_of_readme_and_pages_runs(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(demo.parent, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    found = [b for b in blocks("python") if b.file is None]
+    assert len(found) >= 4
+    for b in found:
+        text = b.text.replace('"org/mora-pairs"', '"runs/demo/dataset"').replace(', revision="v1.0.0"', "")
+        names: dict[str, object] = {}
+        exec(compile(text, b.where, "exec"), names)  # noqa: S102
+        assert any(hasattr(names.get(n), "__len__") for n in ("pairs", "train")), b.where
+    assert capsys.readouterr().out
+
+
+def test_demo_output_in_the_readme_is_the_demo_s(demo: Path) -> None:
+    readme = README.read_text("utf-8")
+    (shown,) = blocks("text", page="README.md")[:1]
+    assert shown.text.strip() == table(status(demo)["counts"])
+    rows = [r for split in ("train", "test") for r in mora_data.load_run(demo).pairs(split=split)]
+    (row,) = [r for r in rows if r["chosen"][0]["content"] in readme]
+    assert row["simulated"] and row["rejected"][0]["content"] in readme
+    assert row["source_prompt"] in readme and row["prompt"][-1]["content"] in readme
+    for d in row["dims"]:
+        cells = [row[f"chosen_reward_{d}"], row[f"rejected_reward_{d}"], row[f"margin_{d}"], row[f"margin_confirmed_{d}"]]
+        assert f"| {d} | " + " | ".join(f"{c:.2f}" for c in cells) + " |" in readme
+    assert best_pair(demo / "dataset") is not None
+
+
+def test_configs_in_the_readme_are_those_of_the_dataset(demo: Path) -> None:
+    have = {p.name for p in (demo / "dataset").iterdir() if p.is_dir()} - {"provenance"} | {"preference_by_dim"}
+    section = README.read_text("utf-8").split("| config | rows | for |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`([\w<>]+)`", "".join(line.split("|")[1] for line in section.splitlines() if line)))
+    dims = ("helpful", "harmless", "truthful")
+    spelled = {n.replace("<dim>", d) for n in named for d in dims} - {f"stage{k}_{d}" for k in (1, 2) for d in dims}
+    assert spelled == {h for h in have if not h.startswith("stage")}
+    assert {"stage1_<dim>", "stage2_<dim>"} <= named
+
+
+def test_export_of_the_page_prints_what_it_says(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(demo.parent, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    words = next(w for _, w in commands() if w[0] == "export")
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == blocks("text", page="docs/publish.md")[-1].text
+
+
+def test_the_concise_example_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The files of docs/rewards.md, put where it says, and its command."""
+    for name in ("templates", "builders", "cards", "train_recipes"):
+        shutil.copytree(resources.folder(name), tmp_path / name)
+    monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "mora_data")
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, [b for b in blocks("yaml", "jinja", page="docs/rewards.md") if b.file])
+    assert {"concise.yaml", "templates/judge/concise.j2", "templates/intents/concise.yaml"} == {
+        b.file for b in blocks("yaml", "jinja", page="docs/rewards.md") if b.file}
+    words = next(w for where, w in commands() if "concise.yaml" in w)
+    assert cli.main([*words, "--limit", "30"]) == 0, capsys.readouterr().err
+    run = mora_data.load_run("runs/concise")
+    assert run.counts["fuse"]["kept"] > 0
+    rows = run.pairs()
+    assert rows and all(isinstance(r["chosen_reward_concise"], float) for r in rows)
+    assert run.dataset_dir is not None and {"preference_concise", "stage3_concise"} <= {p.name for p in run.dataset_dir.iterdir()}
+
+
+def test_the_plug_ins_of_the_page_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path, [b for b in blocks("yaml", "python", page="docs/add-your-own.md") if b.file])
+    rows = [*(f'{{"ask": "How do I store {i} bottles of oil?"}}\n' for i in range(30)), '{"ask": 1}\n']
+    (tmp_path / "faq.jsonl").write_text("".join(rows))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = next(w for where, w in commands() if "faq.yaml" in w)
+    assert cli.main(words) == 0, capsys.readouterr().err
+    run = mora_data.load_run("runs/faq")
+    assert run.counts["mine"]["dropped"] == {"not_text": 1}
+    assert all(r["selector"] == "parts:least_margin" and r["margin_short"] > 0 for r in run.pairs())
+
+
+def test_the_plug_ins_of_the_readme_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [b for b in blocks("python", page="README.md") if b.file]
+    assert [b.file for b in found] == ["mine.py", "least.py"]
+    written(tmp_path, found)
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"ask": "How do I store {i} bottles of oil?"}}\n' for i in range(12)))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tree = {"name": "faq", "source": {"kind": "mine:Faq"}, "select": {"selector": "least:least_margin"},
+            "policy": {"engine": "scripted"}}
+    run = build(tree, data=[tmp_path / "rows.jsonl"], out=tmp_path / "run", quiet=True)
+    assert run.pairs() and run.counts["mine"]["kept"] == 12
+
+
+def test_a_rubric_may_lie_anywhere_when_nothing_is_fused(tmp_path: Path) -> None:
+    (block,) = [b for b in blocks("yaml", page="docs/rewards.md") if b.text.startswith("dimensions: [helpful, harmless, terse]")]
+    (rubric,) = blocks("jinja", page="docs/rewards.md")
+    (tmp_path / "concise.j2").write_text(rubric.text, "utf-8")
+    load_template("judge", str(tmp_path / "concise.j2"), VARIABLES)
+    tree = yaml.safe_load(block.text.replace("rubrics/concise.j2", str(tmp_path / "concise.j2")))
+    run = build({"name": "terse", "source": {"kind": "pku-saferlhf"}, **tree, "mine": {"limit": 10}}, sample=True,
+                out=tmp_path / "run", until="score", quiet=True)
+    assert run.counts["score"]["kept"] > 0
+    with pytest.raises(MoraError, match=r"templates/intents/terse\.yaml"):
+        build({"name": "terse", "source": {"kind": "pku-saferlhf"}, **tree, "fuse": {"arms": ["fused"]}}, sample=True,
+              out=tmp_path / "other", quiet=True)
+
+
+# --- discipline
+
+
+def test_no_machine_paths_and_no_overlong_lines() -> None:
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        assert not re.search(r"/(?:home|tmp|root|Users|work)/|TODO|FIXME", text), page.name
+        long = [line for line in _BLOCK.sub("", text).splitlines() if len(line) > 132 and not line.startswith("|")]
+        assert long == [], page.name
