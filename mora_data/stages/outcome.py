@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..statistics import Profile
 from ..store.parts import Part, Table
 from ..types import Message, Messages, Pair, Prompt, Rollout, Score, Scored
+
+if TYPE_CHECKING:
+    from ..statistics import Profile
 
 Counts = Counter[tuple[str, str]]  # (stage, "in" | "kept" | drop reason) -> n
 
