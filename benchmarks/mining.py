@@ -1,6 +1,6 @@
 """Mining speed and memory: synthetic HH rows through read, parse, normalise, filter and dedup, in one pass.
 
-    python benchmarks/mining.py [--rows 100000] [--plain]
+    python -m benchmarks.mining [--rows 100000] [--plain]
 
 Rows are written to a .jsonl.gz (--plain: .jsonl) in a temporary folder and streamed from there. The floor reads the
 same file with orjson.loads and str.split only. Each run is a process of its own, on one core, with its own peak memory.
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import IO, Literal
 
 import orjson
+
+from benchmarks.common import ROOT, Figure, Scale
 
 TEXT = ("how do I keep a small garden alive in a dry summer when water is short and the soil is poor it's fine to ask "
         "the neighbour about compost or read a book from the library cafe bikes loans letters paint roof tools")
@@ -88,8 +90,8 @@ def run_floor(path: Path) -> dict[str, object]:
 
 def timed(what: str, path: Path) -> dict[str, float]:
     """`what` in a fresh process: seconds of wall and CPU time, peak MB, rows."""
-    command = [sys.executable, __file__, "--child", what, str(path)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "benchmarks.mining", "--child", what, str(path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
@@ -102,6 +104,21 @@ def child(what: str, path: Path) -> None:
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({**counts, "seconds": seconds, "cpu_s": cpu_s, "peak_mb": peak_mb}))
+
+
+def figures(scale: Scale) -> Iterator[Figure]:
+    """Rows a second and memory, 100,000 rows beside 10,000."""
+    rows = 40_000 if scale.quick else 100_000
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = (Path(folder) / f"rows-{n}.jsonl.gz" for n in (rows // 10, rows))
+        write(small, rows // 10)
+        write(large, rows)
+        fewer, mined, floor = timed("mine", small), timed("mine", large), timed("floor", large)
+    ours, bare = (side["in"] / side["cpu_s"] for side in (mined, floor))
+    yield Figure(f"mining {rows:,} HH rows (.gz), rows/s of CPU", f">= {GOAL_ROWS_PER_S:,}", f"{ours:,.0f}",
+                 f"{bare:,.0f} orjson and split", ours / bare, ours >= GOAL_ROWS_PER_S)
+    yield Figure("same, peak RSS MB", "flat", f"{mined['peak_mb']:.0f}", f"{fewer['peak_mb']:.0f} at {rows // 10:,} rows",
+                 mined["peak_mb"] / fewer["peak_mb"], mined["peak_mb"] <= 1.25 * fewer["peak_mb"])
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The dataset folder from N scored prompts, beside a floor: pyarrow writing the same columns, already built.
 
-    python benchmarks/publish.py [--prompts 100000] [--answers 16] [--words 60] [--configs all] [--floor-prompts 5000]
+    python -m benchmarks.publish [--prompts 100000] [--answers 16] [--words 60] [--configs all] [--floor-prompts 5000]
 
 Rows are made lazily; making them is timed alone and taken off. MB are bytes of Arrow columns, the same for both sides.
 """
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.common import Figure, Scale, checked, run
 from mora_data.config import build_settings
 from mora_data.hub.folder import write_dataset
 from mora_data.text import digest
@@ -87,6 +90,16 @@ def columns_mb(folder: Path) -> float:
         sum(batch.nbytes for path in folder.glob("*/*.parquet") for batch in pq.ParquetFile(path).iter_batches(1000))
         / 1e6
     )
+
+
+def figures(scale: Scale) -> Iterator[Figure]:
+    """CPU seconds of the dataset folder beside pyarrow alone."""
+    n = 1_000 if scale.quick else 5_000
+    command = (sys.executable, "-m", "benchmarks.publish", "--prompts", str(n), "--floor-prompts", str(n))
+    said = checked(run(command), "publish").out
+    found = re.search(r"pyarrow alone ([\d.]+) s, this ([\d.]+) s, ratio ([\d.]+)", said)
+    assert found, said
+    yield Figure(f"dataset folder, {n:,} prompts x 16 answers, CPU s", "-", found[2], f"{found[1]} pyarrow alone", float(found[3]))
 
 
 def main() -> None:

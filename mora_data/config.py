@@ -25,7 +25,7 @@ ROLES = ("policy", "rewriter", "judge", "heldout_judge")
 class Settings(BaseModel):
     """Base of all settings: unknown keys refused, frozen once built."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class SourceSettings(Settings):

@@ -38,7 +38,6 @@ from .stages.mine import MineCounts, OpenedSource, Provenance, mine, open_source
 from .stages.outcome import Outcome
 from .stages.partition import OpenPart, Partitions, seal
 from .stages.reference import Noise, as_reference, first_prompts, floors_of, reference_flow, unmeasured
-from .stages.select import picker, select, selected
 from .store.parts import Part, write_whole
 from .store.run import RunFolder, read_json
 from .text import digest
@@ -291,6 +290,7 @@ class Builder:
     # select and publish
     def _publish(self, folder: RunFolder, parts: Sequence[Part]) -> None:
         from .hub.folder import write_dataset
+        from .stages.select import picker, select, selected
 
         s = self.settings
         selection = select(parts, s)

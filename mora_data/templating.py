@@ -38,6 +38,7 @@ class Template:
         except TemplateError as e:
             raise SettingsError(f"template {name}: {e} (line {getattr(e, 'lineno', '?')})") from e
         self._blocks = self._template.blocks
+        self._globals = dict(self._template.globals)  # a ChainMap, slow to copy for each call
         if "user" not in self._blocks:
             raise SettingsError(f"template {name} has no {{% block user %}}: put the message to the model in one")
 
@@ -48,7 +49,7 @@ class Template:
             SettingsError: a variable's attribute is undefined, or the sandbox refused an operation.
         """
         try:
-            context = self._template.new_context(dict(variables))
+            context = self._template.new_context({**self._globals, **variables}, shared=True)
             out = [Message(role=role, content="".join(self._blocks[role](context)).strip())
                    for role in ("system", "user") if role in self._blocks]
         except TemplateError as e:
@@ -73,7 +74,7 @@ def load(folder: str, name: str, known: frozenset[str]) -> Template:
 
 def nonce(seed: int, *content: str) -> str:
     """12 hex digits that delimit untrusted text: unguessable without the run seed, the same on every resume."""
-    return hmac.new(str(seed).encode(), "\x1f".join(content).encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:12]
+    return hmac.digest(str(seed).encode(), "\x1f".join(content).encode("utf-8", "surrogatepass"), "sha256").hex()[:12]
 
 
 def _check_variables(name: str, tree: nodes.Template, known: frozenset[str]) -> None:

@@ -6,21 +6,23 @@ p is, -inf where it is not allowed. A new one is a function here (or anywhere, n
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import nearest
 from ..errors import SettingsError
-from .balance import balance
-from .batch import Batch, Picks, top_pairs
-from .selectors import dominance_hv, lexi, weighted_sum
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Selector = Callable[[Batch], "NDArray[np.float64]"]
+    from .batch import Batch, Picks, top_pairs
+    from .length import balance
+    from .selectors import dominance_hv, lexi, weighted_sum
+
+Selector = Callable[["Batch"], "NDArray[np.float64]"]
 
 SELECTORS = {
     "dominance_hv": "mora_data.selection.selectors:dominance_hv",
@@ -29,6 +31,16 @@ SELECTORS = {
 
 __all__ = ["SELECTORS", "Batch", "Picks", "Selector", "balance", "dominance_hv", "lexi", "load", "top_pairs", "weighted_sum"]
 
+_HOMES = {"balance": "length", **dict.fromkeys(("Batch", "Picks", "top_pairs"), "batch"),
+          **dict.fromkeys(("dominance_hv", "lexi", "weighted_sum"), "selectors")}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first used: naming a selector does not load numpy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
 
 def load(name: str) -> Selector:
     """The selector `name`, or the function at a dotted path `module:function`.
@@ -36,12 +48,20 @@ def load(name: str) -> Selector:
     Raises:
         SettingsError: there is none.
     """
-    path = SELECTORS.get(name, name)
-    module, colon, attribute = path.partition(":")
+    if name in SELECTORS:
+        return lambda batch: _built_in(name)(batch)
+    module, colon, attribute = name.partition(":")
     if not colon:
         raise SettingsError(f"unknown selector {name!r}: {nearest(name, SELECTORS)}, or give module:function")
     try:
         found: Selector = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as e:
         raise SettingsError(f"can't load the selector {name!r}: {e}") from e
+    return found
+
+
+@functools.cache
+def _built_in(name: str) -> Selector:
+    module, _, attribute = SELECTORS[name].partition(":")
+    found: Selector = getattr(importlib.import_module(module), attribute)
     return found

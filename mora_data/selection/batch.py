@@ -94,6 +94,8 @@ def top_pairs(batch: Batch, scores_P_N_N: NDArray[np.float64], k: int, tie_hash:
         best = _best(flat, least, gap, n, tie_hash)
         value = flat[rows, best]
         there = np.isfinite(value)
+        if not there.any():
+            break
         chosen[there, rank], rejected[there, rank] = best[there] // n, best[there] % n
         score[there, rank] = value[there]
         flat[rows, best] = -np.inf

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ..config import BuildSettings
 from ..errors import Owed
 from ..rewards import Reward
 from ..rewards.asking import Ask
 from ..rewards.rules import DEGENERATE, flags
-from ..selection import Batch, Selector, top_pairs
-from ..statistics import Profile, profiles
 from ..tasks import all_of
 from ..text import digest, n_tokens, normalise, seed_of
 from ..types import STAGES, Answer, Kind, Messages, Pair, Prompt, Request, Rollout, Sampling, Score
 from .fuse import Fuser
 from .outcome import Arm, Outcome
+
+if TYPE_CHECKING:  # numpy comes with them: imported when the first answers are there, not before the first request
+    from ..selection import Batch, Selector
+    from ..statistics import Profile
 
 REPEAT_UNIT = 10_000
 
@@ -224,6 +225,8 @@ async def _score_arm(work: Work, o: Outcome, arm: Arm) -> None:
 
 async def _select(work: Work, o: Outcome, arm: Arm) -> None:
     """The selector's best pairs, each scored once more by fresh verdicts (METHOD (e), winner's curse)."""
+    from ..selection import top_pairs
+
     batch = as_batch(work, arm, o.binding_dims)
     hashes = {i: digest(r.text) for i, r in enumerate(arm.rollouts)}
     picks = top_pairs(batch, work.selector(batch), work.settings.select.confirm_top * work.settings.select.pairs_per_prompt,
@@ -250,6 +253,10 @@ def _confirmed(work: Work, pair: Pair, fresh: Mapping[int, Sequence[Score]]) -> 
 
 def as_batch(work: Work, arm: Arm, binding: Sequence[str]) -> Batch:
     """One arm as a batch of one prompt."""
+    import numpy as np
+
+    from ..selection import Batch
+
     dims = work.dims
     rewards = np.array([[np.nan if v is None else v for v in arm.rewards[d]] for d in dims], dtype=float).T.reshape(-1, len(dims))
     floors = np.array([work.reference.floors[d] for d in dims])
@@ -280,6 +287,10 @@ def kind_of(outcome: Outcome) -> Kind:
 
 
 def _profile(work: Work, arm: Arm) -> Profile:
+    import numpy as np
+
+    from ..statistics import profiles
+
     dims = work.dims
     rewards = np.array([[[np.nan if v is None else v for v in arm.rewards[d]] for d in dims]], dtype=float).transpose(0, 2, 1)
     floors = np.array([work.reference.floors[d] for d in dims]) - 1e-9

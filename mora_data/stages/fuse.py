@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ..config import BuildSettings
 from ..rewards.asking import Ask
-from ..statistics import Profile
 from ..templating import load as load_template
 from ..templating import nonce
 from ..text import seed_of
@@ -15,6 +15,9 @@ from ..types import Answer, Message, Messages, Prompt, Request, Sampling
 from . import checks
 from .intents import load_intents
 from .outcome import FusionTry
+
+if TYPE_CHECKING:
+    from ..statistics import Profile
 
 VARIABLES = frozenset(("prompt", "history", "carried_dim", "target_dims", "dim_specs", "category", "style", "budget", "language",
                        "forbidden", "n_candidates", "feedback", "nonce"))

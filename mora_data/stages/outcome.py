@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
-from ..statistics import Profile
 from ..store.parts import Part, Table
 from ..types import Message, Messages, Pair, Prompt, Rollout, Score, Scored
+
+if TYPE_CHECKING:
+    from ..statistics import Profile
 
 Counts = Counter[tuple[str, str]]  # (stage, "in" | "kept" | drop reason) -> n
 
@@ -136,37 +139,41 @@ def _add_arm(out: Mapping[str, Table], prompt_id: str, arm: Arm, dims: Sequence[
 def scored_of(part: Part, dims: Sequence[str]) -> list[Scored]:
     """A sealed partition's arms (presamples left out), in the order of its prompts; `pairs` holds every candidate."""
     prompts = {p.prompt_id: p for p in part.prompts()}
-    profiles = _by(part.read("profiles"), ("prompt_id",))
-    arms = part.read("arms")
-    rollouts = _by(part.read("rollouts"), ("prompt_id", "arm"))
-    pairs = _by(part.read("pairs"), ("prompt_id", "arm"))
+    profiles, arms, rollouts, pairs = (part.read(name) for name in ("profiles", "arms", "rollouts", "pairs"))
+    profile_at = {prompt_id: i for i, prompt_id in enumerate(profiles["prompt_id"])}
+    rollouts_at, pairs_at = _runs(rollouts), _runs(pairs)
     out = []
     for prompt_id, arm, messages in zip(arms["prompt_id"], arms["arm"], arms["messages"], strict=True):
         if arm == "presample":
             continue
-        (profile,) = profiles[(prompt_id,)]
-        rows = rollouts.get((prompt_id, arm), [])
+        at, rows = profile_at[prompt_id], rollouts_at.get((prompt_id, arm), _NONE)
         out.append(Scored(
             prompts[prompt_id], arm, tuple(Message(role=m["role"], content=m["content"]) for m in messages),
-            profile["kind"], profile["carried_dim"], tuple(profile["target_dims"]), tuple(profile["binding_dims"]),
-            tuple(Rollout(prompt_id, arm, r["index"], r["text"], r["finish_reason"], r["tokens_out"], tuple(r["flags"]), r["error"])
-                  for r in rows),
-            {d: tuple(r[f"reward_{d}"] for r in rows) for d in dims},
-            tuple(_pair(prompt_id, arm, p, dims) for p in sorted(pairs.get((prompt_id, arm), []), key=lambda p: p["rank"]))))
+            profiles["kind"][at], profiles["carried_dim"][at], tuple(profiles["target_dims"][at]),
+            tuple(profiles["binding_dims"][at]),
+            tuple(map(Rollout, *(rollouts[c][rows] for c in ("prompt_id", "arm", "index", "text", "finish_reason", "tokens_out")),
+                      map(tuple, rollouts["flags"][rows]), rollouts["error"][rows])),
+            {d: tuple(rollouts[f"reward_{d}"][rows]) for d in dims}, _pairs(pairs, pairs_at.get((prompt_id, arm), _NONE), dims)))
     return out
 
 
-def _pair(prompt_id: str, arm: str, row: Mapping[str, Any], dims: Sequence[str]) -> Pair:
-    return Pair(prompt_id, arm, row["chosen"], row["rejected"], row["score"], {d: row[f"margin_{d}"] for d in dims},
-                {d: row[f"margin_confirmed_{d}"] for d in dims})
+_NONE = slice(0, 0)
 
 
-def _by(columns: Mapping[str, list[Any]], key: Sequence[str]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    names = list(columns)
-    out: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for values in zip(*columns.values(), strict=True):
-        row = dict(zip(names, values, strict=True))
-        out.setdefault(tuple(row[k] for k in key), []).append(row)
+def _runs(columns: Mapping[str, list[Any]]) -> dict[tuple[str, str], slice]:
+    """Where the rows of each (prompt, arm) stand: a table holds them side by side."""
+    out, start = {}, 0
+    for key, rows in groupby(zip(columns["prompt_id"], columns["arm"], strict=True)):
+        stop = start + sum(1 for _ in rows)
+        out[key] = slice(start, stop)
+        start = stop
     return out
 
 
+def _pairs(columns: Mapping[str, list[Any]], rows: slice, dims: Sequence[str]) -> tuple[Pair, ...]:
+    """The candidates of one prompt and arm, best first."""
+    margins, confirmed = ([columns[f"{name}_{d}"][rows] for d in dims] for name in ("margin", "margin_confirmed"))
+    fixed = zip(*(columns[c][rows] for c in ("prompt_id", "arm", "chosen", "rejected", "score")), strict=True)
+    return tuple(Pair(prompt_id, arm, chosen, rejected, score, {d: m[k] for d, m in zip(dims, margins, strict=True)},
+                      {d: m[k] for d, m in zip(dims, confirmed, strict=True)})
+                 for k, (prompt_id, arm, chosen, rejected, score) in enumerate(fixed))

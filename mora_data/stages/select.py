@@ -77,7 +77,8 @@ def select(parts: Sequence[Part], settings: BuildSettings) -> Selection:
                 out.counts["select", reason] += 1
                 continue
             out.counts["select", "kept"] += 1
-            lengths = {r.index: max(n_tokens(r.text), 1) for r in scored.rollouts}
+            sides = {i for _, p in held for i in (p.chosen, p.rejected)}
+            lengths = {r.index: max(n_tokens(r.text), 1) for r in scored.rollouts if r.index in sides}
             candidates.append(_Candidate((scored.prompt.prompt_id, scored.arm), [rank for rank, _ in held],
                                          [p.score for _, p in held],
                                          [math.log(lengths[p.chosen] / lengths[p.rejected]) for _, p in held],
