@@ -23,6 +23,7 @@ from . import card, lint
 from .client import Hub, LocalFile, State, endpoint, hashed, is_loopback
 from .folder import counts_of, fingerprint_of
 from .schemas import DEFAULT_CONFIG
+from .unsafe import public_copy
 
 Status = Literal["planned", "pushed", "nothing changed"]
 T = TypeVar("T")
@@ -70,6 +71,9 @@ def push(
         raise PublishError(f"--tag {tag!r} is not a tag name: write it as v1.0.0")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise PublishError(f"{repo_id!r} is not a repository id: write it as ORG/NAME")
+    if public and (how := _unsafe(manifest)) in ("drop", "redact"):
+        folder = public_copy(folder, "drop" if how == "drop" else "redact")
+        counts = counts_of(folder)
     readme = card.addressed((folder / "README.md").read_text("utf-8"), repo_id, tag)
     if faults := lint.lint(folder, readme):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -154,11 +158,7 @@ def _check_folder(
 
 def _check_public(unsafe: str | None) -> None:
     if unsafe is None:
-        raise PublishError("--public needs a decision on unsafe text: --set publish.unsafe=gate")
-    if unsafe != "gate":
-        raise PublishError(
-            f"--public with publish.unsafe={unsafe} is not supported yet: set publish.unsafe=gate, or push privately"
-        )
+        raise PublishError("--public needs a decision on unsafe text: --set publish.unsafe=gate (or drop, or redact)")
 
 
 def _simulated(folder: Path) -> bool:
@@ -171,8 +171,9 @@ def _simulated(folder: Path) -> bool:
 
 def _local_files(folder: Path, readme: str) -> dict[str, LocalFile]:
     """Path in the repository -> file, in a fixed order."""
-    paths = sorted([*folder.glob("*/*.parquet"), *folder.glob("provenance/*")])
-    return {"README.md": hashed(readme.encode()), **{p.relative_to(folder).as_posix(): hashed(p) for p in paths}}
+    texts = [p for p in folder.iterdir() if p.name in lint.OWN_TEXTS]
+    paths = sorted([*folder.glob("*/*.parquet"), *folder.glob("provenance/*"), *texts])
+    return {p.relative_to(folder).as_posix(): hashed(p) for p in paths} | {"README.md": hashed(readme.encode())}
 
 
 def _difference(files: Mapping[str, LocalFile], remote: Mapping[str, str]) -> tuple[list[str], list[str]]:
