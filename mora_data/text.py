@@ -11,6 +11,8 @@ from .types import Messages
 _SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
+_PUNCTUATION = bytes(c for c in range(128) if re.match(r"[^\w\s]", chr(c)))
+_WORDS_ONLY = bytes(c if re.match(r"\w", chr(c)) else 32 for c in range(128)) + bytes(128)
 
 
 def normalise(text: str) -> str:
@@ -57,7 +59,10 @@ def words(text: str) -> list[str]:
 
 def n_tokens(text: str) -> int:
     """Length of a text in word and punctuation tokens: close to a BPE count for English, with no tokenizer to load."""
-    return len(_TOKEN.findall(text))
+    if not text.isascii():
+        return len(_TOKEN.findall(text))
+    raw = text.encode()  # the same count, several times as fast
+    return len(raw.translate(_WORDS_ONLY).split()) + len(raw) - len(raw.translate(None, _PUNCTUATION))
 
 
 def one_line(text: str, limit: int = 120) -> str:

@@ -28,7 +28,7 @@ mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlic
 deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma
 unknown other
 """
-OWN_TEXTS = frozenset({"README.md", "LICENSE.md", "CITATION.cff"})
+OWN_TEXTS = frozenset({"README.md", "LICENSE.md", "CITATION.cff", "CHANGELOG.md"})
 LICENCES = frozenset(_LICENCE_IDS.split())
 _NUMBER = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 
