@@ -48,6 +48,8 @@ def compare(before: Path, after: Path) -> dict[str, Delta]:
 def delta(before: Iterable[Path], after: Iterable[Path]) -> Delta:
     """What changed from the rows of some Parquet files to those of others."""
     before, after = sorted(before), sorted(after)
+    if not before or not after:
+        return Delta(added=_count(after), removed=_count(before))
     a, b = _rows(before), _rows(after)
     changed = sum(a[key] != b[key] for key in a.keys() & b.keys())
     return Delta(
@@ -55,7 +57,7 @@ def delta(before: Iterable[Path], after: Iterable[Path]) -> Delta:
         removed=len(a.keys() - b.keys()),
         changed=changed,
         same=len(a.keys() & b.keys()) - changed,
-        columns=_columns(before, after) if before and after else (),
+        columns=_columns(before, after),
     )
 
 
@@ -98,6 +100,10 @@ def _rows(files: list[Path]) -> Rows:
         except (OSError, ValueError) as e:
             raise PublishError(f"{path.parent.name}/{path.name} can't be read: {' '.join(str(e).split())[:200]}") from e
     return found
+
+
+def _count(files: list[Path]) -> int:
+    return sum(pq.read_metadata(f).num_rows for f in files)
 
 
 def _key(row: Row) -> object:

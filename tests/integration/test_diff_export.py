@@ -90,7 +90,8 @@ def test_llamafactory_has_its_shape(tmp_path: Path) -> None:
         assert {t["from"] for t in row["conversations"]} <= {"human", "gpt", "system"}
         assert row["conversations"][-1]["from"] == "human"
         assert row["chosen"]["from"] == row["rejected"]["from"] == "gpt"
-    assert [t["from"] for r in rows for t in r["conversations"] if len(r["conversations"]) > 1] == ["system", "human", "gpt", "human"]
+    long = [r["conversations"] for r in rows if len(r["conversations"]) > 1]
+    assert [[t["from"] for t in turns] for turns in long] == [["system", "human", "gpt", "human"]]
     declared = json.loads(info.read_text("utf-8"))
     assert {d["file_name"] for d in declared.values()} == {f.name for f in files}
     assert all(d["ranking"] and set(d["columns"].values()) == set(rows[0]) for d in declared.values())

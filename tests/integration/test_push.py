@@ -380,12 +380,12 @@ def test_random_faults_leave_the_old_release_or_the_new(world: World, n_faults: 
     world.push(dataset(world, 12, configs=["preference"]))
     more = dataset(world, 14, "more", ["preference"])
     store, old, before = world.server.store, world.files(), world.repo()
-    blobs = set(os.listdir(store.root / "blobs"))
+    blobs = set((store.root / "blobs").iterdir())
     failed, new = 0, None
     for k in range(n_faults):
         store.save(before)
-        for name in set(os.listdir(store.root / "blobs")) - blobs:
-            store.blob(name).unlink()
+        for blob in set((store.root / "blobs").iterdir()) - blobs:
+            blob.unlink()
         fault = random_fault(rng)
         world.server.faults[:] = [fault]
         first = world.push(more, "v0.2.0")
@@ -460,5 +460,6 @@ def test_no_progress_bars_where_stderr_is_no_terminal(tmp_path: Path) -> None:
         "from huggingface_hub.utils import are_progress_bars_disabled as off\n"
         "before = off(); Hub('org/pairs'); print(before, off())"
     )
-    done = subprocess.run([sys.executable, "-c", code], env={**client_env(tmp_path), "HF_TOKEN": "x"}, capture_output=True, text=True)
+    env = {**client_env(tmp_path), "HF_TOKEN": "x"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "True"], done.stderr
