@@ -72,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("run_dir", type=Path)
     s.add_argument("--config", required=True, metavar="NAME")
     s.add_argument("--to", required=True, type=Path, metavar="DIR")
-    s.add_argument("--format", choices=("parquet", "jsonl"), default="parquet")
+    s.add_argument("--format", choices=("parquet", "jsonl", "llamafactory", "mahdpo"), default="parquet")
+    s = _add(sub, "diff", _diff, "what changed between two datasets, config by config")
+    s.add_argument("before", type=Path, metavar="A", help="dataset folder or run folder")
+    s.add_argument("after", type=Path, metavar="B", help="dataset folder or run folder")
+    s.add_argument("--json", action="store_true", help="one JSON object on stdout")
     s = _add(sub, "list", _list, "what there is to choose from")
     s.add_argument("what", choices=LISTS)
     _add_recipe(sub)
@@ -228,6 +232,16 @@ def _export(args: argparse.Namespace) -> int:
 
     for path in export_config(args.run_dir / "dataset", args.config, args.to, args.format):
         print(path)
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from .hub.diff import compare, lines
+
+    deltas = compare(args.before, args.after)
+    print(json.dumps({name: asdict(d) for name, d in deltas.items()}) if args.json else "\n".join(lines(deltas)))
     return 0
 
 

@@ -85,8 +85,7 @@ def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None
     """What the template needs, from the published manifest (see folder.py). Any key may be missing in the run's."""
     manifest, folder = published.get("manifest") or {}, published["folder"]
     dims = folder["dimensions"]
-    licences = sorted({s["licence"] for s in folder["sources"]})
-    licence = folder["licence"] if folder["licence"] != "inherit" else licences[0] if len(licences) == 1 else "other"
+    licences = {s["licence"] for s in folder["sources"]}
     statistics = folder.get("statistics") or {}
     context = {
         "m": manifest,
@@ -94,7 +93,8 @@ def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None
         "dims": dims,
         "stats": statistics,
         "example": _example(example, dims),
-        "licence": licence,
+        "licence": licence_of(folder),
+        "licence_warnings": [Raw(w) for w in licence_warnings(folder)],
         "mixed": folder["licence"] == "inherit" and len(licences) > 1,
         "configs": [_config(c, dims) for c in folder["configs"]],
         "union": folder["union"],
@@ -126,6 +126,37 @@ def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None
         "fused": ((manifest.get("settings") or {}).get("fuse") or {}).get("arms") != ["identity"],
     }
     return {**context, "header": header(context), "not_measured": not_measured(context)}
+
+
+def licence_of(folder: Mapping[str, Any]) -> str:
+    """The one licence of the dataset: the one set, the one of all sources, or `other`."""
+    if folder["licence"] != "inherit":
+        return str(folder["licence"])
+    licences = sorted({s["licence"] for s in folder["sources"]})
+    return str(licences[0]) if len(licences) == 1 else "other"
+
+
+def is_non_commercial(licence: str) -> bool:
+    """Whether a licence's name says that commercial use is not allowed."""
+    return bool(re.search(r"(?:^|-)nc(?:-|$)|non-?commercial", licence.lower()))
+
+
+def licence_warnings(folder: Mapping[str, Any]) -> list[str]:
+    """One sentence (Markdown) for each way in which licences don't go together."""
+    by_licence: dict[str, int] = {}
+    for s in folder["sources"]:
+        by_licence[s["licence"]] = by_licence.get(s["licence"], 0) + s["prompts"]
+    bound = {lic: n for lic, n in by_licence.items() if is_non_commercial(lic)}
+    named = ", ".join(f"{code(lic)}: {shown(n)} prompts" for lic, n in sorted(bound.items()))
+    warnings = []
+    if bound and len(bound) < len(by_licence):
+        warnings.append(
+            f"Rows that forbid commercial use are mixed with rows that don't ({named}). The dataset as a whole is "
+            "non-commercial; filter by `source_licence` for the rest."
+        )
+    if bound and folder["licence"] != "inherit" and not is_non_commercial(folder["licence"]):
+        warnings.append(f"The licence set for the dataset is wider than that of its sources ({named}).")
+    return warnings
 
 
 def render_card(context: Mapping[str, Any]) -> str:
@@ -163,7 +194,7 @@ def header(context: Mapping[str, Any]) -> dict[str, Any]:
     described = [*folder["configs"], *([context["union"]] if context["union"] else [])]
     licence: dict[str, Any] = {"license": context["licence"]}
     if context["licence"] == "other":
-        licence |= {"license_name": "mixed-see-card", "license_link": "README.md"}
+        licence |= {"license_name": "mixed-see-card", "license_link": "LICENSE.md"}
     rows = sum(s["num_examples"] for c in folder["configs"][:1] for s in c["splits"].values())
     ids = sorted(
         {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class Hub:
         if not token:
             raise PublishError("no Hub token: set HF_TOKEN, or run `hf auth login`")
         self._api = HfApi(endpoint=endpoint(), token=token)
+        _quiet_unless_a_terminal()
 
     def read(self) -> State:
         """The repository's head, visibility and tags; the token is checked first."""
@@ -100,6 +102,23 @@ class Hub:
         )
         files = [e for e in entries if isinstance(e, RepoFile)]
         return {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in files}
+
+    def history(self, revision: str) -> list[str]:
+        """The commits that led to a revision, latest first."""
+        commits = self._call(
+            "read", lambda: self._api.list_repo_commits(self._repo_id, repo_type="dataset", revision=revision)
+        )
+        return [c.commit_id for c in commits]
+
+    def fetch(self, path: str, revision: str, to: Path) -> Path:
+        """A file as it was at a revision, written below `to`."""
+        got = self._call(
+            "read",
+            lambda: self._api.hf_hub_download(
+                self._repo_id, path, repo_type="dataset", revision=revision, local_dir=to
+            ),
+        )
+        return Path(got)
 
     def create(self) -> str:
         """A new private repository; its first commit."""
@@ -191,6 +210,15 @@ class Hub:
             f"the Hub at {host} can't be reached ({type(e).__name__}: {_last_line(e)}): "
             "check the network and HF_ENDPOINT, then run the command again"
         )
+
+
+def _quiet_unless_a_terminal() -> None:
+    """No progress bars into a file or a pipe, unless the environment asks for them."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not (sys.stderr and sys.stderr.isatty()):
+        disable_progress_bars()
 
 
 def _last_line(e: Exception) -> str:

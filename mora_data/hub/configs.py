@@ -14,7 +14,6 @@ dataset has no config and does not empty the others.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -28,8 +27,6 @@ Pick = Callable[[Scored, str, tuple[str, ...]], Pair | None]
 
 DEGENERATE = frozenset({"empty", "truncated", "repetition", "duplicate", "wrong_language"})
 GREY = 0.05  # a reward this close under its floor is no evidence of failure, where the noise is unknown
-_PUNCTUATION = bytes(c for c in range(128) if re.match(r"[^\w\s]", chr(c)))
-_WORDS_ONLY = bytes(c if re.match(r"\w", chr(c)) else 32 for c in range(128)) + bytes(128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +101,7 @@ class View:
     def length(self, position: int) -> int:
         """Tokens of one rollout's text."""
         if position not in self._lengths:
-            self._lengths[position] = n_tokens(self.scored.rollouts[position].text)
+            self._lengths[position] = text.n_tokens(self.scored.rollouts[position].text)
         return self._lengths[position]
 
     @cached_property
@@ -262,14 +259,6 @@ def pair_id(scored: Scored, pair: Pair) -> str:
     return text.digest(
         scored.prompt.prompt_id, scored.arm, scored.rollouts[pair.chosen].text, scored.rollouts[pair.rejected].text
     )
-
-
-def n_tokens(value: str) -> int:
-    """`text.n_tokens`, several times as fast on ASCII."""
-    if not value.isascii():
-        return text.n_tokens(value)
-    raw = value.encode()
-    return len(raw.translate(_WORDS_ONLY).split()) + len(raw) - len(raw.translate(None, _PUNCTUATION))
 
 
 def degenerate(rollout: Rollout) -> bool:

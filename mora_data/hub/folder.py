@@ -1,4 +1,4 @@
-"""The dataset folder: README.md, provenance/manifest.json and <config>/<split>-00000-of-0000N.parquet.
+"""The dataset folder: README.md and its neighbours (papers.py) and <config>/<split>-00000-of-0000N.parquet.
 
     result = write_dataset(scored, settings, origin, manifest, floors, pick, Path("runs/demo/dataset"))
     result.counts["preference"]["train"]
@@ -10,7 +10,6 @@ Everything goes into a sibling folder that takes the place of the old one at the
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import threading
 from collections import Counter
@@ -26,7 +25,7 @@ from .. import text
 from ..config import BuildSettings, nearest
 from ..errors import PublishError
 from ..types import Origin, Scored
-from . import card, configs, schemas, statistics
+from . import card, configs, papers, schemas, statistics
 from .configs import Pick, Plan, Row, View
 from .scrub import scrub, scrub_text
 from .shards import ShardWriter
@@ -302,8 +301,8 @@ def _write_card(
     result: FolderResult,
     rows_by_source: Counter[tuple[str, str, str, str]],
 ) -> None:
-    """provenance/manifest.json and README.md; the card says nothing that the manifest does not."""
-    described = [_describe(out, name, plan.dims) for name in result.counts]
+    """All but the rows; the card and its neighbours say nothing that the manifest does not."""
+    described = [describe(out, name, plan.dims) for name in result.counts]
     published = {
         "manifest": {**scrub(dict(manifest)), "fingerprint": result.fingerprint},
         "folder": {
@@ -332,15 +331,10 @@ def _write_card(
             "statistics": statistics.of_pairs(out, plan.dims),
         },
     }
-    (out / "provenance").mkdir()
-    (out / "provenance" / "manifest.json").write_text(
-        json.dumps(published, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
-    )
-    example = statistics.example_pair(out, plan.dims, plan.floors)
-    (out / "README.md").write_text(card.render_card(card.card_context(published, example)), "utf-8")
+    papers.write_papers(out, published)
 
 
-def _describe(out: Path, name: str, dims: tuple[str, ...]) -> dict[str, Any]:
+def describe(out: Path, name: str, dims: tuple[str, ...]) -> dict[str, Any]:
     """A config as its footers tell it."""
     splits: dict[str, dict[str, int]] = {}
     files: dict[str, list[str]] = {}

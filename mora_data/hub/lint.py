@@ -28,6 +28,7 @@ mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlic
 deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma
 unknown other
 """
+OWN_TEXTS = frozenset({"README.md", "LICENSE.md", "CITATION.cff", "CHANGELOG.md"})
 LICENCES = frozenset(_LICENCE_IDS.split())
 _NUMBER = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
 
@@ -121,7 +122,7 @@ def _file_faults(folder: Path, header: dict[str, Any]) -> Iterator[str]:
     named = {f for by_split in listed.values() for files in by_split.values() for f in files}
     for missing in sorted(named - have):
         yield f"{missing} is declared but not there"
-    for stray in sorted(have - named - {"README.md"}):
+    for stray in sorted(have - named - OWN_TEXTS):
         if not stray.startswith("provenance/"):
             yield f"{stray} is there but not declared"
     for info in header.get("dataset_info") or []:

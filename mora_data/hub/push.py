@@ -10,9 +10,11 @@ without Xet wants HF_HUB_DISABLE_XET=1 in the environment).
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,9 +22,12 @@ import pyarrow.parquet as pq
 
 from ..errors import PublishError
 from . import card, lint
+from .changelog import changelog
 from .client import Hub, LocalFile, State, endpoint, hashed, is_loopback
+from .diff import delta
 from .folder import counts_of, fingerprint_of
 from .schemas import DEFAULT_CONFIG
+from .unsafe import public_copy
 
 Status = Literal["planned", "pushed", "nothing changed"]
 T = TypeVar("T")
@@ -70,11 +75,14 @@ def push(
         raise PublishError(f"--tag {tag!r} is not a tag name: write it as v1.0.0")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise PublishError(f"{repo_id!r} is not a repository id: write it as ORG/NAME")
+    if public and (how := _unsafe(manifest)) in ("drop", "redact"):
+        folder = public_copy(folder, "drop" if how == "drop" else "redact")
+        counts = counts_of(folder)
     readme = card.addressed((folder / "README.md").read_text("utf-8"), repo_id, tag)
     if faults := lint.lint(folder, readme):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise PublishError(f"the dataset folder fails its check: {faults[0]}{more}")
-    files = _local_files(folder, readme)
+    files, note = _local_files(folder, readme), _licence_note(folder)
     private, gated = not public, _unsafe(manifest) == "gate"
     try:
         hub = Hub(repo_id)
@@ -92,10 +100,13 @@ def push(
             _bytes(files, files),
             private,
             counts,
-            f"the repository was not read: {e}",
+            "; ".join(n for n in (f"the repository was not read: {e}", note) if n),
         )
     _check_state(state, repo_id, public)
+    if public and not gated:
+        _check_history(hub, state, repo_id)
     if tag is not None and tag in state.tags:
+        files = _with_changelog(files, hub, state, tag, state.tags[tag])
         added, deleted = _difference(files, hub.tree(state.tags[tag]))
         if (added or deleted) and not move_tag:
             raise PublishError(
@@ -106,11 +117,13 @@ def push(
             if not dry_run:
                 hub.finish(state, public, gated)
             return PushResult(
-                "nothing changed", repo_id, tag, state.tags[tag], (), (), 0, private and not state.public, counts
+                "nothing changed", repo_id, tag, state.tags[tag], (), (), 0, private and not state.public, counts,
+                note,
             )
+    files = _with_changelog(files, hub, state, tag, state.head)
     added, deleted = _difference(files, hub.tree(state.head) if state.head else {})
     result = PushResult(
-        "planned", repo_id, tag, state.head, tuple(added), tuple(deleted), _bytes(files, added), private, counts
+        "planned", repo_id, tag, state.head, tuple(added), tuple(deleted), _bytes(files, added), private, counts, note
     )
     if dry_run:
         return result
@@ -124,7 +137,7 @@ def push(
         hub.tag(tag, revision, move=tag in state.tags)
     hub.finish(state, public, gated)
     done: Status = "pushed" if added or deleted or tag is not None else "nothing changed"
-    return PushResult(done, repo_id, tag, revision, tuple(added), tuple(deleted), _bytes(files, added), private, counts)
+    return replace(result, status=done, revision=revision)
 
 
 def _check_folder(
@@ -154,11 +167,7 @@ def _check_folder(
 
 def _check_public(unsafe: str | None) -> None:
     if unsafe is None:
-        raise PublishError("--public needs a decision on unsafe text: --set publish.unsafe=gate")
-    if unsafe != "gate":
-        raise PublishError(
-            f"--public with publish.unsafe={unsafe} is not supported yet: set publish.unsafe=gate, or push privately"
-        )
+        raise PublishError("--public needs a decision on unsafe text: --set publish.unsafe=gate (or drop, or redact)")
 
 
 def _simulated(folder: Path) -> bool:
@@ -171,8 +180,61 @@ def _simulated(folder: Path) -> bool:
 
 def _local_files(folder: Path, readme: str) -> dict[str, LocalFile]:
     """Path in the repository -> file, in a fixed order."""
-    paths = sorted([*folder.glob("*/*.parquet"), *folder.glob("provenance/*")])
-    return {"README.md": hashed(readme.encode()), **{p.relative_to(folder).as_posix(): hashed(p) for p in paths}}
+    texts = [p for p in folder.iterdir() if p.name in lint.OWN_TEXTS]
+    paths = sorted([*folder.glob("*/*.parquet"), *folder.glob("provenance/*"), *texts])
+    return {p.relative_to(folder).as_posix(): hashed(p) for p in paths} | {"README.md": hashed(readme.encode())}
+
+
+def _with_changelog(
+    files: Mapping[str, LocalFile], hub: Hub, state: State, tag: str | None, start: str | None
+) -> dict[str, LocalFile]:
+    """The files and CHANGELOG.md, which says what differs from the last tag before `start`; without a tag none."""
+    if tag is None:
+        return dict(files)
+    tagged = {commit: name for name, commit in sorted(state.tags.items()) if name != tag}
+    found = next((c for c in hub.history(start) if c in tagged), None) if start and tagged else None
+    tree = hub.tree(found) if found else {}
+    added, deleted = _difference(files, tree)
+    touched = {p.split("/")[0] for p in [*added, *deleted] if p.endswith(".parquet")}
+    old = [p for p in tree if _OWNED.fullmatch(p) and p.endswith(".parquet") and p.split("/")[0] in touched]
+    with tempfile.TemporaryDirectory(prefix="mora-diff-") as tmp:
+        got = [hub.fetch(p, found, Path(tmp)) for p in old] if found else []
+        older = hub.fetch("CHANGELOG.md", found, Path(tmp)).read_text("utf-8") if found and "CHANGELOG.md" in tree else ""
+        new = [f.source for p, f in files.items() if p.split("/")[0] in touched and isinstance(f.source, Path)]
+        deltas = {
+            name: delta([p for p in got if p.parent.name == name], [p for p in new if p.parent.name == name])
+            for name in sorted(touched, key=lambda n: (n != DEFAULT_CONFIG, n))
+        }
+    text = changelog(tag, tagged[found] if found else None, deltas, older)
+    return {**files, "CHANGELOG.md": hashed(text.encode())}
+
+
+def _check_history(hub: Hub, state: State, repo_id: str) -> None:
+    """A repository with an unscreened release in its past must not become public: the past would too."""
+    if state.head is None or state.public:
+        return
+    for commit in hub.history(state.head):
+        tree = hub.tree(commit)
+        if any(_OWNED.fullmatch(path) for path in tree) and not _is_screened(hub, commit, tree):
+            raise PublishError(
+                f"{repo_id} holds an earlier release whose unsafe text was kept (commit {commit[:8]}), which would become "
+                "public with it: give another repository, or publish.unsafe=gate"
+            )
+
+
+def _is_screened(hub: Hub, commit: str, tree: Mapping[str, str]) -> bool:
+    name = "provenance/manifest.json"
+    if name not in tree:
+        return False
+    with tempfile.TemporaryDirectory(prefix="mora-past-") as tmp:
+        published = json.loads(hub.fetch(name, commit, Path(tmp)).read_text("utf-8"))
+    return bool((published.get("folder") or {}).get("unsafe"))
+
+
+def _licence_note(folder: Path) -> str:
+    """What the licences forbid together, for the command line."""
+    published = json.loads((folder / "provenance" / "manifest.json").read_text("utf-8"))
+    return " ".join(card.licence_warnings(published["folder"])).replace("`", "")
 
 
 def _difference(files: Mapping[str, LocalFile], remote: Mapping[str, str]) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -216,7 +218,10 @@ def test_files_of_an_older_release_go_and_those_of_others_stay(world: World) -> 
         ".gitattributes",
         "notes/mine.txt",
         "data/train-00000-of-00001.parquet",
-        "provenance/manifest.json",
+        "LICENSE.md",
+        "CITATION.cff",
+        "CHANGELOG.md",
+        *(f"provenance/{n}.json" for n in ("manifest", "drops", "calibration", "prompts", "croissant")),
         "preference/train-00000-of-00001.parquet",
         "preference/test-00000-of-00001.parquet",
     }
@@ -339,3 +344,122 @@ def test_after_a_fault_the_head_is_the_old_release_or_the_new_and_a_repeat_finis
     assert "error" in first or first["status"] == "pushed"
     assert len(world.repo()["commits"]) == 3
     assert sum(second["counts"]["preference"].values()) == 26
+
+
+PLACES = (
+    ("GET", r"/api/whoami-v2"),
+    ("GET", r"/api/datasets/[^/]+/[^/]+"),
+    ("GET", r".*/refs"),
+    ("GET", r".*/tree/.*"),
+    ("GET", r".*/commits/.*"),
+    ("HEAD", r".*/resolve/.*"),
+    ("GET", r".*/resolve/.*"),
+    ("POST", r".*/preupload/.*"),
+    ("POST", r".*/lfs/objects/batch"),
+    ("PUT", r"/_lfs/.*"),
+    ("POST", r".*/commit/.*"),
+    ("POST", r".*/tag/.*"),
+)
+
+
+def random_fault(rng: random.Random) -> Fault:
+    """Any request of a push, answered with an error or cut off, once, a few times or for good."""
+    method, path = rng.choice(PLACES)
+    fault = Fault(method, path, skip=rng.choice((0, 0, 1, 2)), times=rng.choice((1, 2, 100)))
+    what = rng.choice((403, 412, 429, 500, 502, 503, "half", "after"))
+    if isinstance(what, int):
+        fault.status, fault.retry_after = what, 0.0 if what == 429 else None
+    else:
+        fault.drop = "half" if what == "half" else "after"
+    return fault
+
+
+@pytest.mark.parametrize("n_faults", [15, pytest.param(100, marks=pytest.mark.slow)])
+def test_random_faults_leave_the_old_release_or_the_new(world: World, n_faults: int) -> None:
+    rng = random.Random(n_faults)
+    world.push(dataset(world, 12, configs=["preference"]))
+    more = dataset(world, 14, "more", ["preference"])
+    store, old, before = world.server.store, world.files(), world.repo()
+    blobs = set((store.root / "blobs").iterdir())
+    failed, new = 0, None
+    for k in range(n_faults):
+        store.save(before)
+        for blob in set((store.root / "blobs").iterdir()) - blobs:
+            blob.unlink()
+        fault = random_fault(rng)
+        world.server.faults[:] = [fault]
+        first = world.push(more, "v0.2.0")
+        halfway = world.files()
+        world.server.faults.clear()
+        second = world.push(more, "v0.2.0")
+        assert second.get("status") in ("pushed", "nothing changed"), (k, fault, second)
+        new = new or world.files()
+        assert world.files() == new and halfway in (old, new), (k, fault)
+        assert world.repo()["tags"] == {"v0.1.0": before["tags"]["v0.1.0"], "v0.2.0": world.repo()["branches"]["main"]}, (k, fault)
+        assert len(world.repo()["commits"]) == 3, (k, fault)
+        assert "error" in first or (first["status"] == "pushed" and halfway == new), (k, fault, first)
+        failed += "error" in first
+    assert n_faults / 4 < failed < n_faults
+
+
+def text_of(world: World, name: str, revision: str = "main") -> str:
+    return str(world.server.store.blob(world.files(revision)[name]["sha"]).read_text("utf-8"))
+
+
+def test_the_changelog_counts_rows_against_the_tag_before(world: World) -> None:
+    world.push(dataset(world, 20), "v1.0.0")
+    first = text_of(world, "CHANGELOG.md")
+    assert "## v1.0.0\n\nFirst release." in first and "| `preference` | 20 | 0 | 0 |" in first
+    more = dataset(world, 23, "more")
+    assert world.push(more, "v1.1.0")["status"] == "pushed"
+    second = text_of(world, "CHANGELOG.md")
+    assert "## v1.1.0\n\nAgainst v1.0.0." in second and "| `preference` | 3 | 0 | 0 |" in second
+    assert second.endswith(first[first.index("## ") :])
+    assert world.push(more, "v1.1.0")["status"] == "nothing changed"
+    assert world.push(world.tmp / "dataset", "v1.2.0")["status"] == "pushed"
+    assert "| `scored` | 0 | 3 | 0 |" in text_of(world, "CHANGELOG.md")
+    assert world.push(more, "v1.1.0")["status"] == "nothing changed"
+    assert world.push(dataset(world, 24, "moved"), "v1.2.0", move_tag=True)["status"] == "pushed"
+    third = text_of(world, "CHANGELOG.md")
+    assert third.count("## v1.2.0") == 1 and "| `preference` | 1 | 0 | 0 |" in third
+    assert world.push(world.tmp / "moved", "v1.2.0")["status"] == "nothing changed"
+
+
+def test_a_public_release_without_unsafe_text(world: World) -> None:
+    manifest = {**MANIFEST, "settings": {"publish": {"unsafe": "redact"}}}
+    folder = dataset(world, manifest=manifest)
+    planned = world.push(folder, manifest=manifest, public=True, dry_run=True)
+    assert planned["status"] == "planned" and (world.tmp / "dataset-public" / "README.md").is_file()
+    world.server.faults.append(Fault("POST", r".*/tag/.*", status=503, times=100))
+    assert "error" in world.push(folder, manifest=manifest, public=True)
+    world.server.faults.clear()
+    assert world.repo()["private"] is True
+    assert world.push(folder, manifest=manifest, public=True)["private"] is False
+    assert (world.repo()["private"], world.repo().get("gated")) == (False, None)
+    assert "Unsafe text was replaced" in text_of(world, "README.md")
+    for name, file in world.files().items():
+        if name.endswith(".parquet"):
+            rows = pq.read_table(world.server.store.blob(file["sha"]), partitioning=None).to_pylist()
+            assert "No idea" not in str(rows) and "[redacted " in str(rows)
+    assert world.push(folder, manifest=manifest, public=True)["status"] == "nothing changed"
+
+
+def test_a_private_past_with_unsafe_text_stays_private(world: World) -> None:
+    manifest = {**MANIFEST, "settings": {"publish": {"unsafe": "redact"}}}
+    folder = dataset(world, manifest=manifest)
+    assert world.push(folder, manifest=manifest)["status"] == "pushed"
+    refused = world.push(folder, "v0.2.0", manifest=manifest, public=True)
+    assert "earlier release whose unsafe text was kept" in refused["text"]
+    assert world.repo()["private"] is True and len(world.repo()["commits"]) == 2
+    assert world.push(folder, repo="org/other", manifest=manifest, public=True)["private"] is False
+
+
+def test_no_progress_bars_where_stderr_is_no_terminal(tmp_path: Path) -> None:
+    code = (
+        "from mora_data.hub.client import Hub\n"
+        "from huggingface_hub.utils import are_progress_bars_disabled as off\n"
+        "before = off(); Hub('org/pairs'); print(before, off())"
+    )
+    env = {**client_env(tmp_path), "HF_TOKEN": "x"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr

@@ -168,7 +168,7 @@ def test_readme_has_the_two_commands_and_the_claim() -> None:
 def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
     found = commands()
     assert len(found) >= 25
-    assert {words[0] for _, words in found} == {"build", "status", "push", "export", "recipe"}
+    assert {words[0] for _, words in found} == {"build", "status", "push", "diff", "export", "recipe"}
     for where, words in found:
         try:
             args = cli._parser().parse_args(words)
@@ -277,7 +277,7 @@ def test_export_of_the_page_prints_what_it_says(demo: Path, tmp_path: Path, monk
                                                 capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(demo.parent, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    words = next(w for _, w in commands() if w[0] == "export")
+    words = [w for _, w in commands() if w[0] == "export"][-1]
     assert cli.main(words) == 0
     assert capsys.readouterr().out == blocks("text", page="docs/publish.md")[-1].text
 

@@ -1,0 +1,122 @@
+"""What changed between two dataset folders, config by config: rows added, removed and changed, columns that differ.
+
+    compare(Path("runs/a"), Path("runs/b"))["preference"].added
+
+Rows are matched by `pair_id`; where there is none, by prompt, arm and, if the row has one, its answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from ..errors import PublishError
+from .configs import Row
+
+Rows = dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One config: rows by what became of them, and `name: type before -> after` of columns that differ."""
+
+    added: int = 0
+    removed: int = 0
+    changed: int = 0
+    same: int = 0
+    columns: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed or self.columns)
+
+
+def compare(before: Path, after: Path) -> dict[str, Delta]:
+    """Config -> what changed, for every config of either; each path is a dataset folder or a run folder.
+
+    Raises:
+        PublishError: a path holds no dataset, or a Parquet file can't be read.
+    """
+    a, b = (_configs(_dataset(path)) for path in (before, after))
+    return {name: delta(a.get(name, []), b.get(name, [])) for name in dict.fromkeys([*a, *b])}
+
+
+def delta(before: Iterable[Path], after: Iterable[Path]) -> Delta:
+    """What changed from the rows of some Parquet files to those of others."""
+    before, after = sorted(before), sorted(after)
+    if not before or not after:
+        return Delta(added=_count(after), removed=_count(before))
+    a, b = _rows(before), _rows(after)
+    changed = sum(a[key] != b[key] for key in a.keys() & b.keys())
+    return Delta(
+        added=len(b.keys() - a.keys()),
+        removed=len(a.keys() - b.keys()),
+        changed=changed,
+        same=len(a.keys() & b.keys()) - changed,
+        columns=_columns(before, after),
+    )
+
+
+def lines(deltas: Mapping[str, Delta]) -> list[str]:
+    """The deltas as an aligned table."""
+    width = max([6, *map(len, deltas)])
+    out = [f"{'config':<{width}} {'added':>8} {'removed':>8} {'changed':>8} {'same':>8}  columns"]
+    for name, d in deltas.items():
+        columns = "; ".join(d.columns) or "-"
+        out.append(f"{name:<{width}} {d.added:>8} {d.removed:>8} {d.changed:>8} {d.same:>8}  {columns}")
+    return out
+
+
+def _dataset(path: Path) -> Path:
+    for folder in (path / "dataset", path):
+        if (folder / "README.md").is_file() and any(folder.glob("*/*.parquet")):
+            return folder
+    raise PublishError(f"{path} holds no dataset: give a dataset folder, or a run folder that is built to the end")
+
+
+def _configs(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*/*.parquet")):
+        found.setdefault(path.parent.name, []).append(path)
+    return found
+
+
+def _rows(files: list[Path]) -> Rows:
+    """Key -> what stands under it, both hashed; a further row under one key goes under the hash of that key."""
+    found: Rows = {}
+    for path in files:
+        split = path.name.split("-")[0]
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    key = _hash(_key(row))
+                    while key in found:
+                        key = _hash(key.hex())
+                    found[key] = _hash([split, row])
+        except (OSError, ValueError) as e:
+            raise PublishError(f"{path.parent.name}/{path.name} can't be read: {' '.join(str(e).split())[:200]}") from e
+    return found
+
+
+def _count(files: list[Path]) -> int:
+    return sum(pq.read_metadata(f).num_rows for f in files)
+
+
+def _key(row: Row) -> object:
+    if row.get("pair_id") is not None:
+        return row["pair_id"]
+    return [row.get("prompt_id"), row.get("arm"), row.get("completion"), row.get("response")]
+
+
+def _hash(value: object) -> bytes:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
+def _columns(before: list[Path], after: list[Path]) -> tuple[str, ...]:
+    a, b = ({f.name: str(f.type) for f in pq.read_schema(files[0])} for files in (before, after))
+    return tuple(f"{n}: {a.get(n, 'none')} -> {b.get(n, 'none')}" for n in sorted({*a, *b}) if a.get(n) != b.get(n))
