@@ -58,7 +58,8 @@ def lsc(batch: Batch) -> NDArray[np.float64]:
     the prompt's median rollout, so without a given one a better rollout also moves the reference of the others.
     """
     reference = _median_rollout(batch) if batch.reference_P_D is None else batch.reference_P_D
-    good = -np.logaddexp(0.0, (reference[:, None, :] - batch.rewards_P_N_D) / TEMPERATURE)
+    with np.errstate(invalid="ignore"):
+        good = -np.logaddexp(0.0, (reference[:, None, :] - batch.rewards_P_N_D) / TEMPERATURE)
     return _of_utility(batch, good @ _weights(batch))
 
 
@@ -129,7 +130,8 @@ def _constrained(batch: Batch, gap_P_N_N: NDArray[np.float64]) -> NDArray[np.flo
     """The gap where it is positive, no margin is below minus its noise and one reaches its noise."""
     m = batch.margins_P_N_N_D
     with np.errstate(invalid="ignore"):
-        holds = batch.allowed_P_N_N() & np.all(m >= -batch.delta_D, axis=-1) & (gap_P_N_N > 1e-12) & np.any(m >= batch.delta_D, axis=-1)
+        holds = batch.allowed_P_N_N() & np.all(m >= -batch.delta_D, axis=-1) & (gap_P_N_N > 1e-12)
+        holds &= np.any(m >= batch.delta_D, axis=-1)
     return np.where(holds, gap_P_N_N, -np.inf)
 
 
@@ -138,12 +140,13 @@ def _weights(batch: Batch) -> NDArray[np.float64]:
 
 
 def _median_rollout(batch: Batch) -> NDArray[np.float64]:
-    """Per dimension, the (lower) median over the usable rollouts that have all their scores; P x D, inf where there is none."""
+    """Per dimension, the (lower) median over the usable rollouts that have all their scores; P x D, 0 where there is none."""
     r = batch.rewards_P_N_D
     whole = batch.usable_P_N & ~np.any(np.isnan(r), axis=-1)
     ordered = np.sort(np.where(whole[..., None], r, np.inf), axis=1)
     middle = np.maximum(whole.sum(1) - 1, 0) // 2
-    return np.take_along_axis(ordered, middle[:, None, None], 1)[:, 0]
+    median = np.take_along_axis(ordered, middle[:, None, None], 1)[:, 0]
+    return np.where(np.isfinite(median), median, 0.0)
 
 
 def _mixed(h: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -46,7 +46,8 @@ class Bootstrap:
         """
         normal = NormalDist()
         b = len(self.draws_B_M)
-        below = (self.draws_B_M < self.estimate_M - 1e-12).mean(0) + 0.5 * (np.abs(self.draws_B_M - self.estimate_M) <= 1e-12).mean(0)
+        over = self.draws_B_M - self.estimate_M
+        below = (over < -1e-12).mean(0) + 0.5 * (np.abs(over) <= 1e-12).mean(0)
         z0 = np.array([normal.inv_cdf(float(q)) for q in np.clip(below, 0.5 / b, 1 - 0.5 / b)])
         ends = []
         for q in ((1 - level) / 2, (1 + level) / 2):
@@ -129,7 +130,8 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     return out
 
 
-def wilson_interval(c: NDArray[np.int_], n: NDArray[np.int_], level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def wilson_interval(c: NDArray[np.int_], n: NDArray[np.int_],
+                    level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Score interval of a share c / n (Wilson 1927); (0, 1) where n = 0."""
     c, n = np.broadcast_arrays(np.asarray(c, float), np.asarray(n, float))
     z = NormalDist().inv_cdf((1 + level) / 2)

@@ -35,7 +35,7 @@ def dominance_rate(rewards_P_N_D: NDArray[np.float64], strict_P_D: NDArray[np.bo
     """
     p, n, _ = rewards_P_N_D.shape
     r = np.ascontiguousarray(rewards_P_N_D.transpose(2, 1, 0))
-    scored = ~np.isnan(r).any(0)
+    scored = np.asarray(~np.any(np.isnan(r), axis=0))
     wins, pairs = np.zeros((n, p)), np.zeros((n, p))
     some = np.asarray(np.any(strict_P_D, axis=-1))
     for step in range(1, n):
