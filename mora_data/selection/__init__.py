@@ -27,6 +27,13 @@ Selector = Callable[["Batch"], "NDArray[np.float64]"]
 SELECTORS = {
     "dominance_hv": "mora_data.selection.selectors:dominance_hv",
     "weighted_sum": "mora_data.selection.selectors:weighted_sum",
+    "maxmin": "mora_data.selection.selectors:maxmin",
+    "lsc": "mora_data.selection.selectors:lsc",
+    "nash": "mora_data.selection.selectors:nash",
+    "lexi": "mora_data.selection.selectors:lexi",
+    "rs_gap": "mora_data.selection.selectors:rs_gap",
+    "best_vs_mu2s": "mora_data.selection.selectors:best_vs_mu2s",
+    "random": "mora_data.selection.selectors:random",
 }
 
 __all__ = ["SELECTORS", "Batch", "Picks", "Selector", "balance", "dominance_hv", "lexi", "load", "top_pairs", "weighted_sum"]

@@ -31,8 +31,10 @@ class Batch:
         length_P_N: length in tokens.
         weights_D: weight per dimension.
         target: index of the dimension that `lexi` maximises.
-        guarded: indices of the dimensions that `lexi` must not worsen.
+        guarded: indices of the dimensions that `lexi` must not worsen; None: all but the target.
         max_length_ratio: longest over shortest answer of a pair.
+        text_hash_P_N: hash of each rollout's text: what `random` draws by; equal ones never make a pair.
+        reference_P_D: rewards that `lsc` measures from; None: the median of the prompt's scored rollouts.
     """
 
     rewards_P_N_D: NDArray[np.float64]
@@ -43,8 +45,10 @@ class Batch:
     length_P_N: NDArray[np.float64]
     weights_D: NDArray[np.float64] | None = None
     target: int = 0
-    guarded: tuple[int, ...] = ()
+    guarded: tuple[int, ...] | None = None
     max_length_ratio: float = np.inf
+    text_hash_P_N: NDArray[np.uint64] | None = None
+    reference_P_D: NDArray[np.float64] | None = None
     _margins: list[NDArray[np.float64]] = field(default_factory=list, repr=False)
 
     @property
@@ -68,6 +72,8 @@ class Batch:
         chosen = usable & self.passing_P_N
         allowed = chosen[:, :, None] & usable[:, None, :]
         allowed &= np.abs(self.log_length_gap_P_N_N) <= np.log(self.max_length_ratio) + 1e-12
+        if self.text_hash_P_N is not None:
+            allowed &= self.text_hash_P_N[:, :, None] != self.text_hash_P_N[:, None, :]
         n = allowed.shape[1]
         allowed[:, np.arange(n), np.arange(n)] = False
         return np.asarray(allowed)

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
     from .batch import Batch
 
+TEMPERATURE = 0.1
+LEAST_REWARD = 0.01
+LEAST_GAP = 0.1
+
 
 def dominance_hv(batch: Batch) -> NDArray[np.float64]:
     """Volume of the box between the two points over the binding dimensions; no dimension may lose.
@@ -30,20 +34,123 @@ def dominance_hv(batch: Batch) -> NDArray[np.float64]:
 
 def weighted_sum(batch: Batch) -> NDArray[np.float64]:
     """sum_d w_d m_d, if it is positive; a dimension may lose by less than its noise, no more."""
+    return _constrained(batch, (batch.margins_P_N_N_D * _weights(batch)).sum(-1))
+
+
+def maxmin(batch: Batch) -> NDArray[np.float64]:
+    """min_d w_d m_d over the binding dimensions (all, when none is), above noise there; no other dimension may lose.
+
+    METHOD (e), with the binding form: over all dimensions a saturated one would leave no pair at all.
+    """
     m = batch.margins_P_N_N_D
-    weights = batch.weights_D if batch.weights_D is not None else np.ones(m.shape[-1])
-    total = (m * weights).sum(-1)
+    plain = ~np.any(batch.binding_P_D, axis=-1, keepdims=True)
+    binding = (batch.binding_P_D | plain)[:, None, None, :]
     with np.errstate(invalid="ignore"):
-        holds = batch.allowed_P_N_N() & np.all(m >= -batch.delta_D, axis=-1) & (total > 1e-12) & np.any(m >= batch.delta_D, axis=-1)
-    return np.where(holds, total, -np.inf)
+        above = (m >= batch.delta_D) & (m > 0)
+        holds = batch.allowed_P_N_N() & np.all(np.where(binding, above, m >= 0), axis=-1)
+    return np.where(holds, np.where(binding, m * _weights(batch), np.inf).min(-1), -np.inf)
+
+
+def lsc(batch: Batch) -> NDArray[np.float64]:
+    """U_i - U_j with U = sum_d w_d log sigma((r_d - ref_d) / T): high only where every dimension is good; T = 0.1.
+
+    Log-sigmoid combination of Wang et al. 2024 (arXiv 2402.00742), METHOD (e). Its reference is `batch.reference_P_D`, else
+    the prompt's median rollout, so without a given one a better rollout also moves the reference of the others.
+    """
+    reference = _median_rollout(batch) if batch.reference_P_D is None else batch.reference_P_D
+    with np.errstate(invalid="ignore"):
+        good = -np.logaddexp(0.0, (reference[:, None, :] - batch.rewards_P_N_D) / TEMPERATURE)
+    return _of_utility(batch, good @ _weights(batch))
+
+
+def nash(batch: Batch) -> NDArray[np.float64]:
+    """U_i - U_j with U = sum_d w_d log max(r_d, 0.01): the log Nash product of the two answers' rewards above 0.
+
+    Nash's bargaining solution (1950) with the worst reward as the point of disagreement. Not in METHOD's table.
+    """
+    return _of_utility(batch, np.log(np.maximum(batch.rewards_P_N_D, LEAST_REWARD)) @ _weights(batch))
 
 
 def lexi(batch: Batch) -> NDArray[np.float64]:
     """Margin of one target dimension, the guarded ones not made worse by more than noise (sequential stages)."""
     m = batch.margins_P_N_N_D
     target = m[..., batch.target]
+    others = tuple(d for d in range(m.shape[-1]) if d != batch.target)
     with np.errstate(invalid="ignore"):
         holds = batch.allowed_P_N_N() & (target >= batch.delta_D[batch.target]) & (target > 0)
-        for d in batch.guarded:
+        for d in others if batch.guarded is None else batch.guarded:
             holds &= m[..., d] >= -batch.delta_D[d]
     return np.where(holds, target, -np.inf)
+
+
+def rs_gap(batch: Batch) -> NDArray[np.float64]:
+    """U_i - U_j with U = sum_d w_d r_d, where it exceeds 0.1: RS-DPO's pairs, which may lose a dimension (baseline).
+
+    Khaki et al. 2024 (arXiv 2402.10038): every pair with a gap above eta. Largest gap first; ask for more pairs per prompt to
+    have more of them.
+    """
+    gap = batch.margins_P_N_N_D @ _weights(batch)
+    with np.errstate(invalid="ignore"):
+        return np.where(batch.allowed_P_N_N() & (gap > LEAST_GAP), gap, -np.inf)
+
+
+def best_vs_mu2s(batch: Batch) -> NDArray[np.float64]:
+    """U_i - |U_j - (mean - 2 sd)|: the best answer against the one nearest two standard deviations under the mean.
+
+    METHOD (e) and arXiv 2502.16825; mean and sd of U over the prompt's usable, scored rollouts. Same limits as
+    weighted_sum. Improving a rollout shifts mean and sd, so it may change which rejected answer is nearest.
+    """
+    utility = batch.rewards_P_N_D @ _weights(batch)
+    known = np.where(batch.usable_P_N & ~np.isnan(utility), utility, np.nan)
+    n = np.maximum((~np.isnan(known)).sum(1, keepdims=True), 1)
+    mean = np.nansum(known, axis=1, keepdims=True) / n
+    point = mean - 2 * np.sqrt(np.nansum((known - mean) ** 2, axis=1, keepdims=True) / n)
+    gap = _of_utility(batch, utility)
+    return np.where(np.isfinite(gap), utility[:, :, None] - np.abs(utility - point)[:, None, :], -np.inf)
+
+
+def random(batch: Batch) -> NDArray[np.float64]:
+    """A random pair among those that weighted_sum would allow, drawn by the hash of the two texts alone (ablation).
+
+    Raises:
+        ValueError: the batch has no text hashes.
+    """
+    if batch.text_hash_P_N is None:
+        raise ValueError("the selector random draws by text: give the batch text_hash_P_N")
+    h = batch.text_hash_P_N.astype(np.uint64)
+    draw = _mixed(_mixed(h)[:, :, None] + h[:, None, :])
+    return np.where(np.isfinite(weighted_sum(batch)), (draw >> np.uint64(11)) * 2.0**-53, -np.inf)
+
+
+def _of_utility(batch: Batch, utility_P_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    return _constrained(batch, utility_P_N[:, :, None] - utility_P_N[:, None, :])
+
+
+def _constrained(batch: Batch, gap_P_N_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The gap where it is positive, no margin is below minus its noise and one reaches its noise."""
+    m = batch.margins_P_N_N_D
+    with np.errstate(invalid="ignore"):
+        holds = batch.allowed_P_N_N() & np.all(m >= -batch.delta_D, axis=-1) & (gap_P_N_N > 1e-12)
+        holds &= np.any(m >= batch.delta_D, axis=-1)
+    return np.where(holds, gap_P_N_N, -np.inf)
+
+
+def _weights(batch: Batch) -> NDArray[np.float64]:
+    return batch.weights_D if batch.weights_D is not None else np.ones(batch.rewards_P_N_D.shape[-1])
+
+
+def _median_rollout(batch: Batch) -> NDArray[np.float64]:
+    """Per dimension, the (lower) median over the usable rollouts that have all their scores; P x D, 0 where there is none."""
+    r = batch.rewards_P_N_D
+    whole = batch.usable_P_N & ~np.any(np.isnan(r), axis=-1)
+    ordered = np.sort(np.where(whole[..., None], r, np.inf), axis=1)
+    middle = np.maximum(whole.sum(1) - 1, 0) // 2
+    median = np.take_along_axis(ordered, middle[:, None, None], 1)[:, 0]
+    return np.where(np.isfinite(median), median, 0.0)
+
+
+def _mixed(h: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64: each bit of the result depends on all of `h`."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))

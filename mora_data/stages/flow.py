@@ -266,7 +266,8 @@ def as_batch(work: Work, arm: Arm, binding: Sequence[str]) -> Batch:
                  np.array([[d in binding for d in dims]]), np.array(work.reference.delta(dims, work.steps)),
                  np.array([[n_tokens(r.text) for r in arm.rollouts]], dtype=float),
                  np.array([work.settings.select.weights.get(d, 1.0) for d in dims]),
-                 max_length_ratio=work.settings.select.max_length_ratio)
+                 max_length_ratio=work.settings.select.max_length_ratio,
+                 text_hash_P_N=np.array([[int(digest(r.text), 16) for r in arm.rollouts]], dtype=np.uint64))
 
 
 def targets(settings: BuildSettings, profile: Profile) -> tuple[tuple[str, ...], tuple[str, ...]]:

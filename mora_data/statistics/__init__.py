@@ -1,0 +1,35 @@
+"""What a prompt's sampled rewards say, and what many prompts say together.
+
+Arrays carry their axes: `rewards_P_N_D` holds P prompts x N rollouts x D dimensions, values in [0, 1], NaN where a score
+is missing. Formulas: METHOD "spec v1" sections (b) and 3.1, which is this project's specification and not the paper's text.
+"""
+
+from __future__ import annotations
+
+from .atk import (
+    all_pass_at_k,
+    any_pass_at_k,
+    best_of_k_distribution,
+    best_of_k_mean,
+    joint_pass_at_k,
+    range_at_k,
+    scaling_slope,
+)
+from .beta import beta_interval, beta_tail, moment_prior
+from .inference import Bootstrap, cluster_bootstrap, holm, sign_flip_test, wilson_interval
+from .kinds import Profile, profiles
+from .pareto import coverage, hypervolume_at_k
+from .spread import (
+    dominance_rate,
+    dominance_rate_everywhere,
+    effective_dimensionality,
+    gini_mean_difference,
+    noise_corrected_covariance,
+)
+from .verdict import Comparison, Verdict, verdict
+
+__all__ = ["Bootstrap", "Comparison", "Profile", "Verdict", "all_pass_at_k", "any_pass_at_k", "best_of_k_distribution",
+           "best_of_k_mean", "beta_interval", "beta_tail", "cluster_bootstrap", "coverage", "dominance_rate",
+           "dominance_rate_everywhere", "effective_dimensionality", "gini_mean_difference", "holm", "hypervolume_at_k",
+           "joint_pass_at_k", "moment_prior", "noise_corrected_covariance", "profiles", "range_at_k", "scaling_slope",
+           "sign_flip_test", "verdict", "wilson_interval"]

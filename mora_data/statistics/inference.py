@@ -1,0 +1,163 @@
+"""Intervals and tests over prompts: METHOD 3.1.
+
+The unit is the source prompt. `values_P_M` holds one row per prompt and one column per metric (and arm), NaN where a prompt
+has no value; a metric is the mean of its column. Rows of one cluster are drawn together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CHUNK = 1 << 22  # numbers per block of draws
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """Cluster bootstrap of M metrics.
+
+    Attributes:
+        estimate_M: the means.
+        draws_B_M: the means of each resampled set of clusters.
+        acceleration_M: BCa's skewness correction, from the jackknife over clusters.
+        n_M: clusters that have a value.
+    """
+
+    estimate_M: NDArray[np.float64]
+    draws_B_M: NDArray[np.float64]
+    acceleration_M: NDArray[np.float64]
+    n_M: NDArray[np.int_]
+
+    def percentile(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Ends of the percentile interval (Efron and Tibshirani 1993, 13.3); NaN with fewer than two clusters."""
+        low, high = _quantiles(self.draws_B_M, [np.full(len(self.n_M), q) for q in ((1 - level) / 2, (1 + level) / 2)])
+        return np.where(self.n_M > 1, low, np.nan), np.where(self.n_M > 1, high, np.nan)
+
+    def bca(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Ends of the bias-corrected and accelerated interval (Efron 1987, eq. 2.3), for rare rates; NaN as above.
+
+        Draws that equal the estimate count half, so that a metric of few values is not shifted.
+        """
+        normal = NormalDist()
+        b = len(self.draws_B_M)
+        over = self.draws_B_M - self.estimate_M
+        below = (over < -1e-12).mean(0) + 0.5 * (np.abs(over) <= 1e-12).mean(0)
+        z0 = np.array([normal.inv_cdf(float(q)) for q in np.clip(below, 0.5 / b, 1 - 0.5 / b)])
+        ends = []
+        for q in ((1 - level) / 2, (1 + level) / 2):
+            z = z0 + normal.inv_cdf(q)
+            shifted = z0 + z / np.maximum(1 - self.acceleration_M * z, 1e-9)
+            ends.append(np.array([normal.cdf(float(s)) for s in shifted]))
+        low, high = _quantiles(self.draws_B_M, ends)
+        return np.where(self.n_M > 1, low, np.nan), np.where(self.n_M > 1, high, np.nan)
+
+
+def cluster_bootstrap(values_P_M: NDArray[np.float64], clusters_P: NDArray[np.int_] | None = None, draws: int = 2000,
+                      seed: int = 0) -> Bootstrap:
+    """Means of the columns over `draws` resamplings of the clusters (rows, when `clusters_P` is None) with replacement.
+
+    A draw is its multinomial counts, so B draws of M metrics are two matrix products: counts x sums over counts x numbers. The
+    counts are shared by all metrics: differences of columns of `draws_B_M` are paired differences.
+    """
+    sums, numbers = by_cluster(values_P_M, clusters_P)
+    n = len(sums)
+    rng = np.random.default_rng(seed)
+    both = np.hstack([sums, numbers])
+    out = np.empty((draws, both.shape[1]))
+    step = max(1, CHUNK // max(n, 1))
+    for first in range(0, draws, step):
+        size = min(step, draws - first)
+        out[first:first + size] = _counts(rng, n, size) @ both
+    m = sums.shape[1]
+    total, number = sums.sum(0), numbers.sum(0)
+    left = (total - sums) / np.maximum(number - numbers, 1)
+    deviation = np.where(numbers > 0, left.mean(0) - left, 0.0)
+    cube, square = (deviation**3).sum(0), (deviation**2).sum(0)
+    acceleration = cube / np.where(square > 0, 6 * square**1.5, 1.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return Bootstrap(total / number, out[:, :m] / out[:, m:], acceleration, (numbers > 0).sum(0))
+
+
+def by_cluster(values_P_M: NDArray[np.float64],
+               clusters_P: NDArray[np.int_] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of the values of each cluster, both C x M, clusters in the order of their labels."""
+    there = ~np.isnan(values_P_M)
+    values, there = np.where(there, values_P_M, 0.0), there.astype(float)
+    if clusters_P is None:
+        return values, there
+    labels, index = np.unique(clusters_P, return_inverse=True)
+    sums, numbers = np.zeros((2, len(labels), values.shape[1]))
+    np.add.at(sums, index, values)
+    np.add.at(numbers, index, there)
+    return sums, numbers
+
+
+def sign_flip_test(differences_P_M: NDArray[np.float64], draws: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
+    """Two-sided p of each column's mean being 0 when the signs of whole prompts are exchangeable; shape M (METHOD 3.1).
+
+    Monte-Carlo permutation test: (1 + draws at least as extreme) / (1 + draws), which keeps its level at any number of draws
+    (Phipson and Smyth 2010). Rows with NaN have no part in their column; a column without a difference has p = 1.
+    """
+    values = np.nan_to_num(differences_P_M)
+    rows = np.any(values != 0, axis=1)
+    values = values[rows]
+    seen = np.abs(values.sum(0))
+    rng = np.random.default_rng(seed)
+    extreme = np.zeros(values.shape[1], int)
+    step = max(1, CHUNK // max(len(values), 1))
+    for first in range(0, draws, step):
+        size = min(step, draws - first)
+        bits = np.unpackbits(np.frombuffer(rng.bytes(size * (-(-len(values) // 8))), np.uint8).reshape(size, -1),
+                             axis=1, count=len(values))
+        flipped = 2 * (bits.astype(float) @ values) - values.sum(0)
+        extreme += (np.abs(flipped) >= seen * (1 - 1e-9) - 1e-12).sum(0)
+    return np.asarray((1 + extreme) / (1 + draws))
+
+
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Adjusted p, max over smaller ones of (m - rank) p, at most 1, in the order given (Holm 1979)."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    out = np.empty(len(p))
+    out[order] = np.minimum(adjusted, 1.0)
+    return out
+
+
+def wilson_interval(c: NDArray[np.int_], n: NDArray[np.int_],
+                    level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Score interval of a share c / n (Wilson 1927); (0, 1) where n = 0."""
+    c, n = np.broadcast_arrays(np.asarray(c, float), np.asarray(n, float))
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    size = np.maximum(n, 1)
+    p = c / size
+    middle = (p + z * z / (2 * size)) / (1 + z * z / size)
+    half = z / (1 + z * z / size) * np.sqrt(p * (1 - p) / size + z * z / (4 * size * size))
+    low, high = np.where(c == 0, 0.0, middle - half), np.where(c == n, 1.0, middle + half)
+    return np.where(n > 0, low, 0.0), np.where(n > 0, high, 1.0)
+
+
+def _counts(rng: np.random.Generator, n: int, size: int) -> NDArray[np.float64]:
+    """`size` x n multinomial counts of n draws among n."""
+    flat = rng.integers(0, n, (size, n), dtype=np.int32) + n * np.arange(size)[:, None]
+    return np.bincount(flat.ravel(), minlength=size * n).reshape(size, n).astype(float)
+
+
+def _quantiles(draws_B_M: NDArray[np.float64], levels: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """One quantile per column for each row of levels."""
+    ordered = np.sort(draws_B_M, axis=0)
+    columns = np.arange(ordered.shape[1])
+    out = []
+    for q in levels:
+        at = q * (len(ordered) - 1)
+        under = np.floor(at).astype(int)
+        share = at - under
+        over = np.minimum(under + 1, len(ordered) - 1)
+        out.append(ordered[under, columns] * (1 - share) + ordered[over, columns] * share)
+    return out

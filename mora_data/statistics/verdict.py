@@ -1,0 +1,115 @@
+"""Whether fused prompts expand what the policy reaches: METHOD 3.1's verdict line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from .inference import cluster_bootstrap, holm, sign_flip_test
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Line = Literal["supports expansion", "not supported", "inconclusive"]
+CONTROLS = ("identity", "single", "generic")
+LEAST_GAIN = 0.02
+MOST_LENGTH_GAP = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Fused against one control in one primary metric.
+
+    Attributes:
+        n: prompts that have the metric in both arms.
+        gain: mean paired difference, fused minus control; None without prompts.
+        low: lower end of its 95 % percentile interval.
+        high: upper end.
+        p: two-sided sign-flip p, adjusted by Holm over all comparisons.
+    """
+
+    metric: str
+    control: str
+    n: int
+    gain: float | None
+    low: float | None
+    high: float | None
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The line, why, and the comparisons that it rests on.
+
+    Attributes:
+        over_best: per metric, ends of the 95 % interval of fused minus best control; None where it can't be had.
+    """
+
+    line: Line
+    reason: str
+    comparisons: tuple[Comparison, ...]
+    over_best: dict[str, tuple[float, float] | None]
+
+
+def verdict(arms: Mapping[str, NDArray[np.float64]], metrics: Sequence[str], length_gaps: Mapping[str, float], *,
+            draws: int = 2000, flips: int = 10_000, seed: int = 0) -> Verdict:
+    """The verdict on the primary metrics (dominance rate and joint pass A_k).
+
+    "supports expansion": fused beats identity, single and generic in every metric with Holm-adjusted p < 0.05, and the
+    length-matched arms are matched. "not supported": in some metric the interval of fused minus best control ends below 0.02
+    (this goes first: a gain that small is no expansion, however sure). Else "inconclusive".
+
+    Args:
+        arms: "fused" and each control: values_P_M, one row per source prompt, the same prompts in every arm, NaN for none.
+        metrics: names of the M columns.
+        length_gaps: per control but identity, mean of log(length of its prompt / of the fused prompt) over paired prompts.
+    """
+    missing = [a for a in ("fused", *CONTROLS) if a not in arms]
+    if missing:
+        return Verdict("inconclusive", f"no values of {', '.join(missing)}", (), dict.fromkeys(metrics))
+    comparisons = _comparisons(arms, metrics, draws, flips, seed)
+    over_best = _over_best(arms, metrics, draws, seed)
+    small = [m for m in metrics if (ends := over_best[m]) is not None and ends[1] < LEAST_GAIN]
+    unmatched = [c for c in CONTROLS[1:] if not abs(length_gaps.get(c, np.nan)) <= MOST_LENGTH_GAP]
+    weak = [f"{c.metric} over {c.control}" for c in comparisons if not (c.p < 0.05 and c.gain is not None and c.gain > 0)]
+    if small:
+        return Verdict("not supported", f"the gain over the best control is below {LEAST_GAIN} in {', '.join(small)}",
+                       comparisons, over_best)
+    if weak:
+        return Verdict("inconclusive", f"no sure gain in {', '.join(weak)}", comparisons, over_best)
+    if unmatched:
+        return Verdict("inconclusive", f"not matched in length: {', '.join(unmatched)}", comparisons, over_best)
+    return Verdict("supports expansion", "fused beats every control in every primary metric", comparisons, over_best)
+
+
+def _comparisons(arms: Mapping[str, NDArray[np.float64]], metrics: Sequence[str], draws: int, flips: int,
+                 seed: int) -> tuple[Comparison, ...]:
+    differences = np.hstack([arms["fused"] - arms[c] for c in CONTROLS])
+    boot = cluster_bootstrap(differences, draws=draws, seed=seed)
+    low, high = boot.percentile()
+    p = holm(sign_flip_test(differences, flips, seed))
+    names = [(m, c) for c in CONTROLS for m in metrics]
+    return tuple(Comparison(m, c, int(boot.n_M[i]), _number(boot.estimate_M[i]), _number(low[i]), _number(high[i]), float(p[i]))
+                 for i, (m, c) in enumerate(names))
+
+
+def _over_best(arms: Mapping[str, NDArray[np.float64]], metrics: Sequence[str], draws: int,
+               seed: int) -> dict[str, tuple[float, float] | None]:
+    """Interval of fused minus the control with the highest mean, found anew in each draw, over prompts that all arms have."""
+    stacked = np.stack([arms[a] for a in ("fused", *CONTROLS)])
+    stacked = np.where(np.isnan(stacked).any(0), np.nan, stacked)
+    boot = cluster_bootstrap(np.hstack(list(stacked)), draws=draws, seed=seed)
+    means = boot.draws_B_M.reshape(len(boot.draws_B_M), len(stacked), len(metrics))
+    gain = means[:, 0] - means[:, 1:].max(1)
+    out: dict[str, tuple[float, float] | None] = {}
+    for j, m in enumerate(metrics):
+        ends = np.quantile(gain[:, j], [0.025, 0.975]) if boot.n_M[j] > 1 else [np.nan, np.nan]
+        out[m] = (float(ends[0]), float(ends[1])) if np.all(np.isfinite(ends)) else None
+    return out
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
