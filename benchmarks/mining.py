@@ -117,8 +117,10 @@ def figures(scale: Scale) -> Iterator[Figure]:
     ours, bare = (side["in"] / side["cpu_s"] for side in (mined, floor))
     yield Figure(f"mining {rows:,} HH rows (.gz), rows/s of CPU", f">= {GOAL_ROWS_PER_S:,}", f"{ours:,.0f}",
                  f"{bare:,.0f} orjson and split", ours / bare, ours >= GOAL_ROWS_PER_S)
-    yield Figure("same, peak RSS MB", "flat", f"{mined['peak_mb']:.0f}", f"{fewer['peak_mb']:.0f} at {rows // 10:,} rows",
-                 mined["peak_mb"] / fewer["peak_mb"], mined["peak_mb"] <= 1.25 * fewer["peak_mb"])
+    growth = (mined["peak_mb"] - fewer["peak_mb"]) * 2**20 / (mined["in"] - fewer["in"])
+    yield Figure("same, peak RSS MB", "flat but for the dedup hashes, <= 200 B a row",
+                 f"{mined['peak_mb']:.0f} ({growth:.0f} B a row)", f"{fewer['peak_mb']:.0f} at {rows // 10:,} rows",
+                 mined["peak_mb"] / fewer["peak_mb"], growth <= 200)
 
 
 def main() -> None:
