@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 
-ONE_CORE = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 GOALS = {"estimators": "20 s, 2 GB", "hypervolume": "no goal", "bootstrap": "60 s", "sign_flip": "no goal"}
 
 
@@ -118,7 +118,8 @@ def main() -> None:
              "bootstrap": lambda: bootstrap(args.bootstrap_prompts),
              "sign_flip": lambda: sign_flip(args.bootstrap_prompts)}[args.part]()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    print(json.dumps({"part": args.part, "seconds": round(sum(spent.values()), 2), "cpu_with_drawing": round(time.process_time() - cpu, 2),
+    print(json.dumps({"part": args.part, "seconds": round(sum(spent.values()), 2),
+                      "cpu_with_drawing": round(time.process_time() - cpu, 2),
                       "peak_gb": round(peak, 2),
                       "goal": GOALS[args.part], "each": {k: round(v, 2) for k, v in spent.items()}}))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mora_data.statistics import cluster_bootstrap, holm, sign_flip_test, verdict, wilson_interval
-from mora_data.statistics.verdict import CONTROLS
+from mora_data.statistics.expansion import CONTROLS
 
 METRICS = ["dominance_rate", "joint_pass"]
 MATCHED = {"single": 0.01, "generic": -0.02}
