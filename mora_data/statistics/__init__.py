@@ -16,6 +16,8 @@ from .atk import (
     scaling_slope,
 )
 from .beta import beta_interval, beta_tail, moment_prior
+from .dual import Weights, weights
+from .expansion import Comparison, Verdict, verdict
 from .inference import Bootstrap, cluster_bootstrap, holm, sign_flip_test, wilson_interval
 from .kinds import Profile, profiles
 from .pareto import coverage, hypervolume_at_k
@@ -26,10 +28,9 @@ from .spread import (
     gini_mean_difference,
     noise_corrected_covariance,
 )
-from .verdict import Comparison, Verdict, verdict
 
-__all__ = ["Bootstrap", "Comparison", "Profile", "Verdict", "all_pass_at_k", "any_pass_at_k", "best_of_k_distribution",
+__all__ = ["Bootstrap", "Comparison", "Profile", "Verdict", "Weights", "all_pass_at_k", "any_pass_at_k", "best_of_k_distribution",
            "best_of_k_mean", "beta_interval", "beta_tail", "cluster_bootstrap", "coverage", "dominance_rate",
            "dominance_rate_everywhere", "effective_dimensionality", "gini_mean_difference", "holm", "hypervolume_at_k",
            "joint_pass_at_k", "moment_prior", "noise_corrected_covariance", "profiles", "range_at_k", "scaling_slope",
-           "sign_flip_test", "verdict", "wilson_interval"]
+           "sign_flip_test", "verdict", "weights", "wilson_interval"]
