@@ -256,7 +256,7 @@ def test_endpoint_dies_midway_state_is_kept(cli: Cli, tmp_path: Path, monkeypatc
         server.script = None
         summary = cli(*args)
         assert summary["replayed"] > 0 and server.repeated() <= 64  # those in flight when the run gave up
-        assert 0 < kept and kept + summary["requests"] == 10 + 10 * 16 * 3
+        assert kept > 0 and kept + summary["requests"] == 10 + 10 * 16 * 3
 
 
 def test_dry_run_asks_nothing_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
