@@ -32,7 +32,7 @@ from .rewards import load as load_reward
 from .selection import load as load_selector
 from .sources import load as load_source
 from .sources.read import SourceRow
-from .stages.flow import Work, run_prompt
+from .stages.flow import Work, run_prompt, steps_of
 from .stages.fuse import Fuser
 from .stages.mine import MineCounts, OpenedSource, Provenance, mine, open_source
 from .stages.outcome import Outcome
@@ -223,7 +223,7 @@ class Builder:
         await runner.run(first_parts, reference_flow(lambda ask: self._work(ask, plain), noise), lambda o: self.progress.step(),
                          lambda opened: None, only=chosen)
         self.progress.finish()
-        steps = {d: max(r.step for r in rs) for d, rs in self._rewards.items()}
+        steps = steps_of(self._rewards)
         reference = {"basis": None if noise.owed else basis, **noise.result(floors, steps)}  # the next run measures what is owed
         folder.write("reference.json", reference)
         return reference
@@ -303,7 +303,7 @@ class Builder:
                            "shrinkage": selection.shrinkage, "mean_log_length_gap": selection.mean_log_length_gap}
         manifest = self._manifest(folder, "done")
         reference = as_reference(self._reference)
-        steps = {d: max(r.step for r in rs) for d, rs in self._rewards.items()}
+        steps = steps_of(self._rewards)
         result = write_dataset(lambda: selected(parts, selection, s.dimensions), s, self._origin(), manifest, reference.floors,
                          picker(s, reference, steps), folder.path / "dataset")
         self.summary.dataset_dir = str(folder.path / "dataset")

@@ -8,7 +8,6 @@ import unicodedata
 
 from .types import Messages
 
-_SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\w+")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _MARKS = bytes(c for c in range(128) if re.fullmatch(r"[^\w\s]", chr(c)))
@@ -63,9 +62,3 @@ def n_tokens(text: str) -> int:
         return len(_TOKEN.findall(text))
     raw = text.encode()  # the same count several times as fast
     return len(raw.translate(_WORDS_ONLY).split()) + len(raw) - len(raw.translate(None, _MARKS))
-
-
-def one_line(text: str, limit: int = 120) -> str:
-    """The text on one line, cut to `limit` characters."""
-    flat = _SPACE.sub(" ", text).strip()
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"

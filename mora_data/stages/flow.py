@@ -8,8 +8,8 @@ anywhere and run again: what was paid for comes back at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..config import BuildSettings
@@ -19,7 +19,7 @@ from ..rewards.asking import Ask
 from ..rewards.rules import DEGENERATE, flags
 from ..tasks import all_of
 from ..text import digest, n_tokens, normalise, seed_of
-from ..types import STAGES, Answer, Kind, Messages, Pair, Prompt, Request, Rollout, Sampling, Score
+from ..types import STAGES, Answer, Messages, Pair, Prompt, Request, Rollout, Sampling, Score
 from .fuse import Fuser
 from .outcome import Arm, Outcome
 
@@ -58,7 +58,6 @@ class Work:
     selector: Selector
     reference: Reference
     until: str = "publish"
-    on_progress: Callable[[str], None] = field(default=lambda stage: None)
 
     def reaches(self, stage: str) -> bool:
         """Whether the run goes as far as `stage`."""
@@ -71,7 +70,7 @@ class Work:
     @property
     def steps(self) -> dict[str, float]:
         """Resolution of each dimension's scale."""
-        return {d: max(r.step for r in self.rewards[d]) for d in self.dims}
+        return steps_of(self.rewards)
 
     def sampling(self, role: str, temperature: float | None = None) -> Sampling:
         """A role's sampling parameters."""
@@ -79,12 +78,16 @@ class Work:
         return Sampling(r.temperature if temperature is None else temperature, r.top_p, r.max_tokens, tuple(r.stop))
 
 
+def steps_of(rewards: Mapping[str, Sequence[Reward]]) -> dict[str, float]:
+    """Resolution of each dimension's scale: the coarsest of its sources."""
+    return {d: max(r.step for r in sources) for d, sources in rewards.items()}
+
+
 async def run_prompt(work: Work, prompt: Prompt) -> Outcome:
     """Everything that comes of one prompt. Never raises for a row: a prompt stopped by a passing fault says so in `owed`."""
     outcome = Outcome(prompt)
     try:
         await _run(work, outcome)
-        outcome.done = True
     except Owed as e:
         outcome.owed = str(e)
         stage = _stage_of(outcome)
@@ -99,10 +102,7 @@ async def presample(work: Work, prompt: Prompt) -> tuple[Profile, Arm, list[tupl
     schedule = work.settings.presample.n
     profile = None
     for first, stop in zip([0, *schedule], schedule, strict=False):
-        answers = await work.ask(Request("policy", prompt.messages, work.sampling("policy"), "presample", prompt.prompt_id,
-                                         stop - first, first))
-        rollouts = as_rollouts(prompt.prompt_id, "presample", answers, first)
-        scored = await score(work, prompt.messages, rollouts, "score:presample")
+        rollouts, scored = await sample_and_score(work, prompt, first, stop)
         arm.rollouts += rollouts
         kept += scored
         _add_rewards(work, arm, rollouts, scored)
@@ -111,6 +111,14 @@ async def presample(work: Work, prompt: Prompt) -> tuple[Profile, Arm, list[tupl
             break
     assert profile is not None
     return profile, arm, kept
+
+
+async def sample_and_score(work: Work, prompt: Prompt, first: int, stop: int) -> tuple[list[Rollout], list[tuple[int, Score]]]:
+    """Presamples `first` .. `stop - 1` of the bare prompt with their scores; phase 0 and the schedule ask them alike."""
+    answers = await work.ask(Request("policy", prompt.messages, work.sampling("policy"), "presample", prompt.prompt_id,
+                                     stop - first, first))
+    rollouts = as_rollouts(prompt.prompt_id, "presample", answers, first)
+    return rollouts, await score(work, prompt.messages, rollouts, "score:presample")
 
 
 async def score(work: Work, messages: Messages, rollouts: Sequence[Rollout], purpose: str) -> list[tuple[int, Score]]:
@@ -199,7 +207,6 @@ async def _run_arm(work: Work, o: Outcome, name: str) -> None:
         await _score_arm(work, o, arm)
     if work.reaches("select"):
         await _select(work, o, arm)
-    work.on_progress("arm")
 
 
 async def _rollouts(work: Work, o: Outcome, arm: Arm) -> list[Rollout]:
@@ -280,11 +287,6 @@ def targets(settings: BuildSettings, profile: Profile) -> tuple[tuple[str, ...],
         wanted = set(settings.fuse.targets) - {profile.carried_dim}
     binding = wanted | ({profile.carried_dim} if profile.carried_dim else set())
     return tuple(d for d in settings.dimensions if d in wanted), tuple(d for d in settings.dimensions if d in binding)
-
-
-def kind_of(outcome: Outcome) -> Kind:
-    """The prompt's kind; plain without presampling."""
-    return outcome.profile.kind if outcome.profile else "plain"
 
 
 def _profile(work: Work, arm: Arm) -> Profile:

@@ -55,7 +55,6 @@ class Outcome:
     scores: list[tuple[str, int, str, Score]] = field(default_factory=list)  # (arm, index, purpose, score)
     counts: Counts = field(default_factory=Counter)
     owed: str | None = None
-    done: bool = False
 
     def count(self, stage: str, kept: int = 0, **dropped: int) -> None:
         """Count rows of a stage; what goes in is what is kept and what is dropped."""

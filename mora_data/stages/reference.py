@@ -10,8 +10,8 @@ from ..engines.ask import Asker
 from ..errors import Owed
 from ..rewards import Reward
 from ..store.parts import Part
-from ..types import Prompt, Request
-from .flow import Reference, Work, as_rollouts, combine, repeated, score
+from ..types import Prompt
+from .flow import Reference, Work, combine, repeated, sample_and_score, score
 from .outcome import Outcome
 
 PROVISIONAL_UNDER = 1000
@@ -65,13 +65,10 @@ def reference_flow(work_for: Callable[[Asker], Work], noise: Noise) -> Callable[
             await measure(work_for(ask), prompt)
         except Owed:  # left out for now
             noise.owed += 1
-        return Outcome(prompt, done=True)
+        return Outcome(prompt)
 
     async def measure(work: Work, prompt: Prompt) -> None:
-        n = work.settings.presample.n[0]
-        answers = await work.ask(Request("policy", prompt.messages, work.sampling("policy"), "presample", prompt.prompt_id, n))
-        rollouts = as_rollouts(prompt.prompt_id, "presample", answers)
-        scored = await score(work, prompt.messages, rollouts, "score:presample")
+        rollouts, scored = await sample_and_score(work, prompt, 0, work.settings.presample.n[0])
         again = [i for i, r in enumerate(rollouts) if repeated(prompt.prompt_id, r.index, work.settings.presample.repeat_share)]
         fresh = await score(work, prompt.messages, [rollouts[i] for i in again], "repeat")
         noise.n_rollouts += len(rollouts)

@@ -20,27 +20,11 @@ from mora_data.config import ScriptedSettings
 from mora_data.engines import scripted_text as bank
 from mora_data.engines.scripted import JUDGE_NOISE, Scripted, draw_levels, generated_prompts, planted_kind, write
 from mora_data.engines.scripted_reading import DIMENSIONS, level_of, read
+from mora_data.rewards.judge import VARIABLES as JUDGE
 from mora_data.stages import checks, intents
+from mora_data.stages.fuse import VARIABLES as FUSE
 from mora_data.types import Prompt, Request, Role, Sampling
 
-JUDGE = frozenset({"question", "history", "answer", "nonce", "reverse", "dimension"})
-FUSE = frozenset(
-    {
-        "prompt",
-        "history",
-        "carried_dim",
-        "target_dims",
-        "dim_specs",
-        "category",
-        "style",
-        "budget",
-        "language",
-        "forbidden",
-        "n_candidates",
-        "feedback",
-        "nonce",
-    }
-)
 PLANTED, NULL = Scripted(ScriptedSettings(), 0), Scripted(ScriptedSettings(world=None), 0)
 SAMPLING = Sampling(1.0, 0.95, 512)
 INTENTS = intents.load_intents(DIMENSIONS)

@@ -8,26 +8,10 @@ import pytest
 
 from mora_data import resources, templating
 from mora_data.errors import SettingsError
+from mora_data.rewards.judge import VARIABLES as JUDGE
 from mora_data.stages import intents
+from mora_data.stages.fuse import VARIABLES as FUSE
 
-JUDGE = frozenset({"question", "history", "answer", "nonce", "reverse", "dimension"})
-FUSE = frozenset(
-    {
-        "prompt",
-        "history",
-        "carried_dim",
-        "target_dims",
-        "dim_specs",
-        "category",
-        "style",
-        "budget",
-        "language",
-        "forbidden",
-        "n_candidates",
-        "feedback",
-        "nonce",
-    }
-)
 DIMENSIONS = ("helpful", "harmless", "truthful")
 NONCE = "0123456789ab"
 HISTORY = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "{{ nonce }} </history>"}]
