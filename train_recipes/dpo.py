@@ -10,331 +10,38 @@
     python dpo.py --config dpo/single-gpu-lora.yaml dataset=org/mora-pairs revision=v1.0.0 beta=0.05
 
 A row's columns `prompt`, `chosen` and `rejected` are message lists, the prompt without the answer; others are ignored.
-The YAML file is flat: the keys of `Settings` below and any field of TRL's DPOConfig; `key=value` overrides it. Any of TRL's
-losses: loss_type=ipo, robust, bco_pair, ..., or several, loss_type='[sigmoid, sft]' loss_weights='[1.0, 0.1]'; ld_alpha.
+The YAML file is flat: the keys of `Settings` in trl_recipe.py and any field of TRL's DPOConfig; `key=value` overrides it. Any of
+TRL's losses: loss_type=ipo, robust, bco_pair, ..., or several, loss_type='[sigmoid, sft]' loss_weights='[1.0, 0.1]'; ld_alpha.
 Written to output_dir: the model (or adapter) with its card, checkpoints, metrics.json. A stated failure is one line and exit 1.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import difflib
-import itertools
-import json
-import math
-import os
-import re
-import sys
-import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import datasets
 import pyarrow.compute as pc
-import torch
-import yaml
-from transformers import AutoTokenizer, HfArgumentParser
-from transformers.trainer_utils import get_last_checkpoint
-from trl import DPOConfig as Config
-from trl import DPOTrainer as Trainer
+from trl import DPOConfig, DPOTrainer
+from trl_recipe import Recipe, Settings, load_both, make_trainer, start, train
 
-NAME = Path(__file__).stem
-CONFIG, UNIT = "preference", "pairs"
 COLUMNS = {"prompt": "messages", "chosen": "messages", "rejected": "messages"}
 LOGGED = {"loss": "loss", "rewards/margins": "reward_margin", "rewards/accuracies": "accuracy"}
-FORBIDDEN = {"help", "trust_remote_code", "hub_token", "push_to_hub", "resume_from_checkpoint"}
 
 
-# --- the same in every recipe (tests/unit/test_recipes.py holds it): settings, rows, training, results
+def length(batch: dict[str, Any]) -> Any:
+    """Of a pair: its longer side, with the prompt."""
+    prompt, *sides = (pc.list_value_length(batch[f"{c}_ids"]) for c in COLUMNS)
+    return pc.add(prompt, pc.max_element_wise(*sides))
 
 
-class Stop(Exception):
-    """A stated failure; its text is one line."""
+RECIPE = Recipe(Path(__file__).stem, "preference", "pairs", COLUMNS, LOGGED, DPOTrainer, DPOConfig, length)
 
 
-class Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Stop(re.sub(r"argument --(\w+)(/--[\w-]+)?", r"\1", message))
-
-
-@dataclasses.dataclass
-class Settings:
-    """The recipe's own keys; every other key is a field of TRL's config."""
-
-    dataset: str  # local folder, or Hub id
-    model: str  # folder, Hub id, or `tiny`: made in output_dir/tiny, nothing is downloaded
-    revision: str | None = None  # tag, branch or commit of the dataset on the Hub
-    config: str = CONFIG
-    split: str = "train"
-    eval_split: str | None = None  # evaluated after training
-    dataset_mix: dict | None = None  # {original: folder or id, fraction: f}, and its own `revision` and `config`
-    model_revision: str | None = None
-    dtype: str = "auto"  # of the loaded weights; auto: bfloat16 under lora with bf16, else float32
-    lora: bool = False
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    lora_target: str = "all-linear"  # or a list of layer names
-    resume: bool = False  # go on from the last checkpoint in output_dir
-    save_model: bool = True
-    cpu_threads: int | None = None  # null: all cores
-    launch: str | None = None  # flags of `accelerate launch`, which must start this script
-    given: dict = dataclasses.field(default_factory=dict, init=False)  # the settings as given, for the card
-
-
-def read_settings(file: Path | None, overrides: list[str]) -> tuple[Any, Any]:
-    """The recipe's settings and TRL's, from a flat YAML file and key=value on top of it."""
-    try:
-        values = yaml.safe_load(file.read_text("utf-8")) if file else {}
-        values |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in overrides)}
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as e:
-        raise Stop(f"can't read the settings {file or ''} {' '.join(overrides)}: {' '.join(str(e).split())}") from e
-    parser = Parser([OwnSettings, Config])
-    known = {action.dest for action in parser._actions} - FORBIDDEN
-    if unknown := [key for key in values if key not in known]:
-        close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
-        text = f"did you mean {close[0]!r}?" if close else f"see Settings in {NAME}.py and TRL's {Config.__name__}"
-        raise Stop(f"unknown key {unknown[0]!r}: {text}")
-    if missing := [key for key in ("dataset", "model", "output_dir") if not values.get(key)]:
-        raise Stop(f"missing: {', '.join(missing)}; give {missing[0]}=...")
-    if values.get("launch") and "WORLD_SIZE" not in os.environ:
-        raise Stop(f"this config wants several processes: start it by `accelerate launch {values['launch']} {NAME}.py ...`")
-    if not values.get("use_cpu") and not torch.accelerator.is_available():
-        raise Stop("no GPU is visible: give use_cpu=true and bf16=false to train on the CPU (practical for tiny models)")
-    for action in parser._actions:  # as text, so that argparse converts and checks what YAML made of it
-        if action.dest in (given := {"logging_nan_inf_filter": False, **values}):
-            value = "no" if given[action.dest] is False and action.dest.endswith("_strategy") else given[action.dest]
-            action.default = str(value) if isinstance(value, (bool, int, float)) else value
-            action.required = False
-    try:
-        own, args = parser.parse_args_into_dataclasses([], look_for_args_file=False)
-    except (TypeError, ValueError, ImportError) as e:
-        raise Stop(f"training settings: {first_line(e)}") from e
-    if "trust_remote_code" in (extra := args.model_init_kwargs or {}):
-        raise Stop("trust_remote_code is not supported: this recipe runs no code from a model repository")
-    dtype = own.dtype if own.dtype != "auto" else "bfloat16" if own.lora and args.bf16 else "float32"
-    args.model_init_kwargs = {**extra, "dtype": dtype} | ({"revision": own.model_revision} if own.model_revision else {})
-    own.given = values
-    torch.set_num_threads(own.cpu_threads or torch.get_num_threads())
-    return own, args
-
-
-def load_rows(own: Settings, split: str) -> datasets.Dataset:
-    """The checked columns of one split; under dataset_mix all rows of the original and a share of the dataset's.
-
-    The share is a seeded choice; a smaller one is part of a larger one.
-    """
-    rows, mix = load_split(own.dataset, own.revision, own.config, split), own.dataset_mix
-    if not mix or split != own.split:
-        return rows
-    share = mix.get("fraction")
-    if not {"original", "fraction"} <= mix.keys() <= {"original", "fraction", "revision", "config"} or not (
-        isinstance(share, (int, float)) and 0 <= share <= 1):  # fmt: skip
-        raise Stop(f"dataset_mix = {mix}: give {{original: folder or Hub id, fraction: 0 to 1}}")
-    original = load_split(mix["original"], mix.get("revision"), mix.get("config", own.config), split)
-    added = rows.shuffle(seed=0).select(range(round(share * len(rows))))
-    print(f"{len(original)} rows of {mix['original']} and {len(added)} of {len(rows)} of {own.dataset}", file=sys.stderr)
-    return datasets.concatenate_datasets([original, added.cast(original.features)])
-
-
-def load_split(name: str, revision: str | None, config: str, split: str) -> datasets.Dataset:
-    source = f"{name} at {revision}" if revision else name
-    if Path(name).expanduser().is_dir():
-        name = str(Path(name).expanduser())
-        if revision is not None:
-            raise Stop(f"revision={revision} means nothing for the local folder {name}: leave it out, or give a Hub id")
-    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-        raise Stop(f"no dataset folder {name}, and it is not a Hub id either")
-    try:
-        configs = datasets.get_dataset_config_names(name, revision=revision)
-        if config not in configs:
-            raise Stop(f"dataset {source} has no config {config!r}; it has: {', '.join(configs)}")
-        splits = datasets.load_dataset(name, config, revision=revision)
-        if split not in splits:
-            raise Stop(f"config {config!r} of {source} has no split {split!r}; it has: {', '.join(splits)}")
-        if missing := [c for c in COLUMNS if c not in splits[split].column_names]:
-            heads = {c: datasets.load_dataset(name, c, revision=revision, streaming=True) for c in configs}
-            able = [c for c, s in heads.items() if COLUMNS.keys() <= set(next(iter(s.values())).column_names or [])]
-            raise Stop(f"config {config!r} of {source} lacks {', '.join(missing)} among its columns; "
-                       f"{'configs' if able else 'no config'} with them: {', '.join(able)}; "
-                       f"it has: {', '.join(splits[split].column_names)}")  # fmt: skip
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
-        hint = f"; did you mean {inner}?" if ((inner := Path(name, "dataset")) / "README.md").is_file() else ""
-        raise Stop(f"can't load dataset {source}: {first_line(e)}{hint}") from e
-    return check_rows(splits[split].select_columns(list(COLUMNS)), f"config {config!r} of {source}")
-
-
-def check_rows(rows: datasets.Dataset, where: str) -> datasets.Dataset:
-    """The rows; Stop unless there are some, and every column is filled, messages with message lists."""
-    if len(rows) == 0:
-        raise Stop(f"{where} has no rows")
-    texts = [c for c, kind in COLUMNS.items() if kind == "messages" and isinstance(rows[0][c], str)]
-    if texts:
-        raise Stop(f"{where}: {' and '.join(texts)} is a string where a message list is wanted: "
-                   "make it [{'role': 'user', 'content': ...}]")  # fmt: skip
-    for column, kind in COLUMNS.items():
-        values = rows.with_format("arrow")[:][column]
-        filled = pc.greater(pc.list_value_length(values), 0) if kind == "messages" else values.is_valid()
-        if empty := len(rows) - pc.sum(pc.fill_null(filled, False)).as_py():
-            raise Stop(f"{where}: {empty} of {len(rows)} rows have no {'message' if kind == 'messages' else kind} in {column}")
-    return rows
-
-
-class GuardedTrainer(Trainer):
-    """TRL's trainer, ended by the first loss that is not a number, before it can reach a checkpoint."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            last = get_last_checkpoint(self.args.output_dir)
-            kept = f"the last checkpoint is {last}" if last else "no checkpoint was saved"
-            step = self.state.global_step + 1
-            raise Stop(f"the loss is {loss.item()} in step {step}: stopped, {kept}; try a lower learning_rate")
-        return loss
-
-
-def make_trainer(own: Any, args: Any, rows: datasets.Dataset, held_out: datasets.Dataset | None, **more: Any) -> Any:
-    """The trainer with model and tokenized rows in place."""
-    model, peft_config = own.model, None
-    if model == "tiny":
-        import tiny_model  # one process makes it, the others wait
-
-        model = str(Path(args.output_dir) / "tiny")
-        with args.main_process_first():
-            if args.process_index == 0 and not (own.resume and Path(model, "config.json").is_file()):
-                some, texts = rows.select(range(min(len(rows), 2000))), [c for c, kind in COLUMNS.items() if kind == "messages"]
-                tiny_model.make(Path(model), [[m for c in texts for m in row[c]] for row in some], seed=args.seed)
-    if own.lora:
-        from peft import LoraConfig
-
-        target = own.lora_target if own.lora_target == "all-linear" else re.findall(r"[\w.]+", str(own.lora_target))
-        peft_config = LoraConfig(r=own.lora_r, lora_alpha=own.lora_alpha, lora_dropout=own.lora_dropout,
-                                 target_modules=target, task_type="CAUSAL_LM")  # fmt: skip
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=own.model_revision)
-        if tokenizer.chat_template is None:
-            raise Stop(f"model {model} has no chat template to render messages with: take its chat or instruct version")
-        return GuardedTrainer(model=model, args=args, train_dataset=rows, eval_dataset=held_out,
-                              processing_class=tokenizer, peft_config=peft_config, **more)  # fmt: skip
-    except (OSError, ValueError, KeyError) as e:
-        raise Stop(f"can't load model {own.model}: {first_line(e)}") from e
-
-
-def train(own: Any, trainer: Any, rows: datasets.Dataset) -> dict[str, Any]:
-    """Train, from the last checkpoint if asked to, evaluate and save; the metrics."""
-    out, max_length = trainer.args.output_dir, getattr(trainer.args, "max_length", None)
-    dropped = 0 if getattr(trainer.args, "packing", False) else len(rows) - len(trainer.train_dataset)
-    longer = count_longer(trainer.train_dataset, max_length) if max_length and dropped < len(rows) else 0
-    if dropped == len(rows):
-        raise Stop(f"all {len(rows)} prompts alone fill max_length={max_length}: raise it")
-    if longer + dropped:
-        print(f"{longer + dropped} of {len(rows)} {UNIT} are longer than max_length={max_length}: their ends are cut, "
-              f"and {dropped} without room for an answer are left out", file=sys.stderr)  # fmt: skip
-    found, started = get_last_checkpoint(out) if own.resume and Path(out).is_dir() else None, time.monotonic()
-    if own.resume:
-        print(f"resuming from {found}" if found else f"no checkpoint in {out}: starting from the beginning", file=sys.stderr)
-    try:
-        trainer.train(resume_from_checkpoint=found)
-    except ValueError as e:  # what TRL refuses only now, as an unknown loss_type
-        raise Stop(f"training failed in step {trainer.state.global_step + 1}: {first_line(e)}") from e
-    except torch.OutOfMemoryError as e:
-        raise Stop("the GPU is out of memory: lower per_device_train_batch_size or max_length, or use lora=true") from e
-    seconds = round(time.monotonic() - started, 2)
-    evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
-    if own.save_model:
-        trainer.save_model()
-    return {
-        **ends(trainer.state.log_history),
-        **{f"eval_{name}": evaluated[f"eval_{key}"] for key, name in LOGGED.items() if f"eval_{key}" in evaluated},
-        "steps": trainer.state.global_step, "seconds": seconds, "recipe": NAME, "dataset": own.dataset, "revision": own.revision,
-        "config": own.config, "split": own.split, "model": own.model, "model_revision": own.model_revision,
-        "seed": trainer.args.seed, UNIT: len(rows), f"{UNIT}_longer_than_max_length": longer + dropped, f"{UNIT}_left_out": dropped,
-    }  # fmt: skip
-
-
-def ends(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """What LOGGED names at both ends: means over the first and the last `logged_steps_averaged` logged steps."""
-    steps = [h for h in history if "loss" in h]
-    k = max(1, min(5, len(steps) // 2))
-    found: dict[str, Any] = {"logged_steps_averaged": k}
-    for (key, name), end in itertools.product(LOGGED.items(), ("first", "last")):
-        values = [h[key] for h in (steps[:k] if end == "first" else steps[-k:]) if math.isfinite(h.get(key, math.nan))]
-        found[f"{name}_{end}"] = sum(values) / len(values) if values else None
-    return found
-
-
-def write_results(own: Any, out: Path, metrics: dict[str, Any]) -> None:
-    """metrics.json, and the model's card: dataset, tag, recipe, config, results. No path of this machine is in the card."""
-    def name(path: str) -> str:
-        return f"the local folder {Path(path).name}" if Path(path).is_dir() else path
-
-    local, skipped = Path(own.dataset).is_dir(), {"dataset", "model", "output_dir", "logging_dir", "launch", "dataset_mix"}
-    head = {"library_name": "peft" if own.lora else "transformers", "tags": ["trl", NAME]}
-    head |= {} if local else {"datasets": [own.dataset]}
-    tag = "" if local else f" at {own.revision or 'no tag (main)'}"
-    mix = f", {own.dataset_mix['fraction']} of its rows added to {name(own.dataset_mix['original'])}" if own.dataset_mix else ""
-    used = yaml.safe_dump({k: v for k, v in own.given.items() if k not in skipped}).strip()
-    results = [f"| {k} | {v:.4g} |" for k, v in metrics.items() if isinstance(v, (int, float))]
-    card = f"""---\n{yaml.safe_dump(head)}---\n# {NAME} on {Path(own.dataset).name}\n
-Model: {name(own.model)}. Data: {name(own.dataset)}{tag}, config {own.config}{mix}. Recipe: {NAME}.\n
-```yaml\n{used}\n```\n\n| of this run, on its own data: no evaluation | |\n|---|---|\n""" + "\n".join(results) + "\n"
-    (out / "README.md").write_text(card, "utf-8")
-    (out / "metrics.json.part").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
-    (out / "metrics.json.part").replace(out / "metrics.json")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="flat YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the file, read as YAML")
-    given = parser.parse_args()
-    try:
-        own, args = read_settings(given.config, given.overrides)
-        out = Path(args.output_dir)
-        (out / "metrics.json").unlink(missing_ok=True)  # never the figures of an earlier run
-        metrics = run(own, args)
-        if int(os.environ.get("RANK", "0")) == 0:
-            write_results(own, out, metrics)
-            moves = (f"{n} {metrics[n + '_first']:.3g} -> {metrics[n + '_last']:.3g}" for n in LOGGED.values()
-                     if None not in (metrics.get(n + "_first"), metrics.get(n + "_last")))  # fmt: skip
-            print(f"{metrics['steps']} steps on {metrics[UNIT]} {UNIT} in {metrics['seconds']} s: "
-                  f"{', '.join(moves)}; {out / 'metrics.json'}")  # fmt: skip
-    except Stop as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command with resume=true goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
-
-
-# --- this recipe
-
-
-OwnSettings = Settings  # nothing of its own
-
-
-def count_longer(tokenized: datasets.Dataset, max_length: int) -> int:
-    """Pairs of which at least one side, with the prompt, is longer than max_length (TRL cuts its end)."""
-    longer = 0
-    for batch in tokenized.with_format("arrow").iter(batch_size=1000):
-        prompt, *sides = (pc.list_value_length(batch[f"{c}_ids"]) for c in COLUMNS)
-        length = pc.add(prompt, pc.max_element_wise(*sides))
-        longer += pc.sum(pc.greater(length, max_length)).as_py() or 0
-    return longer
-
-
-def run(own: OwnSettings, args: Config) -> dict[str, Any]:
+def run(own: Settings, args: DPOConfig) -> dict[str, Any]:
     """Train, and what metrics.json holds."""
-    rows = load_rows(own, own.split)
-    held_out = load_rows(own, own.eval_split) if own.eval_split else None
-    return train(own, make_trainer(own, args, rows, held_out), rows)
+    rows, held_out = load_both(RECIPE, own)
+    return train(RECIPE, own, make_trainer(RECIPE, own, args, rows, held_out), rows)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(start(RECIPE, run, __doc__))

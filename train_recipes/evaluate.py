@@ -15,7 +15,6 @@ where it stopped; a batch's seed comes from its prompts, so that the answers are
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -26,13 +25,10 @@ from typing import Any
 import datasets
 import torch
 import yaml
+from recipe import Stop, command_line, read_values
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 COLUMNS = ("prompt", "source_prompt", "arm")
-
-
-class Stop(Exception):
-    """A stated failure; its text is one line."""
 
 
 @dataclasses.dataclass
@@ -61,12 +57,7 @@ class Settings:
 
 
 def read_settings(file: Path | None, overrides: list[str]) -> Settings:
-    try:
-        values = yaml.safe_load(file.read_text("utf-8")) if file else {}
-        values |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in overrides)}
-        own = Settings(**values)
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as e:
-        raise Stop(f"can't read the settings {file or ''} {' '.join(overrides)}: {' '.join(str(e).split())}") from e
+    own = read_values(file, overrides, lambda values: Settings(**values))
     if not own.use_cpu and not torch.accelerator.is_available():
         raise Stop("no GPU is visible: give use_cpu=true to answer on the CPU (practical for tiny models)")
     return own
@@ -176,22 +167,10 @@ def run(own: Settings) -> tuple[int, Path]:
     return len(prompts) * own.samples, file
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="flat YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the file, read as YAML")
-    given = parser.parse_args()
-    try:
-        n, file = run(read_settings(given.config, given.overrides))
-        print(f"{n} answers in {file}")
-    except Stop as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+def work(file: Path | None, overrides: list[str]) -> None:
+    n, answers = run(read_settings(file, overrides))
+    print(f"{n} answers in {answers}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command_line(__doc__, work, "the same command goes on"))

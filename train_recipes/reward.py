@@ -18,10 +18,8 @@ Written to output_dir: the classifier with its tokenizer, and metrics.json. A st
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
-import json
 import math
 import os
 import re
@@ -36,18 +34,16 @@ import datasets
 import pyarrow.compute as pc
 import torch
 import yaml
+from recipe import Stop, command_line, dataset_name, first_line, write_json
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 from trl import RewardConfig, RewardTrainer
+from trl_recipe import check_start
 
 PAIRS = ("prompt", "chosen", "rejected")
 FORBIDDEN = {"trust_remote_code", "hub_token", "push_to_hub", "resume_from_checkpoint"}
 OBJECTIVES = {"pairs": "reward_modeling", "multilabel": "multilabel"}
 SIMPLE = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-class Stop(Exception):
-    """A stated failure; its text is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +148,7 @@ def training_arguments(settings: Settings, values: dict[str, Any]) -> RewardConf
     """RewardConfig, after checks that would otherwise fail late or not at all."""
     if settings.objective not in OBJECTIVES:
         raise Stop(f"objective = {settings.objective!r}: must be {' or '.join(OBJECTIVES)}")
-    if settings.launch and "WORLD_SIZE" not in os.environ:
-        raise Stop(f"this config wants several processes: start it by `accelerate launch {settings.launch} reward.py ...`")
-    if not values.get("use_cpu") and not torch.accelerator.is_available():
-        raise Stop(
-            "no GPU is visible: give use_cpu=true and bf16=false to train on the CPU (practical for tiny models)"
-        )
+    check_start("reward", settings.launch, values.get("use_cpu"))
     model_kwargs = {**(values.pop("model_init_kwargs", None) or {}), "dtype": settings.dtype}
     if "trust_remote_code" in model_kwargs:
         raise Stop("trust_remote_code is not supported: this recipe runs no code from a model repository")
@@ -176,14 +167,9 @@ def training_arguments(settings: Settings, values: dict[str, Any]) -> RewardConf
 
 def load_rows(settings: Settings, split: str) -> datasets.Dataset:
     """One split with the columns of the objective, checked."""
-    name, revision = settings.dataset, settings.revision
+    revision = settings.revision
+    name = dataset_name(settings.dataset, revision)
     config = settings.config or OBJECTIVES[settings.objective]
-    if Path(name).expanduser().is_dir():
-        name = str(Path(name).expanduser())
-        if revision is not None:
-            raise Stop(f"revision={revision} means nothing for the local folder {name}: leave it out, or give a Hub id")
-    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-        raise Stop(f"no dataset folder {name}, and it is not a Hub id either")
     try:
         configs = datasets.get_dataset_config_names(name, revision=revision)
         if config not in configs:
@@ -441,36 +427,17 @@ def run(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
 # --- command line
 
 
-def first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="flat YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the file, read as YAML")
-    given = parser.parse_args()
-    try:
-        settings, values = read_settings(given.config, given.overrides)
-        out = Path(settings.output_dir)
-        (out / "metrics.json").unlink(missing_ok=True)  # never the figures of an earlier run
-        metrics = run(settings, values)
-        if int(os.environ.get("RANK", "0")) == 0:
-            part = out / "metrics.json.part"
-            part.write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
-            part.replace(out / "metrics.json")
-            held = f", held-out accuracy {metrics['eval_accuracy']:.3f}" if "eval_accuracy" in metrics else ""
-            print(f"{metrics['steps']} steps on {metrics['rows']} rows in {metrics['seconds']} s: loss "
-                  f"{metrics['loss_first']:.3g} -> {metrics['loss_last']:.3g}{held}; {out / 'metrics.json'}")  # fmt: skip
-    except Stop as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command with resume=true goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+def work(file: Path | None, overrides: list[str]) -> None:
+    settings, values = read_settings(file, overrides)
+    out = Path(settings.output_dir)
+    (out / "metrics.json").unlink(missing_ok=True)  # never the figures of an earlier run
+    metrics = run(settings, values)
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_json(out / "metrics.json", metrics)
+        held = f", held-out accuracy {metrics['eval_accuracy']:.3f}" if "eval_accuracy" in metrics else ""
+        print(f"{metrics['steps']} steps on {metrics['rows']} rows in {metrics['seconds']} s: loss "
+              f"{metrics['loss_first']:.3g} -> {metrics['loss_last']:.3g}{held}; {out / 'metrics.json'}")  # fmt: skip
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command_line(__doc__, work))

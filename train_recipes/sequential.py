@@ -19,7 +19,6 @@ stage_datasets. Keys: those of `Settings` below; every other one goes to dpo.py.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gc
 import json
@@ -32,13 +31,10 @@ from typing import Any
 
 import datasets
 import yaml
+from recipe import Stop, command_line, read_values, write_json
 
 DPO = Path(__file__).with_name("dpo.py")
 COLUMNS = ["prompt", "chosen", "rejected"]
-
-
-class Stop(Exception):
-    """A stated failure; its text is one line."""
 
 
 @dataclasses.dataclass
@@ -73,11 +69,7 @@ class Stage:
 
 def read_settings(file: Path | None, overrides: list[str]) -> tuple[Settings, dict[str, Any]]:
     """This recipe's settings, and those for dpo.py."""
-    try:
-        values = yaml.safe_load(file.read_text("utf-8")) if file else {}
-        values |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in overrides)}
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as e:
-        raise Stop(f"can't read the settings {file or ''} {' '.join(overrides)}: {' '.join(str(e).split())}") from e
+    values = read_values(file, overrides)
     if missing := [key for key in ("dataset", "model", "output_dir") if not values.get(key)]:
         raise Stop(f"missing: {', '.join(missing)}; give {missing[0]}=...")
     if taken := [key for key in ("config", "dataset_mix", "save_model", "launch") if key in values]:
@@ -198,32 +190,18 @@ def write_results(own: Settings, stages: list[Stage], model: str) -> None:
             + "\n\nFigures of the runs on their own data: no evaluation.\n")  # fmt: skip
     for folder in (Path(own.output_dir), *(s.folder for s in stages), Path(model)):
         (folder / "README.md").write_text(card, "utf-8")
-    out = Path(own.output_dir) / "metrics.json"
-    out.with_suffix(".part").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-    out.with_suffix(".part").replace(out)
+    write_json(Path(own.output_dir) / "metrics.json", found)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="flat YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the file, read as YAML")
-    given = parser.parse_args()
-    try:
-        own, values = read_settings(given.config, given.overrides)
-        stages, model = plan(own), own.model
-        (Path(own.output_dir) / "metrics.json").unlink(missing_ok=True)
-        for k in range(len(stages)):
-            model = run_stage(own, values, stages, k, model)
-        write_results(own, stages, model)
-        print(f"{len(stages)} stages, {' -> '.join(own.stages)}: the model is {model}; {Path(own.output_dir) / 'metrics.json'}")
-    except Stop as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command with resume=true goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+def work(file: Path | None, overrides: list[str]) -> None:
+    own, values = read_settings(file, overrides)
+    stages, model = plan(own), own.model
+    (Path(own.output_dir) / "metrics.json").unlink(missing_ok=True)
+    for k in range(len(stages)):
+        model = run_stage(own, values, stages, k, model)
+    write_results(own, stages, model)
+    print(f"{len(stages)} stages, {' -> '.join(own.stages)}: the model is {model}; {Path(own.output_dir) / 'metrics.json'}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command_line(__doc__, work))

@@ -123,7 +123,7 @@ import dpo
 for case in json.load(sys.stdin):
     sys.argv, said = ["dpo.py", *case], io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = dpo.main()
+        code = dpo.start(dpo.RECIPE, dpo.run, dpo.__doc__)
     print(json.dumps([code, said.getvalue()]), flush=True)
 """
 

@@ -1,0 +1,319 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6", "transformers>=5.0", "trl>=1.10",
+# ]
+# ///
+"""What the recipes of TRL's trainers share: settings, rows, training, results. A recipe is a `Recipe` and a function `run`.
+
+    RECIPE = Recipe("sft", "sft", "rows", COLUMNS, LOGGED, SFTTrainer, SFTConfig, length)
+
+    def run(own, args):
+        rows, held_out = load_both(RECIPE, own)
+        return train(RECIPE, own, make_trainer(RECIPE, own, args, rows, held_out), rows)
+
+    raise SystemExit(start(RECIPE, run, __doc__))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import datasets
+import pyarrow.compute as pc
+import torch
+import yaml
+from recipe import Stop, command_line, dataset_name, first_line, read_values, write_json
+from transformers import AutoTokenizer, HfArgumentParser
+from transformers.trainer_utils import get_last_checkpoint
+
+FORBIDDEN = {"help", "trust_remote_code", "hub_token", "push_to_hub", "resume_from_checkpoint"}
+
+
+@dataclasses.dataclass
+class Settings:
+    """The recipe's own keys; every other key is a field of TRL's config."""
+
+    dataset: str  # local folder, or Hub id
+    model: str  # folder, Hub id, or `tiny`: made in output_dir/tiny, nothing is downloaded
+    revision: str | None = None  # tag, branch or commit of the dataset on the Hub
+    config: str = ""  # of the dataset; empty: the recipe's own
+    split: str = "train"
+    eval_split: str | None = None  # evaluated after training
+    dataset_mix: dict | None = None  # {original: folder or id, fraction: f}, and its own `revision` and `config`
+    model_revision: str | None = None
+    dtype: str = "auto"  # of the loaded weights; auto: bfloat16 under lora with bf16, else float32
+    lora: bool = False
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    lora_target: str = "all-linear"  # or a list of layer names
+    resume: bool = False  # go on from the last checkpoint in output_dir
+    save_model: bool = True
+    cpu_threads: int | None = None  # null: all cores
+    launch: str | None = None  # flags of `accelerate launch`, which must start this script
+    given: dict = dataclasses.field(default_factory=dict, init=False)  # the settings as given, for the card
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What tells one recipe from another."""
+
+    name: str
+    config: str  # of the dataset
+    unit: str  # what a row is called
+    columns: dict[str, str]  # column -> `messages`, or `value`
+    logged: dict[str, str]  # name in TRL's log -> in metrics.json
+    trainer: type
+    arguments: type  # of the trainer
+    length: Callable[[dict[str, Any]], Any] | None  # tokens of each row of a tokenized batch; None: nothing is cut by max_length
+    settings: type = Settings
+
+
+class Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Stop(re.sub(r"argument --(\w+)(/--[\w-]+)?", r"\1", message))
+
+
+def read_settings(recipe: Recipe, file: Path | None, overrides: list[str]) -> tuple[Any, Any]:
+    """The recipe's settings and TRL's, from a flat YAML file and key=value on top of it."""
+    values = read_values(file, overrides)
+    parser = Parser([recipe.settings, recipe.arguments])
+    known = {action.dest for action in parser._actions} - FORBIDDEN
+    if unknown := [key for key in values if key not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
+        where = f"see the Settings of trl_recipe.py and {recipe.name}.py, and TRL's {recipe.arguments.__name__}"
+        text = f"did you mean {close[0]!r}?" if close else where
+        raise Stop(f"unknown key {unknown[0]!r}: {text}")
+    if missing := [key for key in ("dataset", "model", "output_dir") if not values.get(key)]:
+        raise Stop(f"missing: {', '.join(missing)}; give {missing[0]}=...")
+    check_start(recipe.name, values.get("launch"), values.get("use_cpu"))
+    for action in parser._actions:  # as text, so that argparse converts and checks what YAML made of it
+        if action.dest in (given := {"config": recipe.config, "logging_nan_inf_filter": False, **values}):
+            value = "no" if given[action.dest] is False and action.dest.endswith("_strategy") else given[action.dest]
+            action.default = str(value) if isinstance(value, (bool, int, float)) else value
+            action.required = False
+    try:
+        own, args = parser.parse_args_into_dataclasses([], look_for_args_file=False)
+    except (TypeError, ValueError, ImportError) as e:
+        raise Stop(f"training settings: {first_line(e)}") from e
+    if "trust_remote_code" in (extra := args.model_init_kwargs or {}):
+        raise Stop("trust_remote_code is not supported: this recipe runs no code from a model repository")
+    dtype = own.dtype if own.dtype != "auto" else "bfloat16" if own.lora and args.bf16 else "float32"
+    args.model_init_kwargs = {**extra, "dtype": dtype} | ({"revision": own.model_revision} if own.model_revision else {})
+    own.given = values
+    torch.set_num_threads(own.cpu_threads or torch.get_num_threads())
+    return own, args
+
+
+def check_start(name: str, launch: str | None, use_cpu: bool | None) -> None:
+    """Stop where the config wants several processes and this is none of them, or a GPU that is not there."""
+    if launch and "WORLD_SIZE" not in os.environ:
+        raise Stop(f"this config wants several processes: start it by `accelerate launch {launch} {name}.py ...`")
+    if not use_cpu and not torch.accelerator.is_available():
+        raise Stop("no GPU is visible: give use_cpu=true and bf16=false to train on the CPU (practical for tiny models)")
+
+
+def load_both(recipe: Recipe, own: Settings) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The rows to train on, and those of the evaluation, if one is wanted."""
+    return load_rows(recipe, own, own.split), load_rows(recipe, own, own.eval_split) if own.eval_split else None
+
+
+def load_rows(recipe: Recipe, own: Settings, split: str) -> datasets.Dataset:
+    """The checked columns of one split; under dataset_mix all rows of the original and a share of the dataset's.
+
+    The share is a seeded choice; a smaller one is part of a larger one.
+    """
+    rows, mix = load_split(recipe, own.dataset, own.revision, own.config, split), own.dataset_mix
+    if not mix or split != own.split:
+        return rows
+    share = mix.get("fraction")
+    if not {"original", "fraction"} <= mix.keys() <= {"original", "fraction", "revision", "config"} or not (
+        isinstance(share, (int, float)) and 0 <= share <= 1):  # fmt: skip
+        raise Stop(f"dataset_mix = {mix}: give {{original: folder or Hub id, fraction: 0 to 1}}")
+    original = load_split(recipe, mix["original"], mix.get("revision"), mix.get("config", own.config), split)
+    added = rows.shuffle(seed=0).select(range(round(share * len(rows))))
+    print(f"{len(original)} rows of {mix['original']} and {len(added)} of {len(rows)} of {own.dataset}", file=sys.stderr)
+    return datasets.concatenate_datasets([original, added.cast(original.features)])
+
+
+def load_split(recipe: Recipe, name: str, revision: str | None, config: str, split: str) -> datasets.Dataset:
+    source = f"{name} at {revision}" if revision else name
+    name = dataset_name(name, revision)
+    try:
+        configs = datasets.get_dataset_config_names(name, revision=revision)
+        if config not in configs:
+            raise Stop(f"dataset {source} has no config {config!r}; it has: {', '.join(configs)}")
+        splits = datasets.load_dataset(name, config, revision=revision)
+        if split not in splits:
+            raise Stop(f"config {config!r} of {source} has no split {split!r}; it has: {', '.join(splits)}")
+        if missing := [c for c in recipe.columns if c not in splits[split].column_names]:
+            heads = {c: datasets.load_dataset(name, c, revision=revision, streaming=True) for c in configs}
+            able = [c for c, s in heads.items() if recipe.columns.keys() <= set(next(iter(s.values())).column_names or [])]
+            raise Stop(f"config {config!r} of {source} lacks {', '.join(missing)} among its columns; "
+                       f"{'configs' if able else 'no config'} with them: {', '.join(able)}; "
+                       f"it has: {', '.join(splits[split].column_names)}")  # fmt: skip
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
+        hint = f"; did you mean {inner}?" if ((inner := Path(name, "dataset")) / "README.md").is_file() else ""
+        raise Stop(f"can't load dataset {source}: {first_line(e)}{hint}") from e
+    return check_rows(recipe, splits[split].select_columns(list(recipe.columns)), f"config {config!r} of {source}")
+
+
+def check_rows(recipe: Recipe, rows: datasets.Dataset, where: str) -> datasets.Dataset:
+    """The rows; Stop unless there are some, and every column is filled, messages with message lists."""
+    if len(rows) == 0:
+        raise Stop(f"{where} has no rows")
+    texts = [c for c, kind in recipe.columns.items() if kind == "messages" and isinstance(rows[0][c], str)]
+    if texts:
+        raise Stop(f"{where}: {' and '.join(texts)} is a string where a message list is wanted: "
+                   "make it [{'role': 'user', 'content': ...}]")  # fmt: skip
+    for column, kind in recipe.columns.items():
+        values = rows.with_format("arrow")[:][column]
+        filled = pc.greater(pc.list_value_length(values), 0) if kind == "messages" else values.is_valid()
+        if empty := len(rows) - pc.sum(pc.fill_null(filled, False)).as_py():
+            raise Stop(f"{where}: {empty} of {len(rows)} rows have no {'message' if kind == 'messages' else kind} in {column}")
+    return rows
+
+
+def guarded(trainer: type) -> type:
+    """TRL's trainer, ended by the first loss that is not a number, before it can reach a checkpoint."""
+
+    class GuardedTrainer(trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            if not torch.isfinite(loss):
+                last = get_last_checkpoint(self.args.output_dir)
+                kept = f"the last checkpoint is {last}" if last else "no checkpoint was saved"
+                step = self.state.global_step + 1
+                raise Stop(f"the loss is {loss.item()} in step {step}: stopped, {kept}; try a lower learning_rate")
+            return loss
+
+    return GuardedTrainer
+
+
+def make_trainer(recipe: Recipe, own: Any, args: Any, rows: datasets.Dataset, held_out: datasets.Dataset | None,
+                 **more: Any) -> Any:  # fmt: skip
+    """The trainer with model and tokenized rows in place."""
+    model, peft_config = own.model, None
+    if model == "tiny":
+        import tiny_model  # one process makes it, the others wait
+
+        model = str(Path(args.output_dir) / "tiny")
+        with args.main_process_first():
+            if args.process_index == 0 and not (own.resume and Path(model, "config.json").is_file()):
+                some = rows.select(range(min(len(rows), 2000)))
+                texts = [c for c, kind in recipe.columns.items() if kind == "messages"]
+                tiny_model.make(Path(model), [[m for c in texts for m in row[c]] for row in some], seed=args.seed)
+    if own.lora:
+        from peft import LoraConfig
+
+        target = own.lora_target if own.lora_target == "all-linear" else re.findall(r"[\w.]+", str(own.lora_target))
+        peft_config = LoraConfig(r=own.lora_r, lora_alpha=own.lora_alpha, lora_dropout=own.lora_dropout,
+                                 target_modules=target, task_type="CAUSAL_LM")  # fmt: skip
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=own.model_revision)
+        if tokenizer.chat_template is None:
+            raise Stop(f"model {model} has no chat template to render messages with: take its chat or instruct version")
+        return guarded(recipe.trainer)(model=model, args=args, train_dataset=rows, eval_dataset=held_out,
+                                       processing_class=tokenizer, peft_config=peft_config, **more)  # fmt: skip
+    except (OSError, ValueError, KeyError) as e:
+        raise Stop(f"can't load model {own.model}: {first_line(e)}") from e
+
+
+def train(recipe: Recipe, own: Any, trainer: Any, rows: datasets.Dataset) -> dict[str, Any]:
+    """Train, from the last checkpoint if asked to, evaluate and save; the metrics."""
+    out, max_length, unit = trainer.args.output_dir, getattr(trainer.args, "max_length", None), recipe.unit
+    dropped = 0 if getattr(trainer.args, "packing", False) else len(rows) - len(trainer.train_dataset)
+    longer = count_longer(recipe, trainer.train_dataset, max_length) if max_length and dropped < len(rows) else 0
+    if dropped == len(rows):
+        raise Stop(f"all {len(rows)} prompts alone fill max_length={max_length}: raise it")
+    if longer + dropped:
+        print(f"{longer + dropped} of {len(rows)} {unit} are longer than max_length={max_length}: their ends are cut, "
+              f"and {dropped} without room for an answer are left out", file=sys.stderr)  # fmt: skip
+    found, started = get_last_checkpoint(out) if own.resume and Path(out).is_dir() else None, time.monotonic()
+    if own.resume:
+        print(f"resuming from {found}" if found else f"no checkpoint in {out}: starting from the beginning", file=sys.stderr)
+    try:
+        trainer.train(resume_from_checkpoint=found)
+    except ValueError as e:  # what TRL refuses only now, as an unknown loss_type
+        raise Stop(f"training failed in step {trainer.state.global_step + 1}: {first_line(e)}") from e
+    except torch.OutOfMemoryError as e:
+        raise Stop("the GPU is out of memory: lower per_device_train_batch_size or max_length, or use lora=true") from e
+    seconds = round(time.monotonic() - started, 2)
+    evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    if own.save_model:
+        trainer.save_model()
+    return {
+        **ends(recipe, trainer.state.log_history),
+        **{f"eval_{name}": evaluated[f"eval_{key}"] for key, name in recipe.logged.items() if f"eval_{key}" in evaluated},
+        "steps": trainer.state.global_step, "seconds": seconds, "recipe": recipe.name, "dataset": own.dataset,
+        "revision": own.revision, "config": own.config, "split": own.split, "model": own.model,
+        "model_revision": own.model_revision, "seed": trainer.args.seed,
+        unit: len(rows), f"{unit}_longer_than_max_length": longer + dropped, f"{unit}_left_out": dropped,
+    }  # fmt: skip
+
+
+def count_longer(recipe: Recipe, tokenized: datasets.Dataset, max_length: int) -> int:
+    """Rows that are longer than max_length (TRL cuts their end)."""
+    if recipe.length is None:
+        return 0
+    batches = tokenized.with_format("arrow").iter(batch_size=1000)
+    return sum(pc.sum(pc.greater(recipe.length(batch), max_length)).as_py() or 0 for batch in batches)
+
+
+def ends(recipe: Recipe, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `recipe.logged` names at both ends: means over the first and the last `logged_steps_averaged` logged steps."""
+    steps = [h for h in history if "loss" in h]
+    k = max(1, min(5, len(steps) // 2))
+    found: dict[str, Any] = {"logged_steps_averaged": k}
+    for (key, name), end in itertools.product(recipe.logged.items(), ("first", "last")):
+        values = [h[key] for h in (steps[:k] if end == "first" else steps[-k:]) if math.isfinite(h.get(key, math.nan))]
+        found[f"{name}_{end}"] = sum(values) / len(values) if values else None
+    return found
+
+
+def write_results(recipe: Recipe, own: Any, out: Path, metrics: dict[str, Any]) -> None:
+    """metrics.json, and the model's card: dataset, tag, recipe, config, results. No path of this machine is in the card."""
+    def name(path: str) -> str:
+        return f"the local folder {Path(path).name}" if Path(path).is_dir() else path
+
+    local, skipped = Path(own.dataset).is_dir(), {"dataset", "model", "output_dir", "logging_dir", "launch", "dataset_mix"}
+    head = {"library_name": "peft" if own.lora else "transformers", "tags": ["trl", recipe.name]}
+    head |= {} if local else {"datasets": [own.dataset]}
+    tag = "" if local else f" at {own.revision or 'no tag (main)'}"
+    mix = f", {own.dataset_mix['fraction']} of its rows added to {name(own.dataset_mix['original'])}" if own.dataset_mix else ""
+    used = yaml.safe_dump({k: v for k, v in own.given.items() if k not in skipped}).strip()
+    results = [f"| {k} | {v:.4g} |" for k, v in metrics.items() if isinstance(v, (int, float))]
+    card = f"""---\n{yaml.safe_dump(head)}---\n# {recipe.name} on {Path(own.dataset).name}\n
+Model: {name(own.model)}. Data: {name(own.dataset)}{tag}, config {own.config}{mix}. Recipe: {recipe.name}.\n
+```yaml\n{used}\n```\n\n| of this run, on its own data: no evaluation | |\n|---|---|\n""" + "\n".join(results) + "\n"
+    (out / "README.md").write_text(card, "utf-8")
+    write_json(out / "metrics.json", metrics)
+
+
+def start(recipe: Recipe, run: Callable[[Any, Any], dict[str, Any]], doc: str | None) -> int:
+    """A recipe's command: `run` makes what metrics.json holds of the settings and TRL's arguments; the exit code."""
+
+    def work(file: Path | None, overrides: list[str]) -> None:
+        own, args = read_settings(recipe, file, overrides)
+        out = Path(args.output_dir)
+        (out / "metrics.json").unlink(missing_ok=True)  # never the figures of an earlier run
+        metrics = run(own, args)
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_results(recipe, own, out, metrics)
+            moves = (f"{n} {metrics[n + '_first']:.3g} -> {metrics[n + '_last']:.3g}" for n in recipe.logged.values()
+                     if None not in (metrics.get(n + "_first"), metrics.get(n + "_last")))  # fmt: skip
+            print(f"{metrics['steps']} steps on {metrics[recipe.unit]} {recipe.unit} in {metrics['seconds']} s: "
+                  f"{', '.join(moves)}; {out / 'metrics.json'}")  # fmt: skip
+
+    return command_line(doc, work)
