@@ -50,7 +50,7 @@ from .stages.reference import (
     as_reference,
     unreliable,
 )
-from .store.memory import give_back
+from .store.memory import choose_malloc, give_back
 from .store.parts import Part, write_whole
 from .store.run import RunFolder, read_json
 from .text import digest
@@ -131,6 +131,7 @@ class Builder:
         Raises:
             MoraError: it can't be finished; the state is kept.
         """
+        choose_malloc()
         if self.reaches("presample"):
             self._say_engines()
             self._load_parts()

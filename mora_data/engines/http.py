@@ -21,6 +21,7 @@ from ..errors import SettingsError
 CHAT = "/chat/completions"
 CONNECT_S = 30.0
 _SWEEP_S = 0.25
+_INBOX_BYTES = 32 << 10  # of a connection; a longer reply comes in pieces
 
 
 class Reply(NamedTuple):
@@ -158,11 +159,12 @@ class _ClosedIdle(Exception):
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)")
 
 
-class _Connection(asyncio.Protocol):
-    __slots__ = ("_body_at", "_buffer", "_chunked", "_close_after", "_need", "_retry_after", "_status", "_transport", "_used",
-                 "_waiter", "deadline", "timeout_s")
+class _Connection(asyncio.BufferedProtocol):
+    __slots__ = ("_body_at", "_buffer", "_chunked", "_close_after", "_inbox", "_need", "_retry_after", "_status", "_transport",
+                 "_used", "_waiter", "deadline", "timeout_s")
 
     def __init__(self) -> None:
+        self._inbox = memoryview(bytearray(_INBOX_BYTES))  # asyncio.Protocol would allocate 256 kB for every reply
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Reply] | None = None
         self._buffer = b""
@@ -194,7 +196,7 @@ class _Connection(asyncio.Protocol):
             self._waiter.set_exception(error)
         self.abort()
 
-    # asyncio.Protocol
+    # asyncio.BufferedProtocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
@@ -203,7 +205,11 @@ class _Connection(asyncio.Protocol):
         self._transport = None
         self._lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._inbox
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = self._inbox[:nbytes].tobytes()
         self._buffer = self._buffer + data if self._buffer else data
         try:
             if self._body_at == 0 and not self._read_head():

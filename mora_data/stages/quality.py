@@ -109,7 +109,7 @@ def heldout_accuracy(parts: Sequence[Part], chosen: Mapping[int, NDArray[np.int6
 
 def self_preference(engines: Mapping[Role, Engine]) -> dict[str, Any]:
     """Whether judge and policy are one model or of one family, by their names; the simulator is neither."""
-    from ..statistics.judges import same_family
+    from ..engines.families import same_family
 
     policy, judge = engines["policy"], engines["judge"]
     if policy.simulated or judge.simulated:

@@ -7,7 +7,6 @@ grow; the same figures of arrays are `tie_rate`, `length_correlation` and `kripp
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -189,29 +188,6 @@ def rate(c: int, n: int) -> Rate:
     """c of n with its interval."""
     low, high = wilson_interval(np.array(c), np.array(n))
     return Rate(c / n if n else None, float(low), float(high), n)
-
-
-def family(model: str) -> str:
-    """The family that a model's name tells: `org/Qwen2.5-7B-Instruct` -> `qwen`; empty when the name tells none."""
-    last = model.rpartition("/")[2].lower()
-    for pattern, name in _FAMILIES:
-        if re.search(pattern, last):
-            return name
-    found = re.match(r"[a-z]{3,}", last)
-    return found[0] if found else ""
-
-
-def same_family(policy: str, judge: str) -> str:
-    """The family that both names tell, or empty."""
-    a, b = family(policy), family(judge)
-    return a if a == b else ""
-
-
-_FAMILIES = (
-    (r"qwen|qwq|qvq", "qwen"), (r"mi[sx]tral|ministral|codestral|magistral|devstral|zephyr", "mistral"),
-    (r"llama|vicuna|alpaca|tulu", "llama"), (r"gemma|gemini|palm", "google"), (r"gpt|^o[134]\b|chatgpt|davinci", "gpt"),
-    (r"claude", "claude"), (r"deepseek", "deepseek"), (r"\bphi\b|^phi", "phi"), (r"glm", "glm"), (r"\byi\b|^yi-", "yi"),
-    (r"command|^c4ai|aya", "cohere"), (r"olmo", "olmo"), (r"smollm", "smollm"), (r"granite", "granite"), (r"falcon", "falcon"))
 
 
 def _sums(values_P_N: NDArray[np.float64], lengths_P_N: NDArray[np.float64]) -> SourceSums:

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 
 from mora_data.config import PresampleSettings
+from mora_data.engines.families import family, same_family
 from mora_data.stages.canary import drift, drifted
 from mora_data.stages.reference import Noise, unreliable
 from mora_data.statistics.judges import (
     AgreementSums,
     SourceSums,
-    family,
     krippendorff_alpha,
     length_correlation,
     pair_accuracy,
     position_bias,
-    same_family,
     tie_rate,
 )
 
@@ -147,7 +146,8 @@ def test_pair_accuracy_leaves_ties_apart() -> None:
 
 @pytest.mark.parametrize(("policy", "judge", "shared"), [
     ("Qwen/Qwen2.5-7B-Instruct", "Qwen/QwQ-32B", "qwen"), ("mistralai/Mixtral-8x7B", "mistral-large-2407", "mistral"),
-    ("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B", ""), ("gpt-4o-mini", "o3", "gpt"), ("my-model", "my-model-2", ""), ("", "", "")])
+    ("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B", ""), ("gpt-4o-mini", "o3", "gpt"), ("my-model", "my-model-2", ""), ("", "", ""),
+    ("us.vendor.novel-3-large-v1:0", "novel-2", "novel")])
 def test_families_by_name(policy: str, judge: str, shared: str) -> None:
     assert same_family(policy, judge) == shared and family("google/gemma-3-4b-it") == family("gemini-2.0-flash")
 
