@@ -2,9 +2,13 @@
 
 The rank rule. Each request remembers how many others were in flight when it was sent. A refusal (429) of a request with
 rank r claims "at most r fit". Three refusals in a row with no success at or above the lowest of them set the limit to that
-rank; a success at or above the limit, sent after the streak began, shows that the refusals were stray and lifts it.
-Otherwise the limit grows by 1, 2, 4, ... every two seconds, more slowly after every cut. It reads the capacity off in one
-round trip where halving would search for it, and a stray 429 changes nothing.
+rank. What was sent before and comes back afterwards is the test of it: once requests at or above the limit were served more
+than twice as often as refused, the refusals were stray, and the limit is lifted (a few of them are served by a full server,
+too: they waited until it had room). Otherwise the limit grows by 1, 2, 4, ... every two seconds, more slowly after every cut.
+It reads the capacity off in one round trip where halving would search for it, and a stray 429 changes nothing.
+
+At a limit that is still too high every request has the same rank, so the next cut would read off one slot less: cuts that
+follow each other with no growth between them take off 1, 2, 4, ... at least.
 
 Three timeouts in a row with no success between them halve the limit, once for all requests sent before. Latency that merely
 rises does not: a server that batches answers later the more it is given and still gets more done, and the calls that share
@@ -23,6 +27,7 @@ from typing import NamedTuple
 _NEVER = 1 << 60
 _FAILING_PER_SLOT = 4
 _STREAK = 3
+_SERVED_PER_REFUSED = 2
 
 
 class Ticket(NamedTuple):
@@ -42,9 +47,10 @@ class Limit:
         self.in_flight = 0
         self.out = False  # takes no requests
         self._clock = clock
-        self._streak, self._low, self._first, self._cut_at = 0, _NEVER, 0, 0
-        self._late = 0
-        self._step, self._pause, self._probe_at = 1, 2.0, 0.0
+        self._streak, self._low = 0, _NEVER
+        self._over_refused = self._over_served = 0  # since the cut, at or above the limit
+        self._late, self._cut_at = 0, 0
+        self._step, self._pause, self._probe_at, self._fall = 1, 2.0, 0.0, 1
 
     @property
     def has_room(self) -> bool:
@@ -53,18 +59,21 @@ class Limit:
     def refused(self, ticket: Ticket) -> None:
         """The server said 429."""
         if ticket.rank >= self.limit:
-            return  # sent before the cut
-        self._first = min(self._first, ticket.seq) if self._streak else ticket.seq
+            self._over_refused += 1  # sent before the cut
+            return
         self._low = min(self._low, ticket.rank)
         self._streak += 1
         if self._streak == _STREAK:
-            self._cut(max(1, self._low), self._first)
+            self._cut(min(self._low, self.limit - self._fall))
+            self._over_refused = _STREAK
+            self._fall *= 2
 
     def late(self, ticket: Ticket, newest: int) -> None:
         """No reply came in time; `newest` is the last ticket's number."""
         self._late = self._late + 1 if ticket.seq > self._cut_at else 0
         if self._late == _STREAK:
-            self._cut(max(1, self.limit // 2), newest)
+            self._cut(self.limit // 2)
+            self._cut_at, self._over_refused = newest, _NEVER
 
     def succeeded(self, ticket: Ticket) -> None:
         """The server answered."""
@@ -73,16 +82,21 @@ class Limit:
             self._streak, self._low = 0, _NEVER
         if self.limit >= self.size:
             return
-        if ticket.rank >= self.limit and ticket.seq > self._cut_at:
-            self.limit = ticket.rank + 1
+        if ticket.rank >= self.limit:
+            self._over_served += 1
+            if self._over_served > _SERVED_PER_REFUSED * self._over_refused:
+                self._grow(ticket.rank + 1)
         elif (now := self._clock()) >= self._probe_at:
-            self.limit = min(self.size, self.limit + self._step)
+            self._grow(min(self.size, self.limit + self._step))
             self._step *= 2
             self._probe_at = now + self._pause
 
-    def _cut(self, limit: int, at: int) -> None:
-        self.limit, self._cut_at = limit, at
-        self._streak, self._low, self._late, self._step = 0, _NEVER, 0, 1
+    def _grow(self, limit: int) -> None:
+        self.limit, self._fall = limit, 1
+
+    def _cut(self, limit: int) -> None:
+        self.limit = max(1, limit)
+        self._streak, self._low, self._late, self._step, self._over_served = 0, _NEVER, 0, 1, 0
         self._probe_at = self._clock() + self._pause
         self._pause = min(30.0, self._pause * 1.5)
 

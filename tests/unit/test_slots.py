@@ -68,6 +68,46 @@ def test_a_stray_refusal_changes_nothing_and_three_at_a_rank_set_the_limit() -> 
     asyncio.run(run())
 
 
+def test_requests_that_waited_until_there_was_room_lift_no_limit() -> None:
+    async def run() -> None:
+        slots = Slots(64)
+        tickets = await take(slots, 64)
+        for t in tickets[33:56]:  # refused at once; the rest is read by a busy server when the first are done
+            slots.refused(t)
+        for t in tickets[56:]:
+            slots.succeeded(t)
+        assert slots.limits[0].limit == 33
+
+    asyncio.run(run())
+
+
+def test_three_stray_refusals_in_a_row_are_found_out() -> None:
+    async def run() -> None:
+        slots = Slots(64)
+        tickets = await take(slots, 64)
+        for t in tickets[50:53]:
+            slots.refused(t)
+        assert slots.limits[0].limit == 50
+        for t in tickets[53:60]:
+            slots.succeeded(t)
+        assert slots.limits[0].limit == 60
+
+    asyncio.run(run())
+
+
+def test_from_far_too_high_it_falls_ever_faster() -> None:
+    async def run() -> None:
+        slots, limits = Slots(64), []
+        for _ in range(4):
+            await take(slots, slots.limits[0].limit - slots.in_flight)
+            for _ in range(3):
+                slots.refused(Ticket(slots.limits[0].limit - 1, 1))
+            limits.append(slots.limits[0].limit)
+        assert limits == [63, 61, 57, 49]
+
+    asyncio.run(run())
+
+
 def test_timeouts_in_a_row_halve_the_limit_once_and_it_grows_again() -> None:
     async def run() -> None:
         clock = Clock()
