@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shlex
 import signal
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(argv)
     command: Callable[[argparse.Namespace], int] = args.command
+    gc.set_threshold(20_000, 20, 50)  # requests leave no cycles behind; looking for them every 700 objects took 8 % of the CPU
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # one way to stop
     try:
         return command(args)
