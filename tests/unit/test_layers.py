@@ -15,6 +15,7 @@ LAYERS = [
     {"api", "probe"},
     {"pipeline", "evaluate", "estimate", "show"},
     {"measuring"},
+    {"kit"},
     {"recipes", "manifest", "spending"},
     {"stages", "report", "view"},
     {"engines", "sources", "rewards", "selection", "hub", "statistics", "progress"},
