@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from . import __version__
+from .cluster import check as check_cluster
 from .config import BuildSettings, SourceSettings, to_yaml
 from .engines import connect, resolve
 from .engines.engine import Engine, Usage
@@ -89,6 +90,7 @@ class Builder:
         self._reference: dict[str, Any] = {}
         self._engines: dict[Role, Engine] = {}
         self._damaged = 0
+        self._given_up: dict[int, str] = {}  # partitions, and why
         self._spending: Spending | None = None
 
     def run(self) -> Summary:
@@ -99,6 +101,8 @@ class Builder:
         """
         self._benchmarks = benchmarks_of(self.settings)
         if self.reaches("presample"):
+            if self.settings.executor == "ray":
+                check_cluster(self.settings)
             for line in [*self._said, *remarks(self.settings, self.options.sample, bool(self._said))]:
                 self.progress.say(line)
             self._kit = self._load_kit()
@@ -115,6 +119,7 @@ class Builder:
                     asyncio.run(self._ask(folder, parts, self._kit))
             finally:
                 self._finish_counts(folder, parts, mined)
+            parts = [p for p in parts if p.number not in self._given_up]
             if self.reaches("fuse"):
                 self._audit_arms(parts)
             self._check_drift(folder)
@@ -195,7 +200,7 @@ class Builder:
             self._kit = kit = self._measuring.kit
             self._warn_of_family()
             self._measuring.check_reliability(self.reaches("select"))
-            await self._run_parts(parts, runner, kit)
+            await self._run_parts(folder, parts, runner, kit)
             if self.reaches("select"):
                 await self._measuring.again(fingerprint([kit.fingerprint(self._engines, self._reference, p) for p in parts]))
             self._damaged = runner.damaged
@@ -223,7 +228,7 @@ class Builder:
         if found["family"] and not found["same_model"]:
             self.progress.say(f"judge and policy are of one family ({found['family']}): a judge may favour answers of its own kind")
 
-    async def _run_parts(self, parts: Sequence[Part], runner: Partitions, kit: Kit) -> None:
+    async def _run_parts(self, folder: RunFolder, parts: Sequence[Part], runner: Partitions, kit: Kit) -> None:
         todo = [p for p in parts if not kit.is_sealed(self._engines, self._reference, p)]
         n_prompts = [p.n_prompts() for p in parts]
         done = sum(n for p, n in zip(parts, n_prompts, strict=True) if p not in todo)
@@ -231,8 +236,23 @@ class Builder:
             if p not in todo:
                 self._replayed_sealed += int((p.manifest() or {}).get("answers", 0))
         self.progress.start("prompts", sum(n_prompts), done)
-        await kit.through(self._engines, self._reference, runner, todo, lambda outcome: self.progress.step())
+        if self.settings.executor == "ray" and todo:
+            await self._on_cluster(folder, todo, runner, kit)
+        else:
+            await kit.through(self._engines, self._reference, runner, todo, lambda outcome: self.progress.step())
         self.progress.finish()
+
+    async def _on_cluster(self, folder: RunFolder, todo: Sequence[Part], runner: Partitions, kit: Kit) -> None:
+        from .cluster.driver import environment, work_off
+        from .cluster.worker import Job, Order, versions
+
+        job = Job(self.settings, self.options.sample, self.options.until, folder.path.resolve(),
+                  read_json(folder.path / "mine.json")["basis"], self._reference, self._benchmarks, versions(), environment())
+        orders = [Order(p.number, kit.fingerprint(self._engines, self._reference, p), runner.old_ends.get(p.log_path, p.log_size()))
+                  for p in todo]
+        assert self._spending is not None
+        self._given_up, damaged = await work_off(job, orders, self._prices, self._spending, self.usage, self.progress)
+        runner.damaged += damaged
 
     def _drift_seen(self) -> dict[str, Any]:
         return self._measuring.drift if self._measuring is not None else {}
@@ -303,6 +323,9 @@ class Builder:
                 stage, _, what = name.partition(".")
                 self._counts[stage, what] += n
             self._tokens = {"in": self._tokens["in"] + manifest["tokens"][0], "out": self._tokens["out"] + manifest["tokens"][1]}
+        for number in self._given_up:
+            n = Part(folder.path, number).n_prompts()
+            self._counts.update({("presample", "in"): n, ("presample", "poisoned"): n})
         u, s = self.usage, self.summary
         s.counts = counts_tree(self._counts, self._stages())
         s.requests, s.repeated, s.replayed = u.requests, u.repeated, u.replayed + self._replayed_sealed

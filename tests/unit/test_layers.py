@@ -14,7 +14,7 @@ LAYERS = [
     {"cli", "demo", "mora_pairs"},
     {"api", "probe"},
     {"pipeline", "evaluate", "estimate", "show"},
-    {"measuring"},
+    {"measuring", "cluster"},
     {"kit"},
     {"recipes", "manifest", "spending"},
     {"stages", "report", "view"},
