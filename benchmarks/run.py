@@ -17,7 +17,7 @@ import time
 from benchmarks.common import HEAD, Scale
 
 BENCHMARKS = ("start", "install", "demo", "mining", "selection", "calibration", "publish", "inprocess", "endpoint", "kills",
-              "evaluate", "recipes")
+              "evaluate", "recipes", "ray")
 
 
 def main() -> int:

@@ -125,6 +125,7 @@ def _add_build(sub: Any) -> None:
     b.add_argument("--max-cost", type=float, metavar="MONEY", help="stop when the run folder's builds have spent this much")
     b.add_argument("--max-tokens", type=int, metavar="N", help="stop when they have used this many tokens, in and out")
     b.add_argument("--arms", metavar="ARMS", help="all, or names as identity,fused: compare ways to rewrite the same prompts")
+    b.add_argument("--executor", choices=("local", "ray"), help="where partitions are worked on: here, or on a Ray cluster")
     b.add_argument("--until", choices=STAGES, default="publish", help="stop after this stage")
     b.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, as rollout.n=8")
     b.add_argument("--push", metavar="REPO_ID", help="publish on the Hub when done")
@@ -226,7 +227,7 @@ def _settings(args: argparse.Namespace) -> BuildSettings:
     overrides = dict(parse_override(text) for text in args.set)
     flags = {**_urls("policy", args.base_url), **_urls("judge", args.judge_base_url), "policy.model": args.model,
              "policy.engine": args.engine, "judge.model": args.judge_model, "mine.limit": args.limit, "seed": args.seed,
-             "limits.max_cost": args.max_cost, "limits.max_tokens": args.max_tokens,
+             "executor": args.executor, "limits.max_cost": args.max_cost, "limits.max_tokens": args.max_tokens,
              "fuse.arms": None if args.arms is None else [a.strip() for a in args.arms.split(",") if a.strip()],
              "select.allow_unreliable": True if args.allow_unreliable else None}
     overrides.update({k: v for k, v in flags.items() if v is not None})

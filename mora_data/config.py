@@ -428,6 +428,21 @@ class RecordedSettings(Settings):
     """Reward sources per dimension, in place of the build's."""
 
 
+class RaySettings(Settings):
+    """A Ray cluster (docs/scale.md)."""
+
+    address: str | None = None
+    """Address of its head, as host:port; null: RAY_ADDRESS, else a cluster that runs on this machine, else one is started here."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Workers, each with its own engines and `concurrency`; auto: one per node, or as many as its GPUs allow."""
+    cpus: Annotated[float, Field(gt=0)] = 1
+    """CPUs that a worker declares."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs that a worker declares; for engines in its own process."""
+    tries: Annotated[int, Field(ge=1)] = 3
+    """How often a partition may bring its worker down before it is left out and listed in errors.jsonl."""
+
+
 class BuildSettings(Settings):
     """One build, end to end: what a file in builders/ holds."""
 
@@ -465,6 +480,11 @@ class BuildSettings(Settings):
     """The simulator, where it is the engine."""
     recorded: RecordedSettings | None = None
     """Dimensions and rewards where the engine is recorded."""
+    executor: Literal["local", "ray"] = Field("local", exclude=True)
+    """Where partitions are worked on: in this process, or on a Ray cluster. No part of what is built: the same folder may go on
+    with the other."""
+    ray: RaySettings = Field(default_factory=lambda: RaySettings(), exclude=True)
+    """The cluster, where the executor is ray."""
     seed: int = 0
     """Run seed."""
     partition_size: Annotated[int, Field(ge=1, le=65536)] = 512

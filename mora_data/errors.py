@@ -4,8 +4,10 @@
     |- SettingsError             a setting, flag or template is wrong; found before the first request
     |- SourceError               the source rows can't be read, or are of another schema
     |- RunFolderError            the run folder belongs to another build, is in use, or can't be written
+    |  `- LogHeld                a partition's answer log is in use by another process
     |- EndpointError             the model endpoint can't be used at all (refused, 401, no such model)
     |- AnswersPending            requests were written as files; their answers are to be put beside them
+    |- ClusterError              no machine of the cluster can do the work
     |- LimitReached              a limit of the settings was met; state is kept
     |- UnreliableScores          the scorers can't be trusted: mostly noise, or another one than at the start; state is kept
     |- NothingSelected           a stage left nothing for the next one
@@ -37,12 +39,20 @@ class RunFolderError(MoraError):
     """The run folder belongs to another build, is in use by another process, or can't be written."""
 
 
+class LogHeld(RunFolderError):
+    """A partition's answer log is in use by another process."""
+
+
 class EndpointError(MoraError):
     """The model endpoint can't be used at all: refused, 401, no such model, or it stopped answering."""
 
 
 class AnswersPending(MoraError):
     """Requests were written as files for another program; the same command goes on when its answers are there."""
+
+
+class ClusterError(MoraError):
+    """No machine of the cluster can do the work; what was answered is kept."""
 
 
 class LimitReached(MoraError):

@@ -1,14 +1,36 @@
-"""What a run says about itself: fingerprints of settings, counts as a tree, and the words for an empty result."""
+"""What a run says about itself: its summary, fingerprints of settings, counts as a tree, the words for an empty result."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from .config import BuildSettings
 from .text import digest
+
+
+@dataclass
+class Summary:
+    """What a build did: the object that --json prints."""
+
+    run_dir: str
+    dataset_dir: str | None = None
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pairs: int = 0
+    requests: int = 0
+    repeated: int = 0
+    replayed: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: {"in": 0, "out": 0, "cached": 0})
+    cost: float | None = None  # of this command, in the currency of the prices; None where a price is missing
+    errors: int = 0
+    seconds: float = 0.0
+    damaged: int = 0
+    retries: dict[str, int] = field(default_factory=dict)
+    slots_busy: float | None = None  # mean share of the slots in use
+    replicas_out: dict[str, str] = field(default_factory=dict)  # base URLs that were taken out for a while, and why
 
 
 def fingerprint(tree: Any) -> str:

@@ -9,20 +9,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .config import BuildSettings
 from .engines.ask import Asker
 from .engines.engine import Engine, Usage
 from .errors import UnreliableScores
+from .kit import Kit, model_of
 from .manifest import fingerprint, sampling_of
 from .progress import Progress
 from .stages import canary
 from .stages.budget import Mined, fit
-from .stages.feedback import Sources, digests, with_charts
-from .stages.flow import Reference, Work
+from .stages.feedback import digests
 from .stages.partition import Partitions
 from .stages.reference import (
     Measurements,
@@ -42,47 +42,40 @@ from .store.run import RunFolder, read_json
 from .types import Role
 
 
-def model_of(engine: Engine) -> list[Any]:
-    """What of an engine can change its answers."""
-    return [engine.model, engine.revision, dict(engine.extra)]
-
-
 @dataclass
 class Measuring:
     """Phase 0 and the canaries of one build.
 
     Attributes:
-        sources: the reward sources, with their charts once phase 0 is done.
-        rubrics: fingerprints of the reward sources.
-        work: what a prompt's coroutine needs, given where to ask and the reference in force.
+        kit: what the build works with; its reward sources get their charts in phase 0.
         drift: what the canaries show; empty before `again`.
     """
 
-    settings: BuildSettings
+    kit: Kit
     folder: RunFolder
     engines: Mapping[Role, Engine]
     usage: Usage
     progress: Progress
-    sources: Sources
-    floors: Mapping[str, float]
-    rubrics: Mapping[str, str]
-    work: Callable[[Asker, Reference], Work]
     reference: dict[str, Any] = field(default_factory=dict)
     drift: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def settings(self) -> BuildSettings:
+        return self.kit.settings
+
     async def phase_0(self, parts: Sequence[Part], runner: Partitions) -> dict[str, Any]:
-        """The reference of reference.json, measured unless it is there; `sources` get their charts."""
+        """The reference of reference.json, measured unless it is there; the kit gets its charts."""
         self.reference = await self._phase_0(parts, runner)
         return self.reference
 
     async def _phase_0(self, parts: Sequence[Part], runner: Partitions) -> dict[str, Any]:
-        s, folder = self.settings, self.folder
+        s, folder, kit = self.settings, self.folder, self.kit
         if not s.presample.enabled:
-            return unmeasured(self.sources, self.floors)
+            return unmeasured(kit.sources, kit.floors)
         basis = fingerprint({
             "policy": model_of(self.engines["policy"]), "judge": model_of(self.engines["judge"]), "seed": s.seed,
-            "dims": s.dimensions, "rewards": dict(self.rubrics), "n": s.presample.n[0], "share": s.presample.repeat_share,
-            "reference": s.presample.reference, "floors": dict(self.floors), "kappa": s.select.kappa,
+            "dims": s.dimensions, "rewards": kit.rubrics, "n": s.presample.n[0], "share": s.presample.repeat_share,
+            "reference": s.presample.reference, "floors": dict(kit.floors), "kappa": s.select.kappa,
             "calibration": [[r.weight, r.calibration.model_dump() if r.calibration else None, r.calibration_file]
                             for d in s.dimensions for r in s.reward_sources(d)], "files": digests(s),
             "sampling": [sampling_of(s, "policy"), sampling_of(s, "judge")],
@@ -91,16 +84,17 @@ class Measuring:
         frozen, kept = read_json(folder.path / "reference.json"), read_json(folder.path / "canary.json")
         n_canaries = self._n_canaries()
         if frozen.get("basis") == basis and (not n_canaries or (kept.get("basis"), kept.get("n")) == (basis, n_canaries)):
-            self.sources = with_charts(self.sources, frozen["calibration"])
+            self.kit = kit.charted(frozen)
             return frozen
         chosen, first_parts = first_prompts(parts, s.presample.reference)
-        found, rates = Measurements(), Rates(self.floors, s.presample.split) if s.presample.step else None
+        found, rates = Measurements(), Rates(kit.floors, s.presample.split) if s.presample.step else None
         self.progress.start("reference: prompts", len(chosen))
-        plain = as_reference(unmeasured(self.sources, self.floors))
-        await runner.run(first_parts, reference_flow(lambda ask: self.work(ask, plain), found), lambda o: self.progress.step(),
+        plain = as_reference(unmeasured(kit.sources, kit.floors))
+        await runner.run(first_parts, reference_flow(lambda ask: kit.work(ask, plain), found), lambda o: self.progress.step(),
                          lambda opened: None, only=chosen)
         self.progress.finish()
-        measured, self.sources = conclude(found, self.sources, self.floors, s.select.kappa, rates)
+        measured, sources = conclude(found, kit.sources, kit.floors, s.select.kappa, rates)
+        self.kit = replace(kit, sources=sources)
         reference = {"basis": None if found.owed else basis, **measured}  # the next run measures what is owed
         if rates is not None:
             reference["prior"] = rates.result()
@@ -108,7 +102,7 @@ class Measuring:
             await self._freeze_thresholds(reference, parts, runner, first_parts, chosen)
         folder.write("reference.json", reference)
         if n_canaries:
-            items = canary.chosen(found, self.sources, n_canaries)
+            items = canary.chosen(found, self.kit.sources, n_canaries)
             start = await self._score_canaries(items, "start")
             folder.write("canary.json", {"basis": reference["basis"], "n": n_canaries, "items": items, "start": start})
         return reference
@@ -121,7 +115,7 @@ class Measuring:
         owed: list[str] = []
         measured = as_reference(reference)
         self.progress.start("budget: prompts", len(chosen))
-        await runner.run(first_parts, mining_flow(lambda ask: self.work(ask, measured), found, owed),
+        await runner.run(first_parts, mining_flow(lambda ask: self.kit.work(ask, measured), found, owed),
                          lambda o: self.progress.step(), lambda opened: None, only=chosen)
         self.progress.finish()
         assert s.budget is not None
@@ -140,7 +134,7 @@ class Measuring:
         log = AnswerLog(self.folder.path / "canary.log")
         try:
             ask = Asker(self.engines, log, self.settings.seed, self.usage)
-            return await canary.measured(ask, self.sources, items, when, self.settings.select.kappa)
+            return await canary.measured(ask, self.kit.sources, items, when, self.settings.select.kappa)
         finally:
             log.close()
 

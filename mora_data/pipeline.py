@@ -12,7 +12,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,46 +20,37 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from . import __version__
+from .cluster import check as check_cluster
 from .config import BuildSettings, SourceSettings, to_yaml
 from .engines import connect, resolve
-from .engines.ask import Asker
 from .engines.engine import Engine, Usage
 from .engines.prices import load_prices
+from .engines.remarks import remarks
 from .errors import LimitReached, NothingSelected, UnreliableScores
-from .manifest import counts_tree, emptied_by, fingerprint, published_reference, sampling_of
-from .measuring import Measuring, model_of
+from .kit import Kit
+from .kit import load as load_kit
+from .manifest import Summary, counts_tree, emptied_by, fingerprint, published_reference
+from .measuring import Measuring
 from .progress import Progress
-from .rewards import Reward
-from .rewards import load as load_reward
-from .selection import load as load_selector
 from .sources import load as load_source
+from .sources.benchmarks import Benchmarks
 from .sources.read import SourceRow
 from .spending import Spending
-from .stages import heldout
-from .stages.feedback import Sources, floors_of, sources_of, steps_of
-from .stages.flow import Work, run_prompt
+from .stages.feedback import steps_of
 from .stages.funnel import MAX_GAP, arms_audit
-from .stages.fuse import Fuser
 from .stages.mine import MineCounts, OpenedSource, Provenance, benchmarks_of, mine, open_source
-from .stages.outcome import Outcome
-from .stages.partition import OpenPart, Partitions, seal
-from .stages.personas import Persona, capped, load_personas
+from .stages.partition import Partitions
+from .stages.personas import capped
 from .stages.quality import quality, self_preference
 from .stages.recorded import as_recorded
-from .stages.reference import (
-    as_reference,
-    unreliable,
-)
+from .stages.reference import as_reference, unreliable
 from .store.memory import choose_malloc, give_back
 from .store.parts import Part, write_whole
 from .store.run import RunFolder, read_json
-from .text import digest
 from .types import STAGES, Origin, Prompt, Role
 
 if TYPE_CHECKING:
     from .stages.select import Selection
-
-FORMAT = 2  # of the partitions; raised when the same settings would make other rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +65,6 @@ class Options:
     only: frozenset[str] | None = None  # prompts of the mined ones, for a probe
 
 
-@dataclass
-class Summary:
-    """What a build did: the object that --json prints."""
-
-    run_dir: str
-    dataset_dir: str | None = None
-    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pairs: int = 0
-    requests: int = 0
-    repeated: int = 0
-    replayed: int = 0
-    tokens: dict[str, int] = field(default_factory=lambda: {"in": 0, "out": 0, "cached": 0})
-    cost: float | None = None  # of this command, in the currency of the prices; None where a price is missing
-    errors: int = 0
-    seconds: float = 0.0
-    damaged: int = 0
-    retries: dict[str, int] = field(default_factory=dict)
-    slots_busy: float | None = None  # mean share of the slots in use
-    replicas_out: dict[str, str] = field(default_factory=dict)  # base URLs that were taken out for a while, and why
-
-
 class Builder:
     """One build in one run folder. `run()` may be called again by another process at any time after a kill."""
 
@@ -106,7 +76,6 @@ class Builder:
         self._tokens = {"in": 0, "out": 0}
         self._selection: dict[str, Any] = {}
         self._audit: dict[str, Any] = {}
-        self._personas: tuple[Persona, ...] = ()
         self._persona_shares: dict[str, Any] = {}
         self._report: dict[str, Any] = {}
         self._fingerprint: str | None = None
@@ -114,15 +83,14 @@ class Builder:
         self._counts: Counter[tuple[str, str]] = Counter()
         self._replayed_sealed = 0
         self._started = time.monotonic()
-        self._rewards: dict[str, list[Reward]] = {}
-        self._sources: Sources = {}
-        self._heldout: dict[str, Reward] = {}
+        self._benchmarks = Benchmarks({})
+        self._kit: Kit | None = None  # None where nothing is asked
         self._feedback: dict[str, Any] = {}
         self._measuring: Measuring | None = None
         self._reference: dict[str, Any] = {}
-        self._templates: dict[str, str] = {}
         self._engines: dict[Role, Engine] = {}
         self._damaged = 0
+        self._given_up: dict[int, str] = {}  # partitions, and why
         self._spending: Spending | None = None
 
     def run(self) -> Summary:
@@ -131,10 +99,13 @@ class Builder:
         Raises:
             MoraError: it can't be finished; the state is kept.
         """
-        choose_malloc()
+        self._benchmarks = benchmarks_of(self.settings)
         if self.reaches("presample"):
-            self._say_engines()
-            self._load_parts()
+            if self.settings.executor == "ray":
+                check_cluster(self.settings)
+            for line in [*self._said, *remarks(self.settings, self.options.sample, bool(self._said))]:
+                self.progress.say(line)
+            self._kit = self._load_kit()
         opened = open_source(self.settings, self.options.sample, list(self.options.data))
         p = opened.provenance
         identity = {"source": self.settings.source.kind, "dataset": p.dataset, "config": p.config, "split": p.split,
@@ -144,15 +115,16 @@ class Builder:
             mined = self._mine(folder, opened)
             parts = folder.parts()
             try:
-                if self.reaches("presample"):
-                    asyncio.run(self._ask(folder, parts))
+                if self._kit is not None:
+                    asyncio.run(self._ask(folder, parts, self._kit))
             finally:
                 self._finish_counts(folder, parts, mined)
+            parts = [p for p in parts if p.number not in self._given_up]
             if self.reaches("fuse"):
                 self._audit_arms(parts)
             self._check_drift(folder)
-            if self.reaches("select"):
-                self._publish(folder, parts)
+            if self._kit is not None and self.reaches("select"):
+                self._publish(folder, parts, self._kit)
             self._write_manifest(folder, "done")
             if self._report:
                 from .report import finished, write_report
@@ -166,52 +138,22 @@ class Builder:
         return STAGES.index(stage) <= STAGES.index(self.options.until)
 
     # before the first request
-    def _say_engines(self) -> None:
-        """Decide the engines before anything else; the simulator is never used in silence."""
-        names = ("policy", "rewriter", "judge", *self.settings.reward_roles())
-        roles = {r: resolve(self.settings.role(r), self.options.sample) for r in names}
-        for line in self._said:
-            self.progress.say(line)
-        simulated = [name for name, role in roles.items() if role.engine == "scripted"]
-        if simulated:
-            self.progress.say(f"the built-in simulator answers as {', '.join(simulated)}: the rows are marked simulated, "
-                              "fit for trying things out and for nothing else (--base-url URL asks a real model)")
-        judge, policy = roles["judge"], roles["policy"]
-        if (judge.base_url, judge.model) == (policy.base_url, policy.model) and not simulated and not self._said:
-            self.progress.say("judge and policy are one model: it will favour its own answers (give --judge-model)")
-        if self.settings.heldout_judge is not None:
-            other = resolve(self.settings.role("heldout_judge"), self.options.sample)
-            if (other.base_url, other.model) == (judge.base_url, judge.model):
-                self.progress.say("heldout_judge and judge are one model: its agreement says nothing (give heldout_judge.model)")
-
-    def _load_parts(self) -> None:
+    def _load_kit(self) -> Kit:
         s = self.settings
         self._prices = load_prices(s.limits.prices)
-        self._rewards = {d: [load_reward(d, r, s) for r in s.reward_sources(d)] for d in s.dimensions}
-        self._sources = sources_of(self._rewards, s)
-        self._floors = floors_of(self._sources, s.presample.floors)
-        self._heldout = heldout.judges_of(s)
-        self._fuser = Fuser(s)
-        self._selector = load_selector(s.select.selector)
-        self._templates = {f"judge/{d}" + (f"/{i}" if i else ""): r.fingerprint
-                           for d, rs in self._rewards.items() for i, r in enumerate(rs)}
-        self._templates |= {f"intents/{d}": text for d, text in self._fuser.intents_sha256.items()}
-        self._templates |= {f"fuse/{arm}": t.sha256 for arm, t in self._fuser.templates.items()}
-        if self._fuser.templates:
-            self._templates |= {f"guard/{name}": t.sha256 for name, t in self._fuser.guard.templates.items()}
-        self._personas = load_personas(s.rollout.personas, s.rollout.n)
-        self._templates |= {f"personas/{p.name}": digest(p.system) for p in self._personas}
+        kit = load_kit(s, self.options.until, self._benchmarks)
         if s.publish.pii and self.reaches("publish"):
             from .hub.pii import recognizers
 
             recognizers()  # says at once that the extra is missing
+        return kit
 
     def _mine(self, folder: RunFolder, opened: OpenedSource) -> dict[str, Any]:
         """The mined prompts as partitions; skipped when they are there already."""
         s = self.settings
         basis = fingerprint({"mine": s.mine.model_dump(), "source": s.source.model_dump(), "size": s.partition_size,
                              "revision": opened.provenance.revision, "generated": self._n_generated(),
-                             "benchmarks": benchmarks_of(s).at_hand, **({"recorded": True} if self._said else {})})
+                             "benchmarks": self._benchmarks.at_hand, **({"recorded": True} if self._said else {})})
         mined = read_json(folder.path / "mine.json")
         if mined.get("basis") == basis:
             return mined
@@ -230,14 +172,14 @@ class Builder:
     def _prompts(self, opened: OpenedSource, counts: MineCounts) -> Iterator[Prompt]:
         """The source's prompts, then the simulator's own where they are asked for."""
         only = self.options.only
-        yield from (p for p in mine(opened, self.settings, counts) if only is None or p.prompt_id in only)
+        yield from (p for p in mine(opened, self.settings, counts, self._benchmarks) if only is None or p.prompt_id in only)
         if self._n_generated():
             from .engines.scripted import generated_prompts
 
             rows = enumerate(generated_prompts(self._n_generated(), self.settings.seed))
             generated = OpenedSource(load_source(SourceSettings(kind="jsonl")), [SourceRow(i, "generated", row) for i, row in rows],
                                      Provenance("mora-data/generated", "generated", "generated", "generated", "apache-2.0"))
-            yield from mine(generated, self.settings, counts)
+            yield from mine(generated, self.settings, counts, self._benchmarks)
 
     def _n_generated(self) -> int:
         """Prompts that the simulator adds; only where it is the policy."""
@@ -247,22 +189,20 @@ class Builder:
         return n if resolve(self.settings.role("policy"), self.options.sample).engine == "scripted" else 0
 
     # the partitions
-    async def _ask(self, folder: RunFolder, parts: Sequence[Part]) -> None:
+    async def _ask(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
         self._engines = connect(self.settings, self.options.sample, self.usage, folder.path, self.progress.say)
         self._spending = Spending(folder, self.settings.limits, self._prices, self.usage)
         try:
             self._spending.start([e.model for e in self._engines.values()])
             runner = Partitions(self._engines, self.usage, self.settings.seed)
-            rubrics = {k: v for k, v in self._templates.items() if k.startswith("judge/")}
-            self._measuring = Measuring(self.settings, folder, self._engines, self.usage, self.progress, self._sources,
-                                        self._floors, rubrics, self._work)
+            self._measuring = Measuring(kit, folder, self._engines, self.usage, self.progress)
             self._reference = await self._measuring.phase_0(parts, runner)
-            self._sources = self._measuring.sources
+            self._kit = kit = self._measuring.kit
             self._warn_of_family()
             self._measuring.check_reliability(self.reaches("select"))
-            await self._run_parts(parts, runner)
+            await self._run_parts(folder, parts, runner, kit)
             if self.reaches("select"):
-                await self._measuring.again(fingerprint([self._partfingerprint(p) for p in parts]))
+                await self._measuring.again(fingerprint([kit.fingerprint(self._engines, self._reference, p) for p in parts]))
             self._damaged = runner.damaged
             if runner.damaged:
                 self.progress.say(f"{runner.damaged} damaged lines in the answer logs of {folder.path}/parts: their answers "
@@ -288,79 +228,49 @@ class Builder:
         if found["family"] and not found["same_model"]:
             self.progress.say(f"judge and policy are of one family ({found['family']}): a judge may favour answers of its own kind")
 
-    async def _run_parts(self, parts: Sequence[Part], runner: Partitions) -> None:
-        todo = [p for p in parts if not self._is_sealed(p)]
+    async def _run_parts(self, folder: RunFolder, parts: Sequence[Part], runner: Partitions, kit: Kit) -> None:
+        todo = [p for p in parts if not kit.is_sealed(self._engines, self._reference, p)]
         n_prompts = [p.n_prompts() for p in parts]
         done = sum(n for p, n in zip(parts, n_prompts, strict=True) if p not in todo)
         for p in parts:
             if p not in todo:
                 self._replayed_sealed += int((p.manifest() or {}).get("answers", 0))
         self.progress.start("prompts", sum(n_prompts), done)
-        reference = as_reference(self._reference)
-
-        async def flow(ask: Asker, prompt: Prompt) -> Outcome:
-            return await run_prompt(self._work(ask, reference), prompt)
-
-        def finished(opened: OpenPart) -> None:
-            if self.reaches("select") and not self.settings.select.confirm and not self._heldout:
-                from .stages.candidates import candidates
-
-                outcomes = [opened.outcomes[p.prompt_id] for p in opened.prompts]
-                candidates(self._work(opened.ask, reference), [(o, arm) for o in outcomes for arm in o.arms if arm.rewards])
-            seal(opened, self.settings.dimensions, self._partfingerprint(opened.part))
-
-        for p in todo:
-            p.reopen()
-        await runner.run(todo, flow, self._on_prompt, finished)
+        if self.settings.executor == "ray" and todo:
+            await self._on_cluster(folder, todo, runner, kit)
+        else:
+            await kit.through(self._engines, self._reference, runner, todo, lambda outcome: self.progress.step())
         self.progress.finish()
 
-    def _on_prompt(self, outcome: Outcome) -> None:
-        self.progress.step()
+    async def _on_cluster(self, folder: RunFolder, todo: Sequence[Part], runner: Partitions, kit: Kit) -> None:
+        from .cluster.driver import environment, work_off
+        from .cluster.worker import Job, Order, versions
 
-    def _work(self, ask: Asker, reference: Any) -> Work:
-        return Work(self.settings, ask, self._sources, self._fuser, self._selector, reference, self.options.until,
-                    self._personas, self._heldout)
-
-    def _is_sealed(self, part: Part) -> bool:
-        manifest = part.manifest()
-        return manifest is not None and manifest.get("settings") == self._partfingerprint(part) and not manifest.get("owed")
-
-    def _partfingerprint(self, part: Part) -> str:
-        """Everything that changes a partition's rows."""
-        s = self.settings
-        until = min(self.options.until, "select", key=STAGES.index)
-        return fingerprint({"format": FORMAT, "until": until, "dims": s.dimensions, "seed": s.seed,
-                      "models": {r: self._model(r) for r in self._engines},
-                      "sampling": [sampling_of(s, r) for r in self._engines],
-                      "rewards": {d: [r.model_dump(exclude={"endpoint"}) for r in s.reward_sources(d)] for d in s.dimensions},
-                      "compared": self._fuser.compared,
-                      "templates": self._templates, "fuse": s.fuse.model_dump(), "rollout": s.rollout.model_dump(),
-                      "presample": s.presample.model_dump(exclude={"canaries", "max_drift"}),
-                      "select": s.select.model_dump(exclude={"balance_length", "allow_unreliable"}),
-                      "reference": {k: self._reference[k] for k in ("noise", "floors", "prior", "mining", "calibration")
-                                    if k in self._reference},
-                      "prompts": digest((part.folder / "prompts.jsonl").read_text("utf-8"))})
+        job = Job(self.settings, self.options.sample, self.options.until, folder.path.resolve(),
+                  read_json(folder.path / "mine.json")["basis"], self._reference, self._benchmarks, versions(), environment())
+        orders = [Order(p.number, kit.fingerprint(self._engines, self._reference, p), runner.old_ends.get(p.log_path, p.log_size()))
+                  for p in todo]
+        assert self._spending is not None
+        self._given_up, damaged = await work_off(job, orders, self._prices, self._spending, self.usage, self.progress)
+        runner.damaged += damaged
 
     def _drift_seen(self) -> dict[str, Any]:
         return self._measuring.drift if self._measuring is not None else {}
-
-    def _model(self, role: Role) -> list[Any]:
-        return model_of(self._engines[role])
 
     def _stages(self) -> tuple[str, ...]:
         """The stages that this run goes through."""
         return STAGES[:STAGES.index(self.options.until) + 1]
 
     # select and publish
-    def _publish(self, folder: RunFolder, parts: Sequence[Part]) -> None:
+    def _publish(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
         from .hub.folder import Release, write_dataset
         from .stages.select import picker, select, selected
 
         s = self.settings
         give_back()
         selection = select(parts, s)
-        if self._personas:
-            self._cap_personas(parts, selection)
+        if kit.personas:
+            self._cap_personas(parts, selection, kit)
         self._counts.update(selection.counts)
         self._feedback = quality(parts, selection.chosen, s, self_preference(self._engines), self._drift_seen())
         folder.write("feedback.json", self._feedback)
@@ -377,7 +287,7 @@ class Builder:
             self._report = arms_report(folder.path, manifest)
             manifest["report"] = summary_of(self._report)
         reference = as_reference(self._reference)
-        steps = steps_of(self._sources)
+        steps = steps_of(kit.sources)
         release = Release(s, self._origin(), manifest, reference.floors, picker(s, reference, steps))
         result = write_dataset(lambda: selected(parts, selection, s), release, folder.path / "dataset")
         self.summary.dataset_dir = str(folder.path / "dataset")
@@ -393,9 +303,9 @@ class Builder:
             self._write_manifest(folder, "empty")
             raise NothingSelected(emptied_by(self.summary.counts, self.summary.dataset_dir))
 
-    def _cap_personas(self, parts: Sequence[Part], selection: Selection) -> None:
+    def _cap_personas(self, parts: Sequence[Part], selection: Selection, kit: Kit) -> None:
         """No persona has more than its share of either side; prompts that lose their last pair are counted."""
-        self._persona_shares, lost = capped(parts, selection.chosen, self.settings.published_arms, [p.name for p in self._personas])
+        self._persona_shares, lost = capped(parts, selection.chosen, self.settings.published_arms, [p.name for p in kit.personas])
         selection.counts.update({("select", "kept"): -lost, ("select", "persona_share"): lost})
 
     def _origin(self) -> Origin:
@@ -413,6 +323,9 @@ class Builder:
                 stage, _, what = name.partition(".")
                 self._counts[stage, what] += n
             self._tokens = {"in": self._tokens["in"] + manifest["tokens"][0], "out": self._tokens["out"] + manifest["tokens"][1]}
+        for number in self._given_up:
+            n = Part(folder.path, number).n_prompts()
+            self._counts.update({("presample", "in"): n, ("presample", "poisoned"): n})
         u, s = self.usage, self.summary
         s.counts = counts_tree(self._counts, self._stages())
         s.requests, s.repeated, s.replayed = u.requests, u.repeated, u.replayed + self._replayed_sealed
@@ -459,7 +372,7 @@ class Builder:
             "counts": counts_tree(self._counts, STAGES), "notes": mined.get("notes", {}), "tokens": self._tokens, "cost": None,
             "not_measured": mined.get("not_measured", []), "contamination": mined.get("contamination"),
             "errors": self.summary.errors,
-            "templates": self._templates, "reference": published_reference(self._reference),
+            "templates": self._kit.templates if self._kit is not None else {}, "reference": published_reference(self._reference),
             "models": {r: e.model for r, e in self._engines.items()},
             "simulated": any(e.simulated for e in self._engines.values()) if self._engines else None,
             "pairs": self.summary.pairs, "selection": self._selection, "arms_audit": self._audit,

@@ -10,7 +10,7 @@ the end, so a killed process forgets what its last second cost.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .config import LimitSettings
@@ -52,16 +52,7 @@ class Spending:
             self.save()
         if self._limits.max_cost is None and self._limits.max_tokens is None:
             return
-        totals = self.totals()
-        used = sum(t[0] + t[1] for t in totals.values())
-        if self._limits.max_tokens is not None and used >= self._limits.max_tokens:
-            raise LimitReached(f"limits.max_tokens = {self._limits.max_tokens} is used up ({used} in this run folder): "
-                               "raise it (--max-tokens) and run the same command again, what was answered is kept")
-        cost = self._prices.cost(totals)
-        if self._limits.max_cost is not None and cost is not None and cost >= self._limits.max_cost:
-            raise LimitReached(f"limits.max_cost = {self._limits.max_cost:g} {self._prices.currency} is used up ({cost:.4g} spent "
-                               "in this run folder): raise it (--max-cost) and run the same command again, "
-                               "what was answered is kept")
+        check_totals(self.totals(), self._limits, self._prices)
 
     def totals(self) -> dict[str, list[int]]:
         """Tokens in, out and cached by model, those of earlier commands too."""
@@ -82,6 +73,19 @@ class Spending:
         """Write the totals down."""
         self._save_at = self._clock() + SAVE_EVERY_S
         self._folder.write(FILE, {"models": self.totals()})
+
+
+def check_totals(totals: Mapping[str, Sequence[int]], limits: LimitSettings, prices: Prices) -> None:
+    """Raises LimitReached when the tokens (in, out, cached) by model use up a limit."""
+    used = sum(t[0] + t[1] for t in totals.values())
+    if limits.max_tokens is not None and used >= limits.max_tokens:
+        raise LimitReached(f"limits.max_tokens = {limits.max_tokens} is used up ({used} in this run folder): "
+                           "raise it (--max-tokens) and run the same command again, what was answered is kept")
+    cost = prices.cost(totals)
+    if limits.max_cost is not None and cost is not None and cost >= limits.max_cost:
+        raise LimitReached(f"limits.max_cost = {limits.max_cost:g} {prices.currency} is used up ({cost:.4g} spent "
+                           "in this run folder): raise it (--max-cost) and run the same command again, "
+                           "what was answered is kept")
 
 
 def _read(folder: RunFolder) -> dict[str, list[int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from ..config import BuildSettings, RoleSettings
@@ -52,6 +52,7 @@ class Usage:
     by_prompt: dict[str, dict[str, list[int]]] | None = None  # the same for each prompt, with the replies; only where wanted
     replicas_out: dict[str, str] = field(default_factory=dict)  # base URLs that were taken out, and why the last time
     slots: list[Slots] = field(default_factory=list)
+    busy_elsewhere_s: tuple[float, float] = (0.0, 0.0)  # seconds of slots in use, and of slots there were, in other processes
     on_tokens: Callable[[], None] | None = None  # called after every reply; may raise LimitReached
     stopped: MoraError | None = None  # nothing more is sent; what is in flight may still be answered
 
@@ -72,8 +73,31 @@ class Usage:
     @property
     def slots_busy(self) -> float | None:
         """Mean share of the slots in use, from an endpoint's first request to its last reply."""
-        used, there = (sum(x) for x in zip(*(s.busy_s for s in self.slots), strict=True)) if self.slots else (0.0, 0.0)
+        used, there = self._busy_s()
         return used / there if there else None
+
+    def numbers(self) -> Usage:
+        """A copy that can be sent to another process."""
+        return replace(self, retries=Counter(self.retries), failed=Counter(self.failed), replicas_out=dict(self.replicas_out),
+                       by_model={m: list(t) for m, t in self.by_model.items()}, by_prompt=None, slots=[],
+                       busy_elsewhere_s=self._busy_s(), on_tokens=None, stopped=None)
+
+    def take(self, parts: Sequence[Usage]) -> None:
+        """Become the sum of the numbers of several processes; `slots` and what is to be called stay."""
+        for name in _SUMMED:
+            setattr(self, name, sum(getattr(p, name) for p in parts))
+        self.retries, self.failed = (sum((getattr(p, c) for p in parts), Counter[str]()) for c in ("retries", "failed"))
+        self.replicas_out = {url: why for p in parts for url, why in p.replicas_out.items()}
+        self.by_model = {}
+        for p in parts:
+            for model, tokens in p.by_model.items():
+                _add(self.by_model, model, tokens)
+        busy = [p.busy_elsewhere_s for p in parts]
+        self.busy_elsewhere_s = sum(b[0] for b in busy), sum(b[1] for b in busy)
+
+    def _busy_s(self) -> tuple[float, float]:
+        all_s = [self.busy_elsewhere_s, *(s.busy_s for s in self.slots)]
+        return sum(s[0] for s in all_s), sum(s[1] for s in all_s)
 
     def count(self, model: str, prompt_id: str, tokens: tuple[int, int, int]) -> None:
         """A reply came.
@@ -94,6 +118,9 @@ class Usage:
         """Let nothing more be sent."""
         if self.stopped is None:
             self.stopped = error
+
+
+_SUMMED = ("sent", "simulated", "calls", "replayed", "repeated", "tokens_in", "tokens_out", "tokens_cached")
 
 
 def _add(totals: dict[str, list[int]], model: str, numbers: Sequence[int]) -> None:

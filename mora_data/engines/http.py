@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 from ..errors import SettingsError
@@ -198,8 +198,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     # asyncio.BufferedProtocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's, which Ray's workers run on, is none by inheritance
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

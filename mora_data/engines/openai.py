@@ -28,7 +28,7 @@ from .engine import Sink, Usage
 from .http import CHAT, Fault, Reply
 from .key import wire, with_pattern
 from .names import same_model
-from .rates import Pace
+from .rates import Pace, Turns
 from .replicas import PROBE_S, Replica, Replicas, answers, get_json
 from .replies import Passing, error_message, parse_reply
 from .slots import Slots, Ticket
@@ -74,7 +74,7 @@ class Call(NamedTuple):
     served: Callable[[object], None]  # looks at the model that the reply names
     longest: int  # tokens that the choices may have together
     timeout_s: float
-    pace: Pace | None = None
+    pace: Turns | None = None
     route: Route = CHAT_ROUTE
 
 
@@ -93,8 +93,17 @@ def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[
         endpoint.takes_patterns = all(takes_patterns(url, role) for url in urls)
     model = role.model or _only_model(urls, role, shared)
     limits = (role.requests_per_min, role.tokens_per_min)
-    pace = shared.setdefault(f"{name} {model} {limits}", Pace(*limits)) if any(limits) else None
+    pace = _turns(f"{name} {model} {limits}", limits, shared) if any(limits) else None
     return HttpEngine(endpoint, role, model, pace)
+
+
+def _turns(key: str, limits: tuple[float | None, float | None], shared: dict[str, Any]) -> Turns:
+    """The clock of the rate limits; `shared["turns"]` makes another one where it is not this process's own."""
+    make: Callable[[str, tuple[float | None, float | None]], Turns] = shared.get("turns", lambda key, limits: Pace(*limits))
+    if key not in shared:
+        shared[key] = make(key, limits)
+    turns: Turns = shared[key]
+    return turns
 
 
 def _only_model(urls: tuple[str, ...], role: RoleSettings, shared: dict[str, Any]) -> str:
@@ -157,7 +166,7 @@ class Endpoint:
                 raise self.usage.stopped
             record = await self._exchange(call, ticket)
             if call.pace is not None:
-                call.pace.settle(reserved, record.tokens[0], record.tokens[1], call.longest)
+                await call.pace.settle(reserved, record.tokens[0], record.tokens[1], call.longest)
             return record
         except _Unusable as e:
             error = EndpointError(str(e))
@@ -203,7 +212,7 @@ class Endpoint:
     async def _turn(self, call: Call) -> float:
         """Wait for the rate limits; the tokens that are set aside."""
         assert call.pace is not None
-        wait_s, reserved = call.pace.reserve(len(call.body), call.longest)
+        wait_s, reserved = await call.pace.reserve(len(call.body), call.longest)
         if wait_s > 0:
             with self.slots.paced():
                 await self._pause(wait_s)
@@ -280,7 +289,7 @@ class HttpEngine:
 
     simulated = False
 
-    def __init__(self, endpoint: Endpoint, settings: RoleSettings, model: str, pace: Pace | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, settings: RoleSettings, model: str, pace: Turns | None = None) -> None:
         self.endpoint = endpoint
         self.model = model
         self.revision = settings.revision

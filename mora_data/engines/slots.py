@@ -129,6 +129,10 @@ class Slots:
         """Seconds of slots in use, and of slots there were, from the first request to the last reply."""
         return self._area_s, self.size * (self._last - self._began) if self._began is not None else 0.0
 
+    def forget(self) -> None:
+        """Count `busy_s` from the next request on."""
+        self._began, self._area_s = None, 0.0
+
     @property
     def wants_more(self) -> bool:
         """Whether fewer calls wait than there are slots, and few are being tried again: then another prompt may be opened."""

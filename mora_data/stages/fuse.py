@@ -87,13 +87,13 @@ class _Candidate:
 
 
 class Fuser:
-    """Fuses prompts with the templates of the settings' arms.
+    """Fuses prompts with the templates of the settings' arms; rewrites are compared with `benchmarks`, or those of the settings.
 
     Raises:
         SettingsError: a template or an intents file is missing or wrong, or `fuse.subject` can't be loaded.
     """
 
-    def __init__(self, settings: BuildSettings) -> None:
+    def __init__(self, settings: BuildSettings, benchmarks: Benchmarks | None = None) -> None:
         self._settings = settings
         rewritten = [a for a in settings.fuse.arms if a != "identity"]
         self.templates = {arm: load_template("fuse", arm, VARIABLES) for arm in rewritten if arm != "concat"}
@@ -101,7 +101,7 @@ class Fuser:
         self.intents_sha256 = {d: hashlib.sha256(repr(spec).encode()).hexdigest() for d, spec in self._specs.items()}
         self.guard = Guard(settings, self._specs)
         self._similarity = _similarity(settings.fuse.subject)
-        benchmarks = benchmarks_of(settings) if rewritten else Benchmarks({})
+        benchmarks = (benchmarks or benchmarks_of(settings)) if rewritten else Benchmarks({})
         self.compared = dict(benchmarks.at_hand)  # benchmarks that rewrites are compared with
         self._contaminated = (lambda text: benchmarks.overlap(text) is not None) if benchmarks.at_hand else None
 

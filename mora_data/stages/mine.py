@@ -115,13 +115,16 @@ def _fetched(wanted: SourceSettings, patterns: Sequence[str]) -> Iterator[read.S
     yield from read.rows(files)
 
 
-def mine(opened: OpenedSource, settings: BuildSettings, counts: MineCounts) -> Iterator[Prompt]:
+def mine(opened: OpenedSource, settings: BuildSettings, counts: MineCounts,
+         benchmarks: Benchmarks | None = None) -> Iterator[Prompt]:
     """The prompts kept, in source order; `counts` follows. Reading stops at `mine.limit` prompts.
+
+    Prompts are compared with `benchmarks`, or with those of the settings.
 
     Raises:
         SourceError: no rows at all, rows of another schema, or every row dropped.
     """
-    sieve = _Sieve(settings, counts)
+    sieve = _Sieve(settings, counts, benchmarks or benchmarks_of(settings))
     rated = sources.rated(opened.source) if settings.policy.engine == "recorded" else None
     joins = rated is not None and rated.absolute and settings.mine.dedup
     held: Prompt | None = None  # where neighbours may add their answers, a prompt waits for the row after
@@ -167,12 +170,12 @@ def benchmarks_of(settings: BuildSettings) -> Benchmarks:
 class _Sieve:
     """The filters that need more than the row itself."""
 
-    def __init__(self, settings: BuildSettings, counts: MineCounts) -> None:
+    def __init__(self, settings: BuildSettings, counts: MineCounts, benchmarks: Benchmarks) -> None:
         self._mine: MineSettings = settings.mine
         self._counts = counts
         self._seen: set[int] = set()
         self._near = NearDuplicates(self._mine.near_duplicates) if self._mine.dedup and self._mine.near_duplicates else None
-        self._benchmarks = benchmarks_of(settings)
+        self._benchmarks = benchmarks
         counts.compared = tuple(self._benchmarks.at_hand)
         counts.not_measured = self._benchmarks.not_measured
 

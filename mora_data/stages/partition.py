@@ -41,8 +41,9 @@ class OpenPart:
 class Partitions:
     """Runs prompts through a flow, partition by partition."""
 
-    def __init__(self, engines: Mapping[Role, Engine], usage: Usage, seed: int) -> None:
-        self._old_ends: dict[Path, int] = {}  # a partition may be opened twice by one command
+    def __init__(self, engines: Mapping[Role, Engine], usage: Usage, seed: int, opening: asyncio.Lock | None = None) -> None:
+        self.old_ends: dict[Path, int] = {}  # where this command's answers begin; a partition may be opened twice by one command
+        self._opening = opening or asyncio.Lock()  # shared: one of several runs opens prompts at a time
         self._engines = engines
         self._usage = usage
         self._seed = seed
@@ -61,7 +62,7 @@ class Partitions:
             MoraError: the run can't go on; what was answered is in the logs.
         """
         try:
-            async with _Group(self._usage.stop) as group:
+            async with _Group(self._usage.stop) as group, self._opening:
                 for part in parts:
                     opened = self._open(part, only)
                     if not opened.prompts:
@@ -82,8 +83,8 @@ class Partitions:
 
     def _open(self, part: Part, only: frozenset[str] | None) -> OpenPart:
         prompts = [p for p in part.prompts() if only is None or p.prompt_id in only]
-        log = AnswerLog(part.log_path, part.sealed_answers(), self._old_ends.get(part.log_path))
-        self._old_ends[part.log_path] = log.old_end
+        log = AnswerLog(part.log_path, part.sealed_answers(), self.old_ends.get(part.log_path))
+        self.old_ends[part.log_path] = log.old_end
         self._logs.append(log)
         self.damaged += log.damaged
         return OpenPart(part, prompts, log, Asker(self._engines, log, self._seed, self._usage))

@@ -8,14 +8,17 @@ One line per server reply, written with one unbuffered `write()` before the requ
 `base` is the hash of the request, `first` the index of the record's first sample, `n` how many were asked for and `s`
 what came; `e` instead of `s` is a failure that no retry can mend. A line survives the death of the process as soon as
 `write` returns; a thread syncs to disk about once a second for the case of a power loss. A torn last line and damaged
-bytes are skipped and counted: their answers are asked again.
+bytes are skipped and counted: their answers are asked again. One process at a time has a log open.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,10 +27,12 @@ from typing import Any
 
 import orjson
 
-from ..errors import RunFolderError
+from ..errors import LogHeld, RunFolderError
 from ..types import Answer
 
 HEAD = 42  # crc, space, key, space
+HELD_S = 10.0  # a process that was told to stop, or whose machine is gone, lets go of its log within this
+_NAP_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,11 @@ class AnswerLog:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as e:
             raise RunFolderError(f"can't open the answer log {path}: {e.strerror}") from e
+        try:
+            _hold(self._fd, path)
+        except LogHeld:
+            os.close(self._fd)
+            raise
         self._end = self._load()
         self.old_end = self._end if old_end is None else old_end
         self._sync = threading.Thread(target=self._sync_often, name="log-sync", daemon=True)
@@ -215,3 +225,22 @@ class AnswerLog:
                     os.fdatasync(self._fd)
                 except OSError:
                     self._dirty = True
+
+
+def _hold(fd: int, path: Path) -> None:
+    """Lock a log for this process; where the file system has no locks, nobody is kept out.
+
+    Raises:
+        LogHeld: another process keeps it.
+    """
+    end = time.monotonic() + HELD_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno not in (errno.EAGAIN, errno.EACCES):
+                return
+        if time.monotonic() > end:
+            raise LogHeld(f"the answer log {path} is in use by another process: wait for it to end, "
+                          "and run the same command again")
+        time.sleep(_NAP_S)

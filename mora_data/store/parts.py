@@ -36,6 +36,10 @@ class Part:
     def log_path(self) -> Path:
         return self.folder / "answers.log"
 
+    def log_size(self) -> int:
+        """Bytes of the answer log; 0 where there is none."""
+        return self.log_path.stat().st_size if self.log_path.exists() else 0
+
     def manifest(self) -> dict[str, Any] | None:
         """The partition's manifest, None while it is open or unreadable."""
         try:
@@ -89,6 +93,11 @@ class Part:
         sorted_keys = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
         write_whole(self.folder / "manifest.json", orjson.dumps({**manifest, "tokens": tokens}, option=sorted_keys))
         self.log_path.unlink(missing_ok=True)
+
+    def give_up(self, why: str) -> None:
+        """List every prompt as failed, of a partition that can't be worked on; it stays open, the next run tries it again."""
+        errors = [{"prompt_id": p.prompt_id, "stage": "partition", "error": why} for p in self.prompts()]
+        write_whole(self.folder / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
 
     def reopen(self) -> None:
         """Take the manifest away: the partition is open again, its sealed answers serve as log."""

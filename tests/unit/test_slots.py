@@ -160,10 +160,10 @@ def test_rate_over_any_window(per_min: float, n: int) -> None:
 def test_tokens_are_reserved_and_put_right() -> None:
     clock = Clock()
     pace = Pace(None, 600.0, clock)
-    wait, reserved = pace.reserve(400, 100)
+    wait, reserved = asyncio.run(pace.reserve(400, 100))
     assert (wait, reserved) == (0.0, 200.0)
-    pace.settle(reserved, 100, 10, 100)
-    wait, less = pace.reserve(400, 100)
+    asyncio.run(pace.settle(reserved, 100, 10, 100))
+    wait, less = asyncio.run(pace.reserve(400, 100))
     assert wait == pytest.approx(110 / 10 - 1.0)
     assert less < reserved, "answers turn out shorter than max_tokens"
 

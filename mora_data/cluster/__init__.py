@@ -1,0 +1,31 @@
+"""Partitions on a Ray cluster (`--executor ray`, extra `ray`): the build stays one process, its partitions go to workers.
+
+    schedule   which worker gets which partition, what becomes of those whose worker died; knows nothing of Ray
+    worker     the actor that asks partitions to their end, with engines of its own
+    meter      the small actor that holds what all workers share: rate limits, spending, progress
+    crew       the workers as Ray actors
+    driver     starts or joins the cluster and runs the schedule on it
+
+A worker runs the same coroutines over the same answer logs as a build on one machine, and seals the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+from ..config import BuildSettings
+from ..errors import ExtraMissing, SettingsError
+
+
+def check(settings: BuildSettings) -> None:
+    """Say at once what would stop a build on a cluster.
+
+    Raises:
+        ExtraMissing: Ray is not installed.
+        SettingsError: an engine that works on one machine only.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ExtraMissing("executor 'ray' needs Ray: pip install 'mora-data[ray]' here and on every node, or leave --executor out")
+    for role in ("policy", "rewriter", "judge", *settings.reward_roles()):
+        if settings.role(role).engine == "batch":
+            raise SettingsError(f"{role}.engine = 'batch' waits for files and needs no cluster: leave --executor out")

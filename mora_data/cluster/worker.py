@@ -1,0 +1,188 @@
+"""The actor that works on partitions: the kit of the build, engines of its own, the partition's own answer log.
+
+It returns what became of a partition, never an exception, so that nothing has to be unpickled to be understood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, resources
+from ..config import BuildSettings
+from ..engines import connect
+from ..engines.engine import Engine, Usage
+from ..errors import EndpointError, ExtraMissing, LimitReached, LogHeld, MoraError, RunFolderError, SettingsError
+from ..kit import FORMAT, Kit, load
+from ..sources.benchmarks import Benchmarks
+from ..stages.outcome import Outcome
+from ..stages.partition import Partitions
+from ..store.parts import Part
+from ..store.run import read_json
+from ..types import Role
+from .meter import Limits, SharedPace
+from .schedule import Ended
+
+REPORT_S = 0.25
+NAP_S = 0.05
+PACKAGES = ("pyarrow", "numpy", "orjson", "pydantic", "jinja2")  # those whose version may show in the rows or their files
+ENVIRONMENT = ("OPENAI_BASE_URL",)  # what of the driver's environment a worker needs; keys are each node's own affair
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every worker of a build gets."""
+
+    settings: BuildSettings
+    sample: bool
+    until: str
+    run_dir: Path
+    mined: str  # basis of mine.json: a worker that reads another one sees another folder
+    reference: Mapping[str, Any]
+    benchmarks: Benchmarks
+    versions: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A partition to be worked on."""
+
+    number: int
+    fingerprint: str  # of what the driver would make of it
+    old_end: int  # where this command's own answers begin in the log
+
+
+class Worker:
+    """Runs as a Ray actor; `name` says which worker of the build it is."""
+
+    def __init__(self, job: Job, meter: Any, name: str) -> None:
+        self._job, self._meter, self._name = job, meter, name
+        self._usage = Usage()
+        self._prompts: dict[int, int] = {}
+        self._opening = asyncio.Lock()
+        self._engines: dict[Role, Engine] = {}
+        self._kit: Kit | None = None
+        self._reporting: asyncio.Task[None] | None = None
+        self._n_open = 0
+
+    async def ready(self) -> tuple[str, str | None]:
+        """The node's id, and why this worker can't do the work there; None when it can."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), self._unfit()
+
+    def _unfit(self) -> str | None:
+        job = self._job
+        os.environ.update({k: v for k, v in job.environment.items() if k not in os.environ})
+        reason = skew(job.versions, versions()) or _unseen(job)
+        if reason is not None:
+            return f"node {platform.node()} {reason}"
+        try:
+            self._kit = load(job.settings, job.until, job.benchmarks).charted(job.reference)
+            self._engines = connect(job.settings, job.sample, self._usage, job.run_dir, lambda text: None, {"turns": self._turns})
+        except MoraError as e:
+            return f"node {platform.node()}: {e}"
+        self._reporting = asyncio.ensure_future(self._report())
+        return None
+
+    async def seal(self, order: Order) -> Ended:
+        """Ask a partition to its end and seal it."""
+        self._n_open += 1
+        try:
+            return await self._seal(order)
+        finally:
+            self._n_open -= 1
+
+    async def _seal(self, order: Order) -> Ended:
+        kit, job, part = self._kit, self._job, Part(self._job.run_dir, order.number)
+        assert kit is not None
+        runner = Partitions(self._engines, self._usage, job.settings.seed, self._opening)
+        runner.old_ends[part.log_path] = order.old_end
+        self._prompts[order.number] = 0
+        try:
+            if kit.fingerprint(self._engines, job.reference, part) != order.fingerprint:
+                return Ended("unfit", f"node {platform.node()} would make other rows than the driver (templates, models or files "
+                                      "differ): install the same on every node")
+            await kit.through(self._engines, job.reference, runner, [part], partial(self._one_more, order.number))
+            await self._tell()
+        except LogHeld as e:
+            return Ended("held", str(e))
+        except (EndpointError, SettingsError, ExtraMissing) as e:
+            return Ended("unfit", f"node {platform.node()}: {e}")
+        except RunFolderError as e:
+            return Ended("storage", f"node {platform.node()}: {e}")
+        except MoraError as e:
+            return Ended("stopped", str(e))
+        except Exception as e:  # whatever a partition's rows make the code raise, the others can go on
+            return Ended("raised", f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
+        return Ended("sealed", damaged=runner.damaged)
+
+    async def rest(self, why: str) -> None:
+        """Send nothing more; return when what is in flight is answered or given up."""
+        self._usage.stop(LimitReached(why))
+        while self._n_open:
+            await asyncio.sleep(NAP_S)
+        await self._tell()
+
+    async def ping(self) -> None:
+        """Alive."""
+
+    def _one_more(self, number: int, outcome: Outcome) -> None:
+        self._prompts[number] += 1
+
+    def _turns(self, key: str, limits: Limits) -> SharedPace:
+        return SharedPace(self._meter, key, limits)
+
+    async def _tell(self) -> None:
+        why = await self._meter.report.remote(self._name, self._usage.numbers(), dict(self._prompts))
+        if why is not None:
+            self._usage.stop(LimitReached(why))
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_S)
+            await self._tell()
+
+
+def versions() -> dict[str, str]:
+    """What has to be the same on every node for the rows to be the same, byte for byte."""
+    found = {"mora-data": __version__, "the format of partitions": str(FORMAT), "Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    found["the code of mora-data"] = _code()
+    return found
+
+
+def skew(wanted: Mapping[str, str], there: Mapping[str, str]) -> str | None:
+    """The first version that differs, in words."""
+    for name, v in wanted.items():
+        if there.get(name) != v:
+            return f"has {name} {there.get(name)}, the driver {v}: install the same on every node"
+    return None
+
+
+def _code() -> str:
+    package = Path(resources.__file__).parent
+    files = sorted(p.relative_to(package).as_posix() for p in package.rglob("*.py"))
+    content = hashlib.sha256()
+    for name in files:
+        content.update(name.encode() + (package / name).read_bytes())
+    return content.hexdigest()[:12]
+
+
+def _unseen(job: Job) -> str | None:
+    if read_json(job.run_dir / "mine.json").get("basis") == job.mined:
+        return None
+    return f"does not see the run folder {job.run_dir}: give --out on storage that all nodes share"
