@@ -64,8 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
     s.add_argument("--json", action="store_true", help="one JSON object on stdout")
     s = _add(sub, "report", _report_run, "whether fusion helped and what to doubt: report.json, report.html")
-    s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
-    s.add_argument("--json", action="store_true", help="report.json on stdout too")
+    s.add_argument("run_dir", nargs="?", type=Path, metavar="RUN_DIR", help="the --out of a build")
+    s.add_argument("--compare", nargs=2, metavar=("A", "B"), help="instead: what differs between two of RUN_DIR, RUN_DIR:ARM, "
+                                                                  "dataset folder, ORG/NAME@TAG")
+    s.add_argument("--out", type=Path, metavar="DIR", help="folder for report-compare.json and .html (default: here)")
+    s.add_argument("--json", action="store_true", help="the JSON on stdout instead of the summary")
     s = _add(sub, "view", _view, "look at a run or a dataset in the browser, while it runs too")
     s.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder, or a dataset folder alone")
     s.add_argument("--port", type=int, metavar="N", help="port of 127.0.0.1 (default: 7470, or a free one)")
@@ -289,9 +292,26 @@ def _report_run(args: argparse.Namespace) -> int:
     from .report import report_of, write_report
     from .show import report_lines
 
+    if args.compare is not None:
+        return _report_compare(args)
+    if args.run_dir is None or args.out is not None:
+        raise SettingsError("give RUN_DIR (its report is written into it), or --compare A B with or without --out DIR")
     report = report_of(args.run_dir)
     written = write_report(args.run_dir, report)
     print(json.dumps(report) if args.json else "\n".join([*report_lines(report), *map(str, written)]))
+    return 0
+
+
+def _report_compare(args: argparse.Namespace) -> int:
+    from .report.compare import compared, write_comparison
+    from .report.sides import side_of
+    from .show import compare_lines
+
+    if args.run_dir is not None:
+        raise SettingsError(f"report --compare takes two folders and no RUN_DIR ({args.run_dir})")
+    tree = compared(side_of(args.compare[0]), side_of(args.compare[1]))
+    written = write_comparison(args.out or Path(), tree)
+    print(json.dumps(tree) if args.json else "\n".join([*compare_lines(tree), *map(str, written)]))
     return 0
 
 
