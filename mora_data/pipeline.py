@@ -29,6 +29,7 @@ from .errors import LimitReached, NothingSelected, UnreliableScores
 from .manifest import counts_tree, emptied_by, fingerprint, published_reference, sampling_of
 from .measuring import Measuring, model_of
 from .progress import Progress
+from .pulse import pulse
 from .rewards import Reward
 from .rewards import load as load_reward
 from .selection import load as load_selector
@@ -144,7 +145,7 @@ class Builder:
             parts = folder.parts()
             try:
                 if self.reaches("presample"):
-                    asyncio.run(self._ask(folder, parts))
+                    asyncio.run(self._asked(folder, parts))
             finally:
                 self._finish_counts(folder, parts, mined)
             if self.reaches("fuse"):
@@ -246,6 +247,10 @@ class Builder:
         return n if resolve(self.settings.role("policy"), self.options.sample).engine == "scripted" else 0
 
     # the partitions
+    async def _asked(self, folder: RunFolder, parts: Sequence[Part]) -> None:
+        with pulse(folder, self.usage, self.progress):
+            await self._ask(folder, parts)
+
     async def _ask(self, folder: RunFolder, parts: Sequence[Part]) -> None:
         self._engines = connect(self.settings, self.options.sample, self.usage, folder.path, self.progress.say)
         self._spending = Spending(folder, self.settings.limits, self._prices, self.usage)

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..engines.prices import load_prices
 from ..errors import SettingsError
-from ..store.run import read_json
+from ..store.run import LIVE, read_json
 from ..types import STAGES
 from .place import Place
 
@@ -58,6 +58,7 @@ class Watch:
             "cost": _cost(place),
             "errors": sum(int(m.get("errors") or 0) for _, m in sealed),
             **self._speeds(),
+            "now": _pulse(place.run, now) if running else None,
         }
 
     def _speeds(self) -> dict[str, float | None]:
@@ -96,6 +97,16 @@ class Watch:
             except OSError:
                 continue
         return now - max(times, default=0.0) < FRESH_S
+
+
+def _pulse(run: Path, now: float) -> dict[str, Any] | None:
+    """What the build says of itself; None where it is an older one that says nothing, or has not for a while."""
+    told = read_json(run / LIVE)
+    slots, at = told.get("slots"), told.get("at")
+    if not isinstance(at, (int, float)) or abs(now - at) > FRESH_S or not isinstance(slots, list):
+        return None
+    sums = {k: sum(int(s.get(k) or 0) for s in slots if isinstance(s, dict)) for k in ("size", "open", "busy", "waiting")}
+    return {**{k: told.get(k) for k in ("step", "done", "total", "requests", "retries", "failed")}, "slots": slots, **sums}
 
 
 def funnel(place: Place, running: bool) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..report.figure import percent, shown
@@ -117,8 +118,10 @@ def _progress(tree: dict[str, Any]) -> str:
         if live["answers_per_s"] is None
         else f"{live['answers_per_s']:,.0f} answers/s, {live['tokens_per_s']:,.0f} tokens/s"
     )
+    now = live["now"]
     facts = tiles(
         [
+            *_slots(now),
             ("prompts finished", f"{live['prompts_sealed']:,} of {live['prompts']:,}"),
             ("partitions", f"{live['partitions_sealed']} of {live['partitions']}"),
             ("answers in the logs", live["answers"]),
@@ -131,6 +134,22 @@ def _progress(tree: dict[str, Any]) -> str:
         f'<section aria-label="progress"><p class="note" role="status">{word(says)}</p>'
         f"{bar(live['prompts_sealed'], live['prompts'], 'progress')}{facts}</section>"
     )
+
+
+def _slots(now: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    """How busy the endpoints are, of a running build that says so."""
+    if now is None:
+        return []
+    of = f" of {now['total']:,}" if now["total"] else ""
+    facts: list[tuple[str, Any]] = [("doing", f"{now['step']} {now['done']:,}{of}"), ("requests of this command", now["requests"])]
+    if now["size"]:
+        shut = now["size"] - now["open"]
+        waiting = f", {now['waiting']:,} waiting" if now["waiting"] else ""
+        refused = f" ({shut:,} shut by refusals)" if shut > 0 else ""
+        facts.append(("slots busy", f"{now['busy']:,} of {now['size']:,}{refused}{waiting}"))
+    if now["retries"] or now["failed"]:
+        facts.append(("retries / given up", f"{now['retries']:,} / {now['failed']:,}"))
+    return facts
 
 
 def _tiles(tree: dict[str, Any]) -> str:

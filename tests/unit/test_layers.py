@@ -15,7 +15,7 @@ LAYERS = [
     {"api", "probe"},
     {"pipeline", "evaluate", "estimate", "show"},
     {"measuring"},
-    {"recipes", "manifest", "spending"},
+    {"recipes", "manifest", "spending", "pulse"},
     {"stages", "report", "view"},
     {"engines", "sources", "rewards", "selection", "hub", "statistics", "progress"},
     {"config", "store", "templating"},
