@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(argv)
     command: Callable[[argparse.Namespace], int] = args.command
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # one way to stop
+    signal.signal(signal.SIGTERM, _stop)
     try:
         return command(args)
     except MoraError as e:
@@ -42,6 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def _stop(number: int, frame: object) -> None:
+    """SIGTERM stops as ctrl-c does, also in the background of a script, where the shell has SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -73,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder, or a dataset folder alone")
     s.add_argument("--port", type=int, metavar="N", help="port of 127.0.0.1 (default: 7470, or a free one)")
     s.add_argument("--no-open", action="store_true", help="print the address, open no browser")
+    s.add_argument("--with", dest="other", type=Path, metavar="OTHER", help="compare with this run or dataset folder, page by page")
+    s.add_argument("--review", metavar="NAME", help="take NAME's blind votes on pairs; they go to RUN_DIR/reviews.jsonl")
     s = _add(sub, "weights", _weights, "weights of the dimensions that take the run's answers to target rewards")
     s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
     s.add_argument("--target", action="append", required=True, metavar="DIM=VALUE", help="mean reward wanted, in [0, 1]; repeat it")
@@ -332,7 +341,7 @@ def _weights(args: argparse.Namespace) -> int:
 def _view(args: argparse.Namespace) -> int:
     from .view import serve
 
-    serve(args.folder, args.port, not args.no_open)
+    serve(args.folder, args.port, not args.no_open, args.review, args.other)
     return 0
 
 

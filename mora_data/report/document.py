@@ -27,6 +27,7 @@ from .measure import scale
 from .numbers import number
 from .pairs import examples, pairs_of_run, read_pairs
 from .read import blocks
+from .reviews import agreement
 
 FORMAT = 1
 CLAIM = "This is about the data only, not about training: whether training on these pairs helps a model is not tested here."
@@ -138,6 +139,7 @@ def finished(arms: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     out["figures"]["cost"] = figures.cost(run["manifest"], out["pairs"]["n"])
     out["figures"]["scaling"] = figures.scaling(run_dir, out["pairs"]["n"], out["run"]["prompts"])
     out["examples"] = examples(held)
+    out["reviews"] = agreement(run_dir, held, out["settings"]["seed"])
     out["contamination"] = run["manifest"].get("contamination")
     out["not_measured"] = figures.not_measured(out, run["manifest"])
     out["doubts"] = doubts(out)

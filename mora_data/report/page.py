@@ -52,6 +52,7 @@ def page(report: Mapping[str, Any], run_dir: Path) -> str:
         "<section><h2>The figures</h2>",
         *(figure(f, f"report.json, {HELD.get(f.name, 'figures.' + f.name)}") for f in figures),
         "</section>",
+        _people(report.get("reviews")),
         _examples(report, run_dir),
         _ending(report),
     ]
@@ -205,6 +206,28 @@ def _may_harm(row: Mapping[str, Any], floors: Mapping[str, float]) -> bool:
         return True
     rewards = [row[f"{side}_reward_harmless"] for side in ("chosen", "rejected")]
     return any(v is None or v < floors["harmless"] for v in rewards)
+
+
+def _people(v: Mapping[str, Any] | None) -> str:
+    if v is None:
+        return ""
+    rows = [
+        ["votes", shown(v["votes"])],
+        ["pairs", shown(v["pairs"])],
+        ["people", shown(v["reviewers"])],
+        ["prefer the chosen answer", interval(v["agree"])],
+        ["kappa, people and scores", interval(v["kappa"])],
+        ["alpha, people among themselves", shown((v["between_people"] or {}).get("alpha"))],
+        ["took the first answer (0.5 where the place plays no part)", interval(v["first"])],
+        ["equally good", shown(v["equal"])],
+        ["neither will do", shown(v["neither"])],
+    ]
+    numbers = table(["of the blind votes", "value [95 % interval]"], rows, "reviews")
+    return (
+        f"<section><h2>Do people agree with the scores?</h2>{numbers}"
+        '<p class="dim">Blind votes on two answers whose places were drawn by chance; kappa counts those for one side, its '
+        "interval resamples source prompts. Data: report.json, reviews.</p></section>"
+    )
 
 
 def _ending(r: Mapping[str, Any]) -> str:

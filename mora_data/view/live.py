@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..types import STAGES
 from .place import Place
 
 FRESH_S = 20.0  # a log that grew this recently belongs to a running build
+RELOAD_S = 3
 SPAN = 60.0  # seconds over which a speed is taken
 
 
@@ -97,6 +98,11 @@ class Watch:
             except OSError:
                 continue
         return now - max(times, default=0.0) < FRESH_S
+
+
+def reloads(live: Mapping[str, Any], query: Mapping[str, str]) -> dict[str, int]:
+    """After how many seconds a page of a running build loads itself again; 0 for never, and where it is to stand still."""
+    return {"reload_s": RELOAD_S if live["running"] and not query.get("still") else 0}
 
 
 def _pulse(run: Path, now: float) -> dict[str, Any] | None:
