@@ -1,6 +1,7 @@
 # make demo   install and run the main job on the bundled rows     make test         install what the tests need, run them
 # make check  ruff, mypy, layers                                     make test-server  the engines against real servers
 # make bench  speed and memory, next to a floor                      make test-slow    what takes minutes
+# make picture  the picture of the README, from the demo
 # make ci     everything CI runs
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: demo install test test-slow test-server check bench ci clean
+.PHONY: demo picture install test test-slow test-server check bench ci clean
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +37,9 @@ install: $(VENV)/.base
 demo: $(VENV)/.base
 	$(BIN)/mora-data build --source pku-saferlhf --sample --out $(OUT)
 	$(BIN)/python -m mora_data.demo $(OUT)
+
+picture: demo
+	$(BIN)/python -m mora_data.view.poster $(OUT) docs/reward-space.svg
 
 test: $(VENV)/.train
 	$(BIN)/python -m pytest

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parsed(argv)
     command: Callable[[argparse.Namespace], int] = args.command
     gc.set_threshold(20_000, 20, 50)  # requests leave no cycles behind; looking for them every 700 objects took 8 % of the CPU
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))  # one way to stop
+    signal.signal(signal.SIGTERM, _stop)
     try:
         return command(args)
     except MoraError as e:
@@ -44,6 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def _stop(number: int, frame: object) -> None:
+    """SIGTERM stops as ctrl-c does, also in the background of a script, where the shell has SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,12 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
     s.add_argument("--json", action="store_true", help="one JSON object on stdout")
     s = _add(sub, "report", _report_run, "whether fusion helped and what to doubt: report.json, report.html")
-    s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
-    s.add_argument("--json", action="store_true", help="report.json on stdout too")
+    s.add_argument("run_dir", nargs="?", type=Path, metavar="RUN_DIR", help="the --out of a build")
+    s.add_argument("--compare", nargs=2, metavar=("A", "B"), help="instead: what differs between two of RUN_DIR, RUN_DIR:ARM, "
+                                                                  "dataset folder, ORG/NAME@TAG")
+    s.add_argument("--out", type=Path, metavar="DIR", help="folder for report-compare.json and .html (default: here)")
+    s.add_argument("--json", action="store_true", help="the JSON on stdout instead of the summary")
     s = _add(sub, "view", _view, "look at a run or a dataset in the browser, while it runs too")
     s.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder, or a dataset folder alone")
     s.add_argument("--port", type=int, metavar="N", help="port of 127.0.0.1 (default: 7470, or a free one)")
     s.add_argument("--no-open", action="store_true", help="print the address, open no browser")
+    s.add_argument("--with", dest="other", type=Path, metavar="OTHER", help="compare with this run or dataset folder, page by page")
+    s.add_argument("--review", metavar="NAME", help="take NAME's blind votes on pairs; they go to RUN_DIR/reviews.jsonl")
     s = _add(sub, "weights", _weights, "weights of the dimensions that take the run's answers to target rewards")
     s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
     s.add_argument("--target", action="append", required=True, metavar="DIM=VALUE", help="mean reward wanted, in [0, 1]; repeat it")
@@ -292,9 +304,26 @@ def _report_run(args: argparse.Namespace) -> int:
     from .report import report_of, write_report
     from .show import report_lines
 
+    if args.compare is not None:
+        return _report_compare(args)
+    if args.run_dir is None or args.out is not None:
+        raise SettingsError("give RUN_DIR (its report is written into it), or --compare A B with or without --out DIR")
     report = report_of(args.run_dir)
     written = write_report(args.run_dir, report)
     print(json.dumps(report) if args.json else "\n".join([*report_lines(report), *map(str, written)]))
+    return 0
+
+
+def _report_compare(args: argparse.Namespace) -> int:
+    from .report.compare import compared, write_comparison
+    from .report.sides import side_of
+    from .show import compare_lines
+
+    if args.run_dir is not None:
+        raise SettingsError(f"report --compare takes two folders and no RUN_DIR ({args.run_dir})")
+    tree = compared(side_of(args.compare[0]), side_of(args.compare[1]))
+    written = write_comparison(args.out or Path(), tree)
+    print(json.dumps(tree) if args.json else "\n".join([*compare_lines(tree), *map(str, written)]))
     return 0
 
 
@@ -315,7 +344,7 @@ def _weights(args: argparse.Namespace) -> int:
 def _view(args: argparse.Namespace) -> int:
     from .view import serve
 
-    serve(args.folder, args.port, not args.no_open)
+    serve(args.folder, args.port, not args.no_open, args.review, args.other)
     return 0
 
 

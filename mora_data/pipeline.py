@@ -32,6 +32,7 @@ from .kit import load as load_kit
 from .manifest import Summary, counts_tree, emptied_by, fingerprint, published_reference
 from .measuring import Measuring
 from .progress import Progress
+from .pulse import pulse
 from .sources import load as load_source
 from .sources.benchmarks import Benchmarks
 from .sources.read import SourceRow
@@ -99,6 +100,7 @@ class Builder:
         Raises:
             MoraError: it can't be finished; the state is kept.
         """
+        choose_malloc()
         self._benchmarks = benchmarks_of(self.settings)
         if self.reaches("presample"):
             if self.settings.executor == "ray":
@@ -116,7 +118,7 @@ class Builder:
             parts = folder.parts()
             try:
                 if self._kit is not None:
-                    asyncio.run(self._ask(folder, parts, self._kit))
+                    asyncio.run(self._asked(folder, parts, self._kit))
             finally:
                 self._finish_counts(folder, parts, mined)
             parts = [p for p in parts if p.number not in self._given_up]
@@ -189,6 +191,10 @@ class Builder:
         return n if resolve(self.settings.role("policy"), self.options.sample).engine == "scripted" else 0
 
     # the partitions
+    async def _asked(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
+        with pulse(folder, self.usage, self.progress):
+            await self._ask(folder, parts, kit)
+
     async def _ask(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
         self._engines = connect(self.settings, self.options.sample, self.usage, folder.path, self.progress.say)
         self._spending = Spending(folder, self.settings.limits, self._prices, self.usage)

@@ -23,6 +23,11 @@ class Progress:
         self._started = self._shown = time.monotonic()
         self._width = 0
 
+    @property
+    def at(self) -> tuple[str, int, int]:
+        """The step that is under way, its items done, and how many there are (0: not known)."""
+        return self._label, self._done, self._total
+
     def start(self, label: str, total: int, done: int = 0) -> None:
         """A new long step begins."""
         self._label, self._total, self._done = label, total, done

@@ -58,6 +58,17 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def compare_lines(tree: Mapping[str, Any]) -> list[str]:
+    """What to doubt of a comparison, then which numbers differ, as text."""
+    from .report.compare_page import label, summary
+
+    said = summary(tree)
+    lines = [f"A: {label(tree['a'])}", f"B: {label(tree['b'])}", "", *(f"- {d}" for d in tree["doubts"]), ""]
+    lines.append(f"{tree['differ']} of {tree['tested']} numbers differ (p < 0.05, Holm)")
+    lines += [f"  {s}" for s in said[:12]]
+    return [*lines, *([f"  and {len(said) - 12} more"] if len(said) > 12 else []), ""]
+
+
 def _interval(cell: Mapping[str, Any]) -> str:
     if cell["value"] is None:
         return "not measured"

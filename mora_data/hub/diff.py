@@ -45,7 +45,7 @@ def compare(before: str, after: str) -> dict[str, Delta]:
     Raises:
         PublishError: one of them holds no dataset, or a Parquet file can't be read.
     """
-    a, b = (_configs(_dataset(where)) for where in (before, after))
+    a, b = (_configs(dataset_of(where)) for where in (before, after))
     return {name: delta(a.get(name, []), b.get(name, [])) for name in dict.fromkeys([*a, *b])}
 
 
@@ -75,12 +75,17 @@ def lines(deltas: Mapping[str, Delta]) -> list[str]:
     return out
 
 
-def _dataset(where: str) -> Path:
+def dataset_of(where: str) -> Path:
+    """The dataset folder of a run or a folder, or a copy of what a tag of the Hub holds.
+
+    Raises:
+        PublishError: there is none.
+    """
     path = Path(where)
     if not path.exists() and (on_hub := _ON_HUB.fullmatch(where)):
         from .client import snapshot
 
-        path = snapshot(on_hub["repo"], on_hub["revision"], ("README.md", "*/*.parquet"))
+        path = snapshot(on_hub["repo"], on_hub["revision"], ("README.md", "provenance/manifest.json", "*/*.parquet"))
     for folder in (path / "dataset", path):
         if (folder / "README.md").is_file() and any(folder.glob("*/*.parquet")):
             return folder

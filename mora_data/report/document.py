@@ -8,6 +8,7 @@ A pure function of the run folder: the same files give the same bytes. Partition
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .measure import scale
 from .numbers import number
 from .pairs import examples, pairs_of_run, read_pairs
 from .read import blocks
+from .reviews import agreement
 
 FORMAT = 1
 CLAIM = "This is about the data only, not about training: whether training on these pairs helps a model is not tested here."
@@ -41,10 +43,31 @@ def report_of(run_dir: Path) -> dict[str, Any]:
     return finished(arms, run_dir)
 
 
-def arms_report(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The part that needs the partitions only: verdict, arms, and the figures about prompts and answers.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A run's partitions, measured once.
+
+    Attributes:
+        run: its manifest and its settings, as trees.
+        reference: floors and noise.
+        n_parts: finished partitions.
+        n_each: answers that each prompt has at least in the arms that are compared.
+    """
+
+    run: Mapping[str, Any]
+    reference: Mapping[str, Any]
+    n_parts: int
+    n_each: int
+    gathered: Gathered
+
+
+def measured(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> Measured:
+    """One pass over the finished partitions.
 
     `manifest`: the run's, where a build is about to write it.
+
+    Raises:
+        RunFolderError: not a run folder, nothing in it is finished, or a file of it is damaged.
     """
     run = _run(run_dir, manifest)
     settings, dims = run["settings"], tuple(run["settings"]["dimensions"])
@@ -60,14 +83,24 @@ def arms_report(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dic
         raise RunFolderError(
             f"{run_dir} has no floors (reference.json): run its `mora-data build` again with --until score or later"
         )
-    n_rollouts, split = int(settings["rollout"]["n"]), bool(settings["presample"].get("split"))
+    split = bool(settings["presample"].get("split"))
     n_each = _answers_each(settings, split)
     sigma = {d: reference["noise"][d]["sigma"] for d in dims}
-    s = scale(dims, reference["floors"], sigma, n_each, n_prompts)
-    g = gather(blocks(parts, dims, split), s, n_each)
+    g = gather(blocks(parts, dims, split), scale(dims, reference["floors"], sigma, n_each, n_prompts), n_each)
     if not g.values:
         raise RunFolderError(f"{run_dir} holds no answers of an arm yet: run its `mora-data build` with --until score or later")
-    seed = int(settings["seed"])
+    return Measured(run, reference, len(parts), n_each, g)
+
+
+def arms_report(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The part that needs the partitions only: verdict, arms, and the figures about prompts and answers."""
+    return arms_of_measured(measured(run_dir, manifest), run_dir)
+
+
+def arms_of_measured(m: Measured, run_dir: Path) -> dict[str, Any]:
+    """`arms_report` of what is measured already."""
+    settings, g = m.run["settings"], m.gathered
+    dims, s, seed = g.scale.dims, g.scale, int(settings["seed"])
     tested = arms_of(g, seed)
     return {
         "format": FORMAT,
@@ -75,21 +108,21 @@ def arms_report(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dic
         "reasons": tested.pop("reasons"),
         "claim": CLAIM,
         "doubts": [],
-        "run": {"prompts": len(g.ids), "partitions_sealed": len(parts)},
+        "run": {"prompts": len(g.ids), "partitions_sealed": m.n_parts},
         "settings": {
             "dimensions": list(dims),
-            "floors": {d: reference["floors"][d] for d in dims},
+            "floors": {d: m.reference["floors"][d] for d in dims},
             "k": s.k,
-            "rollouts": n_rollouts,
+            "rollouts": int(settings["rollout"]["n"]),
             "hypervolume_every": s.every,
             "bootstrap_draws": 2000,
             "seed": seed,
             "before": {"identity": "identity arm", "before": "presamples that decided nothing"}.get(g.before or ""),
         },
         **tested,
-        "judge": _judge(reference, run_dir, dims),
+        "judge": _judge(m.reference, run_dir, dims),
         "prompts": figures.prompts(g),
-        "figures": {"profile": profile_of(g, n_each, seed), **figures.of_answers(g)},
+        "figures": {"profile": profile_of(g, m.n_each, seed), **figures.of_answers(g)},
         "_shrinkage": _shrinkage(g),
     }
 
@@ -100,12 +133,13 @@ def finished(arms: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     shrinkage, dims = out.pop("_shrinkage"), out["settings"]["dimensions"]
     held = read_pairs(run_dir / "dataset", dims)
     sigma = [out["judge"]["dimensions"][d]["sigma"] for d in dims]
-    out["run"] = _about(run, len(parts_of(run_dir)), out["run"])
+    out["run"] = about(run, len(parts_of(run_dir)), out["run"])
     out["pairs"] = pairs_of_run(held, dims, sigma, out["settings"]["seed"])
     out["figures"] |= figures.of_pairs(held, out["pairs"], shrinkage)
     out["figures"]["cost"] = figures.cost(run["manifest"], out["pairs"]["n"])
     out["figures"]["scaling"] = figures.scaling(run_dir, out["pairs"]["n"], out["run"]["prompts"])
     out["examples"] = examples(held)
+    out["reviews"] = agreement(run_dir, held, out["settings"]["seed"])
     out["contamination"] = run["manifest"].get("contamination")
     out["not_measured"] = figures.not_measured(out, run["manifest"])
     out["doubts"] = doubts(out)
@@ -202,7 +236,8 @@ def _answers_each(settings: Mapping[str, Any], split: bool) -> int:
     return min(n, int(presample.get("step") or presample["n"][0]) // 2)
 
 
-def _about(run: Mapping[str, Any], n_parts: int, read: Mapping[str, int]) -> dict[str, Any]:
+def about(run: Mapping[str, Any], n_parts: int, read: Mapping[str, int]) -> dict[str, Any]:
+    """`run` of report.json: what was built, by whom, and how far. `read`: prompts and finished partitions."""
     m = run["manifest"]
     models = m.get("models") or {}
     judge = run["settings"].get("judge") or {}

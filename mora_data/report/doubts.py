@@ -12,6 +12,7 @@ LEAST_RELIABILITY = 0.3
 SOUND_RELIABILITY = 0.7
 MOST_WORDING_AUC = 0.9
 MOST_REFUSAL = 0.8
+LEAST_AGREEMENT = 0.5  # a coin's
 LENGTH_AUC = (0.45, 0.55)
 MATCHED = ("single", "generic", "random")
 
@@ -121,6 +122,7 @@ def _of_pairs(r: Mapping[str, Any]) -> Iterator[str]:
             f"the style of "
             "the chosen side instead of its substance."
         )
+    yield from _of_people(r.get("reviews"))
     shrink = r["figures"]["margins"]["shrinkage"]
     if shrink and shrink["ratio"] is not None and shrink["ratio"] < 0.8:
         yield (
@@ -128,3 +130,12 @@ def _of_pairs(r: Mapping[str, Any]) -> Iterator[str]:
         )
     if p["neg_dim_rate"]["value"]:
         yield f"{100 * p['neg_dim_rate']['value']:.1f} % of the pairs lose in some dimension: they teach its reverse."
+
+
+def _of_people(v: Mapping[str, Any] | None) -> Iterator[str]:
+    if v and v["agree"]["high"] is not None and v["agree"]["low"] < LEAST_AGREEMENT:
+        low, high = v["agree"]["low"], v["agree"]["high"]
+        yield (
+            f"People preferred the chosen answer in {100 * v['agree']['value']:.0f} % of {v['agree']['n']} blind votes (95 % "
+            f"interval {100 * low:.0f} to {100 * high:.0f} %): that the chosen side is the better one to people is not shown."
+        )

@@ -50,19 +50,23 @@ def page(report: Mapping[str, Any], run_dir: Path) -> str:
         _doubts(report),
         _tiles(report),
         "<section><h2>The figures</h2>",
-        *(_figure(f) for f in figures),
+        *(figure(f, f"report.json, {HELD.get(f.name, 'figures.' + f.name)}") for f in figures),
         "</section>",
+        _people(report.get("reviews")),
         _examples(report, run_dir),
         _ending(report),
     ]
+    return whole(f"{report['verdict']} · mora-data report", body)
+
+
+def whole(title: str, body: Sequence[str]) -> str:
+    """A page in one file: style inside, no script, nothing fetched."""
     css = (Path(__file__).parent / "style.css").read_text("utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta name="color-scheme" content="light dark">'
-        f"<title>{_text(report['verdict'])} · mora-data report</title><style>\n{css}</style></head><body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
+        f"<title>{line(title)}</title><style>\n{css}</style></head><body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
     )
 
 
@@ -72,7 +76,8 @@ def told(text: str, most: int = TEXT_CHARS) -> str:
     return escape(_HIDDEN.sub(lambda m: f"⟦U+{ord(m[0]):04X}⟧", cut.replace("\r\n", "\n")))
 
 
-def _text(value: Any) -> str:
+def line(value: Any) -> str:
+    """A value as hostile text on one line."""
     return told(" ".join(str(value).split()), 300)
 
 
@@ -94,19 +99,19 @@ def _head(r: Mapping[str, Any]) -> str:
         for m, e in r["over_best"].items()
         if e
     ]
-    table = _table(["metric", "difference", "prompts", "value [95 % interval]", "p (Holm)"], [*rows, *over]) if rows else ""
+    tested = table(["metric", "difference", "prompts", "value [95 % interval]", "p (Holm)"], [*rows, *over]) if rows else ""
     return (
-        f"<header><h1>Does fusion help? What is in these pairs?</h1><p class=dim>{_text(source)}, {run['prompts']:,} "
+        f"<header><h1>Does fusion help? What is in these pairs?</h1><p class=dim>{line(source)}, {run['prompts']:,} "
         f"prompts, {r['pairs']['n']:,} pairs"
         f"{', simulated' if run['simulated'] else ''}</p></header>"
-        f'<div class="verdict {_SAID.get(r["verdict"], "")}"><strong>{_text(r["verdict"][0].upper() + r["verdict"][1:])}</strong>'
-        + "".join(f"<p>Because {_text(x)}.</p>" for x in r["reasons"])
-        + f"<p class=dim>{_text(r['claim'])}</p>{table}</div>"
+        f'<div class="verdict {_SAID.get(r["verdict"], "")}"><strong>{line(r["verdict"][0].upper() + r["verdict"][1:])}</strong>'
+        + "".join(f"<p>Because {line(x)}.</p>" for x in r["reasons"])
+        + f"<p class=dim>{line(r['claim'])}</p>{tested}</div>"
     )
 
 
 def _doubts(r: Mapping[str, Any]) -> str:
-    said = "".join(f"<li>{_text(d)}</li>" for d in r["doubts"]) or "<li>None of the checks of this page found anything.</li>"
+    said = "".join(f"<li>{line(d)}</li>" for d in r["doubts"]) or "<li>None of the checks of this page found anything.</li>"
     return f"<section><h2>What to doubt</h2><ul>{said}</ul></section>"
 
 
@@ -124,24 +129,25 @@ def _tiles(r: Mapping[str, Any]) -> str:
         ("selector", run["selector"]),
         ("tokens", shown(sum(v or 0 for v in r["figures"]["cost"]["tokens"].values()))),
     ]
-    return '<dl class="tiles">' + "".join(f"<div><dt>{_text(k)}</dt><dd>{_text(v)}</dd></div>" for k, v in tiles) + "</dl>"
+    return '<dl class="tiles">' + "".join(f"<div><dt>{line(k)}</dt><dd>{line(v)}</dd></div>" for k, v in tiles) + "</dl>"
 
 
-def _figure(f: Figure) -> str:
+def figure(f: Figure, held: str) -> str:
+    """A figure with its question, legend, panels, reading and table. `held`: where its numbers are."""
     keys = "".join(
-        f'<li><svg width="14" height="14" aria-hidden="true">{_key(style, mark)}</svg>{_text(name)}</li>'
+        f'<li><svg width="14" height="14" aria-hidden="true">{_key(style, mark)}</svg>{line(name)}</li>'
         for style, mark, name in f.legend
     )
     legend = f'<ul class="legend">{keys}</ul>' if keys and f.panels else ""
     panels = f'<div class="panels">{"".join(f.panels)}</div>' if f.panels else ""
     data = (
-        f'<details class="data"><summary>The numbers ({len(f.rows)} rows)</summary>{_table(f.head, f.rows)}</details>'
+        f'<details class="data"><summary>The numbers ({len(f.rows)} rows)</summary>{table(f.head, f.rows)}</details>'
         if f.rows
         else ""
     )
     return (
-        f'<figure id="{f.name}"><h2>{_text(f.question)}</h2><p class="unit">{_text(f.unit)}</p>{legend}{panels}'
-        f"<figcaption>{told(f.note)} Data: report.json, {HELD.get(f.name, 'figures.' + f.name)}.</figcaption>{data}</figure>"
+        f'<figure id="{f.name}"><h2>{line(f.question)}</h2><p class="unit">{line(f.unit)}</p>{legend}{panels}'
+        f"<figcaption>{told(f.note)} Data: {held}.</figcaption>{data}</figure>"
     )
 
 
@@ -149,15 +155,16 @@ def _key(style: str, mark: int | None) -> str:
     return f'<rect class="f {style}" width="13" height="13" y=".5"/>' if mark is None else dot(7, 7, style, mark)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    top = "".join(f"<th scope=col>{_text(h)}</th>" for h in head)
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], label: str = "table") -> str:
+    """Cells are text or numbers."""
+    top = "".join(f"<th scope=col>{line(h)}</th>" for h in head)
     lines = "".join(
         "<tr>"
         + "".join(f"<td{' class=w' if isinstance(c, str) and len(c) > 50 else ''}>{told(shown(c), 400)}</td>" for c in row)
         + "</tr>"
         for row in rows
     )
-    frame = '<div class="scroll" tabindex="0" role="region" aria-label="table">'
+    frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
     return f"{frame}<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
@@ -188,8 +195,8 @@ def _pair(row: Mapping[str, Any], dims: Sequence[str], floors: Mapping[str, floa
         texts = f"<details><summary>Show the texts (they may be harmful)</summary>{texts}</details>"
     about = ", ".join(str(row[k]) for k in ("arm", "kind", "category") if row[k])
     return (
-        f'<article class="pair"><p class=dim>{_text(row["pair_id"])} · {_text(about)}</p>'
-        f"{_table(['', 'chosen', 'rejected', 'margin', 'scored once more'], numbers)}{texts}</article>"
+        f'<article class="pair"><p class=dim>{line(row["pair_id"])} · {line(about)}</p>'
+        f"{table(['', 'chosen', 'rejected', 'margin', 'scored once more'], numbers)}{texts}</article>"
     )
 
 
@@ -201,16 +208,38 @@ def _may_harm(row: Mapping[str, Any], floors: Mapping[str, float]) -> bool:
     return any(v is None or v < floors["harmless"] for v in rewards)
 
 
+def _people(v: Mapping[str, Any] | None) -> str:
+    if v is None:
+        return ""
+    rows = [
+        ["votes", shown(v["votes"])],
+        ["pairs", shown(v["pairs"])],
+        ["people", shown(v["reviewers"])],
+        ["prefer the chosen answer", interval(v["agree"])],
+        ["kappa, people and scores", interval(v["kappa"])],
+        ["alpha, people among themselves", shown((v["between_people"] or {}).get("alpha"))],
+        ["took the first answer (0.5 where the place plays no part)", interval(v["first"])],
+        ["equally good", shown(v["equal"])],
+        ["neither will do", shown(v["neither"])],
+    ]
+    numbers = table(["of the blind votes", "value [95 % interval]"], rows, "reviews")
+    return (
+        f"<section><h2>Do people agree with the scores?</h2>{numbers}"
+        '<p class="dim">Blind votes on two answers whose places were drawn by chance; kappa counts those for one side, its '
+        "interval resamples source prompts. Data: report.json, reviews.</p></section>"
+    )
+
+
 def _ending(r: Mapping[str, Any]) -> str:
     s = r["settings"]
-    missing = "".join(f"<li>{_text(x)}</li>" for x in r["not_measured"]) or "<li>nothing on the list of this page</li>"
+    missing = "".join(f"<li>{line(x)}</li>" for x in r["not_measured"]) or "<li>nothing on the list of this page</li>"
     return (
         f"<section><h2>Not measured</h2><ul>{missing}</ul></section><section><h2>How to read the numbers</h2><p>Intervals "
         f"and tests resample source prompts ({s['bootstrap_draws']:,} draws, seed {s['seed']}), never answers; arms are compared "
         'on the same prompts. "Before" numbers come from '
-        f"{_text(s['before'] or 'nowhere: the run has neither an identity arm nor split presamples')}, never from the "
+        f"{line(s['before'] or 'nowhere: the run has neither an identity arm nor split presamples')}, never from the "
         f"samples that chose the prompts. "
         "Formulas and defaults are this project's, an independent implementation, not by the authors of the paper; "
         "docs/numbers.md has them. "
-        f"Settings {_text(shown(r['run']['settings_hash']))}, data {_text(shown(r['run']['fingerprint']))}.</p></section>"
+        f"Settings {line(shown(r['run']['settings_hash']))}, data {line(shown(r['run']['fingerprint']))}.</p></section>"
     )

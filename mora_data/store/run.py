@@ -15,6 +15,8 @@ import orjson
 from ..errors import RunFolderError
 from .parts import Part, write_whole
 
+LIVE = "live.json"  # what a running build says of itself
+
 
 class RunFolder:
     """A run folder, locked by this process.

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 
-def serve(path: Path, port: int | None, open_browser: bool) -> None:
-    """Show a folder until it is interrupted; the URL goes to stdout.
+def serve(path: Path, port: int | None, open_browser: bool, reviewer: str | None = None, other: Path | None = None) -> None:
+    """Show a folder until it is interrupted; the URL goes to stdout. `reviewer`, `other`: see `server_of`.
 
     Raises:
         RunFolderError: the folder can't be shown.
@@ -16,7 +16,7 @@ def serve(path: Path, port: int | None, open_browser: bool) -> None:
     """
     from .server import server_of
 
-    server = server_of(path, port)
+    server = server_of(path, port, reviewer, other)
     url = f"http://127.0.0.1:{server.server_address[1]}/"
     print(url, flush=True)
     print("ctrl-c ends it; from another machine: ssh -L 7470:" + url[7:-1] + " HOST", file=sys.stderr)

@@ -16,7 +16,15 @@ from ..report.figure import shown
 from ..report.page import told
 
 LONGEST = 20_000  # characters of a text that a page shows unless asked for all
-NAV = (("/", "Overview", "o"), ("/pairs", "Pairs", "p"), ("/drops", "Drops", "d"), ("/requests", "Requests", "r"))
+NAV = (
+    ("/", "Overview", "o"),
+    ("/pairs", "Pairs", "p"),
+    ("/drops", "Drops", "d"),
+    ("/requests", "Requests", "r"),
+    ("/compare", "Compare", "c"),
+    ("/review", "Review", "v"),
+)
+KEYS = "o overview, p pairs, d drops, r requests, c compare, v review, n next, b back, s search, u unfold."
 
 
 class Html(str):
@@ -47,18 +55,17 @@ def a(path: str, text: str, query: Mapping[str, str] | None = None, key: str = "
     return Html(f'<a href="{url(path, query, anchor)}"{extra}>{word(text)}</a>')
 
 
-def document(title: str, body: Sequence[str], at: str, twin: str, refresh_s: int = 0) -> str:
+def document(title: str, body: Sequence[str], at: str, twin: str) -> str:
     """A whole page. `at`: its place in the navigation; `twin`: the URL of the same as JSON."""
     nav = "".join(f"<li>{a(path, name, key=key, current=path == at)}</li>" for path, name, key in NAV)
-    again = f'<meta http-equiv="refresh" content="{refresh_s}">' if refresh_s else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
-        f'initial-scale=1"><meta name="color-scheme" content="light dark">{again}<title>{word(title)} · mora-data</title>'
+        f'initial-scale=1"><meta name="color-scheme" content="light dark"><title>{word(title)} · mora-data</title>'
         '<link rel="stylesheet" href="/style.css"></head><body><a class="skip" href="#main">Skip to content</a>'
         f'<nav aria-label="pages"><ul>{nav}</ul></nav><main id="main">\n'
         + "\n".join(body)
         + f'\n</main><footer><p class="dim"><a href="{escape(twin)}" accesskey="j">This page as JSON (j)</a>. Access keys: '
-        "o overview, p pairs, d drops, r requests, n next, b back, s search, u unfold.</p></footer></body></html>\n"
+        f"{KEYS}</p></footer></body></html>\n"
     )
 
 

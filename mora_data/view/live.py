@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..engines.prices import load_prices
 from ..errors import SettingsError
-from ..store.run import read_json
+from ..store.run import LIVE, read_json
 from ..types import STAGES
 from .place import Place
 
 FRESH_S = 20.0  # a log that grew this recently belongs to a running build
+RELOAD_S = 3
 SPAN = 60.0  # seconds over which a speed is taken
 
 
@@ -58,6 +59,7 @@ class Watch:
             "cost": _cost(place),
             "errors": sum(int(m.get("errors") or 0) for _, m in sealed),
             **self._speeds(),
+            "now": _pulse(place.run, now) if running else None,
         }
 
     def _speeds(self) -> dict[str, float | None]:
@@ -96,6 +98,21 @@ class Watch:
             except OSError:
                 continue
         return now - max(times, default=0.0) < FRESH_S
+
+
+def reloads(live: Mapping[str, Any], query: Mapping[str, str]) -> dict[str, int]:
+    """After how many seconds a page of a running build loads itself again; 0 for never, and where it is to stand still."""
+    return {"reload_s": RELOAD_S if live["running"] and not query.get("still") else 0}
+
+
+def _pulse(run: Path, now: float) -> dict[str, Any] | None:
+    """What the build says of itself; None where it is an older one that says nothing, or has not for a while."""
+    told = read_json(run / LIVE)
+    slots, at = told.get("slots"), told.get("at")
+    if not isinstance(at, (int, float)) or abs(now - at) > FRESH_S or not isinstance(slots, list):
+        return None
+    sums = {k: sum(int(s.get(k) or 0) for s in slots if isinstance(s, dict)) for k in ("size", "open", "busy", "waiting")}
+    return {**{k: told.get(k) for k in ("step", "done", "total", "requests", "retries", "failed")}, "slots": slots, **sums}
 
 
 def funnel(place: Place, running: bool) -> dict[str, dict[str, Any]]:

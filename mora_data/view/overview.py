@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..report.figure import percent, shown
@@ -9,14 +10,13 @@ from ..store.memory import lean_arrow
 from ..store.run import read_json
 from . import pairs as pairs_page
 from .html import a, bar, document, table, tiles, word
-from .live import funnel
+from .live import funnel, reloads
 from .place import Place
 from .query import Pairs, Query, params
 
 if TYPE_CHECKING:
     from .server import View
 
-REFRESH_S = 3
 NEWEST = 12
 
 
@@ -34,6 +34,7 @@ def data(view: View, query: dict[str, str]) -> dict[str, Any]:
         "dimensions": list(place.dims),
         "floors": place.floors,
         "live": live,
+        **reloads(live, query),
         "stages": funnel(place, live["running"]),
         "pairs": ix.n,
         "prompts_with_pairs": len(ix.groups),
@@ -78,7 +79,7 @@ def candidates(place: Place) -> list[dict[str, Any]]:
 
 def html(tree: dict[str, Any]) -> str:
     """The page."""
-    live, source = tree["live"], tree["source"]
+    source = tree["source"]
     where = " ".join(str(source.get(k) or "") for k in ("dataset", "config", "split"))
     body = [
         f'<h1>{word(tree["folder"])}</h1><p class="dim">{word(tree["kind"])} of {word(where or "an unknown source")}'
@@ -89,7 +90,7 @@ def html(tree: dict[str, Any]) -> str:
     ]
     body.append(_margins(tree) if tree["pairs"] else _no_pairs(tree))
     body += [f'<div class="columns">{_funnel(tree)}{_presets(tree)}</div>', _newest(tree)]
-    return document(tree["folder"], body, "/", "/index.json", REFRESH_S if live["running"] else 0)
+    return document(tree["folder"], body, "/", "/index.json")
 
 
 def _verdict(tree: dict[str, Any]) -> str:
@@ -108,7 +109,7 @@ def _progress(tree: dict[str, Any]) -> str:
     if "status" not in live or (live["status"] == "done" and not live["running"]):
         return ""
     says = (
-        "This build is running; the page loads itself again every few seconds."
+        "This build is running."
         if live["running"]
         else f"This run is not finished (status: {live['status']}). The same mora-data build command goes on where it stopped."
     )
@@ -117,8 +118,10 @@ def _progress(tree: dict[str, Any]) -> str:
         if live["answers_per_s"] is None
         else f"{live['answers_per_s']:,.0f} answers/s, {live['tokens_per_s']:,.0f} tokens/s"
     )
+    now = live["now"]
     facts = tiles(
         [
+            *_slots(now),
             ("prompts finished", f"{live['prompts_sealed']:,} of {live['prompts']:,}"),
             ("partitions", f"{live['partitions_sealed']} of {live['partitions']}"),
             ("answers in the logs", live["answers"]),
@@ -128,9 +131,34 @@ def _progress(tree: dict[str, Any]) -> str:
         ]
     )
     return (
-        f'<section aria-label="progress"><p class="note" role="status">{word(says)}</p>'
+        f'<section aria-label="progress"><p class="note" role="status">{word(says)}{_hold(tree)}</p>'
         f"{bar(live['prompts_sealed'], live['prompts'], 'progress')}{facts}</section>"
     )
+
+
+def _hold(tree: Mapping[str, Any]) -> str:
+    """Whoever reads needs a page that stands still."""
+    if not tree["live"]["running"]:
+        return ""
+    if tree["reload_s"]:
+        return f" The page loads itself again every {tree['reload_s']} seconds: {a('/', 'hold it still', {'still': '1'})}."
+    return f" The page stands still: {a('/', 'let it follow the build')}."
+
+
+def _slots(now: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    """How busy the endpoints are, of a running build that says so."""
+    if now is None:
+        return []
+    of = f" of {now['total']:,}" if now["total"] else ""
+    facts: list[tuple[str, Any]] = [("doing", f"{now['step']} {now['done']:,}{of}"), ("requests of this command", now["requests"])]
+    if now["size"]:
+        shut = now["size"] - now["open"]
+        waiting = f", {now['waiting']:,} waiting" if now["waiting"] else ""
+        refused = f" ({shut:,} shut by refusals)" if shut > 0 else ""
+        facts.append(("slots busy", f"{now['busy']:,} of {now['size']:,}{refused}{waiting}"))
+    if now["retries"] or now["failed"]:
+        facts.append(("retries / given up", f"{now['retries']:,} / {now['failed']:,}"))
+    return facts
 
 
 def _tiles(tree: dict[str, Any]) -> str:

@@ -29,9 +29,9 @@ def space(
     dims: tuple[str, str],
     floors: Mapping[str, float],
     pairs: Sequence[tuple[int, int]],
-    link: str,
+    link: str | None,
 ) -> str:
-    """One panel. `pairs`: (chosen, rejected) by answer index; answer 3 links to `link` + "3"."""
+    """One panel. `pairs`: (chosen, rejected) by answer index; answer 3 links to `link` + "3", to nothing where that is None."""
     f = Frame((-0.14, 1.14), (-0.14, 1.14), 400, 360, 52, 10, 28, 40)
     placed = _placed(f, answers, dims)
     usable = [_at(a, dims) for a in answers if a["index"] in placed and not UNUSABLE & set(a["flags"])]
@@ -46,7 +46,7 @@ def space(
         f"{len(placed)} answers by {dims[0]} (across) and {dims[1]} (up), {_above(answers, dims, floors)} at or above both floors"
         + (f", {left_out} without both scores left out" if left_out else "")
     )
-    return panel(f"{title}: {len(placed)} answers", said, f, marks, "group")
+    return panel(f"{title}: {len(placed)} answers", said, f, marks, "img" if link is None else "group")
 
 
 def _placed(f: Frame, answers: Sequence[Mapping[str, Any]], dims: tuple[str, str]) -> dict[int, Point]:
@@ -93,7 +93,7 @@ def _staircase(f: Frame, points: Sequence[Point]) -> str:
     return '<polyline class="stairs" points="' + " ".join(f"{f.px(x):.1f},{f.py(y):.1f}" for x, y in path) + '"/>'
 
 
-def _point(a: Mapping[str, Any], at: Point, link: str, chosen: bool, rejected: bool) -> str:
+def _point(a: Mapping[str, Any], at: Point, link: str | None, chosen: bool, rejected: bool) -> str:
     x, y = at
     role = "chosen" if chosen else "rejected" if rejected else "usable" if not UNUSABLE & set(a["flags"]) else "unusable"
     said = f"answer {a['index']}, {role}: " + ", ".join(f"{d} {v:.2f}" for d, v in a["rewards"].items() if v is not None)
@@ -101,10 +101,10 @@ def _point(a: Mapping[str, Any], at: Point, link: str, chosen: bool, rejected: b
         "chosen": f'<circle class="chosen ring" cx="{x:.1f}" cy="{y:.1f}" r="9.5"/>',
         "rejected": f'<path class="rejected ring" d="M{x - 9:.1f} {y - 9:.1f}h18v18h-18z"/>',
     }.get(role, "")
-    return (
-        f'<a href="{escape(link)}{a["index"]}" aria-label="{escape(said)}"><title>{escape(said)}</title>{shape}'
-        f'<circle class="dot {role}" cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}"/></a>'
-    )
+    mark = f'{shape}<circle class="dot {role}" cx="{x:.1f}" cy="{y:.1f}" r="{RADIUS}"/>'
+    if link is None:
+        return mark
+    return f'<a href="{escape(link)}{a["index"]}" aria-label="{escape(said)}"><title>{escape(said)}</title>{mark}</a>'
 
 
 def _above(answers: Sequence[Mapping[str, Any]], dims: tuple[str, str], floors: Mapping[str, float]) -> int:

@@ -63,10 +63,10 @@ def html(tree: dict[str, Any]) -> str:
     return document(f"Prompt {story['prompt_id']}", body, "/prompt", f"/prompt/{story['prompt_id']}.json")
 
 
-def spaces(story: Mapping[str, Any], tree: Mapping[str, Any], link: str, here: str) -> str:
+def spaces(story: Mapping[str, Any], tree: Mapping[str, Any], link: str | None, here: str) -> str:
     """The pictures of the prompt's answers, before fusion and after, and links to the other pairs of dimensions.
 
-    `link`: page on which the answers are, empty for this one; `here`: this page.
+    `link`: page on which the answers are, empty for this one, None for none; `here`: this page.
     """
     dims = tree["dimensions"]
     if len(dims) < 2:
@@ -82,7 +82,7 @@ def spaces(story: Mapping[str, Any], tree: Mapping[str, Any], link: str, here: s
             (x, y),
             tree["floors"],
             [(p["chosen"], p["rejected"]) for p in arms[n].get("selected", ())],
-            f"{link}#{n}-",
+            None if link is None else f"{link}#{n}-",
         )
         for n in names
     ]
@@ -92,7 +92,8 @@ def spaces(story: Mapping[str, Any], tree: Mapping[str, Any], link: str, here: s
     )
     picks = f'<ul class="chips" aria-label="dimensions">{others}</ul>' if len(dims) > 2 else ""
     key = (
-        '<p class="dim">Each point is an answer and a link to it; answers with the same rewards lie round their place. '
+        f'<p class="dim">Each point is an answer{"" if link is None else " and a link to it"}; answers with the same rewards lie '
+        "round their place. "
         "Circle: chosen. Square: rejected. Hollow: kept out of pairs (empty, truncated, repetition, duplicate). Shaded: at or "
         "above both floors. Line: the Pareto staircase of these two dimensions.</p>"
     )

@@ -14,7 +14,7 @@ from ..store.memory import lean_arrow
 from ..store.parts import Part
 from ..store.run import read_json
 from .html import a, bar, document, table, tiles, word
-from .live import funnel
+from .live import funnel, reloads
 from .place import Place, one_line
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ def requests(view: View, query: dict[str, str]) -> dict[str, Any]:
     return {
         "kind": "run" if place.run is not None else "dataset",
         "live": live,
+        **reloads(live, query),
         "requests": place.manifest.get("requests"),
         "tokens": models if isinstance(models, dict) else {},
         "manifest_tokens": place.manifest.get("tokens"),
@@ -213,7 +214,7 @@ def requests_html(tree: dict[str, Any]) -> str:
         body.append(_failures(tree))
     elif tree["kind"] == "run":
         body.append('<p class="note">No row has failed in the finished partitions.</p>')
-    return document("Requests", body, "/requests", "/requests.json", 3 if live["running"] else 0)
+    return document("Requests", body, "/requests", "/requests.json")
 
 
 def _failures(tree: Mapping[str, Any]) -> str:

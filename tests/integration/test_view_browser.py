@@ -47,7 +47,8 @@ async def checked(tab: Tab, url: str, width: int, dark: bool) -> None:
 def paths(v: Viewer, prompt_id: str) -> list[str]:
     pair = v.get("/pairs.json").tree["pairs"][0]["pair_id"]
     return ["/", "/pairs?texts=1", "/pairs?kind=one_dim&sort=margin_helpful&low=0&high=1", f"/pair/{pair}?texts=1",
-            f"/prompt/{prompt_id}?texts=1", "/drops", "/requests", "/nope"]  # fmt: skip
+            f"/prompt/{prompt_id}?texts=1", "/drops", "/requests", "/nope", "/compare?numbers=1", f"/compare/{prompt_id}?texts=1",
+            "/review?texts=1"]  # fmt: skip
 
 
 def test_every_page_stands_at_both_widths_light_and_dark(tmp_path: Path) -> None:
@@ -61,7 +62,25 @@ def test_every_page_stands_at_both_widths_light_and_dark(tmp_path: Path) -> None
             assert tab.requested and all(u.startswith(v.url) or u == "about:blank" for u in tab.requested)
             assert [c for c in tab.complaints if "404" not in c] == []
 
-    with viewing(run) as v:
+    with viewing(run, "ada", run) as v:
+        asyncio.run(look(v))
+
+
+def test_a_vote_by_keyboard(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"identity": 0.2, "fused": 0.6}, 12)
+
+    async def look(v: Viewer) -> None:
+        async with browser(tmp_path / "home") as tab:
+            await tab.open(v.url + "/review?texts=1")
+            first = v.get("/review.json").tree["pair_id"]
+            await tab.press("2", alt=True)
+            assert "1 of 12 pairs judged" in await tab.run("document.body.innerText")
+            assert "texts=1" in await tab.run("location.search")
+            await tab.press("n", alt=True)
+            assert "after=" in await tab.run("location.search")
+            assert '"vote":"second"' in (run / "reviews.jsonl").read_text() and first in (run / "reviews.jsonl").read_text()
+
+    with viewing(run, "ada") as v:
         asyncio.run(look(v))
 
 

@@ -85,7 +85,7 @@ class Tab:
     async def press(self, key: str, alt: bool = False) -> None:
         """A key, and the page that it leads to; access keys are known by what is typed."""
         self._loaded.clear()
-        code = "Enter" if key == "Enter" else f"Key{key.upper()}"
+        code = "Enter" if key == "Enter" else f"{'Digit' if key.isdecimal() else 'Key'}{key.upper()}"
         number = 13 if key == "Enter" else ord(key.upper())
         typed = "\r" if key == "Enter" else key
         named = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": 1 if alt else 0}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -24,7 +26,7 @@ from mora_data.view.server import Server, server_of
 TAGS = frozenset(
     "html head meta title link body a nav ul li main h1 h2 h3 h4 p div span section article aside dl dt dd table thead tbody tr "
     "th td details summary form label input select option button footer b ins strong "
-    "svg desc text line rect circle path polyline polygon".split()
+    "figure figcaption svg desc text line rect circle path polyline polygon".split()
 )
 HOSTILE = (
     "<script>window.hacked=1</script><img src=x onerror=window.hacked=1><svg onload=window.hacked=1>\"'>"
@@ -97,6 +99,17 @@ class Viewer:
             with e:
                 return Reply(e.code, dict(e.headers), e.read())
 
+    def post(self, path: str, fields: dict[str, str], **headers: str) -> Reply:
+        """A form sent as a browser would, not followed."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_address[1], timeout=30)
+        kind = {"Content-Type": "application/x-www-form-urlencoded", "Origin": self.url}
+        try:
+            connection.request("POST", path, urllib.parse.urlencode(fields), {**kind, **headers})
+            reply = connection.getresponse()
+            return Reply(reply.status, dict(reply.headers), reply.read())
+        finally:
+            connection.close()
+
     def page(self, path: str) -> Seen:
         """A page that must be there, whole and harmless."""
         reply = self.get(path)
@@ -110,9 +123,9 @@ class Viewer:
 
 
 @contextlib.contextmanager
-def viewing(path: Path) -> Iterator[Viewer]:
+def viewing(path: Path, reviewer: str | None = None, other: Path | None = None) -> Iterator[Viewer]:
     """The viewer of a folder while the block lasts."""
-    server = server_of(path, 0)
+    server = server_of(path, 0, reviewer, other)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -31,6 +32,7 @@ from mora_data.rewards.judge import VARIABLES
 from mora_data.show import status, table
 from mora_data.templating import load as load_template
 from mora_data.types import STAGES
+from mora_data.view import poster
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -274,6 +276,20 @@ def test_demo_output_in_the_readme_is_the_demo_s(demo: Path) -> None:
         cells = [row[f"chosen_reward_{d}"], row[f"rejected_reward_{d}"], row[f"margin_{d}"], row[f"margin_confirmed_{d}"]]
         assert f"| {d} | " + " | ".join(f"{c:.2f}" for c in cells) + " |" in readme
     assert best_pair(demo / "dataset") is not None
+
+
+def test_the_picture_of_the_readme_is_drawn_from_the_demo(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`make picture` draws it; run it where the demo has changed."""
+    held = (ROOT / "docs/reward-space.svg").read_text("utf-8")
+    assert poster.main([str(demo), str(tmp_path / "drawn.svg")]) == 0
+    assert (tmp_path / "drawn.svg").read_text("utf-8") == held
+    assert len(held.encode()) < 60_000 and "prefers-color-scheme:dark" in held
+    assert "](docs/reward-space.svg)" in README.read_text("utf-8")
+    root = ElementTree.fromstring(held)
+    marks = [e.get("class") or "" for e in root.iter() if e.tag.endswith("circle")]
+    assert sum("dot" in m for m in marks) > 40 and not {e.tag.split("}")[1] for e in root.iter()} & {"a", "script", "image", "use"}
+    assert poster.main([str(demo), str(tmp_path / "x.svg"), "nope"]) == 1 and poster.main([]) == 2
+    assert "has no pair nope" in capsys.readouterr().err
 
 
 def test_configs_in_the_readme_are_those_of_the_dataset(demo: Path) -> None:

@@ -16,7 +16,7 @@ LAYERS = [
     {"pipeline", "evaluate", "estimate", "show"},
     {"measuring", "cluster"},
     {"kit"},
-    {"recipes", "manifest", "spending"},
+    {"recipes", "manifest", "spending", "pulse"},
     {"stages", "report", "view"},
     {"engines", "sources", "rewards", "selection", "hub", "statistics", "progress"},
     {"config", "store", "templating"},

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -293,7 +294,7 @@ def test_runs_that_are_not_done(tmp_path: Path) -> None:
         assert (tree["live"]["prompts_sealed"], tree["live"]["prompts"]) == (6, 12) and len(tree["candidates"]) == 12
         v.page(f"/prompt/{tree['candidates'][0]['prompt_id']}")
         assert "is not finished" in v.get(f"/prompt/{prompt_of(half, 1)}").text
-        assert 'http-equiv="refresh"' not in v.get("/").text
+        assert "Refresh" not in v.get("/").headers
 
 
 def test_a_running_build_is_followed(tmp_path: Path) -> None:
@@ -319,8 +320,16 @@ def test_a_running_build_is_followed(tmp_path: Path) -> None:
         os.utime(run / "spending.json", (10, 10))
         second = watch.look(place_of(run))
         assert second["running"] and second["answers_per_s"] == 4.1 and second["tokens_per_s"] == 100.0
+        assert second["now"] is None
+        slots = [{"size": 64, "open": 60, "busy": 58, "waiting": 12}, {"size": 8, "open": 8, "busy": 1, "waiting": 0}]
+        said = {"step": "prompts", "done": 4, "total": 12, "requests": 99, "retries": 2, "failed": 1, "slots": slots}
+        (run / "live.json").write_bytes(orjson.dumps({**said, "at": time.time()}))
         with viewing(run) as v:
-            assert v.get("/").text.count('http-equiv="refresh"') == 1 and "running" in v.get("/").text
+            assert v.get("/").headers["Refresh"] == "3" and "is running" in v.get("/").text
+            assert "Refresh" not in v.get("/?still=1").headers and "stands still" in v.get("/?still=1").text
+            assert "59 of 72 (4 shut by refusals), 12 waiting" in v.get("/").text
+            (run / "live.json").write_bytes(orjson.dumps({**said, "at": time.time() - 60}))  # left by a build that was killed
+            assert v.get("/index.json").tree["live"]["now"] is None
     finally:
         os.close(lock)
     log.write_bytes(b"a\n")  # started anew
