@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import yaml
 
@@ -64,7 +63,7 @@ def arms_report(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dic
     n_each = _answers_each(settings, split)
     sigma = {d: reference["noise"][d]["sigma"] for d in dims}
     s = scale(dims, reference["floors"], sigma, n_each, n_prompts)
-    g = gather(blocks(parts, dims, split), s, n_each)
+    g = gather(blocks(parts, dims, split), s, n_each, n_prompts)
     if not g.values:
         raise RunFolderError(f"{run_dir} holds no answers of an arm yet: run its `mora-data build` with --until score or later")
     seed = int(settings["seed"])
@@ -75,7 +74,7 @@ def arms_report(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dic
         "reasons": tested.pop("reasons"),
         "claim": CLAIM,
         "doubts": [],
-        "run": {"prompts": len(g.ids), "partitions_sealed": len(parts)},
+        "run": {"prompts": g.n, "partitions_sealed": len(parts)},
         "settings": {
             "dimensions": list(dims),
             "floors": {d: reference["floors"][d] for d in dims},
@@ -239,13 +238,12 @@ def _judge(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...]) -
 
 def _shrinkage(g: Gathered) -> dict[str, Any] | None:
     """Mean margin of each prompt's best pair as selected and as scored once more, before any was dropped for it."""
-    c = g.candidates_Q_2_D
-    c = c[~np.isnan(c).any((1, 2))] if c.size else c
-    if not len(c):
+    total, n = g.candidates
+    if not n:
         return None
-    first, second = c.mean(0)
+    first, second = total / n
     return {
-        "n": len(c),
+        "n": n,
         "ratio": number(second.sum() / first.sum()) if first.sum() else None,
         "by_dimension": {d: {"selected": number(first[j]), "confirmed": number(second[j])} for j, d in enumerate(g.scale.dims)},
     }

@@ -29,13 +29,12 @@ def of_answers(g: Gathered) -> dict[str, Any]:
 
 def prompts(g: Gathered) -> dict[str, Any]:
     """What was mined and how it was worded: kinds, classes, categories, diversity of each arm's prompts."""
-    categories = Counter(c or "none" for c in g.category)
     return {
-        "n": len(g.ids),
-        "kinds": _tally(g.kind),
-        "carried": _tally(g.carried),
-        "categories": _tally(g.category),
-        "category_entropy": entropy(list(categories.values())),
+        "n": g.n,
+        "kinds": _sorted(g.kind),
+        "carried": _sorted(g.carried),
+        "categories": _sorted(g.category),
+        "category_entropy": entropy(list(g.category.values())),
         "diversity": {a: diversity(g.texts[a]) for a in ["source", *in_order(a for a in g.texts if a != "source")]},
         "checks": {
             arm: {check: {"mean": number(total / n), "n": n} for (a, check), (total, n) in sorted(g.checks.items()) if a == arm}
@@ -201,10 +200,6 @@ def _kappa(counts: Any) -> float | None:
     expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
     chance = (weight * expected).sum()
     return number(1 - (weight * counts).sum() / chance) if chance else None
-
-
-def _tally(values: list[Any]) -> dict[str, int]:
-    return _sorted(Counter(v or "none" for v in values))
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
