@@ -46,7 +46,7 @@ def prompts(g: Gathered) -> dict[str, Any]:
 def of_pairs(p: Pairs, numbers: Mapping[str, Any], shrinkage: dict[str, Any] | None) -> dict[str, Any]:
     """Margins, length against margin, composition."""
     out: dict[str, Any] = {"margins": {"shrinkage": shrinkage}, "length": None, "composition": None}
-    if not p.ids:
+    if not len(p):
         return out
     gap = np.log2(np.maximum(p.lengths_Q_2[:, 0], 1) / np.maximum(p.lengths_Q_2[:, 1], 1))
     total = np.nansum(p.margins_Q_D, axis=1)
@@ -60,13 +60,12 @@ def of_pairs(p: Pairs, numbers: Mapping[str, Any], shrinkage: dict[str, Any] | N
         "y_max": most,
         "counts": cells.tolist(),
     }
-    rows = Counter(zip(p.category, p.kind, strict=True))
     categories = list(numbers["category"])[:12]
     kinds = list(numbers["kind"])
     out["composition"] = {
         "rows": categories,
         "columns": kinds,
-        "counts": [[rows[(None if c == "none" else c), k] for k in kinds] for c in categories],
+        "counts": [[p.composition[c, k] for k in kinds] for c in categories],
         "left_out": max(0, len(numbers["category"]) - 12),
     }
     return out
