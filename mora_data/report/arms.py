@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import statistics as st
+from ..statistics import Sums
 from ..statistics.expansion import CONTROLS
-from .gather import GRADES, Gathered, ks_of
+from .clusters import Added
+from .gather import GRADES, Gathered, compared, ks_of
 from .measure import PRIMARY, is_rate, names
 from .numbers import interval_of, number, shares
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 ORDER = ("before", "identity", "concat", "single", "generic", "random", "fused")
 DRAWS = 2000
 FLIPS = 10_000
-HEADLINE = ("dominance_rate", "joint_pass", "hypervolume", "erd")
 
 
 def in_order(arms: Any) -> list[str]:
@@ -29,24 +27,26 @@ def in_order(arms: Any) -> list[str]:
 def arms_of(g: Gathered, seed: int) -> dict[str, Any]:
     """`arms`, `differences`, `coverage` and the verdict's keys of report.json."""
     found, metrics = in_order(g.values), names(g.scale.dims)
-    stacked = np.hstack([g.values[a] for a in found] + [_differences(g, found)] + [g.coverage_P_2])
-    boot = st.cluster_bootstrap(stacked, draws=DRAWS, seed=seed)
-    at = len(found) * len(metrics)
+    pairs, shown = _pairs(g, found), compared(g.scale.dims)
+    none = Added(len(shown))
+    stacked = Sums.beside([*(g.sums(g.values[a]) for a in found), *(g.sums(g.differences.get(p, none)) for p in pairs),
+                           g.sums(g.coverage)])
+    boot = st.bootstrap_of(stacked, DRAWS, seed)
+    at, n_M = len(found) * len(metrics), stacked.numbers_C_M.sum(0)
     rare = np.tile([is_rate(m) for m in metrics], len(found))
-    ends = interval_of(boot, np.concatenate([rare, np.zeros(stacked.shape[1] - at, bool)]))
+    ends = interval_of(boot, np.concatenate([rare, np.zeros(len(n_M) - at, bool)]))
     cells = [
-        {"value": number(boot.estimate_M[i]), "low": number(ends[0][i]), "high": number(ends[1][i]), "n": int(boot.n_M[i])}
-        for i in range(stacked.shape[1])
+        {"value": number(boot.estimate_M[i]), "low": number(ends[0][i]), "high": number(ends[1][i]), "n": int(n_M[i])}
+        for i in range(len(n_M))
     ]
     out: dict[str, Any] = {"arms": {}, "differences": []}
     for i, arm in enumerate(found):
-        n = int((~np.isnan(g.values[arm])).any(1).sum())
         out["arms"][arm] = {
-            "n": n,
+            "n": g.n_arm[arm],
             "metrics": dict(zip(metrics, cells[i * len(metrics) : (i + 1) * len(metrics)], strict=True)),
             "prompt_length": _length(g, arm, seed),
         }
-    for (a, b, m), cell in zip(_compared(g, found), cells[at:], strict=False):
+    for (a, b, m), cell in zip(((a, b, m) for a, b in pairs for m in shown), cells[at:], strict=False):
         out["differences"].append({"arm": a, "minus": b, "metric": m, **cell})
     out["coverage"] = None
     if cells[-2]["n"]:
@@ -54,54 +54,44 @@ def arms_of(g: Gathered, seed: int) -> dict[str, Any]:
     return out | _verdict(g, seed)
 
 
-def _compared(g: Gathered, found: list[str]) -> list[tuple[str, str, str]]:
+def _pairs(g: Gathered, found: list[str]) -> list[tuple[str, str]]:
     """Which arms are subtracted: each from what was before, and from fused each control."""
     base = g.before
     pairs = [(a, base) for a in found if base and a != base]
-    pairs += [("fused", a) for a in found if "fused" in found and a not in ("fused", base)]
-    metrics = [*HEADLINE, *(f"reward_{d}" for d in g.scale.dims)]
-    return [(a, b, m) for a, b in pairs for m in metrics]
-
-
-def _differences(g: Gathered, found: list[str]) -> NDArray[np.float64]:
-    at = {m: i for i, m in enumerate(names(g.scale.dims))}
-    columns = [g.values[a][:, at[m]] - g.values[b][:, at[m]] for a, b, m in _compared(g, found)]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(g.ids), 0))
+    return pairs + [("fused", a) for a in found if "fused" in found and a not in ("fused", base)]
 
 
 def _length(g: Gathered, arm: str, seed: int) -> dict[str, Any]:
     """Mean length of the prompt in words, and mean log ratio to the fused one over paired prompts."""
-    gap = np.log(g.words[arm]) - np.log(g.words["fused"]) if "fused" in g.words else np.full(len(g.ids), np.nan)
-    boot = st.cluster_bootstrap(gap[:, None], draws=DRAWS, seed=seed)
+    gaps = g.sums(g.gaps.get(arm, Added(1)))
+    boot = st.bootstrap_of(gaps, DRAWS, seed)
     low, high = boot.percentile()
+    total, n = g.words[arm]
     return {
-        "words": number(np.nanmean(g.words[arm])),
+        "words": number(total / n),
         "log_ratio_to_fused": number(boot.estimate_M[0]),
         "low": number(low[0]),
         "high": number(high[0]),
-        "n": int(boot.n_M[0]),
+        "n": int(gaps.numbers_C_M.sum()),
     }
 
 
 def length_gaps(g: Gathered) -> dict[str, float]:
     """Mean log(length of a control's prompt / of the fused one) over prompts that have both."""
-    if "fused" not in g.words:
-        return {}
-    gaps = {a: np.log(w) - np.log(g.words["fused"]) for a, w in g.words.items() if a in CONTROLS[1:]}
-    return {a: float(np.nanmean(v)) for a, v in gaps.items() if (~np.isnan(v)).any()}
+    gaps = {a: g.sums(g.gaps[a]) for a in CONTROLS[1:] if a in g.gaps}
+    return {a: float(s.sums_C_M.sum() / s.numbers_C_M.sum()) for a, s in gaps.items() if s.numbers_C_M.any()}
 
 
 def _verdict(g: Gathered, seed: int) -> dict[str, Any]:
-    at = [names(g.scale.dims).index(m) for m in PRIMARY]
-    arms = {a: v[:, at] for a, v in g.values.items() if a in ("fused", *CONTROLS)}
-    missing = [a for a in ("fused", *CONTROLS) if a not in arms]
+    missing = [a for a in ("fused", *CONTROLS) if a not in g.values]
     if missing:
-        few = "no control arms: " if "fused" in arms and len(missing) == len(CONTROLS) else ""
+        few = "no control arms: " if "fused" in g.values and len(missing) == len(CONTROLS) else ""
         reasons = [
             f"{few}this run has no arm {', '.join(missing)} (a build with fuse.arms: [{', '.join((*CONTROLS, 'fused'))}] has)"
         ]
         return {"verdict": "inconclusive", "reasons": reasons, "comparisons": [], "over_best": {}}
-    v = st.verdict(arms, list(PRIMARY), length_gaps(g), draws=DRAWS, flips=FLIPS, seed=seed)
+    gains = st.Gains(*(g.sums(added) for added in g.gains))
+    v = st.verdict_of(gains, list(PRIMARY), length_gaps(g), draws=DRAWS, flips=FLIPS, seed=seed)
     comparisons = [
         {
             "metric": c.metric,
@@ -127,25 +117,24 @@ def profile_of(g: Gathered, n_each: int, seed: int) -> dict[str, Any]:
 
     A class is the dimension that a prompt carries. Only prompts with enough scored answers for the largest k count.
     """
-    shown = [a for a in (g.before, "fused") if a in g.profile] or in_order(g.profile)[:1]
+    shown = [a for a in (g.before, "fused") if a in g.values] or in_order(g.values)[:1]
     ks, others = ks_of(n_each), g.scale.dims[1:]
-    carried = np.array([c or "" for c in g.carried], dtype=object)
     panels = []
-    for group in [d for d in g.scale.dims if (carried == d).any()] or [""]:
-        rows = carried == group if group else np.ones(len(carried), bool)
+    for group in [d for d in g.scale.dims if g.carried[d]] or [""]:
         for arm in shown:
-            values = g.profile[arm][rows]
-            values = np.where(np.isnan(values).any(1, keepdims=True), np.nan, values)  # the same prompts at every k
-            if np.isnan(values).all():
+            added = g.profile.get((group, arm))
+            if added is None or not added.n:
                 continue
-            boot = st.cluster_bootstrap(values, draws=500, seed=seed)
-            low, high = interval_of(boot, np.ones(values.shape[1], bool))
+            sums = g.sums(added, group)
+            boot = st.bootstrap_of(sums, 500, seed)
+            n_M = sums.numbers_C_M.sum(0)
+            low, high = interval_of(boot, np.ones(len(n_M), bool))
             width = len(GRADES) + 2 * len(others)
             points = []
             for i, k in enumerate(ks):
                 at = i * width
                 cell = [
-                    {"value": number(boot.estimate_M[c]), "low": number(low[c]), "high": number(high[c]), "n": int(boot.n_M[c])}
+                    {"value": number(boot.estimate_M[c]), "low": number(low[c]), "high": number(high[c]), "n": int(n_M[c])}
                     for c in range(at, at + width)
                 ]
                 points.append(

@@ -19,8 +19,9 @@ import orjson
 
 from .. import statistics as st
 from ..store.parts import write_whole
-from .arms import DRAWS, HEADLINE, in_order
+from .arms import DRAWS, in_order
 from .differ import doubts, settings_that_differ
+from .gather import HEADLINE
 from .measure import names
 from .numbers import number
 from .sides import Side
@@ -86,7 +87,7 @@ def _about(s: Side) -> dict[str, Any]:
 def _shared(a: Side, b: Side) -> dict[str, int]:
     """Prompts of each side, by what is known of them: those of the partitions, of a release those with a pair."""
     whole = bool(a.ids and b.ids)
-    one, two = (set(s.ids if whole else s.pairs.prompts) for s in (a, b))
+    one, two = (set(s.ids if whole else s.pairs.prompts_Q.tolist()) for s in (a, b))
     return {"a": len(one), "b": len(two), "shared": len(one & two)}
 
 
@@ -120,7 +121,7 @@ def _pairs(a: Side, b: Side, dims: Sequence[str]) -> Iterator[dict[str, Any]]:
         return
     one, two = (_of_pairs(s, dims) for s in (a, b))
     columns = [np.stack([c for _, c in x.values()], axis=1) for x in (one, two)]
-    found = _differences(columns[0], a.pairs.prompts, columns[1], b.pairs.prompts, a.report["settings"]["seed"])
+    found = _differences(columns[0], a.pairs.prompts_Q, columns[1], b.pairs.prompts_Q, a.report["settings"]["seed"])
     for (m, (cell, _)), (other, _), difference in zip(one.items(), two.values(), found, strict=True):
         yield _row("", m, cell, other, difference)
 
@@ -154,10 +155,11 @@ def _judge(rows: list[dict[str, Any]]) -> None:
 
 
 def _differences(
-    a_P_M: NDArray[np.float64], a_ids: Sequence[str], b_P_M: NDArray[np.float64], b_ids: Sequence[str], seed: int
+    a_P_M: NDArray[np.float64], a_ids: Sequence[str] | NDArray[Any], b_P_M: NDArray[np.float64],
+    b_ids: Sequence[str] | NDArray[Any], seed: int
 ) -> list[dict[str, Any] | None]:
     """B minus A of each column, on the prompts that both have; on all of them, unpaired, where they share none."""
-    ids = [np.array(i, dtype=str) for i in (a_ids, b_ids)]
+    ids = [np.asarray(i) for i in (a_ids, b_ids)]
     both = np.intersect1d(ids[0], ids[1])
     rows = [np.isin(i, both) if len(both) else np.ones(len(i), bool) for i in ids]
     found = _bootstrapped(a_P_M[rows[0]], ids[0][rows[0]], b_P_M[rows[1]], ids[1][rows[1]], seed)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .arms import HEADLINE
 from .charts_prompts import METRIC_NAMES
 from .figure import Figure, arm_style, interval, shown
+from .gather import HEADLINE
 from .page import figure, line, table, whole
 from .svg import Frame, axes, panel, rule, text, whisker
 

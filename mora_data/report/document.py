@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import yaml
 
@@ -22,7 +21,7 @@ from ..store.run import parts_of, read_json
 from . import figures
 from .arms import arms_of, profile_of
 from .doubts import doubts
-from .gather import Gathered, gather
+from .gather import Gathered, Keep, gather
 from .measure import scale
 from .numbers import number
 from .pairs import examples, pairs_of_run, read_pairs
@@ -61,10 +60,10 @@ class Measured:
     gathered: Gathered
 
 
-def measured(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> Measured:
+def measured(run_dir: Path, manifest: Mapping[str, Any] | None = None, keep: Keep | None = None) -> Measured:
     """One pass over the finished partitions.
 
-    `manifest`: the run's, where a build is about to write it.
+    `manifest`: the run's, where a build is about to write it. `keep` is shown every prompt's values.
 
     Raises:
         RunFolderError: not a run folder, nothing in it is finished, or a file of it is damaged.
@@ -86,7 +85,8 @@ def measured(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> Measur
     split = bool(settings["presample"].get("split"))
     n_each = _answers_each(settings, split)
     sigma = {d: reference["noise"][d]["sigma"] for d in dims}
-    g = gather(blocks(parts, dims, split), scale(dims, reference["floors"], sigma, n_each, n_prompts), n_each)
+    s = scale(dims, reference["floors"], sigma, n_each, n_prompts)
+    g = gather(blocks(parts, dims, split), s, n_each, n_prompts, keep)
     if not g.values:
         raise RunFolderError(f"{run_dir} holds no answers of an arm yet: run its `mora-data build` with --until score or later")
     return Measured(run, reference, len(parts), n_each, g)
@@ -108,7 +108,7 @@ def arms_of_measured(m: Measured, run_dir: Path) -> dict[str, Any]:
         "reasons": tested.pop("reasons"),
         "claim": CLAIM,
         "doubts": [],
-        "run": {"prompts": len(g.ids), "partitions_sealed": m.n_parts},
+        "run": {"prompts": g.n, "partitions_sealed": m.n_parts},
         "settings": {
             "dimensions": list(dims),
             "floors": {d: m.reference["floors"][d] for d in dims},
@@ -274,13 +274,12 @@ def _judge(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...]) -
 
 def _shrinkage(g: Gathered) -> dict[str, Any] | None:
     """Mean margin of each prompt's best pair as selected and as scored once more, before any was dropped for it."""
-    c = g.candidates_Q_2_D
-    c = c[~np.isnan(c).any((1, 2))] if c.size else c
-    if not len(c):
+    total, n = g.candidates
+    if not n:
         return None
-    first, second = c.mean(0)
+    first, second = total / n
     return {
-        "n": len(c),
+        "n": n,
         "ratio": number(second.sum() / first.sum()) if first.sum() else None,
         "by_dimension": {d: {"selected": number(first[j]), "confirmed": number(second[j])} for j, d in enumerate(g.scale.dims)},
     }

@@ -29,13 +29,12 @@ def of_answers(g: Gathered) -> dict[str, Any]:
 
 def prompts(g: Gathered) -> dict[str, Any]:
     """What was mined and how it was worded: kinds, classes, categories, diversity of each arm's prompts."""
-    categories = Counter(c or "none" for c in g.category)
     return {
-        "n": len(g.ids),
-        "kinds": _tally(g.kind),
-        "carried": _tally(g.carried),
-        "categories": _tally(g.category),
-        "category_entropy": entropy(list(categories.values())),
+        "n": g.n,
+        "kinds": _sorted(g.kind),
+        "carried": _sorted(g.carried),
+        "categories": _sorted(g.category),
+        "category_entropy": entropy(list(g.category.values())),
         "diversity": {a: diversity(g.texts[a]) for a in ["source", *in_order(a for a in g.texts if a != "source")]},
         "checks": {
             arm: {check: {"mean": number(total / n), "n": n} for (a, check), (total, n) in sorted(g.checks.items()) if a == arm}
@@ -47,7 +46,7 @@ def prompts(g: Gathered) -> dict[str, Any]:
 def of_pairs(p: Pairs, numbers: Mapping[str, Any], shrinkage: dict[str, Any] | None) -> dict[str, Any]:
     """Margins, length against margin, composition."""
     out: dict[str, Any] = {"margins": {"shrinkage": shrinkage}, "length": None, "composition": None}
-    if not p.ids:
+    if not len(p):
         return out
     gap = np.log2(np.maximum(p.lengths_Q_2[:, 0], 1) / np.maximum(p.lengths_Q_2[:, 1], 1))
     total = np.nansum(p.margins_Q_D, axis=1)
@@ -61,13 +60,12 @@ def of_pairs(p: Pairs, numbers: Mapping[str, Any], shrinkage: dict[str, Any] | N
         "y_max": most,
         "counts": cells.tolist(),
     }
-    rows = Counter(zip(p.category, p.kind, strict=True))
     categories = list(numbers["category"])[:12]
     kinds = list(numbers["kind"])
     out["composition"] = {
         "rows": categories,
         "columns": kinds,
-        "counts": [[rows[(None if c == "none" else c), k] for k in kinds] for c in categories],
+        "counts": [[p.composition[c, k] for k in kinds] for c in categories],
         "left_out": max(0, len(numbers["category"]) - 12),
     }
     return out
@@ -202,10 +200,6 @@ def _kappa(counts: Any) -> float | None:
     expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
     chance = (weight * expected).sum()
     return number(1 - (weight * counts).sum() / chance) if chance else None
-
-
-def _tally(values: list[Any]) -> dict[str, int]:
-    return _sorted(Counter(v or "none" for v in values))
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:

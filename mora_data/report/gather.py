@@ -1,16 +1,19 @@
-"""One pass over the partitions: per prompt and arm the metrics, and the sums that the figures need. Rewards are not kept."""
+"""One pass over the partitions: the sums that the figures need. Nothing is kept by prompt but what the clusters need."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import statistics as st
-from .measure import Scale, measure, names, sampled
+from ..statistics import Sums
+from ..statistics.expansion import CONTROLS, differences
+from .clusters import Added, Clusters
+from .measure import PRIMARY, Scale, measure, names, sampled
 from .read import BEFORE, ArmBlock, Block
 
 if TYPE_CHECKING:
@@ -20,46 +23,66 @@ LEVELS = 21  # bins of a reward in [0, 1], centred on 0, 0.05, ..., 1
 CELLS = 9  # bins of each side of a reward plane
 GRADES = np.array([0.125, 0.375, 0.625, 0.875])  # between the judge's five levels
 TEXTS = 5000  # prompts whose wording is looked at
+HEADLINE = ("dominance_rate", "joint_pass", "hypervolume", "erd")
+BASES = ("identity", BEFORE)  # arms that others are compared with, the first that a run has
+Keep = Callable[[list[str], Mapping[str, "NDArray[np.float64]"]], None]  # ids and, by arm, P x metrics of a partition
+_GAINS = len(CONTROLS) * len(PRIMARY)
 
 
 @dataclass
 class Gathered:
-    """What the partitions say, by source prompt.
+    """What the partitions say. A value of a prompt is added to its cluster (clusters.py); metrics as in `measure.names`.
 
     Attributes:
-        values: arm -> values_P_M, rows as in `ids`, NaN where a prompt has no such arm.
-        words: arm -> length of the prompt as asked, NaN for none.
-        profile: arm -> per prompt: for each k, best-of-k grades of the first dimension, then any- and all-pass of the others.
+        n: prompts.
+        kind, carried, category: prompts by each.
+        n_arm: arm -> prompts that have a metric of it.
+        values: arm -> metrics.
+        differences: (arm, other) -> `compared` metrics of the first minus those of the other, over prompts that have both.
+        gains: fused minus the controls in the primary metrics, paired and over the prompts common to all (expansion.Gains).
+        words: arm -> summed length of the prompt as asked, and prompts.
+        gaps: arm -> log(length of its prompt / of the fused one).
+        profile: (class, arm) -> for each k, best-of-k grades of the first dimension, then any- and all-pass of the others.
         levels: arm -> summed share of answers per reward level, LEVELS x D, and the number of prompts.
         planes: arm -> summed share per cell, pairs of dimensions x CELLS x CELLS.
-        coverage_P_2: C(fused, before), C(before, fused); NaN where not taken.
+        coverage: C(fused, before), C(before, fused).
         texts: arm -> last user turns of the sampled prompts ("source" as mined).
         repeats: dimension -> counts of (first, second) score on a 5 x 5 grid.
         fusion: arm -> category -> counts of "" (accepted) or the failed check; `tries`: arm -> (accepted, tries).
+        candidates: summed selected and confirmed margins of the best pairs, 2 x D, and their number.
     """
 
     scale: Scale
-    ids: list[str] = field(default_factory=list)
-    kind: list[str] = field(default_factory=list)
-    carried: list[str | None] = field(default_factory=list)
-    category: list[str | None] = field(default_factory=list)
-    values: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    words: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    profile: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    clusters: Clusters
+    n: int = 0
+    kind: Counter[str] = field(default_factory=Counter)
+    carried: Counter[str] = field(default_factory=Counter)
+    category: Counter[str] = field(default_factory=Counter)
+    n_arm: Counter[str] = field(default_factory=Counter)
+    values: dict[str, Added] = field(default_factory=dict)
+    differences: dict[tuple[str, str], Added] = field(default_factory=dict)
+    gains: tuple[Added, Added] = field(default_factory=lambda: (Added(_GAINS), Added(_GAINS)))
+    words: dict[str, tuple[float, int]] = field(default_factory=dict)
+    gaps: dict[str, Added] = field(default_factory=dict)
+    profile: dict[tuple[str, str], Added] = field(default_factory=dict)
     levels: dict[str, tuple[NDArray[np.float64], int]] = field(default_factory=dict)
     planes: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    coverage_P_2: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
+    coverage: Added = field(default_factory=lambda: Added(2))
     texts: dict[str, list[str]] = field(default_factory=dict)
     repeats: dict[str, NDArray[np.int_]] = field(default_factory=dict)
     fusion: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
     tries: dict[str, Counter[int]] = field(default_factory=dict)
     checks: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
-    candidates_Q_2_D: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2, 0)))
+    candidates: tuple[NDArray[np.float64], int] = field(default_factory=lambda: (np.zeros((2, 1)), 0))
 
     @property
     def before(self) -> str | None:
         """The arm of "before" numbers: fresh answers to the bare prompt, or presamples that decided nothing."""
-        return next((a for a in ("identity", BEFORE) if a in self.values), None)
+        return next((a for a in BASES if a in self.values), None)
+
+    def sums(self, added: Added, group: str = "") -> Sums:
+        """What was added, by the clusters of a group."""
+        return added.sums(self.clusters.size(group))
 
 
 def ks_of(n: int) -> list[int]:
@@ -72,49 +95,85 @@ def pairs_of(dims: Sequence[str]) -> list[tuple[int, int]]:
     return [(i, j) for i in range(len(dims)) for j in range(i + 1, len(dims))][:3]
 
 
-def gather(blocks: Iterable[Block], scale: Scale, n_each: int) -> Gathered:
-    """All partitions in one pass."""
-    out = Gathered(scale)
-    columns: dict[str, list[tuple[int, ArmBlock, NDArray[np.float64], NDArray[np.float64]]]] = {}
-    covered, candidates = [], []
+def compared(dims: Sequence[str]) -> list[str]:
+    """The metrics that arms are compared in."""
+    return [*HEADLINE, *(f"reward_{d}" for d in dims)]
+
+
+def gather(blocks: Iterable[Block], scale: Scale, n_each: int, n_prompts: int, keep: Keep | None = None) -> Gathered:
+    """All partitions in one pass; `n_prompts`: how many they hold, for the clusters. `keep` is shown every prompt's values."""
+    out = Gathered(scale, Clusters(n_prompts))
     for block in blocks:
-        start = len(out.ids)
         ids = [p.prompt_id for p in block.prompts]
-        out.ids += ids
-        out.kind += block.kind_P
-        out.carried += block.carried_P
-        out.category += [p.category for p in block.prompts]
+        at_P = out.clusters.labels("", ids)
+        out.n += len(ids)
+        out.kind.update(block.kind_P)
+        out.carried.update(c or "none" for c in block.carried_P)
+        out.category.update(p.category or "none" for p in block.prompts)
         taken = sampled(ids, scale.every)
+        measured = {name: _whole(len(ids), arm.rows_P, measure(arm, scale, taken[arm.rows_P])) for name, arm in block.arms.items()}
+        if keep is not None:
+            keep(ids, measured)
         for name, arm in block.arms.items():
-            kept = ArmBlock(arm.rows_P, _NOTHING, _NOTHING, _NOTHING, arm.asked_P, [], arm.words_P)
-            columns.setdefault(name, []).append(
-                (start, kept, measure(arm, scale, taken[arm.rows_P]), _profile(arm, scale, ks_of(n_each)))
-            )
+            out.n_arm[name] += int((~np.isnan(measured[name])).any(1).sum())
+            _added(out.values, name, at_P, measured[name])
             _add_pictures(out, name, arm)
-        covered.append(_coverage(block, taken))
-        candidates.append(block.candidates_Q_2_D)
+        _add_differences(out, at_P, measured)
+        _add_profiles(out, block, at_P, ids, ks_of(n_each))
+        _add_lengths(out, block, at_P)
+        out.coverage.add(at_P, _coverage(block, taken))
+        margins = block.candidates_Q_2_D[~np.isnan(block.candidates_Q_2_D).any((1, 2))]
+        out.candidates = (out.candidates[0] + margins.sum(0), out.candidates[1] + len(margins))
         _add_texts(out, block)
         _add_fusions(out, block)
         _add_repeats(out, block)
-    n = len(out.ids)
-    for name, found in columns.items():
-        out.values[name] = _whole(n, [(s + a.rows_P, v) for s, a, v, _ in found], len(names(scale.dims)))
-        out.profile[name] = _whole(n, [(s + a.rows_P, p) for s, a, _, p in found], found[0][3].shape[1])
-        out.words[name] = _whole(n, [(s + a.rows_P, a.words_P[:, None]) for s, a, _, _ in found], 1)[:, 0]
-    out.coverage_P_2 = np.concatenate(covered) if covered else np.zeros((0, 2))
-    if candidates:
-        out.candidates_Q_2_D = np.concatenate(candidates)
     return out
 
 
-_NOTHING = np.zeros((0, 0, 0))
+def _added(into: dict[Any, Added], key: Any, at_P: NDArray[np.int64], values_P_M: NDArray[np.float64], whole: bool = False) -> None:
+    into.setdefault(key, Added(values_P_M.shape[1], whole)).add(at_P, values_P_M)
 
 
-def _whole(n: int, found: Sequence[tuple[NDArray[np.intp], NDArray[np.float64]]], m: int) -> NDArray[np.float64]:
-    whole = np.full((n, m), np.nan)
-    for rows, values in found:
-        whole[rows] = values
+def _whole(n: int, rows: NDArray[np.intp], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    whole = np.full((n, values.shape[1]), np.nan)
+    whole[rows] = values
     return whole
+
+
+def _add_differences(out: Gathered, at_P: NDArray[np.int64], measured: Mapping[str, NDArray[np.float64]]) -> None:
+    order = names(out.scale.dims)
+    columns = [order.index(m) for m in compared(out.scale.dims)]
+    pairs = dict.fromkeys([(a, b) for a in measured for b in BASES if b in measured] + [("fused", a) for a in measured])
+    for a, b in pairs:
+        if a != b and a in measured:
+            _added(out.differences, (a, b), at_P, measured[a][:, columns] - measured[b][:, columns])
+    if "fused" in measured:
+        primary = [order.index(m) for m in PRIMARY]
+        none = np.full((len(at_P), len(primary)), np.nan)
+        arms = {a: measured[a][:, primary] if a in measured else none for a in ("fused", *CONTROLS)}
+        for added, values in zip(out.gains, differences(arms), strict=True):
+            added.add(at_P, values)
+
+
+def _add_profiles(out: Gathered, block: Block, at_P: NDArray[np.int64], ids: Sequence[str], ks: Sequence[int]) -> None:
+    """By class of prompts, which is the dimension that they carry; prompts of no class are of the class ""."""
+    classes = np.array([c if c in out.scale.dims else "" for c in block.carried_P], dtype=object)
+    rows_of = {c: np.flatnonzero(classes == c) for c in ("", *out.scale.dims)}
+    at_of = {c: out.clusters.labels(c, [ids[i] for i in rows.tolist()]) if c else at_P[rows] for c, rows in rows_of.items()}
+    for name, arm in block.arms.items():
+        values = _whole(len(ids), arm.rows_P, _profile(arm, out.scale, ks))
+        for c, rows in rows_of.items():
+            if len(rows):
+                _added(out.profile, (c, name), at_of[c], values[rows], whole=True)
+
+
+def _add_lengths(out: Gathered, block: Block, at_P: NDArray[np.int64]) -> None:
+    words = {name: _whole(len(at_P), arm.rows_P, arm.words_P[:, None]) for name, arm in block.arms.items()}
+    for name, w in words.items():
+        total, n = out.words.get(name, (0.0, 0))
+        out.words[name] = (total + float(np.nansum(w)), n + int((~np.isnan(w)).sum()))
+        if "fused" in words:
+            _added(out.gaps, name, at_P, np.log(w) - np.log(words["fused"]))
 
 
 def _profile(arm: ArmBlock, s: Scale, ks: Sequence[int]) -> NDArray[np.float64]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from .. import statistics as st
 from ..rewards.rules import is_refusal
 from ..store.memory import lean_arrow
 from ..text import digest
+from .clusters import MOST, batch_of
 from .numbers import number, share
 from .texts import auc, probe
 
@@ -24,32 +26,42 @@ PROBED = 1000  # pairs whose wording is looked at
 SHOWN = 6
 QUANTILES = np.linspace(0, 1, 41)
 DRAWS = 1000
+SIDES = ("chosen", "rejected")
+TALLIED = {"arm": "arm", "kind": "kind", "category": "category", "source_dataset": "source", "carried_dim": "carried"}
 
 
 @dataclass
 class Pairs:
-    """Columns of `preference`, all splits together; texts only as far as the probe and the examples need them.
+    """Numbers of `preference`, all splits together, in columns: 75 bytes a pair. Texts only of the pairs that the probe reads.
 
     Attributes:
+        ids_Q, prompts_Q: the 16 hex digits of pair_id and prompt_id as numbers.
         margins_Q_D, confirmed_Q_D: of each pair, NaN where not scored again.
         lengths_Q_2: chosen, rejected, in word and punctuation tokens.
         refused_Q_2: whether each side opens by declining.
+        tallies: column -> pairs by value, "none" for null.
+        composition: pairs by (category, kind).
+        by_class: carried dimension -> pairs whose chosen, whose rejected answer declines, and all of them.
+        first: ids that come first by their hash.
+        probed: positions of the pairs that the probe reads; `chosen` and `rejected` are their texts.
     """
 
-    ids: list[str] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
-    arm: list[str] = field(default_factory=list)
-    kind: list[str] = field(default_factory=list)
-    carried: list[str | None] = field(default_factory=list)
-    category: list[str | None] = field(default_factory=list)
-    source: list[str] = field(default_factory=list)
+    ids_Q: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    prompts_Q: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     margins_Q_D: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     confirmed_Q_D: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
-    lengths_Q_2: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
+    lengths_Q_2: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     refused_Q_2: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 2), bool))
+    tallies: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in TALLIED})
+    composition: Counter[tuple[str, str]] = field(default_factory=Counter)
+    by_class: dict[str, NDArray[np.int_]] = field(default_factory=dict)
+    first: list[str] = field(default_factory=list)
+    probed: list[int] = field(default_factory=list)
     chosen: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
-    probed: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids_Q)
 
 
 def read_pairs(dataset: Path, dims: Sequence[str]) -> Pairs:
@@ -58,57 +70,47 @@ def read_pairs(dataset: Path, dims: Sequence[str]) -> Pairs:
 
     lean_arrow()
     files = sorted((dataset / "preference").glob("*.parquet"))
-    out = Pairs()
-    every = max(1, -(-sum(pq.read_metadata(f).num_rows for f in files) // PROBED))
-    wanted = [
-        "pair_id",
-        "prompt_id",
-        "arm",
-        "kind",
-        "carried_dim",
-        "category",
-        "source_dataset",
-        "len_chosen",
-        "len_rejected",
-        "chosen",
-        "rejected",
-        *(f"margin_{d}" for d in dims),
-        *(f"margin_confirmed_{d}" for d in dims),
-    ]
-    blocks: list[tuple[NDArray[Any], ...]] = []
+    n = sum(pq.read_metadata(f).num_rows for f in files)
+    every = max(1, -(-n // PROBED))
+    wanted = ["pair_id", "prompt_id", *TALLIED, *(f"len_{side}" for side in SIDES), *SIDES,
+              *(f"{m}_{d}" for m in ("margin", "margin_confirmed") for d in dims)]
+    shape = (n, len(dims))
+    out = Pairs(np.zeros(n, np.uint64), np.zeros(n, np.uint64), np.zeros(shape), np.zeros(shape), np.zeros((n, 2), np.int32),
+                np.zeros((n, 2), bool))
+    at = 0
     for f in files:
         for batch in pq.ParquetFile(f).iter_batches(1000, columns=wanted, use_threads=False):
-            blocks.append(_add(out, batch, dims, every))
-    if blocks:
-        out.margins_Q_D, out.confirmed_Q_D, out.lengths_Q_2, out.refused_Q_2 = map(np.concatenate, zip(*blocks, strict=True))
+            _add(out, at, {name: batch.column(name) for name in batch.schema.names}, dims, every)
+            at += len(batch)
     return out
 
 
-def _add(out: Pairs, batch: Any, dims: Sequence[str], every: int) -> tuple[NDArray[Any], ...]:
-    column = {name: batch.column(name) for name in batch.schema.names}
-    start = len(out.ids)
-    for name, held in (
-        ("pair_id", out.ids),
-        ("prompt_id", out.prompts),
-        ("arm", out.arm),
-        ("kind", out.kind),
-        ("carried_dim", out.carried),
-        ("category", out.category),
-        ("source_dataset", out.source),
-    ):
-        held.extend(column[name].to_pylist())
-    sides = [_text_of(column[s]) for s in ("chosen", "rejected")]
-    for i, pair_id in enumerate(out.ids[start:]):
+def _add(out: Pairs, at: int, column: Mapping[str, Any], dims: Sequence[str], every: int) -> None:
+    ids, n = column["pair_id"].to_pylist(), len(column["pair_id"])
+    here = slice(at, at + n)
+    out.ids_Q[here] = [int(i, 16) for i in ids]
+    out.prompts_Q[here] = [int(i, 16) for i in column["prompt_id"].to_pylist()]
+    values = {name: [v or "none" for v in column[name].to_pylist()] for name in TALLIED}
+    for name, held in values.items():
+        out.tallies[name].update(held)
+    out.composition.update(zip(values["category"], values["kind"], strict=True))
+    out.first = heapq.nsmallest(SHOWN, [*out.first, *ids], key=lambda i: digest("example", i))
+    sides = [_text_of(column[s]) for s in SIDES]
+    for i, pair_id in enumerate(ids):
         if int(pair_id[:12], 16) % every == 0:
-            out.probed.append(start + i)
+            out.probed.append(at + i)
             out.chosen.append(sides[0][i])
             out.rejected.append(sides[1][i])
-    refused = np.array([[is_refusal(t) for t in side] for side in sides]).T.reshape(-1, 2)
-    floats = [
-        [np.array(column[f"{m}_{d}"].to_numpy(zero_copy_only=False), float) for d in dims] for m in ("margin", "margin_confirmed")
-    ]
-    lengths = np.stack([np.array(column[f"len_{s}"].to_numpy(zero_copy_only=False), float) for s in ("chosen", "rejected")], axis=1)
-    return np.stack(floats[0], axis=1), np.stack(floats[1], axis=1), lengths, refused
+    for k, side in enumerate(SIDES):
+        out.refused_Q_2[here, k] = [is_refusal(t) for t in sides[k]]
+        out.lengths_Q_2[here, k] = column[f"len_{side}"].to_numpy(zero_copy_only=False)
+    for j, d in enumerate(dims):
+        out.margins_Q_D[here, j] = column[f"margin_{d}"].to_numpy(zero_copy_only=False)
+        out.confirmed_Q_D[here, j] = column[f"margin_confirmed_{d}"].to_numpy(zero_copy_only=False)
+    carried = np.array(values["carried_dim"], dtype=object)
+    for c in set(values["carried_dim"]):
+        rows = out.refused_Q_2[here][carried == c]
+        out.by_class[c] = out.by_class.get(c, np.zeros(3, int)) + np.array([*rows.sum(0), len(rows)])
 
 
 def _text_of(messages: Any) -> list[str]:
@@ -119,10 +121,12 @@ def _text_of(messages: Any) -> list[str]:
 
 def pairs_of_run(p: Pairs, dims: Sequence[str], sigma: Sequence[float], seed: int) -> dict[str, Any]:
     """`pairs` of report.json; {"n": 0} without pairs."""
-    n = len(p.ids)
+    n = len(p)
     if not n:
         return {"n": 0}
-    clusters = np.unique(np.array(p.prompts), return_inverse=True)[1]
+    prompts, clusters = np.unique(p.prompts_Q, return_inverse=True)
+    if len(prompts) > MOST:
+        clusters = batch_of(p.prompts_Q)
     gap = np.log(np.maximum(p.lengths_Q_2[:, 0], 1) / np.maximum(p.lengths_Q_2[:, 1], 1))
     low, value, high = _mean(gap, clusters, seed)
     longer = int((gap > 0).sum())
@@ -130,12 +134,8 @@ def pairs_of_run(p: Pairs, dims: Sequence[str], sigma: Sequence[float], seed: in
     by_rule = p.refused_Q_2[:, 0].astype(int) - p.refused_Q_2[:, 1]
     return {
         "n": n,
-        "prompts": int(clusters.max()) + 1,
-        "arm": _tally(p.arm),
-        "kind": _tally(p.kind),
-        "category": _tally(p.category),
-        "source": _tally(p.source),
-        "carried": _tally(p.carried),
+        "prompts": len(prompts),
+        **{name: _tally(p.tallies[column]) for column, name in TALLIED.items()},
         "margins": {d: _margin(p.margins_Q_D[:, j], p.confirmed_Q_D[:, j], sigma[j], clusters, seed) for j, d in enumerate(dims)},
         "neg_dim_rate": share(int((p.margins_Q_D < -1e-9).any(1).sum()), n),
         "neg_dim_rate_confirmed": share(
@@ -145,7 +145,7 @@ def pairs_of_run(p: Pairs, dims: Sequence[str], sigma: Sequence[float], seed: in
             "log_ratio": {"value": value, "low": low, "high": high, "n": n},
             "chosen_longer": share(longer, n),
             "equal": share(int((gap == 0).sum()), n),
-            "auc": number(auc(p.lengths_Q_2[:, 0], p.lengths_Q_2[:, 1])),
+            "auc": number(auc(*p.lengths_Q_2.T.astype(float))),
             "margin_correlation": _spearman(gap, total),
         },
         "refusal": {
@@ -155,21 +155,20 @@ def pairs_of_run(p: Pairs, dims: Sequence[str], sigma: Sequence[float], seed: in
             "rejected_where_one_refuses": share(int((by_rule < 0).sum()), int((by_rule != 0).sum())),
             "by_class": _refusal_by_class(p),
         },
-        "wording": probe(p.chosen, p.rejected, clusters[p.probed]),
+        "wording": probe(p.chosen, p.rejected, np.unique(p.prompts_Q[p.probed], return_inverse=True)[1]),
         "wording_pairs": len(p.probed),
     }
 
 
 def examples(p: Pairs) -> dict[str, list[str]]:
     """Ids of pairs to read: six by the hash of their ids; three that held least, three of the largest length gap."""
-    if not p.ids:
+    if not len(p):
         return {"random": [], "worst": []}
-    by_hash = sorted(p.ids, key=lambda i: digest("example", i))
     confirmed = np.where(np.isnan(p.confirmed_Q_D).any(1), np.inf, p.confirmed_Q_D.sum(1))
     gap = np.abs(np.log(np.maximum(p.lengths_Q_2[:, 0], 1) / np.maximum(p.lengths_Q_2[:, 1], 1)))
-    held = sorted(range(len(p.ids)), key=lambda i: (confirmed[i], p.ids[i]))[: SHOWN // 2]
-    far = [i for i in sorted(range(len(p.ids)), key=lambda i: (-gap[i], p.ids[i])) if i not in held][: SHOWN - len(held)]
-    return {"random": by_hash[:SHOWN], "worst": [p.ids[i] for i in (*held, *far)]}
+    held = np.lexsort((p.ids_Q, confirmed))[: SHOWN // 2].tolist()
+    far = [i for i in np.lexsort((p.ids_Q, -gap))[: 2 * SHOWN].tolist() if i not in held][: SHOWN - len(held)]
+    return {"random": p.first, "worst": [f"{int(p.ids_Q[i]):016x}" for i in (*held, *far)]}
 
 
 def rows_of(dataset: Path, pair_ids: Sequence[str], dims: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -224,18 +223,12 @@ def _mean(values: NDArray[np.float64], clusters: NDArray[np.int_], seed: int) ->
 
 
 def _refusal_by_class(p: Pairs) -> dict[str, Any]:
-    carried = np.array([c or "none" for c in p.carried], dtype=object)
-    return {
-        c: {
-            side: share(int(p.refused_Q_2[carried == c, k].sum()), int((carried == c).sum()))
-            for k, side in enumerate(("chosen", "rejected"))
-        }
-        for c in sorted(set(carried.tolist()))
-    }
+    return {c: {side: share(int(p.by_class[c][k]), int(p.by_class[c][2])) for k, side in enumerate(SIDES)}
+            for c in sorted(p.by_class)}
 
 
-def _tally(values: Sequence[str | None]) -> dict[str, int]:
-    return dict(sorted(Counter(v or "none" for v in values).items(), key=lambda kv: (-kv[1], kv[0])))
+def _tally(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
 
 
 def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:

@@ -57,7 +57,7 @@ def prefers(row: dict[str, Any]) -> str | None:
 
 def agreement(run_dir: Path, p: Pairs, seed: int) -> dict[str, Any] | None:
     """`reviews` of report.json: people against scores; None without a vote on a pair that is in the dataset."""
-    prompt_of = dict(zip(p.ids, p.prompts, strict=True))
+    prompt_of = {f"{i:016x}": prompt for i, prompt in zip(p.ids_Q.tolist(), p.prompts_Q.tolist(), strict=True)}
     rows = [r for r in read_reviews(run_dir) if r["pair_id"] in prompt_of]
     if not rows:
         return None

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import RunFolderError, SettingsError
 from ..store.run import read_json
 from .document import about, arms_of_measured, finished, measured
 from .pairs import Pairs, pairs_of_run, read_pairs
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -65,10 +66,20 @@ def _split(given: str) -> tuple[str, str | None]:
 
 
 def _run(where: str, arm: str | None) -> Side:
-    m = measured(Path(where))
+    ids: list[str] = []
+    values: dict[str, list[NDArray[np.float64]]] = {}
+
+    def keep(some: list[str], by_arm: Mapping[str, NDArray[np.float64]]) -> None:
+        for name, v in by_arm.items():
+            values.setdefault(name, [np.full((len(ids), v.shape[1]), np.nan)]).append(v)
+        ids.extend(some)
+        for name in values.keys() - by_arm.keys():
+            values[name].append(np.full((len(some), values[name][0].shape[1]), np.nan))
+
+    m = measured(Path(where), keep=keep)
     report = finished(arms_of_measured(m, Path(where)), Path(where))
     held = read_pairs(Path(where) / "dataset", report["settings"]["dimensions"])
-    return Side(where, arm, report, m.run["settings"], m.gathered.ids, m.gathered.values, held)
+    return Side(where, arm, report, m.run["settings"], ids, {name: np.concatenate(v) for name, v in values.items()}, held)
 
 
 def _published(where: str, arm: str | None) -> Side:

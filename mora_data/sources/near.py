@@ -7,19 +7,29 @@
 MinHash (Broder 1997) with 128 hashes: the Jaccard similarity of two sets is estimated with a standard error of at most 0.045,
 0.035 at 0.8. Only texts that share one of 16 bands of 8 hashes are compared (32 of 4 under a threshold of 0.8), which finds 95
 % of the pairs at 0.8 and 99.9 % at 0.9. A text of fewer than five words counts as one run. What came first stays, so the
-result depends on the order of the texts and on nothing else. Memory: docs/numbers.md.
+result depends on the order of the texts and on nothing else. Memory: 700 bytes a text (docs/numbers.md).
 """
 
 from __future__ import annotations
 
+import array
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..text import words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
 RUN, HASHES, SEED = 5, 128, 42
+GROUP, FULLEST = 8, 0.6  # slots that are looked at together; share of all slots in use at most
+FRESH = 1 << 9  # sketches that are put into the table together
+CHUNK = 1 << 14  # sketches of one array; a multiple of FRESH
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_FULL = (1 << 64) - 1
 
 
 class NearDuplicates:
@@ -29,18 +39,117 @@ class NearDuplicates:
         import rensa
 
         self._sketch: Any = rensa.RMinHash
-        self._kept: Any = rensa.RMinHashDeduplicator(threshold, HASHES, True, 16 if threshold >= 0.8 else 32, SEED)
-        self._n = 0
+        self._least = threshold * HASHES - 1e-9
+        self._index = _Bands(16 if threshold >= 0.8 else 32)
 
     def seen(self, text: str) -> bool:
         """Whether a text before had a Jaccard similarity of `threshold` or more; else this one is remembered."""
         tokens = words(text)
         if not tokens:
             return False
-        sketch = self._sketch(HASHES, SEED)
-        sketch.update(_runs(tokens))
+        made = self._sketch(HASHES, SEED)
+        made.update(_runs(tokens))
+        sketch = np.frombuffer(array.array("I", made.digest()), np.uint32)
+        hashed = self._index.hashed(sketch)
+        if any(np.count_nonzero(other == sketch) >= self._least for other in self._index.alike(sketch, hashed)):
+            return True
+        self._index.add(sketch, hashed)
+        return False
+
+
+class _Bands:
+    """Sketches, found again by any of their bands.
+
+    512 bytes a sketch, and for each of its bands a slot of 5 bytes: the number of the sketch and a tag, 7 bits of the band's hash
+    (0: empty). Slots stand in groups; a band lies in the first group of its path that had room, and the path is the band's own,
+    so that one look at a group's tags settles most bands. 30 to 60 % of the slots are in use. The last few sketches wait in a
+    dict and are put into the table together.
+    """
+
+    def __init__(self, n_bands: int) -> None:
+        self._n_bands, self._n = n_bands, 0
+        self._odd = np.random.default_rng(SEED).integers(1, 1 << 62, HASHES // n_bands, np.uint64) | np.uint64(1)
+        self._band = np.arange(n_bands, dtype=np.uint64) * _MIX
+        self._chunks: list[NDArray[np.uint32]] = []
+        self._fresh: dict[int, list[int]] = {}
+        self._clear(FRESH * n_bands // 2)
+
+    def hashed(self, sketches: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """A hash of each band and its place; n x bands for n sketches."""
+        h = (self._cut(sketches) * self._odd).sum(-1) + self._band
+        h = (h ^ (h >> np.uint64(32))) * _MIX
+        return np.asarray(h ^ (h >> np.uint64(29)))
+
+    def alike(self, sketch: NDArray[np.uint32], hashed: NDArray[np.uint64]) -> Iterator[NDArray[np.uint32]]:
+        """The sketches that share a band with this one, each once."""
+        told: set[int] = set()
+        for band, number in self._found(hashed):
+            other = self._chunks[number // CHUNK][number % CHUNK]
+            if number not in told and np.array_equal(self._cut(other)[band], self._cut(sketch)[band]):
+                told.add(number)
+                yield other
+
+    def add(self, sketch: NDArray[np.uint32], hashed: NDArray[np.uint64]) -> None:
+        """Remember a sketch."""
+        if self._n % CHUNK == 0:
+            self._chunks.append(np.empty((CHUNK, HASHES), np.uint32))
+        self._chunks[-1][self._n % CHUNK] = sketch
+        for h in hashed.tolist():
+            self._fresh.setdefault(h, []).append(self._n)
         self._n += 1
-        return not self._kept.add(str(self._n), sketch)
+        if self._n % FRESH == 0:
+            self._settle()
+
+    def _found(self, hashed: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+        """(band, number) of sketches that seem to share the band."""
+        fresh, tags, mask = self._fresh, self._tags, self._n_groups - 1
+        for band, h in enumerate(hashed.tolist()):
+            if h in fresh:
+                yield from ((band, n) for n in fresh[h])
+            tag, at = (h >> 57) + 1, (h & mask) * GROUP
+            while True:
+                slot = tags.find(tag, at, at + GROUP)
+                while slot >= 0:
+                    yield band, int(self._numbers[slot])
+                    slot = tags.find(tag, slot + 1, at + GROUP)
+                if not tags[at + GROUP - 1]:
+                    break
+                h = (h + (h >> 32 | 1)) & _FULL  # a full group: the path goes on
+                at = (h & mask) * GROUP
+
+    def _settle(self) -> None:
+        """Into the table with the fresh ones; where it is too full, into one of twice the size with all of them."""
+        self._fresh.clear()
+        first = self._n - FRESH
+        if self._n * self._n_bands > FULLEST * len(self._tags):
+            self._clear(2 * self._n_groups)
+            first = 0
+        for at in range(first, self._n, FRESH):
+            chunk = self._chunks[at // CHUNK][at % CHUNK:at % CHUNK + FRESH]
+            self._place(np.repeat(np.arange(at, at + FRESH), self._n_bands), self.hashed(chunk).ravel())
+
+    def _cut(self, sketches: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        return sketches.reshape(*sketches.shape[:-1], self._n_bands, -1)
+
+    def _clear(self, n_groups: int) -> None:
+        self._tags, self._numbers = bytearray(), np.empty(0, np.int32)  # the old ones go first
+        self._n_groups = n_groups
+        self._tags, self._numbers = bytearray(n_groups * GROUP), np.zeros(n_groups * GROUP, np.int32)
+
+    def _place(self, numbers: NDArray[np.int64], hashed: NDArray[np.uint64]) -> None:
+        """Put bands into the first groups of their paths that have room."""
+        tags = np.frombuffer(self._tags, np.uint8).reshape(-1, GROUP)
+        tag = ((hashed >> np.uint64(57)) + np.uint64(1)).astype(np.uint8)
+        while len(numbers):
+            group = (hashed & np.uint64(self._n_groups - 1)).astype(np.int64)
+            order = np.argsort(group, kind="stable")
+            group, numbers, hashed, tag = group[order], numbers[order], hashed[order], tag[order]
+            slot = np.count_nonzero(tags[group], axis=1) + np.arange(len(group)) - np.searchsorted(group, group)
+            fits = slot < GROUP
+            tags[group[fits], slot[fits]] = tag[fits]
+            self._numbers[group[fits] * GROUP + slot[fits]] = numbers[fits]
+            numbers, hashed, tag = numbers[~fits], hashed[~fits], tag[~fits]
+            hashed = hashed + ((hashed >> np.uint64(32)) | np.uint64(1))
 
 
 def _runs(tokens: Sequence[str]) -> list[str]:

@@ -155,7 +155,7 @@ class _Seen:
     """The prompts so far: a rewrite that repeats one of them is left out, and so is a fused one that nearly does."""
 
     def __init__(self, near: float | None) -> None:
-        self._exact: set[str] = set()
+        self._exact: set[int] = set()  # ids as numbers: half the memory of their hex digits
         self._near = NearDuplicates(near) if near is not None else None
 
     def repeats(self, table: ScoredTable) -> NDArray[np.str_]:
@@ -163,7 +163,7 @@ class _Seen:
         out = np.full(len(table), "", "<U24")
         for row, (prompt, arm, messages) in enumerate(zip(table.prompts, table.arms, table.messages, strict=True)):
             own = arm in ("identity", "recorded")
-            asked = prompt.prompt_id if own else context_id(messages)
+            asked = int(prompt.prompt_id if own else context_id(messages), 16)
             if not own and asked in self._exact:
                 out[row] = "duplicate_prompt"
             elif arm == "fused" and self._near is not None and self._near.seen(messages[-1]["content"]):
@@ -209,8 +209,9 @@ def _choose(out: Selection, held: Sequence[_Held], settings: BuildSettings) -> N
         taken = np.array([q for p in range(len(first)) for q in _greedy(
             [taken[p], *(q for q in range(first[p], first[p] + n[p]) if q != taken[p])], sides, settings.select.pairs_per_prompt)])
     out.mean_log_length_gap = float(gap[taken].mean())
-    for number in np.unique(part[taken]).tolist():
-        out.chosen[number] = at[taken[part[taken] == number]].astype(np.int64)
+    numbers, starts = np.unique(part[taken], return_index=True)  # partitions come one after the other
+    for number, rows in zip(numbers.tolist(), np.split(at[taken].astype(np.int64), starts[1:]), strict=True):
+        out.chosen[number] = rows
 
 
 def _greedy(candidates: Sequence[int], sides: NDArray[Any], n: int) -> list[int]:

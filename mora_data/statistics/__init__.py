@@ -17,8 +17,8 @@ from .atk import (
 )
 from .beta import beta_interval, beta_tail, moment_prior
 from .dual import Weights, weights
-from .expansion import Comparison, Verdict, verdict
-from .inference import Bootstrap, cluster_bootstrap, holm, sign_flip_test, wilson_interval
+from .expansion import Comparison, Gains, Verdict, verdict, verdict_of
+from .inference import Bootstrap, Sums, bootstrap_of, cluster_bootstrap, holm, sign_flip_test, wilson_interval
 from .kinds import Profile, profiles
 from .pareto import coverage, hypervolume_at_k
 from .split import Before, BeforeHalf, DecidingHalf, before, split, undivided
@@ -30,9 +30,9 @@ from .spread import (
     noise_corrected_covariance,
 )
 
-__all__ = ["Before", "BeforeHalf", "Bootstrap", "Comparison", "DecidingHalf", "Profile", "Verdict", "Weights", "all_pass_at_k",
-           "any_pass_at_k", "before", "best_of_k_distribution", "best_of_k_mean", "beta_interval", "beta_tail",
-           "cluster_bootstrap", "coverage", "dominance_rate", "dominance_rate_everywhere", "effective_dimensionality",
-           "gini_mean_difference", "holm", "hypervolume_at_k", "joint_pass_at_k", "moment_prior", "noise_corrected_covariance",
-           "profiles", "range_at_k", "scaling_slope", "sign_flip_test", "split", "undivided", "verdict", "weights",
-           "wilson_interval"]
+__all__ = ["Before", "BeforeHalf", "Bootstrap", "Comparison", "DecidingHalf", "Gains", "Profile", "Sums", "Verdict", "Weights",
+           "all_pass_at_k", "any_pass_at_k", "before", "best_of_k_distribution", "best_of_k_mean", "beta_interval", "beta_tail",
+           "bootstrap_of", "cluster_bootstrap", "coverage", "dominance_rate", "dominance_rate_everywhere",
+           "effective_dimensionality", "gini_mean_difference", "holm", "hypervolume_at_k", "joint_pass_at_k", "moment_prior",
+           "noise_corrected_covariance", "profiles", "range_at_k", "scaling_slope", "sign_flip_test", "split", "undivided",
+           "verdict", "verdict_of", "weights", "wilson_interval"]

@@ -6,6 +6,7 @@ has no value; a metric is the mean of its column. Rows of one cluster are drawn 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -66,7 +67,29 @@ def cluster_bootstrap(values_P_M: NDArray[np.float64], clusters_P: NDArray[np.in
     A draw is its multinomial counts, so B draws of M metrics are two matrix products: counts x sums over counts x numbers. The
     counts are shared by all metrics: differences of columns of `draws_B_M` are paired differences.
     """
-    sums, numbers = by_cluster(values_P_M, clusters_P)
+    return bootstrap_of(Sums(*by_cluster(values_P_M, clusters_P)), draws, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a bootstrap needs of values that have streamed by: sum and number of the values of each cluster, both C x M."""
+
+    sums_C_M: NDArray[np.float64]
+    numbers_C_M: NDArray[np.float64]
+
+    @classmethod
+    def beside(cls, parts: Sequence[Sums]) -> Sums:
+        """Columns of several, over the same clusters."""
+        return cls(np.hstack([p.sums_C_M for p in parts]), np.hstack([p.numbers_C_M for p in parts]))
+
+    def columns(self, at: Sequence[int]) -> Sums:
+        """Some of the columns."""
+        return Sums(self.sums_C_M[:, at], self.numbers_C_M[:, at])
+
+
+def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
+    """`cluster_bootstrap` of values that are added up already."""
+    sums, numbers = by.sums_C_M, by.numbers_C_M
     n = len(sums)
     rng = np.random.default_rng(seed)
     both = np.hstack([sums, numbers])
@@ -101,6 +124,8 @@ def by_cluster(values_P_M: NDArray[np.float64],
 
 def sign_flip_test(differences_P_M: NDArray[np.float64], draws: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
     """Two-sided p of each column's mean being 0 when the signs of whole prompts are exchangeable; shape M (METHOD 3.1).
+
+    A row may be the sum over a batch of prompts: signs of batches are exchangeable where those of prompts are.
 
     Monte-Carlo permutation test: (1 + draws at least as extreme) / (1 + draws), which keeps its level at any number of draws
     (Phipson and Smyth 2010). Rows with NaN have no part in their column; a column without a difference has p = 1.

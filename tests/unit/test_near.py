@@ -57,6 +57,30 @@ def test_the_same_order_gives_the_same_answers() -> None:
     assert flags == [second.seen(t) for t in texts] and 0 < sum(flags) < 400
 
 
+@pytest.mark.parametrize("threshold", [0.6, 0.75, 0.8, 1.0])
+def test_its_own_index_tells_what_that_of_rensa_tells(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the table has grown several times, where groups of slots are full, and where many texts share a band."""
+    import rensa
+
+    from mora_data.sources import near as module
+
+    monkeypatch.setattr(module, "FRESH", 16)
+    monkeypatch.setattr(module, "CHUNK", 64)
+    monkeypatch.setattr(module, "FULLEST", 0.8)
+    rng = random.Random(2)
+    bases = [rng.choices(WORDS, k=60) for _ in range(6)]
+    ours, theirs = NearDuplicates(threshold), rensa.RMinHashDeduplicator(threshold, 128, True, 16 if threshold >= 0.8 else 32, 42)
+    found = []
+    for i in range(1200):
+        tokens = list(rng.choice(bases)) if i % 3 else rng.choices(WORDS[:3], k=9) if i % 2 else rng.choices(WORDS, k=30)
+        for _ in range(rng.randint(0, 9)):
+            tokens[rng.randrange(len(tokens))] = rng.choice(WORDS)
+        sketch = rensa.RMinHash(128, 42)
+        sketch.update([" ".join(tokens[k:k + 5]) for k in range(len(tokens) - 4)])
+        found.append((ours.seen(" ".join(tokens)), not theirs.add(str(i), sketch)))
+    assert all(a == b for a, b in found) and 20 < sum(a for a, _ in found) < 1100
+
+
 QUESTION = "What are the names of some famous actors that started their careers on Broadway and later moved to film?"
 CLIENT = """
 import json, sys

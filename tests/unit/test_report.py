@@ -68,6 +68,27 @@ def test_the_numbers_are_those_of_the_run(run: Path, report: dict[str, Any]) -> 
     assert report["prompts"]["checks"]["fused"]["subject"] == {"mean": 0.8, "n": 200}
 
 
+def test_a_large_run_is_told_by_batches(run: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers of the same prompts; intervals over batches of them, about as wide."""
+    from mora_data.report import clusters
+    from mora_data.report import pairs as pairs_of
+
+    for module in (clusters, pairs_of):
+        monkeypatch.setattr(module, "MOST", 50)
+    monkeypatch.setattr(clusters, "BATCHES", 100)
+    batched = report_of(run)
+    assert batched["verdict"] == report["verdict"] and batched["figures"]["planes"] == report["figures"]["planes"]
+    widths = []
+    for one, other in [(batched["arms"][a]["metrics"][m], cell) for a, v in report["arms"].items() for m, cell in v["metrics"].items()]:
+        assert (one["value"], one["n"]) == (pytest.approx(other["value"], abs=2e-5), other["n"])  # 0.086875 rounds either way
+        if other["value"] is not None and other["high"] > other["low"]:
+            widths.append((one["high"] - one["low"]) / (other["high"] - other["low"]))
+    assert len(widths) > 50 and 0.9 < np.mean(widths) < 1.1
+    points, others = ([p for panel in r["figures"]["profile"]["panels"] for p in panel["points"]] for r in (batched, report))
+    assert [(p["k"], p["n"]) for p in points] == [(p["k"], p["n"]) for p in others]
+    np.testing.assert_allclose([p["grades"] for p in points], [p["grades"] for p in others], atol=2e-5)
+
+
 def test_pairs_are_described(report: dict[str, Any]) -> None:
     p = report["pairs"]
     assert p["n"] == 12 and p["margins"]["helpful"]["mean"]["value"] == 0.75

@@ -115,7 +115,7 @@ def test_kappa_goes_to_the_report(run: Path, tmp_path: Path) -> None:
     held = read_pairs(run / "dataset", ["helpful", "harmless", "truthful"])
     for name, right in (("ada", 10), ("bob", 9)):
         person = Reviewing(run, name)
-        for k, pair_id in enumerate(held.ids):
+        for k, pair_id in enumerate(f"{i:016x}" for i in held.ids_Q.tolist()):
             first = person.first(pair_id) == "chosen"
             person.add(pair_id, "first" if first == (k < right) else "second")
     report = report_of(run)
