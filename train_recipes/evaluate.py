@@ -25,7 +25,7 @@ from typing import Any
 import datasets
 import torch
 import yaml
-from recipe import Stop, command_line, read_values
+from recipe import Stop, command_line, dataset_name, first_line, read_values, with_template
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 COLUMNS = ("prompt", "source_prompt", "arm")
@@ -65,12 +65,10 @@ def read_settings(file: Path | None, overrides: list[str]) -> Settings:
 
 def load_prompts(own: Settings) -> list[list[dict[str, str]]]:
     """The conversations of the sets asked for, each once, in the dataset's order."""
-    if own.revision and Path(own.dataset).is_dir():
-        raise Stop(f"revision={own.revision} means nothing for the local folder {own.dataset}: leave it out, or give a Hub id")
     try:
-        rows = datasets.load_dataset(own.dataset, own.config, split=own.split, revision=own.revision)
+        rows = datasets.load_dataset(dataset_name(own.dataset, own.revision), own.config, split=own.split, revision=own.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
-        raise Stop(f"can't load {own.split} of {own.config} of dataset {own.dataset}: {str(e).splitlines()[0]}") from e
+        raise Stop(f"can't load {own.split} of {own.config} of dataset {own.dataset}: {first_line(e)}") from e
     if missing := [c for c in COLUMNS if c not in rows.column_names]:
         raise Stop(f"config {own.config!r} lacks {', '.join(missing)}: take config=prompt_only")
     found: dict[str, list[dict[str, str]]] = {}
@@ -99,7 +97,7 @@ def load_model(name: str, revision: str | None, own: Settings) -> Any:
         dtype = "float32" if own.use_cpu and own.dtype == "auto" else own.dtype
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
     except (OSError, ValueError, KeyError) as e:
-        raise Stop(f"can't load model {name}: {str(e).splitlines()[0]}") from e
+        raise Stop(f"can't load model {name}: {first_line(e)}") from e
     return model.to("cpu" if own.use_cpu else torch.accelerator.current_accelerator()).eval()
 
 
@@ -155,8 +153,7 @@ def run(own: Settings) -> tuple[int, Path]:
         model = load_model(own.model, own.model_revision, own)
         reference = load_model(own.reference, None, own) if own.reference else None
         tokenizer = AutoTokenizer.from_pretrained(own.model, revision=own.model_revision, padding_side="left")
-        if tokenizer.chat_template is None:
-            raise Stop(f"model {own.model} has no chat template to render messages with: take its chat or instruct version")
+        with_template(tokenizer, own.model)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         file.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
         for first in range(0, len(todo), own.batch_size):
