@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import BuildSettings
 from ..engines import connect
@@ -18,17 +19,56 @@ from ..rewards import Reward
 from ..rewards import load as load_reward
 from ..rewards.rules import flags
 from ..store.log import AnswerLog
-from ..tasks import all_of
+from ..tasks import all_of, wind_down
 from ..templating import load as load_template
 from ..templating import nonce
 from ..text import n_tokens
 from ..types import DEGENERATE, Answer, Request, Sampling
 from .inputs import EvalPrompt, Model, Options, read_answers, role_of
 
+T = TypeVar("T")
 RETRIES = 2
 WINNER = {"type": "object", "properties": {"winner": {"enum": ["first", "second", "tie"]}}, "required": ["winner"],
           "additionalProperties": False}
 PATTERN = r'\{"winner": "(first|second|tie)"\}'
+
+
+async def windowed(work: Callable[[EvalPrompt], Awaitable[T]], prompts: Sequence[EvalPrompt], engines: Sequence[Engine],
+                   usage: Usage) -> list[T]:
+    """The results in order. A prompt is begun while every engine wants more, so that few of them are open at once."""
+    tasks: list[asyncio.Future[T]] = []
+    ended, failed = asyncio.Event(), asyncio.Event()
+
+    def end(task: asyncio.Future[T]) -> None:
+        usage.open_prompts -= 1
+        ended.set()
+        if task.cancelled() or task.exception() is not None:
+            failed.set()
+
+    async def room() -> None:
+        ended.clear()
+        waits = [asyncio.ensure_future(w) for w in (ended.wait(), *(e.changed() for e in engines if not e.wants_more))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for w in waits:
+                w.cancel()
+
+    try:
+        for prompt in prompts:
+            while not failed.is_set() and not all(e.wants_more for e in engines):
+                await room()
+            if failed.is_set():
+                break
+            usage.prompts_begun += 1
+            usage.open_prompts += 1
+            tasks.append(asyncio.ensure_future(work(prompt)))
+            tasks[-1].add_done_callback(end)
+            await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        await wind_down([t for t in tasks if not t.done()], None)
+        raise
+    return await all_of(tasks)
 
 
 class Evaluation:
@@ -69,7 +109,7 @@ class Evaluation:
                 self.judge = made["judge"].model
                 self._asks[model.label] = Asker(made, log, self.settings.seed, self.usage)
             self.progress.start("prompts", len(prompts))
-            for rows in await all_of(self._prompt(p) for p in prompts):
+            for rows in await windowed(self._prompt, prompts, list({id(e): e for e in engines}.values()), self.usage):
                 self.rows += rows
             self.progress.finish()
         finally:
@@ -77,13 +117,17 @@ class Evaluation:
                 await engine.close()
 
     async def _prompt(self, prompt: EvalPrompt) -> list[dict[str, Any]]:
-        found = await all_of(self._answers(m, prompt) for m in self.models)
-        answers = {m.label: a for m, a in zip(self.models, found, strict=True)}
-        scored = await all_of(self._row(m, prompt, i, a) for m in self.models for i, a in enumerate(answers[m.label]))
+        found = await all_of(self._model(m, prompt) for m in self.models)
+        answers = {m.label: a for m, (a, _) in zip(self.models, found, strict=True)}
+        scored = [row for _, rows in found for row in rows]
         if self._judge_reads:
             await all_of(self._compare(row, prompt, answers) for row in scored)
         self.progress.step()
         return scored
+
+    async def _model(self, model: Model, prompt: EvalPrompt) -> tuple[list[Answer], list[dict[str, Any]]]:
+        answers = await self._answers(model, prompt)
+        return answers, await all_of(self._row(model, prompt, i, a) for i, a in enumerate(answers))
 
     async def _answers(self, model: Model, prompt: EvalPrompt) -> list[Answer]:
         n = self.options.n

@@ -98,23 +98,36 @@ def _table(rows: Sequence[Mapping[str, Any]], seeds: Mapping[str, Sequence[str]]
     labels = {g: i for i, g in enumerate(dict.fromkeys(group.values()))}
     at = {p: i for i, p in enumerate(prompts)}
     names = list(metrics_of(rows[0], floors))
-    sums = {m: np.zeros((2, len(s), len(prompts), len(names))) for m, s in seeds.items()}
+    found: dict[str, tuple[list[int], list[list[float]]]] = {m: ([], []) for m in seeds}
     for r in rows:
-        values = np.array(list(metrics_of(r, floors).values()))
-        there = ~np.isnan(values)
-        place = (list(seeds[r["model"]]).index(r["seed"]), at[r["prompt_id"]])
-        sums[r["model"]][0][place] += np.where(there, values, 0)
-        sums[r["model"]][1][place] += there
-    means = {m: np.where(n > 0, total / np.maximum(n, 1), np.nan) for m, (total, n) in sums.items()}
+        places, values = found[r["model"]]
+        places.append(seeds[r["model"]].index(r["seed"]) * len(prompts) + at[r["prompt_id"]])
+        values.append(list(metrics_of(r, floors).values()))
+    means = {m: _means(*found[m], len(s), len(prompts), len(names)) for m, s in seeds.items()}
     return prompts, names, np.array([labels[group[p]] for p in prompts]), means
+
+
+def _means(places: Sequence[int], values: Sequence[Sequence[float]], n_seeds: int, n_prompts: int,
+           n_metrics: int) -> NDArray[np.float64]:
+    """Means of the rows that share a place; S x P x M, NaN where none has a value."""
+    out = np.full((n_seeds * n_prompts, n_metrics), np.nan)
+    table = np.asarray(values, float).reshape(len(places), n_metrics)
+    there = ~np.isnan(table)
+    for k in range(n_metrics):
+        at = np.asarray(places, np.int64)[there[:, k]]
+        n = np.bincount(at, minlength=len(out))
+        total = np.bincount(at, table[there[:, k], k], len(out))
+        out[:, k] = np.where(n > 0, total / np.maximum(n, 1), np.nan)
+    return out.reshape(n_seeds, n_prompts, n_metrics)
 
 
 def _set(rows: Sequence[Mapping[str, Any]], seeds: Mapping[str, Sequence[str]], reference: str, floors: Mapping[str, float],
          about: Mapping[str, Any]) -> dict[str, Any]:
     prompts, names, clusters, means = _table(rows, seeds, floors)
     drawn = dict(zip(means, hierarchical_bootstrap(list(means.values()), clusters, DRAWS, about["seed"]), strict=True))
-    tested = [(m, k) for m in means if m != reference for k in range(len(floors))]
-    p = {(m, k): _p(means[m], means[reference], drawn[m], drawn[reference], k, about["seed"]) for m, k in tested}
+    tests = {m: _p(means[m], means[reference], drawn[m], drawn[reference], len(floors), about["seed"])
+             for m in means if m != reference}
+    p = {(m, k): value for m, values in tests.items() for k, value in enumerate(values)}
     adjusted = dict(zip(p, holm(np.array(list(p.values()))).tolist(), strict=True)) if p else {}
     found: dict[str, Any] = {}
     for m in means:
@@ -123,17 +136,18 @@ def _set(rows: Sequence[Mapping[str, Any]], seeds: Mapping[str, Sequence[str]], 
                    for k, name in enumerate(names) if name not in ("win", "length_gap")}
         found[m] = {"seeds": len(seeds[m]), "metrics": {n: e for n, e in entries.items() if e["mean"] is not None}}
         if m != reference:
-            found[m]["win_rate"] = _win_rate(means[m], names, drawn[m], about["seed"])
+            found[m]["win_rate"] = _win_rate(means[m], names, clusters, drawn[m], about["seed"])
             against = reference if len(seeds[reference]) > 1 else f"the one checkpoint of {reference}"
             found[m]["statement"] = statement(m, against, _differences(entries, list(floors), means[m], means[reference]),
                                               about["simulated"])
     return {"prompts": len(prompts), "models": found}
 
 
-def _p(after: NDArray[np.float64], before: NDArray[np.float64], a: Resampled, b: Resampled, k: int, seed: int) -> float:
-    """The larger of two p: sign flips of whole prompts, and the bootstrap over seeds and prompts."""
-    gap_P = mean_over(after[:, :, k], 0) - mean_over(before[:, :, k], 0)  # NaN where either has none: no part in the test
-    return max(float(sign_flip_test(gap_P[:, None], seed=seed)[0]), bootstrap_p(a.draws_B_M[:, k] - b.draws_B_M[:, k]))
+def _p(after: NDArray[np.float64], before: NDArray[np.float64], a: Resampled, b: Resampled, n: int, seed: int) -> list[float]:
+    """Of the first n metrics the larger of two p: sign flips of whole prompts, and the bootstrap over seeds and prompts."""
+    gap_P_N = mean_over(after[:, :, :n], 0) - mean_over(before[:, :, :n], 0)  # NaN where either has none: no part in the test
+    flipped = sign_flip_test(gap_P_N, seed=seed)
+    return [max(float(flipped[k]), bootstrap_p(a.draws_B_M[:, k] - b.draws_B_M[:, k])) for k in range(n)]
 
 
 def _entry(name: str, k: int, own: Resampled, reference: Resampled | None, p: float | None, n_prompts: int) -> dict[str, Any]:
@@ -153,12 +167,13 @@ def _entry(name: str, k: int, own: Resampled, reference: Resampled | None, p: fl
     return entry
 
 
-def _win_rate(values: NDArray[np.float64], names: Sequence[str], own: Resampled, seed: int) -> dict[str, Any] | None:
+def _win_rate(values: NDArray[np.float64], names: Sequence[str], clusters: NDArray[np.int_], own: Resampled,
+              seed: int) -> dict[str, Any] | None:
     k, g = names.index("win"), names.index("length_gap")
     if math.isnan(own.estimate_M[k]):
         return None
     wins, gaps = values[:, :, k].ravel(), values[:, :, g].ravel()
-    rate, ends = length_controlled_win_rate(wins, gaps, seed=seed)
+    rate, ends = length_controlled_win_rate(wins, gaps, seed=seed, clusters_P=np.tile(clusters, len(values)))
     return {"rate": float(own.estimate_M[k]), "interval": interval(own.draws_B_M[:, k]), "length_controlled": rate,
             "length_controlled_interval": ends, "n": int(np.isfinite(wins).sum())}
 
