@@ -20,7 +20,8 @@ GOAL = 1.1
 STATISTICS = """
 import sys, time
 from mora_data.evaluate.inputs import Model
-from mora_data.evaluate.report import markdown, result
+from mora_data.evaluate.report import result
+from mora_data.evaluate.tables import markdown
 n = int(sys.argv[1])
 models = [Model("sft", "0", ""), *(Model("mora", str(s), "") for s in range(3))]
 rows = [{"set": "plain", "prompt_id": str(i), "group": str(i), "model": m.name, "seed": m.seed, "index": 0, "error": None,

@@ -24,7 +24,8 @@ from ..templating import load as load_template
 from ..templating import nonce
 from ..text import n_tokens
 from ..types import DEGENERATE, Answer, Request, Sampling
-from .inputs import EvalPrompt, Model, Options, read_answers, role_of
+from .benchmarks import BENCHMARKS, BY_ANSWER, LETTER, EvalPrompt, chosen
+from .inputs import Model, Options, read_answers, role_of
 
 T = TypeVar("T")
 RETRIES = 2
@@ -130,35 +131,52 @@ class Evaluation:
         return answers, await all_of(self._row(model, prompt, i, a) for i, a in enumerate(answers))
 
     async def _answers(self, model: Model, prompt: EvalPrompt) -> list[Answer]:
-        n = self.options.n
+        n = 1 if prompt.metric else self.options.n
         if model.label in self._recorded:
-            found = self._recorded[model.label].get(prompt.prompt_id, [])[:n]
+            found = [r for r in self._recorded[model.label].get(prompt.prompt_id, []) if r.get("mc1") is None][:n]
             missing = Answer("", "error", error="not in the file of answers")
             return [Answer(r["answer"], r["finish_reason"]) for r in found] + [missing] * (n - len(found))
         r = self.settings.role("policy")
-        sampling = Sampling(r.temperature, r.top_p, r.max_tokens, tuple(r.stop))
+        sampling = LETTER if prompt.metric else Sampling(r.temperature, r.top_p, r.max_tokens, tuple(r.stop))
+        request = Request("policy", prompt.messages, sampling, f"evaluate:{model.label}", prompt.prompt_id, n)
         try:
-            return await self._asks[model.label](Request("policy", prompt.messages, sampling, f"evaluate:{model.label}",
-                                                         prompt.prompt_id, n))
+            answers = await self._asks[model.label](request)
+            if prompt.metric and answers[0].error is not None:  # servers may refuse log-probabilities
+                answers = await self._asks[model.label](replace(request, sampling=replace(LETTER, logprobs=0)))
+            return answers
         except Owed as e:
             return [Answer("", "error", error=f"owed: {e}")] * n
 
     async def _row(self, model: Model, prompt: EvalPrompt, index: int, answer: Answer) -> dict[str, Any]:
         row: dict[str, Any] = {"set": prompt.part, "prompt_id": prompt.prompt_id, "group": prompt.group, "model": model.name,
                                "seed": model.seed, "index": index, "answer": answer.text, "error": answer.error}
-        row |= {f"reward_{d}": None for d in self.rewards}
+        if prompt.metric:
+            return row | self._choice(model, prompt, answer)
+        benchmark = BENCHMARKS.get(prompt.part)
+        dims = [d for d in self.rewards if benchmark is None or benchmark.rewards is None or d in benchmark.rewards]
+        row |= {f"reward_{d}": None for d in dims}
         if answer.error is not None:
             return row
         seen = flags(answer.text, answer.finish_reason)
         row |= {"refusal": float("refusal" in seen), "degenerate": float(bool(DEGENERATE & set(seen))),
                 "length": n_tokens(answer.text)}
         if model.label in self._recorded:
-            row["kl"] = self._recorded[model.label][prompt.prompt_id][index]["kl"]
+            row["kl"] = self._recorded[model.label][prompt.prompt_id][index].get("kl")
         if answer.text.strip():
             ask = self._asks[model.label]
-            values = await all_of(self._reward(ask, d, prompt, answer.text) for d in self.rewards)
-            row |= {f"reward_{d}": v for d, v in zip(self.rewards, values, strict=True)}
+            values = await all_of(self._reward(ask, d, prompt, answer.text) for d in dims)
+            row |= {f"reward_{d}": v for d, v in zip(dims, values, strict=True)}
         return row
+
+    def _choice(self, model: Model, prompt: EvalPrompt, answer: Answer) -> dict[str, Any]:
+        """The metric of a multiple choice: what the file of answers computed, else what the reply says."""
+        for r in self._recorded.get(model.label, {}).get(prompt.question_id, ()):
+            if isinstance(value := r.get(prompt.metric), (int, float)):
+                return {"answer": r["answer"], "error": None, prompt.metric: float(value), "method": BY_ANSWER}
+        if answer.error is not None:
+            return {prompt.metric: None}
+        value, method = chosen(prompt, answer)
+        return {prompt.metric: value, "method": method}
 
     async def _reward(self, ask: Asker, dimension: str, prompt: EvalPrompt, text: str) -> float | None:
         """Weighted mean of the dimension's sources; None when any of them has none."""
@@ -175,7 +193,9 @@ class Evaluation:
 
     async def _compare(self, row: dict[str, Any], prompt: EvalPrompt, answers: Mapping[str, list[Answer]]) -> None:
         """Adds `win` (1, 0.5, 0; mean of both orders) and `length_gap` against the reference's answer of the same index."""
-        name = self.options.reference
+        name, benchmark = self.options.reference, BENCHMARKS.get(prompt.part)
+        if benchmark is not None and not benchmark.pairwise:
+            return
         seeds = [m.seed for m in self.models if m.name == name]
         if row["model"] == name or not seeds or row["error"] is not None:
             return

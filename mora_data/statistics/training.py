@@ -140,14 +140,18 @@ class Scaling:
 
     Attributes:
         a, b, n0: value without data; gain at saturation; size at which 63 % of it is there.
-        b_interval: percentile interval of b over the draws; None without draws.
+        saturation: a + b.
+        b_interval, saturation_interval, n0_interval: percentile intervals over the draws; None without draws.
         at_edge: n0 lies at the end of what was searched: the curve is a line (or a step) as far as these sizes show.
     """
 
     a: float
     b: float
     n0: float
+    saturation: float
     b_interval: tuple[float, float] | None
+    saturation_interval: tuple[float, float] | None
+    n0_interval: tuple[float, float] | None
     at_edge: bool
 
 
@@ -169,7 +173,9 @@ def scaling_fit(n_K: Sequence[float], y_K: NDArray[np.float64], draws_B_K: NDArr
         found[better] = np.column_stack([coefficients, np.full(len(sets), n0)])[better]
     a, b, n0 = found[0]
     edge = bool(n0 in (grid[0], grid[-1]))
-    return Scaling(float(a), float(b), float(n0), None if draws_B_K is None else interval(found[1:, 1]), edge)
+    of_b, of_both, of_n0 = (None if draws_B_K is None else interval(v) for v in (
+        found[1:, 1], found[1:, 0] + found[1:, 1], found[1:, 2]))
+    return Scaling(float(a), float(b), float(n0), float(a + b), of_b, of_both, of_n0, edge)
 
 
 @dataclass(frozen=True, slots=True)
