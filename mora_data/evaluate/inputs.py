@@ -1,7 +1,7 @@
 """What is evaluated, and on what: models, options, held-out prompts.
 
-A model is NAME[@SEED]=WHERE; WHERE is a base URL (`#MODEL` where it serves several), a file of answers as
-train_recipes/evaluate.py writes them, or ENGINE:MODEL for an engine in this process. A name with a seed stands for one
+A model is NAME[@SEED]=WHERE; WHERE is a base URL (`#MODEL` where it serves several), a file of answers or the folder of them
+that train_recipes/evaluate.py writes, or ENGINE:MODEL for an engine in this process. A name with a seed stands for one
 checkpoint; names that differ in their seed alone are one method.
 """
 
@@ -78,7 +78,7 @@ def role_of(model: Model, policy: RoleSettings) -> RoleSettings | None:
     url, _, served = model.where.partition("#")
     if url.startswith(("http://", "https://")):
         return policy.model_copy(update={"engine": "openai", "base_url": url, "model": served or None, "use": None})
-    if model.where.endswith((".jsonl", ".json")):
+    if model.where.endswith((".jsonl", ".json")) or Path(model.where).is_dir():
         return None
     engine, colon, path = model.where.partition(":")
     if not colon:
@@ -159,13 +159,17 @@ def _file_rows(path: Path) -> list[tuple[Messages, Row]]:
 
 
 def read_answers(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """prompt id -> rows, of a file with `prompt` (text or messages), `answer` (or `output`), and perhaps `kl`, `mc1` and `mc2`.
+    """prompt id -> rows, of a file with `prompt` (text or messages), `answer` (or `output`), and perhaps `kl`, `mc1` and `mc2`;
+    of a folder: of its answers.jsonl and choices.jsonl.
 
     Raises:
         SourceError: it can't be read.
     """
     out: dict[str, list[dict[str, Any]]] = {}
-    for n, (messages, row) in enumerate(_file_rows(path), 1):
+    files = [f for f in (path / "answers.jsonl", path / "choices.jsonl") if f.is_file()] if path.is_dir() else [path]
+    if not files:
+        raise SourceError(f"can't read answers from {path}: it holds neither answers.jsonl nor choices.jsonl")
+    for n, (messages, row) in enumerate((r for file in files for r in _file_rows(file)), 1):
         answer = row.get("answer", row.get("output"))
         if not isinstance(answer, str):
             raise SourceError(f"can't read answers from {path}: row {n} lacks `answer`; each one needs `prompt` and `answer`")
