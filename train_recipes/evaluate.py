@@ -202,7 +202,8 @@ def run(own: Settings) -> tuple[int, Path]:
         tokenizer = AutoTokenizer.from_pretrained(own.model, revision=own.model_revision, padding_side="left")
         with_template(tokenizer, own.model)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        file.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+        if todo:
+            file.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
         for first in range(0, len(todo), own.batch_size):
             new = answer(model, reference, tokenizer, todo[first : first + own.batch_size], own)
             with file.open("a", encoding="utf-8") as f:
