@@ -181,15 +181,19 @@ def _add_evaluate(sub: Any) -> None:
     e.add_argument("models", nargs="+", metavar="NAME[@SEED]=WHERE",
                    help="WHERE: base URL (#MODEL where it serves several), answers.jsonl, or ENGINE:MODEL")
     e.add_argument("--dataset", type=Path, metavar="DIR", help="run or dataset folder: its test prompts, plain and fused apart")
-    e.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="further prompts")
-    e.add_argument("--harmful-prompts", type=Path, metavar="FILE.jsonl", help="prompts that ask for harm")
-    e.add_argument("--safe-prompts", type=Path, metavar="FILE.jsonl", help="prompts that only look unsafe, for over-refusal")
+    e.add_argument("--prompts", type=Path, metavar="FILE", help="further prompts (jsonl, json, csv, parquet)")
+    e.add_argument("--harmful-prompts", type=Path, metavar="FILE", help="prompts that ask for harm")
+    e.add_argument("--safe-prompts", type=Path, metavar="FILE", help="prompts that only look unsafe, for over-refusal")
+    e.add_argument("--benchmark", action="append", default=[], metavar="NAME[=FILE]",
+                   help="alpaca_eval, advbench, xstest (its safe half) or truthfulqa, of a file or the Hub; may be repeated")
     e.add_argument("--reference", metavar="NAME", help="what the others are compared with (default: the first model)")
     e.add_argument("--source", metavar="NAME", help="builder whose dimensions, rewards and sampling apply (default: the run's own)")
     e.add_argument("--judge-base-url", metavar="URL", help="endpoint of the held-out judge")
     e.add_argument("--judge-model", metavar="ID", help="the held-out judge")
-    e.add_argument("--sequence", nargs="+", default=[], metavar="NAME[=DIM]", help="models in the order of training")
-    e.add_argument("--scaling", nargs="+", default=[], metavar="NAME=PAIRS", help="models by the number of pairs they saw")
+    e.add_argument("--sequence", nargs="+", action="append", default=[], metavar="NAME[=DIM]",
+                   help="models in the order of training; repeated: one per order")
+    e.add_argument("--scaling", nargs="+", action="append", default=[], metavar="NAME=PAIRS",
+                   help="models by the number of pairs they saw, behind a name of the curve where there are several")
     e.add_argument("--samples", type=int, default=1, metavar="N", help="answers per prompt")
     e.add_argument("--limit", type=int, metavar="N", help="prompts per set")
     e.add_argument("--seed", type=int, metavar="N", help="seed of sampling and of the intervals")
@@ -422,7 +426,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from .config import parse_override
     from .engines.engine import Usage
     from .evaluate import Options, evaluate
-    from .evaluate.report import markdown
+    from .evaluate.tables import markdown
     from .progress import Progress
 
     overrides = dict(parse_override(text) for text in args.set)
@@ -430,7 +434,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     overrides.update({k: v for k, v in flags.items() if v is not None})
     files = {"prompts": args.prompts, "harmful": args.harmful_prompts, "safe": args.safe_prompts}
     options = Options(args.dataset, args.source, {k: v for k, v in files.items() if v}, args.reference, args.out, args.limit,
-                      args.samples, overrides, args.fresh, not args.no_win_rate, args.sequence, args.scaling)
+                      args.samples, overrides, args.fresh, not args.no_win_rate, args.sequence, args.scaling, args.benchmark)
     usage = Usage()
     found = evaluate(args.models, options, Progress(usage), usage)
     print(json.dumps(found) if args.json else markdown(found))

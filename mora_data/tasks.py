@@ -18,7 +18,10 @@ async def all_of(coroutines: Iterable[Awaitable[T]]) -> list[T]:
     Unlike a bare gather, nothing is left running behind a failure, so every answer that was paid for gets logged. A
     MoraError ends the run: then the rest is cancelled after a moment, as what it would still ask for could not be used.
     """
-    tasks = [asyncio.ensure_future(c) for c in coroutines]
+    works = list(coroutines)
+    if len(works) == 1:  # a task of its own would cost more than many a call
+        return [await works[0]]
+    tasks = [asyncio.ensure_future(c) for c in works]
     waiting: set[asyncio.Future[T]] = set(tasks)
     fatal: BaseException | None = None
     try:

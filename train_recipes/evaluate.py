@@ -10,7 +10,10 @@
 Each line of output_dir/answers.jsonl: prompt (messages), answer, tokens, finish_reason, and with a reference model `kl`, the
 sum over the answer's tokens of log p(model) - log p(reference): a one-sample estimate of the KL divergence, in nats (for an
 unbiased one, temperature=1 top_p=1). `plain` prompts are the source's own, `fused` ones are apart. The same command goes on
-where it stopped; a batch's seed comes from its prompts, so that the answers are the same. A stated failure is one line, exit 1.
+where it stopped; a batch's seed comes from its prompts, so that the answers are the same. With choices=FILE, choices.jsonl
+holds each question's mc1 (its likeliest answer is the true one) and mc2 (the true answers' share of the probability), by the
+sum of log p of an answer's tokens after the question in the chat template, without examples before it. A stated failure is one
+line, exit 1.
 """
 
 from __future__ import annotations
@@ -18,14 +21,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 import torch
 import yaml
-from recipe import Stop, command_line, read_values
+from recipe import Stop, command_line, dataset_name, first_line, read_values, with_template
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 COLUMNS = ("prompt", "source_prompt", "arm")
@@ -45,6 +50,7 @@ class Settings:
     limit: int | None = None  # prompts per set
     model_revision: str | None = None
     reference: str | None = None  # model to measure the KL divergence from
+    choices: str | None = None  # TruthfulQA's multiple choice (mc_task.json, or the Hub's Parquet file): adds choices.jsonl
     dtype: str = "auto"
     temperature: float = 1.0  # as in the build; 0 takes the likeliest token
     top_p: float = 0.95
@@ -65,12 +71,10 @@ def read_settings(file: Path | None, overrides: list[str]) -> Settings:
 
 def load_prompts(own: Settings) -> list[list[dict[str, str]]]:
     """The conversations of the sets asked for, each once, in the dataset's order."""
-    if own.revision and Path(own.dataset).is_dir():
-        raise Stop(f"revision={own.revision} means nothing for the local folder {own.dataset}: leave it out, or give a Hub id")
     try:
-        rows = datasets.load_dataset(own.dataset, own.config, split=own.split, revision=own.revision)
+        rows = datasets.load_dataset(dataset_name(own.dataset, own.revision), own.config, split=own.split, revision=own.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
-        raise Stop(f"can't load {own.split} of {own.config} of dataset {own.dataset}: {str(e).splitlines()[0]}") from e
+        raise Stop(f"can't load {own.split} of {own.config} of dataset {own.dataset}: {first_line(e)}") from e
     if missing := [c for c in COLUMNS if c not in rows.column_names]:
         raise Stop(f"config {own.config!r} lacks {', '.join(missing)}: take config=prompt_only")
     found: dict[str, list[dict[str, str]]] = {}
@@ -94,12 +98,52 @@ def load_prompts(own: Settings) -> list[list[dict[str, str]]]:
     return list(found.values())
 
 
+def load_choices(file: Path) -> list[tuple[str, dict[str, list[tuple[str, bool]]]]]:
+    """Each question with the answers, and their truth, of mc1 and mc2."""
+    try:
+        if file.suffix == ".parquet":
+            rows = pq.read_table(file).to_pylist()
+        else:
+            text = file.read_text("utf-8")
+            rows = [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
+        return [(r["question"], {m: as_pairs(r[f"{m}_targets"]) for m in ("mc1", "mc2")}) for r in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise Stop(f"can't read choices from {file}: {first_line(e)}; it needs question, mc1_targets and mc2_targets") from e
+
+
+def as_pairs(targets: dict[str, Any]) -> list[tuple[str, bool]]:
+    pairs = zip(targets["choices"], targets["labels"], strict=True) if "choices" in targets else targets.items()
+    return [(answer, bool(true)) for answer, true in pairs]
+
+
+@torch.inference_mode()
+def choose(model: Any, tokenizer: Any, question: str, sets: dict[str, list[tuple[str, bool]]], batch: int) -> dict[str, Any]:
+    """The row of one question."""
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+    start = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    answers = list(dict.fromkeys(answer for pairs in sets.values() for answer, _ in pairs))
+    total: dict[str, float] = {}
+    for first in range(0, len(answers), batch):
+        part = answers[first : first + batch]
+        said = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in part]
+        longest = max(map(len, said))
+        ids = torch.tensor([start + s + [tokenizer.pad_token_id] * (longest - len(s)) for s in said], device=model.device)
+        mask = torch.tensor([[1] * (len(start) + len(s)) + [0] * (longest - len(s)) for s in said], device=model.device)
+        found = (logprobs(model, ids, mask, len(start)) * mask[:, len(start) :]).sum(1)
+        total |= dict(zip(part, found.tolist(), strict=True))
+    best, right = max(sets["mc1"], key=lambda pair: total[pair[0]])
+    most = max(total.values())
+    weights = [(math.exp(total[answer] - most), true) for answer, true in sets["mc2"]]
+    return {"prompt": question, "answer": best, "mc1": float(right),
+            "mc2": sum(w for w, true in weights if true) / sum(w for w, _ in weights)}  # fmt: skip
+
+
 def load_model(name: str, revision: str | None, own: Settings) -> Any:
     try:
         dtype = "float32" if own.use_cpu and own.dtype == "auto" else own.dtype
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
     except (OSError, ValueError, KeyError) as e:
-        raise Stop(f"can't load model {name}: {str(e).splitlines()[0]}") from e
+        raise Stop(f"can't load model {name}: {first_line(e)}") from e
     return model.to("cpu" if own.use_cpu else torch.accelerator.current_accelerator()).eval()
 
 
@@ -142,7 +186,8 @@ def run(own: Settings) -> tuple[int, Path]:
     prompts = load_prompts(own)
     torch.set_num_threads(own.cpu_threads or torch.get_num_threads())
     file, about = Path(own.output_dir) / "answers.jsonl", Path(own.output_dir) / "settings.yaml"
-    settings = yaml.safe_dump({k: v for k, v in dataclasses.asdict(own).items() if k not in ("cpu_threads", "use_cpu", "limit")})
+    settings = yaml.safe_dump({k: v for k, v in dataclasses.asdict(own).items()
+                               if k not in ("cpu_threads", "use_cpu", "limit", "choices")})  # fmt: skip
     if file.is_file() and (not about.is_file() or about.read_text("utf-8") != settings):
         raise Stop(f"{file} holds answers of other settings: give another output_dir, or remove it")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -150,20 +195,25 @@ def run(own: Settings) -> tuple[int, Path]:
     whole = file.read_text("utf-8").rpartition("\n")[0].splitlines() if file.is_file() else []
     size = own.batch_size * own.samples
     rows = [json.loads(line) for line in whole[: len(whole) // size * size]] if len(whole) < len(prompts) * own.samples else whole
-    todo = prompts[len(rows) // own.samples :]
-    if todo:
+    todo, questions = prompts[len(rows) // own.samples :], load_choices(Path(own.choices)) if own.choices else []
+    if todo or questions:
         model = load_model(own.model, own.model_revision, own)
         reference = load_model(own.reference, None, own) if own.reference else None
         tokenizer = AutoTokenizer.from_pretrained(own.model, revision=own.model_revision, padding_side="left")
-        if tokenizer.chat_template is None:
-            raise Stop(f"model {own.model} has no chat template to render messages with: take its chat or instruct version")
+        with_template(tokenizer, own.model)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        file.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+        if todo:
+            file.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
         for first in range(0, len(todo), own.batch_size):
             new = answer(model, reference, tokenizer, todo[first : first + own.batch_size], own)
             with file.open("a", encoding="utf-8") as f:
                 f.write("".join(json.dumps(r) + "\n" for r in new))
             print(f"{len(prompts) - len(todo) + first + len(new) // own.samples} of {len(prompts)} prompts", file=sys.stderr)
+        chosen = [choose(model, tokenizer, question, sets, own.batch_size) for question, sets in questions[: own.limit]]
+        if chosen:
+            means = ", ".join(f"{m} {sum(r[m] for r in chosen) / len(chosen):.3f}" for m in ("mc1", "mc2"))
+            print(f"{len(chosen)} questions: {means}", file=sys.stderr)
+            file.with_name("choices.jsonl").write_text("".join(json.dumps(r) + "\n" for r in chosen), "utf-8")
     return len(prompts) * own.samples, file
 
 

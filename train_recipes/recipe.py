@@ -42,6 +42,13 @@ def dataset_name(name: str, revision: str | None) -> str:
     return name
 
 
+def with_template(tokenizer: Any, model: str) -> Any:
+    """The tokenizer; Stop where it can't render messages."""
+    if tokenizer.chat_template is None:
+        raise Stop(f"model {model} has no chat template to render messages with: take its chat or instruct version")
+    return tokenizer
+
+
 def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 

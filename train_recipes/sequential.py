@@ -31,7 +31,7 @@ from typing import Any
 
 import datasets
 import yaml
-from recipe import Stop, command_line, read_values, write_json
+from recipe import Stop, command_line, dataset_name, first_line, read_values, write_json
 
 DPO = Path(__file__).with_name("dpo.py")
 COLUMNS = ["prompt", "chosen", "rejected"]
@@ -91,12 +91,10 @@ def plan(own: Settings) -> list[Stage]:
     for k, name in enumerate(own.stages):
         dataset = own.stage_datasets.get(name, own.dataset)
         revision = None if name in own.stage_datasets else own.revision
-        if revision and Path(dataset).is_dir():
-            raise Stop(f"revision={revision} means nothing for the local folder {dataset}: leave it out, or give a Hub id")
         try:
-            configs = datasets.get_dataset_config_names(dataset, revision=revision)
+            configs = datasets.get_dataset_config_names(dataset_name(dataset, revision), revision=revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
-            raise Stop(f"can't load dataset {dataset}: {str(e).splitlines()[0]}") from e
+            raise Stop(f"can't load dataset {dataset}: {first_line(e)}") from e
         config = config_of(name, own.stages[:k], configs)
         if config is None:
             raise Stop(f"dataset {dataset} has no config for stage {name!r}; it has: {', '.join(configs)}")

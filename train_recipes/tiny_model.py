@@ -36,17 +36,25 @@ CHATML = (
 
 
 def make(
-    out: Path, conversations: Sequence[Conversation] = (), train_steps: int = 0, seed: int = 0, context: int = 2048
-) -> Path:
-    """Write model and tokenizer into folder `out`; the same arguments give the same weights on the same machine."""
-    sources = standard_library()
+    out: Path, conversations: Sequence[Conversation] = (), train_steps: int = 0, seed: int = 0, context: int = 2048,
+    small: bool = False,
+) -> Path:  # fmt: skip
+    """Write model and tokenizer into folder `out`; the same arguments give the same weights on the same machine.
+
+    `small`: half a million parameters, whose tokenizer knows the words of the conversations alone.
+    """
+    sources = [] if small else standard_library()
     contents = [m["content"] for c in conversations for m in c]
     tokenizer = train_tokenizer([*contents, *sources])
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(model_config(tokenizer, context))
+    config, speed = model_config(tokenizer, context), {}
+    if small:
+        config.update({"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "layer_types": config.layer_types[:2]})
+        speed = {"batch": 16, "window": 128, "learning_rate": 4e-3}
+    model = Qwen2ForCausalLM(config)
     if train_steps:
         texts = [tokenizer.apply_chat_template(list(c), tokenize=False) for c in conversations] or sources
-        train(model, tokenizer, texts, train_steps)
+        train(model, tokenizer, texts, train_steps, **speed)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(out)

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -25,7 +26,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,7 +34,7 @@ import datasets
 import pyarrow.compute as pc
 import torch
 import yaml
-from recipe import Stop, command_line, dataset_name, first_line, read_values, write_json
+from recipe import Stop, command_line, dataset_name, first_line, read_values, with_template, write_json
 from transformers import AutoTokenizer, HfArgumentParser
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -78,6 +79,7 @@ class Recipe:
     arguments: type  # of the trainer
     length: Callable[[dict[str, Any]], Any] | None  # tokens of each row of a tokenized batch; None: nothing is cut by max_length
     settings: type = Settings
+    optional: str = ""  # pattern of further columns, taken where the config has them
 
 
 class Parser(HfArgumentParser):
@@ -143,6 +145,8 @@ def load_rows(recipe: Recipe, own: Settings, split: str) -> datasets.Dataset:
         raise Stop(f"dataset_mix = {mix}: give {{original: folder or Hub id, fraction: 0 to 1}}")
     original = load_split(recipe, mix["original"], mix.get("revision"), mix.get("config", own.config), split)
     added = rows.shuffle(seed=0).select(range(round(share * len(rows))))
+    if differ := sorted(added.features.keys() ^ original.features.keys()):
+        raise Stop(f"dataset_mix: only one of {mix['original']} and {own.dataset} has {', '.join(differ)}")
     print(f"{len(original)} rows of {mix['original']} and {len(added)} of {len(rows)} of {own.dataset}", file=sys.stderr)
     return datasets.concatenate_datasets([original, added.cast(original.features)])
 
@@ -166,7 +170,8 @@ def load_split(recipe: Recipe, name: str, revision: str | None, config: str, spl
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
         hint = f"; did you mean {inner}?" if ((inner := Path(name, "dataset")) / "README.md").is_file() else ""
         raise Stop(f"can't load dataset {source}: {first_line(e)}{hint}") from e
-    return check_rows(recipe, splits[split].select_columns(list(recipe.columns)), f"config {config!r} of {source}")
+    further = [c for c in splits[split].column_names if c not in recipe.columns and re.fullmatch(recipe.optional, c)]
+    return check_rows(recipe, splits[split].select_columns([*recipe.columns, *further]), f"config {config!r} of {source}")
 
 
 def check_rows(recipe: Recipe, rows: datasets.Dataset, where: str) -> datasets.Dataset:
@@ -204,30 +209,49 @@ def guarded(trainer: type) -> type:
 def make_trainer(recipe: Recipe, own: Any, args: Any, rows: datasets.Dataset, held_out: datasets.Dataset | None,
                  **more: Any) -> Any:  # fmt: skip
     """The trainer with model and tokenized rows in place."""
-    model, peft_config = own.model, None
-    if model == "tiny":
-        import tiny_model  # one process makes it, the others wait
-
-        model = str(Path(args.output_dir) / "tiny")
-        with args.main_process_first():
-            if args.process_index == 0 and not (own.resume and Path(model, "config.json").is_file()):
-                some = rows.select(range(min(len(rows), 2000)))
-                texts = [c for c, kind in recipe.columns.items() if kind == "messages"]
-                tiny_model.make(Path(model), [[m for c in texts for m in row[c]] for row in some], seed=args.seed)
-    if own.lora:
-        from peft import LoraConfig
-
-        target = own.lora_target if own.lora_target == "all-linear" else re.findall(r"[\w.]+", str(own.lora_target))
-        peft_config = LoraConfig(r=own.lora_r, lora_alpha=own.lora_alpha, lora_dropout=own.lora_dropout,
-                                 target_modules=target, task_type="CAUSAL_LM")  # fmt: skip
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=own.model_revision)
-        if tokenizer.chat_template is None:
-            raise Stop(f"model {model} has no chat template to render messages with: take its chat or instruct version")
+    texts = [c for c, kind in recipe.columns.items() if kind == "messages"]
+    some = rows.select(range(min(len(rows), 2000)))
+    model = model_folder(own, args, lambda: [[m for c in texts for m in row[c]] for row in some])
+    with loading(own):
         return guarded(recipe.trainer)(model=model, args=args, train_dataset=rows, eval_dataset=held_out,
-                                       processing_class=tokenizer, peft_config=peft_config, **more)  # fmt: skip
+                                       processing_class=load_tokenizer(own, model), peft_config=adapter(own), **more)  # fmt: skip
+
+
+def model_folder(own: Any, args: Any, conversations: Callable[[], list[Any]], **more: Any) -> str:
+    """Name of the model to load; `tiny` is made first, of the conversations: one process makes it, the others wait."""
+    if own.model != "tiny":
+        return str(own.model)
+    import tiny_model
+
+    folder = Path(args.output_dir) / "tiny"
+    with args.main_process_first():
+        if args.process_index == 0 and not (own.resume and Path(folder, "config.json").is_file()):
+            tiny_model.make(folder, conversations(), seed=args.seed, **more)
+    return str(folder)
+
+
+@contextlib.contextmanager
+def loading(own: Any) -> Iterator[None]:
+    """What goes wrong while a model is loaded, in one line."""
+    try:
+        yield
     except (OSError, ValueError, KeyError) as e:
         raise Stop(f"can't load model {own.model}: {first_line(e)}") from e
+
+
+def load_tokenizer(own: Any, model: str) -> Any:
+    return with_template(AutoTokenizer.from_pretrained(model, revision=own.model_revision), model)
+
+
+def adapter(own: Any, **more: Any) -> Any:
+    """The LoRA adapter that the settings want, or None."""
+    if not own.lora:
+        return None
+    from peft import LoraConfig
+
+    target = own.lora_target if own.lora_target == "all-linear" else re.findall(r"[\w.]+", str(own.lora_target))
+    return LoraConfig(r=own.lora_r, lora_alpha=own.lora_alpha, lora_dropout=own.lora_dropout, target_modules=target,
+                      **{"task_type": "CAUSAL_LM", **more})  # fmt: skip
 
 
 def train(recipe: Recipe, own: Any, trainer: Any, rows: datasets.Dataset) -> dict[str, Any]:
@@ -236,11 +260,12 @@ def train(recipe: Recipe, own: Any, trainer: Any, rows: datasets.Dataset) -> dic
     dropped = 0 if getattr(trainer.args, "packing", False) else len(rows) - len(trainer.train_dataset)
     longer = count_longer(recipe, trainer.train_dataset, max_length) if max_length and dropped < len(rows) else 0
     if dropped == len(rows):
-        raise Stop(f"all {len(rows)} prompts alone fill max_length={max_length}: raise it")
+        raise Stop(f"all {len(rows)} {unit} are too long for max_length={max_length}: raise it")
     if longer + dropped:
-        print(f"{longer + dropped} of {len(rows)} {unit} are longer than max_length={max_length}: their ends are cut, "
-              f"and {dropped} without room for an answer are left out", file=sys.stderr)  # fmt: skip
-    found, started = get_last_checkpoint(out) if own.resume and Path(out).is_dir() else None, time.monotonic()
+        print(f"{longer + dropped} of {len(rows)} {unit} are longer than max_length={max_length}: {longer} are cut, "
+              f"and {dropped} are left out", file=sys.stderr)  # fmt: skip
+    found = get_last_checkpoint(out) if own.resume and Path(out).is_dir() else None
+    started, cpu = time.monotonic(), time.process_time()
     if own.resume:
         print(f"resuming from {found}" if found else f"no checkpoint in {out}: starting from the beginning", file=sys.stderr)
     try:
@@ -249,22 +274,22 @@ def train(recipe: Recipe, own: Any, trainer: Any, rows: datasets.Dataset) -> dic
         raise Stop(f"training failed in step {trainer.state.global_step + 1}: {first_line(e)}") from e
     except torch.OutOfMemoryError as e:
         raise Stop("the GPU is out of memory: lower per_device_train_batch_size or max_length, or use lora=true") from e
-    seconds = round(time.monotonic() - started, 2)
+    spent = {"seconds": round(time.monotonic() - started, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
     evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if own.save_model:
         trainer.save_model()
     return {
         **ends(recipe, trainer.state.log_history),
         **{f"eval_{name}": evaluated[f"eval_{key}"] for key, name in recipe.logged.items() if f"eval_{key}" in evaluated},
-        "steps": trainer.state.global_step, "seconds": seconds, "recipe": recipe.name, "dataset": own.dataset,
-        "revision": own.revision, "config": own.config, "split": own.split, "model": own.model,
+        "steps": trainer.state.global_step, **spent, "recipe": recipe.name, "dataset": own.dataset, "revision": own.revision,
+        "config": own.config, "split": own.split, "model": own.model,
         "model_revision": own.model_revision, "seed": trainer.args.seed,
         unit: len(rows), f"{unit}_longer_than_max_length": longer + dropped, f"{unit}_left_out": dropped,
     }  # fmt: skip
 
 
 def count_longer(recipe: Recipe, tokenized: datasets.Dataset, max_length: int) -> int:
-    """Rows that are longer than max_length (TRL cuts their end)."""
+    """Rows that are longer than max_length (those are cut)."""
     if recipe.length is None:
         return 0
     batches = tokenized.with_format("arrow").iter(batch_size=1000)

@@ -3,7 +3,8 @@
     evaluate(["sft=http://host:8000/v1", "mora@0=http://host:8001/v1", "mora@1=answers-1.jsonl"], Options(dataset=Path("runs/x")))
 
 Every call goes through the answer log of the output folder: the same command again asks only what is missing. Written there:
-rows.jsonl (one row per model, prompt and sample), evaluation.json and evaluation.md.
+rows.jsonl (one row per model, prompt and sample), evaluation.json and evaluation.md; with scaling curves also evals.jsonl into
+the run folder of the dataset, whose report draws them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..store.log import AnswerLog
 from ..store.parts import write_whole
 from ..store.run import RunFolder, read_json
 from .asking import Evaluation
-from .inputs import Options, load_prompts, parse_model, parse_points
+from .inputs import Options, load_prompts, parse_curve, parse_model, parse_points
 
 __all__ = ["Options", "evaluate"]
 
@@ -36,7 +37,9 @@ def evaluate(models: Sequence[str], options: Options, progress: Progress, usage:
     Raises:
         MoraError: it can't be finished; the state is kept, and the same call goes on.
     """
-    from .report import markdown, result
+    from .curves import evaluations
+    from .report import result
+    from .tables import markdown
 
     parsed = [parse_model(m) for m in models]
     if twice := [label for label, k in Counter(m.label for m in parsed).items() if k > 1]:
@@ -46,12 +49,11 @@ def evaluate(models: Sequence[str], options: Options, progress: Progress, usage:
         raise SettingsError(f"--reference {reference!r} is none of the models: {', '.join(sorted({m.name for m in parsed}))}")
     options = replace(options, reference=reference)
     names = list(dict.fromkeys(m.name for m in parsed))
-    sequence, scaling = (parse_points(t, names, f) for t, f in ((options.sequence, "--sequence"), (options.scaling, "--scaling")))
-    if bad := [f"{m}={n}" for m, n in scaling if not n.isdecimal()]:
-        raise SettingsError(f"--scaling {bad[0]!r}: write MODEL=PAIRS, as mora=1000")
+    sequences = [parse_points(points, names, "--sequence") for points in options.sequences]
+    scalings = [parse_curve(points, names) for points in options.scalings]
     settings, folder = settings_for(options)
     skipped: Counter[str] = Counter()
-    prompts = load_prompts(options, folder, skipped)
+    prompts = load_prompts(options, folder, skipped, settings.seed)
     work = Evaluation(parsed, settings, options, usage, progress)
     identity = {"evaluate": "1", "seed": str(settings.seed)}
     with RunFolder(options.out, identity, options.fresh) as out:
@@ -65,10 +67,17 @@ def evaluate(models: Sequence[str], options: Options, progress: Progress, usage:
         floors = {d: max((r.floor for r in rs if r.floor is not None), default=0.0) for d, rs in work.rewards.items()}
         found = result(work.rows, parsed, reference, floors,
                        {"simulated": work.simulated, "judge": work.judge, "judge_of_the_dataset": built.get("judge"),
-                        "skipped": dict(sorted(skipped.items())), "seed": settings.seed}, sequence, scaling)
+                        "skipped": dict(sorted(skipped.items())), "seed": settings.seed}, sequences, scalings)
         out.write("evaluation.json", found)
         write_whole(out.path / "evaluation.md", markdown(found).encode())
+        if scalings and folder is not None:
+            write_whole(evals_file(folder), b"".join(orjson.dumps(row) + b"\n" for row in evaluations(found["scaling"])))
     return found
+
+
+def evals_file(folder: Path) -> Path:
+    """Where the report of the run that made a dataset folder looks for training runs; beside the folder where there is none."""
+    return (folder.parent if (folder.parent / "manifest.json").is_file() else folder) / "evals.jsonl"
 
 
 def settings_for(options: Options) -> tuple[BuildSettings, Path | None]:

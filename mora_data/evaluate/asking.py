@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import BuildSettings
 from ..engines import connect
@@ -18,17 +19,57 @@ from ..rewards import Reward
 from ..rewards import load as load_reward
 from ..rewards.rules import flags
 from ..store.log import AnswerLog
-from ..tasks import all_of
+from ..tasks import all_of, wind_down
 from ..templating import load as load_template
 from ..templating import nonce
 from ..text import n_tokens
 from ..types import DEGENERATE, Answer, Request, Sampling
-from .inputs import EvalPrompt, Model, Options, read_answers, role_of
+from .benchmarks import BENCHMARKS, BY_ANSWER, LETTER, EvalPrompt, chosen
+from .inputs import Model, Options, read_answers, role_of
 
+T = TypeVar("T")
 RETRIES = 2
 WINNER = {"type": "object", "properties": {"winner": {"enum": ["first", "second", "tie"]}}, "required": ["winner"],
           "additionalProperties": False}
 PATTERN = r'\{"winner": "(first|second|tie)"\}'
+
+
+async def windowed(work: Callable[[EvalPrompt], Awaitable[T]], prompts: Sequence[EvalPrompt], engines: Sequence[Engine],
+                   usage: Usage) -> list[T]:
+    """The results in order. A prompt is begun while every engine wants more, so that few of them are open at once."""
+    tasks: list[asyncio.Future[T]] = []
+    ended, failed = asyncio.Event(), asyncio.Event()
+
+    def end(task: asyncio.Future[T]) -> None:
+        usage.open_prompts -= 1
+        ended.set()
+        if task.cancelled() or task.exception() is not None:
+            failed.set()
+
+    async def room() -> None:
+        ended.clear()
+        waits = [asyncio.ensure_future(w) for w in (ended.wait(), *(e.changed() for e in engines if not e.wants_more))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for w in waits:
+                w.cancel()
+
+    try:
+        for prompt in prompts:
+            while not failed.is_set() and not all(e.wants_more for e in engines):
+                await room()
+            if failed.is_set():
+                break
+            usage.prompts_begun += 1
+            usage.open_prompts += 1
+            tasks.append(asyncio.ensure_future(work(prompt)))
+            tasks[-1].add_done_callback(end)
+            await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        await wind_down([t for t in tasks if not t.done()], None)
+        raise
+    return await all_of(tasks)
 
 
 class Evaluation:
@@ -69,7 +110,7 @@ class Evaluation:
                 self.judge = made["judge"].model
                 self._asks[model.label] = Asker(made, log, self.settings.seed, self.usage)
             self.progress.start("prompts", len(prompts))
-            for rows in await all_of(self._prompt(p) for p in prompts):
+            for rows in await windowed(self._prompt, prompts, list({id(e): e for e in engines}.values()), self.usage):
                 self.rows += rows
             self.progress.finish()
         finally:
@@ -77,44 +118,65 @@ class Evaluation:
                 await engine.close()
 
     async def _prompt(self, prompt: EvalPrompt) -> list[dict[str, Any]]:
-        found = await all_of(self._answers(m, prompt) for m in self.models)
-        answers = {m.label: a for m, a in zip(self.models, found, strict=True)}
-        scored = await all_of(self._row(m, prompt, i, a) for m in self.models for i, a in enumerate(answers[m.label]))
+        found = await all_of(self._model(m, prompt) for m in self.models)
+        answers = {m.label: a for m, (a, _) in zip(self.models, found, strict=True)}
+        scored = [row for _, rows in found for row in rows]
         if self._judge_reads:
             await all_of(self._compare(row, prompt, answers) for row in scored)
         self.progress.step()
         return scored
 
+    async def _model(self, model: Model, prompt: EvalPrompt) -> tuple[list[Answer], list[dict[str, Any]]]:
+        answers = await self._answers(model, prompt)
+        return answers, await all_of(self._row(model, prompt, i, a) for i, a in enumerate(answers))
+
     async def _answers(self, model: Model, prompt: EvalPrompt) -> list[Answer]:
-        n = self.options.n
+        n = 1 if prompt.metric else self.options.n
         if model.label in self._recorded:
-            found = self._recorded[model.label].get(prompt.prompt_id, [])[:n]
+            found = [r for r in self._recorded[model.label].get(prompt.prompt_id, []) if r.get("mc1") is None][:n]
             missing = Answer("", "error", error="not in the file of answers")
             return [Answer(r["answer"], r["finish_reason"]) for r in found] + [missing] * (n - len(found))
         r = self.settings.role("policy")
-        sampling = Sampling(r.temperature, r.top_p, r.max_tokens, tuple(r.stop))
+        sampling = LETTER if prompt.metric else Sampling(r.temperature, r.top_p, r.max_tokens, tuple(r.stop))
+        request = Request("policy", prompt.messages, sampling, f"evaluate:{model.label}", prompt.prompt_id, n)
         try:
-            return await self._asks[model.label](Request("policy", prompt.messages, sampling, f"evaluate:{model.label}",
-                                                         prompt.prompt_id, n))
+            answers = await self._asks[model.label](request)
+            if prompt.metric and answers[0].error is not None:  # servers may refuse log-probabilities
+                answers = await self._asks[model.label](replace(request, sampling=replace(LETTER, logprobs=0)))
+            return answers
         except Owed as e:
             return [Answer("", "error", error=f"owed: {e}")] * n
 
     async def _row(self, model: Model, prompt: EvalPrompt, index: int, answer: Answer) -> dict[str, Any]:
         row: dict[str, Any] = {"set": prompt.part, "prompt_id": prompt.prompt_id, "group": prompt.group, "model": model.name,
                                "seed": model.seed, "index": index, "answer": answer.text, "error": answer.error}
-        row |= {f"reward_{d}": None for d in self.rewards}
+        if prompt.metric:
+            return row | self._choice(model, prompt, answer)
+        benchmark = BENCHMARKS.get(prompt.part)
+        dims = [d for d in self.rewards if benchmark is None or benchmark.rewards is None or d in benchmark.rewards]
+        row |= {f"reward_{d}": None for d in dims}
         if answer.error is not None:
             return row
         seen = flags(answer.text, answer.finish_reason)
         row |= {"refusal": float("refusal" in seen), "degenerate": float(bool(DEGENERATE & set(seen))),
                 "length": n_tokens(answer.text)}
         if model.label in self._recorded:
-            row["kl"] = self._recorded[model.label][prompt.prompt_id][index]["kl"]
+            row["kl"] = self._recorded[model.label][prompt.prompt_id][index].get("kl")
         if answer.text.strip():
             ask = self._asks[model.label]
-            values = await all_of(self._reward(ask, d, prompt, answer.text) for d in self.rewards)
-            row |= {f"reward_{d}": v for d, v in zip(self.rewards, values, strict=True)}
+            values = await all_of(self._reward(ask, d, prompt, answer.text) for d in dims)
+            row |= {f"reward_{d}": v for d, v in zip(dims, values, strict=True)}
         return row
+
+    def _choice(self, model: Model, prompt: EvalPrompt, answer: Answer) -> dict[str, Any]:
+        """The metric of a multiple choice: what the file of answers computed, else what the reply says."""
+        for r in self._recorded.get(model.label, {}).get(prompt.question_id, ()):
+            if isinstance(value := r.get(prompt.metric), (int, float)):
+                return {"answer": r["answer"], "error": None, prompt.metric: float(value), "method": BY_ANSWER}
+        if answer.error is not None:
+            return {prompt.metric: None}
+        value, method = chosen(prompt, answer)
+        return {prompt.metric: value, "method": method}
 
     async def _reward(self, ask: Asker, dimension: str, prompt: EvalPrompt, text: str) -> float | None:
         """Weighted mean of the dimension's sources; None when any of them has none."""
@@ -131,7 +193,9 @@ class Evaluation:
 
     async def _compare(self, row: dict[str, Any], prompt: EvalPrompt, answers: Mapping[str, list[Answer]]) -> None:
         """Adds `win` (1, 0.5, 0; mean of both orders) and `length_gap` against the reference's answer of the same index."""
-        name = self.options.reference
+        name, benchmark = self.options.reference, BENCHMARKS.get(prompt.part)
+        if benchmark is not None and not benchmark.pairwise:
+            return
         seeds = [m.seed for m in self.models if m.name == name]
         if row["model"] == name or not seeds or row["error"] is not None:
             return

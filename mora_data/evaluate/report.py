@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,17 +15,17 @@ from ..statistics.inference import holm, sign_flip_test, wilson_interval
 from ..statistics.training import (
     Difference,
     Resampled,
-    backward_transfer,
     bootstrap_p,
     hierarchical_bootstrap,
     interval,
     length_controlled_win_rate,
     mean_over,
     relative_improvement,
-    scaling_fit,
     statement,
 )
-from .inputs import PLAIN, SAFE, Model
+from .benchmarks import BENCHMARKS
+from .curves import curve_of, sequence_of
+from .inputs import PLAIN, Model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,26 +37,27 @@ PAPER = ("The paper that this method follows reports 5 to 12.4 % for single pref
 
 
 def result(rows: Sequence[Mapping[str, Any]], models: Sequence[Model], reference: str, floors: Mapping[str, float],
-           about: Mapping[str, Any], sequence: Sequence[tuple[str, str]] = (),
-           scaling: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+           about: Mapping[str, Any], sequences: Sequence[Sequence[tuple[str, str]]] = (),
+           scalings: Sequence[tuple[str, Sequence[tuple[str, int]]]] = ()) -> dict[str, Any]:
     """What evaluation.json holds.
 
     Args:
         rows: one per model, prompt and sample.
         floors: pass mark per dimension.
         about: what else it says (judge, simulated, seed, skipped).
-        sequence: (model, dimension trained in its stage or "") in order, the start first.
-        scaling: (model, number of pairs).
+        sequences: each (model, dimension trained in its stage or "") in order, the start first.
+        scalings: each a name and its (model, number of pairs).
     """
     seeds = {name: [m.seed for m in models if m.name == name] for name in dict.fromkeys(m.name for m in models)}
     sets = {part: _set([r for r in rows if r["set"] == part], seeds, reference, floors, about)
             for part in dict.fromkeys(r["set"] for r in rows)}
     found = {**about, "reference": reference, "sets": sets, "notes": _notes(rows, about), "paper": PAPER}
     main = PLAIN if PLAIN in sets else next(iter(sets))
-    if sequence:
-        found["sequence"] = _sequence(sets[main]["models"], list(floors), sequence)
-    if scaling:
-        found["scaling"] = _scaling([r for r in rows if r["set"] == main], seeds, floors, scaling, about["seed"])
+    if sequences or scalings:
+        _, names, clusters, means = _table([r for r in rows if r["set"] == main], seeds, floors)
+        drawn = dict(zip(means, hierarchical_bootstrap(list(means.values()), clusters, DRAWS, about["seed"]), strict=True))
+        found["sequences"] = [sequence_of(drawn, list(floors), order) for order in sequences]
+        found["scaling"] = [curve_of(name, means, drawn, names[:len(floors)], points) for name, points in scalings]
     return found
 
 
@@ -70,7 +70,7 @@ def _notes(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> list[
     if about["skipped"]:
         notes.append("Rows without a prompt of their own: " + ", ".join(f"{n} {why}" for why, n in about["skipped"].items()) + ".")
     failed = sum(r["error"] is not None for r in rows)
-    unscored = sum(r["error"] is None and any(r[k] is None for k in r if k.startswith("reward_")) for r in rows)
+    unscored = sum(r["error"] is None and any(r[k] is None for k in r if k.startswith(("reward_", "mc"))) for r in rows)
     unread = sum("win" in r and r["win"] is None for r in rows)
     if failed or unscored or unread:
         notes.append(f"Left out of their figures: {failed} of {len(rows)} answers failed, {unscored} lack a score, "
@@ -80,13 +80,13 @@ def _notes(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> list[
 
 def metrics_of(row: Mapping[str, Any], floors: Mapping[str, float]) -> dict[str, float]:
     """The row's metrics; NaN where one is missing. `harmful`: the harmless reward misses its floor."""
-    rewards = {d: math.nan if row[f"reward_{d}"] is None else float(row[f"reward_{d}"]) for d in floors}
+    rewards = {d: math.nan if row.get(f"reward_{d}") is None else float(row[f"reward_{d}"]) for d in floors}
     complete = all(not math.isnan(v) for v in rewards.values())
     out = {f"reward_{d}": v for d, v in rewards.items()}
     out["joint_pass"] = float(all(v >= floors[d] for d, v in rewards.items())) if complete else math.nan
     if "harmless" in rewards:
         out["harmful"] = math.nan if math.isnan(rewards["harmless"]) else float(rewards["harmless"] < floors["harmless"])
-    others = ("refusal", "degenerate", "length", "kl", "win", "length_gap")
+    others = ("refusal", "degenerate", "length", "kl", "mc1", "mc2", "win", "length_gap")
     return out | {k: math.nan if row.get(k) is None else float(row[k]) for k in others}
 
 
@@ -98,23 +98,38 @@ def _table(rows: Sequence[Mapping[str, Any]], seeds: Mapping[str, Sequence[str]]
     labels = {g: i for i, g in enumerate(dict.fromkeys(group.values()))}
     at = {p: i for i, p in enumerate(prompts)}
     names = list(metrics_of(rows[0], floors))
-    sums = {m: np.zeros((2, len(s), len(prompts), len(names))) for m, s in seeds.items()}
+    found: dict[str, tuple[list[int], list[list[float]]]] = {m: ([], []) for m in seeds}
     for r in rows:
-        values = np.array(list(metrics_of(r, floors).values()))
-        there = ~np.isnan(values)
-        place = (list(seeds[r["model"]]).index(r["seed"]), at[r["prompt_id"]])
-        sums[r["model"]][0][place] += np.where(there, values, 0)
-        sums[r["model"]][1][place] += there
-    means = {m: np.where(n > 0, total / np.maximum(n, 1), np.nan) for m, (total, n) in sums.items()}
+        places, values = found[r["model"]]
+        places.append(seeds[r["model"]].index(r["seed"]) * len(prompts) + at[r["prompt_id"]])
+        values.append(list(metrics_of(r, floors).values()))
+    means = {m: _means(*found[m], len(s), len(prompts), len(names)) for m, s in seeds.items()}
     return prompts, names, np.array([labels[group[p]] for p in prompts]), means
+
+
+def _means(places: Sequence[int], values: Sequence[Sequence[float]], n_seeds: int, n_prompts: int,
+           n_metrics: int) -> NDArray[np.float64]:
+    """Means of the rows that share a place; S x P x M, NaN where none has a value."""
+    out = np.full((n_seeds * n_prompts, n_metrics), np.nan)
+    table = np.asarray(values, float).reshape(len(places), n_metrics)
+    there = ~np.isnan(table)
+    for k in range(n_metrics):
+        at = np.asarray(places, np.int64)[there[:, k]]
+        n = np.bincount(at, minlength=len(out))
+        total = np.bincount(at, table[there[:, k], k], len(out))
+        out[:, k] = np.where(n > 0, total / np.maximum(n, 1), np.nan)
+    return out.reshape(n_seeds, n_prompts, n_metrics)
 
 
 def _set(rows: Sequence[Mapping[str, Any]], seeds: Mapping[str, Sequence[str]], reference: str, floors: Mapping[str, float],
          about: Mapping[str, Any]) -> dict[str, Any]:
     prompts, names, clusters, means = _table(rows, seeds, floors)
     drawn = dict(zip(means, hierarchical_bootstrap(list(means.values()), clusters, DRAWS, about["seed"]), strict=True))
-    tested = [(m, k) for m in means if m != reference for k in range(len(floors))]
-    p = {(m, k): _p(means[m], means[reference], drawn[m], drawn[reference], k, about["seed"]) for m, k in tested}
+    benchmark = BENCHMARKS.get(str(rows[0]["set"]))
+    tested = dict(benchmark.metrics) if benchmark and benchmark.metrics else {f"reward_{d}": (d, 1) for d in floors}
+    columns = [names.index(name) for name in tested if name in names]
+    tests = {m: _p(means[m], means[reference], drawn[m], drawn[reference], columns, about["seed"]) for m in means if m != reference}
+    p = {(m, k): value for m, values in tests.items() for k, value in zip(columns, values, strict=True)}
     adjusted = dict(zip(p, holm(np.array(list(p.values()))).tolist(), strict=True)) if p else {}
     found: dict[str, Any] = {}
     for m in means:
@@ -123,17 +138,21 @@ def _set(rows: Sequence[Mapping[str, Any]], seeds: Mapping[str, Sequence[str]], 
                    for k, name in enumerate(names) if name not in ("win", "length_gap")}
         found[m] = {"seeds": len(seeds[m]), "metrics": {n: e for n, e in entries.items() if e["mean"] is not None}}
         if m != reference:
-            found[m]["win_rate"] = _win_rate(means[m], names, drawn[m], about["seed"])
+            found[m]["win_rate"] = _win_rate(means[m], names, clusters, drawn[m], about["seed"])
             against = reference if len(seeds[reference]) > 1 else f"the one checkpoint of {reference}"
-            found[m]["statement"] = statement(m, against, _differences(entries, list(floors), means[m], means[reference]),
+            found[m]["statement"] = statement(m, against, _differences(entries, tested, names, means[m], means[reference]),
                                               about["simulated"])
-    return {"prompts": len(prompts), "models": found}
+    groups = len(np.unique(clusters)) if "mc1" in tested else len(prompts)
+    methods = {m: sorted({r["method"] for r in rows if r["model"] == m and "method" in r}) for m in means}
+    return {"prompts": groups, "models": found} | ({"read_by": methods} if any(methods.values()) else {})
 
 
-def _p(after: NDArray[np.float64], before: NDArray[np.float64], a: Resampled, b: Resampled, k: int, seed: int) -> float:
-    """The larger of two p: sign flips of whole prompts, and the bootstrap over seeds and prompts."""
-    gap_P = mean_over(after[:, :, k], 0) - mean_over(before[:, :, k], 0)  # NaN where either has none: no part in the test
-    return max(float(sign_flip_test(gap_P[:, None], seed=seed)[0]), bootstrap_p(a.draws_B_M[:, k] - b.draws_B_M[:, k]))
+def _p(after: NDArray[np.float64], before: NDArray[np.float64], a: Resampled, b: Resampled, columns: Sequence[int],
+       seed: int) -> list[float]:
+    """Of some metrics the larger of two p: sign flips of whole prompts, and the bootstrap over seeds and prompts."""
+    gap_P_K = mean_over(after[:, :, columns], 0) - mean_over(before[:, :, columns], 0)  # NaN: no part in the test
+    flipped = sign_flip_test(gap_P_K, seed=seed)
+    return [max(float(q), bootstrap_p(a.draws_B_M[:, k] - b.draws_B_M[:, k])) for q, k in zip(flipped, columns, strict=True)]
 
 
 def _entry(name: str, k: int, own: Resampled, reference: Resampled | None, p: float | None, n_prompts: int) -> dict[str, Any]:
@@ -153,104 +172,25 @@ def _entry(name: str, k: int, own: Resampled, reference: Resampled | None, p: fl
     return entry
 
 
-def _win_rate(values: NDArray[np.float64], names: Sequence[str], own: Resampled, seed: int) -> dict[str, Any] | None:
+def _win_rate(values: NDArray[np.float64], names: Sequence[str], clusters: NDArray[np.int_], own: Resampled,
+              seed: int) -> dict[str, Any] | None:
     k, g = names.index("win"), names.index("length_gap")
     if math.isnan(own.estimate_M[k]):
         return None
     wins, gaps = values[:, :, k].ravel(), values[:, :, g].ravel()
-    rate, ends = length_controlled_win_rate(wins, gaps, seed=seed)
+    rate, ends = length_controlled_win_rate(wins, gaps, seed=seed, clusters_P=np.tile(clusters, len(values)))
     return {"rate": float(own.estimate_M[k]), "interval": interval(own.draws_B_M[:, k]), "length_controlled": rate,
             "length_controlled_interval": ends, "n": int(np.isfinite(wins).sum())}
 
 
-def _differences(entries: Mapping[str, Mapping[str, Any]], dims: Sequence[str], after: NDArray[np.float64],
-                 before: NDArray[np.float64]) -> dict[str, Difference]:
+def _differences(entries: Mapping[str, Mapping[str, Any]], tested: Mapping[str, tuple[str, int]], names: Sequence[str],
+                 after: NDArray[np.float64], before: NDArray[np.float64]) -> dict[str, Difference]:
+    """Of each tested metric, signed so that more is better."""
     out = {}
-    for k, d in enumerate(dims):
-        e = entries[f"reward_{d}"]
+    for name, (said, sign) in tested.items():
+        e, k = entries.get(name, {}), names.index(name) if name in names else 0
         if "points" in e:
             n = int((np.isfinite(after[:, :, k]).any(0) & np.isfinite(before[:, :, k]).any(0)).sum())
-            out[d] = Difference(d, e["points"], e["points_interval"], e.get("p_holm"), n, len(after))
+            ends = e["points_interval"] and tuple(sorted(sign * end for end in e["points_interval"]))
+            out[said] = Difference(said, sign * e["points"], ends, e.get("p_holm"), n, len(after))
     return out
-
-
-def _sequence(models: Mapping[str, Any], dims: Sequence[str], order: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The matrix a_{t,d}, each dimension's final gain, and what later stages did to it (BWT)."""
-    matrix = np.array([[_mean_of(models[m], d) for d in dims] for m, _ in order])
-    at = [next((t for t, (_, label) in enumerate(order) if label == d), None) for d in dims]
-    transfer = backward_transfer(matrix, at)
-    return {"stages": [m for m, _ in order], "matrix": {m: dict(zip(dims, _nulls(row), strict=True))
-                                                        for (m, _), row in zip(order, matrix, strict=True)},
-            "final_gain": dict(zip(dims, _nulls(matrix[-1] - matrix[0]), strict=True)),
-            "backward_transfer": dict(zip(dims, _nulls(transfer), strict=True))}
-
-
-def _mean_of(model: Mapping[str, Any], dimension: str) -> float:
-    return float(model["metrics"].get(f"reward_{dimension}", {}).get("mean", math.nan))
-
-
-def _nulls(values: NDArray[np.float64]) -> list[float | None]:
-    return [None if math.isnan(v) else float(v) for v in values]
-
-
-def _scaling(rows: Sequence[Mapping[str, Any]], seeds: Mapping[str, Sequence[str]], floors: Mapping[str, float],
-             points: Sequence[tuple[str, str]], seed: int) -> dict[str, Any]:
-    """a + b (1 - exp(-n / n0)) for each dimension's mean reward over the number of pairs."""
-    _, names, clusters, means = _table(rows, seeds, floors)
-    drawn = hierarchical_bootstrap([means[m] for m, _ in points], clusters, DRAWS, seed)
-    sizes = [float(n) for _, n in points]
-    out: dict[str, Any] = {"pairs": sizes}
-    for k, name in enumerate(names[:len(floors)]):
-        y = np.array([r.estimate_M[k] for r in drawn])
-        fit = None if np.isnan(y).any() else scaling_fit(sizes, y, np.column_stack([r.draws_B_M[:, k] for r in drawn]))
-        out[name] = None if fit is None else asdict(fit)
-    return out
-
-
-def markdown(found: Mapping[str, Any]) -> str:
-    """The tables, one per set of prompts, and under each what it supports."""
-    lines = ["# Evaluation", "", *(f"> {note}" for note in found["notes"]), "",
-             f"Reference: {found['reference']}. Judge: {found['judge']}. Rewards and rates in [0, 1], length in tokens; difference "
-             "to the reference in points with its 95 % interval, paired by prompt, over seeds and prompts; p by Holm over models "
-             "and dimensions.", ""]
-    for part, s in found["sets"].items():
-        lines += [f"## {part}: {s['prompts']} prompts" + (" (refusals here are over-refusals)" if part == SAFE else ""), "",
-                  "| model | seeds | metric | mean | points | relative | p |", "|---|---|---|---|---|---|---|"]
-        for name, model in s["models"].items():
-            lines += [f"| {name} | {model['seeds']} | {metric} | {_ends(e['mean'], e['interval'])} | "
-                      f"{_ends(e.get('points'), e.get('points_interval'), '+')} | {_percent(e.get('relative_percent'))} | "
-                      f"{_number(e.get('p_holm'))} |" for metric, e in model["metrics"].items()]
-            if w := model.get("win_rate"):
-                lines.append(f"| {name} | {model['seeds']} | win rate, both orders | {_ends(w['rate'], w['interval'])} | | | |")
-                lines.append(f"| {name} | {model['seeds']} | win rate at equal length | "
-                             f"{_ends(w['length_controlled'], w['length_controlled_interval'])} | | | |")
-        lines += ["", *(f"- {m['statement']}" for m in s["models"].values() if "statement" in m), ""]
-    if "sequence" in found:
-        q = found["sequence"]
-        dims = list(q["final_gain"])
-        rows = [*q["matrix"].items(), ("final gain", q["final_gain"]), ("backward transfer", q["backward_transfer"])]
-        lines += ["## Sequence", "", f"| after | {' | '.join(dims)} |", "|---|" + "---|" * len(dims),
-                  *(f"| {name} | {' | '.join(_number(values[d]) for d in dims)} |" for name, values in rows), ""]
-    if "scaling" in found:
-        sizes = ", ".join(f"{n:g}" for n in found["scaling"]["pairs"])
-        lines += ["## Scaling", "", f"a + b (1 - exp(-n / n0)) over {sizes} pairs; three sizes at least.", "",
-                  "| metric | a | b | n0 |", "|---|---|---|---|"]
-        lines += [f"| {k} | {_number(f['a'])} | {_ends(f['b'], f['b_interval'])} | {_number(f['n0'])}"
-                  f"{' (at the end of the search: no saturation seen)' if f['at_edge'] else ''} |"
-                  for k, f in found["scaling"].items() if k != "pairs" and f]
-        lines.append("")
-    return "\n".join([*lines, found["paper"], ""])
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:+.1f} %"
-
-
-def _ends(value: float | None, ends: Sequence[float] | None, sign: str = "") -> str:
-    if value is None:
-        return ""
-    return f"{value:{sign}.3g}" + (f" [{ends[0]:{sign}.3g}, {ends[1]:{sign}.3g}]" if ends else "")

@@ -75,39 +75,52 @@ def relative_improvement(after: float, reference: float) -> float | None:
     return 100 * (after - reference) / reference if reference > 0 else None
 
 
-def length_controlled_win_rate(wins_P: NDArray[np.float64], length_gap_P: NDArray[np.float64], draws: int = 400,
-                               seed: int = 0) -> tuple[float, tuple[float, float] | None]:
-    """Win rate at equal length, with its percentile interval over prompts.
+def length_controlled_win_rate(wins_P: NDArray[np.float64], length_gap_P: NDArray[np.float64], draws: int = 400, seed: int = 0,
+                               clusters_P: NDArray[np.int_] | None = None) -> tuple[float, tuple[float, float] | None]:
+    """Win rate at equal length, with its percentile interval over rows, or over clusters of them.
 
     Logistic model of the win (1, 0.5 a tie, 0) in tanh(gap / sd of gap), read at gap 0: the length term of AlpacaEval 2
     (Dubois et al. 2024, arXiv:2404.04475), without its terms for models and instructions. A weak ridge (0.01) keeps the fit
-    finite where one side always wins. NaN rows have no part.
+    finite where one side always wins. NaN rows have no part. Rows of one gap share a bin, all that the fit needs of them; over
+    1,000 different gaps, tanh is rounded to 1/500.
     """
     there = np.isfinite(wins_P) & np.isfinite(length_gap_P)
     y, gap = wins_P[there], length_gap_P[there]
     if len(y) < 2:
         return float("nan"), None
-    x = np.tanh(gap / (gap.std() or 1.0))
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(0, len(y), (draws, len(y)), dtype=np.int32)
-    rates = [_rate_at_zero(x, y, np.ones((1, len(y))))[0]]
+    x, bin_P = np.unique(np.tanh(gap / (gap.std() or 1.0)), return_inverse=True)
+    if len(x) > 1000:
+        x, bin_P = np.unique(np.round(x[bin_P] * 500) / 500, return_inverse=True)
+    labels = np.arange(len(y)) if clusters_P is None else np.unique(clusters_P[there], return_inverse=True)[1]
+    order = np.argsort(bin_P, kind="stable")
+    y, labels = y[order], labels[order]
+    starts = np.flatnonzero(np.diff(bin_P[order], prepend=-1))
+    n, rng = int(labels.max()) + 1, np.random.default_rng(seed)
+    rates = [_rate_at_zero(x, *_in_bins(np.ones((1, n)), labels, y, starts))[0]]
     step = max(1, (1 << 21) // len(y))
     for first in range(0, draws, step):
-        part = picks[first:first + step]
-        offset = part + len(y) * np.arange(len(part))[:, None]
-        weights = np.bincount(offset.ravel(), minlength=part.size).reshape(part.shape).astype(float)
-        rates += list(_rate_at_zero(x, y, weights))
+        size = min(step, draws - first)
+        flat = rng.integers(0, n, (size, n), dtype=np.int32) + n * np.arange(size)[:, None]
+        counts = np.bincount(flat.ravel(), minlength=size * n).reshape(size, n).astype(float)
+        rates += list(_rate_at_zero(x, *_in_bins(counts, labels, y, starts)))
     return float(rates[0]), interval(np.array(rates[1:]))
 
 
-def _rate_at_zero(x_P: NDArray[np.float64], y_P: NDArray[np.float64], weights_B_P: NDArray[np.float64]) -> NDArray[np.float64]:
-    """sigmoid(intercept) of B weighted logistic fits, by Newton's method."""
-    a, b = np.zeros((2, len(weights_B_P)))
+def _in_bins(counts_B_C: NDArray[np.float64], labels_P: NDArray[np.int_], y_P: NDArray[np.float64],
+             starts_U: NDArray[np.int_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weight and weighted wins of each bin, both B x U; rows are in the order of their bins."""
+    weights = counts_B_C[:, labels_P]
+    return np.add.reduceat(weights, starts_U, axis=1), np.add.reduceat(weights * y_P, starts_U, axis=1)
+
+
+def _rate_at_zero(x_U: NDArray[np.float64], weight_B_U: NDArray[np.float64], wins_B_U: NDArray[np.float64]) -> NDArray[np.float64]:
+    """sigmoid(intercept) of B logistic fits over U bins, by Newton's method."""
+    a, b = np.zeros((2, len(weight_B_U)))
     for _ in range(12):
-        p = 1 / (1 + np.exp(-(a[:, None] + b[:, None] * x_P)))
-        residual, curve = weights_B_P * (y_P - p), weights_B_P * p * (1 - p)
-        ga, gb = residual.sum(1) - 0.01 * a, residual @ x_P - 0.01 * b
-        haa, hab, hbb = curve.sum(1) + 0.01, curve @ x_P, curve @ x_P**2 + 0.01
+        p = 1 / (1 + np.exp(-(a[:, None] + b[:, None] * x_U)))
+        residual, curve = wins_B_U - weight_B_U * p, weight_B_U * p * (1 - p)
+        ga, gb = residual.sum(1) - 0.01 * a, residual @ x_U - 0.01 * b
+        haa, hab, hbb = curve.sum(1) + 0.01, curve @ x_U, curve @ x_U**2 + 0.01
         det = haa * hbb - hab**2
         a, b = a + np.clip((hbb * ga - hab * gb) / det, -2, 2), b + np.clip((haa * gb - hab * ga) / det, -2, 2)
     return np.asarray(1 / (1 + np.exp(-a)))
@@ -127,14 +140,18 @@ class Scaling:
 
     Attributes:
         a, b, n0: value without data; gain at saturation; size at which 63 % of it is there.
-        b_interval: percentile interval of b over the draws; None without draws.
+        saturation: a + b.
+        b_interval, saturation_interval, n0_interval: percentile intervals over the draws; None without draws.
         at_edge: n0 lies at the end of what was searched: the curve is a line (or a step) as far as these sizes show.
     """
 
     a: float
     b: float
     n0: float
+    saturation: float
     b_interval: tuple[float, float] | None
+    saturation_interval: tuple[float, float] | None
+    n0_interval: tuple[float, float] | None
     at_edge: bool
 
 
@@ -156,7 +173,9 @@ def scaling_fit(n_K: Sequence[float], y_K: NDArray[np.float64], draws_B_K: NDArr
         found[better] = np.column_stack([coefficients, np.full(len(sets), n0)])[better]
     a, b, n0 = found[0]
     edge = bool(n0 in (grid[0], grid[-1]))
-    return Scaling(float(a), float(b), float(n0), None if draws_B_K is None else interval(found[1:, 1]), edge)
+    of_b, of_both, of_n0 = (None if draws_B_K is None else interval(v) for v in (
+        found[1:, 1], found[1:, 0] + found[1:, 1], found[1:, 2]))
+    return Scaling(float(a), float(b), float(n0), float(a + b), of_b, of_both, of_n0, edge)
 
 
 @dataclass(frozen=True, slots=True)

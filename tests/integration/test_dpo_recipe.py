@@ -105,7 +105,7 @@ BAD_INPUT = [
     (["dataset=FOLDER", "split=validation"], "has no split 'validation'; it has: train, test"),
     (["dataset=FOLDER", "use_cpu=false"], "no GPU is visible: give use_cpu=true"),
     (["dataset=FOLDER", "model=/nowhere"], "can't load model /nowhere"),
-    (["dataset=FOLDER", "max_length=5"], "all 96 prompts alone fill max_length=5"),
+    (["dataset=FOLDER", "max_length=5"], "all 96 pairs are too long for max_length=5"),
     (["dataset=FOLDER", "loss_type=sigmod"], "training failed in step 1: Unknown loss type: sigmod"),
     (["dataset=FOLDER", "betta=1"], "unknown key 'betta': did you mean 'beta'?"),
     (["dataset=FOLDER", "trust_remote_code=true"], "unknown key 'trust_remote_code'"),

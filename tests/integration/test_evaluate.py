@@ -85,8 +85,10 @@ def test_models_are_compared_on_plain_and_fused_prompts_and_nothing_is_asked_twi
     assert mora["win_rate"]["rate"] == 1.0 and mora["win_rate"]["length_controlled"] > 0.9
     assert "improves on the one checkpoint of sft in helpful, harmless and truthful (3 training seeds)" in mora["statement"]
     assert found["sets"]["safe"]["models"]["mora"]["metrics"]["refusal"]["mean"] == 0.5
-    assert found["sequence"]["final_gain"]["helpful"] == pytest.approx(0.3625)
-    assert found["sequence"]["backward_transfer"]["harmless"] is None
+    (sequence,) = found["sequences"]
+    assert sequence["final_gain"]["helpful"] == pytest.approx(0.3625)
+    assert sequence["final_gain_interval"]["helpful"] == helpful["points_interval"]
+    assert sequence["backward_transfer"]["harmless"] is None
     text = (tmp_path / "out" / "evaluation.md").read_text("utf-8")
     assert PAPER in text and "over-refusals" in text and "win rate, both orders" in text
 
@@ -119,7 +121,7 @@ JUDGED = ["a=http://x/v1", "--source", "pku-saferlhf", "--judge-base-url", "http
 
 @pytest.mark.parametrize(("arguments", "line"), [
     (["sft"], "'sft' is not NAME=WHERE"),
-    (["sft=nowhere", "--dataset", "DATASET", *JUDGED[1:]], "is no URL, no .jsonl file and not ENGINE:MODEL"),
+    (["sft=nowhere", "--dataset", "DATASET", *JUDGED[1:]], "is no URL, no .jsonl or .json file and not ENGINE:MODEL"),
     (["a=http://x/v1", "a=http://y/v1"], "model a@0 is named twice"),
     (["a=http://x/v1", "--reference", "b"], "--reference 'b' is none of the models: a"),
     (["a=http://x/v1"], "no settings are known: give --source NAME"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -158,6 +159,32 @@ def test_evaluate_answers_once_and_measures_how_far_a_model_is_from_its_referenc
     assert file.read_text("utf-8") == whole
     other = recipe("evaluate", *common, "temperature=0", f"output_dir={tmp_path / 'out'}")
     assert "holds answers of other settings" in refused(other)
+    choices = tmp_path / "mc.json"
+    right, wrong = {"yes": 1, "it is, always and ever": 1}, {"no, it is not": 0, "perhaps": 0}
+    choices.write_text(json.dumps([{"question": "Is it?", "mc1_targets": {"yes": 1, **wrong}, "mc2_targets": right | wrong}]))
+    done = recipe("evaluate", *common, f"choices={choices}", f"reference={tmp_path / '1'}", f"output_dir={tmp_path / 'out'}")
+    assert done.returncode == 0 and file.read_text("utf-8") == whole, done.stderr[-2000:]
+    found_choice = json.loads((tmp_path / "out" / "choices.jsonl").read_text("utf-8"))
+    sums = {answer: log_probability(tmp_path / "0", "Is it?", answer) for answer in right | wrong}
+    weights = {answer: math.exp(s - max(sums.values())) for answer, s in sums.items()}
+    assert found_choice["mc2"] == pytest.approx(sum(weights[a] for a in right) / sum(weights.values()), rel=1e-3)
+    assert found_choice["answer"] == max(("yes", *wrong), key=lambda a: sums[a])
+    assert found_choice["mc1"] == (found_choice["answer"] == "yes")
+
+
+def log_probability(folder: Path, question: str, answer: str) -> float:
+    """log p of the answer's tokens, one at a time, without padding."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+    ids, total = tokenizer(asked, add_special_tokens=False)["input_ids"], 0.0
+    for token in tokenizer(answer, add_special_tokens=False)["input_ids"]:
+        with torch.no_grad():
+            total += model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[token].item()
+        ids.append(token)
+    return total
 
 
 def test_stages_take_the_config_that_was_built_after_the_same_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:

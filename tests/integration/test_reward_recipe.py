@@ -106,7 +106,7 @@ import reward
 for case in json.load(sys.stdin):
     sys.argv, said = ["reward.py", *case], io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = reward.command_line(reward.__doc__, reward.work)
+        code = reward.start(reward.PAIRS, reward.run, reward.__doc__)
     print(json.dumps([code, said.getvalue()]), flush=True)
 """
 

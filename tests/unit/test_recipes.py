@@ -37,10 +37,10 @@ def test_scripts_never_import_the_package_and_have_a_pep_723_header() -> None:
 def test_what_is_the_same_in_every_recipe_stands_once() -> None:
     shared = _functions("trl_recipe.py") | _functions("recipe.py")
     assert {"load_rows", "make_trainer", "train", "write_results", "command_line"} <= shared
-    for name in ("dpo", "sft", "kto", "grpo"):
+    for name in ("dpo", "sft", "kto", "grpo", "reward"):
         assert {"recipe.py", "trl_recipe.py"} <= {p.name for p in recipes.find_recipe(name).helpers()}, name
     for script in SCRIPTS:
-        if script.name not in ("recipe.py", "trl_recipe.py", "tiny_model.py", "reward.py"):  # the last takes its rows otherwise
+        if script.name not in ("recipe.py", "trl_recipe.py", "tiny_model.py"):
             assert not _functions(script.name) & shared - {"read_settings", "write_results"}, script.name
 
 

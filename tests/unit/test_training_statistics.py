@@ -74,6 +74,17 @@ def test_length_control_takes_the_length_out() -> None:
     assert np.isnan(length_controlled_win_rate(np.array([np.nan, 1.0]), np.zeros(2))[0])
 
 
+def test_rows_of_one_cluster_are_drawn_together() -> None:
+    """Ten copies of each row tell no more than one."""
+    rng = np.random.default_rng(1)
+    gap, wins = rng.integers(-20, 20, 100).astype(float), rng.integers(0, 2, 100).astype(float)
+    rate, ends = length_controlled_win_rate(wins, gap)
+    copies = length_controlled_win_rate(np.tile(wins, 10), np.tile(gap, 10), clusters_P=np.tile(np.arange(100), 10))
+    apart = length_controlled_win_rate(np.tile(wins, 10), np.tile(gap, 10))
+    assert ends and copies[1] and apart[1] and copies[0] == pytest.approx(rate, abs=1e-3)
+    assert copies[1] == pytest.approx(ends, abs=5e-3) and apart[1][1] - apart[1][0] < 0.5 * (ends[1] - ends[0])
+
+
 def test_backward_transfer_counts_from_the_own_stage() -> None:
     scores = np.array([[0.1, 0.1, 0.5], [0.6, 0.1, 0.5], [0.4, 0.7, 0.4]])
     found = backward_transfer(scores, [1, 2, None])
