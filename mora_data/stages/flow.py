@@ -342,7 +342,7 @@ def _profile(work: Work, arm: Arm, last: int) -> tuple[Profile, bool]:
     import numpy as np
 
     from ..statistics import profiles, split, undivided
-    from ..statistics.adaptive import foreseen
+    from ..statistics.adaptive import foreseen, likeliest
 
     dims, settings = work.dims, work.settings.presample
     rewards, levels, doubts = (as_array(side, dims).T[None] for side in (arm.rewards, arm.levels, arm.doubts))
@@ -354,8 +354,9 @@ def _profile(work: Work, arm: Arm, last: int) -> tuple[Profile, bool]:
     if settings.step is None or n >= last:
         return profile, profile.kind != "undecided"
     prior = np.array([work.reference.prior[d] for d in dims]) if work.reference.prior else None
-    kind, sure = foreseen(deciding, (last + 1) // 2 if settings.split else last, floors, sigma, settings, prior,
-                          seed=seed_of("foreseen", arm.rollouts[0].prompt_id, n))
+    chances = foreseen(deciding, (last + 1) // 2 if settings.split else last, floors, sigma, settings, prior,
+                       seed=seed_of("foreseen", arm.rollouts[0].prompt_id, n))
+    kind, sure = likeliest(chances, settings.foresee)
     return replace(profile, kind=kind), sure >= 1 - settings.error
 
 

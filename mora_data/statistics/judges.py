@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .inference import wilson_interval
+from .beta import rate_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +26,7 @@ Z975 = NormalDist().inv_cdf(0.975)
 
 
 class Rate(NamedTuple):
-    """A share with its 95 % Wilson interval; `rate` None where n is 0."""
+    """A share with its 95 % interval; `rate` None where n is 0."""
 
     rate: float | None
     low: float
@@ -178,7 +178,7 @@ def position_bias(verdicts: Iterable[tuple[str, str]]) -> dict[str, Rate]:
 
 
 def pair_accuracy(margins: Sequence[float]) -> dict[str, Any]:
-    """Agreement of a held-out judge with chosen over rejected, from its own margins: ties apart, share of the rest with Wilson's
+    """Agreement of a held-out judge with chosen over rejected, from its own margins: ties apart, share of the rest with its
     interval (METHOD 3.1 item 4)."""
     agreed, ties = sum(m > 0 for m in margins), sum(m == 0 for m in margins)
     found = rate(agreed, len(margins) - ties)
@@ -187,7 +187,7 @@ def pair_accuracy(margins: Sequence[float]) -> dict[str, Any]:
 
 def rate(c: int, n: int) -> Rate:
     """c of n with its interval."""
-    low, high = wilson_interval(np.array(c), np.array(n))
+    low, high = rate_interval(np.array(c), np.array(n))
     return Rate(c / n if n else None, float(low), float(high), n)
 
 
