@@ -109,13 +109,18 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One source's verdict on one rollout in one dimension. `value` in [0, 1], higher is better; None with a reason."""
+    """One source's verdict on one rollout in one dimension. `value` in [0, 1], higher is better; None with a reason.
+
+    `orders`: of a judge that compares, for the games that are counted with this rollout, what it said when this one stood first
+    and when it stood second: the better place, 1 or 2, 0 for neither, None where it could not be read.
+    """
 
     dimension: str
     source: str
     value: float | None
     raw: float | None = None
     reason: str = ""
+    orders: tuple[tuple[int | None, int | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,6 +52,7 @@ class SourceSums:
         pairs, ties: pairs of answers to one prompt with both values, and those of equal value.
         prompts: prompts with two values or more.
         total, moments: sums over prompts of (Sxy, Sxx, Syy) for value x and log length y, and of their products.
+        position: of a judge that compares.
     """
 
     n: int = 0
@@ -62,9 +63,12 @@ class SourceSums:
     prompts: int = 0
     total: list[float] = field(default_factory=lambda: [0.0] * 3)
     moments: list[float] = field(default_factory=lambda: [0.0] * 6)
+    position: PositionSums = field(default_factory=lambda: PositionSums())
 
-    def add(self, values: Sequence[float | None], lengths: Sequence[float], reasons: Iterable[str] = ()) -> None:
-        """One prompt's values and the lengths of the answers, in any unit above 0."""
+    def add(self, values: Sequence[float | None], lengths: Sequence[float], reasons: Iterable[str] = (),
+            orders: Iterable[tuple[int | None, int | None]] = ()) -> None:
+        """One prompt's values and the lengths of the answers, in any unit above 0; `orders` of `Score.orders`."""
+        self.position.add(orders)
         there = [(v, math.log(max(length, 1.0))) for v, length in zip(values, lengths, strict=True) if v is not None]
         m = len(there)
         self.n += len(values)
@@ -84,21 +88,24 @@ class SourceSums:
     def tree(self) -> dict[str, Any]:
         """The sums as JSON."""
         return {"n": self.n, "valued": self.valued, "reasons": dict(sorted(self.reasons.items())), "pairs": self.pairs,
-                "ties": self.ties, "prompts": self.prompts, "total": self.total, "moments": self.moments}
+                "ties": self.ties, "prompts": self.prompts, "total": self.total, "moments": self.moments,
+                "position": self.position.tree()}
 
     def merge(self, tree: Mapping[str, Any]) -> None:
         """Add the sums of another part of the run."""
         for name in ("n", "valued", "pairs", "ties", "prompts"):
             setattr(self, name, getattr(self, name) + tree[name])
         self.reasons.update(tree["reasons"])
+        self.position.merge(tree.get("position", {}))
         self.total = [a + b for a, b in zip(self.total, tree["total"], strict=True)]
         self.moments = [a + b for a, b in zip(self.moments, tree["moments"], strict=True)]
 
     def figures(self) -> dict[str, Any]:
-        """Parse rate, tie rate and length correlation, as feedback.json holds them."""
+        """Parse rate, tie rate, length correlation and position bias, as feedback.json holds them."""
         return {"n": self.n, "parse_rate": self.valued / self.n if self.n else None, "reasons": dict(sorted(self.reasons.items())),
                 "tie_rate": self.ties / self.pairs if self.pairs else None,
-                "length_correlation": self.correlation()._asdict()}
+                "length_correlation": self.correlation()._asdict(),
+                "position": self.position.figures() if self.position.games else None}
 
     def correlation(self) -> Correlation:
         """r = Sxy / sqrt(Sxx Syy), sums of squares pooled within prompts; its error by the delta method, prompts as clusters."""
@@ -146,6 +153,55 @@ class AgreementSums:
         return 1 - self.within / expected if expected > 1e-12 * max(self.squares, 1e-300) else None
 
 
+@dataclass(slots=True)
+class PositionSums:
+    """What a judge said that saw each pair in both orders.
+
+    Attributes:
+        games: pairs shown, each in both orders.
+        read: those of which both verdicts could be read.
+        ties: those of them without a winner: two verdicts for one place, or one for neither.
+        decided: those of them with two verdicts for a place.
+        flips: those of them with two verdicts for the same place, so not for the same answer.
+        verdicts, first: single verdicts for a place, and those for the first.
+    """
+
+    games: int = 0
+    read: int = 0
+    ties: int = 0
+    decided: int = 0
+    flips: int = 0
+    verdicts: int = 0
+    first: int = 0
+
+    def add(self, orders: Iterable[tuple[int | None, int | None]]) -> None:
+        """Games as the better place in either order: 1, 2, 0 for neither, None where it could not be read."""
+        for one, two in orders:
+            placed = [v for v in (one, two) if v]
+            self.games += 1
+            self.read += one is not None and two is not None
+            self.ties += one is not None and two is not None and {one, two} != {1, 2}
+            self.decided += len(placed) == 2
+            self.flips += len(placed) == 2 and one == two
+            self.verdicts += len(placed)
+            self.first += placed.count(1)
+
+    def tree(self) -> dict[str, int]:
+        """The sums as JSON."""
+        return asdict(self)
+
+    def merge(self, tree: Mapping[str, int]) -> None:
+        """Add the sums of another part of the run."""
+        for name, n in tree.items():
+            setattr(self, name, getattr(self, name) + n)
+
+    def figures(self) -> dict[str, Any]:
+        """As feedback.json holds them, each a `Rate`. Without bias `first` is 0.5; `flips` is that of the decided games."""
+        shares = {"parse_rate": (self.read, self.games), "tie_rate": (self.ties, self.read), "flips": (self.flips, self.decided),
+                  "first": (self.first, self.verdicts)}
+        return {"games": self.games, **{name: rate(c, n)._asdict() for name, (c, n) in shares.items()}}
+
+
 def tie_rate(values_P_N: NDArray[np.float64]) -> float | None:
     """Share of pairs of answers to one prompt that got the same value; NaN is no value."""
     return _sums(values_P_N, np.ones_like(values_P_N)).figures()["tie_rate"]  # type: ignore[no-any-return]
@@ -164,19 +220,6 @@ def krippendorff_alpha(ratings_S_N: NDArray[np.float64]) -> float | None:
     return sums.alpha()
 
 
-def position_bias(verdicts: Iterable[tuple[str, str]]) -> dict[str, Rate]:
-    """Flip rate and first-place rate of a pairwise judge that saw each pair in both orders.
-
-    A verdict is "first", "second" or "tie", by the place in the order shown; the two of a record are of opposite orders. `flips`:
-    share of records, both decided, whose two verdicts name the same place, so not the same answer. `first`: share of decided
-    verdicts for the first place; 0.5 without bias.
-    """
-    records = list(verdicts)
-    decided = [(a, b) for a, b in records if "tie" not in (a, b)]
-    single = [v for record in records for v in record if v != "tie"]
-    return {"flips": rate(sum(a == b for a, b in decided), len(decided)), "first": rate(single.count("first"), len(single))}
-
-
 def pair_accuracy(margins: Sequence[float]) -> dict[str, Any]:
     """Agreement of a held-out judge with chosen over rejected, from its own margins: ties apart, share of the rest with its
     interval (METHOD 3.1 item 4)."""
@@ -192,12 +235,16 @@ def rate(c: int, n: int) -> Rate:
 
 
 def family(model: str) -> str:
-    """The family that a model's name tells: `org/Qwen2.5-7B-Instruct` -> `qwen`; empty when the name tells none."""
-    last = model.rpartition("/")[2].lower()
-    for pattern, name in _FAMILIES:
-        if re.search(pattern, last):
-            return name
-    found = re.match(r"[a-z]{3,}", last)
+    """The family that a model's name tells: `org/Qwen2.5-7B-Instruct` -> `qwen`; empty when the name tells none.
+
+    The word that it begins with, of three letters or more and without the vendor's (`org/`, `region.vendor.`), unless a word in
+    it is known to belong to a family of another name.
+    """
+    name = re.sub(r"^(?:[a-z]{2,}\.)+(?=[a-z])", "", model.rpartition("/")[2].lower())
+    for pattern, known in _KIN:
+        if re.search(pattern, name):
+            return known
+    found = re.match(r"[a-z]{3,}", name)
     return found[0] if found else ""
 
 
@@ -207,11 +254,9 @@ def same_family(policy: str, judge: str) -> str:
     return a if a == b else ""
 
 
-_FAMILIES = (
+_KIN = (
     (r"qwen|qwq|qvq", "qwen"), (r"mi[sx]tral|ministral|codestral|magistral|devstral|zephyr", "mistral"),
-    (r"llama|vicuna|alpaca|tulu", "llama"), (r"gemma|gemini|palm", "google"), (r"gpt|^o[134]\b|chatgpt|davinci", "gpt"),
-    (r"claude", "claude"), (r"deepseek", "deepseek"), (r"\bphi\b|^phi", "phi"), (r"glm", "glm"), (r"\byi\b|^yi-", "yi"),
-    (r"command|^c4ai|aya", "cohere"), (r"olmo", "olmo"), (r"smollm", "smollm"), (r"granite", "granite"), (r"falcon", "falcon"))
+    (r"llama|vicuna|alpaca|tulu", "llama"), (r"gemma|gemini|palm", "google"), (r"gpt|^o[134]\b|davinci", "gpt"), (r"glm", "glm"))
 
 
 def _sums(values_P_N: NDArray[np.float64], lengths_P_N: NDArray[np.float64]) -> SourceSums:
