@@ -15,7 +15,10 @@ Task = Literal["chat", "classify", "pooling"]
 Kind = Literal["flat", "one_dim", "conflict", "multi", "undecided", "plain"]
 
 DEGENERATE = frozenset({"empty", "truncated", "repetition"})
-"""Flags that keep an answer out of every pair. A refusal is an answer like any other."""
+"""What is wrong with an answer as such. A refusal is an answer like any other."""
+
+OUT_OF_PAIRS = DEGENERATE | {"duplicate"}
+"""Flags that keep an answer out of every pair."""
 
 STAGES = ("mine", "presample", "fuse", "rollout", "score", "select", "publish")
 ARMS = ("identity", "single", "generic", "random", "concat", "fused")
