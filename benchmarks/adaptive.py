@@ -1,6 +1,6 @@
 """Adaptive presampling: samples used, and kinds that come out as 64 samples would have said, on a fixed mix of prompts.
 
-    python benchmarks/adaptive.py [--prompts 500] [--seed 0]
+    python benchmarks/adaptive.py [--prompts 1000] [--seed 0] [--step 4] [--oracle 0]
 
 The mix, written down before anything was measured on it and not to be tuned:
 
@@ -14,9 +14,16 @@ A steady dimension is saturated, p ~ Beta(60, 1), in 7 of 10 cases and starved, 
 a judge's 5, a failing one a 2; the judge is off by one level, up or down within the scale, in one verdict of ten. p_d is the
 chance that the true level passes the floor of 0.75, and an error of one level carries none across it.
 
-Every scheme sees the same answers in the same order; fixed N = 64 is the reference, its `undecided` a decision like the others.
-Phase 0 (256 prompts of 16 answers) is part of the bill: none of its prompts counts for less than 16. Intervals: 95 %, over
-prompts.
+Every scheme sees the same answers in the same order; fixed N = 64 is the reference. Phase 0 (256 prompts of 16 answers) is part
+of the bill: none of its prompts counts for less than 16. Intervals: 95 %, over prompts.
+
+    decided    agreement with fixed N = 64 over the prompts that it decides: the kinds of the goal, 40 % of the samples at 97 %
+    labels     agreement over all prompts, `undecided` a label like the others
+    planted    the kinds from which the answers were drawn
+    samples    share of the samples of fixed N = 64
+
+`--oracle n` adds rows over n prompts for a stopper that knows the mix itself (adaptive_oracle.py): how far the labels could be
+foreseen at all.
 """
 
 from __future__ import annotations
@@ -31,6 +38,7 @@ import numpy as np
 
 KINDS, SHARES = ("flat", "one_dim", "conflict", "multi"), (0.30, 0.30, 0.25, 0.15)
 DIMS, LAST = ("helpful", "harmless", "truthful"), 64
+ERRORS = (0.02, 0.03, 0.04, 0.05, 0.1, 0.2)
 SLIP = 0.1  # verdicts off by one level
 
 
@@ -86,26 +94,38 @@ def schedule(rewards: Any, counts: Sequence[int] = (16, 32, 64)) -> tuple[Any, A
     return kind, used
 
 
-def stopping(rewards: Any, step: int, error: float, prior_from: int = 256) -> tuple[Any, Any]:
-    """`presample.step`: stop as soon as the posterior decides."""
-    from mora_data.statistics.adaptive import foreseen, rate_prior
-    from mora_data.statistics.kinds import KINDS as NAMES
+def foresight(rewards: Any, step: int, prior_from: int = 256) -> Any:
+    """Chance of each kind at every look, P x looks x kinds, by `presample.step`; after a look that settles all, NaN."""
+    from mora_data.statistics.adaptive import foreseen, likeliest, rate_prior
     from mora_data.statistics.split import undivided
 
     rule = _rule()
     first = rewards[:prior_from, :16] >= rule[0]
     prior = np.stack([rate_prior(first[..., d].sum(1), np.full(len(first), 16)) for d in range(3)])
-    kinds, used = [], []
+    looks = range(step, LAST, step)
+    out = np.full((len(rewards), len(looks), 5), np.nan)
     for p in range(len(rewards)):
-        for n in range(step, LAST, step):
-            kind, sure = foreseen(undivided(rewards[p:p + 1, :n]), LAST, *rule, prior_D_B=prior, seed=p)
-            if sure >= 1 - error:
+        for i, n in enumerate(looks):
+            out[p, i] = foreseen(undivided(rewards[p:p + 1, :n]), LAST, *rule, prior_D_B=prior, seed=p)
+            if min(likeliest(out[p, i], which)[1] for which in ("decision", "label")) >= 1 - min(ERRORS):
                 break
-        else:
-            n, kind = LAST, NAMES[fixed(rewards[p:p + 1], LAST)[0][0]]
-        kinds.append(NAMES.index(kind))
-        used.append(max(n, 16) if p < prior_from else n)
-    return np.array(kinds), np.array(used)
+    return out
+
+
+def stopped(chances: Any, reference: Any, step: int, error: float, foresee: str, prior_from: int = 256) -> tuple[Any, Any]:
+    """The kinds found and the samples used: the first look that is sure, else all N."""
+    from mora_data.statistics.adaptive import likeliest
+    from mora_data.statistics.kinds import KINDS as NAMES
+
+    kinds, used = reference.copy(), np.full(len(reference), LAST)
+    for p in range(len(reference)):
+        for i, chance in enumerate(chances[p]):
+            kind, sure = likeliest(chance, foresee)
+            if sure >= 1 - error:
+                kinds[p], used[p] = NAMES.index(kind), step * (i + 1)
+                break
+    used[:prior_from] = np.maximum(used[:prior_from], 16)
+    return kinds, used
 
 
 def _rule() -> tuple[Any, Any, Any]:
@@ -115,33 +135,59 @@ def _rule() -> tuple[Any, Any, Any]:
 
 
 def interval(values: Any) -> list[float]:
-    """Mean with its 95 % normal interval over prompts."""
+    """Mean with its 95 % interval over prompts: `rate_interval` for shares of prompts, else normal."""
+    from mora_data.statistics import rate_interval
+
     mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
-    return [round(mean, 4), round(mean - half, 4), round(mean + half, 4)]
+    low, high = (mean - half, mean + half)
+    if values.dtype == bool:
+        low, high = (float(end) for end in rate_interval(values.sum(), np.array(len(values))))
+    return [round(mean, 4), round(low, 4), round(high, 4)]
 
 
-def results(n_prompts: int, seed: int) -> Iterator[dict[str, Any]]:
-    """One row per scheme: share of fixed N's samples, agreement with its kinds, recovery of the planted ones."""
+def row(name: str, found: Any, used: Any, kinds: Any, reference: Any) -> dict[str, Any]:
+    decided = reference != 4
+    return {"scheme": name, "samples": interval(used / LAST), "decided": interval((found == reference)[decided]),
+            "labels": interval(found == reference), "planted": interval(found == kinds),
+            "undecided": round(float((found == 4).mean()), 4)}
+
+
+def results(n_prompts: int, seed: int, step: int, oracle: int) -> Iterator[dict[str, Any]]:
+    """One row per scheme."""
     kinds, rewards = world(n_prompts, seed)
-    reference, _ = fixed(rewards, LAST)
-    schemes = {"fixed 64": lambda: (reference, np.full(n_prompts, LAST)), "16 -> 32 -> 64": lambda: schedule(rewards),
-               "fixed 16": lambda: fixed(rewards, 16), "fixed 26": lambda: fixed(rewards, 26)}
-    schemes |= {f"step {s}, error {e}": lambda s=s, e=e: stopping(rewards, s, e) for s, e in ((4, 0.05), (8, 0.05), (4, 0.2))}
-    for name, scheme in schemes.items():
-        start = time.process_time()
-        found, used = scheme()
-        yield {"scheme": name, "samples": interval(used / LAST), "agreement": interval((found == reference).astype(float)),
-               "planted": interval((found == kinds).astype(float)), "undecided": round(float((found == 4).mean()), 4),
-               "cpu_s": round(time.process_time() - start, 1)}
+    reference, used = fixed(rewards, LAST)
+    yield row("fixed 64", reference, used, kinds, reference)
+    yield row("16 -> 32 -> 64", *schedule(rewards), kinds, reference)
+    for n in (16, 26):
+        yield row(f"fixed {n}", *fixed(rewards, n), kinds, reference)
+    start = time.process_time()
+    chances = foresight(rewards, step)
+    per_look = (time.process_time() - start) / (~np.isnan(chances[..., 0])).sum()
+    for foresee in ("decision", "label"):
+        for error in ERRORS:
+            found = stopped(chances, reference, step, error, foresee)
+            yield row(f"step {step}, {foresee}, error {error}", *found, kinds, reference)
+    yield {"cpu_ms_per_look": round(1000 * per_look, 2)}
+    if oracle:
+        from adaptive_oracle import foresight as known
+
+        kinds, rewards, reference = kinds[:oracle], rewards[:oracle], reference[:oracle]
+        chances = known(rewards, range(step, LAST, step), _rule())
+        for foresee in ("decision", "label"):
+            for error in ERRORS:
+                found = stopped(chances, reference, step, error, foresee, prior_from=0)
+                yield row(f"knows the mix, {foresee}, error {error}", *found, kinds, reference)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--step", type=int, default=4)
+    parser.add_argument("--oracle", type=int, default=0, metavar="PROMPTS")
     args = parser.parse_args()
-    for row in results(args.prompts, args.seed):
-        print(json.dumps(row), flush=True)
+    for line in results(args.prompts, args.seed, args.step, args.oracle):
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -257,6 +257,9 @@ class MineSettings(Settings):
     """Longest conversation, in characters."""
 
 
+Foresee = Literal["decision", "label"]
+
+
 class PresampleSettings(Settings):
     """Sampling the policy on source prompts to find the single-reward ones."""
 
@@ -269,6 +272,9 @@ class PresampleSettings(Settings):
     null: look at the counts in n."""
     error: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """With step: chance that the last of n samples would have given another kind, at most, whenever sampling stops."""
+    foresee: Foresee = "decision"
+    """With step. decision: the kind that the last of n samples would decide, where they decide; label: undecided is a kind of its
+    own, to be foreseen like the others, which takes half as many samples again."""
     split: bool = True
     """Samples of even index decide, those of odd index give the numbers before fusion; false: all decide."""
     budget: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = None

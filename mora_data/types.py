@@ -15,7 +15,10 @@ Task = Literal["chat", "classify", "pooling"]
 Kind = Literal["flat", "one_dim", "conflict", "multi", "undecided", "plain"]
 
 DEGENERATE = frozenset({"empty", "truncated", "repetition"})
-"""Flags that keep an answer out of every pair. A refusal is an answer like any other."""
+"""What is wrong with an answer as such. A refusal is an answer like any other."""
+
+OUT_OF_PAIRS = DEGENERATE | {"duplicate"}
+"""Flags that keep an answer out of every pair."""
 
 STAGES = ("mine", "presample", "fuse", "rollout", "score", "select", "publish")
 ARMS = ("identity", "single", "generic", "random", "concat", "fused")
@@ -109,13 +112,18 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One source's verdict on one rollout in one dimension. `value` in [0, 1], higher is better; None with a reason."""
+    """One source's verdict on one rollout in one dimension. `value` in [0, 1], higher is better; None with a reason.
+
+    `orders`: of a judge that compares, for the games that are counted with this rollout, what it said when this one stood first
+    and when it stood second: the better place, 1 or 2, 0 for neither, None where it could not be read.
+    """
 
     dimension: str
     source: str
     value: float | None
     raw: float | None = None
     reason: str = ""
+    orders: tuple[tuple[int | None, int | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

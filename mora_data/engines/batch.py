@@ -22,7 +22,7 @@ from ..store.log import Record
 from ..types import Answer, Request
 from .batch_files import BatchFolder, Job, Outcome, as_line
 from .batch_provider import FAULTS, RUNNING, Provider, Unreachable
-from .engine import Sink, Usage
+from .engine import Sink, Usage, settle
 from .key import base_key, wire
 from .replies import error_message, parse_reply
 
@@ -66,14 +66,6 @@ class _Waiting:
     sink: Sink
     done: asyncio.Future[Record]
     tries: int = 0
-
-    def settle(self, record: Record) -> None:
-        try:
-            self.sink(record)
-        except Exception as e:
-            self.done.set_exception(e)
-        else:
-            self.done.set_result(record)
 
 
 class Waves:
@@ -249,7 +241,7 @@ class Waves:
             if outcome is not None and outcome.status in _UNUSABLE:
                 unusable = f"{outcome.status} ({error_message(outcome.body)})"
             elif outcome is not None and (record := self._record(w, outcome)) is not None:
-                w.settle(record)
+                settle(w.done, w.sink, record)
                 given += 1
         if unusable:
             self._tidy()

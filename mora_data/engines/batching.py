@@ -21,7 +21,7 @@ from ..config import LocalSettings, RoleSettings
 from ..errors import EndpointError, MoraError, Owed, SettingsError
 from ..store.log import Record
 from ..types import Answer, Request, Task
-from .engine import Sink, Usage
+from .engine import Sink, Usage, settle
 
 SMALLEST_BATCH = 8  # where doubling begins
 GAIN = 1.1  # a doubled batch that is not this much faster is not worth its memory
@@ -134,22 +134,11 @@ class _Job:
         self.answers.update(enumerate(answers, piece.first))
         if len(self.answers) == self.n:
             kept = tuple(self.answers[i] for i in sorted(self.answers))
-            self.settle(Record(self.n, kept, (self.tokens_in, sum(a.tokens_out for a in kept), 0)))
+            settle(self.done, self.sink, Record(self.n, kept, (self.tokens_in, sum(a.tokens_out for a in kept), 0)))
 
     def refuse(self, reason: str) -> None:
         """A failure that no retry can mend."""
-        self.settle(Record(self.n, (Answer("", "error", error=reason),) * self.n))
-
-    def settle(self, record: Record) -> None:
-        """Log the record and hand it out."""
-        if self.done.done():
-            return
-        try:
-            self.sink(record)
-        except Exception as e:
-            self.done.set_exception(e)
-        else:
-            self.done.set_result(record)
+        settle(self.done, self.sink, Record(self.n, (Answer("", "error", error=reason),) * self.n))
 
     def fail(self, error: Exception) -> None:
         if not self.done.done():

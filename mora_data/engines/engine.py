@@ -31,6 +31,19 @@ ENGINES = {
 
 QUIET_TURNS = 50  # more than any coroutine needs from one answer to its next question
 
+
+def settle(done: asyncio.Future[Record], sink: Sink, record: Record) -> None:
+    """Log a record, then hand it to whoever waits, unless that was done before."""
+    if done.done():
+        return
+    try:
+        sink(record)
+    except Exception as e:
+        done.set_exception(e)
+    else:
+        done.set_result(record)
+
+
 @dataclass
 class Usage:
     """What a run sent and got, over all endpoints, and whether it has to stop."""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 
-_FAMILIES = (
-    (r"qwen|qwq|qvq", "qwen"), (r"mi[sx]tral|ministral|codestral|magistral|devstral|zephyr", "mistral"),
-    (r"llama|vicuna|alpaca|tulu", "llama"), (r"gemma|gemini|palm", "google"), (r"gpt|^o[134]\b|chatgpt|davinci", "gpt"),
-    (r"deepseek", "deepseek"), (r"\bphi\b|^phi", "phi"), (r"glm", "glm"), (r"\byi\b|^yi-", "yi"),
-    (r"command|^c4ai|aya", "cohere"), (r"olmo", "olmo"), (r"smollm", "smollm"), (r"granite", "granite"), (r"falcon", "falcon"))
-
 
 def family(model: str) -> str:
-    """The family that a model's name tells: `org/Qwen2.5-7B-Instruct` -> `qwen`; empty when the name tells none."""
-    last = re.sub(r"^(?:[a-z]+\.)+", "", model.rpartition("/")[2].lower())  # vendors' prefixes, `org/` and `xx.org.`
-    for pattern, name in _FAMILIES:
-        if re.search(pattern, last):
-            return name
-    found = re.match(r"[a-z]{3,}", last)
+    """The family that a model's name tells: `org/Qwen2.5-7B-Instruct` -> `qwen`; empty when the name tells none.
+
+    The word that it begins with, of three letters or more and without the vendor's (`org/`, `region.vendor.`), unless a word in
+    it is known to belong to a family of another name.
+    """
+    name = re.sub(r"^(?:[a-z]{2,}\.)+(?=[a-z])", "", model.rpartition("/")[2].lower())
+    for pattern, known in _KIN:
+        if re.search(pattern, name):
+            return known
+    found = re.match(r"[a-z]{3,}", name)
     return found[0] if found else ""
 
 
@@ -25,3 +23,8 @@ def same_family(policy: str, judge: str) -> str:
     """The family that both names tell, or empty."""
     a, b = family(policy), family(judge)
     return a if a == b else ""
+
+
+_KIN = (
+    (r"qwen|qwq|qvq", "qwen"), (r"mi[sx]tral|ministral|codestral|magistral|devstral|zephyr", "mistral"),
+    (r"llama|vicuna|alpaca|tulu", "llama"), (r"gemma|gemini|palm", "google"), (r"gpt|^o[134]\b|davinci", "gpt"), (r"glm", "glm"))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..statistics.inference import holm, sign_flip_test, wilson_interval
+from ..statistics.beta import rate_interval
+from ..statistics.inference import holm, sign_flip_test
 from ..statistics.training import (
     Difference,
     Resampled,
@@ -159,7 +160,7 @@ def _entry(name: str, k: int, own: Resampled, reference: Resampled | None, p: fl
     mean = float(own.estimate_M[k])
     ends = interval(own.draws_B_M[:, k])
     if ends and ends[0] == ends[1] and name in RATES:  # all alike: resampling can't tell 0 of 10 from 0 of 1000
-        low, high = wilson_interval(np.array([round(mean * n_prompts)]), np.array([n_prompts]))
+        low, high = rate_interval(np.array([round(mean * n_prompts)]), np.array([n_prompts]))
         ends = (float(low[0]), float(high[0]))
     entry: dict[str, Any] = {"mean": None if math.isnan(mean) else mean, "interval": ends}
     if reference is not None and not math.isnan(mean) and not math.isnan(reference.estimate_M[k]):

@@ -123,7 +123,7 @@ def length(r: Mapping[str, Any]) -> Figure:
         ["", "value [95 % interval]"],
         rows,
         "A bar at 0.5 means that length, or refusing, gives nothing away. Refusals are those that the rules see. "
-        "Intervals of shares: Wilson; "
+        "Intervals of shares: 95 %; "
         "wording: logistic regression on hashed words, tested on prompts that it has not seen.",
     )
 

@@ -107,7 +107,7 @@ def funnel(r: Mapping[str, Any]) -> Figure:
         panels,
         ["stage", "in", "kept", "dropped"],
         rows,
-        "In each stage what goes in is what is kept and what is dropped. Intervals of shares: Wilson, 95 %.",
+        "In each stage what goes in is what is kept and what is dropped. Intervals of shares: 95 %.",
         [
             ("q3", None, "kept"),
             *((f"x{i}", None, f"dropped, {name} reason") for i, name in enumerate(("commonest", "second", "other"))),

@@ -175,7 +175,9 @@ def _bootstrapped(
     clusters = np.unique(np.concatenate([a_ids, b_ids]), return_inverse=True)[1]
     boot = st.cluster_bootstrap(stacked, clusters, DRAWS, seed)
     value = boot.estimate_M[m:] - boot.estimate_M[:m]
-    paired = st.Bootstrap(value, boot.draws_B_M[:, m:] - boot.draws_B_M[:, :m], np.zeros(m), np.minimum(boot.n_M[:m], boot.n_M[m:]))
+    n_M = np.minimum(boot.n_M[:m], boot.n_M[m:])
+    none = np.zeros(m)  # a difference is no rate
+    paired = st.Bootstrap(value, boot.draws_B_M[:, m:] - boot.draws_B_M[:, :m], none, n_M, none, none.astype(int))
     low, high = paired.percentile()
     return [
         {

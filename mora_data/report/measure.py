@@ -66,7 +66,7 @@ def names(dims: Sequence[str]) -> list[str]:
 
 
 def is_rate(name: str) -> bool:
-    """Whether a metric is a share in [0, 1], for which rare values get a BCa interval."""
+    """Whether a metric is a share in [0, 1], which has an interval of its own."""
     return name in ("dominance_rate", "joint_pass", "joint_pass_1", "scored", "refusal", "hypervolume") or name.startswith("pass_")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..statistics import Bootstrap, wilson_interval
+from ..statistics import Bootstrap, rate_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,18 +24,15 @@ def number(value: Any) -> float | None:
 
 
 def interval_of(boot: Bootstrap, rates_M: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Percentile ends; BCa for a rate under 0.05 or above 0.95, where percentiles cover too little (METHOD 3.1)."""
+    """Percentile ends; where a column is a rate, those of `Bootstrap.rate`, which cover rare ones too (METHOD 3.1)."""
     low, high = boot.percentile()
-    rare = rates_M & (np.minimum(boot.estimate_M, 1 - boot.estimate_M) < 0.05) & (boot.n_M > 1)
-    if rare.any():
-        part = Bootstrap(boot.estimate_M[rare], boot.draws_B_M[:, rare], boot.acceleration_M[rare], boot.n_M[rare])
-        low[rare], high[rare] = part.bca()
+    low[rates_M], high[rates_M] = boot.rate(rates_M)
     return low, high
 
 
 def share(c: int, n: int) -> dict[str, Any]:
-    """A share with its Wilson interval; value None without cases."""
-    low, high = wilson_interval(np.array(c), np.array(n))
+    """A share with its interval; value None without cases."""
+    low, high = rate_interval(np.array(c), np.array(n))
     return {"value": number(c / n) if n else None, "low": number(low) if n else None, "high": number(high) if n else None, "n": n}
 
 

@@ -8,12 +8,14 @@ read, ties half:
 So it says how an answer stands among those it was compared with, and nothing across prompts: no floor. The tournament is
 bounded: answers stand in a circle in the order of the hash of their texts, and each meets its `opponents` nearest neighbours
 (half on each side; everybody meets everybody where there are no more). That is n * opponents / 2 pairs, two calls each.
+What each order said goes along (`Score.orders`): how often a judge names the same place twice is in feedback.json.
 The circle is drawn anew for each call of `scores`: presamples of a later step, or confirmations, are ranked among themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..config import BuildSettings, RewardSettings
 from ..tasks import all_of
@@ -50,12 +52,15 @@ class Pairwise:
         points: list[list[float]] = [[] for _ in answers]
         played = [0] * len(answers)
         reasons = [""] * len(answers)
-        for (i, j), (won, reason) in zip(games, results, strict=True):
+        orders: list[list[tuple[int | None, int | None]]] = [[] for _ in answers]
+        for (i, j), (said, reason) in zip(games, results, strict=True):
+            won = None if None in said else 1.0 if said == (1, 2) else 0.0 if said == (2, 1) else 0.5
+            orders[i].append(said)
             for side, share in ((i, won), (j, None if won is None else 1 - won)):
                 played[side] += 1
                 reasons[side] = reason or reasons[side]
                 points[side] += [share] if share is not None else []
-        return [self._scored(points[i], played[i], reasons[i]) for i in range(len(answers))]
+        return [replace(self._scored(points[i], played[i], reasons[i]), orders=tuple(orders[i])) for i in range(len(answers))]
 
     def _scored(self, points: Sequence[float], played: int, reason: str) -> Score:
         if not played:
@@ -65,13 +70,12 @@ class Pairwise:
         value = sum(points) / len(points)
         return Score(self.dimension, self.name, value, value)
 
-    async def _game(self, ask: Ask, prompt_id: str, messages: Messages, a: str, b: str, purpose: str) -> tuple[float | None, str]:
-        """1 where `a` wins in both orders, 0 where `b` does, else 1/2; None where an order could not be read."""
+    async def _game(self, ask: Ask, prompt_id: str, messages: Messages, a: str, b: str,
+                    purpose: str) -> tuple[tuple[int | None, int | None], str]:
+        """The better place when `a` stands first, and when it stands second; with the reason where one could not be read."""
         (one, why), (two, why_two) = await all_of(
             self._order(ask, prompt_id, messages, first, second, purpose) for first, second in ((a, b), (b, a)))
-        if one is None or two is None:
-            return None, why or why_two
-        return {(1, 2): 1.0, (2, 1): 0.0}.get((one, two), 0.5), ""
+        return (one, two), why or why_two
 
     async def _order(self, ask: Ask, prompt_id: str, messages: Messages, first: str, second: str,
                      purpose: str) -> tuple[int | None, str]:

@@ -20,7 +20,7 @@ from ..rewards.precomputed import Rated
 from ..rewards.rules import flags
 from ..tasks import all_of
 from ..text import is_foreign, language_of, n_tokens, normalise, seed_of
-from ..types import DEGENERATE, STAGES, Answer, Messages, Pair, Prompt, Request, Rollout, Sampling, Score
+from ..types import OUT_OF_PAIRS, STAGES, Answer, Messages, Pair, Prompt, Request, Rollout, Sampling, Score
 from .arms import in_order, matched
 from .budget import goes_on
 from .feedback import Anchors, Sources, Value, calibrated, steps_of
@@ -162,7 +162,7 @@ def combine(work: Work, dimension: str, scores: Sequence[Score]) -> Value | None
 
 def is_usable(rollout: Rollout) -> bool:
     """Whether a rollout may stand in a pair."""
-    return rollout.error is None and not DEGENERATE.intersection(rollout.flags) and "duplicate" not in rollout.flags
+    return rollout.error is None and not OUT_OF_PAIRS.intersection(rollout.flags)
 
 
 def as_rollouts(prompt_id: str, arm: str, answers: Sequence[Answer], first: int = 0, asked: str = "") -> list[Rollout]:
@@ -278,7 +278,7 @@ async def _rollouts(work: Work, o: Outcome, arm: Arm) -> list[Rollout]:
 
 
 def _count_rollouts(o: Outcome, rollouts: Sequence[Rollout]) -> None:
-    dropped = ["failed" if r.error is not None else next(f for f in r.flags if f in DEGENERATE or f == "duplicate")
+    dropped = ["failed" if r.error is not None else next(f for f in r.flags if f in OUT_OF_PAIRS)
                for r in rollouts if not is_usable(r)]
     o.count("rollout", kept=len(rollouts) - len(dropped), **{reason: dropped.count(reason) for reason in sorted(set(dropped))})
 
@@ -342,7 +342,7 @@ def _profile(work: Work, arm: Arm, last: int) -> tuple[Profile, bool]:
     import numpy as np
 
     from ..statistics import profiles, split, undivided
-    from ..statistics.adaptive import foreseen
+    from ..statistics.adaptive import foreseen, likeliest
 
     dims, settings = work.dims, work.settings.presample
     rewards, levels, doubts = (as_array(side, dims).T[None] for side in (arm.rewards, arm.levels, arm.doubts))
@@ -354,8 +354,9 @@ def _profile(work: Work, arm: Arm, last: int) -> tuple[Profile, bool]:
     if settings.step is None or n >= last:
         return profile, profile.kind != "undecided"
     prior = np.array([work.reference.prior[d] for d in dims]) if work.reference.prior else None
-    kind, sure = foreseen(deciding, (last + 1) // 2 if settings.split else last, floors, sigma, settings, prior,
-                          seed=seed_of("foreseen", arm.rollouts[0].prompt_id, n))
+    chances = foreseen(deciding, (last + 1) // 2 if settings.split else last, floors, sigma, settings, prior,
+                       seed=seed_of("foreseen", arm.rollouts[0].prompt_id, n))
+    kind, sure = likeliest(chances, settings.foresee)
     return replace(profile, kind=kind), sure >= 1 - settings.error
 
 

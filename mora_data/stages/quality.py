@@ -47,7 +47,8 @@ def _add(sources: dict[str, Any], agreement: dict[str, Any], d: str, rows: Mappi
 
     for column in zip(*rows.values(), strict=True):  # one source over the answers
         sums = sources.setdefault(column[0].source, SourceSums())
-        sums.add([s.value for s in column], lengths, [s.reason.split(":")[0] for s in column if s.value is None])
+        sums.add([s.value for s in column], lengths, [s.reason.split(":")[0] for s in column if s.value is None],
+                 [order for s in column for order in s.orders])
     if len(next(iter(rows.values()))) > 1:
         alpha = agreement.setdefault(d, AgreementSums())
         for scores in rows.values():
@@ -56,7 +57,7 @@ def _add(sources: dict[str, Any], agreement: dict[str, Any], d: str, rows: Mappi
 
 def quality(parts: Sequence[Part], chosen: Mapping[int, NDArray[np.int64]], settings: BuildSettings,
             family: Mapping[str, Any], drift: Mapping[str, Any]) -> dict[str, Any]:
-    """feedback.json: each source's parse and tie rate and length correlation, agreement of sources, the held-out judge, drift."""
+    """feedback.json: each source's parse and tie rate, length correlation and position bias; agreement; held-out judge; drift."""
     from ..statistics.judges import AgreementSums, SourceSums
 
     sources: dict[str, dict[str, SourceSums]] = {}
@@ -73,7 +74,8 @@ def quality(parts: Sequence[Part], chosen: Mapping[int, NDArray[np.int64]], sett
            "self_preference": dict(family), "drift": dict(drift), "heldout": None}
     if settings.heldout_judge is not None:
         out["heldout"] = heldout_accuracy(parts, chosen, settings.published_arms, settings.dimensions)
-    return {**out, "not_measured": [name for name, value in (("position flips (no pairwise judge)", None),
+    compared = any(s.position.games for found in sources.values() for s in found.values())
+    return {**out, "not_measured": [name for name, value in (("position flips (no pairwise judge)", compared or None),
                                                              ("agreement of sources (one per dimension)", agreement or None),
                                                              ("held-out judge", out["heldout"]), ("drift", drift or None))
                                     if value is None]}

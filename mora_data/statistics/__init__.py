@@ -15,10 +15,10 @@ from .atk import (
     range_at_k,
     scaling_slope,
 )
-from .beta import beta_interval, beta_tail, moment_prior
+from .beta import beta_interval, beta_tail, moment_prior, rate_interval
 from .dual import Weights, weights
 from .expansion import Comparison, Gains, Verdict, verdict, verdict_of
-from .inference import Bootstrap, Sums, bootstrap_of, cluster_bootstrap, holm, sign_flip_test, wilson_interval
+from .inference import Bootstrap, Sums, bootstrap_of, cluster_bootstrap, holm, sign_flip_test
 from .kinds import Profile, profiles
 from .pareto import coverage, hypervolume_at_k
 from .split import Before, BeforeHalf, DecidingHalf, before, split, undivided
@@ -34,5 +34,5 @@ __all__ = ["Before", "BeforeHalf", "Bootstrap", "Comparison", "DecidingHalf", "G
            "all_pass_at_k", "any_pass_at_k", "before", "best_of_k_distribution", "best_of_k_mean", "beta_interval", "beta_tail",
            "bootstrap_of", "cluster_bootstrap", "coverage", "dominance_rate", "dominance_rate_everywhere",
            "effective_dimensionality", "gini_mean_difference", "holm", "hypervolume_at_k", "joint_pass_at_k", "moment_prior",
-           "noise_corrected_covariance", "profiles", "range_at_k", "scaling_slope", "sign_flip_test", "split", "undivided",
-           "verdict", "verdict_of", "weights", "wilson_interval"]
+           "noise_corrected_covariance", "profiles", "range_at_k", "rate_interval", "scaling_slope", "sign_flip_test", "split",
+           "undivided", "verdict", "verdict_of", "weights"]

@@ -1,9 +1,15 @@
 """When to stop presampling: as soon as what all N samples would decide is known.
 
 At any look, the answers still to come are drawn from their posterior, the decision rule is run on each completed sample, and
-sampling stops when one kind comes out with probability 1 - error or more. The bound holds however often one looks: whenever
-sampling stops, the chance that all N samples would have said something else is at most `error` given the data, so over many
-prompts at most that share of the kinds differs in expectation, as far as the model of the answers holds.
+sampling stops when one kind comes out with probability 1 - error or more:
+
+    P(kind_N = k | first n) = mean over draws of 1[rule(first n, N - n answers drawn) = k]       `foreseen`
+    decision: P(kind_N = k | first n, kind_N decided);  label: `undecided` is a kind like the others       `likeliest`
+
+The bound holds however often one looks: whenever sampling stops, the chance that all N samples would have said something else
+is at most `error` given the data, so over many prompts at most that share of the kinds differs in expectation, as far as the
+model of the answers holds. Whether N samples would fall short of a decision is the hardest thing to foresee, since it hangs
+on one answer more or less, and is nothing about the prompt: hence `decision` by default.
 
 The model: the answers to come are like those seen, with weights of the Bayesian bootstrap (Rubin 1981) and one further answer
 of a sort not seen yet. In a dimension whose answers so far all pass, or all fail, the pass rate is drawn from its posterior,
@@ -25,7 +31,7 @@ from .kinds import KINDS, decisions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..config import PresampleSettings
+    from ..config import Foresee, PresampleSettings
     from ..types import Kind
     from .split import DecidingHalf
 
@@ -55,8 +61,8 @@ def rate_prior(c_P: NDArray[np.int_], n_P: NDArray[np.int_], rounds: int = 200) 
 
 def foreseen(deciding: DecidingHalf, last: int, floors_D: NDArray[np.float64], sigma_D: NDArray[np.float64],
              settings: PresampleSettings, prior_D_B: NDArray[np.float64] | None = None, *, seed: int = 0,
-             draws: int = DRAWS) -> tuple[Kind, float]:
-    """The kind that `last` deciding samples of one prompt would most likely give, and its probability given those seen.
+             draws: int = DRAWS) -> NDArray[np.float64]:
+    """Probability of each of KINDS after `last` deciding samples of one prompt, given those seen; sums to 1.
 
     Args:
         prior_D_B: `rate_prior` per dimension; None: Jeffreys'.
@@ -66,8 +72,21 @@ def foreseen(deciding: DecidingHalf, last: int, floors_D: NDArray[np.float64], s
     prior = np.ones((seen.shape[1], len(BINS) - 1)) if prior_D_B is None else prior_D_B
     completed, weight = _completions(seen, last, floors_D, prior, np.random.default_rng(seed), draws)
     votes = np.bincount(decisions(completed, floors_D, sigma_D, settings).kind_P, weight, minlength=len(KINDS))
-    best = int(votes.argmax())
-    return KINDS[best], float(votes[best] / votes.sum())
+    return np.asarray(votes / votes.sum())
+
+
+def likeliest(chance_K: NDArray[np.float64], foresee: Foresee, draws: int = DRAWS) -> tuple[Kind, float]:
+    """The kind to be expected from `foreseen`, and how sure it is: in [0, 1].
+
+    `decision`: among the kinds other than undecided, given that one of them comes out, one draw being counted against it, so that
+    few draws with a decision settle nothing.
+    """
+    if foresee == "label":
+        best = int(chance_K.argmax())
+        return KINDS[best], float(chance_K[best])
+    decided = np.where(np.array(KINDS) == "undecided", 0.0, chance_K)
+    best = int(decided.argmax())
+    return KINDS[best], float(decided[best] / (decided.sum() + 1 / draws))
 
 
 def _completions(seen_N_D: NDArray[np.float64], last: int, floors_D: NDArray[np.float64], prior_D_B: NDArray[np.float64],

@@ -42,6 +42,21 @@ def beta_interval(c: NDArray[np.int_], n: NDArray[np.int_], prior: tuple[float, 
     return low[back.ravel()].reshape(c.shape), high[back.ravel()].reshape(c.shape)
 
 
+def rate_interval(c: NDArray[np.float64], n: NDArray[np.float64],
+                  level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Confidence interval of a share c / n, also where both are effective numbers and not whole; (0, 1) where n = 0.
+
+    The lower end is the quantile of Beta(c + t, n - c + 1 - t), the upper that of Beta(c + 1 - t, n - c + t), 0 where c = 0 and 1
+    where c = n. t = 0 is Clopper and Pearson's interval, which covers too much, t = 1/2 Jeffreys', which covers a rate of 0.05 in
+    88 % at n = 50; t = 1/3 covers 94 % or more (tests/unit/test_coverage.py, docs/numbers.md).
+    """
+    c, n = np.broadcast_arrays(np.asarray(c, float), np.asarray(n, float))
+    rest, t = np.maximum(n - c, 0.0), 1 / 3
+    low = np.where(c <= 0, 0.0, beta_quantile(c + t, rest + 1 - t, (1 - level) / 2))
+    high = np.where(rest <= 1e-9, 1.0, beta_quantile(c + 1 - t, rest + t, (1 + level) / 2))
+    return np.where(n > 0, low, 0.0), np.where(n > 0, high, 1.0)
+
+
 def moment_prior(c_P: NDArray[np.int_], n_P: NDArray[np.int_], most: float = 64.0) -> tuple[float, float]:
     """Beta prior (a, b) of the pass rates of one dataset and dimension, by the method of moments (METHOD (b)).
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .beta import rate_interval
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -28,12 +30,16 @@ class Bootstrap:
         draws_B_M: the means of each resampled set of clusters.
         acceleration_M: BCa's skewness correction, from the jackknife over clusters.
         n_M: clusters that have a value.
+        variance_M: of one cluster's mean, linearised for clusters of unequal size.
+        mixed_M: clusters whose mean is not 0, or those whose mean is not 1, whichever are fewer.
     """
 
     estimate_M: NDArray[np.float64]
     draws_B_M: NDArray[np.float64]
     acceleration_M: NDArray[np.float64]
     n_M: NDArray[np.int_]
+    variance_M: NDArray[np.float64]
+    mixed_M: NDArray[np.int_]
 
     def percentile(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Ends of the percentile interval (Efron and Tibshirani 1993, 13.3); NaN with fewer than two clusters."""
@@ -58,6 +64,22 @@ class Bootstrap:
             ends.append(np.array([normal.cdf(float(s)) for s in shifted]))
         low, high = _quantiles(self.draws_B_M, ends)
         return np.where(self.n_M > 1, low, np.nan), np.where(self.n_M > 1, high, np.nan)
+
+
+    def rate(self, of_M: NDArray[np.bool_] | slice = slice(None),
+             level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Ends for the columns `of_M`, means of values in [0, 1] and rare ones too: `rate_interval` of the effective cases.
+
+        There are n p (1 - p) / variance of them (Korn and Graubard 1998). The variance of a rate that sits in few clusters is known
+        from those few, so it is drawn towards its largest value p (1 - p), with the weight of 1.5 clusters. NaN as above.
+        """
+        n, mixed = self.n_M[of_M], self.mixed_M[of_M]
+        p = np.clip(np.nan_to_num(self.estimate_M[of_M]), 0, 1)
+        most = p * (1 - p)
+        design = np.where(most > 0, self.variance_M[of_M] / np.where(most > 0, most, 1.0), 1.0)
+        design = (mixed * design + 1.5) / (mixed + 1.5)
+        low, high = rate_interval(p * n / design, n / design, level)
+        return np.where(n > 1, low, np.nan), np.where(n > 1, high, np.nan)
 
 
 def cluster_bootstrap(values_P_M: NDArray[np.float64], clusters_P: NDArray[np.int_] | None = None, draws: int = 2000,
@@ -104,8 +126,13 @@ def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
     deviation = np.where(numbers > 0, left.mean(0) - left, 0.0)
     cube, square = (deviation**3).sum(0), (deviation**2).sum(0)
     acceleration = cube / np.where(square > 0, 6 * square**1.5, 1.0)
+    there = (numbers > 0).sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Bootstrap(total / number, out[:, :m] / out[:, m:], acceleration, (numbers > 0).sum(0))
+        mean = total / number
+        residual = np.where(numbers > 0, sums - mean * numbers, 0.0) * there / number
+        variance = (residual**2).sum(0) / np.maximum(there - 1, 1)
+        mixed = np.minimum((sums > 1e-12).sum(0), (sums < numbers - 1e-12).sum(0))
+        return Bootstrap(mean, out[:, :m] / out[:, m:], acceleration, there, np.nan_to_num(variance), mixed)
 
 
 def by_cluster(values_P_M: NDArray[np.float64],
@@ -154,19 +181,6 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     out = np.empty(len(p))
     out[order] = np.minimum(adjusted, 1.0)
     return out
-
-
-def wilson_interval(c: NDArray[np.int_], n: NDArray[np.int_],
-                    level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Score interval of a share c / n (Wilson 1927); (0, 1) where n = 0."""
-    c, n = np.broadcast_arrays(np.asarray(c, float), np.asarray(n, float))
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    size = np.maximum(n, 1)
-    p = c / size
-    middle = (p + z * z / (2 * size)) / (1 + z * z / size)
-    half = z / (1 + z * z / size) * np.sqrt(p * (1 - p) / size + z * z / (4 * size * size))
-    low, high = np.where(c == 0, 0.0, middle - half), np.where(c == n, 1.0, middle + half)
-    return np.where(n > 0, low, 0.0), np.where(n > 0, high, 1.0)
 
 
 def _counts(rng: np.random.Generator, n: int, size: int) -> NDArray[np.float64]:

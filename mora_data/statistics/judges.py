@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .inference import wilson_interval
+from .beta import rate_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +25,7 @@ Z975 = NormalDist().inv_cdf(0.975)
 
 
 class Rate(NamedTuple):
-    """A share with its 95 % Wilson interval; `rate` None where n is 0."""
+    """A share with its 95 % interval; `rate` None where n is 0."""
 
     rate: float | None
     low: float
@@ -51,6 +51,7 @@ class SourceSums:
         pairs, ties: pairs of answers to one prompt with both values, and those of equal value.
         prompts: prompts with two values or more.
         total, moments: sums over prompts of (Sxy, Sxx, Syy) for value x and log length y, and of their products.
+        position: of a judge that compares.
     """
 
     n: int = 0
@@ -61,9 +62,12 @@ class SourceSums:
     prompts: int = 0
     total: list[float] = field(default_factory=lambda: [0.0] * 3)
     moments: list[float] = field(default_factory=lambda: [0.0] * 6)
+    position: PositionSums = field(default_factory=lambda: PositionSums())
 
-    def add(self, values: Sequence[float | None], lengths: Sequence[float], reasons: Iterable[str] = ()) -> None:
-        """One prompt's values and the lengths of the answers, in any unit above 0."""
+    def add(self, values: Sequence[float | None], lengths: Sequence[float], reasons: Iterable[str] = (),
+            orders: Iterable[tuple[int | None, int | None]] = ()) -> None:
+        """One prompt's values and the lengths of the answers, in any unit above 0; `orders` of `Score.orders`."""
+        self.position.add(orders)
         there = [(v, math.log(max(length, 1.0))) for v, length in zip(values, lengths, strict=True) if v is not None]
         m = len(there)
         self.n += len(values)
@@ -83,21 +87,24 @@ class SourceSums:
     def tree(self) -> dict[str, Any]:
         """The sums as JSON."""
         return {"n": self.n, "valued": self.valued, "reasons": dict(sorted(self.reasons.items())), "pairs": self.pairs,
-                "ties": self.ties, "prompts": self.prompts, "total": self.total, "moments": self.moments}
+                "ties": self.ties, "prompts": self.prompts, "total": self.total, "moments": self.moments,
+                "position": self.position.tree()}
 
     def merge(self, tree: Mapping[str, Any]) -> None:
         """Add the sums of another part of the run."""
         for name in ("n", "valued", "pairs", "ties", "prompts"):
             setattr(self, name, getattr(self, name) + tree[name])
         self.reasons.update(tree["reasons"])
+        self.position.merge(tree.get("position", {}))
         self.total = [a + b for a, b in zip(self.total, tree["total"], strict=True)]
         self.moments = [a + b for a, b in zip(self.moments, tree["moments"], strict=True)]
 
     def figures(self) -> dict[str, Any]:
-        """Parse rate, tie rate and length correlation, as feedback.json holds them."""
+        """Parse rate, tie rate, length correlation and position bias, as feedback.json holds them."""
         return {"n": self.n, "parse_rate": self.valued / self.n if self.n else None, "reasons": dict(sorted(self.reasons.items())),
                 "tie_rate": self.ties / self.pairs if self.pairs else None,
-                "length_correlation": self.correlation()._asdict()}
+                "length_correlation": self.correlation()._asdict(),
+                "position": self.position.figures() if self.position.games else None}
 
     def correlation(self) -> Correlation:
         """r = Sxy / sqrt(Sxx Syy), sums of squares pooled within prompts; its error by the delta method, prompts as clusters."""
@@ -145,6 +152,55 @@ class AgreementSums:
         return 1 - self.within / expected if expected > 1e-12 * max(self.squares, 1e-300) else None
 
 
+@dataclass(slots=True)
+class PositionSums:
+    """What a judge said that saw each pair in both orders.
+
+    Attributes:
+        games: pairs shown, each in both orders.
+        read: those of which both verdicts could be read.
+        ties: those of them without a winner: two verdicts for one place, or one for neither.
+        decided: those of them with two verdicts for a place.
+        flips: those of them with two verdicts for the same place, so not for the same answer.
+        verdicts, first: single verdicts for a place, and those for the first.
+    """
+
+    games: int = 0
+    read: int = 0
+    ties: int = 0
+    decided: int = 0
+    flips: int = 0
+    verdicts: int = 0
+    first: int = 0
+
+    def add(self, orders: Iterable[tuple[int | None, int | None]]) -> None:
+        """Games as the better place in either order: 1, 2, 0 for neither, None where it could not be read."""
+        for one, two in orders:
+            placed = [v for v in (one, two) if v]
+            self.games += 1
+            self.read += one is not None and two is not None
+            self.ties += one is not None and two is not None and {one, two} != {1, 2}
+            self.decided += len(placed) == 2
+            self.flips += len(placed) == 2 and one == two
+            self.verdicts += len(placed)
+            self.first += placed.count(1)
+
+    def tree(self) -> dict[str, int]:
+        """The sums as JSON."""
+        return asdict(self)
+
+    def merge(self, tree: Mapping[str, int]) -> None:
+        """Add the sums of another part of the run."""
+        for name, n in tree.items():
+            setattr(self, name, getattr(self, name) + n)
+
+    def figures(self) -> dict[str, Any]:
+        """As feedback.json holds them, each a `Rate`. Without bias `first` is 0.5; `flips` is that of the decided games."""
+        shares = {"parse_rate": (self.read, self.games), "tie_rate": (self.ties, self.read), "flips": (self.flips, self.decided),
+                  "first": (self.first, self.verdicts)}
+        return {"games": self.games, **{name: rate(c, n)._asdict() for name, (c, n) in shares.items()}}
+
+
 def tie_rate(values_P_N: NDArray[np.float64]) -> float | None:
     """Share of pairs of answers to one prompt that got the same value; NaN is no value."""
     return _sums(values_P_N, np.ones_like(values_P_N)).figures()["tie_rate"]  # type: ignore[no-any-return]
@@ -163,21 +219,8 @@ def krippendorff_alpha(ratings_S_N: NDArray[np.float64]) -> float | None:
     return sums.alpha()
 
 
-def position_bias(verdicts: Iterable[tuple[str, str]]) -> dict[str, Rate]:
-    """Flip rate and first-place rate of a pairwise judge that saw each pair in both orders.
-
-    A verdict is "first", "second" or "tie", by the place in the order shown; the two of a record are of opposite orders. `flips`:
-    share of records, both decided, whose two verdicts name the same place, so not the same answer. `first`: share of decided
-    verdicts for the first place; 0.5 without bias.
-    """
-    records = list(verdicts)
-    decided = [(a, b) for a, b in records if "tie" not in (a, b)]
-    single = [v for record in records for v in record if v != "tie"]
-    return {"flips": rate(sum(a == b for a, b in decided), len(decided)), "first": rate(single.count("first"), len(single))}
-
-
 def pair_accuracy(margins: Sequence[float]) -> dict[str, Any]:
-    """Agreement of a held-out judge with chosen over rejected, from its own margins: ties apart, share of the rest with Wilson's
+    """Agreement of a held-out judge with chosen over rejected, from its own margins: ties apart, share of the rest with its
     interval (METHOD 3.1 item 4)."""
     agreed, ties = sum(m > 0 for m in margins), sum(m == 0 for m in margins)
     found = rate(agreed, len(margins) - ties)
@@ -186,7 +229,7 @@ def pair_accuracy(margins: Sequence[float]) -> dict[str, Any]:
 
 def rate(c: int, n: int) -> Rate:
     """c of n with its interval."""
-    low, high = wilson_interval(np.array(c), np.array(n))
+    low, high = rate_interval(np.array(c), np.array(n))
     return Rate(c / n if n else None, float(low), float(high), n)
 
 

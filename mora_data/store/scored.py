@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..text import n_tokens
-from ..types import DEGENERATE, Kind, Message, Messages, Prompt, Scored
+from ..types import OUT_OF_PAIRS, Kind, Message, Messages, Prompt, Scored
 from .memory import lean_arrow
 from .parts import SIDES, Part
 
@@ -151,7 +151,7 @@ class ScoredTable:
 
 def usable(flags: pa.Array, errors: pa.Array) -> NDArray[np.bool_]:
     """Which answers may stand in a pair: answered, not degenerate, no duplicate."""
-    return np.asarray(~has_flag(flags, DEGENERATE | {"duplicate"}) & errors.is_null().to_numpy(zero_copy_only=False))
+    return np.asarray(~has_flag(flags, OUT_OF_PAIRS) & errors.is_null().to_numpy(zero_copy_only=False))
 
 
 def has_flag(flags: pa.Array, wanted: Iterable[str]) -> NDArray[np.bool_]:

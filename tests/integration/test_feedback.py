@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from support.fake_openai import FakeOpenAI, Fault
 from support.fake_rewards import Level
 
 from mora_data.cli import main
@@ -174,3 +177,31 @@ def test_canaries_see_a_scorer_that_changed(tmp_path: Path, capsys: pytest.Captu
 
 def test_the_simulator_is_not_asked_for_canaries(mixed: Path) -> None:
     assert not (mixed / "canary.json").exists() and not (mixed / "canary.log").exists()
+
+
+@pytest.mark.parametrize(("lean", "low", "high"), [(0.0, 0.0, 0.0), (0.6, 0.5, 0.7)])
+def test_a_judge_that_leans_to_the_first_place_is_found(lean: float, low: float, high: float, tmp_path: Path) -> None:
+    """A server that takes the longer answer, but in a share `lean` of the pairs the first one, and now and then talks."""
+    def say(body: dict[str, Any], time: int) -> Fault:
+        first, second = re.findall(r"^<(?:first|second)-\w+>\n(.*?)\n</", body["messages"][-1]["content"], re.M | re.S)
+        chance = int(hashlib.sha256("".join(sorted((first, second))).encode()).hexdigest()[:8], 16) / 16**8
+        if chance > 0.98:
+            return Fault(text="I would rather not say.")
+        better = 1 if chance < lean or (len(first), first) > (len(second), second) else 2
+        return Fault(text=f'{{"score": {better}}}')
+
+    with FakeOpenAI(say) as server:
+        sources = {"helpful": [{"kind": "judge"}, {"kind": "pairwise", "endpoint": {"base_url": server.base_url, "model": "fake"}}]}
+        manifest = build(tmp_path / "run", "--set", f"rewards={json.dumps(sources)}", "--limit", "8", "--set",
+                         "limits.max_error_share=0.5")
+    feedback = json.loads((tmp_path / "run/feedback.json").read_text())
+    sources_of = feedback["sources"]["helpful"]
+    (name,) = set(sources_of) - {"judge:helpful"}
+    found = sources_of[name]["position"]
+    assert low <= found["flips"]["rate"] <= high and found["flips"]["n"] > 100
+    assert found["tie_rate"]["rate"] == pytest.approx(found["flips"]["rate"])  # nothing else makes a tie here
+    assert 0.9 < found["parse_rate"]["rate"] < 1 and found["games"] == found["parse_rate"]["n"]
+    assert (found["first"]["low"] > 0.6) == (lean > 0)
+    assert sources_of["judge:helpful"]["position"] is None
+    assert "position flips (no pairwise judge)" not in feedback["not_measured"]
+    assert manifest["feedback"]["sources"]["helpful"][name]["position"] == found

@@ -82,6 +82,22 @@ def test_every_arm_with_the_model_as_rewriter_and_guard(server: RealServer, tmp_
         assert levels or rewriter == "openai"
 
 
+def test_a_judge_that_compares(server: RealServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tiny model's verdicts are noise, but each is one of the schema's; how often it names the same place is counted."""
+    sources = {"helpful": [{"kind": "judge"}, {"kind": "pairwise", "opponents": 2}]}
+    before = server.requests_seen()
+    summary = build(server, tmp_path / "run", capsys, "--limit", "6", "--set", f"rewards={json.dumps(sources)}",
+                    "--set", "dimensions=[helpful]", "--set", "limits.max_error_share=0.5")
+    assert server.requests_seen() - before == summary["requests"] and summary["errors"] == 0
+    assert server.requests_seen("4xx") == server.requests_seen("5xx") == 0
+    feedback = json.loads((tmp_path / "run/feedback.json").read_text())
+    found = feedback["sources"]["helpful"]["pairwise:pairwise"]["position"]
+    print(found)
+    assert found["games"] >= 6 * 4 and found["parse_rate"]["rate"] > 0.9
+    assert 0 <= found["flips"]["low"] <= found["flips"]["rate"] <= found["flips"]["high"] <= 1 and found["first"]["n"] > 0
+    assert "position flips (no pairwise judge)" not in feedback["not_measured"]
+
+
 def _texts(run: Path) -> dict[tuple[str, int], str]:
     import pyarrow.parquet as pq
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mora_data.statistics import cluster_bootstrap, holm, sign_flip_test, verdict, wilson_interval
+from mora_data.statistics import cluster_bootstrap, holm, sign_flip_test, verdict
 from mora_data.statistics.expansion import CONTROLS
 
 METRICS = ["dominance_rate", "joint_pass"]
@@ -98,12 +98,6 @@ def test_holm() -> None:
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(holm(np.array([0.6, 0.7])), [1.0, 1.0])
     assert holm(np.zeros(0)).shape == (0,)
-
-
-def test_wilson() -> None:
-    low, high = wilson_interval(np.array([0, 8, 10, 0]), np.array([10, 10, 10, 0]))
-    np.testing.assert_allclose(low, [0, 0.490162, 0.722467, 0], atol=1e-5)
-    np.testing.assert_allclose(high, [0.277533, 0.943318, 1, 1], atol=1e-5)
 
 
 def rate(n_runs: int, n: int, **gain: float) -> dict[str, float]:

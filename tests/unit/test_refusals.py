@@ -18,8 +18,6 @@ import pytest
 
 from mora_data.rewards.rules import is_refusal
 
-MODELS = ("GPT4", "ChatGPT", "Claude", "ChatGLM2", "llama2-7b-chat", "vicuna-7b")
-
 
 def real(name: str) -> Path:
     path = Path(os.environ.get("MORA_TEST_DATA", "")) / name
@@ -32,8 +30,11 @@ def test_precision_and_recall_on_labelled_replies() -> None:
     flagged: Counter[str] = Counter()
     total: Counter[str] = Counter()
     with real("do-not-answer/data_en.csv").open(newline="", encoding="utf-8") as f:
-        for row in csv.DictReader(f):
-            for model in MODELS:
+        rows = csv.DictReader(f)
+        models = [name.removesuffix("_action") for name in rows.fieldnames or () if name.endswith("_action")]
+        assert len(models) == 6, models
+        for row in rows:
+            for model in models:
                 label = row[f"{model}_action"].strip()
                 total[label] += 1
                 flagged[label] += is_refusal(row[f"{model}_response"])
