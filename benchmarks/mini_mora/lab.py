@@ -1,0 +1,199 @@
+"""The experiment as steps. Each leaves a file in OUT/steps and is skipped when that is there; each starts what it needs.
+
+    lab = Lab(out, SCALES["cpu"], seeds=3)
+    table(lab)                      everything; or any one step: built(lab, q=0.1, seed=0)
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import analysis
+from .building import build, count_pairs, fused, level, plain, write_pairs
+from .model import make
+from .scale import Scale, without_skill
+from .training import METRICS, Scores, dpo, evaluate, scores
+from .world import DIMENSIONS
+
+GATE = 0.8  # mean helpful reward on plain H questions of the pool, under which nothing is trained
+SUM, ADDED = "identity_sum", "additive"
+SELECTORS = {SUM: ("identity", "total")}  # method -> arm and selector, where it is not its own name and `dominance`
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """Where the experiment lies, how large it is and how often it is repeated."""
+
+    out: Path
+    scale: Scale
+    seeds: int
+
+    def step(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the step found; from its file where it was done before. `cpu_s` and `wall_s` are those of this step alone."""
+        file = self.out / "steps" / f"{name}.json"
+        if file.is_file():
+            found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            return found
+        file.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        cpu, wall = _cpu(), time.monotonic()
+        found = work()
+        found |= {"cpu_s": round(_cpu() - cpu, 1), "wall_s": round(time.monotonic() - wall, 1)}
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        part.replace(file)
+        print(f"{name}: {found['cpu_s']:.0f} s of CPU, {found['wall_s']:.0f} s", file=sys.stderr, flush=True)
+        return found
+
+    @property
+    def methods(self) -> list[str]:
+        """What is trained on: the arms under `dominance`, identity under the sum, and identity with fused added."""
+        return [*self.scale.arms, SUM, ADDED]
+
+
+def base(lab: Lab, q: float) -> Path:
+    """The base policy with latent skill q; trained, and competent enough to go on.
+
+    Raises:
+        SystemExit: it is not.
+    """
+    folder = lab.out / f"base-q{q}"
+    lab.step(f"base-q{q}", lambda: make(folder, lab.scale.known(), lab.scale.model, q, seed=0))
+
+    def gate() -> dict[str, Any]:
+        rows = [r for r in plain(lab.scale.splits()["pool"], 1) if r["category"] == "H"]
+        found = evaluate({"base@0": folder}, rows, lab.out / f"gate-q{q}", lab.scale, answers=1)
+        return {"helpful_H": float(found.methods["base"][0, :, METRICS.index("reward_helpful")].mean()), "needed": GATE}
+
+    helpful = lab.step(f"gate-q{q}", gate)["helpful_H"]
+    if helpful < GATE and lab.scale.name != "toy":
+        raise SystemExit(f"error: the base policy is helpful in {helpful:.2f} of plain H questions, {GATE} are needed: stop here")
+    return folder
+
+
+def built(lab: Lab, q: float, seed: int) -> Path:
+    """The build of one seed, and the same answers once more under the plain sum."""
+    run, other = (lab.out / f"{name}-q{q}-s{seed}" for name in ("run", "sum"))
+    model = base(lab, q)
+
+    def work() -> dict[str, Any]:
+        build(run, lab.scale, model, seed)
+        build(other, lab.scale, model, seed, "total", start=run)
+        rows = level(run)
+        (lab.out / f"level-q{q}-s{seed}.json").write_text(json.dumps(rows), "utf-8")
+        report = json.loads((run / "manifest.json").read_text("utf-8")).get("report", {})
+        return {"pairs": count_pairs(run), "pairs_sum": count_pairs(other),
+                "mined": len({r["prompt_id"] for r in rows if r["arm"] == "identity"}),
+                "verdict_of_the_report": report.get("verdict")}
+
+    lab.step(f"build-q{q}-s{seed}", work)
+    return run
+
+
+def n_pairs(lab: Lab, q: float, seed: int) -> int:
+    """Pairs for every method of this seed: what the poorest has."""
+    built(lab, q, seed)
+    found = lab.step(f"build-q{q}-s{seed}", dict)
+    each = [found["pairs"].get(a, 0) for a in lab.scale.arms] + [found["pairs_sum"].get("identity", 0)]
+    if not min(each):
+        raise SystemExit(f"error: an arm has no pair at all (q = {q}, seed {seed}): {found['pairs']}")
+    return min(*each, lab.scale.max_pairs)
+
+
+def pairs(lab: Lab, q: float, method: str, seed: int, n: int) -> Path:
+    """The dataset folder of a method's pairs."""
+    out = lab.out / "pairs" / f"{method}-q{q}-s{seed}-n{n}"
+    arm, selector = SELECTORS.get(method, (method, "dominance"))
+    run = lab.out / f"{'run' if selector == 'dominance' else 'sum'}-q{q}-s{seed}"
+    return out if (out / "README.md").is_file() else write_pairs(run, arm, n, out, seed)
+
+
+def trained(lab: Lab, q: float, method: str, seed: int, rate: float, n: int | None = None) -> Path:
+    """A checkpoint: the base policy after DPO on n of the method's pairs, as many as every method has where n is None.
+
+    As many steps for all, whatever n is and whatever is added.
+    """
+    whole = n_pairs(lab, q, seed)
+    steps = max(1, -(-whole // lab.scale.batch) * lab.scale.epochs)
+    name = f"dpo-q{q}-{method}-s{seed}-lr{rate}" + (f"-n{n}" if n else "")
+    out = lab.out / "models" / name
+
+    def work() -> dict[str, Any]:
+        if method == ADDED:
+            added, original = pairs(lab, q, "fused", seed, whole), pairs(lab, q, "identity", seed, whole)
+            found = dpo(added, base(lab, q), out, lab.scale, rate, seed, steps, original)
+        else:
+            found = dpo(pairs(lab, q, method, seed, n or whole), base(lab, q), out, lab.scale, rate, seed, steps)
+        kept = ("pairs", "steps", "seconds", "loss_first", "loss_last", "accuracy_last", "reward_margin_last")
+        return {k: found[k] for k in kept}
+
+    lab.step(name, work)
+    return out
+
+
+def rates(lab: Lab) -> dict[str, float]:
+    """Per method the learning rate of the two whose seed 0 has the higher joint pass on plain questions of training topics."""
+    q = lab.scale.skills[0]
+
+    def work() -> dict[str, Any]:
+        models = {f"{m}.{i}@0": trained(lab, q, m, 0, r) for m in lab.methods for i, r in enumerate(lab.scale.learning_rates)}
+        dev = without_skill(lab.scale.splits()["train"], lab.scale.n_dev, q)
+        found = evaluate({"base@0": base(lab, q), **models}, plain(dev, 1), lab.out / "dev", lab.scale, lab.scale.test_answers)
+        joint = {m: _mean(v[0, :, METRICS.index("joint_pass")]) for m, v in found.methods.items()}
+        best = {m: max(range(2), key=lambda i, m=m: (joint[f"{m}.{i}"], -i)) for m in lab.methods}  # type: ignore[misc]
+        return {"joint_pass": joint, "rates": {m: lab.scale.learning_rates[i] for m, i in best.items()}}
+
+    found: dict[str, float] = lab.step("rates", work)["rates"]
+    return found
+
+
+def tested(lab: Lab, q: float, name: str, methods: Mapping[str, Callable[[int], Path]]) -> Scores:
+    """Methods (seed -> checkpoint) and the base policy on the test topics' questions: plain ones, or fused where named so."""
+    rows = fused(lab.scale.splits()["test"]) if name.startswith("fused") else plain(lab.scale.splits()["test"], 1)
+    out = lab.out / f"test-{name}-q{q}"
+
+    def work() -> dict[str, Any]:
+        models = {"base@0": base(lab, q), **{f"{m}@{s}": make_one(s) for m, make_one in methods.items() for s in range(lab.seeds)}}
+        evaluate(models, rows, out, lab.scale, lab.scale.test_answers)
+        return {"models": sorted(models)}
+
+    lab.step(out.name, work)
+    return scores(out / "rows.jsonl", [r["prompt"] for r in rows])
+
+
+def main_methods(lab: Lab, q: float) -> dict[str, Callable[[int], Path]]:
+    """Every method at its learning rate."""
+    chosen = rates(lab)
+    return {m: lambda seed, m=m: trained(lab, q, m, seed, chosen[m]) for m in lab.methods}  # type: ignore[misc]
+
+
+def table(lab: Lab) -> dict[str, Any]:
+    """P1, P2 and P4 of the first skill; results.json."""
+    q, rows = lab.scale.skills[0], []
+    for seed in range(lab.seeds):
+        built(lab, q, seed)
+        rows += [{**r, "seed": seed} for r in json.loads((lab.out / f"level-q{q}-s{seed}.json").read_text("utf-8"))]
+    others = [a for a in lab.scale.arms if a != "fused"]
+    compared = [("fused", m, "joint_pass") for m in (*others, SUM)]
+    moved = [(m, "base", f"reward_{d}") for m in (SUM, "identity") for d in DIMENSIONS]
+    found, on_fused = (tested(lab, q, name, main_methods(lab, q)) for name in ("plain", "fused"))
+    return {"scale": lab.scale.name, "seeds": lab.seeds, "q": q, "gate": lab.step(f"gate-q{q}", dict), "rates": rates(lab),
+            "pairs": [n_pairs(lab, q, s) for s in range(lab.seeds)], "P1": analysis.data_level(rows, others),
+            "P2": analysis.training_level(found, compared), "P4": analysis.training_level(found, moved),
+            "fused_questions": analysis.training_level(on_fused, [("fused", m, "joint_pass") for m in (*others, SUM)])}
+
+
+def _mean(values: Any) -> float:
+    there = values[values == values]
+    return float(there.mean()) if len(there) else 0.0
+
+
+def _cpu() -> float:
+    return sum(u.ru_utime + u.ru_stime for u in (resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
