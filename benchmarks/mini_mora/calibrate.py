@@ -20,8 +20,6 @@ from .scale import Scale
 from .training import dpo, evaluate
 from .world import Ask, compose, full_answer, question
 
-METHODS_BESIDE_ARMS = 2  # identity under the sum, identity with fused added
-
 
 @dataclass(frozen=True, slots=True)
 class Speed:
@@ -66,7 +64,7 @@ def forecast(scale: Scale, seeds: int, speed: Speed) -> Iterator[tuple[str, floa
     going_on = min(mined, bases * scale.budget)
     steps = -(-scale.max_pairs // scale.batch) * scale.epochs
     train = speed.recipe + steps * speed.dpo_step
-    methods = arms + METHODS_BESIDE_ARMS
+    methods = arms + 1 + scale.added
     one_test = scale.n_topics[2] * bases * scale.test_answers * speed.answer
     for q in scale.skills:
         yield f"base-q{q}", scale.model.steps * speed.base_step

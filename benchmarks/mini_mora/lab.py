@@ -54,8 +54,8 @@ class Lab:
 
     @property
     def methods(self) -> list[str]:
-        """What is trained on: the arms under `dominance`, identity under the sum, and identity with fused added."""
-        return [*self.scale.arms, SUM, ADDED]
+        """What is trained on: the arms under `dominance`, identity under the sum, perhaps identity with fused added."""
+        return [*self.scale.arms, SUM, *([ADDED] if self.scale.added else [])]
 
 
 def base(lab: Lab, q: float) -> Path:
@@ -138,12 +138,18 @@ def trained(lab: Lab, q: float, method: str, seed: int, rate: float, n: int | No
     return out
 
 
+def candidates(lab: Lab, i: int) -> dict[str, Path]:
+    """Every method's checkpoint of seed 0 at the i-th learning rate."""
+    q, rate = lab.scale.skills[0], lab.scale.learning_rates[i]
+    return {f"{m}.{i}@0": trained(lab, q, m, 0, rate) for m in lab.methods}
+
+
 def rates(lab: Lab) -> dict[str, float]:
     """Per method the learning rate of the two whose seed 0 has the higher joint pass on plain questions of training topics."""
     q = lab.scale.skills[0]
 
     def work() -> dict[str, Any]:
-        models = {f"{m}.{i}@0": trained(lab, q, m, 0, r) for m in lab.methods for i, r in enumerate(lab.scale.learning_rates)}
+        models = candidates(lab, 0) | candidates(lab, 1)
         dev = without_skill(lab.scale.splits()["train"], lab.scale.n_dev, q)
         found = evaluate({"base@0": base(lab, q), **models}, plain(dev, 1), lab.out / "dev", lab.scale, lab.scale.test_answers)
         joint = {m: _mean(v[0, :, METRICS.index("joint_pass")]) for m, v in found.methods.items()}
@@ -168,6 +174,12 @@ def tested(lab: Lab, q: float, name: str, methods: Mapping[str, Callable[[int], 
     return scores(out / "rows.jsonl", [r["prompt"] for r in rows])
 
 
+def finals(lab: Lab, name: str) -> Scores:
+    """The first skill's test on `plain` or `fused` questions."""
+    q = lab.scale.skills[0]
+    return tested(lab, q, name, main_methods(lab, q))
+
+
 def main_methods(lab: Lab, q: float) -> dict[str, Callable[[int], Path]]:
     """Every method at its learning rate."""
     chosen = rates(lab)
@@ -183,7 +195,7 @@ def table(lab: Lab) -> dict[str, Any]:
     others = [a for a in lab.scale.arms if a != "fused"]
     compared = [("fused", m, "joint_pass") for m in (*others, SUM)]
     moved = [(m, "base", f"reward_{d}") for m in (SUM, "identity") for d in DIMENSIONS]
-    found, on_fused = (tested(lab, q, name, main_methods(lab, q)) for name in ("plain", "fused"))
+    found, on_fused = (finals(lab, name) for name in ("plain", "fused"))
     return {"scale": lab.scale.name, "seeds": lab.seeds, "q": q, "gate": lab.step(f"gate-q{q}", dict), "rates": rates(lab),
             "pairs": [n_pairs(lab, q, s) for s in range(lab.seeds)], "P1": analysis.data_level(rows, others),
             "P2": analysis.training_level(found, compared), "P4": analysis.training_level(found, moved),

@@ -18,7 +18,7 @@ class Scale:
     model: Size
     n_topics: tuple[int, int, int]  # train, pool, test
     n_dev: int  # train topics that were never seen fused, on which the learning rate is chosen
-    wordings: int  # of each plain question, in the pool and in the test
+    wordings: int  # of each plain question of the pool
     answers: int  # per prompt, before fusion and per arm
     budget: int  # prompts of each base that go on to fusion
     test_answers: int  # per test prompt
@@ -30,6 +30,7 @@ class Scale:
     skills: tuple[float, ...] = (0.1,)  # q; the first is the one of P1, P2 and P4
     portions: tuple[float, ...] = ()  # of the fused pairs, for P5
     sequences: bool = False  # P6
+    added: bool = False  # also train on identity and fused together
     device: str = "cpu"
 
     def splits(self) -> dict[str, list[Topic]]:
@@ -46,9 +47,9 @@ SPLITS = ("train", "pool", "test")
 ALL_ARMS = ("identity", "single", "generic", "random", "fused")
 SCALES = {
     "toy": Scale("toy", Size(1, 64, 2, 300, 32, 1e-2), (8, 8, 8), 4, 1, 8, 8, 1, 24, 8, 1, (1e-3, 2e-3), skills=(0.5,)),
-    "cpu": Scale("cpu", Size(2, 96, 4, 1600, 64, 6e-3), (150, 150, 150), 60, 2, 16, 100, 2, 400, 16, 3, (2e-4, 1e-3)),
+    "cpu": Scale("cpu", Size(2, 96, 4, 1600, 64, 6e-3), (150, 150, 150), 60, 1, 16, 100, 2, 400, 16, 3, (2e-4, 1e-3)),
     "gpu": Scale("gpu", Size(8, 512, 8, 4000, 256, 1e-3), (1000, 600, 400), 200, 4, 16, 600, 4, 1500, 64, 3, (5e-6, 2e-5),
-                 ALL_ARMS, (0.1, 0.0, 0.02, 0.3), (0.125, 0.25, 0.5, 1.0), True, "cuda"),
+                 ALL_ARMS, (0.1, 0.0, 0.02, 0.3), (0.125, 0.25, 0.5, 1.0), True, True, "cuda"),
 }  # fmt: skip
 
 
