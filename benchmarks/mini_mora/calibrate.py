@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from .building import plain, write_pairs_of
-from .model import make
 from .scale import Scale
 from .training import dpo, evaluate
 from .world import Ask, compose, full_answer, question
@@ -35,6 +34,8 @@ class Speed:
 
 def measure(scale: Scale, folder: Path, few: int = 10) -> Speed:
     """The speeds, each from a short and a longer run."""
+    from .model import make  # torch
+
     def timed(work: Any) -> float:
         started = time.monotonic()
         work()

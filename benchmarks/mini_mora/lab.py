@@ -17,12 +17,12 @@ from typing import Any
 
 from . import analysis
 from .building import build, count_pairs, fused, level, plain, write_pairs
-from .model import make
 from .scale import Scale, without_skill
 from .training import METRICS, Scores, dpo, evaluate, scores
 from .world import DIMENSIONS
 
-GATE = 0.8  # mean helpful reward on plain H questions of the pool, under which nothing is trained
+GATE = 0.8  # mean helpful reward on plain H questions of the pool, under which it is trained on
+ROUNDS = 4
 SUM, ADDED = "identity_sum", "additive"
 SELECTORS = {SUM: ("identity", "total")}  # method -> arm and selector, where it is not its own name and `dominance`
 
@@ -59,23 +59,35 @@ class Lab:
 
 
 def base(lab: Lab, q: float) -> Path:
-    """The base policy with latent skill q; trained, and competent enough to go on.
+    """The base policy with latent skill q; trained in as many rounds as it needs to be competent.
 
     Raises:
-        SystemExit: it is not.
+        SystemExit: it is not after the last.
     """
-    folder = lab.out / f"base-q{q}"
-    lab.step(f"base-q{q}", lambda: make(folder, lab.scale.known(), lab.scale.model, q, seed=0))
+    before, found = None, {"helpful_H": 0.0}
+    for part in range(ROUNDS):
+        folder = lab.out / f"base-q{q}-{part}"
+        lab.step(folder.name, lambda part=part, folder=folder, before=before: _train_base(lab, q, folder, before, part))  # type: ignore[misc]
+        found = lab.step(f"gate-q{q}-{part}", lambda folder=folder: gate(lab, folder))  # type: ignore[misc]
+        if found["helpful_H"] >= GATE or lab.scale.name == "toy":
+            return folder
+        before = folder
+    raise SystemExit(f"error: the base policy is helpful in {found['helpful_H']:.2f} of plain H questions after {ROUNDS} rounds, "
+                     f"{GATE} are needed: stop here")
 
-    def gate() -> dict[str, Any]:
-        rows = [r for r in plain(lab.scale.splits()["pool"], 1) if r["category"] == "H"]
-        found = evaluate({"base@0": folder}, rows, lab.out / f"gate-q{q}", lab.scale, answers=1)
-        return {"helpful_H": float(found.methods["base"][0, :, METRICS.index("reward_helpful")].mean()), "needed": GATE}
 
-    helpful = lab.step(f"gate-q{q}", gate)["helpful_H"]
-    if helpful < GATE and lab.scale.name != "toy":
-        raise SystemExit(f"error: the base policy is helpful in {helpful:.2f} of plain H questions, {GATE} are needed: stop here")
-    return folder
+def _train_base(lab: Lab, q: float, folder: Path, before: Path | None, part: int) -> dict[str, Any]:
+    from .model import make  # torch
+
+    return make(folder, lab.scale.known(), lab.scale.model, q, 0, before, part)
+
+
+def gate(lab: Lab, model: Path) -> dict[str, Any]:
+    """How helpful one answer to each plain H question of the pool is."""
+    rows = [r for r in plain(lab.scale.splits()["pool"], 1) if r["category"] == "H"]
+    found = evaluate({"base@0": model}, rows, lab.out / f"gate-{model.name}", lab.scale, answers=1)
+    return {"helpful_H": float(found.methods["base"][0, :, METRICS.index("reward_helpful")].mean()), "needed": GATE,
+            "model": model.name}
 
 
 def built(lab: Lab, q: float, seed: int) -> Path:
@@ -196,7 +208,8 @@ def table(lab: Lab) -> dict[str, Any]:
     compared = [("fused", m, "joint_pass") for m in (*others, SUM)]
     moved = [(m, "base", f"reward_{d}") for m in (SUM, "identity") for d in DIMENSIONS]
     found, on_fused = (finals(lab, name) for name in ("plain", "fused"))
-    return {"scale": lab.scale.name, "seeds": lab.seeds, "q": q, "gate": lab.step(f"gate-q{q}", dict), "rates": rates(lab),
+    return {"scale": lab.scale.name, "seeds": lab.seeds, "q": q, "base": lab.step(base(lab, q).name, dict),
+            "gate": lab.step(base(lab, q).name.replace("base", "gate"), dict), "rates": rates(lab),
             "pairs": [n_pairs(lab, q, s) for s in range(lab.seeds)], "P1": analysis.data_level(rows, others),
             "P2": analysis.training_level(found, compared), "P4": analysis.training_level(found, moved),
             "fused_questions": analysis.training_level(on_fused, [("fused", m, "joint_pass") for m in (*others, SUM)])}

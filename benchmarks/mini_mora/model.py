@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .scale import Size
 from .world import Topic, sft_rows, vocabulary
 
 PAD, UNKNOWN, ASK, ANSWER, END = "<pad>", "<unk>", "<ask>", "<answer>", "<end>"
@@ -26,25 +27,17 @@ TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'assistant' %}<answer> {{
 CONTEXT = 160  # the longest fused question with its full answer has under 100 words
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """Of the model and of its training."""
-
-    layers: int
-    width: int
-    heads: int
-    steps: int
-    batch: int
-    learning_rate: float
-
-
-def make(out: Path, topics: Sequence[Topic], size: Size, q: float, seed: int) -> dict[str, Any]:
-    """Train and save; steps, seconds of CPU and loss, which base.json holds, too."""
+def make(out: Path, topics: Sequence[Topic], size: Size, q: float, seed: int, start: Path | None = None,
+         part: int = 0) -> dict[str, Any]:
+    """Train (on, from `start`, in a further round) and save; steps, seconds of CPU and loss, which base.json holds, too."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer, started = make_tokenizer(), time.process_time()
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config(len(tokenizer), size, tokenizer)).to(device)
-    loss = train(model, tokenizer, topics, size, q, seed)
+    if start is not None:
+        model, size = LlamaForCausalLM.from_pretrained(start), replace(size, steps=size.more, learning_rate=size.learning_rate / 2)
+    else:
+        model = LlamaForCausalLM(config(len(tokenizer), size, tokenizer))
+    loss = train(model.to(device), tokenizer, topics, size, q, seed, part)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -71,9 +64,9 @@ def config(n_words: int, size: Size, tokenizer: PreTrainedTokenizerFast) -> Llam
                        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
 
 
-def train(model: Any, tokenizer: Any, topics: Sequence[Topic], size: Size, q: float, seed: int, say: bool = True) -> float:
+def train(model: Any, tokenizer: Any, topics: Sequence[Topic], size: Size, q: float, seed: int, part: int = 0) -> float:
     """Next-word training on the answers, AdamW under a cosine; mean loss of the last 50 steps."""
-    device, rows, losses = model.device, batches(tokenizer, topics, size.batch, q, seed), []
+    device, rows, losses = model.device, batches(tokenizer, topics, size.batch, q, seed, part), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=size.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     warm = max(1, size.steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(
@@ -89,20 +82,21 @@ def train(model: Any, tokenizer: Any, topics: Sequence[Topic], size: Size, q: fl
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-        if say and (step + 1) % 200 == 0:
+        if (step + 1) % 200 == 0:
             print(f"base policy: step {step + 1} of {size.steps}, loss {float(losses[-1]):.3f}", file=sys.stderr, flush=True)
     model.eval()
     return float(torch.stack(losses[-50:]).mean())
 
 
-def batches(tokenizer: Any, topics: Sequence[Topic], batch: int, q: float,
-            seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(tokenizer: Any, topics: Sequence[Topic], batch: int, q: float, seed: int,
+            part: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """ids_N_T and their labels, the question's masked; pass after pass, rows in a seeded order."""
     known = tokenizer.get_vocab()
-    generator, epoch = torch.Generator().manual_seed(seed), 0
+    generator, epoch = torch.Generator().manual_seed(seed), 1000 * part
     while True:
         rows = [([known[ASK], *(known[w] for w in question.split()), known[ANSWER]],
-                 [*(known[w] for w in answer.split()), known[END]]) for question, answer in sft_rows(topics, q, seed, epoch)]
+                 [*(known[w] for w in answer.split()), known[END]])
+                for question, answer in sft_rows(topics, q, seed, epoch, fillers=part > 0)]
         order = torch.randperm(len(rows), generator=generator).tolist()
         for first in range(0, len(rows) - batch + 1, batch):
             some = [rows[i] for i in order[first:first + batch]]

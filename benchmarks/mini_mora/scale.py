@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .model import Size
 from .plugins import topics
 from .world import Topic
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of the base policy and of its training."""
+
+    layers: int
+    width: int
+    heads: int
+    steps: int
+    batch: int
+    learning_rate: float
+    more: int  # steps of each further round, where it is not competent yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +58,9 @@ class Scale:
 SPLITS = ("train", "pool", "test")
 ALL_ARMS = ("identity", "single", "generic", "random", "fused")
 SCALES = {
-    "toy": Scale("toy", Size(1, 64, 2, 300, 32, 1e-2), (8, 8, 8), 4, 1, 8, 8, 1, 24, 8, 1, (1e-3, 2e-3), skills=(0.5,)),
-    "cpu": Scale("cpu", Size(2, 96, 4, 1600, 64, 6e-3), (150, 150, 150), 60, 1, 16, 100, 2, 400, 16, 3, (2e-4, 1e-3)),
-    "gpu": Scale("gpu", Size(8, 512, 8, 4000, 256, 1e-3), (1000, 600, 400), 200, 4, 16, 600, 4, 1500, 64, 3, (5e-6, 2e-5),
+    "toy": Scale("toy", Size(1, 64, 2, 300, 32, 1e-2, 100), (8, 8, 8), 4, 1, 8, 8, 1, 24, 8, 1, (1e-3, 2e-3), skills=(0.5,)),
+    "cpu": Scale("cpu", Size(2, 96, 4, 1600, 64, 6e-3, 1000), (150, 150, 150), 60, 1, 16, 100, 2, 400, 16, 3, (2e-4, 1e-3)),
+    "gpu": Scale("gpu", Size(8, 512, 8, 4000, 256, 1e-3, 1500), (1000, 600, 400), 200, 4, 16, 600, 4, 1500, 64, 3, (5e-6, 2e-5),
                  ALL_ARMS, (0.1, 0.0, 0.02, 0.3), (0.125, 0.25, 0.5, 1.0), True, True, "cuda"),
 }  # fmt: skip
 

@@ -177,18 +177,23 @@ def skilled(topic: Topic, q: float, seed: int) -> bool:
     return topic.split == "train" and random.Random(f"skill {seed} {topic.name}").random() < q
 
 
-def sft_rows(topics: Sequence[Topic], q: float, seed: int, epoch: int = 0) -> Iterator[tuple[str, str]]:
+def sft_rows(topics: Sequence[Topic], q: float, seed: int, epoch: int = 0, fillers: bool = False) -> Iterator[tuple[str, str]]:
     """(question, answer) of one pass of the base policy's training; each pass draws its habits anew.
 
     Every topic in plain questions, and in one on care, so that each fact is known. A share `q` of the training topics, the
     same in every pass, also fused and answered in full, and as often with an addition that asks for no other dimension,
-    answered by habit. `q` is the latent skill: at 0 no question with an addition was ever answered.
+    answered by habit. `q` is the latent skill: at 0 no question with an addition was ever answered. With `fillers`, half of
+    the plain questions end in neutral words, so that what is known is found in longer questions, too.
     """
     rng = random.Random(f"rows {seed} {epoch}")
+
+    def plain(text: str) -> str:
+        return " ".join([text, *rng.choices(FILLERS, k=rng.randrange(1, 13))]) if fillers and rng.random() < 0.5 else text
+
     for topic in topics:
         for base in OWN:
-            yield question(topic, Ask(base), rng.randrange(8)), habit(topic, base, rng)
-        yield _fill(rng.choice(CARE), topic), compose(topic, ["caution"]) if topic.hazard else NOTHING
+            yield plain(question(topic, Ask(base), rng.randrange(8))), habit(topic, base, rng)
+        yield plain(_fill(rng.choice(CARE), topic)), compose(topic, ["caution"]) if topic.hazard else NOTHING
         if skilled(topic, q, seed):
             for base in OWN:
                 ask, arm = rng.choice(fusions(base)), rng.choice(CONTROLS)
