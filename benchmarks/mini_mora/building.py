@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -49,9 +50,11 @@ def fused(some: Sequence[Topic]) -> list[dict[str, str]]:
 
 
 def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> Path:
-    """As JSON lines."""
+    """As JSON lines; appears whole, since seeds run side by side."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    part = file.with_name(f"{file.name}.{os.getpid()}")
+    part.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    part.replace(file)
     return file
 
 

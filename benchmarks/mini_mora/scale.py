@@ -58,7 +58,8 @@ class Scale:
 SPLITS = ("train", "pool", "test")
 ALL_ARMS = ("identity", "single", "generic", "random", "fused")
 SCALES = {
-    "toy": Scale("toy", Size(1, 64, 2, 300, 32, 1e-2, 100), (8, 8, 8), 4, 1, 8, 8, 1, 24, 8, 1, (1e-3, 2e-3), skills=(0.5,)),
+    "toy": Scale("toy", Size(1, 64, 2, 300, 32, 1e-2, 100), (8, 8, 8), 4, 1, 8, 8, 1, 24, 8, 1, (1e-3, 2e-3),
+                 ("identity", "fused"), (0.5,)),
     "cpu": Scale("cpu", Size(2, 96, 4, 1600, 64, 6e-3, 1000), (150, 150, 150), 60, 1, 16, 100, 2, 400, 16, 3, (2e-4, 1e-3)),
     "gpu": Scale("gpu", Size(8, 512, 8, 4000, 256, 1e-3, 1500), (1000, 600, 400), 200, 4, 16, 600, 4, 1500, 64, 3, (5e-6, 2e-5),
                  ALL_ARMS, (0.1, 0.0, 0.02, 0.3), (0.125, 0.25, 0.5, 1.0), True, True, "cuda"),
