@@ -1,0 +1,224 @@
+"""The experiment as steps. Each leaves a file in OUT/steps and is skipped when that is there; each starts what it needs.
+
+    lab = Lab(out, SCALES["cpu"], seeds=3)
+    table(lab)                      everything; or any one step: built(lab, q=0.1, seed=0)
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import analysis
+from .building import build, count_pairs, fused, level, plain, write_pairs
+from .scale import Scale, without_skill
+from .training import METRICS, Scores, dpo, evaluate, scores
+from .world import DIMENSIONS
+
+GATE = 0.8  # mean helpful reward on plain H questions of the pool, under which it is trained on
+ROUNDS = 4
+SUM, ADDED = "identity_sum", "additive"
+SELECTORS = {SUM: ("identity", "total")}  # method -> arm and selector, where it is not its own name and `dominance`
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """Where the experiment lies, how large it is and how often it is repeated."""
+
+    out: Path
+    scale: Scale
+    seeds: int
+
+    def step(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the step found; from its file where it was done before. `cpu_s` and `wall_s` are those of this step alone."""
+        file = self.out / "steps" / f"{name}.json"
+        if file.is_file():
+            found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            return found
+        file.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        cpu, wall = _cpu(), time.monotonic()
+        found = work()
+        found |= {"cpu_s": round(_cpu() - cpu, 1), "wall_s": round(time.monotonic() - wall, 1)}
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        part.replace(file)
+        print(f"{name}: {found['cpu_s']:.0f} s of CPU, {found['wall_s']:.0f} s", file=sys.stderr, flush=True)
+        return found
+
+    @property
+    def methods(self) -> list[str]:
+        """What is trained on: the arms under `dominance`, identity under the sum, perhaps identity with fused added."""
+        return [*self.scale.arms, SUM, *([ADDED] if self.scale.added else [])]
+
+
+def base(lab: Lab, q: float) -> Path:
+    """The base policy with latent skill q; trained in as many rounds as it needs to be competent.
+
+    Raises:
+        SystemExit: it is not after the last.
+    """
+    before, found = None, {"helpful_H": 0.0}
+    for part in range(ROUNDS):
+        folder = lab.out / f"base-q{q}-{part}"
+        lab.step(folder.name, lambda part=part, folder=folder, before=before: _train_base(lab, q, folder, before, part))  # type: ignore[misc]
+        found = lab.step(f"gate-q{q}-{part}", lambda folder=folder: gate(lab, folder))  # type: ignore[misc]
+        if found["helpful_H"] >= GATE or lab.scale.name == "toy":
+            return folder
+        before = folder
+    raise SystemExit(f"error: the base policy is helpful in {found['helpful_H']:.2f} of plain H questions after {ROUNDS} rounds, "
+                     f"{GATE} are needed: stop here")
+
+
+def _train_base(lab: Lab, q: float, folder: Path, before: Path | None, part: int) -> dict[str, Any]:
+    from .model import make  # torch
+
+    return make(folder, lab.scale.known(), lab.scale.model, q, 0, before, part)
+
+
+def gate(lab: Lab, model: Path) -> dict[str, Any]:
+    """How helpful one answer to each plain H question of the pool is."""
+    rows = [r for r in plain(lab.scale.splits()["pool"], 1) if r["category"] == "H"]
+    found = evaluate({"base@0": model}, rows, lab.out / f"gate-{model.name}", lab.scale, answers=1)
+    return {"helpful_H": float(found.methods["base"][0, :, METRICS.index("reward_helpful")].mean()), "needed": GATE,
+            "model": model.name}
+
+
+def built(lab: Lab, q: float, seed: int) -> Path:
+    """The build of one seed, and the same answers once more under the plain sum."""
+    run, other = (lab.out / f"{name}-q{q}-s{seed}" for name in ("run", "sum"))
+    model = base(lab, q)
+
+    def work() -> dict[str, Any]:
+        build(run, lab.scale, model, seed)
+        build(other, lab.scale, model, seed, "total", start=run)
+        rows = level(run)
+        (lab.out / f"level-q{q}-s{seed}.json").write_text(json.dumps(rows), "utf-8")
+        report = json.loads((run / "manifest.json").read_text("utf-8")).get("report", {})
+        return {"pairs": count_pairs(run), "pairs_sum": count_pairs(other),
+                "mined": len({r["prompt_id"] for r in rows if r["arm"] == "identity"}),
+                "verdict_of_the_report": report.get("verdict")}
+
+    lab.step(f"build-q{q}-s{seed}", work)
+    return run
+
+
+def n_pairs(lab: Lab, q: float, seed: int) -> int:
+    """Pairs for every method of this seed: what the poorest has."""
+    built(lab, q, seed)
+    found = lab.step(f"build-q{q}-s{seed}", dict)
+    each = [found["pairs"].get(a, 0) for a in lab.scale.arms] + [found["pairs_sum"].get("identity", 0)]
+    if not min(each):
+        raise SystemExit(f"error: an arm has no pair at all (q = {q}, seed {seed}): {found['pairs']}")
+    return min(*each, lab.scale.max_pairs)
+
+
+def pairs(lab: Lab, q: float, method: str, seed: int, n: int) -> Path:
+    """The dataset folder of a method's pairs."""
+    out = lab.out / "pairs" / f"{method}-q{q}-s{seed}-n{n}"
+    arm, selector = SELECTORS.get(method, (method, "dominance"))
+    run = lab.out / f"{'run' if selector == 'dominance' else 'sum'}-q{q}-s{seed}"
+    return out if (out / "README.md").is_file() else write_pairs(run, arm, n, out, seed)
+
+
+def trained(lab: Lab, q: float, method: str, seed: int, rate: float, n: int | None = None) -> Path:
+    """A checkpoint: the base policy after DPO on n of the method's pairs, as many as every method has where n is None.
+
+    As many steps for all, whatever n is and whatever is added.
+    """
+    whole = n_pairs(lab, q, seed)
+    steps = max(1, -(-whole // lab.scale.batch) * lab.scale.epochs)
+    name = f"dpo-q{q}-{method}-s{seed}-lr{rate}" + (f"-n{n}" if n else "")
+    out = lab.out / "models" / name
+
+    def work() -> dict[str, Any]:
+        if method == ADDED:
+            added, original = pairs(lab, q, "fused", seed, whole), pairs(lab, q, "identity", seed, whole)
+            found = dpo(added, base(lab, q), out, lab.scale, rate, seed, steps, original)
+        else:
+            found = dpo(pairs(lab, q, method, seed, n or whole), base(lab, q), out, lab.scale, rate, seed, steps)
+        kept = ("pairs", "steps", "seconds", "loss_first", "loss_last", "accuracy_last", "reward_margin_last")
+        return {k: found[k] for k in kept}
+
+    lab.step(name, work)
+    return out
+
+
+def candidates(lab: Lab, i: int) -> dict[str, Path]:
+    """Every method's checkpoint of seed 0 at the i-th learning rate."""
+    q, rate = lab.scale.skills[0], lab.scale.learning_rates[i]
+    return {f"{m}.{i}@0": trained(lab, q, m, 0, rate) for m in lab.methods}
+
+
+def rates(lab: Lab) -> dict[str, float]:
+    """Per method the learning rate of the two whose seed 0 has the higher joint pass on plain questions of training topics."""
+    q = lab.scale.skills[0]
+
+    def work() -> dict[str, Any]:
+        models = candidates(lab, 0) | candidates(lab, 1)
+        dev = without_skill(lab.scale.splits()["train"], lab.scale.n_dev, q)
+        found = evaluate({"base@0": base(lab, q), **models}, plain(dev, 1), lab.out / "dev", lab.scale, lab.scale.test_answers)
+        joint = {m: _mean(v[0, :, METRICS.index("joint_pass")]) for m, v in found.methods.items()}
+        best = {m: max(range(2), key=lambda i, m=m: (joint[f"{m}.{i}"], -i)) for m in lab.methods}  # type: ignore[misc]
+        return {"joint_pass": joint, "rates": {m: lab.scale.learning_rates[i] for m, i in best.items()}}
+
+    found: dict[str, float] = lab.step("rates", work)["rates"]
+    return found
+
+
+def tested(lab: Lab, q: float, name: str, methods: Mapping[str, Callable[[int], Path]]) -> Scores:
+    """Methods (seed -> checkpoint) and the base policy on the test topics' questions: plain ones, or fused where named so."""
+    rows = fused(lab.scale.splits()["test"]) if name.startswith("fused") else plain(lab.scale.splits()["test"], 1)
+    out = lab.out / f"test-{name}-q{q}"
+
+    def work() -> dict[str, Any]:
+        models = {"base@0": base(lab, q), **{f"{m}@{s}": make_one(s) for m, make_one in methods.items() for s in range(lab.seeds)}}
+        evaluate(models, rows, out, lab.scale, lab.scale.test_answers)
+        return {"models": sorted(models)}
+
+    lab.step(out.name, work)
+    return scores(out / "rows.jsonl", [r["prompt"] for r in rows])
+
+
+def finals(lab: Lab, name: str) -> Scores:
+    """The first skill's test on `plain` or `fused` questions."""
+    q = lab.scale.skills[0]
+    return tested(lab, q, name, main_methods(lab, q))
+
+
+def main_methods(lab: Lab, q: float) -> dict[str, Callable[[int], Path]]:
+    """Every method at its learning rate."""
+    chosen = rates(lab)
+    return {m: lambda seed, m=m: trained(lab, q, m, seed, chosen[m]) for m in lab.methods}  # type: ignore[misc]
+
+
+def table(lab: Lab) -> dict[str, Any]:
+    """P1, P2 and P4 of the first skill; results.json."""
+    q, rows = lab.scale.skills[0], []
+    for seed in range(lab.seeds):
+        built(lab, q, seed)
+        rows += [{**r, "seed": seed} for r in json.loads((lab.out / f"level-q{q}-s{seed}.json").read_text("utf-8"))]
+    others = [a for a in lab.scale.arms if a != "fused"]
+    compared = [("fused", m, "joint_pass") for m in (*others, SUM)]
+    moved = [(m, "base", f"reward_{d}") for m in (SUM, "identity") for d in DIMENSIONS]
+    found, on_fused = (finals(lab, name) for name in ("plain", "fused"))
+    return {"scale": lab.scale.name, "seeds": lab.seeds, "q": q, "base": lab.step(base(lab, q).name, dict),
+            "gate": lab.step(base(lab, q).name.replace("base", "gate"), dict), "rates": rates(lab),
+            "pairs": [n_pairs(lab, q, s) for s in range(lab.seeds)], "P1": analysis.data_level(rows, others),
+            "P2": analysis.training_level(found, compared), "P4": analysis.training_level(found, moved),
+            "fused_questions": analysis.training_level(on_fused, [("fused", m, "joint_pass") for m in (*others, SUM)])}
+
+
+def _mean(values: Any) -> float:
+    there = values[values == values]
+    return float(there.mean()) if len(there) else 0.0
+
+
+def _cpu() -> float:
+    return sum(u.ru_utime + u.ru_stime for u in (resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
