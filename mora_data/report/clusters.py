@@ -3,7 +3,7 @@
     clusters = Clusters(n_prompts)
     at = clusters.labels("", prompt_ids)            # of one partition
     added = Added(n_metrics); added.add(at, values_P_M)
-    bootstrap_of(added.sums(clusters.size("")))
+    bootstrap_of(added.sums(clusters, ""))
 
 Up to MOST prompts a cluster is one prompt. Beyond, it is one of BATCHES batches, by a hash of the prompt's id, so that memory and
 time of the bootstrap stop growing. Prompts fall into batches at random, so a batch's residual (its sum minus its number times the
@@ -57,6 +57,7 @@ class Added:
     def __init__(self, m: int, whole: bool = False) -> None:
         self._sums, self._numbers = np.zeros((0, m)), np.zeros((0, 1 if whole else m))
         self._whole = whole
+        self._not_0_or_1 = np.zeros((2, m), int)  # rows whose value is not 0, not 1
         self.n = 0  # rows with a value
 
     def add(self, labels_P: NDArray[np.int64], values_P_M: NDArray[np.float64]) -> None:
@@ -65,15 +66,17 @@ class Added:
         if self._whole:
             there = np.asarray(there.all(1, keepdims=True))
         self.n += int(there.any(1).sum())
+        self._not_0_or_1 += ((there & (values_P_M > 1e-12)).sum(0), (there & (values_P_M < 1 - 1e-12)).sum(0))
         self._grow(int(labels_P.max(initial=-1)) + 1)
         np.add.at(self._sums, labels_P, np.where(there, values_P_M, 0.0))
         np.add.at(self._numbers, labels_P, there.astype(float))
 
-    def sums(self, n_clusters: int) -> Sums:
-        """The sums of the first `n_clusters` clusters; those that had no value have 0 of 0."""
-        self._grow(n_clusters)
-        numbers = self._numbers[:n_clusters]
-        return Sums(self._sums[:n_clusters], np.repeat(numbers, self._sums.shape[1], axis=1) if self._whole else numbers)
+    def sums(self, clusters: Clusters, group: str) -> Sums:
+        """The sums of a group's clusters; those that had no value have 0 of 0."""
+        n = clusters.size(group)
+        self._grow(n)
+        numbers = np.repeat(self._numbers[:n], self._sums.shape[1], axis=1) if self._whole else self._numbers[:n]
+        return Sums(self._sums[:n], numbers, self._not_0_or_1.min(0) if clusters.batched else None)
 
     def _grow(self, n: int) -> None:
         if n > len(self._sums):

@@ -177,7 +177,7 @@ def _bootstrapped(
     value = boot.estimate_M[m:] - boot.estimate_M[:m]
     n_M = np.minimum(boot.n_M[:m], boot.n_M[m:])
     none = np.zeros(m)  # a difference is no rate
-    paired = st.Bootstrap(value, boot.draws_B_M[:, m:] - boot.draws_B_M[:, :m], none, n_M, none, none.astype(int))
+    paired = st.Bootstrap(value, boot.draws_B_M[:, m:] - boot.draws_B_M[:, :m], none, n_M, n_M, none, none.astype(int))
     low, high = paired.percentile()
     return [
         {

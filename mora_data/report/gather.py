@@ -82,7 +82,7 @@ class Gathered:
 
     def sums(self, added: Added, group: str = "") -> Sums:
         """What was added, by the clusters of a group."""
-        return added.sums(self.clusters.size(group))
+        return added.sums(self.clusters, group)
 
 
 def ks_of(n: int) -> list[int]:

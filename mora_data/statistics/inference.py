@@ -30,14 +30,16 @@ class Bootstrap:
         draws_B_M: the means of each resampled set of clusters.
         acceleration_M: BCa's skewness correction, from the jackknife over clusters.
         n_M: clusters that have a value.
-        variance_M: of one cluster's mean, linearised for clusters of unequal size.
-        mixed_M: clusters whose mean is not 0, or those whose mean is not 1, whichever are fewer.
+        cases_M: the same, or the cases in them where clusters are but batches.
+        variance_M: of one case, linearised for cases of unequal size.
+        mixed_M: cases whose mean is not 0, or those whose mean is not 1, whichever are fewer.
     """
 
     estimate_M: NDArray[np.float64]
     draws_B_M: NDArray[np.float64]
     acceleration_M: NDArray[np.float64]
     n_M: NDArray[np.int_]
+    cases_M: NDArray[np.int_]
     variance_M: NDArray[np.float64]
     mixed_M: NDArray[np.int_]
 
@@ -73,7 +75,7 @@ class Bootstrap:
         There are n p (1 - p) / variance of them (Korn and Graubard 1998). The variance of a rate that sits in few clusters is known
         from those few, so it is drawn towards its largest value p (1 - p), with the weight of 1.5 clusters. NaN as above.
         """
-        n, mixed = self.n_M[of_M], self.mixed_M[of_M]
+        n, mixed = self.cases_M[of_M], self.mixed_M[of_M]
         p = np.clip(np.nan_to_num(self.estimate_M[of_M]), 0, 1)
         most = p * (1 - p)
         design = np.where(most > 0, self.variance_M[of_M] / np.where(most > 0, most, 1.0), 1.0)
@@ -94,19 +96,26 @@ def cluster_bootstrap(values_P_M: NDArray[np.float64], clusters_P: NDArray[np.in
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a bootstrap needs of values that have streamed by: sum and number of the values of each cluster, both C x M."""
+    """What a bootstrap needs of values that have streamed by: sum and number of the values of each cluster, both C x M.
+
+    `mixed_M`: where a cluster is but a random batch of cases, independent of each other and put together to save room: how many
+    cases are not 0, or not 1, whichever are fewer. None where the clusters are the cases.
+    """
 
     sums_C_M: NDArray[np.float64]
     numbers_C_M: NDArray[np.float64]
+    mixed_M: NDArray[np.int_] | None = None
 
     @classmethod
     def beside(cls, parts: Sequence[Sums]) -> Sums:
         """Columns of several, over the same clusters."""
-        return cls(np.hstack([p.sums_C_M for p in parts]), np.hstack([p.numbers_C_M for p in parts]))
+        mixed = [p.mixed_M for p in parts if p.mixed_M is not None]
+        return cls(np.hstack([p.sums_C_M for p in parts]), np.hstack([p.numbers_C_M for p in parts]),
+                   np.concatenate(mixed) if mixed else None)
 
     def columns(self, at: Sequence[int]) -> Sums:
         """Some of the columns."""
-        return Sums(self.sums_C_M[:, at], self.numbers_C_M[:, at])
+        return Sums(self.sums_C_M[:, at], self.numbers_C_M[:, at], None if self.mixed_M is None else self.mixed_M[at])
 
 
 def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
@@ -131,8 +140,11 @@ def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
         mean = total / number
         residual = np.where(numbers > 0, sums - mean * numbers, 0.0) * there / number
         variance = (residual**2).sum(0) / np.maximum(there - 1, 1)
-        mixed = np.minimum((sums > 1e-12).sum(0), (sums < numbers - 1e-12).sum(0))
-        return Bootstrap(mean, out[:, :m] / out[:, m:], acceleration, there, np.nan_to_num(variance), mixed)
+        mixed, cases = np.minimum((sums > 1e-12).sum(0), (sums < numbers - 1e-12).sum(0)), there
+        if by.mixed_M is not None:
+            mixed, cases = by.mixed_M, number.astype(int)
+            variance = variance * cases / np.maximum(there, 1)
+        return Bootstrap(mean, out[:, :m] / out[:, m:], acceleration, there, cases, np.nan_to_num(variance), mixed)
 
 
 def by_cluster(values_P_M: NDArray[np.float64],
