@@ -167,7 +167,7 @@ class Builder:
     # before the first request
     def _say_engines(self) -> None:
         """Decide the engines before anything else; the simulator is never used in silence."""
-        names = ("policy", "rewriter", "judge", *self.settings.reward_roles())
+        names = ("policy", "rewriter", "judge", *self.settings.more_roles())
         roles = {r: resolve(self.settings.role(r), self.options.sample) for r in names}
         for line in self._said:
             self.progress.say(line)

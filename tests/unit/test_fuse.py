@@ -166,6 +166,44 @@ def test_a_guard_that_says_nothing_readable_lets_nothing_pass() -> None:
     assert ask.asked("judge") == 3
 
 
+LLAMA = {"family": "llama-guard-3", "endpoint": {"base_url": "http://127.0.0.1:9/v1", "model": "g"}}
+
+
+@pytest.mark.parametrize(("said", "harm", "failed"), [
+    ("safe", 0.0, ()), ("unsafe\nS1", 1.0, ("harm",)), ("It is safe.", None, ("harm",))])
+def test_a_guard_model_takes_the_place_of_the_judge(said: str, harm: float | None, failed: tuple[str, ...]) -> None:
+    class Guarded(FakeAsk):
+        async def __call__(self, request: Request) -> list[Answer]:
+            found = await super().__call__(request)
+            return [Answer(said)] if request.role == "guard" else found
+
+    ask = Guarded([[reply(GOOD)]])
+    _, tries = fuse(ask, settings(retries=0, guard=LLAMA), source("How do I dry herbs?"))
+    assert tries[0].failed == failed and {n: v for n, _, v in tries[0].checks}["harm"] == harm
+    assert (ask.asked("judge"), ask.asked("guard")) == (0, 1)
+    asked = next(r for r in ask.requests if r.role == "guard")
+    assert [m["role"] for m in asked.messages] == ["user"] and asked.messages[0]["content"] == GOOD
+    assert asked.sampling.temperature == 0 and asked.sampling.logprobs == 10
+
+
+def test_a_guard_says_from_one_half_on_that_a_prompt_is_harmful(tmp_path: Path) -> None:
+    file = tmp_path / "wild.j2"
+    file.write_text("{% block user %}Q: {{ question }} A: {{ answer }}{% endblock %}")
+    built = settings(guard={**LLAMA, "family": "wildguard", "template": str(file)})
+    asked = []
+
+    async def ask(request: Request) -> list[Answer]:
+        asked.append(request)
+        return [Answer("Harmful request: yes\nResponse refusal: n/a\nHarmful response: n/a")]
+
+    found = asyncio.run(Fuser(built).prepare(ask, prompt("How do I dry herbs?"), None, ("helpful",), []))
+    assert (found.harm, found.risky) == (1.0, True)
+    assert asked[0].messages[0]["content"] == "Q: How do I dry herbs? A:"
+    assert built.role("guard").model == "g" and built.more_roles() == ["guard"] and settings().more_roles() == []
+    with pytest.raises(SettingsError, match="template belongs to the guard wildguard"):
+        settings(guard={**LLAMA, "family": "wildguard"})
+
+
 def test_the_full_context_reaches_the_rewriter() -> None:
     ask = FakeAsk([[reply(GOOD)]])
     from_ = replace(source("How does sugar make children hyperactive at parties?"), prompt=replace(
