@@ -358,6 +358,15 @@ class FuseSettings(Settings):
     subject: str | None = None
     """Similarity of original and rewrite as module:function(original, rewritten) -> float, kept from 0.55 on; null: the
     share of the original's content words, from 0.5 on."""
+    embedding: str | None = None
+    """Static embedding model (model2vec; `pip install 'mora-data[embedding]'`), a folder or a name on the Hub: its cosine in place
+    of the share of words, kept from 0.55 on."""
+
+    @model_validator(mode="after")
+    def _one_similarity(self) -> FuseSettings:
+        if self.subject and self.embedding:
+            raise ValueError("subject and embedding are two measures of one thing: give one of them")
+        return self
 
     @field_validator("arms", mode="before")
     @classmethod

@@ -25,6 +25,7 @@ from ..text import n_tokens, seed_of
 from ..types import Answer, Message, Messages, Prompt, Request, Sampling
 from . import arms, checks
 from .contract import SCHEMA, Rewrite, parse_rewrite
+from .embedding import cosine
 from .guard import Guard
 from .intents import load_intents, premise_for
 from .mine import benchmarks_of
@@ -101,7 +102,8 @@ class Fuser:
         self._specs = load_intents(settings.dimensions, settings.fuse.intents) if rewritten else {}
         self.intents_sha256 = {d: hashlib.sha256(repr(spec).encode()).hexdigest() for d, spec in self._specs.items()}
         self.guard = Guard(settings, self._specs)
-        self._similarity = _similarity(settings.fuse.subject)
+        embedding = settings.fuse.embedding if rewritten else None
+        self._similarity = cosine(embedding) if embedding else _similarity(settings.fuse.subject)
         benchmarks = benchmarks_of(settings) if rewritten else Benchmarks({})
         self.compared = dict(benchmarks.at_hand)  # benchmarks that rewrites are compared with
         self._contaminated = (lambda text: benchmarks.overlap(text) is not None) if benchmarks.at_hand else None
