@@ -24,6 +24,7 @@ ROLES = ("policy", "rewriter", "judge", "heldout_judge")
 _ENDPOINT = ("engine", "base_url", "replicas", "transport", "model", "served_as", "revision", "api_key_env", "requests_per_min",
              "tokens_per_min", "local", "batch")  # what a role takes over from the one that it uses
 REWARD_ROLE = "reward:"  # and then dimension:number
+GUARD_ROLE = "guard"
 
 
 class Settings(BaseModel):
@@ -313,6 +314,23 @@ class PresampleSettings(Settings):
         return n
 
 
+class GuardSettings(Settings):
+    """A guard model that says how harmful a request is."""
+
+    family: Literal["llama-guard-3", "wildguard"] = "llama-guard-3"
+    """How it is asked and read."""
+    template: str | None = None
+    """wildguard: path of a .j2 file with the instruction of its model card (variables question, history, answer)."""
+    endpoint: RoleSettings
+    """Engine, base URL, model. Without a URL, the judge's server."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> GuardSettings:
+        if (self.family == "wildguard") != (self.template is not None):
+            raise ValueError("template belongs to the guard wildguard, which needs one")
+        return self
+
+
 class FuseSettings(Settings):
     """Rewriting a prompt so that one question needs several virtues."""
 
@@ -331,11 +349,24 @@ class FuseSettings(Settings):
     checks: list[Literal["harm", "intent"]] = ["harm"]
     """What the judge checks, beside the rules: harm (no more than in the original; one call more per rewrite and prompt) and
     intent (every wanted dimension is needed, a decoy is not; one call per rewrite, for a judge that you trust)."""
+    guard: GuardSettings | None = None
+    """A guard model for the check harm, in place of the judge."""
+    probe: Annotated[int, Field(ge=0, le=64)] = 0
+    """Answers that a rewrite is tried out with before it is accepted, 8 or so, thrown away afterwards; 0: none."""
     forbidden: list[str] = []
     """Phrases that no rewrite may use, unless the original does."""
     subject: str | None = None
     """Similarity of original and rewrite as module:function(original, rewritten) -> float, kept from 0.55 on; null: the
     share of the original's content words, from 0.5 on."""
+    embedding: str | None = None
+    """Static embedding model (model2vec; `pip install 'mora-data[embedding]'`), a folder or a name on the Hub: its cosine in place
+    of the share of words, kept from 0.55 on."""
+
+    @model_validator(mode="after")
+    def _one_similarity(self) -> FuseSettings:
+        if self.subject and self.embedding:
+            raise ValueError("subject and embedding are two measures of one thing: give one of them")
+        return self
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -516,6 +547,8 @@ class BuildSettings(Settings):
             raise ValueError("dimensions must be a list of different names")
         if isinstance(self.fuse.targets, list) and (bad := set(self.fuse.targets) - set(self.dimensions)):
             raise ValueError(f"fuse.targets names {sorted(bad)}, not in dimensions {self.dimensions}")
+        if self.fuse.probe and not self.presample.enabled:
+            raise ValueError("fuse.probe compares with presamples: presample.enabled has to be true")
         if self.publish.arms != "auto" and (bad := set(self.publish.arms) - set(self.fuse.arms)):
             raise ValueError(f"publish.arms names {sorted(bad)}, not in fuse.arms {self.fuse.arms}")
         return self
@@ -548,12 +581,22 @@ class BuildSettings(Settings):
         found = [self.reward_role(d, r) for d in self.dimensions for r in self.reward_sources(d)]
         return [r for r in dict.fromkeys(found) if r != "judge"]
 
+    def more_roles(self) -> list[str]:
+        """The roles beside policy, rewriter and judge, but for the held-out judge."""
+        return [*self.reward_roles(), *([GUARD_ROLE] if self.fuse.guard else [])]
+
     def role(self, name: str) -> RoleSettings:
         """A role's settings, with what it does not say itself taken over from the role that it uses.
 
         A role with a base URL of its own takes nothing but the key: another server has its own models.
         """
-        role: RoleSettings | None = self._endpoint(name) if name.startswith(REWARD_ROLE) else getattr(self, name)
+        role: RoleSettings | None
+        if name.startswith(REWARD_ROLE):
+            role = self._endpoint(name)
+        elif name == GUARD_ROLE:
+            role = _as_rater(self.fuse.guard.endpoint) if self.fuse.guard else None
+        else:
+            role = getattr(self, name)
         if role is None:
             raise SettingsError(f"no {name} is set: give {name}.base_url or {name}.use")
         if role.use is None or role.use == name or role.engine is not None:
@@ -570,12 +613,15 @@ class BuildSettings(Settings):
         """The endpoint of a reward's role; one that names no server is the judge's."""
         dimension, _, index = name.removeprefix(REWARD_ROLE).rpartition(":")
         found = self.reward_sources(dimension)[int(index)].endpoint
-        if found is None:
-            return None
-        own: dict[str, Any] = {"temperature": 0.0, "max_tokens": 256}  # a reward's defaults are a judge's
-        if not (found.use or found.base_url or found.engine):
-            own["use"] = "judge"
-        return found.model_copy(update={k: v for k, v in own.items() if k not in found.model_fields_set or k == "use"})
+        return None if found is None else _as_rater(found)
+
+
+def _as_rater(found: RoleSettings) -> RoleSettings:
+    """An endpoint that scores, with a judge's defaults; the judge's server where it names none."""
+    own: dict[str, Any] = {"temperature": 0.0, "max_tokens": 256}
+    if not (found.use or found.base_url or found.engine):
+        own["use"] = "judge"
+    return found.model_copy(update={k: v for k, v in own.items() if k not in found.model_fields_set or k == "use"})
 
 
 def load_settings(source: str, overrides: Mapping[str, object] | None = None) -> BuildSettings:

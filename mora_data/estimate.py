@@ -64,9 +64,11 @@ def _volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) 
     fused = arms * rewriting / max(len(s.fuse.arms), 1) * s.fuse.candidates
     checked = fused * len(s.fuse.checks) + (arms / len(s.fuse.arms) if rewriting and "harm" in s.fuse.checks else 0)
     tries = (s.fuse.retries + 1) if upper else 1
+    probes = fused * tries * s.fuse.probe if presamples else 0.0
     confirmed = arms * min(2 * s.select.confirm_top, s.rollout.n) * dims if s.select.confirm else 0.0
     policy = n_prompts * _requests(s, presamples, steps) + arms * _requests(s, s.rollout.n, 1)
-    samples = n_prompts * presamples + arms * s.rollout.n
+    policy += fused * tries * _requests(s, s.fuse.probe, 1) if probes else 0.0
+    samples = n_prompts * presamples + arms * s.rollout.n + probes
     heldout = arms * min(2 * s.select.confirm_top, s.rollout.n) * len(s.dimensions) * upper if s.heldout_judge is not None else 0.0
     canaries = 2 * (CANARIES if s.presample.canaries == "auto" else int(s.presample.canaries)) * dims * upper if presamples else 0
     judged = samples * dims + confirmed + heldout + canaries

@@ -26,6 +26,6 @@ def check(settings: BuildSettings) -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise ExtraMissing("executor 'ray' needs Ray: pip install 'mora-data[ray]' here and on every node, or leave --executor out")
-    for role in ("policy", "rewriter", "judge", *settings.reward_roles()):
+    for role in ("policy", "rewriter", "judge", *settings.more_roles()):
         if settings.role(role).engine == "batch":
             raise SettingsError(f"{role}.engine = 'batch' waits for files and needs no cluster: leave --executor out")

@@ -51,7 +51,7 @@ def connect(settings: BuildSettings, sample: bool, usage: Usage, run_dir: Path |
     shared |= {"run_dir": run_dir, "say": say}
     engines: dict[Role, Engine] = {}
     heldout = ("heldout_judge",) if settings.heldout_judge is not None else ()
-    for name in (*ROLES, *settings.reward_roles(), *heldout):
+    for name in (*ROLES, *settings.more_roles(), *heldout):
         role = resolve(settings.role(name), sample)
         engines[name] = _opener(role.engine or "")(role, settings, usage, shared)
     return engines

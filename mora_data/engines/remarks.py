@@ -12,7 +12,7 @@ def remarks(settings: BuildSettings, sample: bool, recorded: bool) -> list[str]:
     Raises:
         SettingsError: a role has no endpoint, or there is no such engine.
     """
-    roles = {r: resolve(settings.role(r), sample) for r in ("policy", "rewriter", "judge", *settings.reward_roles())}
+    roles = {r: resolve(settings.role(r), sample) for r in ("policy", "rewriter", "judge", *settings.more_roles())}
     said = []
     simulated = [name for name, role in roles.items() if role.engine == "scripted"]
     if simulated:

@@ -251,7 +251,18 @@ def pair_rows(view: View, pairs: Pairs, selector: str, weight_Q: NDArray[np.floa
         **{f"margin_confirmed_{d}": numbers(pairs.confirmed_Q_D[:, k]) for k, d in enumerate(dims)},
         "margin_total": numbers(total), "selector": pa.repeat(pa.scalar(selector), len(pairs)),
         "score": numbers(pairs.score_Q), "weight": numbers(np.asarray(weight_Q, float)),
+        **{f"pro_weight_{d}": numbers(w) for d, w in zip(dims, pro_weights(t.rewards_R_D[i]).T, strict=True)},
         "len_chosen": pa.array(t.lengths_R[i]), "len_rejected": pa.array(t.lengths_R[j])})
+
+
+def pro_weights(rewards_Q_D: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights of the dimensions that a preferred answer suggests, w_d = exp(r_d) / sum exp(r); Q x D, rows sum to 1.
+
+    The target of the weight adapter of Preference Orchestrator (METHOD 2), with the calibrated rewards as they are and
+    temperature 1; NaN where a reward is missing.
+    """
+    grown = np.exp(rewards_Q_D)
+    return np.asarray(grown / grown.sum(1, keepdims=True))
 
 
 def fault(view: View, rows: Rows) -> str | None:

@@ -189,6 +189,7 @@ def _pair(dims: Sequence[str]) -> tuple[Column, ...]:
         Column("selector", pa.string(), "the rule that chose the pair"),
         Column("score", pa.float64(), "what that rule maximised"),
         Column("weight", pa.float64(), "1 / number of pairs of this prompt and arm"),
+        *per_dim("pro_weight_{}", dims, "share of the dimension in softmax(rewards of `chosen`)"),
         Column("len_chosen", pa.int64(), "length in word and punctuation tokens"),
         Column("len_rejected", pa.int64(), "length in word and punctuation tokens"),
         *LINEAGE,

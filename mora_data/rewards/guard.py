@@ -2,15 +2,17 @@ r"""Guard models: a chat model that says whether an answer is safe. value = P(sa
 
     family          asked with                      says                                       value
     llama-guard-3   the conversation                safe | unsafe\nS1,S10                      P(safe) from the first token
-    wildguard       `template`                      Harmful request / Response refusal /       1 - harmful
-                                                    Harmful response: yes | no, three lines
+    wildguard       `template`                      Harmful request / Response refusal /       P(no) / (P(yes) + P(no)) of the
+                                                    Harmful response: yes | no, three lines    third line's verdict
     shieldgemma     `template`, once per policy     Yes | No                                  P(No) / (P(Yes) + P(No)), worst policy
 
 Checked against published copies of the model cards: Llama Guard's words, its codes S1 to S14 and that its score is the first
-token's probability; ShieldGemma's first token. Against several public programs that read it: WildGuard's three lines. Not
-checked, no weights at hand: any real reply. The last two have an instruction of their own in their model cards, which is not
-ours to ship: copy it into a template (variables question, history, answer, policy, dimension) and serve the model with a chat
-template that passes the text through.
+token's probability; ShieldGemma's first token. Against several public programs that read it: WildGuard's three lines. Its card
+gives words alone; that the verdict's token has a probability of its own follows from the format. Not checked, no weights at
+hand: any real reply, and how WildGuard's tokenizer cuts its lines. No cut is presumed: the token is found by its place in the
+text, and where there is none, the word counts 0 or 1.
+The last two have an instruction of their own in their model cards, which is not ours to ship: copy it into a template
+(variables question, history, answer, policy, dimension) and serve the model with a chat template that passes the text through.
 "unsafe" contains "safe", so words are compared whole. A code that is not known, or any other word, is no score.
 The reason of a score keeps what the guard said besides: categories, `response_refusal`.
 """
@@ -35,7 +37,7 @@ from .judge import as_variables
 FAMILIES = ("llama-guard-3", "wildguard", "shieldgemma")
 CODES = frozenset(f"S{i}" for i in range(1, 15))
 VARIABLES = frozenset(("question", "history", "answer", "policy", "dimension"))
-GREEDY = Sampling(0.0, 1.0, 32)
+GREEDY = Sampling(0.0, 1.0, 32, logprobs=10)
 _LINE = re.compile(r"^\W*(harmful request|response refusal|harmful response)\W*:\s*(yes|no|n/a)\W*$", re.I | re.M)
 
 Read = tuple[float | None, str]  # P(safe) or None, and the reason
@@ -57,12 +59,12 @@ class Guard:
             raise SettingsError("`policies` (name to text) belong to the guard shieldgemma, and it needs at least one")
         self.dimension, self._family = dimension, family
         self.name = f"guard:{family}{settings.signature}"
-        self.step = 1.0 if family == "wildguard" else 0.0
+        self.step = 0.0
         self._template = load_template("guard", settings.template, VARIABLES) if settings.template else None
         self._policies = dict(settings.policies) or {"": ""}
         self.fingerprint = digest("guard", family, self._template.sha256 if self._template else "", repr(self._policies))
         self._role = build.reward_role(dimension, settings)
-        self._sampling = Sampling(0.0, 1.0, GREEDY.max_tokens, logprobs=0 if family == "wildguard" else 10)
+        self._sampling = GREEDY
 
     async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
         return await all_of(self._score(ask, prompt_id, messages, a, purpose) for a in answers)
@@ -106,15 +108,50 @@ def llama_guard(reply: Answer) -> Read:
 
 
 def wildguard(reply: Answer) -> Read:
-    """1 where the response is not harmful; the reason says whether it refuses."""
-    found: dict[str, str] = {}
-    for name, verdict in _LINE.findall(reply.text):
-        if found.setdefault(name.lower(), verdict.lower()) != verdict.lower():
-            return None, "conflicting_verdicts"
+    """P(the response is harmless); the reason says whether it refuses."""
+    found = _wildguard_lines(reply.text)
+    if isinstance(found, str):
+        return None, found
     harmful = found.get("harmful response")
     if harmful not in ("yes", "no") or len(found) != 3:
         return None, _why_not(reply)
-    return float(harmful == "no"), "response_refusal" if found["response refusal"] == "yes" else ""
+    value = _share_in_line(reply, "harmful response")
+    return float(harmful == "no") if value is None else value, "response_refusal" if found["response refusal"] == "yes" else ""
+
+
+def request_is_safe(family: str, reply: Answer) -> Read:
+    """P(the request is harmless) of a guard that was shown a conversation ending with the request."""
+    if family == "llama-guard-3":
+        return llama_guard(reply)
+    found = _wildguard_lines(reply.text)
+    if isinstance(found, str):
+        return None, found
+    harmful = found.get("harmful request")
+    if harmful not in ("yes", "no"):
+        return None, _why_not(reply)
+    value = _share_in_line(reply, "harmful request")
+    return float(harmful == "no") if value is None else value, ""
+
+
+def _wildguard_lines(text: str) -> dict[str, str] | str:
+    """The verdict of each line, in lower case; or the reason why there is none."""
+    found: dict[str, str] = {}
+    for name, verdict in _LINE.findall(text):
+        if found.setdefault(name.lower(), verdict.lower()) != verdict.lower():
+            return "conflicting_verdicts"
+    return found
+
+
+def _share_in_line(reply: Answer, name: str) -> float | None:
+    """p(no) / (p(no) + p(yes)) at the token that begins the verdict of a line; None where that is not given."""
+    tokens = reply.logprobs or ()
+    said = next((m for m in _LINE.finditer("".join(token for token, _ in tokens)) if m[1].lower() == name), None)
+    end = 0
+    for token, top in tokens:
+        end += len(token)
+        if said is not None and end > said.start(2):
+            return _share_of(top, "no", "yes")
+    return None
 
 
 def shieldgemma(reply: Answer) -> Read:
@@ -131,7 +168,10 @@ def _share(reply: Answer, good: str, bad: str) -> float | None:
 
     A token that only begins a word stands for it: "un" for "unsafe".
     """
-    top = next((top for token, top in reply.logprobs or () if token.strip()), ())
+    return _share_of(next((top for token, top in reply.logprobs or () if token.strip()), ()), good, bad)
+
+
+def _share_of(top: Sequence[tuple[str, float]], good: str, bad: str) -> float | None:
     weights = dict.fromkeys((good, bad), 0.0)
     for token, logprob in top:
         begun = token.strip()

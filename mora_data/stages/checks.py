@@ -247,6 +247,7 @@ _FEEDBACK = {
     "harm": "It asks for more harm than the question that it came from ({detail}). Ask for the legitimate need next to it.",
     "intent": "A good answer does not need this: {detail}. Add one concrete need for each target, and no other.",
     "decoy": "It asks for too many different things. Add one concrete need for each target, and no other.",
+    "probe": "Its answers came out worse than those to the original ({detail}). Ask for something that can be answered.",
     "rewriter_failed": "The last reply could not be had ({detail}).",
     "jailbreak": "No disguise, no fiction, no role, no code. Leave out: {detail}.",
     "answer_leak": "The question must not contain its answer ({detail} were copied).",

@@ -23,12 +23,14 @@ from ..text import is_foreign, language_of, n_tokens, normalise, seed_of
 from ..types import OUT_OF_PAIRS, STAGES, Answer, Messages, Pair, Prompt, Request, Rollout, Sampling, Score
 from .arms import in_order, matched
 from .budget import goes_on
+from .checks import Check
 from .feedback import Anchors, Sources, Value, calibrated, steps_of
 from .feedback import combine as combine_sources
-from .fuse import Fuser, FusionSource
+from .fuse import Fuser, FusionSource, Probe
 from .heldout import second_opinion
 from .outcome import Arm, Outcome
 from .personas import Persona, as_persona, dealt
+from .tryout import tried_out
 
 if TYPE_CHECKING:  # numpy comes with them: imported when the first answers are there, not before the first request
     import numpy as np
@@ -259,10 +261,36 @@ async def _asked(work: Work, o: Outcome, name: str, source: FusionSource) -> Mes
             o.count("fuse", not_fused=1)
             return None
         within = matched(fused)
-    messages, tries = await work.fuser.fuse(work.ask, source, name, within)
+    before = o.presample if work.settings.fuse.probe else None
+    messages, tries = await work.fuser.fuse(work.ask, source, name, within, _probe(work, name, before) if before else None)
     o.fusions += tries
     o.count("fuse", **({tries[-1].failed[0]: 1} if messages is None else {"kept": 1}))
     return messages
+
+
+def _probe(work: Work, name: str, before: Arm) -> Probe:
+    """Answers to a rewrite, scored, compared with the presamples, and thrown away."""
+    async def probe(messages: Messages) -> Check:
+        prompt_id, n = before.rollouts[0].prompt_id, work.settings.fuse.probe
+        answers = await work.ask(Request("policy", messages, work.sampling("policy"), f"probe:{name}", prompt_id, n))
+        arm = Arm("probe", messages, as_rollouts(prompt_id, "probe", answers, asked=messages[-1]["content"]))
+        _add_rewards(work, arm, arm.rollouts, await score(work, messages, arm.rollouts, f"score:probe:{name}"))
+        sides = [(rewards, levels - doubts) for rewards, levels, doubts in (_sides(work, a) for a in (before, arm))]
+        return tried_out(sides[0], sides[1], *_floors_and_noise(work))
+
+    return probe
+
+
+def _sides(work: Work, arm: Arm) -> list[NDArray[np.float64]]:
+    """Rewards, levels and doubts of an arm, each N x D."""
+    return [as_array(side, work.dims).T for side in (arm.rewards, arm.levels, arm.doubts)]
+
+
+def _floors_and_noise(work: Work) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    import numpy as np
+
+    floors, sigma = work.reference.floors, work.reference.sigma
+    return np.array([floors[d] for d in work.dims]) - 1e-9, np.array([sigma.get(d, 0.0) for d in work.dims])
 
 
 async def _rollouts(work: Work, o: Outcome, arm: Arm) -> list[Rollout]:
@@ -345,10 +373,9 @@ def _profile(work: Work, arm: Arm, last: int) -> tuple[Profile, bool]:
     from ..statistics.adaptive import foreseen, likeliest
 
     dims, settings = work.dims, work.settings.presample
-    rewards, levels, doubts = (as_array(side, dims).T[None] for side in (arm.rewards, arm.levels, arm.doubts))
+    rewards, levels, doubts = (side[None] for side in _sides(work, arm))
     deciding = split(rewards, levels - doubts)[0] if settings.split else undivided(rewards, levels - doubts)
-    floors = np.array([work.reference.floors[d] for d in dims]) - 1e-9
-    sigma = np.array([work.reference.sigma.get(d, 0.0) for d in dims])
+    floors, sigma = _floors_and_noise(work)
     profile = profiles(deciding, dims, floors, sigma, settings)[0]
     n = len(arm.rollouts)
     if settings.step is None or n >= last:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,8 @@ from ..text import n_tokens, seed_of
 from ..types import Answer, Message, Messages, Prompt, Request, Sampling
 from . import arms, checks
 from .contract import SCHEMA, Rewrite, parse_rewrite
-from .guard import RISKY, Guard
+from .embedding import cosine
+from .guard import Guard
 from .intents import load_intents, premise_for
 from .mine import benchmarks_of
 from .outcome import FusionTry
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 VARIABLES = frozenset(("prompt", "history", "carried_dim", "target_dims", "dim_specs", "category", "style", "budget", "language",
                        "forbidden", "n_candidates", "feedback", "premise", "nonce"))
+Probe = Callable[[Messages], Awaitable[checks.Check]]
 STYLES = {
     "register": ("plain", "chatty", "careful", "brisk", "polite", "matter-of-fact"),
     "persona": ("nobody in particular", "a parent", "a beginner", "somebody with little time", "a neighbour", "a student",
@@ -100,7 +102,8 @@ class Fuser:
         self._specs = load_intents(settings.dimensions, settings.fuse.intents) if rewritten else {}
         self.intents_sha256 = {d: hashlib.sha256(repr(spec).encode()).hexdigest() for d, spec in self._specs.items()}
         self.guard = Guard(settings, self._specs)
-        self._similarity = _similarity(settings.fuse.subject)
+        embedding = settings.fuse.embedding if rewritten else None
+        self._similarity = cosine(embedding) if embedding else _similarity(settings.fuse.subject)
         benchmarks = (benchmarks or benchmarks_of(settings)) if rewritten else Benchmarks({})
         self.compared = dict(benchmarks.at_hand)  # benchmarks that rewrites are compared with
         self._contaminated = (lambda text: benchmarks.overlap(text) is not None) if benchmarks.at_hand else None
@@ -111,13 +114,13 @@ class Fuser:
         harm = await self.guard.harm(ask, prompt.prompt_id, prompt.messages) if self.templates else None
         conflict = profile is not None and profile.kind == "conflict" and "harmless" in (profile.carried_dim, *target_dims)
         return FusionSource(prompt, profile.carried_dim if profile else None, target_dims, rollouts, harm,
-                            harm >= RISKY if harm is not None else conflict)
+                            harm >= self.guard.risky if harm is not None else conflict)
 
-    async def fuse(self, ask: Ask, source: FusionSource, arm: str,
-                   within: checks.Budget | None = None) -> tuple[Messages | None, list[FusionTry]]:
+    async def fuse(self, ask: Ask, source: FusionSource, arm: str, within: checks.Budget | None = None,
+                   probe: Probe | None = None) -> tuple[Messages | None, list[FusionTry]]:
         """The rewritten conversation, or None when no try passed; with every try and what the checks said.
 
-        `within` is the length of a control; without it, the length follows from the prompt's own.
+        `within` is the length of a control; without it, the length follows from the prompt's own. `probe` tries out what passes.
         """
         budget = within or checks.budget(source.prompt.text)
         if arm == "concat":
@@ -128,7 +131,7 @@ class Fuser:
             asked = self._render(source, arm, attempt, budget, feedback)
             answers = await ask(Request("rewriter", asked, self._sampling(attempt), f"fuse:{arm}:{attempt}",
                                         source.prompt.prompt_id, self._settings.fuse.candidates))
-            made = await all_of(self._candidate(ask, source, arm, budget, answer) for answer in answers)
+            made = await all_of(self._candidate(ask, source, arm, budget, answer, probe) for answer in answers)
             best = min((c for c in made if not c.failed), key=_Candidate.rank, default=None)
             tries += [FusionTry(arm, attempt, i, c.text, c is best, c.failed, tuple((k.name, k.passed, k.value) for k in c.checks))
                       for i, c in enumerate(made)]
@@ -137,16 +140,20 @@ class Fuser:
             feedback = checks.feedback(min(made, key=lambda c: len(c.failed)).checks)
         return None, tries
 
-    async def _candidate(self, ask: Ask, source: FusionSource, arm: str, budget: checks.Budget, answer: Answer) -> _Candidate:
-        """The rewrite in one reply, checked by the rules, and, where they pass it, by the judge."""
+    async def _candidate(self, ask: Ask, source: FusionSource, arm: str, budget: checks.Budget, answer: Answer,
+                         probe: Probe | None) -> _Candidate:
+        """The rewrite in one reply, checked by the rules, where they pass it by the judge, and at last by its answers."""
         if answer.error is not None:
             return _Candidate("", (checks.Check("rewriter_failed", False, None, answer.error),))
         rewrite = parse_rewrite(answer.text, answer.finish_reason)
         found = checks.check(source.prompt, rewrite, self._limits(source, arm, budget))
         text = rewrite.text if isinstance(rewrite, Rewrite) else rewrite
-        if self.guard.templates and all(c.passed for c in found):
+        messages = _asked_instead(source.prompt, text)
+        if self._settings.fuse.checks and all(c.passed for c in found):
             wanted = () if self._is_control(arm) else source.wanted_dims
-            found += await self.guard.check(ask, source.prompt.prompt_id, _asked_instead(source.prompt, text), wanted, source.harm)
+            found += await self.guard.check(ask, source.prompt.prompt_id, messages, wanted, source.harm)
+        if probe is not None and all(c.passed for c in found):
+            found.append(await probe(messages))
         return _Candidate(text, tuple(found))
 
     def _limits(self, source: FusionSource, arm: str, budget: checks.Budget) -> checks.Limits:

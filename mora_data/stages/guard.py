@@ -1,7 +1,8 @@
 """Checks of a rewrite that ask a model: does it need what it is meant to need, and does it ask for no more harm than before?
 
-Both ask the judge, never the rewriter about itself, through `ask`. Levels 1..5 become (level - 1) / 4. A question whose harm
-could not be read does not pass: None is not "harmless".
+Both ask the judge, never the rewriter about itself, through `ask`; harm can be asked of a guard model instead (`fuse.guard`).
+Levels 1..5 become (level - 1) / 4, a guard's value is P(unsafe). A question whose harm could not be read does not pass: None is
+not "harmless".
 
     guard = Guard(settings, intents)
     before = await guard.harm(ask, prompt.prompt_id, prompt.messages)          # 1.0
@@ -16,9 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ..config import BuildSettings
+from ..config import GUARD_ROLE, BuildSettings
 from ..rewards.asking import Ask
-from ..rewards.judge import FRESH_TEMPERATURE, LEVELS, PATTERN, RETRIES, SCHEMA, verdict
+from ..rewards.guard import GREEDY, request_is_safe
+from ..rewards.judge import FRESH_TEMPERATURE, LEVELS, PATTERN, RETRIES, SCHEMA, as_variables, verdict
 from ..tasks import all_of
 from ..templating import Template, nonce
 from ..templating import load as load_template
@@ -28,8 +30,10 @@ from .checks import Check
 from .intents import Intent
 from .stems import content_stems
 
+GUARD_VARIABLES = frozenset(("question", "history", "answer"))
 MAX_HARM_GAIN = 0.05  # METHOD (c): P(harmful request | x') <= P(harmful request | x) + 0.05
-RISKY = 0.75  # from here on a question asks for something harmful
+RISKY = 0.75  # from here on a question asks for something harmful, by a judge's level
+RISKY_GUARD = 0.5  # the same by a guard's probability
 MIN_LEVEL, MAX_DECOY_LEVEL = 4, 2  # of a wanted dimension, and of one that nobody wants
 DECOYS = (
     Intent("The answer is in verse.", "It asks for rhymes, a song or a poem."),
@@ -51,9 +55,13 @@ class Guard:
 
     def __init__(self, settings: BuildSettings, specs: Mapping[str, Intent]) -> None:
         known = frozenset(("question", "history", "nonce"))
+        self._checks, self._model = settings.fuse.checks, settings.fuse.guard
+        self.risky = RISKY if self._model is None else RISKY_GUARD
         self.templates: dict[str, Template] = {
             name: load_template("guard", name, known | ({"needs"} if name == "intent" else set()))
-            for name in settings.fuse.checks}
+            for name in self._checks if name != "harm" or self._model is None}
+        if self._model is not None and self._model.template is not None:
+            self.templates["harm"] = load_template("guard", self._model.template, GUARD_VARIABLES)
         self._specs = specs
         self._seed = settings.seed
         role = settings.role("judge")
@@ -61,11 +69,21 @@ class Guard:
 
     async def harm(self, ask: Ask, prompt_id: str, messages: Messages) -> float | None:
         """How harmful the request of the last turn is, in [0, 1]; None where it is not measured or the verdict can't be read."""
-        if "harm" not in self.templates:
+        if "harm" not in self._checks:
             return None
+        if self._model is not None:
+            return await self._unsafe(ask, prompt_id, messages, self._model.family)
         asked = self._render("harm", messages)
         level = await self._ask(ask, prompt_id, asked, "guard:harm", SCHEMA, PATTERN, lambda a: verdict(a)[0])
         return None if level is None else (level - 1) / (LEVELS - 1)
+
+    async def _unsafe(self, ask: Ask, prompt_id: str, messages: Messages, family: str) -> float | None:
+        """P(unsafe) of the request, by a guard model that is shown the conversation up to it."""
+        template = self.templates.get("harm")
+        asked = messages if template is None else template.render({**as_variables(messages), "answer": ""})
+        (reply,) = await ask(Request(GUARD_ROLE, asked, GREEDY, "guard:harm", prompt_id))
+        value = None if reply.error is not None else request_is_safe(family, reply)[0]
+        return None if value is None else 1 - value
 
     async def check(self, ask: Ask, prompt_id: str, messages: Messages, wanted: Sequence[str], before: float | None) -> list[Check]:
         """What the model says of a rewrite; `wanted` dimensions are looked for, none where it is empty."""
@@ -73,7 +91,7 @@ class Guard:
         return [c for checks in found for c in checks]
 
     async def _harm(self, ask: Ask, prompt_id: str, messages: Messages, before: float | None) -> list[Check]:
-        if "harm" not in self.templates:
+        if "harm" not in self._checks:
             return []
         after = await self.harm(ask, prompt_id, messages)
         passed = after is not None and after <= (before if before is not None else 0.0) + MAX_HARM_GAIN
@@ -81,7 +99,7 @@ class Guard:
         return [Check("harm_before", True, before), Check("harm", passed, after, f"{said[0]} before, {said[1]} now")]
 
     async def _intent(self, ask: Ask, prompt_id: str, messages: Messages, wanted: Sequence[str]) -> list[Check]:
-        if "intent" not in self.templates or not wanted:
+        if "intent" not in self._checks or not wanted:
             return []
         text = messages[-1]["content"]
         needs = self._needs(prompt_id, text, wanted)

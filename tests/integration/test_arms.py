@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
 from mora_data.stages.funnel import funnel
@@ -128,3 +129,33 @@ def test_bad_arms_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mora-data: ")]
     assert len(lines) == 1 and says in lines[0]
     assert not (tmp_path / "r").exists()
+
+
+def test_rewrites_are_tried_out_before_they_are_accepted(tmp_path: Path) -> None:
+    """Each rewrite that passes the other checks is; its answers are not kept; the same command again gives the same."""
+    build(tmp_path / "run", "--limit", "12", "--set", "fuse.probe=4")
+    tries = [t for t in rows(tmp_path / "run", "fusions") if not {"harm"} & set(t["failed"])]
+    probes = [c for t in tries for c in t["checks"] if c["name"] == "probe"]
+    assert len(probes) == sum(t["accepted"] or t["failed"] == ["probe"] for t in tries) >= 10
+    assert all(0 <= c["value"] <= 1 for c in probes) and any(c["passed"] for c in probes)
+    assert {r["arm"] for r in rows(tmp_path / "run", "rollouts")} == {"presample", "fused"}
+    first = (tmp_path / "run/manifest.json").read_text()
+    build(tmp_path / "run", "--limit", "12", "--set", "fuse.probe=4")
+    assert (tmp_path / "run/manifest.json").read_text() == first
+
+
+def test_a_guard_model_over_the_wire(tmp_path: Path) -> None:
+    """A guard that finds one in three rewrites unsafe, by the bytes of the text: those are not accepted."""
+    def say(body: dict[str, Any], time: int) -> Fault:
+        return Fault(text="unsafe\nS2" if len(body["messages"][-1]["content"]) % 3 == 0 else "safe")
+
+    with FakeOpenAI(say) as server:
+        guard = {"family": "llama-guard-3", "endpoint": {"base_url": server.base_url, "model": "fake"}}
+        build(tmp_path / "run", "--limit", "12", "--set", f"fuse.guard={json.dumps(guard)}", "--until", "fuse")
+        seen = [b["messages"] for b in server.requests]
+    tries = rows(tmp_path / "run", "fusions")
+    checked = [(t, c) for t in tries for c in t["checks"] if c["name"] == "harm"]
+    before = {t["prompt_id"]: c["value"] for t in tries for c in t["checks"] if c["name"] == "harm_before"}
+    assert len(checked) >= 10 and len(seen) >= len(checked)
+    for t, c in checked:
+        assert c["value"] == (len(t["text"]) % 3 == 0) and c["passed"] == (c["value"] <= before[t["prompt_id"]] + 0.05)

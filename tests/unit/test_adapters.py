@@ -14,7 +14,7 @@ import pytest
 from mora_data.config import RewardSettings, build_settings
 from mora_data.errors import SettingsError
 from mora_data.rewards import load
-from mora_data.rewards.guard import llama_guard, shieldgemma, wildguard
+from mora_data.rewards.guard import llama_guard, request_is_safe, shieldgemma, wildguard
 from mora_data.rewards.judge import Judge, expected_level, verdict
 from mora_data.rewards.pairwise import circle
 from mora_data.types import Answer, Message, Messages, Request, Score
@@ -75,6 +75,22 @@ def lines(request: str, refusal: str, response: str) -> str:
     "no_verdict")])
 def test_wildguard(text: str, value: float | None, reason: str) -> None:
     assert wildguard(Answer(text)) == (value, reason)
+
+
+def test_wildguard_by_the_probabilities_of_its_verdicts() -> None:
+    def line(name: str, verdict: str, yes: float, *, end: str = "\n") -> list[tuple[str, dict[str, float]]]:
+        return [(f"{name}:", {}), (f" {verdict}", {" yes": yes, " no": 0.8 - yes, " maybe": 0.2}), (end, {})]
+
+    said = [*line("Harmful request", "yes", 0.6), *line("Response refusal", "no", 0.2)]
+    said += line("Harmful response", "no", 0.2, end="")
+    reply = Answer("".join(token for token, _ in said), logprobs=top(*said))
+    assert wildguard(reply) == (pytest.approx(0.75), "")
+    assert request_is_safe("wildguard", reply) == (pytest.approx(0.25), "")
+    split = [(t[:5], {}) if t.startswith("Harm") else (t, p) for t, p in said]  # tokens that don't make up the text: words alone
+    assert wildguard(Answer(reply.text, logprobs=top(*split))) == (1.0, "")
+    assert request_is_safe("wildguard", Answer(lines("no", "n/a", "n/a"))) == (1.0, "")
+    assert request_is_safe("wildguard", Answer("Harmful request: n/a")) == (None, "no_verdict")
+    assert request_is_safe("llama-guard-3", Answer("unsafe\nS9")) == (0.0, "unsafe S9")
 
 
 @pytest.mark.parametrize(("reply", "value", "reason"), [

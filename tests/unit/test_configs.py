@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,10 @@ def test_a_pair_row_tells_both_sides() -> None:
     assert (row["chosen_reward_helpful"], row["rejected_reward_helpful"], row["margin_helpful"]) == (1.0, 0.25, 0.75)
     assert (row["margin_confirmed_helpful"], row["margin_confirmed_harmless"]) == (0.5, None)
     assert (row["margin_total"], row["score"], row["weight"], row["selector"]) == (2.25, 0.42, 1.0, "dominance_hv")
+    shares = [row["pro_weight_helpful"], row["pro_weight_harmless"]]
+    rewards = [row["chosen_reward_helpful"], row["chosen_reward_harmless"]]
+    assert all(math.isclose(a / shares[0], math.exp(b - rewards[0])) for a, b in zip(shares, rewards, strict=True))
+    assert math.isclose(sum(v for k, v in row.items() if k.startswith("pro_weight_")), 1)
     assert row["len_chosen"] == text.n_tokens("Count 3 of them, slowly.")
 
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mora_data.engines.scripted import Scripted
 from mora_data.errors import SettingsError
 from mora_data.stages.arms import JOINER, concat, in_order, matched
 from mora_data.stages.checks import Budget
+from mora_data.stages.embedding import cosine
 from mora_data.stages.fuse import Fuser, FusionSource
 from mora_data.stages.intents import load_intents, premise_for
 from mora_data.stages.operational import asks_for
@@ -164,6 +166,69 @@ def test_a_guard_that_says_nothing_readable_lets_nothing_pass() -> None:
     assert messages is None and tries[0].failed == ("harm",)
     assert {n: v for n, _, v in tries[0].checks}["harm"] is None
     assert ask.asked("judge") == 3
+
+
+LLAMA = {"family": "llama-guard-3", "endpoint": {"base_url": "http://127.0.0.1:9/v1", "model": "g"}}
+
+
+def test_two_measures_of_the_subject_are_refused_and_a_missing_model_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="give one of them"):
+        settings(subject="a:b", embedding="x")
+    with pytest.raises(SettingsError, match=r"fuse\.embedding"):
+        Fuser(settings(embedding=str(tmp_path / "nothing")))
+
+
+@pytest.mark.skipif(find_spec("model2vec") is None, reason="model2vec is not installed: pip install 'mora-data[embedding]'")
+def test_a_static_embedding_keeps_the_subject(tmp_path: Path) -> None:
+    """Three words with vectors of their own: `dry` and `wilt` lie together, `boat` across."""
+    import numpy as np
+    from model2vec import StaticModel
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "dry": 1, "wilt": 2, "boat": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    vectors = np.array([[0, 0], [1, 0], [0.9, 0.1], [0, 1]], dtype=np.float32)
+    StaticModel(vectors, tokenizer).save_pretrained(str(tmp_path / "model"))
+    alike = cosine(str(tmp_path / "model"))
+    assert alike("dry", "wilt") > 0.9 and alike("dry", "boat") == pytest.approx(0, abs=1e-6) and alike("dry", "unknown") == 0
+    built = settings(embedding=str(tmp_path / "model"), retries=0)
+    _, tries = fuse(FakeAsk([[reply("How would I wilt them, and who should not?")]]), built, source("dry"))
+    assert {n: v for n, _, v in tries[0].checks}["subject"] > 0.9
+
+
+@pytest.mark.parametrize(("said", "harm", "failed"), [
+    ("safe", 0.0, ()), ("unsafe\nS1", 1.0, ("harm",)), ("It is safe.", None, ("harm",))])
+def test_a_guard_model_takes_the_place_of_the_judge(said: str, harm: float | None, failed: tuple[str, ...]) -> None:
+    class Guarded(FakeAsk):
+        async def __call__(self, request: Request) -> list[Answer]:
+            found = await super().__call__(request)
+            return [Answer(said)] if request.role == "guard" else found
+
+    ask = Guarded([[reply(GOOD)]])
+    _, tries = fuse(ask, settings(retries=0, guard=LLAMA), source("How do I dry herbs?"))
+    assert tries[0].failed == failed and {n: v for n, _, v in tries[0].checks}["harm"] == harm
+    assert (ask.asked("judge"), ask.asked("guard")) == (0, 1)
+    asked = next(r for r in ask.requests if r.role == "guard")
+    assert [m["role"] for m in asked.messages] == ["user"] and asked.messages[0]["content"] == GOOD
+    assert asked.sampling.temperature == 0 and asked.sampling.logprobs == 10
+
+
+def test_a_guard_says_from_one_half_on_that_a_prompt_is_harmful(tmp_path: Path) -> None:
+    file = tmp_path / "wild.j2"
+    file.write_text("{% block user %}Q: {{ question }} A: {{ answer }}{% endblock %}")
+    built = settings(guard={**LLAMA, "family": "wildguard", "template": str(file)})
+    asked = []
+
+    async def ask(request: Request) -> list[Answer]:
+        asked.append(request)
+        return [Answer("Harmful request: yes\nResponse refusal: n/a\nHarmful response: n/a")]
+
+    found = asyncio.run(Fuser(built).prepare(ask, prompt("How do I dry herbs?"), None, ("helpful",), []))
+    assert (found.harm, found.risky) == (1.0, True)
+    assert asked[0].messages[0]["content"] == "Q: How do I dry herbs? A:"
+    assert built.role("guard").model == "g" and built.more_roles() == ["guard"] and settings().more_roles() == []
+    with pytest.raises(SettingsError, match="template belongs to the guard wildguard"):
+        settings(guard={**LLAMA, "family": "wildguard"})
 
 
 def test_the_full_context_reaches_the_rewriter() -> None:

@@ -52,7 +52,7 @@ def test_messages_are_messages_and_rewards_are_nullable_doubles(config: str) -> 
         assert field.nullable
         if field.name in ("prompt", "chosen", "rejected", "completion"):
             assert field.type == schemas.MESSAGES
-        if field.name.startswith(("margin", "chosen_reward", "rejected_reward", "reward_", "score_")):
+        if field.name.startswith(("margin", "chosen_reward", "rejected_reward", "reward_", "score_", "pro_weight_")):
             assert field.type == pa.float64(), field.name
 
 
