@@ -209,12 +209,16 @@ def guarded(trainer: type) -> type:
 def make_trainer(recipe: Recipe, own: Any, args: Any, rows: datasets.Dataset, held_out: datasets.Dataset | None,
                  **more: Any) -> Any:  # fmt: skip
     """The trainer with model and tokenized rows in place."""
-    texts = [c for c, kind in recipe.columns.items() if kind == "messages"]
-    some = rows.select(range(min(len(rows), 2000)))
-    model = model_folder(own, args, lambda: [[m for c in texts for m in row[c]] for row in some])
+    model = model_folder(own, args, lambda: conversations(recipe, rows))
     with loading(own):
         return guarded(recipe.trainer)(model=model, args=args, train_dataset=rows, eval_dataset=held_out,
                                        processing_class=load_tokenizer(own, model), peft_config=adapter(own), **more)  # fmt: skip
+
+
+def conversations(recipe: Recipe, rows: datasets.Dataset) -> list[Any]:
+    """The messages of the first rows, for the tiny model's tokenizer."""
+    texts = [c for c, kind in recipe.columns.items() if kind == "messages"]
+    return [[m for c in texts for m in row[c]] for row in rows.select(range(min(len(rows), 2000)))]
 
 
 def model_folder(own: Any, args: Any, conversations: Callable[[], list[Any]], **more: Any) -> str:
