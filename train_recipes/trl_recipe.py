@@ -191,13 +191,16 @@ def check_rows(recipe: Recipe, rows: datasets.Dataset, where: str) -> datasets.D
 
 
 def guarded(trainer: type) -> type:
-    """TRL's trainer, ended by the first loss that is not a number, before it can reach a checkpoint."""
+    """TRL's trainer, ended by the first loss that is not a number; a checkpoint of the weights that gave it is set aside."""
 
     class GuardedTrainer(trainer):
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(*args, **kwargs)
             if not torch.isfinite(loss):
                 last = get_last_checkpoint(self.args.output_dir)
+                if last and last.endswith(f"-{self.state.global_step}") and self.args.should_save:
+                    Path(last).rename(Path(last).with_name(f"not-finite-{self.state.global_step}"))
+                    last = get_last_checkpoint(self.args.output_dir)
                 kept = f"the last checkpoint is {last}" if last else "no checkpoint was saved"
                 step = self.state.global_step + 1
                 raise Stop(f"the loss is {loss.item()} in step {step}: stopped, {kept}; try a lower learning_rate")
