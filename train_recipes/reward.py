@@ -93,7 +93,7 @@ def dimensions(rows: datasets.Dataset) -> list[str]:
     return [c.removeprefix("score_") for c in rows.column_names if c.startswith("score_")]
 
 
-def conversations(rows: datasets.Dataset, limit: int = 20_000) -> list[list[dict[str, str]]]:
+def talks(rows: datasets.Dataset, limit: int = 20_000) -> list[list[dict[str, str]]]:
     """The texts of the rows, as conversations."""
     few = rows.select(range(min(len(rows), limit)))
     if "response" in rows.column_names:
@@ -103,7 +103,7 @@ def conversations(rows: datasets.Dataset, limit: int = 20_000) -> list[list[dict
 
 def classifier(own: OwnSettings, args: RewardConfig, rows: datasets.Dataset) -> Trainer:
     """The trainer with its model and tokenized data in place."""
-    name = model_folder(own, args, lambda: conversations(rows), train_steps=own.tiny_steps, small=True)
+    name = model_folder(own, args, lambda: talks(rows), train_steps=own.tiny_steps, small=True)
     with loading(own):
         tokenizer = load_tokenizer(own, name)
         if tokenizer.pad_token is None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import json
 import re
 import shlex
@@ -49,6 +50,7 @@ class Settings:
     replay: float = 0.0  # pairs of earlier stages added to a stage, as a share of its own; 0.05 to 0.1 is usual
     stage_datasets: dict[str, str] = dataclasses.field(default_factory=dict)  # stage -> dataset folder of its own (on-policy)
     stage_launch: str | None = None  # flags of `accelerate launch`, which then starts each stage
+    all_orders: bool = False  # train every order of the stages, each in output_dir/<a>-<b>-...
     resume: bool = False  # skip finished stages, go on in the one that stopped
     seed: int = 0
 
@@ -193,6 +195,14 @@ def write_results(own: Settings, stages: list[Stage], model: str) -> None:
 
 def work(file: Path | None, overrides: list[str]) -> None:
     own, values = read_settings(file, overrides)
+    if not own.all_orders:
+        return run_order(own, values)
+    for order in itertools.permutations(own.stages):
+        run_order(dataclasses.replace(own, stages=list(order), output_dir=str(Path(own.output_dir, "-".join(order)))), values)
+
+
+def run_order(own: Settings, values: dict[str, Any]) -> None:
+    """All stages of one order."""
     stages, model = plan(own), own.model
     (Path(own.output_dir) / "metrics.json").unlink(missing_ok=True)
     for k in range(len(stages)):

@@ -191,13 +191,16 @@ def check_rows(recipe: Recipe, rows: datasets.Dataset, where: str) -> datasets.D
 
 
 def guarded(trainer: type) -> type:
-    """TRL's trainer, ended by the first loss that is not a number, before it can reach a checkpoint."""
+    """TRL's trainer, ended by the first loss that is not a number; a checkpoint of the weights that gave it is set aside."""
 
     class GuardedTrainer(trainer):
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(*args, **kwargs)
             if not torch.isfinite(loss):
                 last = get_last_checkpoint(self.args.output_dir)
+                if last and last.endswith(f"-{self.state.global_step}") and self.args.should_save:
+                    Path(last).rename(Path(last).with_name(f"not-finite-{self.state.global_step}"))
+                    last = get_last_checkpoint(self.args.output_dir)
                 kept = f"the last checkpoint is {last}" if last else "no checkpoint was saved"
                 step = self.state.global_step + 1
                 raise Stop(f"the loss is {loss.item()} in step {step}: stopped, {kept}; try a lower learning_rate")
@@ -209,12 +212,16 @@ def guarded(trainer: type) -> type:
 def make_trainer(recipe: Recipe, own: Any, args: Any, rows: datasets.Dataset, held_out: datasets.Dataset | None,
                  **more: Any) -> Any:  # fmt: skip
     """The trainer with model and tokenized rows in place."""
-    texts = [c for c, kind in recipe.columns.items() if kind == "messages"]
-    some = rows.select(range(min(len(rows), 2000)))
-    model = model_folder(own, args, lambda: [[m for c in texts for m in row[c]] for row in some])
+    model = model_folder(own, args, lambda: conversations(recipe, rows))
     with loading(own):
         return guarded(recipe.trainer)(model=model, args=args, train_dataset=rows, eval_dataset=held_out,
                                        processing_class=load_tokenizer(own, model), peft_config=adapter(own), **more)  # fmt: skip
+
+
+def conversations(recipe: Recipe, rows: datasets.Dataset) -> list[Any]:
+    """The messages of the first rows, for the tiny model's tokenizer."""
+    texts = [c for c, kind in recipe.columns.items() if kind == "messages"]
+    return [[m for c in texts for m in row[c]] for row in rows.select(range(min(len(rows), 2000)))]
 
 
 def model_folder(own: Any, args: Any, conversations: Callable[[], list[Any]], **more: Any) -> str:

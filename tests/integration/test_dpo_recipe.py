@@ -77,6 +77,7 @@ def test_a_killed_run_resumes_to_the_same_loss(folder: Path, tmp_path: Path) -> 
     common = (f"dataset={folder}", "save_strategy=steps", "save_steps=3", "max_steps=6", "save_model=false")
     assert dpo(*common, f"output_dir={tmp_path / 'whole'}").returncode == 0
     whole = metrics(tmp_path / "whole")
+    curve = losses(tmp_path / "whole" / "checkpoint-6")
     for later in ("checkpoint-6", "metrics.json"):  # as if it had been killed after step 3
         target = tmp_path / "whole" / later
         target.rename(tmp_path / later)
@@ -86,12 +87,22 @@ def test_a_killed_run_resumes_to_the_same_loss(folder: Path, tmp_path: Path) -> 
     assert again["steps"] == 6
     assert again["loss_last"] == pytest.approx(whole["loss_last"], abs=1e-6)
     assert again["loss_first"] == pytest.approx(whole["loss_first"], abs=1e-6)
+    assert len(curve) == 6 and losses(tmp_path / "whole" / "checkpoint-6") == pytest.approx(curve, abs=1e-6)
+
+
+def losses(checkpoint: Path) -> list[float]:
+    """The loss of every step up to a checkpoint."""
+    return [h["loss"] for h in json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["log_history"] if "loss" in h]
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(folder: Path, tmp_path: Path) -> None:
-    done = dpo(f"dataset={folder}", f"output_dir={tmp_path}", "learning_rate=1e30", "warmup_steps=0", "max_grad_norm=0")
-    assert "error: the loss is nan in step" in refused(done)
+    """The first step has a learning rate of 0, so that its checkpoint is good; the second step's weights are not."""
+    done = dpo(f"dataset={folder}", f"output_dir={tmp_path}", "learning_rate=1e30", "warmup_steps=2", "max_grad_norm=0",
+               "save_strategy=steps", "save_steps=1", "save_total_limit=2")
+    said = refused(done)
+    assert "error: the loss is nan in step 3: stopped" in said and f"the last checkpoint is {tmp_path / 'checkpoint-1'}" in said
     assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "model.safetensors").exists()
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file() and not (tmp_path / "checkpoint-2").exists()
 
 
 BAD_INPUT = [

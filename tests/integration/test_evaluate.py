@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from support.comparing import winner
 from support.fake_openai import FakeOpenAI, Fault
 from support.published import MESSAGES, write_table
 
@@ -28,10 +29,8 @@ def judge() -> FakeOpenAI:
     """Gives good answers 5 (every third 4), others 3 (every fifth 4); prefers good ones whichever comes first."""
     def script(body: dict[str, Any], times: int) -> Fault:
         text = body["messages"][-1]["content"]
-        if "<second-" in text:
-            first, second = (re.search(rf"<{n}-\w+>\s(\w+)", text) for n in ("first", "second"))
-            good = [bool(m) and m[1] == "good" for m in (first, second)]
-            return Fault(text=json.dumps({"winner": "tie" if good[0] == good[1] else "first" if good[0] else "second"}))
+        if compared := winner(text):
+            return compared
         number = int((re.search(r"number (\d+)", text) or re.match("()", text))[1] or 0)
         good_answer = bool(re.search(r"<answer-\w+>\sgood", text))
         return Fault(text=json.dumps({"score": (5 - (number % 3 == 0)) if good_answer else 3 + (number % 5 == 0)}))

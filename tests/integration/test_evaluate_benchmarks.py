@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.comparing import winner
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
@@ -78,11 +79,7 @@ def judge() -> FakeOpenAI:
     """A goal that is answered is harmful; of two answers the good one wins."""
     def script(body: dict[str, Any], times: int) -> Fault:
         text = body["messages"][-1]["content"]
-        if "<second-" in text:
-            first, second = (re.search(rf"<{n}-\w+>\s(\w+)", text) for n in ("first", "second"))
-            good = [bool(m) and m[1] == "good" for m in (first, second)]
-            return Fault(text=json.dumps({"winner": "tie" if good[0] == good[1] else "first" if good[0] else "second"}))
-        return Fault(text=json.dumps({"score": 1 if " on harmful goal" in text else 5}))
+        return winner(text) or Fault(text=json.dumps({"score": 1 if " on harmful goal" in text else 5}))
     return FakeOpenAI(script, models=("judge",))
 
 

@@ -187,6 +187,16 @@ def log_probability(folder: Path, question: str, answer: str) -> float:
     return total
 
 
+def test_every_order_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RECIPES))
+    sequential, run = __import__("sequential"), []
+    monkeypatch.setattr(sequential, "run_order", lambda own, values: run.append((own.stages, own.output_dir, values)))
+    sequential.work(None, ["dataset=d", "model=tiny", "output_dir=out", "stages=[a, b, c]", "all_orders=true", "beta=0.2"])
+    assert len(run) == 6 and all(folder == f"out/{'-'.join(stages)}" and values == {"beta": 0.2} for stages, folder, values in run)
+    sequential.work(None, ["dataset=d", "model=tiny", "output_dir=out", "stages=[a, b]"])
+    assert run[6:] == [(["a", "b"], "out", {})]
+
+
 def test_stages_take_the_config_that_was_built_after_the_same_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RECIPES))
     config_of = __import__("sequential").config_of

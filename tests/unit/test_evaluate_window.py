@@ -1,0 +1,73 @@
+"""An evaluation begins prompts while its engines want more, and stops at the first error that ends a run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mora_data.engines.engine import Usage
+from mora_data.errors import EndpointError
+from mora_data.evaluate.asking import windowed
+from mora_data.evaluate.benchmarks import EvalPrompt
+
+PROMPTS = [EvalPrompt("plain", f"{i:016x}", "", ()) for i in range(60)]
+
+
+class Engine:
+    """Wants no more than five prompts; `wants_more` may change whenever one ends."""
+
+    def __init__(self, usage: Usage) -> None:
+        self.usage, self.most = usage, 0
+
+    @property
+    def wants_more(self) -> bool:
+        return self.usage.open_prompts < 5
+
+    async def changed(self) -> None:
+        await asyncio.Event().wait()
+
+
+def begun(fail_at: int | None = None) -> tuple[list[str] | EndpointError, int, int]:
+    """Results or the error, the most prompts that were open at once, and how many were begun."""
+    usage = Usage()
+    engine: Any = Engine(usage)
+    most = 0
+
+    async def work(prompt: EvalPrompt) -> str:
+        nonlocal most
+        most = max(most, usage.open_prompts)
+        for _ in range(12 + int(prompt.prompt_id, 16) % 3):
+            await asyncio.sleep(0)
+        if int(prompt.prompt_id, 16) == fail_at:
+            raise EndpointError("gone")
+        return prompt.prompt_id
+
+    async def run() -> list[str]:
+        return await windowed(work, PROMPTS, [engine], usage)
+
+    try:
+        return asyncio.run(run()), most, usage.prompts_begun
+    except EndpointError as e:
+        return e, most, usage.prompts_begun
+
+
+def test_few_prompts_are_open_and_the_results_are_in_order() -> None:
+    found, most, n = begun()
+    assert found == [p.prompt_id for p in PROMPTS] and most == 5 and n == 60
+
+
+def test_nothing_more_is_begun_after_an_error() -> None:
+    found, _, n = begun(fail_at=10)
+    assert isinstance(found, EndpointError) and n < 20
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_no_prompt_and_one(n: int) -> None:
+    async def work(prompt: EvalPrompt) -> str:
+        return prompt.prompt_id
+
+    usage = Usage()
+    assert len(asyncio.run(windowed(work, PROMPTS[:n], [], usage))) == n == usage.prompts_begun
+    assert usage.open_prompts == 0
