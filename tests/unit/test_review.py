@@ -137,8 +137,9 @@ def test_hostile_text_and_bad_starts(tmp_path: Path, capsys: pytest.CaptureFixtu
     hostile = make_run(tmp_path / "h", {"identity": 0.2, "fused": 0.6}, 12, text=HOSTILE)
     with viewing(hostile, '<b>"x"</b>', hostile) as v:
         shown = v.get("/review.json").tree["pair_id"]
-        for path in ("/review?texts=1", f"/review?texts=1&pair={shown}", "/review?pair=%3Cb%3E&after=%3Cb%3E&last=%3Cb%3E", "/compare",
-                     "/compare?numbers=1", f"/compare/{v.get('/compare.json').tree['rows'][0]['prompt_id']}?texts=1"):  # fmt: skip
+        one = v.get("/compare.json").tree["rows"][0]["prompt_id"]
+        for path in ("/review?texts=1", f"/review?texts=1&pair={shown}", "/review?pair=%3Cb%3E&after=%3Cb%3E&last=%3Cb%3E",
+                     "/compare", "/compare?numbers=1", f"/compare/{one}?texts=1"):  # fmt: skip
             v.page(path)
     write(tmp_path / "set", list(many(6)))
     with pytest.raises(SettingsError, match="writes into a run folder"):
