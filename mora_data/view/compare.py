@@ -79,8 +79,8 @@ def _joined(one: Pairs, two: Pairs) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: (r["change"] is None, -abs(r["change"] or 0), r["prompt_id"]))
 
 
-def _best(p: Pairs) -> dict[str, tuple[float, str]]:
-    """Prompt -> total margin of its best pair, and its kind."""
+def _best(p: Pairs) -> dict[str, tuple[float | None, str]]:
+    """Prompt -> total margin of its best pair (None where it is not known), and its kind."""
     ix = p.index
     if not ix.n:
         return {}
@@ -88,7 +88,10 @@ def _best(p: Pairs) -> dict[str, tuple[float, str]]:
     order = np.lexsort((-margin, ix.prompt_Q))
     _, first = np.unique(ix.prompt_Q[order], return_index=True)
     names, kinds = list(ix.groups), ix.labels["kind"]
-    return {names[ix.prompt_Q[i]]: (float(margin[i]), kinds.names[int(kinds.code_Q[i])]) for i in order[first]}
+    return {
+        names[ix.prompt_Q[i]]: (None if np.isnan(margin[i]) else float(margin[i]), kinds.names[int(kinds.code_Q[i])])
+        for i in order[first]
+    }
 
 
 def _mined(place: Place) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,18 @@ def test_two_runs_prompt_by_prompt(run: Path, tmp_path: Path) -> None:
         assert v.get("/compare/nope").status == 404 and v.get("/compare?from=99999999999&show=nope").status == 200
     with viewing(run) as v:
         assert "--with OTHER" in v.get("/compare").text and v.get("/compare/x").status == 200
+
+
+def test_folders_that_change_underfoot(run: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", {"fused": 0.9}, 12)
+    with viewing(run, "ada", other) as v:
+        fields = {"token": token(v), "pair": v.get("/review.json").tree["pair_id"], "vote": "first"}
+        shutil.rmtree(other)
+        for path in ("/compare", "/compare?numbers=1", "/compare/x"):
+            reply = v.get(path)
+            assert reply.status == 503 and "other" in reply.text, reply.text
+        shutil.rmtree(run / "dataset/preference")
+        assert v.post("/review", fields).status == 400 and v.get("/review.json").tree["pair_id"] is None
+        assert "There are no pairs" in v.get("/review").text
+        shutil.rmtree(run)
+        assert v.get("/review").status == 503 and v.post("/review", fields).status in (400, 503)
