@@ -151,7 +151,8 @@ def html(tree: dict[str, Any]) -> str:
     body = [
         f'<h1>{word(tree["names"][0])} (A) and {word(tree["names"][1])} (B)</h1>',
         _numbers(tree),
-        f'<section><h2>Prompt by prompt: total margin of the best pair</h2><ul class="chips" aria-label="which prompts">{chips}</ul>',
+        "<section><h2>Prompt by prompt: total margin of the best pair</h2>",
+        f'<ul class="chips" aria-label="which prompts">{chips}</ul>',
         _rows(tree),
         _pager(tree),
         "</section>",
