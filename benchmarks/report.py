@@ -1,4 +1,4 @@
-"""CPU and memory of `mora-data report` on 40,000 prompts in five arms, beside its goals (90 s, 1.5 GB).
+"""CPU and memory of `mora-data report` on 40,000 prompts in five arms, beside its goals (90 s, 1.5 GB), and of comparing two.
 
     python -m benchmarks.report [--prompts 40000]
 
@@ -52,14 +52,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         small, big = made(Path(root)), Path(root) / "big"
         n = copied(small, big, args.prompts)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, "-m", "mora_data", "report", str(big)], check=True, capture_output=True, env=env)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        print(json.dumps({"prompts": n, "arms": 5, "cpu_s": round(cpu, 1),
-                          "goal_s": 90, "peak_gb": round(after.ru_maxrss / 1024**2, 2), "goal_gb": 1.5,
-                          "html_mb": round((big / "report.html").stat().st_size / 1e6, 2), "goal_mb": 3}))
+        cpu, peak = measured(["report", str(big)])
+        html = (big / "report.html").stat().st_size
+        compare_cpu, compare_peak = measured(["report", "--compare", str(big), str(big), "--out", root])
+        print(json.dumps({"prompts": n, "arms": 5, "cpu_s": cpu, "goal_s": 90, "peak_gb": peak, "goal_gb": 1.5,
+                          "html_mb": round(html / 1e6, 2), "goal_mb": 3,
+                          "compare_cpu_s": compare_cpu, "compare_peak_gb": compare_peak}))
+
+
+def measured(words: list[str]) -> tuple[float, float]:
+    """CPU seconds of a command, and the largest peak of the commands so far in GB."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "mora_data", *words], check=True, capture_output=True, env=env)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return round(cpu, 1), round(after.ru_maxrss / 1024**2, 2)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--port", type=int, metavar="N", help="port of 127.0.0.1 (default: 7470, or a free one)")
     s.add_argument("--no-open", action="store_true", help="print the address, open no browser")
     s.add_argument("--with", dest="other", type=Path, metavar="OTHER", help="compare with this run or dataset folder, page by page")
+    s.add_argument("--freeze", type=Path, metavar="DIR", help="instead: write pages into DIR that open from disk, and end")
+    s.add_argument("--most", type=int, default=500, metavar="N", help="pairs with a page of their own in DIR (default: 500)")
     s.add_argument("--review", metavar="NAME", help="take NAME's blind votes on pairs; they go to RUN_DIR/reviews.jsonl")
     s = _add(sub, "weights", _weights, "weights of the dimensions that take the run's answers to target rewards")
     s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
@@ -346,6 +348,12 @@ def _weights(args: argparse.Namespace) -> int:
 
 
 def _view(args: argparse.Namespace) -> int:
+    if args.freeze is not None:
+        from .view.freeze import freeze
+
+        done = freeze(args.folder, args.freeze, args.most)
+        print(f"{done['pages']:,} pages, {done['pairs']:,} of {done['of']:,} pairs\n{args.freeze / 'index.html'}")
+        return 0
     from .view import serve
 
     serve(args.folder, args.port, not args.no_open, args.review, args.other)

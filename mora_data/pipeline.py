@@ -286,15 +286,18 @@ class Builder:
             return
         self._selection = {"candidates_confirmed": selection.confirmed[0], "candidates_held": selection.confirmed[1],
                            "shrinkage": selection.shrinkage, "mean_log_length_gap": selection.mean_log_length_gap}
-        manifest = self._manifest(folder, "done")
+        manifest, figures = self._manifest(folder, "done"), {}
         if selection.n_pairs and (s.presample.enabled or len(s.fuse.arms) > 1):  # plain sampling has nothing to compare
-            from .report import arms_report, summary_of
+            from .report import arms_report, png, summary_of
 
             self._report = arms_report(folder.path, manifest)
             manifest["report"] = summary_of(self._report)
+            drawn = png.pictures(self._report)
+            manifest["figures"] = png.listed(drawn)
+            figures = {f"report/{name}.png": p.png for name, p in drawn.items()}
         reference = as_reference(self._reference)
         steps = steps_of(kit.sources)
-        release = Release(s, self._origin(), manifest, reference.floors, picker(s, reference, steps))
+        release = Release(s, self._origin(), manifest, reference.floors, picker(s, reference, steps), figures)
         result = write_dataset(lambda: selected(parts, selection, s), release, folder.path / "dataset")
         self.summary.dataset_dir = str(folder.path / "dataset")
         published = result.counts.get("preference", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ import pytest
 def no_cached_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the user's cache holds must not show in a test."""
     os.environ["MORA_DATA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_pictures() -> None:
+    """Drawing the card's figures takes half a second a build: tests/unit/test_png.py alone does it."""
+    sys.modules["resvg_py"] = None  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")

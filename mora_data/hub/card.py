@@ -124,6 +124,11 @@ def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None
         "settings": manifest.get("settings") or {},
         "tokens": manifest.get("tokens") or {},
         "report": manifest.get("report") or {},
+        "figures": [
+            {"file": f["file"], "question": f["question"]}
+            for f in manifest.get("figures") or []
+            if re.fullmatch(r"report/\w+\.png", f["file"])
+        ],
         "claim": CLAIM,
         "simulated": bool(folder["origin"]["simulated"] or manifest.get("simulated")),
         "recorded": ((manifest.get("settings") or {}).get("policy") or {}).get("engine") == "recorded",

@@ -52,13 +52,18 @@ class FolderResult:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """What the folder depends on beside the scored prompts."""
+    """What the folder depends on beside the scored prompts.
+
+    Attributes:
+        figures: path in the folder -> PNG; the manifest's `figures` name them for the card.
+    """
 
     settings: BuildSettings
     origin: Origin
     manifest: Mapping[str, Any]
     floors: Mapping[str, float]
     pick: Pick
+    figures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def write_dataset(scored: Callable[[], Iterable[ScoredTable]], release: Release, out_dir: Path) -> FolderResult:
@@ -292,6 +297,9 @@ def _write_card(
         },
     }
     papers.write_papers(out, published)
+    for name, png in release.figures.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(png)
 
 
 def _publish_counts(result: FolderResult) -> dict[str, Any]:

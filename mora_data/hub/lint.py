@@ -123,7 +123,7 @@ def _file_faults(folder: Path, header: dict[str, Any]) -> Iterator[str]:
     for missing in sorted(named - have):
         yield f"{missing} is declared but not there"
     for stray in sorted(have - named - OWN_TEXTS):
-        if not stray.startswith("provenance/"):
+        if not stray.startswith("provenance/") and not (stray.startswith("report/") and stray.endswith(".png")):
             yield f"{stray} is there but not declared"
     for info in header.get("dataset_info") or []:
         by_split = listed.get(info["config_name"], {})

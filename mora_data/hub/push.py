@@ -179,7 +179,7 @@ def _simulated(folder: Path) -> bool:
 def _local_files(folder: Path, readme: str) -> dict[str, LocalFile]:
     """Path in the repository -> file, in a fixed order."""
     texts = [p for p in folder.iterdir() if p.name in lint.OWN_TEXTS]
-    paths = sorted([*folder.glob("*/*.parquet"), *folder.glob("provenance/*"), *texts])
+    paths = sorted([*folder.glob("*/*.parquet"), *folder.glob("provenance/*"), *folder.glob("report/*.png"), *texts])
     return {p.relative_to(folder).as_posix(): hashed(p) for p in paths} | {"README.md": hashed(readme.encode())}
 
 

@@ -253,6 +253,7 @@ def composition(r: Mapping[str, Any]) -> Figure:
             ("near-duplicates", "near_duplicates"),
         )
     ]
+    rows += [[f"prompts, {a}: Vendi score of {v['vendi_n']}", shown(v["vendi"])] for a, v in diversity.items()]
     more = f" {data['left_out']} smaller categories are in the table." if data and data["left_out"] else ""
     return Figure(
         "composition",

@@ -18,7 +18,7 @@ def page(t: Mapping[str, Any]) -> str:
     """The whole page."""
     body = [_head(t), _doubts(t), _found(t), _sides(t), "<section><h2>The numbers</h2>"]
     body += [figure(f, "report-compare.json, " + f.name) for f in (arms_figure(t), pairs_figure(t))]
-    body += ["</section>", _settings(t), _own_doubts(t), _ending()]
+    body += ["</section>", settings_table(t), own_doubts(t), _ending()]
     return whole("comparison · mora-data report", body)
 
 
@@ -162,7 +162,8 @@ def _forest(title: str, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]
     return panel(name_of(title), said, f, marks)
 
 
-def _settings(t: Mapping[str, Any]) -> str:
+def settings_table(t: Mapping[str, Any]) -> str:
+    """Which settings differ."""
     if not t["settings"]:
         return "<section><h2>Settings that differ</h2><p>None.</p></section>"
     rows = [[s["setting"], _short(s["a"]), _short(s["b"])] for s in t["settings"]]
@@ -173,7 +174,8 @@ def _short(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _own_doubts(t: Mapping[str, Any]) -> str:
+def own_doubts(t: Mapping[str, Any]) -> str:
+    """What each side's report says to doubt."""
     out = [
         f"<h3>{side}: {line(label(s))}</h3><ul>" + "".join(f"<li>{line(d)}</li>" for d in s["doubts"]) + "</ul>"
         for side, s in (("A", t["a"]), ("B", t["b"]))

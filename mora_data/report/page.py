@@ -99,7 +99,8 @@ def _head(r: Mapping[str, Any]) -> str:
         for m, e in r["over_best"].items()
         if e
     ]
-    tested = table(["metric", "difference", "prompts", "value [95 % interval]", "p (Holm)"], [*rows, *over]) if rows else ""
+    head = ["metric", "difference", "prompts", "value [95 % interval]", "p (Holm)"]
+    tested = table(head, [*rows, *over], "comparisons") if rows else ""
     return (
         f"<header><h1>Does fusion help? What is in these pairs?</h1><p class=dim>{line(source)}, {run['prompts']:,} "
         f"prompts, {r['pairs']['n']:,} pairs"
@@ -140,11 +141,8 @@ def figure(f: Figure, held: str) -> str:
     )
     legend = f'<ul class="legend">{keys}</ul>' if keys and f.panels else ""
     panels = f'<div class="panels">{"".join(f.panels)}</div>' if f.panels else ""
-    data = (
-        f'<details class="data"><summary>The numbers ({len(f.rows)} rows)</summary>{table(f.head, f.rows)}</details>'
-        if f.rows
-        else ""
-    )
+    numbers = table(f.head, f.rows, f"numbers of {f.name}")
+    data = f'<details class="data"><summary>The numbers ({len(f.rows)} rows)</summary>{numbers}</details>' if f.rows else ""
     return (
         f'<figure id="{f.name}"><h2>{line(f.question)}</h2><p class="unit">{line(f.unit)}</p>{legend}{panels}'
         f"<figcaption>{told(f.note)} Data: {held}.</figcaption>{data}</figure>"
@@ -157,7 +155,7 @@ def _key(style: str, mark: int | None) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], label: str = "table") -> str:
     """Cells are text or numbers."""
-    top = "".join(f"<th scope=col>{line(h)}</th>" for h in head)
+    top = "".join(f"<th scope=col>{line(h)}</th>" if h else "<td></td>" for h in head)
     lines = "".join(
         "<tr>"
         + "".join(f"<td{' class=w' if isinstance(c, str) and len(c) > 50 else ''}>{told(shown(c), 400)}</td>" for c in row)
@@ -194,10 +192,8 @@ def _pair(row: Mapping[str, Any], dims: Sequence[str], floors: Mapping[str, floa
     if _may_harm(row, floors):
         texts = f"<details><summary>Show the texts (they may be harmful)</summary>{texts}</details>"
     about = ", ".join(str(row[k]) for k in ("arm", "kind", "category") if row[k])
-    return (
-        f'<article class="pair"><p class=dim>{line(row["pair_id"])} · {line(about)}</p>'
-        f"{table(['', 'chosen', 'rejected', 'margin', 'scored once more'], numbers)}{texts}</article>"
-    )
+    scores = table(["", "chosen", "rejected", "margin", "scored once more"], numbers, f"scores of {row['pair_id']}")
+    return f'<article class="pair"><p class=dim>{line(row["pair_id"])} · {line(about)}</p>{scores}{texts}</article>'
 
 
 def _may_harm(row: Mapping[str, Any], floors: Mapping[str, float]) -> bool:

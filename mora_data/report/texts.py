@@ -25,6 +25,7 @@ STEPS = 200
 RIDGE = 1e-4
 _SEEDS = 64  # hash functions of the near-duplicate sketch: 8 bands of 8
 _BANDS = 8
+VENDI = 500  # texts of the Vendi score: its eigenvalues cost the cube
 
 
 def probe(chosen: Sequence[str], rejected: Sequence[str], groups: NDArray[np.int_]) -> dict[str, Any] | None:
@@ -71,7 +72,7 @@ def diversity(texts: Sequence[str]) -> dict[str, Any]:
     """Of a list of prompts: distinct-1, distinct-2 (share of n-grams that are new), zlib ratio, near-duplicate share.
 
     Compression: bytes before over after, 1 = nothing repeats. Near-duplicate: another prompt shares one of 8 bands of 8
-    MinHash values of its word 3-grams, which at a Jaccard similarity of 0.8 has a chance of 0.77.
+    MinHash values of its word 3-grams, which at a Jaccard similarity of 0.8 has a chance of 0.77. Vendi: see `vendi`.
     """
     words = [t.lower().split() for t in texts]
     once = Counter(w for ws in words for w in ws)
@@ -83,7 +84,24 @@ def diversity(texts: Sequence[str]) -> dict[str, Any]:
         "distinct_2": _new(twice),
         "compression": number(len(data) / len(zlib.compress(data, 6))) if data else None,
         "near_duplicates": share(_near_duplicates(words), len(texts)),
+        "vendi": number(vendi(texts)),
+        "vendi_n": len(texts[:: max(1, -(-len(texts) // VENDI))]),
     }
+
+
+def vendi(texts: Sequence[str]) -> float | None:
+    """Effective number of different texts among 500 of them, evenly spaced: exp of the entropy of the eigenvalues of the
+    cosines of their hashed words, over n (Friedman and Dieng 2023, eq. 2). 1 = all say the same, n = no two share a word.
+    """
+    every = max(1, -(-len(texts) // VENDI))
+    x = _hashed(texts[::every])
+    x = x[x.any(1)]
+    if not len(x):
+        return None
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    eigen = np.linalg.eigvalsh((x @ x.T).astype(np.float64) / len(x))
+    eigen = eigen[eigen > 1e-12]
+    return float(np.exp(-(eigen * np.log(eigen)).sum()))
 
 
 def entropy(counts: Sequence[int]) -> float | None:

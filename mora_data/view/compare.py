@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..report.compare import compared
-from ..report.compare_page import arms_figure, pairs_figure, summary
+from ..report.compare_page import arms_figure, own_doubts, pairs_figure, settings_table, summary
 from ..report.page import figure
 from ..report.sides import side_of
-from .html import a, document, folded, said, table, unfold, word
+from .html import Html, a, document, folded, said, table, unfold, word
 from .index import full
 from .lineage import lineage, mark_selected
 from .place import Place
@@ -60,7 +60,7 @@ def data(view: View, query: dict[str, str], prompt_id: str = "") -> dict[str, An
         "total": len(kept),
         "rows": kept[first : first + SIZE],
         "numbers": numbers,
-        "query": {k: query[k] for k in ("show", "numbers") if query.get(k)},
+        "query": {"show": show} if show != "all" else {},
     }
 
 
@@ -79,8 +79,8 @@ def _joined(one: Pairs, two: Pairs) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: (r["change"] is None, -abs(r["change"] or 0), r["prompt_id"]))
 
 
-def _best(p: Pairs) -> dict[str, tuple[float, str]]:
-    """Prompt -> total margin of its best pair, and its kind."""
+def _best(p: Pairs) -> dict[str, tuple[float | None, str]]:
+    """Prompt -> total margin of its best pair (None where it is not known), and its kind."""
     ix = p.index
     if not ix.n:
         return {}
@@ -88,7 +88,10 @@ def _best(p: Pairs) -> dict[str, tuple[float, str]]:
     order = np.lexsort((-margin, ix.prompt_Q))
     _, first = np.unique(ix.prompt_Q[order], return_index=True)
     names, kinds = list(ix.groups), ix.labels["kind"]
-    return {names[ix.prompt_Q[i]]: (float(margin[i]), kinds.names[int(kinds.code_Q[i])]) for i in order[first]}
+    return {
+        names[ix.prompt_Q[i]]: (None if np.isnan(margin[i]) else float(margin[i]), kinds.names[int(kinds.code_Q[i])])
+        for i in order[first]
+    }
 
 
 def _mined(place: Place) -> set[str]:
@@ -142,13 +145,14 @@ def html(tree: dict[str, Any]) -> str:
         return _prompt_html(tree)
     counts = tree["counts"]
     chips = "".join(
-        f"<li>{a('/compare', f'{name} ({counts[key]:,})', {**tree['query'], 'show': key}, current=key == tree['show'])}</li>"
+        f"<li>{a('/compare', f'{name} ({counts[key]:,})', {'show': key}, current=key == tree['show'])}</li>"
         for key, name in SHOW.items()
     )
     body = [
         f'<h1>{word(tree["names"][0])} (A) and {word(tree["names"][1])} (B)</h1>',
         _numbers(tree),
-        f'<section><h2>Prompt by prompt</h2><ul class="chips" aria-label="which prompts">{chips}</ul>',
+        "<section><h2>Prompt by prompt: total margin of the best pair</h2>",
+        f'<ul class="chips" aria-label="which prompts">{chips}</ul>',
         _rows(tree),
         _pager(tree),
         "</section>",
@@ -164,9 +168,10 @@ def _numbers(tree: Mapping[str, Any]) -> str:
     doubts = "".join(f"<li>{word(d)}</li>" for d in found["doubts"])
     differ = "".join(f"<li>{word(d)}</li>" for d in summary(found)[:6])
     figures = "".join(figure(f, "report-compare.json, " + f.name) for f in (arms_figure(found), pairs_figure(found)))
+    rest = figures + settings_table(found) + own_doubts(found)
     return (
         f'<section><h2>What to doubt</h2><ul>{doubts}</ul></section><div class="verdict"><strong>{found["differ"]} of '
-        f'{found["tested"]} numbers differ</strong><ul>{differ}</ul></div>{folded("All figures and numbers", figures)}'
+        f'{found["tested"]} numbers differ</strong><ul>{differ}</ul></div>{folded("All figures and numbers", rest)}'
     )
 
 
@@ -174,16 +179,15 @@ def _rows(tree: Mapping[str, Any]) -> str:
     rows = [
         [
             a(f"/compare/{r['prompt_id']}", r["prompt_id"]),
-            *r["state"],
-            *r["margin"],
-            r["change"],
+            *(s if m is None else m for s, m in zip(r["state"], r["margin"], strict=True)),
+            None if r["change"] is None else Html(f"{r['change']:+.3f}"),
             r["kind"][0] if r["kind"][0] == r["kind"][1] else " / ".join(str(k or "–") for k in r["kind"]),
         ]
         for r in tree["rows"]
     ]
     if not rows:
         return '<p class="note">No prompt of this sort.</p>'
-    return table(["prompt", "A", "B", "margin in A", "margin in B", "B − A", "kind"], rows, "prompts")
+    return table(["prompt", "A", "B", "B − A", "kind"], rows, "prompts")
 
 
 def _pager(tree: Mapping[str, Any]) -> str:

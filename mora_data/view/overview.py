@@ -132,8 +132,15 @@ def _progress(tree: dict[str, Any]) -> str:
     )
     return (
         f'<section aria-label="progress"><p class="note" role="status">{word(says)}{_hold(tree)}</p>'
-        f"{bar(live['prompts_sealed'], live['prompts'], 'progress')}{facts}</section>"
+        f"{bar(*_done(live), 'progress')}{facts}</section>"
     )
+
+
+def _done(live: Mapping[str, Any]) -> tuple[int, int]:
+    """Items done, and of how many: of the step that is under way, else prompts of the run."""
+    if live["now"] and live["now"]["total"]:
+        return live["now"]["done"], live["now"]["total"]
+    return live["prompts_sealed"], live["prompts"]
 
 
 def _hold(tree: Mapping[str, Any]) -> str:

@@ -182,6 +182,8 @@ def _sorts(columns: Sequence[str]) -> list[tuple[str, str]]:
 
 def histogram(bins: Sequence[Sequence[Any]], q: Query, title: str) -> str:
     """Bars that are links to the pairs in their range."""
+    if not bins:
+        return f'<p class="dim">{word(title)}: none is known.</p>'
     low, high, most = bins[0][0], bins[-1][1], max(b[2] for b in bins)
     if low == high:
         return f'<p class="dim">{word(title)}: {shown(low)} for all {bins[0][2]:,}.</p>'

@@ -127,7 +127,8 @@ def _last(ix: Index, vote: Mapping[str, Any] | None) -> dict[str, Any] | None:
     at = ix.row_of[vote["pair_id"]]
     side = prefers(dict(vote))
     agrees = None if side is None else side == "chosen"
-    return {"pair_id": ix.ids[at], "vote": vote["vote"], "agrees": agrees, "margin": float(ix.numbers["margin_total"][at])}
+    margin = float(ix.numbers["margin_total"][at])
+    return {"pair_id": ix.ids[at], "vote": vote["vote"], "agrees": agrees, "margin": None if margin != margin else margin}
 
 
 def vote(view: View, form: Mapping[str, str]) -> str:
@@ -177,7 +178,8 @@ def _told(last: Mapping[str, Any] | None, query: Mapping[str, str]) -> str:
     agrees = words[last["agrees"]]
     again = a("/review", "vote again", {**query, "pair": last["pair_id"]})
     pair = a(f"/pair/{last['pair_id']}", "its scores")
-    return f'<p class="note" role="status">Kept. {agrees}, by a total margin of {last["margin"]:+.2f}: {pair}, {again}.</p>'
+    margin = "" if last["margin"] is None else f", by a total margin of {last['margin']:+.2f}"
+    return f'<p class="note" role="status">Kept. {agrees}{margin}: {pair}, {again}.</p>'
 
 
 def _skip(tree: Mapping[str, Any]) -> Html:

@@ -11,6 +11,8 @@ from support.run_folder import make_run
 from support.scored import one, write
 from support.viewing import HOSTILE, Viewer, dataset, prompt_of, viewing
 
+from mora_data.view.freeze import freeze
+
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium on the PATH (Debian: apt-get install chromium)")
 
 CONTRAST = """(() => {
@@ -82,6 +84,27 @@ def test_a_vote_by_keyboard(tmp_path: Path) -> None:
 
     with viewing(run, "ada") as v:
         asyncio.run(look(v))
+
+
+def test_the_frozen_copy_opens_from_disk(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"identity": 0.2, "fused": 0.6}, 12, text=HOSTILE)
+    freeze(run, tmp_path / "pages", 3)
+
+    async def look() -> None:
+        async with browser(tmp_path / "home") as tab:
+            home = (tmp_path / "pages").as_uri()
+            await checked(tab, f"{home}/index.html", 400, True)
+            for link in ("nav a[href='pairs.html']", "table.pairs a[href^='pair-']", ".spaces svg a"):
+                await tab.run(f'document.querySelector("{link}").focus()')
+                await tab.press("Enter")
+            assert "prompt-" in await tab.run("location.pathname")
+            assert await tab.run("document.querySelectorAll(':target').length") == 1
+            await checked(tab, await tab.run("location.href.split('#')[0]"), 1600, False)
+            assert await tab.run("getComputedStyle(document.querySelector('.dot')).stroke") != "none"
+            assert all(u.startswith((home, "about:blank")) for u in tab.requested), tab.requested
+            assert tab.complaints == []
+
+    asyncio.run(look())
 
 
 def test_filters_order_pages_and_points_by_keyboard(tmp_path: Path) -> None:

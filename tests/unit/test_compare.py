@@ -100,7 +100,7 @@ def test_what_else_differs_stands_first(runs: Path, tmp_path: Path) -> None:
     assert html.index("What to doubt") < html.index("numbers differ") and "<judge>" not in html
 
 
-def test_a_published_dataset_is_compared_as_far_as_its_numbers_go(tmp_path: Path) -> None:
+def test_a_published_dataset_is_compared_as_far_as_its_numbers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, n in (("one", 24), ("two", 30)):
         write(tmp_path / name, list(many(n)))
     for name in ("one", "two"):
@@ -118,6 +118,14 @@ def test_a_published_dataset_is_compared_as_far_as_its_numbers_go(tmp_path: Path
     assert joint["difference"]["value"] == 0 and joint["difference"]["low"] is None and joint["differs"] is None
     assert row(tree, "", "margin_helpful")["difference"]["n"] == tree["prompts"]["shared"] > 0
     assert "not tested" in page(tree)
+
+    def fetched(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+        assert (repo, revision) == ("org/pairs", "v1.0.0") and "provenance/manifest.json" in patterns
+        return tmp_path / "one"
+
+    monkeypatch.setattr("mora_data.hub.client.snapshot", fetched)
+    tag = compared(side_of("org/pairs@v1.0.0:fused"), side_of(str(tmp_path / "one") + ":fused"))
+    assert tag["a"]["where"] == "org/pairs@v1.0.0" and tag["a"]["arm"] == "fused" and not tag["pairs"]
 
 
 def test_the_page_is_one_harmless_file_of_the_same_bytes(tree: dict[str, Any], tmp_path: Path) -> None:

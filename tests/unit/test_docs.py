@@ -276,6 +276,8 @@ def test_demo_output_in_the_readme_is_the_demo_s(demo: Path) -> None:
         cells = [row[f"chosen_reward_{d}"], row[f"rejected_reward_{d}"], row[f"margin_{d}"], row[f"margin_confirmed_{d}"]]
         assert f"| {d} | " + " | ".join(f"{c:.2f}" for c in cells) + " |" in readme
     assert best_pair(demo / "dataset") is not None
+    assert not (demo / "dataset/report").exists()  # without the extra no figures, and a card without images
+    assert "](report/" not in (demo / "dataset/README.md").read_text("utf-8")
 
 
 def test_the_picture_of_the_readme_is_drawn_from_the_demo(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from mora_data.errors import RunFolderError
 from mora_data.report import report_of, summary_of, write_report
 from mora_data.report.page import page, told
 from mora_data.report.target import weights_of
-from mora_data.report.texts import auc, diversity, probe
+from mora_data.report.texts import auc, diversity, probe, vendi
 
 ARMS = {"identity": 0.1, "single": 0.1, "generic": 0.12, "random": 0.1, "fused": 0.7}
 NULL = {"identity": 0.3, "single": 0.3, "generic": 0.3, "fused": 0.3}
@@ -263,3 +263,8 @@ def test_auc_and_diversity() -> None:
     assert auc(np.array([1.0, 2, 3]), np.array([0.0, 2])) == pytest.approx(4.5 / 6)
     found = diversity(["the cat sat on the mat today"] * 3 + ["a wholly different line of other words"])
     assert found["near_duplicates"]["value"] == 0.75 and found["distinct_1"] == pytest.approx(13 / 28, abs=1e-4)
+    assert diversity(["one two three"] * 7)["vendi"] == pytest.approx(1)
+    assert diversity(["red hen", "blue sea", "old wall"])["vendi"] == pytest.approx(3)
+    halves = diversity(["red hen"] * 4 + ["blue sea"] * 4)  # two kinds, alike within
+    assert halves["vendi"] == pytest.approx(2) and halves["vendi_n"] == 8
+    assert vendi([]) is None and diversity([f"word{i} number{i}" for i in range(1001)])["vendi_n"] == 334

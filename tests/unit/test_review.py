@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,9 @@ def test_hostile_text_and_bad_starts(tmp_path: Path, capsys: pytest.CaptureFixtu
     hostile = make_run(tmp_path / "h", {"identity": 0.2, "fused": 0.6}, 12, text=HOSTILE)
     with viewing(hostile, '<b>"x"</b>', hostile) as v:
         shown = v.get("/review.json").tree["pair_id"]
-        for path in ("/review?texts=1", f"/review?texts=1&pair={shown}", "/review?pair=%3Cb%3E&after=%3Cb%3E&last=%3Cb%3E", "/compare",
-                     "/compare?numbers=1", f"/compare/{v.get('/compare.json').tree['rows'][0]['prompt_id']}?texts=1"):  # fmt: skip
+        one = v.get("/compare.json").tree["rows"][0]["prompt_id"]
+        for path in ("/review?texts=1", f"/review?texts=1&pair={shown}", "/review?pair=%3Cb%3E&after=%3Cb%3E&last=%3Cb%3E",
+                     "/compare", "/compare?numbers=1", f"/compare/{one}?texts=1"):  # fmt: skip
             v.page(path)
     write(tmp_path / "set", list(many(6)))
     with pytest.raises(SettingsError, match="writes into a run folder"):
@@ -166,3 +168,18 @@ def test_two_runs_prompt_by_prompt(run: Path, tmp_path: Path) -> None:
         assert v.get("/compare/nope").status == 404 and v.get("/compare?from=99999999999&show=nope").status == 200
     with viewing(run) as v:
         assert "--with OTHER" in v.get("/compare").text and v.get("/compare/x").status == 200
+
+
+def test_folders_that_change_underfoot(run: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", {"fused": 0.9}, 12)
+    with viewing(run, "ada", other) as v:
+        fields = {"token": token(v), "pair": v.get("/review.json").tree["pair_id"], "vote": "first"}
+        shutil.rmtree(other)
+        for path in ("/compare", "/compare?numbers=1", "/compare/x"):
+            reply = v.get(path)
+            assert reply.status == 503 and "other" in reply.text, reply.text
+        shutil.rmtree(run / "dataset/preference")
+        assert v.post("/review", fields).status == 400 and v.get("/review.json").tree["pair_id"] is None
+        assert "There are no pairs" in v.get("/review").text
+        shutil.rmtree(run)
+        assert v.get("/review").status == 503 and v.post("/review", fields).status in (400, 503)

@@ -279,6 +279,23 @@ def test_a_dataset_alone(folder: Path, tmp_path: Path) -> None:
         assert "<details><summary>Show the texts" in v.get(f"/pair/{row['pair_id']}").text
 
 
+def test_a_dataset_without_scores(tmp_path: Path) -> None:
+    path = dataset(tmp_path / "set", 12)
+    for f in (path / "preference").glob("*.parquet"):
+        table = pq.read_table(f)
+        for i, name in enumerate(table.schema.names):
+            if name == "score" or name.startswith(("margin_", "chosen_reward_", "rejected_reward_")):
+                field = table.schema.field(i)
+                table = table.set_column(i, field, pa.nulls(len(table), field.type))
+        pq.write_table(table, f)
+    shutil.rmtree(path / "scored")
+    with viewing(path) as v:
+        pair = v.get("/pairs.json").tree["pairs"][0]["pair_id"]
+        for page in ("/", "/pairs", "/pairs?sort=margin_helpful&low=0", "/pairs?flag=small", f"/pair/{pair}", "/drops"):
+            v.page(page)
+        assert "not measured" in v.get(f"/pair/{pair}").text and v.get("/pairs.json").tree["total"] == 12
+
+
 def test_runs_that_are_not_done(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -415,14 +432,19 @@ def test_errors_are_counted_by_cause(tmp_path: Path) -> None:
         v.page("/requests")
 
 
-def test_the_command_serves_until_it_is_interrupted(run: Path, tmp_path: Path) -> None:
-    process = start(["view", str(run.resolve()), "--no-open", "--port", "0"], tmp_path)
+@pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_ended(run: Path, tmp_path: Path, ended_by: signal.Signals) -> None:
+    def in_a_script() -> None:  # whose shell has its background jobs ignore ctrl-c
+        if ended_by == signal.SIGTERM:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    process = start(["view", str(run.resolve()), "--no-open", "--port", "0"], tmp_path, in_a_script)
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         with urllib.request.urlopen(f"{url}pairs.json", timeout=30) as reply:
             assert orjson.loads(reply.read())["total"] == 12
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ended_by)
         err = process.communicate(timeout=60)[1]
     assert process.returncode == 0 and url.startswith("http://127.0.0.1:") and "Traceback" not in err, err

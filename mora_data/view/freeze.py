@@ -1,0 +1,135 @@
+"""A folder of pages that opens from disk, made from the viewer's own: for a colleague without the run, or an archive.
+
+    freeze(Path("runs/demo"), Path("runs/demo-pages"), 500)        {"pages": 231, "pairs": 80, "of": 80}
+
+From the overview on, links are followed to lists (whole, or by one filter or order), pairs, prompts, drops and requests, each up
+to a number; a link to a page that is not there becomes text. No script, nothing fetched, no server; the same folder gives the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter, deque
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from ..errors import RunFolderError
+from ..text import digest
+from .html import word
+from .server import PAGES, View, style
+
+LISTS = 200  # pages of the list, of drops
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+PLAIN = ({"after"}, {"flag", "sort"})  # the pages of the whole list, the overview's pairs to doubt
+LEFT_OUT = ("compare", "review")  # they need the server
+Address = tuple[str, tuple[tuple[str, str], ...]]  # path, query
+_LINK = re.compile(r'<a href="([^"]*)"([^>]*)>(.*?)</a>', re.S)  # attributes and texts are escaped: no quote, no bracket in them
+
+
+def freeze(path: Path, out: Path, most: int) -> dict[str, int]:
+    """Write the folder; returns how many pages, and pairs of how many, are in it.
+
+    `most`: pairs at most; each comes with its prompt, and as many prompts without a pair may stand beside them.
+
+    Raises:
+        RunFolderError: nothing to show, or `out` is in use or can't be written.
+    """
+    view = View(path)
+    n = view.pairs().index.n
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise RunFolderError(f"{out} is not empty: give a new folder")
+        names = _raw(view, out, most)
+        pairs = sum(a[0].startswith("/pair/") for a in names)
+        note = f"A frozen copy: {pairs:,} of {n:,} pairs have their page; search and other filters need mora-data view."
+        if (path / "report.html").is_file():
+            shutil.copyfile(path / "report.html", out / "report.html")
+            note += ' <a href="report.html">The report</a> has the numbers.'
+        for name in names.values():
+            (out / name).write_text(_still((out / name).read_text("utf-8"), names, note), "utf-8")
+        (out / "robots.txt").write_text("User-agent: *\nDisallow: /\n", "utf-8")
+    except OSError as e:
+        raise RunFolderError(f"can't write {out}: {e.strerror}; free some space or give another folder") from e
+    return {"pages": len(names), "pairs": pairs, "of": n}
+
+
+def _raw(view: View, out: Path, most: int) -> dict[Address, str]:
+    """Write the pages as the server gives them; address -> file name."""
+    start: Address = ("/", ())
+    names, todo, counts = {start: "index.html"}, deque([start]), Counter[str]()
+    room = {"pair": most, "prompt": most, "pairs": LISTS, "drops": LISTS, "requests": 1}
+    while todo:
+        address = todo.popleft()
+        page = _page(view, address)
+        if page is None:  # gone since it was linked to
+            del names[address]
+            continue
+        (out / names[address]).write_text(page, "utf-8", "replace")
+        for link in _linked(page):
+            kind = link[0].split("/")[1]
+            of_pair = kind == "prompt" and address[0].startswith("/pair/")  # a pair comes with its prompt
+            if link not in names and (of_pair or counts[kind] < room.get(kind, 0)):
+                counts[kind] += not of_pair
+                names[link] = _file(link)
+                todo.append(link)
+    return names
+
+
+def _page(view: View, address: Address) -> str | None:
+    _, kind, *key = address[0].split("/")
+    make, html = PAGES[kind]
+    tree = make(view, {**dict(address[1]), "still": "1"}, *key)
+    return None if tree is None else html(tree)
+
+
+def _linked(page: str) -> Iterator[Address]:
+    for found in _LINK.finditer(page):
+        address = _address(unescape(found[1]))
+        if address is not None:
+            yield address
+
+
+def _address(link: str) -> Address | None:
+    """What a link leads to; None where that is not frozen: another page, or the same with its texts or axes changed."""
+    given = urlsplit(link)
+    kind, query = given.path.strip("/").partition("/")[0], dict(parse_qsl(given.query))
+    if not given.path.startswith("/") or kind not in PAGES or kind in LEFT_OUT or query.keys() & {"texts", "x", "y", "full"}:
+        return None
+    if kind in ("pair", "prompt"):
+        return unquote(given.path), ()  # the page of a pair is the same wherever it is opened from
+    if kind == "pairs" and query.keys() not in PLAIN and (len(query) > 1 or query.keys() & {"before", "q", "low", "high"}):
+        return None
+    return unquote(given.path), tuple(sorted((k, v) for k, v in query.items() if k != "still"))
+
+
+def _file(address: Address) -> str:
+    name = address[0].strip("/").replace("/", "-")
+    return f"{name}.html" if not address[1] else f"{name}-{digest(repr(address[1]), hex_digits=8)}.html"
+
+
+def _still(page: str, names: dict[Address, str], note: str) -> str:
+    """A page that stands by itself: links inside the folder, style inside, no form."""
+
+    def linked(found: re.Match[str]) -> str:
+        href, more, inside = unescape(found[1]), found[2], found[3]
+        anchor = f"#{href.partition('#')[2]}" if "#" in href else ""
+        address = _address(href)
+        if href.startswith("#") or href == "report.html":
+            return found[0]
+        if address is not None and address in names:
+            return f'<a href="{word(names[address] + anchor)}"{more}>{inside}</a>'
+        if "texts=1" in href:
+            return ""  # every text is there, behind its own fold
+        return f"<g>{inside}</g>" if inside.startswith("<title>") else inside
+
+    page = re.sub(r'<form.*?</form>|<ul class="chips" aria-label="dimensions">.*?</ul>', "", page, flags=re.S)
+    page = re.sub(r'<li><a href="/(?:compare|review)".*?</li>', "", page)
+    page = re.sub(r"<footer>.*?</footer>", f'<footer><p class="dim">{note}</p></footer>', page, flags=re.S)
+    head = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{style().decode()}</style>'
+    page = page.replace('<link rel="stylesheet" href="/style.css">', head)
+    return _LINK.sub(linked, page)
