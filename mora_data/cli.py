@@ -134,7 +134,8 @@ def _add_build(sub: Any) -> None:
                                                     "(the rows' own answers)")
     b.add_argument("--judge-base-url", action="append", metavar="URL", help="endpoint of the judge, if another; replicas likewise")
     b.add_argument("--judge-model", metavar="ID", help="judge model, if another")
-    b.add_argument("--out", type=_folder, metavar="RUN_DIR", help="run folder, or a URL as s3://bucket/runs/a (default: runs/<name>)")
+    b.add_argument("--out", type=_folder, metavar="RUN_DIR",
+                   help="run folder, a path or a URL as s3://bucket/run (default: runs/<name>)")
     b.add_argument("--limit", type=int, metavar="N", help="prompts to keep, in source order")
     b.add_argument("--seed", type=int, metavar="N", help="run seed")
     b.add_argument("--max-cost", type=float, metavar="MONEY", help="stop when the run folder's builds have spent this much")

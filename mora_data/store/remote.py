@@ -121,7 +121,7 @@ class Remote:
             with self._guard:
                 self._lent = ""
             self.pull(prefix)
-            (self.path / LENT_FILE).unlink()
+            (self.path / LENT_FILE).unlink(missing_ok=True)
 
     # both ways
     def is_ahead(self) -> bool:

@@ -137,7 +137,7 @@ def test_what_workers_wrote_survives_the_death_of_the_driver(tmp_path: Path, sto
     with RunFolder(local_of(URL), IDENTITY, False) as again:
         assert (again.path / "parts/00000/answers.log").read_bytes().count(b"\n") == 2
         assert not (again.path / ".lent").exists()
-    del lent
+    lent.__exit__(None, None, None)
 
 
 def test_what_another_machine_dropped_is_dropped_here(tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,8 @@ def test_two_builds_are_kept_apart(tmp_path: Path, storage: Any, monkeypatch: py
 @pytest.mark.parametrize("skew_h", [-30, 0, 30])
 def test_a_dead_builds_lease_ends_by_the_storages_clock(storage: Any, monkeypatch: pytest.MonkeyPatch, skew_h: int) -> None:
     now = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(hours=skew_h)
-    monkeypatch.setattr(storage, "modified", lambda path: now if "now-" in path else now - datetime.timedelta(seconds=21), raising=False)
+    old = now - datetime.timedelta(seconds=21)
+    monkeypatch.setattr(storage, "modified", lambda path: now if "now-" in path else old, raising=False)
     storage.pipe_file("/bucket/run/.lease/000004", b'{"copy": "other", "beat": 17}')
     mine = Lease(storage, "/bucket/run", "mine")
     waits: list[float] = []
