@@ -68,10 +68,10 @@ def joined(settings: RaySettings, say: Callable[[str], None]) -> Iterator[None]:
         try:
             ray.init(address=settings.address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False,
                      include_dashboard=False)
-        except (ConnectionError, RuntimeError, ValueError) as e:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
             where = settings.address or os.environ.get("RAY_ADDRESS") or "this machine"
             raise ClusterError(f"can't join the Ray cluster at {where} ({' '.join(str(e).split())[:150]}): start it with "
-                               "`ray start --head`, or correct ray.address") from e
+                               "`ray start --head`, correct ray.address, or set RAY_AUTH_MODE=token where it wants one") from e
         try:
             signal.signal(signal.SIGTERM, before)  # Ray's own would not let the build end in order
             there = [n for n in ray.nodes() if n["Alive"]]
