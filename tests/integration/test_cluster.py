@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +67,7 @@ def test_two_workers_make_the_bytes_of_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_poisoned_partitions_are_listed_and_the_rest_is_what_one_machine_makes(tmp_path: Path) -> None:
-    engine = [*poisoned(tmp_path), "--until", "score"]
+    engine = [*poisoned(tmp_path), "--arms", "fused"]
     sick, said = finish(scripted("ray", *engine, *TWO), tmp_path, env=ENV)
     n = PROMPTS // PARTS
     assert sick["counts"]["presample"]["dropped"] == {"poisoned": 2 * n} and sick["counts"]["presample"]["in"] == PROMPTS
@@ -74,6 +77,7 @@ def test_poisoned_partitions_are_listed_and_the_rest_is_what_one_machine_makes(t
     assert any("partition 00001 was given up after 3 tries: ValueError: this row breaks the code" in w for w in whys)
     assert any("partition 00003 was given up after 3 tries: worker died: its process ended" in w for w in whys)
     assert "Traceback" not in said and "its prompts are in errors.jsonl" in said
+    assert 0 < sick["pairs"] <= PROMPTS - 2 * n and (tmp_path / "ray/report.html").exists()
     rows_file(tmp_path / "rows.jsonl", PROMPTS)
     finish(scripted("local", *engine), tmp_path, env=ENV)
     ours, theirs = (parquet_hashes(tmp_path / run) for run in ("ray", "local"))
@@ -164,6 +168,58 @@ def test_a_node_that_does_not_see_the_model_or_the_folder_is_said(nodes: Nodes, 
     _, said = finish(argv, tmp_path, code=1, env=ENV)  # the server is gone: no node reaches it
     assert "no worker of the cluster can do the work (node " in said and "never answered" in said
     assert "what was answered is kept" in said and "Traceback" not in said
+
+
+DIFFERS = """
+import sys
+from mora_data import cli, pipeline
+from mora_data.cluster import worker
+{patch}
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patch", "said"), [
+    ("old = worker.versions; worker.versions = lambda: {**old(), 'pyarrow': '1.0'}", r"has pyarrow \S+, the driver 1\.0"),
+    ("pipeline.shared = lambda path: '/nowhere'", "does not see the run folder /nowhere: give --out on storage that all nodes share"),
+])
+def test_a_node_that_is_not_like_the_driver_is_named(nodes: Nodes, tmp_path: Path, patch: str, said: str) -> None:
+    rows_file(tmp_path / "rows.jsonl", PROMPTS)
+    argv = scripted("run", *SIMULATED, *on(nodes))
+    done = subprocess.run([sys.executable, "-c", DIFFERS.format(patch=patch), *argv], cwd=tmp_path, text=True, capture_output=True,
+                          env=environment(tmp_path, **ENV), timeout=120)
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and line.startswith("mora-data: no worker of the cluster can do the work (node ")
+    assert re.search(said, line) and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_storage_that_refuses_a_workers_writes_is_one_line(nodes: Nodes, tmp_path: Path) -> None:
+    rows_file(tmp_path / "rows.jsonl", PROMPTS)
+    more = ["--set", "presample.enabled=false", "--arms", "identity", "--set", "judge.engine=scripted"]
+    finish(scripted("run", *SIMULATED[:2], *more, "--until", "mine"), tmp_path)
+    (tmp_path / "run/parts/00003/answers.log").mkdir()
+    _, said = finish(scripted("run", *SIMULATED[:2], *more, *on(nodes)), tmp_path, code=1, env=ENV)
+    last = said.splitlines()[-1]
+    assert re.match(r"mora-data: node \S+: can't open the answer log .*parts/00003/answers.log: Is a directory", last), said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_object_storage_with_two_nodes_and_a_death(clean: tuple[dict[str, str], int], tmp_path: Path) -> None:
+    rows_file(tmp_path / "rows.jsonl", PROMPTS)
+    url = f"file://{tmp_path}/bucket/run"
+    with Nodes(2, environment(tmp_path, **ENV)) as mortal, FakeOpenAI(steady, delay_s=0.1) as server:
+        process = start(build(server, url, *on(mortal)), tmp_path, env={**ENV, "MORA_DATA_CACHE": str(tmp_path / "one")})
+        asked_since(server, 0, clean[1] // 2)
+        mortal.kill()
+        _, said = process.communicate(timeout=180)
+        assert process.returncode == 0 and "Traceback" not in said, said
+        assert parquet_hashes(tmp_path / "bucket/run") == clean[0]
+        assert server.repeated() <= SLOTS + 3.5 * SLOTS / 0.1, "in flight, and what three seconds brought"
+        again, _ = finish(build(server, url), tmp_path, env={"MORA_DATA_CACHE": str(tmp_path / "two")})  # another machine
+        assert again["requests"] == 0 and parquet_hashes(tmp_path / "bucket/run") == clean[0]
 
 
 @pytest.mark.slow
