@@ -22,7 +22,7 @@ $(VENV)/.dev: $(VENV)/.base constraints-cpu.txt
 
 $(VENV)/.train: $(VENV)/.dev
 	$(BIN)/pip install -q -c constraints-cpu.txt torch
-	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[dev,train]"
+	$(BIN)/pip install -q -c constraints-cpu.txt -e ".[dev,train,ray]"
 	touch $@
 
 $(VLLM_VENV)/.ready:

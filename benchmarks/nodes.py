@@ -57,8 +57,9 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     begun = time.monotonic()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(int(sys.argv[1]) - 1)]
+    size = {"num_cpus": 1, "object_store_memory": MEMORY}
+    cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+    nodes = [cluster.add_node(**size) for _ in range(int(sys.argv[1]) - 1)]
     cluster.wait_for_nodes()
     print(json.dumps({"address": cluster.address, "seconds": round(time.monotonic() - begun, 1)}), flush=True)
     for line in sys.stdin:

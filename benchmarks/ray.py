@@ -34,7 +34,8 @@ class Cluster:
         """A build of `m` prompts on so many workers; 0: in its own process."""
         parts = max(4, m // 12)
         job = Job(m, LATENCY_MS, until="score").command(self.folder / name, f"http://127.0.0.1:{self.server.port}/v1")
-        on = ("--executor", "ray", "--set", f"ray.address={self.nodes.address}", "--set", f"ray.workers={workers}") if workers else ()
+        ray = ("--executor", "ray", "--set", f"ray.address={self.nodes.address}", "--set", f"ray.workers={workers}")
+        on = ray if workers else ()
         sets = ("--set", f"policy.concurrency={WORKER_SLOTS}", "--set", f"judge.concurrency={WORKER_SLOTS}",
                 "--set", f"partition_size={max(1, m // parts)}")
         return [str(c) for c in (*job, *on, *sets, *more)]

@@ -15,6 +15,7 @@ from typing import Any
 from .config import BuildSettings, build_settings, load_settings
 from .errors import RunFolderError
 from .show import status
+from .store.place import local_of, refreshed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def build(config: BuildSettings | Mapping[str, object] | str | Path, *, sample: 
         config: a builder's name, a path to its YAML, a tree of settings, or settings.
         sample: use the rows bundled with the package.
         data: local files in the source's schema.
-        out: run folder; default runs/<name>.
+        out: run folder, a path or a URL; default runs/<name>.
         until: last stage to run.
         fresh: forget what the run folder holds.
         overrides: dotted settings on top, as {"rollout.n": 8}.
@@ -64,8 +65,9 @@ def build(config: BuildSettings | Mapping[str, object] | str | Path, *, sample: 
     Raises:
         MoraError: it can't be finished; the state is kept, and the same call goes on.
     """
+    from .config import Options
     from .engines.engine import Usage
-    from .pipeline import Builder, Options
+    from .pipeline import Builder
     from .progress import Progress
 
     if isinstance(config, BuildSettings):
@@ -76,7 +78,7 @@ def build(config: BuildSettings | Mapping[str, object] | str | Path, *, sample: 
         settings = load_settings(str(config), overrides)
     usage = Usage()
     progress = Progress(usage, quiet)
-    options = Options(sample, tuple(Path(d) for d in data), Path(out) if out else None, until, fresh)
+    options = Options(sample, tuple(Path(d) for d in data), local_of(str(out)) if out else None, until, fresh)
     builder = Builder(settings, options, progress, usage)
     builder.run()
     return load_run(builder.out)
@@ -88,5 +90,6 @@ def load_run(path: str | Path) -> Run:
     Raises:
         RunFolderError: not a run folder.
     """
-    found = status(Path(path))
-    return Run(Path(path), found["counts"], Path(found["dataset_dir"]) if found["dataset_dir"] else None)
+    where = refreshed(str(path))
+    found = status(where)
+    return Run(where, found["counts"], Path(found["dataset_dir"]) if found["dataset_dir"] else None)

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     gc.set_threshold(20_000, 20, 50)  # requests leave no cycles behind; looking for them every 700 objects took 8 % of the CPU
     signal.signal(signal.SIGTERM, _stop)
     try:
+        _reach_folders(args)
         return command(args)
     except MoraError as e:
         _fail(str(e))
@@ -53,6 +54,22 @@ def _stop(number: int, frame: object) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def _folder(text: str) -> Path | str:
+    """A path; a URL stays as it is until it is reached for."""
+    return text if "://" in text else Path(text)
+
+
+def _reach_folders(args: argparse.Namespace) -> None:
+    """Working copies in place of URLs: brought up to date to be read, left to the build to be written."""
+    for name in ("run_dir", "folder", "out"):
+        given = getattr(args, name, None)
+        if isinstance(given, str):
+            from .store.place import local_of, refreshed
+
+            setattr(args, name, local_of(given) if name == "out" else refreshed(given))
+            print(f"{given}: working copy {getattr(args, name)}", file=sys.stderr)
+
+
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments; `recipe run` takes key=value anywhere, which argparse alone does not."""
     parser = _parser()
@@ -70,16 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = p.add_subparsers(required=True, metavar="COMMAND")
     _add_build(sub)
     s = _add(sub, "status", _status, "how far a run is, what was dropped and why")
-    s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
+    s.add_argument("run_dir", type=_folder, metavar="RUN_DIR", help="the --out of a build")
     s.add_argument("--json", action="store_true", help="one JSON object on stdout")
     s = _add(sub, "report", _report_run, "whether fusion helped and what to doubt: report.json, report.html")
-    s.add_argument("run_dir", nargs="?", type=Path, metavar="RUN_DIR", help="the --out of a build")
+    s.add_argument("run_dir", nargs="?", type=_folder, metavar="RUN_DIR", help="the --out of a build")
     s.add_argument("--compare", nargs=2, metavar=("A", "B"), help="instead: what differs between two of RUN_DIR, RUN_DIR:ARM, "
                                                                   "dataset folder, ORG/NAME@TAG")
     s.add_argument("--out", type=Path, metavar="DIR", help="folder for report-compare.json and .html (default: here)")
     s.add_argument("--json", action="store_true", help="the JSON on stdout instead of the summary")
     s = _add(sub, "view", _view, "look at a run or a dataset in the browser, while it runs too")
-    s.add_argument("folder", type=Path, metavar="RUN_DIR", help="run folder, or a dataset folder alone")
+    s.add_argument("folder", type=_folder, metavar="RUN_DIR", help="run folder, or a dataset folder alone")
     s.add_argument("--port", type=int, metavar="N", help="port of 127.0.0.1 (default: 7470, or a free one)")
     s.add_argument("--no-open", action="store_true", help="print the address, open no browser")
     s.add_argument("--with", dest="other", type=Path, metavar="OTHER", help="compare with this run or dataset folder, page by page")
@@ -87,17 +104,17 @@ def _parser() -> argparse.ArgumentParser:
     s.add_argument("--most", type=int, default=500, metavar="N", help="pairs with a page of their own in DIR (default: 500)")
     s.add_argument("--review", metavar="NAME", help="take NAME's blind votes on pairs; they go to RUN_DIR/reviews.jsonl")
     s = _add(sub, "weights", _weights, "weights of the dimensions that take the run's answers to target rewards")
-    s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
+    s.add_argument("run_dir", type=_folder, metavar="RUN_DIR", help="the --out of a build")
     s.add_argument("--target", action="append", required=True, metavar="DIM=VALUE", help="mean reward wanted, in [0, 1]; repeat it")
     s.add_argument("--arm", metavar="NAME", help="answers of this arm (default: fused)")
     s.add_argument("--json", action="store_true", help="one JSON object on stdout")
     s = _add(sub, "push", _push, "publish a run's dataset folder on the Hub, in one commit, with a tag")
-    s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
+    s.add_argument("run_dir", type=_folder, metavar="RUN_DIR", help="the --out of a build")
     s.add_argument("repo_id", metavar="REPO_ID", help="ORG/NAME on the Hub")
     _add_push_flags(s)
     s.add_argument("--dry-run", action="store_true", help="print the plan, send nothing")
     s = _add(sub, "export", _export, "write one config of a run's dataset somewhere else")
-    s.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the --out of a build")
+    s.add_argument("run_dir", type=_folder, metavar="RUN_DIR", help="the --out of a build")
     s.add_argument("--config", required=True, metavar="NAME", help="a config of the dataset, as preference")
     s.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to write into")
     s.add_argument("--format", choices=("parquet", "jsonl", "llamafactory", "mahdpo"), default="parquet", help="default: parquet")
@@ -133,7 +150,8 @@ def _add_build(sub: Any) -> None:
                                                     "(the rows' own answers)")
     b.add_argument("--judge-base-url", action="append", metavar="URL", help="endpoint of the judge, if another; replicas likewise")
     b.add_argument("--judge-model", metavar="ID", help="judge model, if another")
-    b.add_argument("--out", type=Path, metavar="RUN_DIR", help="run folder (default: runs/<name>)")
+    b.add_argument("--out", type=_folder, metavar="RUN_DIR",
+                   help="run folder, a path or a URL as s3://bucket/run (default: runs/<name>)")
     b.add_argument("--limit", type=int, metavar="N", help="prompts to keep, in source order")
     b.add_argument("--seed", type=int, metavar="N", help="run seed")
     b.add_argument("--max-cost", type=float, metavar="MONEY", help="stop when the run folder's builds have spent this much")
@@ -220,7 +238,8 @@ def _build(args: argparse.Namespace) -> int:
             print(f"benchmark {name}: {what}", file=sys.stderr)
     if args.dry_run:
         return _dry_run(args, settings)
-    from .pipeline import Builder, Options
+    from .config import Options
+    from .pipeline import Builder
 
     usage = Usage()
     progress = Progress(usage)
@@ -309,6 +328,7 @@ def _status(args: argparse.Namespace) -> int:
 def _report_run(args: argparse.Namespace) -> int:
     from .report import report_of, write_report
     from .show import report_lines
+    from .store.place import push_back
 
     if args.compare is not None:
         return _report_compare(args)
@@ -316,6 +336,7 @@ def _report_run(args: argparse.Namespace) -> int:
         raise SettingsError("give RUN_DIR (its report is written into it), or --compare A B with or without --out DIR")
     report = report_of(args.run_dir)
     written = write_report(args.run_dir, report)
+    push_back(args.run_dir)
     print(json.dumps(report) if args.json else "\n".join([*report_lines(report), *map(str, written)]))
     return 0
 

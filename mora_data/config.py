@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -622,6 +623,18 @@ def _as_rater(found: RoleSettings) -> RoleSettings:
     if not (found.use or found.base_url or found.engine):
         own["use"] = "judge"
     return found.model_copy(update={k: v for k, v in own.items() if k not in found.model_fields_set or k == "use"})
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a command adds to the settings."""
+
+    sample: bool = False
+    data: tuple[Path, ...] = ()
+    out: Path | None = None
+    until: str = "publish"
+    fresh: bool = False
+    only: frozenset[str] | None = None  # prompts of the mined ones, for a probe
 
 
 def load_settings(source: str, overrides: Mapping[str, object] | None = None) -> BuildSettings:

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from .config import BuildSettings
+from .errors import LimitReached
 from .text import digest
 
 
@@ -31,6 +32,17 @@ class Summary:
     retries: dict[str, int] = field(default_factory=dict)
     slots_busy: float | None = None  # mean share of the slots in use
     replicas_out: dict[str, str] = field(default_factory=dict)  # base URLs that were taken out for a while, and why
+
+
+def check_errors(summary: Summary, counts: Mapping[tuple[str, str], int], settings: BuildSettings) -> None:
+    """Raises LimitReached when more rows failed than the settings allow; `counts` is (stage, what) -> n."""
+    scored = counts.get(("score", "in"), 0) * len(settings.dimensions)
+    rows = counts.get(("presample", "in"), 0) + counts.get(("rollout", "in"), 0) + scored
+    share = summary.errors / rows if rows else 0.0
+    if share > settings.limits.max_error_share:
+        raise LimitReached(f"{summary.errors} of {rows} rows failed ({share:.1%}, limits.max_error_share = "
+                           f"{settings.limits.max_error_share:g}): see {summary.run_dir}/errors.jsonl; "
+                           "the same command asks again what may still pass")
 
 
 def fingerprint(tree: Any) -> str:

@@ -12,7 +12,6 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +20,15 @@ import orjson
 
 from . import __version__
 from .cluster import check as check_cluster
-from .config import BuildSettings, SourceSettings, to_yaml
+from .config import BuildSettings, Options, SourceSettings, to_yaml
 from .engines import connect, resolve
 from .engines.engine import Engine, Usage
 from .engines.prices import load_prices
 from .engines.remarks import remarks
-from .errors import LimitReached, NothingSelected, UnreliableScores
+from .errors import NothingSelected, UnreliableScores
 from .kit import Kit
 from .kit import load as load_kit
-from .manifest import Summary, counts_tree, emptied_by, fingerprint, published_reference
+from .manifest import Summary, check_errors, counts_tree, emptied_by, fingerprint, published_reference
 from .measuring import Measuring
 from .progress import Progress
 from .pulse import pulse
@@ -47,23 +46,12 @@ from .stages.recorded import as_recorded
 from .stages.reference import as_reference, unreliable
 from .store.memory import choose_malloc, give_back
 from .store.parts import Part, write_whole
+from .store.place import shared
 from .store.run import RunFolder, read_json
 from .types import STAGES, Origin, Prompt, Role
 
 if TYPE_CHECKING:
     from .stages.select import Selection
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a command adds to the settings."""
-
-    sample: bool = False
-    data: tuple[Path, ...] = ()
-    out: Path | None = None
-    until: str = "publish"
-    fresh: bool = False
-    only: frozenset[str] | None = None  # prompts of the mined ones, for a probe
 
 
 class Builder:
@@ -132,7 +120,7 @@ class Builder:
                 from .report import finished, write_report
 
                 write_report(folder.path, finished(self._report, folder.path))
-            self._check_errors()
+            check_errors(self.summary, self._counts, self.settings)
         return self.summary
 
     def reaches(self, stage: str) -> bool:
@@ -252,12 +240,15 @@ class Builder:
         from .cluster.driver import environment, work_off
         from .cluster.worker import Job, Order, versions
 
-        job = Job(self.settings, self.options.sample, self.options.until, folder.path.resolve(),
+        job = Job(self.settings, self.options.sample, self.options.until, shared(folder.path),
                   read_json(folder.path / "mine.json")["basis"], self._reference, self._benchmarks, versions(), environment())
         orders = [Order(p.number, kit.fingerprint(self._engines, self._reference, p), runner.old_ends.get(p.log_path, p.log_size()))
                   for p in todo]
         assert self._spending is not None
-        self._given_up, damaged = await work_off(job, orders, self._prices, self._spending, self.usage, self.progress)
+        with folder.lent():
+            self._given_up, damaged = await work_off(job, orders, self._prices, self._spending, self.usage, self.progress)
+        for number, why in self._given_up.items():
+            Part(folder.path, number).give_up(why)
         runner.damaged += damaged
 
     def _drift_seen(self) -> dict[str, Any]:
@@ -357,16 +348,6 @@ class Builder:
         errors = [e for p in parts for e in p.errors()]
         write_whole(folder.path / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
         return errors
-
-    def _check_errors(self) -> None:
-        """Raises LimitReached when more rows failed than the settings allow."""
-        c = self._counts
-        rows = c["presample", "in"] + c["rollout", "in"] + c["score", "in"] * len(self.settings.dimensions)
-        share = self.summary.errors / rows if rows else 0.0
-        if share > self.settings.limits.max_error_share:
-            raise LimitReached(f"{self.summary.errors} of {rows} rows failed ({share:.1%}, limits.max_error_share = "
-                               f"{self.settings.limits.max_error_share:g}): see {self.out}/errors.jsonl; "
-                               "the same command asks again what may still pass")
 
     def _manifest(self, folder: RunFolder, status: str) -> dict[str, Any]:
         """What was built, from what and how; nothing in it tells how often the run was interrupted, so not what it cost."""

@@ -14,13 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .config import BuildSettings
+from .config import BuildSettings, Options
 from .engines import resolve
 from .engines.engine import Usage
 from .engines.prices import Prices, load_prices
 from .errors import SettingsError
 from .estimate import estimate
-from .pipeline import Builder, Options
+from .pipeline import Builder
 from .progress import Progress
 from .stages.mine import MineCounts, mine, open_source
 

@@ -12,9 +12,13 @@ A worker runs the same coroutines over the same answer logs as a build on one ma
 from __future__ import annotations
 
 import importlib.util
+import os
+import socket
 
 from ..config import BuildSettings
-from ..errors import ExtraMissing, SettingsError
+from ..errors import ClusterError, ExtraMissing, SettingsError
+
+REACH_S = 5.0
 
 
 def check(settings: BuildSettings) -> None:
@@ -23,9 +27,22 @@ def check(settings: BuildSettings) -> None:
     Raises:
         ExtraMissing: Ray is not installed.
         SettingsError: an engine that works on one machine only.
+        ClusterError: nobody listens at the cluster's address.
     """
     if importlib.util.find_spec("ray") is None:
         raise ExtraMissing("executor 'ray' needs Ray: pip install 'mora-data[ray]' here and on every node, or leave --executor out")
     for role in ("policy", "rewriter", "judge", *settings.more_roles()):
         if settings.role(role).engine == "batch":
             raise SettingsError(f"{role}.engine = 'batch' waits for files and needs no cluster: leave --executor out")
+    host, _, port = (settings.ray.address or os.environ.get("RAY_ADDRESS") or "").rpartition(":")
+    if host and "/" not in host:
+        _reach(host, port)
+
+
+def _reach(host: str, port: str) -> None:
+    """Ray itself would try for minutes."""
+    try:
+        socket.create_connection((host, int(port)), REACH_S).close()
+    except (OSError, ValueError, OverflowError) as e:
+        raise ClusterError(f"can't join the Ray cluster at {host}:{port} ({getattr(e, 'strerror', None) or e}): start it with "
+                           "`ray start --head`, or correct ray.address") from e

@@ -93,7 +93,7 @@ class Actor:
         except ray.exceptions.RayError as e:
             await self._buried()
             lost = not any(n["NodeID"] == self.node and n["Alive"] for n in ray.nodes())
-            raise Died("its node is gone" if lost else last_line(e), lost) from e
+            raise Died("its node is gone" if lost else "its process ended: a crash, a kill or out of memory", lost) from e
         return ended
 
     async def dismiss(self) -> None:

@@ -20,7 +20,6 @@ from ..engines.prices import Prices
 from ..errors import ClusterError, LimitReached
 from ..progress import Progress
 from ..spending import Spending
-from ..store.parts import Part
 from .crew import Crew, last_line, reply
 from .meter import Meter, State
 from .schedule import Board, distribute
@@ -43,9 +42,8 @@ async def work_off(job: Job, orders: Sequence[Order], prices: Prices, spending: 
     with joined(wanted, progress.say):
         board = await _run(job, orders, prices, spending, usage, progress)
     given_up = {n: f"partition {n:05d} was given up after {wanted.tries} tries: {why}" for n, why in board.poisoned.items()}
-    for number, why in given_up.items():
+    for why in given_up.values():
         progress.say(f"{why}; its prompts are in errors.jsonl, the same command tries it again")
-        Part(job.run_dir, number).give_up(why)
     return given_up, board.damaged
 
 
@@ -70,10 +68,10 @@ def joined(settings: RaySettings, say: Callable[[str], None]) -> Iterator[None]:
         try:
             ray.init(address=settings.address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False,
                      include_dashboard=False)
-        except (ConnectionError, RuntimeError, ValueError) as e:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
             where = settings.address or os.environ.get("RAY_ADDRESS") or "this machine"
             raise ClusterError(f"can't join the Ray cluster at {where} ({' '.join(str(e).split())[:150]}): start it with "
-                               "`ray start --head`, or correct ray.address") from e
+                               "`ray start --head`, correct ray.address, or set RAY_AUTH_MODE=token where it wants one") from e
         try:
             signal.signal(signal.SIGTERM, before)  # Ray's own would not let the build end in order
             there = [n for n in ray.nodes() if n["Alive"]]

@@ -26,7 +26,9 @@ from ..sources.benchmarks import Benchmarks
 from ..stages.outcome import Outcome
 from ..stages.partition import Partitions
 from ..store.parts import Part
+from ..store.place import Visit
 from ..store.run import read_json
+from ..tasks import to_its_end
 from ..types import Role
 from .meter import Limits, SharedPace
 from .schedule import Ended
@@ -44,7 +46,7 @@ class Job:
     settings: BuildSettings
     sample: bool
     until: str
-    run_dir: Path
+    place: str  # of the run folder: path or URL
     mined: str  # basis of mine.json: a worker that reads another one sees another folder
     reference: Mapping[str, Any]
     benchmarks: Benchmarks
@@ -73,6 +75,7 @@ class Worker:
         self._kit: Kit | None = None
         self._reporting: asyncio.Task[None] | None = None
         self._n_open = 0
+        self._visit = Visit(job.place)
 
     async def ready(self) -> tuple[str, str | None]:
         """The node's id, and why this worker can't do the work there; None when it can."""
@@ -83,12 +86,13 @@ class Worker:
     def _unfit(self) -> str | None:
         job = self._job
         os.environ.update({k: v for k, v in job.environment.items() if k not in os.environ})
-        reason = skew(job.versions, versions()) or _unseen(job)
-        if reason is not None:
-            return f"node {platform.node()} {reason}"
         try:
+            reason = skew(job.versions, versions()) or self._unseen()
+            if reason is not None:
+                return f"node {platform.node()} {reason}"
             self._kit = load(job.settings, job.until, job.benchmarks).charted(job.reference)
-            self._engines = connect(job.settings, job.sample, self._usage, job.run_dir, lambda text: None, {"turns": self._turns})
+            shared = {"turns": self._turns}
+            self._engines = connect(job.settings, job.sample, self._usage, self._visit.path, lambda text: None, shared)
         except MoraError as e:
             return f"node {platform.node()}: {e}"
         self._reporting = asyncio.ensure_future(self._report())
@@ -103,16 +107,18 @@ class Worker:
             self._n_open -= 1
 
     async def _seal(self, order: Order) -> Ended:
-        kit, job, part = self._kit, self._job, Part(self._job.run_dir, order.number)
+        kit, job, part = self._kit, self._job, Part(self._visit.path, order.number)
         assert kit is not None
         runner = Partitions(self._engines, self._usage, job.settings.seed, self._opening)
         runner.old_ends[part.log_path] = order.old_end
         self._prompts[order.number] = 0
         try:
+            await to_its_end(self._visit.fetch, f"parts/{part.folder.name}/")
             if kit.fingerprint(self._engines, job.reference, part) != order.fingerprint:
                 return Ended("unfit", f"node {platform.node()} would make other rows than the driver (templates, models or files "
                                       "differ): install the same on every node")
             await kit.through(self._engines, job.reference, runner, [part], partial(self._one_more, order.number))
+            await to_its_end(self._visit.carry)
             await self._tell()
         except LogHeld as e:
             return Ended("held", str(e))
@@ -132,6 +138,13 @@ class Worker:
         while self._n_open:
             await asyncio.sleep(NAP_S)
         await self._tell()
+        await to_its_end(self._visit.leave)
+
+    def _unseen(self) -> str | None:
+        self._visit.fetch("mine.json")
+        if read_json(self._visit.path / "mine.json").get("basis") == self._job.mined:
+            return None
+        return f"does not see the run folder {self._job.place}: give --out on storage that all nodes share"
 
     async def ping(self) -> None:
         """Alive."""
@@ -180,9 +193,3 @@ def _code() -> str:
     for name in files:
         content.update(name.encode() + (package / name).read_bytes())
     return content.hexdigest()[:12]
-
-
-def _unseen(job: Job) -> str | None:
-    if read_json(job.run_dir / "mine.json").get("basis") == job.mined:
-        return None
-    return f"does not see the run folder {job.run_dir}: give --out on storage that all nodes share"

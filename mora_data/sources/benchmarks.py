@@ -7,11 +7,11 @@ hashes alone; one that is in neither is "not measured", and the manifest says so
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
+from .. import resources
 from ..config import SourceSettings
 from ..errors import DropRow, SourceError
 from ..text import digest, words
@@ -27,7 +27,6 @@ HUB = {
     "MT-Bench": ("HuggingFaceH4/mt_bench_prompts", []),
 }
 NAMES = tuple(HUB)
-CACHE_ENV = "MORA_DATA_CACHE"
 _COLUMNS = ("prompt", "instruction", "goal", "Question", "question", "turns")
 _N = 13
 _BYTES = 8  # of a hash
@@ -61,8 +60,7 @@ class Benchmarks:
 
 def cache_dir() -> Path:
     """Where hashes of benchmarks are kept: $MORA_DATA_CACHE, else mora-data in the user's cache folder."""
-    base = os.environ.get(CACHE_ENV)
-    return (Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mora-data") / "benchmarks"
+    return resources.cache() / "benchmarks"
 
 
 def fetch(cache: Path) -> dict[str, str]:

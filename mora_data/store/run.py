@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ import orjson
 
 from ..errors import RunFolderError
 from .parts import Part, write_whole
+from .remote import OF_A_COPY, Remote, url_of
 
 LIVE = "live.json"  # what a running build says of itself
 
@@ -27,6 +29,7 @@ class RunFolder:
 
     def __init__(self, path: Path, identity: Mapping[str, str], fresh: bool) -> None:
         self.path = path
+        self._remote: Remote | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._check_is_ours()
@@ -36,6 +39,8 @@ class RunFolder:
         try:
             self._take(identity, fresh)
         except BaseException:
+            if self._remote is not None:
+                self._remote.close()
             os.close(self._lock)
             raise
 
@@ -43,7 +48,11 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        os.close(self._lock)
+        try:
+            if self._remote is not None:
+                self._remote.close()
+        finally:
+            os.close(self._lock)
 
     def manifest(self) -> dict[str, Any]:
         """manifest.json, empty when there is none."""
@@ -51,7 +60,15 @@ class RunFolder:
 
     def write(self, name: str, tree: Mapping[str, Any]) -> None:
         """Write a JSON file at the top of the folder."""
+        if self._remote is not None:
+            self._remote.check()
         write_whole(self.path / name, orjson.dumps(tree, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Around a time in which other machines write the partitions."""
+        with self._remote.lent("parts/") if self._remote is not None else contextlib.nullcontext():
+            yield
 
     def parts(self) -> list[Part]:
         """The partitions that exist, in order."""
@@ -63,6 +80,11 @@ class RunFolder:
         except OSError as e:
             raise RunFolderError(f"run folder {self.path} is in use by another mora-data process: wait for it, "
                                  "or give another --out") from e
+        if url_of(self.path) is not None:
+            remote = Remote(self.path)
+            remote.take()
+            self._remote = remote
+            self._check_is_ours()
         if fresh:
             try:
                 self._clear()
@@ -71,13 +93,13 @@ class RunFolder:
         self._check_identity(identity)
 
     def _check_is_ours(self) -> None:
-        inside = {p.name for p in self.path.iterdir()} - {".lock", "manifest.json.tmp"}
+        inside = {p.name for p in self.path.iterdir()} - {".lock", "manifest.json.tmp", *OF_A_COPY}
         if inside and "identity" not in self.manifest():
             raise RunFolderError(f"{self.path} is not a run folder (it holds {sorted(inside)[0]!r}): give another --out")
 
     def _clear(self) -> None:
         for entry in sorted(self.path.iterdir(), key=lambda p: p.name == "manifest.json"):  # last: until then it is ours
-            if entry.name == ".lock":
+            if entry.name in (".lock", *OF_A_COPY):
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)

@@ -1,0 +1,32 @@
+"""The simulator with two prompts that it can't bear: one makes it raise, the other ends its process.
+
+Named in settings as `policy.engine: support.poison:opened`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mora_data.config import BuildSettings, RoleSettings
+from mora_data.engines.embedded import ScriptedEngine
+from mora_data.engines.engine import Sink, Usage
+from mora_data.store.log import Record
+from mora_data.types import Request
+
+RAISES, KILLS = "an item that raises", "an item that kills"
+
+
+def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> ScriptedEngine:
+    """The engine."""
+    return Poisoned(build.scripted, build.seed, usage)
+
+
+class Poisoned(ScriptedEngine):
+    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+        text = request.messages[-1]["content"]
+        if RAISES in text:
+            raise ValueError("this row breaks the code")
+        if KILLS in text:
+            os._exit(9)
+        return await super().send(canon, request, n, first, seed, sink)
