@@ -311,7 +311,7 @@ def measured(run_dir: Path, n: int, steps: list[str], before: dict[str, float]) 
     """Runs the steps, a process each, and prints a line for each; returns their CPU seconds."""
     cpu: dict[str, float] = {}
     for step in steps:
-        command = ("nice", "-n", "10", sys.executable, "-m", "benchmarks.large", "--child", step, str(run_dir))
+        command = (sys.executable, "-m", "benchmarks.large", "--child", step, str(run_dir))
         done = checked(run(command, env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}, limit_s=36_000), step)
         cpu[step] = done.cpu_s
         said = [f"{step:<8} {n:>9,} prompts  {done.cpu_s:8.1f} s of CPU  {done.wall_s:8.1f} s  peak {done.peak_mb:6.0f} MB"]
