@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +75,7 @@ def _partition(folder: Path, rng: np.random.Generator, first: int, n: int, layou
 
     numbers = np.arange(first, first + n)
     ids = [f"{v:016x}" for v in _mixed(numbers).tolist()]
-    asked = _sentences(rng, n, 14)
+    asked = sentences(rng, n, 14)
     lines = [{"prompt_id": i, "messages": [{"role": "user", "content": t}], "group": i, "source_dataset": "org/large",
               "source_config": "default", "source_split": "train", "source_revision": "a" * 40, "source_row": row,
               "source_licence": "cc-by-4.0", "stratum": "all", "category": f"topic {row % 19}", "priors": {}, "recorded": []}
@@ -128,7 +130,7 @@ def _rollouts(folder: Path, rng: np.random.Generator, rows: dict[str, Any], leve
     import pyarrow.compute as pc
 
     n = len(levels)
-    words = _sentences(rng, 997, 12)
+    words = sentences(rng, 997, 12)
     number = pc.cast(pa.array(rng.integers(0, 1 << 40, n)), pa.string())
     text = pc.binary_join_element_wise(pa.array(words).take(pa.array(rng.integers(0, 997, n))), number, " ")
     odd = rng.random(n) < 0.02
@@ -187,7 +189,7 @@ def _few(folder: Path, rng: np.random.Generator, ids: list[str], asked: list[str
 
     n = len(ids)
     carried = [DIMS[k] for k in rng.integers(0, len(DIMS), n).tolist()]
-    rewritten = {name: _sentences(rng, n, 20) if name not in ("presample", "identity") else asked for name, _ in layout}
+    rewritten = {name: sentences(rng, n, 20) if name not in ("presample", "identity") else asked for name, _ in layout}
     _write(folder, "profiles", {
         "prompt_id": ids, "kind": ["one_dim"] * n, "n": [16] * n, "carried_dim": carried,
         "target_dims": [[d for d in DIMS if d != c] for c in carried], "binding_dims": [list(DIMS)] * n, "dominance": [0.1] * n,
@@ -221,7 +223,7 @@ def _write(folder: Path, name: str, columns: dict[str, Any]) -> None:
         writer.write_table(table, row_group_size=1000)
 
 
-def _sentences(rng: np.random.Generator, n: int, words: int) -> list[str]:
+def sentences(rng: np.random.Generator, n: int, words: int) -> list[str]:
     """Texts of so many made-up words; two share a run of five by chance alone."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -278,19 +280,27 @@ def step_publish(run_dir: Path) -> dict[str, Any]:
 
     settings, parts = load_settings(str(run_dir / "build.yaml"), {}), parts_of(run_dir)
     selection = select(parts, settings)
+    selected_by = {"select_cpu_s": round(time.process_time(), 1), "select_rss_mb": _rss_mb()}
     release = Release(settings, Origin("org/policy", "org/judge", "org/policy", "dominance_hv", False, 0),
                       read_json(run_dir / "manifest.json"), dict.fromkeys(DIMS, 0.75), lambda table, target, aligned: table.pairs)
     result = write_dataset(lambda: selected(parts, selection, settings), release, run_dir / "dataset")
-    return {"rows": result.counts, "mb": round(result.n_bytes / 1e6), "fingerprint": result.fingerprint}
+    return {**selected_by, "rows": result.counts, "mb": round(result.n_bytes / 1e6), "fingerprint": result.fingerprint}
+
+
+def _rss_mb() -> int:
+    """The most this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def step_report(run_dir: Path) -> dict[str, Any]:
-    """report.json and report.html."""
-    from mora_data.report import report_of, write_report
+    """report.json and report.html; what the partitions alone take is told apart."""
+    from mora_data.report import arms_report, finished, write_report
 
-    report = report_of(run_dir)
+    arms = arms_report(run_dir)
+    arms_by = {"arms_cpu_s": round(time.process_time(), 1), "arms_rss_mb": _rss_mb()}
+    report = finished(arms, run_dir)
     write_report(run_dir, report)
-    return {"verdict": report["verdict"], "pairs": report["pairs"]["n"]}
+    return {**arms_by, "verdict": report["verdict"], "pairs": report["pairs"]["n"]}
 
 
 CHILDREN: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -301,7 +311,7 @@ def measured(run_dir: Path, n: int, steps: list[str], before: dict[str, float]) 
     """Runs the steps, a process each, and prints a line for each; returns their CPU seconds."""
     cpu: dict[str, float] = {}
     for step in steps:
-        command = ("nice", "-n", "10", sys.executable, "-m", "benchmarks.large", "--child", step, str(run_dir))
+        command = (sys.executable, "-m", "benchmarks.large", "--child", step, str(run_dir))
         done = checked(run(command, env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}, limit_s=36_000), step)
         cpu[step] = done.cpu_s
         said = [f"{step:<8} {n:>9,} prompts  {done.cpu_s:8.1f} s of CPU  {done.wall_s:8.1f} s  peak {done.peak_mb:6.0f} MB"]
@@ -309,7 +319,7 @@ def measured(run_dir: Path, n: int, steps: list[str], before: dict[str, float]) 
             said.append(f"{done.cpu_s / cpu['floor']:.2f} x floor")
         if step in before:
             said.append(f"x{done.cpu_s / before[step]:.1f} CPU of the one before")
-        print("  ".join(said), json.dumps(json.loads(done.out))[:160], flush=True)
+        print("  ".join(said), json.dumps(json.loads(done.out))[:200], flush=True)
     return cpu
 
 

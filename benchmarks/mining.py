@@ -1,6 +1,7 @@
 """Mining speed and memory: synthetic HH rows through read, parse, normalise, filter and dedup, in one pass.
 
     python -m benchmarks.mining [--rows 100000] [--plain]
+    python -m benchmarks.mining --million      1,000,000 prompts beside 100,000: repeats, near-duplicates and decontamination
 
 Rows are written to a .jsonl.gz (--plain: .jsonl) in a temporary folder and streamed from there. The floor reads the
 same file with orjson.loads and str.split only. Each run is a process of its own, on one core, with its own peak memory.
@@ -100,7 +101,43 @@ def run_minhash(path: Path) -> dict[str, object]:
     return {"in": N_MINHASH, "near_duplicates": seen, "dedup_s": time.process_time() - start - making}
 
 
-SIDES = {"mine": run_mine, "near": run_near, "minhash": run_minhash}
+def write_prompts(path: Path, n: int) -> None:
+    """`n` rows of the jsonl source, 14 to 34 made-up words; one in twenty is repeated, one in ten nearly so."""
+    import numpy as np
+
+    from benchmarks.large import sentences
+
+    with path.open("wb") as out:
+        for at in range(0, n, 10_000):
+            rng = np.random.default_rng(at)
+            texts = [a + b for a, b in zip(sentences(rng, 10_000, 14), (f" {t}" * (i % 2) for i, t in
+                                                                       enumerate(sentences(rng, 10_000, 20))), strict=True)]
+            for i in range(1, len(texts)):
+                texts[i] = texts[i - 1] if i % 20 == 7 else f"{texts[i - 1]} please" if i % 10 == 4 else texts[i]
+            out.writelines(orjson.dumps({"prompt": t}) + b"\n" for t in texts)
+    (path.parent / "bench.jsonl").write_bytes(b"".join(
+        orjson.dumps({"prompt": t}) + b"\n" for t in sentences(np.random.default_rng(10**9), 5_000, 20)))
+
+
+def run_prompts(path: Path, near: float | None = None) -> dict[str, object]:
+    """Exact repeats and decontamination against 5,000 prompts of another set."""
+    from mora_data.config import build_settings
+    from mora_data.stages.mine import MineCounts, mine, open_source
+
+    source = {"kind": "jsonl", "decontaminate_from": {"bench": str(path.parent / "bench.jsonl")}}
+    settings = build_settings({"name": "bench", "source": source, "mine": {"near_duplicates": near}})
+    counts = MineCounts()
+    for _ in mine(open_source(settings, sample=False, data=[path]), settings, counts):
+        pass
+    return counts.as_dict()
+
+
+def run_prompts_near(path: Path) -> dict[str, object]:
+    """The same, and near-duplicates."""
+    return run_prompts(path, 0.8)
+
+
+SIDES = {"prompts": run_prompts, "prompts_near": run_prompts_near, "mine": run_mine, "near": run_near, "minhash": run_minhash}
 
 
 def run_floor(path: Path) -> dict[str, object]:
@@ -114,6 +151,12 @@ def run_floor(path: Path) -> dict[str, object]:
     return {"in": n}
 
 
+def run_floor_prompts(path: Path) -> dict[str, object]:
+    """Reading the prompts alone."""
+    with path.open("rb") as stream:
+        return {"in": sum(len(orjson.loads(line)["prompt"].split()) > 0 for line in stream)}
+
+
 def timed(what: str, path: Path) -> dict[str, float]:
     """`what` in a fresh process: seconds of wall and CPU time, peak MB, rows."""
     command = [sys.executable, "-m", "benchmarks.mining", "--child", what, str(path)]
@@ -124,7 +167,7 @@ def timed(what: str, path: Path) -> dict[str, float]:
 
 def child(what: str, path: Path) -> None:
     """Runs one side and prints its figures."""
-    side = SIDES.get(what, run_floor)
+    side = {**SIDES, "floor_prompts": run_floor_prompts}.get(what, run_floor)
     before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start, cpu = time.perf_counter(), time.process_time()
     counts = side(path)
@@ -158,15 +201,38 @@ def figures(scale: Scale) -> Iterator[Figure]:
                  met=minhash["dedup_s"] <= GOAL_MINHASH_S)
 
 
+def million(rows: int) -> None:
+    """`rows` prompts beside a tenth of them: CPU and memory, and what each kept prompt costs."""
+    with tempfile.TemporaryDirectory() as folder:
+        for side in ("floor_prompts", "prompts", "prompts_near"):
+            before: dict[str, float] = {}
+            for n in (rows // 10, rows):
+                path = Path(folder) / f"prompts-{n}.jsonl"
+                if not path.exists():  # elsewhere: a child's peak is at least its parent's
+                    subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from benchmarks.mining import "
+                                    "write_prompts; write_prompts(Path(sys.argv[1]), int(sys.argv[2]))", str(path), str(n)],
+                                   check=True, cwd=ROOT)
+                got = timed(side, path)
+                said = f"{side:<14} {n:>9,} rows  {got['cpu_s']:7.1f} s of CPU  peak {got['peak_mb']:5.0f} MB"
+                if before and "kept" in got:
+                    each = (got["peak_mb"] - before["peak_mb"]) * 2**20 / (got["kept"] - before["kept"])
+                    said += f"  x{got['cpu_s'] / before['cpu_s']:.1f} CPU, {each:.0f} B a prompt kept, {got['dropped']}"
+                print(said, flush=True)
+                before = got
+
+
 def main() -> None:
     """Prints the figures; exits 1 below the goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--plain", action="store_true", help="no gzip")
+    parser.add_argument("--million", action="store_true", help="1,000,000 prompts beside 100,000")
     parser.add_argument("--child", nargs=2, metavar=("SIDE", "PATH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         return child(args.child[0], Path(args.child[1]))
+    if args.million:
+        return million(1_000_000 if args.rows == 100_000 else args.rows)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"rows-{n}.jsonl{'' if args.plain else '.gz'}" for n in (args.rows // 10, args.rows)]
         for path, n in zip(paths, (args.rows // 10, args.rows), strict=True):

@@ -168,8 +168,21 @@ def _add_build(sub: Any) -> None:
                    help="select also on dimensions whose scores are measured to be mostly noise; written down")
     b.add_argument("--dry-run", action="store_true", help="requests, tokens, money and time, and nothing else")
     b.add_argument("--probe", action="store_true", help="with --dry-run: ask the models for 16 prompts, and measure instead")
+    b.add_argument("--gpus", type=_numbers, metavar="N[,N]", help="with --dry-run: hours and GPU-hours on so many GPUs")
+    b.add_argument("--tokens-per-s", type=float, metavar="N",
+                   help="with --gpus: tokens that one GPU gets done in a second, prompt and output together")
+    b.add_argument("--prompts", type=_numbers, metavar="N[,N]", help="with --gpus: for so many prompts (default: those mined)")
+    b.add_argument("--gpu-price", type=float, metavar="MONEY", help="with --gpus: of one GPU for an hour")
     b.add_argument("--fresh", action="store_true", help="start anew: forget what the run folder holds")
     b.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers of at least 1, by commas."""
+    found = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers of at least 1, by commas")
+    return found
 
 
 def _add_push_flags(p: argparse.ArgumentParser) -> None:
@@ -230,6 +243,7 @@ def _build(args: argparse.Namespace) -> int:
 
     if args.probe and not args.dry_run:
         raise SettingsError("--probe is a part of --dry-run: give both, or none")
+    _check_capacity(args)
     settings = _settings(args)
     if args.fetch_benchmarks:
         from .sources.benchmarks import cache_dir, fetch
@@ -277,6 +291,20 @@ def _urls(role: str, given: Sequence[str] | None) -> dict[str, object]:
     return {f"{role}.base_url": urls[0], f"{role}.replicas": urls[1:]} if urls else {}
 
 
+def _check_capacity(args: argparse.Namespace) -> None:
+    """--gpus and what belongs to it."""
+    for flag, value in (("--tokens-per-s", args.tokens_per_s), ("--prompts", args.prompts), ("--gpu-price", args.gpu_price)):
+        if value is not None and args.gpus is None:
+            raise SettingsError(f"{flag} belongs to --gpus: give both, or none")
+    if args.gpus is not None and not args.dry_run:
+        raise SettingsError("--gpus is a part of --dry-run, it starts nothing: give both, or none")
+    if args.gpus is not None and args.tokens_per_s is None:
+        raise SettingsError("--gpus needs --tokens-per-s: what one GPU gets done in a second, as its server's log says")
+    for flag, value in (("--tokens-per-s", args.tokens_per_s), ("--gpu-price", args.gpu_price)):
+        if value is not None and not 0 < value < float("inf"):
+            raise SettingsError(f"{flag} {value:g}: give a number above 0")
+
+
 def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> int:
     from .estimate import estimate
 
@@ -286,8 +314,19 @@ def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> int:
         found = probe(settings, args.sample, args.data)
     else:
         found = estimate(settings, args.sample, args.data)
+    rows = []
+    if args.gpus is not None:
+        from dataclasses import asdict
+
+        from .capacity import capacity, table
+
+        rows = capacity(found, args.prompts or [found["prompts"]], args.gpus, args.tokens_per_s, args.gpu_price)
+        if args.json:
+            found["capacity"] = [asdict(r) for r in rows]
     measured = dict.fromkeys(found.pop("from_probe", []), "   from the probe") if not args.json else {}
     print(json.dumps(found) if args.json else "\n".join(f"{k:<20} {v}{measured.get(k, '')}" for k, v in found.items()))
+    if rows and not args.json:
+        print(f"\n{table(rows, args.tokens_per_s)}")
     return 0
 
 

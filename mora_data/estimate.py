@@ -39,6 +39,7 @@ def estimate(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> dic
     tokens = [v["tokens_in"] + v["tokens_out"] for v in (low, high)]
     return {"prompts": n, "rows": counts.rows, "requests": [low["requests"], high["requests"]],
             "tokens_in": [low["tokens_in"], high["tokens_in"]], "tokens_out": [low["tokens_out"], high["tokens_out"]],
+            "answers": [low["answers"], high["answers"]],
             "cost": None, "seconds": [round(t / TOKENS_PER_S) for t in tokens], "assumed_tokens_per_s": TOKENS_PER_S}
 
 
@@ -48,7 +49,8 @@ def _recorded(settings: BuildSettings, prompts: Iterable[Prompt], counts: MineCo
     lengths = [n_tokens(p.text) + n_tokens(r.text) for p in prompts for r in p.recorded]
     requests, tokens = asking * len(lengths), asking * (sum(lengths) + JUDGE_PROMPT_TOKENS * len(lengths))
     return {"prompts": counts.kept, "rows": counts.rows, "requests": [requests] * 2, "tokens_in": [tokens] * 2,
-            "tokens_out": [8 * requests] * 2, "cost": None, "seconds": [round(tokens / TOKENS_PER_S)] * 2,
+            "tokens_out": [8 * requests] * 2, "answers": [len(lengths)] * 2,
+            "cost": None, "seconds": [round(tokens / TOKENS_PER_S)] * 2,
             "assumed_tokens_per_s": TOKENS_PER_S}
 
 
@@ -74,7 +76,7 @@ def _volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) 
     judged = samples * dims + confirmed + heldout + canaries
     rewrites = fused * tries
     asked = rewrites / s.fuse.candidates  # one request for all candidates
-    return {"requests": round(policy + judged + asked + checked * tries),
+    return {"answers": round(samples), "requests": round(policy + judged + asked + checked * tries),
             "tokens_in": round(policy * prompt_tokens + judged * (JUDGE_PROMPT_TOKENS + prompt_tokens + answer)
                                + asked * (FUSE_PROMPT_TOKENS + prompt_tokens)
                                + checked * tries * (JUDGE_PROMPT_TOKENS + 4 * prompt_tokens)),

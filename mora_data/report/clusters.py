@@ -80,7 +80,7 @@ class Added:
 
     def _grow(self, n: int) -> None:
         if n > len(self._sums):
-            more = max(n, min(2 * len(self._sums), BATCHES)) - len(self._sums)
+            more = max(n - len(self._sums), len(self._sums) // 4)
             self._sums, self._numbers = (np.concatenate([a, np.zeros((more, a.shape[1]))]) for a in (self._sums, self._numbers))
 
 

@@ -105,25 +105,26 @@ def _block(part: Part, dims: Sequence[str], split: bool) -> Block:
     import pyarrow.compute as pc
 
     prompts = part.prompts()
-    profiles = _table(part, "profiles", ["prompt_id", "kind", "carried_dim"])
+    profiles = part.table("profiles", ["prompt_id", "kind", "carried_dim"])
     place = {p: i for i, p in enumerate(profiles.column("prompt_id").to_pylist())}
     prompts = [p for p in prompts if p.prompt_id in place]
     prompts.sort(key=lambda p: place[p.prompt_id])
     ids = profiles.column("prompt_id").combine_chunks()
-    rollouts = _table(
-        part, "rollouts", ["prompt_id", "arm", "index", "tokens_out", "flags", "error", *(f"reward_{d}" for d in dims)]
+    rollouts = part.table(
+        "rollouts", ["prompt_id", "arm", "index", "tokens_out", "flags", "error", *(f"reward_{d}" for d in dims)]
     )
     if not split:
         rollouts = rollouts.filter(pc.not_equal(rollouts.column("arm"), PRESAMPLE))
     asked = _texts(part, place)
     row = pc.index_in(rollouts.column("prompt_id"), value_set=ids).to_numpy()
     index = rollouts.column("index").to_numpy()
-    names = np.array(rollouts.column("arm").to_pylist(), dtype=object)
+    encoded = rollouts.column("arm").combine_chunks().dictionary_encode()
+    names, place_of = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
     values = np.stack([_floats(rollouts.column(f"reward_{d}")) for d in dims], axis=1)
     tokens, refused = _floats(rollouts.column("tokens_out")), _refusals(rollouts)
     arms = {}
-    for name in sorted(set(names.tolist())):
-        at = names == name
+    for name in sorted(names):
+        at = place_of == names.index(name)
         if name == PRESAMPLE:
             at &= index % 2 == 1
         if not at.any():
@@ -168,7 +169,7 @@ def _confirmed(
     """First and second score of each answer that was scored once more, by dimension; with several sources, each of the second."""
     import pyarrow.compute as pc
 
-    scores = _table(part, "scores", ["prompt_id", "arm", "index", "purpose", "dimension", "value"])
+    scores = part.table("scores", ["prompt_id", "arm", "index", "purpose", "dimension", "value"])
     scores = scores.filter(pc.equal(scores.column("purpose"), "confirm"))
     found: dict[str, tuple[list[float], list[float]]] = {d: ([], []) for d in dims}
     slots = {name: {int(r): i for i, r in enumerate(a.rows_P)} for name, a in arms.items()}
@@ -184,17 +185,11 @@ def _confirmed(
 
 
 def _candidates(part: Part, dims: Sequence[str]) -> NDArray[np.float64]:
-    table = _table(part, "pairs", ["rank", *(f"{m}_{d}" for m in ("margin", "margin_confirmed") for d in dims)])
+    table = part.table("pairs", ["rank", *(f"{m}_{d}" for m in ("margin", "margin_confirmed") for d in dims)])
     first = table.column("rank").to_numpy() == 0
     return np.stack(
         [np.stack([_floats(table.column(f"{m}_{d}"))[first] for d in dims], axis=1) for m in ("margin", "margin_confirmed")], axis=1
     )
-
-
-def _table(part: Part, name: str, columns: list[str]) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(part.folder / f"{name}.parquet", columns=columns, use_threads=False)
 
 
 def _floats(column: Any) -> NDArray[np.float64]:
@@ -217,14 +212,14 @@ def _refusals(rollouts: Any) -> NDArray[np.float64]:
 def _texts(part: Part, place: dict[str, int]) -> dict[str, dict[int, str]]:
     """Arm -> position of the prompt -> last user turn as asked."""
     out: dict[str, dict[int, str]] = {}
-    table = _table(part, "arms", ["prompt_id", "arm", "messages"])
+    table = part.table("arms", ["prompt_id", "arm", "messages"])
     for prompt_id, arm, messages in zip(*(table.column(c).to_pylist() for c in ("prompt_id", "arm", "messages")), strict=True):
         out.setdefault(arm, {})[place[prompt_id]] = messages[-1]["content"]
     return out
 
 
 def _fusions(part: Part, place: dict[str, int]) -> tuple[dict[str, Fusions], dict[tuple[str, str], tuple[float, int]]]:
-    table = _table(part, "fusions", ["prompt_id", "arm", "attempt", "accepted", "failed", "checks"])
+    table = part.table("fusions", ["prompt_id", "arm", "attempt", "accepted", "failed", "checks"])
     tried: dict[str, dict[int, tuple[str, int]]] = {}
     columns = [table.column(c).to_pylist() for c in ("prompt_id", "arm", "attempt", "accepted", "failed")]
     for prompt_id, arm, attempt, accepted, failed in zip(*columns, strict=True):

@@ -72,6 +72,7 @@ class _Bands:
         self._band = np.arange(n_bands, dtype=np.uint64) * _MIX
         self._chunks: list[NDArray[np.uint32]] = []
         self._fresh: dict[int, list[int]] = {}
+        self._last: list[NDArray[np.uint64]] = []
         self._clear(FRESH * n_bands // 2)
 
     def hashed(self, sketches: NDArray[np.uint32]) -> NDArray[np.uint64]:
@@ -94,6 +95,7 @@ class _Bands:
         if self._n % CHUNK == 0:
             self._chunks.append(np.empty((CHUNK, HASHES), np.uint32))
         self._chunks[-1][self._n % CHUNK] = sketch
+        self._last.append(hashed)
         for h in hashed.tolist():
             self._fresh.setdefault(h, []).append(self._n)
         self._n += 1
@@ -119,12 +121,14 @@ class _Bands:
 
     def _settle(self) -> None:
         """Into the table with the fresh ones; where it is too full, into one of twice the size with all of them."""
+        hashed, first = np.concatenate(self._last), self._n - FRESH
         self._fresh.clear()
-        first = self._n - FRESH
-        if self._n * self._n_bands > FULLEST * len(self._tags):
-            self._clear(2 * self._n_groups)
-            first = 0
-        for at in range(first, self._n, FRESH):
+        self._last.clear()
+        if self._n * self._n_bands <= FULLEST * len(self._tags):
+            self._place(np.repeat(np.arange(first, self._n), self._n_bands), hashed)
+            return
+        self._clear(2 * self._n_groups)
+        for at in range(0, self._n, FRESH):
             chunk = self._chunks[at // CHUNK][at % CHUNK:at % CHUNK + FRESH]
             self._place(np.repeat(np.arange(at, at + FRESH), self._n_bands), self.hashed(chunk).ravel())
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"__init__"},
     {"cli", "demo", "mora_pairs"},
     {"api", "probe"},
-    {"pipeline", "evaluate", "estimate", "show"},
+    {"pipeline", "evaluate", "estimate", "show", "capacity"},
     {"measuring", "cluster"},
     {"kit"},
     {"recipes", "manifest", "spending", "pulse"},

@@ -79,7 +79,8 @@ def test_a_large_run_is_told_by_batches(run: Path, report: dict[str, Any], monke
     batched = report_of(run)
     assert batched["verdict"] == report["verdict"] and batched["figures"]["planes"] == report["figures"]["planes"]
     widths = []
-    for one, other in [(batched["arms"][a]["metrics"][m], cell) for a, v in report["arms"].items() for m, cell in v["metrics"].items()]:
+    cells = [(a, m, cell) for a, v in report["arms"].items() for m, cell in v["metrics"].items()]
+    for one, other in [(batched["arms"][a]["metrics"][m], cell) for a, m, cell in cells]:
         assert (one["value"], one["n"]) == (pytest.approx(other["value"], abs=2e-5), other["n"])  # 0.086875 rounds either way
         if other["value"] is not None and other["high"] > other["low"]:
             widths.append((one["high"] - one["low"]) / (other["high"] - other["low"]))
