@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the experiment (default runs/mini-mora-SCALE)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of answers, selection and training (default 3)")
     parser.add_argument("--piece", default="table", metavar="NAME",
-                        help="base, build[-SEED], rate[-0|-1], rates, train[-SEED], test[-plain|-fused], skills, portions, "
+                        help="base, build[-SEED], candidates[-0|-1], rate, train[-SEED], test[-plain|-fused], skills, portions, "
                              "sequences, table")
     parser.add_argument("--calibrate", action="store_true", help="measure speeds and predict the time of every piece")
     args = parser.parse_args(argv)
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pieces: dict[str, Callable[[], object]] = {
         "base": lambda: labs.base(lab, q),
         "build": lambda: [labs.built(lab, q, s) for s in seeds],
-        "rate": lambda: [labs.candidates(lab, i) for i in seeds[:2]],
-        "rates": lambda: print(labs.rates(lab)),
+        "candidates": lambda: [labs.candidates(lab, i) for i in seeds[:2]],
+        "rate": lambda: print(labs.learning_rate(lab)),
         "train": lambda: [make(s) for make in labs.main_methods(lab, q).values() for s in seeds],
         "test": lambda: [labs.finals(lab, which) for which in ([number] if number else ["plain", "fused"])],
         "skills": lambda: print(json.dumps(more.skills(lab), indent=1)),

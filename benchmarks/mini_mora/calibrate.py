@@ -71,7 +71,7 @@ def forecast(scale: Scale, seeds: int, speed: Speed) -> Iterator[tuple[str, floa
         yield f"base-q{q}", scale.model.steps * speed.base_step
         for s in range(seeds):
             yield f"build-q{q}-s{s}", 2 * speed.command + scale.answers * (mined + going_on * arms) * speed.answer
-    yield "rates: both learning rates of every method", 2 * methods * train + speed.command + (1 + 2 * methods) * (
+    yield "rate: identity and fused at both learning rates", 4 * train + speed.command + 5 * (
         scale.n_dev * bases * scale.test_answers * speed.answer)
     for s in range(seeds):
         yield f"dpo-s{s}: every method", methods * train

@@ -151,13 +151,13 @@ def trained(lab: Lab, q: float, method: str, seed: int, rate: float, n: int | No
 
 
 def candidates(lab: Lab, i: int) -> dict[str, Path]:
-    """Every method's checkpoint of seed 0 at the i-th learning rate."""
+    """The checkpoints of seed 0 at the i-th learning rate, of the two arms that the rate is chosen on."""
     q, rate = lab.scale.skills[0], lab.scale.learning_rates[i]
-    return {f"{m}.{i}@0": trained(lab, q, m, 0, rate) for m in lab.methods}
+    return {f"{m}.{i}@0": trained(lab, q, m, 0, rate) for m in ("identity", "fused")}
 
 
-def rates(lab: Lab) -> dict[str, float]:
-    """Per method the learning rate of the two whose seed 0 has the higher joint pass on plain questions of training topics."""
+def learning_rate(lab: Lab) -> float:
+    """One for all: of the two that with the higher joint pass on plain questions of training topics, mean of identity and fused."""
     q = lab.scale.skills[0]
 
     def work() -> dict[str, Any]:
@@ -165,11 +165,10 @@ def rates(lab: Lab) -> dict[str, float]:
         dev = without_skill(lab.scale.splits()["train"], lab.scale.n_dev, q)
         found = evaluate({"base@0": base(lab, q), **models}, plain(dev, 1), lab.out / "dev", lab.scale, lab.scale.test_answers)
         joint = {m: _mean(v[0, :, METRICS.index("joint_pass")]) for m, v in found.methods.items()}
-        best = {m: max(range(2), key=lambda i, m=m: (joint[f"{m}.{i}"], -i)) for m in lab.methods}  # type: ignore[misc]
-        return {"joint_pass": joint, "rates": {m: lab.scale.learning_rates[i] for m, i in best.items()}}
+        best = max(range(2), key=lambda i: (joint[f"identity.{i}"] + joint[f"fused.{i}"], -i))
+        return {"joint_pass": joint, "learning_rate": lab.scale.learning_rates[best]}
 
-    found: dict[str, float] = lab.step("rates", work)["rates"]
-    return found
+    return float(lab.step("rate", work)["learning_rate"])
 
 
 def tested(lab: Lab, q: float, name: str, methods: Mapping[str, Callable[[int], Path]]) -> Scores:
@@ -193,9 +192,9 @@ def finals(lab: Lab, name: str) -> Scores:
 
 
 def main_methods(lab: Lab, q: float) -> dict[str, Callable[[int], Path]]:
-    """Every method at its learning rate."""
-    chosen = rates(lab)
-    return {m: lambda seed, m=m: trained(lab, q, m, seed, chosen[m]) for m in lab.methods}  # type: ignore[misc]
+    """Every method at the chosen learning rate."""
+    rate = learning_rate(lab)
+    return {m: lambda seed, m=m: trained(lab, q, m, seed, rate) for m in lab.methods}  # type: ignore[misc]
 
 
 def table(lab: Lab) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def table(lab: Lab) -> dict[str, Any]:
     moved = [(m, "base", f"reward_{d}") for m in (SUM, "identity") for d in DIMENSIONS]
     found, on_fused = (finals(lab, name) for name in ("plain", "fused"))
     return {"scale": lab.scale.name, "seeds": lab.seeds, "q": q, "base": lab.step(base(lab, q).name, dict),
-            "gate": lab.step(base(lab, q).name.replace("base", "gate"), dict), "rates": rates(lab),
+            "gate": lab.step(base(lab, q).name.replace("base", "gate"), dict), "rate": lab.step("rate", dict),
             "pairs": [n_pairs(lab, q, s) for s in range(lab.seeds)], "P1": analysis.data_level(rows, others),
             "P2": analysis.training_level(found, compared), "P4": analysis.training_level(found, moved),
             "fused_questions": analysis.training_level(on_fused, [("fused", m, "joint_pass") for m in (*others, SUM)])}

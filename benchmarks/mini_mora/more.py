@@ -17,7 +17,7 @@ from mora_data.statistics.training import backward_transfer, hierarchical_bootst
 
 from .analysis import DRAWS
 from .building import build, write_pairs
-from .lab import Lab, base, built, main_methods, n_pairs, rates, tested, trained
+from .lab import Lab, base, built, learning_rate, main_methods, n_pairs, tested, trained
 from .training import METRICS, dpo
 from .world import DIMENSIONS
 
@@ -29,7 +29,7 @@ def skills(lab: Lab) -> dict[str, Any]:
     """Fused minus identity in joint pass at every q, and its growth from the lowest q to the highest."""
     effect, draws = {}, {}
     for q in sorted(lab.scale.skills):
-        methods = {m: lambda seed, m=m, q=q: trained(lab, q, m, seed, rates(lab)[m])  # type: ignore[misc]
+        methods = {m: lambda seed, m=m, q=q: trained(lab, q, m, seed, learning_rate(lab))  # type: ignore[misc]
                    for m in ("identity", "fused")}
         found = tested(lab, q, "plain", methods if q != lab.scale.skills[0] else main_methods(lab, q))
         a, b = hierarchical_bootstrap([found.methods[m] for m in ("fused", "identity")], found.clusters_P, DRAWS)
@@ -53,7 +53,7 @@ def verdict_3(at_zero: Sequence[float] | None, growth: Sequence[float] | None) -
 
 def portions(lab: Lab) -> dict[str, Any]:
     """Joint pass on plain questions after DPO on a share of the fused pairs, as many steps for each; the saturation curve."""
-    q, rate = lab.scale.skills[0], rates(lab)["fused"]
+    q, rate = lab.scale.skills[0], learning_rate(lab)
     sizes = [min(int(n_pairs(lab, q, s) * f) for s in range(lab.seeds)) for f in lab.scale.portions]
     methods: dict[str, Callable[[int], Path]] = {
         f"fused_{n}": lambda seed, n=n: trained(lab, q, "fused", seed, rate, n) for n in sizes}  # type: ignore[misc]
@@ -70,7 +70,7 @@ def portions(lab: Lab) -> dict[str, Any]:
 
 def sequences(lab: Lab) -> dict[str, Any]:
     """One dimension after the other, each stage's reference the stage before; pairs of fused questions chosen for it."""
-    q, rate = lab.scale.skills[0], rates(lab)["fused"]
+    q, rate = lab.scale.skills[0], learning_rate(lab)
     methods: dict[str, Callable[[int], Path]] = {
         f"{kind}_{t}": lambda seed, kind=kind, t=t: staged(lab, q, kind, t, seed, rate)  # type: ignore[misc]
         for kind in (KEPT, FREE) for t in range(1, 1 + len(DIMENSIONS))}
