@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 
 from .. import statistics as st
+from ..errors import RunFolderError
 from ..store.parts import write_whole
 from .arms import DRAWS, in_order
 from .differ import doubts, settings_that_differ
@@ -53,15 +54,22 @@ def compared(a: Side, b: Side) -> dict[str, Any]:
         "arms": [r for r in rows if r["arm"]],
         "pairs": [r for r in rows if not r["arm"]],
     }
-    out["doubts"] = doubts(out, a.report, b.report)
+    out["doubts"] = doubts(out)
     return out
 
 
 def write_comparison(folder: Path, tree: Mapping[str, Any]) -> list[Path]:
-    """Write report-compare.json and report-compare.html; returns the paths."""
+    """Write report-compare.json and report-compare.html; returns the paths.
+
+    Raises:
+        RunFolderError: they can't be written.
+    """
     from .compare_page import page
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise RunFolderError(f"can't make the folder {folder}: {e.strerror}; give another --out") from e
     paths = [folder / "report-compare.json", folder / "report-compare.html"]
     write_whole(paths[0], orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n")
     write_whole(paths[1], page(tree).encode())
@@ -158,22 +166,30 @@ def _differences(
     a_P_M: NDArray[np.float64], a_ids: Sequence[str] | NDArray[Any], b_P_M: NDArray[np.float64],
     b_ids: Sequence[str] | NDArray[Any], seed: int
 ) -> list[dict[str, Any] | None]:
-    """B minus A of each column, on the prompts that both have; on all of them, unpaired, where they share none."""
-    ids = [np.asarray(i) for i in (a_ids, b_ids)]
-    both = np.intersect1d(ids[0], ids[1])
-    rows = [np.isin(i, both) if len(both) else np.ones(len(i), bool) for i in ids]
-    found = _bootstrapped(a_P_M[rows[0]], ids[0][rows[0]], b_P_M[rows[1]], ids[1][rows[1]], seed)
-    return [{**cell, "paired": bool(len(both))} for cell in found]
+    """B minus A of each column, on the prompts that have a value on both sides; on all, unpaired, where they share none."""
+    labels, at = np.unique(np.concatenate([np.asarray(a_ids), np.asarray(b_ids)]), return_inverse=True)
+    a_at, b_at = at[: len(a_ids)], at[len(a_ids) :]
+    both_C_M = _there(a_P_M, a_at, len(labels)) & _there(b_P_M, b_at, len(labels))
+    shared = bool(np.isin(a_at, b_at).any())
+    if shared:
+        a_P_M, b_P_M = np.where(both_C_M[a_at], a_P_M, np.nan), np.where(both_C_M[b_at], b_P_M, np.nan)
+    return [{**cell, "paired": shared} for cell in _bootstrapped(a_P_M, b_P_M, at, seed)]
+
+
+def _there(values_P_M: NDArray[np.float64], at_P: NDArray[np.intp], n: int) -> NDArray[np.bool_]:
+    """Which of n prompts has a value in each column."""
+    out = np.zeros((n, values_P_M.shape[1]), bool)
+    np.logical_or.at(out, at_P, ~np.isnan(values_P_M))
+    return out
 
 
 def _bootstrapped(
-    a_P_M: NDArray[np.float64], a_ids: NDArray[Any], b_P_M: NDArray[np.float64], b_ids: NDArray[Any], seed: int
+    a_P_M: NDArray[np.float64], b_P_M: NDArray[np.float64], clusters_P: NDArray[np.intp], seed: int
 ) -> list[dict[str, Any]]:
     m = a_P_M.shape[1]
-    stacked = np.full((len(a_P_M) + len(b_P_M), 2 * m), np.nan)
+    stacked = np.full((len(clusters_P), 2 * m), np.nan)
     stacked[: len(a_P_M), :m], stacked[len(a_P_M) :, m:] = a_P_M, b_P_M
-    clusters = np.unique(np.concatenate([a_ids, b_ids]), return_inverse=True)[1]
-    boot = st.cluster_bootstrap(stacked, clusters, DRAWS, seed)
+    boot = st.cluster_bootstrap(stacked, clusters_P, DRAWS, seed)
     value = boot.estimate_M[m:] - boot.estimate_M[:m]
     n_M = np.minimum(boot.n_M[:m], boot.n_M[m:])
     none = np.zeros(m)  # a difference is no rate

@@ -27,7 +27,7 @@ def _leaves(tree: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any
             yield start + str(key), value
 
 
-def doubts(tree: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def doubts(tree: Mapping[str, Any]) -> list[str]:
     """Sentences; empty where nothing but the numbers differs."""
     return [*_of_sides(tree), *_of_scale(tree), *_of_prompts(tree), *_of_numbers(tree)]
 

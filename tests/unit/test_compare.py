@@ -15,7 +15,7 @@ from support.scored import many, write
 
 from mora_data.cli import main
 from mora_data.errors import PublishError, RunFolderError, SettingsError
-from mora_data.report.compare import compared, write_comparison
+from mora_data.report.compare import _differences, compared, write_comparison
 from mora_data.report.compare_page import page
 from mora_data.report.sides import side_of
 
@@ -60,6 +60,16 @@ def test_differences_are_those_of_the_two_reports(runs: Path, tree: dict[str, An
     spread = per_prompt.std() / np.sqrt(len(per_prompt))
     cell = row(tree, "fused", "joint_pass")["difference"]
     assert (cell["high"] - cell["low"]) / (2 * 1.96 * spread) == pytest.approx(1, abs=0.1)
+
+
+def test_a_prompt_without_a_value_on_one_side_is_left_out_of_the_difference() -> None:
+    a = np.array([[1.0], [2.0], [9.0], [5.0]])
+    b = np.array([[2.0], [3.0], [np.nan], [7.0]])
+    (cell,) = _differences(a, ["p", "q", "r", "only a"], b, ["p", "q", "r", "only b"], 0)
+    assert cell and (cell["value"], cell["n"], cell["paired"]) == (1.0, 2, True)
+    assert (cell["low"], cell["high"], cell["p"]) == (1.0, 1.0, 0.0)  # the same in every prompt
+    (many,) = _differences(np.array([[0.0], [2.0], [4.0]]), ["p", "p", "q"], np.array([[3.0], [5.0]]), ["p", "q"], 0)
+    assert many and many["value"] == 2.0  # means over rows, as in the reports
 
 
 def test_without_shared_prompts_nothing_is_paired(runs: Path) -> None:
@@ -145,7 +155,9 @@ def test_the_command_and_what_it_cannot_compare(runs: Path, tmp_path: Path, caps
     assert "numbers differ" in capsys.readouterr().out and (tmp_path / "report-compare.html").exists()
     assert main(["report", "--compare", a, b, "--out", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == 1
-    for bad in (["report"], ["report", a, "--compare", a, b], ["report", a, "--out", str(tmp_path)]):
+    (tmp_path / "file").write_text("")
+    into_a_file = ["report", "--compare", a, b, "--out", str(tmp_path / "file")]
+    for bad in (into_a_file, ["report"], ["report", a, "--compare", a, b], ["report", a, "--out", str(tmp_path)]):
         assert main(bad) == 1
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     with pytest.raises(SettingsError, match="no arm 'nope', only"):
