@@ -91,31 +91,41 @@ def gate(lab: Lab, model: Path) -> dict[str, Any]:
 
 
 def built(lab: Lab, q: float, seed: int) -> Path:
-    """The build of one seed, and the same answers once more under the plain sum."""
-    run, other = (lab.out / f"{name}-q{q}-s{seed}" for name in ("run", "sum"))
-    model = base(lab, q)
+    """The build of one seed."""
+    run, model = lab.out / f"run-q{q}-s{seed}", base(lab, q)
 
     def work() -> dict[str, Any]:
         build(run, lab.scale, model, seed)
-        build(other, lab.scale, model, seed, "total", start=run)
         rows = level(run)
         (lab.out / f"level-q{q}-s{seed}.json").write_text(json.dumps(rows), "utf-8")
         report = json.loads((run / "manifest.json").read_text("utf-8")).get("report", {})
-        return {"pairs": count_pairs(run), "pairs_sum": count_pairs(other),
-                "mined": len({r["prompt_id"] for r in rows if r["arm"] == "identity"}),
+        return {"pairs": count_pairs(run), "mined": len({r["prompt_id"] for r in rows if r["arm"] == "identity"}),
                 "verdict_of_the_report": report.get("verdict")}
 
     lab.step(f"build-q{q}-s{seed}", work)
     return run
 
 
+def summed(lab: Lab, q: float, seed: int) -> Path:
+    """The same answers once more, pairs chosen by the plain sum."""
+    run, other = built(lab, q, seed), lab.out / f"sum-q{q}-s{seed}"
+
+    def work() -> dict[str, Any]:
+        build(other, lab.scale, base(lab, q), seed, "total", start=run)
+        return {"pairs": count_pairs(other)}
+
+    lab.step(other.name, work)
+    return other
+
+
 def n_pairs(lab: Lab, q: float, seed: int) -> int:
     """Pairs for every method of this seed: what the poorest has."""
     built(lab, q, seed)
-    found = lab.step(f"build-q{q}-s{seed}", dict)
-    each = [found["pairs"].get(a, 0) for a in lab.scale.arms] + [found["pairs_sum"].get("identity", 0)]
+    summed(lab, q, seed)
+    found, by_sum = (lab.step(f"{name}-q{q}-s{seed}", dict)["pairs"] for name in ("build", "sum"))
+    each = [*(found.get(a, 0) for a in lab.scale.arms), by_sum.get("identity", 0)]
     if not min(each):
-        raise SystemExit(f"error: an arm has no pair at all (q = {q}, seed {seed}): {found['pairs']}")
+        raise SystemExit(f"error: an arm has no pair at all (q = {q}, seed {seed}): {found}")
     return min(*each, lab.scale.max_pairs)
 
 
