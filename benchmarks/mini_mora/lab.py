@@ -74,8 +74,10 @@ def base(lab: Lab, q: float) -> Path:
     before, found = None, {"helpful_H": 0.0}
     for part in range(ROUNDS):
         folder = lab.out / f"base-q{q}-{part}"
-            "cpu_s": _spent(lab.out), "scale": lab.scale.name, "seeds": lab.seeds, "q": q,
-            "base": lab.step(base(lab, q).name, dict),
+        def train(part: int = part, folder: Path = folder, before: Path | None = before) -> dict[str, Any]:
+            return _train_base(lab, q, folder, before, part)
+
+        lab.step(folder.name, train)
         found = lab.step(f"gate-q{q}-{part}", lambda folder=folder: gate(lab, folder))  # type: ignore[misc]
         if found["helpful_H"] >= GATE or lab.scale.name == "toy":
             return folder
@@ -225,7 +227,8 @@ def table(lab: Lab) -> dict[str, Any]:
     found, on_fused = (finals(lab, name) for name in ("plain", "fused"))
     reports = [json.loads((built(lab, q, s) / "report.json").read_text("utf-8")) for s in range(lab.seeds)]
     return {"reports": [{k: r[k] for k in ("verdict", "reasons")} for r in reports],
-            "cpu_s": _spent(lab.out), "scale": lab.scale.name, "seeds": lab.seeds, "q": q, "base": lab.step(base(lab, q).name, dict),
+            "cpu_s": _spent(lab.out), "scale": lab.scale.name, "seeds": lab.seeds, "q": q,
+            "base": lab.step(base(lab, q).name, dict),
             "gate": lab.step(base(lab, q).name.replace("base", "gate"), dict), "rate": lab.step("rate", dict),
             "pairs": [n_pairs(lab, q, s) for s in range(lab.seeds)], "P1": analysis.data_level(rows, others),
             "P2": analysis.training_level(found, compared), "P4": analysis.training_level(found, moved),
