@@ -232,6 +232,7 @@ def table(lab: Lab) -> dict[str, Any]:
             "gate": lab.step(base(lab, q).name.replace("base", "gate"), dict), "rate": lab.step("rate", dict),
             "pairs": [n_pairs(lab, q, s) for s in range(lab.seeds)], "P1": analysis.data_level(rows, others),
             "P2": analysis.training_level(found, compared), "P4": analysis.training_level(found, moved),
+            "against_base": analysis.training_level(found, [(m, "base", "joint_pass") for m in lab.methods]),
             "fused_questions": analysis.training_level(on_fused, [("fused", m, "joint_pass") for m in (*others, SUM)])}
 
 
