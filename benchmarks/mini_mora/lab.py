@@ -23,6 +23,7 @@ from .world import DIMENSIONS
 
 GATE = 0.8  # mean helpful reward on plain H questions of the pool, under which it is trained on
 ROUNDS = 4
+_WITHIN: list[float] = []  # seconds of CPU of the steps that each step under way has started
 SUM, ADDED = "identity_sum", "additive"
 SELECTORS = {SUM: ("identity", "total")}  # method -> arm and selector, where it is not its own name and `dominance`
 
@@ -36,7 +37,7 @@ class Lab:
     seeds: int
 
     def step(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the step found; from its file where it was done before. `cpu_s` and `wall_s` are those of this step alone."""
+        """What the step found; from its file where it was done before. `cpu_s` is without the steps that it started itself."""
         file = self.out / "steps" / f"{name}.json"
         if file.is_file():
             found: dict[str, Any] = json.loads(file.read_text("utf-8"))
@@ -44,8 +45,14 @@ class Lab:
         file.parent.mkdir(parents=True, exist_ok=True)
         print(f"{name} ...", file=sys.stderr, flush=True)
         cpu, wall = _cpu(), time.monotonic()
-        found = work()
-        found |= {"cpu_s": round(_cpu() - cpu, 1), "wall_s": round(time.monotonic() - wall, 1)}
+        _WITHIN.append(0.0)
+        try:
+            found = work()
+        finally:
+            within, took = _WITHIN.pop(), _cpu() - cpu
+            if _WITHIN:
+                _WITHIN[-1] += took
+        found |= {"cpu_s": round(took - within, 1), "wall_s": round(time.monotonic() - wall, 1)}
         part = file.with_suffix(".part")
         part.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         part.replace(file)
@@ -67,7 +74,10 @@ def base(lab: Lab, q: float) -> Path:
     before, found = None, {"helpful_H": 0.0}
     for part in range(ROUNDS):
         folder = lab.out / f"base-q{q}-{part}"
-        lab.step(folder.name, lambda part=part, folder=folder, before=before: _train_base(lab, q, folder, before, part))  # type: ignore[misc]
+        def train(part: int = part, folder: Path = folder, before: Path | None = before) -> dict[str, Any]:
+            return _train_base(lab, q, folder, before, part)
+
+        lab.step(folder.name, train)
         found = lab.step(f"gate-q{q}-{part}", lambda folder=folder: gate(lab, folder))  # type: ignore[misc]
         if found["helpful_H"] >= GATE or lab.scale.name == "toy":
             return folder
@@ -91,31 +101,39 @@ def gate(lab: Lab, model: Path) -> dict[str, Any]:
 
 
 def built(lab: Lab, q: float, seed: int) -> Path:
-    """The build of one seed, and the same answers once more under the plain sum."""
-    run, other = (lab.out / f"{name}-q{q}-s{seed}" for name in ("run", "sum"))
-    model = base(lab, q)
+    """The build of one seed."""
+    run, model = lab.out / f"run-q{q}-s{seed}", base(lab, q)
 
     def work() -> dict[str, Any]:
         build(run, lab.scale, model, seed)
-        build(other, lab.scale, model, seed, "total", start=run)
         rows = level(run)
         (lab.out / f"level-q{q}-s{seed}.json").write_text(json.dumps(rows), "utf-8")
-        report = json.loads((run / "manifest.json").read_text("utf-8")).get("report", {})
-        return {"pairs": count_pairs(run), "pairs_sum": count_pairs(other),
-                "mined": len({r["prompt_id"] for r in rows if r["arm"] == "identity"}),
-                "verdict_of_the_report": report.get("verdict")}
+        return {"pairs": count_pairs(run), "mined": len({r["prompt_id"] for r in rows if r["arm"] == "identity"})}
 
     lab.step(f"build-q{q}-s{seed}", work)
     return run
 
 
+def summed(lab: Lab, q: float, seed: int) -> Path:
+    """The same answers once more, pairs chosen by the plain sum."""
+    run, other = built(lab, q, seed), lab.out / f"sum-q{q}-s{seed}"
+
+    def work() -> dict[str, Any]:
+        build(other, lab.scale, base(lab, q), seed, "total", start=run)
+        return {"pairs": count_pairs(other)}
+
+    lab.step(other.name, work)
+    return other
+
+
 def n_pairs(lab: Lab, q: float, seed: int) -> int:
     """Pairs for every method of this seed: what the poorest has."""
     built(lab, q, seed)
-    found = lab.step(f"build-q{q}-s{seed}", dict)
-    each = [found["pairs"].get(a, 0) for a in lab.scale.arms] + [found["pairs_sum"].get("identity", 0)]
+    summed(lab, q, seed)
+    found, by_sum = (lab.step(f"{name}-q{q}-s{seed}", dict)["pairs"] for name in ("build", "sum"))
+    each = [*(found.get(a, 0) for a in lab.scale.arms), by_sum.get("identity", 0)]
     if not min(each):
-        raise SystemExit(f"error: an arm has no pair at all (q = {q}, seed {seed}): {found['pairs']}")
+        raise SystemExit(f"error: an arm has no pair at all (q = {q}, seed {seed}): {found}")
     return min(*each, lab.scale.max_pairs)
 
 
@@ -207,11 +225,20 @@ def table(lab: Lab) -> dict[str, Any]:
     compared = [("fused", m, "joint_pass") for m in (*others, SUM)]
     moved = [(m, "base", f"reward_{d}") for m in (SUM, "identity") for d in DIMENSIONS]
     found, on_fused = (finals(lab, name) for name in ("plain", "fused"))
-    return {"scale": lab.scale.name, "seeds": lab.seeds, "q": q, "base": lab.step(base(lab, q).name, dict),
+    reports = [json.loads((built(lab, q, s) / "report.json").read_text("utf-8")) for s in range(lab.seeds)]
+    return {"reports": [{k: r[k] for k in ("verdict", "reasons")} for r in reports],
+            "cpu_s": _spent(lab.out), "scale": lab.scale.name, "seeds": lab.seeds, "q": q,
+            "base": lab.step(base(lab, q).name, dict),
             "gate": lab.step(base(lab, q).name.replace("base", "gate"), dict), "rate": lab.step("rate", dict),
             "pairs": [n_pairs(lab, q, s) for s in range(lab.seeds)], "P1": analysis.data_level(rows, others),
             "P2": analysis.training_level(found, compared), "P4": analysis.training_level(found, moved),
+            "against_base": analysis.training_level(found, [(m, "base", "joint_pass") for m in lab.methods]),
             "fused_questions": analysis.training_level(on_fused, [("fused", m, "joint_pass") for m in (*others, SUM)])}
+
+
+def _spent(out: Path) -> float:
+    """Seconds of CPU of all steps."""
+    return round(sum(json.loads(p.read_text("utf-8"))["cpu_s"] for p in (out / "steps").glob("*.json")), 1)
 
 
 def _mean(values: Any) -> float:

@@ -40,6 +40,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         level = found[key]
         parts += [f"{title} {level['prompts']} questions on {level['topics']} topics; pairs per method and seed: "
                   f"{', '.join(map(str, found['pairs']))}.\n\n" + means(level), differences(level["differences"])]
+    parts += ["**Plain test questions, against the base policy.**\n\n" + differences(found["against_base"]["differences"])]
     parts += ["**P4, plain test questions: each dimension against the base policy.**\n\n" + differences(found["P4"]["differences"])]
     return "\n\n".join(parts) + "\n"
 

@@ -130,9 +130,9 @@ def dominance(batch: Batch) -> NDArray[np.float64]:
 
 
 def total(batch: Batch) -> NDArray[np.float64]:
-    """Largest sum of the three, whatever a single dimension loses: the plain weighted sum, weights 1.
+    """Largest sum of the three, whatever a single dimension loses and whatever floor is missed: the plain weighted sum.
 
-    The shipped `weighted_sum` lets a dimension lose by its noise at most, and these rewards have none: it would choose as
-    `dominance` does.
+    The shipped `weighted_sum` lets a dimension lose by its noise at most, and these rewards have none; and an answer that passes
+    every floor, as any selector's `chosen` must, has nothing left to lose here: with either, the pairs are those of `dominance`.
     """
-    return rs_gap(batch)
+    return rs_gap(replace(batch, passing_P_N=batch.passing_P_N | True))

@@ -207,7 +207,7 @@ def test_the_page_shows_every_interval(tmp_path: Path) -> None:
     level = analysis.training_level(made_scores({"base": 0.3, "fused": 0.5, "identity": 0.3}), compared)
     falls = analysis.training_level(made_scores({"base": 0.5, "identity": 0.6, "identity_sum": 0.3}),
                                     [("identity_sum", "base", "reward_helpful"), ("identity", "base", "reward_helpful")])
-    found = {"P1": p1, "P2": level, "P4": falls, "fused_questions": level, "pairs": [10, 11, 12]}
+    found = {"P1": p1, "P2": level, "P4": falls, "fused_questions": level, "against_base": level, "pairs": [10, 11, 12]}
     page.write(found, tmp_path)
     text = (tmp_path / "table.md").read_text("utf-8")
     assert json.loads((tmp_path / "results.json").read_text("utf-8"))["verdicts"]["P2"].startswith("held")
