@@ -45,7 +45,7 @@ test: $(VENV)/.train
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.train
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -rs --durations=0
 
 test-server: $(VENV)/.dev $(VLLM_VENV)/.ready
 	MORA_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m server tests/server
@@ -58,7 +58,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run
 
-ci: demo check test test-server
+ci: demo check test test-slow test-server
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) runs build dist *.egg-info

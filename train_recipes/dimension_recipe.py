@@ -18,9 +18,10 @@ from typing import Any
 
 import datasets
 import torch
+from dataset_rows import load_both
 from recipe import Stop
 from trl import DPOTrainer
-from trl_recipe import Recipe, Settings, load_both
+from trl_recipe import Recipe, Settings
 
 COLUMNS = {"prompt": "messages", "chosen": "messages", "rejected": "messages", "dimension": "value"}
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+from dataset_rows import load_both
 from trl import DPOConfig, DPOTrainer
-from trl_recipe import Recipe, Settings, load_both, make_trainer, start, train
+from trl_recipe import Recipe, Settings, make_trainer, start, train
 
 COLUMNS = {"prompt": "messages", "chosen": "messages", "rejected": "messages"}
 LOGGED = {"loss": "loss", "rewards/margins": "reward_margin", "rewards/accuracies": "accuracy"}

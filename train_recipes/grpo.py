@@ -31,9 +31,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from dataset_rows import load_both
 from recipe import Stop, first_line
 from trl import GRPOConfig, GRPOTrainer
-from trl_recipe import Recipe, Settings, load_both, make_trainer, start, train
+from trl_recipe import Recipe, Settings, make_trainer, start, train
 
 COLUMNS = {"prompt": "messages", "prompt_id": "value"}
 LOGGED = {"loss": "loss", "reward": "reward", "completions/mean_length": "completion_length"}

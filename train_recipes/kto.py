@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+from dataset_rows import load_both
 from recipe import Stop
 from trl import KTOConfig, KTOTrainer
-from trl_recipe import Recipe, Settings, load_both, make_trainer, start, train
+from trl_recipe import Recipe, Settings, make_trainer, start, train
 
 COLUMNS = {"prompt": "messages", "completion": "messages", "label": "value"}
 LOGGED = {"loss": "loss", "rewards/chosen": "reward_chosen", "rewards/rejected": "reward_rejected", "kl": "kl"}

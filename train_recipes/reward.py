@@ -28,10 +28,11 @@ from typing import Any
 import datasets
 import pyarrow.compute as pc
 import torch
+from dataset_rows import load_both
 from recipe import Stop
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase, Trainer
 from trl import RewardConfig, RewardTrainer
-from trl_recipe import Recipe, Settings, adapter, guarded, load_both, load_tokenizer, loading, model_folder, start, train
+from trl_recipe import Recipe, Settings, adapter, guarded, load_tokenizer, loading, model_folder, start, train
 
 
 @dataclasses.dataclass
@@ -56,7 +57,7 @@ class ScoreTrainer(Trainer):
 
 
 PAIRS = Recipe(Path(__file__).stem, "reward_modeling", "rows", {"prompt": "messages", "chosen": "messages", "rejected": "messages"},
-               {"loss": "loss"}, RewardTrainer, RewardConfig, None, OwnSettings, "margin")  # fmt: skip
+               {"loss": "loss", "accuracy": "accuracy"}, RewardTrainer, RewardConfig, None, OwnSettings, "margin")  # fmt: skip
 
 
 def length(batch: dict[str, Any]) -> Any:
@@ -64,7 +65,7 @@ def length(batch: dict[str, Any]) -> Any:
 
 
 SCORES = dataclasses.replace(PAIRS, config="multilabel", columns={"prompt": "messages", "response": "value"},
-                             trainer=ScoreTrainer, length=length, optional="score_.+")  # fmt: skip
+                             trainer=ScoreTrainer, length=length, optional="score_.+", logged={"loss": "loss"})  # fmt: skip
 
 
 def checked_pairs(rows: datasets.Dataset, own: OwnSettings) -> datasets.Dataset:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+from dataset_rows import load_both
 from trl import SFTConfig, SFTTrainer
-from trl_recipe import Recipe, Settings, load_both, make_trainer, start, train
+from trl_recipe import Recipe, Settings, make_trainer, start, train
 
 COLUMNS = {"prompt": "messages", "completion": "messages"}
 LOGGED = {"loss": "loss", "mean_token_accuracy": "token_accuracy"}

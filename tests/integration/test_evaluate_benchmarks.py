@@ -6,17 +6,22 @@ import csv
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.comparing import winner
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
+from mora_data.config import SourceSettings
 from mora_data.errors import SettingsError, SourceError
 from mora_data.evaluate.benchmarks import LETTERS, load_benchmark
 from mora_data.report.figures import scaling
+from mora_data.sources.read import DataFile
 
 SETTINGS = {"name": "planted", "source": {"kind": "jsonl", "licence": "mit"}, "dimensions": ["helpful", "harmless"],
             "policy": {"engine": "openai", "max_tokens": 64}}
@@ -176,6 +181,24 @@ def test_orders_and_curves_of_several_models(tmp_path: Path, capsys: pytest.Capt
         (0.0, 0.0), (0.5, 0.5), (1.0, 0.5)]
     text = (tmp_path / "out" / "evaluation.md").read_text("utf-8")
     assert "## Orders" in text and "base -> s -> sh" in text and "## Scaling: equal epochs" in text
+
+
+def test_a_benchmark_without_a_file_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = {"choices": ["right", "wrong", "worse"], "labels": [1, 0, 0]}
+    path = tmp_path / "validation.parquet"
+    pq.write_table(pa.Table.from_pylist([{"question": "Q?", "mc1_targets": choices, "mc2_targets": choices}]), path)
+    asked = []
+
+    def fetch(settings: SourceSettings, patterns: Sequence[str]) -> tuple[list[DataFile], str]:
+        asked.append((settings.dataset, list(patterns)))
+        return [DataFile(path, path.name)], "c0ffee"
+
+    monkeypatch.setattr("mora_data.sources.hub.fetch", fetch)
+    found = load_benchmark("truthfulqa", 0)
+    assert asked == [("truthfulqa/truthful_qa", ["multiple_choice/*.parquet"])]
+    assert [(p.metric, len(p.truths), sum(p.truths)) for p in found] == [("mc1", 3, 1), ("mc2", 3, 1)]
+    (right,) = (line for line in found[0].messages[0]["content"].splitlines() if line.endswith("right"))
+    assert found[0].truths[LETTERS.index(right[0])]
 
 
 def test_what_is_no_benchmark_is_one_line(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ pytestmark = [
 def recipe(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a recipe with its smoke config, offline and where no GPU is seen."""
     command = [sys.executable, str(RECIPES / f"{name}.py"), "--config", str(RECIPES / name / "smoke.yaml"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=ENVIRONMENT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=ENVIRONMENT)
 
 
 def trained(done: subprocess.CompletedProcess[str], out: Path) -> dict[str, Any]:

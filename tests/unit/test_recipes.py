@@ -35,12 +35,12 @@ def test_scripts_never_import_the_package_and_have_a_pep_723_header() -> None:
 
 
 def test_what_is_the_same_in_every_recipe_stands_once() -> None:
-    shared = _functions("trl_recipe.py") | _functions("recipe.py")
+    shared = _functions("trl_recipe.py") | _functions("recipe.py") | _functions("dataset_rows.py")
     assert {"load_rows", "make_trainer", "train", "write_results", "command_line"} <= shared
     for name in ("dpo", "sft", "kto", "grpo", "reward"):
-        assert {"recipe.py", "trl_recipe.py"} <= {p.name for p in recipes.find_recipe(name).helpers()}, name
+        assert {"recipe.py", "dataset_rows.py", "trl_recipe.py"} <= {p.name for p in recipes.find_recipe(name).helpers()}, name
     for script in SCRIPTS:
-        if script.name not in ("recipe.py", "trl_recipe.py", "tiny_model.py"):
+        if script.name not in ("recipe.py", "dataset_rows.py", "trl_recipe.py", "tiny_model.py"):
             assert not _functions(script.name) & shared - {"read_settings", "write_results"}, script.name
 
 
@@ -52,7 +52,7 @@ def _functions(name: str) -> set[str]:
 
 def test_a_recipe_that_starts_another_is_copied_with_it(tmp_path: Path) -> None:
     names = [p.name for p in recipes.find_recipe("sequential").helpers()]
-    assert names == ["dpo.py", "recipe.py", "tiny_model.py", "trl_recipe.py"]
+    assert names == ["dataset_rows.py", "dpo.py", "recipe.py", "tiny_model.py", "trl_recipe.py"]
 
 
 def test_every_config_is_a_flat_mapping() -> None:
@@ -66,7 +66,7 @@ def test_every_config_is_a_flat_mapping() -> None:
 def test_copy_writes_script_helper_and_configs_and_refuses_to_overwrite(tmp_path: Path) -> None:
     written = recipes.copy_recipe("dpo", tmp_path / "mine")
     assert sorted(p.relative_to(tmp_path / "mine").as_posix() for p in written) == [
-        "dpo.py", "dpo/multi-gpu.yaml", "dpo/single-gpu-lora.yaml", "dpo/smoke.yaml", "recipe.py",
+        "dataset_rows.py", "dpo.py", "dpo/multi-gpu.yaml", "dpo/single-gpu-lora.yaml", "dpo/smoke.yaml", "recipe.py",
         "tiny_model.py", "trl_recipe.py"]  # fmt: skip
     (tmp_path / "mine" / "dpo.py").write_text("edited")
     with pytest.raises(SettingsError, match="exists already"):
