@@ -81,6 +81,15 @@ def test_only_whole_lines_are_carried(tmp_path: Path, storage: Any) -> None:
         assert b"".join(storage.cat_file(n) for n in sorted(storage.find("/bucket/run/canary.log"))) == b"one\ntwo\n"
 
 
+def test_a_log_that_was_started_anew_replaces_the_old_one(tmp_path: Path, storage: Any) -> None:
+    with RunFolder(local_of(URL), IDENTITY, False) as folder:
+        remote, path = Remote(folder.path), folder.path / "canary.log"
+        for text in ("one\ntwo\n", "three\n"):
+            path.write_text(text)
+            remote.push()
+        assert [storage.cat_file(n) for n in storage.find("/bucket/run/canary.log")] == [b"three\n"]
+
+
 def test_sealing_takes_the_segments_away_and_the_manifest_comes_last(tmp_path: Path, storage: Any) -> None:
     with RunFolder(local_of(URL), IDENTITY, False) as folder:
         part = folder.path / "parts/00000"
