@@ -18,7 +18,7 @@ from mora_data.store import lease as leases
 from mora_data.store import remote as remotes
 from mora_data.store.lease import Lease
 from mora_data.store.log import AnswerLog, Record
-from mora_data.store.place import Visit, local_of, push_back, refreshed, shared
+from mora_data.store.place import Visit, destination, local_of, push_back, refreshed, shared
 from mora_data.store.remote import Remote, url_of
 from mora_data.store.run import RunFolder
 from mora_data.types import Answer
@@ -296,3 +296,12 @@ def test_ordinary_folders_have_no_storage(tmp_path: Path) -> None:
     visit.carry()
     visit.leave()
     assert visit.path == tmp_path and tmp_path.exists() and not list(tmp_path.iterdir())
+
+
+def test_what_is_exported_goes_to_a_url(storage: Any, tmp_path: Path) -> None:
+    for place in ("memory://bucket/data", str(tmp_path / "data")):
+        with destination(place) as folder:
+            (folder / "preference").mkdir(parents=True)
+            (folder / "preference/train.parquet").write_bytes(b"rows")
+    assert storage.cat_file("/bucket/data/preference/train.parquet") == b"rows"
+    assert (tmp_path / "data/preference/train.parquet").read_bytes() == b"rows"
