@@ -251,12 +251,16 @@ class Remote:
 
     def _upload(self, name: str, state: State) -> None:
         with contextlib.suppress(FileNotFoundError):  # replaced or sealed just now
-            self._write(name, (self.path / name).read_bytes())
+            self._write(name, self.path / name)
             self._index[name] = state
             self._signed.pop(name, None)
 
-    def _write(self, name: str, data: bytes) -> None:
-        self._fs.pipe_file(f"{self._root}/{name}", data)
+    def _write(self, name: str, content: bytes | Path) -> None:
+        target = f"{self._root}/{name}"
+        if isinstance(content, Path):
+            self._fs.put_file(str(content), target)  # in pieces, where the storage can
+        else:
+            self._fs.pipe_file(target, content)
 
     def _delete(self, names: list[str]) -> None:
         for name in names:
