@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     s = _add(sub, "export", _export, "write one config of a run's dataset somewhere else")
     s.add_argument("run_dir", type=_folder, metavar="RUN_DIR", help="the --out of a build")
     s.add_argument("--config", required=True, metavar="NAME", help="a config of the dataset, as preference")
-    s.add_argument("--to", required=True, type=Path, metavar="DIR", help="folder to write into")
+    s.add_argument("--to", required=True, type=_folder, metavar="DIR", help="folder to write into, a path or a URL")
     s.add_argument("--format", choices=("parquet", "jsonl", "llamafactory", "mahdpo"), default="parquet", help="default: parquet")
     s = _add(sub, "diff", _diff, "what changed between two datasets, config by config")
     s.add_argument("before", metavar="A", help="dataset folder, run folder, or ORG/NAME@TAG on the Hub")
@@ -446,9 +446,11 @@ def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: st
 
 def _export(args: argparse.Namespace) -> int:
     from .hub.export import export_config
+    from .store.place import destination
 
-    for path in export_config(args.run_dir / "dataset", args.config, args.to, args.format):
-        print(path)
+    with destination(str(args.to)) as to:
+        for path in export_config(args.run_dir / "dataset", args.config, to, args.format):
+            print(f"{args.to}/{path.relative_to(to)}")
     return 0
 
 

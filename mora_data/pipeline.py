@@ -241,7 +241,8 @@ class Builder:
         from .cluster.worker import Job, Order, versions
 
         job = Job(self.settings, self.options.sample, self.options.until, shared(folder.path),
-                  read_json(folder.path / "mine.json")["basis"], self._reference, self._benchmarks, versions(), environment())
+                  read_json(folder.path / "mine.json")["basis"], self._reference, self._benchmarks, versions(), environment(),
+                  str(Path.cwd()))
         orders = [Order(p.number, kit.fingerprint(self._engines, self._reference, p), runner.old_ends.get(p.log_path, p.log_size()))
                   for p in todo]
         assert self._spending is not None

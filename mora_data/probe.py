@@ -56,7 +56,8 @@ def probe(settings: BuildSettings, sample: bool, data: Sequence[Path], quiet: bo
     usage = Usage(by_prompt={})
     with TemporaryDirectory() as folder:
         options = Options(sample, tuple(data), Path(folder) / "probe", "select", only=frozenset(chosen))
-        Builder(settings, options, Progress(usage, quiet), usage).run()
+        here = settings.model_copy(update={"executor": "local"})  # sixteen prompts need no cluster
+        Builder(here, options, Progress(usage, quiet), usage).run()
     del found["assumed_tokens_per_s"]
     took = [_took(usage, prompt_id, load_prices(settings.limits.prices)) for prompt_id in chosen]
     return {**found, **_scaled(took, len(ids), usage, settings.seed), "from_probe": list(FROM_PROBE),

@@ -6,6 +6,7 @@ It returns what became of a partition, never an exception, so that nothing has t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import platform
@@ -52,6 +53,7 @@ class Job:
     benchmarks: Benchmarks
     versions: Mapping[str, str]
     environment: Mapping[str, str]
+    cwd: str  # what relative paths in the settings start from
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class Worker:
 
     def _unfit(self) -> str | None:
         job = self._job
+        with contextlib.suppress(OSError):  # no such folder here: the settings' files are looked for where they are said to be
+            os.chdir(job.cwd)
         os.environ.update({k: v for k, v in job.environment.items() if k not in os.environ})
         try:
             reason = skew(job.versions, versions()) or self._unseen()

@@ -8,12 +8,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 
 from .. import resources
 from ..text import digest
 from .remote import URL_FILE, Remote, url_of
+from .storage import filesystem, told
 
 
 def local_of(place: str) -> Path:
@@ -41,6 +44,24 @@ def push_back(path: Path) -> None:
     """Carry up what was written into a working copy without a build, as a report."""
     if url_of(path) is not None:
         Remote(path).push()
+
+
+@contextmanager
+def destination(place: str) -> Iterator[Path]:
+    """A folder to write into; where it is a URL, what was written is put there at the end.
+
+    Raises:
+        RunFolderError: the storage refuses to be written.
+    """
+    if "://" not in place:
+        yield Path(place)
+        return
+    fs, root = filesystem(place)
+    with TemporaryDirectory(prefix="mora-data-") as folder:
+        yield Path(folder)
+        with told("write to", place, Path(folder)):
+            for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+                fs.pipe_file(f"{root}/{path.relative_to(folder).as_posix()}", path.read_bytes())
 
 
 def shared(path: Path) -> str:

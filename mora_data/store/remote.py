@@ -45,7 +45,7 @@ class Remote:
         self._lent = ""  # what others write for now
         self._index, self._signed = _read(path / INDEX_FILE)  # files as they were carried; those that came down, as they were there
         self._guard = threading.Lock()
-        self._ends: dict[str, tuple[int, int, int]] = {}  # of logs: inode, bytes carried up, next number
+        self._ends: dict[str, tuple[int, int]] = {}  # of logs: bytes carried up, number of the next object
         self._stop = threading.Event()
         self._carrier: threading.Thread | None = None
         self._lease: Lease | None = None
@@ -220,30 +220,28 @@ class Remote:
             for name in segments:
                 f.write(self._fs.cat_file(f"{self._root}/{name}"))
         part.replace(target)
-        s = target.stat()
-        self._ends[log] = (s.st_ino, s.st_size, _number(segments[-1]) + 1)
+        self._ends[log] = (target.stat().st_size, _number(segments[-1]) + 1)
 
     def _append(self, log: str) -> None:
         """Carry up the whole lines that were added to a log."""
-        with (self.path / log).open("rb") as f:
-            ino = os.fstat(f.fileno()).st_ino
-            known = self._ends.get(log) or self._found(log, ino)
-            if known[0] != ino:  # sealed and opened anew since
+        with contextlib.suppress(FileNotFoundError), (self.path / log).open("rb") as f:  # sealed just now: the next time tells
+            end, number = self._ends.get(log) or self._found(log)
+            if os.fstat(f.fileno()).st_size < end:  # another log by now
                 self._forget(log)
-                known = (ino, 0, 0)
-            f.seek(known[1])
+                end, number = 0, 0
+            f.seek(end)
             added = f.read()
-        added = added[:added.rfind(b"\n") + 1]
-        if added:
-            self._write(f"{log}/{known[2]:06d}-{self._copy[:8]}", added)
-        self._ends[log] = (ino, known[1] + len(added), known[2] + bool(added))
+            added = added[:added.rfind(b"\n") + 1]
+            if added:
+                self._write(f"{log}/{number:06d}-{self._copy[:8]}", added)
+            self._ends[log] = (end + len(added), number + bool(added))
 
-    def _found(self, log: str, ino: int) -> tuple[int, int, int]:
+    def _found(self, log: str) -> tuple[int, int]:
         """How much of a log is in the storage already, after a start with a working copy that is ahead."""
         folder = f"{self._root}/{log}"
         infos = self._fs.find(folder, detail=True) if self._fs.exists(folder) else {}
         numbers = [_number(name) for name in infos]
-        return ino, sum(int(i["size"]) for i in infos.values()), max(numbers, default=-1) + 1
+        return sum(int(i["size"]) for i in infos.values()), max(numbers, default=-1) + 1
 
     def _forget(self, log: str) -> None:
         """A log that is gone: its answers are in answers.parquet by now."""
@@ -253,12 +251,16 @@ class Remote:
 
     def _upload(self, name: str, state: State) -> None:
         with contextlib.suppress(FileNotFoundError):  # replaced or sealed just now
-            self._write(name, (self.path / name).read_bytes())
+            self._write(name, self.path / name)
             self._index[name] = state
             self._signed.pop(name, None)
 
-    def _write(self, name: str, data: bytes) -> None:
-        self._fs.pipe_file(f"{self._root}/{name}", data)
+    def _write(self, name: str, content: bytes | Path) -> None:
+        target = f"{self._root}/{name}"
+        if isinstance(content, Path):
+            self._fs.put_file(str(content), target)  # in pieces, where the storage can
+        else:
+            self._fs.pipe_file(target, content)
 
     def _delete(self, names: list[str]) -> None:
         for name in names:

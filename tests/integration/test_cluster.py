@@ -182,7 +182,7 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.mark.slow
 @pytest.mark.parametrize(("patch", "said"), [
     ("old = worker.versions; worker.versions = lambda: {**old(), 'pyarrow': '1.0'}", r"has pyarrow \S+, the driver 1\.0"),
-    ("pipeline.shared = lambda path: '/nowhere'", "does not see the run folder /nowhere: give --out on storage that all nodes share"),
+    ("pipeline.shared = lambda path: '/nowhere'", "does not see the run folder /nowhere: give --out on storage that all nodes"),
 ])
 def test_a_node_that_is_not_like_the_driver_is_named(nodes: Nodes, tmp_path: Path, patch: str, said: str) -> None:
     rows_file(tmp_path / "rows.jsonl", PROMPTS)

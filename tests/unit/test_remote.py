@@ -18,7 +18,7 @@ from mora_data.store import lease as leases
 from mora_data.store import remote as remotes
 from mora_data.store.lease import Lease
 from mora_data.store.log import AnswerLog, Record
-from mora_data.store.place import Visit, local_of, push_back, refreshed, shared
+from mora_data.store.place import Visit, destination, local_of, push_back, refreshed, shared
 from mora_data.store.remote import Remote, url_of
 from mora_data.store.run import RunFolder
 from mora_data.types import Answer
@@ -79,6 +79,15 @@ def test_only_whole_lines_are_carried(tmp_path: Path, storage: Any) -> None:
         path.write_bytes(b"one\ntwo\nthr")
         push_back(folder.path)
         assert b"".join(storage.cat_file(n) for n in sorted(storage.find("/bucket/run/canary.log"))) == b"one\ntwo\n"
+
+
+def test_a_log_that_was_started_anew_replaces_the_old_one(tmp_path: Path, storage: Any) -> None:
+    with RunFolder(local_of(URL), IDENTITY, False) as folder:
+        remote, path = Remote(folder.path), folder.path / "canary.log"
+        for text in ("one\ntwo\n", "three\n"):
+            path.write_text(text)
+            remote.push()
+        assert [storage.cat_file(n) for n in storage.find("/bucket/run/canary.log")] == [b"three\n"]
 
 
 def test_sealing_takes_the_segments_away_and_the_manifest_comes_last(tmp_path: Path, storage: Any) -> None:
@@ -287,3 +296,12 @@ def test_ordinary_folders_have_no_storage(tmp_path: Path) -> None:
     visit.carry()
     visit.leave()
     assert visit.path == tmp_path and tmp_path.exists() and not list(tmp_path.iterdir())
+
+
+def test_what_is_exported_goes_to_a_url(storage: Any, tmp_path: Path) -> None:
+    for place in ("memory://bucket/data", str(tmp_path / "data")):
+        with destination(place) as folder:
+            (folder / "preference").mkdir(parents=True)
+            (folder / "preference/train.parquet").write_bytes(b"rows")
+    assert storage.cat_file("/bucket/data/preference/train.parquet") == b"rows"
+    assert (tmp_path / "data/preference/train.parquet").read_bytes() == b"rows"
