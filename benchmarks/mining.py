@@ -105,7 +105,7 @@ def write_prompts(path: Path, n: int) -> None:
     """`n` rows of the jsonl source, 14 to 34 made-up words; one in twenty is repeated, one in ten nearly so."""
     import numpy as np
 
-    from benchmarks.large import sentences
+    from benchmarks.partitions import sentences
 
     with path.open("wb") as out:
         for at in range(0, n, 10_000):

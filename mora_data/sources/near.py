@@ -28,7 +28,6 @@ RUN, HASHES, SEED = 5, 128, 42
 GROUP, FULLEST = 8, 0.6  # slots that are looked at together; share of all slots in use at most
 FRESH = 1 << 9  # sketches that are put into the table together
 CHUNK = 1 << 14  # sketches of one array; a multiple of FRESH
-_MIX = np.uint64(0x9E3779B97F4A7C15)
 _FULL = (1 << 64) - 1
 
 
@@ -68,18 +67,17 @@ class _Bands:
 
     def __init__(self, n_bands: int) -> None:
         self._n_bands, self._n = n_bands, 0
-        self._odd = np.random.default_rng(SEED).integers(1, 1 << 62, HASHES // n_bands, np.uint64) | np.uint64(1)
-        self._band = np.arange(n_bands, dtype=np.uint64) * _MIX
+        odd = np.random.default_rng(SEED).integers(1, 1 << 62, HASHES // n_bands // 2 + n_bands, np.uint64) | np.uint64(1)
+        self._odd, self._band = odd[n_bands:], odd[:n_bands]
         self._chunks: list[NDArray[np.uint32]] = []
         self._fresh: dict[int, list[int]] = {}
         self._last: list[NDArray[np.uint64]] = []
         self._clear(FRESH * n_bands // 2)
 
     def hashed(self, sketches: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """A hash of each band and its place; n x bands for n sketches."""
-        h = (self._cut(sketches) * self._odd).sum(-1) + self._band
-        h = (h ^ (h >> np.uint64(32))) * _MIX
-        return np.asarray(h ^ (h >> np.uint64(29)))
+        """A hash of each band and its place; n x bands for n sketches. The values are hashes already: they need no mixing."""
+        pairs = sketches.view(np.uint64).reshape(*sketches.shape[:-1], self._n_bands, -1)
+        return np.asarray((pairs * self._odd).sum(-1) + self._band)
 
     def alike(self, sketch: NDArray[np.uint32], hashed: NDArray[np.uint64]) -> Iterator[NDArray[np.uint32]]:
         """The sketches that share a band with this one, each once."""
