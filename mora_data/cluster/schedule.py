@@ -207,6 +207,8 @@ def _settle(board: Board, number: int, task: asyncio.Future[Ended], say: Callabl
         return True, None
     if ended.what == "storage":
         raise RunFolderError(ended.why)
+    if ended.what == "held":
+        say(f"partition {number:05d} is tried again: {ended.why}")
     if ended.what == "raised":
         say(f"partition {number:05d} failed ({ended.why}), {board.strikes[number] + 1} of {board.tries} tries")
     board.give_back(number, ended.why if ended.what == "raised" else None)

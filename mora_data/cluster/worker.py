@@ -130,9 +130,11 @@ class Worker:
             return Ended("unfit", f"node {platform.node()}: {e}")
         except RunFolderError as e:
             return Ended("storage", f"node {platform.node()}: {e}")
-        except MoraError as e:
+        except LimitReached as e:
             return Ended("stopped", str(e))
         except Exception as e:  # whatever a partition's rows make the code raise, the others can go on
+            if type(e) is MoraError:  # "interrupted": it was the partition beside it that failed
+                return Ended("stopped", str(e))
             return Ended("raised", f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
         return Ended("sealed", damaged=runner.damaged)
 

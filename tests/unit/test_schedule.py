@@ -165,6 +165,7 @@ def test_a_log_that_is_held_and_a_stopped_neighbour_cost_no_strike() -> None:
     crew = FakeCrew(fate)
     board = crew.run(4)
     assert not board.poisoned and sorted(crew.sealed) == [0, 1, 2, 3]
+    assert set(crew.said) == {"partition 00000 is tried again: later"}
 
 
 def test_an_interrupt_dismisses_every_worker() -> None:
