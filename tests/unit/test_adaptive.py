@@ -67,7 +67,7 @@ def test_missing_scores_do_not_stop_it() -> None:
 def test_the_error_budget_holds() -> None:
     """Two dimensions, rates from a mixture known to the prior; stops at 95 % are wrong in 5 % at most (100 prompts, + 2 se).
 
-    p = 0.93 is near the end of `saturated`, so that 64 answers leave many prompts undecided: 0.07 of them would be called wrong.
+    p = 0.93 is near the end of `saturated`, so that 64 answers leave many prompts undecided.
     """
     rates, rng = [0.01, 0.5, 0.93, 0.99], np.random.default_rng(1)
     rewards = (rng.random((100, 64, 2)) < rng.choice(rates, (100, 1, 2))).astype(float)
