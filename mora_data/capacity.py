@@ -27,7 +27,7 @@ BYTES_PER_REQUEST = 29.0
 """A verdict's record, its key and its score: the same partition, 100,290 requests."""
 DATASET_SHARE = 0.5
 """Of the dataset folder with all configs beside the partitions: the same run, 2.3 of 4.4 MB."""
-AFTER_CPU_S_PER_PROMPT = 0.0008
+AFTER_CPU_S_PER_PROMPT = 0.0004
 """Selection, `preference` and report of 16 answers: benchmarks/large.py; one process."""
 
 

@@ -7,7 +7,7 @@
 MinHash (Broder 1997) with 128 hashes: the Jaccard similarity of two sets is estimated with a standard error of at most 0.045,
 0.035 at 0.8. Only texts that share one of 16 bands of 8 hashes are compared (32 of 4 under a threshold of 0.8), which finds 95
 % of the pairs at 0.8 and 99.9 % at 0.9. A text of fewer than five words counts as one run. What came first stays, so the
-result depends on the order of the texts and on nothing else. Memory: 700 bytes a text (docs/numbers.md).
+result depends on the order of the texts and on nothing else. Memory: some 700 bytes a text (docs/numbers.md).
 """
 
 from __future__ import annotations
