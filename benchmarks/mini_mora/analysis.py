@@ -29,15 +29,15 @@ def data_level(rows: Sequence[Mapping[str, Any]], against: Sequence[str]) -> dic
 
     Rows of several seeds stand side by side: a prompt counts in each seed in which it was mined.
     """
+    rows = [r for r in rows if r["arm"] != "presample"]
     keys = {k: i for i, k in enumerate(dict.fromkeys((r["seed"], r["prompt_id"]) for r in rows))}
-    arms = list(dict.fromkeys(r["arm"] for r in rows if r["arm"] != "presample"))
+    arms = list(dict.fromkeys(r["arm"] for r in rows))
     values = {a: np.full((len(keys), len(LEVEL)), np.nan) for a in arms}
     topic_of = [""] * len(keys)
     for r in rows:
-        if r["arm"] in values:
-            at = keys[r["seed"], r["prompt_id"]]
-            values[r["arm"]][at] = [r[m] for m in LEVEL]
-            topic_of[at] = r["topic"]
+        at = keys[r["seed"], r["prompt_id"]]
+        values[r["arm"]][at] = [r[m] for m in LEVEL]
+        topic_of[at] = r["topic"]
     clusters = np.unique(topic_of, return_inverse=True)[1]
     pairs = [(a, m) for a in against if a in values for m in ("dominance_rate", "joint_pass")]
     gaps = np.stack([values["fused"][:, LEVEL.index(m)] - values[a][:, LEVEL.index(m)] for a, m in pairs], axis=1)
@@ -96,7 +96,7 @@ def verdict_2(found: Mapping[str, Any]) -> str:
 
 def _all_above(differences: Sequence[Mapping[str, Any]]) -> str:
     def named(some: Sequence[Mapping[str, Any]]) -> str:
-        return ", ".join(f"{d['metric']} against {d['minus']}" for d in some)
+        return ", ".join(f"{d['metric']} against {d['minus']}" for d in some).replace("_", " ")
 
     above = [d for d in differences if d["low"] is not None and d["low"] > 0 and d["p_holm"] < 0.05]
     under = [d for d in differences if d["high"] is not None and d["high"] <= 0]

@@ -45,17 +45,24 @@ def measure(scale: Scale, folder: Path, few: int = 10) -> Speed:
         return timed(lambda: make(folder / f"base-{steps}", scale.known(), replace(scale.model, steps=steps), 0.1, 0))
 
     base(2)
-    base_step = max(1e-6, (base(3 * few) - base(few)) / (2 * few))
+    base_step, _ = slope(few, base(few), 3 * few, base(3 * few))
     model, rows = folder / f"base-{3 * few}", plain(scale.splits()["pool"], 4)
     small, large = rows[:8], rows[:64]
     answers = [timed(lambda some=some: evaluate({"base@0": model}, some, folder / f"ask-{len(some)}", scale, scale.answers))
                for some in (small, large)]
-    answer = max(1e-6, (answers[1] - answers[0]) / (scale.answers * (len(large) - len(small))))
+    answer, command = slope(scale.answers * len(small), answers[0], scale.answers * len(large), answers[1])
     pairs = write_pairs_of(_pairs(scale), folder / "pairs")
     steps = [timed(lambda n=n: dpo(pairs, model, folder / f"dpo-{n}", scale, 1e-5, 0, n)) for n in (few, 3 * few)]
-    dpo_step = max(1e-6, (steps[1] - steps[0]) / (2 * few))
-    return Speed(base_step, answer, dpo_step, max(0.0, answers[0] - answer * scale.answers * len(small)),
-                 max(0.0, steps[0] - few * dpo_step))
+    dpo_step, recipe = slope(few, steps[0], 3 * few, steps[1])
+    return Speed(base_step, answer, dpo_step, command, recipe)
+
+
+def slope(few: int, short_s: float, many: int, long_s: float) -> tuple[float, float]:
+    """Seconds of one more, and of the start; where the longer run was not slower (a busy machine), its mean, and no start."""
+    if long_s <= short_s:
+        return long_s / many, 0.0
+    each = (long_s - short_s) / (many - few)
+    return each, max(0.0, short_s - few * each)
 
 
 def forecast(scale: Scale, seeds: int, speed: Speed) -> Iterator[tuple[str, float]]:

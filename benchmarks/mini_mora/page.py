@@ -32,7 +32,7 @@ def verdicts(found: Mapping[str, Any]) -> dict[str, str]:
 def markdown(found: Mapping[str, Any]) -> str:
     """Verdicts, then the figures of P1, P2 and P4 with their intervals."""
     parts = ["| | verdict |\n|---|---|\n" + "\n".join(f"| {p} | {v} |" for p, v in sorted(verdicts(found).items()))]
-    parts += [f"**P1, data level.** Fresh answers to the mined questions: {found['P1']['prompts']} questions and seeds, on "
+    parts += [f"**P1, data level.** Fresh answers to the mined questions: {found['P1']['prompts']} of them over all seeds, on "
               f"{found['P1']['topics']} topics.\n\n" + _arms(found["P1"])]
     parts += [differences(found["P1"]["differences"], "fused")]
     for key, title in (("P2", "**P2, training level, plain test questions.**"),

@@ -192,6 +192,11 @@ def test_questions_of_the_test_are_of_test_topics_and_dev_topics_have_no_skill()
     assert not any(skilled(t, 0.1, 0) for t in without_skill(splits["train"], 60, 0.1))
 
 
+def test_a_slope_is_what_one_more_takes_and_never_nothing() -> None:
+    assert calibrate.slope(10, 7.0, 30, 11.0) == pytest.approx((0.2, 5.0))
+    assert calibrate.slope(10, 7.0, 30, 6.0) == pytest.approx((0.2, 0.0))
+
+
 def test_every_word_of_the_settings_is_known_and_the_forecast_counts_every_scale() -> None:
     for scale in SCALES.values():
         build_settings(building.settings(scale, Path("model")))
