@@ -1,21 +1,24 @@
 """Training speed of dpo.py beside TRL's own DPO script with the same model, pairs and settings, on the CPU.
 
-Both are started in processes of their own, in alternating order, by a few lines that note CPU time and clock after every step.
-Steps are compared one by one: both see the same batches. What comes before the first step (imports, model, tokens) is a row of
-its own. `trl dpo` itself also starts accelerate, whose time is not counted against it. Needs the train extra.
+Both run at the same time, in processes of their own, and take turns: after every step a process waits until the other one has
+done its own. So the two steps of a pair, which hold the same rows, meet the same machine, however busy it is. What comes before
+the second step (imports, model, tokens) is a row of its own. `trl dpo` itself also starts accelerate, whose time is not counted.
+Needs the train extra.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -28,14 +31,21 @@ SETTINGS = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "pe
             "disable_tqdm": True, "report_to": "none", "seed": 0}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 METERED = """
-import atexit, json, runpy, sys, time
+import atexit, json, os, runpy, sys, time
 from transformers.trainer_callback import CallbackHandler
-script, file, sys.argv = sys.argv[1], sys.argv[2], [sys.argv[1], *sys.argv[3:]]
-seen = {"cpu": [], "wall": [], "tokens": 0}
-ended, logged = CallbackHandler.on_step_end, CallbackHandler.on_log
+script, file, done, go, sys.argv = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), [sys.argv[1], *sys.argv[5:]]
+seen, now = {"cpu": [], "wall": [], "tokens": 0, "start": 0}, lambda: (time.process_time(), time.perf_counter())
+ended, logged, began = CallbackHandler.on_step_end, CallbackHandler.on_log, None
 def on_step_end(self, args, state, control):
-    seen["cpu"].append(time.process_time())
-    seen["wall"].append(time.perf_counter())
+    global began
+    if began is None:
+        seen["start"] = time.process_time()
+    else:
+        for name, before, after in zip(("cpu", "wall"), began, now()):
+            seen[name].append(after - before)
+    os.write(done, b".")
+    os.read(go, 1)
+    began = now()
     return ended(self, args, state, control)
 def on_log(self, args, state, control, logs):
     seen["tokens"] = max(seen["tokens"], logs.get("num_tokens", 0))
@@ -47,42 +57,66 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
+@dataclass
+class Runner:
+    """One of the two, which waits after every step."""
+
+    process: subprocess.Popen[bytes]
+    done: int
+    go: int
+    file: Path
+
+    def step(self) -> bool:
+        """Let it do one step; False once it has none left."""
+        os.write(self.go, b".")
+        return bool(os.read(self.done, 1))
+
+    def seen(self, what: str) -> dict[str, Any]:
+        self.process.wait()
+        if self.process.returncode:
+            raise RuntimeError(f"training with {what} ended with {self.process.returncode}")
+        found: dict[str, Any] = json.loads(self.file.read_text("utf-8"))
+        return found
+
+
 def figures(scale: Scale) -> Iterator[Figure]:
     """Tokens per second of both; the floor is TRL's own script."""
     spec = importlib.util.find_spec("trl")
     if spec is None or spec.origin is None:
         yield Figure("dpo.py, tokens per CPU s", f">= {GOAL} x trl dpo", "not measured: needs the train extra")
         return
-    scripts = {"ours": ROOT / "train_recipes" / "dpo.py", "trl": Path(spec.origin).parent / "scripts" / "dpo.py"}
-    steps = 12 if scale.quick else 30
-    seen: dict[str, list[dict[str, list[float]]]] = {which: [] for which in scripts}
+    scripts = {"dpo.py": ROOT / "train_recipes" / "dpo.py", "trl": Path(spec.origin).parent / "scripts" / "dpo.py"}
+    steps = 10 if scale.quick else 40
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checked(run((*MORA_DATA, "build", "--source", "pku-saferlhf", "--sample", "--engine", "scripted", "--out", folder / "run")),
                 "the demo build")
         checked(run((sys.executable, ROOT / "train_recipes" / "tiny_model.py", folder / "tiny"), ONE_THREAD), "the tiny model")
-        for repeat in range(scale.repeats):
-            for which in sorted(scripts, reverse=bool(repeat % 2)):
-                seen[which].append(_train(folder, steps, which, scripts[which]))
-    tokens = {int(r["tokens"][0]) for runs in seen.values() for r in runs}
-    if len(tokens) != 1 or any(len(r["cpu"]) != steps for runs in seen.values() for r in runs):
-        raise RuntimeError(f"the two did not do the same work: {tokens} tokens")
+        ours, trl = _take_turns([_start(folder, steps, which, script) for which, script in scripts.items()])
+    if ours["tokens"] != trl["tokens"] or not len(ours["cpu"]) == len(trl["cpu"]) == steps - 1:
+        raise RuntimeError(f"the two did not do the same work: {ours['tokens']} and {trl['tokens']} tokens")
     for clock, unit in (("cpu", "CPU s"), ("wall", "s")):
-        mine, theirs = (_steps(seen[which], clock) for which in scripts)
+        mine, theirs = (s[clock][SKIPPED:] for s in (ours, trl))
         ratio, low, high = _ratio(theirs, mine)
-        speeds = [tokens.copy().pop() * len(s) / steps / sum(s) for s in (mine, theirs)]
-        yield Figure(f"dpo.py, tokens per {unit} in training steps", f">= {GOAL} x trl dpo",
-                     f"{speeds[0]:,.0f} [{low:.3f}, {high:.3f}] x", f"{speeds[1]:,.0f} trl dpo", ratio,
+        speeds = [ours["tokens"] * len(s) / steps / sum(s) for s in (mine, theirs)]
+        yield Figure(f"dpo.py, tokens per {unit} in {len(mine)} steps", f">= {GOAL} x trl dpo",
+                     f"{speeds[0]:,.0f}, {low:.3f} to {high:.3f} x", f"{speeds[1]:,.0f} trl dpo", ratio,
                      ratio >= GOAL if clock == "cpu" else None)
-    start = [statistics.median(r["cpu"][0] for r in seen[which]) for which in scripts]
-    yield Figure("same, CPU s up to the end of the first step", "-", f"{start[0]:.1f}", f"{start[1]:.1f} trl dpo",
-                 start[0] / start[1])
+    yield Figure("same, CPU s up to the end of the first step", "-", f"{ours['start']:.1f}", f"{trl['start']:.1f} trl dpo",
+                 ours["start"] / trl["start"])
 
 
-def _steps(runs: Sequence[dict[str, list[float]]], clock: str) -> list[float]:
-    """Seconds of each step after the first ones: the median over the runs."""
-    each = [[b - a for a, b in zip(r[clock][SKIPPED - 1:], r[clock][SKIPPED:], strict=False)] for r in runs]
-    return [statistics.median(s) for s in zip(*each, strict=True)]
+def _take_turns(runners: Sequence[Runner]) -> list[dict[str, Any]]:
+    """A step of one, a step of the other, each going first every second time; what each has seen."""
+    for runner in runners:
+        os.read(runner.done, 1)  # its first step, with all that comes before
+    turn, going = 0, True
+    while going:
+        order = runners if turn % 2 else runners[::-1]
+        stepped = [runner.step() for runner in order]
+        going = all(stepped)
+        turn += 1
+    return [runner.seen(str(runner.file)) for runner in runners]
 
 
 def _ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
@@ -95,20 +129,19 @@ def _ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float, float
     return sum(above) / sum(below), drawn[49], drawn[1949]
 
 
-def _train(folder: Path, steps: int, which: str, script: Path) -> dict[str, list[float]]:
-    """CPU time and clock after every step, and the tokens that TRL counts."""
+def _start(folder: Path, steps: int, which: str, script: Path) -> Runner:
     dataset, model = str(folder / "run" / "dataset"), str(folder / "tiny")
     settings = {**SETTINGS, "max_steps": steps, "output_dir": str(folder / which), "dtype": "float32"}
-    if which == "ours":
-        settings |= {"dataset": dataset, "model": model, "save_model": False, "cpu_threads": 1}
-    else:
+    if which == "trl":
         settings |= {"dataset_name": dataset, "dataset_config": "preference", "model_name_or_path": model}
+    else:
+        settings |= {"dataset": dataset, "model": model, "save_model": False, "cpu_threads": 1}
     file, out = folder / f"{which}.yaml", folder / f"{which}.json"
     file.write_text(yaml.safe_dump(settings), "utf-8")
-    # not `run`, whose look at the memory, ten times a second, costs a core that the training wants
-    done = subprocess.run([sys.executable, "-c", METERED, script, out, "--config", file], env={**environment(), **ONE_THREAD},
-                          capture_output=True, text=True, timeout=3600, check=False)
-    if done.returncode:
-        raise RuntimeError(f"training with {which} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
-    seen: dict[str, list[float]] = json.loads(out.read_text("utf-8"))
-    return seen | {"tokens": [float(seen["tokens"])]}  # type: ignore[arg-type]
+    (done, tell), (hear, go) = os.pipe(), os.pipe()
+    command = [sys.executable, "-c", METERED, str(script), str(out), str(tell), str(hear), "--config", str(file)]
+    with (folder / f"{which}.log").open("wb") as log:
+        process = subprocess.Popen(command, env={**environment(), **ONE_THREAD}, stdout=log, stderr=log, pass_fds=(tell, hear))
+    os.close(tell)
+    os.close(hear)
+    return Runner(process, done, go, out)
