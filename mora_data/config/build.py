@@ -1,0 +1,177 @@
+"""One build: all settings together, and which endpoint each role ends up with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ..errors import SettingsError
+from .base import Settings
+from .rewards import RewardSettings
+from .roles import RoleSettings
+from .running import LimitSettings, RaySettings, RecordedSettings, ScriptedSettings
+from .stages import FuseSettings, MineSettings, PresampleSettings, PublishSettings, RolloutSettings, SelectSettings, SourceSettings
+
+_ENDPOINT = ("engine", "base_url", "replicas", "transport", "model", "served_as", "revision", "api_key_env", "requests_per_min",
+             "tokens_per_min", "local", "batch")  # what a role takes over from the one that it uses
+REWARD_ROLE = "reward:"  # and then dimension:number
+GUARD_ROLE = "guard"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a command adds to the settings."""
+
+    sample: bool = False
+    data: tuple[Path, ...] = ()
+    out: Path | None = None
+    until: str = "publish"
+    fresh: bool = False
+    only: frozenset[str] | None = None  # prompts of the mined ones, for a probe
+
+
+class BuildSettings(Settings):
+    """One build, end to end: what a file in builders/ holds."""
+
+    name: str
+    """Name of the build."""
+    source: SourceSettings
+    """Source rows."""
+    dimensions: list[str] = ["helpful", "harmless", "truthful"]
+    """Reward dimensions, in the order of the columns."""
+    policy: RoleSettings = RoleSettings()
+    """The model to be aligned."""
+    rewriter: RoleSettings = RoleSettings(use="policy", temperature=0.7)
+    """The model that fuses intents."""
+    judge: RoleSettings = RoleSettings(use="policy", temperature=0.0, max_tokens=256)
+    """The model that scores."""
+    heldout_judge: RoleSettings | None = None
+    """A second judge, for confirmation and reports only."""
+    rewards: dict[str, list[RewardSettings]] = {}
+    """Reward sources per dimension; a dimension without an entry gets the judge with its own template."""
+    mine: MineSettings = MineSettings()
+    """Mining."""
+    presample: PresampleSettings = PresampleSettings()
+    """Presampling."""
+    fuse: FuseSettings = FuseSettings()
+    """Fusion."""
+    rollout: RolloutSettings = RolloutSettings()
+    """Rollouts."""
+    select: SelectSettings = SelectSettings()
+    """Selection."""
+    publish: PublishSettings = PublishSettings()
+    """Publishing."""
+    limits: LimitSettings = LimitSettings()
+    """Limits."""
+    scripted: ScriptedSettings = ScriptedSettings()
+    """The simulator, where it is the engine."""
+    recorded: RecordedSettings | None = None
+    """Dimensions and rewards where the engine is recorded."""
+    executor: Literal["local", "ray"] = Field("local", exclude=True)
+    """Where partitions are worked on: in this process, or on a Ray cluster. No part of what is built: the same folder may go on
+    with the other."""
+    ray: RaySettings = Field(default_factory=lambda: RaySettings(), exclude=True)
+    """The cluster, where the executor is ray."""
+    seed: int = 0
+    """Run seed."""
+    partition_size: Annotated[int, Field(ge=1, le=65536)] = 512
+    """Prompts per partition."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _role_defaults(cls, values: Any) -> Any:
+        """A role's own defaults stand under what the YAML gives (the rewriter's temperature, the judge's `use`)."""
+        if not isinstance(values, dict):
+            return values
+        own = {"rewriter": {"use": "policy", "temperature": 0.7}, "judge": {"use": "policy", "temperature": 0.0, "max_tokens": 256}}
+        merged = dict(values)
+        for role, defaults in own.items():
+            given = values.get(role)
+            if given is None or isinstance(given, dict):
+                merged[role] = {**defaults, **(given or {})}
+        return merged
+
+    @model_validator(mode="after")
+    def _dimensions_known(self) -> BuildSettings:
+        if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions):
+            raise ValueError("dimensions must be a list of different names")
+        if isinstance(self.fuse.targets, list) and (bad := set(self.fuse.targets) - set(self.dimensions)):
+            raise ValueError(f"fuse.targets names {sorted(bad)}, not in dimensions {self.dimensions}")
+        if self.fuse.probe and not self.presample.enabled:
+            raise ValueError("fuse.probe compares with presamples: presample.enabled has to be true")
+        if self.publish.arms != "auto" and (bad := set(self.publish.arms) - set(self.fuse.arms)):
+            raise ValueError(f"publish.arms names {sorted(bad)}, not in fuse.arms {self.fuse.arms}")
+        return self
+
+    @property
+    def published_arms(self) -> list[str]:
+        """The arms that go into the dataset; the others are there to compare with."""
+        if self.policy.engine == "recorded":
+            return ["recorded"]
+        if self.publish.arms != "auto":
+            return self.publish.arms
+        return ["fused"] if "fused" in self.fuse.arms else self.fuse.arms
+
+    def reward_sources(self, dimension: str) -> list[RewardSettings]:
+        """Reward sources of a dimension: those given, else the judge with the dimension's own template."""
+        given = self.rewards.get(dimension)
+        if not given:
+            return [RewardSettings(kind="judge", template=dimension)]
+        return [r if r.template or r.kind != "judge" else r.model_copy(update={"template": dimension}) for r in given]
+
+    def reward_role(self, dimension: str, reward: RewardSettings) -> str:
+        """The role that a reward asks as: its own where it names an endpoint, else the judge."""
+        sources = self.reward_sources(dimension)
+        if reward.endpoint is None or reward not in sources:
+            return "judge"
+        return f"{REWARD_ROLE}{dimension}:{sources.index(reward)}"
+
+    def reward_roles(self) -> list[str]:
+        """The roles of the rewards that name an endpoint."""
+        found = [self.reward_role(d, r) for d in self.dimensions for r in self.reward_sources(d)]
+        return [r for r in dict.fromkeys(found) if r != "judge"]
+
+    def more_roles(self) -> list[str]:
+        """The roles beside policy, rewriter and judge, but for the held-out judge."""
+        return [*self.reward_roles(), *([GUARD_ROLE] if self.fuse.guard else [])]
+
+    def role(self, name: str) -> RoleSettings:
+        """A role's settings, with what it does not say itself taken over from the role that it uses.
+
+        A role with a base URL of its own takes nothing but the key: another server has its own models.
+        """
+        role: RoleSettings | None
+        if name.startswith(REWARD_ROLE):
+            role = self._endpoint(name)
+        elif name == GUARD_ROLE:
+            role = _as_rater(self.fuse.guard.endpoint) if self.fuse.guard else None
+        else:
+            role = getattr(self, name)
+        if role is None:
+            raise SettingsError(f"no {name} is set: give {name}.base_url or {name}.use")
+        if role.use is None or role.use == name or role.engine is not None:
+            return role
+        base = self.role(role.use)
+        names = ("api_key_env",) if role.base_url is not None else _ENDPOINT
+        own = {k for k in names if k in role.model_fields_set and getattr(role, k) is not None}
+        if "model" in own:
+            own.add("served_as")
+        return role.model_copy(update={k: getattr(base, k) for k in names if k not in own})
+
+
+    def _endpoint(self, name: str) -> RoleSettings | None:
+        """The endpoint of a reward's role; one that names no server is the judge's."""
+        dimension, _, index = name.removeprefix(REWARD_ROLE).rpartition(":")
+        found = self.reward_sources(dimension)[int(index)].endpoint
+        return None if found is None else _as_rater(found)
+
+
+def _as_rater(found: RoleSettings) -> RoleSettings:
+    """An endpoint that scores, with a judge's defaults; the judge's server where it names none."""
+    own: dict[str, Any] = {"temperature": 0.0, "max_tokens": 256}
+    if not (found.use or found.base_url or found.engine):
+        own["use"] = "judge"
+    return found.model_copy(update={k: v for k, v in own.items() if k not in found.model_fields_set or k == "use"})

@@ -1,0 +1,96 @@
+"""Who answers: the endpoints, in-process models and batch jobs behind the roles of a build."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from .base import Settings
+
+ROLES = ("policy", "rewriter", "judge", "heldout_judge")
+
+
+class LocalSettings(Settings):
+    """Models in this process: engines `transformers` and `vllm`."""
+
+    device: str = "auto"
+    """transformers: cpu, cuda, cuda:1, ...; auto: the GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights and arithmetic; auto: bfloat16 on a GPU, float32 on a CPU (vllm: what the model says)."""
+    max_batch: Annotated[int, Field(ge=1)] = 256
+    """transformers: samples in one batch at most; up to it the size is found by doubling. vllm: requests handed over at once."""
+    window: Annotated[int, Field(ge=1)] = 2048
+    """Samples that may wait before no further prompt is opened; sorted by length, so that batches hold little padding."""
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """Longest prompt and answer together, in tokens; null: the model's own limit."""
+    text_pair: bool = False
+    """Classifiers without a chat template: give them the turns before the answer and the answer as a pair of texts."""
+    options: dict[str, Any] = {}
+    """vllm: further arguments of its LLM class, as gpu_memory_utilization or tensor_parallel_size."""
+
+
+class BatchSettings(Settings):
+    """Requests handed over as files: engine `batch`."""
+
+    mode: Literal["provider", "files"] = "provider"
+    """provider: the OpenAI Batch API of base_url; files: written here, run by vLLM's run-batch, read again by the same command."""
+    max_requests: Annotated[int, Field(ge=1, le=50_000)] = 50_000
+    """Requests in one file at most."""
+    max_bytes: Annotated[int, Field(ge=1_000, le=200_000_000)] = 200_000_000
+    """Bytes in one file at most."""
+    prompts: Annotated[int, Field(ge=1)] = 1024
+    """Prompts open at once, over several partitions; 1,024 with 16 answers and 3 judges are a wave of 49,152 judge requests."""
+    poll_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds between two looks at a running batch."""
+    tries: Annotated[int, Field(ge=1)] = 3
+    """Batches that a request may go through when it expires or fails in a way that may pass."""
+
+
+class RoleSettings(Settings):
+    """One model in one role: which engine answers, and how it samples."""
+
+    use: Literal["policy", "rewriter", "judge"] | None = None
+    """Use another role's engine, endpoint and model."""
+    engine: str | None = None
+    """openai, batch, transformers, vllm, scripted, or module:function; null: openai when a base URL or key is known."""
+    base_url: str | None = None
+    """Base URL of an OpenAI-compatible endpoint, up to and including /v1."""
+    replicas: list[str] = []
+    """Further base URLs that serve the same model; each gets `concurrency` slots."""
+    transport: str = "auto"
+    """auto; openai: over the openai package; module:function: over the AsyncOpenAI that function(base_url) returns."""
+    model: str | None = None
+    """Model name; null: the only model that the endpoint serves."""
+    served_as: list[str] = []
+    """Names by which replies may call the model, where they are not like `model`; ["*"]: any."""
+    revision: str | None = None
+    """Revision of the model's weights, for the record and for the request key."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key. The key itself is never stored."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Sampling temperature."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus sampling mass."""
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """Longest answer, in tokens."""
+    stop: list[str] = []
+    """Stop strings."""
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Requests in flight at most, on each base URL. Roles with the same URLs share them."""
+    requests_per_min: Annotated[float, Field(gt=0)] | None = None
+    """Requests a minute at most, over all base URLs; null: no limit but the server's refusals."""
+    tokens_per_min: Annotated[float, Field(gt=0)] | None = None
+    """Tokens a minute at most, in and out together, over all base URLs."""
+    n_per_request: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+    """Samples asked for in one request: all, or a number."""
+    timeout_s: Annotated[float, Field(gt=0)] | None = None
+    """Longest wait for one reply, in seconds; null: 60 s and half a second for each token of max_tokens."""
+    give_up_s: Annotated[float, Field(gt=0)] = 60.0
+    """The run stops, state kept, when the endpoint has failed every request for this long, in seconds."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of the request body, sent as they are and part of the request key."""
+    local: LocalSettings = LocalSettings()
+    """Engines transformers and vllm: device, batches, lengths."""
+    batch: BatchSettings = BatchSettings()
+    """Engine batch: files, waves, polling."""
