@@ -12,6 +12,7 @@ LAYERS = [
     {"__main__"},
     {"__init__"},
     {"cli", "demo", "mora_pairs"},
+    {"commands"},
     {"api", "probe"},
     {"pipeline", "evaluate", "estimate", "show", "capacity"},
     {"measuring", "cluster"},
