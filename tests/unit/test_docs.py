@@ -21,6 +21,7 @@ import yaml
 
 import mora_data
 from mora_data import build, cli, spending
+from mora_data.commands import _settings as command_settings
 from mora_data.config import load_settings, parse_override
 from mora_data.demo import best_pair
 from mora_data.engines import NO_ENDPOINT, openai
@@ -69,7 +70,7 @@ def blocks(*languages: str, page: str | None = None) -> list[Block]:
     return found
 
 
-def commands() -> list[tuple[str, list[str]]]:
+def documented() -> list[tuple[str, list[str]]]:
     """Every `mora-data ...` with arguments: in console blocks, in inline code and in the builders' comments."""
     found = []
     for b in blocks("console"):
@@ -169,7 +170,7 @@ def test_readme_has_the_two_commands_and_the_claim() -> None:
 
 
 def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
-    found = commands()
+    found = documented()
     assert len(found) >= 25
     assert {words[0] for _, words in found} == {"build", "status", "push", "diff", "evaluate", "export", "recipe",
                                                 "report", "view", "weights"}
@@ -181,7 +182,7 @@ def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
         if words[:2] == ["recipe", "run"]:
             run_command(args.name, args.dataset, args.revision, args.config, args.overrides)
         elif words[0] == "build" and not args.source.endswith(".yaml"):
-            cli._settings(args)
+            command_settings(args)
 
 
 def test_flags_and_settings_named_in_the_text_exist() -> None:
@@ -308,7 +309,7 @@ def test_export_of_the_page_prints_what_it_says(demo: Path, tmp_path: Path, monk
                                                 capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(demo.parent, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    words = [w for _, w in commands() if w[0] == "export"][-1]
+    words = [w for _, w in documented() if w[0] == "export"][-1]
     assert cli.main(words) == 0
     assert capsys.readouterr().out == blocks("text", page="docs/publish.md")[-1].text
 
@@ -319,7 +320,7 @@ def test_the_concise_example_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = [b for b in blocks("yaml", "jinja", page="docs/add-your-own.md") if b.file and "concise" in b.file]
     assert {"concise.yaml", "rubrics/concise.j2", "intents/concise.yaml"} == {b.file for b in found}
     written(tmp_path, found)
-    words = next(w for where, w in commands() if "concise.yaml" in w)
+    words = next(w for where, w in documented() if "concise.yaml" in w)
     assert cli.main([*words, "--limit", "30"]) == 0, capsys.readouterr().err
     run = mora_data.load_run("runs/concise")
     assert run.counts["fuse"]["kept"] > 0
@@ -335,7 +336,7 @@ def test_the_plug_ins_of_the_page_build(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "faq.jsonl").write_text("".join(rows))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    words = next(w for where, w in commands() if "faq.yaml" in w)
+    words = next(w for where, w in documented() if "faq.yaml" in w)
     assert cli.main(words) == 0, capsys.readouterr().err
     run = mora_data.load_run("runs/faq")
     assert run.counts["mine"]["dropped"] == {"not_text": 1}
