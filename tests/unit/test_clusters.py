@@ -30,7 +30,7 @@ def added_up(values_P_M: np.ndarray, groups: Clusters, whole: bool = False) -> S
     added, names = Added(values_P_M.shape[1], whole), ids(len(values_P_M))
     for at in range(0, len(values_P_M), 512):
         added.add(groups.labels("", names[at:at + 512]), values_P_M[at:at + 512])
-    return added.sums(groups.size(""))
+    return added.sums(groups, "")
 
 
 def test_few_prompts_are_clusters_of_their_own() -> None:
@@ -54,6 +54,10 @@ def test_batches_agree_with_prompts_at_40000(batches: int, tolerance: float, mon
     np.testing.assert_allclose(ours.draws_B_M.std(0), theirs.draws_B_M.std(0), rtol=tolerance)
     for a, b in zip(ours.bca(), theirs.bca(), strict=True):
         np.testing.assert_array_less(np.abs(a - b), 0.4 * theirs.draws_B_M.std(0))  # ends of 1,500 draws: 0.1 each time
+    rare = slice(1, 2)  # cases count there, not batches
+    np.testing.assert_array_equal(ours.mixed_M[rare], theirs.mixed_M[rare])
+    for a, b in zip(ours.rate(rare), theirs.rate(rare), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance)
 
 
 def test_rows_that_count_as_a_whole_leave_out_what_is_not() -> None:
