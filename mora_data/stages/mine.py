@@ -19,15 +19,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import sources
 from ..config import BuildSettings, MineSettings, SourceSettings
 from ..errors import DropRow, SourceError
 from ..sources import Draft, Source, hub, read
 from ..sources.benchmarks import Benchmarks, cache_dir
-from ..sources.near import NearDuplicates
 from ..text import context_and_group, digest
 from ..types import Prompt
+
+if TYPE_CHECKING:
+    from ..sources.near import NearDuplicates
 
 _PEEK = 50  # rows looked at before a source is taken to be of the right schema
 
@@ -167,6 +170,14 @@ def benchmarks_of(settings: BuildSettings) -> Benchmarks:
     return Benchmarks(settings.source.decontaminate_from, cache_dir()) if settings.mine.decontaminate else Benchmarks({})
 
 
+def _near(wanted: MineSettings) -> NearDuplicates | None:
+    if not (wanted.dedup and wanted.near_duplicates):
+        return None
+    from ..sources.near import NearDuplicates  # imports numpy
+
+    return NearDuplicates(wanted.near_duplicates)
+
+
 class _Sieve:
     """The filters that need more than the row itself."""
 
@@ -174,7 +185,7 @@ class _Sieve:
         self._mine: MineSettings = settings.mine
         self._counts = counts
         self._seen: set[int] = set()
-        self._near = NearDuplicates(self._mine.near_duplicates) if self._mine.dedup and self._mine.near_duplicates else None
+        self._near = _near(self._mine)
         self._benchmarks = benchmarks
         counts.compared = tuple(self._benchmarks.at_hand)
         counts.not_measured = self._benchmarks.not_measured

@@ -77,3 +77,11 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "build" in done.stdout
+
+
+def test_a_build_asks_before_it_imports_arrays() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, mora_data.pipeline; print([m for m in ('numpy', 'pyarrow', 'ray', 'aiohttp') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
