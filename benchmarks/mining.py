@@ -67,16 +67,21 @@ def write(path: Path, n: int) -> None:
         out.writelines(synthetic(n))
 
 
-def run_mine(path: Path, near: float | None = None) -> dict[str, object]:
+def mined(path: Path, source: dict[str, object], near: float | None) -> dict[str, object]:
     """One pass of the real thing, exact repeats alone unless `near` is given."""
     from mora_data.config import build_settings
     from mora_data.stages.mine import MineCounts, mine, open_source
 
-    settings = build_settings({"name": "bench", "source": {"kind": "hh-rlhf"}, "mine": {"near_duplicates": near}})
+    settings = build_settings({"name": "bench", "source": source, "mine": {"near_duplicates": near}})
     counts = MineCounts()
     for _ in mine(open_source(settings, sample=False, data=[path]), settings, counts):
         pass
     return counts.as_dict()
+
+
+def run_mine(path: Path, near: float | None = None) -> dict[str, object]:
+    """Rows of HH-RLHF."""
+    return mined(path, {"kind": "hh-rlhf"}, near)
 
 
 def run_near(path: Path) -> dict[str, object]:
@@ -121,15 +126,7 @@ def write_prompts(path: Path, n: int) -> None:
 
 def run_prompts(path: Path, near: float | None = None) -> dict[str, object]:
     """Exact repeats and decontamination against 5,000 prompts of another set."""
-    from mora_data.config import build_settings
-    from mora_data.stages.mine import MineCounts, mine, open_source
-
-    source = {"kind": "jsonl", "decontaminate_from": {"bench": str(path.parent / "bench.jsonl")}}
-    settings = build_settings({"name": "bench", "source": source, "mine": {"near_duplicates": near}})
-    counts = MineCounts()
-    for _ in mine(open_source(settings, sample=False, data=[path]), settings, counts):
-        pass
-    return counts.as_dict()
+    return mined(path, {"kind": "jsonl", "decontaminate_from": {"bench": str(path.parent / "bench.jsonl")}}, near)
 
 
 def run_prompts_near(path: Path) -> dict[str, object]:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from support.published import MESSAGES, write_dataset, write_table
+from support.recipe_cases import run_cases
 
 RECIPES = Path(__file__).parents[2] / "train_recipes"
 SMOKE = ["--config", str(RECIPES / "dpo" / "smoke.yaml")]
@@ -127,17 +128,6 @@ BAD_INPUT = [
     (["dataset=FOLDER", "launch=--use_fsdp"], "accelerate launch --use_fsdp dpo.py"),
 ]
 
-# The cases share one process, since importing torch and trl takes longer than any of them.
-IN_ONE_PROCESS = """
-import contextlib, io, json, sys
-import dpo
-for case in json.load(sys.stdin):
-    sys.argv, said = ["dpo.py", *case], io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = dpo.start(dpo.RECIPE, dpo.run, dpo.__doc__)
-    print(json.dumps([code, said.getvalue()]), flush=True)
-"""
-
 
 def string_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, answer = tmp_path_factory.mktemp("strings"), pa.array([[{"role": "assistant", "content": "yes"}]], MESSAGES)
@@ -160,13 +150,8 @@ def bad_input_replies(folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     places = {"FOLDER": folder, "STRINGS": string_prompts(tmp_path_factory), "BARE": bare_model(tmp_path_factory)}
     filled = [[re.sub("FOLDER|STRINGS|BARE", lambda m: str(places[m[0]]), a) for a in arguments] for arguments, _ in BAD_INPUT]
     cases = [[*SMOKE, *a, f"output_dir={out}"] for a, out in zip(filled, outs, strict=True)]
-    command, env = [sys.executable, "-c", IN_ONE_PROCESS], ENVIRONMENT | {"PYTHONPATH": str(RECIPES)}
-    done = subprocess.run(
-        command, input=json.dumps(cases), capture_output=True, text=True, timeout=300, check=False, env=env
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    replies = [json.loads(line) for line in done.stdout.splitlines()]
-    return [(code, said, out) for (code, said), out in zip(replies, outs, strict=True)]
+    found = run_cases(RECIPES / "dpo.py", cases, ENVIRONMENT)
+    return [(code, said, out) for (code, said), out in zip(found, outs, strict=True)]
 
 
 @pytest.mark.parametrize("case", range(len(BAD_INPUT)), ids=[" ".join(a) for a, _ in BAD_INPUT])

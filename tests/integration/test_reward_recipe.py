@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from support.published import MESSAGES, write_table
+from support.recipe_cases import run_cases
 
 RECIPES = Path(__file__).parents[2] / "train_recipes"
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -100,25 +101,13 @@ def test_several_scores_at_once_some_of_them_missing(folder: Path, tmp_path: Pat
 
 BAD_SETTINGS = {"objective=listwise": "objective = 'listwise': must be pairs or multilabel",
                 "config=broken": "4 of 4 rows have no margin; give margin=false", "config=multilabel": "lacks chosen, rejected"}
-IN_ONE_PROCESS = """
-import contextlib, io, json, sys
-import reward
-for case in json.load(sys.stdin):
-    sys.argv, said = ["reward.py", *case], io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = reward.start(reward.PAIRS, reward.run, reward.__doc__)
-    print(json.dumps([code, said.getvalue()]), flush=True)
-"""
 
 
 def test_bad_settings_are_one_line(folder: Path, tmp_path: Path) -> None:
     cases = [["--config", str(RECIPES / "reward" / "smoke.yaml"), f"dataset={folder}", f"output_dir={tmp_path}", argument]
              for argument in BAD_SETTINGS]
-    done = subprocess.run([sys.executable, "-c", IN_ONE_PROCESS], input=json.dumps(cases), capture_output=True, text=True,
-                          timeout=300, check=False, env=ENVIRONMENT | {"PYTHONPATH": str(RECIPES)})
-    assert done.returncode == 0, done.stderr[-2000:]
-    for said, why in zip(map(json.loads, done.stdout.splitlines()), BAD_SETTINGS.values(), strict=True):
-        code, err = said
+    found = run_cases(RECIPES / "reward.py", cases, ENVIRONMENT)
+    for (code, err), why in zip(found, BAD_SETTINGS.values(), strict=True):
         (line,) = (x for x in err.splitlines() if x.startswith("error: "))
         assert code == 1 and why in line
 
