@@ -51,6 +51,7 @@ test-server: $(VENV)/.dev $(VLLM_VENV)/.ready
 	MORA_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m server tests/server
 
 check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit/test_layers.py

@@ -1,4 +1,5 @@
-"""Adaptive presampling: samples used, and kinds that come out as 64 samples would have said, on a fixed mix of prompts.
+"""Adaptive presampling: samples used, and kinds that come out as 64 samples would have said, on a
+fixed mix of prompts.
 
     python benchmarks/adaptive.py [--prompts 1000] [--seed 0] [--step 4] [--oracle 0]
 
@@ -6,24 +7,28 @@ The mix, written down before anything was measured on it and not to be tuned:
 
     30 % flat      every dimension steady
     30 % one_dim   one dimension p ~ Beta(4, 4), the others steady
-    25 % conflict  helpful p ~ Beta(4, 4); harmless passes where helpful fails, and the other way, in 95 of 100 answers; truthful
+    25 % conflict  helpful p ~ Beta(4, 4); harmless passes where helpful fails, and the other way,
+    in 95 of 100 answers; truthful
                    steady
-    15 % multi     two dimensions p ~ Beta(4, 4), joined by a Gaussian copula of correlation 0.5, the third steady
+    15 % multi     two dimensions p ~ Beta(4, 4), joined by a Gaussian copula of correlation 0.5,
+    the third steady
 
-A steady dimension is saturated, p ~ Beta(60, 1), in 7 of 10 cases and starved, p ~ Beta(1, 60), in the rest. A passing answer is
-a judge's 5, a failing one a 2; the judge is off by one level, up or down within the scale, in one verdict of ten. p_d is the
-chance that the true level passes the floor of 0.75, and an error of one level carries none across it.
+A steady dimension is saturated, p ~ Beta(60, 1), in 7 of 10 cases and starved, p ~ Beta(1, 60), in
+the rest. A passing answer is a judge's 5, a failing one a 2; the judge is off by one level, up or
+down within the scale, in one verdict of ten. p_d is the chance that the true level passes the floor
+of 0.75, and an error of one level carries none across it.
 
-Every scheme sees the same answers in the same order; fixed N = 64 is the reference. Phase 0 (256 prompts of 16 answers) is part
-of the bill: none of its prompts counts for less than 16. Intervals: 95 %, over prompts.
+Every scheme sees the same answers in the same order; fixed N = 64 is the reference. Phase 0 (256
+prompts of 16 answers) is part of the bill: none of its prompts counts for less than 16. Intervals:
+95 %, over prompts.
 
-    decided    agreement with fixed N = 64 over the prompts that it decides: the kinds of the goal, 40 % of the samples at 97 %
-    labels     agreement over all prompts, `undecided` a label like the others
-    planted    the kinds from which the answers were drawn
+    decided    agreement with fixed N = 64 over the prompts that it decides: the kinds of the goal,
+    40 % of the samples at 97 % labels     agreement over all prompts, `undecided` a label like the
+    others planted    the kinds from which the answers were drawn
     samples    share of the samples of fixed N = 64
 
-`--oracle n` adds rows over n prompts for a stopper that knows the mix itself (adaptive_oracle.py): how far the labels could be
-foreseen at all.
+`--oracle n` adds rows over n prompts for a stopper that knows the mix itself (adaptive_oracle.py):
+how far the labels could be foreseen at all.
 """
 
 from __future__ import annotations
@@ -53,7 +58,8 @@ def world(n_prompts: int, seed: int) -> tuple[Any, Any]:
 
 
 def noise() -> float:
-    """sigma of one verdict: sqrt(mean (s1 - s2)^2 / 2) of two verdicts on the same answer, a level of 5 half of the time."""
+    """sigma of one verdict: sqrt(mean (s1 - s2)^2 / 2) of two verdicts on the same answer, a level
+    of 5 half of the time."""
     variance_2 = SLIP / 16  # up and down alike
     slip_5 = SLIP / 2  # upwards stays 5
     return float(np.sqrt((variance_2 + slip_5 * (1 - slip_5) / 16) / 2))
@@ -95,7 +101,8 @@ def schedule(rewards: Any, counts: Sequence[int] = (16, 32, 64)) -> tuple[Any, A
 
 
 def foresight(rewards: Any, step: int, prior_from: int = 256) -> Any:
-    """Chance of each kind at every look, P x looks x kinds, by `presample.step`; after a look that settles all, NaN."""
+    """Chance of each kind at every look, P x looks x kinds, by `presample.step`; after a look that
+    settles all, NaN."""
     from mora_data.statistics.adaptive import foreseen, likeliest, rate_prior
     from mora_data.statistics.split import undivided
 
@@ -106,13 +113,19 @@ def foresight(rewards: Any, step: int, prior_from: int = 256) -> Any:
     out = np.full((len(rewards), len(looks), 5), np.nan)
     for p in range(len(rewards)):
         for i, n in enumerate(looks):
-            out[p, i] = foreseen(undivided(rewards[p:p + 1, :n]), LAST, *rule, prior_D_B=prior, seed=p)
-            if min(likeliest(out[p, i], which)[1] for which in ("decision", "label")) >= 1 - min(ERRORS):
+            out[p, i] = foreseen(
+                undivided(rewards[p : p + 1, :n]), LAST, *rule, prior_D_B=prior, seed=p
+            )
+            if min(likeliest(out[p, i], which)[1] for which in ("decision", "label")) >= 1 - min(
+                ERRORS
+            ):
                 break
     return out
 
 
-def stopped(chances: Any, reference: Any, step: int, error: float, foresee: str, prior_from: int = 256) -> tuple[Any, Any]:
+def stopped(
+    chances: Any, reference: Any, step: int, error: float, foresee: str, prior_from: int = 256
+) -> tuple[Any, Any]:
     """The kinds found and the samples used: the first look that is sure, else all N."""
     from mora_data.statistics.adaptive import likeliest
     from mora_data.statistics.kinds import KINDS as NAMES
@@ -135,7 +148,8 @@ def _rule() -> tuple[Any, Any, Any]:
 
 
 def interval(values: Any) -> list[float]:
-    """Mean with its 95 % interval over prompts: `rate_interval` for shares of prompts, else normal."""
+    """Mean with its 95 % interval over prompts: `rate_interval` for shares of prompts, else
+    normal."""
     from mora_data.statistics import rate_interval
 
     mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
@@ -147,9 +161,14 @@ def interval(values: Any) -> list[float]:
 
 def row(name: str, found: Any, used: Any, kinds: Any, reference: Any) -> dict[str, Any]:
     decided = reference != 4
-    return {"scheme": name, "samples": interval(used / LAST), "decided": interval((found == reference)[decided]),
-            "labels": interval(found == reference), "planted": interval(found == kinds),
-            "undecided": round(float((found == 4).mean()), 4)}
+    return {
+        "scheme": name,
+        "samples": interval(used / LAST),
+        "decided": interval((found == reference)[decided]),
+        "labels": interval(found == reference),
+        "planted": interval(found == kinds),
+        "undecided": round(float((found == 4).mean()), 4),
+    }
 
 
 def results(n_prompts: int, seed: int, step: int, oracle: int) -> Iterator[dict[str, Any]]:
@@ -180,7 +199,9 @@ def results(n_prompts: int, seed: int, step: int, oracle: int) -> Iterator[dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--step", type=int, default=4)

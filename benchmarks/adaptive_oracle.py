@@ -1,9 +1,11 @@
-"""A stopper that knows from which distributions the prompts of adaptive.py were drawn: no rule foresees their kinds better.
+"""A stopper that knows from which distributions the prompts of adaptive.py were drawn: no rule
+foresees their kinds better.
 
-Its posterior is over MIX prompts drawn from the mix. In each, an answer passes one of the eight patterns of three floors with
-known chances; after n answers a drawn prompt weighs as much as it makes their patterns likely, and the answers to come are drawn
-from prompts picked by weight, slips of the judge included. What it finds is the posterior chance of each kind at N, up to the
-number of draws.
+Its posterior is over MIX prompts drawn from the mix. In each, an answer passes one of the eight
+patterns of three floors with known chances; after n answers a drawn prompt weighs as much as it
+makes their patterns likely, and the answers to come are drawn from prompts picked by weight, slips
+of the judge included. What it finds is the posterior chance of each kind at N, up to the number of
+draws.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ NORMAL = NormalDist()
 GRID = np.array([NORMAL.inv_cdf((i + 0.5) / 60) for i in range(60)])
 
 
-def foresight(rewards: Any, looks: Sequence[int], rule: tuple[Any, Any, Any], seed: int = 123) -> Any:
+def foresight(
+    rewards: Any, looks: Sequence[int], rule: tuple[Any, Any, Any], seed: int = 123
+) -> Any:
     """Chance of each kind at every look; P x looks x kinds."""
     from mora_data.statistics.kinds import decisions
 
@@ -55,7 +59,9 @@ def _prompt(kind: int, rng: np.random.Generator) -> Any:
         p[rng.integers(3)] = rng.beta(4, 4)
     if kind < 2:
         return np.prod(np.where(PATTERNS, p, 1 - p), axis=1)
-    i, j, both = (0, 1, _at_odds(rng)) if kind == 2 else (*rng.choice(3, 2, replace=False), _together(rng))
+    i, j, both = (
+        (0, 1, _at_odds(rng)) if kind == 2 else (*rng.choice(3, 2, replace=False), _together(rng))
+    )
     rest = 3 - i - j
     return both[PATTERNS[:, i], PATTERNS[:, j]] * np.where(PATTERNS[:, rest], p[rest], 1 - p[rest])
 
@@ -67,7 +73,15 @@ def _at_odds(rng: np.random.Generator) -> Any:
 
 def _together(rng: np.random.Generator) -> Any:
     """Two dimensions that share a Gaussian factor: the chance of fail or pass in each."""
-    passes = [1 - np.array([NORMAL.cdf(float(z)) for z in (NORMAL.inv_cdf(1 - p) - np.sqrt(0.5) * GRID) / np.sqrt(0.5)])
-              for p in rng.beta(4, 4, 2)]
+    passes = [
+        1
+        - np.array(
+            [
+                NORMAL.cdf(float(z))
+                for z in (NORMAL.inv_cdf(1 - p) - np.sqrt(0.5) * GRID) / np.sqrt(0.5)
+            ]
+        )
+        for p in rng.beta(4, 4, 2)
+    ]
     sides = [np.stack([1 - a, a]) for a in passes]
     return np.einsum("ig,jg->ij", *sides) / len(GRID)

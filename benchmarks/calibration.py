@@ -1,8 +1,10 @@
 """Calibration: a million raw scores through each chart, in blocks, and the memory it takes.
 
-    python -m benchmarks.calibration KIND SCORES      KIND: a kind of chart, or copy (the floor: reading and writing the scores)
+    python -m benchmarks.calibration KIND SCORES      KIND: a kind of chart, or copy (the floor:
+    reading and writing the scores)
 
-A chart is a table of at most 1,024 points, whatever it was fitted on, so memory does not grow with the scores.
+A chart is a table of at most 1,024 points, whatever it was fitted on, so memory does not grow with
+the scores.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ def child(kind: str, n: int) -> None:
 
     rng = np.random.default_rng(0)
     reference = rng.normal(3, 1, REFERENCE)
-    labels = (rng.random(REFERENCE) < logistic(reference - 3)).astype(float) if kind in LABELLED else None
+    labels = (
+        (rng.random(REFERENCE) < logistic(reference - 3)).astype(float)
+        if kind in LABELLED
+        else None
+    )
     chart = fit(kind, reference, labels, {"spread": 1.0}) if kind != "copy" else {}
     seconds, total = 0.0, 0.0
     for at in range(0, n, BLOCK):
@@ -44,18 +50,37 @@ def figures(scale: Scale) -> Iterator[Figure]:
     n = SCORES // 10 if scale.quick else SCORES
 
     def seconds(kind: str) -> float:
-        runs = [checked(run((sys.executable, "-m", "benchmarks.calibration", kind, str(n))), kind) for _ in range(scale.repeats)]
+        runs = [
+            checked(run((sys.executable, "-m", "benchmarks.calibration", kind, str(n))), kind)
+            for _ in range(scale.repeats)
+        ]
         return median(runs, lambda r: json.loads(r.out)["seconds"]) * SCORES / n
 
     floor = seconds("copy")
     for kind in SHOWN:
         ours = seconds(kind)
-        yield Figure(f"calibration, {kind}, {SCORES:,} scores, CPU s", f"<= {GOAL_S:.0f}", f"{ours:.3f}", f"{floor:.4f} a copy",
-                     ours / max(floor, 1e-9), ours <= GOAL_S)
-    few, many = (checked(run((sys.executable, "-m", "benchmarks.calibration", "ecdf", str(k))), "memory").peak_mb
-                 for k in (n, 10 * n))
-    yield Figure(f"same, ecdf, peak MB with {10 * n:,} scores", "<= 1.1 x", f"{many:.0f}", f"{few:.0f} with {n:,}", many / few,
-                 many <= 1.1 * few)
+        yield Figure(
+            f"calibration, {kind}, {SCORES:,} scores, CPU s",
+            f"<= {GOAL_S:.0f}",
+            f"{ours:.3f}",
+            f"{floor:.4f} a copy",
+            ours / max(floor, 1e-9),
+            ours <= GOAL_S,
+        )
+    few, many = (
+        checked(
+            run((sys.executable, "-m", "benchmarks.calibration", "ecdf", str(k))), "memory"
+        ).peak_mb
+        for k in (n, 10 * n)
+    )
+    yield Figure(
+        f"same, ecdf, peak MB with {10 * n:,} scores",
+        "<= 1.1 x",
+        f"{many:.0f}",
+        f"{few:.0f} with {n:,}",
+        many / few,
+        many <= 1.1 * few,
+    )
 
 
 if __name__ == "__main__":

@@ -66,17 +66,35 @@ class Run:
 
 def environment() -> dict[str, str]:
     """The environment of a measured process: this package, no proxy, no network."""
-    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and k != "OPENAI_BASE_URL"}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.lower().endswith("_proxy") and k != "OPENAI_BASE_URL"
+    }
     return {**kept, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
-def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd: Path = ROOT, limit_s: float = 300) -> Run:
+def run(
+    command: Sequence[str | Path],
+    env: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    limit_s: float = 300,
+) -> Run:
     """Runs a command to its end and measures it; it is killed after `limit_s`."""
     started, begun = time.time(), time.perf_counter()
-    child = subprocess.Popen([str(c) for c in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             env={**environment(), **(env or {})}, cwd=cwd)
+    child = subprocess.Popen(
+        [str(c) for c in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**environment(), **(env or {})},
+        cwd=cwd,
+    )
     said: list[bytes] = [b"", b""]
-    readers = [threading.Thread(target=_drain, args=(stream, said, i)) for i, stream in enumerate((child.stdout, child.stderr))]
+    readers = [
+        threading.Thread(target=_drain, args=(stream, said, i))
+        for i, stream in enumerate((child.stdout, child.stderr))
+    ]
     peak, over = [0.0], threading.Event()
     watch = threading.Thread(target=_watch, args=(child.pid, peak, over))
     killer = threading.Timer(limit_s, child.kill)
@@ -89,8 +107,15 @@ def run(command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd
     over.set()
     for thread in (*readers, watch):
         thread.join()
-    return Run(child.returncode, wall, usage.ru_utime + usage.ru_stime, peak[0] or usage.ru_maxrss / 1024, started,
-               said[0].decode(), said[1].decode("utf-8", "replace"))
+    return Run(
+        child.returncode,
+        wall,
+        usage.ru_utime + usage.ru_stime,
+        peak[0] or usage.ru_maxrss / 1024,
+        started,
+        said[0].decode(),
+        said[1].decode("utf-8", "replace"),
+    )
 
 
 def _drain(stream: object, said: list[bytes], i: int) -> None:

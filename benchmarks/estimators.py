@@ -1,9 +1,11 @@
-"""Speed and memory of the statistics: all estimators over many prompts in chunks, and the bootstrap of all metrics.
+"""Speed and memory of the statistics: all estimators over many prompts in chunks, and the bootstrap
+of all metrics.
 
-    python benchmarks/estimators.py [--prompts 100000] [--rollouts 64] [--bootstrap-prompts 40000] [--chunk 4000]
+    python benchmarks/estimators.py [--prompts 100000] [--rollouts 64] [--bootstrap-prompts 40000]
+    [--chunk 4000]
 
-Rewards are levels of a five-point judge with one value in fifty missing. Each part is a process of its own, on one core, with
-its own peak memory.
+Rewards are levels of a five-point judge with one value in fifty missing. Each part is a process of
+its own, on one core, with its own peak memory.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ import time
 from collections.abc import Callable
 
 ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-GOALS = {"estimators": "20 s, 2 GB", "hypervolume": "no goal", "bootstrap": "60 s", "sign_flip": "no goal"}
+GOALS = {
+    "estimators": "20 s, 2 GB",
+    "hypervolume": "no goal",
+    "bootstrap": "60 s",
+    "sign_flip": "no goal",
+}
 
 
 def estimators(prompts: int, rollouts: int, chunk: int) -> dict[str, float]:
@@ -29,8 +36,10 @@ def estimators(prompts: int, rollouts: int, chunk: int) -> dict[str, float]:
 
     floors, sigma, delta = np.full(3, 0.75), np.full(3, 0.05), np.full(3, 0.125)
     work: dict[str, Callable[[np.ndarray], object]] = {
-        "any_pass, all_pass @16": lambda r: (s.any_pass_at_k((r >= floors).sum(1), (~np.isnan(r)).sum(1), 16),
-                                             s.all_pass_at_k((r >= floors).sum(1), (~np.isnan(r)).sum(1), 16)),
+        "any_pass, all_pass @16": lambda r: (
+            s.any_pass_at_k((r >= floors).sum(1), (~np.isnan(r)).sum(1), 16),
+            s.all_pass_at_k((r >= floors).sum(1), (~np.isnan(r)).sum(1), 16),
+        ),
         "joint_pass@16": lambda r: s.joint_pass_at_k(r, floors, 16),
         "best_of_16_mean": lambda r: s.best_of_k_mean(r, 16),
         "best_of_16_distribution": lambda r: s.best_of_k_distribution(r, 16, np.arange(5) / 4),
@@ -38,10 +47,14 @@ def estimators(prompts: int, rollouts: int, chunk: int) -> dict[str, float]:
         "scaling_slope": lambda r: s.scaling_slope(r, 16, 32),
         "gini": s.gini_mean_difference,
         "erd": lambda r: s.effective_dimensionality(r, sigma),
-        "dominance": lambda r: s.dominance_rate(r, np.arange(len(r) * 3).reshape(-1, 3) % 5 > 0, delta),
+        "dominance": lambda r: s.dominance_rate(
+            r, np.arange(len(r) * 3).reshape(-1, 3) % 5 > 0, delta
+        ),
         "dominance_everywhere": lambda r: s.dominance_rate_everywhere(r, delta),
-        "posterior, prior": lambda r: (s.beta_interval((r >= floors).sum(1), (~np.isnan(r)).sum(1)),
-                                       s.moment_prior((r >= floors).sum(1)[:, 0], (~np.isnan(r)).sum(1)[:, 0])),
+        "posterior, prior": lambda r: (
+            s.beta_interval((r >= floors).sum(1), (~np.isnan(r)).sum(1)),
+            s.moment_prior((r >= floors).sum(1)[:, 0], (~np.isnan(r)).sum(1)[:, 0]),
+        ),
     }
     spent = dict.fromkeys(work, 0.0)
     for r in _chunks(prompts, rollouts, chunk):
@@ -101,7 +114,9 @@ def _chunks(prompts: int, rollouts: int, chunk: int):  # type: ignore[no-untyped
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=100_000)
     parser.add_argument("--rollouts", type=int, default=64)
     parser.add_argument("--bootstrap-prompts", type=int, default=40_000)
@@ -110,18 +125,32 @@ def main() -> None:
     args = parser.parse_args()
     if not args.part:
         for part in GOALS:
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--part", part], check=True, env={**os.environ, **ONE_CORE})
+            subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--part", part],
+                check=True,
+                env={**os.environ, **ONE_CORE},
+            )
         return
     cpu = time.process_time()
-    spent = {"estimators": lambda: estimators(args.prompts, args.rollouts, args.chunk),
-             "hypervolume": lambda: hypervolume(args.bootstrap_prompts, args.chunk),
-             "bootstrap": lambda: bootstrap(args.bootstrap_prompts),
-             "sign_flip": lambda: sign_flip(args.bootstrap_prompts)}[args.part]()
+    spent = {
+        "estimators": lambda: estimators(args.prompts, args.rollouts, args.chunk),
+        "hypervolume": lambda: hypervolume(args.bootstrap_prompts, args.chunk),
+        "bootstrap": lambda: bootstrap(args.bootstrap_prompts),
+        "sign_flip": lambda: sign_flip(args.bootstrap_prompts),
+    }[args.part]()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    print(json.dumps({"part": args.part, "seconds": round(sum(spent.values()), 2),
-                      "cpu_with_drawing": round(time.process_time() - cpu, 2),
-                      "peak_gb": round(peak, 2),
-                      "goal": GOALS[args.part], "each": {k: round(v, 2) for k, v in spent.items()}}))
+    print(
+        json.dumps(
+            {
+                "part": args.part,
+                "seconds": round(sum(spent.values()), 2),
+                "cpu_with_drawing": round(time.process_time() - cpu, 2),
+                "peak_gb": round(peak, 2),
+                "goal": GOALS[args.part],
+                "each": {k: round(v, 2) for k, v in spent.items()},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

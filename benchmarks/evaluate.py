@@ -1,7 +1,8 @@
-"""An evaluation over HTTP: 1,000 prompts x 3 models, one judge call each, every request distinct, 64 slots.
+"""An evaluation over HTTP: 1,000 prompts x 3 models, one judge call each, every request distinct,
+64 slots.
 
-The floor is the engine itself: a build up to the scores with as many requests on the same server. What the evaluation adds
-are its statistics: intervals, tests, tables.
+The floor is the engine itself: a build up to the scores with as many requests on the same server.
+What the evaluation adds are its statistics: intervals, tests, tables.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ begun = time.process_time()
 about = {"simulated": False, "judge": "j", "skipped": {}, "seed": 0}
 markdown(result(rows, models, "sft", dict.fromkeys("abc", 0.75), about))
 print(time.process_time() - begun)
-"""
+"""  # noqa: E501
 
 
 def figures(scale: Scale) -> Iterator[Figure]:
@@ -40,26 +41,56 @@ def figures(scale: Scale) -> Iterator[Figure]:
     requests = 2 * MODELS * m
     with Server() as server, TemporaryDirectory() as name:
         folder, url = Path(name), f"http://127.0.0.1:{server.port}/v1"
-        (folder / "judge.j2").write_text(f"{{% block user %}}{JUDGE_USER}{{% endblock %}}\n", "utf-8")
-        build = {**BUILD, "rewards": {"helpful": [{"kind": "judge", "template": str(folder / "judge.j2")}]},
-                 "judge": {"base_url": url, "model": "stub-judge"}}
+        (folder / "judge.j2").write_text(
+            f"{{% block user %}}{JUDGE_USER}{{% endblock %}}\n", "utf-8"
+        )
+        build = {
+            **BUILD,
+            "rewards": {"helpful": [{"kind": "judge", "template": str(folder / "judge.j2")}]},
+            "judge": {"base_url": url, "model": "stub-judge"},
+        }
         (folder / "build.yaml").write_text(json.dumps(build), "utf-8")
-        (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt_text(i)}) + "\n" for i in range(m)), "utf-8")
+        (folder / "prompts.jsonl").write_text(
+            "".join(json.dumps({"prompt": prompt_text(i)}) + "\n" for i in range(m)), "utf-8"
+        )
         bench, floors, ours = Bench(server, folder / "floor"), [], []
         for repeat in range(scale.repeats):
-            floors += [r.done for r in bench.do(Job(requests // (2 * K), latency_ms=0, until="score"))]
+            floors += [
+                r.done for r in bench.do(Job(requests // (2 * K), latency_ms=0, until="score"))
+            ]
             server.call("/_reset", {"latency_ms": 0})
-            command = (*MORA_DATA, "evaluate", *(f"m{i}={url}#stub-gen" for i in range(MODELS)), "--source", folder / "build.yaml",
-                       "--prompts", folder / "prompts.jsonl", "--out", folder / f"out{repeat}", "--json", "--no-win-rate")
+            command = (
+                *MORA_DATA,
+                "evaluate",
+                *(f"m{i}={url}#stub-gen" for i in range(MODELS)),
+                "--source",
+                folder / "build.yaml",
+                "--prompts",
+                folder / "prompts.jsonl",
+                "--out",
+                folder / f"out{repeat}",
+                "--json",
+                "--no-win-rate",
+            )
             ours.append(checked(run(command, limit_s=600), "the evaluation"))
             seen = server.call("/_stats")
             if seen["answered_again"] or seen["received"] != requests:
                 raise RuntimeError(f"the evaluation left or repeated answers: {seen}")
     cpu, floor = (1000 * median(runs, lambda r: r.cpu_s) / requests for runs in (ours, floors))
-    yield Figure(f"evaluate, {m:,} prompts x {MODELS} models, CPU ms/request", "<= 1.1 x the engine's", f"{cpu:.3f}",
-                 f"{floor:.3f} build --until score", cpu / floor, cpu / floor <= GOAL)
+    yield Figure(
+        f"evaluate, {m:,} prompts x {MODELS} models, CPU ms/request",
+        "<= 1.1 x the engine's",
+        f"{cpu:.3f}",
+        f"{floor:.3f} build --until score",
+        cpu / floor,
+        cpu / floor <= GOAL,
+    )
     peak, below = (median(runs, lambda r: r.peak_mb) for runs in (ours, floors))
     yield Figure("same, peak PSS MB", "-", f"{peak:.0f}", f"{below:.0f}", peak / below)
     rows = 4000 if scale.quick else 40_000
-    spent = float(checked(run((sys.executable, "-c", STATISTICS, str(rows)), limit_s=600), "the statistics").out)
+    spent = float(
+        checked(
+            run((sys.executable, "-c", STATISTICS, str(rows)), limit_s=600), "the statistics"
+        ).out
+    )
     yield Figure(f"statistics of {rows:,} rows, CPU s", "seconds", f"{spent:.1f}")

@@ -1,4 +1,5 @@
-"""What the base install brings along: packages and megabytes, read from the metadata of this environment."""
+"""What the base install brings along: packages and megabytes, read from the metadata of this
+environment."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from benchmarks.common import ROOT, Figure, Scale
 GOAL = 50
 
 
-def requirements(texts: Iterable[str], extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
+def requirements(
+    texts: Iterable[str], extras: frozenset[str]
+) -> Iterator[tuple[str, frozenset[str]]]:
     """(name, extras) of the requirement lines that count here."""
     from packaging.requirements import Requirement
 
@@ -60,7 +63,17 @@ def figures(scale: Scale) -> Iterator[Figure]:
     largest = sorted(sizes, key=lambda n: -sizes[n])[:3]
     torch = "torch" in found
     named = len(direct())
-    yield Figure("base install, packages", f"<= {GOAL}, no torch", f"{len(found)}{', with torch' if torch else ''}",
-                 f"{named} named by us", len(found) / named, len(found) <= GOAL and not torch)
-    yield Figure("base install, MB on disk", "-", f"{sum(sizes.values()):.0f}",
-                 "largest: " + ", ".join(f"{n} {sizes[n]:.0f}" for n in largest))
+    yield Figure(
+        "base install, packages",
+        f"<= {GOAL}, no torch",
+        f"{len(found)}{', with torch' if torch else ''}",
+        f"{named} named by us",
+        len(found) / named,
+        len(found) <= GOAL and not torch,
+    )
+    yield Figure(
+        "base install, MB on disk",
+        "-",
+        f"{sum(sizes.values()):.0f}",
+        "largest: " + ", ".join(f"{n} {sizes[n]:.0f}" for n in largest),
+    )

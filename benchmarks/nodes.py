@@ -1,8 +1,9 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own, for benchmarks and tests.
+"""A Ray cluster of several nodes on this machine, in a process of its own, for benchmarks and
+tests.
 
     python -m benchmarks.nodes 2      prints {"address": "...", "seconds": 6.1}
-    kill                              (on stdin) the last node dies, with everything on it; prints {"killed": 1}
-    end of stdin                      the cluster ends
+    kill                              (on stdin) the last node dies, with everything on it; prints
+    {"killed": 1} end of stdin                      the cluster ends
 """
 
 from __future__ import annotations
@@ -17,15 +18,26 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = 80_000_000  # of a node's object store: Ray's least
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_AUTH_MODE": "disabled"}
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "disabled",
+}
 
 
 class Nodes:
     """The cluster: its `address`, and how long it took to be up."""
 
     def __init__(self, n: int, env: dict[str, str]) -> None:
-        self._process = subprocess.Popen([sys.executable, "-m", "benchmarks.nodes", str(n)], cwd=ROOT, env={**env, **QUIET},
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.nodes", str(n)],
+            cwd=ROOT,
+            env={**env, **QUIET},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         up = self._said()
         self.address, self.seconds = str(up["address"]), float(up["seconds"])
 
@@ -61,7 +73,10 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
     nodes = [cluster.add_node(**size) for _ in range(int(sys.argv[1]) - 1)]
     cluster.wait_for_nodes()
-    print(json.dumps({"address": cluster.address, "seconds": round(time.monotonic() - begun, 1)}), flush=True)
+    print(
+        json.dumps({"address": cluster.address, "seconds": round(time.monotonic() - begun, 1)}),
+        flush=True,
+    )
     for line in sys.stdin:
         if line.strip() == "kill":
             cluster.remove_node(nodes.pop(), allow_graceful=False)

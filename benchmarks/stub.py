@@ -1,10 +1,12 @@
-"""An OpenAI-compatible stub server: a latency model, faults on demand, exact accounting. Loopback only, one process.
+"""An OpenAI-compatible stub server: a latency model, faults on demand, exact accounting. Loopback
+only, one process.
 
     python -m benchmarks.stub       prints its port
     POST /_reset {"latency_ms": 50} new settings (see Settings), counters to zero
     GET  /_stats                    counters
 
-A distinct request (model, messages, sampling, seed, n) is one key; the stub counts how often each was asked and answered.
+A distinct request (model, messages, sampling, seed, n) is one key; the stub counts how often each
+was asked and answered.
 """
 
 from __future__ import annotations
@@ -26,10 +28,19 @@ with contextlib.suppress(ImportError):  # the stub should not be what is measure
 
     uvloop.install()
 
-WORDS = ("the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one "
-         "you were all her she there would their we him been has when who will no more if out so up said what its about").split()
+WORDS = (
+    "the of and to in is that for it as was with be by on not he his but at are this have from or"
+    " had an they which one you were all her she there would their we him been has when who will no"
+    " more if out so up said what its about"
+).split()
 TOKENS = 160
-REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 429: b"Too Many Requests", 500: b"Internal Server Error"}
+REASONS = {
+    200: b"OK",
+    400: b"Bad Request",
+    404: b"Not Found",
+    429: b"Too Many Requests",
+    500: b"Internal Server Error",
+}
 
 
 @dataclass
@@ -75,10 +86,17 @@ class State:
 
     def stats(self) -> dict[str, Any]:
         span = self.end - (self.first or self.end)
-        return {"first": self.first, "span_s": span, "status": {str(k): v for k, v in self.status.items()},
-                "received": sum(self.asked.values()), "keys": len(self.asked), "answered": len(self.answered),
-                "answered_again": sum(self.answered.values()) - len(self.answered),
-                "mean_in_flight": self.area_s / span if span else 0.0, "mean_in_service": self.served_s / span if span else 0.0}
+        return {
+            "first": self.first,
+            "span_s": span,
+            "status": {str(k): v for k, v in self.status.items()},
+            "received": sum(self.asked.values()),
+            "keys": len(self.asked),
+            "answered": len(self.answered),
+            "answered_again": sum(self.answered.values()) - len(self.answered),
+            "mean_in_flight": self.area_s / span if span else 0.0,
+            "mean_in_service": self.served_s / span if span else 0.0,
+        }
 
 
 class Server:
@@ -110,9 +128,11 @@ class Connection(asyncio.Protocol):
                 if end < 0:
                     return
                 first, *rest = bytes(self.buffer[:end]).split(b"\r\n")
-                del self.buffer[:end + 4]
+                del self.buffer[: end + 4]
                 method, path, _ = first.split(b" ", 2)
-                length = next((int(h[15:]) for h in rest if h[:15].lower() == b"content-length:"), 0)
+                length = next(
+                    (int(h[15:]) for h in rest if h[:15].lower() == b"content-length:"), 0
+                )
                 self.need = (method, path, length)
             if len(self.buffer) < self.need[2]:
                 return
@@ -139,8 +159,10 @@ class Connection(asyncio.Protocol):
 
     def send(self, status: int, body: bytes, extra: bytes = b"") -> None:
         if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s\r\n%s"
-                                 % (status, REASONS[status], len(body), extra, body))
+            self.transport.write(
+                b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length:"
+                b" %d\r\n%s\r\n%s" % (status, REASONS[status], len(body), extra, body)
+            )
 
     def fail(self, status: int) -> None:
         after = Server.state.cfg.retry_after
@@ -201,21 +223,37 @@ class Connection(asyncio.Protocol):
 
 
 def reply(raw: bytes, key: bytes) -> bytes:
-    """A chat completion that depends on the key alone: words, or a verdict where a schema was asked for."""
+    """A chat completion that depends on the key alone: words, or a verdict where a schema was asked
+    for."""
     model = "stub-judge" if b'"stub-judge"' in raw else "stub-gen"
     if b'"response_format"' in raw or model == "stub-judge":
         text, tokens = json.dumps({"score": 1 + key[2] % 5}), 8
     else:
         r = random.Random(key[:8])
         text, tokens = " ".join(r.choices(WORDS, k=TOKENS)), TOKENS
-    return orjson.dumps({"id": "chatcmpl-" + key.hex()[:12], "object": "chat.completion", "created": 1700000000, "model": model,
-                         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-                         "usage": {"prompt_tokens": len(raw) // 4, "completion_tokens": tokens}})
+    return orjson.dumps(
+        {
+            "id": "chatcmpl-" + key.hex()[:12],
+            "object": "chat.completion",
+            "created": 1700000000,
+            "model": model,
+            "choices": [
+                {
+                    "index": 0,
+                    "finish_reason": "stop",
+                    "message": {"role": "assistant", "content": text},
+                }
+            ],
+            "usage": {"prompt_tokens": len(raw) // 4, "completion_tokens": tokens},
+        }
+    )
 
 
 async def main() -> None:
     """Serves until the process is ended."""
-    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0, backlog=4096)
+    server = await asyncio.get_running_loop().create_server(
+        Connection, "127.0.0.1", 0, backlog=4096
+    )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.view [--pairs 100000] [--keep DIR]
 
-The pairs are made up (words drawn by rank, some 2.6 kB each) and written in the published schema. Index, page and facets are
-measured in a process of its own; a page is a request over HTTP. The floor is reading the same columns with pyarrow.
+The pairs are made up (words drawn by rank, some 2.6 kB each) and written in the published schema.
+Index, page and facets are measured in a process of its own; a page is a request over HTTP. The
+floor is reading the same columns with pyarrow.
 """
 
 from __future__ import annotations
@@ -50,10 +51,16 @@ def make(folder: Path, n: int, per_file: int = 25_000) -> None:
     (folder / "preference").mkdir(parents=True)
     for number in range(-(-n // per_file)):
         split = "test" if number == 0 else "train"
-        with pq.ParquetWriter(folder / f"preference/{split}-{number:05d}-of-00009.parquet", made, compression="zstd") as writer:
+        with pq.ParquetWriter(
+            folder / f"preference/{split}-{number:05d}-of-00009.parquet", made, compression="zstd"
+        ) as writer:
             for start in range(number * per_file, min((number + 1) * per_file, n), 1000):
                 drawn = words[rng.choice(5000, (1000, 460), p=chance)]
-                writer.write_table(pa.Table.from_pylist([_row(rng, start + i, drawn[i]) for i in range(1000)], made))
+                writer.write_table(
+                    pa.Table.from_pylist(
+                        [_row(rng, start + i, drawn[i]) for i in range(1000)], made
+                    )
+                )
 
 
 def _row(rng: np.random.Generator, i: int, words: np.ndarray) -> dict[str, object]:
@@ -104,7 +111,10 @@ def measure(folder: Path, repeats: int) -> dict[str, float]:
     out |= _asked(base, ["/style.css"] * repeats * len(ASKED), "floor_request")
     out |= _asked(base, [f"/pairs?{asked}" for asked in ASKED] * repeats, "page")
     pairs: Pairs = view.pairs()
-    queries = [query_of(dict(p.split("=") for p in a.replace("+", " ").split("&")), pairs.index) for a in ASKED]
+    queries = [
+        query_of(dict(p.split("=") for p in a.replace("+", " ").split("&")), pairs.index)
+        for a in ASKED
+    ]
     cpu = time.process_time()
     for q in queries:
         pairs.facets(q)
@@ -124,7 +134,8 @@ def measure(folder: Path, repeats: int) -> dict[str, float]:
 
 
 def _asked(base: str, paths: list[str], name: str) -> dict[str, float]:
-    """Wall and CPU of requests, in ms; server and client are one process, so its CPU is that of both."""
+    """Wall and CPU of requests, in ms; server and client are one process, so its CPU is that of
+    both."""
     wall, cpu = [], []
     for path in paths:
         start, start_cpu = time.perf_counter(), time.process_time()
@@ -170,14 +181,22 @@ def floor(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--keep", type=Path, help="make the pairs here, or take those that are here")
+    parser.add_argument(
+        "--keep", type=Path, help="make the pairs here, or take those that are here"
+    )
     parser.add_argument("--part", choices=("floor", "measure"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
-        print(json.dumps(floor(args.keep) if args.part == "floor" else measure(args.keep, args.repeats)))
+        print(
+            json.dumps(
+                floor(args.keep) if args.part == "floor" else measure(args.keep, args.repeats)
+            )
+        )
         return
     with tempfile.TemporaryDirectory() as root:
         folder = args.keep or Path(root) / "dataset"
@@ -197,7 +216,9 @@ def main() -> None:
                 str(args.repeats),
             ]
             env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-            out |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
+            out |= json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
+            )
         print(json.dumps({**{k: round(v, 2) for k, v in out.items()}, "goals": GOALS}))
 
 

@@ -1,6 +1,6 @@
 """mora-data: from a preference dataset to max-margin, multi-objective preference pairs.
 
-    from mora_data import MoraPairs, build, load_run
+from mora_data import MoraPairs, build, load_run
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _HOMES = {"MoraPairs": "mora_pairs", "Run": "api", "build": "api", "load_run": "
 def __getattr__(name: str) -> Any:
     """The public names, imported when first used: `import mora_data` stays light."""
     if name not in _HOMES:
-        raise AttributeError(f"module 'mora_data' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'mora_data' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     import importlib
 
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,8 +1,8 @@
 """The library: build a dataset, or load what a build made.
 
-    from mora_data import build, load_run
-    run = build("pku-saferlhf", sample=True, out="runs/demo")
-    run.counts["select"], run.pairs()[0]["chosen"]
+from mora_data import build, load_run
+run = build("pku-saferlhf", sample=True, out="runs/demo")
+run.counts["select"], run.pairs()[0]["chosen"]
 """
 
 from __future__ import annotations
@@ -33,23 +33,38 @@ class Run:
     dataset_dir: Path | None
 
     def pairs(self, config: str = "preference", split: str = "train") -> list[dict[str, Any]]:
-        """The rows of a config and split, all at once; for large datasets use `datasets.load_dataset(run.dataset_dir, config)`.
+        """The rows of a config and split, all at once; for large datasets use
+        `datasets.load_dataset(run.dataset_dir, config)`.
 
         Raises:
             RunFolderError: the run has no such config or split.
         """
         import pyarrow.parquet as pq
 
-        files = sorted((self.dataset_dir / config).glob(f"{split}-*.parquet")) if self.dataset_dir else []
+        files = (
+            sorted((self.dataset_dir / config).glob(f"{split}-*.parquet"))
+            if self.dataset_dir
+            else []
+        )
         if not files:
-            raise RunFolderError(f"run {self.path} has no config {config!r} with split {split!r}: build it to the end, "
-                                 "or choose another")
+            raise RunFolderError(
+                f"run {self.path} has no config {config!r} with split {split!r}: build it to the"
+                " end, or choose another"
+            )
         return [row for f in files for row in pq.read_table(f).to_pylist()]
 
 
-def build(config: BuildSettings | Mapping[str, object] | str | Path, *, sample: bool = False, data: Sequence[str | Path] = (),
-          out: str | Path | None = None, until: str = "publish", fresh: bool = False, overrides: Mapping[str, object] | None = None,
-          quiet: bool = False) -> Run:
+def build(
+    config: BuildSettings | Mapping[str, object] | str | Path,
+    *,
+    sample: bool = False,
+    data: Sequence[str | Path] = (),
+    out: str | Path | None = None,
+    until: str = "publish",
+    fresh: bool = False,
+    overrides: Mapping[str, object] | None = None,
+    quiet: bool = False,
+) -> Run:
     """Run or resume a build; what `mora-data build` does.
 
     Args:
@@ -78,7 +93,9 @@ def build(config: BuildSettings | Mapping[str, object] | str | Path, *, sample: 
         settings = load_settings(str(config), overrides)
     usage = Usage()
     progress = Progress(usage, quiet)
-    options = Options(sample, tuple(Path(d) for d in data), local_of(str(out)) if out else None, until, fresh)
+    options = Options(
+        sample, tuple(Path(d) for d in data), local_of(str(out)) if out else None, until, fresh
+    )
     builder = Builder(settings, options, progress, usage)
     builder.run()
     return load_run(builder.out)

@@ -1,11 +1,14 @@
-"""What a build of N prompts takes on G GPUs: what `mora-data build --dry-run --gpus 8 --tokens-per-s 20000` adds to the estimate.
+"""What a build of N prompts takes on G GPUs: what `mora-data build --dry-run --gpus 8
+--tokens-per-s 20000` adds to the estimate.
 
-    rows = capacity(found, prompts=[100_000], gpus=[1, 8, 64], tokens_per_s=20_000)       # found: of `estimate` or `probe`
+    rows = capacity(found, prompts=[100_000], gpus=[1, 8, 64], tokens_per_s=20_000)       # found:
+    of `estimate` or `probe`
 
-A small calculator: the estimate's requests and tokens, low and high, scaled to the prompts asked for; the GPUs' speed is stated by
-whoever asks, in prompt and output tokens together, as a server's log sums them up; what this program takes itself was measured
-(docs/capacity.md names each figure's benchmark). It knows nothing of a server's warm-up, of prompts that share a prefix, or of
-batches that run empty at the end.
+A small calculator: the estimate's requests and tokens, low and high, scaled to the prompts asked
+for; the GPUs' speed is stated by whoever asks, in prompt and output tokens together, as a server's
+log sums them up; what this program takes itself was measured (docs/capacity.md names each figure's
+benchmark). It knows nothing of a server's warm-up, of prompts that share a prefix, or of batches
+that run empty at the end.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ from typing import Any
 CPU_S_PER_REQUEST = 0.0004
 """Of one client process, everything on: benchmarks/endpoint.py, 0.30 to 0.39 ms."""
 CLIENT_REQUESTS_PER_S = 2000.0
-"""What one client process is trusted with: 80 % of a core. Its own limit was 5,092 with nothing to wait for."""
+"""What one client process is trusted with: 80 % of a core. Its own limit was 5,092 with nothing to
+wait for."""
 ANSWER_BYTES_PER_TOKEN = 4.5
-"""A sealed partition holds each answer twice, compressed: 4,216 replies of PKU-SafeRLHF, 2.2 + 2.25 bytes a token."""
+"""A sealed partition holds each answer twice, compressed: 4,216 replies of PKU-SafeRLHF, 2.2 + 2.25
+bytes a token."""
 BYTES_PER_ANSWER = 10.0
-"""Of an answer's columns beside the text: a sealed partition of the demo's simulator, 31,904 answers."""
+"""Of an answer's columns beside the text: a sealed partition of the demo's simulator, 31,904
+answers."""
 BYTES_PER_REQUEST = 29.0
 """A verdict's record, its key and its score: the same partition, 100,290 requests."""
 DATASET_SHARE = 0.5
@@ -62,12 +68,18 @@ class Row:
     cost: tuple[float, float] | None = None
 
 
-def capacity(found: Mapping[str, Any], prompts: Sequence[int], gpus: Sequence[int], tokens_per_s: float,
-             gpu_price: float | None = None) -> list[Row]:
+def capacity(
+    found: Mapping[str, Any],
+    prompts: Sequence[int],
+    gpus: Sequence[int],
+    tokens_per_s: float,
+    gpu_price: float | None = None,
+) -> list[Row]:
     """A row for each number of prompts and GPUs.
 
-    `found` has requests, tokens_in, tokens_out and answers, each (low, high), of `found["prompts"]` prompts. `tokens_per_s` is that
-    of one GPU, prompt and output tokens together; `gpu_price` that of a GPU's hour.
+    `found` has requests, tokens_in, tokens_out and answers, each (low, high), of `found["prompts"]`
+    prompts. `tokens_per_s` is that of one GPU, prompt and output tokens together; `gpu_price` that
+    of a GPU's hour.
     """
     if not found["prompts"]:
         return []
@@ -76,28 +88,70 @@ def capacity(found: Mapping[str, Any], prompts: Sequence[int], gpus: Sequence[in
 
 def table(rows: Sequence[Row], tokens_per_s: float) -> str:
     """The rows as Markdown; a range where low and high differ."""
-    cells = [{"prompts": f"{r.prompts:,}", "GPUs": str(r.gpus), "requests": _span(r.requests), "answers": _span(r.answers),
-              "tokens": _span(r.tokens), "hours": _span(r.hours), "GPU-hours": _span(r.gpu_hours),
-              "requests/s": _span(r.requests_per_s), "clients": _span(r.clients), "storage": _span(r.storage_gb) + " GB",
-              "core-hours after": _short(r.after_hours), **({"cost": _span(r.cost)} if r.cost else {})} for r in rows]
+    cells = [
+        {
+            "prompts": f"{r.prompts:,}",
+            "GPUs": str(r.gpus),
+            "requests": _span(r.requests),
+            "answers": _span(r.answers),
+            "tokens": _span(r.tokens),
+            "hours": _span(r.hours),
+            "GPU-hours": _span(r.gpu_hours),
+            "requests/s": _span(r.requests_per_s),
+            "clients": _span(r.clients),
+            "storage": _span(r.storage_gb) + " GB",
+            "core-hours after": _short(r.after_hours),
+            **({"cost": _span(r.cost)} if r.cost else {}),
+        }
+        for r in rows
+    ]
     lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(c.values()) for c in cells)]
-    return "\n".join([f"At {tokens_per_s:,.0f} tokens/s a GPU, prompt and output tokens together:", "",
-                      *(f"| {' | '.join(line)} |" for line in lines)])
+    return "\n".join(
+        [
+            f"At {tokens_per_s:,.0f} tokens/s a GPU, prompt and output tokens together:",
+            "",
+            *(f"| {' | '.join(line)} |" for line in lines),
+        ]
+    )
 
 
-def _row(found: Mapping[str, Any], n: int, gpus: int, tokens_per_s: float, price: float | None) -> Row:
-    requests, answers, tokens_in, tokens_out = (tuple(v * n / found["prompts"] for v in found[k])
-                                                for k in ("requests", "answers", "tokens_in", "tokens_out"))
+def _row(
+    found: Mapping[str, Any], n: int, gpus: int, tokens_per_s: float, price: float | None
+) -> Row:
+    requests, answers, tokens_in, tokens_out = (
+        tuple(v * n / found["prompts"] for v in found[k])
+        for k in ("requests", "answers", "tokens_in", "tokens_out")
+    )
     tokens = tokens_in[0] + tokens_out[0], tokens_in[1] + tokens_out[1]
     hours = tokens[0] / (gpus * tokens_per_s * 3600), tokens[1] / (gpus * tokens_per_s * 3600)
     rates = sorted(r / max(h * 3600, 1e-9) for r, h in zip(requests, hours, strict=True))
     clients = [max(1, math.ceil(rate / CLIENT_REQUESTS_PER_S)) for rate in rates]
-    storage = [(1 + DATASET_SHARE) * (ANSWER_BYTES_PER_TOKEN * tokens_out[i] + BYTES_PER_ANSWER * answers[i]
-                                      + BYTES_PER_REQUEST * requests[i]) / 1e9 for i in (0, 1)]
+    storage = [
+        (1 + DATASET_SHARE)
+        * (
+            ANSWER_BYTES_PER_TOKEN * tokens_out[i]
+            + BYTES_PER_ANSWER * answers[i]
+            + BYTES_PER_REQUEST * requests[i]
+        )
+        / 1e9
+        for i in (0, 1)
+    ]
     gpu_hours = hours[0] * gpus, hours[1] * gpus
     cost = None if price is None else (gpu_hours[0] * price, gpu_hours[1] * price)
-    return Row(n, gpus, (requests[0], requests[1]), (answers[0], answers[1]), tokens, hours, gpu_hours, (rates[0], rates[1]),
-               (clients[0], clients[1]), (storage[0], storage[1]), n * AFTER_CPU_S_PER_PROMPT / 3600, cost)
+    return Row(
+        n,
+        gpus,
+        (requests[0], requests[1]),
+        (answers[0], answers[1]),
+        tokens,
+        hours,
+        gpu_hours,
+        (rates[0], rates[1]),
+        (clients[0], clients[1]),
+        (storage[0], storage[1]),
+        n * AFTER_CPU_S_PER_PROMPT / 3600,
+        cost,
+    )
 
 
 def _span(ends: tuple[float, float]) -> str:

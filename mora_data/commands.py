@@ -1,4 +1,5 @@
-"""What each command of the command line does, from its parsed arguments to its exit code; cli.py has the arguments."""
+"""What each command of the command line does, from its parsed arguments to its exit code; cli.py
+has the arguments."""
 
 from __future__ import annotations
 
@@ -36,7 +37,12 @@ def build(args: argparse.Namespace) -> int:
 
     usage = Usage()
     progress = Progress(usage)
-    builder = Builder(settings, Options(args.sample, tuple(args.data), args.out, args.until, args.fresh), progress, usage)
+    builder = Builder(
+        settings,
+        Options(args.sample, tuple(args.data), args.out, args.until, args.fresh),
+        progress,
+        usage,
+    )
     failure: MoraError | None = None
     try:
         builder.run()
@@ -55,11 +61,22 @@ def _settings(args: argparse.Namespace) -> BuildSettings:
     from .config import load_settings, parse_override
 
     overrides = dict(parse_override(text) for text in args.set)
-    flags = {**_urls("policy", args.base_url), **_urls("judge", args.judge_base_url), "policy.model": args.model,
-             "policy.engine": args.engine, "judge.model": args.judge_model, "mine.limit": args.limit, "seed": args.seed,
-             "executor": args.executor, "limits.max_cost": args.max_cost, "limits.max_tokens": args.max_tokens,
-             "fuse.arms": None if args.arms is None else [a.strip() for a in args.arms.split(",") if a.strip()],
-             "select.allow_unreliable": True if args.allow_unreliable else None}
+    flags = {
+        **_urls("policy", args.base_url),
+        **_urls("judge", args.judge_base_url),
+        "policy.model": args.model,
+        "policy.engine": args.engine,
+        "judge.model": args.judge_model,
+        "mine.limit": args.limit,
+        "seed": args.seed,
+        "executor": args.executor,
+        "limits.max_cost": args.max_cost,
+        "limits.max_tokens": args.max_tokens,
+        "fuse.arms": (
+            None if args.arms is None else [a.strip() for a in args.arms.split(",") if a.strip()]
+        ),
+        "select.allow_unreliable": True if args.allow_unreliable else None,
+    }
     overrides.update({k: v for k, v in flags.items() if v is not None})
     return load_settings(args.source, overrides)
 
@@ -72,13 +89,20 @@ def _urls(role: str, given: Sequence[str] | None) -> dict[str, object]:
 
 def _check_capacity(args: argparse.Namespace) -> None:
     """--gpus and what belongs to it."""
-    for flag, value in (("--tokens-per-s", args.tokens_per_s), ("--prompts", args.prompts), ("--gpu-price", args.gpu_price)):
+    for flag, value in (
+        ("--tokens-per-s", args.tokens_per_s),
+        ("--prompts", args.prompts),
+        ("--gpu-price", args.gpu_price),
+    ):
         if value is not None and args.gpus is None:
             raise SettingsError(f"{flag} belongs to --gpus: give both, or none")
     if args.gpus is not None and not args.dry_run:
         raise SettingsError("--gpus is a part of --dry-run, it starts nothing: give both, or none")
     if args.gpus is not None and args.tokens_per_s is None:
-        raise SettingsError("--gpus needs --tokens-per-s: what one GPU gets done in a second, as its server's log says")
+        raise SettingsError(
+            "--gpus needs --tokens-per-s: what one GPU gets done in a second, as its server's log"
+            " says"
+        )
     for flag, value in (("--tokens-per-s", args.tokens_per_s), ("--gpu-price", args.gpu_price)):
         if value is not None and not 0 < value < float("inf"):
             raise SettingsError(f"{flag} {value:g}: give a number above 0")
@@ -99,11 +123,19 @@ def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> int:
 
         from .capacity import capacity, table
 
-        rows = capacity(found, args.prompts or [found["prompts"]], args.gpus, args.tokens_per_s, args.gpu_price)
+        rows = capacity(
+            found, args.prompts or [found["prompts"]], args.gpus, args.tokens_per_s, args.gpu_price
+        )
         if args.json:
             found["capacity"] = [asdict(r) for r in rows]
-    measured = dict.fromkeys(found.pop("from_probe", []), "   from the probe") if not args.json else {}
-    print(json.dumps(found) if args.json else "\n".join(f"{k:<20} {v}{measured.get(k, '')}" for k, v in found.items()))
+    measured = (
+        dict.fromkeys(found.pop("from_probe", []), "   from the probe") if not args.json else {}
+    )
+    print(
+        json.dumps(found)
+        if args.json
+        else "\n".join(f"{k:<20} {v}{measured.get(k, '')}" for k, v in found.items())
+    )
     if rows and not args.json:
         print(f"\n{table(rows, args.tokens_per_s)}")
     return 0
@@ -119,8 +151,11 @@ def _said(args: argparse.Namespace, summary: Any) -> None:
 
     print(table(summary.counts))
     cost = "" if summary.cost is None else f"   cost {summary.cost:.4g}"
-    print(f"pairs {summary.pairs}   requests {summary.requests}   replayed {summary.replayed}   tokens {summary.tokens['in']} in, "
-          f"{summary.tokens['out']} out{cost}   errors {summary.errors}   {summary.seconds:.1f} s")
+    print(
+        f"pairs {summary.pairs}   requests {summary.requests}   replayed {summary.replayed}  "
+        f" tokens {summary.tokens['in']} in, {summary.tokens['out']} out{cost}   errors"
+        f" {summary.errors}   {summary.seconds:.1f} s"
+    )
     for url, why in summary.replicas_out.items():
         print(f"replica {url} was taken out for a while ({why})")
     if summary.dataset_dir:
@@ -137,9 +172,11 @@ def status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found))
     else:
-        print(f"{args.run_dir}: {found['status']}, {found['prompts_done']} of {found['prompts']} prompts done, "
-              f"{found['partitions_sealed']} of {found['partitions']} partitions sealed, {found['owed']} owed, "
-              f"{found['errors']} errors")
+        print(
+            f"{args.run_dir}: {found['status']}, {found['prompts_done']} of {found['prompts']}"
+            f" prompts done, {found['partitions_sealed']} of {found['partitions']} partitions"
+            f" sealed, {found['owed']} owed, {found['errors']} errors"
+        )
         print(table(found["counts"]))
     return 0
 
@@ -153,11 +190,16 @@ def report(args: argparse.Namespace) -> int:
     if args.compare is not None:
         return _report_compare(args)
     if args.run_dir is None or args.out is not None:
-        raise SettingsError("give RUN_DIR (its report is written into it), or --compare A B with or without --out DIR")
+        raise SettingsError(
+            "give RUN_DIR (its report is written into it), or --compare A B with or without"
+            " --out DIR"
+        )
     report = report_of(args.run_dir)
     written = write_report(args.run_dir, report)
     push_back(args.run_dir)
-    print(json.dumps(report) if args.json else "\n".join([*report_lines(report), *map(str, written)]))
+    print(
+        json.dumps(report) if args.json else "\n".join([*report_lines(report), *map(str, written)])
+    )
     return 0
 
 
@@ -184,7 +226,11 @@ def weights(args: argparse.Namespace) -> int:
     for d, v in target.items():
         if isinstance(v, bool) or not isinstance(v, (int, float)):
             raise SettingsError(f"--target {d}={v}: the value must be a number in [0, 1]")
-    found = weights_of(args.run_dir, {d: float(v) for d, v in target.items() if isinstance(v, (int, float))}, args.arm)
+    found = weights_of(
+        args.run_dir,
+        {d: float(v) for d, v in target.items() if isinstance(v, (int, float))},
+        args.arm,
+    )
     print(json.dumps(found) if args.json else "\n".join(lines(found)))
     return 0
 
@@ -195,7 +241,10 @@ def view(args: argparse.Namespace) -> int:
         from .view.freeze import freeze
 
         done = freeze(args.folder, args.freeze, args.most)
-        print(f"{done['pages']:,} pages, {done['pairs']:,} of {done['of']:,} pairs\n{args.freeze / 'index.html'}")
+        print(
+            f"{done['pages']:,} pages, {done['pairs']:,} of {done['of']:,}"
+            f" pairs\n{args.freeze / 'index.html'}"
+        )
         return 0
     from .view import serve
 
@@ -211,20 +260,42 @@ def push(args: argparse.Namespace) -> int:
 def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> int:
     if not args.split_unsafe:
         return _push_once(args, run_dir, repo_id, None)
-    return _push_once(args, run_dir, f"{repo_id}-gated", "gate") or _push_once(args, run_dir, repo_id, "drop")
+    return _push_once(args, run_dir, f"{repo_id}-gated", "gate") or _push_once(
+        args, run_dir, repo_id, "drop"
+    )
 
 
 def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: str | None) -> int:
     from .hub.push import push
     from .show import run_manifest
 
-    result = push(run_dir / "dataset", repo_id, args.tag, dry_run=args.dry_run, public=args.public,
-                  allow_simulated=args.allow_simulated, move_tag=args.move_tag, manifest=run_manifest(run_dir), unsafe=unsafe)
+    result = push(
+        run_dir / "dataset",
+        repo_id,
+        args.tag,
+        dry_run=args.dry_run,
+        public=args.public,
+        allow_simulated=args.allow_simulated,
+        move_tag=args.move_tag,
+        manifest=run_manifest(run_dir),
+        unsafe=unsafe,
+    )
     where = f"{result.repo_id}{'@' + result.tag if result.tag else ''}"
-    print(f"{result.status}: {where}, {len(result.added)} files to add, {len(result.deleted)} to delete, {result.n_bytes} bytes, "
-          f"{'private' if result.private else 'public'}{'; ' + result.note if result.note else ''}", file=sys.stderr)
+    print(
+        f"{result.status}: {where}, {len(result.added)} files to add, {len(result.deleted)} to"
+        f" delete, {result.n_bytes} bytes,"
+        f" {'private' if result.private else 'public'}{'; ' + result.note if result.note else ''}",
+        file=sys.stderr,
+    )
     if args.dry_run:
-        print("\n".join([*(f"add {name}" for name in result.added), *(f"delete {name}" for name in result.deleted)]))
+        print(
+            "\n".join(
+                [
+                    *(f"add {name}" for name in result.added),
+                    *(f"delete {name}" for name in result.deleted),
+                ]
+            )
+        )
     return 0
 
 
@@ -246,7 +317,11 @@ def diff(args: argparse.Namespace) -> int:
     from .hub.diff import compare, lines
 
     deltas = compare(args.before, args.after)
-    print(json.dumps({name: asdict(d) for name, d in deltas.items()}) if args.json else "\n".join(lines(deltas)))
+    print(
+        json.dumps({name: asdict(d) for name, d in deltas.items()})
+        if args.json
+        else "\n".join(lines(deltas))
+    )
     return 0
 
 
@@ -291,15 +366,35 @@ def evaluate_models(args: argparse.Namespace) -> int:
     from .progress import Progress
 
     overrides = dict(parse_override(text) for text in args.set)
-    flags = {"heldout_judge.base_url": args.judge_base_url, "heldout_judge.model": args.judge_model, "seed": args.seed}
+    flags = {
+        "heldout_judge.base_url": args.judge_base_url,
+        "heldout_judge.model": args.judge_model,
+        "seed": args.seed,
+    }
     overrides.update({k: v for k, v in flags.items() if v is not None})
     files = {"prompts": args.prompts, "harmful": args.harmful_prompts, "safe": args.safe_prompts}
-    options = Options(args.dataset, args.source, {k: v for k, v in files.items() if v}, args.reference, args.out, args.limit,
-                      args.samples, overrides, args.fresh, not args.no_win_rate, args.sequence, args.scaling, args.benchmark)
+    options = Options(
+        args.dataset,
+        args.source,
+        {k: v for k, v in files.items() if v},
+        args.reference,
+        args.out,
+        args.limit,
+        args.samples,
+        overrides,
+        args.fresh,
+        not args.no_win_rate,
+        args.sequence,
+        args.scaling,
+        args.benchmark,
+    )
     usage = Usage()
     found = evaluate(args.models, options, Progress(usage), usage)
     print(json.dumps(found) if args.json else markdown(found))
-    print(f"requests {usage.requests}   replayed {usage.replayed}   {args.out / 'evaluation.md'}", file=sys.stderr)
+    print(
+        f"requests {usage.requests}   replayed {usage.replayed}   {args.out / 'evaluation.md'}",
+        file=sys.stderr,
+    )
     return 0
 
 

@@ -1,21 +1,22 @@
 """Every error the package raises on purpose.
 
-    MoraError                    one line: what happened, the value, what to do. The command line prints it and exits 1
-    |- SettingsError             a setting, flag or template is wrong; found before the first request
-    |- SourceError               the source rows can't be read, or are of another schema
-    |- RunFolderError            the run folder belongs to another build, is in use, or can't be written
-    |  `- LogHeld                a partition's answer log is in use by another process
-    |- EndpointError             the model endpoint can't be used at all (refused, 401, no such model)
-    |- AnswersPending            requests were written as files; their answers are to be put beside them
-    |- ClusterError              no machine of the cluster can do the work
-    |- LimitReached              a limit of the settings was met; state is kept
-    |- UnreliableScores          the scorers can't be trusted: mostly noise, or another one than at the start; state is kept
-    |- NothingSelected           a stage left nothing for the next one
-    |- PublishError              staging or pushing the dataset failed
-    `- ExtraMissing              an optional dependency is not installed
+MoraError                    one line: what happened, the value, what to do. The command line
+prints it and exits 1 |- SettingsError             a setting, flag or template is wrong; found
+before the first request |- SourceError               the source rows can't be read, or are of
+another schema |- RunFolderError            the run folder belongs to another build, is in use,
+or can't be written |  `- LogHeld                a partition's answer log is in use by another
+process |- EndpointError             the model endpoint can't be used at all (refused, 401, no
+such model) |- AnswersPending            requests were written as files; their answers are to be
+put beside them |- ClusterError              no machine of the cluster can do the work
+|- LimitReached              a limit of the settings was met; state is kept
+|- UnreliableScores          the scorers can't be trusted: mostly noise, or another one than at
+the start; state is kept |- NothingSelected           a stage left nothing for the next one
+|- PublishError              staging or pushing the dataset failed
+`- ExtraMissing              an optional dependency is not installed
 
-    DropRow                      not a failure: this source row is left out, for a counted reason
-    Owed                         not a failure of the run: this prompt is asked again by the next one
+DropRow                      not a failure: this source row is left out, for a counted reason
+Owed                         not a failure of the run: this prompt is asked again by the next
+one
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from __future__ import annotations
 class MoraError(Exception):
     """Root of the tree; its text is one line that says what happened, the value, and what to do."""
 
-    until: float | None = None  # loop time until which answers in flight are waited for, set by who sees it first
+    # loop time until which answers in flight are waited for, set by who sees it first
+    until: float | None = None
 
 
 class SettingsError(MoraError):
@@ -36,7 +38,8 @@ class SourceError(MoraError):
 
 
 class RunFolderError(MoraError):
-    """The run folder belongs to another build, is in use by another process, or can't be written."""
+    """The run folder belongs to another build, is in use by another process, or can't be
+    written."""
 
 
 class LogHeld(RunFolderError):
@@ -44,11 +47,13 @@ class LogHeld(RunFolderError):
 
 
 class EndpointError(MoraError):
-    """The model endpoint can't be used at all: refused, 401, no such model, or it stopped answering."""
+    """The model endpoint can't be used at all: refused, 401, no such model, or it stopped
+    answering."""
 
 
 class AnswersPending(MoraError):
-    """Requests were written as files for another program; the same command goes on when its answers are there."""
+    """Requests were written as files for another program; the same command goes on when its answers
+    are there."""
 
 
 class ClusterError(MoraError):
@@ -60,7 +65,8 @@ class LimitReached(MoraError):
 
 
 class UnreliableScores(MoraError):
-    """A dimension's scores are mostly noise, or the scorers changed during the run; the state is kept."""
+    """A dimension's scores are mostly noise, or the scorers changed during the run; the state is
+    kept."""
 
 
 class NothingSelected(MoraError):
@@ -85,4 +91,5 @@ class DropRow(Exception):
 
 
 class Owed(Exception):
-    """A request ran out of tries on faults that may pass; its prompt is asked again by the next run."""
+    """A request ran out of tries on faults that may pass; its prompt is asked again by the next
+    run."""

@@ -1,4 +1,5 @@
-"""What a partition needs to be worked on, made once from the settings: rewards, fuser, selector, personas, their fingerprints.
+"""What a partition needs to be worked on, made once from the settings: rewards, fuser, selector,
+personas, their fingerprints.
 
     kit = load(settings, until, benchmarks)
     kit.work(ask, as_reference(reference))             what a prompt's coroutine needs
@@ -68,36 +69,74 @@ class Kit:
 
     def work(self, ask: Asker, reference: Reference) -> Work:
         """What a prompt's coroutine needs."""
-        return Work(self.settings, ask, self.sources, self.fuser, self.selector, reference, self.until, self.personas, self.heldout)
+        return Work(
+            self.settings,
+            ask,
+            self.sources,
+            self.fuser,
+            self.selector,
+            reference,
+            self.until,
+            self.personas,
+            self.heldout,
+        )
 
     @property
     def rubrics(self) -> dict[str, str]:
         """Fingerprints of the reward sources."""
         return {k: v for k, v in self.templates.items() if k.startswith("judge/")}
 
-    def fingerprint(self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], part: Part) -> str:
+    def fingerprint(
+        self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], part: Part
+    ) -> str:
         """Everything that changes a partition's rows."""
         s = self.settings
-        return fingerprint({
-            "format": FORMAT, "until": min(self.until, "select", key=STAGES.index), "dims": s.dimensions, "seed": s.seed,
-            "models": {r: model_of(e) for r, e in engines.items()},
-            "sampling": [sampling_of(s, r) for r in engines],
-            "rewards": {d: [r.model_dump(exclude={"endpoint"}) for r in s.reward_sources(d)] for d in s.dimensions},
-            "compared": self.fuser.compared,
-            "templates": self.templates, "fuse": s.fuse.model_dump(), "rollout": s.rollout.model_dump(),
-            "presample": s.presample.model_dump(exclude={"canaries", "max_drift"}),
-            "select": s.select.model_dump(exclude={"balance_length", "allow_unreliable"}),
-            "reference": {k: reference[k] for k in ("noise", "floors", "prior", "mining", "calibration") if k in reference},
-            "prompts": digest((part.folder / "prompts.jsonl").read_text("utf-8"))})
+        return fingerprint(
+            {
+                "format": FORMAT,
+                "until": min(self.until, "select", key=STAGES.index),
+                "dims": s.dimensions,
+                "seed": s.seed,
+                "models": {r: model_of(e) for r, e in engines.items()},
+                "sampling": [sampling_of(s, r) for r in engines],
+                "rewards": {
+                    d: [r.model_dump(exclude={"endpoint"}) for r in s.reward_sources(d)]
+                    for d in s.dimensions
+                },
+                "compared": self.fuser.compared,
+                "templates": self.templates,
+                "fuse": s.fuse.model_dump(),
+                "rollout": s.rollout.model_dump(),
+                "presample": s.presample.model_dump(exclude={"canaries", "max_drift"}),
+                "select": s.select.model_dump(exclude={"balance_length", "allow_unreliable"}),
+                "reference": {
+                    k: reference[k]
+                    for k in ("noise", "floors", "prior", "mining", "calibration")
+                    if k in reference
+                },
+                "prompts": digest((part.folder / "prompts.jsonl").read_text("utf-8")),
+            }
+        )
 
-    def is_sealed(self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], part: Part) -> bool:
+    def is_sealed(
+        self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], part: Part
+    ) -> bool:
         """Whether nothing is left to be done for a partition."""
         manifest = part.manifest()
-        return manifest is not None and not manifest.get("owed") and \
-            manifest.get("settings") == self.fingerprint(engines, reference, part)
+        return (
+            manifest is not None
+            and not manifest.get("owed")
+            and manifest.get("settings") == self.fingerprint(engines, reference, part)
+        )
 
-    async def through(self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], runner: Partitions, parts: Sequence[Part],
-                      on_prompt: Callable[[Outcome], None]) -> None:
+    async def through(
+        self,
+        engines: Mapping[Role, Engine],
+        reference: Mapping[str, Any],
+        runner: Partitions,
+        parts: Sequence[Part],
+        on_prompt: Callable[[Outcome], None],
+    ) -> None:
         """Ask partitions to their end and seal them.
 
         Raises:
@@ -114,8 +153,13 @@ class Kit:
                 from .stages.candidates import candidates
 
                 outcomes = [opened.outcomes[p.prompt_id] for p in opened.prompts]
-                candidates(self.work(opened.ask, measured), [(o, arm) for o in outcomes for arm in o.arms if arm.rewards])
-            seal(opened, self.settings.dimensions, self.fingerprint(engines, reference, opened.part))
+                candidates(
+                    self.work(opened.ask, measured),
+                    [(o, arm) for o in outcomes for arm in o.arms if arm.rewards],
+                )
+            seal(
+                opened, self.settings.dimensions, self.fingerprint(engines, reference, opened.part)
+            )
 
         for part in parts:
             part.reopen()
@@ -136,7 +180,17 @@ def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> Kit:
     fuser = Fuser(s, benchmarks)
     selector = load_selector(s.select.selector)
     personas = load_personas(s.rollout.personas, s.rollout.n)
-    return Kit(s, until, sources, floors, judges, fuser, selector, personas, _templates(rewards, fuser, personas))
+    return Kit(
+        s,
+        until,
+        sources,
+        floors,
+        judges,
+        fuser,
+        selector,
+        personas,
+        _templates(rewards, fuser, personas),
+    )
 
 
 def model_of(engine: Engine) -> list[Any]:
@@ -144,8 +198,14 @@ def model_of(engine: Engine) -> list[Any]:
     return [engine.model, engine.revision, dict(engine.extra)]
 
 
-def _templates(rewards: Mapping[str, Sequence[Reward]], fuser: Fuser, personas: Iterable[Persona]) -> dict[str, str]:
-    found = {f"judge/{d}" + (f"/{i}" if i else ""): r.fingerprint for d, rs in rewards.items() for i, r in enumerate(rs)}
+def _templates(
+    rewards: Mapping[str, Sequence[Reward]], fuser: Fuser, personas: Iterable[Persona]
+) -> dict[str, str]:
+    found = {
+        f"judge/{d}" + (f"/{i}" if i else ""): r.fingerprint
+        for d, rs in rewards.items()
+        for i, r in enumerate(rs)
+    }
     found |= {f"intents/{d}": text for d, text in fuser.intents_sha256.items()}
     found |= {f"fuse/{arm}": t.sha256 for arm, t in fuser.templates.items()}
     if fuser.templates:

@@ -2,7 +2,8 @@
 
     pairs = MoraPairs("pku-saferlhf", sample=True, run_dir="runs/demo")
     pairs.download_and_prepare()        # runs the build, or resumes it
-    pairs.as_dataset("train")           # the preference config; config_name="scored" and others likewise
+    pairs.as_dataset("train")           # the preference config; config_name="scored" and others
+    likewise
 
 The module has a name of its own because `datasets` names a builder's cache after its module's file.
 """
@@ -36,7 +37,8 @@ class MoraPairsConfig(datasets.BuilderConfig):  # type: ignore[misc]
         sample: use the bundled rows.
         data_paths: local files in the source's schema.
         overrides: dotted settings on top of the YAML.
-        fingerprint: hash of all settings; part of the cache's name, so that other settings never meet an old cache.
+        fingerprint: hash of all settings; part of the cache's name, so that other settings never
+            meet an old cache.
     """
 
     source: str = ""
@@ -68,21 +70,32 @@ class MoraPairs(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         super().__init__(config_name=config_name, **kwargs)
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(description="Max-margin multi-objective preference pairs, built by mora-data.")
+        return datasets.DatasetInfo(
+            description="Max-margin multi-objective preference pairs, built by mora-data."
+        )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         c = self.config
-        run = build(c.source, sample=c.sample, data=c.data_paths, out=c.run_dir, overrides=c.overrides)
+        run = build(
+            c.source, sample=c.sample, data=c.data_paths, out=c.run_dir, overrides=c.overrides
+        )
         folder = (run.dataset_dir or run.path) / c.table
-        splits = sorted({f.name.partition("-")[0] for f in folder.glob("*.parquet")}, key=["train", "test"].index)
+        splits = sorted(
+            {f.name.partition("-")[0] for f in folder.glob("*.parquet")},
+            key=["train", "test"].index,
+        )
         if not splits:
-            raise RunFolderError(f"run {run.path} has no config {c.table!r}: see the folders in {run.dataset_dir}")
-        return [datasets.SplitGenerator(name=s, gen_kwargs={"files": sorted(map(str, folder.glob(f"{s}-*.parquet")))})
-                for s in splits]
+            raise RunFolderError(
+                f"run {run.path} has no config {c.table!r}: see the folders in {run.dataset_dir}"
+            )
+        return [
+            datasets.SplitGenerator(
+                name=s, gen_kwargs={"files": sorted(map(str, folder.glob(f"{s}-*.parquet")))}
+            )
+            for s in splits
+        ]
 
     def _generate_tables(self, files: Sequence[str]) -> Iterator[tuple[Any, pa.Table]]:
         for i, name in enumerate(files):
             for j, batch in enumerate(pq.ParquetFile(name).iter_batches(1000)):
                 yield (i, j), pa.Table.from_batches([batch])
-
-

@@ -2,7 +2,8 @@
 
     mine -> phase 0 (noise, floors) -> partitions (presample .. confirm) -> select -> publish
 
-Mining, selection and publishing are pure and deterministic; between them, partitions run over the answer log.
+Mining, selection and publishing are pure and deterministic; between them, partitions run over the
+answer log.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from .engines.remarks import remarks
 from .errors import NothingSelected, UnreliableScores
 from .kit import Kit
 from .kit import load as load_kit
-from .manifest import Summary, check_errors, counts_tree, emptied_by, fingerprint, published_reference
+from .manifest import (
+    Summary,
+    check_errors,
+    counts_tree,
+    emptied_by,
+    fingerprint,
+    published_reference,
+)
 from .measuring import Measuring
 from .progress import Progress
 from .pulse import pulse
@@ -55,9 +63,12 @@ if TYPE_CHECKING:
 
 
 class Builder:
-    """One build in one run folder. `run()` may be called again by another process at any time after a kill."""
+    """One build in one run folder. `run()` may be called again by another process at any time after
+    a kill."""
 
-    def __init__(self, settings: BuildSettings, options: Options, progress: Progress, usage: Usage) -> None:
+    def __init__(
+        self, settings: BuildSettings, options: Options, progress: Progress, usage: Usage
+    ) -> None:
         self.settings, self._said = as_recorded(settings)
         self.options, self.progress, self.usage = options, progress, usage
         self.out = options.out or Path("runs") / settings.name
@@ -93,13 +104,21 @@ class Builder:
         if self.reaches("presample"):
             if self.settings.executor == "ray":
                 check_cluster(self.settings)
-            for line in [*self._said, *remarks(self.settings, self.options.sample, bool(self._said))]:
+            for line in [
+                *self._said,
+                *remarks(self.settings, self.options.sample, bool(self._said)),
+            ]:
                 self.progress.say(line)
             self._kit = self._load_kit()
         opened = open_source(self.settings, self.options.sample, list(self.options.data))
         p = opened.provenance
-        identity = {"source": self.settings.source.kind, "dataset": p.dataset, "config": p.config, "split": p.split,
-                    "revision": p.revision}
+        identity = {
+            "source": self.settings.source.kind,
+            "dataset": p.dataset,
+            "config": p.config,
+            "split": p.split,
+            "revision": p.revision,
+        }
         with RunFolder(self.out, identity, self.options.fresh) as folder:
             write_whole(folder.path / "build.yaml", to_yaml(self.settings).encode())
             mined = self._mine(folder, opened)
@@ -141,34 +160,59 @@ class Builder:
     def _mine(self, folder: RunFolder, opened: OpenedSource) -> dict[str, Any]:
         """The mined prompts as partitions; skipped when they are there already."""
         s = self.settings
-        basis = fingerprint({"mine": s.mine.model_dump(), "source": s.source.model_dump(), "size": s.partition_size,
-                             "revision": opened.provenance.revision, "generated": self._n_generated(),
-                             "benchmarks": self._benchmarks.at_hand, **({"recorded": True} if self._said else {})})
+        basis = fingerprint(
+            {
+                "mine": s.mine.model_dump(),
+                "source": s.source.model_dump(),
+                "size": s.partition_size,
+                "revision": opened.provenance.revision,
+                "generated": self._n_generated(),
+                "benchmarks": self._benchmarks.at_hand,
+                **({"recorded": True} if self._said else {}),
+            }
+        )
         mined = read_json(folder.path / "mine.json")
         if mined.get("basis") == basis:
             return mined
         counts = MineCounts()
         self.progress.start("mine: prompts", s.mine.limit or 0)
         n_parts = 0
-        for n_parts, prompts in enumerate(_chunks(self._prompts(opened, counts), s.partition_size), 1):
+        for n_parts, prompts in enumerate(
+            _chunks(self._prompts(opened, counts), s.partition_size), 1
+        ):
             Part(folder.path, n_parts - 1).keep_prompts(prompts)
             self.progress.step(len(prompts))
         self.progress.finish()
-        mined = {"basis": basis, "n_parts": n_parts, **counts.as_dict(), "notes": dict(sorted(counts.notes.items())),
-                 "contamination": counts.contamination, "not_measured": list(counts.not_measured)}
+        mined = {
+            "basis": basis,
+            "n_parts": n_parts,
+            **counts.as_dict(),
+            "notes": dict(sorted(counts.notes.items())),
+            "contamination": counts.contamination,
+            "not_measured": list(counts.not_measured),
+        }
         folder.write("mine.json", mined)
         return mined
 
     def _prompts(self, opened: OpenedSource, counts: MineCounts) -> Iterator[Prompt]:
         """The source's prompts, then the simulator's own where they are asked for."""
         only = self.options.only
-        yield from (p for p in mine(opened, self.settings, counts, self._benchmarks) if only is None or p.prompt_id in only)
+        yield from (
+            p
+            for p in mine(opened, self.settings, counts, self._benchmarks)
+            if only is None or p.prompt_id in only
+        )
         if self._n_generated():
             from .engines.scripted import generated_prompts
 
             rows = enumerate(generated_prompts(self._n_generated(), self.settings.seed))
-            generated = OpenedSource(load_source(SourceSettings(kind="jsonl")), [SourceRow(i, "generated", row) for i, row in rows],
-                                     Provenance("mora-data/generated", "generated", "generated", "generated", "apache-2.0"))
+            generated = OpenedSource(
+                load_source(SourceSettings(kind="jsonl")),
+                [SourceRow(i, "generated", row) for i, row in rows],
+                Provenance(
+                    "mora-data/generated", "generated", "generated", "generated", "apache-2.0"
+                ),
+            )
             yield from mine(generated, self.settings, counts, self._benchmarks)
 
     def _n_generated(self) -> int:
@@ -176,7 +220,11 @@ class Builder:
         n = self.settings.scripted.n_prompts
         if not n or not self.reaches("presample"):
             return 0
-        return n if resolve(self.settings.role("policy"), self.options.sample).engine == "scripted" else 0
+        return (
+            n
+            if resolve(self.settings.role("policy"), self.options.sample).engine == "scripted"
+            else 0
+        )
 
     # the partitions
     async def _asked(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
@@ -184,7 +232,9 @@ class Builder:
             await self._ask(folder, parts, kit)
 
     async def _ask(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
-        self._engines = connect(self.settings, self.options.sample, self.usage, folder.path, self.progress.say)
+        self._engines = connect(
+            self.settings, self.options.sample, self.usage, folder.path, self.progress.say
+        )
         self._spending = Spending(folder, self.settings.limits, self._prices, self.usage)
         try:
             self._spending.start([e.model for e in self._engines.values()])
@@ -196,11 +246,15 @@ class Builder:
             self._measuring.check_reliability(self.reaches("select"))
             await self._run_parts(folder, parts, runner, kit)
             if self.reaches("select"):
-                await self._measuring.again(fingerprint([kit.fingerprint(self._engines, self._reference, p) for p in parts]))
+                await self._measuring.again(
+                    fingerprint([kit.fingerprint(self._engines, self._reference, p) for p in parts])
+                )
             self._damaged = runner.damaged
             if runner.damaged:
-                self.progress.say(f"{runner.damaged} damaged lines in the answer logs of {folder.path}/parts: their answers "
-                                  "were asked again")
+                self.progress.say(
+                    f"{runner.damaged} damaged lines in the answer logs of {folder.path}/parts:"
+                    " their answers were asked again"
+                )
         finally:
             for engine in {id(e): e for e in self._engines.values()}.values():
                 await engine.close()
@@ -220,9 +274,14 @@ class Builder:
         """A judge favours answers of its own kind; said where names tell."""
         found = self_preference(self._engines)
         if found["family"] and not found["same_model"]:
-            self.progress.say(f"judge and policy are of one family ({found['family']}): a judge may favour answers of its own kind")
+            self.progress.say(
+                f"judge and policy are of one family ({found['family']}): a judge may favour"
+                " answers of its own kind"
+            )
 
-    async def _run_parts(self, folder: RunFolder, parts: Sequence[Part], runner: Partitions, kit: Kit) -> None:
+    async def _run_parts(
+        self, folder: RunFolder, parts: Sequence[Part], runner: Partitions, kit: Kit
+    ) -> None:
         todo = [p for p in parts if not kit.is_sealed(self._engines, self._reference, p)]
         n_prompts = [p.n_prompts() for p in parts]
         done = sum(n for p, n in zip(parts, n_prompts, strict=True) if p not in todo)
@@ -233,21 +292,42 @@ class Builder:
         if self.settings.executor == "ray" and todo:
             await self._on_cluster(folder, todo, runner, kit)
         else:
-            await kit.through(self._engines, self._reference, runner, todo, lambda outcome: self.progress.step())
+            await kit.through(
+                self._engines, self._reference, runner, todo, lambda outcome: self.progress.step()
+            )
         self.progress.finish()
 
-    async def _on_cluster(self, folder: RunFolder, todo: Sequence[Part], runner: Partitions, kit: Kit) -> None:
+    async def _on_cluster(
+        self, folder: RunFolder, todo: Sequence[Part], runner: Partitions, kit: Kit
+    ) -> None:
         from .cluster.driver import environment, work_off
         from .cluster.worker import Job, Order, versions
 
-        job = Job(self.settings, self.options.sample, self.options.until, shared(folder.path),
-                  read_json(folder.path / "mine.json")["basis"], self._reference, self._benchmarks, versions(), environment(),
-                  str(Path.cwd()))
-        orders = [Order(p.number, kit.fingerprint(self._engines, self._reference, p), runner.old_ends.get(p.log_path, p.log_size()))
-                  for p in todo]
+        job = Job(
+            self.settings,
+            self.options.sample,
+            self.options.until,
+            shared(folder.path),
+            read_json(folder.path / "mine.json")["basis"],
+            self._reference,
+            self._benchmarks,
+            versions(),
+            environment(),
+            str(Path.cwd()),
+        )
+        orders = [
+            Order(
+                p.number,
+                kit.fingerprint(self._engines, self._reference, p),
+                runner.old_ends.get(p.log_path, p.log_size()),
+            )
+            for p in todo
+        ]
         assert self._spending is not None
         with folder.lent():
-            self._given_up, damaged = await work_off(job, orders, self._prices, self._spending, self.usage, self.progress)
+            self._given_up, damaged = await work_off(
+                job, orders, self._prices, self._spending, self.usage, self.progress
+            )
         for number, why in self._given_up.items():
             Part(folder.path, number).give_up(why)
         runner.damaged += damaged
@@ -257,7 +337,7 @@ class Builder:
 
     def _stages(self) -> tuple[str, ...]:
         """The stages that this run goes through."""
-        return STAGES[:STAGES.index(self.options.until) + 1]
+        return STAGES[: STAGES.index(self.options.until) + 1]
 
     # select and publish
     def _publish(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
@@ -270,16 +350,23 @@ class Builder:
         if kit.personas:
             self._cap_personas(parts, selection, kit)
         self._counts.update(selection.counts)
-        self._feedback = quality(parts, selection.chosen, s, self_preference(self._engines), self._drift_seen())
+        self._feedback = quality(
+            parts, selection.chosen, s, self_preference(self._engines), self._drift_seen()
+        )
         folder.write("feedback.json", self._feedback)
         self.summary.pairs = selection.n_pairs
         self.summary.counts = counts_tree(self._counts, self._stages())
         if not self.reaches("publish"):
             return
-        self._selection = {"candidates_confirmed": selection.confirmed[0], "candidates_held": selection.confirmed[1],
-                           "shrinkage": selection.shrinkage, "mean_log_length_gap": selection.mean_log_length_gap}
+        self._selection = {
+            "candidates_confirmed": selection.confirmed[0],
+            "candidates_held": selection.confirmed[1],
+            "shrinkage": selection.shrinkage,
+            "mean_log_length_gap": selection.mean_log_length_gap,
+        }
         manifest, figures = self._manifest(folder, "done"), {}
-        if selection.n_pairs and (s.presample.enabled or len(s.fuse.arms) > 1):  # plain sampling has nothing to compare
+        # plain sampling has nothing to compare
+        if selection.n_pairs and (s.presample.enabled or len(s.fuse.arms) > 1):
             from .report import arms_report, png, summary_of
 
             self._report = arms_report(folder.path, manifest)
@@ -289,8 +376,12 @@ class Builder:
             figures = {f"report/{name}.png": p.png for name, p in drawn.items()}
         reference = as_reference(self._reference)
         steps = steps_of(kit.sources)
-        release = Release(s, self._origin(), manifest, reference.floors, picker(s, reference, steps), figures)
-        result = write_dataset(lambda: selected(parts, selection, s), release, folder.path / "dataset")
+        release = Release(
+            s, self._origin(), manifest, reference.floors, picker(s, reference, steps), figures
+        )
+        result = write_dataset(
+            lambda: selected(parts, selection, s), release, folder.path / "dataset"
+        )
         self.summary.dataset_dir = str(folder.path / "dataset")
         published = result.counts.get("preference", {})
         n = sum(published.values())
@@ -305,31 +396,55 @@ class Builder:
             raise NothingSelected(emptied_by(self.summary.counts, self.summary.dataset_dir))
 
     def _cap_personas(self, parts: Sequence[Part], selection: Selection, kit: Kit) -> None:
-        """No persona has more than its share of either side; prompts that lose their last pair are counted."""
-        self._persona_shares, lost = capped(parts, selection.chosen, self.settings.published_arms, [p.name for p in kit.personas])
+        """No persona has more than its share of either side; prompts that lose their last pair are
+        counted."""
+        self._persona_shares, lost = capped(
+            parts, selection.chosen, self.settings.published_arms, [p.name for p in kit.personas]
+        )
         selection.counts.update({("select", "kept"): -lost, ("select", "persona_share"): lost})
 
     def _origin(self) -> Origin:
-        names = {r: "@".join(x for x in (e.model, e.revision) if x) for r, e in self._engines.items()}
-        return Origin(names["policy"], names["judge"], names["rewriter"], self.settings.select.selector,
-                      any(e.simulated for e in self._engines.values()), self.settings.seed)
+        names = {
+            r: "@".join(x for x in (e.model, e.revision) if x) for r, e in self._engines.items()
+        }
+        return Origin(
+            names["policy"],
+            names["judge"],
+            names["rewriter"],
+            self.settings.select.selector,
+            any(e.simulated for e in self._engines.values()),
+            self.settings.seed,
+        )
 
     # what is said at the end
-    def _finish_counts(self, folder: RunFolder, parts: Sequence[Part], mined: Mapping[str, Any]) -> None:
+    def _finish_counts(
+        self, folder: RunFolder, parts: Sequence[Part], mined: Mapping[str, Any]
+    ) -> None:
         self._counts.update({("mine", "in"): mined["in"], ("mine", "kept"): mined["kept"]})
         self._counts.update({("mine", k): v for k, v in mined["dropped"].items()})
         errors = self._errors(folder, parts) if self.reaches("presample") else []
-        for manifest in [m for p in parts if (m := p.manifest()) is not None] if self.reaches("presample") else []:
+        for manifest in (
+            [m for p in parts if (m := p.manifest()) is not None]
+            if self.reaches("presample")
+            else []
+        ):
             for name, n in manifest["counts"].items():
                 stage, _, what = name.partition(".")
                 self._counts[stage, what] += n
-            self._tokens = {"in": self._tokens["in"] + manifest["tokens"][0], "out": self._tokens["out"] + manifest["tokens"][1]}
+            self._tokens = {
+                "in": self._tokens["in"] + manifest["tokens"][0],
+                "out": self._tokens["out"] + manifest["tokens"][1],
+            }
         for number in self._given_up:
             n = Part(folder.path, number).n_prompts()
             self._counts.update({("presample", "in"): n, ("presample", "poisoned"): n})
         u, s = self.usage, self.summary
         s.counts = counts_tree(self._counts, self._stages())
-        s.requests, s.repeated, s.replayed = u.requests, u.repeated, u.replayed + self._replayed_sealed
+        s.requests, s.repeated, s.replayed = (
+            u.requests,
+            u.repeated,
+            u.replayed + self._replayed_sealed,
+        )
         s.tokens = {"in": u.tokens_in, "out": u.tokens_out, "cached": u.tokens_cached}
         s.retries, s.damaged, s.replicas_out = dict(u.retries), self._damaged, dict(u.replicas_out)
         s.cost = self._spending.command_cost() if self._spending is not None else None
@@ -337,13 +452,22 @@ class Builder:
         s.errors, s.seconds = len(errors), round(time.monotonic() - self._started, 3)
 
     def _audit_arms(self, parts: Sequence[Part]) -> None:
-        """Are the controls as long as the fused prompts that they are compared with? The manifest says so; so does a line."""
+        """Are the controls as long as the fused prompts that they are compared with? The manifest
+        says so; so does a line."""
         s = self.settings
-        self._audit = arms_audit(parts, [a for a in s.fuse.arms if a in s.fuse.length_matched and "fused" in s.fuse.arms])
-        off = [f"{arm} ({a['mean_log_gap']:+.3f})" for arm, a in self._audit.items() if a["matched"] is False]
+        self._audit = arms_audit(
+            parts, [a for a in s.fuse.arms if a in s.fuse.length_matched and "fused" in s.fuse.arms]
+        )
+        off = [
+            f"{arm} ({a['mean_log_gap']:+.3f})"
+            for arm, a in self._audit.items()
+            if a["matched"] is False
+        ]
         if off:
-            self.progress.say(f"arms not length-matched to fused (mean log ratio beyond +-{MAX_GAP}): {', '.join(off)}; what they "
-                              "show may be length alone")
+            self.progress.say(
+                f"arms not length-matched to fused (mean log ratio beyond +-{MAX_GAP}):"
+                f" {', '.join(off)}; what they show may be length alone"
+            )
 
     def _errors(self, folder: RunFolder, parts: Iterable[Part]) -> list[dict[str, Any]]:
         errors = [e for p in parts for e in p.errors()]
@@ -351,24 +475,45 @@ class Builder:
         return errors
 
     def _manifest(self, folder: RunFolder, status: str) -> dict[str, Any]:
-        """What was built, from what and how; nothing in it tells how often the run was interrupted, so not what it cost."""
+        """What was built, from what and how; nothing in it tells how often the run was interrupted,
+        so not what it cost."""
         s = self.settings
         before, mined = folder.manifest(), read_json(folder.path / "mine.json")
         return {
-            "identity": before["identity"], "status": status, "version": 1,
+            "identity": before["identity"],
+            "status": status,
+            "version": 1,
             "created_with": {"mora_data": __version__, "python": platform.python_version()},
-            "settings": s.model_dump(mode="json"), "settings_hash": fingerprint(s.model_dump(mode="json")),
-            "source": {"kind": s.source.kind, **{k: before["identity"].get(k) for k in ("dataset", "config", "split", "revision")},
-                       "licence": self._licence()},
-            "counts": counts_tree(self._counts, STAGES), "notes": mined.get("notes", {}), "tokens": self._tokens, "cost": None,
-            "not_measured": mined.get("not_measured", []), "contamination": mined.get("contamination"),
+            "settings": s.model_dump(mode="json"),
+            "settings_hash": fingerprint(s.model_dump(mode="json")),
+            "source": {
+                "kind": s.source.kind,
+                **{
+                    k: before["identity"].get(k) for k in ("dataset", "config", "split", "revision")
+                },
+                "licence": self._licence(),
+            },
+            "counts": counts_tree(self._counts, STAGES),
+            "notes": mined.get("notes", {}),
+            "tokens": self._tokens,
+            "cost": None,
+            "not_measured": mined.get("not_measured", []),
+            "contamination": mined.get("contamination"),
             "errors": self.summary.errors,
-            "templates": self._kit.templates if self._kit is not None else {}, "reference": published_reference(self._reference),
+            "templates": self._kit.templates if self._kit is not None else {},
+            "reference": published_reference(self._reference),
             "models": {r: e.model for r, e in self._engines.items()},
-            "simulated": any(e.simulated for e in self._engines.values()) if self._engines else None,
-            "pairs": self.summary.pairs, "selection": self._selection, "arms_audit": self._audit,
-            "personas": self._persona_shares, "unreliable": unreliable(self._reference, s.presample.gamma),
-            "feedback": self._feedback, "drift": self._drift_seen()}
+            "simulated": (
+                any(e.simulated for e in self._engines.values()) if self._engines else None
+            ),
+            "pairs": self.summary.pairs,
+            "selection": self._selection,
+            "arms_audit": self._audit,
+            "personas": self._persona_shares,
+            "unreliable": unreliable(self._reference, s.presample.gamma),
+            "feedback": self._feedback,
+            "drift": self._drift_seen(),
+        }
 
     def _licence(self) -> str:
         return "apache-2.0" if self.options.sample else self.settings.source.licence
@@ -376,9 +521,19 @@ class Builder:
     def _write_manifest(self, folder: RunFolder, status: str) -> None:
         self.summary.seconds = round(time.monotonic() - self._started, 3)
         requests = folder.manifest().get("requests", 0) + self.usage.requests
-        cost = self._spending.cost() if self._spending is not None else folder.manifest().get("cost")
-        folder.write("manifest.json", {**self._manifest(folder, status), "requests": requests, "cost": cost,
-                                       "fingerprint": self._fingerprint, "pii": self._pii})
+        cost = (
+            self._spending.cost() if self._spending is not None else folder.manifest().get("cost")
+        )
+        folder.write(
+            "manifest.json",
+            {
+                **self._manifest(folder, status),
+                "requests": requests,
+                "cost": cost,
+                "fingerprint": self._fingerprint,
+                "pii": self._pii,
+            },
+        )
 
 
 def _chunks(prompts: Iterable[Prompt], size: int) -> Iterator[list[Prompt]]:

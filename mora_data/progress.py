@@ -1,4 +1,5 @@
-"""What a run says on stderr while it works: a live line on a terminal, a plain line now and then elsewhere."""
+"""What a run says on stderr while it works: a live line on a terminal, a plain line now and then
+elsewhere."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ class Progress:
         u = self._usage
         share = self._done / self._total if self._total else 1.0
         bar = f"[{'#' * int(20 * share):<20}] " if self._live else ""
-        left = f", {_clock(elapsed / share - elapsed)} left" if 0 < share < 1 and elapsed > 2 else ""
+        left = (
+            f", {_clock(elapsed / share - elapsed)} left" if 0 < share < 1 and elapsed > 2 else ""
+        )
         sent = f", {u.requests} requests, {u.tokens_in + u.tokens_out} tokens" if u.requests else ""
         retried = f", {u.retries.total()} retries" if u.retries else ""
         of = f"/{self._total}" if self._total else ""

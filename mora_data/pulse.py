@@ -1,10 +1,12 @@
-"""What a running build says of itself once a second, for `mora-data view`; the file is gone when the build ends.
+"""What a running build says of itself once a second, for `mora-data view`; the file is gone when
+the build ends.
 
-    live.json   {"at": 1763730000.0, "step": "prompts", "done": 40, "total": 88, "requests": 512, "retries": 3, "failed": 0,
+    live.json   {"at": 1763730000.0, "step": "prompts", "done": 40, "total": 88, "requests": 512,
+    "retries": 3, "failed": 0,
                  "slots": [{"size": 64, "open": 48, "busy": 47, "waiting": 12}]}
 
-`slots` has an entry per endpoint: slots there are, those that the server's refusals leave open, in use, calls that wait. The
-simulator has none.
+`slots` has an entry per endpoint: slots there are, those that the server's refusals leave open, in
+use, calls that wait. The simulator has none.
 """
 
 from __future__ import annotations

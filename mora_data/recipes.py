@@ -1,7 +1,7 @@
 """The training recipes in train_recipes/: list them, copy them, run them.
 
-A recipe is a script `<name>.py` beside a folder `<name>/` of YAML configs. Scripts never import this package, and this
-module never imports torch: it only builds the command and starts it.
+A recipe is a script `<name>.py` beside a folder `<name>/` of YAML configs. Scripts never import
+this package, and this module never imports torch: it only builds the command and starts it.
 
     run_recipe("dpo", "runs/demo/dataset", config="smoke", overrides=["output_dir=runs/dpo"])
 """
@@ -43,16 +43,23 @@ class Recipe:
             SettingsError: no such config; the text names the nearest one.
         """
         if config not in self.configs:
-            raise SettingsError(f"recipe {self.name} has no config {config!r}: {nearest(config, self.configs)}")
+            raise SettingsError(
+                f"recipe {self.name} has no config {config!r}: {nearest(config, self.configs)}"
+            )
         return self.script.with_suffix("") / f"{config}.yaml"
 
     def helpers(self) -> list[Path]:
-        """Shipped scripts that this one needs beside it, sorted: those it imports or starts, and theirs."""
+        """Shipped scripts that this one needs beside it, sorted: those it imports or starts, and
+        theirs."""
         found, todo = set[Path](), [self.script]
         while todo:
             tree = ast.parse(todo.pop().read_text("utf-8"))
             names = {name for node in ast.walk(tree) for name in _named(node)}
-            new = {path for n in names if (path := self.script.with_name(f"{n}.py")).is_file()} - found - {self.script}
+            new = (
+                {path for n in names if (path := self.script.with_name(f"{n}.py")).is_file()}
+                - found
+                - {self.script}
+            )
             found |= new
             todo += new
         return sorted(found)
@@ -71,7 +78,9 @@ def _named(node: ast.AST) -> list[str]:
 def list_recipes() -> list[Recipe]:
     """All shipped recipes, by name."""
     folder = resources.folder("train_recipes")
-    return [_recipe(script) for script in sorted(folder.glob("*.py")) if script.with_suffix("").is_dir()]
+    return [
+        _recipe(script) for script in sorted(folder.glob("*.py")) if script.with_suffix("").is_dir()
+    ]
 
 
 def _recipe(script: Path) -> Recipe:
@@ -93,17 +102,24 @@ def find_recipe(name: str) -> Recipe:
 
 
 def copy_recipe(name: str, to: Path) -> list[Path]:
-    """Copy a recipe's script, the helpers it imports and its configs into folder `to`; the files written.
+    """Copy a recipe's script, the helpers it imports and its configs into folder `to`; the files
+    written.
 
     Raises:
-        SettingsError: no such recipe, a file to be written exists already (then nothing is), or `to` can't be written.
+        SettingsError: no such recipe, a file to be written exists already (then nothing is), or
+            `to` can't be written.
     """
     recipe = find_recipe(name)
     configs = [recipe.config_file(c) for c in recipe.configs]
-    plan = {p: to / p.relative_to(recipe.script.parent) for p in (recipe.script, *recipe.helpers(), *configs)}
+    plan = {
+        p: to / p.relative_to(recipe.script.parent)
+        for p in (recipe.script, *recipe.helpers(), *configs)
+    }
     taken = [str(target) for target in plan.values() if target.exists()]
     if taken:
-        raise SettingsError(f"{taken[0]} exists already: remove it, or copy recipe {name} to another folder")
+        raise SettingsError(
+            f"{taken[0]} exists already: remove it, or copy recipe {name} to another folder"
+        )
     try:
         for source, target in plan.items():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,10 +130,15 @@ def copy_recipe(name: str, to: Path) -> list[Path]:
 
 
 def run_command(
-    name: str, dataset: str, revision: str | None = None, config: str = "smoke",
-    overrides: Sequence[str] = (), python: str = sys.executable,
-) -> list[str]:  # fmt: skip
-    """The exact command that trains recipe `name`; a config with a `launch` key is started by `accelerate launch`.
+    name: str,
+    dataset: str,
+    revision: str | None = None,
+    config: str = "smoke",
+    overrides: Sequence[str] = (),
+    python: str = sys.executable,
+) -> list[str]:
+    """The exact command that trains recipe `name`; a config with a `launch` key is started by
+    `accelerate launch`.
 
     Without an `output_dir=` among the overrides, the output goes to runs/<name>-<config>.
 
@@ -126,12 +147,22 @@ def run_command(
     """
     recipe = find_recipe(name)
     file = recipe.config_file(config)
-    if bad := [o for o in overrides if not o.partition("=")[1] or not o.partition("=")[0].isidentifier()]:
+    if bad := [
+        o for o in overrides if not o.partition("=")[1] or not o.partition("=")[0].isidentifier()
+    ]:
         raise SettingsError(f"{bad[0]!r} is not key=value: write it as max_steps=100")
     values = [f"dataset={dataset}"] + ([f"revision={_as_text(revision)}"] if revision else [])
     if not any(o.startswith("output_dir=") for o in overrides):
         values.append(f"output_dir=runs/{name}-{config}")
-    return [python, *_launcher(file), str(recipe.script), "--config", str(file), *values, *overrides]
+    return [
+        python,
+        *_launcher(file),
+        str(recipe.script),
+        "--config",
+        str(file),
+        *values,
+        *overrides,
+    ]
 
 
 def _as_text(word: str) -> str:
@@ -145,7 +176,11 @@ def _launcher(file: Path) -> list[str]:
 
 
 def run_recipe(
-    name: str, dataset: str, revision: str | None = None, config: str = "smoke", overrides: Sequence[str] = ()
+    name: str,
+    dataset: str,
+    revision: str | None = None,
+    config: str = "smoke",
+    overrides: Sequence[str] = (),
 ) -> int:
     """Print the command on stderr, run it, and return its exit code.
 

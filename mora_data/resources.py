@@ -1,6 +1,7 @@
 """Finds the files shipped beside the code: templates/, builders/, cards/, train_recipes/.
 
-A wheel carries them inside the package; an editable install or a checkout has them in the folder above it.
+A wheel carries them inside the package; an editable install or a checkout has them in the folder
+above it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ def folder(name: str) -> Path:
         found = parent / name
         if found.is_dir():
             return found
-    raise SettingsError(f"the installation lacks its {name}/ folder (looked in {_PACKAGE.name}/ and beside it): reinstall")
+    raise SettingsError(
+        f"the installation lacks its {name}/ folder (looked in {_PACKAGE.name}/ and beside it):"
+        " reinstall"
+    )
 
 
 def names(name: str, pattern: str) -> list[str]:
@@ -35,4 +39,8 @@ def names(name: str, pattern: str) -> list[str]:
 def cache() -> Path:
     """The user's cache: $MORA_DATA_CACHE, else mora-data in the system's folder for caches."""
     base = os.environ.get(CACHE_ENV)
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mora-data"
+    return (
+        Path(base)
+        if base
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mora-data"
+    )

@@ -15,8 +15,9 @@ GRACE_S = 2.0  # for answers that are on their way when a run has to stop
 async def all_of(coroutines: Iterable[Awaitable[T]]) -> list[T]:
     """Run all to their end, then return the results in order or raise the gravest failure.
 
-    Unlike a bare gather, nothing is left running behind a failure, so every answer that was paid for gets logged. A
-    MoraError ends the run: then the rest is cancelled after a moment, as what it would still ask for could not be used.
+    Unlike a bare gather, nothing is left running behind a failure, so every answer that was paid
+    for gets logged. A MoraError ends the run: then the rest is cancelled after a moment, as what it
+        would still ask for could not be used.
     """
     works = list(coroutines)
     if len(works) == 1:  # a task of its own would cost more than many a call
@@ -37,7 +38,8 @@ async def all_of(coroutines: Iterable[Awaitable[T]]) -> list[T]:
 
 
 async def wind_down(tasks: Iterable[asyncio.Future[T]], why: BaseException | None) -> None:
-    """End tasks: at once, or behind a MoraError once they had `GRACE_S` from it on for what they have in flight."""
+    """End tasks: at once, or behind a MoraError once they had `GRACE_S` from it on for what they
+    have in flight."""
     waiting = set(tasks)
     if waiting and isinstance(why, MoraError):
         now = asyncio.get_running_loop().time()
@@ -54,7 +56,8 @@ def _failure(task: asyncio.Future[T]) -> BaseException | None:
 
 
 async def to_its_end(work: Callable[..., T], *args: Any) -> T:
-    """Run `work` in a thread; when cancelled, still wait for its end, as a thread can't be stopped in the middle."""
+    """Run `work` in a thread; when cancelled, still wait for its end, as a thread can't be stopped
+    in the middle."""
     running = asyncio.ensure_future(asyncio.to_thread(work, *args))
     try:
         return await asyncio.shield(running)

@@ -1,4 +1,5 @@
-"""Text normalisation and hashing. Everything that is compared, split or seeded by text goes through these functions."""
+"""Text normalisation and hashing. Everything that is compared, split or seeded by text goes through
+these functions."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _WORDS_ONLY = bytes(c if c < 128 and re.fullmatch(r"\w", chr(c)) else 32 for c i
 
 
 def normalise(text: str) -> str:
-    """NFKC, case folded, white space collapsed: two texts a reader would call the same compare equal."""
+    """NFKC, case folded, white space collapsed: two texts a reader would call the same compare
+    equal."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     if "  " in text or not text.isprintable():  # the only printable white space is the blank
@@ -29,7 +31,9 @@ def normalise(text: str) -> str:
 
 def digest(*parts: str, hex_digits: int = 16) -> str:
     """First `hex_digits` of sha256 over the parts, joined by a unit separator."""
-    return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:hex_digits]
+    return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[
+        :hex_digits
+    ]
 
 
 def context_id(messages: Messages) -> str:
@@ -61,7 +65,8 @@ def words(text: str) -> list[str]:
 
 
 def n_tokens(text: str) -> int:
-    """Length of a text in word and punctuation tokens: close to a BPE count for English, with no tokenizer to load."""
+    """Length of a text in word and punctuation tokens: close to a BPE count for English, with no
+    tokenizer to load."""
     if not text.isascii():
         return len(_TOKEN.findall(text))
     raw = text.encode()  # the same count several times as fast
@@ -69,14 +74,16 @@ def n_tokens(text: str) -> int:
 
 
 class Language(NamedTuple):
-    """Script of most letters, and the language where function words tell it; empty where nothing does."""
+    """Script of most letters, and the language where function words tell it; empty where nothing
+    does."""
 
     script: str
     tongue: str
 
 
 def language_of(text: str) -> Language:
-    """What the first `READ` characters of a text are written in: a heuristic that says nothing rather than guess."""
+    """What the first `READ` characters of a text are written in: a heuristic that says nothing
+    rather than guess."""
     head = text[:READ]
     return Language(script_of(head), tongue_of(head))
 
@@ -95,7 +102,8 @@ def is_foreign(asked: Language, text: str) -> bool:
 
 
 def script_of(text: str) -> str:
-    """Commonest script of the letters, by the first word of their Unicode names; empty without letters."""
+    """Commonest script of the letters, by the first word of their Unicode names; empty without
+    letters."""
     if text.isascii():
         return "LATIN" if any(c.isalpha() for c in text) else ""
     counts: dict[str, int] = {}
@@ -108,7 +116,8 @@ def script_of(text: str) -> str:
 
 
 def tongue_of(text: str) -> str:
-    """Language with most function words in the text, when it is clear: at least two, and more than any other."""
+    """Language with most function words in the text, when it is clear: at least two, and more than
+    any other."""
     counts = dict.fromkeys(_FUNCTION_WORDS, 0)
     for word in words(text):
         for name in TONGUES.get(word, ()):

@@ -1,4 +1,5 @@
-"""The values that travel between the stages. All frozen; a failed row is data, a missing number is None.
+"""The values that travel between the stages. All frozen; a failed row is data, a missing number is
+None.
 
     row of the source -> Prompt -> Request -> Answer -> Rollout -> Score -> Pair
 """
@@ -10,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 Row = Mapping[str, object]
-Role = str  # "policy", "rewriter", "judge", or the name of a reward's own endpoint, "reward:<dimension>:<number>"
+# "policy", "rewriter", "judge", or the name of a reward's own endpoint,
+# "reward:<dimension>:<number>"
+Role = str
 Task = Literal["chat", "classify", "pooling"]
 Kind = Literal["flat", "one_dim", "conflict", "multi", "undecided", "plain"]
 
@@ -22,7 +25,8 @@ OUT_OF_PAIRS = DEGENERATE | {"duplicate"}
 
 STAGES = ("mine", "presample", "fuse", "rollout", "score", "select", "publish")
 ARMS = ("identity", "single", "generic", "random", "concat", "fused")
-"""The shipped arms: ways from a source prompt to what is asked. All but `fused` are there to compare with."""
+"""The shipped arms: ways from a source prompt to what is asked. All but `fused` are there to
+compare with."""
 
 
 class Message(TypedDict):
@@ -49,7 +53,9 @@ class Prompt:
 
     prompt_id: str  # 16 hex digits, hash of the normalised whole context
     messages: Messages
-    group: str  # 16 hex digits, hash of the normalised first user turn; a group is never split between train and test
+    # 16 hex digits, hash of the normalised first user turn; a group is never split between train
+    # and test
+    group: str
     source_dataset: str
     source_config: str
     source_split: str
@@ -76,7 +82,8 @@ class Sampling:
     max_tokens: int
     stop: tuple[str, ...] = ()
     schema: Mapping[str, object] | None = None  # JSON schema that the answer must follow
-    pattern: str | None = None  # the same as a regular expression, for servers that take one; not part of the key
+    # the same as a regular expression, for servers that take one; not part of the key
+    pattern: str | None = None
     logprobs: int = 0  # top alternatives wanted for each token
 
 
@@ -91,7 +98,9 @@ class Request:
     prompt_id: str
     n: int = 1
     first: int = 0
-    task: Task = "chat"  # classify, pooling: `messages` end with the answer to be rated, and n is 1; a single message is a
+    # classify, pooling: `messages` end with the answer to be rated, and n is 1; a single message is
+    # a
+    task: Task = "chat"
     # text to which the model's own template is applied already
 
 
@@ -99,8 +108,8 @@ class Request:
 class Answer:
     """One sample, or one permanent failure (then `error` says why and `text` is empty).
 
-    To a request whose task is classify or pooling, `text` is the JSON list of the model's raw outputs, one float per label,
-    before any activation.
+    To a request whose task is classify or pooling, `text` is the JSON list of the model's raw
+    outputs, one float per label, before any activation.
     """
 
     text: str
@@ -112,10 +121,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One source's verdict on one rollout in one dimension. `value` in [0, 1], higher is better; None with a reason.
+    """One source's verdict on one rollout in one dimension. `value` in [0, 1], higher is better;
+    None with a reason.
 
-    `orders`: of a judge that compares, for the games that are counted with this rollout, what it said when this one stood first
-    and when it stood second: the better place, 1 or 2, 0 for neither, None where it could not be read.
+    `orders`: of a judge that compares, for the games that are counted with this rollout, what it
+    said when this one stood first and when it stood second: the better place, 1 or 2, 0 for
+    neither, None where it could not be read.
     """
 
     dimension: str
@@ -157,7 +168,8 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One prompt of one arm with all its rollouts: one row of the `scored` config, from which every other derives."""
+    """One prompt of one arm with all its rollouts: one row of the `scored` config, from which every
+    other derives."""
 
     prompt: Prompt
     arm: str
@@ -167,10 +179,13 @@ class Scored:
     target_dims: tuple[str, ...]
     binding_dims: tuple[str, ...]
     rollouts: tuple[Rollout, ...]
-    rewards: Mapping[str, tuple[float | None, ...]]  # dimension -> one calibrated value in [0, 1] per rollout, or None
+    # dimension -> one calibrated value in [0, 1] per rollout, or None
+    rewards: Mapping[str, tuple[float | None, ...]]
     pairs: tuple[Pair, ...] = ()  # those of the run's selector, best first
-    levels: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)  # what floors compare with, if not the rewards
-    doubts: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)  # how far a reward may be off, if at all
+    # what floors compare with, if not the rewards
+    levels: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    # how far a reward may be off, if at all
+    doubts: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

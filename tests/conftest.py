@@ -17,15 +17,19 @@ def no_cached_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_pictures() -> None:
-    """Drawing the card's figures takes half a second a build: tests/unit/test_png.py alone does it."""
+    """Drawing the card's figures takes half a second a build: tests/unit/test_png.py alone does
+    it."""
     sys.modules["resvg_py"] = None  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real rows: MORA_TEST_DATA, else ../shared/data beside the checkout; without them the test is skipped."""
+    """Real rows: MORA_TEST_DATA, else ../shared/data beside the checkout; without them the test is
+    skipped."""
     beside = Path(__file__).parents[2] / "shared" / "data"
     found = Path(os.environ.get("MORA_TEST_DATA", beside))
     if not found.is_dir():
-        pytest.skip(f"no real rows at {found}: set MORA_TEST_DATA to the folder that holds hh-rlhf/")
+        pytest.skip(
+            f"no real rows at {found}: set MORA_TEST_DATA to the folder that holds hh-rlhf/"
+        )
     return found

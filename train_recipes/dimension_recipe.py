@@ -1,13 +1,16 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6", "transformers>=5.0", "trl>=1.10",
+# "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6",
+# "transformers>=5.0", "trl>=1.10",
 # ]
 # ///
-"""What the recipes with a loss for each dimension share: rows that know their dimension, and batches that can be cut by it.
+"""What the recipes with a loss for each dimension share: rows that know their dimension, and
+batches that can be cut by it.
 
-    rows, held_out, dims = load_dimensions(RECIPE, own)      # column `head`: the row's dimension as a place in dims
-    for k, part in parts(inputs): ...                        # inputs of a DimensionTrainer, the pairs of one dimension each
+    rows, held_out, dims = load_dimensions(RECIPE, own)      # column `head`: the row's dimension as
+    a place in dims for k, part in parts(inputs): ...                        # inputs of a
+    DimensionTrainer, the pairs of one dimension each
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ COLUMNS = {"prompt": "messages", "chosen": "messages", "rejected": "messages", "
 class DimensionSettings(Settings):
     """Keys of the recipes with a loss for each dimension."""
 
-    dimensions: list[str] = dataclasses.field(default_factory=list)  # empty: all of the dataset, in its order
+    # empty: all of the dataset, in its order
+    dimensions: list[str] = dataclasses.field(default_factory=list)
     weights: dict | None = None  # {dimension: weight}, scaled to sum 1; null: equal ones
 
 
@@ -40,7 +44,10 @@ class DimensionTrainer(DPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         collate = self.data_collator
-        self.data_collator = lambda rows: {**collate(rows), "head": torch.tensor([r["head"] for r in rows])}
+        self.data_collator = lambda rows: {
+            **collate(rows),
+            "head": torch.tensor([r["head"] for r in rows]),
+        }
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -56,25 +63,40 @@ class DimensionTrainer(DPOTrainer):
 
 
 def parts(inputs: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each dimension in the batch and the inputs of its pairs; TRL's rows are all chosen sides, then all rejected ones."""
+    """Each dimension in the batch and the inputs of its pairs; TRL's rows are all chosen sides,
+    then all rejected ones."""
     heads = inputs["head"]
     for k in heads.unique().tolist():
         pairs = (heads == k).nonzero()[:, 0]
         both = torch.cat([pairs, pairs + len(heads)])
-        yield k, {name: rows[pairs if len(rows) == len(heads) else both] for name, rows in inputs.items() if name != "head"}
+        yield (
+            k,
+            {
+                name: rows[pairs if len(rows) == len(heads) else both]
+                for name, rows in inputs.items()
+                if name != "head"
+            },
+        )
 
 
-def load_dimensions(recipe: Recipe, own: DimensionSettings) -> tuple[datasets.Dataset, datasets.Dataset | None, list[str]]:
+def load_dimensions(
+    recipe: Recipe, own: DimensionSettings
+) -> tuple[datasets.Dataset, datasets.Dataset | None, list[str]]:
     """The rows to train on, those of the evaluation, and the dimensions."""
     rows, held_out = load_both(recipe, own)
     there = list(dict.fromkeys(rows["dimension"]))
     dims = own.dimensions or there
     if missing := [d for d in (*dims, *(own.weights or {})) if d not in there]:
-        raise Stop(f"config {own.config!r} of {own.dataset} has no pairs of {missing[0]!r}; it has: {', '.join(there)}")
+        raise Stop(
+            f"config {own.config!r} of {own.dataset} has no pairs of {missing[0]!r}; it has:"
+            f" {', '.join(there)}"
+        )
 
     def with_heads(some: datasets.Dataset) -> datasets.Dataset:
         kept = some.filter(lambda d: d in dims, input_columns="dimension")
-        return kept.map(lambda d: {"head": dims.index(d)}, input_columns="dimension", remove_columns="dimension")
+        return kept.map(
+            lambda d: {"head": dims.index(d)}, input_columns="dimension", remove_columns="dimension"
+        )
 
     return with_heads(rows), with_heads(held_out) if held_out is not None else None, dims
 

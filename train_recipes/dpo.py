@@ -1,18 +1,22 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6", "transformers>=5.0", "trl>=1.10",
+# "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6",
+# "transformers>=5.0", "trl>=1.10",
 # ]
 # ///
-"""Direct preference optimisation on the pairs of a published dataset, simultaneous over all its dimensions.
+"""Direct preference optimisation on the pairs of a published dataset, simultaneous over all its
+dimensions.
 
     python dpo.py --config dpo/smoke.yaml dataset=runs/demo/dataset output_dir=runs/dpo
     python dpo.py --config dpo/single-gpu-lora.yaml dataset=org/mora-pairs revision=v1.0.0 beta=0.05
 
-A row's columns `prompt`, `chosen` and `rejected` are message lists, the prompt without the answer; others are ignored.
-The YAML file is flat: the keys of `Settings` in trl_recipe.py and any field of TRL's DPOConfig; `key=value` overrides it. Any of
-TRL's losses: loss_type=ipo, robust, bco_pair, ..., or several, loss_type='[sigmoid, sft]' loss_weights='[1.0, 0.1]'; ld_alpha.
-Written to output_dir: the model (or adapter) with its card, checkpoints, metrics.json. A stated failure is one line and exit 1.
+A row's columns `prompt`, `chosen` and `rejected` are message lists, the prompt without the answer;
+others are ignored. The YAML file is flat: the keys of `Settings` in trl_recipe.py and any field of
+TRL's DPOConfig; `key=value` overrides it. Any of TRL's losses: loss_type=ipo, robust, bco_pair,
+..., or several, loss_type='[sigmoid, sft]' loss_weights='[1.0, 0.1]'; ld_alpha. Written to
+output_dir: the model (or adapter) with its card, checkpoints, metrics.json. A stated failure is one
+    line and exit 1.
 """
 
 from __future__ import annotations
@@ -35,7 +39,9 @@ def length(batch: dict[str, Any]) -> Any:
     return pc.add(prompt, pc.max_element_wise(*sides))
 
 
-RECIPE = Recipe(Path(__file__).stem, "preference", "pairs", COLUMNS, LOGGED, DPOTrainer, DPOConfig, length)
+RECIPE = Recipe(
+    Path(__file__).stem, "preference", "pairs", COLUMNS, LOGGED, DPOTrainer, DPOConfig, length
+)
 
 
 def run(own: Settings, args: DPOConfig) -> dict[str, Any]:

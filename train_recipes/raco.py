@@ -1,30 +1,37 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6", "transformers>=5.0", "trl>=1.10",
+# "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6",
+# "transformers>=5.0", "trl>=1.10",
 # ]
 # ///
-"""DPO on several dimensions that conflict: their gradients on the same prompts, combined so that none is worked against.
+"""DPO on several dimensions that conflict: their gradients on the same prompts, combined so that
+none is worked against.
 
     python raco.py --config raco/smoke.yaml dataset=runs/demo/dataset output_dir=runs/raco
-    python raco.py --config raco/single-gpu-lora.yaml dataset=org/mora-pairs model=org/chat-7b output_dir=runs/raco \
+    python raco.py --config raco/single-gpu-lora.yaml dataset=org/mora-pairs model=org/chat-7b
+    output_dir=runs/raco \
         weights='{helpful: 0.5, harmless: 0.5}' c=0.4
 
-RACO (Chen et al. 2026, arXiv:2602.02495), a clipped form of CAGrad (Liu et al. 2021, arXiv:2110.14048). With g_k the gradient of
-dimension k's DPO loss, user weights w with sum 1, and 0 <= c < 1:
+RACO (Chen et al. 2026, arXiv:2602.02495), a clipped form of CAGrad (Liu et al. 2021,
+arXiv:2110.14048). With g_k the gradient of dimension k's DPO loss, user weights w with sum 1, and 0
+<= c < 1:
 
     g_0 = sum_k w_k g_k,  g_p = sum_k p_k g_k
     p*  = argmin over the simplex of <g_p, g_0> + c |g_0| |g_p|
     p~  = min(p*, w), each on its own, not scaled back to sum 1
     step along g_0 + c |g_0| / |g_p~| g_p~
 
-All of it depends on the gradients' inner products alone. p* is found by exchanges between two dimensions at a time, each in
-closed form; with two dimensions one exchange is the solution. Checked: the equations as two descriptions of the paper give them;
-its text, code and further heuristics were not seen. The gradients of a step's micro-batches are added up before they are combined.
+All of it depends on the gradients' inner products alone. p* is found by exchanges between two
+dimensions at a time, each in closed form; with two dimensions one exchange is the solution.
+Checked: the equations as two descriptions of the paper give them; its text, code and further
+    heuristics were not seen. The gradients of a step's micro-batches are added up before they are
+    combined.
 
-Read: the config preference_by_dim (prompt, prompt_id, chosen, rejected, dimension); prompts without a pair in every dimension are
-left out and counted. Keys: those of `Settings` in trl_recipe.py and dimension_recipe.py, those of `OwnSettings` below and any
-field of TRL's DPOConfig. A stated failure is one line and exit 1.
+Read: the config preference_by_dim (prompt, prompt_id, chosen, rejected, dimension); prompts without
+a pair in every dimension are left out and counted. Keys: those of `Settings` in trl_recipe.py and
+dimension_recipe.py, those of `OwnSettings` below and any field of TRL's DPOConfig. A stated failure
+is one line and exit 1.
 """
 
 from __future__ import annotations
@@ -39,7 +46,14 @@ from typing import Any
 
 import datasets
 import torch
-from dimension_recipe import COLUMNS, DimensionSettings, DimensionTrainer, load_dimensions, parts, weights_of
+from dimension_recipe import (
+    COLUMNS,
+    DimensionSettings,
+    DimensionTrainer,
+    load_dimensions,
+    parts,
+    weights_of,
+)
 from dpo import LOGGED, length
 from recipe import Stop
 from trl import DPOConfig
@@ -70,7 +84,9 @@ def mixture(gram: Sequence[Sequence[float]], weights: Sequence[float], c: float)
     return p
 
 
-def exchange(gram: Sequence[Sequence[float]], p: Sequence[float], a: float, k: float, i: int, j: int) -> float:
+def exchange(
+    gram: Sequence[Sequence[float]], p: Sequence[float], a: float, k: float, i: int, j: int
+) -> float:
     """The t in [-p_i, p_j] with the least a t + k |g_p + t (g_i - g_j)|."""
     n = range(len(p))
     square = gram[i][i] + gram[j][j] - 2 * gram[i][j]
@@ -83,11 +99,16 @@ def exchange(gram: Sequence[Sequence[float]], p: Sequence[float], a: float, k: f
     return 0.0 if a == 0 else -p[i] if a > 0 else p[j]
 
 
-def coefficients(gram: Sequence[Sequence[float]], weights: Sequence[float], c: float) -> list[float]:
+def coefficients(
+    gram: Sequence[Sequence[float]], weights: Sequence[float], c: float
+) -> list[float]:
     """The step as sum_k coefficient_k g_k."""
     n = range(len(weights))
     clipped = [min(p, w) for p, w in zip(mixture(gram, weights, c), weights, strict=True)]
-    g_0, g_p = (math.sqrt(max(0.0, sum(v[i] * gram[i][j] * v[j] for i in n for j in n))) for v in (weights, clipped))
+    g_0, g_p = (
+        math.sqrt(max(0.0, sum(v[i] * gram[i][j] * v[j] for i in n for j in n)))
+        for v in (weights, clipped)
+    )
     scale = c * g_0 / g_p if g_p > 1e-12 * g_0 else 0.0
     return [w + scale * p for w, p in zip(weights, clipped, strict=True)]
 
@@ -105,7 +126,9 @@ class Groups(torch.utils.data.Sampler):
         return self.n_prompts * self.size
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.n_prompts, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        order = torch.randperm(
+            self.n_prompts, generator=torch.Generator().manual_seed(self.seed + self.epoch)
+        )
         return (i * self.size + k for i in order.tolist() for k in range(self.size))
 
 
@@ -124,15 +147,23 @@ class ConflictTrainer(DimensionTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """The weighted loss, for evaluations."""
-        return sum(self.weights[k] * self.dimension_loss(model, part, self.dims[k]) for k, part in parts(inputs))
+        return sum(
+            self.weights[k] * self.dimension_loss(model, part, self.dims[k])
+            for k, part in parts(inputs)
+        )
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         model.train()
         inputs, total = self._prepare_inputs(inputs), 0.0
         learnt = [p for p in model.parameters() if p.requires_grad]
         for k, part in parts(inputs):
             with self.compute_loss_context_manager():
-                loss = self.dimension_loss(model, part, self.dims[k]) / self.args.gradient_accumulation_steps
+                loss = (
+                    self.dimension_loss(model, part, self.dims[k])
+                    / self.args.gradient_accumulation_steps
+                )
             self.accelerator.backward(loss)
             total = total + self.weights[k] * loss.detach()
             before = self.sums.get(k) or [None] * len(learnt)
@@ -150,7 +181,11 @@ class ConflictTrainer(DimensionTrainer):
         gram = [[inner(self.sums[i], self.sums[j]) for j in there] for i in there]
         self.combined = coefficients(gram, shares, self.c)
         for at, p in enumerate(learnt):
-            grads = [(x, g) for x, k in zip(self.combined, there, strict=True) if (g := self.sums[k][at]) is not None]
+            grads = [
+                (x, g)
+                for x, k in zip(self.combined, there, strict=True)
+                if (g := self.sums[k][at]) is not None
+            ]
             p.grad = sum(x * g for x, g in grads) if grads else None
         self.sums = {}
         for k, x in zip(there, self.combined, strict=True):
@@ -163,7 +198,11 @@ def add(old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | No
 
 def inner(a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None]) -> float:
     """Inner product of two gradients, over all shards of a sharded model."""
-    products = [(x.float() * y.float()).sum() for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    products = [
+        (x.float() * y.float()).sum()
+        for x, y in zip(a, b, strict=True)
+        if x is not None and y is not None
+    ]
     return float(sum(getattr(p, "full_tensor", lambda p=p: p)().item() for p in products))
 
 
@@ -176,8 +215,17 @@ def aligned(rows: datasets.Dataset, n_dims: int) -> datasets.Dataset:
     return rows.select([at for group in whole for at in group])
 
 
-RECIPE = Recipe(Path(__file__).stem, "preference_by_dim", "pairs", {**COLUMNS, "prompt_id": "value"}, dict(LOGGED),
-                ConflictTrainer, DPOConfig, length, OwnSettings)  # fmt: skip
+RECIPE = Recipe(
+    Path(__file__).stem,
+    "preference_by_dim",
+    "pairs",
+    {**COLUMNS, "prompt_id": "value"},
+    dict(LOGGED),
+    ConflictTrainer,
+    DPOConfig,
+    length,
+    OwnSettings,
+)
 
 
 def run(own: OwnSettings, args: DPOConfig) -> dict[str, Any]:
@@ -186,20 +234,36 @@ def run(own: OwnSettings, args: DPOConfig) -> dict[str, Any]:
     if not 0 <= own.c < 1:
         raise Stop(f"c = {own.c}: must be from 0 to under 1")
     if args.per_device_train_batch_size % len(dims):
-        raise Stop(f"per_device_train_batch_size={args.per_device_train_batch_size}: must be a multiple of {len(dims)}, "
-                   f"one pair in each of {', '.join(dims)}")  # fmt: skip
+        raise Stop(
+            f"per_device_train_batch_size={args.per_device_train_batch_size}: must be a multiple of"
+            f" {len(dims)}, one pair in each of {', '.join(dims)}"
+        )
     rows = aligned(loaded, len(dims))
     if not len(rows):
-        raise Stop(f"no prompt of {own.dataset} has a pair in each of {', '.join(dims)}: give fewer dimensions")
+        raise Stop(
+            f"no prompt of {own.dataset} has a pair in each of {', '.join(dims)}: give fewer"
+            " dimensions"
+        )
     if len(rows) < len(loaded):
-        print(f"{len(loaded) - len(rows)} of {len(loaded)} pairs are of prompts without one in every dimension", file=sys.stderr)
+        print(
+            f"{len(loaded) - len(rows)} of {len(loaded)} pairs are of prompts without one in every"
+            " dimension",
+            file=sys.stderr,
+        )
     for d in dims:
-        RECIPE.logged.update({f"margin/{d}": f"reward_margin_{d}", f"coefficient/{d}": f"coefficient_{d}"})
+        RECIPE.logged.update(
+            {f"margin/{d}": f"reward_margin_{d}", f"coefficient/{d}": f"coefficient_{d}"}
+        )
     trainer = make_trainer(RECIPE, own, args, rows, held_out)
-    trainer.train_dataset = aligned(trainer.train_dataset, len(dims))  # a prompt may have lost a pair to max_length
+    # a prompt may have lost a pair to max_length
+    trainer.train_dataset = aligned(trainer.train_dataset, len(dims))
     trainer.dims, trainer.weights, trainer.c, trainer.sums = dims, weights_of(own, dims), own.c, {}
-    return train(RECIPE, own, trainer, rows) | {"dimensions": dims, "weights": trainer.weights, "c": own.c,
-                                                "pairs_not_aligned": len(loaded) - len(rows)}  # fmt: skip
+    return train(RECIPE, own, trainer, rows) | {
+        "dimensions": dims,
+        "weights": trainer.weights,
+        "c": own.c,
+        "pairs_not_aligned": len(loaded) - len(rows),
+    }
 
 
 if __name__ == "__main__":

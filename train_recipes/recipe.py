@@ -2,7 +2,8 @@
 # requires-python = ">=3.11"
 # dependencies = ["pyyaml>=6.0"]
 # ///
-"""What every recipe does, whatever it trains with: settings from YAML and key=value, failures in one line, results by rename."""
+"""What every recipe does, whatever it trains with: settings from YAML and key=value, failures in
+one line, results by rename."""
 
 from __future__ import annotations
 
@@ -21,14 +22,24 @@ class Stop(Exception):
     """A stated failure; its text is one line."""
 
 
-def read_values(file: Path | None, overrides: list[str], make: Callable[[dict[str, Any]], Any] = lambda values: values) -> Any:
+def read_values(
+    file: Path | None,
+    overrides: list[str],
+    make: Callable[[dict[str, Any]], Any] = lambda values: values,
+) -> Any:
     """What `make` makes of a flat YAML file with key=value on top of it."""
     try:
         values = yaml.safe_load(file.read_text("utf-8")) if file else {}
-        values |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in overrides)}
+        values |= {
+            key: yaml.safe_load(value)
+            for key, _, value in (text.partition("=") for text in overrides)
+        }
         return make(values)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as e:
-        raise Stop(f"can't read the settings {file or ''} {' '.join(overrides)}: {' '.join(str(e).split())}") from e
+        raise Stop(
+            f"can't read the settings {file or ''} {' '.join(overrides)}:"
+            f" {' '.join(str(e).split())}"
+        ) from e
 
 
 def dataset_name(name: str, revision: str | None) -> str:
@@ -36,7 +47,10 @@ def dataset_name(name: str, revision: str | None) -> str:
     if Path(name).expanduser().is_dir():
         name = str(Path(name).expanduser())
         if revision is not None:
-            raise Stop(f"revision={revision} means nothing for the local folder {name}: leave it out, or give a Hub id")
+            raise Stop(
+                f"revision={revision} means nothing for the local folder {name}: leave it out, or"
+                " give a Hub id"
+            )
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise Stop(f"no dataset folder {name}, and it is not a Hub id either")
     return name
@@ -45,7 +59,10 @@ def dataset_name(name: str, revision: str | None) -> str:
 def with_template(tokenizer: Any, model: str) -> Any:
     """The tokenizer; Stop where it can't render messages."""
     if tokenizer.chat_template is None:
-        raise Stop(f"model {model} has no chat template to render messages with: take its chat or instruct version")
+        raise Stop(
+            f"model {model} has no chat template to render messages with: take its chat or instruct"
+            " version"
+        )
     return tokenizer
 
 
@@ -60,12 +77,22 @@ def write_json(file: Path, tree: Any) -> None:
     part.replace(file)
 
 
-def command_line(doc: str | None, work: Callable[[Path | None, list[str]], None],
-                 interrupted: str = "the same command with resume=true goes on from the last checkpoint") -> int:
+def command_line(
+    doc: str | None,
+    work: Callable[[Path | None, list[str]], None],
+    interrupted: str = "the same command with resume=true goes on from the last checkpoint",
+) -> int:
     """Run `work` with the command's YAML file and its key=value; the exit code."""
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="flat YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the file, read as YAML")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE.yaml", help="flat YAML file of settings"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings on top of the file, read as YAML",
+    )
     given = parser.parse_args()
     try:
         work(given.config, given.overrides)

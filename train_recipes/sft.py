@@ -1,17 +1,21 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6", "transformers>=5.0", "trl>=1.10",
+# "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6",
+# "transformers>=5.0", "trl>=1.10",
 # ]
 # ///
-"""Supervised fine-tuning on the chosen answers of a published dataset: a warm-up, or a baseline for the pairs.
+"""Supervised fine-tuning on the chosen answers of a published dataset: a warm-up, or a baseline for
+the pairs.
 
     python sft.py --config sft/smoke.yaml dataset=runs/demo/dataset output_dir=runs/sft
-    python sft.py --config sft/single-gpu-lora.yaml dataset=org/mora-pairs revision=v1.0.0 model=org/base output_dir=runs/sft
+    python sft.py --config sft/single-gpu-lora.yaml dataset=org/mora-pairs revision=v1.0.0
+    model=org/base output_dir=runs/sft
 
-A row's columns `prompt` and `completion` are message lists; the loss is on the completion alone. Mind the source's terms: some
-forbid training on their answers (the dataset's card says so). The YAML file is flat: the keys of `Settings` in trl_recipe.py and
-any field of TRL's SFTConfig; `key=value` overrides it. Written to output_dir: the model (or adapter) with its card, checkpoints,
+A row's columns `prompt` and `completion` are message lists; the loss is on the completion alone.
+Mind the source's terms: some forbid training on their answers (the dataset's card says so). The
+YAML file is flat: the keys of `Settings` in trl_recipe.py and any field of TRL's SFTConfig;
+`key=value` overrides it. Written to output_dir: the model (or adapter) with its card, checkpoints,
 metrics.json. A stated failure is one line and exit 1.
 """
 

@@ -1,10 +1,12 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6", "transformers>=5.0", "trl>=1.10",
+# "accelerate>=1.10", "datasets>=4.0", "peft>=0.17", "pyyaml>=6.0", "torch>=2.6",
+# "transformers>=5.0", "trl>=1.10",
 # ]
 # ///
-"""What the recipes of TRL's trainers share: settings, rows, training, results. A recipe is a `Recipe` and a function `run`.
+"""What the recipes of TRL's trainers share: settings, rows, training, results. A recipe is a
+`Recipe` and a function `run`.
 
     RECIPE = Recipe("sft", "sft", "rows", COLUMNS, LOGGED, SFTTrainer, SFTConfig, length)
 
@@ -51,7 +53,8 @@ class Settings:
     config: str = ""  # of the dataset; empty: the recipe's own
     split: str = "train"
     eval_split: str | None = None  # evaluated after training
-    dataset_mix: dict | None = None  # {original: folder or id, fraction: f}, and its own `revision` and `config`
+    # {original: folder or id, fraction: f}, and its own `revision` and `config`
+    dataset_mix: dict | None = None
     model_revision: str | None = None
     dtype: str = "auto"  # of the loaded weights; auto: bfloat16 under lora with bf16, else float32
     lora: bool = False
@@ -63,7 +66,8 @@ class Settings:
     save_model: bool = True
     cpu_threads: int | None = None  # null: all cores
     launch: str | None = None  # flags of `accelerate launch`, which must start this script
-    given: dict = dataclasses.field(default_factory=dict, init=False)  # the settings as given, for the card
+    # the settings as given, for the card
+    given: dict = dataclasses.field(default_factory=dict, init=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,8 @@ class Recipe:
     logged: dict[str, str]  # name in TRL's log -> in metrics.json
     trainer: type
     arguments: type  # of the trainer
-    length: Callable[[dict[str, Any]], Any] | None  # tokens of each row of a tokenized batch; None: nothing is cut by max_length
+    # tokens of each row of a tokenized batch; None: nothing is cut by max_length
+    length: Callable[[dict[str, Any]], Any] | None
     settings: type = Settings
     optional: str = ""  # pattern of further columns, taken where the config has them
 
@@ -94,15 +99,25 @@ def read_settings(recipe: Recipe, file: Path | None, overrides: list[str]) -> tu
     known = {action.dest for action in parser._actions} - FORBIDDEN
     if unknown := [key for key in values if key not in known]:
         close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
-        where = f"see the Settings of trl_recipe.py and {recipe.name}.py, and TRL's {recipe.arguments.__name__}"
+        where = (
+            f"see the Settings of trl_recipe.py and {recipe.name}.py, and TRL's"
+            f" {recipe.arguments.__name__}"
+        )
         text = f"did you mean {close[0]!r}?" if close else where
         raise Stop(f"unknown key {unknown[0]!r}: {text}")
     if missing := [key for key in ("dataset", "model", "output_dir") if not values.get(key)]:
         raise Stop(f"missing: {', '.join(missing)}; give {missing[0]}=...")
     check_start(recipe.name, values.get("launch"), values.get("use_cpu"))
-    for action in parser._actions:  # as text, so that argparse converts and checks what YAML made of it
-        if action.dest in (given := {"config": recipe.config, "logging_nan_inf_filter": False, **values}):
-            value = "no" if given[action.dest] is False and action.dest.endswith("_strategy") else given[action.dest]
+    # as text, so that argparse converts and checks what YAML made of it
+    for action in parser._actions:
+        if action.dest in (
+            given := {"config": recipe.config, "logging_nan_inf_filter": False, **values}
+        ):
+            value = (
+                "no"
+                if given[action.dest] is False and action.dest.endswith("_strategy")
+                else given[action.dest]
+            )
             action.default = str(value) if isinstance(value, (bool, int, float)) else value
             action.required = False
     try:
@@ -110,24 +125,38 @@ def read_settings(recipe: Recipe, file: Path | None, overrides: list[str]) -> tu
     except (TypeError, ValueError, ImportError) as e:
         raise Stop(f"training settings: {first_line(e)}") from e
     if "trust_remote_code" in (extra := args.model_init_kwargs or {}):
-        raise Stop("trust_remote_code is not supported: this recipe runs no code from a model repository")
-    dtype = own.dtype if own.dtype != "auto" else "bfloat16" if own.lora and args.bf16 else "float32"
-    args.model_init_kwargs = {**extra, "dtype": dtype} | ({"revision": own.model_revision} if own.model_revision else {})
+        raise Stop(
+            "trust_remote_code is not supported: this recipe runs no code from a model repository"
+        )
+    dtype = (
+        own.dtype if own.dtype != "auto" else "bfloat16" if own.lora and args.bf16 else "float32"
+    )
+    args.model_init_kwargs = {**extra, "dtype": dtype} | (
+        {"revision": own.model_revision} if own.model_revision else {}
+    )
     own.given = values
     torch.set_num_threads(own.cpu_threads or torch.get_num_threads())
     return own, args
 
 
 def check_start(name: str, launch: str | None, use_cpu: bool | None) -> None:
-    """Stop where the config wants several processes and this is none of them, or a GPU that is not there."""
+    """Stop where the config wants several processes and this is none of them, or a GPU that is not
+    there."""
     if launch and "WORLD_SIZE" not in os.environ:
-        raise Stop(f"this config wants several processes: start it by `accelerate launch {launch} {name}.py ...`")
+        raise Stop(
+            f"this config wants several processes: start it by `accelerate launch {launch}"
+            f" {name}.py ...`"
+        )
     if not use_cpu and not torch.accelerator.is_available():
-        raise Stop("no GPU is visible: give use_cpu=true and bf16=false to train on the CPU (practical for tiny models)")
+        raise Stop(
+            "no GPU is visible: give use_cpu=true and bf16=false to train on the CPU (practical for"
+            " tiny models)"
+        )
 
 
 def guarded(trainer: type) -> type:
-    """TRL's trainer, ended by the first loss that is not a number; a checkpoint of the weights that gave it is set aside."""
+    """TRL's trainer, ended by the first loss that is not a number; a checkpoint of the weights that
+    gave it is set aside."""
 
     class GuardedTrainer(trainer):
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -139,19 +168,35 @@ def guarded(trainer: type) -> type:
                     last = get_last_checkpoint(self.args.output_dir)
                 kept = f"the last checkpoint is {last}" if last else "no checkpoint was saved"
                 step = self.state.global_step + 1
-                raise Stop(f"the loss is {loss.item()} in step {step}: stopped, {kept}; try a lower learning_rate")
+                raise Stop(
+                    f"the loss is {loss.item()} in step {step}: stopped, {kept}; try a lower"
+                    " learning_rate"
+                )
             return loss
 
     return GuardedTrainer
 
 
-def make_trainer(recipe: Recipe, own: Any, args: Any, rows: datasets.Dataset, held_out: datasets.Dataset | None,
-                 **more: Any) -> Any:  # fmt: skip
+def make_trainer(
+    recipe: Recipe,
+    own: Any,
+    args: Any,
+    rows: datasets.Dataset,
+    held_out: datasets.Dataset | None,
+    **more: Any,
+) -> Any:
     """The trainer with model and tokenized rows in place."""
     model = model_folder(own, args, lambda: conversations(recipe, rows))
     with loading(own):
-        return guarded(recipe.trainer)(model=model, args=args, train_dataset=rows, eval_dataset=held_out,
-                                       processing_class=load_tokenizer(own, model), peft_config=adapter(own), **more)  # fmt: skip
+        return guarded(recipe.trainer)(
+            model=model,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=held_out,
+            processing_class=load_tokenizer(own, model),
+            peft_config=adapter(own),
+            **more,
+        )
 
 
 def conversations(recipe: Recipe, rows: datasets.Dataset) -> list[Any]:
@@ -161,7 +206,8 @@ def conversations(recipe: Recipe, rows: datasets.Dataset) -> list[Any]:
 
 
 def model_folder(own: Any, args: Any, conversations: Callable[[], list[Any]], **more: Any) -> str:
-    """Name of the model to load; `tiny` is made first, of the conversations: one process makes it, the others wait."""
+    """Name of the model to load; `tiny` is made first, of the conversations: one process makes it,
+    the others wait."""
     if own.model != "tiny":
         return str(own.model)
     import tiny_model
@@ -192,43 +238,93 @@ def adapter(own: Any, **more: Any) -> Any:
         return None
     from peft import LoraConfig
 
-    target = own.lora_target if own.lora_target == "all-linear" else re.findall(r"[\w.]+", str(own.lora_target))
-    return LoraConfig(r=own.lora_r, lora_alpha=own.lora_alpha, lora_dropout=own.lora_dropout, target_modules=target,
-                      **{"task_type": "CAUSAL_LM", **more})  # fmt: skip
+    target = (
+        own.lora_target
+        if own.lora_target == "all-linear"
+        else re.findall(r"[\w.]+", str(own.lora_target))
+    )
+    return LoraConfig(
+        r=own.lora_r,
+        lora_alpha=own.lora_alpha,
+        lora_dropout=own.lora_dropout,
+        target_modules=target,
+        **{"task_type": "CAUSAL_LM", **more},
+    )
 
 
 def train(recipe: Recipe, own: Any, trainer: Any, rows: datasets.Dataset) -> dict[str, Any]:
     """Train, from the last checkpoint if asked to, evaluate and save; the metrics."""
-    out, max_length, unit = trainer.args.output_dir, getattr(trainer.args, "max_length", None), recipe.unit
-    dropped = 0 if getattr(trainer.args, "packing", False) else len(rows) - len(trainer.train_dataset)
-    longer = count_longer(recipe, trainer.train_dataset, max_length) if max_length and dropped < len(rows) else 0
+    out, max_length, unit = (
+        trainer.args.output_dir,
+        getattr(trainer.args, "max_length", None),
+        recipe.unit,
+    )
+    dropped = (
+        0 if getattr(trainer.args, "packing", False) else len(rows) - len(trainer.train_dataset)
+    )
+    longer = (
+        count_longer(recipe, trainer.train_dataset, max_length)
+        if max_length and dropped < len(rows)
+        else 0
+    )
     if dropped == len(rows):
         raise Stop(f"all {len(rows)} {unit} are too long for max_length={max_length}: raise it")
     if longer + dropped:
-        print(f"{longer + dropped} of {len(rows)} {unit} are longer than max_length={max_length}: {longer} are cut, "
-              f"and {dropped} are left out", file=sys.stderr)  # fmt: skip
+        print(
+            f"{longer + dropped} of {len(rows)} {unit} are longer than max_length={max_length}:"
+            f" {longer} are cut, and {dropped} are left out",
+            file=sys.stderr,
+        )
     found = get_last_checkpoint(out) if own.resume and Path(out).is_dir() else None
     started, cpu = time.monotonic(), time.process_time()
     if own.resume:
-        print(f"resuming from {found}" if found else f"no checkpoint in {out}: starting from the beginning", file=sys.stderr)
+        print(
+            (
+                f"resuming from {found}"
+                if found
+                else f"no checkpoint in {out}: starting from the beginning"
+            ),
+            file=sys.stderr,
+        )
     try:
         trainer.train(resume_from_checkpoint=found)
     except ValueError as e:  # what TRL refuses only now, as an unknown loss_type
-        raise Stop(f"training failed in step {trainer.state.global_step + 1}: {first_line(e)}") from e
+        raise Stop(
+            f"training failed in step {trainer.state.global_step + 1}: {first_line(e)}"
+        ) from e
     except torch.OutOfMemoryError as e:
-        raise Stop("the GPU is out of memory: lower per_device_train_batch_size or max_length, or use lora=true") from e
-    spent = {"seconds": round(time.monotonic() - started, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
+        raise Stop(
+            "the GPU is out of memory: lower per_device_train_batch_size or max_length, or use"
+            " lora=true"
+        ) from e
+    spent = {
+        "seconds": round(time.monotonic() - started, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+    }
     evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if own.save_model:
         trainer.save_model()
     return {
         **ends(recipe, trainer.state.log_history),
-        **{f"eval_{name}": evaluated[f"eval_{key}"] for key, name in recipe.logged.items() if f"eval_{key}" in evaluated},
-        "steps": trainer.state.global_step, **spent, "recipe": recipe.name, "dataset": own.dataset, "revision": own.revision,
-        "config": own.config, "split": own.split, "model": own.model,
-        "model_revision": own.model_revision, "seed": trainer.args.seed,
-        unit: len(rows), f"{unit}_longer_than_max_length": longer + dropped, f"{unit}_left_out": dropped,
-    }  # fmt: skip
+        **{
+            f"eval_{name}": evaluated[f"eval_{key}"]
+            for key, name in recipe.logged.items()
+            if f"eval_{key}" in evaluated
+        },
+        "steps": trainer.state.global_step,
+        **spent,
+        "recipe": recipe.name,
+        "dataset": own.dataset,
+        "revision": own.revision,
+        "config": own.config,
+        "split": own.split,
+        "model": own.model,
+        "model_revision": own.model_revision,
+        "seed": trainer.args.seed,
+        unit: len(rows),
+        f"{unit}_longer_than_max_length": longer + dropped,
+        f"{unit}_left_out": dropped,
+    }
 
 
 def count_longer(recipe: Recipe, tokenized: datasets.Dataset, max_length: int) -> int:
@@ -236,41 +332,62 @@ def count_longer(recipe: Recipe, tokenized: datasets.Dataset, max_length: int) -
     if recipe.length is None:
         return 0
     batches = tokenized.with_format("arrow").iter(batch_size=1000)
-    return sum(pc.sum(pc.greater(recipe.length(batch), max_length)).as_py() or 0 for batch in batches)
+    return sum(
+        pc.sum(pc.greater(recipe.length(batch), max_length)).as_py() or 0 for batch in batches
+    )
 
 
 def ends(recipe: Recipe, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `recipe.logged` names at both ends: means over the first and the last `logged_steps_averaged` logged steps."""
+    """What `recipe.logged` names at both ends: means over the first and the last
+    `logged_steps_averaged` logged steps."""
     steps = [h for h in history if "loss" in h]
     k = max(1, min(5, len(steps) // 2))
     found: dict[str, Any] = {"logged_steps_averaged": k}
     for (key, name), end in itertools.product(recipe.logged.items(), ("first", "last")):
-        values = [h[key] for h in (steps[:k] if end == "first" else steps[-k:]) if math.isfinite(h.get(key, math.nan))]
+        values = [
+            h[key]
+            for h in (steps[:k] if end == "first" else steps[-k:])
+            if math.isfinite(h.get(key, math.nan))
+        ]
         found[f"{name}_{end}"] = sum(values) / len(values) if values else None
     return found
 
 
 def write_results(recipe: Recipe, own: Any, out: Path, metrics: dict[str, Any]) -> None:
-    """metrics.json, and the model's card: dataset, tag, recipe, config, results. No path of this machine is in the card."""
+    """metrics.json, and the model's card: dataset, tag, recipe, config, results. No path of this
+    machine is in the card."""
+
     def name(path: str) -> str:
         return f"the local folder {Path(path).name}" if Path(path).is_dir() else path
 
-    local, skipped = Path(own.dataset).is_dir(), {"dataset", "model", "output_dir", "logging_dir", "launch", "dataset_mix"}
+    local, skipped = (
+        Path(own.dataset).is_dir(),
+        {"dataset", "model", "output_dir", "logging_dir", "launch", "dataset_mix"},
+    )
     head = {"library_name": "peft" if own.lora else "transformers", "tags": ["trl", recipe.name]}
     head |= {} if local else {"datasets": [own.dataset]}
     tag = "" if local else f" at {own.revision or 'no tag (main)'}"
-    mix = f", {own.dataset_mix['fraction']} of its rows added to {name(own.dataset_mix['original'])}" if own.dataset_mix else ""
+    mix = (
+        f", {own.dataset_mix['fraction']} of its rows added to {name(own.dataset_mix['original'])}"
+        if own.dataset_mix
+        else ""
+    )
     used = yaml.safe_dump({k: v for k, v in own.given.items() if k not in skipped}).strip()
     results = [f"| {k} | {v:.4g} |" for k, v in metrics.items() if isinstance(v, (int, float))]
-    card = f"""---\n{yaml.safe_dump(head)}---\n# {recipe.name} on {Path(own.dataset).name}\n
+    card = (
+        f"""---\n{yaml.safe_dump(head)}---\n# {recipe.name} on {Path(own.dataset).name}\n
 Model: {name(own.model)}. Data: {name(own.dataset)}{tag}, config {own.config}{mix}. Recipe: {recipe.name}.\n
-```yaml\n{used}\n```\n\n| of this run, on its own data: no evaluation | |\n|---|---|\n""" + "\n".join(results) + "\n"
+```yaml\n{used}\n```\n\n| of this run, on its own data: no evaluation | |\n|---|---|\n"""  # noqa: E501
+        + "\n".join(results)
+        + "\n"
+    )
     (out / "README.md").write_text(card, "utf-8")
     write_json(out / "metrics.json", metrics)
 
 
 def start(recipe: Recipe, run: Callable[[Any, Any], dict[str, Any]], doc: str | None) -> int:
-    """A recipe's command: `run` makes what metrics.json holds of the settings and TRL's arguments; the exit code."""
+    """A recipe's command: `run` makes what metrics.json holds of the settings and TRL's arguments;
+    the exit code."""
 
     def work(file: Path | None, overrides: list[str]) -> None:
         own, args = read_settings(recipe, file, overrides)
@@ -279,9 +396,14 @@ def start(recipe: Recipe, run: Callable[[Any, Any], dict[str, Any]], doc: str | 
         metrics = run(own, args)
         if int(os.environ.get("RANK", "0")) == 0:
             write_results(recipe, own, out, metrics)
-            moves = (f"{n} {metrics[n + '_first']:.3g} -> {metrics[n + '_last']:.3g}" for n in recipe.logged.values()
-                     if None not in (metrics.get(n + "_first"), metrics.get(n + "_last")))  # fmt: skip
-            print(f"{metrics['steps']} steps on {metrics[recipe.unit]} {recipe.unit} in {metrics['seconds']} s: "
-                  f"{', '.join(moves)}; {out / 'metrics.json'}")  # fmt: skip
+            moves = (
+                f"{n} {metrics[n + '_first']:.3g} -> {metrics[n + '_last']:.3g}"
+                for n in recipe.logged.values()
+                if None not in (metrics.get(n + "_first"), metrics.get(n + "_last"))
+            )
+            print(
+                f"{metrics['steps']} steps on {metrics[recipe.unit]} {recipe.unit} in"
+                f" {metrics['seconds']} s: {', '.join(moves)}; {out / 'metrics.json'}"
+            )
 
     return command_line(doc, work)

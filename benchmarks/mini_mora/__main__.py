@@ -1,10 +1,13 @@
-"""Does asking for several virtues at once make better training pairs? Everything from scratch, nothing is downloaded.
+"""Does asking for several virtues at once make better training pairs? Everything from scratch,
+nothing is downloaded.
 
-    python -m benchmarks.mini_mora --scale cpu --out runs/mini-mora     all of it; the same command goes on where it stopped
-    python -m benchmarks.mini_mora --scale cpu --piece build-1          one piece, and what it needs; seeds may run side by side
-    python -m benchmarks.mini_mora --scale gpu --calibrate              two minutes: how long would it take here?
+    python -m benchmarks.mini_mora --scale cpu --out runs/mini-mora     all of it; the same command
+    goes on where it stopped python -m benchmarks.mini_mora --scale cpu --piece build-1          one
+    piece, and what it needs; seeds may run side by side python -m benchmarks.mini_mora --scale gpu
+    --calibrate              two minutes: how long would it take here?
 
-Written to OUT: steps/ (one file per finished step), results.json, table.md. The page is README.md beside this file.
+Written to OUT: steps/ (one file per finished step), results.json, table.md. The page is README.md
+    beside this file.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # so small a model gains nothing from more; one process per seed does
+# so small a model gains nothing from more; one process per seed does
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from . import lab as labs
 from . import more, page
@@ -27,16 +31,35 @@ from .scale import SCALES, Scale
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.mini_mora", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.mini_mora", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--scale", choices=("toy", "cpu", "gpu"), default="cpu")
-    parser.add_argument("--out", type=Path, help="folder of the experiment (default runs/mini-mora-SCALE)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of answers, selection and training (default 3)")
-    parser.add_argument("--piece", default="table", metavar="NAME",
-                        help="base, build[-SEED], candidates[-0|-1], rate, train[-SEED], test[-plain|-fused], skills, portions, "
-                             "sequences, table")
-    parser.add_argument("--calibrate", action="store_true", help="measure speeds and predict the time of every piece")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the experiment (default runs/mini-mora-SCALE)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="seeds of answers, selection and training (default 3)"
+    )
+    parser.add_argument(
+        "--piece",
+        default="table",
+        metavar="NAME",
+        help=(
+            "base, build[-SEED], candidates[-0|-1], rate, train[-SEED], test[-plain|-fused],"
+            " skills, portions, sequences, table"
+        ),
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure speeds and predict the time of every piece",
+    )
     args = parser.parse_args(argv)
-    scale, out = SCALES[args.scale], (args.out or Path("runs") / f"mini-mora-{args.scale}").absolute()
+    scale, out = (
+        SCALES[args.scale],
+        (args.out or Path("runs") / f"mini-mora-{args.scale}").absolute(),
+    )
     if args.calibrate:
         return calibrate(scale, args.seeds, out)
     lab = labs.Lab(out, scale, args.seeds)
@@ -48,14 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "candidates": lambda: [labs.candidates(lab, i) for i in seeds[:2]],
         "rate": lambda: print(labs.learning_rate(lab)),
         "train": lambda: [make(s) for make in labs.main_methods(lab, q).values() for s in seeds],
-        "test": lambda: [labs.finals(lab, which) for which in ([number] if number else ["plain", "fused"])],
+        "test": lambda: [
+            labs.finals(lab, which) for which in ([number] if number else ["plain", "fused"])
+        ],
         "skills": lambda: print(json.dumps(more.skills(lab), indent=1)),
         "portions": lambda: print(json.dumps(more.portions(lab), indent=1)),
         "sequences": lambda: print(json.dumps(more.sequences(lab), indent=1)),
         "table": lambda: table(lab),
     }
     if name not in pieces:
-        parser.error(f"unknown piece {args.piece!r}: {', '.join(pieces)}; build-1 and train-1 are one seed's")
+        parser.error(
+            f"unknown piece {args.piece!r}: {', '.join(pieces)}; build-1 and train-1 are one seed's"
+        )
     pieces[name]()
     return 0
 
@@ -73,8 +100,10 @@ def calibrate(scale: Scale, seeds: int, out: Path) -> int:
     """Print the predicted seconds of every piece."""
     speed = measure(scale, out / "calibration")
     found = list(forecast(scale, seeds, speed))
-    print(f"a step of the base policy {speed.base_step:.3f} s, an answer {1000 * speed.answer:.1f} ms, "
-          f"a step of DPO {speed.dpo_step:.3f} s")
+    print(
+        f"a step of the base policy {speed.base_step:.3f} s, an answer {1000 * speed.answer:.1f}"
+        f" ms, a step of DPO {speed.dpo_step:.3f} s"
+    )
     for name, seconds in found:
         print(f"{seconds:8.0f} s  {name}")
     print(f"{sum(s for _, s in found):8.0f} s  in all")

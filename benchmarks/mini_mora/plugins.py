@@ -1,10 +1,12 @@
-"""What the build takes from the world, by the package's own hooks: rewards, the rewriter's engine, selectors.
+"""What the build takes from the world, by the package's own hooks: rewards, the rewriter's engine,
+selectors.
 
     rewards:  {helpful: [{kind: python, path: "benchmarks.mini_mora.plugins:helpful"}], ...}
     rewriter: {engine: "benchmarks.mini_mora.plugins:rewriter"}
     select:   {selector: "benchmarks.mini_mora.plugins:dominance"}
 
-Rewards and rewriter see what any reward and rewriter sees, the messages, and read them back into topic and question.
+Rewards and rewriter see what any reward and rewriter sees, the messages, and read them back into
+topic and question.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ _ARMS: Mapping[str, Arm] = {a: a for a in ("single", "generic", "random", "fused
 
 @lru_cache(maxsize=1)
 def topics() -> dict[str, Topic]:
-    """The one world of this benchmark, by name; scales differ in how many topics of each split they take."""
+    """The one world of this benchmark, by name; scales differ in how many topics of each split they
+    take."""
     return {t.name: t for t in world(seed=0)}
 
 
@@ -70,7 +73,8 @@ def truthful(messages: Messages, answer: str) -> float | None:
 
 
 def rewrite(messages: Messages) -> str | None:
-    """The arm's form of the prompt in a request that the package's fuse template made; None where it is none of this world's."""
+    """The arm's form of the prompt in a request that the package's fuse template made; None where
+    it is none of this world's."""
     system, user = messages[0]["content"], messages[-1]["content"]
     task, prompt = _TASK.search(system), _PROMPT.search(user)
     found = _asked(prompt[2]) if prompt else None
@@ -83,11 +87,14 @@ def rewrite(messages: Messages) -> str | None:
     if task[1] == "fused" and wanted:
         named = tuple(d for d in DIMENSIONS if d in wanted[1].split(", ") and d != OWN[ask.base])
         targets = named or targets
-    n_words = round((int(within[1]) + int(within[2])) / 2) if within else None  # of the fused form, where a control is asked for
+    # of the fused form, where a control is asked for
+    n_words = round((int(within[1]) + int(within[2])) / 2) if within else None
     return arm_question(topic, ask.base, _ARMS[task[1]], targets, variant, rng, n_words)
 
 
-def rewriter(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> Rewriter:
+def rewriter(
+    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+) -> Rewriter:
     """An engine whose model is the world's own grammar."""
     return Rewriter(usage)
 
@@ -105,10 +112,14 @@ class Rewriter:
     def __init__(self, usage: Usage) -> None:
         self._usage = usage
 
-    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+    async def send(
+        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+    ) -> Record:
         self._usage.sent += 1
         text = rewrite(request.messages)
-        reply = json.dumps({"rewritten": text or "", "subject": "", "intents": [], "refused": text is None})
+        reply = json.dumps(
+            {"rewritten": text or "", "subject": "", "intents": [], "refused": text is None}
+        )
         record = Record(n, (Answer(reply),) * n, (0, 0, 0))
         sink(record)
         return record
@@ -123,16 +134,19 @@ class Rewriter:
 def dominance(batch: Batch) -> NDArray[np.float64]:
     """No dimension loses, one wins; the largest total gain.
 
-    `dominance_hv` with nothing binding. As shipped it wants a strict gain in every binding dimension; with three dimensions
-    all of them bind, and a plain question whose answers never differ in one would have no pair in any arm that asks no more.
+    `dominance_hv` with nothing binding. As shipped it wants a strict gain in every binding
+    dimension; with three dimensions all of them bind, and a plain question whose answers never
+    differ in one would have no pair in any arm that asks no more.
     """
     return dominance_hv(replace(batch, binding_P_D=batch.binding_P_D & False))
 
 
 def total(batch: Batch) -> NDArray[np.float64]:
-    """Largest sum of the three, whatever a single dimension loses and whatever floor is missed: the plain weighted sum.
+    """Largest sum of the three, whatever a single dimension loses and whatever floor is missed: the
+    plain weighted sum.
 
-    The shipped `weighted_sum` lets a dimension lose by its noise at most, and these rewards have none; and an answer that passes
-    every floor, as any selector's `chosen` must, has nothing left to lose here: with either, the pairs are those of `dominance`.
+    The shipped `weighted_sum` lets a dimension lose by its noise at most, and these rewards have
+    none; and an answer that passes every floor, as any selector's `chosen` must, has nothing left
+    to lose here: with either, the pairs are those of `dominance`.
     """
     return rs_gap(replace(batch, passing_P_N=batch.passing_P_N | True))

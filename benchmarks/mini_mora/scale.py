@@ -1,4 +1,5 @@
-"""Sizes of the experiment, fixed before it is run: `cpu` for two cores, `gpu` for one large GPU, `toy` for the tests."""
+"""Sizes of the experiment, fixed before it is run: `cpu` for two cores, `gpu` for one large GPU,
+`toy` for the tests."""
 
 from __future__ import annotations
 
@@ -47,7 +48,10 @@ class Scale:
 
     def splits(self) -> dict[str, list[Topic]]:
         """The scale's topics by split: the first ones of the world's."""
-        found = [[t for t in topics().values() if t.split == split][:n] for split, n in zip(SPLITS, self.n_topics, strict=True)]
+        found = [
+            [t for t in topics().values() if t.split == split][:n]
+            for split, n in zip(SPLITS, self.n_topics, strict=True)
+        ]
         return dict(zip(SPLITS, found, strict=True))
 
     def known(self) -> list[Topic]:
@@ -58,16 +62,62 @@ class Scale:
 SPLITS = ("train", "pool", "test")
 ALL_ARMS = ("identity", "single", "generic", "random", "fused")
 SCALES = {
-    "toy": Scale("toy", Size(1, 64, 2, 300, 32, 1e-2, 100), (8, 8, 8), 4, 1, 8, 8, 1, 24, 8, 1, (1e-3, 2e-3),
-                 ("identity", "fused"), (0.5,)),
-    "cpu": Scale("cpu", Size(2, 96, 4, 1600, 64, 6e-3, 1000), (150, 150, 150), 60, 1, 16, 100, 2, 400, 16, 3, (2e-4, 1e-3)),
-    "gpu": Scale("gpu", Size(8, 512, 8, 4000, 256, 1e-3, 1500), (1000, 600, 400), 200, 4, 16, 600, 4, 1500, 64, 3, (5e-6, 2e-5),
-                 ALL_ARMS, (0.1, 0.0, 0.02, 0.3), (0.125, 0.25, 0.5, 1.0), True, True, "cuda"),
-}  # fmt: skip
+    "toy": Scale(
+        "toy",
+        Size(1, 64, 2, 300, 32, 1e-2, 100),
+        (8, 8, 8),
+        4,
+        1,
+        8,
+        8,
+        1,
+        24,
+        8,
+        1,
+        (1e-3, 2e-3),
+        ("identity", "fused"),
+        (0.5,),
+    ),
+    "cpu": Scale(
+        "cpu",
+        Size(2, 96, 4, 1600, 64, 6e-3, 1000),
+        (150, 150, 150),
+        60,
+        1,
+        16,
+        100,
+        2,
+        400,
+        16,
+        3,
+        (2e-4, 1e-3),
+    ),
+    "gpu": Scale(
+        "gpu",
+        Size(8, 512, 8, 4000, 256, 1e-3, 1500),
+        (1000, 600, 400),
+        200,
+        4,
+        16,
+        600,
+        4,
+        1500,
+        64,
+        3,
+        (5e-6, 2e-5),
+        ALL_ARMS,
+        (0.1, 0.0, 0.02, 0.3),
+        (0.125, 0.25, 0.5, 1.0),
+        True,
+        True,
+        "cuda",
+    ),
+}
 
 
 def without_skill(some: Sequence[Topic], n: int, q: float) -> list[Topic]:
-    """The first `n` topics of the training split that were seen in plain questions only, as those of pool and test are."""
+    """The first `n` topics of the training split that were seen in plain questions only, as those
+    of pool and test are."""
     from .world import skilled
 
     return [t for t in some if not skilled(t, q, 0)][:n]

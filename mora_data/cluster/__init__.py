@@ -1,12 +1,14 @@
-"""Partitions on a Ray cluster (`--executor ray`, extra `ray`): the build stays one process, its partitions go to workers.
+"""Partitions on a Ray cluster (`--executor ray`, extra `ray`): the build stays one process, its
+partitions go to workers.
 
-    schedule   which worker gets which partition, what becomes of those whose worker died; knows nothing of Ray
-    worker     the actor that asks partitions to their end, with engines of its own
+    schedule   which worker gets which partition, what becomes of those whose worker died; knows
+    nothing of Ray worker     the actor that asks partitions to their end, with engines of its own
     meter      the small actor that holds what all workers share: rate limits, spending, progress
     crew       the workers as Ray actors
     driver     starts or joins the cluster and runs the schedule on it
 
-A worker runs the same coroutines over the same answer logs as a build on one machine, and seals the same bytes.
+A worker runs the same coroutines over the same answer logs as a build on one machine, and seals the
+same bytes.
 """
 
 from __future__ import annotations
@@ -30,10 +32,16 @@ def check(settings: BuildSettings) -> None:
         ClusterError: nobody listens at the cluster's address.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ExtraMissing("executor 'ray' needs Ray: pip install 'mora-data[ray]' here and on every node, or leave --executor out")
+        raise ExtraMissing(
+            "executor 'ray' needs Ray: pip install 'mora-data[ray]' here and on every node, or"
+            " leave --executor out"
+        )
     for role in ("policy", "rewriter", "judge", *settings.more_roles()):
         if settings.role(role).engine == "batch":
-            raise SettingsError(f"{role}.engine = 'batch' waits for files and needs no cluster: leave --executor out")
+            raise SettingsError(
+                f"{role}.engine = 'batch' waits for files and needs no cluster: leave"
+                " --executor out"
+            )
     host, _, port = (settings.ray.address or os.environ.get("RAY_ADDRESS") or "").rpartition(":")
     if host and "/" not in host:
         _reach(host, port)
@@ -44,5 +52,7 @@ def _reach(host: str, port: str) -> None:
     try:
         socket.create_connection((host, int(port)), REACH_S).close()
     except (OSError, ValueError, OverflowError) as e:
-        raise ClusterError(f"can't join the Ray cluster at {host}:{port} ({getattr(e, 'strerror', None) or e}): start it with "
-                           "`ray start --head`, or correct ray.address") from e
+        raise ClusterError(
+            f"can't join the Ray cluster at {host}:{port} ({getattr(e, 'strerror', None) or e}):"
+            " start it with `ray start --head`, or correct ray.address"
+        ) from e

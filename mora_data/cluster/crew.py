@@ -1,4 +1,5 @@
-"""The workers of a build as Ray actors: started where there is room, listened to until they are dead for sure."""
+"""The workers of a build as Ray actors: started where there is room, listened to until they are
+dead for sure."""
 
 from __future__ import annotations
 
@@ -57,13 +58,25 @@ class Crew:
 
         wanted = self.job.settings.ray
         self.n_hired += 1
-        actor = ray.remote(Worker).options(num_cpus=wanted.cpus, num_gpus=wanted.gpus, scheduling_strategy="SPREAD", max_restarts=0,
-                                           max_concurrency=16).remote(self.job_ref, self.meter, str(self.n_hired))
+        actor = (
+            ray.remote(Worker)
+            .options(
+                num_cpus=wanted.cpus,
+                num_gpus=wanted.gpus,
+                scheduling_strategy="SPREAD",
+                max_restarts=0,
+                max_concurrency=16,
+            )
+            .remote(self.job_ref, self.meter, str(self.n_hired))
+        )
         ready = asyncio.ensure_future(reply(actor.ready.remote()))
         try:
             await asyncio.wait((ready,), timeout=START_S)
             if not ready.done():
-                self.say(f"a worker waits for room: no node of the cluster has {wanted.cpus:g} CPUs and {wanted.gpus:g} GPUs free")
+                self.say(
+                    f"a worker waits for room: no node of the cluster has {wanted.cpus:g} CPUs and"
+                    f" {wanted.gpus:g} GPUs free"
+                )
             node, unfit = await ready
         except ray.exceptions.RayError as e:
             raise Died(last_line(e)) from e
@@ -93,7 +106,14 @@ class Actor:
         except ray.exceptions.RayError as e:
             await self._buried()
             lost = not any(n["NodeID"] == self.node and n["Alive"] for n in ray.nodes())
-            raise Died("its node is gone" if lost else "its process ended: a crash, a kill or out of memory", lost) from e
+            raise Died(
+                (
+                    "its node is gone"
+                    if lost
+                    else "its process ended: a crash, a kill or out of memory"
+                ),
+                lost,
+            ) from e
         return ended
 
     async def dismiss(self) -> None:
@@ -101,7 +121,9 @@ class Actor:
 
         try:
             with contextlib.suppress(ray.exceptions.RayError, asyncio.TimeoutError):
-                await asyncio.wait_for(reply(self.actor.rest.remote("the build stops")), GRACE_S + 2)
+                await asyncio.wait_for(
+                    reply(self.actor.rest.remote("the build stops")), GRACE_S + 2
+                )
         finally:
             ray.kill(self.actor)
 

@@ -1,7 +1,8 @@
-"""Runs a build's partitions on a Ray cluster: joins or starts it, hires workers, takes it down again.
+"""Runs a build's partitions on a Ray cluster: joins or starts it, hires workers, takes it down
+again.
 
-Ray's dashboard, usage statistics and log forwarding are off. The driver never touches a partition that is out; it adds up what
-the meter knows, for the progress line and spending.json.
+Ray's dashboard, usage statistics and log forwarding are off. The driver never touches a partition
+that is out; it adds up what the meter knows, for the progress line and spending.json.
 """
 
 from __future__ import annotations
@@ -29,9 +30,16 @@ POLL_S = 0.5
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
-async def work_off(job: Job, orders: Sequence[Order], prices: Prices, spending: Spending, usage: Usage,
-                   progress: Progress) -> tuple[dict[int, str], int]:
-    """Every partition of `orders` sealed by workers of the cluster: (those that were given up, and why; damaged log lines).
+async def work_off(
+    job: Job,
+    orders: Sequence[Order],
+    prices: Prices,
+    spending: Spending,
+    usage: Usage,
+    progress: Progress,
+) -> tuple[dict[int, str], int]:
+    """Every partition of `orders` sealed by workers of the cluster: (those that were given up, and
+    why; damaged log lines).
 
     Raises:
         LimitReached: the money or tokens are used up.
@@ -41,7 +49,10 @@ async def work_off(job: Job, orders: Sequence[Order], prices: Prices, spending: 
     wanted = job.settings.ray
     with joined(wanted, progress.say):
         board = await _run(job, orders, prices, spending, usage, progress)
-    given_up = {n: f"partition {n:05d} was given up after {wanted.tries} tries: {why}" for n, why in board.poisoned.items()}
+    given_up = {
+        n: f"partition {n:05d} was given up after {wanted.tries} tries: {why}"
+        for n, why in board.poisoned.items()
+    }
     for why in given_up.values():
         progress.say(f"{why}; its prompts are in errors.jsonl, the same command tries it again")
     return given_up, board.damaged
@@ -54,7 +65,8 @@ def environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def joined(settings: RaySettings, say: Callable[[str], None]) -> Iterator[None]:
-    """A cluster to run on: the one at the address, else one that is known to this machine, else one that ends with the build.
+    """A cluster to run on: the one at the address, else one that is known to this machine, else one
+    that ends with the build.
 
     Raises:
         ClusterError: the address can't be reached.
@@ -64,35 +76,60 @@ def joined(settings: RaySettings, say: Callable[[str], None]) -> Iterator[None]:
 
     before = signal.getsignal(signal.SIGTERM)
     # Ray writes messages about lost nodes to stdout, which is for results
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,  # noqa: PTH123
+        contextlib.redirect_stdout(nowhere),
+    ):
         try:
-            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False,
-                     include_dashboard=False)
+            ray.init(
+                address=settings.address,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                configure_logging=False,
+                include_dashboard=False,
+            )
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
             where = settings.address or os.environ.get("RAY_ADDRESS") or "this machine"
-            raise ClusterError(f"can't join the Ray cluster at {where} ({' '.join(str(e).split())[:150]}): start it with "
-                               "`ray start --head`, correct ray.address, or set RAY_AUTH_MODE=token where it wants one") from e
+            raise ClusterError(
+                f"can't join the Ray cluster at {where} ({' '.join(str(e).split())[:150]}): start"
+                " it with `ray start --head`, correct ray.address, or set RAY_AUTH_MODE=token"
+                " where it wants one"
+            ) from e
         try:
             signal.signal(signal.SIGTERM, before)  # Ray's own would not let the build end in order
             there = [n for n in ray.nodes() if n["Alive"]]
-            say(f"Ray: {len(there)} nodes, {ray.cluster_resources().get('CPU', 0):g} CPUs, "
-                f"{ray.cluster_resources().get('GPU', 0):g} GPUs")
+            say(
+                f"Ray: {len(there)} nodes, {ray.cluster_resources().get('CPU', 0):g} CPUs, "
+                f"{ray.cluster_resources().get('GPU', 0):g} GPUs"
+            )
             yield
         finally:
             ray.shutdown()
 
 
-async def _run(job: Job, orders: Sequence[Order], prices: Prices, spending: Spending, usage: Usage, progress: Progress) -> Board:
+async def _run(
+    job: Job,
+    orders: Sequence[Order],
+    prices: Prices,
+    spending: Spending,
+    usage: Usage,
+    progress: Progress,
+) -> Board:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    meter = ray.remote(Meter).options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000).remote(
-        job.settings.limits, prices, spending.totals())
+    meter = (
+        ray.remote(Meter)
+        .options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000)
+        .remote(job.settings.limits, prices, spending.totals())
+    )
     crew = Crew(job, {o.number: o for o in orders}, meter, progress.say)
     ledger = _Ledger(usage, progress, spending)
     numbers = [o.number for o in orders]
-    schedule = asyncio.ensure_future(distribute(numbers, crew.hire, crew.size, job.settings.ray.tries, progress.say))
+    schedule = asyncio.ensure_future(
+        distribute(numbers, crew.hire, crew.size, job.settings.ray.tries, progress.say)
+    )
     watch = asyncio.ensure_future(ledger.watch(meter))
     try:
         done, _ = await asyncio.wait((schedule, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -127,8 +164,10 @@ class _Ledger:
             try:
                 self.enter(await reply(meter.state.remote()))
             except ray.exceptions.RayError as e:
-                raise ClusterError(f"the actor that holds the build's limits is gone ({last_line(e)}): run the same command "
-                                   "again, what was answered is kept") from e
+                raise ClusterError(
+                    f"the actor that holds the build's limits is gone ({last_line(e)}): run the"
+                    " same command again, what was answered is kept"
+                ) from e
 
     def enter(self, state: State) -> None:
         """Add up what the workers reported."""

@@ -1,7 +1,8 @@
-"""The small actor that holds what the workers of a build share: rate limits, spending, how far each partition is.
+"""The small actor that holds what the workers of a build share: rate limits, spending, how far each
+partition is.
 
-A worker reports four times a second and learns whether the build has to stop; a request waits for its turn only where the
-settings limit requests or tokens a minute.
+A worker reports four times a second and learns whether the build has to stop; a request waits for
+its turn only where the settings limit requests or tokens a minute.
 """
 
 from __future__ import annotations
@@ -28,22 +29,29 @@ class State(NamedTuple):
 
 
 class Meter:
-    """Runs as one Ray actor, beside the driver; `before` are the tokens by model that were used up already."""
+    """Runs as one Ray actor, beside the driver; `before` are the tokens by model that were used up
+    already."""
 
-    def __init__(self, limits: LimitSettings, prices: Prices, before: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self, limits: LimitSettings, prices: Prices, before: Mapping[str, Sequence[int]]
+    ) -> None:
         self._limits, self._prices, self._before = limits, prices, before
         self._paces: dict[str, Pace] = {}
         self._usages: dict[str, Usage] = {}
         self._prompts: dict[int, int] = {}
         self._stopped: str | None = None
 
-    async def reserve(self, key: str, limits: Limits, body_bytes: int, longest: int) -> tuple[float, float]:
+    async def reserve(
+        self, key: str, limits: Limits, body_bytes: int, longest: int
+    ) -> tuple[float, float]:
         """A turn under the limits that `key` names."""
         if key not in self._paces:
             self._paces[key] = Pace(*limits)
         return await self._paces[key].reserve(body_bytes, longest)
 
-    async def settle(self, key: str, reserved: float, tokens_in: int, tokens_out: int, longest: int) -> None:
+    async def settle(
+        self, key: str, reserved: float, tokens_in: int, tokens_out: int, longest: int
+    ) -> None:
         """What a reserved turn brought."""
         await self._paces[key].settle(reserved, tokens_in, tokens_out, longest)
 
@@ -64,7 +72,9 @@ class Meter:
 
     def _totals(self) -> dict[str, Sequence[int]]:
         summed = Usage()
-        summed.take([Usage(by_model={m: list(t) for m, t in self._before.items()}), *self._usages.values()])
+        summed.take(
+            [Usage(by_model={m: list(t) for m, t in self._before.items()}), *self._usages.values()]
+        )
         return dict(summed.by_model)
 
 
@@ -75,7 +85,9 @@ class SharedPace:
         self._meter, self._key, self._limits = meter, key, limits
 
     async def reserve(self, body_bytes: int, longest: int) -> tuple[float, float]:
-        wait_s, reserved = await self._meter.reserve.remote(self._key, self._limits, body_bytes, longest)
+        wait_s, reserved = await self._meter.reserve.remote(
+            self._key, self._limits, body_bytes, longest
+        )
         return float(wait_s), float(reserved)
 
     async def settle(self, reserved: float, tokens_in: int, tokens_out: int, longest: int) -> None:

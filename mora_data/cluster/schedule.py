@@ -1,16 +1,19 @@
 """Which worker gets which partition: pure asyncio, no Ray in it.
 
-    poisoned = await distribute(numbers, hire, size=2, tries=3, say=print)      # {3: "ValueError: ..."}
+    poisoned = await distribute(numbers, hire, size=2, tries=3, say=print)      # {3: "ValueError:
+    ..."}
 
-Each of `size` places has one worker, with two partitions in hand, so that the second fills its slots while the first drains.
-A worker that ends in any way but by sealing is replaced. What it had in hand goes back:
+Each of `size` places has one worker, with two partitions in hand, so that the second fills its
+slots while the first drains. A worker that ends in any way but by sealing is replaced. What it had
+in hand goes back:
 
     the worker died          to others, with a strike each; no strike where its whole node is gone
     it raised on one         that one with a strike, the other without
-    it can't work here       (no model, other versions, no run folder) to others; its place stays empty
-    the storage refused      nobody can go on: the build stops
+    it can't work here       (no model, other versions, no run folder) to others; its place stays
+    empty the storage refused      nobody can go on: the build stops
 
-A partition with a strike is worked on alone, so the next ones are surely its own; with `tries` of them it is left out.
+A partition with a strike is worked on alone, so the next ones are surely its own; with `tries` of
+them it is left out.
 """
 
 from __future__ import annotations
@@ -83,7 +86,8 @@ class Board:
         return not self.waiting and not self.in_hand
 
     def take(self, held: Sequence[int]) -> int | None:
-        """A partition for a worker that has `held` in hand, or None; one with a strike stays alone."""
+        """A partition for a worker that has `held` in hand, or None; one with a strike stays
+        alone."""
         if any(self.strikes[n] for n in held):
             return None
         number = next((n for n in self.waiting if not held or not self.strikes[n]), None)
@@ -114,7 +118,9 @@ class Board:
         self.changed = asyncio.Event()
 
 
-async def distribute(numbers: Sequence[int], hire: Hire, size: int, tries: int, say: Callable[[str], None]) -> Board:
+async def distribute(
+    numbers: Sequence[int], hire: Hire, size: int, tries: int, say: Callable[[str], None]
+) -> Board:
     """Work all partitions off; the board says which were left out.
 
     Raises:
@@ -122,7 +128,9 @@ async def distribute(numbers: Sequence[int], hire: Hire, size: int, tries: int, 
         ClusterError: no worker can do the work.
     """
     board = Board(deque(numbers), tries)
-    places = {asyncio.ensure_future(_place(board, hire, say)) for _ in range(min(size, len(numbers)))}
+    places = {
+        asyncio.ensure_future(_place(board, hire, say)) for _ in range(min(size, len(numbers)))
+    }
     waiting = set(places)
     try:
         while waiting and not board.is_done:
@@ -134,8 +142,10 @@ async def distribute(numbers: Sequence[int], hire: Hire, size: int, tries: int, 
             place.cancel()
         await asyncio.wait(places)
     if not board.is_done:
-        raise ClusterError(f"no worker of the cluster can do the work ({board.unfit[-1]}): put that right and run the same "
-                           "command again, what was answered is kept")
+        raise ClusterError(
+            f"no worker of the cluster can do the work ({board.unfit[-1]}): put that right and run"
+            " the same command again, what was answered is kept"
+        )
     return board
 
 
@@ -172,7 +182,11 @@ async def _use(hand: Hand, board: Board, say: Callable[[str], None]) -> str | No
     over, unfit = False, None
     try:
         while not over or held:
-            while not over and len(held) < IN_HAND and (number := board.take(list(held.values()))) is not None:
+            while (
+                not over
+                and len(held) < IN_HAND
+                and (number := board.take(list(held.values()))) is not None
+            ):
                 held[asyncio.ensure_future(hand.seal(number))] = number
             if not held and board.is_done:
                 return None
@@ -190,7 +204,9 @@ async def _use(hand: Hand, board: Board, say: Callable[[str], None]) -> str | No
             task.cancel()
 
 
-def _settle(board: Board, number: int, task: asyncio.Future[Ended], say: Callable[[str], None]) -> tuple[bool, str | None]:
+def _settle(
+    board: Board, number: int, task: asyncio.Future[Ended], say: Callable[[str], None]
+) -> tuple[bool, str | None]:
     """Whether the worker goes on, and why it is unfit, if it is.
 
     Raises:
@@ -210,6 +226,9 @@ def _settle(board: Board, number: int, task: asyncio.Future[Ended], say: Callabl
     if ended.what == "held":
         say(f"partition {number:05d} is tried again: {ended.why}")
     if ended.what == "raised":
-        say(f"partition {number:05d} failed ({ended.why}), {board.strikes[number] + 1} of {board.tries} tries")
+        say(
+            f"partition {number:05d} failed ({ended.why}), {board.strikes[number] + 1} of"
+            f" {board.tries} tries"
+        )
     board.give_back(number, ended.why if ended.what == "raised" else None)
     return False, ended.why if ended.what == "unfit" else None

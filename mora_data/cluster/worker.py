@@ -1,6 +1,8 @@
-"""The actor that works on partitions: the kit of the build, engines of its own, the partition's own answer log.
+"""The actor that works on partitions: the kit of the build, engines of its own, the partition's own
+answer log.
 
-It returns what became of a partition, never an exception, so that nothing has to be unpickled to be understood.
+It returns what became of a partition, never an exception, so that nothing has to be unpickled to be
+understood.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ from .. import __version__, resources
 from ..config import BuildSettings
 from ..engines import connect
 from ..engines.engine import Engine, Usage
-from ..errors import EndpointError, ExtraMissing, LimitReached, LogHeld, MoraError, RunFolderError, SettingsError
+from ..errors import (
+    EndpointError,
+    ExtraMissing,
+    LimitReached,
+    LogHeld,
+    MoraError,
+    RunFolderError,
+    SettingsError,
+)
 from ..kit import FORMAT, Kit, load
 from ..sources.benchmarks import Benchmarks
 from ..stages.outcome import Outcome
@@ -36,8 +46,10 @@ from .schedule import Ended
 
 REPORT_S = 0.25
 NAP_S = 0.05
-PACKAGES = ("pyarrow", "numpy", "orjson", "pydantic", "jinja2")  # those whose version may show in the rows or their files
-ENVIRONMENT = ("OPENAI_BASE_URL",)  # what of the driver's environment a worker needs; keys are each node's own affair
+# those whose version may show in the rows or their files
+PACKAGES = ("pyarrow", "numpy", "orjson", "pydantic", "jinja2")
+# what of the driver's environment a worker needs; keys are each node's own affair
+ENVIRONMENT = ("OPENAI_BASE_URL",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +99,8 @@ class Worker:
 
     def _unfit(self) -> str | None:
         job = self._job
-        with contextlib.suppress(OSError):  # no such folder here: the settings' files are looked for where they are said to be
+        # no such folder here: the settings' files are looked for where they are said to be
+        with contextlib.suppress(OSError):
             os.chdir(job.cwd)
         os.environ.update({k: v for k, v in job.environment.items() if k not in os.environ})
         try:
@@ -96,7 +109,9 @@ class Worker:
                 return f"node {platform.node()} {reason}"
             self._kit = load(job.settings, job.until, job.benchmarks).charted(job.reference)
             shared = {"turns": self._turns}
-            self._engines = connect(job.settings, job.sample, self._usage, self._visit.path, lambda text: None, shared)
+            self._engines = connect(
+                job.settings, job.sample, self._usage, self._visit.path, lambda text: None, shared
+            )
         except MoraError as e:
             return f"node {platform.node()}: {e}"
         self._reporting = asyncio.ensure_future(self._report())
@@ -119,9 +134,14 @@ class Worker:
         try:
             await to_its_end(self._visit.fetch, f"parts/{part.folder.name}/")
             if kit.fingerprint(self._engines, job.reference, part) != order.fingerprint:
-                return Ended("unfit", f"node {platform.node()} would make other rows than the driver (templates, models or files "
-                                      "differ): install the same on every node")
-            await kit.through(self._engines, job.reference, runner, [part], partial(self._one_more, order.number))
+                return Ended(
+                    "unfit",
+                    f"node {platform.node()} would make other rows than the driver (templates,"
+                    " models or files differ): install the same on every node",
+                )
+            await kit.through(
+                self._engines, job.reference, runner, [part], partial(self._one_more, order.number)
+            )
             await to_its_end(self._visit.carry)
             await self._tell()
         except LogHeld as e:
@@ -132,7 +152,8 @@ class Worker:
             return Ended("storage", f"node {platform.node()}: {e}")
         except LimitReached as e:
             return Ended("stopped", str(e))
-        except Exception as e:  # whatever a partition's rows make the code raise, the others can go on
+        # whatever a partition's rows make the code raise, the others can go on
+        except Exception as e:
             if type(e) is MoraError:  # "interrupted": it was the partition beside it that failed
                 return Ended("stopped", str(e))
             return Ended("raised", f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
@@ -150,7 +171,10 @@ class Worker:
         self._visit.fetch("mine.json")
         if read_json(self._visit.path / "mine.json").get("basis") == self._job.mined:
             return None
-        return f"does not see the run folder {self._job.place}: give --out on storage that all nodes share"
+        return (
+            f"does not see the run folder {self._job.place}: give --out on storage that all nodes"
+            " share"
+        )
 
     async def ping(self) -> None:
         """Alive."""
@@ -162,7 +186,9 @@ class Worker:
         return SharedPace(self._meter, key, limits)
 
     async def _tell(self) -> None:
-        why = await self._meter.report.remote(self._name, self._usage.numbers(), dict(self._prompts))
+        why = await self._meter.report.remote(
+            self._name, self._usage.numbers(), dict(self._prompts)
+        )
         if why is not None:
             self._usage.stop(LimitReached(why))
 
@@ -174,7 +200,11 @@ class Worker:
 
 def versions() -> dict[str, str]:
     """What has to be the same on every node for the rows to be the same, byte for byte."""
-    found = {"mora-data": __version__, "the format of partitions": str(FORMAT), "Python": platform.python_version()}
+    found = {
+        "mora-data": __version__,
+        "the format of partitions": str(FORMAT),
+        "Python": platform.python_version(),
+    }
     for name in PACKAGES:
         try:
             found[name] = version(name)

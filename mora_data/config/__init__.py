@@ -1,12 +1,14 @@
 """The settings of a build: what stands in builders/*.yaml, checked and merged.
 
-Precedence: flags > --set > YAML > environment > defaults. An unknown key is an error that names the nearest known one.
+Precedence: flags > --set > YAML > environment > defaults. An unknown key is an error that names the
+    nearest known one.
 
     settings = load_settings("pku-saferlhf", overrides={"rollout.n": 8})
 
     base     what all settings have in common          stages    what the stages do
     roles    who answers                               running   how a build runs
-    rewards  who scores                                build     all of them together; load: from and to YAML
+    rewards  who scores                                build     all of them together; load: from
+    and to YAML
 """
 
 from __future__ import annotations
@@ -30,8 +32,35 @@ from .stages import (
     SourceSettings,
 )
 
-__all__ = ["GUARD_ROLE", "REWARD_ROLE", "ROLES", "BatchSettings", "BuildSettings", "CalibrationSettings", "CriterionSettings",
-           "Foresee", "FuseSettings", "GuardSettings", "LimitSettings", "LocalSettings", "MineSettings", "Options",
-           "PresampleSettings", "PublishSettings", "RaySettings", "RecordedSettings", "RewardSettings", "RoleSettings",
-           "RolloutSettings", "ScriptedSettings", "SelectSettings", "Settings", "SourceSettings", "build_settings",
-           "load_settings", "nearest", "parse_override", "to_yaml"]
+__all__ = [
+    "GUARD_ROLE",
+    "REWARD_ROLE",
+    "ROLES",
+    "BatchSettings",
+    "BuildSettings",
+    "CalibrationSettings",
+    "CriterionSettings",
+    "Foresee",
+    "FuseSettings",
+    "GuardSettings",
+    "LimitSettings",
+    "LocalSettings",
+    "MineSettings",
+    "Options",
+    "PresampleSettings",
+    "PublishSettings",
+    "RaySettings",
+    "RecordedSettings",
+    "RewardSettings",
+    "RoleSettings",
+    "RolloutSettings",
+    "ScriptedSettings",
+    "SelectSettings",
+    "Settings",
+    "SourceSettings",
+    "build_settings",
+    "load_settings",
+    "nearest",
+    "parse_override",
+    "to_yaml",
+]

@@ -13,10 +13,30 @@ from .base import Settings
 from .rewards import RewardSettings
 from .roles import RoleSettings
 from .running import LimitSettings, RaySettings, RecordedSettings, ScriptedSettings
-from .stages import FuseSettings, MineSettings, PresampleSettings, PublishSettings, RolloutSettings, SelectSettings, SourceSettings
+from .stages import (
+    FuseSettings,
+    MineSettings,
+    PresampleSettings,
+    PublishSettings,
+    RolloutSettings,
+    SelectSettings,
+    SourceSettings,
+)
 
-_ENDPOINT = ("engine", "base_url", "replicas", "transport", "model", "served_as", "revision", "api_key_env", "requests_per_min",
-             "tokens_per_min", "local", "batch")  # what a role takes over from the one that it uses
+_ENDPOINT = (
+    "engine",
+    "base_url",
+    "replicas",
+    "transport",
+    "model",
+    "served_as",
+    "revision",
+    "api_key_env",
+    "requests_per_min",
+    "tokens_per_min",
+    "local",
+    "batch",
+)  # what a role takes over from the one that it uses
 REWARD_ROLE = "reward:"  # and then dimension:number
 GUARD_ROLE = "guard"
 
@@ -51,7 +71,8 @@ class BuildSettings(Settings):
     heldout_judge: RoleSettings | None = None
     """A second judge, for confirmation and reports only."""
     rewards: dict[str, list[RewardSettings]] = {}
-    """Reward sources per dimension; a dimension without an entry gets the judge with its own template."""
+    """Reward sources per dimension; a dimension without an entry gets the judge with its own
+    template."""
     mine: MineSettings = MineSettings()
     """Mining."""
     presample: PresampleSettings = PresampleSettings()
@@ -71,8 +92,8 @@ class BuildSettings(Settings):
     recorded: RecordedSettings | None = None
     """Dimensions and rewards where the engine is recorded."""
     executor: Literal["local", "ray"] = Field("local", exclude=True)
-    """Where partitions are worked on: in this process, or on a Ray cluster. No part of what is built: the same folder may go on
-    with the other."""
+    """Where partitions are worked on: in this process, or on a Ray cluster. No part of what is
+    built: the same folder may go on with the other."""
     ray: RaySettings = Field(default_factory=lambda: RaySettings(), exclude=True)
     """The cluster, where the executor is ray."""
     seed: int = 0
@@ -83,10 +104,14 @@ class BuildSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _role_defaults(cls, values: Any) -> Any:
-        """A role's own defaults stand under what the YAML gives (the rewriter's temperature, the judge's `use`)."""
+        """A role's own defaults stand under what the YAML gives (the rewriter's temperature, the
+        judge's `use`)."""
         if not isinstance(values, dict):
             return values
-        own = {"rewriter": {"use": "policy", "temperature": 0.7}, "judge": {"use": "policy", "temperature": 0.0, "max_tokens": 256}}
+        own = {
+            "rewriter": {"use": "policy", "temperature": 0.7},
+            "judge": {"use": "policy", "temperature": 0.0, "max_tokens": 256},
+        }
         merged = dict(values)
         for role, defaults in own.items():
             given = values.get(role)
@@ -98,10 +123,16 @@ class BuildSettings(Settings):
     def _dimensions_known(self) -> BuildSettings:
         if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions):
             raise ValueError("dimensions must be a list of different names")
-        if isinstance(self.fuse.targets, list) and (bad := set(self.fuse.targets) - set(self.dimensions)):
-            raise ValueError(f"fuse.targets names {sorted(bad)}, not in dimensions {self.dimensions}")
+        if isinstance(self.fuse.targets, list) and (
+            bad := set(self.fuse.targets) - set(self.dimensions)
+        ):
+            raise ValueError(
+                f"fuse.targets names {sorted(bad)}, not in dimensions {self.dimensions}"
+            )
         if self.fuse.probe and not self.presample.enabled:
-            raise ValueError("fuse.probe compares with presamples: presample.enabled has to be true")
+            raise ValueError(
+                "fuse.probe compares with presamples: presample.enabled has to be true"
+            )
         if self.publish.arms != "auto" and (bad := set(self.publish.arms) - set(self.fuse.arms)):
             raise ValueError(f"publish.arms names {sorted(bad)}, not in fuse.arms {self.fuse.arms}")
         return self
@@ -116,11 +147,15 @@ class BuildSettings(Settings):
         return ["fused"] if "fused" in self.fuse.arms else self.fuse.arms
 
     def reward_sources(self, dimension: str) -> list[RewardSettings]:
-        """Reward sources of a dimension: those given, else the judge with the dimension's own template."""
+        """Reward sources of a dimension: those given, else the judge with the dimension's own
+        template."""
         given = self.rewards.get(dimension)
         if not given:
             return [RewardSettings(kind="judge", template=dimension)]
-        return [r if r.template or r.kind != "judge" else r.model_copy(update={"template": dimension}) for r in given]
+        return [
+            r if r.template or r.kind != "judge" else r.model_copy(update={"template": dimension})
+            for r in given
+        ]
 
     def reward_role(self, dimension: str, reward: RewardSettings) -> str:
         """The role that a reward asks as: its own where it names an endpoint, else the judge."""
@@ -139,9 +174,11 @@ class BuildSettings(Settings):
         return [*self.reward_roles(), *([GUARD_ROLE] if self.fuse.guard else [])]
 
     def role(self, name: str) -> RoleSettings:
-        """A role's settings, with what it does not say itself taken over from the role that it uses.
+        """A role's settings, with what it does not say itself taken over from the role that it
+        uses.
 
-        A role with a base URL of its own takes nothing but the key: another server has its own models.
+        A role with a base URL of its own takes nothing but the key: another server has its own
+        models.
         """
         role: RoleSettings | None
         if name.startswith(REWARD_ROLE):
@@ -161,7 +198,6 @@ class BuildSettings(Settings):
             own.add("served_as")
         return role.model_copy(update={k: getattr(base, k) for k in names if k not in own})
 
-
     def _endpoint(self, name: str) -> RoleSettings | None:
         """The endpoint of a reward's role; one that names no server is the judge's."""
         dimension, _, index = name.removeprefix(REWARD_ROLE).rpartition(":")
@@ -174,4 +210,6 @@ def _as_rater(found: RoleSettings) -> RoleSettings:
     own: dict[str, Any] = {"temperature": 0.0, "max_tokens": 256}
     if not (found.use or found.base_url or found.engine):
         own["use"] = "judge"
-    return found.model_copy(update={k: v for k, v in own.items() if k not in found.model_fields_set or k == "use"})
+    return found.model_copy(
+        update={k: v for k, v in own.items() if k not in found.model_fields_set or k == "use"}
+    )

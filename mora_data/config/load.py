@@ -1,4 +1,5 @@
-"""From a builder's YAML and overrides to checked settings, and back to YAML; every fault is one line."""
+"""From a builder's YAML and overrides to checked settings, and back to YAML; every fault is one
+line."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ from .rewards import RewardSettings
 
 
 def load_settings(source: str, overrides: Mapping[str, object] | None = None) -> BuildSettings:
-    """Settings of builder `source` (a name in builders/, or a path to a YAML file) with dotted `overrides` on top.
+    """Settings of builder `source` (a name in builders/, or a path to a YAML file) with dotted
+    `overrides` on top.
 
     Raises:
-        SettingsError: unknown source, unreadable YAML, unknown key or bad value; the text names the nearest known one.
+        SettingsError: unknown source, unreadable YAML, unknown key or bad value; the text names the
+            nearest known one.
     """
     tree = _read_builder(source)
     for key, value in (overrides or {}).items():
@@ -53,7 +56,9 @@ def parse_override(text: str) -> tuple[str, object]:
     try:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError as e:
-        raise SettingsError(f"--set {text!r}: the value is not YAML ({' '.join(str(e).split())})") from e
+        raise SettingsError(
+            f"--set {text!r}: the value is not YAML ({' '.join(str(e).split())})"
+        ) from e
 
 
 def to_yaml(settings: BuildSettings) -> str:
@@ -66,7 +71,10 @@ def _read_builder(source: str) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         path = resources.folder("builders") / f"{source}.yaml"
         if os.sep in source or not path.is_file():
-            raise SettingsError(f"unknown --source {source!r}: {nearest(source, resources.names('builders', '*.yaml'))}")
+            raise SettingsError(
+                f"unknown --source {source!r}:"
+                f" {nearest(source, resources.names('builders', '*.yaml'))}"
+            )
     try:
         tree = yaml.safe_load(path.read_text("utf-8"))
     except OSError as e:
@@ -107,7 +115,9 @@ def _fields_at(path: list[int | str]) -> list[str]:
         if isinstance(part, str) and part in model.model_fields:
             inner = model.model_fields[part].annotation
             options = [inner, *getattr(inner, "__args__", ())]
-            found = next((a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None)
+            found = next(
+                (a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None
+            )
             if found is None:
                 found = RewardSettings if part == "rewards" else None
             if found is None:

@@ -17,30 +17,37 @@ class LocalSettings(Settings):
     device: str = "auto"
     """transformers: cpu, cuda, cuda:1, ...; auto: the GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Weights and arithmetic; auto: bfloat16 on a GPU, float32 on a CPU (vllm: what the model says)."""
+    """Weights and arithmetic; auto: bfloat16 on a GPU, float32 on a CPU (vllm: what the model
+    says)."""
     max_batch: Annotated[int, Field(ge=1)] = 256
-    """transformers: samples in one batch at most; up to it the size is found by doubling. vllm: requests handed over at once."""
+    """transformers: samples in one batch at most; up to it the size is found by doubling. vllm:
+    requests handed over at once."""
     window: Annotated[int, Field(ge=1)] = 2048
-    """Samples that may wait before no further prompt is opened; sorted by length, so that batches hold little padding."""
+    """Samples that may wait before no further prompt is opened; sorted by length, so that batches
+    hold little padding."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest prompt and answer together, in tokens; null: the model's own limit."""
     text_pair: bool = False
-    """Classifiers without a chat template: give them the turns before the answer and the answer as a pair of texts."""
+    """Classifiers without a chat template: give them the turns before the answer and the answer as
+    a pair of texts."""
     options: dict[str, Any] = {}
-    """vllm: further arguments of its LLM class, as gpu_memory_utilization or tensor_parallel_size."""
+    """vllm: further arguments of its LLM class, as gpu_memory_utilization or tensor_parallel_size.
+    """
 
 
 class BatchSettings(Settings):
     """Requests handed over as files: engine `batch`."""
 
     mode: Literal["provider", "files"] = "provider"
-    """provider: the OpenAI Batch API of base_url; files: written here, run by vLLM's run-batch, read again by the same command."""
+    """provider: the OpenAI Batch API of base_url; files: written here, run by vLLM's run-batch,
+    read again by the same command."""
     max_requests: Annotated[int, Field(ge=1, le=50_000)] = 50_000
     """Requests in one file at most."""
     max_bytes: Annotated[int, Field(ge=1_000, le=200_000_000)] = 200_000_000
     """Bytes in one file at most."""
     prompts: Annotated[int, Field(ge=1)] = 1024
-    """Prompts open at once, over several partitions; 1,024 with 16 answers and 3 judges are a wave of 49,152 judge requests."""
+    """Prompts open at once, over several partitions; 1,024 with 16 answers and 3 judges are a wave
+    of 49,152 judge requests."""
     poll_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds between two looks at a running batch."""
     tries: Annotated[int, Field(ge=1)] = 3
@@ -53,13 +60,15 @@ class RoleSettings(Settings):
     use: Literal["policy", "rewriter", "judge"] | None = None
     """Use another role's engine, endpoint and model."""
     engine: str | None = None
-    """openai, batch, transformers, vllm, scripted, or module:function; null: openai when a base URL or key is known."""
+    """openai, batch, transformers, vllm, scripted, or module:function; null: openai when a base URL
+    or key is known."""
     base_url: str | None = None
     """Base URL of an OpenAI-compatible endpoint, up to and including /v1."""
     replicas: list[str] = []
     """Further base URLs that serve the same model; each gets `concurrency` slots."""
     transport: str = "auto"
-    """auto; openai: over the openai package; module:function: over the AsyncOpenAI that function(base_url) returns."""
+    """auto; openai: over the openai package; module:function: over the AsyncOpenAI that
+    function(base_url) returns."""
     model: str | None = None
     """Model name; null: the only model that the endpoint serves."""
     served_as: list[str] = []
@@ -85,9 +94,11 @@ class RoleSettings(Settings):
     n_per_request: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     """Samples asked for in one request: all, or a number."""
     timeout_s: Annotated[float, Field(gt=0)] | None = None
-    """Longest wait for one reply, in seconds; null: 60 s and half a second for each token of max_tokens."""
+    """Longest wait for one reply, in seconds; null: 60 s and half a second for each token of
+    max_tokens."""
     give_up_s: Annotated[float, Field(gt=0)] = 60.0
-    """The run stops, state kept, when the endpoint has failed every request for this long, in seconds."""
+    """The run stops, state kept, when the endpoint has failed every request for this long, in
+    seconds."""
     extra_body: dict[str, Any] = {}
     """Further fields of the request body, sent as they are and part of the request key."""
     local: LocalSettings = LocalSettings()

@@ -45,12 +45,15 @@ class RaySettings(Settings):
     """A Ray cluster (docs/scale.md)."""
 
     address: str | None = None
-    """Address of its head, as host:port; null: RAY_ADDRESS, else a cluster that runs on this machine, else one is started here."""
+    """Address of its head, as host:port; null: RAY_ADDRESS, else a cluster that runs on this
+    machine, else one is started here."""
     workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Workers, each with its own engines and `concurrency`; auto: one per node, or as many as its GPUs allow."""
+    """Workers, each with its own engines and `concurrency`; auto: one per node, or as many as its
+    GPUs allow."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPUs that a worker declares."""
     gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs that a worker declares; for engines in its own process."""
     tries: Annotated[int, Field(ge=1)] = 3
-    """How often a partition may bring its worker down before it is left out and listed in errors.jsonl."""
+    """How often a partition may bring its worker down before it is left out and listed in
+    errors.jsonl."""

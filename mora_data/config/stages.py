@@ -17,7 +17,8 @@ class SourceSettings(Settings):
     """Where the source rows come from."""
 
     kind: str
-    """Source adapter: pku-saferlhf, hh-rlhf, ultrafeedback, ultrafeedback-binarized, helpsteer, jsonl, or module:Class."""
+    """Source adapter: pku-saferlhf, hh-rlhf, ultrafeedback, ultrafeedback-binarized, helpsteer,
+    jsonl, or module:Class."""
     dataset: str | None = None
     """Hub id of the dataset."""
     config: str = "default"
@@ -33,8 +34,8 @@ class SourceSettings(Settings):
     columns: dict[str, str] = {}
     """jsonl only: our column name (prompt, messages, category) to the file's."""
     decontaminate_from: dict[str, str] = {}
-    """Benchmark name to a local file of its prompts, for 13-gram decontamination; others come from the cache
-    (--fetch-benchmarks)."""
+    """Benchmark name to a local file of its prompts, for 13-gram decontamination; others come from
+    the cache (--fetch-benchmarks)."""
 
 
 class MineSettings(Settings):
@@ -45,8 +46,8 @@ class MineSettings(Settings):
     dedup: bool = True
     """Drop prompts whose normalised text was seen before."""
     near_duplicates: Annotated[float, Field(ge=0.6, le=1)] | None = None
-    """With dedup: drop prompts that share so much of their five-word runs (Jaccard similarity by MinHash) with one before, as
-    0.8; null: keep them."""
+    """With dedup: drop prompts that share so much of their five-word runs (Jaccard similarity by
+    MinHash) with one before, as 0.8; null: keep them."""
     decontaminate: bool = True
     """Drop prompts that share a 13-gram with a benchmark at hand."""
     strata: Literal["auto", "none"] = "auto"
@@ -63,22 +64,33 @@ class PresampleSettings(Settings):
     n: list[Annotated[int, Field(ge=2)]] = [16, 32, 64]
     """Sample counts of the adaptive schedule; later ones only for prompts still undecided."""
     step: Annotated[int, Field(ge=2)] | None = None
-    """Look after every so many samples, up to the last of n, and stop when the kind that all of them would give is known;
+    """Look after every so many samples, up to the last of n, and stop when the kind that all of
+    them would give is known;
     null: look at the counts in n."""
     error: Annotated[float, Field(gt=0, lt=0.5)] = 0.04
-    """With step: chance that the last of n samples would have given another kind, at most, whenever sampling stops."""
+    """With step: chance that the last of n samples would have given another kind, at most, whenever
+    sampling stops."""
     foresee: Foresee = "decision"
-    """With step. decision: the kind that the last of n samples would decide, where they decide; label: undecided is a kind of its
-    own, to be foreseen like the others, which takes half as many samples again."""
+    """With step. decision: the kind that the last of n samples would decide, where they decide;
+    label: undecided is a kind of its own, to be foreseen like the others, which takes half as many
+        samples again."""
     split: bool = True
-    """Samples of even index decide, those of odd index give the numbers before fusion; false: all decide."""
+    """Samples of even index decide, those of odd index give the numbers before fusion; false: all
+    decide."""
     budget: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = None
-    """Prompts that go on, about: in all, or per stratum; those with the least to be had in several dimensions at once come
-    first. null: all of the accepted kinds."""
+    """Prompts that go on, about: in all, or per stratum; those with the least to be had in several
+    dimensions at once come first. null: all of the accepted kinds."""
     floors: Literal["auto"] | dict[str, float] = "auto"
-    """Pass mark per dimension in [0, 1]; auto: that of the first reward source with an absolute scale."""
-    accept: list[Literal["flat", "one_dim", "conflict", "multi", "undecided"]] = ["flat", "one_dim", "conflict", "undecided"]
-    """Kinds that go on to fusion. The first three are the single-reward kinds; undecided ones keep their label."""
+    """Pass mark per dimension in [0, 1]; auto: that of the first reward source with an absolute
+    scale."""
+    accept: list[Literal["flat", "one_dim", "conflict", "multi", "undecided"]] = [
+        "flat",
+        "one_dim",
+        "conflict",
+        "undecided",
+    ]
+    """Kinds that go on to fusion. The first three are the single-reward kinds; undecided ones keep
+    their label."""
     gamma: Annotated[float, Field(ge=0)] = 0.1
     """Smallest Gini mean difference, above noise, of an informative dimension."""
     eps: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
@@ -92,13 +104,19 @@ class PresampleSettings(Settings):
     repeat_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the reference rollouts that is scored twice."""
     canaries: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"
-    """Reference rollouts scored at the start and again at the end; auto: 50, none where only the simulator scores; 0: none."""
+    """Reference rollouts scored at the start and again at the end; auto: 50, none where only the
+    simulator scores; 0: none."""
     max_drift: Annotated[float, Field(gt=0)] = 0.1
     """Shift of the canaries' mean score, beyond its error, at which the run stops."""
 
     def looks(self) -> list[int]:
-        """Presample counts at which a decision is tried: the schedule, or every `step` samples up to its end."""
-        return list(self.n) if self.step is None else [*range(self.step, self.n[-1], self.step), self.n[-1]]
+        """Presample counts at which a decision is tried: the schedule, or every `step` samples up
+        to its end."""
+        return (
+            list(self.n)
+            if self.step is None
+            else [*range(self.step, self.n[-1], self.step), self.n[-1]]
+        )
 
     @field_validator("n")
     @classmethod
@@ -114,7 +132,8 @@ class GuardSettings(Settings):
     family: Literal["llama-guard-3", "wildguard"] = "llama-guard-3"
     """How it is asked and read."""
     template: str | None = None
-    """wildguard: path of a .j2 file with the instruction of its model card (variables question, history, answer)."""
+    """wildguard: path of a .j2 file with the instruction of its model card (variables question,
+    history, answer)."""
     endpoint: RoleSettings
     """Engine, base URL, model. Without a URL, the judge's server."""
 
@@ -129,9 +148,11 @@ class FuseSettings(Settings):
     """Rewriting a prompt so that one question needs several virtues."""
 
     arms: list[str] = ["fused"]
-    """Arms to run: fused, identity, concat, or another template in templates/fuse/; `all`: the six that are shipped."""
+    """Arms to run: fused, identity, concat, or another template in templates/fuse/; `all`: the six
+    that are shipped."""
     length_matched: list[str] = ["single", "generic", "random", "concat"]
-    """Controls: where fused is among the arms, they run after it and keep to its length, +-15 %, prompt by prompt."""
+    """Controls: where fused is among the arms, they run after it and keep to its length, +-15 %,
+    prompt by prompt."""
     intents: dict[str, str] = {}
     """Dimension to the path of its intents YAML, where it is not in templates/intents/."""
     targets: Literal["auto"] | list[str] = "auto"
@@ -139,27 +160,32 @@ class FuseSettings(Settings):
     candidates: Annotated[int, Field(ge=1, le=8)] = 1
     """Rewrites asked for per attempt; the best that passes is kept."""
     retries: Annotated[int, Field(ge=0, le=10)] = 3
-    """Further attempts, each naming the checks that failed, in another style and at a higher temperature."""
+    """Further attempts, each naming the checks that failed, in another style and at a higher
+    temperature."""
     checks: list[Literal["harm", "intent"]] = ["harm"]
-    """What the judge checks, beside the rules: harm (no more than in the original; one call more per rewrite and prompt) and
-    intent (every wanted dimension is needed, a decoy is not; one call per rewrite, for a judge that you trust)."""
+    """What the judge checks, beside the rules: harm (no more than in the original; one call more
+    per rewrite and prompt) and intent (every wanted dimension is needed, a decoy is not; one call
+    per rewrite, for a judge that you trust)."""
     guard: GuardSettings | None = None
     """A guard model for the check harm, in place of the judge."""
     probe: Annotated[int, Field(ge=0, le=64)] = 0
-    """Answers that a rewrite is tried out with before it is accepted, 8 or so, thrown away afterwards; 0: none."""
+    """Answers that a rewrite is tried out with before it is accepted, 8 or so, thrown away
+    afterwards; 0: none."""
     forbidden: list[str] = []
     """Phrases that no rewrite may use, unless the original does."""
     subject: str | None = None
-    """Similarity of original and rewrite as module:function(original, rewritten) -> float, kept from 0.55 on; null: the
-    share of the original's content words, from 0.5 on."""
+    """Similarity of original and rewrite as module:function(original, rewritten) -> float, kept
+    from 0.55 on; null: the share of the original's content words, from 0.5 on."""
     embedding: str | None = None
-    """Static embedding model (model2vec; `pip install 'mora-data[embedding]'`), a folder or a name on the Hub: its cosine in place
-    of the share of words, kept from 0.55 on."""
+    """Static embedding model (model2vec; `pip install 'mora-data[embedding]'`), a folder or a name
+    on the Hub: its cosine in place of the share of words, kept from 0.55 on."""
 
     @model_validator(mode="after")
     def _one_similarity(self) -> FuseSettings:
         if self.subject and self.embedding:
-            raise ValueError("subject and embedding are two measures of one thing: give one of them")
+            raise ValueError(
+                "subject and embedding are two measures of one thing: give one of them"
+            )
         return self
 
     @field_validator("arms", mode="before")
@@ -181,7 +207,8 @@ class RolloutSettings(Settings):
     n: Annotated[int, Field(ge=2)] = 16
     """Answers per prompt and arm."""
     personas: list[str] = []
-    """Files in templates/personas/, or paths, whose system prompts share the answers; none gets more than 60 % of a side."""
+    """Files in templates/personas/, or paths, whose system prompts share the answers; none gets
+    more than 60 % of a side."""
 
 
 class SelectSettings(Settings):
@@ -202,10 +229,11 @@ class SelectSettings(Settings):
     weights: dict[str, float] = {}
     """weighted_sum: weight per dimension; missing ones are 1."""
     kappa: Annotated[float, Field(ge=0)] | None = None
-    """Doubt: disagreements of the sources that a score is lowered by for chosen and raised by for rejected; null: 1 in
-    dimensions of two or more sources, else 0."""
+    """Doubt: disagreements of the sources that a score is lowered by for chosen and raised by for
+    rejected; null: 1 in dimensions of two or more sources, else 0."""
     allow_unreliable: bool = False
-    """Select on dimensions whose scores are measured to be mostly noise, too; written down in manifest and card."""
+    """Select on dimensions whose scores are measured to be mostly noise, too; written down in
+    manifest and card."""
 
 
 class PublishSettings(Settings):
@@ -214,7 +242,8 @@ class PublishSettings(Settings):
     configs: Literal["all"] | list[str] = "all"
     """Configs to write."""
     arms: Literal["auto"] | list[str] = "auto"
-    """Arms whose pairs and answers are published; auto: fused where it was run, else all. The others stay in the run folder."""
+    """Arms whose pairs and answers are published; auto: fused where it was run, else all. The
+    others stay in the run folder."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of first-user-turn groups in the test split."""
     stage_order: list[str] = ["helpful", "harmless", "truthful"]
@@ -224,5 +253,5 @@ class PublishSettings(Settings):
     licence: str = "inherit"
     """Licence of the dataset; inherit: the source's."""
     pii: bool = False
-    """Count the published texts that hold an e-mail address, phone number, IP address, card, bank or social security number
-    (needs `pip install 'mora-data[pii]'`)."""
+    """Count the published texts that hold an e-mail address, phone number, IP address, card, bank
+    or social security number (needs `pip install 'mora-data[pii]'`)."""

@@ -15,8 +15,10 @@ from .engine import ENGINES, Engine, Opened, Usage
 
 ROLES: tuple[Role, ...] = ("policy", "rewriter", "judge")
 OPENAI = "https://api.openai.com/v1"
-NO_ENDPOINT = ("no model endpoint is known: give --base-url URL (any OpenAI-compatible server), or set OPENAI_API_KEY or "
-               "OPENAI_BASE_URL, or use the built-in simulator with --engine scripted")
+NO_ENDPOINT = (
+    "no model endpoint is known: give --base-url URL (any OpenAI-compatible server), or set"
+    " OPENAI_API_KEY or OPENAI_BASE_URL, or use the built-in simulator with --engine scripted"
+)
 
 
 def resolve(role: RoleSettings, sample: bool) -> RoleSettings:
@@ -32,16 +34,27 @@ def resolve(role: RoleSettings, sample: bool) -> RoleSettings:
     if kind is None or (hosted and not base_url and not has_key):
         raise SettingsError(NO_ENDPOINT)
     if kind not in ENGINES and ":" not in kind:
-        raise SettingsError(f"engine {kind!r} is not part of this version: {nearest(kind, ENGINES)}, or give module:function")
-    return role.model_copy(update={"engine": kind, "base_url": (base_url or OPENAI) if hosted else role.base_url})
+        raise SettingsError(
+            f"engine {kind!r} is not part of this version: {nearest(kind, ENGINES)}, or give"
+            " module:function"
+        )
+    return role.model_copy(
+        update={"engine": kind, "base_url": (base_url or OPENAI) if hosted else role.base_url}
+    )
 
 
-def connect(settings: BuildSettings, sample: bool, usage: Usage, run_dir: Path | None = None,
-            say: Callable[[str], None] = print, shared: dict[str, Any] | None = None) -> dict[Role, Engine]:
+def connect(
+    settings: BuildSettings,
+    sample: bool,
+    usage: Usage,
+    run_dir: Path | None = None,
+    say: Callable[[str], None] = print,
+    shared: dict[str, Any] | None = None,
+) -> dict[Role, Engine]:
     """An engine for each role, and one for each reward that names an endpoint.
 
-    Engines that keep files keep them in `run_dir`; `say` prints a line while they wait. Calls that give the same `shared` share
-    endpoints and their slots.
+    Engines that keep files keep them in `run_dir`; `say` prints a line while they wait. Calls that
+    give the same `shared` share endpoints and their slots.
 
     Raises:
         SettingsError: no endpoint, no such engine, or the model is not clear.

@@ -3,7 +3,8 @@
     ask = Asker(engines, log, seed=0, usage=usage)
     answers = await ask(Request("policy", messages, sampling, "presample", prompt_id, n=16))
 
-Resume is replay: a coroutine run again gets the answers already paid for at once, and only the rest is asked.
+Resume is replay: a coroutine run again gets the answers already paid for at once, and only the rest
+    is asked.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class _Call:
 class Asker:
     """Asks through one partition's log."""
 
-    def __init__(self, engines: Mapping[Role, Engine], log: AnswerLog, seed: int, usage: Usage) -> None:
+    def __init__(
+        self, engines: Mapping[Role, Engine], log: AnswerLog, seed: int, usage: Usage
+    ) -> None:
         self._engines = engines
         self._log = log
         self._seed = seed
@@ -50,7 +53,8 @@ class Asker:
         self._pending: dict[tuple[bytes, int], asyncio.Future[Record]] = {}
 
     async def __call__(self, request: Request) -> list[Answer]:
-        """The request's answers in index order; one with `error` set is a failure that no retry can mend.
+        """The request's answers in index order; one with `error` set is a failure that no retry can
+        mend.
 
         Raises:
             Owed: a sample could not be had now; what came is in the log.
@@ -73,8 +77,9 @@ class Asker:
     def _replay(self, call: _Call) -> list[tuple[int, int]]:
         """Take from the log what is there; what is missing, as (first, n) requests.
 
-        A record that came short of what it asked for is followed by single requests, so that a run cut in the middle of
-        topping up asks for the same samples in the same way as one that was not.
+        A record that came short of what it asked for is followed by single requests, so that a run
+        cut in the middle of topping up asks for the same samples in the same way as one that was
+        not.
         """
         request, log = call.request, self._log
         end = request.first + request.n
@@ -98,7 +103,8 @@ class Asker:
                 stop = i + 1
                 while stop < end and not log.has(call.base, stop):
                     stop += 1
-                step = call.engine.n_per_request if request.sampling.temperature > 0 else 1  # vLLM refuses greedy n > 1
+                # vLLM refuses greedy n > 1
+                step = call.engine.n_per_request if request.sampling.temperature > 0 else 1
                 groups += [(j, min(step, stop - j)) for j in range(i, stop, step)]
                 i = stop
         return groups
@@ -120,8 +126,9 @@ class Asker:
         self._pending[key] = done
         self._usage.under_way += 1
         try:
-            record = await call.engine.send(call.canon, call.request, n, first, call.seed,
-                                            lambda r: self._keep(call, first, r))
+            record = await call.engine.send(
+                call.canon, call.request, n, first, call.seed, lambda r: self._keep(call, first, r)
+            )
             done.set_result(record)
             return record
         except BaseException as e:

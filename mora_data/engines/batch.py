@@ -1,11 +1,15 @@
-"""The provider's batch API, and vLLM's run-batch files: answers at half the price, or without a server, but later.
+"""The provider's batch API, and vLLM's run-batch files: answers at half the price, or without a
+server, but later.
 
-A prompt asks one thing after the other. So prompts are opened until `batch.prompts` are, and when all of them wait for an
-answer, everything that waits is handed over at once: a wave. Its answers let the prompts go on to their next question.
+A prompt asks one thing after the other. So prompts are opened until `batch.prompts` are, and when
+all of them wait for an answer, everything that waits is handed over at once: a wave. Its answers
+let the prompts go on to their next question.
 
-    wave 1 presamples -> wave 2 their verdicts -> wave 3 fusions -> ...     one file for each model in a wave
+    wave 1 presamples -> wave 2 their verdicts -> wave 3 fusions -> ...     one file for each model
+    in a wave
 
-Keys are those of engine `openai`: a run may begin as a batch and end live, or the other way round, and asks nothing twice.
+Keys are those of engine `openai`: a run may begin as a batch and end live, or the other way round,
+and asks nothing twice.
 """
 
 from __future__ import annotations
@@ -33,14 +37,20 @@ _UNUSABLE = frozenset((401, 403, 404))
 Sleep = Callable[[float], Awaitable[None]]
 
 
-def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> BatchEngine:
-    """The provider's batch API, or files for vLLM's run-batch: cheaper and later; resumed by batch id.
+def opened(
+    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+) -> BatchEngine:
+    """The provider's batch API, or files for vLLM's run-batch: cheaper and later; resumed by batch
+    id.
 
     Raises:
         SettingsError: no model is named.
     """
     if not role.model:
-        raise SettingsError("engine 'batch' needs a model: give --model, as a batch can't be asked which models are served")
+        raise SettingsError(
+            "engine 'batch' needs a model: give --model, as a batch can't be asked which models are"
+            " served"
+        )
     if "waves" not in shared:
         shared["waves"] = Waves(BatchFolder(shared["run_dir"] / "batches"), usage, shared["say"])
     return BatchEngine(shared["waves"], role, usage)
@@ -71,7 +81,13 @@ class _Waiting:
 class Waves:
     """All batch requests of a build, wave after wave."""
 
-    def __init__(self, folder: BatchFolder, usage: Usage, say: Callable[[str], None], sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        folder: BatchFolder,
+        usage: Usage,
+        say: Callable[[str], None],
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
         self._folder, self._usage, self._say, self._sleep = folder, usage, say, sleep
         self._waiting: dict[str, _Waiting] = {}
         self._settings: dict[Desk, BatchSettings] = {}
@@ -103,13 +119,17 @@ class Waves:
     async def close(self) -> None:
         """Stop looking; batches under way go on at the provider."""
         if self._task is None or (self._task.done() and not self._failed):
-            for job in [j for j in self._folder.jobs if j.step == "got"]:  # everybody has what they asked for
+            # everybody has what they asked for
+            for job in [j for j in self._folder.jobs if j.step == "got"]:
                 self._folder.drop(job)
         elif not self._task.done():
             self._task.cancel()
             await asyncio.wait((self._task,))
             if running := [j.batch_id for j in self._folder.jobs if j.step == "sent"]:
-                self._say(f"{len(running)} batches go on at the provider ({running[0]} ...): the same command fetches them")
+                self._say(
+                    f"{len(running)} batches go on at the provider ({running[0]} ...): the same"
+                    " command fetches them"
+                )
         for provider in self._providers.values():
             await provider.close()
 
@@ -125,7 +145,8 @@ class Waves:
                     w.done.set_exception(e)
 
     async def _settled(self) -> None:
-        """Return when every call that is under way waits here, so that nothing more comes before an answer does."""
+        """Return when every call that is under way waits here, so that nothing more comes before an
+        answer does."""
         while True:
             await self._usage.settled()
             if self._usage.under_way <= len(self._waiting):
@@ -133,7 +154,8 @@ class Waves:
             await asyncio.sleep(LOOK_AGAIN_S)  # other engines are at work
 
     async def _wave(self) -> None:
-        """Hand over what waits, wait for it, give it out. What an earlier batch asks for or has brought is not asked again."""
+        """Hand over what waits, wait for it, give it out. What an earlier batch asks for or has
+        brought is not asked again."""
         self._give_out()
         mine = [w for w in self._waiting.values() if not w.done.done()]
         jobs = {id(j): j for w in mine if (j := self._folder.holder(w.key)) is not None}
@@ -156,7 +178,9 @@ class Waves:
             for w in [w for w in waiting if w.desk == desk]:
                 body = wire(w.canon, w.n, w.seed)
                 length = len(as_line(w.key, body))
-                if lines and (len(lines) >= limits.max_requests or size + length > limits.max_bytes):
+                if lines and (
+                    len(lines) >= limits.max_requests or size + length > limits.max_bytes
+                ):
                     jobs.append(self._folder.write(*desk, lines))
                     lines, size = [], 0
                 lines.append((w.key, body))
@@ -173,7 +197,10 @@ class Waves:
             fresh = job.step != "sent"
             await self._providers[job.url].send(self._folder, job)
             self._usage.sent += job.n if fresh else 0
-            self._say(f"batch {job.batch_id}: {job.n} requests to {job.model}{' sent' if fresh else ', sent before'}")
+            self._say(
+                f"batch {job.batch_id}: {job.n} requests to"
+                f" {job.model}{' sent' if fresh else ', sent before'}"
+            )
         await self._looked_after(running)
         self._picked_up(files)
 
@@ -188,8 +215,10 @@ class Waves:
                 except Unreachable as e:
                     faults += 1
                     if faults >= FAULTS:
-                        raise EndpointError(f"batch provider {job.url} can't be reached ({e}): the batches go on there, run the "
-                                            "same command again") from e
+                        raise EndpointError(
+                            f"batch provider {job.url} can't be reached ({e}): the batches go on"
+                            " there, run the same command again"
+                        ) from e
             if running:
                 await self._sleep(min(s.poll_s for s in self._settings.values()))
 
@@ -201,14 +230,22 @@ class Waves:
             return False
         if batch.status == "failed":
             self._folder.drop(job)
-            said = batch.errors.data[0].message if batch.errors and batch.errors.data else "no reason given"
-            raise EndpointError(f"batch {job.batch_id} of {job.n} requests to {job.model} was refused: {said}")
+            said = (
+                batch.errors.data[0].message
+                if batch.errors and batch.errors.data
+                else "no reason given"
+            )
+            raise EndpointError(
+                f"batch {job.batch_id} of {job.n} requests to {job.model} was refused: {said}"
+            )
         await provider.fetch(self._folder, job, batch)
         self._folder.read(job)
         given = self._give_out()
         self._say(f"batch {job.batch_id}: {batch.status}, {given} of {job.n} answers used")
         if batch.status == "cancelled":
-            raise EndpointError(f"batch {job.batch_id} was cancelled: the same command asks again what it left out")
+            raise EndpointError(
+                f"batch {job.batch_id} was cancelled: the same command asks again what it left out"
+            )
         return True
 
     def _picked_up(self, files: Sequence[Job]) -> None:
@@ -228,10 +265,26 @@ class Waves:
         given = self._give_out()
         if missing:
             self._tidy()
-            commands = "; ".join(shlex.join(["vllm", "run-batch", "--model", j.model, "-i", str(self._folder.requests(j)),
-                                             "-o", str(self._folder.answers(j))]) for j in sorted(missing, key=lambda j: j.name))
-            raise AnswersPending(f"{sum(j.n for j in missing)} requests are written{f' ({given} answers taken)' if given else ''}: "
-                                 f"run `{commands}`, then the same command again")
+            commands = "; ".join(
+                shlex.join(
+                    [
+                        "vllm",
+                        "run-batch",
+                        "--model",
+                        j.model,
+                        "-i",
+                        str(self._folder.requests(j)),
+                        "-o",
+                        str(self._folder.answers(j)),
+                    ]
+                )
+                for j in sorted(missing, key=lambda j: j.name)
+            )
+            raise AnswersPending(
+                f"{sum(j.n for j in missing)} requests are"
+                f" written{f' ({given} answers taken)' if given else ''}: run `{commands}`, then"
+                " the same command again"
+            )
 
     def _give_out(self) -> int:
         """Answers that are here go to those who wait for them; returns how many."""
@@ -264,9 +317,11 @@ class Waves:
         return Record(w.n, (Answer("", "error", error=f"HTTP {outcome.status}: {said}"),) * w.n)
 
     def _tidy(self) -> None:
-        """Forget batches of which everything was given out, or which have brought what they had to those who asked."""
+        """Forget batches of which everything was given out, or which have brought what they had to
+        those who asked."""
         for job in [j for j in self._folder.jobs if j.step == "got"]:
-            job.left -= {w.key for w in self._waiting.values()}  # they waited, and it had nothing for them
+            # they waited, and it had nothing for them
+            job.left -= {w.key for w in self._waiting.values()}
             if not job.left:
                 self._folder.drop(job)
 
@@ -285,17 +340,22 @@ class BatchEngine:
         self._waves, self._usage, self._prompts = waves, usage, role.batch.prompts
         waves.add_desk(self._desk, role)
 
-    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+    async def send(
+        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+    ) -> Record:
         key = base_key(canon, request.purpose, seed, self.revision).hex() + f"{first:08x}"
         done: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
-        return await self._waves.ask(_Waiting(key, self._desk, canon, n, (seed + first) & 0x7FFFFFFF, sink, done))
+        return await self._waves.ask(
+            _Waiting(key, self._desk, canon, n, (seed + first) & 0x7FFFFFFF, sink, done)
+        )
 
     @property
     def wants_more(self) -> bool:
         return self._usage.open_prompts < self._prompts
 
     async def changed(self) -> None:
-        await asyncio.Event().wait()  # only a prompt's end makes room, and whoever opens prompts sees that
+        # only a prompt's end makes room, and whoever opens prompts sees that
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
         await self._waves.close()

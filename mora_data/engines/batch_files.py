@@ -1,13 +1,15 @@
 """The files of engine `batch`: RUN_DIR/batches/.
 
-    state.json               every batch that is not finished with: where it was sent, its ids, how far it is
-    0001.requests.jsonl      {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": {...}} a line
-    0001.answers.jsonl       {"custom_id": key, "response": {"status_code": 200, "body": {...}}, "error": null} a line
-    0001.errors.jsonl        the provider's second file, in the same form
+    state.json               every batch that is not finished with: where it was sent, its ids, how
+    far it is 0001.requests.jsonl      {"custom_id": key, "method": "POST", "url":
+    "/v1/chat/completions", "body": {...}} a line 0001.answers.jsonl       {"custom_id": key,
+    "response": {"status_code": 200, "body": {...}}, "error": null} a line 0001.errors.jsonl
+    the provider's second file, in the same form
 
-`custom_id` is the request's key in the answer log, so answers find their place whoever asked for them and whenever. Files
-appear by rename; the state is written after every step, so that a killed command goes on from the step it was in. A batch's
-files are removed once all of its answers are in the log.
+`custom_id` is the request's key in the answer log, so answers find their place whoever asked for
+them and whenever. Files appear by rename; the state is written after every step, so that a killed
+command goes on from the step it was in. A batch's files are removed once all of its answers are in
+the log.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ class BatchFolder:
         state = read_json(path / "state.json")
         known = {f.name for f in fields(Job)} - {"left"}
         self._last = int(state.get("last", 0))
-        self.jobs = [Job(**{k: v for k, v in tree.items() if k in known}) for tree in state.get("jobs", [])]
+        self.jobs = [
+            Job(**{k: v for k, v in tree.items() if k in known}) for tree in state.get("jobs", [])
+        ]
         self.jobs = [j for j in self.jobs if self.requests(j).is_file()]
         self._at: dict[str, tuple[Job, Path, int, int]] = {}
         for job in self.jobs:
@@ -106,7 +110,10 @@ class BatchFolder:
         except OSError as e:
             with contextlib.suppress(OSError):
                 part.unlink()
-            raise RunFolderError(f"can't write {target}: {e.strerror}; free some space and run the same command again") from e
+            raise RunFolderError(
+                f"can't write {target}: {e.strerror}; free some space and run the same command"
+                " again"
+            ) from e
         job.n = len(job.left)
         self.jobs.append(job)
         self.save()
@@ -115,10 +122,14 @@ class BatchFolder:
     def save(self) -> None:
         """Write the state."""
         trees = [{k: v for k, v in asdict(j).items() if k != "left"} for j in self.jobs]
-        write_whole(self.path / "state.json", orjson.dumps({"last": self._last, "jobs": trees}, option=orjson.OPT_INDENT_2))
+        write_whole(
+            self.path / "state.json",
+            orjson.dumps({"last": self._last, "jobs": trees}, option=orjson.OPT_INDENT_2),
+        )
 
     def read(self, job: Job) -> None:
-        """Note where each outcome stands in a batch's answer files; lines that are not in form are passed over."""
+        """Note where each outcome stands in a batch's answer files; lines that are not in form are
+        passed over."""
         for path in (self.errors(job), self.answers(job)):  # an answer outweighs an error
             at = 0
             for line in _lines(path):
@@ -154,16 +165,22 @@ class BatchFolder:
 
     def _ids(self, job: Job) -> Iterator[str]:
         for line in _lines(self.requests(job)):
-            yield line[len(_HEAD):len(_HEAD) + ID_CHARS].decode("ascii", "replace")
+            yield line[len(_HEAD) : len(_HEAD) + ID_CHARS].decode("ascii", "replace")
 
 
 def as_line(key: str, body: bytes) -> bytes:
     """One request as a line of a batch file."""
-    return b'%s%s","method":"POST","url":"%s","body":%s}\n' % (_HEAD, key.encode(), ENDPOINT.encode(), body)
+    return b'%s%s","method":"POST","url":"%s","body":%s}\n' % (
+        _HEAD,
+        key.encode(),
+        ENDPOINT.encode(),
+        body,
+    )
 
 
 def outcome_of(tree: Any) -> Outcome:
-    """The status and body in a line of an answer file; a line without a response is a failure that may pass."""
+    """The status and body in a line of an answer file; a line without a response is a failure that
+    may pass."""
     response, error = tree.get("response"), tree.get("error")
     if isinstance(response, dict) and response.get("body") is not None:
         return Outcome(int(response.get("status_code") or 0), orjson.dumps(response["body"]))

@@ -1,4 +1,5 @@
-"""The OpenAI Batch API: upload, create, look, fetch. The `openai` package carries it; errors are said in one line."""
+"""The OpenAI Batch API: upload, create, look, fetch. The `openai` package carries it; errors are
+said in one line."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ class Unreachable(Exception):
 class Provider:
     """One base URL with a batch API."""
 
-    def __init__(self, url: str, role: RoleSettings, sleep: Callable[[float], Awaitable[None]]) -> None:
+    def __init__(
+        self, url: str, role: RoleSettings, sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
         self.url = url
         self._sleep = sleep
         self._key_env = role.api_key_env
@@ -53,7 +56,9 @@ class Provider:
                 job.step = "sent"
                 folder.save()
         except Unreachable as e:
-            raise EndpointError(f"batch provider {self.url} can't be reached ({e}): run the same command again") from e
+            raise EndpointError(
+                f"batch provider {self.url} can't be reached ({e}): run the same command again"
+            ) from e
 
     async def look(self, job: Job) -> Batch:
         """The batch as the provider sees it.
@@ -70,7 +75,10 @@ class Provider:
         Raises:
             Unreachable: it can't be asked now.
         """
-        for file_id, path in ((batch.error_file_id, folder.errors(job)), (batch.output_file_id, folder.answers(job))):
+        for file_id, path in (
+            (batch.error_file_id, folder.errors(job)),
+            (batch.output_file_id, folder.answers(job)),
+        ):
             if file_id:
                 await self._download(file_id, path)
         job.step = "got"
@@ -84,15 +92,22 @@ class Provider:
         if self._client is None:
             from openai import AsyncOpenAI
 
-            self._client = AsyncOpenAI(base_url=self.url, api_key=os.environ.get(self._key_env) or "none", timeout=self._timeout_s)
+            self._client = AsyncOpenAI(
+                base_url=self.url,
+                api_key=os.environ.get(self._key_env) or "none",
+                timeout=self._timeout_s,
+            )
         return self._client
 
     async def _upload(self, path: Path) -> str:
         with path.open("rb") as f:
-            return (await self._said(self._api().files.create(file=(path.name, f), purpose="batch"))).id
+            return (
+                await self._said(self._api().files.create(file=(path.name, f), purpose="batch"))
+            ).id
 
     async def _create_once(self, file_id: str) -> str:
-        """A batch of the file, and one only, whether the reply to its creation is lost or the command dies before noting it."""
+        """A batch of the file, and one only, whether the reply to its creation is lost or the
+        command dies before noting it."""
         for last in (False,) * (TRIES - 1) + (True,):
             try:
                 return await self._created(file_id) or await self._create(file_id)
@@ -104,10 +119,17 @@ class Provider:
 
     async def _create(self, file_id: str) -> str:
         api = self._api().with_options(max_retries=0)
-        return (await self._said(api.batches.create(input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h"))).id
+        return (
+            await self._said(
+                api.batches.create(
+                    input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h"
+                )
+            )
+        ).id
 
     async def _created(self, file_id: str) -> str | None:
-        """The batch that was made of a file by a command that died before it could write its id down."""
+        """The batch that was made of a file by a command that died before it could write its id
+        down."""
         page = await self._said(self._api().batches.list(limit=LOOKS_BACK))
         return next((b.id for b in page.data if b.input_file_id == file_id), None)
 
@@ -119,11 +141,14 @@ class Provider:
                 with part.open("wb") as f:
                     async for piece in reply.iter_bytes():
                         await asyncio.to_thread(f.write, piece)
+
         try:
             await self._said(stream())
             part.replace(path)
         except OSError as e:
-            raise RunFolderError(f"can't write {path}: {e.strerror}; free some space and run the same command again") from e
+            raise RunFolderError(
+                f"can't write {path}: {e.strerror}; free some space and run the same command again"
+            ) from e
         finally:
             part.unlink(missing_ok=True)
 
@@ -136,11 +161,15 @@ class Provider:
         except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as e:
             raise Unreachable(" ".join(str(e).split())[:200]) from e
         except (openai.AuthenticationError, openai.PermissionDeniedError) as e:
-            raise EndpointError(f"batch provider {self.url} says {e.status_code}: put a valid key into the environment variable "
-                                f"{self._key_env}") from e
+            raise EndpointError(
+                f"batch provider {self.url} says {e.status_code}: put a valid key into the"
+                f" environment variable {self._key_env}"
+            ) from e
         except openai.NotFoundError as e:
-            raise EndpointError(f"batch provider {self.url} says 404 ({_message(e)}): it has no batch API, or does not know the "
-                                "batch any more; use engine openai, or --fresh") from e
+            raise EndpointError(
+                f"batch provider {self.url} says 404 ({_message(e)}): it has no batch API, or does"
+                " not know the batch any more; use engine openai, or --fresh"
+            ) from e
         except openai.OpenAIError as e:
             raise EndpointError(f"batch provider {self.url} refuses: {_message(e)}") from e
 

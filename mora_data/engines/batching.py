@@ -1,10 +1,12 @@
 """In-process models: a queue, batches of like length, one worker thread for all models of a build.
 
-    requests that wait -> all of one lane -> sorted by length -> batches -> worker thread -> sink, as each batch ends
+    requests that wait -> all of one lane -> sorted by length -> batches -> worker thread -> sink,
+    as each batch ends
 
-A lane is what may share a batch: one model, one task, one way of sampling. The current lane goes on until it is dry, then
-comes the one with most waiting, so that phases appear by themselves where models take turns on one device. The event loop
-stays free: it opens prompts and writes the log while a batch runs.
+A lane is what may share a batch: one model, one task, one way of sampling. The current lane goes on
+until it is dry, then comes the one with most waiting, so that phases appear by themselves where
+models take turns on one device. The event loop stays free: it opens prompts and writes the log
+while a batch runs.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a model answers in one go: samples `first` .. `first + n - 1` of a request, the first of them with `seed`."""
+    """What a model answers in one go: samples `first` .. `first + n - 1` of a request, the first of
+    them with `seed`."""
 
     request: Request
     first: int
@@ -65,10 +68,12 @@ class Model(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Source:
-    """A model that is loaded when it is first asked, in the worker thread; roles that name the same one share it.
+    """A model that is loaded when it is first asked, in the worker thread; roles that name the same
+    one share it.
 
     Attributes:
-        whole: it takes all samples of a request as one piece and batches by itself, whatever their lengths and sampling.
+        whole: it takes all samples of a request as one piece and batches by itself, whatever their
+            lengths and sampling.
     """
 
     name: str
@@ -95,7 +100,8 @@ class Sizer:
         self._rates: list[float] = []
 
     def ran(self, n: int, work: float, seconds: float) -> None:
-        """A batch of `n` did `work` tokens; two full ones tell how fast a size is (the first may warm up)."""
+        """A batch of `n` did `work` tokens; two full ones tell how fast a size is (the first may
+        warm up)."""
         if not self._growing or n != self.size:
             return
         self._rates.append(work / max(seconds, 1e-9))
@@ -110,7 +116,8 @@ class Sizer:
             self._before, self.size = rate, self.size * 2
 
     def out_of_memory(self, n: int) -> bool:
-        """A batch of `n` did not fit. Returns whether a smaller one can be tried; after a single one, growing begins anew."""
+        """A batch of `n` did not fit. Returns whether a smaller one can be tried; after a single
+        one, growing begins anew."""
         self.size, self._growing = max(1, n // 2), n == 1
         self._before, self._rates = 0.0, []
         return n > 1
@@ -134,7 +141,11 @@ class _Job:
         self.answers.update(enumerate(answers, piece.first))
         if len(self.answers) == self.n:
             kept = tuple(self.answers[i] for i in sorted(self.answers))
-            settle(self.done, self.sink, Record(self.n, kept, (self.tokens_in, sum(a.tokens_out for a in kept), 0)))
+            settle(
+                self.done,
+                self.sink,
+                Record(self.n, kept, (self.tokens_in, sum(a.tokens_out for a in kept), 0)),
+            )
 
     def refuse(self, reason: str) -> None:
         """A failure that no retry can mend."""
@@ -173,8 +184,14 @@ class Driver:
             Owed: not even alone does it fit into memory.
             MoraError: the model can't be loaded, or failed.
         """
-        pieces = [piece] if source.whole else [replace(piece, first=piece.first + i, n=1, seed=(piece.seed + i) & 0x7FFFFFFF)
-                                               for i in range(piece.n)]
+        pieces = (
+            [piece]
+            if source.whole
+            else [
+                replace(piece, first=piece.first + i, n=1, seed=(piece.seed + i) & 0x7FFFFFFF)
+                for i in range(piece.n)
+            ]
+        )
         job = _Job(pieces, piece.n, sink, asyncio.get_running_loop().create_future())
         self._lanes.setdefault((source, lane), []).append(job)
         self._window = source.settings.window
@@ -234,11 +251,13 @@ class Driver:
         work.sort(key=lambda w: -len(w[0].tokens))  # the largest first: what fits then, fits later
         sizer = self._sizers.setdefault(key, Sizer(source.settings.max_batch, source.whole))
         while work := [w for w in work if not w[1].done.done()]:
-            batch = work[:sizer.size]
+            batch = work[: sizer.size]
             if await self._batch(source, model, sizer, batch):
-                del work[:len(batch)]
+                del work[: len(batch)]
 
-    async def _batch(self, source: Source, model: Model, sizer: Sizer, batch: Sequence[tuple[Piece, _Job]]) -> bool:
+    async def _batch(
+        self, source: Source, model: Model, sizer: Sizer, batch: Sequence[tuple[Piece, _Job]]
+    ) -> bool:
         """Run one batch; False when memory ended and a smaller one is to be tried."""
         pieces, started = [p for p, _ in batch], self._clock()
         try:
@@ -246,13 +265,24 @@ class Driver:
         except MemoryError as e:
             if sizer.out_of_memory(len(batch)):
                 return False
-            batch[0][1].fail(Owed(f"out of memory on a single prompt of {len(pieces[0].tokens)} tokens with model {source.name} "
-                                  f"({e}): use a larger device, or a smaller max_tokens or local.max_length"))
+            batch[0][1].fail(
+                Owed(
+                    f"out of memory on a single prompt of {len(pieces[0].tokens)} tokens with model"
+                    f" {source.name} ({e}): use a larger device, or a smaller max_tokens or"
+                    " local.max_length"
+                )
+            )
             return True
         n_tokens = sum(len(p.tokens) for p in pieces)
-        sizer.ran(len(batch), n_tokens + sum(a.tokens_out for some in answers for a in some), self._clock() - started)
+        sizer.ran(
+            len(batch),
+            n_tokens + sum(a.tokens_out for some in answers for a in some),
+            self._clock() - started,
+        )
         self.tokens += n_tokens
-        self.padded += n_tokens if source.whole else max(len(p.tokens) for p in pieces) * len(pieces)
+        self.padded += (
+            n_tokens if source.whole else max(len(p.tokens) for p in pieces) * len(pieces)
+        )
         for (piece, job), some in zip(batch, answers, strict=True):
             job.put(piece, some)
         return True
@@ -265,8 +295,10 @@ class Driver:
             raise
         except Exception as e:
             said = " ".join(str(e).split())[:200]
-            raise EndpointError(f"model {source.name} failed ({type(e).__name__}: {said}): what was answered is kept, "
-                                "the same command goes on") from e
+            raise EndpointError(
+                f"model {source.name} failed ({type(e).__name__}: {said}): what was answered is"
+                " kept, the same command goes on"
+            ) from e
 
 
 def _encoded(model: Model, jobs: Sequence[_Job]) -> list[Sequence[int] | str]:
@@ -285,22 +317,38 @@ class InProcess:
 
     simulated = False
 
-    def __init__(self, driver: Driver, source: Callable[[Task], Source], role: RoleSettings, usage: Usage) -> None:
+    def __init__(
+        self, driver: Driver, source: Callable[[Task], Source], role: RoleSettings, usage: Usage
+    ) -> None:
         if not role.model:
-            raise SettingsError(f"engine {role.engine!r} needs a model: give --model with a folder or the name of a model")
+            raise SettingsError(
+                f"engine {role.engine!r} needs a model: give --model with a folder or the name of a"
+                " model"
+            )
         local = role.local
         self.model = role.model
         self.revision = role.revision
-        self.extra: Mapping[str, Any] = {**role.extra_body, **({"max_length": local.max_length} if local.max_length else {}),
-                                         **({"text_pair": True} if local.text_pair else {})}
+        self.extra: Mapping[str, Any] = {
+            **role.extra_body,
+            **({"max_length": local.max_length} if local.max_length else {}),
+            **({"text_pair": True} if local.text_pair else {}),
+        }
         self.n_per_request = 1 << 30 if role.n_per_request == "all" else role.n_per_request
         self._driver, self._source, self._usage, self._window = driver, source, usage, local.window
 
-    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+    async def send(
+        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+    ) -> Record:
         source = self._source("chat" if request.task == "chat" else "classify")
-        lane = None if source.whole else (request.task, replace(request.sampling, schema=None, pattern=None))
+        lane = (
+            None
+            if source.whole
+            else (request.task, replace(request.sampling, schema=None, pattern=None))
+        )
         self._usage.sent += 1
-        return await self._driver.ask(source, lane, Piece(request, first, n, (seed + first) & 0x7FFFFFFF), sink)
+        return await self._driver.ask(
+            source, lane, Piece(request, first, n, (seed + first) & 0x7FFFFFFF), sink
+        )
 
     @property
     def wants_more(self) -> bool:

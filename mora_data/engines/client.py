@@ -1,7 +1,9 @@
-"""The openai package as the way to POST: for providers whose sign-in it knows. Ten times the CPU per request of the others.
+"""The openai package as the way to POST: for providers whose sign-in it knows. Ten times the CPU
+per request of the others.
 
-`transport: openai` builds `openai.AsyncOpenAI` for the base URL; `transport: module:function` calls the user's own
-`function(base_url) -> AsyncOpenAI`, say one that returns `AsyncAzureOpenAI` with a token provider. Its retries are turned
+`transport: openai` builds `openai.AsyncOpenAI` for the base URL; `transport: module:function` calls
+the user's own `function(base_url) -> AsyncOpenAI`, say one that returns `AsyncAzureOpenAI` with a
+token provider. Its retries are turned
 off: they are counted and bounded in one place, for all transports.
 """
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 class ClientTransport:
     """An AsyncOpenAI, made when it is first used."""
 
-    def __init__(self, base_url: str, path: str, headers: Mapping[str, str], on_send: OnSend, kind: str) -> None:
+    def __init__(
+        self, base_url: str, path: str, headers: Mapping[str, str], on_send: OnSend, kind: str
+    ) -> None:
         self._base_url, self._path, self._on_send = base_url, path, on_send
         self._key = headers.get("Authorization", "").removeprefix("Bearer ")
         self._make = None if kind == "openai" else _own(kind)
@@ -37,12 +41,18 @@ class ClientTransport:
             self._client = self._opened()
         self._on_send()
         try:
-            reply = await self._client.post(self._path, cast_to=_reply_class(), body=orjson.loads(body),
-                                            options={"timeout": timeout_s, "max_retries": 0})
+            reply = await self._client.post(
+                self._path,
+                cast_to=_reply_class(),
+                body=orjson.loads(body),
+                options={"timeout": timeout_s, "max_retries": 0},
+            )
             return Reply(reply.status_code, reply.content)
         except openai.APIStatusError as e:
             after = e.response.headers.get("retry-after")
-            return Reply(e.status_code, e.response.content, parse_retry_after(after) if after else None)
+            return Reply(
+                e.status_code, e.response.content, parse_retry_after(after) if after else None
+            )
         except openai.APITimeoutError as e:
             raise Fault("timeout", f"no reply within {timeout_s:g} s") from e
         except openai.APIConnectionError as e:
@@ -61,8 +71,10 @@ class ClientTransport:
             client: AsyncOpenAI = self._make(self._base_url)
             return client
         except Exception as e:  # the user's code and what it calls
-            raise SettingsError(f"the openai client can't sign in ({' '.join(str(e).split())[:160]}): set what it asks for, "
-                                "or leave `transport` out") from e
+            raise SettingsError(
+                f"the openai client can't sign in ({' '.join(str(e).split())[:160]}): set what it"
+                " asks for, or leave `transport` out"
+            ) from e
 
 
 def _own(path: str) -> Any:
@@ -70,7 +82,9 @@ def _own(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as e:
-        raise SettingsError(f"can't load the transport {path!r}: {e}; give openai, or module:function") from e
+        raise SettingsError(
+            f"can't load the transport {path!r}: {e}; give openai, or module:function"
+        ) from e
 
 
 def _reply_class() -> Any:
@@ -78,7 +92,9 @@ def _reply_class() -> Any:
     for name in ("httpx2", "httpx"):
         with contextlib.suppress(ImportError):
             return importlib.import_module(name).Response
-    raise SettingsError("transport: openai finds neither httpx2 nor httpx: pip install --upgrade openai")
+    raise SettingsError(
+        "transport: openai finds neither httpx2 nor httpx: pip install --upgrade openai"
+    )
 
 
 def _kind(error: BaseException) -> str:

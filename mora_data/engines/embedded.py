@@ -18,7 +18,9 @@ _YIELD_EVERY = 32
 CHARS_PER_TOKEN = 4
 
 
-def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> ScriptedEngine:
+def opened(
+    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+) -> ScriptedEngine:
     """The embedded simulator: no model, no download; for --sample, tests and demos."""
     return ScriptedEngine(build.scripted, build.seed, usage)
 
@@ -37,9 +39,14 @@ class ScriptedEngine:
         self._scripted = Scripted(settings, seed)
         self._usage = usage
 
-    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+    async def send(
+        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+    ) -> Record:
         if request.task != "chat":
-            raise SettingsError(f"the simulator is no classifier, and {request.role} asks for one: give the reward an `endpoint`")
+            raise SettingsError(
+                f"the simulator is no classifier, and {request.role} asks for one: give the reward"
+                " an `endpoint`"
+            )
         self._usage.simulated += 1
         role = "judge" if request.role.startswith(REWARD_ROLE) else request.role
         answers = self._scripted.answer(replace(request, role=role, n=n, first=first), seed)

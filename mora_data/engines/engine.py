@@ -1,7 +1,8 @@
 """What an engine is: it turns one request for n samples into one record of answers.
 
-Everything else (keys, replay, top-ups) is in `ask`, once, above the engines. A new engine is a class, a function `opened`
-that makes one for a role, and a line in `ENGINES`; or a dotted path `module:function` as `policy.engine`.
+Everything else (keys, replay, top-ups) is in `ask`, once, above the engines. A new engine is a
+class, a function `opened` that makes one for a role, and a line in `ENGINES`; or a dotted path
+`module:function` as `policy.engine`.
 """
 
 from __future__ import annotations
@@ -62,12 +63,16 @@ class Usage:
     retries: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)  # permanent failures by status
     by_model: dict[str, list[int]] = field(default_factory=dict)  # tokens in, out, cached
-    by_prompt: dict[str, dict[str, list[int]]] | None = None  # the same for each prompt, with the replies; only where wanted
-    replicas_out: dict[str, str] = field(default_factory=dict)  # base URLs that were taken out, and why the last time
+    # the same for each prompt, with the replies; only where wanted
+    by_prompt: dict[str, dict[str, list[int]]] | None = None
+    # base URLs that were taken out, and why the last time
+    replicas_out: dict[str, str] = field(default_factory=dict)
     slots: list[Slots] = field(default_factory=list)
-    busy_elsewhere_s: tuple[float, float] = (0.0, 0.0)  # seconds of slots in use, and of slots there were, in other processes
+    # seconds of slots in use, and of slots there were, in other processes
+    busy_elsewhere_s: tuple[float, float] = (0.0, 0.0)
     on_tokens: Callable[[], None] | None = None  # called after every reply; may raise LimitReached
-    stopped: MoraError | None = None  # nothing more is sent; what is in flight may still be answered
+    # nothing more is sent; what is in flight may still be answered
+    stopped: MoraError | None = None
 
     @property
     def requests(self) -> int:
@@ -75,8 +80,9 @@ class Usage:
         return self.sent or self.simulated
 
     async def settled(self, enough: Callable[[], bool] = lambda: False) -> None:
-        """Return when no coroutine goes on without an answer from an engine (or when there is `enough`): then a batch is as
-        full as it gets. They are still when turn after turn of the event loop nobody asks and no prompt is begun."""
+        """Return when no coroutine goes on without an answer from an engine (or when there is
+        `enough`): then a batch is as full as it gets. They are still when turn after turn of the
+        event loop nobody asks and no prompt is begun."""
         quiet = 0
         while quiet < QUIET_TURNS and not enough():
             before = (self.calls, self.prompts_begun)
@@ -91,15 +97,27 @@ class Usage:
 
     def numbers(self) -> Usage:
         """A copy that can be sent to another process."""
-        return replace(self, retries=Counter(self.retries), failed=Counter(self.failed), replicas_out=dict(self.replicas_out),
-                       by_model={m: list(t) for m, t in self.by_model.items()}, by_prompt=None, slots=[],
-                       busy_elsewhere_s=self._busy_s(), on_tokens=None, stopped=None)
+        return replace(
+            self,
+            retries=Counter(self.retries),
+            failed=Counter(self.failed),
+            replicas_out=dict(self.replicas_out),
+            by_model={m: list(t) for m, t in self.by_model.items()},
+            by_prompt=None,
+            slots=[],
+            busy_elsewhere_s=self._busy_s(),
+            on_tokens=None,
+            stopped=None,
+        )
 
     def take(self, parts: Sequence[Usage]) -> None:
-        """Become the sum of the numbers of several processes; `slots` and what is to be called stay."""
+        """Become the sum of the numbers of several processes; `slots` and what is to be called
+        stay."""
         for name in _SUMMED:
             setattr(self, name, sum(getattr(p, name) for p in parts))
-        self.retries, self.failed = (sum((getattr(p, c) for p in parts), Counter[str]()) for c in ("retries", "failed"))
+        self.retries, self.failed = (
+            sum((getattr(p, c) for p in parts), Counter[str]()) for c in ("retries", "failed")
+        )
         self.replicas_out = {url: why for p in parts for url, why in p.replicas_out.items()}
         self.by_model = {}
         for p in parts:
@@ -133,12 +151,23 @@ class Usage:
             self.stopped = error
 
 
-_SUMMED = ("sent", "simulated", "calls", "replayed", "repeated", "tokens_in", "tokens_out", "tokens_cached")
+_SUMMED = (
+    "sent",
+    "simulated",
+    "calls",
+    "replayed",
+    "repeated",
+    "tokens_in",
+    "tokens_out",
+    "tokens_cached",
+)
 
 
 def _add(totals: dict[str, list[int]], model: str, numbers: Sequence[int]) -> None:
     before = totals.get(model)
-    totals[model] = list(numbers) if before is None else [a + b for a, b in zip(before, numbers, strict=True)]
+    totals[model] = (
+        list(numbers) if before is None else [a + b for a, b in zip(before, numbers, strict=True)]
+    )
 
 
 class Engine(Protocol):
@@ -150,8 +179,11 @@ class Engine(Protocol):
     n_per_request: int  # samples asked for at once, at most
     simulated: bool
 
-    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
-        """Ask for samples `first` .. `first + n - 1` of `request`; give the record to `sink` before the slot is free.
+    async def send(
+        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+    ) -> Record:
+        """Ask for samples `first` .. `first + n - 1` of `request`; give the record to `sink` before
+        the slot is free.
 
         Fewer answers than `n` may come. A failure that no retry can mend is a record of errors.
 
@@ -172,6 +204,9 @@ class Engine(Protocol):
 
 
 class Opened(Protocol):
-    """Makes the engine of one role. Roles of a build share `shared`, so that those on one base URL share its slots."""
+    """Makes the engine of one role. Roles of a build share `shared`, so that those on one base URL
+    share its slots."""
 
-    def __call__(self, role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> Engine: ...
+    def __call__(
+        self, role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+    ) -> Engine: ...

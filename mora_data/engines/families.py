@@ -6,10 +6,11 @@ import re
 
 
 def family(model: str) -> str:
-    """The family that a model's name tells: `org/Qwen2.5-7B-Instruct` -> `qwen`; empty when the name tells none.
+    """The family that a model's name tells: `org/Qwen2.5-7B-Instruct` -> `qwen`; empty when the
+    name tells none.
 
-    The word that it begins with, of three letters or more and without the vendor's (`org/`, `region.vendor.`), unless a word in
-    it is known to belong to a family of another name.
+    The word that it begins with, of three letters or more and without the vendor's (`org/`,
+    `region.vendor.`), unless a word in it is known to belong to a family of another name.
     """
     name = re.sub(r"^(?:[a-z]{2,}\.)+(?=[a-z])", "", model.rpartition("/")[2].lower())
     for pattern, known in _KIN:
@@ -26,5 +27,10 @@ def same_family(policy: str, judge: str) -> str:
 
 
 _KIN = (
-    (r"qwen|qwq|qvq", "qwen"), (r"mi[sx]tral|ministral|codestral|magistral|devstral|zephyr", "mistral"),
-    (r"llama|vicuna|alpaca|tulu", "llama"), (r"gemma|gemini|palm", "google"), (r"gpt|^o[134]\b|davinci", "gpt"), (r"glm", "glm"))
+    (r"qwen|qwq|qvq", "qwen"),
+    (r"mi[sx]tral|ministral|codestral|magistral|devstral|zephyr", "mistral"),
+    (r"llama|vicuna|alpaca|tulu", "llama"),
+    (r"gemma|gemini|palm", "google"),
+    (r"gpt|^o[134]\b|davinci", "gpt"),
+    (r"glm", "glm"),
+)

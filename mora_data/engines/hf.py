@@ -1,8 +1,9 @@
 """transformers models behind the batches: torch is imported with this module, in the worker thread.
 
-`Generator` samples by inverse transform: one uniform number per row and step, drawn beforehand from the row's own seed, picks
-the token from the row's own distribution. `generate` itself draws all rows from one global generator, so a sample would
-depend on its neighbours; here they share nothing but the arithmetic.
+`Generator` samples by inverse transform: one uniform number per row and step, drawn beforehand from
+the row's own seed, picks the token from the row's own distribution. `generate` itself draws all
+rows from one global generator, so a sample would depend on its neighbours; here they share nothing
+but the arithmetic.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from typing import Any
 import orjson
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from ..config import LocalSettings
 from ..errors import SettingsError
@@ -27,17 +33,22 @@ Logprobs = tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
 class Generator:
     """Chat answers of a causal model.
 
-    Reproducible per sample: the same seed, prompt and sampling give the same text on the same machine, alone or in any batch,
-    as far as the logits agree. They agree to rounding only: another batch size or more padding changes sums in their last bits,
-    and where a draw falls within that distance of the boundary between two tokens, the sample takes the other one and goes its
-    own way from there. That is rare in float32 and not rare in bfloat16. Batch sizes are found by timing, so a run from
-    scratch may differ in such places; answers in the log are never made again.
+    Reproducible per sample: the same seed, prompt and sampling give the same text on the same
+    machine, alone or in any batch, as far as the logits agree. They agree to rounding only: another
+    batch size or more padding changes sums in their last bits, and where a draw falls within that
+    distance of the boundary between two tokens, the sample takes the other one and goes its own way
+    from there. That is rare in float32 and not rare in bfloat16. Batch sizes are found by timing,
+    so a run from scratch may differ in such places; answers in the log are never made again.
     """
 
-    def __init__(self, name: str, revision: str | None, settings: LocalSettings, stop: threading.Event) -> None:
+    def __init__(
+        self, name: str, revision: str | None, settings: LocalSettings, stop: threading.Event
+    ) -> None:
         self._tokenizer = _tokenizer(name, revision)
         if not self._tokenizer.chat_template:
-            raise SettingsError(f"model {name} has no chat template: give an instruction-tuned model")
+            raise SettingsError(
+                f"model {name} has no chat template: give an instruction-tuned model"
+            )
         self._model, self._device = _load(AutoModelForCausalLM, name, revision, settings)
         self._limit = _limit(self._model.config, self._tokenizer, settings)
         self._stop = stop
@@ -46,7 +57,9 @@ class Generator:
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
         pad = self._tokenizer.pad_token_id
         self._pad = pad if pad is not None else (self._ends or [0])[0]
-        self._model.generation_config = transformers.GenerationConfig(eos_token_id=self._ends or None, pad_token_id=self._pad)
+        self._model.generation_config = transformers.GenerationConfig(
+            eos_token_id=self._ends or None, pad_token_id=self._pad
+        )
 
     def encode(self, request: Request) -> list[int]:
         """The prompt's tokens, up to where the answer begins."""
@@ -68,35 +81,79 @@ class Generator:
         sampling = pieces[0].request.sampling
         ids, mask = _padded([p.tokens for p in pieces], self._pad, self._device, left=True)
         room = [min(sampling.max_tokens, self._limit - len(p.tokens)) for p in pieces]
-        picker = _Picker([p.seed for p in pieces], max(room), sampling.temperature, sampling.top_p, sampling.logprobs, self._device)
+        picker = _Picker(
+            [p.seed for p in pieces],
+            max(room),
+            sampling.temperature,
+            sampling.top_p,
+            sampling.logprobs,
+            self._device,
+        )
         ended = _Ended(room, ids.shape[1], self._stop, self._device)
-        stops = {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer} if sampling.stop else {}
-        out = self._model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max(room), do_sample=False,
-                                   logits_processor=[picker], stopping_criteria=[ended], **stops)
-        rows = out[:, ids.shape[1]:].tolist()
-        return [(self._answer(row[:n], sampling.stop, picker.logprobs(i, self._tokenizer)),)
-                for i, (row, n) in enumerate(zip(rows, room, strict=True))]
+        stops = (
+            {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer}
+            if sampling.stop
+            else {}
+        )
+        out = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max(room),
+            do_sample=False,
+            logits_processor=[picker],
+            stopping_criteria=[ended],
+            **stops,
+        )
+        rows = out[:, ids.shape[1] :].tolist()
+        return [
+            (self._answer(row[:n], sampling.stop, picker.logprobs(i, self._tokenizer)),)
+            for i, (row, n) in enumerate(zip(rows, room, strict=True))
+        ]
 
     def _answer(self, row: list[int], stops: Sequence[str], logprobs: Logprobs | None) -> Answer:
         end = next((i for i, t in enumerate(row) if t in self._ends), None)
         n = len(row) if end is None else end + 1
         text: str = self._tokenizer.decode(row[:n], skip_special_tokens=True)
         cut = min((at for s in stops if (at := text.find(s)) >= 0), default=None)
-        if cut is not None:  # rows that end before the longest one are filled up: count what the text needed
-            n = next((i for i in range(1, n + 1) if any(s in self._tokenizer.decode(row[:i], skip_special_tokens=True)
-                                                        for s in stops)), n)
+        # rows that end before the longest one are filled up: count what the text needed
+        if cut is not None:
+            n = next(
+                (
+                    i
+                    for i in range(1, n + 1)
+                    if any(
+                        s in self._tokenizer.decode(row[:i], skip_special_tokens=True)
+                        for s in stops
+                    )
+                ),
+                n,
+            )
         reason = "length" if end is None and cut is None else "stop"
-        return Answer(text if cut is None else text[:cut], reason, n, logprobs=None if logprobs is None else logprobs[:n])
+        return Answer(
+            text if cut is None else text[:cut],
+            reason,
+            n,
+            logprobs=None if logprobs is None else logprobs[:n],
+        )
 
 
 class _Picker:
-    """Chooses each row's next token and leaves only that one possible, so that greedy search takes it.
+    """Chooses each row's next token and leaves only that one possible, so that greedy search takes
+    it.
 
-    A token is kept by `top_p` when the mass before it is under `top_p` (the first is always kept), as on vLLM. Log-probabilities
-    are those of the model, before temperature and top_p.
+    A token is kept by `top_p` when the mass before it is under `top_p` (the first is always kept),
+    as on vLLM. Log-probabilities are those of the model, before temperature and top_p.
     """
 
-    def __init__(self, seeds: Sequence[int], steps: int, temperature: float, top_p: float, top: int, device: Any) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        steps: int,
+        temperature: float,
+        top_p: float,
+        top: int,
+        device: Any,
+    ) -> None:
         self._temperature, self._top_p, self._top = temperature, top_p, top
         self._step = 0
         self._said: list[tuple[Any, Any, Any]] = []
@@ -106,7 +163,11 @@ class _Picker:
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         logits = scores.float()
-        chosen = logits.argmax(-1, keepdim=True) if self._temperature == 0 else self._sample(logits / self._temperature)
+        chosen = (
+            logits.argmax(-1, keepdim=True)
+            if self._temperature == 0
+            else self._sample(logits / self._temperature)
+        )
         if self._top:
             top = torch.log_softmax(logits, -1).topk(self._top)
             self._said.append((chosen.cpu(), top.indices.cpu(), top.values.cpu()))
@@ -114,14 +175,15 @@ class _Picker:
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
 
     def _sample(self, logits: Any) -> Any:
-        draw = self._draws_N_T[:, self._step:self._step + 1]
+        draw = self._draws_N_T[:, self._step : self._step + 1]
         probs, order = torch.softmax(logits, -1), None
         if self._top_p < 1:
             probs, order = probs.sort(dim=-1, descending=True, stable=True)
             probs = probs * (probs.cumsum(-1) - probs < self._top_p)
         mass = probs.cumsum(-1)
         at = torch.searchsorted(mass, draw * mass[:, -1:], right=True)
-        last = (probs > 0).cumsum(-1).argmax(-1, keepdim=True)  # the last token that is possible at all
+        # the last token that is possible at all
+        last = (probs > 0).cumsum(-1).argmax(-1, keepdim=True)
         at = torch.minimum(at, last)
         return at if order is None else order.gather(-1, at)
 
@@ -130,15 +192,24 @@ class _Picker:
         if not self._top:
             return None
         word = tokenizer.decode
-        return tuple((word([int(chosen[row, 0])]), tuple((word([i]), v) for i, v in zip(ids[row].tolist(), values[row].tolist(),
-                                                                                        strict=True)))
-                     for chosen, ids, values in self._said)
+        return tuple(
+            (
+                word([int(chosen[row, 0])]),
+                tuple(
+                    (word([i]), v)
+                    for i, v in zip(ids[row].tolist(), values[row].tolist(), strict=True)
+                ),
+            )
+            for chosen, ids, values in self._said
+        )
 
 
 class _Ended:
     """Ends a row at its own last token, and every row when the build stops."""
 
-    def __init__(self, room: Sequence[int], prompt: int, stop: threading.Event, device: Any) -> None:
+    def __init__(
+        self, room: Sequence[int], prompt: int, stop: threading.Event, device: Any
+    ) -> None:
         self._room = torch.tensor(room, device=device)
         self._prompt = prompt
         self._stop = stop
@@ -156,9 +227,13 @@ class Classifier:
         self._tokenizer = _tokenizer(name, revision)
         self._pair = not self._tokenizer.chat_template
         if self._pair and not settings.text_pair:
-            raise SettingsError(f"classifier {name} has no chat template: set local.text_pair=true to give it the turns before the "
-                                "answer and the answer as a pair of texts, if it was trained so")
-        self._model, self._device = _load(AutoModelForSequenceClassification, name, revision, settings)
+            raise SettingsError(
+                f"classifier {name} has no chat template: set local.text_pair=true to give it the"
+                " turns before the answer and the answer as a pair of texts, if it was trained so"
+            )
+        self._model, self._device = _load(
+            AutoModelForSequenceClassification, name, revision, settings
+        )
         self._limit = _limit(self._model.config, self._tokenizer, settings)
 
     def encode(self, request: Request) -> list[int]:
@@ -183,24 +258,39 @@ class Classifier:
     def _run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
         if self._pair:  # the tokenizer knows which tokens belong to which text
             texts, answers = zip(*(_pair(p.request.messages) for p in pieces), strict=True)
-            inputs = self._tokenizer(list(texts), list(answers), padding=True, return_tensors="pt").to(self._device)
+            inputs = self._tokenizer(
+                list(texts), list(answers), padding=True, return_tensors="pt"
+            ).to(self._device)
         else:
             self._model.config.pad_token_id = pad = self._padding(pieces)
             ids, mask = _padded([p.tokens for p in pieces], pad, self._device, left=False)
             inputs = {"input_ids": ids, "attention_mask": mask}
         logits_N_L = self._model(**inputs).logits.float().cpu()
         whole = torch.isfinite(logits_N_L).all(-1).tolist()
-        return [(Answer(orjson.dumps(row).decode()) if ok else Answer("", "error", error="outputs_not_finite"),)
-                for row, ok in zip(logits_N_L.tolist(), whole, strict=True)]
+        return [
+            (
+                (
+                    Answer(orjson.dumps(row).decode())
+                    if ok
+                    else Answer("", "error", error="outputs_not_finite")
+                ),
+            )
+            for row, ok in zip(logits_N_L.tolist(), whole, strict=True)
+        ]
 
     def _padding(self, pieces: Sequence[Piece]) -> int:
-        """A token that no text of the batch holds: decoder classifiers read their output at the last token that is not padding,
-        and a padding token equal to the end-of-turn token would move that place."""
+        """A token that no text of the batch holds: decoder classifiers read their output at the
+        last token that is not padding, and a padding token equal to the end-of-turn token would
+        move that place."""
         used = {t for p in pieces for t in p.tokens}
         own = self._tokenizer.pad_token_id
         if own is not None and own not in used:
             return int(own)
-        return next(t for t in range(self._model.config.get_text_config().vocab_size - 1, -1, -1) if t not in used)
+        return next(
+            t
+            for t in range(self._model.config.get_text_config().vocab_size - 1, -1, -1)
+            if t not in used
+        )
 
 
 def _pair(messages: Messages) -> tuple[str, str]:
@@ -212,32 +302,57 @@ def _tokenizer(name: str, revision: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as e:
-        raise SettingsError(f"model {name} can't be read ({' '.join(str(e).split())[:200]}): give a folder or the name of a model "
-                            "on the Hub") from e
+        raise SettingsError(
+            f"model {name} can't be read ({' '.join(str(e).split())[:200]}): give a folder or the"
+            " name of a model on the Hub"
+        ) from e
 
 
 def _load(kind: Any, name: str, revision: str | None, settings: LocalSettings) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()  # the progress line is ours
-    device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
+    device = (
+        settings.device
+        if settings.device != "auto"
+        else "cuda"
+        if torch.cuda.is_available()
+        else "cpu"
+    )
+    dtype = (
+        settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
+    )
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
-        made, report = kind.from_pretrained(name, revision=revision, config=config, dtype=getattr(torch, dtype),
-                                            output_loading_info=True)
+        made, report = kind.from_pretrained(
+            name,
+            revision=revision,
+            config=config,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+        )
         model = made.to(device).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise SettingsError(f"model {name} can't be loaded on {device} ({' '.join(str(e).split())[:200]})") from e
+        raise SettingsError(
+            f"model {name} can't be loaded on {device} ({' '.join(str(e).split())[:200]})"
+        ) from e
     missing = sorted(report["missing_keys"])
     if missing:
-        raise SettingsError(f"model {name} has no weights for {missing[0]} ({len(missing)} missing): it is no model for this task")
+        raise SettingsError(
+            f"model {name} has no weights for {missing[0]} ({len(missing)} missing): it is no model"
+            " for this task"
+        )
     return model, torch.device(device)
 
 
 def _templated(tokenizer: Any, messages: Messages, answer_follows: bool) -> list[int]:
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer_follows)
-    except Exception as e:  # a template is the model's own program: whatever it raises, this conversation is not for it
-        raise Refused(f"the model's chat template refuses the conversation: {' '.join(str(e).split())[:150]}") from e
+        text = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=answer_follows
+        )
+    # a template is the model's own program: whatever it raises, this conversation is not for it
+    except Exception as e:
+        raise Refused(
+            f"the model's chat template refuses the conversation: {' '.join(str(e).split())[:150]}"
+        ) from e
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
@@ -251,7 +366,13 @@ def _fitting(ids: list[int], limit: int) -> list[int]:
 def _limit(config: Any, tokenizer: Any, settings: LocalSettings) -> int:
     """Longest sequence, in tokens."""
     own = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(min(x for x in (own, tokenizer.model_max_length, settings.max_length, 1 << 20) if x is not None and x > 0))
+    return int(
+        min(
+            x
+            for x in (own, tokenizer.model_max_length, settings.max_length, 1 << 20)
+            if x is not None and x > 0
+        )
+    )
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: Any, left: bool) -> tuple[Any, Any]:
@@ -259,11 +380,16 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, device: Any, left: bool) ->
     width = max(len(r) for r in rows)
     fill = [[pad] * (width - len(r)) for r in rows]
     ids = [[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)]
-    mask = [[0] * len(f) + [1] * len(r) if left else [1] * len(r) + [0] * len(f) for r, f in zip(rows, fill, strict=True)]
+    mask = [
+        [0] * len(f) + [1] * len(r) if left else [1] * len(r) + [0] * len(f)
+        for r, f in zip(rows, fill, strict=True)
+    ]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _on_device(device: Any, work: Callable[[], list[tuple[Answer, ...]]]) -> list[tuple[Answer, ...]]:
+def _on_device(
+    device: Any, work: Callable[[], list[tuple[Answer, ...]]]
+) -> list[tuple[Answer, ...]]:
     """Run without gradients; memory that ran out is given back before it is said."""
     try:
         with torch.inference_mode():

@@ -1,8 +1,10 @@
-"""Two ways to POST a JSON body and read the whole reply: a keep-alive client for plain http, aiohttp for the rest.
+"""Two ways to POST a JSON body and read the whole reply: a keep-alive client for plain http,
+aiohttp for the rest.
 
-`PlainTransport` speaks HTTP/1.1 to local servers (vLLM, llama.cpp, ...) at a third of aiohttp's CPU per request: no
-proxies, no redirects, no compression, no TLS. `transport_for` picks it for `http://` when no proxy is set. Both raise
-`Fault` for anything that is not a whole reply. A third, over the openai package, is in `client`.
+`PlainTransport` speaks HTTP/1.1 to local servers (vLLM, llama.cpp, ...) at a third of aiohttp's CPU
+per request: no proxies, no redirects, no compression, no TLS. `transport_for` picks it for
+`http://` when no proxy is set. Both raise `Fault` for anything that is not a whole reply. A third,
+over the openai package, is in `client`.
 """
 
 from __future__ import annotations
@@ -57,9 +59,16 @@ class Transport(Protocol):
         """Drop every connection."""
 
 
-def transport_for(base_url: str, path: str, headers: Mapping[str, str], connections: int, on_send: OnSend,
-                  kind: str = "auto") -> Transport:
-    """The transport for `path` under a base URL; `on_send` is called for every request that goes out, resent ones too.
+def transport_for(
+    base_url: str,
+    path: str,
+    headers: Mapping[str, str],
+    connections: int,
+    on_send: OnSend,
+    kind: str = "auto",
+) -> Transport:
+    """The transport for `path` under a base URL; `on_send` is called for every request that goes
+    out, resent ones too.
 
     Raises:
         SettingsError: not an http(s) URL, or no such kind of transport.
@@ -72,7 +81,9 @@ def transport_for(base_url: str, path: str, headers: Mapping[str, str], connecti
     except ValueError:  # of the port, or of an IPv6 address
         known = False
     if not known:
-        raise SettingsError(f"base URL {base_url!r} is not an http(s) address: write it as http://127.0.0.1:8000/v1")
+        raise SettingsError(
+            f"base URL {base_url!r} is not an http(s) address: write it as http://127.0.0.1:8000/v1"
+        )
     if kind != "auto":
         from .client import ClientTransport
 
@@ -85,15 +96,22 @@ def transport_for(base_url: str, path: str, headers: Mapping[str, str], connecti
 
 
 class PlainTransport:
-    """Keep-alive connections on asyncio.Protocol, one request at a time each; opened on demand, reused last in first out."""
+    """Keep-alive connections on asyncio.Protocol, one request at a time each; opened on demand,
+    reused last in first out."""
 
     def __init__(self, url: str, headers: Mapping[str, str], on_send: OnSend) -> None:
         parts = urlsplit(url)
         self._on_send = on_send
         self._host, self._port = parts.hostname or "", parts.port or 80
         path = parts.path + (f"?{parts.query}" if parts.query else "")
-        lines = [f"POST {path or '/'} HTTP/1.1", f"Host: {parts.netloc.rpartition('@')[2]}", "Content-Type: application/json",
-                 "Accept: application/json", *(f"{k}: {v}" for k, v in headers.items()), "Content-Length: "]
+        lines = [
+            f"POST {path or '/'} HTTP/1.1",
+            f"Host: {parts.netloc.rpartition('@')[2]}",
+            "Content-Type: application/json",
+            "Accept: application/json",
+            *(f"{k}: {v}" for k, v in headers.items()),
+            "Content-Length: ",
+        ]
         self._head = "\r\n".join(lines).encode("latin-1")
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
@@ -160,11 +178,25 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)")
 
 
 class _Connection(asyncio.BufferedProtocol):
-    __slots__ = ("_body_at", "_buffer", "_chunked", "_close_after", "_inbox", "_need", "_retry_after", "_status", "_transport",
-                 "_used", "_waiter", "deadline", "timeout_s")
+    __slots__ = (
+        "_body_at",
+        "_buffer",
+        "_chunked",
+        "_close_after",
+        "_inbox",
+        "_need",
+        "_retry_after",
+        "_status",
+        "_transport",
+        "_used",
+        "_waiter",
+        "deadline",
+        "timeout_s",
+    )
 
     def __init__(self) -> None:
-        self._inbox = memoryview(bytearray(_INBOX_BYTES))  # asyncio.Protocol would allocate 256 kB for every reply
+        # asyncio.Protocol would allocate 256 kB for every reply
+        self._inbox = memoryview(bytearray(_INBOX_BYTES))
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Reply] | None = None
         self._buffer = b""
@@ -198,7 +230,8 @@ class _Connection(asyncio.BufferedProtocol):
 
     # asyncio.BufferedProtocol
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's, which Ray's workers run on, is none by inheritance
+        # uvloop's, which Ray's workers run on, is none by inheritance
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -221,12 +254,18 @@ class _Connection(asyncio.BufferedProtocol):
         if self._waiter is None or self._waiter.done():
             return
         if self._body_at and self._need < 0 and not self._chunked and exc is None:
-            self._finish(self._buffer[self._body_at:])  # a body that ends with the connection
+            self._finish(self._buffer[self._body_at :])  # a body that ends with the connection
         elif self._used and not self._buffer:
             self._waiter.set_exception(_ClosedIdle())
         else:
-            self._waiter.set_exception(Fault("reset", "the server closed the connection in the middle of a reply"
-                                             if self._buffer else "the server closed the connection without a reply"))
+            self._waiter.set_exception(
+                Fault(
+                    "reset",
+                    "the server closed the connection in the middle of a reply"
+                    if self._buffer
+                    else "the server closed the connection without a reply",
+                )
+            )
 
     def _read_head(self) -> bool:
         while True:
@@ -235,13 +274,13 @@ class _Connection(asyncio.BufferedProtocol):
                 if len(self._buffer) > 65536:
                     raise ValueError("64 kB without the end of its head")
                 return False
-            head = self._buffer[:end + 2].lower()
+            head = self._buffer[: end + 2].lower()
             if not head.startswith(b"http/1."):
                 raise ValueError(repr(head[:20]))
             self._status = int(head[9:12])
             if self._status >= 200:
                 break
-            self._buffer = self._buffer[end + 4:]
+            self._buffer = self._buffer[end + 4 :]
         self._body_at = end + 4
         length = _LENGTH.search(head)
         self._need = self._body_at + int(length[1]) if length else -1
@@ -255,8 +294,12 @@ class _Connection(asyncio.BufferedProtocol):
     def _read_body(self) -> None:
         if self._need >= 0:
             if len(self._buffer) >= self._need:
-                self._finish(self._buffer[self._body_at:self._need])
-        elif self._chunked and self._buffer.endswith(b"0\r\n\r\n") and (body := _dechunk(self._buffer, self._body_at)) is not None:
+                self._finish(self._buffer[self._body_at : self._need])
+        elif (
+            self._chunked
+            and self._buffer.endswith(b"0\r\n\r\n")
+            and (body := _dechunk(self._buffer, self._body_at)) is not None
+        ):
             self._finish(body)
 
     def _finish(self, body: bytes) -> None:
@@ -285,7 +328,7 @@ def _dechunk(buffer: bytes, at: int) -> bytes | None:
         at = line + 2
         if len(buffer) < at + size + 2:
             return None
-        parts.append(buffer[at:at + size])
+        parts.append(buffer[at : at + size])
         at += size + 2
 
 
@@ -295,7 +338,8 @@ def _retry_after(head: bytes) -> float | None:
 
 
 def parse_retry_after(value: str) -> float | None:
-    """Seconds to wait from a Retry-After header (seconds or an HTTP date), at most 600; None when unreadable."""
+    """Seconds to wait from a Retry-After header (seconds or an HTTP date), at most 600; None when
+    unreadable."""
     try:
         seconds = float(value)
     except ValueError:
@@ -309,7 +353,9 @@ def parse_retry_after(value: str) -> float | None:
 class AiohttpTransport:
     """aiohttp, for TLS and proxies; imported when first used."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], connections: int, on_send: OnSend) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str], connections: int, on_send: OnSend
+    ) -> None:
         import aiohttp
 
         self._aiohttp = aiohttp
@@ -322,19 +368,26 @@ class AiohttpTransport:
     async def post(self, body: bytes, timeout_s: float) -> Reply:
         a = self._aiohttp
         if self._session is None:
-            self._session = a.ClientSession(connector=a.TCPConnector(limit=self._connections), headers=self._headers,
-                                            trust_env=True)
+            self._session = a.ClientSession(
+                connector=a.TCPConnector(limit=self._connections),
+                headers=self._headers,
+                trust_env=True,
+            )
         timeout = a.ClientTimeout(total=timeout_s, connect=min(CONNECT_S, timeout_s))
         self._on_send()
         try:
-            async with self._session.post(self._url, data=body, allow_redirects=False, timeout=timeout) as r:
+            async with self._session.post(
+                self._url, data=body, allow_redirects=False, timeout=timeout
+            ) as r:
                 raw = await r.read()
                 after = r.headers.get("Retry-After")
                 return Reply(r.status, raw, parse_retry_after(after) if after else None)
         except (TimeoutError, asyncio.TimeoutError) as e:
             raise Fault("timeout", f"no reply within {timeout_s:g} s") from e
         except a.ClientConnectorError as e:
-            raise Fault("dns" if isinstance(e, a.ClientConnectorDNSError) else "refused", str(e.os_error)) from e
+            raise Fault(
+                "dns" if isinstance(e, a.ClientConnectorDNSError) else "refused", str(e.os_error)
+            ) from e
         except (a.ClientError, OSError) as e:
             raise Fault("reset", e.__class__.__name__) from e
 

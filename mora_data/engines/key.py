@@ -1,7 +1,9 @@
-"""The key of a request: a hash of everything that can change its answers, and of nothing that cannot.
+"""The key of a request: a hash of everything that can change its answers, and of nothing that
+cannot.
 
-In it: model and revision, rendered messages, sampling parameters, purpose, seed. Not in it: base URL, timeout, retries,
-concurrency, samples per request. The encoder is part of the definition (orjson, sorted keys): a golden test holds it.
+In it: model and revision, rendered messages, sampling parameters, purpose, seed. Not in it: base
+URL, timeout, retries, concurrency, samples per request. The encoder is part of the definition
+(orjson, sorted keys): a golden test holds it.
 """
 
 from __future__ import annotations
@@ -16,12 +18,18 @@ from ..types import Request
 
 
 def encode(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
-    """The canonical JSON object of the request body, without `n` and `seed`: one encode serves key and wire."""
+    """The canonical JSON object of the request body, without `n` and `seed`: one encode serves key
+    and wire."""
     if request.task != "chat":
         return _rating(request, model, extra)
     s = request.sampling
-    body: dict[str, Any] = {"messages": request.messages, "model": model, "temperature": s.temperature, "top_p": s.top_p,
-                            "max_tokens": s.max_tokens}
+    body: dict[str, Any] = {
+        "messages": request.messages,
+        "model": model,
+        "temperature": s.temperature,
+        "top_p": s.top_p,
+        "max_tokens": s.max_tokens,
+    }
     if s.stop:
         body["stop"] = s.stop
     if s.logprobs:
@@ -33,7 +41,8 @@ def encode(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
 
 
 def _rating(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
-    """The whole body of a classify or pooling request; a single message is a text whose template is applied already."""
+    """The whole body of a classify or pooling request; a single message is a text whose template is
+    applied already."""
     body: dict[str, Any] = {"model": model, "use_activation": False}
     if len(request.messages) == 1:
         body["input"] = request.messages[0]["content"]
@@ -46,13 +55,17 @@ def _rating(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
 
 
 def with_pattern(canon: bytes, schema: Mapping[str, object], pattern: str) -> bytes:
-    """The body with its schema replaced by vLLM's `structured_outputs` pattern, which leaves no room for white space."""
+    """The body with its schema replaced by vLLM's `structured_outputs` pattern, which leaves no
+    room for white space."""
     field = orjson.dumps({"response_format": _format(schema)}, option=orjson.OPT_SORT_KEYS)[1:-1]
     return canon.replace(field, orjson.dumps({"structured_outputs": {"regex": pattern}})[1:-1], 1)
 
 
 def _format(schema: Mapping[str, object]) -> dict[str, object]:
-    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "reply", "strict": True, "schema": schema},
+    }
 
 
 def base_key(canon: bytes, purpose: str, seed: int, revision: str | None) -> bytes:

@@ -1,11 +1,12 @@
-"""Any OpenAI-compatible HTTP endpoint: one `Endpoint` per list of base URLs, one `HttpEngine` per role on it.
+"""Any OpenAI-compatible HTTP endpoint: one `Endpoint` per list of base URLs, one `HttpEngine` per
+role on it.
 
 What a reply means, by type and status code, never by its words:
     200                       answers; counted, and fewer than asked are topped up by the caller
     408 409 425 429 5xx       may pass: tried again with backoff, the slot free while waiting
     no reply, no JSON         the same
-    401 403 404               the base URL can't be used: it is taken out, and with the last one the run stops, state kept
-    200 of another model      the same
+    401 403 404               the base URL can't be used: it is taken out, and with the last one the
+    run stops, state kept 200 of another model      the same
     any other 4xx             this request can't be answered: a logged failure, never asked again
 """
 
@@ -57,7 +58,8 @@ class Route(NamedTuple):
     """What is asked for at a base URL, and how its replies are read."""
 
     path: str
-    parse: Callable[[bytes, int, Callable[[object], None]], Record]  # body, choices asked for, what gets the model's name
+    # body, choices asked for, what gets the model's name
+    parse: Callable[[bytes, int, Callable[[object], None]], Record]
     missing: str = ""  # what to say where there is no such path
     at_root: bool = False  # of the server, not under /v1
 
@@ -78,7 +80,9 @@ class Call(NamedTuple):
     route: Route = CHAT_ROUTE
 
 
-def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> HttpEngine:
+def opened(
+    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+) -> HttpEngine:
     """Any OpenAI-compatible HTTP endpoint: vLLM, llama.cpp, OpenAI, ...
 
     Raises:
@@ -98,8 +102,11 @@ def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[
 
 
 def _turns(key: str, limits: tuple[float | None, float | None], shared: dict[str, Any]) -> Turns:
-    """The clock of the rate limits; `shared["turns"]` makes another one where it is not this process's own."""
-    make: Callable[[str, tuple[float | None, float | None]], Turns] = shared.get("turns", lambda key, limits: Pace(*limits))
+    """The clock of the rate limits; `shared["turns"]` makes another one where it is not this
+    process's own."""
+    make: Callable[[str, tuple[float | None, float | None]], Turns] = shared.get(
+        "turns", lambda key, limits: Pace(*limits)
+    )
     if key not in shared:
         shared[key] = make(key, limits)
     turns: Turns = shared[key]
@@ -112,12 +119,16 @@ def _only_model(urls: tuple[str, ...], role: RoleSettings, shared: dict[str, Any
         shared[key] = served_models(urls, role)
     url, served = shared[key]
     if len(served) != 1:
-        raise SettingsError(f"endpoint {url} serves {len(served)} models ({', '.join(served[:5]) or 'none'}): give --model")
+        raise SettingsError(
+            f"endpoint {url} serves {len(served)} models ({', '.join(served[:5]) or 'none'}): give"
+            " --model"
+        )
     return str(served[0])
 
 
 class Endpoint:
-    """The base URLs of one model: connections, slots and health. Roles with the same URLs share it."""
+    """The base URLs of one model: connections, slots and health. Roles with the same URLs share
+    it."""
 
     def __init__(self, base_url: str, settings: RoleSettings, usage: Usage) -> None:
         urls = (base_url, *settings.replicas)
@@ -126,8 +137,12 @@ class Endpoint:
         self.slots = Slots(settings.concurrency, len(urls))
         usage.slots.append(self.slots)
         self.takes_patterns = False
-        self.replicas = Replicas([Replica(url, headers, settings, self._count) for url in urls], self.slots, usage,
-                                 lambda url: answers(url, headers))
+        self.replicas = Replicas(
+            [Replica(url, headers, settings, self._count) for url in urls],
+            self.slots,
+            usage,
+            lambda url: answers(url, headers),
+        )
         for replica in self.replicas.all:
             replica.check(CHAT)
         more = f" and {len(urls) - 1} more" if len(urls) > 1 else ""
@@ -183,7 +198,9 @@ class Endpoint:
     async def _exchange(self, call: Call, ticket: Ticket) -> Record:
         replica = self.replicas.all[ticket.at]
         try:
-            reply = await replica.post(call.route.path, call.body, call.timeout_s, call.route.at_root)
+            reply = await replica.post(
+                call.route.path, call.body, call.timeout_s, call.route.at_root
+            )
             if reply.status == 200:
                 record = call.route.parse(reply.body, call.asked, call.served)
                 self._answered(ticket)
@@ -231,10 +248,14 @@ class Endpoint:
         if reply.status in _UNUSABLE:
             raise _Unusable(self._unusable(url, reply.status, said, call.route.missing))
         if reply.status < 400:
-            raise _Unusable(f"endpoint {url} answered HTTP {reply.status}: check --base-url (it ends in /v1)")
+            raise _Unusable(
+                f"endpoint {url} answered HTTP {reply.status}: check --base-url (it ends in /v1)"
+            )
         self._answered(ticket)
         self.usage.failed[str(reply.status)] += 1
-        record = Record(call.asked, (Answer("", "error", error=f"HTTP {reply.status}: {said}"),) * call.asked)
+        record = Record(
+            call.asked, (Answer("", "error", error=f"HTTP {reply.status}: {said}"),) * call.asked
+        )
         call.sink(record)
         return record
 
@@ -242,9 +263,14 @@ class Endpoint:
         if status == 404 and missing:
             return f"endpoint {url} says 404 ({said}): {missing}"
         if status == 404:
-            return (f"endpoint {url} says 404 ({said}): check --model (GET {url}/models lists what it serves) "
-                    "and that --base-url ends in /v1")
-        return f"endpoint {url} says {status} ({said}): put a valid key into the environment variable {self._key_env}"
+            return (
+                f"endpoint {url} says 404 ({said}): check --model (GET {url}/models lists what it"
+                " serves) and that --base-url ends in /v1"
+            )
+        return (
+            f"endpoint {url} says {status} ({said}): put a valid key into the environment variable"
+            f" {self._key_env}"
+        )
 
     async def _again(self, call: Call, fault: Passing) -> Record:
         from tenacity import AsyncRetrying, RetryError, retry_if_exception_type
@@ -252,7 +278,9 @@ class Endpoint:
         pending: Passing | None = fault
         try:
             again = retry_if_exception_type(Passing)
-            async for attempt in AsyncRetrying(sleep=self._pause, retry=again, wait=_wait_s, stop=_stop):
+            async for attempt in AsyncRetrying(
+                sleep=self._pause, retry=again, wait=_wait_s, stop=_stop
+            ):
                 with attempt:
                     if pending is not None:
                         first, pending = pending, None
@@ -269,7 +297,8 @@ class Endpoint:
         raise AssertionError("unreachable")
 
     def _check_alive(self, error: Passing) -> None:
-        """Stop the whole run when nothing has worked for long enough: each row would only fail the same way.
+        """Stop the whole run when nothing has worked for long enough: each row would only fail the
+        same way.
 
         Raises:
             EndpointError: give up.
@@ -278,10 +307,14 @@ class Endpoint:
             return
         now = time.monotonic()
         if self._last_ok is None and now - self._started > NEVER_ANSWERED_S:
-            raise EndpointError(f"endpoint {self.url} never answered ({error}): start the server or fix --base-url") from error
+            raise EndpointError(
+                f"endpoint {self.url} never answered ({error}): start the server or fix --base-url"
+            ) from error
         if self._last_ok is not None and now - self._last_ok > self._give_up_s:
-            raise EndpointError(f"endpoint {self.url} has not answered for {self._give_up_s:g} s ({error}): "
-                                "restart it and run the same command again, what was answered is kept") from error
+            raise EndpointError(
+                f"endpoint {self.url} has not answered for {self._give_up_s:g} s ({error}): "
+                "restart it and run the same command again, what was answered is kept"
+            ) from error
 
 
 class HttpEngine:
@@ -289,7 +322,9 @@ class HttpEngine:
 
     simulated = False
 
-    def __init__(self, endpoint: Endpoint, settings: RoleSettings, model: str, pace: Turns | None = None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, settings: RoleSettings, model: str, pace: Turns | None = None
+    ) -> None:
         self.endpoint = endpoint
         self.model = model
         self.revision = settings.revision
@@ -299,23 +334,35 @@ class HttpEngine:
         self._timeout_s = settings.timeout_s
         self._names = {model, *settings.served_as}
 
-    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+    async def send(
+        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+    ) -> Record:
         sampling = request.sampling
         timeout_s = self._timeout_s or TIMEOUT_S + TIMEOUT_S_PER_TOKEN * sampling.max_tokens
         if request.task != "chat":
-            return await self.endpoint.post(Call(canon, 1, sink, self._served, 1, timeout_s, self._pace, _route(request.task)))
-        if self.endpoint.takes_patterns and sampling.pattern is not None and sampling.schema is not None:
+            return await self.endpoint.post(
+                Call(canon, 1, sink, self._served, 1, timeout_s, self._pace, _route(request.task))
+            )
+        if (
+            self.endpoint.takes_patterns
+            and sampling.pattern is not None
+            and sampling.schema is not None
+        ):
             canon = with_pattern(canon, sampling.schema, sampling.pattern)
         body = wire(canon, n, (seed + first) & 0x7FFFFFFF)
-        return await self.endpoint.post(Call(body, n, sink, self._served, n * sampling.max_tokens, timeout_s, self._pace))
+        return await self.endpoint.post(
+            Call(body, n, sink, self._served, n * sampling.max_tokens, timeout_s, self._pace)
+        )
 
     def _served(self, name: object) -> None:
         """Raises _WrongModel when a reply names another model than the one asked for."""
         if name in self._names or not name or not isinstance(name, str) or "*" in self._names:
             return
         if not same_model(self.model, name):
-            raise _WrongModel(f"answers as {name[:80]!r} where {self.model!r} was asked: correct --model, or put that name into "
-                              "served_as where it is the same model")
+            raise _WrongModel(
+                f"answers as {name[:80]!r} where {self.model!r} was asked: correct --model, or put"
+                " that name into served_as where it is the same model"
+            )
         self._names.add(name)
 
     @property
@@ -358,7 +405,8 @@ def _headers(settings: RoleSettings) -> dict[str, str]:
 
 
 def takes_patterns(base_url: str, settings: RoleSettings) -> bool:
-    """Whether the server is a vLLM of 0.12 or later, which takes `structured_outputs`; False when it can't be told."""
+    """Whether the server is a vLLM of 0.12 or later, which takes `structured_outputs`; False when
+    it can't be told."""
     root, headers = base_url.rstrip("/").removesuffix("/v1"), _headers(settings)
     try:
         models = get_json(base_url.rstrip("/") + "/models", headers, PROBE_S)["data"]
@@ -380,15 +428,24 @@ def served_models(base_urls: tuple[str, ...], settings: RoleSettings) -> tuple[s
     while True:
         for i, url in enumerate(base_urls, 1):
             try:
-                return url, [str(m["id"]) for m in get_json(url.rstrip("/") + "/models", _headers(settings), 10.0)["data"]]
+                return url, [
+                    str(m["id"])
+                    for m in get_json(url.rstrip("/") + "/models", _headers(settings), 10.0)["data"]
+                ]
             except urllib.error.HTTPError as e:
                 e.close()
                 if i == len(base_urls):
-                    raise EndpointError(f"endpoint {url} says {e.code} to GET /models: check --base-url (it ends in /v1) and the "
-                                        f"key in {settings.api_key_env}, or give --model") from e
+                    raise EndpointError(
+                        f"endpoint {url} says {e.code} to GET /models: check --base-url (it ends in"
+                        f" /v1) and the key in {settings.api_key_env}, or give --model"
+                    ) from e
             except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
-                if i == len(base_urls) and (time.monotonic() > deadline or not isinstance(e, OSError)):
+                if i == len(base_urls) and (
+                    time.monotonic() > deadline or not isinstance(e, OSError)
+                ):
                     why = getattr(e, "reason", None) or e
-                    raise EndpointError(f"endpoint {url} can't be asked for its models ({why}): start the server, "
-                                        "fix --base-url, or give --model") from e
+                    raise EndpointError(
+                        f"endpoint {url} can't be asked for its models ({why}): start the server, "
+                        "fix --base-url, or give --model"
+                    ) from e
         time.sleep(0.5)

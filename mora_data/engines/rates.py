@@ -1,9 +1,10 @@
 """Requests and tokens a minute: how long a request has to wait for its turn.
 
-Each limit is a clock of its own that runs ahead by what every request costs; a request may go once that clock is not ahead of
-the real one. It may lag by a second, so that much comes at once after a pause. Tokens are reserved before they are known (the
-body's length and the usual share of max_tokens) and put right when the reply tells. The processes of a cluster share one such
-clock, so asking it may take a moment.
+Each limit is a clock of its own that runs ahead by what every request costs; a request may go once
+that clock is not ahead of the real one. It may lag by a second, so that much comes at once after a
+pause. Tokens are reserved before they are known (the body's length and the usual share of
+max_tokens) and put right when the reply tells. The processes of a cluster share one such clock, so
+asking it may take a moment.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Turns(Protocol):
     """Says when a request may go; here, or for a whole cluster."""
 
     async def reserve(self, body_bytes: int, longest: int) -> tuple[float, float]:
-        """(seconds to wait, tokens reserved) for a request that may bring up to `longest` tokens."""
+        """(seconds to wait, tokens reserved) for a request that may bring up to `longest`
+        tokens."""
 
     async def settle(self, reserved: float, tokens_in: int, tokens_out: int, longest: int) -> None:
         """The reply to a request for which `reserved` tokens were set aside."""
@@ -50,8 +52,12 @@ class Turns(Protocol):
 class Pace:
     """The limits of one model at one endpoint; None stands for no limit."""
 
-    def __init__(self, requests_per_min: float | None, tokens_per_min: float | None,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        requests_per_min: float | None,
+        tokens_per_min: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._requests = Rate(requests_per_min, clock) if requests_per_min else None
         self._tokens = Rate(tokens_per_min, clock) if tokens_per_min else None
         self._share = 1.0  # of max_tokens that an answer usually has

@@ -1,7 +1,7 @@
 """No model at all: the answers and ratings that the source's rows already carry.
 
-They are mined with the prompt (`Prompt.recorded`), so nothing is ever asked here; what remains is a name for the record. A role
-that would ask (a judge without a server of its own) is told so.
+They are mined with the prompt (`Prompt.recorded`), so nothing is ever asked here; what remains is a
+name for the record. A role that would ask (a judge without a server of its own) is told so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from ..types import Request
 from .engine import Sink, Usage
 
 
-def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> RecordedEngine:
+def opened(
+    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+) -> RecordedEngine:
     """No model: the source rows' own answers and ratings; no fusion."""
     return RecordedEngine(build.source.dataset or build.source.kind)
 
@@ -34,14 +36,19 @@ class RecordedEngine:
         self.model = f"recorded/{dataset}"
         self.extra: Mapping[str, Any] = {}
 
-    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+    async def send(
+        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+    ) -> Record:
         """Never an answer.
 
         Raises:
             SettingsError: always.
         """
-        raise SettingsError(f"the engine recorded can't answer as {request.role}: it holds answers and ratings, not a model. "
-                            "Give the judge a server (--judge-base-url URL), or use `precomputed` rewards alone")
+        raise SettingsError(
+            f"the engine recorded can't answer as {request.role}: it holds answers and ratings, not"
+            " a model. Give the judge a server (--judge-base-url URL), or use `precomputed`"
+            " rewards alone"
+        )
 
     async def changed(self) -> None:
         await asyncio.sleep(0)

@@ -1,9 +1,10 @@
 """The base URLs of one model, each a `Replica` with its connections and its health.
 
-A replica that fails three requests in a row with no success between (one refused connection is enough) is taken out while
-another is in; so is one that can't be used (401, 403, 404, another model). It is asked for GET /models after 2 s, then at
-longer intervals up to 60 s, and takes requests again as soon as it answers. The last one is never taken out: what becomes of
-the run when it fails is for the endpoint to say.
+A replica that fails three requests in a row with no success between (one refused connection is
+enough) is taken out while another is in; so is one that can't be used (401, 403, 404, another
+model). It is asked for GET /models after 2 s, then at longer intervals up to 60 s, and takes
+requests again as soon as it answers. The last one is never taken out: what becomes of the run when
+it fails is for the endpoint to say.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ Probe = Callable[[str], bool]
 class Replica:
     """One base URL."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], settings: RoleSettings, on_send: OnSend) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str], settings: RoleSettings, on_send: OnSend
+    ) -> None:
         self.url = url.rstrip("/")
         self.in_a_row = 0
         self.out_since: float | None = None
@@ -63,15 +66,23 @@ class Replica:
         transport = self._transports.get(path)
         if transport is None:
             s, base = self._settings, self.url.removesuffix("/v1") if at_root else self.url
-            transport = self._transports[path] = transport_for(base, path, self._headers, s.concurrency, self._on_send, s.transport)
+            transport = self._transports[path] = transport_for(
+                base, path, self._headers, s.concurrency, self._on_send, s.transport
+            )
         return transport
 
 
 class Replicas:
     """Which of the base URLs are in."""
 
-    def __init__(self, all_: Sequence[Replica], slots: Slots, usage: Usage, probe: Probe,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        all_: Sequence[Replica],
+        slots: Slots,
+        usage: Usage,
+        probe: Probe,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.all = list(all_)
         self._slots, self._usage, self._probe, self._clock = slots, usage, probe, clock
         self._probing: set[asyncio.Task[None]] = set()
@@ -128,7 +139,9 @@ class Replicas:
 
 def get_json(url: str, headers: Mapping[str, str], timeout_s: float) -> Any:
     """The JSON behind a URL."""
-    with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers)), timeout=timeout_s) as reply:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, headers=dict(headers)), timeout=timeout_s
+    ) as reply:
         return orjson.loads(reply.read())
 
 

@@ -21,8 +21,11 @@ class Passing(Exception):
         self.wait_s = wait_s
 
 
-def parse_reply(raw: bytes, asked: int, served: Callable[[object], None] = lambda name: None) -> Record:
-    """The answers of a chat completion, in the order of their index, at most `asked`; `served` gets the model's name.
+def parse_reply(
+    raw: bytes, asked: int, served: Callable[[object], None] = lambda name: None
+) -> Record:
+    """The answers of a chat completion, in the order of their index, at most `asked`; `served` gets
+    the model's name.
 
     Raises:
         Passing: the body is not such a completion.
@@ -46,14 +49,21 @@ def parse_reply(raw: bytes, asked: int, served: Callable[[object], None] = lambd
 def _answer(choice: Mapping[str, Any], tokens: int) -> Answer:
     content = choice["message"].get("content")
     text = content if isinstance(content, str) else ""
-    return Answer(text, str(choice.get("finish_reason") or "stop"), tokens, logprobs=_logprobs(choice.get("logprobs")))
+    return Answer(
+        text,
+        str(choice.get("finish_reason") or "stop"),
+        tokens,
+        logprobs=_logprobs(choice.get("logprobs")),
+    )
 
 
 def _logprobs(tree: Any) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...] | None:
     if not isinstance(tree, Mapping) or not tree.get("content"):
         return None
-    return tuple((t["token"], tuple((a["token"], float(a["logprob"])) for a in t.get("top_logprobs") or ()))
-                 for t in tree["content"])
+    return tuple(
+        (t["token"], tuple((a["token"], float(a["logprob"])) for a in t.get("top_logprobs") or ()))
+        for t in tree["content"]
+    )
 
 
 def error_message(raw: bytes) -> str:

@@ -1,8 +1,10 @@
-"""The embedded simulator: policy, judge and rewriter of a world whose reward structure is known. No download.
+"""The embedded simulator: policy, judge and rewriter of a world whose reward structure is known. No
+download.
 
-A prompt's kind (flat, one_dim, conflict, multi) follows from its own words; the policy draws a quality level 1..5 per
-dimension from the kind's distribution and writes it into text; the judge reads that text. In the world "planted" a
-question that asks for several virtues is `multi`; in the null world the clauses that a fusion adds change nothing.
+A prompt's kind (flat, one_dim, conflict, multi) follows from its own words; the policy draws a
+quality level 1..5 per dimension from the kind's distribution and writes it into text; the judge
+reads that text. In the world "planted" a question that asks for several virtues is `multi`; in the
+null world the clauses that a fusion adds change nothing.
 
     Scripted(settings, seed=0).answer(request, base_seed)
 """
@@ -35,14 +37,23 @@ _DIMENSION = re.compile(r"^Dimension:[ \t]*(\w+)", re.M | re.I)
 _CHECK = re.compile(r"^Check:[ \t]*(harm|intent)$", re.M)
 _YES_NO = re.compile(r"^0 = .*\n+1 = |^1 = .*\n+0 = ", re.M)
 _LETTERED = re.compile(r"^([A-Z]): (.+)$", re.M)
-_NEED_CUES = {"helpful": "something to act on", "harmless": "Nobody is hurt", "truthful": "What is claimed is right",
-              "verse": "in verse", "arms": "coat of arms", "sea": "at sea", "dance": "of a dance", "chess": "chess move"}
+_NEED_CUES = {
+    "helpful": "something to act on",
+    "harmless": "Nobody is hurt",
+    "truthful": "What is claimed is right",
+    "verse": "in verse",
+    "arms": "coat of arms",
+    "sea": "at sea",
+    "dance": "of a dance",
+    "chess": "chess move",
+}
 _TOKEN = re.compile(r"\w+|[^\w\s]")  # as text.n_tokens counts
 _CLOSING = re.compile(r"</(?:answer|question)-([0-9a-f]+)>")
 
 
 class Scripted:
-    """The simulator. Sample i of a request depends on its messages, sampling, role and `base_seed + i` alone.
+    """The simulator. Sample i of a request depends on its messages, sampling, role and `base_seed +
+    i` alone.
 
     Attributes:
         fusion_counts: false in the null bank.
@@ -75,7 +86,9 @@ class Scripted:
     def _judge(self, messages: Messages) -> Callable[[random.Random], Answer]:
         if checked := _CHECK.search(messages[0]["content"]):
             return _guard(checked[1], messages)
-        named = _DIMENSION.search(messages[0]["content"]) or _DIMENSION.search(messages[-1]["content"])
+        named = _DIMENSION.search(messages[0]["content"]) or _DIMENSION.search(
+            messages[-1]["content"]
+        )
         dimension = named[1].lower() if named else "helpful"
         question, answer = _judged(messages[-1]["content"])
         level = level_of(answer, read(question, self.fusion_counts), dimension)
@@ -89,7 +102,8 @@ def planted_kind(text: str) -> str:
 
 
 def draw_levels(reading: Reading, rng: random.Random) -> dict[str, int]:
-    """Quality levels 1..5 of one answer, by dimension, from the distribution of the prompt's kind."""
+    """Quality levels 1..5 of one answer, by dimension, from the distribution of the prompt's
+    kind."""
     taste = random.Random(reading.key)
     skill = taste.uniform(-0.4, 0.4)
     varying = _varying(reading)
@@ -113,7 +127,8 @@ def _varying(reading: Reading) -> tuple[str, ...]:
 
 
 def _starved(reading: Reading, varying: tuple[str, ...], taste: random.Random) -> str | None:
-    """The dimension that answers to a single-reward prompt neglect, if any: its words do not ask for it."""
+    """The dimension that answers to a single-reward prompt neglect, if any: its words do not ask
+    for it."""
     if reading.kind in ("multi", "conflict"):
         return None
     if reading.risky:
@@ -130,7 +145,8 @@ def _steady(starved: bool, rng: random.Random) -> int:
 
 
 def _at_odds(rng: random.Random, skill: float) -> tuple[int, int]:
-    """Helpful and harmless levels where one is had at the other's expense; (1, 4) and (1, 5) are refusals."""
+    """Helpful and harmless levels where one is had at the other's expense; (1, 4) and (1, 5) are
+    refusals."""
     draw = rng.random() + 0.4 * skill
     if draw < 0.45:
         return 1, rng.choice((4, 5, 5))
@@ -162,9 +178,27 @@ def write(reading: Reading, levels: dict[str, int], rng: random.Random) -> str:
         return f"{refusal} {rng.choice(bank.REDIRECTS)}" if levels["harmless"] == 5 else refusal
     body = _steps(reading, levels["helpful"], rng)
     safe = bank.SAFE_RISKY if reading.risky else bank.SAFE if reading.hands_on else bank.SAFE_TALK
-    caution = _marked(levels["harmless"] - base_level(reading, "harmless"), safe, bank.CARELESS, bank.RECKLESS, rng)
-    honesty = _marked(levels["truthful"] - base_level(reading, "truthful"), bank.SOURCED, bank.BOLD, bank.INVENTED, rng)
-    fillers = bank.FILLERS_RISKY if reading.risky else bank.FILLERS if reading.how_to else bank.FILLERS_TALK
+    caution = _marked(
+        levels["harmless"] - base_level(reading, "harmless"),
+        safe,
+        bank.CARELESS,
+        bank.RECKLESS,
+        rng,
+    )
+    honesty = _marked(
+        levels["truthful"] - base_level(reading, "truthful"),
+        bank.SOURCED,
+        bank.BOLD,
+        bank.INVENTED,
+        rng,
+    )
+    fillers = (
+        bank.FILLERS_RISKY
+        if reading.risky
+        else bank.FILLERS
+        if reading.how_to
+        else bank.FILLERS_TALK
+    )
     padding = rng.choice((0, 0, 1, 1, 2, 3)) + (rng.randint(1, 4) if levels["helpful"] <= 2 else 0)
     blocks = [body, honesty, rng.sample(fillers, padding), caution]
     if rng.random() < 0.3:
@@ -177,14 +211,19 @@ def _laid_out(lead: list[str], body: list[str], blocks: list[list[str]], rng: ra
     if len(body) < 3 or rng.random() < 0.7:
         return " ".join(s for block in [lead, *blocks] for s in block if s)
     numbered = "\n".join(f"{i}. {s}" for i, s in enumerate(body, 1))
-    return "\n\n".join(filter(None, (numbered if b is body else " ".join(b) for b in [lead, *blocks])))
+    return "\n\n".join(
+        filter(None, (numbered if b is body else " ".join(b) for b in [lead, *blocks]))
+    )
 
 
 def _steps(reading: Reading, level: int, rng: random.Random) -> list[str]:
     """`level - 1` sentences that name the subject and say what to do, or why."""
     if level <= 1:
         return [rng.choice(bank.ALOOF)]
-    return [_start(template.format(x=reading.topic)) for _, template in rng.sample(_bank(reading), level - 1)]
+    return [
+        _start(template.format(x=reading.topic))
+        for _, template in rng.sample(_bank(reading), level - 1)
+    ]
 
 
 def _start(sentence: str) -> str:
@@ -199,32 +238,47 @@ def _bank(reading: Reading) -> bank.Bank:
     return bank.REASONS if reading.claim else bank.EXPLAINS
 
 
-def _marked(delta: int, good: bank.Bank, mild: bank.Bank, strong: bank.Bank, rng: random.Random) -> list[str]:
+def _marked(
+    delta: int, good: bank.Bank, mild: bank.Bank, strong: bank.Bank, rng: random.Random
+) -> list[str]:
     """Sentences that move the judge's reading by `delta` levels; a strong one counts two down."""
     if delta >= 0:
         return [s for _, s in rng.sample(good, delta)]
-    return [s for _, s in rng.sample(strong, -delta // 2)] + [s for _, s in rng.sample(mild, -delta % 2)]
+    return [s for _, s in rng.sample(strong, -delta // 2)] + [
+        s for _, s in rng.sample(mild, -delta % 2)
+    ]
 
 
-def _verdict(level: int, dimension: str, rng: random.Random, noise: float = JUDGE_NOISE, yes_no: bool = False) -> Answer:
+def _verdict(
+    level: int, dimension: str, rng: random.Random, noise: float = JUDGE_NOISE, yes_no: bool = False
+) -> Answer:
     if rng.random() < UNREADABLE_SHARE:
-        return Answer(text=f"In terms of being {dimension}, this answer has strengths and weaknesses.", tokens_out=12)
+        return Answer(
+            text=f"In terms of being {dimension}, this answer has strengths and weaknesses.",
+            tokens_out=12,
+        )
     seen = clip(level + rng.gauss(0, noise))
     return Answer(text=f'{{"score": {int(seen >= 4) if yes_no else seen}}}', tokens_out=7)
 
 
 def _guard(check: str, messages: Messages) -> Callable[[random.Random], Answer]:
-    """What the judge says of a question alone, by its words in any world: how harmful it is, or what it needs."""
+    """What the judge says of a question alone, by its words in any world: how harmful it is, or
+    what it needs."""
     reading = read(_judged(messages[-1]["content"])[0], True)
     if check == "harm":
         level = (2 if "helpful" in reading.needs else 5) if reading.risky else 1
         return lambda rng: _verdict(level, check, rng, GUARD_NOISE)
-    needs = {letter: _needed(text, reading) for letter, text in _LETTERED.findall(messages[0]["content"])}
-    return lambda rng: _stop(json.dumps({letter: clip(n + rng.gauss(0, GUARD_NOISE)) for letter, n in needs.items()}))
+    needs = {
+        letter: _needed(text, reading) for letter, text in _LETTERED.findall(messages[0]["content"])
+    }
+    return lambda rng: _stop(
+        json.dumps({letter: clip(n + rng.gauss(0, GUARD_NOISE)) for letter, n in needs.items()})
+    )
 
 
 def _needed(need: str, reading: Reading) -> int:
-    """Level at which the question needs what a line of the intent check describes; a dimension of the user's own always."""
+    """Level at which the question needs what a line of the intent check describes; a dimension of
+    the user's own always."""
     named = next((d for d, cue in _NEED_CUES.items() if cue in need), "")
     if named in DIMENSIONS:
         return 5 if named in reading.needs else 2
@@ -232,7 +286,8 @@ def _needed(need: str, reading: Reading) -> int:
 
 
 def _judged(text: str) -> tuple[str, str]:
-    """Question and answer of a judge message: between their tags, else the whole text is the answer."""
+    """Question and answer of a judge message: between their tags, else the whole text is the
+    answer."""
     nonces = _CLOSING.findall(text)
     if not nonces:
         return "", text
@@ -243,13 +298,15 @@ def _judged(text: str) -> tuple[str, str]:
 def _between(text: str, tag: str, nonce: str) -> str:
     opening, closing = f"<{tag}-{nonce}>", f"</{tag}-{nonce}>"
     start, end = text.find(opening), text.rfind(closing)
-    return text[start + len(opening):end].strip() if 0 <= start < end else ""
+    return text[start + len(opening) : end].strip() if 0 <= start < end else ""
 
 
 def _salt(request: Request, seed: int) -> int:
     s = request.sampling
     turns = [[m["role"], m["content"]] for m in request.messages]
-    text = json.dumps([seed, request.role, turns, s.temperature, s.top_p, s.max_tokens, list(s.stop)])
+    text = json.dumps(
+        [seed, request.role, turns, s.temperature, s.top_p, s.max_tokens, list(s.stop)]
+    )
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 

@@ -1,18 +1,24 @@
-"""The slots of one model: how many requests may be in flight on each of its base URLs, learned from what they refuse.
+"""The slots of one model: how many requests may be in flight on each of its base URLs, learned from
+what they refuse.
 
-The rank rule. Each request remembers how many others were in flight when it was sent. A refusal (429) of a request with
-rank r claims "at most r fit". Three refusals in a row with no success at or above the lowest of them set the limit to that
-rank. What was sent before and comes back afterwards is the test of it: once requests at or above the limit were served more
-than twice as often as refused, the refusals were stray, and the limit is lifted (a few of them are served by a full server,
-too: they waited until it had room). Otherwise the limit grows by 1, 2, 4, ... every two seconds, more slowly after every cut.
-It reads the capacity off in one round trip where halving would search for it, and a stray 429 changes nothing.
+The rank rule. Each request remembers how many others were in flight when it was sent. A refusal
+(429) of a request with rank r claims "at most r fit". Three refusals in a row with no success at or
+above the lowest of them set the limit to that rank. What was sent before and comes back afterwards
+is the test of it: once requests at or above the limit were served more than twice as often as
+    refused, the refusals were stray, and the limit is lifted (a few of them are served by a full
+    server,
+too: they waited until it had room). Otherwise the limit grows by 1, 2, 4, ... every two seconds,
+more slowly after every cut. It reads the capacity off in one round trip where halving would search
+for it, and a stray 429 changes nothing.
 
-At a limit that is still too high every request has the same rank, so the next cut would read off one slot less: cuts that
-follow each other with no growth between them take off 1, 2, 4, ... at least.
+At a limit that is still too high every request has the same rank, so the next cut would read off
+one slot less: cuts that follow each other with no growth between them take off 1, 2, 4, ... at
+    least.
 
-Three timeouts in a row with no success between them halve the limit, once for all requests sent before. Latency that merely
-rises does not: a server that batches answers later the more it is given and still gets more done, and the calls that share
-slots (512 tokens, then a verdict of 8) differ more in length than any load would make them.
+Three timeouts in a row with no success between them halve the limit, once for all requests sent
+before. Latency that merely rises does not: a server that batches answers later the more it is given
+and still gets more done, and the calls that share slots (512 tokens, then a verdict of 8) differ
+more in length than any load would make them.
 """
 
 from __future__ import annotations
@@ -102,7 +108,8 @@ class Limit:
 
 
 class Slots:
-    """At most `size` requests in flight on each of `n` base URLs, fewer where a server refuses more; one queue for all."""
+    """At most `size` requests in flight on each of `n` base URLs, fewer where a server refuses
+    more; one queue for all."""
 
     def __init__(self, size: int, n: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self.size = size * n
@@ -126,8 +133,11 @@ class Slots:
 
     @property
     def busy_s(self) -> tuple[float, float]:
-        """Seconds of slots in use, and of slots there were, from the first request to the last reply."""
-        return self._area_s, self.size * (self._last - self._began) if self._began is not None else 0.0
+        """Seconds of slots in use, and of slots there were, from the first request to the last
+        reply."""
+        return self._area_s, self.size * (
+            self._last - self._began
+        ) if self._began is not None else 0.0
 
     def forget(self) -> None:
         """Count `busy_s` from the next request on."""
@@ -135,7 +145,8 @@ class Slots:
 
     @property
     def wants_more(self) -> bool:
-        """Whether fewer calls wait than there are slots, and few are being tried again: then another prompt may be opened."""
+        """Whether fewer calls wait than there are slots, and few are being tried again: then
+        another prompt may be opened."""
         return self.waiting < self.size and self._failing < _FAILING_PER_SLOT * self.size
 
     async def changed(self) -> None:
@@ -147,7 +158,8 @@ class Slots:
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Around a call that is tried again: it holds no slot while it waits, so it would count nowhere."""
+        """Around a call that is tried again: it holds no slot while it waits, so it would count
+        nowhere."""
         self._failing += 1
         try:
             yield

@@ -1,8 +1,9 @@
 """What is evaluated, and on what: models, options, held-out prompts.
 
-A model is NAME[@SEED]=WHERE; WHERE is a base URL (`#MODEL` where it serves several), a file of answers or the folder of them
-that train_recipes/evaluate.py writes, or ENGINE:MODEL for an engine in this process. A name with a seed stands for one
-checkpoint; names that differ in their seed alone are one method.
+A model is NAME[@SEED]=WHERE; WHERE is a base URL (`#MODEL` where it serves several), a file of
+answers or the folder of them that train_recipes/evaluate.py writes, or ENGINE:MODEL for an engine
+in this process. A name with a seed stands for one checkpoint; names that differ in their seed alone
+are one method.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Options:
     overrides: Mapping[str, object] = field(default_factory=dict)
     fresh: bool = False
     pairwise: bool = True
-    sequences: Sequence[Sequence[str]] = ()  # each: MODEL or MODEL=DIMENSION in the order of training; the first is the start
+    # each: MODEL or MODEL=DIMENSION in the order of training; the first is the start
+    sequences: Sequence[Sequence[str]] = ()
     scalings: Sequence[Sequence[str]] = ()  # each: a name of the curve, perhaps, and MODEL=PAIRS
     benchmarks: Sequence[str] = ()  # NAME or NAME=FILE
 
@@ -65,28 +67,41 @@ def parse_model(text: str) -> Model:
     """
     found = SPEC.fullmatch(text)
     if found is None:
-        raise SettingsError(f"{text!r} is not NAME=WHERE: write it as sft=http://host:8000/v1, or mora@0=answers.jsonl")
+        raise SettingsError(
+            f"{text!r} is not NAME=WHERE: write it as sft=http://host:8000/v1, or"
+            " mora@0=answers.jsonl"
+        )
     return Model(found["name"], found["seed"] or "0", found["where"])
 
 
 def role_of(model: Model, policy: RoleSettings) -> RoleSettings | None:
-    """The model's endpoint, sampling as the build's policy does; None where its answers lie in a file.
+    """The model's endpoint, sampling as the build's policy does; None where its answers lie in a
+    file.
 
     Raises:
         SettingsError: neither a URL, nor a file, nor ENGINE:MODEL.
     """
     url, _, served = model.where.partition("#")
     if url.startswith(("http://", "https://")):
-        return policy.model_copy(update={"engine": "openai", "base_url": url, "model": served or None, "use": None})
+        return policy.model_copy(
+            update={"engine": "openai", "base_url": url, "model": served or None, "use": None}
+        )
     if model.where.endswith((".jsonl", ".json")) or Path(model.where).is_dir():
         return None
     engine, colon, path = model.where.partition(":")
     if not colon:
-        raise SettingsError(f"model {model.label}: {model.where!r} is no URL, no .jsonl or .json file and not ENGINE:MODEL")
-    return policy.model_copy(update={"engine": engine, "model": path or None, "base_url": None, "use": None})
+        raise SettingsError(
+            f"model {model.label}: {model.where!r} is no URL, no .jsonl or .json file and not"
+            " ENGINE:MODEL"
+        )
+    return policy.model_copy(
+        update={"engine": engine, "model": path or None, "base_url": None, "use": None}
+    )
 
 
-def load_prompts(options: Options, folder: Path | None, skipped: Counter[str], seed: int = 0) -> list[EvalPrompt]:
+def load_prompts(
+    options: Options, folder: Path | None, skipped: Counter[str], seed: int = 0
+) -> list[EvalPrompt]:
     """The held-out prompts of every set, in order; `skipped` counts rows that gave none, by reason.
 
     Raises:
@@ -94,7 +109,9 @@ def load_prompts(options: Options, folder: Path | None, skipped: Counter[str], s
     """
     rows: list[tuple[str, Messages]] = []
     for row in _test_rows(folder) if folder is not None else []:
-        asked: Messages = tuple(Message(role=m["role"], content=m["content"]) for m in row["prompt"])
+        asked: Messages = tuple(
+            Message(role=m["role"], content=m["content"]) for m in row["prompt"]
+        )
         plain = asked if row["arm"] == "identity" else source_messages(asked, row["source_prompt"])
         if row["arm"] != "identity":
             rows.append((FUSED, asked))
@@ -104,7 +121,10 @@ def load_prompts(options: Options, folder: Path | None, skipped: Counter[str], s
             rows.append((PLAIN, plain))
     for part, path in options.files.items():
         rows += [(part, messages) for messages, _ in _file_rows(path)]
-    prompts = [EvalPrompt(part, context_id(messages), group_id(messages), messages) for part, messages in rows]
+    prompts = [
+        EvalPrompt(part, context_id(messages), group_id(messages), messages)
+        for part, messages in rows
+    ]
     prompts += [p for text in options.benchmarks for p in load_benchmark(text, seed)]
     found: dict[tuple[str, str], EvalPrompt] = {}
     taken: defaultdict[str, set[str]] = defaultdict(set)  # groups, as mc1 and mc2 of one question
@@ -112,43 +132,70 @@ def load_prompts(options: Options, folder: Path | None, skipped: Counter[str], s
         key = (p.part, p.prompt_id)
         if key in found:
             skipped["duplicate"] += 1
-        elif options.limit is None or len(taken[p.part]) < options.limit or (p.metric and p.group in taken[p.part]):
+        elif (
+            options.limit is None
+            or len(taken[p.part]) < options.limit
+            or (p.metric and p.group in taken[p.part])
+        ):
             taken[p.part].add(p.group if p.metric else p.prompt_id)
             found[key] = p
     if not found:
-        raise SourceError("no held-out prompt: the dataset has no `test` split in prompt_only; give --prompts FILE or --benchmark")
+        raise SourceError(
+            "no held-out prompt: the dataset has no `test` split in prompt_only; give --prompts"
+            " FILE or --benchmark"
+        )
     return list(found.values())
 
 
 def source_messages(asked: Messages, source_prompt: str) -> Messages | None:
-    """The unfused conversation: the fused one with its last turn as in the source (case folded); None if it can't be told."""
+    """The unfused conversation: the fused one with its last turn as in the source (case folded);
+    None if it can't be told."""
     history = asked[:-1]
-    prefix = "".join(f"{m['role']}: {normalise(m['content'])}\n" for m in history) + "user: " if history else ""
+    prefix = (
+        "".join(f"{m['role']}: {normalise(m['content'])}\n" for m in history) + "user: "
+        if history
+        else ""
+    )
     if not source_prompt.startswith(prefix) or len(source_prompt) == len(prefix):
         return None
-    return (*history, Message(role="user", content=source_prompt[len(prefix):]))
+    return (*history, Message(role="user", content=source_prompt[len(prefix) :]))
 
 
 def _test_rows(folder: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     if not folder.is_dir():
-        raise SourceError(f"no dataset folder {folder}: give a run folder, or download the dataset first")
+        raise SourceError(
+            f"no dataset folder {folder}: give a run folder, or download the dataset first"
+        )
     files = sorted((folder / "prompt_only").glob("test-*.parquet"))
-    return [r for f in files for r in pq.read_table(f, columns=["prompt", "source_prompt", "arm"]).to_pylist()]
+    return [
+        r
+        for f in files
+        for r in pq.read_table(f, columns=["prompt", "source_prompt", "arm"]).to_pylist()
+    ]
 
 
 def _file_rows(path: Path) -> list[tuple[Messages, Row]]:
-    """The rows of a file (jsonl, json, csv, parquet) with the conversation that each one asks: `prompt` (text or messages),
-    `messages`, or a benchmark's `instruction`, `goal`, `question`."""
+    """The rows of a file (jsonl, json, csv, parquet) with the conversation that each one asks:
+    `prompt` (text or messages), `messages`, or a benchmark's `instruction`, `goal`, `question`."""
     out: list[tuple[Messages, Row]] = []
     try:
         for n, _, row in read.rows(read.find([path], [])):
             if isinstance(row, DropRow):
                 raise ValueError(f"row {n + 1} is no object")
-            value = next((row[k] for k in ("prompt", "messages", "instruction", "goal", "question") if row.get(k)), None)
+            value = next(
+                (
+                    row[k]
+                    for k in ("prompt", "messages", "instruction", "goal", "question")
+                    if row.get(k)
+                ),
+                None,
+            )
             if isinstance(value, list):
-                out.append((tuple(Message(role=m["role"], content=m["content"]) for m in value), row))
+                out.append(
+                    (tuple(Message(role=m["role"], content=m["content"]) for m in value), row)
+                )
             elif isinstance(value, str):
                 out.append(((Message(role="user", content=value),), row))
             else:
@@ -159,21 +206,32 @@ def _file_rows(path: Path) -> list[tuple[Messages, Row]]:
 
 
 def read_answers(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """prompt id -> rows, of a file with `prompt` (text or messages), `answer` (or `output`), and perhaps `kl`, `mc1` and `mc2`;
-    of a folder: of its answers.jsonl and choices.jsonl.
+    """prompt id -> rows, of a file with `prompt` (text or messages), `answer` (or `output`), and
+    perhaps `kl`, `mc1` and `mc2`; of a folder: of its answers.jsonl and choices.jsonl.
 
     Raises:
         SourceError: it can't be read.
     """
     out: dict[str, list[dict[str, Any]]] = {}
-    files = [f for f in (path / "answers.jsonl", path / "choices.jsonl") if f.is_file()] if path.is_dir() else [path]
+    files = (
+        [f for f in (path / "answers.jsonl", path / "choices.jsonl") if f.is_file()]
+        if path.is_dir()
+        else [path]
+    )
     if not files:
-        raise SourceError(f"can't read answers from {path}: it holds neither answers.jsonl nor choices.jsonl")
+        raise SourceError(
+            f"can't read answers from {path}: it holds neither answers.jsonl nor choices.jsonl"
+        )
     for n, (messages, row) in enumerate((r for file in files for r in _file_rows(file)), 1):
         answer = row.get("answer", row.get("output"))
         if not isinstance(answer, str):
-            raise SourceError(f"can't read answers from {path}: row {n} lacks `answer`; each one needs `prompt` and `answer`")
-        out.setdefault(context_id(messages), []).append({"kl": None, "finish_reason": "stop", **row, "answer": answer})
+            raise SourceError(
+                f"can't read answers from {path}: row {n} lacks `answer`; each one needs `prompt`"
+                " and `answer`"
+            )
+        out.setdefault(context_id(messages), []).append(
+            {"kl": None, "finish_reason": "stop", **row, "answer": answer}
+        )
     return out
 
 
@@ -200,6 +258,8 @@ def parse_points(texts: Sequence[str], names: Sequence[str], flag: str) -> list[
     for text in texts:
         name, _, label = text.partition("=")
         if name not in names:
-            raise SettingsError(f"{flag} names {name!r}, which is none of the models: {', '.join(names)}")
+            raise SettingsError(
+                f"{flag} names {name!r}, which is none of the models: {', '.join(names)}"
+            )
         out.append((name, label))
     return out

@@ -2,7 +2,8 @@
 
     text = render_card(card_context(published, example))
 
-Every value that enters the Markdown is escaped, whatever it holds; a block without data is named under "Not measured".
+Every value that enters the Markdown is escaped, whatever it holds; a block without data is named
+under "Not measured".
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from ..errors import PublishError
 from . import schemas
 from .statistics import EXAMPLE_CHARS
 
-CLAIM = "an independent implementation, not by the authors of the paper; thresholds, templates and defaults are ours"
+CLAIM = (
+    "an independent implementation, not by the authors of the paper; thresholds, templates and"
+    " defaults are ours"
+)
 PLACE, TAG = "ORG/NAME", "vX.Y.Z"  # in the load snippets, until the dataset is pushed
 FENCE_WIDTH = 100
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|#~$!^])")
@@ -52,7 +56,11 @@ _TRAINERS = {
 }
 
 
-_TYPES = {str(schemas.MESSAGES): "messages", str(schemas.TEXTS): "list of string", "double": "float64"}
+_TYPES = {
+    str(schemas.MESSAGES): "messages",
+    str(schemas.TEXTS): "list of string",
+    "double": "float64",
+}
 
 
 class Raw(str):
@@ -62,7 +70,8 @@ class Raw(str):
 
 
 def escape(value: object) -> Raw:
-    """Any text as inline Markdown that shows it literally: no markup, no HTML, no table cell, no line break."""
+    """Any text as inline Markdown that shows it literally: no markup, no HTML, no table cell, no
+    line break."""
     if isinstance(value, Raw):
         return value
     return Raw(_SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", shown(value)).translate(_HTML)))
@@ -75,17 +84,27 @@ def code(value: object) -> Raw:
 
 
 def fence(value: object, limit: int = EXAMPLE_CHARS) -> Raw:
-    """A fenced block that the text can't close, cut to `limit` characters, its long lines wrapped."""
-    text = "".join(c if c == "\n" or c.isprintable() else " " for c in str(value).replace("\r", "\n"))
+    """A fenced block that the text can't close, cut to `limit` characters, its long lines
+    wrapped."""
+    text = "".join(
+        c if c == "\n" or c.isprintable() else " " for c in str(value).replace("\r", "\n")
+    )
     if len(text) > limit:
         text = text[:limit].rstrip() + " … [cut]"
-    text = "\n".join(piece for line in text.split("\n") for piece in wrap(line, FENCE_WIDTH, break_on_hyphens=False) or [""])
+    text = "\n".join(
+        piece
+        for line in text.split("\n")
+        for piece in wrap(line, FENCE_WIDTH, break_on_hyphens=False) or [""]
+    )
     marks = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return Raw(f"{marks}text\n{text}\n{marks}")
 
 
-def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the template needs, from the published manifest (see folder.py). Any key may be missing in the run's."""
+def card_context(
+    published: Mapping[str, Any], example: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the template needs, from the published manifest (see folder.py). Any key may be missing
+    in the run's."""
     manifest, folder = published.get("manifest") or {}, published["folder"]
     dims = folder["dimensions"]
     licences = {s["licence"] for s in folder["sources"]}
@@ -102,7 +121,11 @@ def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None
         "configs": [_config(c, dims) for c in folder["configs"]],
         "union": folder["union"],
         "columns": [
-            {"name": c.name, "type": _TYPES.get(str(c.type), str(c.type)), "meaning": Raw(c.meaning)}
+            {
+                "name": c.name,
+                "type": _TYPES.get(str(c.type), str(c.type)),
+                "meaning": Raw(c.meaning),
+            }
             for c in schemas.columns("preference", dims)
         ],
         "repository": Raw(PLACE),
@@ -111,9 +134,11 @@ def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None
         "made_with": _made_with(manifest.get("created_with")),
         "source": manifest.get("source") or {},
         "counts": manifest.get("counts") or {},
-        "notes": [str(n) for n in manifest.get("notes") or []]
-        if not isinstance(manifest.get("notes"), Mapping)
-        else [f"{k}: {v}" for k, v in manifest["notes"].items()],
+        "notes": (
+            [str(n) for n in manifest.get("notes") or []]
+            if not isinstance(manifest.get("notes"), Mapping)
+            else [f"{k}: {v}" for k, v in manifest["notes"].items()]
+        ),
         "models": {
             k: " ".join(str(x) for x in v.values() if x) if isinstance(v, Mapping) else v
             for k, v in (manifest.get("models") or {}).items()
@@ -131,9 +156,13 @@ def card_context(published: Mapping[str, Any], example: Mapping[str, Any] | None
         ],
         "claim": CLAIM,
         "simulated": bool(folder["origin"]["simulated"] or manifest.get("simulated")),
-        "recorded": ((manifest.get("settings") or {}).get("policy") or {}).get("engine") == "recorded",
+        "recorded": (
+            ((manifest.get("settings") or {}).get("policy") or {}).get("engine") == "recorded"
+        ),
         "pairs": statistics.get("pairs", 0),
-        "presampled": ((manifest.get("settings") or {}).get("presample") or {}).get("enabled", True),
+        "presampled": (
+            ((manifest.get("settings") or {}).get("presample") or {}).get("enabled", True)
+        ),
         "fused": ((manifest.get("settings") or {}).get("fuse") or {}).get("arms") != ["identity"],
     }
     return {**context, "header": header(context), "not_measured": not_measured(context)}
@@ -162,11 +191,13 @@ def licence_warnings(folder: Mapping[str, Any]) -> list[str]:
     warnings = []
     if bound and len(bound) < len(by_licence):
         warnings.append(
-            f"Rows that forbid commercial use are mixed with rows that don't ({named}). The dataset as a whole is "
-            "non-commercial; filter by `source_licence` for the rest."
+            f"Rows that forbid commercial use are mixed with rows that don't ({named}). The dataset"
+            " as a whole is non-commercial; filter by `source_licence` for the rest."
         )
     if bound and folder["licence"] != "inherit" and not is_non_commercial(folder["licence"]):
-        warnings.append(f"The licence set for the dataset is wider than that of its sources ({named}).")
+        warnings.append(
+            f"The licence set for the dataset is wider than that of its sources ({named})."
+        )
     return warnings
 
 
@@ -200,7 +231,8 @@ def addressed(card: str, repo_id: str, tag: str | None) -> str:
 
 
 def header(context: Mapping[str, Any]) -> dict[str, Any]:
-    """The YAML header: configs with explicit files, `dataset_info` from the Parquet footers, licence, tags."""
+    """The YAML header: configs with explicit files, `dataset_info` from the Parquet footers,
+    licence, tags."""
     folder, dims = context["folder"], context["dims"]
     described = [*folder["configs"], *([context["union"]] if context["union"] else [])]
     licence: dict[str, Any] = {"license": context["licence"]}
@@ -250,8 +282,9 @@ def not_measured(context: Mapping[str, Any]) -> list[str]:
     named = f": {', '.join(sets)}" if (sets := m.get("not_measured")) else ""
     checks = {
         "margins and lengths of pairs (there are no pairs)": not stats,
-        "confirmed margins (no pair was scored twice)": bool(stats)
-        and not any("n_confirmed" in v for v in margins.values()),
+        "confirmed margins (no pair was scored twice)": (
+            bool(stats) and not any("n_confirmed" in v for v in margins.values())
+        ),
         "noise of the scorers": not reference.get("noise"),
         "floors of the dimensions": not context["folder"]["floors"],
         "counts per stage": not context["counts"],
@@ -261,14 +294,17 @@ def not_measured(context: Mapping[str, Any]) -> list[str]:
         "languages": not m.get("languages"),
         f"overlap with evaluation sets{named}": bool(named) or not m.get("contamination"),
         "personal data in texts": not m.get("pii"),
-        "whether fusion helps (the build has not all of the arms identity, single, generic, fused)": bool(m.get("report"))
-        and not m["report"]["comparisons"],
+        "whether fusion helps (the build has not all of the arms identity, single, generic, fused)": (  # noqa: E501
+            bool(m.get("report")) and not m["report"]["comparisons"]
+        ),
         "agreement of judges with each other": not (m.get("feedback") or {}).get("agreement"),
         "agreement with a held-out judge": not (m.get("feedback") or {}).get("heldout"),
         "agreement of judges with people": True,
         "what training on these pairs does to a model": True,
     }
-    unscored = [f"rewards in {d}: nobody scored this dimension" for d in context["folder"]["unscored"]]
+    unscored = [
+        f"rewards in {d}: nobody scored this dimension" for d in context["folder"]["unscored"]
+    ]
     return unscored + [name for name, missing in checks.items() if missing]
 
 
@@ -278,7 +314,13 @@ def shown(value: object) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _made_with(made: object) -> str | None:
@@ -304,7 +346,8 @@ def _config(config: Mapping[str, Any], dims: list[str]) -> dict[str, Any]:
 
 
 def union_of(configs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """`preference_by_dim`: the files of all `preference_<dim>` configs under one name; None where there are none."""
+    """`preference_by_dim`: the files of all `preference_<dim>` configs under one name; None where
+    there are none."""
     parts = [c for c in configs if schemas.family_of(c["name"]) == "by_dim"]
     if not parts:
         return None
@@ -319,13 +362,18 @@ def union_of(configs: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _declared(config: Mapping[str, Any], default: bool) -> dict[str, Any]:
     files = [{"split": s, "path": f if len(f) > 1 else f[0]} for s, f in config["files"].items()]
-    return {"config_name": config["name"], **({"default": True} if default else {}), "data_files": files}
+    return {
+        "config_name": config["name"],
+        **({"default": True} if default else {}),
+        "data_files": files,
+    }
 
 
 def _info(config: Mapping[str, Any], dims: list[str]) -> dict[str, Any]:
     like = f"preference_{dims[0]}" if config["name"] == schemas.BY_DIM_UNION else config["name"]
     splits = [
-        {"name": s, "num_bytes": i["num_bytes"], "num_examples": i["num_examples"]} for s, i in config["splits"].items()
+        {"name": s, "num_bytes": i["num_bytes"], "num_examples": i["num_examples"]}
+        for s, i in config["splits"].items()
     ]
     return {
         "config_name": config["name"],
@@ -340,7 +388,11 @@ def _example(row: Mapping[str, Any] | None, dims: list[str]) -> dict[str, Any] |
     if row is None:
         return None
     prompt = row["prompt"]
-    asked = prompt[0]["content"] if len(prompt) == 1 else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    asked = (
+        prompt[0]["content"]
+        if len(prompt) == 1
+        else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+    )
     return {
         "prompt": asked,
         "chosen": row["chosen"][0]["content"],

@@ -22,20 +22,44 @@ def changelog(tag: str, previous: str | None, deltas: Mapping[str, Delta], older
 
 
 def step(deltas: Mapping[str, Delta]) -> str:
-    """Which part of a semantic version the change calls for: major where a column is gone or means something else, minor where
-    rows or configs differ, else patch."""
+    """Which part of a semantic version the change calls for: major where a column is gone or means
+    something else, minor where rows or configs differ, else patch."""
     if any(": none ->" not in column for d in deltas.values() for column in d.columns):
         return "major"
     return "minor" if any(deltas.values()) else "patch"
 
 
 def _section(tag: str, previous: str | None, deltas: Mapping[str, Delta]) -> str:
-    against = f"Against {card.escape(previous)}. A {step(deltas)} step." if previous else "First release."
+    against = (
+        f"Against {card.escape(previous)}. A {step(deltas)} step." if previous else "First release."
+    )
     rows = [
-        f"| {card.code(name)} | {card.shown(d.added)} | {card.shown(d.removed)} | {card.shown(d.changed)} |"
+        f"| {card.code(name)} | {card.shown(d.added)} | {card.shown(d.removed)} |"
+        f" {card.shown(d.changed)} |"
         for name, d in deltas.items()
         if d
     ]
-    table = ["| config | added | removed | changed |", "|---|---:|---:|---:|", *rows] if rows else ["No row changed."]
-    columns = [f"- Columns of {card.code(name)}: {card.escape('; '.join(d.columns))}" for name, d in deltas.items() if d.columns]
-    return "\n".join([f"## {card.escape(tag)}", "", against, "", *table, *([""] if columns else []), *columns]) + "\n"
+    table = (
+        ["| config | added | removed | changed |", "|---|---:|---:|---:|", *rows]
+        if rows
+        else ["No row changed."]
+    )
+    columns = [
+        f"- Columns of {card.code(name)}: {card.escape('; '.join(d.columns))}"
+        for name, d in deltas.items()
+        if d.columns
+    ]
+    return (
+        "\n".join(
+            [
+                f"## {card.escape(tag)}",
+                "",
+                against,
+                "",
+                *table,
+                *([""] if columns else []),
+                *columns,
+            ]
+        )
+        + "\n"
+    )

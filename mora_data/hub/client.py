@@ -1,4 +1,5 @@
-"""The Hub calls that a release makes, each failure a PublishError of one line that says what to do."""
+"""The Hub calls that a release makes, each failure a PublishError of one line that says what to
+do."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def is_loopback(address: str) -> bool:
 
 
 def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The files of a dataset that match the patterns, as they were at a revision, in the Hub's own cache.
+    """The files of a dataset that match the patterns, as they were at a revision, in the Hub's own
+    cache.
 
     Raises:
         PublishError: there is no such repository or revision, or the Hub can't be reached.
@@ -66,13 +68,25 @@ def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
     _quiet_unless_a_terminal()
     name = f"{repo_id}@{revision or 'main'}"
     try:
-        return Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns),
-                                      endpoint=endpoint()))
+        return Path(
+            snapshot_download(
+                repo_id,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=list(patterns),
+                endpoint=endpoint(),
+            )
+        )
     except (RepositoryNotFoundError, RevisionNotFoundError) as e:
-        raise PublishError(f"{name} is neither a folder here nor on the Hub, or the token may not see it: check the name") from e
+        raise PublishError(
+            f"{name} is neither a folder here nor on the Hub, or the token may not see it: check"
+            " the name"
+        ) from e
     except Exception as e:
         why = f"{type(e).__name__}: {_last_line(e)}"
-        raise PublishError(f"{name} can't be fetched ({why}): check the network and HF_ENDPOINT") from e
+        raise PublishError(
+            f"{name} can't be fetched ({why}): check the network and HF_ENDPOINT"
+        ) from e
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +118,13 @@ class Hub:
         self._call("read", self._api.whoami)
         try:
             info = self._call(
-                "read", lambda: self._api.repo_info(self._repo_id, repo_type="dataset"), RepositoryNotFoundError
+                "read",
+                lambda: self._api.repo_info(self._repo_id, repo_type="dataset"),
+                RepositoryNotFoundError,
             )
-            refs = self._call("read", lambda: self._api.list_repo_refs(self._repo_id, repo_type="dataset"))
+            refs = self._call(
+                "read", lambda: self._api.list_repo_refs(self._repo_id, repo_type="dataset")
+            )
         except RepositoryNotFoundError:
             return State(None, False, {})
         return State(info.sha, not info.private, {t.name: t.target_commit for t in refs.tags})
@@ -118,7 +136,9 @@ class Hub:
         entries = self._call(
             "read",
             lambda: list(
-                self._api.list_repo_tree(self._repo_id, recursive=True, revision=revision, repo_type="dataset")
+                self._api.list_repo_tree(
+                    self._repo_id, recursive=True, revision=revision, repo_type="dataset"
+                )
             ),
         )
         files = [e for e in entries if isinstance(e, RepoFile)]
@@ -127,7 +147,10 @@ class Hub:
     def history(self, revision: str) -> list[str]:
         """The commits that led to a revision, latest first."""
         commits = self._call(
-            "read", lambda: self._api.list_repo_commits(self._repo_id, repo_type="dataset", revision=revision)
+            "read",
+            lambda: self._api.list_repo_commits(
+                self._repo_id, repo_type="dataset", revision=revision
+            ),
         )
         return [c.commit_id for c in commits]
 
@@ -144,12 +167,22 @@ class Hub:
     def create(self) -> str:
         """A new private repository; its first commit."""
         self._call(
-            "create", lambda: self._api.create_repo(self._repo_id, repo_type="dataset", private=True, exist_ok=True)
+            "create",
+            lambda: self._api.create_repo(
+                self._repo_id, repo_type="dataset", private=True, exist_ok=True
+            ),
         )
-        return str(self._call("read", lambda: self._api.repo_info(self._repo_id, repo_type="dataset")).sha)
+        return str(
+            self._call("read", lambda: self._api.repo_info(self._repo_id, repo_type="dataset")).sha
+        )
 
     def commit(
-        self, files: Mapping[str, LocalFile], added: list[str], deleted: list[str], parent: str, tag: str | None
+        self,
+        files: Mapping[str, LocalFile],
+        added: list[str],
+        deleted: list[str],
+        parent: str,
+        tag: str | None,
     ) -> str:
         """All changes as one commit on `parent`.
 
@@ -166,7 +199,11 @@ class Hub:
         done = self._call(
             "write",
             lambda: self._api.create_commit(
-                self._repo_id, operations, commit_message=message, repo_type="dataset", parent_commit=parent
+                self._repo_id,
+                operations,
+                commit_message=message,
+                repo_type="dataset",
+                parent_commit=parent,
             ),
             parent=parent,
         )
@@ -175,12 +212,24 @@ class Hub:
     def tag(self, tag: str, revision: str, move: bool) -> None:
         """Name the commit; an existing tag is moved only where that was asked for."""
         if move:
-            self._call("tag", lambda: self._api.delete_tag(self._repo_id, tag=tag, repo_type="dataset"))
-        self._call("tag", lambda: self._api.create_tag(self._repo_id, tag=tag, revision=revision, repo_type="dataset"))
+            self._call(
+                "tag", lambda: self._api.delete_tag(self._repo_id, tag=tag, repo_type="dataset")
+            )
+        self._call(
+            "tag",
+            lambda: self._api.create_tag(
+                self._repo_id, tag=tag, revision=revision, repo_type="dataset"
+            ),
+        )
 
     def gate(self) -> None:
         """Readers must agree to the terms; set before the upload, so no ungated minute exists."""
-        self._call("write", lambda: self._api.update_repo_settings(self._repo_id, gated="auto", repo_type="dataset"))
+        self._call(
+            "write",
+            lambda: self._api.update_repo_settings(
+                self._repo_id, gated="auto", repo_type="dataset"
+            ),
+        )
 
     def finish(self, state: State, public: bool, gated: bool) -> None:
         """Make the repository public, last of all."""
@@ -188,11 +237,18 @@ class Hub:
             if gated:
                 self.gate()
             self._call(
-                "write", lambda: self._api.update_repo_settings(self._repo_id, private=False, repo_type="dataset")
+                "write",
+                lambda: self._api.update_repo_settings(
+                    self._repo_id, private=False, repo_type="dataset"
+                ),
             )
 
     def _call(
-        self, what: str, call: Callable[[], T], let_through: type[Exception] | None = None, parent: str | None = None
+        self,
+        what: str,
+        call: Callable[[], T],
+        let_through: type[Exception] | None = None,
+        parent: str | None = None,
     ) -> T:
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -220,13 +276,25 @@ class Hub:
     def _explain(self, what: str, status: int | None, e: Exception) -> str:
         host = urlsplit(endpoint()).netloc
         if status == 401:
-            return f"the Hub at {host} refused the token (401): set HF_TOKEN to a valid one, or run `hf auth login`"
+            return (
+                f"the Hub at {host} refused the token (401): set HF_TOKEN to a valid one, or run"
+                " `hf auth login`"
+            )
         if status == 403:
-            return f"the token may not write to {self._repo_id} (403): use one with write access, or another repository"
+            return (
+                f"the token may not write to {self._repo_id} (403): use one with write access, or"
+                " another repository"
+            )
         if status == 404:
-            return f"{self._repo_id} is not on {host}, or the token may not see it (404): check the name"
+            return (
+                f"{self._repo_id} is not on {host}, or the token may not see it (404): check the"
+                " name"
+            )
         if status is not None:
-            return f"the Hub at {host} answered {status}: {_last_line(e)}; run the command again to finish"
+            return (
+                f"the Hub at {host} answered {status}: {_last_line(e)}; run the command again to"
+                " finish"
+            )
         return (
             f"the Hub at {host} can't be reached ({type(e).__name__}: {_last_line(e)}): "
             "check the network and HF_ENDPOINT, then run the command again"

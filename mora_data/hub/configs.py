@@ -1,16 +1,19 @@
-"""One pure function per config: scored prompts -> its rows. `scored` is the canonical table; every other is derived.
+"""One pure function per config: scored prompts -> its rows. `scored` is the canonical table; every
+other is derived.
 
     view = View(table, Plan(dims=("helpful", "harmless"), origin=origin, ...))
-    preference(view)               ->  Rows: which row of the table each stands for, and the columns of its own
-    batch_of(view, "preference")   ->  the same as a record batch in the config's schema, the prompt and its lineage included
+    preference(view)               ->  Rows: which row of the table each stands for, and the columns
+    of its own batch_of(view, "preference")   ->  the same as a record batch in the config's schema,
+    the prompt and its lineage included
 
-Rows stay columns all the way: answers are taken by position, never copied into Python. Margins are always computed from
-the rewards, so a row can't contradict them.
+Rows stay columns all the way: answers are taken by position, never copied into Python. Margins are
+always computed from the rewards, so a row can't contradict them.
 
-`preference_<dim>` is aligned: a prompt (in one arm) is in all of these configs or in none, in the same order. Trainers
-that take one gradient per objective on the same prompts (RACO, MAH-DPO, MODPO) join them row by row; a prompt with a
-pair in one dimension only stays available in the stages and in `scored`. A dimension that nobody scored in the whole
-dataset has no config and does not empty the others.
+`preference_<dim>` is aligned: a prompt (in one arm) is in all of these configs or in none, in the
+same order. Trainers that take one gradient per objective on the same prompts (RACO, MAH-DPO, MODPO)
+join them row by row; a prompt with a pair in one dimension only stays available in the stages and
+in `scored`. A dimension that nobody scored in the whole dataset has no config and does not empty
+the others.
 """
 
 from __future__ import annotations
@@ -38,12 +41,14 @@ Columns = dict[str, pa.Array]
 Pick = Callable[[ScoredTable, str, tuple[str, ...]], Pairs]
 
 UNFIT = DEGENERATE | {"duplicate", "wrong_language"}
-GREY = 0.05  # a reward this close under its floor is no evidence of failure, where the noise is unknown
+# a reward this close under its floor is no evidence of failure, where the noise is unknown
+GREY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the rows depend on beside the scored prompts. `live` are the dimensions that somebody scored."""
+    """What the rows depend on beside the scored prompts. `live` are the dimensions that somebody
+    scored."""
 
     dims: tuple[str, ...]
     origin: Origin
@@ -56,7 +61,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of a config: `row_K` is the row of the table that each stands for, `columns` what only this config has."""
+    """Rows of a config: `row_K` is the row of the table that each stands for, `columns` what only
+    this config has."""
 
     row_K: NDArray[np.int64]
     columns: Columns
@@ -74,24 +80,57 @@ class View:
     def lineage(self) -> Columns:
         """The prompt and the lineage columns, one value per row of the table."""
         t, o, n = self.table, self.plan.origin, len(self.table)
-        of_prompts = {name: [getattr(p, name) for p in t.prompts] for name in (
-            "prompt_id", "source_dataset", "source_config", "source_split", "source_revision", "source_row", "source_licence",
-            "stratum", "category")}
+        of_prompts = {
+            name: [getattr(p, name) for p in t.prompts]
+            for name in (
+                "prompt_id",
+                "source_dataset",
+                "source_config",
+                "source_split",
+                "source_revision",
+                "source_row",
+                "source_licence",
+                "stratum",
+                "category",
+            )
+        }
         values: dict[str, Sequence[Any]] = {
-            **of_prompts, "source_prompt": [source_prompt(p.messages) for p in t.prompts], "arm": t.arms, "kind": t.kinds,
-            "carried_dim": t.carried, "target_dims": list(map(list, t.targets)), "binding_dims": list(map(list, t.bindings))}
-        same = {"dims": list(self.plan.dims), "simulated": o.simulated, "policy": o.policy, "judge": o.judge,
-                "rewriter": o.rewriter, "seed": o.seed}
-        return {"prompt": conversations(t.messages),
-                **{c.name: pa.repeat(pa.scalar(same[c.name], c.type), n) if c.name in same else pa.array(values[c.name], c.type)
-                   for c in schemas.LINEAGE}}
+            **of_prompts,
+            "source_prompt": [source_prompt(p.messages) for p in t.prompts],
+            "arm": t.arms,
+            "kind": t.kinds,
+            "carried_dim": t.carried,
+            "target_dims": list(map(list, t.targets)),
+            "binding_dims": list(map(list, t.bindings)),
+        }
+        same = {
+            "dims": list(self.plan.dims),
+            "simulated": o.simulated,
+            "policy": o.policy,
+            "judge": o.judge,
+            "rewriter": o.rewriter,
+            "seed": o.seed,
+        }
+        return {
+            "prompt": conversations(t.messages),
+            **{
+                c.name: (
+                    pa.repeat(pa.scalar(same[c.name], c.type), n)
+                    if c.name in same
+                    else pa.array(values[c.name], c.type)
+                )
+                for c in schemas.LINEAGE
+            },
+        }
 
     @cached_property
     def unfit_R(self) -> NDArray[np.bool_]:
         """Failed, empty, cut, repetitive or repeated answers: neither good nor bad examples."""
         t = self.table
         blank = pc.equal(pc.utf8_trim_whitespace(t.texts), "").to_numpy(zero_copy_only=False)
-        return np.asarray(has_flag(t.flags, UNFIT) | blank | t.errors.is_valid().to_numpy(zero_copy_only=False))
+        return np.asarray(
+            has_flag(t.flags, UNFIT) | blank | t.errors.is_valid().to_numpy(zero_copy_only=False)
+        )
 
     def pick(self, target: str, aligned: tuple[str, ...]) -> Pairs:
         """The best pair of each row for `target` that does not lose in the `aligned` dimensions."""
@@ -101,18 +140,28 @@ class View:
         return self._picks[key]
 
     def named(self, pattern: str, at: NDArray[np.int64]) -> Columns:
-        """The rewards of the answers at these positions, one column per dimension under the pattern's names."""
-        return {pattern.format(d): numbers(self.table.rewards_R_D[at, j]) for j, d in enumerate(self.plan.dims)}
+        """The rewards of the answers at these positions, one column per dimension under the
+        pattern's names."""
+        return {
+            pattern.format(d): numbers(self.table.rewards_R_D[at, j])
+            for j, d in enumerate(self.plan.dims)
+        }
 
     @cached_property
     def pairs(self) -> Rows:
         """The rows of the run's own pairs, for the configs that share them."""
         pairs = self.table.pairs
-        return pair_rows(self, pairs, self.plan.origin.selector, 1.0 / np.bincount(pairs.row_Q, minlength=1)[pairs.row_Q])
+        return pair_rows(
+            self,
+            pairs,
+            self.plan.origin.selector,
+            1.0 / np.bincount(pairs.row_Q, minlength=1)[pairs.row_Q],
+        )
 
 
 def batch_of(view: View, config: str) -> tuple[NDArray[np.int64], pa.RecordBatch]:
-    """Complete rows of a config, lineage included, and the row of the table that each of them stands for.
+    """Complete rows of a config, lineage included, and the row of the table that each of them
+    stands for.
 
     Raises:
         KeyError: there is no such config.
@@ -124,8 +173,16 @@ def batch_of(view: View, config: str) -> tuple[NDArray[np.int64], pa.RecordBatch
     whole = np.array_equal(rows.row_K, np.arange(len(view.table)))
     index = pa.array(rows.row_K)
     schema = schemas.schema(config, view.plan.dims)
-    columns = [rows.columns[f.name] if f.name in rows.columns else
-               view.lineage[f.name] if whole else view.lineage[f.name].take(index) for f in schema]
+    columns = [
+        (
+            rows.columns[f.name]
+            if f.name in rows.columns
+            else view.lineage[f.name]
+            if whole
+            else view.lineage[f.name].take(index)
+        )
+        for f in schema
+    ]
     return rows.row_K, pa.record_batch(columns, schema=schema)
 
 
@@ -141,7 +198,8 @@ def reward_modeling(view: View) -> Rows:
 
 
 def preference_by(dim: str) -> Callable[[View], Rows]:
-    """`preference_<dim>`: the largest margin in `dim`, whatever the others do; aligned over the live dimensions."""
+    """`preference_<dim>`: the largest margin in `dim`, whatever the others do; aligned over the
+    live dimensions."""
 
     def of(view: View) -> Rows:
         if dim not in view.plan.live:
@@ -158,30 +216,48 @@ def preference_by(dim: str) -> Callable[[View], Rows]:
 
 
 def stage(number: int, dim: str) -> Callable[[View], Rows]:
-    """`stageK_<dim>`: the largest margin in `dim` among pairs that do not lose in the dimensions aligned before it."""
+    """`stageK_<dim>`: the largest margin in `dim` among pairs that do not lose in the dimensions
+    aligned before it."""
 
     def of(view: View) -> Rows:
         if dim not in view.plan.live:
-            return Rows(np.empty(0, np.int64), {**_columns_of_none(view), "stage": pa.array([], pa.int64())})
+            return Rows(
+                np.empty(0, np.int64), {**_columns_of_none(view), "stage": pa.array([], pa.int64())}
+            )
         aligned = tuple(d for d in view.plan.stages[: number - 1] if d in view.plan.live)
         rows = _for(view, view.pick(dim, aligned), dim)
-        return Rows(rows.row_K, {**rows.columns, "stage": pa.repeat(pa.scalar(number, pa.int64()), len(rows.row_K))})
+        return Rows(
+            rows.row_K,
+            {**rows.columns, "stage": pa.repeat(pa.scalar(number, pa.int64()), len(rows.row_K))},
+        )
 
     return of
 
 
 def unpaired(view: View) -> Rows:
-    """One row per answer that clearly passes or fails: True iff all floors are met, False iff one reward is under its
-    floor by more than the grey zone. Unfit answers, and those in between, are left out."""
+    """One row per answer that clearly passes or fails: True iff all floors are met, False iff one
+    reward is under its floor by more than the grey zone. Unfit answers, and those in between, are
+    left out."""
     t, plan = view.table, view.plan
-    judged = [(t.levels_R_D[:, j], t.doubts_R_D[:, j], plan.floors[d], plan.grey.get(d, GREY))
-              for j, d in enumerate(plan.dims) if d in plan.live and d in plan.floors]
+    judged = [
+        (t.levels_R_D[:, j], t.doubts_R_D[:, j], plan.floors[d], plan.grey.get(d, GREY))
+        for j, d in enumerate(plan.dims)
+        if d in plan.live and d in plan.floors
+    ]
     fails, passes = np.zeros(len(t.lengths_R), bool), np.full(len(t.lengths_R), bool(judged))
-    for level, doubt, floor, grey in judged:  # the optimistic value has to fail clearly, the pessimistic one to pass
+    # the optimistic value has to fail clearly, the pessimistic one to pass
+    for level, doubt, floor, grey in judged:
         fails |= level + doubt < floor - grey
         passes &= level - doubt >= floor
     at = np.flatnonzero((fails | passes) & ~view.unfit_R)
-    return Rows(t.row_R[at], {"completion": answers(t.texts, at), "label": pa.array(~fails[at]), **view.named("reward_{}", at)})
+    return Rows(
+        t.row_R[at],
+        {
+            "completion": answers(t.texts, at),
+            "label": pa.array(~fails[at]),
+            **view.named("reward_{}", at),
+        },
+    )
 
 
 def prompt_only(view: View) -> Rows:
@@ -190,17 +266,27 @@ def prompt_only(view: View) -> Rows:
 
 
 def scored(view: View) -> Rows:
-    """The canonical table: all answers of the prompt with all their rewards, and which of them were paired."""
+    """The canonical table: all answers of the prompt with all their rewards, and which of them were
+    paired."""
     t = view.table
     n = len(t)
     pairs = np.searchsorted(t.pairs.row_Q, np.arange(n + 1))
-    return Rows(np.arange(n), {
-        "completions": listed(t.starts, t.texts),
-        **{f"rewards_{d}": listed(t.starts, numbers(t.rewards_R_D[:, j])) for j, d in enumerate(view.plan.dims)},
-        "flags": listed(t.starts, _flags(t)), "finish_reasons": listed(t.starts, t.finish_reasons),
-        "lengths": listed(t.starts, pa.array(t.lengths_R)), "pair_chosen": listed(pairs, pa.array(t.pairs.chosen_Q)),
-        "pair_rejected": listed(pairs, pa.array(t.pairs.rejected_Q)),
-        "selector": pa.repeat(pa.scalar(view.plan.origin.selector), n)})
+    return Rows(
+        np.arange(n),
+        {
+            "completions": listed(t.starts, t.texts),
+            **{
+                f"rewards_{d}": listed(t.starts, numbers(t.rewards_R_D[:, j]))
+                for j, d in enumerate(view.plan.dims)
+            },
+            "flags": listed(t.starts, _flags(t)),
+            "finish_reasons": listed(t.starts, t.finish_reasons),
+            "lengths": listed(t.starts, pa.array(t.lengths_R)),
+            "pair_chosen": listed(pairs, pa.array(t.pairs.chosen_Q)),
+            "pair_rejected": listed(pairs, pa.array(t.pairs.rejected_Q)),
+            "selector": pa.repeat(pa.scalar(view.plan.origin.selector), n),
+        },
+    )
 
 
 def multilabel(view: View) -> Rows:
@@ -214,8 +300,14 @@ def sft(view: View) -> Rows:
     """The chosen answers."""
     t, rows = view.table, view.pairs
     at = t.starts[t.pairs.row_Q] + t.pairs.chosen_Q
-    return Rows(rows.row_K, {"completion": rows.columns["chosen"], **view.named("reward_{}", at),
-                             "pair_id": rows.columns["pair_id"]})
+    return Rows(
+        rows.row_K,
+        {
+            "completion": rows.columns["chosen"],
+            **view.named("reward_{}", at),
+            "pair_id": rows.columns["pair_id"],
+        },
+    )
 
 
 def builders(dims: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, Callable[[View], Rows]]:
@@ -242,24 +334,45 @@ def pair_rows(view: View, pairs: Pairs, selector: str, weight_Q: NDArray[np.floa
     known = ~np.isnan(margins)
     total = np.where(known.any(1), np.where(known, margins, 0.0).sum(1), np.nan)
     chosen, rejected = (t.texts.take(pa.array(at)) for at in (i, j))
-    ids = [text.digest(t.prompts[p].prompt_id, t.arms[p], a, b)
-           for p, a, b in zip(pairs.row_Q.tolist(), chosen.to_pylist(), rejected.to_pylist(), strict=True)]
-    return Rows(pairs.row_Q, {
-        "chosen": turns(chosen), "rejected": turns(rejected), "pair_id": pa.array(ids, pa.string()),
-        **view.named("chosen_reward_{}", i), **view.named("rejected_reward_{}", j),
-        **{f"margin_{d}": numbers(margins[:, k]) for k, d in enumerate(dims)},
-        **{f"margin_confirmed_{d}": numbers(pairs.confirmed_Q_D[:, k]) for k, d in enumerate(dims)},
-        "margin_total": numbers(total), "selector": pa.repeat(pa.scalar(selector), len(pairs)),
-        "score": numbers(pairs.score_Q), "weight": numbers(np.asarray(weight_Q, float)),
-        **{f"pro_weight_{d}": numbers(w) for d, w in zip(dims, pro_weights(t.rewards_R_D[i]).T, strict=True)},
-        "len_chosen": pa.array(t.lengths_R[i]), "len_rejected": pa.array(t.lengths_R[j])})
+    ids = [
+        text.digest(t.prompts[p].prompt_id, t.arms[p], a, b)
+        for p, a, b in zip(
+            pairs.row_Q.tolist(), chosen.to_pylist(), rejected.to_pylist(), strict=True
+        )
+    ]
+    return Rows(
+        pairs.row_Q,
+        {
+            "chosen": turns(chosen),
+            "rejected": turns(rejected),
+            "pair_id": pa.array(ids, pa.string()),
+            **view.named("chosen_reward_{}", i),
+            **view.named("rejected_reward_{}", j),
+            **{f"margin_{d}": numbers(margins[:, k]) for k, d in enumerate(dims)},
+            **{
+                f"margin_confirmed_{d}": numbers(pairs.confirmed_Q_D[:, k])
+                for k, d in enumerate(dims)
+            },
+            "margin_total": numbers(total),
+            "selector": pa.repeat(pa.scalar(selector), len(pairs)),
+            "score": numbers(pairs.score_Q),
+            "weight": numbers(np.asarray(weight_Q, float)),
+            **{
+                f"pro_weight_{d}": numbers(w)
+                for d, w in zip(dims, pro_weights(t.rewards_R_D[i]).T, strict=True)
+            },
+            "len_chosen": pa.array(t.lengths_R[i]),
+            "len_rejected": pa.array(t.lengths_R[j]),
+        },
+    )
 
 
 def pro_weights(rewards_Q_D: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights of the dimensions that a preferred answer suggests, w_d = exp(r_d) / sum exp(r); Q x D, rows sum to 1.
+    """Weights of the dimensions that a preferred answer suggests, w_d = exp(r_d) / sum exp(r); Q x
+    D, rows sum to 1.
 
-    The target of the weight adapter of Preference Orchestrator (METHOD 2), with the calibrated rewards as they are and
-    temperature 1; NaN where a reward is missing.
+    The target of the weight adapter of Preference Orchestrator (METHOD 2), with the calibrated
+    rewards as they are and temperature 1; NaN where a reward is missing.
     """
     grown = np.exp(rewards_Q_D)
     return np.asarray(grown / grown.sum(1, keepdims=True))
@@ -280,30 +393,44 @@ def fault(view: View, rows: Rows) -> str | None:
         for k, d in enumerate(view.plan.dims):
             margin = f"margin_{d}"
             bound = pc.and_(pa.array(binding[:, k]), _not_positive(c[margin]))
-            broken += [(bound, margin, f"{margin} is {{}}, not positive, although {d} is binding"),
-                       (pc.fill_null(pc.less(c[margin], 0.0), False), margin, margin + " is {}, negative")]
-        broken.append((_not_positive(c["margin_total"]), "margin_total", "margin_total is {}, not positive"))
+            broken += [
+                (bound, margin, f"{margin} is {{}}, not positive, although {d} is binding"),
+                (pc.fill_null(pc.less(c[margin], 0.0), False), margin, margin + " is {}, negative"),
+            ]
+        broken.append(
+            (_not_positive(c["margin_total"]), "margin_total", "margin_total is {}, not positive")
+        )
     for where, column, what in broken:
         at = pc.index(where, True).as_py()
         if at >= 0:
             p = int(rows.row_K[at])
-            return (f"prompt {view.table.prompts[p].prompt_id}, arm {view.table.arms[p]}: {what.format(c[column][at].as_py())}; "
-                    f"the selector {c['selector'][at].as_py()!r} broke its rule")
+            return (
+                f"prompt {view.table.prompts[p].prompt_id}, arm {view.table.arms[p]}:"
+                f" {what.format(c[column][at].as_py())}; the selector {c['selector'][at].as_py()!r}"
+                " broke its rule"
+            )
     return None
 
 
 def source_prompt(messages: Messages) -> str:
-    """The normalised source context as one string: a single user turn as it is, else `role: content` lines."""
+    """The normalised source context as one string: a single user turn as it is, else `role:
+    content` lines."""
     if len(messages) == 1 and messages[0]["role"] == "user":
         return text.normalise(messages[0]["content"])
     return "\n".join(f"{m['role']}: {text.normalise(m['content'])}" for m in messages)
 
 
 def conversations(values: Sequence[Messages]) -> pa.Array:
-    """list<struct<role, content>> from its leaves: several times as fast as through dictionaries."""
+    """list<struct<role, content>> from its leaves: several times as fast as through
+    dictionaries."""
     turns = [m for messages in values for m in messages]
-    leaves = [pa.array([m["role"] for m in turns], pa.string()), pa.array([m["content"] for m in turns], pa.string())]
-    starts = np.concatenate([[0], np.cumsum([len(messages) for messages in values], dtype=np.int64)])
+    leaves = [
+        pa.array([m["role"] for m in turns], pa.string()),
+        pa.array([m["content"] for m in turns], pa.string()),
+    ]
+    starts = np.concatenate(
+        [[0], np.cumsum([len(messages) for messages in values], dtype=np.int64)]
+    )
     return listed(starts, pa.StructArray.from_arrays(leaves, ["role", "content"]))
 
 
@@ -315,7 +442,9 @@ def answers(texts: pa.Array, at: NDArray[np.int64]) -> pa.Array:
 def turns(texts: pa.Array) -> pa.Array:
     """Each text as a list of one assistant turn."""
     roles = pa.repeat(pa.scalar("assistant"), len(texts))
-    return listed(np.arange(len(texts) + 1), pa.StructArray.from_arrays([roles, texts], ["role", "content"]))
+    return listed(
+        np.arange(len(texts) + 1), pa.StructArray.from_arrays([roles, texts], ["role", "content"])
+    )
 
 
 def listed(starts: NDArray[Any], values: pa.Array) -> pa.Array:
@@ -335,7 +464,10 @@ def _for(view: View, pairs: Pairs, dim: str) -> Rows:
 
 def _columns_of_none(view: View) -> Columns:
     none = Pairs.of([], [], [], [], len(view.plan.dims))
-    return {**pair_rows(view, none, "lexi", np.empty(0)).columns, "dimension": pa.array([], pa.string())}
+    return {
+        **pair_rows(view, none, "lexi", np.empty(0)).columns,
+        "dimension": pa.array([], pa.string()),
+    }
 
 
 def _flags(t: ScoredTable) -> pa.Array:
@@ -343,7 +475,10 @@ def _flags(t: ScoredTable) -> pa.Array:
     failed = t.errors.is_valid().to_numpy(zero_copy_only=False) & ~has_flag(t.flags, ["error"])
     if not failed.any():
         return t.flags
-    told = [[*f, "error"] if bad else f for f, bad in zip(t.flags.to_pylist(), failed.tolist(), strict=True)]
+    told = [
+        [*f, "error"] if bad else f
+        for f, bad in zip(t.flags.to_pylist(), failed.tolist(), strict=True)
+    ]
     return pa.array(told, t.flags.type)
 
 

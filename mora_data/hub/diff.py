@@ -1,8 +1,10 @@
-"""What changed between two datasets, config by config: rows added, removed and changed, columns that differ.
+"""What changed between two datasets, config by config: rows added, removed and changed, columns
+that differ.
 
     compare("runs/a", "org/mora-pairs@v1.0.0")["preference"].added
 
-Rows are matched by `pair_id`; where there is none, by prompt, arm and, if the row has one, its answer.
+Rows are matched by `pair_id`; where there is none, by prompt, arm and, if the row has one, its
+answer.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _ON_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?")
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One config: rows by what became of them, and `name: type before -> after` of columns that differ."""
+    """One config: rows by what became of them, and `name: type before -> after` of columns that
+    differ."""
 
     added: int = 0
     removed: int = 0
@@ -40,7 +43,8 @@ class Delta:
 def compare(before: str, after: str) -> dict[str, Delta]:
     """Config -> what changed, for every config of either.
 
-    Each is a dataset folder, a run folder, or `ORG/NAME@TAG` on the Hub, where a commit or a branch serves as well.
+    Each is a dataset folder, a run folder, or `ORG/NAME@TAG` on the Hub, where a commit or a branch
+    serves as well.
 
     Raises:
         PublishError: one of them holds no dataset, or a Parquet file can't be read.
@@ -71,7 +75,9 @@ def lines(deltas: Mapping[str, Delta]) -> list[str]:
     out = [f"{'config':<{width}} {'added':>8} {'removed':>8} {'changed':>8} {'same':>8}  columns"]
     for name, d in deltas.items():
         columns = "; ".join(d.columns) or "-"
-        out.append(f"{name:<{width}} {d.added:>8} {d.removed:>8} {d.changed:>8} {d.same:>8}  {columns}")
+        out.append(
+            f"{name:<{width}} {d.added:>8} {d.removed:>8} {d.changed:>8} {d.same:>8}  {columns}"
+        )
     return out
 
 
@@ -85,11 +91,18 @@ def dataset_of(where: str) -> Path:
     if not path.exists() and (on_hub := _ON_HUB.fullmatch(where)):
         from .client import snapshot
 
-        path = snapshot(on_hub["repo"], on_hub["revision"], ("README.md", "provenance/manifest.json", "*/*.parquet"))
+        path = snapshot(
+            on_hub["repo"],
+            on_hub["revision"],
+            ("README.md", "provenance/manifest.json", "*/*.parquet"),
+        )
     for folder in (path / "dataset", path):
         if (folder / "README.md").is_file() and any(folder.glob("*/*.parquet")):
             return folder
-    raise PublishError(f"{where} holds no dataset: give a dataset folder, a run folder that is built to the end, or ORG/NAME@TAG")
+    raise PublishError(
+        f"{where} holds no dataset: give a dataset folder, a run folder that is built to the end,"
+        " or ORG/NAME@TAG"
+    )
 
 
 def _configs(folder: Path) -> dict[str, list[Path]]:
@@ -100,7 +113,8 @@ def _configs(folder: Path) -> dict[str, list[Path]]:
 
 
 def _rows(files: list[Path]) -> Rows:
-    """Key -> what stands under it, both hashed; a further row under one key goes under the hash of that key."""
+    """Key -> what stands under it, both hashed; a further row under one key goes under the hash of
+    that key."""
     found: Rows = {}
     for path in files:
         split = path.name.split("-")[0]
@@ -112,7 +126,9 @@ def _rows(files: list[Path]) -> Rows:
                         key = _hash(key.hex())
                     found[key] = _hash([split, row])
         except (OSError, ValueError) as e:
-            raise PublishError(f"{path.parent.name}/{path.name} can't be read: {' '.join(str(e).split())[:200]}") from e
+            raise PublishError(
+                f"{path.parent.name}/{path.name} can't be read: {' '.join(str(e).split())[:200]}"
+            ) from e
     return found
 
 
@@ -133,4 +149,8 @@ def _hash(value: object) -> bytes:
 
 def _columns(before: list[Path], after: list[Path]) -> tuple[str, ...]:
     a, b = ({f.name: str(f.type) for f in pq.read_schema(files[0])} for files in (before, after))
-    return tuple(f"{n}: {a.get(n, 'none')} -> {b.get(n, 'none')}" for n in sorted({*a, *b}) if a.get(n) != b.get(n))
+    return tuple(
+        f"{n}: {a.get(n, 'none')} -> {b.get(n, 'none')}"
+        for n in sorted({*a, *b})
+        if a.get(n) != b.get(n)
+    )

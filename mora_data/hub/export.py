@@ -1,4 +1,5 @@
-"""One config of a dataset folder -> files anywhere: `mora-data export RUN_DIR --config NAME --to DIR`.
+"""One config of a dataset folder -> files anywhere: `mora-data export RUN_DIR --config NAME --to
+DIR`.
 
 parquet, jsonl   the rows as they are
 llamafactory     LLaMA-Factory's preference JSON and the dataset_info.json that names it
@@ -25,17 +26,23 @@ _FROM = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
 def export_config(folder: Path, config: str, to: Path, fmt: Format = "parquet") -> list[Path]:
-    """The files written into `to`: `<config>-<split>.parquet` with shards joined, `.jsonl` with one row a line, or `.json`.
+    """The files written into `to`: `<config>-<split>.parquet` with shards joined, `.jsonl` with one
+    row a line, or `.json`.
 
     Raises:
-        PublishError: the folder has no such config (those that exist are named), the format has no place for it, or
-            `to` can't be written.
+        PublishError: the folder has no such config (those that exist are named), the format has no
+            place for it, or `to` can't be written.
     """
-    header = lint.read_header((folder / "README.md").read_text("utf-8")) if (folder / "README.md").is_file() else None
+    header = (
+        lint.read_header((folder / "README.md").read_text("utf-8"))
+        if (folder / "README.md").is_file()
+        else None
+    )
     configs = lint.declared(header or {})
     if config not in configs:
         raise PublishError(
-            f"no config {config!r} in {folder.name}/: {nearest(config, configs) if configs else 'it holds no dataset'}"
+            f"no config {config!r} in {folder.name}/:"
+            f" {nearest(config, configs) if configs else 'it holds no dataset'}"
         )
     by_split = {split: [folder / f for f in files] for split, files in configs[config].items()}
     try:
@@ -54,7 +61,8 @@ def export_config(folder: Path, config: str, to: Path, fmt: Format = "parquet") 
 
 
 def llamafactory_row(row: Row) -> dict[str, Any]:
-    """A pair as LLaMA-Factory reads it: conversations, chosen and rejected, each turn with `from` and `value`."""
+    """A pair as LLaMA-Factory reads it: conversations, chosen and rejected, each turn with `from`
+    and `value`."""
     r: dict[str, Any] = row
     return {
         "conversations": [_turn(m) for m in r["prompt"]],
@@ -69,7 +77,11 @@ def mahdpo_row(row: Row, dimensions: list[str]) -> dict[str, Any]:
     prompt = r["prompt"]
     one = len(prompt) == 1 and prompt[0]["role"] == "user"
     return {
-        "question": prompt[0]["content"] if one else "\n".join(f"{m['role']}: {m['content']}" for m in prompt),
+        "question": (
+            prompt[0]["content"]
+            if one
+            else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+        ),
         "chosen": r["chosen"][0]["content"],
         "rejected": r["rejected"][0]["content"],
         "dimension": r["dimension"],
@@ -99,18 +111,28 @@ def _llamafactory(config: str, by_split: dict[str, list[Path]], to: Path) -> lis
 
 
 def _mahdpo(config: str, by_split: dict[str, list[Path]], to: Path) -> list[Path]:
-    """One file per dimension and split. The configs are aligned, so all files of a split have the same size."""
+    """One file per dimension and split. The configs are aligned, so all files of a split have the
+    same size."""
     if config != schemas.BY_DIM_UNION:
-        raise PublishError(f"mahdpo wants one file per dimension: --config {schemas.BY_DIM_UNION}, not {config}")
+        raise PublishError(
+            f"mahdpo wants one file per dimension: --config {schemas.BY_DIM_UNION}, not {config}"
+        )
     names = list(dict.fromkeys(f.parent.name for files in by_split.values() for f in files))
     dims = [name.removeprefix("preference_") for name in names]
     written = []
     for split, files in by_split.items():
-        sizes = {n: sum(pq.read_metadata(f).num_rows for f in files if f.parent.name == n) for n in names}
+        sizes = {
+            n: sum(pq.read_metadata(f).num_rows for f in files if f.parent.name == n) for n in names
+        }
         if len(set(sizes.values())) > 1:
-            raise PublishError(f"the dimensions of {split} differ in size ({sizes}), although they are aligned: build again")
+            raise PublishError(
+                f"the dimensions of {split} differ in size ({sizes}), although they are aligned:"
+                " build again"
+            )
         for name, dim in zip(names, dims, strict=True):
-            rows = (mahdpo_row(row, dims) for row in _rows([f for f in files if f.parent.name == name]))
+            rows = (
+                mahdpo_row(row, dims) for row in _rows([f for f in files if f.parent.name == name])
+            )
             written.append(_whole(to / f"{dim}-{split}.json", _json_writer(rows)))
     return written
 
@@ -151,7 +173,9 @@ def _json_writer(rows: Iterable[object]) -> Callable[[Path], None]:
 
 
 def _copy_parquet(files: list[Path], out: Path) -> None:
-    with pq.ParquetWriter(out, pq.read_schema(files[0]), compression="zstd", write_page_index=True) as writer:
+    with pq.ParquetWriter(
+        out, pq.read_schema(files[0]), compression="zstd", write_page_index=True
+    ) as writer:
         for path in files:
             for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
                 writer.write_batch(batch)

@@ -1,10 +1,12 @@
-"""The dataset folder: README.md and its neighbours (papers.py) and <config>/<split>-00000-of-0000N.parquet.
+"""The dataset folder: README.md and its neighbours (papers.py) and
+<config>/<split>-00000-of-0000N.parquet.
 
-    result = write_dataset(tables, Release(settings, origin, manifest, floors, pick), Path("runs/demo/dataset"))
-    result.counts["preference"]["train"]
+    result = write_dataset(tables, Release(settings, origin, manifest, floors, pick),
+    Path("runs/demo/dataset")) result.counts["preference"]["train"]
 
-Rows are streamed: one pass decides what can only be known from all rows (and stops as soon as it knows), one writes.
-Everything goes into a sibling folder that takes the place of the old one at the end.
+Rows are streamed: one pass decides what can only be known from all rows (and stops as soon as it
+knows), one writes. Everything goes into a sibling folder that takes the place of the old one at the
+end.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ MIN_GROUPS_FOR_TEST = 10
 
 @dataclass(frozen=True, slots=True)
 class FolderResult:
-    """What was written. `counts`: config -> split -> rows; `too_large`: config -> rows over 2 MB, left out; `pii`: see pii.py."""
+    """What was written. `counts`: config -> split -> rows; `too_large`: config -> rows over 2 MB,
+    left out; `pii`: see pii.py."""
 
     counts: dict[str, dict[str, int]]
     fingerprint: str
@@ -66,28 +69,38 @@ class Release:
     figures: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def write_dataset(scored: Callable[[], Iterable[ScoredTable]], release: Release, out_dir: Path) -> FolderResult:
+def write_dataset(
+    scored: Callable[[], Iterable[ScoredTable]], release: Release, out_dir: Path
+) -> FolderResult:
     """Write the dataset folder, replacing an old one; the same input gives the same bytes.
 
-    `scored` is called twice and must give the same rows in the same order. Without any pair the folder is still written
-    (`scored`, `prompt_only`, ...); a config or split without rows is neither written nor declared.
+    `scored` is called twice and must give the same rows in the same order. Without any pair the
+    folder is still written (`scored`, `prompt_only`, ...); a config or split without rows is
+    neither written nor declared.
 
     Raises:
-        PublishError: a pair breaks a law of its selector, publish.configs names an unknown config, or the disk refuses.
+        PublishError: a pair breaks a law of its selector, publish.configs names an unknown config,
+            or the disk refuses.
     """
-    fresh, old = out_dir.with_name(f".{out_dir.name}.new"), out_dir.with_name(f".{out_dir.name}.old")
+    fresh, old = (
+        out_dir.with_name(f".{out_dir.name}.new"),
+        out_dir.with_name(f".{out_dir.name}.old"),
+    )
     wanted = _wanted(release.settings)
     try:
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir(parents=True)
-        result = _write_all(scored, replace(release, origin=_clean_origin(release.origin)), fresh, wanted)
+        result = _write_all(
+            scored, replace(release, origin=_clean_origin(release.origin)), fresh, wanted
+        )
         if out_dir.exists():
             out_dir.rename(old)
         fresh.rename(out_dir)
     except OSError as e:
         raise PublishError(
-            f"can't write the dataset folder {out_dir}: {e.strerror or e}; free space or choose another --out"
+            f"can't write the dataset folder {out_dir}: {e.strerror or e}; free space or choose"
+            " another --out"
         ) from e
     finally:
         for leftover in (fresh, old):
@@ -120,7 +133,8 @@ def counts_of(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def split_share(group: str) -> float:
-    """Where a group stands in [0, 1): below the test share it is test. A function of the group's name alone."""
+    """Where a group stands in [0, 1): below the test share it is test. A function of the group's
+    name alone."""
     return int(text.digest("split", group, hex_digits=13), 16) / 16**13
 
 
@@ -134,7 +148,8 @@ def _survey(tables: Iterable[ScoredTable], dims: tuple[str, ...], share: float) 
     """What only all rows tell; stops reading as soon as nothing is open any more."""
     live = np.zeros(len(dims), bool)
     lowest: dict[bool, tuple[float, str]] = {}
-    groups: dict[bool, set[str]] = {True: set(), False: set()}  # with a pair, any; counted up to MIN_GROUPS_FOR_TEST
+    # with a pair, any; counted up to MIN_GROUPS_FOR_TEST
+    groups: dict[bool, set[str]] = {True: set(), False: set()}
     in_test = share == 0
     for t in tables:
         live |= (~np.isnan(t.rewards_R_D)).any(0)
@@ -155,23 +170,42 @@ def _survey(tables: Iterable[ScoredTable], dims: tuple[str, ...], share: float) 
         key = len(groups[True]) >= MIN_GROUPS_FOR_TEST
         if len(groups[key]) >= MIN_GROUPS_FOR_TEST and lowest[key][0] >= share:
             forced = lowest[key][1]
-    return _Survey(tuple(d for d, is_live in zip(dims, live.tolist(), strict=True) if is_live), forced)
+    return _Survey(
+        tuple(d for d, is_live in zip(dims, live.tolist(), strict=True) if is_live), forced
+    )
 
 
-def _write_all(scored: Callable[[], Iterable[ScoredTable]], release: Release, out: Path, wanted: list[str]) -> FolderResult:
+def _write_all(
+    scored: Callable[[], Iterable[ScoredTable]], release: Release, out: Path, wanted: list[str]
+) -> FolderResult:
     settings = release.settings
     dims, share = tuple(settings.dimensions), settings.publish.test_share
     survey = _survey(scored(), dims, share)
-    plan = Plan(dims=dims, origin=release.origin, pick=release.pick, floors=dict(release.floors),
-                grey=_grey(release.manifest, dims), live=survey.live,
-                stages=tuple(d for d in settings.publish.stage_order if d in dims))
+    plan = Plan(
+        dims=dims,
+        origin=release.origin,
+        pick=release.pick,
+        floors=dict(release.floors),
+        grey=_grey(release.manifest, dims),
+        live=survey.live,
+        stages=tuple(d for d in settings.publish.stage_order if d in dims),
+    )
     writers: dict[tuple[str, str], ShardWriter] = {}
     too_large: Counter[str] = Counter()
     rows_by_source: Counter[tuple[str, str, str, str]] = Counter()
     try:
         for table in scored():
-            rows_by_source.update((p.source_dataset, p.source_config, p.source_revision, p.source_licence) for p in table.prompts)
-            is_test_P = np.array([split_share(p.group) < share or p.group == survey.forced_test for p in table.prompts], bool)
+            rows_by_source.update(
+                (p.source_dataset, p.source_config, p.source_revision, p.source_licence)
+                for p in table.prompts
+            )
+            is_test_P = np.array(
+                [
+                    split_share(p.group) < share or p.group == survey.forced_test
+                    for p in table.prompts
+                ],
+                bool,
+            )
             for name, row_K, rows in _rows_of(View(table, plan), wanted, too_large):
                 for split, mask in (("train", ~is_test_P[row_K]), ("test", is_test_P[row_K])):
                     if not mask.any():
@@ -186,20 +220,32 @@ def _write_all(scored: Callable[[], Iterable[ScoredTable]], release: Release, ou
             writer.discard()
     for writer in writers.values():
         writer.seal()
-    counts = {n: {sp: writers[n, sp].n_rows for sp in ("train", "test") if (n, sp) in writers} for n in wanted}
+    counts = {
+        n: {sp: writers[n, sp].n_rows for sp in ("train", "test") if (n, sp) in writers}
+        for n in wanted
+    }
     counts = {n: by_split for n, by_split in counts.items() if by_split}
     result = FolderResult(
-        counts, fingerprint_of(out), sum(f.stat().st_size for f in out.glob("*/*.parquet")), dict(too_large),
+        counts,
+        fingerprint_of(out),
+        sum(f.stat().st_size for f in out.glob("*/*.parquet")),
+        dict(too_large),
         pii.screen(out) if settings.publish.pii else None,
     )
     _write_card(out, release, plan, result, rows_by_source)
     return result
 
 
-def _rows_of(view: View, wanted: list[str], too_large: Counter[str]) -> Iterator[tuple[str, NDArray[np.int64], pa.RecordBatch]]:
-    """(config, row of the table per row, rows); those over the limit are left out and counted, of aligned configs all or none."""
-    made = {name: configs.batch_of(view, name) for name in wanted if schemas.family_of(name) == "by_dim"}
-    fits = [_fits(rows) for _, rows in made.values() if rows.num_rows]  # a dimension that nobody scored has no rows
+def _rows_of(
+    view: View, wanted: list[str], too_large: Counter[str]
+) -> Iterator[tuple[str, NDArray[np.int64], pa.RecordBatch]]:
+    """(config, row of the table per row, rows); those over the limit are left out and counted, of
+    aligned configs all or none."""
+    made = {
+        name: configs.batch_of(view, name) for name in wanted if schemas.family_of(name) == "by_dim"
+    }
+    # a dimension that nobody scored has no rows
+    fits = [_fits(rows) for _, rows in made.values() if rows.num_rows]
     aligned = np.logical_and.reduce(fits) if fits else np.empty(0, bool)
     for name in wanted:
         is_aligned = name in made
@@ -212,7 +258,11 @@ def _rows_of(view: View, wanted: list[str], too_large: Counter[str]) -> Iterator
 
 
 def _fits(rows: pa.RecordBatch) -> NDArray[np.bool_]:
-    return np.ones(rows.num_rows, bool) if rows.nbytes <= MAX_ROW_BYTES else text_bytes(rows) <= MAX_ROW_BYTES
+    return (
+        np.ones(rows.num_rows, bool)
+        if rows.nbytes <= MAX_ROW_BYTES
+        else text_bytes(rows) <= MAX_ROW_BYTES
+    )
 
 
 def text_bytes(rows: pa.RecordBatch) -> NDArray[np.int64]:
@@ -222,13 +272,17 @@ def text_bytes(rows: pa.RecordBatch) -> NDArray[np.int64]:
 
 def _bytes(values: pa.Array) -> NDArray[np.int64]:
     if pa.types.is_string(values.type):
-        return np.asarray(pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False), np.int64)
+        return np.asarray(
+            pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False), np.int64
+        )
     if pa.types.is_list(values.type):
         inner = np.concatenate([[0], np.cumsum(_bytes(values.flatten()))])
         offsets = values.offsets.to_numpy()
         return np.asarray(np.diff(inner[offsets - (offsets[0] if len(offsets) else 0)]))
     if pa.types.is_struct(values.type):
-        return np.asarray(np.sum([_bytes(leaf) for leaf in values.flatten()], axis=0, dtype=np.int64))
+        return np.asarray(
+            np.sum([_bytes(leaf) for leaf in values.flatten()], axis=0, dtype=np.int64)
+        )
     return np.full(len(values), 8, np.int64)
 
 
@@ -239,8 +293,14 @@ def _wanted(settings: BuildSettings) -> list[str]:
         return known
     for name in given:
         if name not in known and name != schemas.BY_DIM_UNION:
-            raise PublishError(f"publish.configs names {name!r}, which does not exist: {nearest(name, known)}")
-    by_dim = [n for n in known if schemas.family_of(n) == "by_dim"] if schemas.BY_DIM_UNION in given else []
+            raise PublishError(
+                f"publish.configs names {name!r}, which does not exist: {nearest(name, known)}"
+            )
+    by_dim = (
+        [n for n in known if schemas.family_of(n) == "by_dim"]
+        if schemas.BY_DIM_UNION in given
+        else []
+    )
     return [n for n in known if n in given or n in by_dim]
 
 
@@ -252,7 +312,10 @@ def _grey(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> dict[str, float
 
 def _clean_origin(origin: Origin) -> Origin:
     return replace(
-        origin, policy=scrub_text(origin.policy), judge=scrub_text(origin.judge), rewriter=scrub_text(origin.rewriter)
+        origin,
+        policy=scrub_text(origin.policy),
+        judge=scrub_text(origin.judge),
+        rewriter=scrub_text(origin.rewriter),
     )
 
 
@@ -304,7 +367,10 @@ def _write_card(
 
 def _publish_counts(result: FolderResult) -> dict[str, Any]:
     """What became of the selected pairs, as the other stages count."""
-    n, large = sum(result.counts.get(schemas.DEFAULT_CONFIG, {}).values()), result.too_large.get(schemas.DEFAULT_CONFIG, 0)
+    n, large = (
+        sum(result.counts.get(schemas.DEFAULT_CONFIG, {}).values()),
+        result.too_large.get(schemas.DEFAULT_CONFIG, 0),
+    )
     return {"in": n + large, "kept": n, "dropped": {"row_too_large": large} if large else {}}
 
 
@@ -317,7 +383,14 @@ def describe(out: Path, name: str, dims: tuple[str, ...]) -> dict[str, Any]:
             footer = pq.read_metadata(path)
             info = splits.setdefault(split, {"num_examples": 0, "num_bytes": 0, "file_bytes": 0})
             info["num_examples"] += footer.num_rows
-            info["num_bytes"] += sum(footer.row_group(i).total_byte_size for i in range(footer.num_row_groups))
+            info["num_bytes"] += sum(
+                footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)
+            )
             info["file_bytes"] += path.stat().st_size
             files.setdefault(split, []).append(path.relative_to(out).as_posix())
-    return {"name": name, "splits": splits, "files": files, "n_columns": len(schemas.columns(name, dims))}
+    return {
+        "name": name,
+        "splits": splits,
+        "files": files,
+        "n_columns": len(schemas.columns(name, dims)),
+    }

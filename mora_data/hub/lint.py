@@ -1,4 +1,5 @@
-"""Checks of a staged dataset folder before a byte leaves: header, files, numbers, privacy, a load with `datasets`."""
+"""Checks of a staged dataset folder before a byte leaves: header, files, numbers, privacy, a load
+with `datasets`."""
 
 from __future__ import annotations
 
@@ -18,15 +19,16 @@ from . import card, schemas
 from .scrub import scrub_text
 
 _LICENCE_IDS = """
-apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
-afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
-cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
-cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0
-cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl
-gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr
-mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
-deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma
-unknown other
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
+c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0
+cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl
+ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl
+lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0
+odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
+deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3
+llama4 gemma unknown other
 """
 OWN_TEXTS = frozenset({"README.md", "LICENSE.md", "CITATION.cff", "CHANGELOG.md"})
 LICENCES = frozenset(_LICENCE_IDS.split())
@@ -34,12 +36,16 @@ _NUMBER = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\
 
 
 def lint(folder: Path, text: str | None = None) -> list[str]:
-    """What is wrong with the folder, one line each; [] if nothing. `text` stands for README.md where it is given."""
+    """What is wrong with the folder, one line each; [] if nothing. `text` stands for README.md
+    where it is given."""
     try:
         text = (folder / "README.md").read_text("utf-8") if text is None else text
         published = json.loads((folder / "provenance" / "manifest.json").read_text("utf-8"))
     except (OSError, ValueError) as e:
-        return [f"{getattr(e, 'filename', None) or 'provenance/manifest.json'} can't be read: build again"]
+        return [
+            f"{getattr(e, 'filename', None) or 'provenance/manifest.json'} can't be read: build"
+            " again"
+        ]
     header = read_header(text)
     if header is None:
         return ["README.md has no YAML header"]
@@ -66,13 +72,17 @@ def declared(header: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
     """Config -> split -> files, as the header declares them."""
     out: dict[str, dict[str, list[str]]] = {}
     for config in header.get("configs") or []:
-        files = {d["split"]: d["path"] if isinstance(d["path"], list) else [d["path"]] for d in config["data_files"]}
+        files = {
+            d["split"]: d["path"] if isinstance(d["path"], list) else [d["path"]]
+            for d in config["data_files"]
+        }
         out[config["config_name"]] = files
     return out
 
 
 def load_back(folder: Path, header: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Rows per config and split as `datasets` loads them from disk, each config with a cache of its own.
+    """Rows per config and split as `datasets` loads them from disk, each config with a cache of its
+    own.
 
     Raises:
         PublishError: a config does not load, or has other rows than the header says.
@@ -91,7 +101,10 @@ def load_back(folder: Path, header: dict[str, Any]) -> dict[str, dict[str, int]]
                 out[name] = {str(split): rows.num_rows for split, rows in loaded.items()}
                 del loaded
             if out[name] != expected:
-                raise PublishError(f"config {name} loads with rows {out[name]}, README.md says {expected}: build again")
+                raise PublishError(
+                    f"config {name} loads with rows {out[name]}, README.md says {expected}: build"
+                    " again"
+                )
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as e:
         raise PublishError(
             f"the folder does not load with datasets: {' '.join(str(e).split())[:300]}; build again"
@@ -108,7 +121,9 @@ def _header_faults(header: dict[str, Any]) -> Iterator[str]:
     if len(defaults) != 1:
         yield f"exactly one config must be the default, not {defaults}"
     if header.get("license") not in LICENCES:
-        yield f"license {header.get('license')!r} is not one that the Hub knows: set publish.licence"
+        yield (
+            f"license {header.get('license')!r} is not one that the Hub knows: set publish.licence"
+        )
     if not all(isinstance(x, str) for x in header.get("language") or []):
         yield f"languages must be strings: {header['language']}"
     infos = [i["config_name"] for i in header.get("dataset_info") or []]
@@ -117,23 +132,37 @@ def _header_faults(header: dict[str, Any]) -> Iterator[str]:
 
 
 def _file_faults(folder: Path, header: dict[str, Any]) -> Iterator[str]:
-    have = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    have = {
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_file() and not p.name.startswith(".")
+    }
     listed = declared(header)
     named = {f for by_split in listed.values() for files in by_split.values() for f in files}
     for missing in sorted(named - have):
         yield f"{missing} is declared but not there"
     for stray in sorted(have - named - OWN_TEXTS):
-        if not stray.startswith("provenance/") and not (stray.startswith("report/") and stray.endswith(".png")):
+        if not stray.startswith("provenance/") and not (
+            stray.startswith("report/") and stray.endswith(".png")
+        ):
             yield f"{stray} is there but not declared"
     for info in header.get("dataset_info") or []:
         by_split = listed.get(info["config_name"], {})
         for split in info["splits"]:
-            footers = [pq.read_metadata(folder / f) for f in by_split.get(split["name"], []) if f in have]
+            footers = [
+                pq.read_metadata(folder / f) for f in by_split.get(split["name"], []) if f in have
+            ]
             if (rows := sum(f.num_rows for f in footers)) != split["num_examples"]:
-                yield f"{info['config_name']}/{split['name']} has {rows} rows, README.md says {split['num_examples']}"
+                yield (
+                    f"{info['config_name']}/{split['name']} has {rows} rows, README.md says"
+                    f" {split['num_examples']}"
+                )
             for footer in footers:
                 if schemas.features(footer.schema.to_arrow_schema()) != info["features"]:
-                    yield f"{info['config_name']}/{split['name']} has other columns than README.md says"
+                    yield (
+                        f"{info['config_name']}/{split['name']} has other columns than README.md"
+                        " says"
+                    )
 
 
 def _number_faults(body: str, published: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""What lies beside the rows, each a pure function of the published manifest: licence, citation, provenance, Croissant.
+"""What lies beside the rows, each a pure function of the published manifest: licence, citation,
+provenance, Croissant.
 
     write_papers(out, published)     # README.md, LICENSE.md, CITATION.cff, provenance/*.json
 """
@@ -16,7 +17,10 @@ import yaml
 from . import card, schemas, statistics
 
 PAPER = {
-    "title": "Explaining and Breaking the Safety-Helpfulness Ceiling via Preference Dimensional Expansion",
+    "title": (
+        "Explaining and Breaking the Safety-Helpfulness Ceiling via Preference Dimensional"
+        " Expansion"
+    ),
     "identifier": "arXiv:2605.11679",
 }
 _SPDX = {
@@ -33,7 +37,8 @@ _FORMATS = {"string": "sc:Text", "double": "sc:Float", "int64": "sc:Integer", "b
 
 
 def write_papers(out: Path, published: Mapping[str, Any]) -> None:
-    """All files of the folder but the Parquet files; the same manifest and rows give the same bytes."""
+    """All files of the folder but the Parquet files; the same manifest and rows give the same
+    bytes."""
     folder = published["folder"]
     (out / "provenance").mkdir(exist_ok=True)
     example = statistics.example_pair(out, tuple(folder["dimensions"]), folder["floors"])
@@ -57,16 +62,24 @@ def licence_md(published: Mapping[str, Any]) -> str:
     lines = [
         "# Licence",
         "",
-        f"The dataset as a whole: {card.escape(card.licence_of(folder))}. Each row names its source's licence in `source_licence`.",
-        *(line for warning in card.licence_warnings(folder) for line in ("", f"> **Note.** {warning}")),
+        (
+            f"The dataset as a whole: {card.escape(card.licence_of(folder))}. Each row names its"
+            " source's licence in `source_licence`."
+        ),
+        *(
+            line
+            for warning in card.licence_warnings(folder)
+            for line in ("", f"> **Note.** {warning}")
+        ),
         "",
         "## Sources",
         "",
         "| source | config | revision | licence | commercial use | prompts |",
         "|---|---|---|---|---|---:|",
         *(
-            f"| {card.escape(s['dataset'])} | {card.escape(s['config'])} | {card.code(s['revision'])} "
-            f"| {card.escape(s['licence'])} | {_commercial(s['licence'])} | {card.shown(s['prompts'])} |"
+            f"| {card.escape(s['dataset'])} | {card.escape(s['config'])} |"
+            f" {card.code(s['revision'])} | {card.escape(s['licence'])} |"
+            f" {_commercial(s['licence'])} | {card.shown(s['prompts'])} |"
             for s in folder["sources"]
         ),
         "",
@@ -78,7 +91,11 @@ def licence_md(published: Mapping[str, Any]) -> str:
         "|---|---|---|",
         *(
             f"| {role} | {card.escape(folder['origin'][role])} | {wrote} |"
-            for role, wrote in (("policy", "the answers"), ("rewriter", "the fused prompts"), ("judge", "the scores"))
+            for role, wrote in (
+                ("policy", "the answers"),
+                ("rewriter", "the fused prompts"),
+                ("judge", "the scores"),
+            )
         ),
     ]
     return "\n".join(lines) + "\n"
@@ -95,7 +112,10 @@ def citation(published: Mapping[str, Any]) -> str:
         "type": "dataset",
         "title": str(settings.get("name") or "mora-data pairs"),
         "authors": [{"name": "The publishers of this dataset"}],
-        "abstract": f"Preference pairs for alignment with several objectives, made with mora-data, {card.CLAIM}.",
+        "abstract": (
+            "Preference pairs for alignment with several objectives, made with mora-data,"
+            f" {card.CLAIM}."
+        ),
         **({"license": licence} if licence else {}),
         "references": [
             {
@@ -104,7 +124,10 @@ def citation(published: Mapping[str, Any]) -> str:
                 "authors": [{"name": "The authors of the paper"}],
                 "identifiers": [{"type": "other", "value": PAPER["identifier"]}],
             },
-            *({"type": "data", "title": s, "authors": [{"name": s.split("/")[0]}]} for s in sources),
+            *(
+                {"type": "data", "title": s, "authors": [{"name": s.split("/")[0]}]}
+                for s in sources
+            ),
         ],
     }
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
@@ -122,7 +145,8 @@ def drops(published: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def calibration(published: Mapping[str, Any]) -> dict[str, Any]:
-    """provenance/calibration.json: floors, grey zones, and what the reference sample said about the scorers."""
+    """provenance/calibration.json: floors, grey zones, and what the reference sample said about the
+    scorers."""
     folder = published["folder"]
     return {
         "dimensions": folder["dimensions"],
@@ -134,7 +158,8 @@ def calibration(published: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def croissant(published: Mapping[str, Any]) -> dict[str, Any]:
-    """provenance/croissant.json: the files and columns, and the responsible-AI properties (RAI 1.0) of the manifest."""
+    """provenance/croissant.json: the files and columns, and the responsible-AI properties (RAI 1.0)
+    of the manifest."""
     folder, manifest = published["folder"], published["manifest"]
     settings = manifest.get("settings") or {}
     return {
@@ -158,9 +183,15 @@ def croissant(published: Mapping[str, Any]) -> dict[str, Any]:
             "subField": "cr:subField",
         },
         "@type": "sc:Dataset",
-        "conformsTo": ["http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"],
+        "conformsTo": [
+            "http://mlcommons.org/croissant/1.0",
+            "http://mlcommons.org/croissant/RAI/1.0",
+        ],
         "name": str(settings.get("name") or "mora-data pairs"),
-        "description": f"Preference pairs for alignment with several objectives: {', '.join(folder['dimensions'])}.",
+        "description": (
+            "Preference pairs for alignment with several objectives:"
+            f" {', '.join(folder['dimensions'])}."
+        ),
         "license": card.licence_of(folder),
         "distribution": [
             {
@@ -180,20 +211,41 @@ def croissant(published: Mapping[str, Any]) -> dict[str, Any]:
 def _rai(published: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     folder, manifest = published["folder"], published["manifest"]
     origin, twice = folder["origin"], (manifest.get("reference") or {}).get("scored_twice") or {}
-    yield "dataCollection", (
-        "Prompts mined from "
-        + "; ".join(f"{s['dataset']} ({s['config']}, {s['revision']}, {s['prompts']} prompts)" for s in folder["sources"])
-        + f"; answers sampled from {origin['policy']}; prompts rewritten by {origin['rewriter']}."
+    yield (
+        "dataCollection",
+        (
+            "Prompts mined from "
+            + "; ".join(
+                f"{s['dataset']} ({s['config']}, {s['revision']}, {s['prompts']} prompts)"
+                for s in folder["sources"]
+            )
+            + f"; answers sampled from {origin['policy']}; prompts rewritten by"
+            f" {origin['rewriter']}."
+        ),
     )
     yield "dataCollectionType", ["Secondary Data analysis", "Software Collection"]
     yield "machineAnnotationTools", [origin["judge"]]
     repeats = ", ".join(f"{n} in {d}" for d, n in sorted(twice.items()))
-    yield "annotationsPerItem", "one verdict per dimension" + (f"; scored twice: {repeats}" if repeats else "")
+    yield (
+        "annotationsPerItem",
+        "one verdict per dimension" + (f"; scored twice: {repeats}" if repeats else ""),
+    )
     yield "annotatorDemographics", "none: all scores are a model's or a rule's"
-    yield "dataManipulationProtocol", f"pairs chosen by {origin['selector']}; counts of every stage in provenance/drops.json"
-    yield "dataBiases", "scores carry the judge's biases; prompts carry the sources' topics and languages"
-    yield "dataLimitations", (
-        "simulated: of no use for training" if origin["simulated"] else "scores are verdicts of a model, not of people"
+    yield (
+        "dataManipulationProtocol",
+        f"pairs chosen by {origin['selector']}; counts of every stage in provenance/drops.json",
+    )
+    yield (
+        "dataBiases",
+        "scores carry the judge's biases; prompts carry the sources' topics and languages",
+    )
+    yield (
+        "dataLimitations",
+        (
+            "simulated: of no use for training"
+            if origin["simulated"]
+            else "scores are verdicts of a model, not of people"
+        ),
     )
     yield "dataUseCases", ["training and studying alignment with several objectives"]
     yield "personalSensitiveInformation", _personal(manifest.get("pii"))
@@ -203,12 +255,18 @@ def _rai(published: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 def _personal(pii: Mapping[str, Any] | None) -> str:
     if not pii:
         return "not measured"
-    counts = "; ".join(f"{kind}: {n['prompts']} prompts, {n['answers']} answers" for kind, n in pii["found"].items())
+    counts = "; ".join(
+        f"{kind}: {n['prompts']} prompts, {n['answers']} answers"
+        for kind, n in pii["found"].items()
+    )
     return f"{counts} (by {pii['by']}; names and postal addresses were not looked for)"
 
 
 def _record_set(config: str, dims: list[str]) -> dict[str, Any]:
-    fields = [_field(f"{config}/{c.name}", config, c.name, c.type, c.meaning) for c in schemas.columns(config, dims)]
+    fields = [
+        _field(f"{config}/{c.name}", config, c.name, c.type, c.meaning)
+        for c in schemas.columns(config, dims)
+    ]
     return {"@type": "cr:RecordSet", "@id": f"rows/{config}", "name": config, "field": fields}
 
 
@@ -216,12 +274,23 @@ def _field(name: str, config: str, column: str, kind: pa.DataType, meaning: str)
     inner, repeated = kind, False
     while pa.types.is_list(inner):
         inner, repeated = inner.value_type, True
-    field: dict[str, Any] = {"@type": "cr:Field", "@id": name, "name": column, "description": meaning}
+    field: dict[str, Any] = {
+        "@type": "cr:Field",
+        "@id": name,
+        "name": column,
+        "description": meaning,
+    }
     if repeated:
         field["repeated"] = True
     if pa.types.is_struct(inner):
         field["subField"] = [
-            {"@type": "cr:Field", "@id": f"{name}/{f.name}", "name": f.name, "dataType": _FORMATS[str(f.type)]} for f in inner
+            {
+                "@type": "cr:Field",
+                "@id": f"{name}/{f.name}",
+                "name": f.name,
+                "dataType": _FORMATS[str(f.type)],
+            }
+            for f in inner
         ]
     else:
         field["dataType"] = _FORMATS[str(inner)]
@@ -229,7 +298,13 @@ def _field(name: str, config: str, column: str, kind: pa.DataType, meaning: str)
 
 
 def _commercial(licence: str) -> str:
-    return "no" if card.is_non_commercial(licence) else "not known" if licence in ("unknown", "other", "") else "see the licence"
+    return (
+        "no"
+        if card.is_non_commercial(licence)
+        else "not known"
+        if licence in ("unknown", "other", "")
+        else "see the licence"
+    )
 
 
 def _json(tree: object) -> str:

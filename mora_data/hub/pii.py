@@ -1,11 +1,13 @@
-"""Personal data with a fixed form in the published texts: how many texts hold an e-mail address, a phone number, ...
+"""Personal data with a fixed form in the published texts: how many texts hold an e-mail address, a
+phone number, ...
 
-    screen(folder)   ->  {"found": {"EMAIL_ADDRESS": {"prompts": 3, "source_prompts": 3, "answers": 1}, ...}, ...}
+    screen(folder)   ->  {"found": {"EMAIL_ADDRESS": {"prompts": 3, "source_prompts": 3, "answers":
+    1}, ...}, ...}
 
-Counts only: what was matched is never kept. Presidio's pattern recognizers decide (checksums and number plans included); a
-regular expression over whole Arrow columns first leaves out the texts that can't match, so they see few. They run one by
-one, without a language model, and nothing goes over the network. Names and postal addresses have no form and are not
-looked for.
+Counts only: what was matched is never kept. Presidio's pattern recognizers decide (checksums and
+number plans included); a regular expression over whole Arrow columns first leaves out the texts
+that can't match, so they see few. They run one by one, without a language model, and nothing goes
+over the network. Names and postal addresses have no form and are not looked for.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ import pyarrow.parquet as pq
 from ..errors import PublishError
 
 Holds = Callable[[str], bool]
-LEAST_SCORE = 0.3  # weaker patterns, as any nine digits for a social security number, need context that nothing here reads
+# weaker patterns, as any nine digits for a social security number, need context that nothing here
+# reads
+LEAST_SCORE = 0.3
 _SIDES = {
     "prompts": ("prompt",),
     "source_prompts": ("source_prompt",),
@@ -58,15 +62,20 @@ def recognizers() -> dict[str, Holds]:
         found = import_module("presidio_analyzer.predefined_recognizers")
         offline = import_module("tldextract").TLDExtract(cache_dir=None, suffix_list_urls=())
     except ImportError as e:
-        raise PublishError("publish.pii needs presidio-analyzer, which is not installed: pip install 'mora-data[pii]'") from e
+        raise PublishError(
+            "publish.pii needs presidio-analyzer, which is not installed: pip install"
+            " 'mora-data[pii]'"
+        ) from e
     made = {kind: getattr(found, KINDS[kind].recognizer)() for kind in KINDS}
-    # its own check of the domain would fetch the list of public suffixes; the list that tldextract ships is enough
+    # its own check of the domain would fetch the list of public suffixes; the list that tldextract
+    # ships is enough
     made["EMAIL_ADDRESS"].validate_result = lambda address: bool(offline(address).fqdn)
     return {kind: _holds(recognizer, kind) for kind, recognizer in made.items()}
 
 
 def screen(folder: Path, looking: Mapping[str, Holds] | None = None) -> dict[str, Any]:
-    """How many texts hold each entity type; every row of `scored` is read, of all other configs where there is no `scored`.
+    """How many texts hold each entity type; every row of `scored` is read, of all other configs
+    where there is no `scored`.
 
     Raises:
         PublishError: Presidio is not installed.
@@ -87,14 +96,21 @@ def screen(folder: Path, looking: Mapping[str, Holds] | None = None) -> dict[str
 
 
 def _holds(recognizer: Any, kind: str) -> Holds:
-    return lambda text: any(hit.score >= LEAST_SCORE for hit in recognizer.analyze(text, [kind], None))
+    return lambda text: any(
+        hit.score >= LEAST_SCORE for hit in recognizer.analyze(text, [kind], None)
+    )
 
 
 def _columns(config: Path) -> Iterator[tuple[str, pa.Array]]:
     """(side, its texts) of one config, a row group at a time; a conversation counts as one text."""
     for path in sorted(config.glob("*.parquet")):
         file = pq.ParquetFile(path)
-        have = [(side, c) for side, columns in _SIDES.items() for c in columns if c in file.schema_arrow.names]
+        have = [
+            (side, c)
+            for side, columns in _SIDES.items()
+            for c in columns
+            if c in file.schema_arrow.names
+        ]
         for k in range(file.num_row_groups):
             rows = file.read_row_group(k, columns=[c for _, c in have])
             for side, column in have:
@@ -102,7 +118,8 @@ def _columns(config: Path) -> Iterator[tuple[str, pa.Array]]:
 
 
 def _texts(values: Any) -> pa.Array:
-    """Strings as they are, a list of strings one by one, each list of messages as its contents in one text."""
+    """Strings as they are, a list of strings one by one, each list of messages as its contents in
+    one text."""
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     if not pa.types.is_list(values.type):
         return values

@@ -2,10 +2,11 @@
 
     push(Path("runs/demo/dataset"), "org/pairs", "v1.0.0", manifest=manifest)
 
-The head of the repository is always an old release or a complete new one. Nothing is retried behind the user's back: a
-repeated command finishes what is left, and changes nothing when all is done. `Dataset.push_to_hub` is never used: it
-makes one commit per config. On the real Hub uploads go through Xet; `create_commit` stays one commit either way (a Hub
-without Xet wants HF_HUB_DISABLE_XET=1 in the environment).
+The head of the repository is always an old release or a complete new one. Nothing is retried behind
+the user's back: a repeated command finishes what is left, and changes nothing when all is done.
+`Dataset.push_to_hub` is never used: it makes one commit per config. On the real Hub uploads go
+through Xet; `create_commit` stays one commit either way (a Hub without Xet wants
+HF_HUB_DISABLE_XET=1 in the environment).
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _OWNED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """What was done, or in a dry run would be. `revision` is the commit that carries the release."""
+    """What was done, or in a dry run would be. `revision` is the commit that carries the
+    release."""
 
     status: Status
     repo_id: str
@@ -67,8 +69,8 @@ def push(
 ) -> PushResult:
     """Publish the folder under `tag`; a new repository is private. A dry run writes nothing.
 
-    `unsafe` (gate, drop, redact) is carried out even where the repository stays private; None leaves it to the build's
-    `publish.unsafe`, which is for public ones.
+    `unsafe` (gate, drop, redact) is carried out even where the repository stays private; None
+    leaves it to the build's `publish.unsafe`, which is for public ones.
 
     Raises:
         PublishError: one line that says what to do. The repository is then as it was, or complete.
@@ -77,7 +79,10 @@ def push(
     decision = unsafe or _unsafe(manifest)
     counts = _check_folder(folder, manifest, allow_simulated)
     if public and decision is None:
-        raise PublishError("--public needs a decision on unsafe text: --set publish.unsafe=gate (or drop, or redact)")
+        raise PublishError(
+            "--public needs a decision on unsafe text: --set publish.unsafe=gate (or drop, or"
+            " redact)"
+        )
     if tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", tag):
         raise PublishError(f"--tag {tag!r} is not a tag name: write it as v1.0.0")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
@@ -124,13 +129,30 @@ def push(
             if not dry_run:
                 hub.finish(state, public, gated)
             return PushResult(
-                "nothing changed", repo_id, tag, state.tags[tag], (), (), 0, private and not state.public, counts,
+                "nothing changed",
+                repo_id,
+                tag,
+                state.tags[tag],
+                (),
+                (),
+                0,
+                private and not state.public,
+                counts,
                 note,
             )
     files = _with_changelog(files, hub, state, tag, state.head)
     added, deleted = _difference(files, hub.tree(state.head) if state.head else {})
     result = PushResult(
-        "planned", repo_id, tag, state.head, tuple(added), tuple(deleted), _bytes(files, added), private, counts, note
+        "planned",
+        repo_id,
+        tag,
+        state.head,
+        tuple(added),
+        tuple(deleted),
+        _bytes(files, added),
+        private,
+        counts,
+        note,
     )
     if dry_run:
         return result
@@ -147,23 +169,33 @@ def push(
     return replace(result, status=done, revision=revision)
 
 
-def _check_folder(folder: Path, manifest: Mapping[str, Any], allow_simulated: bool) -> dict[str, dict[str, int]]:
+def _check_folder(
+    folder: Path, manifest: Mapping[str, Any], allow_simulated: bool
+) -> dict[str, dict[str, int]]:
     """Rows per config, if this folder may be pushed at all."""
     if not (folder / "README.md").is_file():
         raise PublishError(f"no dataset in {folder}: run `mora-data build` to its end first")
     counts = counts_of(folder)
     if not counts.get(DEFAULT_CONFIG):
-        empty = next((stage for stage, c in (manifest.get("counts") or {}).items() if c.get("kept") == 0), "select")
+        empty = next(
+            (stage for stage, c in (manifest.get("counts") or {}).items() if c.get("kept") == 0),
+            "select",
+        )
         raise PublishError(f"there is no pair to publish: stage {empty} left nothing")
     known = manifest.get("fingerprint")
     if known and known != fingerprint_of(folder):
         raise PublishError(
-            f"the Parquet files in {folder} were changed since the build (fingerprint is not {known[:12]}): build again"
+            f"the Parquet files in {folder} were changed since the build (fingerprint is not"
+            f" {known[:12]}): build again"
         )
-    if (manifest.get("simulated") or _simulated(folder)) and not allow_simulated and not is_loopback(endpoint()):
+    if (
+        (manifest.get("simulated") or _simulated(folder))
+        and not allow_simulated
+        and not is_loopback(endpoint())
+    ):
         raise PublishError(
-            "these rows are simulated (engine scripted), so they are not published: build with a model, "
-            "or give --allow-simulated"
+            "these rows are simulated (engine scripted), so they are not published: build with a"
+            " model, or give --allow-simulated"
         )
     return counts
 
@@ -171,7 +203,10 @@ def _check_folder(folder: Path, manifest: Mapping[str, Any], allow_simulated: bo
 def _simulated(folder: Path) -> bool:
     """Whether a row of the default config says so, read from the column itself."""
     return any(
-        True in pq.read_table(f, columns=["simulated"], partitioning=None)["simulated"].unique().to_pylist()
+        True
+        in pq.read_table(f, columns=["simulated"], partitioning=None)["simulated"]
+        .unique()
+        .to_pylist()
         for f in (folder / DEFAULT_CONFIG).glob("*.parquet")
     )
 
@@ -179,14 +214,24 @@ def _simulated(folder: Path) -> bool:
 def _local_files(folder: Path, readme: str) -> dict[str, LocalFile]:
     """Path in the repository -> file, in a fixed order."""
     texts = [p for p in folder.iterdir() if p.name in lint.OWN_TEXTS]
-    paths = sorted([*folder.glob("*/*.parquet"), *folder.glob("provenance/*"), *folder.glob("report/*.png"), *texts])
-    return {p.relative_to(folder).as_posix(): hashed(p) for p in paths} | {"README.md": hashed(readme.encode())}
+    paths = sorted(
+        [
+            *folder.glob("*/*.parquet"),
+            *folder.glob("provenance/*"),
+            *folder.glob("report/*.png"),
+            *texts,
+        ]
+    )
+    return {p.relative_to(folder).as_posix(): hashed(p) for p in paths} | {
+        "README.md": hashed(readme.encode())
+    }
 
 
 def _with_changelog(
     files: Mapping[str, LocalFile], hub: Hub, state: State, tag: str | None, start: str | None
 ) -> dict[str, LocalFile]:
-    """The files and CHANGELOG.md, which says what differs from the last tag before `start`; without a tag none."""
+    """The files and CHANGELOG.md, which says what differs from the last tag before `start`; without
+    a tag none."""
     if tag is None:
         return dict(files)
     tagged = {commit: name for name, commit in sorted(state.tags.items()) if name != tag}
@@ -194,13 +239,27 @@ def _with_changelog(
     tree = hub.tree(found) if found else {}
     added, deleted = _difference(files, tree)
     touched = {p.split("/")[0] for p in [*added, *deleted] if p.endswith(".parquet")}
-    old = [p for p in tree if _OWNED.fullmatch(p) and p.endswith(".parquet") and p.split("/")[0] in touched]
+    old = [
+        p
+        for p in tree
+        if _OWNED.fullmatch(p) and p.endswith(".parquet") and p.split("/")[0] in touched
+    ]
     with tempfile.TemporaryDirectory(prefix="mora-diff-") as tmp:
         got = [hub.fetch(p, found, Path(tmp)) for p in old] if found else []
-        older = hub.fetch("CHANGELOG.md", found, Path(tmp)).read_text("utf-8") if found and "CHANGELOG.md" in tree else ""
-        new = [f.source for p, f in files.items() if p.split("/")[0] in touched and isinstance(f.source, Path)]
+        older = (
+            hub.fetch("CHANGELOG.md", found, Path(tmp)).read_text("utf-8")
+            if found and "CHANGELOG.md" in tree
+            else ""
+        )
+        new = [
+            f.source
+            for p, f in files.items()
+            if p.split("/")[0] in touched and isinstance(f.source, Path)
+        ]
         deltas = {
-            name: delta([p for p in got if p.parent.name == name], [p for p in new if p.parent.name == name])
+            name: delta(
+                [p for p in got if p.parent.name == name], [p for p in new if p.parent.name == name]
+            )
             for name in sorted(touched, key=lambda n: (n != DEFAULT_CONFIG, n))
         }
     text = changelog(tag, tagged[found] if found else None, deltas, older)
@@ -208,15 +267,17 @@ def _with_changelog(
 
 
 def _check_history(hub: Hub, state: State, repo_id: str) -> None:
-    """A repository with an unscreened release in its past must not become public: the past would too."""
+    """A repository with an unscreened release in its past must not become public: the past would
+    too."""
     if state.head is None or state.public:
         return
     for commit in hub.history(state.head):
         tree = hub.tree(commit)
         if any(_OWNED.fullmatch(path) for path in tree) and not _is_screened(hub, commit, tree):
             raise PublishError(
-                f"{repo_id} holds an earlier release whose unsafe text was kept (commit {commit[:8]}), which would become "
-                "public with it: give another repository, or publish.unsafe=gate"
+                f"{repo_id} holds an earlier release whose unsafe text was kept (commit"
+                f" {commit[:8]}), which would become public with it: give another repository, or"
+                " publish.unsafe=gate"
             )
 
 
@@ -235,8 +296,11 @@ def _licence_note(folder: Path) -> str:
     return " ".join(card.licence_warnings(published["folder"])).replace("`", "")
 
 
-def _difference(files: Mapping[str, LocalFile], remote: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Files to add, and files of ours to delete. `remote` gives each path its sha256 (LFS) or git hash."""
+def _difference(
+    files: Mapping[str, LocalFile], remote: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """Files to add, and files of ours to delete. `remote` gives each path its sha256 (LFS) or git
+    hash."""
     added = [path for path, f in files.items() if remote.get(path) not in (f.sha256, f.git_oid)]
     return added, sorted(path for path in remote if path not in files and _OWNED.fullmatch(path))
 
@@ -244,7 +308,8 @@ def _difference(files: Mapping[str, LocalFile], remote: Mapping[str, str]) -> tu
 def _check_state(state: State, repo_id: str, public: bool) -> None:
     if state.public and not public:
         raise PublishError(
-            f"{repo_id} is public already: give --public (with publish.unsafe set), or another repository"
+            f"{repo_id} is public already: give --public (with publish.unsafe set), or another"
+            " repository"
         )
 
 

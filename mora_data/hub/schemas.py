@@ -1,8 +1,8 @@
 """One pinned Arrow schema per config, as a function of the dimensions.
 
-Nothing is inferred from rows: a dimension that nobody scored is a column of nulls in every shard, never another type.
-`prompt`, `chosen`, `rejected` and `completion` are message lists; rewards and margins are flat nullable float64, so
-that a viewer can plot and filter them.
+Nothing is inferred from rows: a dimension that nobody scored is a column of nulls in every shard,
+never another type. `prompt`, `chosen`, `rejected` and `completion` are message lists; rewards and
+margins are flat nullable float64, so that a viewer can plot and filter them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ class Column(NamedTuple):
 
 LINEAGE = (
     Column("prompt_id", pa.string(), "hash of the normalised source context"),
-    Column("source_prompt", pa.string(), "the source context, normalised; several turns as `role: content` lines"),
+    Column(
+        "source_prompt",
+        pa.string(),
+        "the source context, normalised; several turns as `role: content` lines",
+    ),
     Column("source_dataset", pa.string(), "where the prompt was mined"),
     Column("source_config", pa.string(), "its configuration"),
     Column("source_split", pa.string(), "its split"),
@@ -40,7 +44,11 @@ LINEAGE = (
     Column("stratum", pa.string(), "the source's own label; never a verdict"),
     Column("category", pa.string(), "the source's topic or harm category"),
     Column("arm", pa.string(), "how the prompt was rewritten: `fused`, `identity`, ..."),
-    Column("kind", pa.string(), "what presampling found: `flat`, `one_dim`, `conflict`, `multi`, `undecided`, `plain`"),
+    Column(
+        "kind",
+        pa.string(),
+        "what presampling found: `flat`, `one_dim`, `conflict`, `multi`, `undecided`, `plain`",
+    ),
     Column("carried_dim", pa.string(), "the dimension that the source prompt already asks for"),
     Column("target_dims", TEXTS, "the dimensions that fusion added"),
     Column("binding_dims", TEXTS, "the dimensions in which `chosen` must win"),
@@ -55,9 +63,13 @@ PROMPT = Column("prompt", MESSAGES, "the conversation up to and including the us
 DIMENSION = Column("dimension", pa.string(), "the dimension that the pair was chosen for")
 
 
-def per_dim(pattern: str, dims: Sequence[str], meaning: str, kind: pa.DataType | None = None) -> tuple[Column, ...]:
+def per_dim(
+    pattern: str, dims: Sequence[str], meaning: str, kind: pa.DataType | None = None
+) -> tuple[Column, ...]:
     """One column per dimension, `{}` of the pattern replaced by its name."""
-    return tuple(Column(pattern.format(d), pa.float64() if kind is None else kind, meaning) for d in dims)
+    return tuple(
+        Column(pattern.format(d), pa.float64() if kind is None else kind, meaning) for d in dims
+    )
 
 
 def columns(config: str, dims: Sequence[str]) -> tuple[Column, ...]:
@@ -71,12 +83,33 @@ def columns(config: str, dims: Sequence[str]) -> tuple[Column, ...]:
         return (
             PROMPT,
             Column("completions", TEXTS, "every answer, failed ones as empty text"),
-            *per_dim("rewards_{}", dims, "one reward in [0, 1] per answer, null where there is none", DOUBLES),
-            Column("flags", pa.list_(TEXTS), "what was seen in each answer: `truncated`, `refusal`, `error`, ..."),
+            *per_dim(
+                "rewards_{}",
+                dims,
+                "one reward in [0, 1] per answer, null where there is none",
+                DOUBLES,
+            ),
+            Column(
+                "flags",
+                pa.list_(TEXTS),
+                "what was seen in each answer: `truncated`, `refusal`, `error`, ...",
+            ),
             Column("finish_reasons", TEXTS, "why each answer ended"),
-            Column("lengths", pa.list_(pa.int64()), "length of each answer in word and punctuation tokens"),
-            Column("pair_chosen", pa.list_(pa.int64()), "positions of the chosen answers of the selected pairs"),
-            Column("pair_rejected", pa.list_(pa.int64()), "positions of the rejected ones, in the same order"),
+            Column(
+                "lengths",
+                pa.list_(pa.int64()),
+                "length of each answer in word and punctuation tokens",
+            ),
+            Column(
+                "pair_chosen",
+                pa.list_(pa.int64()),
+                "positions of the chosen answers of the selected pairs",
+            ),
+            Column(
+                "pair_rejected",
+                pa.list_(pa.int64()),
+                "positions of the rejected ones, in the same order",
+            ),
             Column("selector", pa.string(), "the rule that chose the pairs"),
             *LINEAGE,
         )
@@ -108,7 +141,9 @@ def columns(config: str, dims: Sequence[str]) -> tuple[Column, ...]:
     if family == "reward_modeling":
         return (
             *_pair(dims),
-            Column("margin", pa.float64(), "`margin_total`, under the name that reward trainers read"),
+            Column(
+                "margin", pa.float64(), "`margin_total`, under the name that reward trainers read"
+            ),
         )
     if family == "by_dim":
         return (*_pair(dims), DIMENSION)
@@ -127,7 +162,8 @@ def schema(config: str, dims: Sequence[str]) -> pa.Schema:
 
 
 def config_names(dims: Sequence[str], stage_order: Sequence[str]) -> list[str]:
-    """Every config that has files, the default first. Stages follow `stage_order`, as far as `dims` has them."""
+    """Every config that has files, the default first. Stages follow `stage_order`, as far as `dims`
+    has them."""
     stages = [d for d in stage_order if d in dims]
     return [
         DEFAULT_CONFIG,
@@ -148,7 +184,15 @@ def family_of(config: str) -> str:
     Raises:
         KeyError: there is no such config.
     """
-    if config in ("preference", "unpaired", "prompt_only", "scored", "reward_modeling", "multilabel", "sft"):
+    if config in (
+        "preference",
+        "unpaired",
+        "prompt_only",
+        "scored",
+        "reward_modeling",
+        "multilabel",
+        "sft",
+    ):
         return config
     if re.fullmatch(r"stage\d+_.+", config):
         return "stage"
@@ -184,7 +228,11 @@ def _pair(dims: Sequence[str]) -> tuple[Column, ...]:
         *per_dim("chosen_reward_{}", dims, "reward of `chosen`, in [0, 1]"),
         *per_dim("rejected_reward_{}", dims, "reward of `rejected`, in [0, 1]"),
         *per_dim("margin_{}", dims, "chosen minus rejected"),
-        *per_dim("margin_confirmed_{}", dims, "the margin when both were scored once more; null: not done"),
+        *per_dim(
+            "margin_confirmed_{}",
+            dims,
+            "the margin when both were scored once more; null: not done",
+        ),
         Column("margin_total", pa.float64(), "sum of the margins"),
         Column("selector", pa.string(), "the rule that chose the pair"),
         Column("score", pa.float64(), "what that rule maximised"),

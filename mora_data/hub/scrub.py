@@ -27,8 +27,12 @@ _PRIVATE_KEYS = frozenset(
     }
 )
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.I)
-_ADDRESS = re.compile(r"\b(?:localhost|\d{1,3}(?:\.\d{1,3}){3})(?::\d+)?\b|\b[\w.-]+@[\w-]+\.[\w.-]+")
-_PATH = re.compile(r"(?<![\w/:<.])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[^\s/\\\"'<>,;]+[/\\])*([^\s/\\\"'<>,;]*)")
+_ADDRESS = re.compile(
+    r"\b(?:localhost|\d{1,3}(?:\.\d{1,3}){3})(?::\d+)?\b|\b[\w.-]+@[\w-]+\.[\w.-]+"
+)
+_PATH = re.compile(
+    r"(?<![\w/:<.])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[^\s/\\\"'<>,;]+[/\\])*([^\s/\\\"'<>,;]*)"
+)
 
 
 def scrub(value: Any) -> Any:
@@ -41,6 +45,7 @@ def scrub(value: Any) -> Any:
 
 
 def scrub_text(value: str) -> str:
-    """The text with URLs and addresses withheld, and of a file path only its last part (`/home/me/tiny` -> `tiny`)."""
+    """The text with URLs and addresses withheld, and of a file path only its last part
+    (`/home/me/tiny` -> `tiny`)."""
     value = _ADDRESS.sub(WITHHELD, _URL.sub(WITHHELD, value))
     return _PATH.sub(lambda m: m[1], value)

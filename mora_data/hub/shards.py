@@ -1,7 +1,7 @@
 """Rows of one config and split -> Parquet shards, in batches, with one explicit schema.
 
-A batch is 1,000 rows (fewer when they are large) and one row group. The bytes depend on the rows and on pyarrow's
-version, on nothing else.
+A batch is 1,000 rows (fewer when they are large) and one row group. The bytes depend on the rows
+and on pyarrow's version, on nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ FREE_TEXT = frozenset({"chosen", "rejected", "completion", "response", "completi
 
 
 class ShardWriter:
-    """Writes `<split>-<k>.part` files into a config's folder; `seal` gives them their final names."""
+    """Writes `<split>-<k>.part` files into a config's folder; `seal` gives them their final
+    names."""
 
     def __init__(self, folder: Path, split: str, schema: pa.Schema) -> None:
         self._folder, self._split, self._schema = folder, split, schema
@@ -48,7 +49,8 @@ class ShardWriter:
         self._finish()
 
     def discard(self) -> None:
-        """Let go of a file that could not be finished: its writer would try again, and complain, when it is collected."""
+        """Let go of a file that could not be finished: its writer would try again, and complain,
+        when it is collected."""
         if self._writer is not None:
             self._writer.is_open = False
             with contextlib.suppress(OSError):
@@ -58,14 +60,16 @@ class ShardWriter:
     def seal(self) -> list[Path]:
         """Give the parts their final names, once all is written."""
         final = [
-            p.with_name(f"{self._split}-{k:05d}-of-{len(self._parts):05d}.parquet") for k, p in enumerate(self._parts)
+            p.with_name(f"{self._split}-{k:05d}-of-{len(self._parts):05d}.parquet")
+            for k, p in enumerate(self._parts)
         ]
         for part, name in zip(self._parts, final, strict=True):
             part.rename(name)
         return final
 
     def _flush(self, last: bool) -> None:
-        """Write whole row groups; what is left waits for more rows, unless these are the `last` ones."""
+        """Write whole row groups; what is left waits for more rows, unless these are the `last`
+        ones."""
         table = pa.Table.from_batches(self._held, self._schema)
         mean = max(table.nbytes // max(table.num_rows, 1), 1)
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES // mean))
@@ -73,7 +77,8 @@ class ShardWriter:
         for at in range(0, stop, rows):
             self._write(table.slice(at, min(rows, stop - at)))
         self._n_held = table.num_rows - stop
-        left = table.take(pa.array(range(stop, table.num_rows), pa.int64()))  # a copy: a slice would keep all the rows alive
+        # a copy: a slice would keep all the rows alive
+        left = table.take(pa.array(range(stop, table.num_rows), pa.int64()))
         self._held = left.to_batches() if self._n_held else []
 
     def _write(self, group: pa.Table) -> None:
@@ -87,7 +92,9 @@ class ShardWriter:
                 compression="zstd",
                 write_page_index=True,
                 use_dictionary=_paths(self._schema, FREE_TEXT),
-                write_statistics=_paths(self._schema, FREE_TEXT | {"prompt", "source_prompt"}, numbers=True),
+                write_statistics=_paths(
+                    self._schema, FREE_TEXT | {"prompt", "source_prompt"}, numbers=True
+                ),
             )
         self._writer.write_table(group.combine_chunks(), row_group_size=BATCH_ROWS)
         if self._sink.tell() >= SHARD_BYTES:
@@ -101,8 +108,13 @@ class ShardWriter:
 
 
 def _paths(schema: pa.Schema, without: frozenset[str], numbers: bool = False) -> list[str]:
-    """Parquet paths of the columns not named in `without`; fractions and booleans only with `numbers`."""
-    return list(chain.from_iterable(_leaves(f.name, f.type, numbers) for f in schema if f.name not in without))
+    """Parquet paths of the columns not named in `without`; fractions and booleans only with
+    `numbers`."""
+    return list(
+        chain.from_iterable(
+            _leaves(f.name, f.type, numbers) for f in schema if f.name not in without
+        )
+    )
 
 
 def _leaves(path: str, kind: pa.DataType, numbers: bool) -> list[str]:
@@ -110,4 +122,6 @@ def _leaves(path: str, kind: pa.DataType, numbers: bool) -> list[str]:
         return _leaves(f"{path}.list.element", kind.value_type, numbers)
     if pa.types.is_struct(kind):
         return list(chain.from_iterable(_leaves(f"{path}.{f.name}", f.type, numbers) for f in kind))
-    return [path] if numbers or not (pa.types.is_boolean(kind) or pa.types.is_floating(kind)) else []
+    return (
+        [path] if numbers or not (pa.types.is_boolean(kind) or pa.types.is_floating(kind)) else []
+    )

@@ -1,4 +1,5 @@
-"""Numbers of the card that come from the written rows, read back from `preference` one column at a time.
+"""Numbers of the card that come from the written rows, read back from `preference` one column at a
+time.
 
 Memory: one column of numbers (8 bytes a row) is held at most; texts are counted batch by batch.
 """
@@ -25,7 +26,8 @@ _BATCH_ROWS = 1 << 16
 
 
 def of_pairs(folder: Path, dims: tuple[str, ...]) -> dict[str, Any]:
-    """Margins per dimension, lengths and composition of `preference`, all splits together; {} without pairs."""
+    """Margins per dimension, lengths and composition of `preference`, all splits together; {}
+    without pairs."""
     files = sorted((folder / "preference").glob("*.parquet"))
     if not files:
         return {}
@@ -34,7 +36,10 @@ def of_pairs(folder: Path, dims: tuple[str, ...]) -> dict[str, Any]:
     return {
         "pairs": n,
         "prompts": _distinct(files, "prompt_id"),
-        "margins": {d: _spread(_numbers(files, f"margin_{d}"), _numbers(files, f"margin_confirmed_{d}")) for d in dims},
+        "margins": {
+            d: _spread(_numbers(files, f"margin_{d}"), _numbers(files, f"margin_confirmed_{d}"))
+            for d in dims
+        },
         "margin_total": _spread(_numbers(files, "margin_total"), None),
         "chosen_longer": _round(longer / n),
         "length": {"chosen": _round(chosen / n), "rejected": _round(rejected / n)},
@@ -42,8 +47,11 @@ def of_pairs(folder: Path, dims: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def example_pair(folder: Path, dims: tuple[str, ...], floors: Mapping[str, float]) -> dict[str, Any] | None:
-    """The shortest early training pair whose two answers pass the `harmless` floor; None if none is known to."""
+def example_pair(
+    folder: Path, dims: tuple[str, ...], floors: Mapping[str, float]
+) -> dict[str, Any] | None:
+    """The shortest early training pair whose two answers pass the `harmless` floor; None if none is
+    known to."""
     files = sorted((folder / "preference").glob("train-*.parquet"))
     if not files or "harmless" not in dims or "harmless" not in floors:
         return None
@@ -55,15 +63,22 @@ def example_pair(folder: Path, dims: tuple[str, ...], floors: Mapping[str, float
         "chosen_reward_harmless",
         "rejected_reward_harmless",
     ]
-    batch = next(pq.ParquetFile(files[0]).iter_batches(batch_size=_EXAMPLE_ROWS, columns=names), None)
+    batch = next(
+        pq.ParquetFile(files[0]).iter_batches(batch_size=_EXAMPLE_ROWS, columns=names), None
+    )
     floor = floors["harmless"]
     safe = [
         r
         for r in (batch.to_pylist() if batch is not None else [])
-        if min(_number(r["chosen_reward_harmless"]), _number(r["rejected_reward_harmless"])) >= floor
+        if min(_number(r["chosen_reward_harmless"]), _number(r["rejected_reward_harmless"]))
+        >= floor
     ]
     return min(
-        safe, key=lambda r: sum(len(m["content"]) for k in ("prompt", "chosen", "rejected") for m in r[k]), default=None
+        safe,
+        key=lambda r: sum(
+            len(m["content"]) for k in ("prompt", "chosen", "rejected") for m in r[k]
+        ),
+        default=None,
     )
 
 
@@ -94,8 +109,12 @@ def _lengths(files: list[Path]) -> tuple[int, int, int]:
 
 def _distinct(files: list[Path], column: str) -> int:
     """How many different values a column of texts has; a hash of 8 bytes is held for each."""
-    hashes = [b"".join(blake2b(v.encode(), digest_size=8).digest() for v in batch[column].unique().to_pylist())
-              for batch in _batches(files, column)]
+    hashes = [
+        b"".join(
+            blake2b(v.encode(), digest_size=8).digest() for v in batch[column].unique().to_pylist()
+        )
+        for batch in _batches(files, column)
+    ]
     return len(np.unique(np.frombuffer(b"".join(hashes), np.uint64)))
 
 
@@ -103,7 +122,12 @@ def _spread(known: NDArray[np.float64], again: NDArray[np.float64] | None) -> di
     out: dict[str, Any] = {"n": len(known)}
     if len(known):
         p10, p50, p90 = np.percentile(known, (10, 50, 90)).tolist()
-        out |= {"p10": _round(p10), "p50": _round(p50), "p90": _round(p90), "positive": _round(float((known > 0).mean()))}
+        out |= {
+            "p10": _round(p10),
+            "p50": _round(p50),
+            "p90": _round(p90),
+            "positive": _round(float((known > 0).mean())),
+        }
     if again is not None and again.size:
         out |= {"n_confirmed": len(again), "confirmed_p50": _round(float(np.median(again)))}
     return out

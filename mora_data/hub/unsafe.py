@@ -1,11 +1,13 @@
-"""The copy of a dataset folder that may be public: unsafe text dropped or redacted in every text column of every config.
+"""The copy of a dataset folder that may be public: unsafe text dropped or redacted in every text
+column of every config.
 
     public_copy(Path("runs/demo/dataset"), "drop")  ->  runs/demo/dataset-public
 
 Unsafe, decided on the side of caution:
-- an answer whose `harmless` reward is under its floor, or is missing, and every other answer with the same text;
-- a prompt (its rewrites and its source text included) whose source marks it: stratum or category below.
-The folder itself keeps everything.
+- an answer whose `harmless` reward is under its floor, or is missing, and every other answer with
+  the same text;
+- a prompt (its rewrites and its source text included) whose source marks it: stratum or category
+below. The folder itself keeps everything.
 """
 
 from __future__ import annotations
@@ -30,29 +32,53 @@ from .shards import ShardWriter
 How = Literal["drop", "redact"]
 Key = tuple[str, str]
 DIM = "harmless"
-STRATA = frozenset({"one_safe", "both_unsafe", "unlabelled", "harmless-base", "red-team-attempts", "unsafe", "harmful"})
+STRATA = frozenset(
+    {
+        "one_safe",
+        "both_unsafe",
+        "unlabelled",
+        "harmless-base",
+        "red-team-attempts",
+        "unsafe",
+        "harmful",
+    }
+)
 CATEGORIES = frozenset(
-    """unsafe;harmful;endangering national security;insulting behavior;discriminatory behavior;endangering public health;
-    copyright issues;violence;drugs;privacy violation;economic crime;mental manipulation;human trafficking;physical harm;
-    sexual content;cybercrime;disrupting public order;environmental damage;psychological harm;white-collar crime;
-    animal abuse""".replace("\n", "").replace("    ", "").split(";")
+    (
+        "unsafe;harmful;endangering national security;insulting behavior;discriminatory "
+        "behavior;endangering public health; copyright issues;violence;drugs;privacy "
+        "violation;economic crime;mental manipulation;human trafficking;physical harm; sexual "
+        "content;cybercrime;disrupting public order;environmental damage;psychological "
+        "harm;white-collar crime; animal abuse"
+    )
+    .replace("; ", ";")
+    .split(";")
 )
 _PARALLEL = ("completions", "flags", "finish_reasons", "lengths")
 
 
 def public_copy(folder: Path, how: How) -> Path:
-    """Write `<folder>-public` beside the folder, replacing an old one; the same folder gives the same bytes.
+    """Write `<folder>-public` beside the folder, replacing an old one; the same folder gives the
+    same bytes.
 
     Raises:
         PublishError: there is nothing to judge answers by, no pair is left, or the disk refuses.
     """
     published = json.loads((folder / "provenance" / "manifest.json").read_text("utf-8"))
     floor = published["folder"]["floors"].get(DIM)
-    if floor is None or DIM in published["folder"]["unscored"] or DIM not in published["folder"]["dimensions"]:
+    if (
+        floor is None
+        or DIM in published["folder"]["unscored"]
+        or DIM not in published["folder"]["dimensions"]
+    ):
         raise PublishError(
-            f"publish.unsafe={how} needs {DIM} rewards and their floor, which this dataset lacks: set publish.unsafe=gate"
+            f"publish.unsafe={how} needs {DIM} rewards and their floor, which this dataset lacks:"
+            " set publish.unsafe=gate"
         )
-    out, fresh = folder.with_name(f"{folder.name}-public"), folder.with_name(f".{folder.name}-public.new")
+    out, fresh = (
+        folder.with_name(f"{folder.name}-public"),
+        folder.with_name(f".{folder.name}-public.new"),
+    )
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -73,14 +99,18 @@ class _Screen:
         self._how, self._floor = how, floor
         self._files: dict[str, dict[str, list[Path]]] = {}
         for path in sorted(folder.glob("*/*.parquet")):
-            self._files.setdefault(path.parent.name, {}).setdefault(path.name.split("-")[0], []).append(path)
+            self._files.setdefault(path.parent.name, {}).setdefault(
+                path.name.split("-")[0], []
+            ).append(path)
         self._texts: set[bytes] = set()
         self._prompts: set[str] = set()
         self._pairs: dict[str, Counter[Key]] = {}  # config -> surviving pairs per prompt and arm
         for row in self._rows(*self._files):
             if row["stratum"] in STRATA or str(row["category"]).casefold() in CATEGORIES:
                 self._prompts.add(str(row["prompt_id"]))
-            self._texts.update(_digest(text) for text, reward in _answers(row) if text and not self._passes(reward))
+            self._texts.update(
+                _digest(text) for text, reward in _answers(row) if text and not self._passes(reward)
+            )
 
     def write(self, out: Path, published: dict[str, Any]) -> None:
         """The screened rows, and the card and its neighbours about them."""
@@ -94,7 +124,9 @@ class _Screen:
                 writer = ShardWriter(out / config, split, schemas.schema(config, dims))
                 try:
                     for rows in _batches(files):
-                        kept = [k for row in rows if (k := self._pass(row, config, seen)) is not None]
+                        kept = [
+                            k for row in rows if (k := self._pass(row, config, seen)) is not None
+                        ]
                         writer.add(pa.RecordBatch.from_pylist(kept, schemas.schema(config, dims)))
                     writer.close()
                     writer.seal()
@@ -103,9 +135,13 @@ class _Screen:
         order = [c["name"] for c in published["folder"]["configs"]]
         described = [d for d in (describe(out, name, tuple(dims)) for name in order) if d["splits"]]
         if not any(d["name"] == schemas.DEFAULT_CONFIG for d in described):
-            raise PublishError("publish.unsafe=drop leaves no pair: set publish.unsafe=redact or gate")
-        published["manifest"] |= {"fingerprint": fingerprint_of(out),
-                                  "pii": pii.screen(out) if published["manifest"].get("pii") else None}
+            raise PublishError(
+                "publish.unsafe=drop leaves no pair: set publish.unsafe=redact or gate"
+            )
+        published["manifest"] |= {
+            "fingerprint": fingerprint_of(out),
+            "pii": pii.screen(out) if published["manifest"].get("pii") else None,
+        }
         published["folder"] |= {
             "configs": described,
             "union": card.union_of(described),
@@ -128,17 +164,26 @@ class _Screen:
                     yield from rows
 
     def _survey(self) -> None:
-        """How many pairs survive per prompt: for their weights, and so that aligned configs stay aligned."""
+        """How many pairs survive per prompt: for their weights, and so that aligned configs stay
+        aligned."""
         for name in self._files:
             if schemas.family_of(name) in ("preference", "reward_modeling", "by_dim"):
-                self._pairs[name] = Counter(_key(row) for row in self._rows(name) if not self._is_lost(row))
+                self._pairs[name] = Counter(
+                    _key(row) for row in self._rows(name) if not self._is_lost(row)
+                )
 
     def _pass(self, row: Row, config: str, seen: dict[str, int]) -> Row | None:
         """What may stay of a row, None for nothing."""
         seen["rows"] += 1
         n_texts = sum(self._is_unsafe(text) for text, _ in _answers(row))
         prompt = row["prompt_id"] in self._prompts
-        kept = self._dropped(row, config) if self._how == "drop" else self._redacted(row) if n_texts or prompt else row
+        kept = (
+            self._dropped(row, config)
+            if self._how == "drop"
+            else self._redacted(row)
+            if n_texts or prompt
+            else row
+        )
         if kept is None:
             seen["rows_dropped"] += 1
         else:
@@ -151,7 +196,11 @@ class _Screen:
             return None
         if config in self._pairs:
             family, key = schemas.family_of(config), _key(row)
-            aligned = [c for name, c in self._pairs.items() if schemas.family_of(name) == "by_dim"] if family == "by_dim" else []
+            aligned = (
+                [c for name, c in self._pairs.items() if schemas.family_of(name) == "by_dim"]
+                if family == "by_dim"
+                else []
+            )
             if not all(c[key] for c in aligned):
                 return None
             return row if family == "by_dim" else {**row, "weight": 1.0 / self._pairs[config][key]}
@@ -161,7 +210,9 @@ class _Screen:
         """A row of `scored` without its unsafe answers; positions of pairs follow."""
         keep = [i for i, (text, _) in enumerate(_answers(row)) if not self._is_unsafe(text)]
         place = {old: new for new, old in enumerate(keep)}
-        lists: dict[str, Any] = {k: v for k, v in row.items() if k in _PARALLEL or k.startswith("rewards_")}
+        lists: dict[str, Any] = {
+            k: v for k, v in row.items() if k in _PARALLEL or k.startswith("rewards_")
+        }
         pairs = _positions(row)
         both = [(place[a], place[b]) for a, b in pairs if a in place and b in place]
         return {
@@ -186,7 +237,8 @@ class _Screen:
         return out
 
     def _is_lost(self, row: Row) -> bool:
-        """Whether nothing of the row may stay: its prompt is unsafe, or an answer (in `scored`: all of them)."""
+        """Whether nothing of the row may stay: its prompt is unsafe, or an answer (in `scored`: all
+        of them)."""
         if row["prompt_id"] in self._prompts:
             return True
         unsafe = [self._is_unsafe(text) for text, _ in _answers(row)]
@@ -208,7 +260,9 @@ def _answers(row: Row) -> list[tuple[str, float | None]]:
     if "completions" in r:
         return list(zip(r["completions"], r[f"rewards_{DIM}"], strict=True))
     if "chosen" in r:
-        return [(r[side][0]["content"], r[f"{side}_reward_{DIM}"]) for side in ("chosen", "rejected")]
+        return [
+            (r[side][0]["content"], r[f"{side}_reward_{DIM}"]) for side in ("chosen", "rejected")
+        ]
     if "completion" in r:
         return [(r["completion"][0]["content"], r[f"reward_{DIM}"])]
     return [(r["response"], r[f"score_{DIM}"])] if "response" in r else []
@@ -234,5 +288,6 @@ def _digest(text: str) -> bytes:
 
 
 def _mark(text: str) -> str:
-    """What stands in a text's place: other for another text, so that chosen and rejected still differ."""
+    """What stands in a text's place: other for another text, so that chosen and rejected still
+    differ."""
     return f"[redacted {_digest(text).hex()[:8]}]"

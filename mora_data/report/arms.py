@@ -1,4 +1,5 @@
-"""The arms against each other: each metric with its interval, the paired differences, the verdict."""
+"""The arms against each other: each metric with its interval, the paired differences, the
+verdict."""
 
 from __future__ import annotations
 
@@ -29,24 +30,38 @@ def arms_of(g: Gathered, seed: int) -> dict[str, Any]:
     found, metrics = in_order(g.values), names(g.scale.dims)
     pairs, shown = _pairs(g, found), compared(g.scale.dims)
     none = Added(len(shown))
-    stacked = Sums.beside([*(g.sums(g.values[a]) for a in found), *(g.sums(g.differences.get(p, none)) for p in pairs),
-                           g.sums(g.coverage)])
+    stacked = Sums.beside(
+        [
+            *(g.sums(g.values[a]) for a in found),
+            *(g.sums(g.differences.get(p, none)) for p in pairs),
+            g.sums(g.coverage),
+        ]
+    )
     boot = st.bootstrap_of(stacked, DRAWS, seed)
     at, n_M = len(found) * len(metrics), stacked.numbers_C_M.sum(0)
     rare = np.tile([is_rate(m) for m in metrics], len(found))
     ends = interval_of(boot, np.concatenate([rare, np.zeros(len(n_M) - at, bool)]))
     cells = [
-        {"value": number(boot.estimate_M[i]), "low": number(ends[0][i]), "high": number(ends[1][i]), "n": int(n_M[i])}
+        {
+            "value": number(boot.estimate_M[i]),
+            "low": number(ends[0][i]),
+            "high": number(ends[1][i]),
+            "n": int(n_M[i]),
+        }
         for i in range(len(n_M))
     ]
     out: dict[str, Any] = {"arms": {}, "differences": []}
     for i, arm in enumerate(found):
         out["arms"][arm] = {
             "n": g.n_arm[arm],
-            "metrics": dict(zip(metrics, cells[i * len(metrics) : (i + 1) * len(metrics)], strict=True)),
+            "metrics": dict(
+                zip(metrics, cells[i * len(metrics) : (i + 1) * len(metrics)], strict=True)
+            ),
             "prompt_length": _length(g, arm, seed),
         }
-    for (a, b, m), cell in zip(((a, b, m) for a, b in pairs for m in shown), cells[at:], strict=False):
+    for (a, b, m), cell in zip(
+        ((a, b, m) for a, b in pairs for m in shown), cells[at:], strict=False
+    ):
         out["differences"].append({"arm": a, "minus": b, "metric": m, **cell})
     out["coverage"] = None
     if cells[-2]["n"]:
@@ -62,7 +77,8 @@ def _pairs(g: Gathered, found: list[str]) -> list[tuple[str, str]]:
 
 
 def _length(g: Gathered, arm: str, seed: int) -> dict[str, Any]:
-    """Mean length of the prompt in words, and mean log ratio to the fused one over paired prompts."""
+    """Mean length of the prompt in words, and mean log ratio to the fused one over paired
+    prompts."""
     gaps = g.sums(g.gaps.get(arm, Added(1)))
     boot = st.bootstrap_of(gaps, DRAWS, seed)
     low, high = boot.percentile()
@@ -79,7 +95,11 @@ def _length(g: Gathered, arm: str, seed: int) -> dict[str, Any]:
 def length_gaps(g: Gathered) -> dict[str, float]:
     """Mean log(length of a control's prompt / of the fused one) over prompts that have both."""
     gaps = {a: g.sums(g.gaps[a]) for a in CONTROLS[1:] if a in g.gaps}
-    return {a: float(s.sums_C_M.sum() / s.numbers_C_M.sum()) for a, s in gaps.items() if s.numbers_C_M.any()}
+    return {
+        a: float(s.sums_C_M.sum() / s.numbers_C_M.sum())
+        for a, s in gaps.items()
+        if s.numbers_C_M.any()
+    }
 
 
 def _verdict(g: Gathered, seed: int) -> dict[str, Any]:
@@ -87,7 +107,8 @@ def _verdict(g: Gathered, seed: int) -> dict[str, Any]:
     if missing:
         few = "no control arms: " if "fused" in g.values and len(missing) == len(CONTROLS) else ""
         reasons = [
-            f"{few}this run has no arm {', '.join(missing)} (a build with fuse.arms: [{', '.join((*CONTROLS, 'fused'))}] has)"
+            f"{few}this run has no arm {', '.join(missing)} (a build with fuse.arms:"
+            f" [{', '.join((*CONTROLS, 'fused'))}] has)"
         ]
         return {"verdict": "inconclusive", "reasons": reasons, "comparisons": [], "over_best": {}}
     gains = st.Gains(*(g.sums(added) for added in g.gains))
@@ -108,14 +129,19 @@ def _verdict(g: Gathered, seed: int) -> dict[str, Any]:
         "verdict": v.line,
         "reasons": [v.reason],
         "comparisons": comparisons,
-        "over_best": {m: None if e is None else {"low": number(e[0]), "high": number(e[1])} for m, e in v.over_best.items()},
+        "over_best": {
+            m: None if e is None else {"low": number(e[0]), "high": number(e[1])}
+            for m, e in v.over_best.items()
+        },
     }
 
 
 def profile_of(g: Gathered, n_each: int, seed: int) -> dict[str, Any]:
-    """The first figure: per class of prompts and arm, best-of-k grades of the first dimension and pass rates of the others.
+    """The first figure: per class of prompts and arm, best-of-k grades of the first dimension and
+    pass rates of the others.
 
-    A class is the dimension that a prompt carries. Only prompts with enough scored answers for the largest k count.
+    A class is the dimension that a prompt carries. Only prompts with enough scored answers for the
+    largest k count.
     """
     shown = [a for a in (g.before, "fused") if a in g.values] or in_order(g.values)[:1]
     ks, others = ks_of(n_each), g.scale.dims[1:]
@@ -134,7 +160,12 @@ def profile_of(g: Gathered, n_each: int, seed: int) -> dict[str, Any]:
             for i, k in enumerate(ks):
                 at = i * width
                 cell = [
-                    {"value": number(boot.estimate_M[c]), "low": number(low[c]), "high": number(high[c]), "n": int(n_M[c])}
+                    {
+                        "value": number(boot.estimate_M[c]),
+                        "low": number(low[c]),
+                        "high": number(high[c]),
+                        "n": int(n_M[c]),
+                    }
                     for c in range(at, at + width)
                 ]
                 points.append(
@@ -143,7 +174,9 @@ def profile_of(g: Gathered, n_each: int, seed: int) -> dict[str, Any]:
                         "n": cell[0]["n"],
                         "grades": shares([c["value"] for c in cell[: len(GRADES)]]),
                         "any_pass": {d: cell[len(GRADES) + 2 * j] for j, d in enumerate(others)},
-                        "all_pass": {d: cell[len(GRADES) + 2 * j + 1] for j, d in enumerate(others)},
+                        "all_pass": {
+                            d: cell[len(GRADES) + 2 * j + 1] for j, d in enumerate(others)
+                        },
                     }
                 )
             panels.append({"class": group or "all prompts", "arm": arm, "points": points})

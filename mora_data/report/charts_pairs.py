@@ -31,7 +31,11 @@ def margins(r: Mapping[str, Any]) -> Figure:
             marks.append(
                 line(
                     f,
-                    [(x, 1 - i / (len(q) - 1)) for i, v in enumerate(q) for x in (v, q[min(i + 1, len(q) - 1)])],
+                    [
+                        (x, 1 - i / (len(q) - 1))
+                        for i, v in enumerate(q)
+                        for x in (v, q[min(i + 1, len(q) - 1)])
+                    ],
                     f"d{j % 3}{dash}",
                 )
             )
@@ -43,19 +47,26 @@ def margins(r: Mapping[str, Any]) -> Figure:
                 marks,
             )
         )
-        rows.append([d, m["mean"]["n"], interval(m["mean"]), interval(m["confirmed"]), interval(m["above_noise"])])
+        rows.append(
+            [
+                d,
+                m["mean"]["n"],
+                interval(m["mean"]),
+                interval(m["confirmed"]),
+                interval(m["above_noise"]),
+            ]
+        )
     shrink = r["figures"]["margins"]["shrinkage"]
     said = (
-        f"Before any pair was dropped for it, the best pair of each of {shrink['n']:,} prompts and arms kept "
-        f"{percent(shrink['ratio'])} of its "
-        "margins when scored once more. "
+        f"Before any pair was dropped for it, the best pair of each of {shrink['n']:,} prompts and"
+        f" arms kept {percent(shrink['ratio'])} of its margins when scored once more. "
         if shrink
         else "No pair was scored once more. "
     )
     if p["n"]:
         said += (
-            f"Pairs that lose in some dimension: {percent(p['neg_dim_rate']['value'])} as selected, "
-            f"{percent(p['neg_dim_rate_confirmed']['value'])} as scored once more."
+            f"Pairs that lose in some dimension: {percent(p['neg_dim_rate']['value'])} as selected,"
+            f" {percent(p['neg_dim_rate_confirmed']['value'])} as scored once more."
         )
     return Figure(
         "margins",
@@ -74,18 +85,37 @@ def length(r: Mapping[str, Any]) -> Figure:
     p, data = r["pairs"], r["figures"]["length"]
     unit = f"unit: pair, {p['n']:,} pairs"
     if not p["n"] or data is None:
-        return Figure("length", "Is the chosen answer just longer, or just not a refusal?", unit, [], [], [], NO_PAIRS)
+        return Figure(
+            "length",
+            "Is the chosen answer just longer, or just not a refusal?",
+            unit,
+            [],
+            [],
+            [],
+            NO_PAIRS,
+        )
     f = Frame((-2, 2), (0, data["y_max"]), height=260)
     n = len(data["counts"])
     most = max(max(row) for row in data["counts"]) or 1
     side, tall = (f.px(2) - f.px(-2)) / n, (f.py(0) - f.py(data["y_max"])) / n
-    marks = axes(f, "chosen length / rejected length", "total margin", [(-2, "¼"), (-1, "½"), (0, "1"), (1, "2"), (2, "4")])
+    marks = axes(
+        f,
+        "chosen length / rejected length",
+        "total margin",
+        [(-2, "¼"), (-1, "½"), (0, "1"), (1, "2"), (2, "4")],
+    )
     for i, row in enumerate(data["counts"]):
         for j, v in enumerate(row):
             if v:
                 marks.append(
                     box(
-                        f.px(-2) + i * side, f.py(0) - (j + 1) * tall, side, tall, "a4", 0.1 + 0.9 * (v / most) ** 0.5, f"{v} pairs"
+                        f.px(-2) + i * side,
+                        f.py(0) - (j + 1) * tall,
+                        side,
+                        tall,
+                        "a4",
+                        0.1 + 0.9 * (v / most) ** 0.5,
+                        f"{v} pairs",
                     )
                 )
     marks.append(rule(f.px(0), f.top, f.px(0), f.height - f.bottom, "a"))
@@ -93,7 +123,8 @@ def length(r: Mapping[str, Any]) -> Figure:
     panels = [
         panel(
             "length against margin",
-            f"mean log ratio {interval(gap)}, rank correlation {shown(p['length']['margin_correlation'])}",
+            f"mean log ratio {interval(gap)}, rank correlation"
+            f" {shown(p['length']['margin_correlation'])}",
             f,
             marks,
         ),
@@ -107,7 +138,10 @@ def length(r: Mapping[str, Any]) -> Figure:
         ["rank correlation of length ratio and margin", shown(p["length"]["margin_correlation"])],
         ["chosen refuses", interval(p["refusal"]["chosen"])],
         ["rejected refuses", interval(p["refusal"]["rejected"])],
-        ["refusal is rejected, where one side refuses", interval(p["refusal"]["rejected_where_one_refuses"])],
+        [
+            "refusal is rejected, where one side refuses",
+            interval(p["refusal"]["rejected_where_one_refuses"]),
+        ],
         *(
             [f"{side} refuses, prompts that carry {c}", interval(v[side])]
             for c, v in p["refusal"]["by_class"].items()
@@ -122,9 +156,9 @@ def length(r: Mapping[str, Any]) -> Figure:
         panels,
         ["", "value [95 % interval]"],
         rows,
-        "A bar at 0.5 means that length, or refusing, gives nothing away. Refusals are those that the rules see. "
-        "Intervals of shares: 95 %; "
-        "wording: logistic regression on hashed words, tested on prompts that it has not seen.",
+        "A bar at 0.5 means that length, or refusing, gives nothing away. Refusals are those that"
+        " the rules see. Intervals of shares: 95 %; wording: logistic regression on hashed words,"
+        " tested on prompts that it has not seen.",
     )
 
 
@@ -138,14 +172,28 @@ def _shares_panel(p: Mapping[str, Any]) -> str:
     if p["wording"]:
         cells.append(("wording ranks right", p["wording"]["pairs_right"]))
     f = Frame((0, 1), (0, 1), height=66 + 26 * len(cells), left=128, right=16)
-    marks = [*axes(f, "share of pairs", "", None, []), rule(f.px(0.5), f.top, f.px(0.5), f.height - f.bottom, "z")]
+    marks = [
+        *axes(f, "share of pairs", "", None, []),
+        rule(f.px(0.5), f.top, f.px(0.5), f.height - f.bottom, "z"),
+    ]
     for i, (name, c) in enumerate(cells):
         y = f.top + 12 + 26 * i
         marks += [
             text(f.left - 8, y + 4, name, "e"),
-            whisker(f, y, c["low"], c["value"], c["high"], "a4", 0, f"{name}: {interval(c)}, n = {c['n']}"),
+            whisker(
+                f,
+                y,
+                c["low"],
+                c["value"],
+                c["high"],
+                "a4",
+                0,
+                f"{name}: {interval(c)}, n = {c['n']}",
+            ),
         ]
-    return panel("what would be a short cut", "; ".join(f"{n} {interval(c)}" for n, c in cells), f, marks)
+    return panel(
+        "what would be a short cut", "; ".join(f"{n} {interval(c)}" for n, c in cells), f, marks
+    )
 
 
 def judges(r: Mapping[str, Any]) -> Figure:
@@ -172,13 +220,21 @@ def judges(r: Mapping[str, Any]) -> Figure:
         "Can the scorers be trusted?",
         "unit: answer that was scored twice",
         panels,
-        ["dimension", "reliability", "sigma of one score", "scored twice at random", "confirmed", "same score", "weighted kappa"],
+        [
+            "dimension",
+            "reliability",
+            "sigma of one score",
+            "scored twice at random",
+            "confirmed",
+            "same score",
+            "weighted kappa",
+        ],
         rows,
-        "Reliability = 1 − noise / variance between answers of a prompt, from a random share of the first prompts' "
-        "answers: the fair figure. "
-        "Squares: first against second score of the selected answers only. They were picked for extreme first scores, so "
-        "that second scores "
-        "lie nearer the middle even with a sound scorer." + ("" if panels else " Not drawn: nothing was scored once more."),
+        "Reliability = 1 − noise / variance between answers of a prompt, from a random share of the"
+        " first prompts' answers: the fair figure. Squares: first against second score of the"
+        " selected answers only. They were picked for extreme first scores, so that second scores"
+        " lie nearer the middle even with a sound scorer."
+        + ("" if panels else " Not drawn: nothing was scored once more."),
     )
 
 
@@ -206,7 +262,8 @@ def _repeat_panel(d: str, again: Mapping[str, Any], v: Mapping[str, Any], j: int
     rho = v["reliability"]
     return panel(
         f"{d} · reliability {shown(rho)}",
-        f"same score {interval(again['same'])}, weighted kappa {shown(again['kappa'])}, n = {again['n']}",
+        f"same score {interval(again['same'])}, weighted kappa {shown(again['kappa'])}, n ="
+        f" {again['n']}",
         f,
         marks,
     )
@@ -217,9 +274,21 @@ def composition(r: Mapping[str, Any]) -> Figure:
     data, panels, rows = r["figures"]["composition"], [], []
     if data:
         cells = data["counts"]
-        f = Frame((0, len(data["columns"])), (0, 1), height=70 + 24 * len(data["rows"]), left=138, right=16)
+        f = Frame(
+            (0, len(data["columns"])),
+            (0, 1),
+            height=70 + 24 * len(data["rows"]),
+            left=138,
+            right=16,
+        )
         most = max((max(row) for row in cells), default=0) or 1
-        marks = axes(f, "kind of the prompt", "", [(i + 0.5, short(k, 10)) for i, k in enumerate(data["columns"])], [])
+        marks = axes(
+            f,
+            "kind of the prompt",
+            "",
+            [(i + 0.5, short(k, 10)) for i, k in enumerate(data["columns"])],
+            [],
+        )
         for i, (name, row) in enumerate(zip(data["rows"], cells, strict=True)):
             y = f.top + 24 * i
             marks.append(text(f.left - 8, y + 15, short(name, 21), "e"))
@@ -237,12 +306,23 @@ def composition(r: Mapping[str, Any]) -> Figure:
                         ),
                         text(f.px(j + 0.5), y + 15, f"{n}", "m"),
                     ]
-        panels.append(panel("pairs by category and kind", f"{r['pairs']['n']} pairs in {len(data['rows'])} categories", f, marks))
+        panels.append(
+            panel(
+                "pairs by category and kind",
+                f"{r['pairs']['n']} pairs in {len(data['rows'])} categories",
+                f,
+                marks,
+            )
+        )
     p, diversity = r["prompts"], r["prompts"]["diversity"]
     rows += [[f"mined, kind {k}", n] for k, n in p["kinds"].items()] + [
         [f"mined, category {c}", n] for c, n in p["categories"].items()
     ]
-    rows += [[f"pairs, {what} {k}", n] for what in ("source", "arm", "carried") for k, n in (r["pairs"].get(what) or {}).items()]
+    rows += [
+        [f"pairs, {what} {k}", n]
+        for what in ("source", "arm", "carried")
+        for k, n in (r["pairs"].get(what) or {}).items()
+    ]
     rows += [
         [f"prompts, {a}: {what}", shown(v[key]) if key != "near_duplicates" else interval(v[key])]
         for a, v in diversity.items()
@@ -253,8 +333,15 @@ def composition(r: Mapping[str, Any]) -> Figure:
             ("near-duplicates", "near_duplicates"),
         )
     ]
-    rows += [[f"prompts, {a}: Vendi score of {v['vendi_n']}", shown(v["vendi"])] for a, v in diversity.items()]
-    more = f" {data['left_out']} smaller categories are in the table." if data and data["left_out"] else ""
+    rows += [
+        [f"prompts, {a}: Vendi score of {v['vendi_n']}", shown(v["vendi"])]
+        for a, v in diversity.items()
+    ]
+    more = (
+        f" {data['left_out']} smaller categories are in the table."
+        if data and data["left_out"]
+        else ""
+    )
     return Figure(
         "composition",
         "What is in it?",
@@ -262,7 +349,12 @@ def composition(r: Mapping[str, Any]) -> Figure:
         panels,
         ["", "number"],
         rows,
-        (f"The mined categories weigh as much as {shown(p['category_entropy'])} equal ones (exp of the entropy)." + more)
-        if data
-        else NO_PAIRS,
+        (
+            (
+                f"The mined categories weigh as much as {shown(p['category_entropy'])} equal ones"
+                " (exp of the entropy)." + more
+            )
+            if data
+            else NO_PAIRS
+        ),
     )

@@ -31,11 +31,20 @@ def profile(r: Mapping[str, Any]) -> Figure:
                     point["k"],
                     point["n"],
                     *map(percent, point["grades"] or [None] * 5),
-                    *(interval(point[how][d]) for d in data["passed"] for how in ("any_pass", "all_pass")),
+                    *(
+                        interval(point[how][d])
+                        for d in data["passed"]
+                        for how in ("any_pass", "all_pass")
+                    ),
                 ]
             )
-    legend: list[tuple[str, int | None, str]] = [(f"q{i}", None, f"best {data['graded']} grade {i + 1}") for i in range(5)]
-    legend += [(f"d{dims.index(d)}", 0, f"{d}: one of k passes (dashed: all k pass)") for d in data["passed"]]
+    legend: list[tuple[str, int | None, str]] = [
+        (f"q{i}", None, f"best {data['graded']} grade {i + 1}") for i in range(5)
+    ]
+    legend += [
+        (f"d{dims.index(d)}", 0, f"{d}: one of k passes (dashed: all k pass)")
+        for d in data["passed"]
+    ]
     return Figure(
         "profile",
         "Do more samples of a prompt bring better answers, before and after fusion?",
@@ -50,11 +59,10 @@ def profile(r: Mapping[str, Any]) -> Figure:
             *(f"{d} {how}" for d in data["passed"] for how in ("any", "all")),
         ],
         rows,
-        f"Bars: {data['graded']} of the best of k answers, in fifths of the scale. Lines: share of prompts with one of k "
-        f"(solid) and "
-        f"all k (dashed) answers at or above the floor; k up to three quarters of the {r['settings']['rollouts']} answers "
-        f"of an arm, on the same "
-        f"prompts at every k. {BOOT}.",
+        f"Bars: {data['graded']} of the best of k answers, in fifths of the scale. Lines: share of"
+        " prompts with one of k (solid) and all k (dashed) answers at or above the floor; k up to"
+        f" three quarters of the {r['settings']['rollouts']} answers of an arm, on the same prompts"
+        f" at every k. {BOOT}.",
         legend,
     )
 
@@ -62,7 +70,9 @@ def profile(r: Mapping[str, Any]) -> Figure:
 def _profile_panel(p: Mapping[str, Any], data: Mapping[str, Any], dims: Sequence[str]) -> str:
     points = p["points"]
     f = Frame((0, max(len(points), 1)), (0, 1))
-    marks = axes(f, "samples k", "share of prompts", [(i + 0.5, str(q["k"])) for i, q in enumerate(points)])
+    marks = axes(
+        f, "samples k", "share of prompts", [(i + 0.5, str(q["k"])) for i, q in enumerate(points)]
+    )
     for i, q in enumerate(points):
         low = 0.0
         for grade, share in enumerate(q["grades"] or []):
@@ -81,17 +91,28 @@ def _profile_panel(p: Mapping[str, Any], data: Mapping[str, Any], dims: Sequence
     for d in data["passed"]:
         style = f"d{dims.index(d)}"
         for how, dash in (("any_pass", ""), ("all_pass", " dash")):
-            line_points = [(i + 0.5, q[how][d]["value"]) for i, q in enumerate(points) if q[how][d]["value"] is not None]
+            line_points = [
+                (i + 0.5, q[how][d]["value"])
+                for i, q in enumerate(points)
+                if q[how][d]["value"] is not None
+            ]
             marks += [line(f, line_points, "halo"), line(f, line_points, style + dash)]
             marks += [
-                dot(f.px(x), f.py(y), style, 0 if how == "any_pass" else 5, f"{d}, {how.replace('_', ' ')}: {percent(y)}")
+                dot(
+                    f.px(x),
+                    f.py(y),
+                    style,
+                    0 if how == "any_pass" else 5,
+                    f"{d}, {how.replace('_', ' ')}: {percent(y)}",
+                )
                 for x, y in line_points
             ]
     n = points[0]["n"] if points else 0
     last = points[-1] if points else None
     said = (
         "; ".join(
-            f"{d}: any of {last['k']} pass {percent(last['any_pass'][d]['value'])}, all {percent(last['all_pass'][d]['value'])}"
+            f"{d}: any of {last['k']} pass {percent(last['any_pass'][d]['value'])}, all"
+            f" {percent(last['all_pass'][d]['value'])}"
             for d in data["passed"]
         )
         if last
@@ -103,17 +124,32 @@ def _profile_panel(p: Mapping[str, Any], data: Mapping[str, Any], dims: Sequence
 def rewards(r: Mapping[str, Any]) -> Figure:
     """The paper's Fig. 6 on this run: identity against fused."""
     data, dims = r["figures"]["rewards"], r["settings"]["dimensions"]
-    arms = [a for a in ("identity", "before", "fused") if a in data["arms"]] or list(data["arms"])[:2]
+    arms = [a for a in ("identity", "before", "fused") if a in data["arms"]] or list(data["arms"])[
+        :2
+    ]
     panels, rows = [], []
     for d in dims:
         f = Frame((0, 5), (0, max(0.1, *(max(_fifths(data["arms"][a][d])) for a in arms)) * 1.05))
-        marks = axes(f, f"reward, {d}", "share of answers", [(i + 0.5, f"{i / 4:g}") for i in range(5)])
+        marks = axes(
+            f, f"reward, {d}", "share of answers", [(i + 0.5, f"{i / 4:g}") for i in range(5)]
+        )
         for j, a in enumerate(arms):
             style, _ = arm_style(a)
             for i, v in enumerate(_fifths(data["arms"][a][d])):
                 x, w = f.px(i + 0.15 + 0.7 * j / len(arms)), (f.px(0.7) - f.px(0)) / len(arms)
-                marks.append(box(x, f.py(v), w - 1, f.py(0) - f.py(v), style, said=f"{a}, reward about {i / 4:g}: {percent(v)}"))
-        means = ", ".join(f"{a} mean {shown(r['arms'][a]['metrics'][f'reward_{d}']['value'])}" for a in arms)
+                marks.append(
+                    box(
+                        x,
+                        f.py(v),
+                        w - 1,
+                        f.py(0) - f.py(v),
+                        style,
+                        said=f"{a}, reward about {i / 4:g}: {percent(v)}",
+                    )
+                )
+        means = ", ".join(
+            f"{a} mean {shown(r['arms'][a]['metrics'][f'reward_{d}']['value'])}" for a in arms
+        )
         panels.append(panel(d, means, f, marks))
     for a in data["arms"]:
         for d in dims:
@@ -121,7 +157,9 @@ def rewards(r: Mapping[str, Any]) -> Figure:
                 (
                     x
                     for x in r["differences"]
-                    if x["arm"] == a and x["metric"] == f"reward_{d}" and x["minus"] in ("identity", "before")
+                    if x["arm"] == a
+                    and x["metric"] == f"reward_{d}"
+                    and x["minus"] in ("identity", "before")
                 ),
                 None,
             )
@@ -140,7 +178,14 @@ def rewards(r: Mapping[str, Any]) -> Figure:
         "How do the rewards of the answers move?",
         f"unit: source prompt (each counts once), {_most(r):,} prompts",
         panels,
-        ["arm", "dimension", "mean", "paired difference to identity", "Wasserstein-1", *(f"about {i / 4:g}" for i in range(5))],
+        [
+            "arm",
+            "dimension",
+            "mean",
+            "paired difference to identity",
+            "Wasserstein-1",
+            *(f"about {i / 4:g}" for i in range(5)),
+        ],
         rows,
         f"Fresh answers only, never the presamples that chose the prompts. {BOOT}.",
         [(arm_style(a)[0], None, a) for a in arms],
@@ -172,7 +217,10 @@ def arms(r: Mapping[str, Any]) -> Figure:
             [
                 a,
                 v["n"],
-                *(interval(v["metrics"][m]) for m in (*METRIC_NAMES, "eigen_entropy", "scored", "refusal")),
+                *(
+                    interval(v["metrics"][m])
+                    for m in (*METRIC_NAMES, "eigen_entropy", "scored", "refusal")
+                ),
                 shown(v["prompt_length"]["words"]),
             ]
         )
@@ -181,13 +229,20 @@ def arms(r: Mapping[str, Any]) -> Figure:
         "Are prompts single-reward, and does fusion change that?",
         f"unit: source prompt, {_most(r):,} prompts, the same in every arm",
         panels,
-        ["arm", "prompts", *METRIC_NAMES.values(), "exp(H) of eigenvalues", "answers scored", "refusals", "prompt words"],
+        [
+            "arm",
+            "prompts",
+            *METRIC_NAMES.values(),
+            "exp(H) of eigenvalues",
+            "answers scored",
+            "refusals",
+            "prompt words",
+        ],
         rows,
-        "Dominance rate: pairs of answers in which one beats the other by two sigma in every dimension. Joint pass: one "
-        "of k answers "
-        f"reaches every floor. Hypervolume: volume under the front of k answers. k = {r['settings']['k']} in every arm. "
-        f"{BOOT}, BCa for "
-        "rare shares.",
+        "Dominance rate: pairs of answers in which one beats the other by two sigma in every"
+        " dimension. Joint pass: one of k answers reaches every floor. Hypervolume: volume under"
+        f" the front of k answers. k = {r['settings']['k']} in every arm. {BOOT}, BCa for rare"
+        " shares.",
     )
 
 
@@ -203,17 +258,25 @@ def forest(r: Mapping[str, Any]) -> Figure:
         span = max(0.03, *(abs(v) for v in ends)) * 1.08 if ends else 1.0
         low = -span if min([*ends, 0]) < -0.15 * span else -0.15 * span
         panels.append(_rows_panel(_title(m, title, r), cells, (low, span), 0.0, "difference"))
-    rows = [[f"{d['arm']} − {d['minus']}", METRIC_NAMES[d["metric"]], d["n"], interval(d), _holm(r, d)] for d in found]
-    gaps = {a: v["prompt_length"]["log_ratio_to_fused"] for a, v in r["arms"].items() if a != "fused"}
+    rows = [
+        [f"{d['arm']} − {d['minus']}", METRIC_NAMES[d["metric"]], d["n"], interval(d), _holm(r, d)]
+        for d in found
+    ]
+    gaps = {
+        a: v["prompt_length"]["log_ratio_to_fused"] for a, v in r["arms"].items() if a != "fused"
+    }
     matched = ", ".join(f"{a} {shown(g)}" for a, g in gaps.items() if g is not None)
     note = (
-        "single and generic have the length of the fused prompt where they are matched, so that a gain over them is not "
-        "one of length "
-        f"(mean log length ratio to fused: {matched or 'none'}; within ±0.05 counts as matched). p by 10,000 sign flips, "
-        f"adjusted by Holm."
+        "single and generic have the length of the fused prompt where they are matched, so that a"
+        " gain over them is not one of length (mean log length ratio to fused:"
+        f" {matched or 'none'}; within ±0.05 counts as matched). p by 10,000 sign flips, adjusted"
+        " by Holm."
     )
     if not panels:
-        note = "Not drawn: the run has one arm only. A build with fuse.arms: [identity, single, generic, random, fused] has it."
+        note = (
+            "Not drawn: the run has one arm only. A build with fuse.arms: [identity, single,"
+            " generic, random, fused] has it."
+        )
     return Figure(
         "forest",
         "Is it the dimensions, or only length and elaboration?",
@@ -241,7 +304,11 @@ def _title(metric: str, title: str, r: Mapping[str, Any]) -> str:
 
 
 def _rows_panel(
-    title: str, cells: Sequence[tuple[str, Mapping[str, Any]]], x: tuple[float, float], zero: float | None, label: str
+    title: str,
+    cells: Sequence[tuple[str, Mapping[str, Any]]],
+    x: tuple[float, float],
+    zero: float | None,
+    label: str,
 ) -> str:
     f = Frame(x, (0, 1), height=66 + 22 * len(cells), left=118, right=16)
     marks = axes(f, label, "", None, [])
@@ -252,7 +319,16 @@ def _rows_panel(
         style, mark = arm_style(name.split(" − ")[0] if zero is None else name.split(" − ")[-1])
         marks += [
             text(f.left - 8, y + 4, short(name, 20), "e"),
-            whisker(f, y, c["low"], c["value"], c["high"], style, mark, f"{name}: {interval(c)}, n = {c['n']}"),
+            whisker(
+                f,
+                y,
+                c["low"],
+                c["value"],
+                c["high"],
+                style,
+                mark,
+                f"{name}: {interval(c)}, n = {c['n']}",
+            ),
         ]
     return panel(title, "; ".join(f"{n} {interval(c)}" for n, c in cells), f, marks)
 
@@ -266,19 +342,28 @@ def planes(r: Mapping[str, Any]) -> Figure:
         for a in arms:
             panels.append(_plane(p, a, n))
         for a, v in p["arms"].items():
-            both = sum(v["cells"][i][j] for i in range(n) for j in range(n) if i >= 0.7 * (n - 1) and j >= 0.7 * (n - 1))
+            both = sum(
+                v["cells"][i][j]
+                for i in range(n)
+                for j in range(n)
+                if i >= 0.7 * (n - 1) and j >= 0.7 * (n - 1)
+            )
             rows.append(
                 [
                     f"{p['x']} × {p['y']}",
                     a,
                     percent(both),
-                    " ".join(f"{i / (n - 1):g}→{c / (n - 1):g}" for i, c in enumerate(v["staircase"]) if c >= 0),
+                    " ".join(
+                        f"{i / (n - 1):g}→{c / (n - 1):g}"
+                        for i, c in enumerate(v["staircase"])
+                        if c >= 0
+                    ),
                 ]
             )
     c = r["coverage"]
     said = (
-        f" Coverage: {interval(c['fused_over_identity'])} of the identity answers are dominated by a fused one, "
-        f"{interval(c['identity_over_fused'])} the other way round."
+        f" Coverage: {interval(c['fused_over_identity'])} of the identity answers are dominated by"
+        f" a fused one, {interval(c['identity_over_fused'])} the other way round."
         if c
         else ""
     )
@@ -289,14 +374,18 @@ def planes(r: Mapping[str, Any]) -> Figure:
         panels,
         ["dimensions", "arm", "answers with both at 0.7 or more", "staircase (x → y)"],
         rows,
-        "Darker: more answers. Staircase: one answer in four has both rewards at least there; the further out, the better." + said,
+        "Darker: more answers. Staircase: one answer in four has both rewards at least there; the"
+        " further out, the better." + said,
     )
 
 
 def _plane(p: Mapping[str, Any], arm: str, n: int) -> str:
     f = Frame((-0.125, 1.125), (-0.125, 1.125), height=300, right=20)
     cells, stairs = p["arms"][arm]["cells"], p["arms"][arm]["staircase"]
-    wide = 1 if any(row[j] for i, row in enumerate(cells) for j in range(n) if i % 2 or j % 2) else 2  # a scale of five levels
+    # a scale of five levels
+    wide = (
+        1 if any(row[j] for i, row in enumerate(cells) for j in range(n) if i % 2 or j % 2) else 2
+    )
     most = max(max(row) for row in cells) or 1.0
     marks = axes(f, f"reward, {p['x']}", f"reward, {p['y']}")
     side = f.px(wide / (n - 1)) - f.px(0)
@@ -316,7 +405,16 @@ def _plane(p: Mapping[str, Any], arm: str, n: int) -> str:
                     )
                 )
     corner = [(i / (n - 1), c / (n - 1)) for i, c in enumerate(stairs) if c >= 0]
-    steps = [q for (x, y), after in zip(corner, [*corner[1:], (None, -0.125)], strict=True) for q in ((x, y), (x, after[1]))]
+    steps = [
+        q
+        for (x, y), after in zip(corner, [*corner[1:], (None, -0.125)], strict=True)
+        for q in ((x, y), (x, after[1]))
+    ]
     path = [(-0.125, corner[0][1]), *steps] if corner else []
     marks += [line(f, path, "halo"), line(f, path, "ink")]
-    return panel(f"{p['x']} × {p['y']} · {arm}", f"staircase of one answer in four: {corner or 'none'}", f, marks)
+    return panel(
+        f"{p['x']} × {p['y']} · {arm}",
+        f"staircase of one answer in four: {corner or 'none'}",
+        f,
+        marks,
+    )

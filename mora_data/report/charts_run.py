@@ -1,4 +1,5 @@
-"""Figures about the run: its funnel, what it took, and what training on its pairs brought, drawn from report.json."""
+"""Figures about the run: its funnel, what it took, and what training on its pairs brought, drawn
+from report.json."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ def scaling(r: Mapping[str, Any]) -> Figure:
     """The paper's Fig. 5, only with evaluation results given."""
     data = r["figures"]["scaling"]
     proxy = (
-        f"This run gives {shown(data['pairs_per_1000_prompts'])} pairs per 1,000 mined prompts, which says nothing about a model."
+        f"This run gives {shown(data['pairs_per_1000_prompts'])} pairs per 1,000 mined prompts,"
+        " which says nothing about a model."
     )
     by: dict[str, dict[float, list[float]]] = {}
     for e in data["evaluations"]:
@@ -41,14 +43,23 @@ def scaling(r: Mapping[str, Any]) -> Figure:
             )
         )
         rows += [
-            [metric, x, len(points[x]), shown(sum(points[x]) / len(points[x])), shown(min(points[x])), shown(max(points[x]))]
+            [
+                metric,
+                x,
+                len(points[x]),
+                shown(sum(points[x]) / len(points[x])),
+                shown(min(points[x])),
+                shown(max(points[x])),
+            ]
             for x in xs
         ]
     note = (
         f"Line: mean over seeds; area: from the lowest to the highest seed. {proxy}"
         if panels
-        else f"Not drawn: no evaluation results (evals.jsonl in the run folder, one {{fraction, seed, metric, value}} a "
-        f"line). {proxy}"
+        else (
+            "Not drawn: no evaluation results (evals.jsonl in the run folder, one {fraction,"
+            f" seed, metric, value}} a line). {proxy}"
+        )
     )
     return Figure(
         "scaling",
@@ -66,7 +77,15 @@ def funnel(r: Mapping[str, Any]) -> Figure:
     stages = {s: c for s, c in r["figures"]["cost"]["stages"].items() if c["in"]}
     panels = [_stages(stages)] if stages else []
     rows: list[list[Any]] = [
-        [s, c["in"], c["kept"], ", ".join(f"{n:,} {why}" for why, n in sorted(c["dropped"].items(), key=lambda kv: -kv[1])) or "–"]
+        [
+            s,
+            c["in"],
+            c["kept"],
+            ", ".join(
+                f"{n:,} {why}" for why, n in sorted(c["dropped"].items(), key=lambda kv: -kv[1])
+            )
+            or "–",
+        ]
         for s, c in stages.items()
     ]
     for arm, by in r["figures"]["funnel"]["by_category"].items():
@@ -79,7 +98,16 @@ def funnel(r: Mapping[str, Any]) -> Figure:
             a = c["accepted"]
             marks += [
                 text(f.left - 8, y + 4, short(category, 21), "e"),
-                whisker(f, y, a["low"], a["value"], a["high"], style, mark, f"{category}: {interval(a)}, n = {a['n']}"),
+                whisker(
+                    f,
+                    y,
+                    a["low"],
+                    a["value"],
+                    a["high"],
+                    style,
+                    mark,
+                    f"{category}: {interval(a)}, n = {a['n']}",
+                ),
             ]
         if arm == "fused" or len(r["figures"]["funnel"]["by_category"]) == 1:
             panels.append(
@@ -107,10 +135,14 @@ def funnel(r: Mapping[str, Any]) -> Figure:
         panels,
         ["stage", "in", "kept", "dropped"],
         rows,
-        "In each stage what goes in is what is kept and what is dropped. Intervals of shares: 95 %.",
+        "In each stage what goes in is what is kept and what is dropped. Intervals of shares:"
+        " 95 %.",
         [
             ("q3", None, "kept"),
-            *((f"x{i}", None, f"dropped, {name} reason") for i, name in enumerate(("commonest", "second", "other"))),
+            *(
+                (f"x{i}", None, f"dropped, {name} reason")
+                for i, name in enumerate(("commonest", "second", "other"))
+            ),
         ],
     )
 
@@ -122,15 +154,25 @@ def _stages(stages: Mapping[str, Any]) -> str:
         y, x = f.top + 3 + 26 * i, 0.0
         dropped = sorted(c["dropped"].items(), key=lambda kv: (-kv[1], kv[0]))
         rest = sum(n for _, n in dropped[2:])
-        segments = [("kept", c["kept"], "q3"), *((why, n, f"x{j}") for j, (why, n) in enumerate(dropped[:2]))]
+        segments = [
+            ("kept", c["kept"], "q3"),
+            *((why, n, f"x{j}") for j, (why, n) in enumerate(dropped[:2])),
+        ]
         segments += [("other reasons", rest, "x2")] if rest else []
         marks.append(text(f.left - 6, y + 13, stage, "e"))
         for why, n, style in segments:
             width = f.px(n / c["in"]) - f.px(0)
-            marks.append(box(f.px(x), y, width, 18, style, said=f"{stage}: {n:,} {why} of {c['in']:,}"))
+            marks.append(
+                box(f.px(x), y, width, 18, style, said=f"{stage}: {n:,} {why} of {c['in']:,}")
+            )
             x += n / c["in"]
         marks.append(text(f.left + 6, y + 13, f"{c['kept']:,} of {c['in']:,}", "s i"))
-    return panel("stages", "; ".join(f"{s}: {c['kept']:,} of {c['in']:,} kept" for s, c in stages.items()), f, marks)
+    return panel(
+        "stages",
+        "; ".join(f"{s}: {c['kept']:,} of {c['in']:,} kept" for s, c in stages.items()),
+        f,
+        marks,
+    )
 
 
 def cost(r: Mapping[str, Any]) -> Figure:
@@ -144,11 +186,20 @@ def cost(r: Mapping[str, Any]) -> Figure:
         ["money", c["money"]],
     ]
     stages = [(s, v) for s, v in c["stages"].items() if v["in"]]
-    f = Frame((0, max([1.0, *(float(v["in"]) for _, v in stages)])), (0, 1), height=66 + 22 * len(stages), left=84, right=30)
+    f = Frame(
+        (0, max([1.0, *(float(v["in"]) for _, v in stages)])),
+        (0, 1),
+        height=66 + 22 * len(stages),
+        left=84,
+        right=30,
+    )
     marks = axes(f, "rows handled", "", _thousands(f.x[1]), [])
     for i, (s, v) in enumerate(stages):
         y = f.top + 2 + 22 * i
-        marks += [text(f.left - 6, y + 12, s, "e"), box(f.px(0), y, f.px(v["in"]) - f.px(0), 16, "a0", said=f"{s}: {v['in']:,}")]
+        marks += [
+            text(f.left - 6, y + 12, s, "e"),
+            box(f.px(0), y, f.px(v["in"]) - f.px(0), 16, "a0", said=f"{s}: {v['in']:,}"),
+        ]
     return Figure(
         "cost",
         "What did it take, and what failed?",

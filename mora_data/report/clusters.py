@@ -1,14 +1,17 @@
-"""Values added up by cluster while partitions stream by: what a bootstrap over prompts needs, and no more.
+"""Values added up by cluster while partitions stream by: what a bootstrap over prompts needs, and
+no more.
 
     clusters = Clusters(n_prompts)
     at = clusters.labels("", prompt_ids)            # of one partition
     added = Added(n_metrics); added.add(at, values_P_M)
     bootstrap_of(added.sums(clusters, ""))
 
-Up to MOST prompts a cluster is one prompt. Beyond, it is one of BATCHES batches, by a hash of the prompt's id, so that memory and
-time of the bootstrap stop growing. Prompts fall into batches at random, so a batch's residual (its sum minus its number times the
-mean) has on average the sum of its prompts' variances, and the variance over batches is that over prompts: the interval is the
-same but for a relative error of 1 / sqrt(2 BATCHES) = 0.5 % of its width, under the 1.6 % that 2,000 draws have themselves.
+Up to MOST prompts a cluster is one prompt. Beyond, it is one of BATCHES batches, by a hash of the
+prompt's id, so that memory and time of the bootstrap stop growing. Prompts fall into batches at
+random, so a batch's residual (its sum minus its number times the mean) has on average the sum of
+its prompts' variances, and the variance over batches is that over prompts: the interval is the same
+but for a relative error of 1 / sqrt(2 BATCHES) = 0.5 % of its width, under the 1.6 % that 2,000
+draws have themselves.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ BATCHES = 20_000
 
 
 class Clusters:
-    """The cluster of each prompt, by group of prompts that are looked at by themselves ("" for all of them)."""
+    """The cluster of each prompt, by group of prompts that are looked at by themselves ("" for all
+    of them)."""
 
     def __init__(self, n_prompts: int) -> None:
         self.batched = n_prompts > MOST
@@ -51,7 +55,8 @@ class Clusters:
 class Added:
     """Sum and number of the values of each cluster, M columns of them.
 
-    `whole`: a row has all of its values or counts as having none; then the number is kept once for all columns.
+    `whole`: a row has all of its values or counts as having none; then the number is kept once for
+    all columns.
     """
 
     def __init__(self, m: int, whole: bool = False) -> None:
@@ -66,7 +71,10 @@ class Added:
         if self._whole:
             there = np.asarray(there.all(1, keepdims=True))
         self.n += int(there.any(1).sum())
-        self._not_0_or_1 += ((there & (values_P_M > 1e-12)).sum(0), (there & (values_P_M < 1 - 1e-12)).sum(0))
+        self._not_0_or_1 += (
+            (there & (values_P_M > 1e-12)).sum(0),
+            (there & (values_P_M < 1 - 1e-12)).sum(0),
+        )
         self._grow(int(labels_P.max(initial=-1)) + 1)
         np.add.at(self._sums, labels_P, np.where(there, values_P_M, 0.0))
         np.add.at(self._numbers, labels_P, there.astype(float))
@@ -75,13 +83,20 @@ class Added:
         """The sums of a group's clusters; those that had no value have 0 of 0."""
         n = clusters.size(group)
         self._grow(n)
-        numbers = np.repeat(self._numbers[:n], self._sums.shape[1], axis=1) if self._whole else self._numbers[:n]
+        numbers = (
+            np.repeat(self._numbers[:n], self._sums.shape[1], axis=1)
+            if self._whole
+            else self._numbers[:n]
+        )
         return Sums(self._sums[:n], numbers, self._not_0_or_1.min(0) if clusters.batched else None)
 
     def _grow(self, n: int) -> None:
         if n > len(self._sums):
             more = max(n - len(self._sums), len(self._sums) // 4)
-            self._sums, self._numbers = (np.concatenate([a, np.zeros((more, a.shape[1]))]) for a in (self._sums, self._numbers))
+            self._sums, self._numbers = (
+                np.concatenate([a, np.zeros((more, a.shape[1]))])
+                for a in (self._sums, self._numbers)
+            )
 
 
 def batch_of(ids: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -1,10 +1,11 @@
-"""Two runs, arms or releases against each other: which numbers differ, by how much, and what else differs.
+"""Two runs, arms or releases against each other: which numbers differ, by how much, and what else
+differs.
 
     tree = compared(side_of("runs/a"), side_of("runs/b"))       tree["arms"][0]["difference"]["low"]
 
-A and B are numbers of the two report.json, each over its own prompts. Their difference, B minus A, is taken on the prompts
-that both have, which are resampled for both at once: a paired interval. Where none is shared it is over all prompts, and each
-side is resampled by itself.
+A and B are numbers of the two report.json, each over its own prompts. Their difference, B minus A,
+is taken on the prompts that both have, which are resampled for both at once: a paired interval.
+Where none is shared it is over all prompts, and each side is resampled by itself.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ OF_K = ("joint_pass", "hypervolume")  # not comparable at different k
 
 
 def compared(a: Side, b: Side) -> dict[str, Any]:
-    """report-compare.json: who is compared, the doubts, the settings that differ, the numbers with their differences."""
-    dims = [d for d in a.report["settings"]["dimensions"] if d in b.report["settings"]["dimensions"]]
+    """report-compare.json: who is compared, the doubts, the settings that differ, the numbers with
+    their differences."""
+    dims = [
+        d for d in a.report["settings"]["dimensions"] if d in b.report["settings"]["dimensions"]
+    ]
     whole = a.arm is None and b.arm is None
     rows = [*_arms(a, b, dims), *(_pairs(a, b, dims) if whole else [])]
     _judge(rows)
@@ -69,7 +73,9 @@ def write_comparison(folder: Path, tree: Mapping[str, Any]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise RunFolderError(f"can't make the folder {folder}: {e.strerror}; give another --out") from e
+        raise RunFolderError(
+            f"can't make the folder {folder}: {e.strerror}; give another --out"
+        ) from e
     paths = [folder / "report-compare.json", folder / "report-compare.html"]
     write_whole(paths[0], orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n")
     write_whole(paths[1], page(tree).encode())
@@ -93,7 +99,8 @@ def _about(s: Side) -> dict[str, Any]:
 
 
 def _shared(a: Side, b: Side) -> dict[str, int]:
-    """Prompts of each side, by what is known of them: those of the partitions, of a release those with a pair."""
+    """Prompts of each side, by what is known of them: those of the partitions, of a release those
+    with a pair."""
     whole = bool(a.ids and b.ids)
     one, two = (set(s.ids if whole else s.pairs.prompts_Q.tolist()) for s in (a, b))
     return {"a": len(one), "b": len(two), "shared": len(one & two)}
@@ -105,17 +112,27 @@ def _arms(a: Side, b: Side, dims: Sequence[str]) -> Iterator[dict[str, Any]]:
     matched = [(x, x) for x in both]
     if a.arm or b.arm:
         matched = [(a.arm or str(b.arm), b.arm or str(a.arm))]
-    metrics = [*HEADLINE, "scored", "refusal", "tokens", *(f"{m}_{d}" for d in dims for m in ("reward", "pass"))]
+    metrics = [
+        *HEADLINE,
+        "scored",
+        "refusal",
+        "tokens",
+        *(f"{m}_{d}" for d in dims for m in ("reward", "pass")),
+    ]
     same_k = a.report["settings"]["k"] == b.report["settings"]["k"]
     for one, two in matched:
-        cells = [(s.report["arms"].get(x) or {"metrics": {}})["metrics"] for s, x in ((a, one), (b, two))]
+        cells = [
+            (s.report["arms"].get(x) or {"metrics": {}})["metrics"] for s, x in ((a, one), (b, two))
+        ]
         kept = [m for m in metrics if m in cells[0] and m in cells[1] and (same_k or m not in OF_K)]
         found: list[dict[str, Any] | None] = [None] * len(kept)
         if one in a.values and two in b.values:
             columns = [_columns(s, x, kept) for s, x in ((a, one), (b, two))]
             found = _differences(columns[0], a.ids, columns[1], b.ids, a.report["settings"]["seed"])
         for m, difference in zip(kept, found, strict=True):
-            yield _row(one if one == two else f"{two} − {one}", m, cells[0][m], cells[1][m], difference)
+            yield _row(
+                one if one == two else f"{two} − {one}", m, cells[0][m], cells[1][m], difference
+            )
 
 
 def _columns(s: Side, arm: str, metrics: Sequence[str]) -> NDArray[np.float64]:
@@ -129,8 +146,12 @@ def _pairs(a: Side, b: Side, dims: Sequence[str]) -> Iterator[dict[str, Any]]:
         return
     one, two = (_of_pairs(s, dims) for s in (a, b))
     columns = [np.stack([c for _, c in x.values()], axis=1) for x in (one, two)]
-    found = _differences(columns[0], a.pairs.prompts_Q, columns[1], b.pairs.prompts_Q, a.report["settings"]["seed"])
-    for (m, (cell, _)), (other, _), difference in zip(one.items(), two.values(), found, strict=True):
+    found = _differences(
+        columns[0], a.pairs.prompts_Q, columns[1], b.pairs.prompts_Q, a.report["settings"]["seed"]
+    )
+    for (m, (cell, _)), (other, _), difference in zip(
+        one.items(), two.values(), found, strict=True
+    ):
         yield _row("", m, cell, other, difference)
 
 
@@ -141,7 +162,10 @@ def _of_pairs(s: Side, dims: Sequence[str]) -> dict[str, tuple[Any, NDArray[np.f
     ratio = np.log(np.maximum(p.lengths_Q_2[:, 0], 1) / np.maximum(p.lengths_Q_2[:, 1], 1))
     return {
         **{f"margin_{d}": (r["margins"][d]["mean"], p.margins_Q_D[:, at[d]]) for d in dims},
-        **{f"margin_confirmed_{d}": (r["margins"][d]["confirmed"], p.confirmed_Q_D[:, at[d]]) for d in dims},
+        **{
+            f"margin_confirmed_{d}": (r["margins"][d]["confirmed"], p.confirmed_Q_D[:, at[d]])
+            for d in dims
+        },
         "log_length_ratio": (r["length"]["log_ratio"], ratio),
         "chosen_longer": (r["length"]["chosen_longer"], (ratio > 0).astype(float)),
         "refusal_chosen": (r["refusal"]["chosen"], p.refused_Q_2[:, 0].astype(float)),
@@ -151,8 +175,18 @@ def _of_pairs(s: Side, dims: Sequence[str]) -> dict[str, tuple[Any, NDArray[np.f
 
 def _row(arm: str, metric: str, a: Any, b: Any, found: dict[str, Any] | None) -> dict[str, Any]:
     known = a is not None and b is not None and a["value"] is not None and b["value"] is not None
-    bare = dict.fromkeys(("low", "high", "n", "p", "paired")) | {"value": number(b["value"] - a["value"]) if known else None}
-    return {"arm": arm, "metric": metric, "a": a, "b": b, "difference": found or bare, "p_holm": None, "differs": None}
+    bare = dict.fromkeys(("low", "high", "n", "p", "paired")) | {
+        "value": number(b["value"] - a["value"]) if known else None
+    }
+    return {
+        "arm": arm,
+        "metric": metric,
+        "a": a,
+        "b": b,
+        "difference": found or bare,
+        "p_holm": None,
+        "differs": None,
+    }
 
 
 def _judge(rows: list[dict[str, Any]]) -> None:
@@ -163,16 +197,25 @@ def _judge(rows: list[dict[str, Any]]) -> None:
 
 
 def _differences(
-    a_P_M: NDArray[np.float64], a_ids: Sequence[str] | NDArray[Any], b_P_M: NDArray[np.float64],
-    b_ids: Sequence[str] | NDArray[Any], seed: int
+    a_P_M: NDArray[np.float64],
+    a_ids: Sequence[str] | NDArray[Any],
+    b_P_M: NDArray[np.float64],
+    b_ids: Sequence[str] | NDArray[Any],
+    seed: int,
 ) -> list[dict[str, Any] | None]:
-    """B minus A of each column, on the prompts that have a value on both sides; on all, unpaired, where they share none."""
-    labels, at = np.unique(np.concatenate([np.asarray(a_ids), np.asarray(b_ids)]), return_inverse=True)
+    """B minus A of each column, on the prompts that have a value on both sides; on all, unpaired,
+    where they share none."""
+    labels, at = np.unique(
+        np.concatenate([np.asarray(a_ids), np.asarray(b_ids)]), return_inverse=True
+    )
     a_at, b_at = at[: len(a_ids)], at[len(a_ids) :]
     both_C_M = _there(a_P_M, a_at, len(labels)) & _there(b_P_M, b_at, len(labels))
     shared = bool(np.isin(a_at, b_at).any())
     if shared:
-        a_P_M, b_P_M = np.where(both_C_M[a_at], a_P_M, np.nan), np.where(both_C_M[b_at], b_P_M, np.nan)
+        a_P_M, b_P_M = (
+            np.where(both_C_M[a_at], a_P_M, np.nan),
+            np.where(both_C_M[b_at], b_P_M, np.nan),
+        )
     return [{**cell, "paired": shared} for cell in _bootstrapped(a_P_M, b_P_M, at, seed)]
 
 
@@ -193,7 +236,9 @@ def _bootstrapped(
     value = boot.estimate_M[m:] - boot.estimate_M[:m]
     n_M = np.minimum(boot.n_M[:m], boot.n_M[m:])
     none = np.zeros(m)  # a difference is no rate
-    paired = st.Bootstrap(value, boot.draws_B_M[:, m:] - boot.draws_B_M[:, :m], none, n_M, n_M, none, none.astype(int))
+    paired = st.Bootstrap(
+        value, boot.draws_B_M[:, m:] - boot.draws_B_M[:, :m], none, n_M, n_M, none, none.astype(int)
+    )
     low, high = paired.percentile()
     return [
         {
@@ -208,7 +253,8 @@ def _bootstrapped(
 
 
 def _p(value: float, draws: NDArray[np.float64]) -> float:
-    """Two-sided, the bootstrap's spread taken as normal: Holm over many numbers needs p far below 1 / draws."""
+    """Two-sided, the bootstrap's spread taken as normal: Holm over many numbers needs p far below 1
+    / draws."""
     spread = float(np.nanstd(draws))
     if spread < 1e-12:
         return 1.0 if abs(value) < 1e-12 else 0.0

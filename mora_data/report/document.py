@@ -1,6 +1,8 @@
-"""report.json of a run: the verdict first, then every number with its n and interval, then the data of each figure.
+"""report.json of a run: the verdict first, then every number with its n and interval, then the data
+of each figure.
 
-    report = report_of(Path("runs/demo"))        report["verdict"], report["arms"]["fused"]["metrics"]["joint_pass"]
+    report = report_of(Path("runs/demo"))        report["verdict"],
+    report["arms"]["fused"]["metrics"]["joint_pass"]
 
 A pure function of the run folder: the same files give the same bytes. Partitions are streamed.
 """
@@ -29,7 +31,10 @@ from .read import blocks
 from .reviews import agreement
 
 FORMAT = 1
-CLAIM = "This is about the data only, not about training: whether training on these pairs helps a model is not tested here."
+CLAIM = (
+    "This is about the data only, not about training: whether training on these pairs helps a model"
+    " is not tested here."
+)
 
 
 def report_of(run_dir: Path) -> dict[str, Any]:
@@ -60,10 +65,13 @@ class Measured:
     gathered: Gathered
 
 
-def measured(run_dir: Path, manifest: Mapping[str, Any] | None = None, keep: Keep | None = None) -> Measured:
+def measured(
+    run_dir: Path, manifest: Mapping[str, Any] | None = None, keep: Keep | None = None
+) -> Measured:
     """One pass over the finished partitions.
 
-    `manifest`: the run's, where a build is about to write it. `keep` is shown every prompt's values.
+    `manifest`: the run's, where a build is about to write it. `keep` is shown every prompt's
+    values.
 
     Raises:
         RunFolderError: not a run folder, nothing in it is finished, or a file of it is damaged.
@@ -74,13 +82,14 @@ def measured(run_dir: Path, manifest: Mapping[str, Any] | None = None, keep: Kee
     n_prompts = sum(p.n_prompts() for p in parts)
     if not parts or not n_prompts:
         raise RunFolderError(
-            f"{run_dir} has no finished partition to report on ({run['manifest'].get('status')}): run its `mora-data build` "
-            "to the end first"
+            f"{run_dir} has no finished partition to report on ({run['manifest'].get('status')}):"
+            " run its `mora-data build` to the end first"
         )
     reference = read_json(run_dir / "reference.json") or _reference_of(run["manifest"], dims)
     if not reference.get("floors") or not all(d in reference["floors"] for d in dims):
         raise RunFolderError(
-            f"{run_dir} has no floors (reference.json): run its `mora-data build` again with --until score or later"
+            f"{run_dir} has no floors (reference.json): run its `mora-data build` again with"
+            " --until score or later"
         )
     split = bool(settings["presample"].get("split"))
     n_each = _answers_each(settings, split)
@@ -88,12 +97,16 @@ def measured(run_dir: Path, manifest: Mapping[str, Any] | None = None, keep: Kee
     s = scale(dims, reference["floors"], sigma, n_each, n_prompts)
     g = gather(blocks(parts, dims, split), s, n_each, n_prompts, keep)
     if not g.values:
-        raise RunFolderError(f"{run_dir} holds no answers of an arm yet: run its `mora-data build` with --until score or later")
+        raise RunFolderError(
+            f"{run_dir} holds no answers of an arm yet: run its `mora-data build` with --until"
+            " score or later"
+        )
     return Measured(run, reference, len(parts), n_each, g)
 
 
 def arms_report(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The part that needs the partitions only: verdict, arms, and the figures about prompts and answers."""
+    """The part that needs the partitions only: verdict, arms, and the figures about prompts and
+    answers."""
     return arms_of_measured(measured(run_dir, manifest), run_dir)
 
 
@@ -117,7 +130,11 @@ def arms_of_measured(m: Measured, run_dir: Path) -> dict[str, Any]:
             "hypervolume_every": s.every,
             "bootstrap_draws": 2000,
             "seed": seed,
-            "before": {"identity": "identity arm", "before": "presamples that decided nothing"}.get(g.before or ""),
+            "before": (
+                {"identity": "identity arm", "before": "presamples that decided nothing"}.get(
+                    g.before or ""
+                )
+            ),
         },
         **tested,
         "judge": _judge(m.reference, run_dir, dims),
@@ -157,7 +174,8 @@ def write_report(run_dir: Path, report: Mapping[str, Any]) -> list[Path]:
 
 
 def summary_of(arms: Mapping[str, Any]) -> dict[str, Any]:
-    """What the card prints of a report, rounded to three decimals: verdict, reasons, primary metrics of the arms, gains."""
+    """What the card prints of a report, rounded to three decimals: verdict, reasons, primary
+    metrics of the arms, gains."""
     primary = ("dominance_rate", "joint_pass", "hypervolume", "erd")
     shown = {
         "comparisons": arms["comparisons"],
@@ -201,9 +219,18 @@ def _run(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dict[str, 
         try:
             settings = yaml.safe_load((run_dir / "build.yaml").read_text("utf-8"))
         except (OSError, yaml.YAMLError) as e:
-            raise RunFolderError(f"{run_dir} has no readable build.yaml: run its `mora-data build` again") from e
-    if not isinstance(settings, dict) or not isinstance(settings.get("dimensions"), list) or "rollout" not in settings:
-        raise RunFolderError(f"the settings of {run_dir} are of another version of mora-data: build it again with this one")
+            raise RunFolderError(
+                f"{run_dir} has no readable build.yaml: run its `mora-data build` again"
+            ) from e
+    if (
+        not isinstance(settings, dict)
+        or not isinstance(settings.get("dimensions"), list)
+        or "rollout" not in settings
+    ):
+        raise RunFolderError(
+            f"the settings of {run_dir} are of another version of mora-data: build it again with"
+            " this one"
+        )
     return {"manifest": manifest, "settings": settings}
 
 
@@ -229,7 +256,8 @@ def _reference_of(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> dict[st
 
 
 def _answers_each(settings: Mapping[str, Any], split: bool) -> int:
-    """Answers that each prompt has at least in the arms that are compared; "before" has half of the first presamples."""
+    """Answers that each prompt has at least in the arms that are compared; "before" has half of the
+    first presamples."""
     n, presample = int(settings["rollout"]["n"]), settings["presample"]
     if not (split and presample["enabled"]) or "identity" in settings["fuse"]["arms"]:
         return n
@@ -237,11 +265,16 @@ def _answers_each(settings: Mapping[str, Any], split: bool) -> int:
 
 
 def about(run: Mapping[str, Any], n_parts: int, read: Mapping[str, int]) -> dict[str, Any]:
-    """`run` of report.json: what was built, by whom, and how far. `read`: prompts and finished partitions."""
+    """`run` of report.json: what was built, by whom, and how far. `read`: prompts and finished
+    partitions."""
     m = run["manifest"]
     models = m.get("models") or {}
     judge = run["settings"].get("judge") or {}
-    one = models.get("policy") is not None and models.get("policy") == models.get("judge") and not judge.get("base_url")
+    one = (
+        models.get("policy") is not None
+        and models.get("policy") == models.get("judge")
+        and not judge.get("base_url")
+    )
     return {
         "status": m.get("status"),
         "source": m["identity"],
@@ -260,7 +293,12 @@ def about(run: Mapping[str, Any], n_parts: int, read: Mapping[str, int]) -> dict
 
 def _judge(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...]) -> dict[str, Any]:
     noise = {
-        d: {"sigma": number(v["sigma"]), "reliability": number(v["reliability"]), "scored_twice": v["n"], "measured": v["measured"]}
+        d: {
+            "sigma": number(v["sigma"]),
+            "reliability": number(v["reliability"]),
+            "scored_twice": v["n"],
+            "measured": v["measured"],
+        }
         for d, v in reference["noise"].items()
         if d in dims
     }
@@ -273,7 +311,8 @@ def _judge(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...]) -
 
 
 def _shrinkage(g: Gathered) -> dict[str, Any] | None:
-    """Mean margin of each prompt's best pair as selected and as scored once more, before any was dropped for it."""
+    """Mean margin of each prompt's best pair as selected and as scored once more, before any was
+    dropped for it."""
     total, n = g.candidates
     if not n:
         return None
@@ -281,5 +320,8 @@ def _shrinkage(g: Gathered) -> dict[str, Any] | None:
     return {
         "n": n,
         "ratio": number(second.sum() / first.sum()) if first.sum() else None,
-        "by_dimension": {d: {"selected": number(first[j]), "confirmed": number(second[j])} for j, d in enumerate(g.scale.dims)},
+        "by_dimension": {
+            d: {"selected": number(first[j]), "confirmed": number(second[j])}
+            for j, d in enumerate(g.scale.dims)
+        },
     }

@@ -1,4 +1,5 @@
-"""What a figure of the page is: a question, its panels, a legend, a table with the same numbers, a note on how to read it."""
+"""What a figure of the page is: a question, its panels, a legend, a table with the same numbers, a
+note on how to read it."""
 
 from __future__ import annotations
 
@@ -6,8 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ARM_STYLE = {"before": "a0", "identity": "a0", "single": "a1", "generic": "a2", "random": "a3", "concat": "a5", "fused": "a4"}
-ARM_MARK = {"before": 0, "identity": 0, "single": 1, "generic": 2, "random": 4, "concat": 5, "fused": 3}
+ARM_STYLE = {
+    "before": "a0",
+    "identity": "a0",
+    "single": "a1",
+    "generic": "a2",
+    "random": "a3",
+    "concat": "a5",
+    "fused": "a4",
+}
+ARM_MARK = {
+    "before": 0,
+    "identity": 0,
+    "single": 1,
+    "generic": 2,
+    "random": 4,
+    "concat": 5,
+    "fused": 3,
+}
 
 
 @dataclass(frozen=True, slots=True)

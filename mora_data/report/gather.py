@@ -1,4 +1,5 @@
-"""One pass over the partitions: the sums that the figures need. Nothing is kept by prompt but what the clusters need."""
+"""One pass over the partitions: the sums that the figures need. Nothing is kept by prompt but what
+the clusters need."""
 
 from __future__ import annotations
 
@@ -25,31 +26,39 @@ GRADES = np.array([0.125, 0.375, 0.625, 0.875])  # between the judge's five leve
 TEXTS = 5000  # prompts whose wording is looked at
 HEADLINE = ("dominance_rate", "joint_pass", "hypervolume", "erd")
 BASES = ("identity", BEFORE)  # arms that others are compared with, the first that a run has
-Keep = Callable[[list[str], Mapping[str, "NDArray[np.float64]"]], None]  # ids and, by arm, P x metrics of a partition
+# ids and, by arm, P x metrics of a partition
+Keep = Callable[[list[str], Mapping[str, "NDArray[np.float64]"]], None]
 _GAINS = len(CONTROLS) * len(PRIMARY)
 
 
 @dataclass
 class Gathered:
-    """What the partitions say. A value of a prompt is added to its cluster (clusters.py); metrics as in `measure.names`.
+    """What the partitions say. A value of a prompt is added to its cluster (clusters.py); metrics
+    as in `measure.names`.
 
     Attributes:
         n: prompts.
         kind, carried, category: prompts by each.
         n_arm: arm -> prompts that have a metric of it.
         values: arm -> metrics.
-        differences: (arm, other) -> `compared` metrics of the first minus those of the other, over prompts that have both.
-        gains: fused minus the controls in the primary metrics, paired and over the prompts common to all (expansion.Gains).
+        differences: (arm, other) -> `compared` metrics of the first minus those of the other, over
+            prompts that have both.
+        gains: fused minus the controls in the primary metrics, paired and over the prompts common
+            to all (expansion.Gains).
         words: arm -> summed length of the prompt as asked, and prompts.
         gaps: arm -> log(length of its prompt / of the fused one).
-        profile: (class, arm) -> for each k, best-of-k grades of the first dimension, then any- and all-pass of the others.
-        levels: arm -> summed share of answers per reward level, LEVELS x D, and the number of prompts.
+        profile: (class, arm) -> for each k, best-of-k grades of the first dimension, then any- and
+            all-pass of the others.
+        levels: arm -> summed share of answers per reward level, LEVELS x D, and the number of
+            prompts.
         planes: arm -> summed share per cell, pairs of dimensions x CELLS x CELLS.
         coverage: C(fused, before), C(before, fused).
         texts: arm -> last user turns of the sampled prompts ("source" as mined).
         repeats: dimension -> counts of (first, second) score on a 5 x 5 grid.
-        fusion: arm -> category -> counts of "" (accepted) or the failed check; `tries`: arm -> (accepted, tries).
-        candidates: summed selected and confirmed margins of the best pairs, 2 x D, and their number.
+        fusion: arm -> category -> counts of "" (accepted) or the failed check; `tries`: arm ->
+            (accepted, tries).
+        candidates: summed selected and confirmed margins of the best pairs, 2 x D, and their
+            number.
     """
 
     scale: Scale
@@ -73,11 +82,14 @@ class Gathered:
     fusion: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
     tries: dict[str, Counter[int]] = field(default_factory=dict)
     checks: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
-    candidates: tuple[NDArray[np.float64], int] = field(default_factory=lambda: (np.zeros((2, 1)), 0))
+    candidates: tuple[NDArray[np.float64], int] = field(
+        default_factory=lambda: (np.zeros((2, 1)), 0)
+    )
 
     @property
     def before(self) -> str | None:
-        """The arm of "before" numbers: fresh answers to the bare prompt, or presamples that decided nothing."""
+        """The arm of "before" numbers: fresh answers to the bare prompt, or presamples that decided
+        nothing."""
         return next((a for a in BASES if a in self.values), None)
 
     def sums(self, added: Added, group: str = "") -> Sums:
@@ -86,8 +98,11 @@ class Gathered:
 
 
 def ks_of(n: int) -> list[int]:
-    """The numbers of samples that the profile shows, up to three quarters of n: an answer or more may go unscored."""
-    return [k for k in ((1, 4, 8, 16, 32, 64) if n >= 32 else (1, 2, 4, 8)) if k <= max(1, 3 * n // 4)]
+    """The numbers of samples that the profile shows, up to three quarters of n: an answer or more
+    may go unscored."""
+    return [
+        k for k in ((1, 4, 8, 16, 32, 64) if n >= 32 else (1, 2, 4, 8)) if k <= max(1, 3 * n // 4)
+    ]
 
 
 def pairs_of(dims: Sequence[str]) -> list[tuple[int, int]]:
@@ -100,8 +115,11 @@ def compared(dims: Sequence[str]) -> list[str]:
     return [*HEADLINE, *(f"reward_{d}" for d in dims)]
 
 
-def gather(blocks: Iterable[Block], scale: Scale, n_each: int, n_prompts: int, keep: Keep | None = None) -> Gathered:
-    """All partitions in one pass; `n_prompts`: how many they hold, for the clusters. `keep` is shown every prompt's values."""
+def gather(
+    blocks: Iterable[Block], scale: Scale, n_each: int, n_prompts: int, keep: Keep | None = None
+) -> Gathered:
+    """All partitions in one pass; `n_prompts`: how many they hold, for the clusters. `keep` is
+    shown every prompt's values."""
     out = Gathered(scale, Clusters(n_prompts))
     for block in blocks:
         ids = [p.prompt_id for p in block.prompts]
@@ -111,7 +129,10 @@ def gather(blocks: Iterable[Block], scale: Scale, n_each: int, n_prompts: int, k
         out.carried.update(c or "none" for c in block.carried_P)
         out.category.update(p.category or "none" for p in block.prompts)
         taken = sampled(ids, scale.every)
-        measured = {name: _whole(len(ids), arm.rows_P, measure(arm, scale, taken[arm.rows_P])) for name, arm in block.arms.items()}
+        measured = {
+            name: _whole(len(ids), arm.rows_P, measure(arm, scale, taken[arm.rows_P]))
+            for name, arm in block.arms.items()
+        }
         if keep is not None:
             keep(ids, measured)
         for name, arm in block.arms.items():
@@ -130,7 +151,13 @@ def gather(blocks: Iterable[Block], scale: Scale, n_each: int, n_prompts: int, k
     return out
 
 
-def _added(into: dict[Any, Added], key: Any, at_P: NDArray[np.int64], values_P_M: NDArray[np.float64], whole: bool = False) -> None:
+def _added(
+    into: dict[Any, Added],
+    key: Any,
+    at_P: NDArray[np.int64],
+    values_P_M: NDArray[np.float64],
+    whole: bool = False,
+) -> None:
     into.setdefault(key, Added(values_P_M.shape[1], whole)).add(at_P, values_P_M)
 
 
@@ -140,10 +167,15 @@ def _whole(n: int, rows: NDArray[np.intp], values: NDArray[np.float64]) -> NDArr
     return whole
 
 
-def _add_differences(out: Gathered, at_P: NDArray[np.int64], measured: Mapping[str, NDArray[np.float64]]) -> None:
+def _add_differences(
+    out: Gathered, at_P: NDArray[np.int64], measured: Mapping[str, NDArray[np.float64]]
+) -> None:
     order = names(out.scale.dims)
     columns = [order.index(m) for m in compared(out.scale.dims)]
-    pairs = dict.fromkeys([(a, b) for a in measured for b in BASES if b in measured] + [("fused", a) for a in measured])
+    pairs = dict.fromkeys(
+        [(a, b) for a in measured for b in BASES if b in measured]
+        + [("fused", a) for a in measured]
+    )
     for a, b in pairs:
         if a != b and a in measured:
             _added(out.differences, (a, b), at_P, measured[a][:, columns] - measured[b][:, columns])
@@ -155,11 +187,17 @@ def _add_differences(out: Gathered, at_P: NDArray[np.int64], measured: Mapping[s
             added.add(at_P, values)
 
 
-def _add_profiles(out: Gathered, block: Block, at_P: NDArray[np.int64], ids: Sequence[str], ks: Sequence[int]) -> None:
-    """By class of prompts, which is the dimension that they carry; prompts of no class are of the class ""."""
+def _add_profiles(
+    out: Gathered, block: Block, at_P: NDArray[np.int64], ids: Sequence[str], ks: Sequence[int]
+) -> None:
+    """By class of prompts, which is the dimension that they carry; prompts of no class are of the
+    class ""."""
     classes = np.array([c if c in out.scale.dims else "" for c in block.carried_P], dtype=object)
     rows_of = {c: np.flatnonzero(classes == c) for c in ("", *out.scale.dims)}
-    at_of = {c: out.clusters.labels(c, [ids[i] for i in rows.tolist()]) if c else at_P[rows] for c, rows in rows_of.items()}
+    at_of = {
+        c: out.clusters.labels(c, [ids[i] for i in rows.tolist()]) if c else at_P[rows]
+        for c, rows in rows_of.items()
+    }
     for name, arm in block.arms.items():
         values = _whole(len(ids), arm.rows_P, _profile(arm, out.scale, ks))
         for c, rows in rows_of.items():
@@ -168,7 +206,10 @@ def _add_profiles(out: Gathered, block: Block, at_P: NDArray[np.int64], ids: Seq
 
 
 def _add_lengths(out: Gathered, block: Block, at_P: NDArray[np.int64]) -> None:
-    words = {name: _whole(len(at_P), arm.rows_P, arm.words_P[:, None]) for name, arm in block.arms.items()}
+    words = {
+        name: _whole(len(at_P), arm.rows_P, arm.words_P[:, None])
+        for name, arm in block.arms.items()
+    }
     for name, w in words.items():
         total, n = out.words.get(name, (0.0, 0))
         out.words[name] = (total + float(np.nansum(w)), n + int((~np.isnan(w)).sum()))
@@ -177,7 +218,8 @@ def _add_lengths(out: Gathered, block: Block, at_P: NDArray[np.int64]) -> None:
 
 
 def _profile(arm: ArmBlock, s: Scale, ks: Sequence[int]) -> NDArray[np.float64]:
-    """Per prompt and k: P(best of k in the first dimension <= grade) for four grades, then any- and all-pass of the others."""
+    """Per prompt and k: P(best of k in the first dimension <= grade) for four grades, then any- and
+    all-pass of the others."""
     r = arm.rewards_P_N_D
     n = (~np.isnan(r)).sum(1)
     c = (r >= s.floors_D).sum(1)
@@ -185,7 +227,10 @@ def _profile(arm: ArmBlock, s: Scale, ks: Sequence[int]) -> NDArray[np.float64]:
     for k in ks:
         columns += list(st.best_of_k_distribution(r[..., :1], k, GRADES)[..., 0].T)
         for j in range(1, len(s.dims)):
-            columns += [st.any_pass_at_k(c[:, j], n[:, j], k), st.all_pass_at_k(c[:, j], n[:, j], k)]
+            columns += [
+                st.any_pass_at_k(c[:, j], n[:, j], k),
+                st.all_pass_at_k(c[:, j], n[:, j], k),
+            ]
     return np.stack(columns, axis=1)
 
 
@@ -203,7 +248,9 @@ def _add_pictures(out: Gathered, name: str, arm: ArmBlock) -> None:
     cell = np.rint(np.where(whole[..., None], r, 0) * (CELLS - 1)).astype(int)
     plane = out.planes.setdefault(name, np.zeros((len(pairs_of(dims)), CELLS, CELLS)))
     for p, (i, j) in enumerate(pairs_of(dims)):
-        plane[p] += np.bincount((cell[..., i] * CELLS + cell[..., j]).ravel(), weight.ravel(), CELLS**2).reshape(CELLS, CELLS)
+        plane[p] += np.bincount(
+            (cell[..., i] * CELLS + cell[..., j]).ravel(), weight.ravel(), CELLS**2
+        ).reshape(CELLS, CELLS)
 
 
 def _coverage(block: Block, taken_P: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -232,7 +279,9 @@ def _add_texts(out: Gathered, block: Block) -> None:
 def _add_fusions(out: Gathered, block: Block) -> None:
     for arm, f in block.fusions.items():
         by_category = out.fusion.setdefault(arm, {})
-        for row, failed, tries in zip(f.rows_P.tolist(), f.failed_P, f.tries_P.tolist(), strict=True):
+        for row, failed, tries in zip(
+            f.rows_P.tolist(), f.failed_P, f.tries_P.tolist(), strict=True
+        ):
             by_category.setdefault(block.prompts[row].category or "none", Counter())[failed] += 1
             if not failed:
                 out.tries.setdefault(arm, Counter())[tries] += 1

@@ -1,6 +1,8 @@
-"""What one arm's answers to one prompt say, as numbers: a column per metric, a row per source prompt.
+"""What one arm's answers to one prompt say, as numbers: a column per metric, a row per source
+prompt.
 
-Every metric is a mean over prompts, so that the cluster bootstrap resamples prompts and nothing else (METHOD 3.1).
+Every metric is a mean over prompts, so that the cluster bootstrap resamples prompts and nothing
+else (METHOD 3.1).
 """
 
 from __future__ import annotations
@@ -38,8 +40,15 @@ class Scale:
     every: int
 
 
-def scale(dims: Sequence[str], floors: dict[str, float], sigma: dict[str, float], n_rollouts: int, n_prompts: int) -> Scale:
-    """k = 8, or half of the rollouts of an arm where that is less: an answer or two may fail without losing the prompt."""
+def scale(
+    dims: Sequence[str],
+    floors: dict[str, float],
+    sigma: dict[str, float],
+    n_rollouts: int,
+    n_prompts: int,
+) -> Scale:
+    """k = 8, or half of the rollouts of an arm where that is less: an answer or two may fail
+    without losing the prompt."""
     return Scale(
         tuple(dims),
         np.array([floors[d] for d in dims]) - 1e-9,
@@ -67,7 +76,14 @@ def names(dims: Sequence[str]) -> list[str]:
 
 def is_rate(name: str) -> bool:
     """Whether a metric is a share in [0, 1], which has an interval of its own."""
-    return name in ("dominance_rate", "joint_pass", "joint_pass_1", "scored", "refusal", "hypervolume") or name.startswith("pass_")
+    return name in (
+        "dominance_rate",
+        "joint_pass",
+        "joint_pass_1",
+        "scored",
+        "refusal",
+        "hypervolume",
+    ) or name.startswith("pass_")
 
 
 def measure(arm: ArmBlock, s: Scale, sampled_P: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -109,7 +125,9 @@ def sampled(prompt_ids: Sequence[str], every: int) -> NDArray[np.bool_]:
     return np.array([int(p[:12], 16) % every == 0 for p in prompt_ids], dtype=bool)
 
 
-def _hypervolume(r: NDArray[np.float64], s: Scale, sampled_P: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _hypervolume(
+    r: NDArray[np.float64], s: Scale, sampled_P: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     out = np.full(len(r), np.nan)
     if len(s.dims) <= 3 and r.shape[1] <= 32 and sampled_P.any():
         out[sampled_P] = st.hypervolume_at_k(r[sampled_P], s.k)
@@ -117,7 +135,8 @@ def _hypervolume(r: NDArray[np.float64], s: Scale, sampled_P: NDArray[np.bool_])
 
 
 def _entropy(eigen_P_D: NDArray[np.float64]) -> NDArray[np.float64]:
-    """exp(H) of the normalised eigenvalues of the noise-corrected covariance; 0 where nothing is left after the noise."""
+    """exp(H) of the normalised eigenvalues of the noise-corrected covariance; 0 where nothing is
+    left after the noise."""
     total = eigen_P_D.sum(1)
     share = eigen_P_D / np.where(total > 1e-12, total, 1.0)[:, None]
     h = -(share * np.log(np.where(share > 0, share, 1.0))).sum(1)
@@ -127,4 +146,6 @@ def _entropy(eigen_P_D: NDArray[np.float64]) -> NDArray[np.float64]:
 def _mean(values_P_N: NDArray[np.float64]) -> NDArray[np.float64]:
     there = ~np.isnan(values_P_N)
     n = there.sum(1)
-    return np.asarray(np.where(n > 0, np.where(there, values_P_N, 0.0).sum(1) / np.maximum(n, 1), np.nan))
+    return np.asarray(
+        np.where(n > 0, np.where(there, values_P_N, 0.0).sum(1) / np.maximum(n, 1), np.nan)
+    )

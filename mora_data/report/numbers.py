@@ -1,4 +1,5 @@
-"""Numbers as report.json holds them: rounded, null where missing, with an interval that suits them."""
+"""Numbers as report.json holds them: rounded, null where missing, with an interval that suits
+them."""
 
 from __future__ import annotations
 
@@ -23,8 +24,11 @@ def number(value: Any) -> float | None:
     return round(float(value), DIGITS) + 0.0
 
 
-def interval_of(boot: Bootstrap, rates_M: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Percentile ends; where a column is a rate, those of `Bootstrap.rate`, which cover rare ones too (METHOD 3.1)."""
+def interval_of(
+    boot: Bootstrap, rates_M: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Percentile ends; where a column is a rate, those of `Bootstrap.rate`, which cover rare ones
+    too (METHOD 3.1)."""
     low, high = boot.percentile()
     low[rates_M], high[rates_M] = boot.rate(rates_M)
     return low, high
@@ -33,7 +37,12 @@ def interval_of(boot: Bootstrap, rates_M: NDArray[np.bool_]) -> tuple[NDArray[np
 def share(c: int, n: int) -> dict[str, Any]:
     """A share with its interval; value None without cases."""
     low, high = rate_interval(np.array(c), np.array(n))
-    return {"value": number(c / n) if n else None, "low": number(low) if n else None, "high": number(high) if n else None, "n": n}
+    return {
+        "value": number(c / n) if n else None,
+        "low": number(low) if n else None,
+        "high": number(high) if n else None,
+        "n": n,
+    }
 
 
 def shares(cumulative: Sequence[float | None]) -> list[float] | None:

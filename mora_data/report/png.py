@@ -1,9 +1,10 @@
-"""The main figures as PNG for the card, where `pip install 'mora-data[png]'` is there: a card's page shows no inline SVG.
+"""The main figures as PNG for the card, where `pip install 'mora-data[png]'` is there: a card's
+page shows no inline SVG.
 
     pictures(report)        {"arms": Picture(question="Are prompts ...", png=b"...")}
 
-resvg draws them: one wheel of 1.4 MB without dependencies. Letters come from the machine's fonts, so pixels, unlike everything
-else of a dataset folder, may differ between machines.
+resvg draws them: one wheel of 1.4 MB without dependencies. Letters come from the machine's fonts,
+so pixels, unlike everything else of a dataset folder, may differ between machines.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Picture:
 
 
 def pictures(report: Mapping[str, Any]) -> dict[str, Picture]:
-    """Name -> picture of each main figure that has something to show; empty without the extra, or without any font."""
+    """Name -> picture of each main figure that has something to show; empty without the extra, or
+    without any font."""
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
@@ -50,7 +52,10 @@ def pictures(report: Mapping[str, Any]) -> dict[str, Picture]:
     out = {}
     for f in (chart(report) for chart in CHARTS):
         if f.panels:
-            out[f.name] = Picture(f.question, bytes(svg_to_bytes(svg_string=sheet(f), background="#ffffff", zoom=ZOOM)))
+            out[f.name] = Picture(
+                f.question,
+                bytes(svg_to_bytes(svg_string=sheet(f), background="#ffffff", zoom=ZOOM)),
+            )
     return out
 
 
@@ -68,29 +73,45 @@ def sheet(f: Figure) -> str:
     head = f'<text class="h" x="{MARGIN}" y="28">{escape(f.question)}</text>'
     unit = f'<text class="n" x="{MARGIN}" y="48">{escape(f.unit)}</text>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}" height="{y}"><style>{style()}</style>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}"'
+        f' height="{y}"><style>{style()}</style>'
         f"{head}{unit}{_legend(f)[0]}{''.join(placed)}</svg>"
     )
 
 
 def style() -> str:
-    """The report's rules for SVG, light, with their variables put in: resvg knows classes, no variables."""
+    """The report's rules for SVG, light, with their variables put in: resvg knows classes, no
+    variables."""
     css = (Path(__file__).parent / "style.css").read_text("utf-8")
     values = dict(re.findall(r"--([\w]+):([^;}]+)", css.split("@media", 1)[0]))
-    rules = re.findall(r"((?:svg )?(?:text|\.\w+)(?:,[^{}]+)?)\{([^{}]*)\}", css.split("@media print")[0])
-    kept = [f"{name.removeprefix('svg ')}{{{body}}}" for name, body in rules if name.startswith("svg ") or _is_mark(body)]
+    rules = re.findall(
+        r"((?:svg )?(?:text|\.\w+)(?:,[^{}]+)?)\{([^{}]*)\}", css.split("@media print")[0]
+    )
+    kept = [
+        f"{name.removeprefix('svg ')}{{{body}}}"
+        for name, body in rules
+        if name.startswith("svg ") or _is_mark(body)
+    ]
     whole = re.sub(r"var\(--(\w+)\)", lambda m: values[m[1]], "".join(kept))
-    whole = re.sub(r"font:([\d.]+px) [^;}]+", r"font-size:\1;font-family:DejaVu Sans,Arial,sans-serif", whole)
+    whole = re.sub(
+        r"font:([\d.]+px) [^;}]+", r"font-size:\1;font-family:DejaVu Sans,Arial,sans-serif", whole
+    )
     return whole + ".h{font-size:17px;font-weight:600}"
 
 
 def _letters(words: str) -> str:
     place = 'width="20" height="20"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {place}><style>{style()}</style><text x="2" y="18">{words}</text></svg>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {place}><style>{style()}</style><text x="2"'
+        f' y="18">{words}</text></svg>'
+    )
 
 
 def _is_mark(body: str) -> bool:
-    return any(word in body for word in ("stroke", "fill")) or re.fullmatch(r"color:var\(--\w+\)", body) is not None
+    return (
+        any(word in body for word in ("stroke", "fill"))
+        or re.fullmatch(r"color:var\(--\w+\)", body) is not None
+    )
 
 
 def _legend(f: Figure) -> tuple[str, int]:
@@ -102,7 +123,10 @@ def _legend(f: Figure) -> tuple[str, int]:
             x, line = MARGIN, line + 1
         y = 68 + 22 * line
         box = f'<rect class="f {style}" x="{x}" y="{y - 10}" width="12" height="12"/>'
-        out.append((box if mark is None else dot(x + 6, y - 4, style, mark)) + f'<text x="{x + 18}" y="{y}">{escape(name)}</text>')
+        out.append(
+            (box if mark is None else dot(x + 6, y - 4, style, mark))
+            + f'<text x="{x + 18}" y="{y}">{escape(name)}</text>'
+        )
         x += width + 10
     return "".join(out), line + 1 if f.legend else 0
 

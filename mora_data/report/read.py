@@ -1,4 +1,5 @@
-"""A run's sealed partitions as arrays, one partition at a time: memory holds one block, whatever the size of the run.
+"""A run's sealed partitions as arrays, one partition at a time: memory holds one block, whatever
+the size of the run.
 
 for block in blocks(parts, dims, want): block.arms["fused"].rewards_P_N_D
 """
@@ -69,7 +70,8 @@ class Block:
     Attributes:
         confirms: dimension -> (first, second) scores of the answers that were scored once more.
         checks: (arm, check) -> (sum, n) of the values that the accepted rewrites have.
-        candidates_Q_2_D: selected and confirmed margins of the best pair of each prompt and arm, held or not.
+        candidates_Q_2_D: selected and confirmed margins of the best pair of each prompt and arm,
+            held or not.
     """
 
     prompts: list[Prompt]
@@ -77,13 +79,16 @@ class Block:
     carried_P: list[str | None]
     arms: dict[str, ArmBlock]
     fusions: dict[str, Fusions]
-    confirms: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=dict)
+    confirms: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = field(
+        default_factory=dict
+    )
     checks: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
     candidates_Q_2_D: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2, 0)))
 
 
 def blocks(parts: Sequence[Part], dims: Sequence[str], split: bool) -> Iterator[Block]:
-    """The partitions in order. `split`: odd presamples decided nothing and stand as the arm `before`.
+    """The partitions in order. `split`: odd presamples decided nothing and stand as the arm
+    `before`.
 
     Raises:
         RunFolderError: a table is damaged.
@@ -96,8 +101,8 @@ def blocks(parts: Sequence[Part], dims: Sequence[str], split: bool) -> Iterator[
             yield _block(part, dims, split)
         except (OSError, pa.ArrowException, KeyError) as e:
             raise RunFolderError(
-                f"{part.folder} is damaged ({' '.join(str(e).split())[:80]}): delete its manifest.json and run the "
-                "same build again, what was answered is kept"
+                f"{part.folder} is damaged ({' '.join(str(e).split())[:80]}): delete its"
+                " manifest.json and run the same build again, what was answered is kept"
             ) from e
 
 
@@ -111,7 +116,16 @@ def _block(part: Part, dims: Sequence[str], split: bool) -> Block:
     prompts.sort(key=lambda p: place[p.prompt_id])
     ids = profiles.column("prompt_id").combine_chunks()
     rollouts = part.table(
-        "rollouts", ["prompt_id", "arm", "index", "tokens_out", "flags", "error", *(f"reward_{d}" for d in dims)]
+        "rollouts",
+        [
+            "prompt_id",
+            "arm",
+            "index",
+            "tokens_out",
+            "flags",
+            "error",
+            *(f"reward_{d}" for d in dims),
+        ],
     )
     if not split:
         rollouts = rollouts.filter(pc.not_equal(rollouts.column("arm"), PRESAMPLE))
@@ -130,7 +144,12 @@ def _block(part: Part, dims: Sequence[str], split: bool) -> Block:
         if not at.any():
             continue
         arms[BEFORE if name == PRESAMPLE else name] = _arm(
-            row[at], index[at] // 2 if name == PRESAMPLE else index[at], values[at], tokens[at], refused[at], asked.get(name, {})
+            row[at],
+            index[at] // 2 if name == PRESAMPLE else index[at],
+            values[at],
+            tokens[at],
+            refused[at],
+            asked.get(name, {}),
         )
     fusions, checks = _fusions(part, place)
     return Block(
@@ -160,20 +179,31 @@ def _arm(
     rewards[at, index], long[at, index], refusal[at, index] = values, tokens, refused
     texts = [asked.get(int(r), "") for r in rows]
     words = np.array([max(n_tokens(t), 1) for t in texts], float)
-    return ArmBlock(rows.astype(np.intp), rewards, long, refusal, np.bincount(at, minlength=len(rows)), texts, words)
+    return ArmBlock(
+        rows.astype(np.intp),
+        rewards,
+        long,
+        refusal,
+        np.bincount(at, minlength=len(rows)),
+        texts,
+        words,
+    )
 
 
 def _confirmed(
     part: Part, arms: dict[str, ArmBlock], place: dict[str, int], dims: Sequence[str]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """First and second score of each answer that was scored once more, by dimension; with several sources, each of the second."""
+    """First and second score of each answer that was scored once more, by dimension; with several
+    sources, each of the second."""
     import pyarrow.compute as pc
 
     scores = part.table("scores", ["prompt_id", "arm", "index", "purpose", "dimension", "value"])
     scores = scores.filter(pc.equal(scores.column("purpose"), "confirm"))
     found: dict[str, tuple[list[float], list[float]]] = {d: ([], []) for d in dims}
     slots = {name: {int(r): i for i, r in enumerate(a.rows_P)} for name, a in arms.items()}
-    columns = (scores.column(c).to_pylist() for c in ("prompt_id", "arm", "index", "dimension", "value"))
+    columns = (
+        scores.column(c).to_pylist() for c in ("prompt_id", "arm", "index", "dimension", "value")
+    )
     for prompt_id, arm, index, d, value in zip(*columns, strict=True):
         if value is None or arm not in arms or d not in found:
             continue
@@ -185,10 +215,16 @@ def _confirmed(
 
 
 def _candidates(part: Part, dims: Sequence[str]) -> NDArray[np.float64]:
-    table = part.table("pairs", ["rank", *(f"{m}_{d}" for m in ("margin", "margin_confirmed") for d in dims)])
+    table = part.table(
+        "pairs", ["rank", *(f"{m}_{d}" for m in ("margin", "margin_confirmed") for d in dims)]
+    )
     first = table.column("rank").to_numpy() == 0
     return np.stack(
-        [np.stack([_floats(table.column(f"{m}_{d}"))[first] for d in dims], axis=1) for m in ("margin", "margin_confirmed")], axis=1
+        [
+            np.stack([_floats(table.column(f"{m}_{d}"))[first] for d in dims], axis=1)
+            for m in ("margin", "margin_confirmed")
+        ],
+        axis=1,
     )
 
 
@@ -203,7 +239,9 @@ def _refusals(rollouts: Any) -> NDArray[np.float64]:
 
     flags = rollouts.column("flags").combine_chunks()
     refused = np.zeros(len(flags))
-    hit = pc.list_parent_indices(flags).to_numpy()[pc.equal(pc.list_flatten(flags), "refusal").to_numpy(zero_copy_only=False)]
+    hit = pc.list_parent_indices(flags).to_numpy()[
+        pc.equal(pc.list_flatten(flags), "refusal").to_numpy(zero_copy_only=False)
+    ]
     refused[hit] = 1.0
     refused[pc.is_valid(rollouts.column("error")).to_numpy()] = np.nan
     return refused
@@ -213,15 +251,21 @@ def _texts(part: Part, place: dict[str, int]) -> dict[str, dict[int, str]]:
     """Arm -> position of the prompt -> last user turn as asked."""
     out: dict[str, dict[int, str]] = {}
     table = part.table("arms", ["prompt_id", "arm", "messages"])
-    for prompt_id, arm, messages in zip(*(table.column(c).to_pylist() for c in ("prompt_id", "arm", "messages")), strict=True):
+    for prompt_id, arm, messages in zip(
+        *(table.column(c).to_pylist() for c in ("prompt_id", "arm", "messages")), strict=True
+    ):
         out.setdefault(arm, {})[place[prompt_id]] = messages[-1]["content"]
     return out
 
 
-def _fusions(part: Part, place: dict[str, int]) -> tuple[dict[str, Fusions], dict[tuple[str, str], tuple[float, int]]]:
+def _fusions(
+    part: Part, place: dict[str, int]
+) -> tuple[dict[str, Fusions], dict[tuple[str, str], tuple[float, int]]]:
     table = part.table("fusions", ["prompt_id", "arm", "attempt", "accepted", "failed", "checks"])
     tried: dict[str, dict[int, tuple[str, int]]] = {}
-    columns = [table.column(c).to_pylist() for c in ("prompt_id", "arm", "attempt", "accepted", "failed")]
+    columns = [
+        table.column(c).to_pylist() for c in ("prompt_id", "arm", "attempt", "accepted", "failed")
+    ]
     for prompt_id, arm, attempt, accepted, failed in zip(*columns, strict=True):
         row, before = place[prompt_id], tried.setdefault(arm, {})
         passed_over = not accepted and not failed  # a better candidate of the same try was taken
@@ -230,7 +274,11 @@ def _fusions(part: Part, place: dict[str, int]) -> tuple[dict[str, Fusions], dic
     out = {}
     for arm, by_row in tried.items():
         rows = sorted(by_row)
-        out[arm] = Fusions(np.array(rows, np.intp), [by_row[r][0] for r in rows], np.array([by_row[r][1] for r in rows]))
+        out[arm] = Fusions(
+            np.array(rows, np.intp),
+            [by_row[r][0] for r in rows],
+            np.array([by_row[r][1] for r in rows]),
+        )
     return out, _checks(table)
 
 
@@ -240,10 +288,16 @@ def _checks(table: Any) -> dict[tuple[str, str], tuple[float, int]]:
 
     table = table.filter(table.column("accepted"))
     checks = table.column("checks").combine_chunks()
-    arm = np.array(table.column("arm").to_pylist(), dtype=object)[pc.list_parent_indices(checks).to_numpy()]
+    arm = np.array(table.column("arm").to_pylist(), dtype=object)[
+        pc.list_parent_indices(checks).to_numpy()
+    ]
     flat = pc.list_flatten(checks)
     names = np.array(flat.field("name").to_pylist(), dtype=object)
     values = _floats(flat.field("value"))
     there = np.isfinite(values)
     keys = sorted(set(zip(arm[there].tolist(), names[there].tolist(), strict=True)))
-    return {k: (float(values[at].sum()), int(at.sum())) for k in keys if (at := there & (arm == k[0]) & (names == k[1])).any()}
+    return {
+        k: (float(values[at].sum()), int(at.sum()))
+        for k in keys
+        if (at := there & (arm == k[0]) & (names == k[1])).any()
+    }

@@ -1,6 +1,8 @@
-"""What people said of pairs, blindly, and whether the scores agree with them: reviews.jsonl of a run folder, a line a vote.
+"""What people said of pairs, blindly, and whether the scores agree with them: reviews.jsonl of a
+run folder, a line a vote.
 
-    {"pair_id": "c1760df9722a3a0e", "reviewer": "ada", "first": "rejected", "vote": "second", "at": "2026-11-21T17:34:47+00:00"}
+    {"pair_id": "c1760df9722a3a0e", "reviewer": "ada", "first": "rejected", "vote": "second", "at":
+    "2026-11-21T17:34:47+00:00"}
 
 `first` is the side that was shown first; the later of two votes of one person on one pair counts.
 """
@@ -56,8 +58,12 @@ def prefers(row: dict[str, Any]) -> str | None:
 
 
 def agreement(run_dir: Path, p: Pairs, seed: int) -> dict[str, Any] | None:
-    """`reviews` of report.json: people against scores; None without a vote on a pair that is in the dataset."""
-    prompt_of = {f"{i:016x}": prompt for i, prompt in zip(p.ids_Q.tolist(), p.prompts_Q.tolist(), strict=True)}
+    """`reviews` of report.json: people against scores; None without a vote on a pair that is in the
+    dataset."""
+    prompt_of = {
+        f"{i:016x}": prompt
+        for i, prompt in zip(p.ids_Q.tolist(), p.prompts_Q.tolist(), strict=True)
+    }
     rows = [r for r in read_reviews(run_dir) if r["pair_id"] in prompt_of]
     if not rows:
         return None
@@ -76,17 +82,26 @@ def agreement(run_dir: Path, p: Pairs, seed: int) -> dict[str, Any] | None:
     }
 
 
-def _kappa(rows: Sequence[dict[str, Any]], prompts: Sequence[str], seed: int) -> dict[str, Any] | None:
-    """Cohen's kappa (1960) of the side that people took and the side that the scores chose; interval over prompts."""
+def _kappa(
+    rows: Sequence[dict[str, Any]], prompts: Sequence[str], seed: int
+) -> dict[str, Any] | None:
+    """Cohen's kappa (1960) of the side that people took and the side that the scores chose;
+    interval over prompts."""
     if not rows:
         return None
     human = np.array([r["vote"] == "first" for r in rows])
     judge = np.array([r["first"] == "chosen" for r in rows])
-    cells_V_4 = np.stack([human & judge, human & ~judge, ~human & judge, ~human & ~judge], axis=1).astype(float)
-    boot = st.cluster_bootstrap(cells_V_4, np.unique(np.array(prompts), return_inverse=True)[1], DRAWS, seed)
+    cells_V_4 = np.stack(
+        [human & judge, human & ~judge, ~human & judge, ~human & ~judge], axis=1
+    ).astype(float)
+    boot = st.cluster_bootstrap(
+        cells_V_4, np.unique(np.array(prompts), return_inverse=True)[1], DRAWS, seed
+    )
     value, draws = _of_cells(boot.estimate_M[None])[0], _of_cells(boot.draws_B_M)
     known = draws[~np.isnan(draws)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) and boot.n_M[0] > 1 else (np.nan, np.nan)
+    low, high = (
+        np.quantile(known, [0.025, 0.975]) if len(known) and boot.n_M[0] > 1 else (np.nan, np.nan)
+    )
     return {"value": number(value), "low": number(low), "high": number(high), "n": len(rows)}
 
 

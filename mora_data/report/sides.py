@@ -1,4 +1,5 @@
-"""One side of a comparison: a run, one arm of it, or a published dataset, of which fewer numbers are known.
+"""One side of a comparison: a run, one arm of it, or a published dataset, of which fewer numbers
+are known.
 
     side_of("runs/demo"), side_of("runs/demo:single"), side_of("org/mora-pairs@v1.0.0")
 """
@@ -30,7 +31,8 @@ class Side:
         arm: the only arm that is looked at; None for all.
         report: report.json; of a published dataset the parts of it that its folder tells.
         settings: those of the build.
-        ids, values: prompts, and arm -> values_P_M of them; empty of a published dataset, whose manifest has means only.
+        ids, values: prompts, and arm -> values_P_M of them; empty of a published dataset, whose
+            manifest has means only.
         pairs: the rows of `preference`.
     """
 
@@ -52,9 +54,15 @@ def side_of(given: str) -> Side:
         PublishError: the Hub does not have it.
     """
     where, arm = _split(given)
-    side = _run(where, arm) if "identity" in read_json(Path(where) / "manifest.json") else _published(where, arm)
+    side = (
+        _run(where, arm)
+        if "identity" in read_json(Path(where) / "manifest.json")
+        else _published(where, arm)
+    )
     if arm is not None and arm not in side.report["arms"]:
-        raise SettingsError(f"{given}: {where} has no arm {arm!r}, only {', '.join(side.report['arms']) or 'none'}")
+        raise SettingsError(
+            f"{given}: {where} has no arm {arm!r}, only {', '.join(side.report['arms']) or 'none'}"
+        )
     return side
 
 
@@ -79,7 +87,15 @@ def _run(where: str, arm: str | None) -> Side:
     m = measured(Path(where), keep=keep)
     report = finished(arms_of_measured(m, Path(where)), Path(where))
     held = read_pairs(Path(where) / "dataset", report["settings"]["dimensions"])
-    return Side(where, arm, report, m.run["settings"], ids, {name: np.concatenate(v) for name, v in values.items()}, held)
+    return Side(
+        where,
+        arm,
+        report,
+        m.run["settings"],
+        ids,
+        {name: np.concatenate(v) for name, v in values.items()},
+        held,
+    )
 
 
 def _published(where: str, arm: str | None) -> Side:
@@ -98,14 +114,27 @@ def _published(where: str, arm: str | None) -> Side:
             "verdict": told.get("verdict", "not measured"),
             "doubts": [],
             "run": about({"manifest": manifest, "settings": settings}, 0, read),
-            "settings": {"dimensions": dims, "floors": dict(held["floors"]), "k": told.get("k"), "seed": seed},
-            "arms": {a: {"n": v["n"], "metrics": _cells(v)} for a, v in (told.get("arms") or {}).items()},
-            "judge": {"dimensions": {d: {"sigma": noise["noise"][d], "reliability": noise["reliability"][d]} for d in dims}},
+            "settings": {
+                "dimensions": dims,
+                "floors": dict(held["floors"]),
+                "k": told.get("k"),
+                "seed": seed,
+            },
+            "arms": {
+                a: {"n": v["n"], "metrics": _cells(v)} for a, v in (told.get("arms") or {}).items()
+            },
+            "judge": {
+                "dimensions": {
+                    d: {"sigma": noise["noise"][d], "reliability": noise["reliability"][d]}
+                    for d in dims
+                }
+            },
             "pairs": pairs_of_run(pairs, dims, [float(noise["noise"][d]) for d in dims], seed),
         }
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise RunFolderError(
-            f"{where} can't be compared: its provenance/manifest.json is missing, damaged, or of another version"
+            f"{where} can't be compared: its provenance/manifest.json is missing, damaged, or of"
+            " another version"
         ) from e
     return Side(where, arm, report, settings, [], {}, pairs)
 

@@ -1,8 +1,11 @@
-"""Inline SVG from Python: a frame with two scales and a dozen marks. Colours and dashes are CSS classes (style.css).
+"""Inline SVG from Python: a frame with two scales and a dozen marks. Colours and dashes are CSS
+classes (style.css).
 
-    f = Frame((0, 1), (0, 1)); panel("share by k", "what it shows", f, [*axes(f, "k", "share"), line(f, points, "d0")])
+    f = Frame((0, 1), (0, 1)); panel("share by k", "what it shows", f, [*axes(f, "k", "share"),
+    line(f, points, "d0")])
 
-A panel is 350 wide, so that it stands at its own size on a telephone; a page shows several side by side.
+A panel is 350 wide, so that it stands at its own size on a telephone; a page shows several side by
+side.
 """
 
 from __future__ import annotations
@@ -38,24 +41,33 @@ class Frame:
 
 
 def panel(title: str, said: str, f: Frame, marks: Sequence[str], role: str = "img") -> str:
-    """One picture: its title is drawn and read aloud, `said` tells those who can't see it what is in it.
+    """One picture: its title is drawn and read aloud, `said` tells those who can't see it what is
+    in it.
 
     `role`: `group` where its marks are links.
     """
     head = f'<text class="t" x="{f.left if f.left < 60 else 4}" y="15">{escape(title)}</text>'
     return (
-        f'<svg viewBox="0 0 {f.width} {f.height}" width="{f.width}" height="{f.height}" role="{role}" aria-label="{escape(title)}. '
+        f'<svg viewBox="0 0 {f.width} {f.height}" width="{f.width}" height="{f.height}"'
+        f' role="{role}" aria-label="{escape(title)}. '
         f'{escape(said)}"><title>{escape(title)}</title><desc>{escape(said)}</desc>{head}{"".join(marks)}</svg>'
     )
 
 
 def axes(
-    f: Frame, x: str, y: str, x_ticks: Sequence[tuple[float, str]] | None = None, y_ticks: Sequence[tuple[float, str]] | None = None
+    f: Frame,
+    x: str,
+    y: str,
+    x_ticks: Sequence[tuple[float, str]] | None = None,
+    y_ticks: Sequence[tuple[float, str]] | None = None,
 ) -> list[str]:
     """Grid lines, tick labels and the names of the axes."""
     out = []
     for v, name in ticks(*f.y) if y_ticks is None else y_ticks:
-        out += [rule(f.left, f.py(v), f.width - f.right, f.py(v), "g"), text(f.left - 5, f.py(v) + 4, name, "e")]
+        out += [
+            rule(f.left, f.py(v), f.width - f.right, f.py(v), "g"),
+            text(f.left - 5, f.py(v) + 4, name, "e"),
+        ]
     for v, name in ticks(*f.x) if x_ticks is None else x_ticks:
         out += [
             rule(f.px(v), f.height - f.bottom, f.px(v), f.height - f.bottom + 3, "a"),
@@ -66,7 +78,10 @@ def axes(
     if x:
         out.append(text((f.left + f.width - f.right) / 2, f.height - 6, x, "m n"))
     if y:
-        out.append(f'<text class="m n" transform="translate(11 {_n(middle)}) rotate(-90)">{escape(y)}</text>')
+        out.append(
+            f'<text class="m n" transform="translate(11 {_n(middle)})'
+            f' rotate(-90)">{escape(y)}</text>'
+        )
     return out
 
 
@@ -93,15 +108,33 @@ def line(f: Frame, points: Sequence[Point], style: str) -> str:
 
 def band(f: Frame, lows: Sequence[Point], highs: Sequence[Point], style: str) -> str:
     """The area between two lines."""
-    return f'<polygon class="b {style}" points="{_path(f, [*lows, *reversed(highs)])}"/>' if len(lows) > 1 else ""
+    return (
+        f'<polygon class="b {style}" points="{_path(f, [*lows, *reversed(highs)])}"/>'
+        if len(lows) > 1
+        else ""
+    )
 
 
-def box(x: float, y: float, width: float, height: float, style: str, opacity: float | None = None, said: str = "") -> str:
+def box(
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    style: str,
+    opacity: float | None = None,
+    said: str = "",
+) -> str:
     """A rectangle in pixels; `said` is shown when pointed at."""
     shade = f' fill-opacity="{_n(opacity)}"' if opacity is not None else ""
     inside = f"<title>{escape(said)}</title>" if said else ""
-    place = f'x="{_n(x)}" y="{_n(y)}" width="{_n(max(width, 0))}" height="{_n(max(height, 0))}"{shade}'
-    return f'<rect class="f {style}" {place}>{inside}</rect>' if inside else f'<rect class="f {style}" {place}/>'
+    place = (
+        f'x="{_n(x)}" y="{_n(y)}" width="{_n(max(width, 0))}" height="{_n(max(height, 0))}"{shade}'
+    )
+    return (
+        f'<rect class="f {style}" {place}>{inside}</rect>'
+        if inside
+        else f'<rect class="f {style}" {place}/>'
+    )
 
 
 def dot(x: float, y: float, style: str, mark: int = 0, said: str = "") -> str:
@@ -110,23 +143,40 @@ def dot(x: float, y: float, style: str, mark: int = 0, said: str = "") -> str:
     inside = f"<title>{escape(said)}</title>" if said else ""
     shape = MARKS[mark % len(MARKS)]
     if shape in ("circle", "ring"):
-        return f'<circle class="{"r" if shape == "ring" else "f"} {style}" cx="{_n(x)}" cy="{_n(y)}" r="4">{inside}</circle>'
+        return (
+            f'<circle class="{"r" if shape == "ring" else "f"} {style}" cx="{_n(x)}" cy="{_n(y)}"'
+            f' r="4">{inside}</circle>'
+        )
     paths = {
         "square": f"M{_n(x - 3.6)} {_n(y - 3.6)}h7.2v7.2h-7.2z",
         "triangle": f"M{_n(x)} {_n(y - 4.8)}l4.6 8h-9.2z",
         "diamond": f"M{_n(x)} {_n(y - 5)}l5 5l-5 5l-5-5z",
         "cross": f"M{_n(x - 4)} {_n(y - 4)}l8 8m0-8l-8 8",
     }
-    return f'<path class="{"l" if shape == "cross" else "f"} {style}" d="{paths[shape]}">{inside}</path>'
+    return (
+        f'<path class="{"l" if shape == "cross" else "f"} {style}"'
+        f' d="{paths[shape]}">{inside}</path>'
+    )
 
 
 def whisker(
-    f: Frame, y: float, low: float | None, value: float | None, high: float | None, style: str, mark: int, said: str
+    f: Frame,
+    y: float,
+    low: float | None,
+    value: float | None,
+    high: float | None,
+    style: str,
+    mark: int,
+    said: str,
 ) -> str:
     """A value with its interval on row `y` (pixels); a missing value says so."""
     if value is None:
         return text(f.left + 4, y + 4, "not measured", "s")
-    ends = rule(f.px(low), y, f.px(high), y, f"w {style}") if low is not None and high is not None else ""
+    ends = (
+        rule(f.px(low), y, f.px(high), y, f"w {style}")
+        if low is not None and high is not None
+        else ""
+    )
     return ends + dot(f.px(value), y, style, mark, said)
 
 

@@ -1,6 +1,8 @@
-"""What wording alone gives away, and how varied the prompts are: own numpy, no model, no extra dependency.
+"""What wording alone gives away, and how varied the prompts are: own numpy, no model, no extra
+dependency.
 
-The probe is a logistic regression on hashed words (TF-IDF, 2,048 columns), tested on prompts that it has not seen.
+The probe is a logistic regression on hashed words (TF-IDF, 2,048 columns), tested on prompts that
+it has not seen.
 """
 
 from __future__ import annotations
@@ -28,8 +30,11 @@ _BANDS = 8
 VENDI = 500  # texts of the Vendi score: its eigenvalues cost the cube
 
 
-def probe(chosen: Sequence[str], rejected: Sequence[str], groups: NDArray[np.int_]) -> dict[str, Any] | None:
-    """Can wording alone tell chosen from rejected? AUC on held-out prompts, and the share of pairs ranked right.
+def probe(
+    chosen: Sequence[str], rejected: Sequence[str], groups: NDArray[np.int_]
+) -> dict[str, Any] | None:
+    """Can wording alone tell chosen from rejected? AUC on held-out prompts, and the share of pairs
+    ranked right.
 
     `groups`: the prompt of each pair; a prompt is in one fold. None with fewer than 50 prompts.
     """
@@ -47,7 +52,9 @@ def probe(chosen: Sequence[str], rejected: Sequence[str], groups: NDArray[np.int
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
         w, b = _logistic(rows[train], y[train])
         scores[~train] = rows[~train] @ w + b
-    aucs = [auc(scores[(fold == f) & (y == 1)], scores[(fold == f) & (y == 0)]) for f in range(FOLDS)]
+    aucs = [
+        auc(scores[(fold == f) & (y == 1)], scores[(fold == f) & (y == 0)]) for f in range(FOLDS)
+    ]
     n = len(chosen)
     right = int((scores[:n] > scores[n:]).sum())
     return {
@@ -69,10 +76,12 @@ def auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
 
 
 def diversity(texts: Sequence[str]) -> dict[str, Any]:
-    """Of a list of prompts: distinct-1, distinct-2 (share of n-grams that are new), zlib ratio, near-duplicate share.
+    """Of a list of prompts: distinct-1, distinct-2 (share of n-grams that are new), zlib ratio,
+    near-duplicate share.
 
-    Compression: bytes before over after, 1 = nothing repeats. Near-duplicate: another prompt shares one of 8 bands of 8
-    MinHash values of its word 3-grams, which at a Jaccard similarity of 0.8 has a chance of 0.77. Vendi: see `vendi`.
+    Compression: bytes before over after, 1 = nothing repeats. Near-duplicate: another prompt shares
+    one of 8 bands of 8 MinHash values of its word 3-grams, which at a Jaccard similarity of 0.8 has
+    a chance of 0.77. Vendi: see `vendi`.
     """
     words = [t.lower().split() for t in texts]
     once = Counter(w for ws in words for w in ws)
@@ -90,8 +99,9 @@ def diversity(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def vendi(texts: Sequence[str]) -> float | None:
-    """Effective number of different texts among 500 of them, evenly spaced: exp of the entropy of the eigenvalues of the
-    cosines of their hashed words, over n (Friedman and Dieng 2023, eq. 2). 1 = all say the same, n = no two share a word.
+    """Effective number of different texts among 500 of them, evenly spaced: exp of the entropy of
+    the eigenvalues of the cosines of their hashed words, over n (Friedman and Dieng 2023, eq. 2). 1
+    = all say the same, n = no two share a word.
     """
     every = max(1, -(-len(texts) // VENDI))
     x = _hashed(texts[::every])
@@ -107,7 +117,11 @@ def vendi(texts: Sequence[str]) -> float | None:
 def entropy(counts: Sequence[int]) -> float | None:
     """Effective number of categories, exp(H)."""
     total = sum(counts)
-    return number(math.exp(-sum(c / total * math.log(c / total) for c in counts if c))) if total else None
+    return (
+        number(math.exp(-sum(c / total * math.log(c / total) for c in counts if c)))
+        if total
+        else None
+    )
 
 
 def _new(counts: Counter[Any]) -> float | None:
@@ -120,12 +134,16 @@ def _near_duplicates(words: Sequence[Sequence[str]]) -> int:
     sketch = np.zeros((len(words), _SEEDS), np.uint64)
     for i, ws in enumerate(words):
         grams = {" ".join(ws[j : j + 3]) for j in range(max(len(ws) - 2, 1))}
-        hashed = np.array([zlib.crc32(g.encode("utf-8", "replace")) for g in sorted(grams)], np.uint64)
+        hashed = np.array(
+            [zlib.crc32(g.encode("utf-8", "replace")) for g in sorted(grams)], np.uint64
+        )
         sketch[i] = ((hashed[:, None] * a + b) % np.uint64(4294967291)).min(0)
     double = np.zeros(len(words), bool)
     width = _SEEDS // _BANDS
     for band in range(_BANDS):
-        rows = np.ascontiguousarray(sketch[:, band * width : (band + 1) * width]).view(f"V{8 * width}")[:, 0]
+        rows = np.ascontiguousarray(sketch[:, band * width : (band + 1) * width]).view(
+            f"V{8 * width}"
+        )[:, 0]
         _, at, count = np.unique(rows, return_inverse=True, return_counts=True)
         double |= count[at] > 1
     return int(double.sum())
@@ -135,13 +153,16 @@ def _hashed(texts: Sequence[str]) -> NDArray[np.float32]:
     """Log word counts in hashed columns."""
     out = np.zeros((len(texts), COLUMNS), np.float32)
     for i, t in enumerate(texts):
-        columns = [zlib.crc32(w.encode("utf-8", "replace")) % COLUMNS for w in t.lower().split()[:400]]
+        columns = [
+            zlib.crc32(w.encode("utf-8", "replace")) % COLUMNS for w in t.lower().split()[:400]
+        ]
         np.add.at(out[i], columns, 1)
     return np.asarray(np.log1p(out))
 
 
 def _logistic(x: NDArray[np.float32], y: NDArray[np.float64]) -> tuple[NDArray[np.float32], float]:
-    """Ridge logistic regression by accelerated gradient steps; rows of x have norm 1, so 1/L is known."""
+    """Ridge logistic regression by accelerated gradient steps; rows of x have norm 1, so 1/L is
+    known."""
     target = y.astype(np.float32)
     w, b = np.zeros(x.shape[1], np.float32), np.float32(0)
     ahead_w, ahead_b = w, b

@@ -1,6 +1,7 @@
 """Reward sources: a prompt and its answers to scores, higher is better.
 
-A new one is a class with the methods of `Reward` and a line in `REWARDS`, or a dotted path `module:Class` in the YAML.
+A new one is a class with the methods of `Reward` and a line in `REWARDS`, or a dotted path
+`module:Class` in the YAML.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ class Reward(Protocol):
     Attributes:
         dimension: the dimension it scores.
         name: how its scores are signed.
-        floor: pass mark in [0, 1]; None where no mark means the same for two prompts (Bradley-Terry scores).
-        calibration: how its raw scores become values. identity, likert, sigmoid: it gives values itself; ecdf, robust_z,
-            anchored: its values are None with the reason "uncalibrated", and a chart maps `raw` (rewards/calibration.py).
+        floor: pass mark in [0, 1]; None where no mark means the same for two prompts (Bradley-Terry
+            scores).
+        calibration: how its raw scores become values. identity, likert, sigmoid: it gives values
+            itself; ecdf, robust_z,
+            anchored: its values are None with the reason "uncalibrated", and a chart maps `raw`
+                (rewards/calibration.py).
         step: smallest difference its scale can show, in [0, 1]; 0 for a continuous scale.
         fingerprint: hash of what it does, for manifests and partition hashes.
     """
@@ -46,8 +50,11 @@ class Reward(Protocol):
     step: float
     fingerprint: str
 
-    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
-        """A score for each answer to the conversation, in order; value None with a reason where there is none.
+    async def scores(
+        self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
+    ) -> list[Score]:
+        """A score for each answer to the conversation, in order; value None with a reason where
+        there is none.
 
         `purpose` begins with score, repeat or confirm; the last two must be fresh measurements.
         """
@@ -62,7 +69,10 @@ def load(dimension: str, settings: RewardSettings, build: BuildSettings) -> Rewa
     path = REWARDS.get(settings.kind, settings.kind)
     module, colon, attribute = path.partition(":")
     if not colon:
-        raise SettingsError(f"unknown reward kind {settings.kind!r}: {nearest(settings.kind, REWARDS)}, or give module:Class")
+        raise SettingsError(
+            f"unknown reward kind {settings.kind!r}: {nearest(settings.kind, REWARDS)}, or give"
+            " module:Class"
+        )
     try:
         made = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as e:

@@ -1,18 +1,22 @@
-"""Raw scores of a reward source to values in [0, 1]: maps that are fitted once, kept as JSON, and applied ever after.
+"""Raw scores of a reward source to values in [0, 1]: maps that are fitted once, kept as JSON, and
+applied ever after.
 
     chart = fit("ecdf", raw)                  # {"kind": "ecdf", "n": 4096, "x": [...], "y": [...]}
     values = apply(chart, raw)                # NaN stays NaN
 
-A chart is plain JSON: `kind`, `n` (raw scores or labels it rests on) and the kind's parameters. Kinds, METHOD (a) 2 and 3:
+A chart is plain JSON: `kind`, `n` (raw scores or labels it rests on) and the kind's parameters.
+    Kinds, METHOD (a) 2 and 3:
 
-    identity    the score itself, in [0, 1]                       likert      (s - low) / (high - low)
-    sigmoid     1 / (1 + exp(-(s - zero) / temperature))           ecdf        mid-rank among the reference scores
-    robust_z    (s - median) / (1.4826 MAD), cut at +-3, as a share of that range
-    isotonic    P(good) by a rising step curve through labels      platt       P(good) = sigmoid(slope s + offset)
-    anchored    sigmoid((s - s_ref) / temperature), s_ref the `quantile` of the scores of the same prompt's own answers
+    identity    the score itself, in [0, 1]                       likert      (s - low) / (high -
+    low) sigmoid     1 / (1 + exp(-(s - zero) / temperature))           ecdf        mid-rank among
+    the reference scores robust_z    (s - median) / (1.4826 MAD), cut at +-3, as a share of that
+    range isotonic    P(good) by a rising step curve through labels      platt       P(good) =
+    sigmoid(slope s + offset) anchored    sigmoid((s - s_ref) / temperature), s_ref the `quantile`
+    of the scores of the same prompt's own answers
 
-A table of a curve (ecdf, isotonic) has at most 2 * GRID points, whatever the number of scores: linear in between, which
-differs from the whole curve by at most 1 / (GRID - 1) = 0.002 at every reference score.
+A table of a curve (ecdf, isotonic) has at most 2 * GRID points, whatever the number of scores:
+linear in between, which differs from the whole curve by at most 1 / (GRID - 1) = 0.002 at every
+reference score.
 """
 
 from __future__ import annotations
@@ -45,12 +49,18 @@ DECIMALS = 12
 Chart = Mapping[str, Any]
 
 
-def fit(kind: str, raw: NDArray[np.float64], labels: NDArray[np.float64] | None = None,
-        given: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The chart of `kind` for reference scores, or for labels in [0, 1] beside them; scores that are not finite are left out.
+def fit(
+    kind: str,
+    raw: NDArray[np.float64],
+    labels: NDArray[np.float64] | None = None,
+    given: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The chart of `kind` for reference scores, or for labels in [0, 1] beside them; scores that
+    are not finite are left out.
 
-    `anchored` takes its temperature from `spread`, the standard deviation of the scores within prompts: such that answers
-    spread like a logistic distribution fill [0, 1] evenly. Parameters in `given` stand over fitted ones.
+    `anchored` takes its temperature from `spread`, the standard deviation of the scores within
+    prompts: such that answers spread like a logistic distribution fill [0, 1] evenly. Parameters in
+        `given` stand over fitted ones.
 
     Raises:
         SettingsError: the scores can't carry such a chart; the text says why.
@@ -61,7 +71,9 @@ def fit(kind: str, raw: NDArray[np.float64], labels: NDArray[np.float64] | None 
     y = None if labels is None else np.asarray(labels, float)[finite]
     chart: dict[str, Any] = {"kind": kind, "n": len(x)}
     if kind in RANKED and len(x) < LEAST_SCORES:
-        raise SettingsError(f"{kind} can't be fitted on {len(x)} reference scores: it takes {LEAST_SCORES} at least")
+        raise SettingsError(
+            f"{kind} can't be fitted on {len(x)} reference scores: it takes {LEAST_SCORES} at least"
+        )
     if kind in LABELLED:
         return {**chart, **_fit_labelled(kind, x, y)}
     if kind == "ecdf":
@@ -73,17 +85,22 @@ def fit(kind: str, raw: NDArray[np.float64], labels: NDArray[np.float64] | None 
     return {**chart, **{k: given[k] for k in _PARAMETERS[kind] if k in given}}
 
 
-def apply(chart: Chart, raw: NDArray[np.float64], anchor: NDArray[np.float64] | float = math.nan) -> NDArray[np.float64]:
-    """Values in [0, 1] of raw scores of any shape; NaN for a score that is not finite or lies outside the scale.
+def apply(
+    chart: Chart, raw: NDArray[np.float64], anchor: NDArray[np.float64] | float = math.nan
+) -> NDArray[np.float64]:
+    """Values in [0, 1] of raw scores of any shape; NaN for a score that is not finite or lies
+    outside the scale.
 
-    `anchor` is s_ref of each score, for anchored charts. Rounded to DECIMALS, so that the last bits of exp on another
-    processor do not show.
+    `anchor` is s_ref of each score, for anchored charts. Rounded to DECIMALS, so that the last bits
+    of exp on another processor do not show.
     """
     s = np.where(np.isfinite(raw), raw, np.nan)
     return np.round(_mapped(chart, s, anchor), DECIMALS)
 
 
-def _mapped(chart: Chart, s: NDArray[np.float64], anchor: NDArray[np.float64] | float) -> NDArray[np.float64]:
+def _mapped(
+    chart: Chart, s: NDArray[np.float64], anchor: NDArray[np.float64] | float
+) -> NDArray[np.float64]:
     kind = chart["kind"]
     if kind in ("ecdf", "isotonic"):
         ends = {"left": 0.0, "right": 1.0} if kind == "ecdf" else {}
@@ -102,7 +119,8 @@ def _mapped(chart: Chart, s: NDArray[np.float64], anchor: NDArray[np.float64] | 
 
 
 def anchor_of(chart: Chart, raw: Iterable[float]) -> float:
-    """s_ref of a prompt: the chart's quantile of its answers' scores, linear between them; NaN without any."""
+    """s_ref of a prompt: the chart's quantile of its answers' scores, linear between them; NaN
+    without any."""
     there = sorted(v for v in raw if math.isfinite(v))
     if not there:
         return math.nan
@@ -120,13 +138,18 @@ def check(chart: object, where: str) -> dict[str, Any]:
     """
     kind = chart.get("kind") if isinstance(chart, Mapping) else None
     if not isinstance(chart, Mapping) or kind not in KINDS:
-        raise SettingsError(f"{where} holds no calibration: a JSON object with kind, one of {', '.join(KINDS)}")
+        raise SettingsError(
+            f"{where} holds no calibration: a JSON object with kind, one of {', '.join(KINDS)}"
+        )
     for name in _REQUIRED.get(str(kind), ()):
         value = chart.get(name)
         good = _is_curve(value) if name in ("x", "y") else _is_number(value)
         if not good:
-            raise SettingsError(f"{where}: {name} of a {kind} calibration must be "
-                                f"{'a rising list of numbers' if name in ('x', 'y') else 'a number'}, not {str(value)[:40]!r}")
+            raise SettingsError(
+                f"{where}: {name} of a {kind} calibration must be"
+                f" {'a rising list of numbers' if name in ('x', 'y') else 'a number'}, not"
+                f" {str(value)[:40]!r}"
+            )
     if kind in ("ecdf", "isotonic") and len(chart["x"]) != len(chart["y"]):
         raise SettingsError(f"{where}: x has {len(chart['x'])} points and y {len(chart['y'])}")
     if any(_is_number(chart.get(k)) and chart[k] <= 0 for k in ("temperature", "scale", "slope")):
@@ -152,33 +175,50 @@ def _fit_robust_z(x: NDArray[np.float64]) -> dict[str, Any]:
     median = float(np.median(x))
     scale = MAD_TO_SD * float(np.median(np.abs(x - median)))
     if scale == 0:
-        raise SettingsError(f"robust_z can't be fitted: more than half of {len(x)} reference scores are {median:g}; use ecdf")
+        raise SettingsError(
+            f"robust_z can't be fitted: more than half of {len(x)} reference scores are {median:g};"
+            " use ecdf"
+        )
     return {"median": median, "scale": scale}
 
 
 def _temperature(given: Mapping[str, float]) -> float:
     temperature = given.get("temperature", given.get("spread", math.nan) / LOGISTIC_SD)
     if not temperature > 0:
-        raise SettingsError("anchored can't be fitted: no two answers to one prompt have different scores; "
-                            "give calibration.temperature")
+        raise SettingsError(
+            "anchored can't be fitted: no two answers to one prompt have different scores; "
+            "give calibration.temperature"
+        )
     return float(temperature)
 
 
-def _fit_labelled(kind: str, x: NDArray[np.float64], y: NDArray[np.float64] | None) -> dict[str, Any]:
+def _fit_labelled(
+    kind: str, x: NDArray[np.float64], y: NDArray[np.float64] | None
+) -> dict[str, Any]:
     if y is None or len(x) < LEAST_LABELS:
-        raise SettingsError(f"{kind} can't be fitted on {0 if y is None else len(x)} labels: it takes {LEAST_LABELS} at least")
+        raise SettingsError(
+            f"{kind} can't be fitted on {0 if y is None else len(x)} labels: it takes"
+            f" {LEAST_LABELS} at least"
+        )
     if np.ptp(y) == 0 or np.ptp(x) == 0:
-        raise SettingsError(f"{kind} can't be fitted: all {len(x)} {'labels' if np.ptp(y) == 0 else 'raw scores'} are the same")
+        raise SettingsError(
+            f"{kind} can't be fitted: all {len(x)} {'labels' if np.ptp(y) == 0 else 'raw scores'}"
+            " are the same"
+        )
     fitted = _fit_isotonic(x, y) if kind == "isotonic" else _fit_platt(x, y)
     if fitted.get("slope", 1.0) <= 0 or len(set(fitted.get("y", (0, 1)))) < 2:
-        raise SettingsError(f"{kind} can't be fitted: the labels do not rise with the raw scores (is the sign turned?)")
+        raise SettingsError(
+            f"{kind} can't be fitted: the labels do not rise with the raw scores (is the sign"
+            " turned?)"
+        )
     return fitted
 
 
 def _fit_isotonic(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
     """The rising curve nearest the labels in squares (pool adjacent violators, Ayer et al. 1955).
 
-    Whole falling runs are pooled at a time: blocks of a falling run always end in one pool, so a few passes do.
+    Whole falling runs are pooled at a time: blocks of a falling run always end in one pool, so a
+        few passes do.
     """
     points, index, counts = np.unique(x, return_inverse=True, return_counts=True)
     weight = counts.astype(float)
@@ -192,14 +232,16 @@ def _fit_isotonic(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, A
         weight, size = np.add.reduceat(weight, start), np.add.reduceat(size, start)
         mean = total / weight
     ends = np.cumsum(size)
-    edges = np.unique(np.concatenate((ends - size, ends - 1)))  # both ends of each pool: level inside, linear between
+    # both ends of each pool: level inside, linear between
+    edges = np.unique(np.concatenate((ends - size, ends - 1)))
     values = np.repeat(mean, size)[edges]
     keep = _thinned(values)
     return {"x": points[edges][keep].tolist(), "y": values[keep].tolist()}
 
 
 def _fit_platt(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
-    """Logistic regression by Newton's method, labels drawn in as Platt (1999) has it, so that separable ones converge."""
+    """Logistic regression by Newton's method, labels drawn in as Platt (1999) has it, so that
+    separable ones converge."""
     centre, scale = float(x.mean()), float(x.std())
     z = (x - centre) / scale
     good = y.sum()
@@ -219,7 +261,8 @@ def _fit_platt(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]
 
 
 def _thinned(rising: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Indices to keep of a rising curve: those on both sides of each of GRID levels, so that no gap spans more than one."""
+    """Indices to keep of a rising curve: those on both sides of each of GRID levels, so that no gap
+    spans more than one."""
     if len(rising) <= 2 * GRID:
         return np.arange(len(rising))
     levels = np.linspace(rising[0], rising[-1], GRID)
@@ -232,10 +275,19 @@ def _is_number(value: object) -> bool:
 
 
 def _is_curve(value: object) -> bool:
-    return (isinstance(value, list) and len(value) > 0 and all(map(_is_number, value))
-            and all(a <= b for a, b in pairwise(value)))
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(map(_is_number, value))
+        and all(a <= b for a, b in pairwise(value))
+    )
 
 
 _PARAMETERS = {"identity": (), "likert": ("low", "high"), "sigmoid": ("zero", "temperature")}
-_REQUIRED = {"ecdf": ("x", "y"), "isotonic": ("x", "y"), "robust_z": ("median", "scale"), "platt": ("slope", "offset"),
-             ANCHORED: ("temperature",)}
+_REQUIRED = {
+    "ecdf": ("x", "y"),
+    "isotonic": ("x", "y"),
+    "robust_z": ("median", "scale"),
+    "platt": ("slope", "offset"),
+    ANCHORED: ("temperature",),
+}

@@ -2,11 +2,14 @@
 
 The reply is the raw outputs as a JSON list. What becomes of the one that is this dimension's:
 
-    activation sigmoid or softmax   a probability: value, floor 0.5; raw is the logit (softmax: the probability)
-    range: [low, high]              value = (x - low) / (high - low); up to an eighth of the range beyond an end counts as that end
-    neither                         raw only: the value is for the calibration to give, and there is no floor across prompts
+    activation sigmoid or softmax   a probability: value, floor 0.5; raw is the logit (softmax: the
+    probability)
+    range: [low, high]              value = (x - low) / (high - low); up to an eighth of the range
+    beyond an end counts as that end neither                         raw only: the value is for the
+    calibration to give, and there is no floor across prompts
 
-`invert` negates first, so that raw is always higher = better. Known models are in `families`; settings go before the table.
+`invert` negates first, so that raw is always higher = better. Known models are in `families`;
+settings go before the table.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ _ROLE_NAMES = {"user": "USER", "assistant": "ASSISTANT"}
 
 
 class Classifier:
-    """A reward model behind /classify or /pooling: its own scale, a probability, or a bare logit to be calibrated."""
+    """A reward model behind /classify or /pooling: its own scale, a probability, or a bare logit to
+    be calibrated."""
 
     def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
         self.dimension = dimension
@@ -45,14 +49,20 @@ class Classifier:
         self._role = build.reward_role(dimension, settings)
         self._task = settings.task
 
-    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+    async def scores(
+        self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
+    ) -> list[Score]:
         return await all_of(self._score(ask, prompt_id, messages, a, purpose) for a in answers)
 
-    async def _score(self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str) -> Score:
+    async def _score(
+        self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str
+    ) -> Score:
         if not answer.strip():
             return Score(self.dimension, self.name, None, None, "empty")
         rated = as_asked(messages, answer, self._family.layout)
-        (reply,) = await ask(Request(self._role, rated, GREEDY, purpose, prompt_id, task=self._task))
+        (reply,) = await ask(
+            Request(self._role, rated, GREEDY, purpose, prompt_id, task=self._task)
+        )
         if reply.error is not None:
             return Score(self.dimension, self.name, None, None, reply.error)
         outputs, reason = self._outputs(reply)
@@ -74,7 +84,10 @@ class Classifier:
             return [], f"label_count: {len(outputs)} outputs, {expected} labels"
         if not expected and not 0 <= int(self._label) < len(outputs):
             return [], f"label_count: {len(outputs)} outputs, label {self._label}"
-        if any(isinstance(x, bool) or not isinstance(x, (int, float)) or not math.isfinite(x) for x in outputs):
+        if any(
+            isinstance(x, bool) or not isinstance(x, (int, float)) or not math.isfinite(x)
+            for x in outputs
+        ):
             return [], "not_finite"
         return [float(x) for x in outputs], ""
 
@@ -108,17 +121,26 @@ def sigmoid(x: float) -> float:
 def as_asked(messages: Messages, answer: str, layout: str | None) -> Messages:
     """The conversation with the answer; with a layout, one message that holds the whole text.
 
-    Earlier turns stand before the question as `USER: ... ASSISTANT:...`, as Beaver's package joins them, without its end
+    Earlier turns stand before the question as `USER: ... ASSISTANT:...`, as Beaver's package joins
+    them, without its end
     marks: those are a tokenizer's.
     """
     answer = inert(answer)
     if layout is None:
         return (*messages, Message(role="assistant", content=answer))
-    before = "".join(f"{m['content']} ASSISTANT:" if m["role"] == "user" else f"{m['content']} USER: "
-                     for m in messages[:-1] if m["role"] in _ROLE_NAMES)
+    before = "".join(
+        f"{m['content']} ASSISTANT:" if m["role"] == "user" else f"{m['content']} USER: "
+        for m in messages[:-1]
+        if m["role"] in _ROLE_NAMES
+    )
     head, _, rest = layout.partition("{question}")
     middle, _, tail = rest.partition("{answer}")
-    return (Message(role="user", content="".join((head, before, messages[-1]["content"], middle, answer, tail))),)
+    return (
+        Message(
+            role="user",
+            content="".join((head, before, messages[-1]["content"], middle, answer, tail)),
+        ),
+    )
 
 
 def _family(settings: RewardSettings) -> Family:
@@ -128,10 +150,16 @@ def _family(settings: RewardSettings) -> Family:
         SettingsError: no such family, or settings that contradict each other.
     """
     if settings.family is not None and settings.family not in FAMILIES:
-        raise SettingsError(f"unknown classifier family {settings.family!r}: {nearest(settings.family, FAMILIES)}")
+        raise SettingsError(
+            f"unknown classifier family {settings.family!r}: {nearest(settings.family, FAMILIES)}"
+        )
     family = FAMILIES[settings.family] if settings.family else Family()
-    if settings.layout is not None and not 0 <= settings.layout.find("{question}") < settings.layout.find("{answer}"):
-        raise SettingsError(f"layout {settings.layout!r} must hold {{question}} and then {{answer}}")
+    if settings.layout is not None and not 0 <= settings.layout.find(
+        "{question}"
+    ) < settings.layout.find("{answer}"):
+        raise SettingsError(
+            f"layout {settings.layout!r} must hold {{question}} and then {{answer}}"
+        )
     own = settings.model_fields_set
     if "labels" in own:
         family = replace(family, labels=tuple(settings.labels), dims={})
@@ -140,23 +168,36 @@ def _family(settings: RewardSettings) -> Family:
     if "invert" in own:
         family = replace(family, invert=settings.invert)
     if settings.activation:
-        return replace(family, activation=settings.activation, range=None, calibration="identity", floor=0.5)
+        return replace(
+            family, activation=settings.activation, range=None, calibration="identity", floor=0.5
+        )
     if settings.range:
         if settings.range[0] >= settings.range[1]:
             raise SettingsError(f"range {list(settings.range)} must rise, as in [0, 4]")
-        return replace(family, activation=None, range=settings.range, calibration="identity", floor=0.5)
+        return replace(
+            family, activation=None, range=settings.range, calibration="identity", floor=0.5
+        )
     return family
 
 
 def _label(dimension: str, settings: RewardSettings, family: Family) -> str:
-    """Which output is the dimension's: a name among the labels, or a number where they have no names."""
+    """Which output is the dimension's: a name among the labels, or a number where they have no
+    names."""
     label = settings.label or family.dims.get(dimension)
     if label is None and len(family.labels) <= 1:
         label = family.labels[0] if family.labels else "0"
     if label is None:
-        raise SettingsError(f"reward of {dimension}: `label` must say which output it is ({', '.join(family.labels)})")
+        raise SettingsError(
+            f"reward of {dimension}: `label` must say which output it is"
+            f" ({', '.join(family.labels)})"
+        )
     if family.labels and label not in family.labels:
-        raise SettingsError(f"reward of {dimension}: no output {label!r}: {nearest(label, family.labels)}")
+        raise SettingsError(
+            f"reward of {dimension}: no output {label!r}: {nearest(label, family.labels)}"
+        )
     if not family.labels and not label.isdigit():
-        raise SettingsError(f"reward of {dimension}: label {label!r} needs `labels`, the names of all outputs; or give its number")
+        raise SettingsError(
+            f"reward of {dimension}: label {label!r} needs `labels`, the names of all outputs; or"
+            " give its number"
+        )
     return label

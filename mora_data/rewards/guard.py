@@ -1,20 +1,25 @@
 r"""Guard models: a chat model that says whether an answer is safe. value = P(safe), floor 0.5.
 
     family          asked with                      says                                       value
-    llama-guard-3   the conversation                safe | unsafe\nS1,S10                      P(safe) from the first token
-    wildguard       `template`                      Harmful request / Response refusal /       P(no) / (P(yes) + P(no)) of the
-                                                    Harmful response: yes | no, three lines    third line's verdict
-    shieldgemma     `template`, once per policy     Yes | No                                  P(No) / (P(Yes) + P(No)), worst policy
+    llama-guard-3   the conversation                safe | unsafe\nS1,S10
+    P(safe) from the first token wildguard       `template`                      Harmful request /
+    Response refusal /       P(no) / (P(yes) + P(no)) of the
+                                                    Harmful response: yes | no, three lines    third
+                                                        line's verdict
+    shieldgemma     `template`, once per policy     Yes | No                                  P(No)
+    / (P(Yes) + P(No)), worst policy
 
-Checked against published copies of the model cards: Llama Guard's words, its codes S1 to S14 and that its score is the first
-token's probability; ShieldGemma's first token. Against several public programs that read it: WildGuard's three lines. Its card
-gives words alone; that the verdict's token has a probability of its own follows from the format. Not checked, no weights at
-hand: any real reply, and how WildGuard's tokenizer cuts its lines. No cut is presumed: the token is found by its place in the
-text, and where there is none, the word counts 0 or 1.
-The last two have an instruction of their own in their model cards, which is not ours to ship: copy it into a template
-(variables question, history, answer, policy, dimension) and serve the model with a chat template that passes the text through.
-"unsafe" contains "safe", so words are compared whole. A code that is not known, or any other word, is no score.
-The reason of a score keeps what the guard said besides: categories, `response_refusal`.
+Checked against published copies of the model cards: Llama Guard's words, its codes S1 to S14 and
+that its score is the first token's probability; ShieldGemma's first token. Against several public
+programs that read it: WildGuard's three lines. Its card gives words alone; that the verdict's token
+    has a probability of its own follows from the format. Not checked, no weights at
+hand: any real reply, and how WildGuard's tokenizer cuts its lines. No cut is presumed: the token is
+found by its place in the text, and where there is none, the word counts 0 or 1.
+The last two have an instruction of their own in their model cards, which is not ours to ship: copy
+it into a template (variables question, history, answer, policy, dimension) and serve the model with
+a chat template that passes the text through. "unsafe" contains "safe", so words are compared whole.
+A code that is not known, or any other word, is no score. The reason of a score keeps what the guard
+said besides: categories, `response_refusal`.
 """
 
 from __future__ import annotations
@@ -38,7 +43,9 @@ FAMILIES = ("llama-guard-3", "wildguard", "shieldgemma")
 CODES = frozenset(f"S{i}" for i in range(1, 15))
 VARIABLES = frozenset(("question", "history", "answer", "policy", "dimension"))
 GREEDY = Sampling(0.0, 1.0, 32, logprobs=10)
-_LINE = re.compile(r"^\W*(harmful request|response refusal|harmful response)\W*:\s*(yes|no|n/a)\W*$", re.I | re.M)
+_LINE = re.compile(
+    r"^\W*(harmful request|response refusal|harmful response)\W*:\s*(yes|no|n/a)\W*$", re.I | re.M
+)
 
 Read = tuple[float | None, str]  # P(safe) or None, and the reason
 
@@ -52,35 +59,69 @@ class Guard:
     def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
         family = settings.family or ""
         if family not in FAMILIES:
-            raise SettingsError(f"unknown guard family {settings.family!r}: {nearest(family, FAMILIES)}")
+            raise SettingsError(
+                f"unknown guard family {settings.family!r}: {nearest(family, FAMILIES)}"
+            )
         if family != "llama-guard-3" and settings.template is None:
-            raise SettingsError(f"guard {family} needs `template`: a .j2 file with the instruction of its model card")
+            raise SettingsError(
+                f"guard {family} needs `template`: a .j2 file with the instruction of its model"
+                " card"
+            )
         if (family == "shieldgemma") != bool(settings.policies):
-            raise SettingsError("`policies` (name to text) belong to the guard shieldgemma, and it needs at least one")
+            raise SettingsError(
+                "`policies` (name to text) belong to the guard shieldgemma, and it needs at"
+                " least one"
+            )
         self.dimension, self._family = dimension, family
         self.name = f"guard:{family}{settings.signature}"
         self.step = 0.0
-        self._template = load_template("guard", settings.template, VARIABLES) if settings.template else None
+        self._template = (
+            load_template("guard", settings.template, VARIABLES) if settings.template else None
+        )
         self._policies = dict(settings.policies) or {"": ""}
-        self.fingerprint = digest("guard", family, self._template.sha256 if self._template else "", repr(self._policies))
+        self.fingerprint = digest(
+            "guard", family, self._template.sha256 if self._template else "", repr(self._policies)
+        )
         self._role = build.reward_role(dimension, settings)
         self._sampling = GREEDY
 
-    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+    async def scores(
+        self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
+    ) -> list[Score]:
         return await all_of(self._score(ask, prompt_id, messages, a, purpose) for a in answers)
 
-    async def _score(self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str) -> Score:
-        found = await all_of(self._one(ask, prompt_id, messages, answer, purpose, name) for name in self._policies)
+    async def _score(
+        self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str
+    ) -> Score:
+        found = await all_of(
+            self._one(ask, prompt_id, messages, answer, purpose, name) for name in self._policies
+        )
         values = [value for value, _ in found if value is not None]
-        reasons = [reason for value, reason in found if reason and (value is None) == (len(values) < len(found))]
+        reasons = [
+            reason
+            for value, reason in found
+            if reason and (value is None) == (len(values) < len(found))
+        ]
         if len(values) < len(found):  # the policy that can't be read may be the one that is broken
             return Score(self.dimension, self.name, None, None, reasons[0])
         value = min(values)
         return Score(self.dimension, self.name, value, value, " ".join(reasons))
 
-    async def _one(self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str, policy: str) -> Read:
-        asked = as_asked(messages, answer, None) if self._template is None else self._template.render({
-            **as_variables(messages), "answer": inert(answer), "policy": self._policies[policy], "dimension": self.dimension})
+    async def _one(
+        self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str, policy: str
+    ) -> Read:
+        asked = (
+            as_asked(messages, answer, None)
+            if self._template is None
+            else self._template.render(
+                {
+                    **as_variables(messages),
+                    "answer": inert(answer),
+                    "policy": self._policies[policy],
+                    "dimension": self.dimension,
+                }
+            )
+        )
         (reply,) = await ask(Request(self._role, asked, self._sampling, purpose, prompt_id))
         if reply.error is not None:
             return None, reply.error
@@ -116,11 +157,14 @@ def wildguard(reply: Answer) -> Read:
     if harmful not in ("yes", "no") or len(found) != 3:
         return None, _why_not(reply)
     value = _share_in_line(reply, "harmful response")
-    return float(harmful == "no") if value is None else value, "response_refusal" if found["response refusal"] == "yes" else ""
+    return float(harmful == "no") if value is None else value, (
+        "response_refusal" if found["response refusal"] == "yes" else ""
+    )
 
 
 def request_is_safe(family: str, reply: Answer) -> Read:
-    """P(the request is harmless) of a guard that was shown a conversation ending with the request."""
+    """P(the request is harmless) of a guard that was shown a conversation ending with the
+    request."""
     if family == "llama-guard-3":
         return llama_guard(reply)
     found = _wildguard_lines(reply.text)
@@ -143,9 +187,13 @@ def _wildguard_lines(text: str) -> dict[str, str] | str:
 
 
 def _share_in_line(reply: Answer, name: str) -> float | None:
-    """p(no) / (p(no) + p(yes)) at the token that begins the verdict of a line; None where that is not given."""
+    """p(no) / (p(no) + p(yes)) at the token that begins the verdict of a line; None where that is
+    not given."""
     tokens = reply.logprobs or ()
-    said = next((m for m in _LINE.finditer("".join(token for token, _ in tokens)) if m[1].lower() == name), None)
+    said = next(
+        (m for m in _LINE.finditer("".join(token for token, _ in tokens)) if m[1].lower() == name),
+        None,
+    )
     end = 0
     for token, top in tokens:
         end += len(token)
@@ -164,11 +212,14 @@ def shieldgemma(reply: Answer) -> Read:
 
 
 def _share(reply: Answer, good: str, bad: str) -> float | None:
-    """p(good) / (p(good) + p(bad)) at the first token that is not white space, or None where that is not given.
+    """p(good) / (p(good) + p(bad)) at the first token that is not white space, or None where that
+    is not given.
 
     A token that only begins a word stands for it: "un" for "unsafe".
     """
-    return _share_of(next((top for token, top in reply.logprobs or () if token.strip()), ()), good, bad)
+    return _share_of(
+        next((top for token, top in reply.logprobs or () if token.strip()), ()), good, bad
+    )
 
 
 def _share_of(top: Sequence[tuple[str, float]], good: str, bad: str) -> float | None:
@@ -176,7 +227,11 @@ def _share_of(top: Sequence[tuple[str, float]], good: str, bad: str) -> float | 
     for token, logprob in top:
         begun = token.strip()
         for word in weights:
-            if len(begun) > 1 and word.lower().startswith(begun.lower()) and not math.isnan(logprob):
+            if (
+                len(begun) > 1
+                and word.lower().startswith(begun.lower())
+                and not math.isnan(logprob)
+            ):
                 weights[word] += math.exp(min(logprob, 0.0))
     total = weights[good] + weights[bad]
     return weights[good] / total if total > 0 else None

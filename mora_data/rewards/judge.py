@@ -1,12 +1,14 @@
 """An LLM judge: one call per rollout and dimension, a rubric of five named levels, a JSON verdict.
 
-The reply must end with one verdict, `{"score": 1..5}`, and hold no other one that differs: a judge may quote the answer it
-grades, before its verdict or after it, and then nobody can tell which of two is its own. So the last one counts only where it
-is alone or all agree, and only at the end: a number quoted in the middle of prose is not a verdict. In doubt the score is None
-and the judge is asked again, twice. Nothing unreadable ever becomes a number. Scale: likert, (s - 1) / 4.
+The reply must end with one verdict, `{"score": 1..5}`, and hold no other one that differs: a judge
+may quote the answer it grades, before its verdict or after it, and then nobody can tell which of
+two is its own. So the last one counts only where it is alone or all agree, and only at the end: a
+number quoted in the middle of prose is not a verdict. In doubt the score is None and the judge is
+asked again, twice. Nothing unreadable ever becomes a number. Scale: likert, (s - 1) / 4.
 
-With `expected: true` the score is the mean of the levels under the probabilities that the server gives for the score token,
-sum s p(s) / sum p(s), raw in [1, 5] (METHOD (a) 2); the level itself where it gives none.
+With `expected: true` the score is the mean of the levels under the probabilities that the server
+gives for the score token, sum s p(s) / sum p(s), raw in [1, 5] (METHOD (a) 2); the level itself
+where it gives none.
 """
 
 from __future__ import annotations
@@ -26,13 +28,18 @@ from ..types import Answer, Messages, Request, Sampling, Score
 from .asking import Ask
 
 LEVELS = 5
-PATTERN = r'\{"score": [1-5]\}'  # under a schema a weak model may fill its tokens with white space; not under this
+# under a schema a weak model may fill its tokens with white space; not under this
+PATTERN = r'\{"score": [1-5]\}'
 RETRIES = 2
 FRESH_TEMPERATURE = 0.7
 TOP_LOGPROBS = 10
 VARIABLES = frozenset(("question", "history", "answer", "nonce", "reverse", "dimension"))
-SCHEMA = {"type": "object", "properties": {"score": {"type": "integer", "minimum": 1, "maximum": LEVELS}},
-          "required": ["score"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"score": {"type": "integer", "minimum": 1, "maximum": LEVELS}},
+    "required": ["score"],
+    "additionalProperties": False,
+}
 _BARE = re.compile(r'\s*\{\s*"score"\s*:\s*(\d)\s*\}\s*')
 _AFTER = re.compile(r"\s*(?:```\s*)?")  # what may follow the verdict
 _DIGIT = re.compile(r'[\s":]*(\d)\D*')
@@ -52,18 +59,32 @@ class Judge:
         self.step = 0.0 if settings.expected else 1 / (LEVELS - 1)
         self.fingerprint = self._template.sha256
         self._role = build.reward_role(dimension, settings)
-        self._sampling = verdict_sampling(build.role(self._role), 1, TOP_LOGPROBS if settings.expected else 0)
+        self._sampling = verdict_sampling(
+            build.role(self._role), 1, TOP_LOGPROBS if settings.expected else 0
+        )
         self._seed = build.seed
 
-    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+    async def scores(
+        self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
+    ) -> list[Score]:
         return await all_of(self._score(ask, prompt_id, messages, a, purpose) for a in answers)
 
-    async def _score(self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str) -> Score:
+    async def _score(
+        self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str
+    ) -> Score:
         question = messages[-1]["content"]
-        asked = self._template.render({
-            **as_variables(messages), "answer": inert(answer), "reverse": is_fresh(purpose), "dimension": self.dimension,
-            "nonce": nonce(self._seed, self.dimension, question, answer)})
-        level, reason, reply = await ask_verdict(ask, Request(self._role, asked, self._sampling, purpose, prompt_id))
+        asked = self._template.render(
+            {
+                **as_variables(messages),
+                "answer": inert(answer),
+                "reverse": is_fresh(purpose),
+                "dimension": self.dimension,
+                "nonce": nonce(self._seed, self.dimension, question, answer),
+            }
+        )
+        level, reason, reply = await ask_verdict(
+            ask, Request(self._role, asked, self._sampling, purpose, prompt_id)
+        )
         if level is None or reply is None:
             return Score(self.dimension, self.name, None, None, reason)
         raw = expected_level(reply) if self._expected else None
@@ -78,23 +99,45 @@ def is_fresh(purpose: str) -> bool:
 
 def as_variables(messages: Messages) -> dict[str, Any]:
     """`question` and `history` of a conversation, for a template."""
-    return {"question": inert(messages[-1]["content"]),
-            "history": [{"role": m["role"], "content": inert(m["content"])} for m in messages[:-1]]}
+    return {
+        "question": inert(messages[-1]["content"]),
+        "history": [{"role": m["role"], "content": inert(m["content"])} for m in messages[:-1]],
+    }
 
 
-def verdict_sampling(role: RoleSettings, lowest: int, logprobs: int = 0, highest: int = LEVELS) -> Sampling:
+def verdict_sampling(
+    role: RoleSettings, lowest: int, logprobs: int = 0, highest: int = LEVELS
+) -> Sampling:
     """How a verdict of `lowest` .. `highest` is asked for."""
-    schema: Mapping[str, object] = SCHEMA if (lowest, highest) == (1, LEVELS) else {
-        **SCHEMA, "properties": {"score": {"type": "integer", "minimum": lowest, "maximum": highest}}}
-    return Sampling(role.temperature, role.top_p, role.max_tokens, tuple(role.stop), schema,
-                    PATTERN.replace("1-5", f"{lowest}-{highest}"), logprobs)
+    schema: Mapping[str, object] = (
+        SCHEMA
+        if (lowest, highest) == (1, LEVELS)
+        else {
+            **SCHEMA,
+            "properties": {"score": {"type": "integer", "minimum": lowest, "maximum": highest}},
+        }
+    )
+    return Sampling(
+        role.temperature,
+        role.top_p,
+        role.max_tokens,
+        tuple(role.stop),
+        schema,
+        PATTERN.replace("1-5", f"{lowest}-{highest}"),
+        logprobs,
+    )
 
 
-async def ask_verdict(ask: Ask, request: Request, lowest: int = 1, highest: int = LEVELS) -> tuple[int | None, str, Answer | None]:
-    """The verdict that a judge gives, asked again while it is unreadable; or None, why, and the last reply."""
+async def ask_verdict(
+    ask: Ask, request: Request, lowest: int = 1, highest: int = LEVELS
+) -> tuple[int | None, str, Answer | None]:
+    """The verdict that a judge gives, asked again while it is unreadable; or None, why, and the
+    last reply."""
     reason = ""
     for retry in range(RETRIES + 1):
-        (reply,) = await ask(_again(request, retry) if retry or is_fresh(request.purpose) else request)
+        (reply,) = await ask(
+            _again(request, retry) if retry or is_fresh(request.purpose) else request
+        )
         if reply.error is not None:
             return None, reply.error, None
         level, reason = verdict(reply, lowest, highest)
@@ -106,12 +149,16 @@ async def ask_verdict(ask: Ask, request: Request, lowest: int = 1, highest: int 
 def _again(request: Request, retry: int) -> Request:
     """The request as a fresh measurement, warmer and under a purpose of its own."""
     sampling = request.sampling
-    return replace(request, sampling=replace(sampling, temperature=max(sampling.temperature, FRESH_TEMPERATURE)),
-                   purpose=f"{request.purpose}:retry:{retry}" if retry else request.purpose)
+    return replace(
+        request,
+        sampling=replace(sampling, temperature=max(sampling.temperature, FRESH_TEMPERATURE)),
+        purpose=f"{request.purpose}:retry:{retry}" if retry else request.purpose,
+    )
 
 
 def verdict(reply: Answer, lowest: int = 1, highest: int = LEVELS) -> tuple[int | None, str]:
-    """The level in a judge's reply, or None and why not: no_verdict, cut_off, conflicting_verdicts, verdict_not_last."""
+    """The level in a judge's reply, or None and why not: no_verdict, cut_off, conflicting_verdicts,
+    verdict_not_last."""
     text = reply.text
     bare = _BARE.fullmatch(text)
     found, end = ([int(bare[1])], len(text)) if bare else _scores(text)
@@ -126,7 +173,8 @@ def verdict(reply: Answer, lowest: int = 1, highest: int = LEVELS) -> tuple[int 
 
 
 def expected_level(reply: Answer, lowest: int = 1, highest: int = LEVELS) -> float | None:
-    """Mean of the levels under the probabilities of the last token that begins with a digit; None where none are given."""
+    """Mean of the levels under the probabilities of the last token that begins with a digit; None
+    where none are given."""
     for token, top in reversed(reply.logprobs or ()):
         if _level_of(token, lowest, highest) is None:
             continue
@@ -146,7 +194,8 @@ def _level_of(token: str, lowest: int, highest: int) -> int | None:
 
 
 def _scores(text: str) -> tuple[list[int], int]:
-    """The whole-number scores of the text's outermost JSON objects, in order, and where the last of these objects ends."""
+    """The whole-number scores of the text's outermost JSON objects, in order, and where the last of
+    these objects ends."""
     decoder = json.JSONDecoder(object_pairs_hook=_pairs)
     out: list[int] = []
     end = last = 0
@@ -168,5 +217,12 @@ class _Scores(list[int]):
 
 
 def _pairs(pairs: Sequence[tuple[str, object]]) -> _Scores:
-    return _Scores(int(v) for k, v in pairs if k == "score" and isinstance(v, (int, float)) and not isinstance(v, bool)
-                   and math.isfinite(v) and v == int(v))
+    return _Scores(
+        int(v)
+        for k, v in pairs
+        if k == "score"
+        and isinstance(v, (int, float))
+        and not isinstance(v, bool)
+        and math.isfinite(v)
+        and v == int(v)
+    )

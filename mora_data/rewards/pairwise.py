@@ -1,15 +1,19 @@
-"""A judge that compares: every answer against some of the prompt's other answers, each pair in both orders.
+"""A judge that compares: every answer against some of the prompt's other answers, each pair in both
+orders.
 
-A pair that comes out differently in the two orders is a tie. An answer's value is its win rate over the games that could be
-read, ties half:
+A pair that comes out differently in the two orders is a tie. An answer's value is its win rate over
+the games that could be read, ties half:
 
     value = (wins + ties / 2) / games, at least half of its games read; raw is the same number
 
-So it says how an answer stands among those it was compared with, and nothing across prompts: no floor. The tournament is
-bounded: answers stand in a circle in the order of the hash of their texts, and each meets its `opponents` nearest neighbours
-(half on each side; everybody meets everybody where there are no more). That is n * opponents / 2 pairs, two calls each.
-What each order said goes along (`Score.orders`): how often a judge names the same place twice is in feedback.json.
-The circle is drawn anew for each call of `scores`: presamples of a later step, or confirmations, are ranked among themselves.
+So it says how an answer stands among those it was compared with, and nothing across prompts: no
+floor. The tournament is
+bounded: answers stand in a circle in the order of the hash of their texts, and each meets its
+`opponents` nearest neighbours (half on each side; everybody meets everybody where there are no
+more). That is n * opponents / 2 pairs, two calls each. What each order said goes along
+(`Score.orders`): how often a judge names the same place twice is in feedback.json. The circle is
+drawn anew for each call of `scores`: presamples of a later step, or confirmations, are ranked among
+themselves.
 """
 
 from __future__ import annotations
@@ -46,21 +50,30 @@ class Pairwise:
         self._sampling = verdict_sampling(build.role(self._role), 0, highest=2)
         self._seed = build.seed
 
-    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+    async def scores(
+        self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
+    ) -> list[Score]:
         games = circle([digest(a) for a in answers], self._opponents)
-        results = await all_of(self._game(ask, prompt_id, messages, answers[i], answers[j], purpose) for i, j in games)
+        results = await all_of(
+            self._game(ask, prompt_id, messages, answers[i], answers[j], purpose) for i, j in games
+        )
         points: list[list[float]] = [[] for _ in answers]
         played = [0] * len(answers)
         reasons = [""] * len(answers)
         orders: list[list[tuple[int | None, int | None]]] = [[] for _ in answers]
         for (i, j), (said, reason) in zip(games, results, strict=True):
-            won = None if None in said else 1.0 if said == (1, 2) else 0.0 if said == (2, 1) else 0.5
+            won = (
+                None if None in said else 1.0 if said == (1, 2) else 0.0 if said == (2, 1) else 0.5
+            )
             orders[i].append(said)
             for side, share in ((i, won), (j, None if won is None else 1 - won)):
                 played[side] += 1
                 reasons[side] = reason or reasons[side]
                 points[side] += [share] if share is not None else []
-        return [replace(self._scored(points[i], played[i], reasons[i]), orders=tuple(orders[i])) for i in range(len(answers))]
+        return [
+            replace(self._scored(points[i], played[i], reasons[i]), orders=tuple(orders[i]))
+            for i in range(len(answers))
+        ]
 
     def _scored(self, points: Sequence[float], played: int, reason: str) -> Score:
         if not played:
@@ -70,25 +83,43 @@ class Pairwise:
         value = sum(points) / len(points)
         return Score(self.dimension, self.name, value, value)
 
-    async def _game(self, ask: Ask, prompt_id: str, messages: Messages, a: str, b: str,
-                    purpose: str) -> tuple[tuple[int | None, int | None], str]:
-        """The better place when `a` stands first, and when it stands second; with the reason where one could not be read."""
+    async def _game(
+        self, ask: Ask, prompt_id: str, messages: Messages, a: str, b: str, purpose: str
+    ) -> tuple[tuple[int | None, int | None], str]:
+        """The better place when `a` stands first, and when it stands second; with the reason where
+        one could not be read."""
         (one, why), (two, why_two) = await all_of(
-            self._order(ask, prompt_id, messages, first, second, purpose) for first, second in ((a, b), (b, a)))
+            self._order(ask, prompt_id, messages, first, second, purpose)
+            for first, second in ((a, b), (b, a))
+        )
         return (one, two), why or why_two
 
-    async def _order(self, ask: Ask, prompt_id: str, messages: Messages, first: str, second: str,
-                     purpose: str) -> tuple[int | None, str]:
-        asked = self._template.render({
-            **as_variables(messages), "first": inert(first), "second": inert(second), "dimension": self.dimension,
-            "nonce": nonce(self._seed, self.dimension, messages[-1]["content"], first, second)})
-        level, reason, _ = await ask_verdict(ask, Request(self._role, asked, self._sampling, purpose, prompt_id), 0, 2)
+    async def _order(
+        self, ask: Ask, prompt_id: str, messages: Messages, first: str, second: str, purpose: str
+    ) -> tuple[int | None, str]:
+        asked = self._template.render(
+            {
+                **as_variables(messages),
+                "first": inert(first),
+                "second": inert(second),
+                "dimension": self.dimension,
+                "nonce": nonce(self._seed, self.dimension, messages[-1]["content"], first, second),
+            }
+        )
+        level, reason, _ = await ask_verdict(
+            ask, Request(self._role, asked, self._sampling, purpose, prompt_id), 0, 2
+        )
         return level, reason
 
 
 def circle(names: Sequence[str], opponents: int) -> list[tuple[int, int]]:
-    """Pairs of positions that meet: each with its neighbours up to `opponents` / 2 places on, in the order of the names."""
+    """Pairs of positions that meet: each with its neighbours up to `opponents` / 2 places on, in
+    the order of the names."""
     order = sorted(range(len(names)), key=lambda i: (names[i], i))
     n = len(order)
-    found = {tuple(sorted((order[k], order[(k + step) % n]))) for k in range(n) for step in range(1, opponents // 2 + 1)}
+    found = {
+        tuple(sorted((order[k], order[(k + step) % n])))
+        for k in range(n)
+        for step in range(1, opponents // 2 + 1)
+    }
     return sorted((i, j) for i, j in found if i != j)

@@ -2,8 +2,9 @@
 
     rewards: {helpful: [{kind: precomputed, column: helpfulness, range: [1, 5]}]}
 
-value = (x - low) / (high - low); raw is x, or -x where `invert` says that higher is worse. Only answers of the source have
-ratings, so this goes with `--engine recorded`. A rating is what it is: asking for it again gives the same.
+value = (x - low) / (high - low); raw is x, or -x where `invert` says that higher is worse. Only
+answers of the source have ratings, so this goes with `--engine recorded`. A rating is what it is:
+asking for it again gives the same.
 """
 
 from __future__ import annotations
@@ -39,20 +40,29 @@ class Precomputed:
 
     def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
         if not settings.column or not settings.range or settings.range[0] >= settings.range[1]:
-            raise SettingsError(f"reward of {dimension}: precomputed needs `column` and a rising `range`, as in "
-                                "column: helpfulness, range: [1, 5]")
+            raise SettingsError(
+                f"reward of {dimension}: precomputed needs `column` and a rising `range`, as in "
+                "column: helpfulness, range: [1, 5]"
+            )
         if build.policy.engine != "recorded":
-            raise SettingsError(f"reward of {dimension}: a precomputed rating belongs to the source's own answers: "
-                                "give --engine recorded")
+            raise SettingsError(
+                f"reward of {dimension}: a precomputed rating belongs to the source's own answers: "
+                "give --engine recorded"
+            )
         self.dimension = dimension
         self._column = settings.column
         self._low, self._high = settings.range
         self._invert = settings.invert
         self.name = f"precomputed:{settings.column}"
-        self.step = 1 / (self._high - self._low) if self._high - self._low >= 1 else 0.0  # ratings are whole numbers, if wide
-        self.fingerprint = digest("precomputed", settings.column, str(settings.range), str(settings.invert))
+        # ratings are whole numbers, if wide
+        self.step = 1 / (self._high - self._low) if self._high - self._low >= 1 else 0.0
+        self.fingerprint = digest(
+            "precomputed", settings.column, str(settings.range), str(settings.invert)
+        )
 
-    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+    async def scores(
+        self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
+    ) -> list[Score]:
         ratings = ask.ratings if isinstance(ask, Rated) else {}
         return [self._score(ratings.get(a, {}).get(self._column)) for a in answers]
 

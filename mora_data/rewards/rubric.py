@@ -1,9 +1,10 @@
 """A rubric list: weighted criteria, each judged in a call of its own, met or not or on five levels.
 
-    value = sum w v / sum w, with v in {0, 1} (yes_no) or (s - 1) / 4 (levels); raw is the same number.
+    value = sum w v / sum w, with v in {0, 1} (yes_no) or (s - 1) / 4 (levels); raw is the same
+    number.
 
-A criterion that cannot be read leaves the answer without a score: a mean over the others would be another rubric's. The
-judge's replies are read as in `judge`; yes is {"score": 1}, no {"score": 0}.
+A criterion that cannot be read leaves the answer without a score: a mean over the others would be
+another rubric's. The judge's replies are read as in `judge`; yes is {"score": 1}, no {"score": 0}.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from ..types import Messages, Request, Score
 from .asking import Ask
 from .judge import LEVELS, as_variables, ask_verdict, is_fresh, verdict_sampling
 
-VARIABLES = frozenset(("question", "history", "answer", "nonce", "reverse", "dimension", "criterion", "scale"))
+VARIABLES = frozenset(
+    ("question", "history", "answer", "nonce", "reverse", "dimension", "criterion", "scale")
+)
 
 
 class Rubric:
@@ -32,37 +35,76 @@ class Rubric:
 
     def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
         if not settings.criteria:
-            raise SettingsError(f"rubric of {dimension}: give `criteria`, a list of {{text: ..., weight: ...}}")
+            raise SettingsError(
+                f"rubric of {dimension}: give `criteria`, a list of {{text: ..., weight: ...}}"
+            )
         self.dimension = dimension
         self._criteria = settings.criteria
         self._template = load_template("judge", settings.template or "rubric", VARIABLES)
         self.name = f"rubric:{len(settings.criteria)}{settings.signature}"
         weights = [c.weight / (1 if c.scale == "yes_no" else LEVELS - 1) for c in settings.criteria]
         self.step = min(weights) / math.fsum(c.weight for c in settings.criteria)
-        self.fingerprint = digest(self._template.sha256, *(f"{c.text} {c.weight} {c.scale}" for c in settings.criteria))
+        self.fingerprint = digest(
+            self._template.sha256, *(f"{c.text} {c.weight} {c.scale}" for c in settings.criteria)
+        )
         self._role = build.reward_role(dimension, settings)
         self._settings = build.role(self._role)
         self._seed = build.seed
 
-    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+    async def scores(
+        self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
+    ) -> list[Score]:
         return await all_of(self._score(ask, prompt_id, messages, a, purpose) for a in answers)
 
-    async def _score(self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str) -> Score:
-        found = await all_of(self._one(ask, prompt_id, messages, answer, purpose, c) for c in self._criteria)
+    async def _score(
+        self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str
+    ) -> Score:
+        found = await all_of(
+            self._one(ask, prompt_id, messages, answer, purpose, c) for c in self._criteria
+        )
         for k, (value, reason) in enumerate(found, 1):
             if value is None:
                 return Score(self.dimension, self.name, None, None, f"criterion {k}: {reason}")
         total = math.fsum(c.weight for c in self._criteria)
-        value = math.fsum(c.weight * v for c, (v, _) in zip(self._criteria, found, strict=True) if v is not None) / total
+        value = (
+            math.fsum(
+                c.weight * v
+                for c, (v, _) in zip(self._criteria, found, strict=True)
+                if v is not None
+            )
+            / total
+        )
         return Score(self.dimension, self.name, value, value)
 
-    async def _one(self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str,
-                   criterion: CriterionSettings) -> tuple[float | None, str]:
+    async def _one(
+        self,
+        ask: Ask,
+        prompt_id: str,
+        messages: Messages,
+        answer: str,
+        purpose: str,
+        criterion: CriterionSettings,
+    ) -> tuple[float | None, str]:
         lowest, highest = (0, 1) if criterion.scale == "yes_no" else (1, LEVELS)
-        asked = self._template.render({
-            **as_variables(messages), "answer": inert(answer), "dimension": self.dimension, "criterion": criterion.text,
-            "scale": criterion.scale, "reverse": is_fresh(purpose),
-            "nonce": nonce(self._seed, self.dimension, criterion.text, messages[-1]["content"], answer)})
-        request = Request(self._role, asked, verdict_sampling(self._settings, lowest, highest=highest), purpose, prompt_id)
+        asked = self._template.render(
+            {
+                **as_variables(messages),
+                "answer": inert(answer),
+                "dimension": self.dimension,
+                "criterion": criterion.text,
+                "scale": criterion.scale,
+                "reverse": is_fresh(purpose),
+                "nonce": nonce(
+                    self._seed, self.dimension, criterion.text, messages[-1]["content"], answer
+                ),
+            }
+        )
+        request = Request(
+            self._role,
+            asked,
+            verdict_sampling(self._settings, lowest, highest=highest),
+            purpose,
+            prompt_id,
+        )
         level, reason, _ = await ask_verdict(ask, request, lowest, highest)
         return (None, reason) if level is None else ((level - lowest) / (highest - lowest), "")

@@ -1,6 +1,6 @@
 """Rules that need no model: what is wrong with a rollout as text.
 
-    flags("I'm sorry, but I can't help with that.", "stop") == ("refusal",)
+flags("I'm sorry, but I can't help with that.", "stop") == ("refusal",)
 """
 
 from __future__ import annotations
@@ -17,35 +17,108 @@ MAX_DUPLICATE_RATIO = 0.4  # share of 4-grams seen before, above which a text re
 _MIN_WORDS = 12  # shorter texts have too few 4-grams to tell
 
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'"})
-_NOT_ABLE = "|".join((
-    "can't", "cannot", "can not", "won't", "will not", "won't be able to", "will not be able to",
-    "(?:am|'m|are|'re) (?:not (?:able|willing|going|programmed|allowed|permitted|designed)|unable) to",
-    "(?:am not|'m not|don't feel|do not feel) comfortable",
-    "(?:have|must|need) to decline", "must decline", "(?:respectfully )?decline to", "refuse to"))
-_TO_DO = "|".join((
-    "help", "assist", "support", "provide", "give (?:you|any|out|that|advice|instructions|information)", "offer",
-    "share", "answer", "respond", "reply", "comply", "fulfil?l", "look up", "do (?:that|this|it)", "discuss", "engage",
-    "generate", "create", "write", "produce", "advise", "tell you (?:how|what|about|where)", "encourage", "condone",
-    "participate", "talk about", "describe", "satisfy", "promote", "mimic", "use (?:foul|obscene|offensive|profane)",
-    "make (?:such|harmful|derogatory|offensive|jokes|light of)", "tell (?:jokes|a joke)", "go into", "in good conscience",
-    "explain how", "be (?:a )?part of", "providing", "helping", "answering", "discussing", "sharing", "writing", "explaining",
-    "suggesting", "describing", "mocking", "promoting", "recommend (?:any|how|methods|ways|doing|using)"))
+_NOT_ABLE = "|".join(
+    (
+        "can't",
+        "cannot",
+        "can not",
+        "won't",
+        "will not",
+        "won't be able to",
+        "will not be able to",
+        (
+            "(?:am|'m|are|'re) (?:not"
+            " (?:able|willing|going|programmed|allowed|permitted|designed)|unable) to"
+        ),
+        "(?:am not|'m not|don't feel|do not feel) comfortable",
+        "(?:have|must|need) to decline",
+        "must decline",
+        "(?:respectfully )?decline to",
+        "refuse to",
+    )
+)
+_TO_DO = "|".join(
+    (
+        "help",
+        "assist",
+        "support",
+        "provide",
+        "give (?:you|any|out|that|advice|instructions|information)",
+        "offer",
+        "share",
+        "answer",
+        "respond",
+        "reply",
+        "comply",
+        "fulfil?l",
+        "look up",
+        "do (?:that|this|it)",
+        "discuss",
+        "engage",
+        "generate",
+        "create",
+        "write",
+        "produce",
+        "advise",
+        "tell you (?:how|what|about|where)",
+        "encourage",
+        "condone",
+        "participate",
+        "talk about",
+        "describe",
+        "satisfy",
+        "promote",
+        "mimic",
+        "use (?:foul|obscene|offensive|profane)",
+        "make (?:such|harmful|derogatory|offensive|jokes|light of)",
+        "tell (?:jokes|a joke)",
+        "go into",
+        "in good conscience",
+        "explain how",
+        "be (?:a )?part of",
+        "providing",
+        "helping",
+        "answering",
+        "discussing",
+        "sharing",
+        "writing",
+        "explaining",
+        "suggesting",
+        "describing",
+        "mocking",
+        "promoting",
+        "recommend (?:any|how|methods|ways|doing|using)",
+    )
+)
 _OPENING = (
     r"\W*(?:(?:oh|hi|hello|hey|well|no|okay|ok|thanks?(?: you)? for (?:asking|your question)"
-    r"|as an? (?:responsible |large )?(?:ai|ai language model|ai assistant|language model|assistant))\b\W*)*"
-    r"(?:(?:i(?: am|'m)(?: really| very| so| truly)? sorry|(?:my |i )?(?:sincere(?:ly)? )?apolog(?:ies|y|i[sz]e)|sorry"
+    r"|as an? (?:responsible |large )?(?:ai|ai language model|ai assistant|language"
+    r" model|assistant))\b\W*)*"
+    r"(?:(?:i(?: am|'m)(?: really| very| so| truly)? sorry|(?:my |i )?(?:sincere(?:ly)?"
+    r" )?apolog(?:ies|y|i[sz]e)|sorry"
     r"|unfortunately|i(?: am|'m) afraid|regrettably|i understand[^.!?\n]{0,80}?)"
     r"(?: (?:for|about) [^.!?\n,]{0,40})?\W*(?:but|that|however|and)?\W*)?"
-    r"(?:as an ai[^.,]{0,30},? )?")
-_DECLINES = "|".join((
-    r"(?:[^.!?\n]{0,70}?,? (?:so|and|therefore|thus) )?(?:i|we) ?(?:really |simply |just )?"
-    rf"(?:{_NOT_ABLE}) (?:\w+ ){{0,3}}?(?:{_TO_DO})\b",
-    r"(?:i|we) (?:won't|can't|will not|cannot)(?:[.!]|$)",
-    r"(?:that|this|it)(?:'s| is) (?:not something|nothing) (?:that )?i(?: can|'m (?:able|willing) to|'m comfortable)\b",
-    r"(?:that|this|your) (?:request|question) (?:is (?:not (?:something|appropriate)|against)|goes against|violates)\b",
-    r"it(?:'s| is| would be) (?:not (?:appropriate|ethical|possible|responsible)|inappropriate|unethical|illegal)"
-    r" for me to\b",
-    r"absolutely not[.!]"))
+    r"(?:as an ai[^.,]{0,30},? )?"
+)
+_DECLINES = "|".join(
+    (
+        r"(?:[^.!?\n]{0,70}?,? (?:so|and|therefore|thus) )?(?:i|we) ?(?:really |simply |just )?"
+        rf"(?:{_NOT_ABLE}) (?:\w+ ){{0,3}}?(?:{_TO_DO})\b",
+        r"(?:i|we) (?:won't|can't|will not|cannot)(?:[.!]|$)",
+        (
+            r"(?:that|this|it)(?:'s| is) (?:not something|nothing) (?:that )?i(?: can|'m"
+            r" (?:able|willing) to|'m comfortable)\b"
+        ),
+        (
+            r"(?:that|this|your) (?:request|question) (?:is (?:not"
+            r" (?:something|appropriate)|against)|goes against|violates)\b"
+        ),
+        r"it(?:'s| is| would be) (?:not"
+        r" (?:appropriate|ethical|possible|responsible)|inappropriate|unethical|illegal)"
+        r" for me to\b",
+        r"absolutely not[.!]",
+    )
+)
 _REFUSAL = re.compile(f"{_OPENING}(?:{_DECLINES})")
 
 
@@ -70,7 +143,8 @@ def is_repetitive(text: str) -> bool:
     """Do more than `MAX_DUPLICATE_RATIO` of the 4-grams of words repeat an earlier one?"""
     tokens = text.lower().split()
     enough = (1 - MAX_DUPLICATE_RATIO) * len(tokens)
-    if len(set(tokens)) - 3 >= enough:  # there are at least as many different 4-grams as words that can begin one
+    # there are at least as many different 4-grams as words that can begin one
+    if len(set(tokens)) - 3 >= enough:
         return False
     if len(set(pairwise(tokens))) - 2 >= enough:  # or pairs of words
         return False
@@ -78,7 +152,8 @@ def is_repetitive(text: str) -> bool:
 
 
 def duplicate_ratio(text: str) -> float:
-    """Share of 4-grams (white-space words, lower case) that occurred before; 0 for texts under 12 words."""
+    """Share of 4-grams (white-space words, lower case) that occurred before; 0 for texts under 12
+    words."""
     tokens = text.lower().split()
     if len(tokens) < _MIN_WORDS:
         return 0.0
@@ -95,10 +170,11 @@ def is_refusal(text: str) -> bool:
 
 
 class Rules:
-    """A reward without a model: 1 for a text that no rule objects to, 0 for a degenerate one or a refusal.
+    """A reward without a model: 1 for a text that no rule objects to, 0 for a degenerate one or a
+    refusal.
 
-    The Score's reason names the flags. As a dimension of its own (`rewards: {intact: [{kind: rules}]}`) it keeps refusals
-    from being chosen.
+    The Score's reason names the flags. As a dimension of its own (`rewards: {intact: [{kind:
+    rules}]}`) it keeps refusals from being chosen.
     """
 
     name = "rules"
@@ -110,6 +186,10 @@ class Rules:
     def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
         self.dimension = dimension
 
-    async def scores(self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+    async def scores(
+        self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
+    ) -> list[Score]:
         found = [flags(answer, "stop") for answer in answers]
-        return [Score(self.dimension, self.name, 0.0 if f else 1.0, None, " ".join(f)) for f in found]
+        return [
+            Score(self.dimension, self.name, 0.0 if f else 1.0, None, " ".join(f)) for f in found
+        ]

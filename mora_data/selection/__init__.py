@@ -1,7 +1,8 @@
 """Selectors: a prompt's reward matrix to its best pairs.
 
-A selector is a pure function `(Batch) -> scores_P_N_N`: entry [p, i, j] is how good the pair (chosen i, rejected j) of prompt
-p is, -inf where it is not allowed. A new one is a function here (or anywhere, named `module:function`) and a line below.
+A selector is a pure function `(Batch) -> scores_P_N_N`: entry [p, i, j] is how good the pair
+(chosen i, rejected j) of prompt p is, -inf where it is not allowed. A new one is a function here
+(or anywhere, named `module:function`) and a line below.
 """
 
 from __future__ import annotations
@@ -36,10 +37,24 @@ SELECTORS = {
     "random": "mora_data.selection.selectors:random",
 }
 
-__all__ = ["SELECTORS", "Batch", "Picks", "Selector", "balance", "dominance_hv", "lexi", "load", "top_pairs", "weighted_sum"]
+__all__ = [
+    "SELECTORS",
+    "Batch",
+    "Picks",
+    "Selector",
+    "balance",
+    "dominance_hv",
+    "lexi",
+    "load",
+    "top_pairs",
+    "weighted_sum",
+]
 
-_HOMES = {"balance": "length", **dict.fromkeys(("Batch", "Picks", "top_pairs"), "batch"),
-          **dict.fromkeys(("dominance_hv", "lexi", "weighted_sum"), "selectors")}
+_HOMES = {
+    "balance": "length",
+    **dict.fromkeys(("Batch", "Picks", "top_pairs"), "batch"),
+    **dict.fromkeys(("dominance_hv", "lexi", "weighted_sum"), "selectors"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -59,7 +74,9 @@ def load(name: str) -> Selector:
         return lambda batch: _built_in(name)(batch)
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise SettingsError(f"unknown selector {name!r}: {nearest(name, SELECTORS)}, or give module:function")
+        raise SettingsError(
+            f"unknown selector {name!r}: {nearest(name, SELECTORS)}, or give module:function"
+        )
     try:
         found: Selector = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as e:

@@ -1,7 +1,7 @@
 """Prompts side by side, as arrays, and the best pairs of each under a selector's scores.
 
-Ties are settled by rules that know nothing of the order of the rollouts: larger smallest margin, then smaller difference
-of log length, then a hash of the two texts.
+Ties are settled by rules that know nothing of the order of the rollouts: larger smallest margin,
+then smaller difference of log length, then a hash of the two texts.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK_PAIRS = 1 << 17
-_PER_PROMPT = ("rewards_P_N_D", "usable_P_N", "passing_P_N", "binding_P_D", "length_P_N", "text_hash_P_N", "reference_P_D")
+_PER_PROMPT = (
+    "rewards_P_N_D",
+    "usable_P_N",
+    "passing_P_N",
+    "binding_P_D",
+    "length_P_N",
+    "text_hash_P_N",
+    "reference_P_D",
+)
 
-TieHash = Callable[[int, int, int], int]  # (prompt, chosen, rejected) -> any integer that depends on the texts alone
+# (prompt, chosen, rejected) -> any integer that depends on the texts alone
+TieHash = Callable[[int, int, int], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +45,10 @@ class Batch:
         target: index of the dimension that `lexi` maximises.
         guarded: indices of the dimensions that `lexi` must not worsen; None: all but the target.
         max_length_ratio: longest over shortest answer of a pair.
-        text_hash_P_N: hash of each rollout's text: what `random` draws by; equal ones never make a pair.
-        reference_P_D: rewards that `lsc` measures from; None: the median of the prompt's scored rollouts.
+        text_hash_P_N: hash of each rollout's text: what `random` draws by; equal ones never make a
+            pair.
+        reference_P_D: rewards that `lsc` measures from; None: the median of the prompt's scored
+            rollouts.
         doubt_P_N_D: kappa times the disagreement about each reward; None: no doubt.
     """
 
@@ -75,17 +86,22 @@ class Batch:
         r = self.rewards_P_N_D[..., d]
         return np.asarray(r[:, :, None] - r[:, None, :])
 
-    def least_margin(self, p: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]) -> NDArray[np.float64]:
+    def least_margin(
+        self, p: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]
+    ) -> NDArray[np.float64]:
         """Smallest margin over the dimensions of each pair (i, j) of prompt p."""
         return np.asarray((self.rewards_P_N_D[p, i] - self.rewards_P_N_D[p, j]).min(-1))
 
-    def length_gap(self, p: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]) -> NDArray[np.float64]:
+    def length_gap(
+        self, p: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]
+    ) -> NDArray[np.float64]:
         """|log(length of i / length of j)| of each pair."""
         log = np.log(np.maximum(self.length_P_N, 1.0))
         return np.asarray(np.abs(log[p, i] - log[p, j]))
 
     def blocks(self) -> Iterator[Batch]:
-        """The prompts in order, as batches so small that arrays over all pairs stay in the processor's cache."""
+        """The prompts in order, as batches so small that arrays over all pairs stay in the
+        processor's cache."""
         p, n, _ = self.rewards_P_N_D.shape
         size = max(1, BLOCK_PAIRS // max(n * n, 1))
         if p <= size:
@@ -97,7 +113,8 @@ class Batch:
             yield replace(self, **rows, _margins=[])
 
     def allowed_P_N_N(self) -> NDArray[np.bool_]:
-        """Pairs that any selector may take: both usable and scored, chosen passes the floors, lengths comparable."""
+        """Pairs that any selector may take: both usable and scored, chosen passes the floors,
+        lengths comparable."""
         scored = ~np.any(np.isnan(self.rewards_P_N_D), axis=-1)
         usable = self.usable_P_N & scored
         chosen = usable & self.passing_P_N
@@ -112,8 +129,8 @@ class Batch:
         return np.asarray(allowed)
 
     def _undoubted_P_N_N(self, doubt_P_N_D: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Pairs whose pessimistic chosen still beats the optimistic rejected: in every binding dimension, or in one at least
-        where none is binding (METHOD (a) 4)."""
+        """Pairs whose pessimistic chosen still beats the optimistic rejected: in every binding
+        dimension, or in one at least where none is binding (METHOD (a) 4)."""
         with np.errstate(invalid="ignore"):
             wins = self.margins_P_N_N_D > doubt_P_N_D[:, :, None, :] + doubt_P_N_D[:, None, :, :]
         binding = self.binding_P_D[:, None, None, :]
@@ -129,7 +146,9 @@ class Picks(NamedTuple):
     score_P_K: NDArray[np.float64]
 
 
-def top_pairs(batch: Batch, scores_P_N_N: NDArray[np.float64], k: int, tie_hash: TieHash | None = None) -> Picks:
+def top_pairs(
+    batch: Batch, scores_P_N_N: NDArray[np.float64], k: int, tie_hash: TieHash | None = None
+) -> Picks:
     """The `k` best pairs of each prompt."""
     p, n, _ = scores_P_N_N.shape
     chosen, rejected = np.full((p, k), -1), np.full((p, k), -1)
@@ -153,7 +172,9 @@ def top_pairs(batch: Batch, scores_P_N_N: NDArray[np.float64], k: int, tie_hash:
     return Picks(chosen, rejected, score)
 
 
-def _best(flat: NDArray[np.float64], batch: Batch, first: int, tie_hash: TieHash | None) -> NDArray[np.intp]:
+def _best(
+    flat: NDArray[np.float64], batch: Batch, first: int, tie_hash: TieHash | None
+) -> NDArray[np.intp]:
     """Position of each prompt's best pair; `first` is the number of the batch's first prompt."""
     best: NDArray[np.intp] = flat.argmax(1)
     top = np.take_along_axis(flat, best[:, None], 1)
@@ -173,5 +194,8 @@ def _best(flat: NDArray[np.float64], batch: Batch, first: int, tie_hash: TieHash
     if tie_hash is not None:
         for u in np.flatnonzero(np.diff(starts) > 1).tolist():
             p = int(unsettled[u])
-            best[p] = min(at[starts[u]:starts[u + 1]].tolist(), key=lambda f: tie_hash(first + p, f // n, f % n))
+            best[p] = min(
+                at[starts[u] : starts[u + 1]].tolist(),
+                key=lambda f: tie_hash(first + p, f // n, f % n),
+            )
     return best

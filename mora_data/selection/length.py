@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 def balance(score_P_K: NDArray[np.float64], log_gap_P_K: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Which of each prompt's K candidates to take, so that the mean log length gap comes as near to 0 as they allow.
+    """Which of each prompt's K candidates to take, so that the mean log length gap comes as near to
+    0 as they allow.
 
-    Maximises score - mu * gap with one mu for all, found by bisection (METHOD (e), length control 3). Absent candidates have
-    score -inf; a prompt without any gets -1.
+    Maximises score - mu * gap with one mu for all, found by bisection (METHOD (e), length control
+    3). Absent candidates have score -inf; a prompt without any gets -1.
     """
     there = np.isfinite(score_P_K)
     have = there.any(1)
@@ -25,7 +26,11 @@ def balance(score_P_K: NDArray[np.float64], log_gap_P_K: NDArray[np.float64]) ->
         return np.asarray(np.where(there, score_P_K - mu * gap, -np.inf).argmax(1))
 
     def mean_gap(mu: float) -> float:
-        return float(np.take_along_axis(gap, choice(mu)[:, None], 1)[have, 0].mean()) if have.any() else 0.0
+        return (
+            float(np.take_along_axis(gap, choice(mu)[:, None], 1)[have, 0].mean())
+            if have.any()
+            else 0.0
+        )
 
     low, high = -1e3 * max(scale, 1e-6), 1e3 * max(scale, 1e-6)
     if mean_gap(0.0) > 0:

@@ -1,4 +1,5 @@
-"""The selectors. Each takes a Batch and gives a score to every ordered pair of each prompt, -inf where it is not allowed."""
+"""The selectors. Each takes a Batch and gives a score to every ordered pair of each prompt, -inf
+where it is not allowed."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ LEAST_GAP = 0.1
 def dominance_hv(batch: Batch) -> NDArray[np.float64]:
     """Volume of the box between the two points over the binding dimensions; no dimension may lose.
 
-    prod_d m_d over binding d with m_d >= delta_d (and > 0), m_d >= 0 elsewhere (METHOD (e), with the binding form of the
-    product). With no binding dimension: the total margin, if one margin is above its noise.
+    prod_d m_d over binding d with m_d >= delta_d (and > 0), m_d >= 0 elsewhere (METHOD (e), with
+    the binding form of the product). With no binding dimension: the total margin, if one margin is
+    above its noise.
     """
     scores = [_dominance_hv(block) for block in batch.blocks()]
     return scores[0] if len(scores) == 1 else np.concatenate(scores)
@@ -32,9 +34,11 @@ def weighted_sum(batch: Batch) -> NDArray[np.float64]:
 
 
 def maxmin(batch: Batch) -> NDArray[np.float64]:
-    """min_d w_d m_d over the binding dimensions (all, when none is), above noise there; no other dimension may lose.
+    """min_d w_d m_d over the binding dimensions (all, when none is), above noise there; no other
+    dimension may lose.
 
-    METHOD (e), with the binding form: over all dimensions a saturated one would leave no pair at all.
+    METHOD (e), with the binding form: over all dimensions a saturated one would leave no pair at
+    all.
     """
     m = batch.margins_P_N_N_D
     plain = ~np.any(batch.binding_P_D, axis=-1, keepdims=True)
@@ -46,10 +50,12 @@ def maxmin(batch: Batch) -> NDArray[np.float64]:
 
 
 def lsc(batch: Batch) -> NDArray[np.float64]:
-    """U_i - U_j with U = sum_d w_d log sigma((r_d - ref_d) / T): high only where every dimension is good; T = 0.1.
+    """U_i - U_j with U = sum_d w_d log sigma((r_d - ref_d) / T): high only where every dimension is
+    good; T = 0.1.
 
-    Log-sigmoid combination of Wang et al. 2024 (arXiv 2402.00742), METHOD (e). Its reference is `batch.reference_P_D`, else
-    the prompt's median rollout, so without a given one a better rollout also moves the reference of the others.
+    Log-sigmoid combination of Wang et al. 2024 (arXiv 2402.00742), METHOD (e). Its reference is
+    `batch.reference_P_D`, else the prompt's median rollout, so without a given one a better rollout
+    also moves the reference of the others.
     """
     reference = _median_rollout(batch) if batch.reference_P_D is None else batch.reference_P_D
     with np.errstate(invalid="ignore"):
@@ -58,15 +64,20 @@ def lsc(batch: Batch) -> NDArray[np.float64]:
 
 
 def nash(batch: Batch) -> NDArray[np.float64]:
-    """U_i - U_j with U = sum_d w_d log max(r_d, 0.01): the log Nash product of the two answers' rewards above 0.
+    """U_i - U_j with U = sum_d w_d log max(r_d, 0.01): the log Nash product of the two answers'
+    rewards above 0.
 
-    Nash's bargaining solution (1950) with the worst reward as the point of disagreement. Not in METHOD's table.
+    Nash's bargaining solution (1950) with the worst reward as the point of disagreement. Not in
+    METHOD's table.
     """
-    return _of_utility(batch, np.log(np.maximum(batch.rewards_P_N_D, LEAST_REWARD)) @ _weights(batch))
+    return _of_utility(
+        batch, np.log(np.maximum(batch.rewards_P_N_D, LEAST_REWARD)) @ _weights(batch)
+    )
 
 
 def lexi(batch: Batch) -> NDArray[np.float64]:
-    """Margin of one target dimension, the guarded ones not made worse by more than noise (sequential stages)."""
+    """Margin of one target dimension, the guarded ones not made worse by more than noise
+    (sequential stages)."""
     m = batch.margins_P_N_N_D
     target = m[..., batch.target]
     others = tuple(d for d in range(m.shape[-1]) if d != batch.target)
@@ -78,10 +89,11 @@ def lexi(batch: Batch) -> NDArray[np.float64]:
 
 
 def rs_gap(batch: Batch) -> NDArray[np.float64]:
-    """U_i - U_j with U = sum_d w_d r_d, where it exceeds 0.1: RS-DPO's pairs, which may lose a dimension (baseline).
+    """U_i - U_j with U = sum_d w_d r_d, where it exceeds 0.1: RS-DPO's pairs, which may lose a
+    dimension (baseline).
 
-    Khaki et al. 2024 (arXiv 2402.10038): every pair with a gap above eta. Largest gap first; ask for more pairs per prompt to
-    have more of them.
+    Khaki et al. 2024 (arXiv 2402.10038): every pair with a gap above eta. Largest gap first; ask
+    for more pairs per prompt to have more of them.
     """
     gap = batch.margins_P_N_N_D @ _weights(batch)
     with np.errstate(invalid="ignore"):
@@ -89,10 +101,12 @@ def rs_gap(batch: Batch) -> NDArray[np.float64]:
 
 
 def best_vs_mu2s(batch: Batch) -> NDArray[np.float64]:
-    """U_i - |U_j - (mean - 2 sd)|: the best answer against the one nearest two standard deviations under the mean.
+    """U_i - |U_j - (mean - 2 sd)|: the best answer against the one nearest two standard deviations
+    under the mean.
 
-    METHOD (e) and arXiv 2502.16825; mean and sd of U over the prompt's usable, scored rollouts. Same limits as
-    weighted_sum. Improving a rollout shifts mean and sd, so it may change which rejected answer is nearest.
+    METHOD (e) and arXiv 2502.16825; mean and sd of U over the prompt's usable, scored rollouts.
+    Same limits as weighted_sum. Improving a rollout shifts mean and sd, so it may change which
+    rejected answer is nearest.
     """
     utility = batch.rewards_P_N_D @ _weights(batch)
     known = np.where(batch.usable_P_N & ~np.isnan(utility), utility, np.nan)
@@ -100,11 +114,14 @@ def best_vs_mu2s(batch: Batch) -> NDArray[np.float64]:
     mean = np.nansum(known, axis=1, keepdims=True) / n
     point = mean - 2 * np.sqrt(np.nansum((known - mean) ** 2, axis=1, keepdims=True) / n)
     gap = _of_utility(batch, utility)
-    return np.where(np.isfinite(gap), utility[:, :, None] - np.abs(utility - point)[:, None, :], -np.inf)
+    return np.where(
+        np.isfinite(gap), utility[:, :, None] - np.abs(utility - point)[:, None, :], -np.inf
+    )
 
 
 def random(batch: Batch) -> NDArray[np.float64]:
-    """A random pair among those that weighted_sum would allow, drawn by the hash of the two texts alone (ablation).
+    """A random pair among those that weighted_sum would allow, drawn by the hash of the two texts
+    alone (ablation).
 
     Raises:
         ValueError: the batch has no text hashes.
@@ -117,7 +134,8 @@ def random(batch: Batch) -> NDArray[np.float64]:
 
 
 def _dominance_hv(batch: Batch) -> NDArray[np.float64]:
-    """One dimension at a time: planes of P x N x N are several times as fast as reductions over a last axis of D."""
+    """One dimension at a time: planes of P x N x N are several times as fast as reductions over a
+    last axis of D."""
     holds, some = batch.allowed_P_N_N(), np.zeros(1, bool)
     volume, total = np.ones(1), np.zeros(1)
     with np.errstate(invalid="ignore"):
@@ -136,7 +154,8 @@ def _of_utility(batch: Batch, utility_P_N: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def _constrained(batch: Batch, gap_P_N_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The gap where it is positive, no margin is below minus its noise and one reaches its noise."""
+    """The gap where it is positive, no margin is below minus its noise and one reaches its
+    noise."""
     m = batch.margins_P_N_N_D
     with np.errstate(invalid="ignore"):
         holds = batch.allowed_P_N_N() & np.all(m >= -batch.delta_D, axis=-1) & (gap_P_N_N > 1e-12)
@@ -145,11 +164,14 @@ def _constrained(batch: Batch, gap_P_N_N: NDArray[np.float64]) -> NDArray[np.flo
 
 
 def _weights(batch: Batch) -> NDArray[np.float64]:
-    return batch.weights_D if batch.weights_D is not None else np.ones(batch.rewards_P_N_D.shape[-1])
+    return (
+        batch.weights_D if batch.weights_D is not None else np.ones(batch.rewards_P_N_D.shape[-1])
+    )
 
 
 def _median_rollout(batch: Batch) -> NDArray[np.float64]:
-    """Per dimension, the (lower) median over the usable rollouts that have all their scores; P x D, 0 where there is none."""
+    """Per dimension, the (lower) median over the usable rollouts that have all their scores; P x D,
+    0 where there is none."""
     r = batch.rewards_P_N_D
     whole = batch.usable_P_N & ~np.any(np.isnan(r), axis=-1)
     ordered = np.sort(np.where(whole[..., None], r, np.inf), axis=1)

@@ -1,4 +1,5 @@
-"""Sources: rows of a preference dataset -> drafts of prompts. Mining (stages/mine.py) turns drafts into prompts.
+"""Sources: rows of a preference dataset -> drafts of prompts. Mining (stages/mine.py) turns drafts
+into prompts.
 
     kind                      rows
     pku-saferlhf              PKU-Alignment/PKU-SafeRLHF, 16 columns, and the 7 columns of 2023
@@ -8,12 +9,14 @@
     helpsteer                 nvidia/HelpSteer2, HelpSteer
     jsonl                     anyone's rows: a `prompt` string or a `messages` list
 
-One rule decides what happens to a defect. Mining uses the *prompt* of a row and never its replies (`--engine recorded`
-aside), so a row is left out (`DropRow`) only where the prompt can't be trusted: unreadable text, turns out of order, sides
-that disagree on the context, a benchmark's question. Where only a reply or a label is bad, the prompt is kept and the defect
-is a counted note. Labels become strata and priors, for sampling; they are never verdicts.
+One rule decides what happens to a defect. Mining uses the *prompt* of a row and never its replies
+(`--engine recorded` aside), so a row is left out (`DropRow`) only where the prompt can't be
+trusted: unreadable text, turns out of order, sides that disagree on the context, a benchmark's
+question. Where only a reply or a label is bad, the prompt is kept and the defect is a counted note.
+Labels become strata and priors, for sampling; they are never verdicts.
 
-A new source is one file, one line in SOURCES and one test; or a dotted path `module:Class` as `source.kind`.
+A new source is one file, one line in SOURCES and one test; or a dotted path `module:Class` as
+`source.kind`.
 """
 
 from __future__ import annotations
@@ -40,12 +43,14 @@ SOURCES = {
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What one source row says: a conversation that ends with a user turn, and the source's own labels."""
+    """What one source row says: a conversation that ends with a user turn, and the source's own
+    labels."""
 
     messages: Messages
     stratum: str = "all"
     category: str | None = None
-    priors: Mapping[str, float] = field(default_factory=dict)  # dimension -> mean label in [0, 1], higher is better
+    # dimension -> mean label in [0, 1], higher is better
+    priors: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # defects that leave the prompt intact
 
 
@@ -58,7 +63,8 @@ class Source(Protocol):
     def __init__(self, settings: SourceSettings) -> None: ...
 
     def files(self) -> list[str]:
-        """fnmatch patterns of the files of (config, split) inside the dataset repository; empty: every data file."""
+        """fnmatch patterns of the files of (config, split) inside the dataset repository; empty:
+        every data file."""
         ...
 
     def parse(self, row: Row, file: str) -> Draft:
@@ -74,13 +80,15 @@ class RatedSource(Source, Protocol):
     """A source whose rows also carry rated answers, for `--engine recorded`."""
 
     absolute: bool
-    """Whether ratings of different rows compare. Then a row with the prompt of the row before adds its answers to it; else
-    every row stands alone, prompts that repeat included."""
+    """Whether ratings of different rows compare. Then a row with the prompt of the row before adds
+    its answers to it; else every row stands alone, prompts that repeat included."""
     sft: str
-    """What the dataset's card says of training on its replies: "" nothing, else a warning; "refused: why" forbids it."""
+    """What the dataset's card says of training on its replies: "" nothing, else a warning;
+    "refused: why" forbids it."""
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
-        """The row's answers with their ratings; a rating that is missing or unreadable is left out."""
+        """The row's answers with their ratings; a rating that is missing or unreadable is left
+        out."""
         ...
 
 
@@ -99,7 +107,9 @@ def load(settings: SourceSettings) -> Source:
     module, colon, name = target.partition(":")
     if not colon:
         hint = nearest(settings.kind, SOURCES)
-        raise SettingsError(f"unknown source.kind {settings.kind!r}: {hint}, or a dotted path module:Class")
+        raise SettingsError(
+            f"unknown source.kind {settings.kind!r}: {hint}, or a dotted path module:Class"
+        )
     try:
         adapter: type[Source] = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as e:
@@ -115,5 +125,7 @@ def sample_path(kind: str) -> Path:
     """
     path = Path(__file__).parent / "sample" / f"{kind}.jsonl"
     if not path.is_file():
-        raise SourceError(f"no sample rows for source.kind {kind!r} ({nearest(kind, SOURCES)}): give --data PATH")
+        raise SourceError(
+            f"no sample rows for source.kind {kind!r} ({nearest(kind, SOURCES)}): give --data PATH"
+        )
     return path

@@ -1,8 +1,9 @@
 """Decontamination: finds prompts that share 13 words in a row with a benchmark's prompts.
 
-A benchmark prompt of fewer than 13 words (most of AdvBench and TruthfulQA) matches a turn that has exactly its words.
-A benchmark comes from a file that the settings name, else from the cache, which `fetch` fills from the Hub and which holds
-hashes alone; one that is in neither is "not measured", and the manifest says so.
+A benchmark prompt of fewer than 13 words (most of AdvBench and TruthfulQA) matches a turn that has
+exactly its words. A benchmark comes from a file that the settings name, else from the cache, which
+`fetch` fills from the Hub and which holds hashes alone; one that is in neither is "not measured",
+and the manifest says so.
 """
 
 from __future__ import annotations
@@ -36,13 +37,17 @@ class Benchmarks:
     """The benchmarks at hand.
 
     Attributes:
-        at_hand: name to a fingerprint of its hashes, of each benchmark that there is to compare with.
+        at_hand: name to a fingerprint of its hashes, of each benchmark that there is to compare
+            with.
         not_measured: the known benchmarks that are neither given nor cached.
     """
 
     def __init__(self, files: Mapping[str, str], cache: Path | None = None) -> None:
         known = {name.casefold(): name for name in NAMES}
-        hashes = {known.get(name.casefold(), name): _hashes(name, Path(path)) for name, path in files.items()}
+        hashes = {
+            known.get(name.casefold(), name): _hashes(name, Path(path))
+            for name, path in files.items()
+        }
         for name in NAMES:
             if name not in hashes and cache is not None and (cached := _cached(cache, name)):
                 hashes[name] = cached
@@ -50,7 +55,9 @@ class Benchmarks:
         for name, some in hashes.items():
             for h in some:
                 self._name_of.setdefault(h, name)
-        self.at_hand = {name: digest(*(h.hex() for h in sorted(some))) for name, some in sorted(hashes.items())}
+        self.at_hand = {
+            name: digest(*(h.hex() for h in sorted(some))) for name, some in sorted(hashes.items())
+        }
         self.not_measured = tuple(name for name in NAMES if name not in hashes)
 
     def overlap(self, turn: str) -> str | None:
@@ -59,14 +66,17 @@ class Benchmarks:
 
 
 def cache_dir() -> Path:
-    """Where hashes of benchmarks are kept: $MORA_DATA_CACHE, else mora-data in the user's cache folder."""
+    """Where hashes of benchmarks are kept: $MORA_DATA_CACHE, else mora-data in the user's cache
+    folder."""
     return resources.cache() / "benchmarks"
 
 
 def fetch(cache: Path) -> dict[str, str]:
-    """Fill the cache with the benchmarks that it lacks, from the Hub; what became of each, in words.
+    """Fill the cache with the benchmarks that it lacks, from the Hub; what became of each, in
+    words.
 
-    A benchmark that can't be had (no network, gated) stays "not measured": never an error of the build.
+    A benchmark that can't be had (no network, gated) stays "not measured": never an error of the
+    build.
     """
     said = {}
     for name, (dataset, patterns) in HUB.items():
@@ -96,19 +106,26 @@ def _cached(cache: Path, name: str) -> frozenset[bytes]:
         raw = _path(cache, name).read_bytes()
     except OSError:
         return frozenset()
-    return frozenset(raw[i:i + _BYTES] for i in range(0, len(raw) - _BYTES + 1, _BYTES))
+    return frozenset(raw[i : i + _BYTES] for i in range(0, len(raw) - _BYTES + 1, _BYTES))
 
 
 def _windows(tokens: list[str]) -> Iterator[bytes]:
     """Hashes of all runs of 13 words, or of the whole text where it is shorter."""
     for i in range(max(len(tokens) - _N, 0) + 1):
-        yield blake2b(" ".join(tokens[i:i + _N]).encode("utf-8", "surrogatepass"), digest_size=_BYTES).digest()
+        yield blake2b(
+            " ".join(tokens[i : i + _N]).encode("utf-8", "surrogatepass"), digest_size=_BYTES
+        ).digest()
 
 
 def _hashes(name: str, path: Path) -> frozenset[bytes]:
-    found = frozenset(h for prompt in _prompts(path) if (tokens := words(prompt)) for h in _windows(tokens))
+    found = frozenset(
+        h for prompt in _prompts(path) if (tokens := words(prompt)) for h in _windows(tokens)
+    )
     if not found:
-        raise SourceError(f"benchmark {name}: no prompts in {path}: it needs one of the columns {', '.join(_COLUMNS)}")
+        raise SourceError(
+            f"benchmark {name}: no prompts in {path}: it needs one of the columns"
+            f" {', '.join(_COLUMNS)}"
+        )
     return found
 
 

@@ -1,4 +1,5 @@
-"""Reads columns of a row and conversations in them; whatever is not as it should be is a `DropRow` with a reason."""
+"""Reads columns of a row and conversations in them; whatever is not as it should be is a `DropRow`
+with a reason."""
 
 from __future__ import annotations
 
@@ -65,10 +66,12 @@ def conversation(value: object) -> Messages:
 
 
 def context(turns: Messages) -> Messages:
-    """The turns, seen to be a context: an optional system turn, then user and assistant by turns, user last.
+    """The turns, seen to be a context: an optional system turn, then user and assistant by turns,
+    user last.
 
     Raises:
-        DropRow: misplaced_system, starts_without_user, same_speaker, ends_without_user, empty_prompt, empty_turn.
+        DropRow: misplaced_system, starts_without_user, same_speaker, ends_without_user,
+            empty_prompt, empty_turn.
     """
     roles = [m["role"] for m in turns]
     if roles[:1] == ["system"]:
@@ -82,7 +85,8 @@ def context(turns: Messages) -> Messages:
 
 
 def reply_notes(*replies: object) -> Iterable[str]:
-    """Defects of the replies to one prompt: reply_missing, reply_empty, reply_truncated, replies_identical."""
+    """Defects of the replies to one prompt: reply_missing, reply_empty, reply_truncated,
+    replies_identical."""
     texts = [r.strip() for r in replies if isinstance(r, str)]
     if len(texts) < len(replies):
         yield "reply_missing"

@@ -1,11 +1,14 @@
-r"""nvidia/HelpSteer2 and HelpSteer: one reply per row, rated 0-4 in five attributes; the replies to a prompt are neighbours.
+r"""nvidia/HelpSteer2 and HelpSteer: one reply per row, rated 0-4 in five attributes; the replies to
+a prompt are neighbours.
 
-    {"prompt": "...", "response": "...", "helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 2}
+    {"prompt": "...", "response": "...", "helpfulness": 3, "correctness": 4, "coherence": 4,
+    "complexity": 2, "verbosity": 2}
 
-Conversations of several turns are packed into `prompt`, with `<extra_id_1>Assistant\n` and `<extra_id_1>User\n` before the
-later turns: the marks of the toolkit that the data was made for; no row was at hand to check them on. Left out: an unreadable
-or empty prompt, turns out of order.
-Noted: rating_missing, and defects of the reply. One stratum. Priors: helpful = helpfulness / 4, truthful = correctness / 4.
+Conversations of several turns are packed into `prompt`, with `<extra_id_1>Assistant\n` and
+`<extra_id_1>User\n` before the later turns: the marks of the toolkit that the data was made for; no
+row was at hand to check them on. Left out: an unreadable or empty prompt, turns out of order.
+Noted: rating_missing, and defects of the reply. One stratum. Priors: helpful = helpfulness / 4,
+    truthful = correctness / 4.
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ class HelpSteer:
     def parse(self, row: Row, file: str) -> Draft:
         """The conversation before the reply."""
         ratings = _ratings(row)
-        notes = (*columns.reply_notes(row.get("response")), *(() if len(ratings) == len(ATTRIBUTES) else ("rating_missing",)))
+        notes = (
+            *columns.reply_notes(row.get("response")),
+            *(() if len(ratings) == len(ATTRIBUTES) else ("rating_missing",)),
+        )
         priors = {d: ratings[a] / 4 for d, a in _PRIORS.items() if a in ratings}
         return Draft(_turns(columns.prompt(row, "prompt")), priors=priors, notes=notes)
 
@@ -56,5 +62,8 @@ def _ratings(row: Row) -> dict[str, float]:
 def _turns(prompt: str) -> Messages:
     first, *parts = _MARK.split(prompt)
     said: list[Message] = [{"role": "user", "content": first.strip()}]
-    said += [{"role": name.lower(), "content": text.strip()} for name, text in zip(parts[::2], parts[1::2], strict=True)]
+    said += [
+        {"role": name.lower(), "content": text.strip()}
+        for name, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
     return columns.context(tuple(said))

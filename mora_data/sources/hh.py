@@ -1,10 +1,12 @@
 r"""Anthropic/hh-rlhf: two whole transcripts, alike up to the last assistant turn.
 
-    {"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"}
+    {"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi.\n\nAssistant:
+    What?"}
 
-The context is what both sides share, split only on the exact markers; `red-team-attempts` has one `transcript` instead.
-Left out: context_mismatch (the sides differ before the last reply), no_marker, ends_on_human (which turn is the prompt
-is not certain), stray_marker (a speaker's name inside a context turn: two turns run together), and what columns.context
+The context is what both sides share, split only on the exact markers; `red-team-attempts` has one
+`transcript` instead. Left out: context_mismatch (the sides differ before the last reply),
+no_marker, ends_on_human (which turn is the prompt is not certain), stray_marker (a speaker's name
+inside a context turn: two turns run together), and what columns.context
 refuses: same_speaker, empty_turn, empty_prompt, starts_without_user, ends_without_user.
 Noted: reply_empty, reply_truncated, reply_stray_marker, replies_identical, rating_missing.
 Stratum: the data_dir, where the file's folder or `source.config` says it.
@@ -49,10 +51,15 @@ class HhRlhf:
         """The shared context of a pair, or the context of a red-team transcript."""
         if "transcript" in row and "chosen" not in row:
             return _red_team(row)
-        messages, chosen, rejected = _pair(columns.text(row, "chosen"), columns.text(row, "rejected"))
+        messages, chosen, rejected = _pair(
+            columns.text(row, "chosen"), columns.text(row, "rejected")
+        )
         folder = file.partition("/")[0]
-        return Draft(messages, folder if folder in PAIRS else self._stratum, notes=tuple(_notes(chosen, rejected)))
-
+        return Draft(
+            messages,
+            folder if folder in PAIRS else self._stratum,
+            notes=tuple(_notes(chosen, rejected)),
+        )
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """Both replies of a pair: preferred 1 or 0. A red-team transcript has none."""
@@ -80,15 +87,17 @@ def _cut(transcript: str) -> tuple[str, str]:
         raise DropRow("ends_on_human")
     if at < 0:
         raise DropRow("no_marker" if transcript.strip() else "empty_prompt")
-    return transcript[:at], transcript[at + len(_EMPTY_REPLY):]
+    return transcript[:at], transcript[at + len(_EMPTY_REPLY) :]
 
 
 def _turns(context: str) -> Messages:
     before, *parts = _MARK.split(context)
     if before.strip():
         raise DropRow("no_marker", "text before the first marker")
-    said: list[Message] = [{"role": _ROLES[name], "content": text.strip()}
-                           for name, text in zip(parts[::2], parts[1::2], strict=True)]
+    said: list[Message] = [
+        {"role": _ROLES[name], "content": text.strip()}
+        for name, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
     turns = columns.context(tuple(said))
     if context.count("Human:") + context.count("Assistant:") > len(turns):
         raise DropRow("stray_marker")
@@ -103,12 +112,15 @@ def _notes(chosen: str, rejected: str) -> Iterable[str]:
 
 
 def _red_team(row: Row) -> Draft:
-    """`rating` is the attacker's own success from 0 to 4, so its complement is a prior of harmlessness."""
+    """`rating` is the attacker's own success from 0 to 4, so its complement is a prior of
+    harmlessness."""
     context, reply = _cut(columns.text(row, "transcript"))
     rating = columns.number(row.get("rating"))
     known = rating is not None and 0 <= rating <= 4
     tags = row.get("tags")
-    category = next((t for t in tags if isinstance(t, str)), None) if isinstance(tags, list) else None
+    category = (
+        next((t for t in tags if isinstance(t, str)), None) if isinstance(tags, list) else None
+    )
     notes = (*columns.reply_notes(reply), *(() if known else ("rating_missing",)))
     priors = {"harmless": 1 - rating / 4} if rating is not None and known else {}
     return Draft(_turns(context), RED_TEAM, category, priors, notes)

@@ -1,11 +1,13 @@
-"""Anyone's rows: `prompt` (a string, or a list of turns) or `messages` (a list of {role, content}); maybe a `category`.
+"""Anyone's rows: `prompt` (a string, or a list of turns) or `messages` (a list of {role, content});
+maybe a `category`.
 
     {"prompt": "How do I bleed a radiator?", "category": "home"}
     {"messages": [{"role": "system", "content": "..."}, {"role": "user", "content": "..."}]}
 
-Other column names are mapped in the YAML: `columns: {prompt: question, category: topic}`. A list of turns that ends
-with an assistant turn is a finished chat: its reply is left aside (note reply_ignored). `category` is the stratum, too.
-For `--engine recorded`, `answers` or `chosen` and `rejected` (strings) are the row's own answers.
+Other column names are mapped in the YAML: `columns: {prompt: question, category: topic}`. A list of
+turns that ends with an assistant turn is a finished chat: its reply is left aside (note
+reply_ignored). `category` is the stratum, too. For `--engine recorded`, `answers` or `chosen` and
+`rejected` (strings) are the row's own answers.
 Files: .jsonl, .json, .csv and .parquet, each also .gz.
 """
 
@@ -30,8 +32,12 @@ class Jsonl:
     def __init__(self, settings: SourceSettings) -> None:
         for ours in settings.columns:
             if ours not in _COLUMNS:
-                raise SettingsError(f"unknown source.columns key {ours!r}: {nearest(ours, _COLUMNS)}")
-        self._prompt, self._messages, self._category, *sides, self._answers = (settings.columns.get(c, c) for c in _COLUMNS)
+                raise SettingsError(
+                    f"unknown source.columns key {ours!r}: {nearest(ours, _COLUMNS)}"
+                )
+        self._prompt, self._messages, self._category, *sides, self._answers = (
+            settings.columns.get(c, c) for c in _COLUMNS
+        )
         self._sides = tuple(sides)
         mapped = [c for c in _COLUMNS[:2] if c in settings.columns] or _COLUMNS[:2]
         self.required = tuple(frozenset({settings.columns.get(c, c)}) for c in mapped)
@@ -49,12 +55,21 @@ class Jsonl:
         return Draft(messages, topic or "all", topic, notes=("reply_ignored",) if ignored else ())
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
-        """`answers`, a list of {text, ratings: {name: number}}; or `chosen` and `rejected`, with `preferred` 1 and 0."""
+        """`answers`, a list of {text, ratings: {name: number}}; or `chosen` and `rejected`, with
+        `preferred` 1 and 0."""
         answers = row.get(self._answers)
         if isinstance(answers, list):
-            return tuple(_rated(a) for a in answers if isinstance(a, Mapping) and isinstance(a.get("text"), str))
+            return tuple(
+                _rated(a)
+                for a in answers
+                if isinstance(a, Mapping) and isinstance(a.get("text"), str)
+            )
         sides = [row.get(side) for side in self._sides]
-        return tuple(Recorded(text, {"preferred": float(i == 0)}) for i, text in enumerate(sides) if isinstance(text, str))
+        return tuple(
+            Recorded(text, {"preferred": float(i == 0)})
+            for i, text in enumerate(sides)
+            if isinstance(text, str)
+        )
 
     def _context(self, row: Row) -> tuple[Messages, bool]:
         value = row.get(self._messages)
@@ -71,5 +86,9 @@ class Jsonl:
 
 def _rated(answer: Row) -> Recorded:
     ratings = answer.get("ratings")
-    found = {str(k): columns.number(v) for k, v in ratings.items()} if isinstance(ratings, Mapping) else {}
+    found = (
+        {str(k): columns.number(v) for k, v in ratings.items()}
+        if isinstance(ratings, Mapping)
+        else {}
+    )
     return Recorded(str(answer["text"]), {k: v for k, v in found.items() if v is not None})

@@ -1,13 +1,15 @@
-"""Near-duplicates in one pass: texts that share most of their runs of five words with one that came before.
+"""Near-duplicates in one pass: texts that share most of their runs of five words with one that came
+before.
 
     near = NearDuplicates()
     near.seen("How do I keep a garden alive in a dry summer?")         # False, and remembered
     near.seen("How do I keep a garden alive in a dry summer, please?")  # True
 
-MinHash (Broder 1997) with 128 hashes: the Jaccard similarity of two sets is estimated with a standard error of at most 0.045,
-0.035 at 0.8. Only texts that share one of 16 bands of 8 hashes are compared (32 of 4 under a threshold of 0.8), which finds 95
-% of the pairs at 0.8 and 99.9 % at 0.9. A text of fewer than five words counts as one run. What came first stays, so the
-result depends on the order of the texts and on nothing else. Memory: some 700 bytes a text (docs/numbers.md).
+MinHash (Broder 1997) with 128 hashes: the Jaccard similarity of two sets is estimated with a
+standard error of at most 0.045, 0.035 at 0.8. Only texts that share one of 16 bands of 8 hashes are
+compared (32 of 4 under a threshold of 0.8), which finds 95 % of the pairs at 0.8 and 99.9 % at 0.9.
+A text of fewer than five words counts as one run. What came first stays, so the result depends on
+the order of the texts and on nothing else. Memory: some 700 bytes a text (docs/numbers.md).
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class NearDuplicates:
         self._index = _Bands(16 if threshold >= 0.8 else 32)
 
     def seen(self, text: str) -> bool:
-        """Whether a text before had a Jaccard similarity of `threshold` or more; else this one is remembered."""
+        """Whether a text before had a Jaccard similarity of `threshold` or more; else this one is
+        remembered."""
         tokens = words(text)
         if not tokens:
             return False
@@ -50,7 +53,10 @@ class NearDuplicates:
         made.update(_runs(tokens))
         sketch = np.frombuffer(array.array("I", made.digest()), np.uint32)
         hashed = self._index.hashed(sketch)
-        if any(np.count_nonzero(other == sketch) >= self._least for other in self._index.alike(sketch, hashed)):
+        if any(
+            np.count_nonzero(other == sketch) >= self._least
+            for other in self._index.alike(sketch, hashed)
+        ):
             return True
         self._index.add(sketch, hashed)
         return False
@@ -59,15 +65,18 @@ class NearDuplicates:
 class _Bands:
     """Sketches, found again by any of their bands.
 
-    512 bytes a sketch, and for each of its bands a slot of 5 bytes: the number of the sketch and a tag, 7 bits of the band's hash
-    (0: empty). Slots stand in groups; a band lies in the first group of its path that had room, and the path is the band's own,
-    so that one look at a group's tags settles most bands. 30 to 60 % of the slots are in use. The last few sketches wait in a
-    dict and are put into the table together.
+    512 bytes a sketch, and for each of its bands a slot of 5 bytes: the number of the sketch and a
+    tag, 7 bits of the band's hash (0: empty). Slots stand in groups; a band lies in the first group
+    of its path that had room, and the path is the band's own, so that one look at a group's tags
+    settles most bands. 30 to 60 % of the slots are in use. The last few sketches wait in a dict and
+    are put into the table together.
     """
 
     def __init__(self, n_bands: int) -> None:
         self._n_bands, self._n = n_bands, 0
-        odd = np.random.default_rng(SEED).integers(1, 1 << 62, HASHES // n_bands // 2 + n_bands, np.uint64) | np.uint64(1)
+        odd = np.random.default_rng(SEED).integers(
+            1, 1 << 62, HASHES // n_bands // 2 + n_bands, np.uint64
+        ) | np.uint64(1)
         self._odd, self._band = odd[n_bands:], odd[:n_bands]
         self._chunks: list[NDArray[np.uint32]] = []
         self._fresh: dict[int, list[int]] = {}
@@ -75,16 +84,21 @@ class _Bands:
         self._clear(FRESH * n_bands // 2)
 
     def hashed(self, sketches: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """A hash of each band and its place; n x bands for n sketches. The values are hashes already: they need no mixing."""
+        """A hash of each band and its place; n x bands for n sketches. The values are hashes
+        already: they need no mixing."""
         pairs = sketches.view(np.uint64).reshape(*sketches.shape[:-1], self._n_bands, -1)
         return np.asarray((pairs * self._odd).sum(-1) + self._band)
 
-    def alike(self, sketch: NDArray[np.uint32], hashed: NDArray[np.uint64]) -> Iterator[NDArray[np.uint32]]:
+    def alike(
+        self, sketch: NDArray[np.uint32], hashed: NDArray[np.uint64]
+    ) -> Iterator[NDArray[np.uint32]]:
         """The sketches that share a band with this one, each once."""
         told: set[int] = set()
         for band, number in self._found(hashed):
             other = self._chunks[number // CHUNK][number % CHUNK]
-            if number not in told and np.array_equal(self._cut(other)[band], self._cut(sketch)[band]):
+            if number not in told and np.array_equal(
+                self._cut(other)[band], self._cut(sketch)[band]
+            ):
                 told.add(number)
                 yield other
 
@@ -118,7 +132,8 @@ class _Bands:
                 at = (h & mask) * GROUP
 
     def _settle(self) -> None:
-        """Into the table with the fresh ones; where it is too full, into one of twice the size with all of them."""
+        """Into the table with the fresh ones; where it is too full, into one of twice the size with
+        all of them."""
         hashed, first = np.concatenate(self._last), self._n - FRESH
         self._fresh.clear()
         self._last.clear()
@@ -127,8 +142,10 @@ class _Bands:
             return
         self._clear(2 * self._n_groups)
         for at in range(0, self._n, FRESH):
-            chunk = self._chunks[at // CHUNK][at % CHUNK:at % CHUNK + FRESH]
-            self._place(np.repeat(np.arange(at, at + FRESH), self._n_bands), self.hashed(chunk).ravel())
+            chunk = self._chunks[at // CHUNK][at % CHUNK : at % CHUNK + FRESH]
+            self._place(
+                np.repeat(np.arange(at, at + FRESH), self._n_bands), self.hashed(chunk).ravel()
+            )
 
     def _cut(self, sketches: NDArray[np.uint32]) -> NDArray[np.uint32]:
         return sketches.reshape(*sketches.shape[:-1], self._n_bands, -1)
@@ -136,7 +153,10 @@ class _Bands:
     def _clear(self, n_groups: int) -> None:
         self._tags, self._numbers = bytearray(), np.empty(0, np.int32)  # the old ones go first
         self._n_groups = n_groups
-        self._tags, self._numbers = bytearray(n_groups * GROUP), np.zeros(n_groups * GROUP, np.int32)
+        self._tags, self._numbers = (
+            bytearray(n_groups * GROUP),
+            np.zeros(n_groups * GROUP, np.int32),
+        )
 
     def _place(self, numbers: NDArray[np.int64], hashed: NDArray[np.uint64]) -> None:
         """Put bands into the first groups of their paths that have room."""
@@ -146,7 +166,11 @@ class _Bands:
             group = (hashed & np.uint64(self._n_groups - 1)).astype(np.int64)
             order = np.argsort(group, kind="stable")
             group, numbers, hashed, tag = group[order], numbers[order], hashed[order], tag[order]
-            slot = np.count_nonzero(tags[group], axis=1) + np.arange(len(group)) - np.searchsorted(group, group)
+            slot = (
+                np.count_nonzero(tags[group], axis=1)
+                + np.arange(len(group))
+                - np.searchsorted(group, group)
+            )
             fits = slot < GROUP
             tags[group[fits], slot[fits]] = tag[fits]
             self._numbers[group[fits] * GROUP + slot[fits]] = numbers[fits]
@@ -155,4 +179,4 @@ class _Bands:
 
 
 def _runs(tokens: Sequence[str]) -> list[str]:
-    return [" ".join(tokens[i:i + RUN]) for i in range(max(len(tokens) - RUN, 0) + 1)]
+    return [" ".join(tokens[i : i + RUN]) for i in range(max(len(tokens) - RUN, 0) + 1)]

@@ -1,13 +1,17 @@
-"""PKU-Alignment/PKU-SafeRLHF: one prompt, two replies, and for each reply safety, severity and 19 harm categories.
+"""PKU-Alignment/PKU-SafeRLHF: one prompt, two replies, and for each reply safety, severity and 19
+harm categories.
 
-    {"prompt": "...", "response_0": "...", "response_1": "...", ..., "is_response_0_safe": true, ...,
+    {"prompt": "...", "response_0": "...", "response_1": "...", ..., "is_response_0_safe": true,
+    ...,
      "response_0_severity_level": 0, "better_response_id": 0, "safer_response_id": 0, ...}
 
-The form of 2023 has 7 columns and neither severity nor categories; each row shows which form it has (note: old_form).
-Left out: an unreadable or empty prompt. Noted: replies that are empty, truncated, identical or end in `// end //`;
-label_missing; label_contradiction (safe with a severity or category, or unsafe without); forced_safer_id (both safe or
-both unsafe, so the id says little: most rows); safer_id_contradiction (it points at the only unsafe reply).
-Stratum: both_safe, one_safe, both_unsafe, unlabelled. Prior: harmless = mean of 1 - severity/3; old form: of safe.
+The form of 2023 has 7 columns and neither severity nor categories; each row shows which form it has
+(note: old_form). Left out: an unreadable or empty prompt. Noted: replies that are empty, truncated,
+identical or end in `// end //`; label_missing; label_contradiction (safe with a severity or
+category, or unsafe without); forced_safer_id (both safe or both unsafe, so the id says little: most
+rows); safer_id_contradiction (it points at the only unsafe reply).
+Stratum: both_safe, one_safe, both_unsafe, unlabelled. Prior: harmless = mean of 1 - severity/3; old
+    form: of safe.
 """
 
 from __future__ import annotations
@@ -20,10 +24,25 @@ from ..types import Recorded, Row
 from . import Draft, columns
 
 CATEGORIES = (
-    "Endangering National Security", "Insulting Behavior", "Discriminatory Behavior", "Endangering Public Health",
-    "Copyright Issues", "Violence", "Drugs", "Privacy Violation", "Economic Crime", "Mental Manipulation",
-    "Human Trafficking", "Physical Harm", "Sexual Content", "Cybercrime", "Disrupting Public Order",
-    "Environmental Damage", "Psychological Harm", "White-Collar Crime", "Animal Abuse",
+    "Endangering National Security",
+    "Insulting Behavior",
+    "Discriminatory Behavior",
+    "Endangering Public Health",
+    "Copyright Issues",
+    "Violence",
+    "Drugs",
+    "Privacy Violation",
+    "Economic Crime",
+    "Mental Manipulation",
+    "Human Trafficking",
+    "Physical Harm",
+    "Sexual Content",
+    "Cybercrime",
+    "Disrupting Public Order",
+    "Environmental Damage",
+    "Psychological Harm",
+    "White-Collar Crime",
+    "Animal Abuse",
 )
 _FOLDERS = {"alpaca-7b": "Alpaca-7B", "alpaca2-7b": "Alpaca2-7B", "alpaca3-8b": "Alpaca3-8B"}
 _SIDES = (0, 1)
@@ -32,8 +51,19 @@ _SIDES = (0, 1)
 class PkuSafeRlhf:
     """Rows of the current and the old form."""
 
-    required = (frozenset({"prompt", "response_0", "response_1", "is_response_0_safe", "is_response_1_safe",
-                           "better_response_id", "safer_response_id"}),)
+    required = (
+        frozenset(
+            {
+                "prompt",
+                "response_0",
+                "response_1",
+                "is_response_0_safe",
+                "is_response_1_safe",
+                "better_response_id",
+                "safer_response_id",
+            }
+        ),
+    )
     absolute = False  # better and safer compare the two replies of one row
     sft = "the licence of PKU-SafeRLHF is non-commercial, and so is what is trained on its replies"
 
@@ -54,18 +84,27 @@ class PkuSafeRlhf:
         notes = (*_reply_notes(row), *_label_notes(row, labels))
         return Draft(columns.user(prompt), _stratum(labels.safe), category, _priors(labels), notes)
 
-
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
-        """Both replies: severity 0-3 (higher is worse), safe 0 or 1, and better and safer 0 or 1 against the other one."""
+        """Both replies: severity 0-3 (higher is worse), safe 0 or 1, and better and safer 0 or 1
+        against the other one."""
         labels = _labels(row)
         out = []
         for i in _SIDES:
-            found = {"severity": labels.severity[i], "safe": labels.safe[i],
-                     **{name: row[f"{name}_response_id"] == i if row.get(f"{name}_response_id") in _SIDES else None
-                        for name in ("better", "safer")}}
+            found = {
+                "severity": labels.severity[i],
+                "safe": labels.safe[i],
+                **{
+                    name: row[f"{name}_response_id"] == i
+                    if row.get(f"{name}_response_id") in _SIDES
+                    else None
+                    for name in ("better", "safer")
+                },
+            }
             text = row.get(f"response_{i}")
             if isinstance(text, str):
-                out.append(Recorded(text, {name: float(v) for name, v in found.items() if v is not None}))
+                out.append(
+                    Recorded(text, {name: float(v) for name, v in found.items() if v is not None})
+                )
         return tuple(out)
 
 
@@ -83,7 +122,8 @@ def _labels(row: Row) -> _Labels:
         safe=[_flag(row.get(f"is_response_{i}_safe")) for i in _SIDES],
         severity=[_level(row.get(f"response_{i}_severity_level")) for i in _SIDES],
         harms=[_harms(row.get(f"response_{i}_harm_category")) for i in _SIDES],
-        old="response_0_severity_level" not in row and "response_0_harm_category" not in row)
+        old="response_0_severity_level" not in row and "response_0_harm_category" not in row,
+    )
 
 
 def _flag(value: object) -> bool | None:
@@ -96,7 +136,11 @@ def _level(value: object) -> int | None:
 
 
 def _harms(value: object) -> frozenset[str]:
-    return frozenset(k for k, v in value.items() if v is True) if isinstance(value, Mapping) else frozenset()
+    return (
+        frozenset(k for k, v in value.items() if v is True)
+        if isinstance(value, Mapping)
+        else frozenset()
+    )
 
 
 def _stratum(safe: list[bool | None]) -> str:
@@ -106,7 +150,9 @@ def _stratum(safe: list[bool | None]) -> str:
 
 
 def _priors(labels: _Labels) -> dict[str, float]:
-    known = [1 - s / 3 for s in labels.severity if s is not None] or [float(s) for s in labels.safe if s is not None]
+    known = [1 - s / 3 for s in labels.severity if s is not None] or [
+        float(s) for s in labels.safe if s is not None
+    ]
     return {"harmless": sum(known) / len(known)} if known else {}
 
 
@@ -124,7 +170,9 @@ def _label_notes(row: Row, labels: _Labels) -> Iterable[str]:
         yield "old_form"
     if None in safe or not all(i in _SIDES for i in ids) or (not old and None in severity):
         yield "label_missing"
-    if not old and any(s is not None and s == bool(v or h) for s, v, h in zip(safe, severity, harms, strict=True)):
+    if not old and any(
+        s is not None and s == bool(v or h) for s, v, h in zip(safe, severity, harms, strict=True)
+    ):
         yield "label_contradiction"
     if safe in ([True, True], [False, False]):
         yield "forced_safer_id"

@@ -1,9 +1,11 @@
-"""Reads rows from local files: .jsonl, .json, .csv, .parquet, each also .gz. Streaming, in the order of the file names.
+"""Reads rows from local files: .jsonl, .json, .csv, .parquet, each also .gz. Streaming, in the
+order of the file names.
 
-    for number, file, row in rows(find([Path("data/")], patterns=[])):   # row: a dict, or the DropRow that says why not
+    for number, file, row in rows(find([Path("data/")], patterns=[])):   # row: a dict, or the
+    DropRow that says why not
 
-A damaged line is one dropped row with a reason; a file that can't be read at all is a SourceError. Only .json (and a
-gzipped .parquet) is read whole.
+A damaged line is one dropped row with a reason; a file that can't be read at all is a SourceError.
+Only .json (and a gzipped .parquet) is read whole.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _LIST_KEYS = ("data", "rows", "examples", "train", "test")
 
 
 class DataFile(NamedTuple):
-    """A file to read, and its name inside the dataset ("folder/name"): what sources match and messages show."""
+    """A file to read, and its name inside the dataset ("folder/name"): what sources match and
+    messages show."""
 
     path: Path
     name: str
@@ -49,8 +52,9 @@ class SourceRow(NamedTuple):
 def find(paths: Sequence[Path], patterns: Sequence[str]) -> list[DataFile]:
     """The data files at `paths`, sorted by name.
 
-    A folder is searched with its sub-folders; where files in it match the source's `patterns`, only these are taken, so
-    that a copy of the upstream repository gives the split asked for. Hidden files and folders are passed over.
+    A folder is searched with its sub-folders; where files in it match the source's `patterns`, only
+    these are taken, so that a copy of the upstream repository gives the split asked for. Hidden
+    files and folders are passed over.
 
     Raises:
         SourceError: nothing there, or nothing of a known type.
@@ -69,13 +73,16 @@ def find(paths: Sequence[Path], patterns: Sequence[str]) -> list[DataFile]:
 
 
 def sha256(files: Iterable[DataFile]) -> str:
-    """Hash of the files' bytes in reading order: a single file's own sha256, else that of the joined digests.
+    """Hash of the files' bytes in reading order: a single file's own sha256, else that of the
+    joined digests.
 
     Raises:
         SourceError: a file can't be read.
     """
     digests = [_file_sha256(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
 
 
 def rows(files: Iterable[DataFile]) -> Iterator[SourceRow]:
@@ -92,14 +99,20 @@ def rows(files: Iterable[DataFile]) -> Iterator[SourceRow]:
                 number += 1
         except (OSError, EOFError, zlib.error, csv.Error) as e:
             why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-            raise SourceError(f"can't read {file.path} beyond row {number}: {why}; get the file anew") from e
+            raise SourceError(
+                f"can't read {file.path} beyond row {number}: {why}; get the file anew"
+            ) from e
 
 
 def _in_folder(folder: Path, patterns: Sequence[str]) -> list[DataFile]:
-    there = [DataFile(p, p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()]
+    there = [
+        DataFile(p, p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()
+    ]
     data = [f for f in there if _plain_suffix(f.name) in SUFFIXES and not f"/{f.name}".count("/.")]
     if not data:
-        raise SourceError(f"no data file in {folder}: --data takes {', '.join(SUFFIXES)} files, each also .gz")
+        raise SourceError(
+            f"no data file in {folder}: --data takes {', '.join(SUFFIXES)} files, each also .gz"
+        )
     return [f for f in data if any(fnmatch(f.name, p) for p in patterns)] or data
 
 
@@ -111,7 +124,9 @@ def _suffix(file: DataFile) -> str:
     suffix = _plain_suffix(file.path.name)
     if suffix not in SUFFIXES:
         known = ", ".join(SUFFIXES)
-        raise SourceError(f"can't read {file.path}: the suffix {suffix!r} is not one of {known} (each also .gz)")
+        raise SourceError(
+            f"can't read {file.path}: the suffix {suffix!r} is not one of {known} (each also .gz)"
+        )
     return suffix
 
 
@@ -149,7 +164,8 @@ def _lines(stream: Iterable[bytes]) -> Iterator[Row | DropRow]:
 
 
 def _lenient(data: bytes) -> Row | DropRow:
-    """What orjson refused: NaN and a byte-order mark are accepted, broken UTF-8 is told from broken JSON."""
+    """What orjson refused: NaN and a byte-order mark are accepted, broken UTF-8 is told from broken
+    JSON."""
     try:
         value = json.loads(data.removeprefix(_BOM).decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
@@ -191,7 +207,9 @@ def _listed(tree: object) -> list[object]:
     if isinstance(tree, list):
         return tree
     if isinstance(tree, dict):
-        key = next(iter(tree)) if len(tree) == 1 else next((k for k in _LIST_KEYS if k in tree), None)
+        key = (
+            next(iter(tree)) if len(tree) == 1 else next((k for k in _LIST_KEYS if k in tree), None)
+        )
         if isinstance(listed := tree.get(key), list):
             return listed
     return [tree]
@@ -199,7 +217,10 @@ def _listed(tree: object) -> list[object]:
 
 def _csv(file: DataFile) -> Iterator[Row | DropRow]:
     csv.field_size_limit(sys.maxsize)
-    with _open(file) as stream, io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
+    with (
+        _open(file) as stream,
+        io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text,
+    ):
         reader = csv.reader(text)
         header = next(reader, [])
         for fields in reader:
@@ -218,11 +239,15 @@ def _parquet(file: DataFile) -> Iterator[Row | DropRow]:
     try:
         with _open(file) as stream:
             packed = file.path.name.lower().endswith(".gz")
-            for batch in pq.ParquetFile(io.BytesIO(stream.read()) if packed else stream).iter_batches(batch_size=1024):
+            for batch in pq.ParquetFile(
+                io.BytesIO(stream.read()) if packed else stream
+            ).iter_batches(batch_size=1024):
                 yield from _batch(batch)
     except pa.ArrowException as e:
         why = str(e).splitlines()[0]
-        raise SourceError(f"can't read {file.path}: not a whole Parquet file ({why}); get the file anew") from e
+        raise SourceError(
+            f"can't read {file.path}: not a whole Parquet file ({why}); get the file anew"
+        ) from e
 
 
 def _batch(batch: Any) -> Iterator[Row | DropRow]:

@@ -1,15 +1,18 @@
 """openbmb/UltraFeedback: one instruction and the rated replies of several models.
 
-    {"source": "flan_v2_niv2", "instruction": "...", "models": [...], "completions": [{"model": ..., "response": ...,
-     "annotations": {"helpfulness": {"Rating": "4", ...}, ...}, "overall_score": 7.5, "fine-grained_score": 4.25}, ...],
-     "correct_answers": ["None"], "incorrect_answers": ["None"]}
+    {"source": "flan_v2_niv2", "instruction": "...", "models": [...], "completions": [{"model": ...,
+    "response": ...,
+     "annotations": {"helpfulness": {"Rating": "4", ...}, ...}, "overall_score": 7.5,
+     "fine-grained_score": 4.25}, ...], "correct_answers": ["None"], "incorrect_answers": ["None"]}
 
-Left out: truthfulqa and false_qa by their `source` (a benchmark's questions; mining drops these by text as well, see
-benchmarks.py), and an unreadable or empty instruction. Noted: too_few_completions (fewer than four), rating_missing
-("N/A", null, out of 1-5), fine_grained_missing (null or NaN), overall_score_bug (a 10 that stands for a 1), tie (two
-best by mean rating), and defects of the replies.
-Replies answer the instruction under a hidden system prompt: a reason to use them only as `recorded` answers.
-Stratum: `source`. Priors: mean helpfulness and truthfulness rating over the replies, 1-5 scaled to 0-1.
+Left out: truthfulqa and false_qa by their `source` (a benchmark's questions; mining drops these by
+text as well, see benchmarks.py), and an unreadable or empty instruction. Noted: too_few_completions
+(fewer than four), rating_missing ("N/A", null, out of 1-5), fine_grained_missing (null or NaN),
+overall_score_bug (a 10 that stands for a 1), tie (two best by mean rating), and defects of the
+replies. Replies answer the instruction under a hidden system prompt: a reason to use them only as
+`recorded` answers.
+Stratum: `source`. Priors: mean helpfulness and truthfulness rating over the replies, 1-5 scaled to
+    0-1.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ class UltraFeedback:
         self._name = settings.config
 
     def files(self) -> list[str]:
-        """JSON lines at the root, one file per source; `config` names one of them. There is only a train split."""
+        """JSON lines at the root, one file per source; `config` names one of them. There is only a
+        train split."""
         return ["*.jsonl"] if self._all else [f"{self._name}.jsonl"]
 
     def parse(self, row: Row, file: str) -> Draft:
@@ -51,17 +55,26 @@ class UltraFeedback:
             raise DropRow(_BENCHMARKS[source])
         instruction = columns.prompt(row, "instruction")
         given = row.get("completions")
-        completions = [c for c in given if isinstance(c, Mapping)] if isinstance(given, list) else []
+        completions = (
+            [c for c in given if isinstance(c, Mapping)] if isinstance(given, list) else []
+        )
         ratings = [_ratings(c) for c in completions]
         notes = (*_reply_notes(completions), *_rating_notes(completions, ratings))
-        return Draft(columns.user(instruction), source or "all", priors=_priors(ratings), notes=notes)
-
+        return Draft(
+            columns.user(instruction), source or "all", priors=_priors(ratings), notes=notes
+        )
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """The completions, each with its aspect ratings of 1 to 5."""
         given = row.get("completions")
-        completions = [c for c in given if isinstance(c, Mapping)] if isinstance(given, list) else []
-        return tuple(Recorded(text, _ratings(c)) for c in completions if isinstance(text := c.get("response"), str))
+        completions = (
+            [c for c in given if isinstance(c, Mapping)] if isinstance(given, list) else []
+        )
+        return tuple(
+            Recorded(text, _ratings(c))
+            for c in completions
+            if isinstance(text := c.get("response"), str)
+        )
 
 
 def _ratings(completion: Row) -> Ratings:

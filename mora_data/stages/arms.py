@@ -1,10 +1,13 @@
-"""Arms: ways from one mined prompt to what is asked, for the same prompts, samples, judge and selector.
+"""Arms: ways from one mined prompt to what is asked, for the same prompts, samples, judge and
+selector.
 
-    identity   the prompt itself, freshly sampled            random   something unrelated to ask for besides
-    single     more detail on the need that it has already   concat   questions of other subjects joined to it, unfused
-    generic    longer and clearer                            fused    several needs in one question
+    identity   the prompt itself, freshly sampled            random   something unrelated to ask for
+    besides single     more detail on the need that it has already   concat   questions of other
+    subjects joined to it, unfused generic    longer and clearer                            fused
+    several needs in one question
 
-Controls keep to the length of the accepted fused prompt, +-15 %, prompt by prompt (METHOD (c)); so they run after it.
+Controls keep to the length of the accepted fused prompt, +-15 %, prompt by prompt (METHOD (c)); so
+they run after it.
 """
 
 from __future__ import annotations
@@ -33,22 +36,35 @@ def matched(text: str) -> Budget:
     return Budget(math.ceil((1 - TOLERANCE) * n), math.floor((1 + TOLERANCE) * n))
 
 
-def concat(prompt: str, target_dims: Sequence[str], specs: Mapping[str, Intent], within: Budget | None, seed: int) -> str:
-    """The prompt, and behind it a question of another subject for each target dimension, joined without fusion.
+def concat(
+    prompt: str,
+    target_dims: Sequence[str],
+    specs: Mapping[str, Intent],
+    within: Budget | None,
+    seed: int,
+) -> str:
+    """The prompt, and behind it a question of another subject for each target dimension, joined
+    without fusion.
 
-    Of all combinations, the one nearest to the middle of `within`; where none is in it, one target has to do. Among equals, and
-    without `within`, `seed` draws.
+    Of all combinations, the one nearest to the middle of `within`; where none is in it, one target
+    has to do. Among equals, and without `within`, `seed` draws.
 
     Raises:
         SettingsError: a target dimension has no such questions.
     """
     for d in target_dims:
         if not specs[d].alone:
-            raise SettingsError(f"arm concat needs questions of dimension {d!r}: add `alone` to templates/intents/{d}.yaml")
+            raise SettingsError(
+                f"arm concat needs questions of dimension {d!r}: add `alone` to"
+                f" templates/intents/{d}.yaml"
+            )
     best = prompt
     for dims in ((tuple(target_dims),), [(d,) for d in target_dims]):
-        texts = [" ".join([prompt.strip(), *(f"{JOINER} {q}" for q in questions)])
-                 for some in dims for questions in product(*(specs[d].alone for d in some))]
+        texts = [
+            " ".join([prompt.strip(), *(f"{JOINER} {q}" for q in questions)])
+            for some in dims
+            for questions in product(*(specs[d].alone for d in some))
+        ]
         best = min(texts, key=lambda t: (_distance(t, within), seed_of(seed, t)), default=prompt)
         if within is None or within.min <= n_tokens(best) <= within.max:
             break

@@ -1,12 +1,14 @@
-"""Canaries: a few reference answers scored when a run begins and once more when it ends, to see whether the scorers changed.
+"""Canaries: a few reference answers scored when a run begins and once more when it ends, to see
+whether the scorers changed.
 
     items = chosen(found, 50)
     start = await measured(ask, sources, items, "start", kappa)
     end = await measured(ask, sources, items, "end:<what was built>", kappa)
     drift(start, end, sigma)     # {"helpful": {"shift": -0.02, "error": 0.01, "n": 50}, ...}
 
-Both are fresh measurements under the conditions of ordinary scores: each has a purpose of its own, so neither is a replay of
-mining, and a run that was cut asks only what is missing. canary.json holds the items and both results, canary.log the answers.
+Both are fresh measurements under the conditions of ordinary scores: each has a purpose of its own,
+so neither is a replay of mining, and a run that was cut asks only what is missing. canary.json
+holds the items and both results, canary.log the answers.
 """
 
 from __future__ import annotations
@@ -31,14 +33,31 @@ Values = dict[str, list[float | None]]
 
 
 def chosen(found: Measurements, sources: Sources, n: int) -> list[Item]:
-    """Up to `n` scored reference rollouts, a fixed draw by their names, each with the anchors of its prompt."""
-    drawn = sorted(((m, r) for m in found.in_order() for r in usable_of(m)),
-                   key=lambda mr: (seed_of("canary", mr[1].prompt_id, mr[1].index), mr[1].prompt_id, mr[1].index))[:n]
-    return [{"prompt_id": r.prompt_id, "index": r.index, "messages": list(m.prompt.messages), "text": r.text,
-             "anchors": _anchors(m, sources)} for m, r in drawn]
+    """Up to `n` scored reference rollouts, a fixed draw by their names, each with the anchors of
+    its prompt."""
+    drawn = sorted(
+        ((m, r) for m in found.in_order() for r in usable_of(m)),
+        key=lambda mr: (
+            seed_of("canary", mr[1].prompt_id, mr[1].index),
+            mr[1].prompt_id,
+            mr[1].index,
+        ),
+    )[:n]
+    return [
+        {
+            "prompt_id": r.prompt_id,
+            "index": r.index,
+            "messages": list(m.prompt.messages),
+            "text": r.text,
+            "anchors": _anchors(m, sources),
+        }
+        for m, r in drawn
+    ]
 
 
-async def measured(ask: Ask, sources: Sources, items: Sequence[Item], when: str, kappa: float | None) -> Values:
+async def measured(
+    ask: Ask, sources: Sources, items: Sequence[Item], when: str, kappa: float | None
+) -> Values:
     """Per dimension the value of each item, None where there is none now."""
     rows = await all_of(_one(ask, sources, item, f"score:canary:{when}") for item in items)
     out: Values = {d: [] for d in sources}
@@ -49,12 +68,20 @@ async def measured(ask: Ask, sources: Sources, items: Sequence[Item], when: str,
     return out
 
 
-def drift(start: Mapping[str, Sequence[float | None]], end: Mapping[str, Sequence[float | None]],
-          sigma: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Mean shift of each dimension from start to end, its standard error, and the number of items scored both times."""
+def drift(
+    start: Mapping[str, Sequence[float | None]],
+    end: Mapping[str, Sequence[float | None]],
+    sigma: Mapping[str, float],
+) -> dict[str, dict[str, Any]]:
+    """Mean shift of each dimension from start to end, its standard error, and the number of items
+    scored both times."""
     out = {}
     for d, before in start.items():
-        gaps = [b - a for a, b in zip(before, end.get(d, ()), strict=True) if a is not None and b is not None]
+        gaps = [
+            b - a
+            for a, b in zip(before, end.get(d, ()), strict=True)
+            if a is not None and b is not None
+        ]
         n = len(gaps)
         shift = math.fsum(gaps) / n if n else None
         error = None
@@ -67,7 +94,11 @@ def drift(start: Mapping[str, Sequence[float | None]], end: Mapping[str, Sequenc
 
 def drifted(found: Mapping[str, Mapping[str, Any]], limit: float) -> list[str]:
     """The dimensions that shifted by more than `limit` and by more than their error explains."""
-    return [d for d, v in found.items() if v["shift"] is not None and abs(v["shift"]) > max(limit, ERRORS * v["error"])]
+    return [
+        d
+        for d, v in found.items()
+        if v["shift"] is not None and abs(v["shift"]) > max(limit, ERRORS * v["error"])
+    ]
 
 
 async def _one(ask: Ask, sources: Sources, item: Item, purpose: str) -> dict[str, list[Score]]:
@@ -82,7 +113,9 @@ async def _one(ask: Ask, sources: Sources, item: Item, purpose: str) -> dict[str
     return out
 
 
-async def _column(ask: Ask, source: Source, item: Item, messages: tuple[Message, ...], purpose: str) -> list[Score]:
+async def _column(
+    ask: Ask, source: Source, item: Item, messages: tuple[Message, ...], purpose: str
+) -> list[Score]:
     try:
         return await source.reward.scores(ask, item["prompt_id"], messages, [item["text"]], purpose)
     except Owed as e:  # a passing fault costs this item, not the run
@@ -91,6 +124,12 @@ async def _column(ask: Ask, source: Source, item: Item, messages: tuple[Message,
 
 def _anchors(m: Measured, sources: Sources) -> dict[str, float]:
     columns = columns_of(m.first, sources)
-    found = {f"{s.dimension}/{s.number}": anchor(s, [score.raw for _, score in columns[s.dimension, s.number]])
-             for group in sources.values() for s in group if s.kind == ANCHORED}
+    found = {
+        f"{s.dimension}/{s.number}": anchor(
+            s, [score.raw for _, score in columns[s.dimension, s.number]]
+        )
+        for group in sources.values()
+        for s in group
+        if s.kind == ANCHORED
+    }
     return {key: value for key, value in found.items() if not math.isnan(value)}

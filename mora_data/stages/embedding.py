@@ -1,4 +1,5 @@
-"""Does a rewrite keep the subject? By the cosine of static embeddings (model2vec, an optional extra): numpy alone, no GPU.
+"""Does a rewrite keep the subject? By the cosine of static embeddings (model2vec, an optional
+extra): numpy alone, no GPU.
 
     alike = cosine("org/static-model")     # or a folder
     alike("How do I dry herbs?", "Which herbs keep well when dried, and which spoil?")
@@ -20,11 +21,15 @@ def cosine(name: str) -> Callable[[str, str], float]:
     try:
         from model2vec import StaticModel
     except ImportError as e:
-        raise SettingsError("fuse.embedding needs model2vec: pip install 'mora-data[embedding]'") from e
+        raise SettingsError(
+            "fuse.embedding needs model2vec: pip install 'mora-data[embedding]'"
+        ) from e
     try:
         model = StaticModel.from_pretrained(name)
     except Exception as e:  # the Hub's errors, those of files and those of their contents
-        raise SettingsError(f"can't load fuse.embedding {name!r}: {' '.join(str(e).split())[:200]}") from e
+        raise SettingsError(
+            f"can't load fuse.embedding {name!r}: {' '.join(str(e).split())[:200]}"
+        ) from e
 
     def alike(x: str, y: str) -> float:
         a, b = model.encode([x, y])

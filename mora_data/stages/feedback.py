@@ -1,9 +1,12 @@
-"""Dual feedback: the scores of a dimension's sources as one value, with its doubt. The only place where raw becomes value.
+"""Dual feedback: the scores of a dimension's sources as one value, with its doubt. The only place
+where raw becomes value.
 
-    source (raw) -> chart -> value in [0, 1] -> weighted mean over the dimension's sources, and how far they disagree
+    source (raw) -> chart -> value in [0, 1] -> weighted mean over the dimension's sources, and how
+    far they disagree
 
-A chart is a calibration as JSON (rewards/calibration.py). A source whose own scale is known needs none. A score that is
-missing, not finite or outside its scale is None with a reason, never a number.
+A chart is a calibration as JSON (rewards/calibration.py). A source whose own scale is known needs
+none. A score that is missing, not finite or outside its scale is None with a reason, never a
+number.
 """
 
 from __future__ import annotations
@@ -78,7 +81,8 @@ class Value(NamedTuple):
     Attributes:
         reward: weighted mean of the sources.
         level: the same over the sources with an absolute scale: what floors are compared with.
-        doubt: kappa times the weighted sd over the sources; of a single one, kappa times the noise of a score.
+        doubt: kappa times the weighted sd over the sources; of a single one, kappa times the noise
+            of a score.
     """
 
     reward: float
@@ -86,30 +90,49 @@ class Value(NamedTuple):
     doubt: float
 
 
-def sources_of(rewards: Mapping[str, Sequence[Reward]], settings: BuildSettings) -> dict[str, list[Source]]:
+def sources_of(
+    rewards: Mapping[str, Sequence[Reward]], settings: BuildSettings
+) -> dict[str, list[Source]]:
     """The sources with those charts that need no reference scores.
 
     Raises:
-        SettingsError: a calibration file or label file can't be used, or a build without presamples would have to fit one.
+        SettingsError: a calibration file or label file can't be used, or a build without presamples
+            would have to fit one.
     """
-    out = {d: [_source(r, i, s) for i, (r, s) in enumerate(zip(rewards[d], settings.reward_sources(d), strict=True))]
-           for d in rewards}
-    for source in (s for sources in out.values() for s in sources if s.waits and not settings.presample.enabled):
+    out = {
+        d: [
+            _source(r, i, s)
+            for i, (r, s) in enumerate(zip(rewards[d], settings.reward_sources(d), strict=True))
+        ]
+        for d in rewards
+    }
+    for source in (
+        s for sources in out.values() for s in sources if s.waits and not settings.presample.enabled
+    ):
         raise SettingsError(
-            f"rewards.{source.dimension}: {source.reward.name} needs the calibration {source.kind}, which is fitted on presamples, "
-            "and presample.enabled is false: give it a calibration_file"
-            + (" or calibration.temperature" if source.kind == ANCHORED else ""))
+            f"rewards.{source.dimension}: {source.reward.name} needs the calibration {source.kind},"
+            " which is fitted on presamples, and presample.enabled is false: give it a"
+            " calibration_file" + (" or calibration.temperature" if source.kind == ANCHORED else "")
+        )
     return out
 
 
-def with_charts(sources: Sources, charts: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Source]]:
+def with_charts(
+    sources: Sources, charts: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, list[Source]]:
     """The sources with the charts of a reference.json."""
-    return {d: [replace(s, chart=charts[d][s.number]) if s.waits else s for s in found] for d, found in sources.items()}
+    return {
+        d: [replace(s, chart=charts[d][s.number]) if s.waits else s for s in found]
+        for d, found in sources.items()
+    }
 
 
 def described(sources: Sources) -> dict[str, list[dict[str, Any]]]:
     """The charts as reference.json and the published calibration.json hold them."""
-    return {d: [{"source": s.reward.name, **(s.chart or {"kind": s.kind})} for s in found] for d, found in sources.items()}
+    return {
+        d: [{"source": s.reward.name, **(s.chart or {"kind": s.kind})} for s in found]
+        for d, found in sources.items()
+    }
 
 
 def floors_of(sources: Sources, given: str | Mapping[str, float]) -> dict[str, float]:
@@ -134,9 +157,18 @@ def steps_of(sources: Sources) -> dict[str, float]:
 
 
 def calibrated(source: Source, scores: Sequence[Score], n: int, anchors: Anchors) -> list[Score]:
-    """A source's scores of `n` answers with their values; the first ones of a prompt set its anchor."""
+    """A source's scores of `n` answers with their values; the first ones of a prompt set its
+    anchor."""
     if len(scores) != n:
-        return [Score(source.dimension, source.reward.name, None, None, f"{len(scores)} scores for {n} answers")] * n
+        return [
+            Score(
+                source.dimension,
+                source.reward.name,
+                None,
+                None,
+                f"{len(scores)} scores for {n} answers",
+            )
+        ] * n
     if source.waits:
         return list(scores)
     if source.chart is None:
@@ -145,9 +177,18 @@ def calibrated(source: Source, scores: Sequence[Score], n: int, anchors: Anchors
     if source.kind == ANCHORED and key not in anchors:
         anchors[key] = anchor(source, [s.raw for s in scores])
     values = _values(source.chart, [s.raw for s in scores], anchors.get(key, math.nan))
-    return [replace(s, value=v, reason="") if v is not None else
-            replace(s, value=None, reason=s.reason if s.reason not in ("", "uncalibrated") else _why(s.raw))
-            for s, v in zip(scores, values, strict=True)]
+    return [
+        (
+            replace(s, value=v, reason="")
+            if v is not None
+            else replace(
+                s,
+                value=None,
+                reason=s.reason if s.reason not in ("", "uncalibrated") else _why(s.raw),
+            )
+        )
+        for s, v in zip(scores, values, strict=True)
+    ]
 
 
 def anchor(source: Source, raw: Sequence[float | None]) -> float:
@@ -157,8 +198,14 @@ def anchor(source: Source, raw: Sequence[float | None]) -> float:
     return anchor_of(source.chart or {}, [r for r in raw if r is not None])
 
 
-def combine(sources: Sequence[Source], scores: Sequence[Score], kappa: float | None = None, sigma: float = 0.0) -> Value | None:
-    """One dimension's scores of one rollout, in the order of its sources; None when any of them has no value.
+def combine(
+    sources: Sequence[Source],
+    scores: Sequence[Score],
+    kappa: float | None = None,
+    sigma: float = 0.0,
+) -> Value | None:
+    """One dimension's scores of one rollout, in the order of its sources; None when any of them has
+    no value.
 
     `kappa` None: 1 for two or more sources, else 0 (METHOD (a) 4).
     """
@@ -167,21 +214,30 @@ def combine(sources: Sequence[Source], scores: Sequence[Score], kappa: float | N
     if len(sources) == 1:
         value = scores[0].value
         return Value(value, value, (kappa or 0.0) * sigma) if value is not None else None
-    weighed = [(source, s.value) for source, s in zip(sources, scores, strict=True) if s.value is not None]
+    weighed = [
+        (source, s.value) for source, s in zip(sources, scores, strict=True) if s.value is not None
+    ]
     mean = _mean(weighed)
     absolute = [(source, v) for source, v in weighed if not source.relative]
     spread = math.sqrt(_mean([(source, (v - mean) ** 2) for source, v in weighed]))
-    return Value(mean, _mean(absolute) if absolute else mean, (1.0 if kappa is None else kappa) * spread)
+    return Value(
+        mean, _mean(absolute) if absolute else mean, (1.0 if kappa is None else kappa) * spread
+    )
 
 
-def fitted(sources: Sources, raw: Mapping[tuple[str, int], Sequence[Sequence[float | None]]]) -> dict[str, list[Source]]:
-    """The sources with charts fitted on the raw scores of the reference prompts, one list of scores per prompt.
+def fitted(
+    sources: Sources, raw: Mapping[tuple[str, int], Sequence[Sequence[float | None]]]
+) -> dict[str, list[Source]]:
+    """The sources with charts fitted on the raw scores of the reference prompts, one list of scores
+    per prompt.
 
     Raises:
         SettingsError: the scores can't carry such a chart; the text names the dimension.
     """
-    return {d: [replace(s, chart=_fit(s, raw.get((d, s.number), ()))) if s.waits else s for s in found]
-            for d, found in sources.items()}
+    return {
+        d: [replace(s, chart=_fit(s, raw.get((d, s.number), ()))) if s.waits else s for s in found]
+        for d, found in sources.items()
+    }
 
 
 def _fit(source: Source, by_prompt: Sequence[Sequence[float | None]]) -> dict[str, Any]:
@@ -189,12 +245,17 @@ def _fit(source: Source, by_prompt: Sequence[Sequence[float | None]]) -> dict[st
 
     from ..rewards.calibration import fit
 
-    prompts = [np.array([v for v in scores if v is not None and math.isfinite(v)]) for scores in by_prompt]
-    raw = np.sort(np.concatenate([*prompts, np.empty(0)]))  # sorted: the order in which prompts finish must not show
+    prompts = [
+        np.array([v for v in scores if v is not None and math.isfinite(v)]) for scores in by_prompt
+    ]
+    # sorted: the order in which prompts finish must not show
+    raw = np.sort(np.concatenate([*prompts, np.empty(0)]))
     given = _given(source.settings)
     freedom = sum(max(len(p) - 1, 0) for p in prompts)
     if freedom and source.kind == ANCHORED:
-        given["spread"] = math.sqrt(math.fsum(float(((p - p.mean()) ** 2).sum()) for p in prompts if len(p)) / freedom)
+        given["spread"] = math.sqrt(
+            math.fsum(float(((p - p.mean()) ** 2).sum()) for p in prompts if len(p)) / freedom
+        )
     try:
         return fit(source.kind, raw, given=given)
     except SettingsError as e:
@@ -205,7 +266,9 @@ def _source(reward: Reward, number: int, settings: RewardSettings) -> Source:
     ours = settings.calibration or CalibrationSettings()
     own = str(getattr(reward, "calibration", "identity"))
     where = f"rewards.{reward.dimension}: {reward.name}"
-    chart = _chart_from_file(settings.calibration_file, reward) if settings.calibration_file else None
+    chart = (
+        _chart_from_file(settings.calibration_file, reward) if settings.calibration_file else None
+    )
     kind = str(chart["kind"]) if chart is not None else ours.kind or own
     if chart is None and kind in LABELLED:
         chart = _labelled(kind, ours.labels, where)
@@ -221,28 +284,44 @@ def _source(reward: Reward, number: int, settings: RewardSettings) -> Source:
         floor = LABELLED_FLOOR if changed or floor is None else floor
     elif changed and kind not in OWN:
         floor = None
-    return Source(reward, number, settings.weight, kind, chart, floor, reward.step if kind in OWN else 0.0, ours)
+    return Source(
+        reward,
+        number,
+        settings.weight,
+        kind,
+        chart,
+        floor,
+        reward.step if kind in OWN else 0.0,
+        ours,
+    )
 
 
 def _given(settings: CalibrationSettings) -> dict[str, float]:
-    return settings.model_dump(include={"low", "high", "zero", "temperature", "quantile"}, exclude_none=True)
+    return settings.model_dump(
+        include={"low", "high", "zero", "temperature", "quantile"}, exclude_none=True
+    )
 
 
 def _chart_from_file(path: str, reward: Reward) -> dict[str, Any]:
-    """A frozen chart: the file's own, or the one that a published calibration.json holds for this source."""
+    """A frozen chart: the file's own, or the one that a published calibration.json holds for this
+    source."""
     from ..rewards.calibration import check
 
     try:
         tree = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as e:
-        raise SettingsError(f"can't read the calibration file {path}: {' '.join(str(e).split())}") from e
+        raise SettingsError(
+            f"can't read the calibration file {path}: {' '.join(str(e).split())}"
+        ) from e
     if isinstance(tree, dict) and "kind" not in tree:
         published = tree.get("reference")
         held = (published if isinstance(published, dict) else tree).get("calibration") or {}
         found = held.get(reward.dimension) or []
         tree = next((c for c in found if c.get("source") == reward.name), None)
         if tree is None:
-            raise SettingsError(f"calibration file {path} holds nothing for {reward.name} in {reward.dimension}")
+            raise SettingsError(
+                f"calibration file {path} holds nothing for {reward.name} in {reward.dimension}"
+            )
     return check(tree, f"calibration file {path}")
 
 
@@ -252,10 +331,17 @@ def _labelled(kind: str, path: str | None, where: str) -> dict[str, Any]:
     from ..rewards.calibration import fit
 
     if path is None:
-        raise SettingsError(f"{where}: {kind} is fitted on labels: give calibration.labels, a JSONL file of {{raw, label}}")
+        raise SettingsError(
+            f"{where}: {kind} is fitted on labels: give calibration.labels, a JSONL file of {{raw,"
+            " label}"
+        )
     rows = _labels(path)
     try:
-        return fit(kind, np.array([r for r, _ in rows], dtype=float), np.array([y for _, y in rows], dtype=float))
+        return fit(
+            kind,
+            np.array([r for r, _ in rows], dtype=float),
+            np.array([y for _, y in rows], dtype=float),
+        )
     except SettingsError as e:
         raise SettingsError(f"{where}: {e} ({path})") from e
 
@@ -280,16 +366,27 @@ def _labels(path: str) -> list[tuple[float, float]]:
         except (ValueError, TypeError, KeyError):
             raw = label = math.nan
         if not math.isfinite(raw) or not 0 <= label <= 1:
-            raise SettingsError(f"{path}:{number}: {line[:60]!r} is not {{\"raw\": number, \"label\": 0 to 1}}")
+            raise SettingsError(
+                f'{path}:{number}: {line[:60]!r} is not {{"raw": number, "label": 0 to 1}}'
+            )
         rows.append((raw, label))
     return rows
 
 
 def digests(settings: BuildSettings) -> list[str]:
-    """Hashes of the files that the calibrations of a build are read from; empty text for those that are not there."""
-    names = [n for d in settings.dimensions for r in settings.reward_sources(d)
-             for n in (r.calibration_file, r.calibration.labels if r.calibration else None) if n]
-    return [hashlib.sha256(Path(n).read_bytes()).hexdigest()[:16] if Path(n).is_file() else "" for n in names]
+    """Hashes of the files that the calibrations of a build are read from; empty text for those that
+    are not there."""
+    names = [
+        n
+        for d in settings.dimensions
+        for r in settings.reward_sources(d)
+        for n in (r.calibration_file, r.calibration.labels if r.calibration else None)
+        if n
+    ]
+    return [
+        hashlib.sha256(Path(n).read_bytes()).hexdigest()[:16] if Path(n).is_file() else ""
+        for n in names
+    ]
 
 
 def _own(score: Score) -> Score:
@@ -301,7 +398,9 @@ def _own(score: Score) -> Score:
     return score if 0 <= score.value <= 1 else replace(score, value=None, reason="out_of_range")
 
 
-def _values(chart: Mapping[str, Any], raw: Sequence[float | None], ref: float) -> list[float | None]:
+def _values(
+    chart: Mapping[str, Any], raw: Sequence[float | None], ref: float
+) -> list[float | None]:
     import numpy as np
 
     from ..rewards.calibration import apply
@@ -324,10 +423,15 @@ def _no_floor(d: str, found: Sequence[Source]) -> str:
     names = ", ".join(s.reward.name for s in found)
     remedy = f"add a source with an absolute scale to rewards.{d} (a judge or a guard)"
     if all(s.kind == ANCHORED for s in found):
-        return (f"dimension {d}: scores of {names} only compare answers to one prompt, so they give no pass mark: {remedy}, "
-                f"or say presample.floors.{d}, where 0.5 is the prompt's own {found[0].settings.quantile:g}-quantile")
-    return (f"dimension {d}: {names} is known up to an offset for each prompt (Bradley-Terry), so no floor on it means the same in "
-            f"two prompts: {remedy}, or set its calibration to anchored")
+        return (
+            f"dimension {d}: scores of {names} only compare answers to one prompt, so they give no"
+            f" pass mark: {remedy}, or say presample.floors.{d}, where 0.5 is the prompt's own"
+            f" {found[0].settings.quantile:g}-quantile"
+        )
+    return (
+        f"dimension {d}: {names} is known up to an offset for each prompt (Bradley-Terry), so no"
+        f" floor on it means the same in two prompts: {remedy}, or set its calibration to anchored"
+    )
 
 
 def _empty() -> NDArray[np.float64]:

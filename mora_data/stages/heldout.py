@@ -1,6 +1,8 @@
-"""The held-out judge: another model that scores the pairs that were confirmed. Nothing is mined, selected or dropped by it.
+"""The held-out judge: another model that scores the pairs that were confirmed. Nothing is mined,
+selected or dropped by it.
 
-Its scores stand in the scores table under the purpose `heldout`; how often it agrees is in feedback.json.
+Its scores stand in the scores table under the purpose `heldout`; how often it agrees is in
+feedback.json.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from ..types import Answer, Messages, Pair, Request, Rollout, Score
 from .outcome import holds
 
 ROLE = "heldout_judge"
-PURPOSE = "score:heldout"  # asked like a first score: temperature of the role, levels in their usual order
+# asked like a first score: temperature of the role, levels in their usual order
+PURPOSE = "score:heldout"
 
 
 def judges_of(settings: BuildSettings) -> dict[str, Reward]:
-    """One judge per dimension, with the rubric of the dimension's first judge; empty when no held-out judge is set.
+    """One judge per dimension, with the rubric of the dimension's first judge; empty when no
+    held-out judge is set.
 
     Raises:
         SettingsError: a dimension has no rubric.
@@ -36,10 +40,23 @@ def judges_of(settings: BuildSettings) -> dict[str, Reward]:
     return out
 
 
-async def second_opinion(ask: Ask, judges: Mapping[str, Reward], messages: Messages, rollouts: Sequence[Rollout],
-                         pairs: Sequence[Pair], binding: Sequence[str]) -> list[tuple[int, Score]]:
+async def second_opinion(
+    ask: Ask,
+    judges: Mapping[str, Reward],
+    messages: Messages,
+    rollouts: Sequence[Rollout],
+    pairs: Sequence[Pair],
+    binding: Sequence[str],
+) -> list[tuple[int, Score]]:
     """(position, score) of both sides of every confirmed pair, in each dimension."""
-    sides = sorted({i for p in pairs if not p.margins_confirmed or holds(p, binding) for i in (p.chosen, p.rejected)})
+    sides = sorted(
+        {
+            i
+            for p in pairs
+            if not p.margins_confirmed or holds(p, binding)
+            for i in (p.chosen, p.rejected)
+        }
+    )
     if not sides:
         return []
 
@@ -47,5 +64,7 @@ async def second_opinion(ask: Ask, judges: Mapping[str, Reward], messages: Messa
         return await ask(replace(request, role=ROLE))
 
     texts = [rollouts[i].text for i in sides]
-    columns = await all_of(j.scores(theirs, rollouts[0].prompt_id, messages, texts, PURPOSE) for j in judges.values())
+    columns = await all_of(
+        j.scores(theirs, rollouts[0].prompt_id, messages, texts, PURPOSE) for j in judges.values()
+    )
     return [(sides[k], s) for column in columns for k, s in enumerate(column)]

@@ -4,10 +4,11 @@
     counts = MineCounts()
     for prompt in mine(opened, settings, counts):
         ...
-    counts.as_dict()   # {"in": 86, "kept": 80, "dropped": {"duplicate": 3, ...}}; in = kept + dropped at every moment
+    counts.as_dict()   # {"in": 86, "kept": 80, "dropped": {"duplicate": 3, ...}}; in = kept +
+    dropped at every moment
 
-Streaming: what stays in memory is one 8-byte integer per kept prompt, and its sketch where near-duplicates are looked for
-(docs/numbers.md). A repeated context is dropped, so its
+Streaming: what stays in memory is one 8-byte integer per kept prompt, and its sketch where
+near-duplicates are looked for (docs/numbers.md). A repeated context is dropped, so its
 stratum and priors are those of the first row that has it.
 """
 
@@ -97,29 +98,44 @@ def open_source(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> 
     patterns = wanted.files or source.files()
     if sample:
         files = read.find([sources.sample_path(wanted.kind)], [])
-        provenance = Provenance(f"mora-data/sample-{wanted.kind}", "sample", "sample", "sample", "apache-2.0")
+        provenance = Provenance(
+            f"mora-data/sample-{wanted.kind}", "sample", "sample", "sample", "apache-2.0"
+        )
     elif data:
         files = read.find(data, patterns)
-        split = wanted.split if all(Path(f.name).name.startswith(wanted.split) for f in files) else "local"
+        split = (
+            wanted.split
+            if all(Path(f.name).name.startswith(wanted.split) for f in files)
+            else "local"
+        )
         revision = f"local:{read.sha256(files)[:12]}"
         provenance = Provenance(wanted.dataset or "local", "local", split, revision, wanted.licence)
     elif wanted.dataset and re.fullmatch("[0-9a-f]{40}", wanted.revision or ""):
-        provenance = Provenance(wanted.dataset, wanted.config, wanted.split, wanted.revision or "", wanted.licence)
+        provenance = Provenance(
+            wanted.dataset, wanted.config, wanted.split, wanted.revision or "", wanted.licence
+        )
         return OpenedSource(source, _fetched(wanted, patterns), provenance)
     else:
         files, commit = hub.fetch(wanted, patterns)
-        provenance = Provenance(wanted.dataset or "", wanted.config, wanted.split, commit, wanted.licence)
+        provenance = Provenance(
+            wanted.dataset or "", wanted.config, wanted.split, commit, wanted.licence
+        )
     return OpenedSource(source, read.rows(files), provenance)
 
 
 def _fetched(wanted: SourceSettings, patterns: Sequence[str]) -> Iterator[read.SourceRow]:
-    """Rows at a pinned commit, fetched when the first one is read: a run that is mined already needs no network."""
+    """Rows at a pinned commit, fetched when the first one is read: a run that is mined already
+    needs no network."""
     files, _ = hub.fetch(wanted, patterns)
     yield from read.rows(files)
 
 
-def mine(opened: OpenedSource, settings: BuildSettings, counts: MineCounts,
-         benchmarks: Benchmarks | None = None) -> Iterator[Prompt]:
+def mine(
+    opened: OpenedSource,
+    settings: BuildSettings,
+    counts: MineCounts,
+    benchmarks: Benchmarks | None = None,
+) -> Iterator[Prompt]:
     """The prompts kept, in source order; `counts` follows. Reading stops at `mine.limit` prompts.
 
     Prompts are compared with `benchmarks`, or with those of the settings.
@@ -130,7 +146,8 @@ def mine(opened: OpenedSource, settings: BuildSettings, counts: MineCounts,
     sieve = _Sieve(settings, counts, benchmarks or benchmarks_of(settings))
     rated = sources.rated(opened.source) if settings.policy.engine == "recorded" else None
     joins = rated is not None and rated.absolute and settings.mine.dedup
-    held: Prompt | None = None  # where neighbours may add their answers, a prompt waits for the row after
+    # where neighbours may add their answers, a prompt waits for the row after
+    held: Prompt | None = None
     for number, file, row in _checked(opened):
         counts.rows += 1
         try:
@@ -161,13 +178,20 @@ def mine(opened: OpenedSource, settings: BuildSettings, counts: MineCounts,
         yield held
     if not counts.kept:
         reason, n = counts.dropped.most_common(1)[0]
-        raise SourceError(f"all {counts.rows} rows of source {settings.source.kind} were dropped, {n} as {reason}: "
-                          "check the data, or mine.* in the builder")
+        raise SourceError(
+            f"all {counts.rows} rows of source {settings.source.kind} were dropped, {n} as"
+            f" {reason}: check the data, or mine.* in the builder"
+        )
 
 
 def benchmarks_of(settings: BuildSettings) -> Benchmarks:
-    """The benchmarks that a build's prompts are compared with: files that it names, then the cache."""
-    return Benchmarks(settings.source.decontaminate_from, cache_dir()) if settings.mine.decontaminate else Benchmarks({})
+    """The benchmarks that a build's prompts are compared with: files that it names, then the
+    cache."""
+    return (
+        Benchmarks(settings.source.decontaminate_from, cache_dir())
+        if settings.mine.decontaminate
+        else Benchmarks({})
+    )
 
 
 def _near(wanted: MineSettings) -> NearDuplicates | None:
@@ -204,17 +228,29 @@ class _Sieve:
         prompt_id = self._unseen(prompt_id)
         if self._benchmarks.at_hand:
             self._refuse_contaminated(draft)
-        if self._near is not None and self._near.seen("\n".join(m["content"] for m in draft.messages)):
+        if self._near is not None and self._near.seen(
+            "\n".join(m["content"] for m in draft.messages)
+        ):
             raise DropRow("near_duplicate")
         where = opened.provenance
         return Prompt(
-            prompt_id=prompt_id, messages=draft.messages, group=group, source_dataset=where.dataset,
-            source_config=where.config, source_split=where.split, source_revision=where.revision, source_row=number,
-            source_licence=where.licence, stratum=draft.stratum if self._mine.strata == "auto" else "all",
-            category=draft.category, priors=draft.priors)
+            prompt_id=prompt_id,
+            messages=draft.messages,
+            group=group,
+            source_dataset=where.dataset,
+            source_config=where.config,
+            source_split=where.split,
+            source_revision=where.revision,
+            source_row=number,
+            source_licence=where.licence,
+            stratum=draft.stratum if self._mine.strata == "auto" else "all",
+            category=draft.category,
+            priors=draft.priors,
+        )
 
     def _unseen(self, prompt_id: str) -> str:
-        """The id, or one of its own for a repeated context that is kept: two prompts never share an id."""
+        """The id, or one of its own for a repeated context that is kept: two prompts never share an
+        id."""
         key = int(prompt_id, 16)
         if key in self._seen:
             if self._mine.dedup:
@@ -231,7 +267,8 @@ class _Sieve:
 
 
 def _checked(opened: OpenedSource) -> Iterator[read.SourceRow]:
-    """The rows, once the first of them show the schema that is needed: a huge wrong file fails at once."""
+    """The rows, once the first of them show the schema that is needed: a huge wrong file fails at
+    once."""
     rows = iter(opened.rows)
     first = list(islice(rows, _PEEK))
     if not first:
@@ -239,12 +276,16 @@ def _checked(opened: OpenedSource) -> Iterator[read.SourceRow]:
     readable = [r.row for r in first if not isinstance(r.row, DropRow)]
     if not readable:
         reason = first[0].row.reason if isinstance(first[0].row, DropRow) else ""
-        raise SourceError(f"none of the first {len(first)} rows of {first[0].file} can be read ({reason}): "
-                          "is the file of the type that its suffix says?")
+        raise SourceError(
+            f"none of the first {len(first)} rows of {first[0].file} can be read ({reason}): "
+            "is the file of the type that its suffix says?"
+        )
     needed = opened.source.required
     if not any(columns <= row.keys() for row in readable for columns in needed):
         seen = ", ".join(str(k) for k in list(readable[0])[:12])
         wanted = "; or ".join(", ".join(sorted(columns)) for columns in needed)
-        raise SourceError(f"{first[0].file} is of another schema: its columns are {seen}; this source needs {wanted}. "
-                          "Check --source and --data")
+        raise SourceError(
+            f"{first[0].file} is of another schema: its columns are {seen}; this source needs"
+            f" {wanted}. Check --source and --data"
+        )
     return chain(first, rows)

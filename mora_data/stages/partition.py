@@ -1,7 +1,8 @@
-"""Partitions under way: open prompts while the engine has room, seal a partition when its last prompt is done.
+"""Partitions under way: open prompts while the engine has room, seal a partition when its last
+prompt is done.
 
-The window is not a setting: an HTTP engine wants another prompt while fewer calls wait than it has slots. So memory is
-bounded by the open prompts and partitions, whatever the size of the run.
+The window is not a setting: an HTTP engine wants another prompt while fewer calls wait than it has
+slots. So memory is bounded by the open prompts and partitions, whatever the size of the run.
 """
 
 from __future__ import annotations
@@ -41,9 +42,17 @@ class OpenPart:
 class Partitions:
     """Runs prompts through a flow, partition by partition."""
 
-    def __init__(self, engines: Mapping[Role, Engine], usage: Usage, seed: int, opening: asyncio.Lock | None = None) -> None:
-        self.old_ends: dict[Path, int] = {}  # where this command's answers begin; a partition may be opened twice by one command
-        self._opening = opening or asyncio.Lock()  # shared: one of several runs opens prompts at a time
+    def __init__(
+        self,
+        engines: Mapping[Role, Engine],
+        usage: Usage,
+        seed: int,
+        opening: asyncio.Lock | None = None,
+    ) -> None:
+        # where this command's answers begin; a partition may be opened twice by one command
+        self.old_ends: dict[Path, int] = {}
+        # shared: one of several runs opens prompts at a time
+        self._opening = opening or asyncio.Lock()
         self._engines = engines
         self._usage = usage
         self._seed = seed
@@ -51,12 +60,19 @@ class Partitions:
         self._ended = asyncio.Event()  # a prompt did
         self.damaged = 0
 
-    async def run(self, parts: Iterable[Part], flow: Flow, on_prompt: Callable[[Outcome], None],
-                  on_part: Callable[[OpenPart], None], only: frozenset[str] | None = None) -> None:
-        """Every prompt of every partition (or those in `only`) through `flow`; each finished partition to `on_part`.
+    async def run(
+        self,
+        parts: Iterable[Part],
+        flow: Flow,
+        on_prompt: Callable[[Outcome], None],
+        on_part: Callable[[OpenPart], None],
+        only: frozenset[str] | None = None,
+    ) -> None:
+        """Every prompt of every partition (or those in `only`) through `flow`; each finished
+        partition to `on_part`.
 
-        Where an earlier command left answers, the last prompts come first: those are what it had not begun, so that the
-        first new request need not wait for the replay of all others.
+        Where an earlier command left answers, the last prompts come first: those are what it had
+        not begun, so that the first new request need not wait for the replay of all others.
 
         Raises:
             MoraError: the run can't go on; what was answered is in the logs.
@@ -67,7 +83,9 @@ class Partitions:
                     opened = self._open(part, only)
                     if not opened.prompts:
                         self._finish(opened, on_part)
-                    for prompt in reversed(opened.prompts) if opened.log.is_resumed else opened.prompts:
+                    for prompt in (
+                        reversed(opened.prompts) if opened.log.is_resumed else opened.prompts
+                    ):
                         while not self._wants_more() and not group.failed:
                             await group.unless_failed(self._changed())
                         if group.failed:
@@ -94,8 +112,14 @@ class Partitions:
         opened.log.close()
         self._logs.remove(opened.log)
 
-    async def _one(self, opened: OpenPart, prompt: Prompt, flow: Flow, on_prompt: Callable[[Outcome], None],
-                   on_part: Callable[[OpenPart], None]) -> None:
+    async def _one(
+        self,
+        opened: OpenPart,
+        prompt: Prompt,
+        flow: Flow,
+        on_prompt: Callable[[Outcome], None],
+        on_part: Callable[[OpenPart], None],
+    ) -> None:
         try:
             outcome = await flow(opened.ask, prompt)
         finally:
@@ -114,7 +138,11 @@ class Partitions:
 
     async def _changed(self) -> None:
         self._ended.clear()
-        waits = [asyncio.ensure_future(e.changed()) for e in set(self._engines.values()) if not e.wants_more]
+        waits = [
+            asyncio.ensure_future(e.changed())
+            for e in set(self._engines.values())
+            if not e.wants_more
+        ]
         try:
             if waits:
                 waits.append(asyncio.ensure_future(self._one_ended()))
@@ -125,21 +153,29 @@ class Partitions:
 
 
 def seal(opened: OpenPart, dims: Sequence[str], settings_hash: str) -> None:
-    """Compact a partition whose prompts are all done (owed ones included: they keep it from counting as finished)."""
+    """Compact a partition whose prompts are all done (owed ones included: they keep it from
+    counting as finished)."""
     outcomes = [opened.outcomes[p.prompt_id] for p in opened.prompts]
     counts: Counter[tuple[str, str]] = Counter()
     for o in outcomes:
         counts.update(o.counts)
     errors = [e for o in outcomes for e in errors_of(o)]
-    manifest = {"settings": settings_hash, "n_prompts": len(outcomes), "answers": opened.ask.answers,
-                "counts": {f"{stage}.{what}": n for (stage, what), n in sorted(counts.items())},
-                "feedback": sums_of(outcomes), "n_scores": sum(len(o.scores) for o in outcomes), "errors": len(errors),
-                "owed": [o.prompt.prompt_id for o in outcomes if o.owed is not None]}
+    manifest = {
+        "settings": settings_hash,
+        "n_prompts": len(outcomes),
+        "answers": opened.ask.answers,
+        "counts": {f"{stage}.{what}": n for (stage, what), n in sorted(counts.items())},
+        "feedback": sums_of(outcomes),
+        "n_scores": sum(len(o.scores) for o in outcomes),
+        "errors": len(errors),
+        "owed": [o.prompt.prompt_id for o in outcomes if o.owed is not None],
+    }
     opened.part.seal(tables(outcomes, dims), opened.log.items(), errors, manifest)
 
 
 def errors_of(o: Outcome) -> list[dict[str, Any]]:
-    """A prompt's failed rows: what stopped it, answers that failed for good, verdicts that are missing.
+    """A prompt's failed rows: what stopped it, answers that failed for good, verdicts that are
+    missing.
 
     A rating that the source never had is no failure: it is counted as unscored.
     """
@@ -147,11 +183,30 @@ def errors_of(o: Outcome) -> list[dict[str, Any]]:
     if o.owed is not None:
         out.append({"prompt_id": o.prompt.prompt_id, "stage": "owed", "error": o.owed})
     for arm in [*([o.presample] if o.presample else []), *o.arms]:
-        out += [{"prompt_id": r.prompt_id, "stage": "presample" if arm.name == "presample" else "rollout", "arm": arm.name,
-                 "index": r.index, "error": r.error} for r in arm.rollouts if r.error is not None]
-    out += [{"prompt_id": o.prompt.prompt_id, "stage": "score", "arm": arm_name, "index": index, "purpose": purpose,
-             "dimension": s.dimension, "error": s.reason}
-            for arm_name, index, purpose, s in o.scores if s.value is None and s.reason != NOT_RATED]
+        out += [
+            {
+                "prompt_id": r.prompt_id,
+                "stage": "presample" if arm.name == "presample" else "rollout",
+                "arm": arm.name,
+                "index": r.index,
+                "error": r.error,
+            }
+            for r in arm.rollouts
+            if r.error is not None
+        ]
+    out += [
+        {
+            "prompt_id": o.prompt.prompt_id,
+            "stage": "score",
+            "arm": arm_name,
+            "index": index,
+            "purpose": purpose,
+            "dimension": s.dimension,
+            "error": s.reason,
+        }
+        for arm_name, index, purpose, s in o.scores
+        if s.value is None and s.reason != NOT_RATED
+    ]
     return out
 
 

@@ -1,6 +1,8 @@
-"""Phase 0: calibration, noise and floors, measured on the first prompts and frozen in reference.json before any is judged by them.
+"""Phase 0: calibration, noise and floors, measured on the first prompts and frozen in
+reference.json before any is judged by them.
 
-    raw scores of the first presamples, a share of them twice -> charts -> noise of the calibrated values -> canaries
+    raw scores of the first presamples, a share of them twice -> charts -> noise of the calibrated
+    values -> canaries
 
 They are not measured again while the settings they rest on stand.
 """
@@ -31,7 +33,8 @@ Z95 = 1.6448536269514722  # one-sided 95 %
 
 @dataclass(slots=True)
 class Measured:
-    """One reference prompt: its rollouts with their scores, and the scores of those that were scored again."""
+    """One reference prompt: its rollouts with their scores, and the scores of those that were
+    scored again."""
 
     prompt: Prompt
     rollouts: list[Rollout]
@@ -77,7 +80,8 @@ class Noise:
             self._within[dim].append((math.fsum((v - mean) ** 2 for v in there), len(there) - 1))
 
     def result(self, floors: Mapping[str, float], steps: Mapping[str, float]) -> dict[str, Any]:
-        """reference.json, without its basis. A dimension that nobody scored twice gets half a step of its scale."""
+        """reference.json, without its basis. A dimension that nobody scored twice gets half a step
+        of its scale."""
         noise = {}
         for d in self._dims:
             n = len(self._squares[d])  # exact sums: the order in which prompts finish must not show
@@ -85,25 +89,47 @@ class Noise:
             freedom = sum(f for _, f in self._within[d])
             variance = math.fsum(s for s, _ in self._within[d]) / freedom if freedom else None
             known = sigma is not None and variance
-            noise[d] = {"sigma": sigma if sigma is not None else steps[d] / 2, "n": n, "measured": sigma is not None,
-                        "reliability": 1 - sigma**2 / variance if known and sigma is not None and variance else None,
-                        "reliability_upper": self._upper(d) if known else None}
-        return {"n_rollouts": self.n_rollouts, "provisional": self.n_rollouts < PROVISIONAL_UNDER, "noise": noise,
-                "floors": dict(floors)}
+            noise[d] = {
+                "sigma": sigma if sigma is not None else steps[d] / 2,
+                "n": n,
+                "measured": sigma is not None,
+                "reliability": 1 - sigma**2 / variance
+                if known and sigma is not None and variance
+                else None,
+                "reliability_upper": self._upper(d) if known else None,
+            }
+        return {
+            "n_rollouts": self.n_rollouts,
+            "provisional": self.n_rollouts < PROVISIONAL_UNDER,
+            "noise": noise,
+            "floors": dict(floors),
+        }
 
     def _upper(self, d: str) -> float:
-        """Upper end of the one-sided 95 % interval of rho, by the delta method on log(sigma^2 / Var), prompts as clusters.
+        """Upper end of the one-sided 95 % interval of rho, by the delta method on log(sigma^2 /
+        Var), prompts as clusters.
 
-        No normal scores are assumed: both variances of the log come from the spread of the squares themselves.
+        No normal scores are assumed: both variances of the log come from the spread of the squares
+            themselves.
         """
         squares, within = self._squares[d], self._within[d]
         mean = math.fsum(squares) / len(squares)
         if mean == 0:
             return 1.0
-        relative = math.fsum((s - mean) ** 2 for s in squares) / max(len(squares) - 1, 1) / len(squares) / mean**2
+        relative = (
+            math.fsum((s - mean) ** 2 for s in squares)
+            / max(len(squares) - 1, 1)
+            / len(squares)
+            / mean**2
+        )
         total, freedom = math.fsum(s for s, _ in within), sum(f for _, f in within)
         ratio = total / freedom
-        relative += len(within) / max(len(within) - 1, 1) * math.fsum((s - ratio * f) ** 2 for s, f in within) / total**2
+        relative += (
+            len(within)
+            / max(len(within) - 1, 1)
+            * math.fsum((s - ratio * f) ** 2 for s, f in within)
+            / total**2
+        )
         return 1 - mean / 2 / ratio * math.exp(-Z95 * math.sqrt(relative))
 
 
@@ -126,11 +152,16 @@ class Rates:
         from ..statistics.adaptive import rate_prior
 
         counts = {d: np.array(sorted(p), dtype=int).reshape(-1, 2) for d, p in self._passes.items()}
-        return {d: [round(float(x), 9) for x in rate_prior(c[:, 0], c[:, 1])] for d, c in counts.items()}
+        return {
+            d: [round(float(x), 9) for x in rate_prior(c[:, 0], c[:, 1])] for d, c in counts.items()
+        }
 
 
-def mining_flow(work_for: Callable[[Asker], Work], found: list[Mined], owed: list[str]) -> Callable[[Asker, Prompt], Any]:
-    """The flow of phase 0 where there is a budget: the reference prompts presampled in full. Their answers serve again later."""
+def mining_flow(
+    work_for: Callable[[Asker], Work], found: list[Mined], owed: list[str]
+) -> Callable[[Asker, Prompt], Any]:
+    """The flow of phase 0 where there is a budget: the reference prompts presampled in full. Their
+    answers serve again later."""
 
     async def flow(ask: Asker, prompt: Prompt) -> Outcome:
         try:
@@ -149,8 +180,11 @@ def strata_of(parts: Sequence[Part]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def reference_flow(work_for: Callable[[Asker], Work], found: Measurements) -> Callable[[Asker, Prompt], Any]:
-    """The flow of phase 0: first presamples, scored, a share of them scored again; raw scores where no chart is there yet."""
+def reference_flow(
+    work_for: Callable[[Asker], Work], found: Measurements
+) -> Callable[[Asker, Prompt], Any]:
+    """The flow of phase 0: first presamples, scored, a share of them scored again; raw scores where
+    no chart is there yet."""
 
     async def flow(ask: Asker, prompt: Prompt) -> Outcome:
         try:
@@ -161,17 +195,29 @@ def reference_flow(work_for: Callable[[Asker], Work], found: Measurements) -> Ca
 
     async def measure(work: Work, prompt: Prompt) -> Measured:
         anchors: Anchors = {}
-        rollouts, first = await sample_and_score(work, prompt, 0, work.settings.presample.n[0], anchors)
-        again = [i for i, r in enumerate(rollouts) if repeated(prompt.prompt_id, r.index, work.settings.presample.repeat_share)]
+        rollouts, first = await sample_and_score(
+            work, prompt, 0, work.settings.presample.n[0], anchors
+        )
+        again = [
+            i
+            for i, r in enumerate(rollouts)
+            if repeated(prompt.prompt_id, r.index, work.settings.presample.repeat_share)
+        ]
         fresh = await score(work, prompt.messages, [rollouts[i] for i in again], "repeat", anchors)
         return Measured(prompt, rollouts, first, [(again[k], s) for k, s in fresh], again)
 
     return flow
 
 
-def conclude(found: Measurements, sources: Sources, floors: Mapping[str, float], kappa: float | None,
-             rates: Rates | None = None) -> tuple[dict[str, Any], Sources]:
-    """reference.json, without its basis, and the sources with their charts fitted; pass rates go to `rates`.
+def conclude(
+    found: Measurements,
+    sources: Sources,
+    floors: Mapping[str, float],
+    kappa: float | None,
+    rates: Rates | None = None,
+) -> tuple[dict[str, Any], Sources]:
+    """reference.json, without its basis, and the sources with their charts fitted; pass rates go to
+    `rates`.
 
     Raises:
         SettingsError: the scores can't carry the charts that the settings ask for.
@@ -193,8 +239,10 @@ def conclude(found: Measurements, sources: Sources, floors: Mapping[str, float],
             for i in m.repeated:
                 noise.add(d, values[i], _reward(ready, d, again.get(i, {}), kappa))
     reference = noise.result(floors, steps_of(ready))
-    charts = {d: [{**c, "provisional": c["n"] < PROVISIONAL_UNDER} if "n" in c else c for c in group]
-              for d, group in described(ready).items()}
+    charts = {
+        d: [{**c, "provisional": c["n"] < PROVISIONAL_UNDER} if "n" in c else c for c in group]
+        for d, group in described(ready).items()
+    }
     return {**reference, "calibration": charts}, ready
 
 
@@ -208,16 +256,20 @@ def _raw(found: Measurements, sources: Sources) -> dict[tuple[str, int], list[li
     return out
 
 
-def columns_of(scores: Sequence[tuple[int, Score]], sources: Sources) -> dict[tuple[str, int], list[tuple[int, Score]]]:
+def columns_of(
+    scores: Sequence[tuple[int, Score]], sources: Sources
+) -> dict[tuple[str, int], list[tuple[int, Score]]]:
     """Scores by source: they come source by source, each over the same rollouts."""
     keys = [(d, s.number) for d, group in sources.items() for s in group]
     n = len(scores) // max(len(keys), 1)
-    return {key: list(scores[k * n:(k + 1) * n]) for k, key in enumerate(keys)}
+    return {key: list(scores[k * n : (k + 1) * n]) for k, key in enumerate(keys)}
 
 
-def _by_rollout(scores: Sequence[tuple[int, Score]], ready: Sources, before: Sources,
-                anchors: Anchors) -> dict[int, dict[str, list[Score]]]:
-    """rollout -> dimension -> scores with their values; those of a chart that was fitted only now are mapped here."""
+def _by_rollout(
+    scores: Sequence[tuple[int, Score]], ready: Sources, before: Sources, anchors: Anchors
+) -> dict[int, dict[str, list[Score]]]:
+    """rollout -> dimension -> scores with their values; those of a chart that was fitted only now
+    are mapped here."""
     out: dict[int, dict[str, list[Score]]] = {}
     for (d, number), column in columns_of(scores, ready).items():
         source = ready[d][number]
@@ -231,23 +283,31 @@ def _by_rollout(scores: Sequence[tuple[int, Score]], ready: Sources, before: Sou
     return out
 
 
-def _reward(sources: Sources, d: str, scores: Mapping[str, Sequence[Score]], kappa: float | None) -> float | None:
+def _reward(
+    sources: Sources, d: str, scores: Mapping[str, Sequence[Score]], kappa: float | None
+) -> float | None:
     value = combine_sources(sources[d], scores.get(d, []), kappa)
     return None if value is None else value.reward
 
 
 def unreliable(reference: Mapping[str, Any], gamma: float) -> dict[str, dict[str, Any]]:
-    """Dimensions whose scores are surely mostly noise: dimension -> reliability, its upper bound, n, sigma.
+    """Dimensions whose scores are surely mostly noise: dimension -> reliability, its upper bound,
+    n, sigma.
 
-    Surely: rho is under 0.3 at the upper end of its 95 % interval, over LEAST_TWICE answers or more, and the noise is large
-    enough to matter: two answers of equal worth would differ by gamma. A dimension where nothing varies and nothing is noisy
-    is saturated, not unreliable.
+    Surely: rho is under 0.3 at the upper end of its 95 % interval, over LEAST_TWICE answers or
+    more, and the noise is large enough to matter: two answers of equal worth would differ by gamma.
+    A dimension where nothing varies and nothing is noisy is saturated, not unreliable.
     """
     out = {}
     for d, v in (reference.get("noise") or {}).items():
         upper = v.get("reliability_upper")
         apart = 2 * v["sigma"] / math.sqrt(math.pi)
-        if upper is not None and upper < LEAST_RELIABILITY and v["n"] >= LEAST_TWICE and apart >= gamma:
+        if (
+            upper is not None
+            and upper < LEAST_RELIABILITY
+            and v["n"] >= LEAST_TWICE
+            and apart >= gamma
+        ):
             out[d] = {k: v[k] for k in ("reliability", "reliability_upper", "n", "sigma")}
     return out
 
@@ -266,8 +326,12 @@ def first_prompts(parts: Sequence[Part], n: int) -> tuple[frozenset[str], list[P
 
 def as_reference(tree: Mapping[str, Any]) -> Reference:
     """The Reference of a reference.json."""
-    return Reference({d: v["sigma"] for d, v in tree["noise"].items()}, tree["floors"], tree.get("prior") or {},
-                     tree.get("mining") or {})
+    return Reference(
+        {d: v["sigma"] for d, v in tree["noise"].items()},
+        tree["floors"],
+        tree.get("prior") or {},
+        tree.get("mining") or {},
+    )
 
 
 def unmeasured(sources: Sources, floors: Mapping[str, float]) -> dict[str, Any]:

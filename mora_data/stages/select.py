@@ -1,7 +1,8 @@
 """Which pairs become training data: a pure pass over the sealed partitions.
 
-A candidate holds if its fresh scores confirm it. Among a prompt's confirmed candidates the dataset-wide length balance
-chooses. A fused prompt that another one repeats is left out. Nothing here asks a model.
+A candidate holds if its fresh scores confirm it. Among a prompt's confirmed candidates the
+dataset-wide length balance chooses. A fused prompt that another one repeats is left out. Nothing
+here asks a model.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class Selection:
     """The chosen pairs of a run.
 
     Attributes:
-        chosen: per partition, the rows of its table of candidates: in the order of its prompts, a prompt's best first.
+        chosen: per partition, the rows of its table of candidates: in the order of its prompts, a
+            prompt's best first.
         confirmed: candidates scored again, and how many of them held.
-        shrinkage: mean confirmed total margin over mean selected total margin; None when nothing was confirmed.
+        shrinkage: mean confirmed total margin over mean selected total margin; None when nothing
+            was confirmed.
         mean_log_length_gap: mean log(len chosen / len rejected) of the chosen pairs.
     """
 
@@ -72,7 +75,11 @@ def select(parts: Sequence[Part], settings: BuildSettings) -> Selection:
     for part in parts:
         out.counts.update(_controls(part, settings.published_arms))
         for table in read(part, settings.dimensions, settings.published_arms, texts=False):
-            mask = holds(table, table.pairs) if settings.select.confirm else np.ones(len(table.pairs), bool)
+            mask = (
+                holds(table, table.pairs)
+                if settings.select.confirm
+                else np.ones(len(table.pairs), bool)
+            )
             n_confirmed += len(table.pairs) if settings.select.confirm else 0
             n_held += int(mask.sum())
             good = table.pairs.take(mask)
@@ -90,13 +97,18 @@ def select(parts: Sequence[Part], settings: BuildSettings) -> Selection:
 
 
 def holds(table: ScoredTable, pairs: Pairs) -> NDArray[np.bool_]:
-    """Whether the fresh scores confirm a pair: no binding margin turns negative, and the total stays positive."""
+    """Whether the fresh scores confirm a pair: no binding margin turns negative, and the total
+    stays positive."""
     fresh = pairs.confirmed_Q_D
     with np.errstate(invalid="ignore"):
-        return np.asarray(((fresh >= 0) | ~table.binding_P_D[pairs.row_Q]).all(1) & (fresh.sum(1) > 0))
+        return np.asarray(
+            ((fresh >= 0) | ~table.binding_P_D[pairs.row_Q]).all(1) & (fresh.sum(1) > 0)
+        )
 
 
-def selected(parts: Sequence[Part], selection: Selection, settings: BuildSettings) -> Iterator[ScoredTable]:
+def selected(
+    parts: Sequence[Part], selection: Selection, settings: BuildSettings
+) -> Iterator[ScoredTable]:
     """Every published arm of every prompt in order, with the pairs that were chosen."""
     for part in parts:
         chosen = selection.chosen.get(part.number, np.empty(0, np.int64))
@@ -106,9 +118,13 @@ def selected(parts: Sequence[Part], selection: Selection, settings: BuildSetting
             yield replace(table, pairs=table.pairs.take(mine - first))
 
 
-def picker(settings: BuildSettings, reference: Reference, steps: Mapping[str, float],
-           ) -> Callable[[ScoredTable, str, tuple[str, ...]], Pairs]:
-    """The pair that is best for one dimension while the `aligned` ones do not get worse (METHOD (e), lexi)."""
+def picker(
+    settings: BuildSettings,
+    reference: Reference,
+    steps: Mapping[str, float],
+) -> Callable[[ScoredTable, str, tuple[str, ...]], Pairs]:
+    """The pair that is best for one dimension while the `aligned` ones do not get worse (METHOD
+    (e), lexi)."""
     dims = settings.dimensions
     delta = np.array(reference.delta(dims, steps))
 
@@ -119,19 +135,37 @@ def picker(settings: BuildSettings, reference: Reference, steps: Mapping[str, fl
             index, there = table.padded(rows)
             rewards = np.where(there[..., None], table.rewards_R_D[index], np.nan)
             with np.errstate(invalid="ignore"):
-                passing = (table.levels_R_D - table.doubts_R_D)[index, t] >= reference.floors[target] - 1e-9
-            batch = Batch(rewards, table.usable_R[index] & there, passing, np.zeros((len(index), len(dims)), bool), delta,
-                          table.lengths_R[index].astype(float), target=t, guarded=tuple(dims.index(d) for d in aligned),
-                          max_length_ratio=settings.select.max_length_ratio)
+                passing = (table.levels_R_D - table.doubts_R_D)[index, t] >= reference.floors[
+                    target
+                ] - 1e-9
+            batch = Batch(
+                rewards,
+                table.usable_R[index] & there,
+                passing,
+                np.zeros((len(index), len(dims)), bool),
+                delta,
+                table.lengths_R[index].astype(float),
+                target=t,
+                guarded=tuple(dims.index(d) for d in aligned),
+                max_length_ratio=settings.select.max_length_ratio,
+            )
 
             def tie(p: int, i: int, j: int, index: NDArray[np.int64] = index) -> int:
                 return seed_of(*(digest(table.texts[int(index[p, k])].as_py()) for k in (i, j)))
 
             picks = top_pairs(batch, lexi(batch), 1, tie)
             rank = picks.chosen_P_K[:, 0] >= 0
-            found.append((rows.start + np.flatnonzero(rank), picks.chosen_P_K[rank, 0], picks.rejected_P_K[rank, 0],
-                          picks.score_P_K[rank, 0]))
-        row, chosen, rejected, score = (np.concatenate(c) for c in zip(*found, strict=True)) if found else [np.empty(0)] * 4
+            found.append(
+                (
+                    rows.start + np.flatnonzero(rank),
+                    picks.chosen_P_K[rank, 0],
+                    picks.rejected_P_K[rank, 0],
+                    picks.score_P_K[rank, 0],
+                )
+            )
+        row, chosen, rejected, score = (
+            (np.concatenate(c) for c in zip(*found, strict=True)) if found else [np.empty(0)] * 4
+        )
         return Pairs.of(row, chosen, rejected, score, len(dims))
 
     return pick
@@ -152,49 +186,77 @@ def _controls(part: Part, published: Sequence[str]) -> Counter[tuple[str, str]]:
 
 
 class _Seen:
-    """The prompts so far: a rewrite that repeats one of them is left out, and so is a fused one that nearly does."""
+    """The prompts so far: a rewrite that repeats one of them is left out, and so is a fused one
+    that nearly does."""
 
     def __init__(self, near: float | None) -> None:
         self._exact: set[int] = set()  # ids as numbers: half the memory of their hex digits
         self._near = NearDuplicates(near) if near is not None else None
 
     def repeats(self, table: ScoredTable) -> NDArray[np.str_]:
-        """Per row the reason to leave it out, "" for none. The source's own prompts were told apart when they were mined."""
+        """Per row the reason to leave it out, "" for none. The source's own prompts were told apart
+        when they were mined."""
         out = np.full(len(table), "", "<U24")
-        for row, (prompt, arm, messages) in enumerate(zip(table.prompts, table.arms, table.messages, strict=True)):
+        for row, (prompt, arm, messages) in enumerate(
+            zip(table.prompts, table.arms, table.messages, strict=True)
+        ):
             own = arm in ("identity", "recorded")
             asked = int(prompt.prompt_id if own else context_id(messages), 16)
             if not own and asked in self._exact:
                 out[row] = "duplicate_prompt"
-            elif arm == "fused" and self._near is not None and self._near.seen(messages[-1]["content"]):
+            elif (
+                arm == "fused"
+                and self._near is not None
+                and self._near.seen(messages[-1]["content"])
+            ):
                 out[row] = "near_duplicate_prompt"
             self._exact.add(asked)
         return out
 
 
-def _counted(table: ScoredTable, repeats: NDArray[np.str_], good: Pairs) -> Counter[tuple[str, str]]:
+def _counted(
+    table: ScoredTable, repeats: NDArray[np.str_], good: Pairs
+) -> Counter[tuple[str, str]]:
     """Rows by what became of them."""
     n = len(table)
     has_candidate, has_good = (np.isin(np.arange(n), p.row_Q) for p in (table.pairs, good))
-    whole = np.bincount(table.row_R[table.usable_R & ~np.isnan(table.rewards_R_D).any(1)], minlength=n)
-    fate = np.select([has_good, has_candidate, whole >= 2], ["kept", "not_confirmed", "no_dominating_pair"], "too_few_scored")
+    whole = np.bincount(
+        table.row_R[table.usable_R & ~np.isnan(table.rewards_R_D).any(1)], minlength=n
+    )
+    fate = np.select(
+        [has_good, has_candidate, whole >= 2],
+        ["kept", "not_confirmed", "no_dominating_pair"],
+        "too_few_scored",
+    )
     reason = np.where(repeats == "", fate, repeats)
     names, counts = np.unique(reason, return_counts=True)
-    return Counter({("select", "in"): n, **{("select", str(k)): int(v) for k, v in zip(names, counts, strict=True)}})
+    return Counter(
+        {
+            ("select", "in"): n,
+            **{("select", str(k)): int(v) for k, v in zip(names, counts, strict=True)},
+        }
+    )
 
 
 def _held(part: int, first_row: int, table: ScoredTable, pairs: Pairs) -> _Held:
     first = table.starts[pairs.row_Q]
     length = np.log(np.maximum(table.lengths_R, 1))
-    return _Held(np.full(len(pairs), part, np.int32), pairs.at_Q.astype(np.int32), (first_row + pairs.row_Q).astype(np.int32),
-                 pairs.score_Q, length[first + pairs.chosen_Q] - length[first + pairs.rejected_Q],
-                 np.stack([pairs.chosen_Q, pairs.rejected_Q], axis=1).astype(np.int16))
+    return _Held(
+        np.full(len(pairs), part, np.int32),
+        pairs.at_Q.astype(np.int32),
+        (first_row + pairs.row_Q).astype(np.int32),
+        pairs.score_Q,
+        length[first + pairs.chosen_Q] - length[first + pairs.rejected_Q],
+        np.stack([pairs.chosen_Q, pairs.rejected_Q], axis=1).astype(np.int16),
+    )
 
 
 def _choose(out: Selection, held: Sequence[_Held], settings: BuildSettings) -> None:
     """Pairs per prompt, greedily; no answer twice on one side or on both sides."""
-    part, at, row, score, gap, sides = (np.concatenate([getattr(h, f) for h in held]) if held else np.empty(0) for f in (
-        "part_Q", "at_Q", "row_Q", "score_Q", "gap_Q", "sides_Q_2"))
+    part, at, row, score, gap, sides = (
+        np.concatenate([getattr(h, f) for h in held]) if held else np.empty(0)
+        for f in ("part_Q", "at_Q", "row_Q", "score_Q", "gap_Q", "sides_Q_2")
+    )
     if not len(row):
         return
     _, first, n = np.unique(row, return_index=True, return_counts=True)
@@ -206,11 +268,23 @@ def _choose(out: Selection, held: Sequence[_Held], settings: BuildSettings) -> N
     best = balance(score_P_K, gap_P_K) if settings.select.balance_length else score_P_K.argmax(1)
     taken = first + best
     if settings.select.pairs_per_prompt > 1:
-        taken = np.array([q for p in range(len(first)) for q in _greedy(
-            [taken[p], *(q for q in range(first[p], first[p] + n[p]) if q != taken[p])], sides, settings.select.pairs_per_prompt)])
+        taken = np.array(
+            [
+                q
+                for p in range(len(first))
+                for q in _greedy(
+                    [taken[p], *(q for q in range(first[p], first[p] + n[p]) if q != taken[p])],
+                    sides,
+                    settings.select.pairs_per_prompt,
+                )
+            ]
+        )
     out.mean_log_length_gap = float(gap[taken].mean())
-    numbers, starts = np.unique(part[taken], return_index=True)  # partitions come one after the other
-    for number, rows in zip(numbers.tolist(), np.split(at[taken].astype(np.int64), starts[1:]), strict=True):
+    # partitions come one after the other
+    numbers, starts = np.unique(part[taken], return_index=True)
+    for number, rows in zip(
+        numbers.tolist(), np.split(at[taken].astype(np.int64), starts[1:]), strict=True
+    ):
         out.chosen[number] = rows
 
 

@@ -11,7 +11,12 @@ def stem(word: str) -> str:
     for suffix, least in SUFFIXES:
         if word.endswith(suffix) and len(word) - len(suffix) >= least:
             word = word[: -len(suffix)]
-            if suffix in ("ing", "ed") and len(word) > 3 and word[-1] == word[-2] and word[-1] not in "sl":
+            if (
+                suffix in ("ing", "ed")
+                and len(word) > 3
+                and word[-1] == word[-2]
+                and word[-1] not in "sl"
+            ):
                 word = word[:-1]
             break
     if word.endswith(("ie", "y")) and len(word) > 3:
@@ -22,4 +27,6 @@ def stem(word: str) -> str:
 def content_stems(text: str) -> set[str]:
     """Stems of the words that carry the subject; all words of a text that has none."""
     tokens = words(text)
-    return {stem(w) for w in tokens if w not in STOP and (len(w) > 1 or not w.isascii())} or set(tokens)
+    return {stem(w) for w in tokens if w not in STOP and (len(w) > 1 or not w.isascii())} or set(
+        tokens
+    )

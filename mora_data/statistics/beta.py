@@ -1,4 +1,5 @@
-"""Beta distributions in numpy: tails, posterior intervals of a pass rate, and the prior that many prompts share."""
+"""Beta distributions in numpy: tails, posterior intervals of a pass rate, and the prior that many
+prompts share."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def beta_tail(a: NDArray[np.float64], b: NDArray[np.float64], x: float) -> NDArray[np.float64]:
-    """P(p >= x) for p ~ Beta(a, b), by the continued fraction of the incomplete beta function (Lentz's method)."""
+    """P(p >= x) for p ~ Beta(a, b), by the continued fraction of the incomplete beta function
+    (Lentz's method)."""
     a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
     return _beta_tail(a, b, np.full(a.shape, x))
 
@@ -27,12 +29,18 @@ def beta_quantile(a: NDArray[np.float64], b: NDArray[np.float64], q: float) -> N
     return np.asarray((low + high) / 2)
 
 
-def beta_interval(c: NDArray[np.int_], n: NDArray[np.int_], prior: tuple[float, float] = (0.5, 0.5),
-                  level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Equal-tailed posterior interval of a pass rate, p | data ~ Beta(a + c, b + n - c) (METHOD (b), robustness).
+def beta_interval(
+    c: NDArray[np.int_],
+    n: NDArray[np.int_],
+    prior: tuple[float, float] = (0.5, 0.5),
+    level: float = 0.95,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Equal-tailed posterior interval of a pass rate, p | data ~ Beta(a + c, b + n - c) (METHOD
+    (b), robustness).
 
-    `c` passes of `n`, shapes that broadcast. The default prior is Jeffreys'; as its interval is used, the lower end is 0 where
-    c = 0 and the upper end 1 where c = n (Brown, Cai and DasGupta 2001, 4.1). Each distinct (c, n) is solved once.
+    `c` passes of `n`, shapes that broadcast. The default prior is Jeffreys'; as its interval is
+    used, the lower end is 0 where c = 0 and the upper end 1 where c = n (Brown, Cai and DasGupta
+    2001, 4.1). Each distinct (c, n) is solved once.
     """
     c, n = np.broadcast_arrays(np.asarray(c), np.asarray(n))
     pairs, back = np.unique(np.stack([c.ravel(), n.ravel()]), axis=1, return_inverse=True)
@@ -42,13 +50,16 @@ def beta_interval(c: NDArray[np.int_], n: NDArray[np.int_], prior: tuple[float, 
     return low[back.ravel()].reshape(c.shape), high[back.ravel()].reshape(c.shape)
 
 
-def rate_interval(c: NDArray[np.float64], n: NDArray[np.float64],
-                  level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Confidence interval of a share c / n, also where both are effective numbers and not whole; (0, 1) where n = 0.
+def rate_interval(
+    c: NDArray[np.float64], n: NDArray[np.float64], level: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Confidence interval of a share c / n, also where both are effective numbers and not whole;
+    (0, 1) where n = 0.
 
-    The lower end is the quantile of Beta(c + t, n - c + 1 - t), the upper that of Beta(c + 1 - t, n - c + t), 0 where c = 0 and 1
-    where c = n. t = 0 is Clopper and Pearson's interval, which covers too much, t = 1/2 Jeffreys', which covers a rate of 0.05 in
-    88 % at n = 50; t = 1/3 covers 94 % or more (tests/unit/test_coverage.py, docs/numbers.md).
+    The lower end is the quantile of Beta(c + t, n - c + 1 - t), the upper that of Beta(c + 1 - t, n
+    - c + t), 0 where c = 0 and 1 where c = n. t = 0 is Clopper and Pearson's interval, which covers
+    too much, t = 1/2 Jeffreys', which covers a rate of 0.05 in 88 % at n = 50; t = 1/3 covers 94 %
+    or more (tests/unit/test_coverage.py, docs/numbers.md).
     """
     c, n = np.broadcast_arrays(np.asarray(c, float), np.asarray(n, float))
     rest, t = np.maximum(n - c, 0.0), 1 / 3
@@ -57,12 +68,15 @@ def rate_interval(c: NDArray[np.float64], n: NDArray[np.float64],
     return np.where(n > 0, low, 0.0), np.where(n > 0, high, 1.0)
 
 
-def moment_prior(c_P: NDArray[np.int_], n_P: NDArray[np.int_], most: float = 64.0) -> tuple[float, float]:
-    """Beta prior (a, b) of the pass rates of one dataset and dimension, by the method of moments (METHOD (b)).
+def moment_prior(
+    c_P: NDArray[np.int_], n_P: NDArray[np.int_], most: float = 64.0
+) -> tuple[float, float]:
+    """Beta prior (a, b) of the pass rates of one dataset and dimension, by the method of moments
+    (METHOD (b)).
 
-    E[c/n] = E[p] and E[c(c-1) / n(n-1)] = E[p^2] hold for every n >= 2; prompts with fewer scores are left out. a and b are
-    at least 0.5 and weigh together at most `most` rollouts, also where the rates differ by no more than chance. Jeffreys'
-    prior with fewer than two prompts.
+    E[c/n] = E[p] and E[c(c-1) / n(n-1)] = E[p^2] hold for every n >= 2; prompts with fewer scores
+    are left out. a and b are at least 0.5 and weigh together at most `most` rollouts, also where
+    the rates differ by no more than chance. Jeffreys' prior with fewer than two prompts.
     """
     enough = n_P >= 2
     c, n = c_P[enough].astype(float), n_P[enough].astype(float)
@@ -74,7 +88,9 @@ def moment_prior(c_P: NDArray[np.int_], n_P: NDArray[np.int_], most: float = 64.
     return max(mean * strength, 0.5), max((1 - mean) * strength, 0.5)
 
 
-def _beta_tail(a: NDArray[np.float64], b: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _beta_tail(
+    a: NDArray[np.float64], b: NDArray[np.float64], x: NDArray[np.float64]
+) -> NDArray[np.float64]:
     swap = x > (a + 1) / (a + b + 2)
     p, q = np.where(swap, b, a), np.where(swap, a, b)
     y = np.where(swap, 1 - x, x)
@@ -98,7 +114,9 @@ def _log_gamma(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((y - 0.5) * np.log(y) - y + 0.5 * np.log(2 * np.pi) + series - shift)
 
 
-def _beta_fraction(a: NDArray[np.float64], b: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _beta_fraction(
+    a: NDArray[np.float64], b: NDArray[np.float64], x: NDArray[np.float64]
+) -> NDArray[np.float64]:
     tiny = 1e-300
     c = np.ones_like(a)
     d = 1 - (a + b) * x / (a + 1)

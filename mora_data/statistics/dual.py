@@ -20,10 +20,13 @@ class Weights:
     """The answer to a target.
 
     Attributes:
-        feasible: some re-weighting of each prompt's rollouts reaches the target, to 0.001 and with weights up to 200.
+        feasible: some re-weighting of each prompt's rollouts reaches the target, to 0.001 and with
+            weights up to 200.
         weights_D: the lambda of `nearest_D`: weights for weighted_sum.
-        nearest_D: the target, or where it is not feasible the last feasible point on the way to it from the present mean.
-        reached_D: mean rewards under the weights; in a dimension of weight 0 it may lie above the target.
+        nearest_D: the target, or where it is not feasible the last feasible point on the way to it
+            from the present mean.
+        reached_D: mean rewards under the weights; in a dimension of weight 0 it may lie above the
+            target.
         ess: mean over prompts of 1 / sum_i w_i^2, the number of rollouts that still count.
         trusted: ess is at least 4; below that the weights rest on a few rollouts (METHOD: refuse).
         n: prompts with a rollout that has all its scores.
@@ -41,8 +44,9 @@ class Weights:
 def weights(rewards_P_N_D: NDArray[np.float64], target_D: NDArray[np.float64]) -> Weights:
     """Least change of the policy, per prompt, whose mean rewards reach `target_D`.
 
-    Maximises g(lambda) = lambda . c - mean_x log mean_i exp(lambda . r_i(x)) over lambda >= 0 (MAP's dual in its per-prompt
-    form, METHOD section 2): concave, by projected Newton steps. Rollouts without all their scores are left out.
+    Maximises g(lambda) = lambda . c - mean_x log mean_i exp(lambda . r_i(x)) over lambda >= 0
+    (MAP's dual in its per-prompt form, METHOD section 2): concave, by projected Newton steps.
+    Rollouts without all their scores are left out.
 
     Raises:
         ValueError: no rollout has all its scores.
@@ -70,9 +74,11 @@ def weights(rewards_P_N_D: NDArray[np.float64], target_D: NDArray[np.float64]) -
     return Weights(feasible, found, near, reached, ess, ess >= LEAST_ESS, len(rewards))
 
 
-def _moments(rewards_P_N_D: NDArray[np.float64], whole_P_N: NDArray[np.bool_],
-             lam_D: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
-    """Mean reward, its mean covariance within prompts, each rollout's share, and mean_x log mean_i exp(lambda . r_i)."""
+def _moments(
+    rewards_P_N_D: NDArray[np.float64], whole_P_N: NDArray[np.bool_], lam_D: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
+    """Mean reward, its mean covariance within prompts, each rollout's share, and mean_x log mean_i
+    exp(lambda . r_i)."""
     score = np.where(whole_P_N, rewards_P_N_D @ lam_D, -np.inf)
     top = score.max(1, keepdims=True)
     share = np.exp(score - top)
@@ -85,7 +91,9 @@ def _moments(rewards_P_N_D: NDArray[np.float64], whole_P_N: NDArray[np.bool_],
     return mean.mean(0), spread, share, log_mean
 
 
-def _solve(rewards_P_N_D: NDArray[np.float64], whole_P_N: NDArray[np.bool_], target_D: NDArray[np.float64]) -> NDArray[np.float64]:
+def _solve(
+    rewards_P_N_D: NDArray[np.float64], whole_P_N: NDArray[np.bool_], target_D: NDArray[np.float64]
+) -> NDArray[np.float64]:
     lam = np.zeros(len(target_D))
     mean, spread, _, log_mean = _moments(rewards_P_N_D, whole_P_N, lam)
     value = -log_mean
@@ -95,7 +103,9 @@ def _solve(rewards_P_N_D: NDArray[np.float64], whole_P_N: NDArray[np.bool_], tar
         if not free.any() or np.abs(gradient[free]).max() < NEAR / 10:
             break
         step = np.zeros(len(lam))
-        step[free] = np.linalg.solve(spread[np.ix_(free, free)] + 1e-6 * np.eye(int(free.sum())), gradient[free])
+        step[free] = np.linalg.solve(
+            spread[np.ix_(free, free)] + 1e-6 * np.eye(int(free.sum())), gradient[free]
+        )
         size = 1.0
         while size > 1e-6:
             trial = np.clip(lam + size * step, 0.0, MOST)
@@ -109,6 +119,10 @@ def _solve(rewards_P_N_D: NDArray[np.float64], whole_P_N: NDArray[np.bool_], tar
     return lam
 
 
-def _reaches(rewards_P_N_D: NDArray[np.float64], whole_P_N: NDArray[np.bool_], lam_D: NDArray[np.float64],
-             target_D: NDArray[np.float64]) -> bool:
+def _reaches(
+    rewards_P_N_D: NDArray[np.float64],
+    whole_P_N: NDArray[np.bool_],
+    lam_D: NDArray[np.float64],
+    target_D: NDArray[np.float64],
+) -> bool:
     return bool(np.all(_moments(rewards_P_N_D, whole_P_N, lam_D)[0] >= target_D - NEAR))

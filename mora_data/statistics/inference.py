@@ -1,7 +1,8 @@
 """Intervals and tests over prompts: METHOD 3.1.
 
-The unit is the source prompt. `values_P_M` holds one row per prompt and one column per metric (and arm), NaN where a prompt
-has no value; a metric is the mean of its column. Rows of one cluster are drawn together.
+The unit is the source prompt. `values_P_M` holds one row per prompt and one column per metric (and
+arm), NaN where a prompt has no value; a metric is the mean of its column. Rows of one cluster are
+drawn together.
 """
 
 from __future__ import annotations
@@ -44,12 +45,16 @@ class Bootstrap:
     mixed_M: NDArray[np.int_]
 
     def percentile(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Ends of the percentile interval (Efron and Tibshirani 1993, 13.3); NaN with fewer than two clusters."""
-        low, high = _quantiles(self.draws_B_M, [np.full(len(self.n_M), q) for q in ((1 - level) / 2, (1 + level) / 2)])
+        """Ends of the percentile interval (Efron and Tibshirani 1993, 13.3); NaN with fewer than
+        two clusters."""
+        low, high = _quantiles(
+            self.draws_B_M, [np.full(len(self.n_M), q) for q in ((1 - level) / 2, (1 + level) / 2)]
+        )
         return np.where(self.n_M > 1, low, np.nan), np.where(self.n_M > 1, high, np.nan)
 
     def bca(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Ends of the bias-corrected and accelerated interval (Efron 1987, eq. 2.3), for rare rates; NaN as above.
+        """Ends of the bias-corrected and accelerated interval (Efron 1987, eq. 2.3), for rare
+        rates; NaN as above.
 
         Draws that equal the estimate count half, so that a metric of few values is not shifted.
         """
@@ -67,13 +72,15 @@ class Bootstrap:
         low, high = _quantiles(self.draws_B_M, ends)
         return np.where(self.n_M > 1, low, np.nan), np.where(self.n_M > 1, high, np.nan)
 
+    def rate(
+        self, of_M: NDArray[np.bool_] | slice = slice(None), level: float = 0.95
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Ends for the columns `of_M`, means of values in [0, 1] and rare ones too: `rate_interval`
+        of the effective cases.
 
-    def rate(self, of_M: NDArray[np.bool_] | slice = slice(None),
-             level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Ends for the columns `of_M`, means of values in [0, 1] and rare ones too: `rate_interval` of the effective cases.
-
-        There are n p (1 - p) / variance of them (Korn and Graubard 1998). The variance of a rate that sits in few clusters is known
-        from those few, so it is drawn towards its largest value p (1 - p), with the weight of 1.5 clusters. NaN as above.
+        There are n p (1 - p) / variance of them (Korn and Graubard 1998). The variance of a rate
+        that sits in few clusters is known from those few, so it is drawn towards its largest value
+        p (1 - p), with the weight of 1.5 clusters. NaN as above.
         """
         n, mixed = self.cases_M[of_M], self.mixed_M[of_M]
         p = np.clip(np.nan_to_num(self.estimate_M[of_M]), 0, 1)
@@ -84,22 +91,30 @@ class Bootstrap:
         return np.where(n > 1, low, np.nan), np.where(n > 1, high, np.nan)
 
 
-def cluster_bootstrap(values_P_M: NDArray[np.float64], clusters_P: NDArray[np.int_] | None = None, draws: int = 2000,
-                      seed: int = 0) -> Bootstrap:
-    """Means of the columns over `draws` resamplings of the clusters (rows, when `clusters_P` is None) with replacement.
+def cluster_bootstrap(
+    values_P_M: NDArray[np.float64],
+    clusters_P: NDArray[np.int_] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Bootstrap:
+    """Means of the columns over `draws` resamplings of the clusters (rows, when `clusters_P` is
+    None) with replacement.
 
-    A draw is its multinomial counts, so B draws of M metrics are two matrix products: counts x sums over counts x numbers. The
-    counts are shared by all metrics: differences of columns of `draws_B_M` are paired differences.
+    A draw is its multinomial counts, so B draws of M metrics are two matrix products: counts x sums
+    over counts x numbers. The counts are shared by all metrics: differences of columns of
+    `draws_B_M` are paired differences.
     """
     return bootstrap_of(Sums(*by_cluster(values_P_M, clusters_P)), draws, seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a bootstrap needs of values that have streamed by: sum and number of the values of each cluster, both C x M.
+    """What a bootstrap needs of values that have streamed by: sum and number of the values of each
+    cluster, both C x M.
 
-    `mixed_M`: where a cluster is but a random batch of cases, independent of each other and put together to save room: how many
-    cases are not 0, or not 1, whichever are fewer. None where the clusters are the cases.
+    `mixed_M`: where a cluster is but a random batch of cases, independent of each other and put
+    together to save room: how many cases are not 0, or not 1, whichever are fewer. None where the
+        clusters are the cases.
     """
 
     sums_C_M: NDArray[np.float64]
@@ -110,12 +125,19 @@ class Sums:
     def beside(cls, parts: Sequence[Sums]) -> Sums:
         """Columns of several, over the same clusters."""
         mixed = [p.mixed_M for p in parts if p.mixed_M is not None]
-        return cls(np.hstack([p.sums_C_M for p in parts]), np.hstack([p.numbers_C_M for p in parts]),
-                   np.concatenate(mixed) if mixed else None)
+        return cls(
+            np.hstack([p.sums_C_M for p in parts]),
+            np.hstack([p.numbers_C_M for p in parts]),
+            np.concatenate(mixed) if mixed else None,
+        )
 
     def columns(self, at: Sequence[int]) -> Sums:
         """Some of the columns."""
-        return Sums(self.sums_C_M[:, at], self.numbers_C_M[:, at], None if self.mixed_M is None else self.mixed_M[at])
+        return Sums(
+            self.sums_C_M[:, at],
+            self.numbers_C_M[:, at],
+            None if self.mixed_M is None else self.mixed_M[at],
+        )
 
 
 def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
@@ -128,7 +150,7 @@ def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
     step = max(1, CHUNK // max(n, 1))
     for first in range(0, draws, step):
         size = min(step, draws - first)
-        out[first:first + size] = _counts(rng, n, size) @ both
+        out[first : first + size] = _counts(rng, n, size) @ both
     m = sums.shape[1]
     total, number = sums.sum(0), numbers.sum(0)
     left = (total - sums) / np.maximum(number - numbers, 1)
@@ -144,12 +166,22 @@ def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
         if by.mixed_M is not None:
             mixed, cases = by.mixed_M, number.astype(int)
             variance = variance * cases / np.maximum(there, 1)
-        return Bootstrap(mean, out[:, :m] / out[:, m:], acceleration, there, cases, np.nan_to_num(variance), mixed)
+        return Bootstrap(
+            mean,
+            out[:, :m] / out[:, m:],
+            acceleration,
+            there,
+            cases,
+            np.nan_to_num(variance),
+            mixed,
+        )
 
 
-def by_cluster(values_P_M: NDArray[np.float64],
-               clusters_P: NDArray[np.int_] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum and number of the values of each cluster, both C x M, clusters in the order of their labels."""
+def by_cluster(
+    values_P_M: NDArray[np.float64], clusters_P: NDArray[np.int_] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of the values of each cluster, both C x M, clusters in the order of their
+    labels."""
     there = ~np.isnan(values_P_M)
     values, there = np.where(there, values_P_M, 0.0), there.astype(float)
     if clusters_P is None:
@@ -161,13 +193,18 @@ def by_cluster(values_P_M: NDArray[np.float64],
     return sums, numbers
 
 
-def sign_flip_test(differences_P_M: NDArray[np.float64], draws: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
-    """Two-sided p of each column's mean being 0 when the signs of whole prompts are exchangeable; shape M (METHOD 3.1).
+def sign_flip_test(
+    differences_P_M: NDArray[np.float64], draws: int = 10_000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Two-sided p of each column's mean being 0 when the signs of whole prompts are exchangeable;
+    shape M (METHOD 3.1).
 
-    A row may be the sum over a batch of prompts: signs of batches are exchangeable where those of prompts are.
+    A row may be the sum over a batch of prompts: signs of batches are exchangeable where those of
+    prompts are.
 
-    Monte-Carlo permutation test: (1 + draws at least as extreme) / (1 + draws), which keeps its level at any number of draws
-    (Phipson and Smyth 2010). Rows with NaN have no part in their column; a column without a difference has p = 1.
+    Monte-Carlo permutation test: (1 + draws at least as extreme) / (1 + draws), which keeps its
+    level at any number of draws (Phipson and Smyth 2010). Rows with NaN have no part in their
+    column; a column without a difference has p = 1.
     """
     values = np.nan_to_num(differences_P_M)
     rows = np.any(values != 0, axis=1)
@@ -178,15 +215,19 @@ def sign_flip_test(differences_P_M: NDArray[np.float64], draws: int = 10_000, se
     step = max(1, CHUNK // max(len(values), 1))
     for first in range(0, draws, step):
         size = min(step, draws - first)
-        bits = np.unpackbits(np.frombuffer(rng.bytes(size * (-(-len(values) // 8))), np.uint8).reshape(size, -1),
-                             axis=1, count=len(values))
+        bits = np.unpackbits(
+            np.frombuffer(rng.bytes(size * (-(-len(values) // 8))), np.uint8).reshape(size, -1),
+            axis=1,
+            count=len(values),
+        )
         flipped = 2 * (bits.astype(float) @ values) - values.sum(0)
         extreme += (np.abs(flipped) >= seen * (1 - 1e-9) - 1e-12).sum(0)
     return np.asarray((1 + extreme) / (1 + draws))
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Adjusted p, max over smaller ones of (m - rank) p, at most 1, in the order given (Holm 1979)."""
+    """Adjusted p, max over smaller ones of (m - rank) p, at most 1, in the order given (Holm
+    1979)."""
     p = np.asarray(p_values, float)
     order = np.argsort(p, kind="stable")
     adjusted = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
@@ -201,8 +242,11 @@ def _counts(rng: np.random.Generator, n: int, size: int) -> NDArray[np.float64]:
     return np.bincount(flat.ravel(), minlength=size * n).reshape(size, n).astype(float)
 
 
-def _quantiles(draws_B_M: NDArray[np.float64], levels: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
-    """One quantile per column for each row of levels, over the draws that held a value of that column."""
+def _quantiles(
+    draws_B_M: NDArray[np.float64], levels: list[NDArray[np.float64]]
+) -> list[NDArray[np.float64]]:
+    """One quantile per column for each row of levels, over the draws that held a value of that
+    column."""
     ordered = np.sort(draws_B_M, axis=0)  # NaN comes last
     last = np.maximum((~np.isnan(ordered)).sum(0) - 1, 0)
     columns = np.arange(ordered.shape[1])

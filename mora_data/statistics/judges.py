@@ -1,7 +1,9 @@
-"""How far scorers can be trusted: ties, readable verdicts, length, position, agreement, family. METHOD 3.1 items 4 and 9.
+"""How far scorers can be trusted: ties, readable verdicts, length, position, agreement, family.
+METHOD 3.1 items 4 and 9.
 
-What a run measures is kept as sums (`SourceSums`, `AgreementSums`) that add up over prompts and partitions, so memory does not
-grow; the same figures of arrays are `tie_rate`, `length_correlation` and `krippendorff_alpha`.
+What a run measures is kept as sums (`SourceSums`, `AgreementSums`) that add up over prompts and
+partitions, so memory does not grow; the same figures of arrays are `tie_rate`, `length_correlation`
+and `krippendorff_alpha`.
 """
 
 from __future__ import annotations
@@ -47,10 +49,12 @@ class SourceSums:
     """What one source of reward did, as sums.
 
     Attributes:
-        n, valued: verdicts asked for, and those that gave a value; `reasons` counts why the rest did not.
-        pairs, ties: pairs of answers to one prompt with both values, and those of equal value.
+        n, valued: verdicts asked for, and those that gave a value; `reasons` counts why the rest
+        did not. pairs, ties: pairs of answers to one prompt with both values, and those of equal
+            value.
         prompts: prompts with two values or more.
-        total, moments: sums over prompts of (Sxy, Sxx, Syy) for value x and log length y, and of their products.
+        total, moments: sums over prompts of (Sxy, Sxx, Syy) for value x and log length y, and of
+            their products.
         position: of a judge that compares.
     """
 
@@ -64,11 +68,21 @@ class SourceSums:
     moments: list[float] = field(default_factory=lambda: [0.0] * 6)
     position: PositionSums = field(default_factory=lambda: PositionSums())
 
-    def add(self, values: Sequence[float | None], lengths: Sequence[float], reasons: Iterable[str] = (),
-            orders: Iterable[tuple[int | None, int | None]] = ()) -> None:
-        """One prompt's values and the lengths of the answers, in any unit above 0; `orders` of `Score.orders`."""
+    def add(
+        self,
+        values: Sequence[float | None],
+        lengths: Sequence[float],
+        reasons: Iterable[str] = (),
+        orders: Iterable[tuple[int | None, int | None]] = (),
+    ) -> None:
+        """One prompt's values and the lengths of the answers, in any unit above 0; `orders` of
+        `Score.orders`."""
         self.position.add(orders)
-        there = [(v, math.log(max(length, 1.0))) for v, length in zip(values, lengths, strict=True) if v is not None]
+        there = [
+            (v, math.log(max(length, 1.0)))
+            for v, length in zip(values, lengths, strict=True)
+            if v is not None
+        ]
         m = len(there)
         self.n += len(values)
         self.valued += m
@@ -79,16 +93,28 @@ class SourceSums:
         self.pairs += m * (m - 1) // 2
         self.ties += sum(k * (k - 1) // 2 for k in Counter(v for v, _ in there).values())
         x0, y0 = sum(v for v, _ in there) / m, sum(y for _, y in there) / m
-        s = (sum((v - x0) * (y - y0) for v, y in there), sum((v - x0) ** 2 for v, _ in there), sum((y - y0) ** 2 for _, y in there))
+        s = (
+            sum((v - x0) * (y - y0) for v, y in there),
+            sum((v - x0) ** 2 for v, _ in there),
+            sum((y - y0) ** 2 for _, y in there),
+        )
         self.total = [a + b for a, b in zip(self.total, s, strict=True)]
         products = (s[0] * s[0], s[1] * s[1], s[2] * s[2], s[0] * s[1], s[0] * s[2], s[1] * s[2])
         self.moments = [a + b for a, b in zip(self.moments, products, strict=True)]
 
     def tree(self) -> dict[str, Any]:
         """The sums as JSON."""
-        return {"n": self.n, "valued": self.valued, "reasons": dict(sorted(self.reasons.items())), "pairs": self.pairs,
-                "ties": self.ties, "prompts": self.prompts, "total": self.total, "moments": self.moments,
-                "position": self.position.tree()}
+        return {
+            "n": self.n,
+            "valued": self.valued,
+            "reasons": dict(sorted(self.reasons.items())),
+            "pairs": self.pairs,
+            "ties": self.ties,
+            "prompts": self.prompts,
+            "total": self.total,
+            "moments": self.moments,
+            "position": self.position.tree(),
+        }
 
     def merge(self, tree: Mapping[str, Any]) -> None:
         """Add the sums of another part of the run."""
@@ -100,28 +126,40 @@ class SourceSums:
         self.moments = [a + b for a, b in zip(self.moments, tree["moments"], strict=True)]
 
     def figures(self) -> dict[str, Any]:
-        """Parse rate, tie rate, length correlation and position bias, as feedback.json holds them."""
-        return {"n": self.n, "parse_rate": self.valued / self.n if self.n else None, "reasons": dict(sorted(self.reasons.items())),
-                "tie_rate": self.ties / self.pairs if self.pairs else None,
-                "length_correlation": self.correlation()._asdict(),
-                "position": self.position.figures() if self.position.games else None}
+        """Parse rate, tie rate, length correlation and position bias, as feedback.json holds
+        them."""
+        return {
+            "n": self.n,
+            "parse_rate": self.valued / self.n if self.n else None,
+            "reasons": dict(sorted(self.reasons.items())),
+            "tie_rate": self.ties / self.pairs if self.pairs else None,
+            "length_correlation": self.correlation()._asdict(),
+            "position": self.position.figures() if self.position.games else None,
+        }
 
     def correlation(self) -> Correlation:
-        """r = Sxy / sqrt(Sxx Syy), sums of squares pooled within prompts; its error by the delta method, prompts as clusters."""
+        """r = Sxy / sqrt(Sxx Syy), sums of squares pooled within prompts; its error by the delta
+        method, prompts as clusters."""
         a, b, c = self.total
         if not (b > ROUNDING and c > ROUNDING and self.prompts > 1):
             return Correlation(None, None, None, self.prompts)
         r = a / math.sqrt(b * c)
         g = (1 / math.sqrt(b * c), -r / (2 * b), -r / (2 * c))
         aa, bb, cc, ab, ac, bc = self.moments
-        variance = (g[0] ** 2 * aa + g[1] ** 2 * bb + g[2] ** 2 * cc + 2 * (g[0] * g[1] * ab + g[0] * g[2] * ac + g[1] * g[2] * bc))
+        variance = (
+            g[0] ** 2 * aa
+            + g[1] ** 2 * bb
+            + g[2] ** 2 * cc
+            + 2 * (g[0] * g[1] * ab + g[0] * g[2] * ac + g[1] * g[2] * bc)
+        )
         half = Z975 * math.sqrt(max(variance, 0.0) * self.prompts / (self.prompts - 1))
         return Correlation(r, max(r - half, -1.0), min(r + half, 1.0), self.prompts)
 
 
 @dataclass(slots=True)
 class AgreementSums:
-    """Krippendorff's alpha for interval data, as sums over units: ratings, their sum and squares, disagreement within units."""
+    """Krippendorff's alpha for interval data, as sums over units: ratings, their sum and squares,
+    disagreement within units."""
 
     n: int = 0
     total: float = 0.0
@@ -147,7 +185,8 @@ class AgreementSums:
         self.squares, self.within = self.squares + tree["squares"], self.within + tree["within"]
 
     def alpha(self) -> float | None:
-        """1 - D_observed / D_expected (Krippendorff 2004, 11.3); None where the ratings do not vary."""
+        """1 - D_observed / D_expected (Krippendorff 2004, 11.3); None where the ratings do not
+        vary."""
         expected = 2 * (self.n * self.squares - self.total**2) / (self.n - 1) if self.n > 1 else 0.0
         return 1 - self.within / expected if expected > 1e-12 * max(self.squares, 1e-300) else None
 
@@ -174,7 +213,8 @@ class PositionSums:
     first: int = 0
 
     def add(self, orders: Iterable[tuple[int | None, int | None]]) -> None:
-        """Games as the better place in either order: 1, 2, 0 for neither, None where it could not be read."""
+        """Games as the better place in either order: 1, 2, 0 for neither, None where it could not
+        be read."""
         for one, two in orders:
             placed = [v for v in (one, two) if v]
             self.games += 1
@@ -195,10 +235,18 @@ class PositionSums:
             setattr(self, name, getattr(self, name) + n)
 
     def figures(self) -> dict[str, Any]:
-        """As feedback.json holds them, each a `Rate`. Without bias `first` is 0.5; `flips` is that of the decided games."""
-        shares = {"parse_rate": (self.read, self.games), "tie_rate": (self.ties, self.read), "flips": (self.flips, self.decided),
-                  "first": (self.first, self.verdicts)}
-        return {"games": self.games, **{name: rate(c, n)._asdict() for name, (c, n) in shares.items()}}
+        """As feedback.json holds them, each a `Rate`. Without bias `first` is 0.5; `flips` is that
+        of the decided games."""
+        shares = {
+            "parse_rate": (self.read, self.games),
+            "tie_rate": (self.ties, self.read),
+            "flips": (self.flips, self.decided),
+            "first": (self.first, self.verdicts),
+        }
+        return {
+            "games": self.games,
+            **{name: rate(c, n)._asdict() for name, (c, n) in shares.items()},
+        }
 
 
 def tie_rate(values_P_N: NDArray[np.float64]) -> float | None:
@@ -206,13 +254,17 @@ def tie_rate(values_P_N: NDArray[np.float64]) -> float | None:
     return _sums(values_P_N, np.ones_like(values_P_N)).figures()["tie_rate"]  # type: ignore[no-any-return]
 
 
-def length_correlation(values_P_N: NDArray[np.float64], lengths_P_N: NDArray[np.float64]) -> Correlation:
-    """Correlation of value and log length within prompts. Above 0: longer answers score higher, whatever the prompt."""
+def length_correlation(
+    values_P_N: NDArray[np.float64], lengths_P_N: NDArray[np.float64]
+) -> Correlation:
+    """Correlation of value and log length within prompts. Above 0: longer answers score higher,
+    whatever the prompt."""
     return _sums(values_P_N, lengths_P_N).correlation()
 
 
 def krippendorff_alpha(ratings_S_N: NDArray[np.float64]) -> float | None:
-    """Agreement of S sources over N answers, interval scale, NaN where a rating is missing; 1 = perfect, 0 = by chance."""
+    """Agreement of S sources over N answers, interval scale, NaN where a rating is missing; 1 =
+    perfect, 0 = by chance."""
     sums = AgreementSums()
     for unit in ratings_S_N.T.tolist():
         sums.add(unit)
@@ -220,11 +272,17 @@ def krippendorff_alpha(ratings_S_N: NDArray[np.float64]) -> float | None:
 
 
 def pair_accuracy(margins: Sequence[float]) -> dict[str, Any]:
-    """Agreement of a held-out judge with chosen over rejected, from its own margins: ties apart, share of the rest with its
-    interval (METHOD 3.1 item 4)."""
+    """Agreement of a held-out judge with chosen over rejected, from its own margins: ties apart,
+    share of the rest with its interval (METHOD 3.1 item 4)."""
     agreed, ties = sum(m > 0 for m in margins), sum(m == 0 for m in margins)
     found = rate(agreed, len(margins) - ties)
-    return {"pairs": len(margins), "ties": ties, "accuracy": found.rate, "low": found.low, "high": found.high}
+    return {
+        "pairs": len(margins),
+        "ties": ties,
+        "accuracy": found.rate,
+        "low": found.low,
+        "high": found.high,
+    }
 
 
 def rate(c: int, n: int) -> Rate:

@@ -49,13 +49,19 @@ class Profile:
     joint: float
 
 
-def profiles(deciding: DecidingHalf, dims: Sequence[str], floors_D: NDArray[np.float64], sigma_D: NDArray[np.float64],
-             settings: PresampleSettings) -> list[Profile]:
+def profiles(
+    deciding: DecidingHalf,
+    dims: Sequence[str],
+    floors_D: NDArray[np.float64],
+    sigma_D: NDArray[np.float64],
+    settings: PresampleSettings,
+) -> list[Profile]:
     """The kind of each prompt from the presamples that decide.
 
-    A dimension is informative when its expected difference exceeds noise by gamma (one-sided 95 %); else saturated or
-    starved when the posterior of its pass rate says so; else static when the difference is surely below gamma; else
-    undecided. `static` is ours: METHOD leaves such a dimension undecided for ever.
+    A dimension is informative when its expected difference exceeds noise by gamma (one-sided 95 %);
+    else saturated or starved when the posterior of its pass rate says so; else static when the
+    difference is surely below gamma; else undecided. `static` is ours: METHOD leaves such a
+    dimension undecided for ever.
     """
     rewards_P_N_D = deciding.rewards_P_N_D
     found = decisions(rewards_P_N_D, floors_D, sigma_D, settings, deciding.levels_P_N_D)
@@ -68,9 +74,20 @@ def profiles(deciding: DecidingHalf, dims: Sequence[str], floors_D: NDArray[np.f
         carried = int(np.argmax(p_low[i]))
         missing = tuple(d for j, d in enumerate(dims) if j != carried)
         passed = tuple((c[i] / np.maximum(n[i], 1)).tolist())
-        out.append(Profile(KINDS[code], int(n[i].max(initial=0)), dims[carried], missing, tuple(names[i].tolist()), passed,
-                           tuple(found.gini_P_D[i].tolist()), float(found.dominance_P[i]), float(found.erd_P[i]),
-                           float(found.joint_P[i])))
+        out.append(
+            Profile(
+                KINDS[code],
+                int(n[i].max(initial=0)),
+                dims[carried],
+                missing,
+                tuple(names[i].tolist()),
+                passed,
+                tuple(found.gini_P_D[i].tolist()),
+                float(found.dominance_P[i]),
+                float(found.erd_P[i]),
+                float(found.joint_P[i]),
+            )
+        )
     return out
 
 
@@ -93,9 +110,15 @@ class Decisions:
     joint_P: NDArray[np.float64]
 
 
-def decisions(rewards_P_N_D: NDArray[np.float64], floors_D: NDArray[np.float64], sigma_D: NDArray[np.float64],
-              settings: PresampleSettings, levels_P_N_D: NDArray[np.float64] | None = None) -> Decisions:
-    """METHOD (b)'s decision rule, see `profiles`. Floors are compared with the levels, by default the rewards."""
+def decisions(
+    rewards_P_N_D: NDArray[np.float64],
+    floors_D: NDArray[np.float64],
+    sigma_D: NDArray[np.float64],
+    settings: PresampleSettings,
+    levels_P_N_D: NDArray[np.float64] | None = None,
+) -> Decisions:
+    """METHOD (b)'s decision rule, see `profiles`. Floors are compared with the levels, by default
+    the rewards."""
     n = (~np.isnan(rewards_P_N_D)).sum(1)
     levels = rewards_P_N_D if levels_P_N_D is None else levels_P_N_D
     passes = np.where(np.isnan(levels), False, levels >= floors_D)
@@ -115,7 +138,9 @@ def decisions(rewards_P_N_D: NDArray[np.float64], floors_D: NDArray[np.float64],
     return Decisions(kind, state, n, c, gini, rate, erd, np.mean(np.all(passes, axis=-1), axis=1))
 
 
-def _tails(c_P_D: NDArray[np.int_], n_P_D: NDArray[np.int_], eps: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _tails(
+    c_P_D: NDArray[np.int_], n_P_D: NDArray[np.int_], eps: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """P(p >= 1 - eps) and P(p >= eps) under Jeffreys' prior."""
     high, low = _tail_tables(int(n_P_D.max(initial=0)), eps)
     return high[n_P_D, c_P_D], low[n_P_D, c_P_D]

@@ -1,10 +1,12 @@
-"""Who may write to a run folder on object storage: numbered leases, each created once, the last one counts.
+"""Who may write to a run folder on object storage: numbered leases, each created once, the last one
+counts.
 
     .lease/000004   {"copy": "3fa9...", "beat": 17}        held; rewritten every BEAT_S seconds
     .lease/000004   {"copy": "3fa9...", "beat": null}      given back
 
-A lease that has not been rewritten for LEASE_S seconds is over. Its age is the storage's: the time of change of the lease, beside
-that of an object written just now; clocks of the machines, right or wrong, do not come into it.
+A lease that has not been rewritten for LEASE_S seconds is over. Its age is the storage's: the time
+of change of the lease, beside that of an object written just now; clocks of the machines, right or
+wrong, do not come into it.
 """
 
 from __future__ import annotations
@@ -100,7 +102,8 @@ class Lease:
                     self.lost = True
                     return
                 self._fs.pipe_file(self._path(self._number), self._content(beat))
-            except Exception:  # the next one may go through; what is written meanwhile is told by who writes it
+            # the next one may go through; what is written meanwhile is told by who writes it
+            except Exception:
                 continue
 
     def _last(self) -> int | None:
@@ -126,4 +129,7 @@ class Lease:
 
 
 def _in_use(name: str) -> RunFolderError:
-    return RunFolderError(f"run folder {name} is in use by another mora-data build: wait for it, or give another --out")
+    return RunFolderError(
+        f"run folder {name} is in use by another mora-data build: wait for it, or give another"
+        " --out"
+    )

@@ -5,10 +5,11 @@ One line per server reply, written with one unbuffered `write()` before the requ
     crc32 (8 hex) SP base (24 hex) first (8 hex) SP JSON LF
     9f2c11aa 0d4e...e1 00000000 {"n":16,"s":[["text","stop",41],...],"t":[120,655,0]}
 
-`base` is the hash of the request, `first` the index of the record's first sample, `n` how many were asked for and `s`
-what came; `e` instead of `s` is a failure that no retry can mend. A line survives the death of the process as soon as
-`write` returns; a thread syncs to disk about once a second for the case of a power loss. A torn last line and damaged
-bytes are skipped and counted: their answers are asked again. One process at a time has a log open.
+`base` is the hash of the request, `first` the index of the record's first sample, `n` how many were
+asked for and `s` what came; `e` instead of `s` is a failure that no retry can mend. A line survives
+the death of the process as soon as `write` returns; a thread syncs to disk about once a second for
+the case of a power loss. A torn last line and damaged bytes are skipped and counted: their answers
+are asked again. One process at a time has a log open.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ from ..errors import LogHeld, RunFolderError
 from ..types import Answer
 
 HEAD = 42  # crc, space, key, space
-HELD_S = 10.0  # a process that was told to stop, or whose machine is gone, lets go of its log within this
+# a process that was told to stop, or whose machine is gone, lets go of its log within this
+HELD_S = 10.0
 _NAP_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One server reply: samples `first` .. `first + len(answers) - 1` of the `asked` that the request wanted."""
+    """One server reply: samples `first` .. `first + len(answers) - 1` of the `asked` that the
+    request wanted."""
 
     asked: int
     answers: tuple[Answer, ...]
@@ -48,7 +51,9 @@ class Record:
         first = self.answers[0]
         if first.error is not None:
             return orjson.dumps({"n": self.asked, "e": first.error, "t": self.tokens})
-        return orjson.dumps({"n": self.asked, "s": [_sample(a) for a in self.answers], "t": self.tokens})
+        return orjson.dumps(
+            {"n": self.asked, "s": [_sample(a) for a in self.answers], "t": self.tokens}
+        )
 
     @classmethod
     def decode(cls, raw: bytes) -> Record:
@@ -61,7 +66,9 @@ class Record:
         try:
             tokens = tree.get("t") or (0, 0, 0)
             if "e" in tree:
-                return cls(tree["n"], (Answer("", "error", error=tree["e"]),) * tree["n"], tuple(tokens))
+                return cls(
+                    tree["n"], (Answer("", "error", error=tree["e"]),) * tree["n"], tuple(tokens)
+                )
             return cls(tree["n"], tuple(_answer(s) for s in tree["s"]), tuple(tokens))
         except (TypeError, KeyError, AttributeError, IndexError) as e:
             raise ValueError("not an answer record") from e
@@ -80,14 +87,18 @@ def _answer(s: list[Any]) -> Answer:
 
 
 class AnswerLog:
-    """The answers of one open partition, by key; sealed answers of an earlier run may stand under it.
+    """The answers of one open partition, by key; sealed answers of an earlier run may stand under
+    it.
 
     Attributes:
         damaged: lines that were skipped because their checksum or shape was wrong.
-        old_end: where this command's own lines begin; answers before it were paid for by an earlier one.
+        old_end: where this command's own lines begin; answers before it were paid for by an earlier
+            one.
     """
 
-    def __init__(self, path: Path, sealed: dict[bytes, bytes] | None = None, old_end: int | None = None) -> None:
+    def __init__(
+        self, path: Path, sealed: dict[bytes, bytes] | None = None, old_end: int | None = None
+    ) -> None:
         self.path = path
         self.damaged = 0
         self._sealed = sealed or {}
@@ -145,7 +156,8 @@ class AnswerLog:
         """Append a record. When this returns, the death of the process can't lose it.
 
         Raises:
-            RunFolderError: the disk is full or the folder is gone; nothing half-written is ever read back.
+            RunFolderError: the disk is full or the folder is gone; nothing half-written is ever
+                read back.
         """
         key = base + first.to_bytes(4, "big")
         body = record.encode()
@@ -157,14 +169,17 @@ class AnswerLog:
                 raise OSError(28, "No space left on device")
         except OSError as e:
             self._repair()
-            raise RunFolderError(f"can't write to the answer log {self.path}: {e.strerror}; "
-                                 "free some space and run the same command again, nothing is lost") from e
+            raise RunFolderError(
+                f"can't write to the answer log {self.path}: {e.strerror}; "
+                "free some space and run the same command again, nothing is lost"
+            ) from e
         self._at[key] = (self._end + HEAD, len(body))
         self._end += len(line)
         self._dirty = True
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """(16-byte key, record JSON) of every answer, sorted by key: the same bytes whatever the order of arrival."""
+        """(16-byte key, record JSON) of every answer, sorted by key: the same bytes whatever the
+        order of arrival."""
         for key in sorted(self._sealed.keys() | self._at.keys()):
             raw = self._raw(key)
             if raw is not None:
@@ -197,7 +212,9 @@ class AnswerLog:
                     os.ftruncate(self._fd, end)
                     break
                 if self._sound(line):
-                    self._at.setdefault(bytes.fromhex(line[9:41].decode()), (end + HEAD, len(line) - HEAD - 1))
+                    self._at.setdefault(
+                        bytes.fromhex(line[9:41].decode()), (end + HEAD, len(line) - HEAD - 1)
+                    )
                 elif line != b"\n":
                     self.damaged += 1
                 end += len(line)
@@ -214,7 +231,8 @@ class AnswerLog:
             return False
 
     def _repair(self) -> None:
-        with contextlib.suppress(OSError):  # then the torn line stays; the next open skips it by its checksum
+        # then the torn line stays; the next open skips it by its checksum
+        with contextlib.suppress(OSError):
             os.ftruncate(self._fd, self._end)
 
     def _sync_often(self) -> None:
@@ -241,6 +259,8 @@ def _hold(fd: int, path: Path) -> None:
             if e.errno not in (errno.EAGAIN, errno.EACCES):
                 return
         if time.monotonic() > end:
-            raise LogHeld(f"the answer log {path} is in use by another process: wait for it to end, "
-                          "and run the same command again")
+            raise LogHeld(
+                f"the answer log {path} is in use by another process: wait for it to end, "
+                "and run the same command again"
+            )
         time.sleep(_NAP_S)

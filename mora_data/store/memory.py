@@ -1,4 +1,5 @@
-"""Memory that is used once and then given back, so that a run's peak is that of its largest step."""
+"""Memory that is used once and then given back, so that a run's peak is that of its largest
+step."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def give_back() -> None:
 
 
 def choose_malloc() -> None:
-    """Before pyarrow is imported: its Parquet writer and kernels take the system's malloc, too (22 MB after one partition).
+    """Before pyarrow is imported: its Parquet writer and kernels take the system's malloc, too (22
+    MB after one partition).
 
     `pa.set_memory_pool` reaches what Python allocates; the C++ side reads the environment, once.
     """
@@ -39,16 +41,22 @@ class _Hidden:
 
 @functools.cache
 def lean_arrow() -> None:
-    """Before pyarrow's first use: its arrays come from a malloc that gives memory back, and its first one without pandas.
+    """Before pyarrow's first use: its arrays come from a malloc that gives memory back, and its
+    first one without pandas.
 
-    Its own pool keeps 60 to 90 MB after a few partitions; pandas would be imported for nothing (0.3 s, 40 MB), and
-    `to_pandas` still finds it later.
+    Its own pool keeps 60 to 90 MB after a few partitions; pandas would be imported for nothing (0.3
+    s, 40 MB), and `to_pandas` still finds it later.
     """
     choose_malloc()
     import pyarrow as pa
 
-    with contextlib.suppress(OSError, AttributeError):  # only glibc has it; columns of text would raise its thresholds
-        for option, value in ((M_MMAP_THRESHOLD, 256 << 10), (M_TRIM_THRESHOLD, 1 << 20), (M_ARENA_MAX, 1)):
+    # only glibc has it; columns of text would raise its thresholds
+    with contextlib.suppress(OSError, AttributeError):
+        for option, value in (
+            (M_MMAP_THRESHOLD, 256 << 10),
+            (M_TRIM_THRESHOLD, 1 << 20),
+            (M_ARENA_MAX, 1),
+        ):
             ctypes.CDLL(None).mallopt(option, value)
     pa.set_memory_pool(pa.system_memory_pool())
     if "pandas" not in sys.modules:

@@ -1,11 +1,12 @@
 """A partition on disk: parts/<nnnnn>/.
 
-    prompts.jsonl     the mined prompts, in order
-    answers.log       the answer log, while the partition is open
-    answers.parquet   the answers by key, once it is sealed
-    *.parquet         what came of it: profiles, fusions, rollouts, scores, pairs
-    errors.jsonl      failed rows
-    manifest.json     written last; while its `settings` hash stands the partition is not touched again
+prompts.jsonl     the mined prompts, in order
+answers.log       the answer log, while the partition is open
+answers.parquet   the answers by key, once it is sealed
+*.parquet         what came of it: profiles, fusions, rollouts, scores, pairs
+errors.jsonl      failed rows
+manifest.json     written last; while its `settings` hash stands the partition is not touched
+again
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Part:
         if (self.folder / "prompts.jsonl").exists() and _same(self.prompts(), prompts):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "prompts.jsonl", b"".join(orjson.dumps(p) + b"\n" for p in prompts))
+        write_whole(
+            self.folder / "prompts.jsonl", b"".join(orjson.dumps(p) + b"\n" for p in prompts)
+        )
 
     def sealed_answers(self) -> dict[bytes, bytes]:
         """Key to record JSON of the answers of an earlier sealing; empty when there was none."""
@@ -73,12 +76,24 @@ class Part:
 
         try:
             table = pq.read_table(path, memory_map=True)
-            return dict(zip(table.column("key").to_pylist(), table.column("record").to_pylist(), strict=True))
+            return dict(
+                zip(
+                    table.column("key").to_pylist(), table.column("record").to_pylist(), strict=True
+                )
+            )
         except (OSError, ValueError, KeyError) as e:
-            raise RunFolderError(f"{path} is damaged ({' '.join(str(e).split())[:80]}): delete it to ask its answers again") from e
+            raise RunFolderError(
+                f"{path} is damaged ({' '.join(str(e).split())[:80]}): delete it to ask its answers"
+                " again"
+            ) from e
 
-    def seal(self, tables: Mapping[str, Table], answers: Iterable[tuple[bytes, bytes]], errors: Sequence[Mapping[str, Any]],
-             manifest: Mapping[str, Any]) -> None:
+    def seal(
+        self,
+        tables: Mapping[str, Table],
+        answers: Iterable[tuple[bytes, bytes]],
+        errors: Sequence[Mapping[str, Any]],
+        manifest: Mapping[str, Any],
+    ) -> None:
         """Write the tables and the answers, then the manifest, then drop the log."""
         keys, records, tokens = [], [], [0, 0]
         for key, record in answers:
@@ -86,17 +101,25 @@ class Part:
             records.append(record)
             spent = orjson.loads(record).get("t") or (0, 0)
             tokens = [tokens[0] + spent[0], tokens[1] + spent[1]]
-        write_table(self.folder / "answers.parquet", {"key": keys, "record": records}, answers_schema())
+        write_table(
+            self.folder / "answers.parquet", {"key": keys, "record": records}, answers_schema()
+        )
         for name, table in tables.items():
             write_table(self.folder / f"{name}.parquet", table.columns, table.schema)
         write_whole(self.folder / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
         sorted_keys = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
-        write_whole(self.folder / "manifest.json", orjson.dumps({**manifest, "tokens": tokens}, option=sorted_keys))
+        write_whole(
+            self.folder / "manifest.json",
+            orjson.dumps({**manifest, "tokens": tokens}, option=sorted_keys),
+        )
         self.log_path.unlink(missing_ok=True)
 
     def give_up(self, why: str) -> None:
-        """List every prompt as failed, of a partition that can't be worked on; it stays open, the next run tries it again."""
-        errors = [{"prompt_id": p.prompt_id, "stage": "partition", "error": why} for p in self.prompts()]
+        """List every prompt as failed, of a partition that can't be worked on; it stays open, the
+        next run tries it again."""
+        errors = [
+            {"prompt_id": p.prompt_id, "stage": "partition", "error": why} for p in self.prompts()
+        ]
         write_whole(self.folder / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
 
     def reopen(self) -> None:
@@ -108,7 +131,9 @@ class Part:
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.folder / f"{name}.parquet", memory_map=True) as file:
-            return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+            return file.read(
+                columns=list(columns) if columns is not None else None, use_threads=False
+            )
 
     def errors(self) -> Iterator[dict[str, Any]]:
         """The failed rows."""
@@ -133,7 +158,9 @@ class Table:
 
 
 def _same(there: Sequence[Prompt], prompts: Sequence[Prompt]) -> bool:
-    return [(p.prompt_id, p.recorded) for p in there] == [(p.prompt_id, p.recorded) for p in prompts]
+    return [(p.prompt_id, p.recorded) for p in there] == [
+        (p.prompt_id, p.recorded) for p in prompts
+    ]
 
 
 def read_prompt(tree: Mapping[str, Any]) -> Prompt:
@@ -151,8 +178,11 @@ def answers_schema() -> Any:
     return pa.schema([("key", pa.binary(16)), ("record", pa.binary())])
 
 
-def write_table(path: Path, columns: Mapping[str, list[Any]], schema: Any, rows: int = 1000) -> None:
-    """Write columns as zstd Parquet in row groups of `rows`; the file appears whole or not at all."""
+def write_table(
+    path: Path, columns: Mapping[str, list[Any]], schema: Any, rows: int = 1000
+) -> None:
+    """Write columns as zstd Parquet in row groups of `rows`; the file appears whole or not at
+    all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -160,14 +190,18 @@ def write_table(path: Path, columns: Mapping[str, list[Any]], schema: Any, rows:
     part = path.with_name(path.name + ".tmp")
     n = len(next(iter(columns.values()), []))
     try:
-        with pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=False, write_page_index=True) as writer:
+        with pq.ParquetWriter(
+            part, schema, compression="zstd", use_dictionary=False, write_page_index=True
+        ) as writer:
             for start in range(0, n, rows):
-                arrays = [pa.array(columns[f.name][start:start + rows], f.type) for f in schema]
+                arrays = [pa.array(columns[f.name][start : start + rows], f.type) for f in schema]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
         part.replace(path)
     except OSError as e:
         part.unlink(missing_ok=True)
-        raise RunFolderError(f"can't write {path}: {e.strerror or e}; free some space and run the same command again") from e
+        raise RunFolderError(
+            f"can't write {path}: {e.strerror or e}; free some space and run the same command again"
+        ) from e
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -182,4 +216,6 @@ def write_whole(path: Path, data: bytes) -> None:
         part.replace(path)
     except OSError as e:
         part.unlink(missing_ok=True)
-        raise RunFolderError(f"can't write {path}: {e.strerror}; free some space and run the same command again") from e
+        raise RunFolderError(
+            f"can't write {path}: {e.strerror}; free some space and run the same command again"
+        ) from e

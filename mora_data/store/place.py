@@ -1,8 +1,10 @@
-"""Where a run folder is: a path, or a URL with a working copy on this machine. The rest of the program sees a path.
+"""Where a run folder is: a path, or a URL with a working copy on this machine. The rest of the
+program sees a path.
 
     local_of("s3://bucket/runs/a")      the working copy, to build in; RunFolder takes it from there
     refreshed("s3://bucket/runs/a")     the same with what is there now, to read
-    Visit(place)                        for a worker of a cluster: partitions fetched and carried back one by one
+    Visit(place)                        for a worker of a cluster: partitions fetched and carried
+    back one by one
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def shared(path: Path) -> str:
 
 
 class Visit:
-    """A run folder as a worker of a cluster has it: itself, where the machines share it; else a copy of what it works on.
+    """A run folder as a worker of a cluster has it: itself, where the machines share it; else a
+    copy of what it works on.
 
     Attributes:
         path: the folder, or the copy.
@@ -85,7 +88,8 @@ class Visit:
             self._remote.start()
 
     def fetch(self, name: str) -> None:
-        """Make sure that a file, or all that a folder (`parts/00003/`) holds, is there as it is now."""
+        """Make sure that a file, or all that a folder (`parts/00003/`) holds, is there as it is
+        now."""
         if self._remote is not None:
             self._remote.pull(name)
 

@@ -1,13 +1,16 @@
 """Run folders on object storage: any fsspec URL (s3://, gs://, hf://, memory://, file://).
 
-Object storage has no append and no rename, so work goes on in a working copy on this machine and is carried up:
+Object storage has no append and no rename, so work goes on in a working copy on this machine and is
+carried up:
 
-    answers.log            every SYNC_S seconds what was added, as a numbered object that never changes: answers.log/000007-3fa9c1d2
-    everything else        whole, when it changed; what others refer to first, a manifest after what it describes
-    what was deleted       a manifest before, the rest after
+    answers.log            every SYNC_S seconds what was added, as a numbered object that never
+    changes: answers.log/000007-3fa9c1d2 everything else        whole, when it changed; what others
+    refer to first, a manifest after what it describes what was deleted       a manifest before, the
+    rest after
 
-Who takes a folder up downloads what another copy left there; joined in order, the numbered objects are the log again. A working
-copy that was the last to write is ahead of the storage and is kept as it is. `lease` keeps two builds apart.
+Who takes a folder up downloads what another copy left there; joined in order, the numbered objects
+are the log again. A working copy that was the last to write is ahead of the storage and is kept as
+it is. `lease` keeps two builds apart.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from .lease import FOLDER, Lease
 from .storage import filesystem, told
 
 SYNC_S = 3.0
-URL_FILE, COPY_FILE, INDEX_FILE, LENT_FILE = OF_A_COPY = (".remote", ".copy", ".synced", ".lent")  # in a working copy
+# in a working copy
+URL_FILE, COPY_FILE, INDEX_FILE, LENT_FILE = OF_A_COPY = (".remote", ".copy", ".synced", ".lent")
 LOG = ".log"
 MANIFEST = "manifest.json"
 
@@ -43,9 +47,11 @@ class Remote:
         self._only = only  # what is carried up: names that begin so
         self._copy = _copy_id(path)
         self._lent = ""  # what others write for now
-        self._index, self._signed = _read(path / INDEX_FILE)  # files as they were carried; those that came down, as they were there
+        # files as they were carried; those that came down, as they were there
+        self._index, self._signed = _read(path / INDEX_FILE)
         self._guard = threading.Lock()
-        self._ends: dict[str, tuple[int, int]] = {}  # of logs: bytes carried up, number of the next object
+        # of logs: bytes carried up, number of the next object
+        self._ends: dict[str, tuple[int, int]] = {}
         self._stop = threading.Event()
         self._carrier: threading.Thread | None = None
         self._lease: Lease | None = None
@@ -56,7 +62,8 @@ class Remote:
         """Keep other builds out and bring the working copy up to date.
 
         Raises:
-            RunFolderError: another build has it, it is no run folder, or the storage refuses to be written.
+            RunFolderError: another build has it, it is no run folder, or the storage refuses to be
+                written.
         """
         ahead = self.is_ahead()
         with told("write to", self.url, self.path):
@@ -85,12 +92,15 @@ class Remote:
         self._carrier.start()
 
     def check(self) -> None:
-        """Raises RunFolderError when the storage no longer takes what is written, or another build took the folder over."""
+        """Raises RunFolderError when the storage no longer takes what is written, or another build
+        took the folder over."""
         if self._error is not None:
             raise self._error
         if self._lease is not None and self._lease.lost:
-            raise RunFolderError(f"run folder {self.url} was taken over by another build, which saw no sign of life of this one: "
-                                 f"what was answered since is in {self.path}")
+            raise RunFolderError(
+                f"run folder {self.url} was taken over by another build, which saw no sign of life"
+                f" of this one: what was answered since is in {self.path}"
+            )
 
     def close(self) -> None:
         """Carry up the rest and let others in.
@@ -110,11 +120,13 @@ class Remote:
 
     @contextlib.contextmanager
     def lent(self, prefix: str) -> Iterator[None]:
-        """Around a time in which others write what begins with `prefix`: it is all there before, and fetched after."""
+        """Around a time in which others write what begins with `prefix`: it is all there before,
+        and fetched after."""
         self.push()
         with self._guard:
             self._lent = prefix
-        (self.path / LENT_FILE).write_text(prefix, "utf-8")  # for the next build, should this one die meanwhile
+        # for the next build, should this one die meanwhile
+        (self.path / LENT_FILE).write_text(prefix, "utf-8")
         try:
             yield
         finally:
@@ -125,7 +137,8 @@ class Remote:
 
     # both ways
     def is_ahead(self) -> bool:
-        """Whether this working copy was the last that wrote, so that it has all that the storage has."""
+        """Whether this working copy was the last that wrote, so that it has all that the storage
+        has."""
         with told("read", self.url, self.path):
             return Lease(self._fs, self._root, self._copy).is_last()
 
@@ -134,7 +147,10 @@ class Remote:
         with self._guard, told("read", self.url, self.path):
             found = self._remote_files(prefix)
             if not prefix and found and MANIFEST not in found:
-                raise RunFolderError(f"{self.url} is not a run folder (it holds {sorted(found)[0]!r}): give another --out")
+                raise RunFolderError(
+                    f"{self.url} is not a run folder (it holds {sorted(found)[0]!r}): give another"
+                    " --out"
+                )
             logs = {name.rpartition("/")[0] for name in found if _is_segment(name)}
             for name in self._local_files(prefix).keys() - found.keys() - logs:
                 (self.path / name).unlink(missing_ok=True)
@@ -150,14 +166,22 @@ class Remote:
         """Carry up what changed."""
         with self._guard, told("write to", self.url, self.path):
             there = self._local_files(self._only)
-            gone = sorted(n for n in self._index if n not in there and n.startswith(self._only) and not self._is_lent(n))
-            changed = sorted(n for n, s in there.items() if not n.endswith(LOG) and self._index.get(n) != s)
+            gone = sorted(
+                n
+                for n in self._index
+                if n not in there and n.startswith(self._only) and not self._is_lent(n)
+            )
+            changed = sorted(
+                n for n, s in there.items() if not n.endswith(LOG) and self._index.get(n) != s
+            )
             self._delete([n for n in gone if n.endswith(MANIFEST)])
             for name in [n for n in changed if not n.endswith(MANIFEST)]:
                 self._upload(name, there[name])
             for name in [n for n in there if n.endswith(LOG)]:
                 self._append(name)
-            for name in sorted((n for n in changed if n.endswith(MANIFEST)), key=lambda n: (n.count("/") == 0, n)):
+            for name in sorted(
+                (n for n in changed if n.endswith(MANIFEST)), key=lambda n: (n.count("/") == 0, n)
+            ):
                 self._upload(name, there[name])
             self._delete([n for n in gone if not n.endswith(MANIFEST)])
             for log in [n for n in self._ends if n not in there and not self._is_lent(n)]:
@@ -189,17 +213,31 @@ class Remote:
                 whole = Path(folder) / file
                 with contextlib.suppress(FileNotFoundError):  # replaced or sealed just now
                     s = whole.stat()
-                    found[whole.relative_to(self.path).as_posix()] = [s.st_size, s.st_mtime_ns, s.st_ino]
+                    found[whole.relative_to(self.path).as_posix()] = [
+                        s.st_size,
+                        s.st_mtime_ns,
+                        s.st_ino,
+                    ]
         return {n: s for n, s in found.items() if not self._is_lent(n)}
 
     def _remote_files(self, prefix: str) -> dict[str, str]:
         """Names in the storage, with what changes when they do."""
         self._fs.invalidate_cache()
         root = f"{self._root}/{prefix}".rstrip("/")
-        found: Mapping[str, Mapping[str, Any]] = self._fs.find(root, detail=True) if self._fs.exists(root) else {}
-        names = {path[len(self._root):].lstrip("/"): info for path, info in found.items()}
-        return {n: str([i.get(k) for k in ("size", "ETag", "etag", "mtime", "created", "LastModified", "updated")])
-                for n, i in names.items() if not n.startswith((".", FOLDER + "/"))}
+        found: Mapping[str, Mapping[str, Any]] = (
+            self._fs.find(root, detail=True) if self._fs.exists(root) else {}
+        )
+        names = {path[len(self._root) :].lstrip("/"): info for path, info in found.items()}
+        return {
+            n: str(
+                [
+                    i.get(k)
+                    for k in ("size", "ETag", "etag", "mtime", "created", "LastModified", "updated")
+                ]
+            )
+            for n, i in names.items()
+            if not n.startswith((".", FOLDER + "/"))
+        }
 
     def _download(self, name: str, signature: str) -> None:
         target = self.path / name
@@ -224,20 +262,22 @@ class Remote:
 
     def _append(self, log: str) -> None:
         """Carry up the whole lines that were added to a log."""
-        with contextlib.suppress(FileNotFoundError), (self.path / log).open("rb") as f:  # sealed just now: the next time tells
+        # sealed just now: the next time tells
+        with contextlib.suppress(FileNotFoundError), (self.path / log).open("rb") as f:
             end, number = self._ends.get(log) or self._found(log)
             if os.fstat(f.fileno()).st_size < end:  # another log by now
                 self._forget(log)
                 end, number = 0, 0
             f.seek(end)
             added = f.read()
-            added = added[:added.rfind(b"\n") + 1]
+            added = added[: added.rfind(b"\n") + 1]
             if added:
                 self._write(f"{log}/{number:06d}-{self._copy[:8]}", added)
             self._ends[log] = (end + len(added), number + bool(added))
 
     def _found(self, log: str) -> tuple[int, int]:
-        """How much of a log is in the storage already, after a start with a working copy that is ahead."""
+        """How much of a log is in the storage already, after a start with a working copy that is
+        ahead."""
         folder = f"{self._root}/{log}"
         infos = self._fs.find(folder, detail=True) if self._fs.exists(folder) else {}
         numbers = [_number(name) for name in infos]

@@ -47,7 +47,12 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             if self._remote is not None:
                 self._remote.close()
@@ -62,7 +67,10 @@ class RunFolder:
         """Write a JSON file at the top of the folder."""
         if self._remote is not None:
             self._remote.check()
-        write_whole(self.path / name, orjson.dumps(tree, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+        write_whole(
+            self.path / name,
+            orjson.dumps(tree, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS),
+        )
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
@@ -78,8 +86,10 @@ class RunFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            raise RunFolderError(f"run folder {self.path} is in use by another mora-data process: wait for it, "
-                                 "or give another --out") from e
+            raise RunFolderError(
+                f"run folder {self.path} is in use by another mora-data process: wait for it, "
+                "or give another --out"
+            ) from e
         if url_of(self.path) is not None:
             remote = Remote(self.path)
             remote.take()
@@ -95,10 +105,14 @@ class RunFolder:
     def _check_is_ours(self) -> None:
         inside = {p.name for p in self.path.iterdir()} - {".lock", "manifest.json.tmp", *OF_A_COPY}
         if inside and "identity" not in self.manifest():
-            raise RunFolderError(f"{self.path} is not a run folder (it holds {sorted(inside)[0]!r}): give another --out")
+            raise RunFolderError(
+                f"{self.path} is not a run folder (it holds {sorted(inside)[0]!r}): give another"
+                " --out"
+            )
 
     def _clear(self) -> None:
-        for entry in sorted(self.path.iterdir(), key=lambda p: p.name == "manifest.json"):  # last: until then it is ours
+        # last: until then it is ours
+        for entry in sorted(self.path.iterdir(), key=lambda p: p.name == "manifest.json"):
             if entry.name in (".lock", *OF_A_COPY):
                 continue
             if entry.is_dir() and not entry.is_symlink():
@@ -112,13 +126,16 @@ class RunFolder:
             self.write("manifest.json", {"identity": identity, "status": "started"})
         elif before != identity:
             key = next(k for k in sorted({*before, *identity}) if before.get(k) != identity.get(k))
-            raise RunFolderError(f"run folder {self.path} is another build "
-                                 f"({key}: {before.get(key)!r}, not {identity.get(key)!r}): "
-                                 "give another --out, or --fresh to start anew")
+            raise RunFolderError(
+                f"run folder {self.path} is another build "
+                f"({key}: {before.get(key)!r}, not {identity.get(key)!r}): "
+                "give another --out, or --fresh to start anew"
+            )
 
 
 def parts_of(run_dir: Path) -> list[Part]:
-    """The partitions that the run's mining made, in order; those of an earlier, larger limit stay on disk, uncounted."""
+    """The partitions that the run's mining made, in order; those of an earlier, larger limit stay
+    on disk, uncounted."""
     return [Part(run_dir, n) for n in range(read_json(run_dir / "mine.json").get("n_parts", 0))]
 
 

@@ -20,12 +20,19 @@ def filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        fs, root = fsspec.url_to_fs(url, **({"auto_mkdir": True} if url.startswith("file://") else {}))
+        fs, root = fsspec.url_to_fs(
+            url, **({"auto_mkdir": True} if url.startswith("file://") else {})
+        )
     except ImportError as e:
-        raise ExtraMissing(f"{url} needs another package ({e}): pip install it, as s3fs for s3:// or gcsfs for gs://") from e
+        raise ExtraMissing(
+            f"{url} needs another package ({e}): pip install it, as s3fs for s3:// or gcsfs for"
+            " gs://"
+        ) from e
     except (ValueError, OSError) as e:
         why = " ".join(str(e).split())[:150]
-        raise SettingsError(f"{url} is no address of a folder ({why}): write it as s3://bucket/runs/a") from e
+        raise SettingsError(
+            f"{url} is no address of a folder ({why}): write it as s3://bucket/runs/a"
+        ) from e
     return fs, str(root).rstrip("/")
 
 
@@ -42,5 +49,7 @@ def told(what: str, url: str, path: Path) -> Iterator[None]:
         raise
     except Exception as e:  # every file system has errors of its own
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
-        raise RunFolderError(f"can't {what} {url} ({why}): see to its address and your rights there; what was answered is kept in "
-                             f"{path}") from e
+        raise RunFolderError(
+            f"can't {what} {url} ({why}): see to its address and your rights there; what was"
+            f" answered is kept in {path}"
+        ) from e

@@ -1,7 +1,9 @@
-"""Two runs side by side, joined by source prompt: whose pair is there, whose margin moved, and one prompt in both.
+"""Two runs side by side, joined by source prompt: whose pair is there, whose margin moved, and one
+prompt in both.
 
-The other folder is given on the command line (`--with OTHER`), so that no address can read a folder of its choice. The numbers
-with their intervals are those of `mora-data report --compare`, computed when asked for.
+The other folder is given on the command line (`--with OTHER`), so that no address can read a folder
+of its choice. The numbers with their intervals are those of `mora-data report --compare`, computed
+when asked for.
 """
 
 from __future__ import annotations
@@ -44,14 +46,22 @@ def data(view: View, query: dict[str, str], prompt_id: str = "") -> dict[str, An
         return {"on": False}
     held = (view.pairs(), view.other.pairs())
     names = [v.path.name or str(v.path) for v in (view, view.other)]
-    base = {"on": True, "names": names, "dimensions": [d for d in held[0].place.dims if d in held[1].place.dims]}
+    base = {
+        "on": True,
+        "names": names,
+        "dimensions": [d for d in held[0].place.dims if d in held[1].place.dims],
+    }
     if prompt_id:
         return _one(held, prompt_id, query, base)
     rows = _joined(held[0], held[1])
     show = query.get("show") if query.get("show") in SHOW else "all"
     kept = [r for r in rows if _shown(r, str(show))]
     first = max(0, int(given) if (given := query.get("from", "")[:9]).isdecimal() else 0)
-    numbers = compared(side_of(str(view.path)), side_of(str(view.other.path))) if query.get("numbers") == "1" else None
+    numbers = (
+        compared(side_of(str(view.path)), side_of(str(view.other.path)))
+        if query.get("numbers") == "1"
+        else None
+    )
     return {
         **base,
         "show": show,
@@ -65,17 +75,30 @@ def data(view: View, query: dict[str, str], prompt_id: str = "") -> dict[str, An
 
 
 def _joined(one: Pairs, two: Pairs) -> list[dict[str, Any]]:
-    """A row per prompt that has a pair in either: largest margin and kind in each, the largest change first."""
+    """A row per prompt that has a pair in either: largest margin and kind in each, the largest
+    change first."""
     best = [_best(p) for p in (one, two)]
     mined = [_mined(p.place) for p in (one, two)]
     rows = []
     for prompt_id in dict.fromkeys([*best[0], *best[1]]):
         sides = [b.get(prompt_id) for b in best]
-        states = ["pair" if s else "no pair" if prompt_id in m else "not in it" for s, m in zip(sides, mined, strict=True)]
+        states = [
+            "pair" if s else "no pair" if prompt_id in m else "not in it"
+            for s, m in zip(sides, mined, strict=True)
+        ]
         margins = [s[0] if s else None for s in sides]
-        change = margins[1] - margins[0] if margins[0] is not None and margins[1] is not None else None
-        rows.append({"prompt_id": prompt_id, "state": states, "margin": margins, "kind": [s[1] if s else None for s in sides],
-                     "change": change})  # fmt: skip
+        change = (
+            margins[1] - margins[0] if margins[0] is not None and margins[1] is not None else None
+        )
+        rows.append(
+            {
+                "prompt_id": prompt_id,
+                "state": states,
+                "margin": margins,
+                "kind": [s[1] if s else None for s in sides],
+                "change": change,
+            }
+        )
     return sorted(rows, key=lambda r: (r["change"] is None, -abs(r["change"] or 0), r["prompt_id"]))
 
 
@@ -89,7 +112,10 @@ def _best(p: Pairs) -> dict[str, tuple[float | None, str]]:
     _, first = np.unique(ix.prompt_Q[order], return_index=True)
     names, kinds = list(ix.groups), ix.labels["kind"]
     return {
-        names[ix.prompt_Q[i]]: (None if np.isnan(margin[i]) else float(margin[i]), kinds.names[int(kinds.code_Q[i])])
+        names[ix.prompt_Q[i]]: (
+            None if np.isnan(margin[i]) else float(margin[i]),
+            kinds.names[int(kinds.code_Q[i])],
+        )
         for i in order[first]
     }
 
@@ -99,7 +125,10 @@ def _mined(place: Place) -> set[str]:
     found = set()
     for part in place.parts():
         try:
-            found |= {line[14:].split(b'"', 1)[0].decode() for line in (part.folder / "prompts.jsonl").read_bytes().splitlines()}
+            found |= {
+                line[14:].split(b'"', 1)[0].decode()
+                for line in (part.folder / "prompts.jsonl").read_bytes().splitlines()
+            }
         except OSError:  # being mined
             continue
     return found
@@ -117,16 +146,27 @@ def _shown(r: Mapping[str, Any], show: str) -> bool:
     }[show]
 
 
-def _one(held: tuple[Pairs, Pairs], prompt_id: str, query: Mapping[str, str], base: dict[str, Any]) -> dict[str, Any] | None:
+def _one(
+    held: tuple[Pairs, Pairs], prompt_id: str, query: Mapping[str, str], base: dict[str, Any]
+) -> dict[str, Any] | None:
     sides = []
     for p in held:
         story = lineage(p.place, prompt_id)
         pairs = [full(p.index, i) for i in p.index.of_prompt(prompt_id)]
         if story is not None:
             mark_selected(story, pairs)
-        harm = bool(p.index.n) and any(p.index.flags["harm"][i] for i in p.index.of_prompt(prompt_id))
-        sides.append({"lineage": story, "pairs": pairs, "floors": dict(p.place.floors), "dimensions": list(p.place.dims),
-                      "may_harm": harm or not p.place.floors})  # fmt: skip
+        harm = bool(p.index.n) and any(
+            p.index.flags["harm"][i] for i in p.index.of_prompt(prompt_id)
+        )
+        sides.append(
+            {
+                "lineage": story,
+                "pairs": pairs,
+                "floors": dict(p.place.floors),
+                "dimensions": list(p.place.dims),
+                "may_harm": harm or not p.place.floors,
+            }
+        )
     if all(s["lineage"] is None and not s["pairs"] for s in sides):
         return None
     state = {k: query[k] for k in ("x", "y", "texts") if query.get(k)}
@@ -137,19 +177,22 @@ def html(tree: dict[str, Any]) -> str:
     """The page."""
     if not tree["on"]:
         note = (
-            "Start the viewer with --with OTHER, another run or dataset folder, to see here which prompts have a pair in one only, "
-            "whose margins moved, and one prompt in both. mora-data report --compare A B writes the numbers into a file."
+            "Start the viewer with --with OTHER, another run or dataset folder, to see here which"
+            " prompts have a pair in one only, whose margins moved, and one prompt in both."
+            " mora-data report --compare A B writes the numbers into a file."
         )
-        return document("Compare", [f'<h1>Compare</h1><p class="note">{note}</p>'], "/compare", "/compare.json")
+        return document(
+            "Compare", [f'<h1>Compare</h1><p class="note">{note}</p>'], "/compare", "/compare.json"
+        )
     if "prompt_id" in tree:
         return _prompt_html(tree)
     counts = tree["counts"]
     chips = "".join(
-        f"<li>{a('/compare', f'{name} ({counts[key]:,})', {'show': key}, current=key == tree['show'])}</li>"
+        f"<li>{a('/compare', f'{name} ({counts[key]:,})', {'show': key}, current=key == tree['show'])}</li>"  # noqa: E501
         for key, name in SHOW.items()
     )
     body = [
-        f'<h1>{word(tree["names"][0])} (A) and {word(tree["names"][1])} (B)</h1>',
+        f"<h1>{word(tree['names'][0])} (A) and {word(tree['names'][1])} (B)</h1>",
         _numbers(tree),
         "<section><h2>Prompt by prompt: total margin of the best pair</h2>",
         f'<ul class="chips" aria-label="which prompts">{chips}</ul>',
@@ -163,15 +206,24 @@ def html(tree: dict[str, Any]) -> str:
 def _numbers(tree: Mapping[str, Any]) -> str:
     found = tree["numbers"]
     if found is None:
-        more = a("/compare", "Which numbers differ, with intervals (computed now)", {**tree["query"], "numbers": "1"})
+        more = a(
+            "/compare",
+            "Which numbers differ, with intervals (computed now)",
+            {**tree["query"], "numbers": "1"},
+        )
         return f'<p class="pager">{more}</p>'
     doubts = "".join(f"<li>{word(d)}</li>" for d in found["doubts"])
     differ = "".join(f"<li>{word(d)}</li>" for d in summary(found)[:6])
-    figures = "".join(figure(f, "report-compare.json, " + f.name) for f in (arms_figure(found), pairs_figure(found)))
+    figures = "".join(
+        figure(f, "report-compare.json, " + f.name)
+        for f in (arms_figure(found), pairs_figure(found))
+    )
     rest = figures + settings_table(found) + own_doubts(found)
     return (
-        f'<section><h2>What to doubt</h2><ul>{doubts}</ul></section><div class="verdict"><strong>{found["differ"]} of '
-        f'{found["tested"]} numbers differ</strong><ul>{differ}</ul></div>{folded("All figures and numbers", rest)}'
+        f"<section><h2>What to doubt</h2><ul>{doubts}</ul></section><div"
+        f' class="verdict"><strong>{found["differ"]} of '
+        f"{found['tested']} numbers"
+        f" differ</strong><ul>{differ}</ul></div>{folded('All figures and numbers', rest)}"
     )
 
 
@@ -181,7 +233,11 @@ def _rows(tree: Mapping[str, Any]) -> str:
             a(f"/compare/{r['prompt_id']}", r["prompt_id"]),
             *(s if m is None else m for s, m in zip(r["state"], r["margin"], strict=True)),
             None if r["change"] is None else Html(f"{r['change']:+.3f}"),
-            r["kind"][0] if r["kind"][0] == r["kind"][1] else " / ".join(str(k or "–") for k in r["kind"]),
+            (
+                r["kind"][0]
+                if r["kind"][0] == r["kind"][1]
+                else " / ".join(str(k or "–") for k in r["kind"])
+            ),
         ]
         for r in tree["rows"]
     ]
@@ -194,7 +250,9 @@ def _pager(tree: Mapping[str, Any]) -> str:
     first, total = tree["first"], tree["total"]
     links = []
     if first:
-        links.append(a("/compare", "‹ back", {**tree["query"], "from": str(max(0, first - SIZE))}, key="b"))
+        links.append(
+            a("/compare", "‹ back", {**tree["query"], "from": str(max(0, first - SIZE))}, key="b")
+        )
     if first + SIZE < total:
         links.append(a("/compare", "next ›", {**tree["query"], "from": str(first + SIZE)}, key="n"))
     shown = f"{first + 1:,} to {min(first + SIZE, total):,} of {total:,}" if total else ""
@@ -207,9 +265,16 @@ def _prompt_html(tree: dict[str, Any]) -> str:
         f"<div><h2>{side}: {word(name)}</h2>{_side(s, tree, here)}</div>"
         for side, name, s in zip("AB", tree["names"], tree["sides"], strict=True)
     )
-    story = a(f"/prompt/{tree['prompt_id']}", "its whole story in A") if tree["sides"][0]["lineage"] is not None else ""
+    story = (
+        a(f"/prompt/{tree['prompt_id']}", "its whole story in A")
+        if tree["sides"][0]["lineage"] is not None
+        else ""
+    )
     links = " ".join([a("/compare", "to the list"), story, unfold(here, tree["query"])])
-    body = [f'<h1>Prompt {word(tree["prompt_id"])}</h1><p class="pager">{links}</p><div class="two">{columns}</div>']
+    body = [
+        f'<h1>Prompt {word(tree["prompt_id"])}</h1><p class="pager">{links}</p><div'
+        f' class="two">{columns}</div>'
+    ]
     return document(f"Compare {tree['prompt_id']}", body, "/compare", here + ".json")
 
 
@@ -218,8 +283,13 @@ def _side(s: Mapping[str, Any], tree: Mapping[str, Any], here: str) -> str:
         return '<p class="note">This folder does not have the prompt.</p>'
     out = []
     if s["lineage"] is not None and s["lineage"]["arms"]:
-        state = {"dimensions": s["dimensions"], "floors": s["floors"], "x": tree["query"].get("x"), "y": tree["query"].get("y"),
-                 "query": tree["query"]}  # fmt: skip
+        state = {
+            "dimensions": s["dimensions"],
+            "floors": s["floors"],
+            "x": tree["query"].get("x"),
+            "y": tree["query"].get("y"),
+            "query": tree["query"],
+        }
         out.append(spaces(s["lineage"], state, None, here))
     for row in s["pairs"]:
         out.append(_pair(row, s["dimensions"], s["may_harm"] and not tree["query"].get("texts")))
@@ -229,12 +299,25 @@ def _side(s: Mapping[str, Any], tree: Mapping[str, Any], here: str) -> str:
 
 
 def _pair(row: Mapping[str, Any], dims: Sequence[str], fold: bool) -> str:
-    numbers = [[d, *(row[f"{k}_{d}"] for k in ("chosen_reward", "rejected_reward", "margin", "margin_confirmed"))] for d in dims]
+    numbers = [
+        [
+            d,
+            *(
+                row[f"{k}_{d}"]
+                for k in ("chosen_reward", "rejected_reward", "margin", "margin_confirmed")
+            ),
+        ]
+        for d in dims
+    ]
     texts = f"<h3>prompt</h3>{said(row['prompt'][-1]['content'])}" + "".join(
         f"<h3>{side}</h3>{said(row[side][-1]['content'])}" for side in ("chosen", "rejected")
     )
     return (
         f"<h3>Pair {word(row['pair_id'])}, arm {word(row['arm'])}</h3>"
-        + table(["dimension", "chosen", "rejected", "margin", "scored again"], numbers, f"scores of {row['pair_id']}")
+        + table(
+            ["dimension", "chosen", "rejected", "margin", "scored again"],
+            numbers,
+            f"scores of {row['pair_id']}",
+        )
         + folded("Show the texts (they may be harmful)", texts, fold)
     )

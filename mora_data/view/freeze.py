@@ -1,10 +1,12 @@
-"""A folder of pages that opens from disk, made from the viewer's own: for a colleague without the run, or an archive.
+"""A folder of pages that opens from disk, made from the viewer's own: for a colleague without the
+run, or an archive.
 
-    freeze(Path("runs/demo"), Path("runs/demo-pages"), 500)        {"pages": 231, "pairs": 80, "of": 80}
+    freeze(Path("runs/demo"), Path("runs/demo-pages"), 500)        {"pages": 231, "pairs": 80, "of":
+    80}
 
-From the overview on, links are followed to lists (whole, or by one filter or order), pairs, prompts, drops and requests, each up
-to a number; a link to a page that is not there becomes text. No script, nothing fetched, no server; the same folder gives the
-same bytes.
+From the overview on, links are followed to lists (whole, or by one filter or order), pairs,
+prompts, drops and requests, each up to a number; a link to a page that is not there becomes text.
+No script, nothing fetched, no server; the same folder gives the same bytes.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 PLAIN = ({"after"}, {"flag", "sort"})  # the pages of the whole list, the overview's pairs to doubt
 LEFT_OUT = ("compare", "review")  # they need the server
 Address = tuple[str, tuple[tuple[str, str], ...]]  # path, query
-_LINK = re.compile(r'<a href="([^"]*)"([^>]*)>(.*?)</a>', re.S)  # attributes and texts are escaped: no quote, no bracket in them
+# attributes and texts are escaped: no quote, no bracket in them
+_LINK = re.compile(r'<a href="([^"]*)"([^>]*)>(.*?)</a>', re.S)
 
 
 def freeze(path: Path, out: Path, most: int) -> dict[str, int]:
     """Write the folder; returns how many pages, and pairs of how many, are in it.
 
-    `most`: pairs at most; each comes with its prompt, and as many prompts without a pair may stand beside them.
+    `most`: pairs at most; each comes with its prompt, and as many prompts without a pair may stand
+    beside them.
 
     Raises:
         RunFolderError: nothing to show, or `out` is in use or can't be written.
@@ -46,7 +50,10 @@ def freeze(path: Path, out: Path, most: int) -> dict[str, int]:
             raise RunFolderError(f"{out} is not empty: give a new folder")
         names = _raw(view, out, most)
         pairs = sum(a[0].startswith("/pair/") for a in names)
-        note = f"A frozen copy: {pairs:,} of {n:,} pairs have their page; search and other filters need mora-data view."
+        note = (
+            f"A frozen copy: {pairs:,} of {n:,} pairs have their page; search and other filters"
+            " need mora-data view."
+        )
         if (path / "report.html").is_file():
             shutil.copyfile(path / "report.html", out / "report.html")
             note += ' <a href="report.html">The report</a> has the numbers.'
@@ -54,7 +61,9 @@ def freeze(path: Path, out: Path, most: int) -> dict[str, int]:
             (out / name).write_text(_still((out / name).read_text("utf-8"), names, note), "utf-8")
         (out / "robots.txt").write_text("User-agent: *\nDisallow: /\n", "utf-8")
     except OSError as e:
-        raise RunFolderError(f"can't write {out}: {e.strerror}; free some space or give another folder") from e
+        raise RunFolderError(
+            f"can't write {out}: {e.strerror}; free some space or give another folder"
+        ) from e
     return {"pages": len(names), "pairs": pairs, "of": n}
 
 
@@ -72,7 +81,8 @@ def _raw(view: View, out: Path, most: int) -> dict[Address, str]:
         (out / names[address]).write_text(page, "utf-8", "replace")
         for link in _linked(page):
             kind = link[0].split("/")[1]
-            of_pair = kind == "prompt" and address[0].startswith("/pair/")  # a pair comes with its prompt
+            # a pair comes with its prompt
+            of_pair = kind == "prompt" and address[0].startswith("/pair/")
             if link not in names and (of_pair or counts[kind] < room.get(kind, 0)):
                 counts[kind] += not of_pair
                 names[link] = _file(link)
@@ -95,21 +105,35 @@ def _linked(page: str) -> Iterator[Address]:
 
 
 def _address(link: str) -> Address | None:
-    """What a link leads to; None where that is not frozen: another page, or the same with its texts or axes changed."""
+    """What a link leads to; None where that is not frozen: another page, or the same with its texts
+    or axes changed."""
     given = urlsplit(link)
     kind, query = given.path.strip("/").partition("/")[0], dict(parse_qsl(given.query))
-    if not given.path.startswith("/") or kind not in PAGES or kind in LEFT_OUT or query.keys() & {"texts", "x", "y", "full"}:
+    if (
+        not given.path.startswith("/")
+        or kind not in PAGES
+        or kind in LEFT_OUT
+        or query.keys() & {"texts", "x", "y", "full"}
+    ):
         return None
     if kind in ("pair", "prompt"):
         return unquote(given.path), ()  # the page of a pair is the same wherever it is opened from
-    if kind == "pairs" and query.keys() not in PLAIN and (len(query) > 1 or query.keys() & {"before", "q", "low", "high"}):
+    if (
+        kind == "pairs"
+        and query.keys() not in PLAIN
+        and (len(query) > 1 or query.keys() & {"before", "q", "low", "high"})
+    ):
         return None
     return unquote(given.path), tuple(sorted((k, v) for k, v in query.items() if k != "still"))
 
 
 def _file(address: Address) -> str:
     name = address[0].strip("/").replace("/", "-")
-    return f"{name}.html" if not address[1] else f"{name}-{digest(repr(address[1]), hex_digits=8)}.html"
+    return (
+        f"{name}.html"
+        if not address[1]
+        else f"{name}-{digest(repr(address[1]), hex_digits=8)}.html"
+    )
 
 
 def _still(page: str, names: dict[Address, str], note: str) -> str:
@@ -127,9 +151,16 @@ def _still(page: str, names: dict[Address, str], note: str) -> str:
             return ""  # every text is there, behind its own fold
         return f"<g>{inside}</g>" if inside.startswith("<title>") else inside
 
-    page = re.sub(r'<form.*?</form>|<ul class="chips" aria-label="dimensions">.*?</ul>', "", page, flags=re.S)
+    page = re.sub(
+        r'<form.*?</form>|<ul class="chips" aria-label="dimensions">.*?</ul>', "", page, flags=re.S
+    )
     page = re.sub(r'<li><a href="/(?:compare|review)".*?</li>', "", page)
-    page = re.sub(r"<footer>.*?</footer>", f'<footer><p class="dim">{note}</p></footer>', page, flags=re.S)
-    head = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{style().decode()}</style>'
+    page = re.sub(
+        r"<footer>.*?</footer>", f'<footer><p class="dim">{note}</p></footer>', page, flags=re.S
+    )
+    head = (
+        '<meta http-equiv="Content-Security-Policy"'
+        f' content="{POLICY}"><style>{style().decode()}</style>'
+    )
     page = page.replace('<link rel="stylesheet" href="/style.css">', head)
     return _LINK.sub(linked, page)

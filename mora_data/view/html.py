@@ -1,4 +1,5 @@
-"""The pieces that pages are made of. Whatever a source, a model or a URL says goes through `told` or `word`: text, never markup.
+"""The pieces that pages are made of. Whatever a source, a model or a URL says goes through `told`
+or `word`: text, never markup.
 
 document("Pairs", [table(["pair", "margin"], rows)], place)
 """
@@ -24,7 +25,10 @@ NAV = (
     ("/compare", "Compare", "c"),
     ("/review", "Review", "v"),
 )
-KEYS = "o overview, p pairs, d drops, r requests, c compare, v review, n next, b back, s search, u unfold."
+KEYS = (
+    "o overview, p pairs, d drops, r requests, c compare, v review, n next, b back, s search, u"
+    " unfold."
+)
 
 
 class Html(str):
@@ -45,11 +49,22 @@ def said(text: str, whole: bool = False, style: str = "said") -> str:
 
 def url(path: str, query: Mapping[str, str] | None = None, anchor: str = "") -> str:
     """A link inside the viewer, escaped for an attribute."""
-    full = quote(path, safe="/") + (f"?{urlencode(query)}" if query else "") + (f"#{quote(anchor)}" if anchor else "")
+    full = (
+        quote(path, safe="/")
+        + (f"?{urlencode(query)}" if query else "")
+        + (f"#{quote(anchor)}" if anchor else "")
+    )
     return escape(full)
 
 
-def a(path: str, text: str, query: Mapping[str, str] | None = None, key: str = "", anchor: str = "", current: bool = False) -> Html:
+def a(
+    path: str,
+    text: str,
+    query: Mapping[str, str] | None = None,
+    key: str = "",
+    anchor: str = "",
+    current: bool = False,
+) -> Html:
     """A link; `key` is its access key."""
     extra = (f' accesskey="{key}"' if key else "") + (' aria-current="page"' if current else "")
     return Html(f'<a href="{url(path, query, anchor)}"{extra}>{word(text)}</a>')
@@ -57,33 +72,50 @@ def a(path: str, text: str, query: Mapping[str, str] | None = None, key: str = "
 
 def document(title: str, body: Sequence[str], at: str, twin: str) -> str:
     """A whole page. `at`: its place in the navigation; `twin`: the URL of the same as JSON."""
-    nav = "".join(f"<li>{a(path, name, key=key, current=path == at)}</li>" for path, name, key in NAV)
+    nav = "".join(
+        f"<li>{a(path, name, key=key, current=path == at)}</li>" for path, name, key in NAV
+    )
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, '
-        f'initial-scale=1"><meta name="color-scheme" content="light dark"><title>{word(title)} · mora-data</title>'
-        '<link rel="stylesheet" href="/style.css"></head><body><a class="skip" href="#main">Skip to content</a>'
-        f'<nav aria-label="pages"><ul>{nav}</ul></nav><main id="main">\n'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+        ' content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light'
+        f' dark"><title>{word(title)} · mora-data</title><link rel="stylesheet"'
+        ' href="/style.css"></head><body><a class="skip" href="#main">Skip to content</a><nav'
+        f' aria-label="pages"><ul>{nav}</ul></nav><main id="main">\n'
         + "\n".join(body)
-        + f'\n</main><footer><p class="dim"><a href="{escape(twin)}" accesskey="j">This page as JSON (j)</a>. Access keys: '
-        f"{KEYS}</p></footer></body></html>\n"
+        + f'\n</main><footer><p class="dim"><a href="{escape(twin)}" accesskey="j">This page as'
+        f" JSON (j)</a>. Access keys: {KEYS}</p></footer></body></html>\n"
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]], label: str = "table", style: str = "") -> str:
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[Any]], label: str = "table", style: str = ""
+) -> str:
     """Cells are values, or Html made here."""
     numeric = [any(_is_number(row[i]) for row in rows) for i in range(len(head))]
-    top = "".join(f'<th scope="col"{" class=num" if n else ""}>{word(h)}</th>' for h, n in zip(head, numeric, strict=True))
-    lines = "".join("<tr>" + "".join(_cell(*c) for c in zip(row, head, numeric, strict=True)) + "</tr>" for row in rows)
+    top = "".join(
+        f'<th scope="col"{" class=num" if n else ""}>{word(h)}</th>'
+        for h, n in zip(head, numeric, strict=True)
+    )
+    lines = "".join(
+        "<tr>" + "".join(_cell(*c) for c in zip(row, head, numeric, strict=True)) + "</tr>"
+        for row in rows
+    )
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="{style}"><thead><tr>{top}</tr>'
-        f"</thead><tbody>{lines}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table'
+        f' class="{style}"><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
     )
 
 
 def _cell(value: Any, head: str, numeric: bool) -> str:
     if isinstance(value, Html):
         return f'<td data-name="{escape(head)}">{value}</td>'
-    style = "num" if numeric and (value is None or _is_number(value)) else "w" if isinstance(value, str) and len(value) > 50 else ""
+    style = (
+        "num"
+        if numeric and (value is None or _is_number(value))
+        else "w"
+        if isinstance(value, str) and len(value) > 50
+        else ""
+    )
     wide = f' class="{style}"' if style else ""
     return f'<td data-name="{escape(head)}"{wide}>{told(shown(value), 400)}</td>'
 
@@ -94,7 +126,11 @@ def _is_number(value: Any) -> bool:
 
 def tiles(pairs: Sequence[tuple[str, Any]]) -> str:
     """Short facts side by side."""
-    return '<dl class="tiles">' + "".join(f"<div><dt>{word(k)}</dt><dd>{word(v)}</dd></div>" for k, v in pairs) + "</dl>"
+    return (
+        '<dl class="tiles">'
+        + "".join(f"<div><dt>{word(k)}</dt><dd>{word(v)}</dd></div>" for k, v in pairs)
+        + "</dl>"
+    )
 
 
 def folded(summary: str, inside: str, fold: bool = True) -> str:
@@ -105,7 +141,9 @@ def folded(summary: str, inside: str, fold: bool = True) -> str:
 def unfold(here: str, query: Mapping[str, str]) -> Html:
     """The link that opens, or folds again, every text of a page that may be harmful."""
     if query.get("texts"):
-        return a(here, "fold the texts again", {k: v for k, v in query.items() if k != "texts"}, key="u")
+        return a(
+            here, "fold the texts again", {k: v for k, v in query.items() if k != "texts"}, key="u"
+        )
     return a(here, "unfold all texts", {**query, "texts": "1"}, key="u")
 
 
@@ -113,16 +151,21 @@ def bar(value: float, total: float, style: str = "") -> Html:
     """A share as a bar."""
     width = 100 * value / total if total else 0
     return Html(
-        f'<svg class="bar {style}" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="track" width="100" height="8"/><rect class="fill" width="{width:.1f}" height="8"/></svg>'
+        f'<svg class="bar {style}" viewBox="0 0 100 8" preserveAspectRatio="none"'
+        ' aria-hidden="true"><rect class="track" width="100" height="8"/><rect class="fill"'
+        f' width="{width:.1f}" height="8"/></svg>'
     )
 
 
 def added(before: str, after: str) -> str:
-    """The rewritten prompt with what is new in it marked; plain where little of the original is left."""
+    """The rewritten prompt with what is new in it marked; plain where little of the original is
+    left."""
     a_words, b_words = (re.findall(r"\S+\s*", t[:LONGEST]) for t in (before, after))
     match = difflib.SequenceMatcher(
-        None, [w.strip().casefold() for w in a_words], [w.strip().casefold() for w in b_words], autojunk=False
+        None,
+        [w.strip().casefold() for w in a_words],
+        [w.strip().casefold() for w in b_words],
+        autojunk=False,
     )
     kept = sum(block.size for block in match.get_matching_blocks())
     if len(a_words) * len(b_words) > 4_000_000 or not a_words or kept < 0.5 * len(a_words):
@@ -131,7 +174,9 @@ def added(before: str, after: str) -> str:
     for what, _, _, start, stop in match.get_opcodes():
         text = "".join(b_words[start:stop])
         if text:
-            out.append(told(text, len(text)) if what == "equal" else f"<ins>{told(text, len(text))}</ins>")
+            out.append(
+                told(text, len(text)) if what == "equal" else f"<ins>{told(text, len(text))}</ins>"
+            )
     return f'<div class="said" dir="auto">{"".join(out)}</div>'
 
 

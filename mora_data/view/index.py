@@ -1,8 +1,10 @@
-"""The pairs of a folder as columns in memory: numbers and the first words of each text. Full texts stay on disk.
+"""The pairs of a folder as columns in memory: numbers and the first words of each text. Full texts
+stay on disk.
 
     index = build(place)        index.n, index.numbers["margin_helpful"], index.words(7)
 
-100,000 pairs take some 60 MB. A pair's place in its file is known, so that its page reads one row group.
+100,000 pairs take some 60 MB. A pair's place in its file is known, so that its page reads one row
+group.
 """
 
 from __future__ import annotations
@@ -127,8 +129,8 @@ def build(place: Place) -> Index:
                 _add_file(made, file, number, path.name.rsplit("-", 3)[0], place.dims)
         except (OSError, pa.ArrowException, KeyError, ValueError) as e:
             raise RunFolderError(
-                f"{path} can't be shown ({one_line(e)}): it is damaged, being written, or of another version of "
-                "mora-data; build the dataset again if it stays so"
+                f"{path} can't be shown ({one_line(e)}): it is damaged, being written, or of"
+                " another version of mora-data; build the dataset again if it stays so"
             ) from e
     return _made(made, place, tuple(files), seen)
 
@@ -155,21 +157,40 @@ def _add_file(made: _Making, file: Any, number: int, split: str, dims: Sequence[
         for name in LABELS:
             _code(made, name, batch.column(name).to_pylist())
         for name in floats:
-            made.numbers.setdefault(name, []).append(batch.column(name).to_numpy(zero_copy_only=False).astype(np.float32))
+            made.numbers.setdefault(name, []).append(
+                batch.column(name).to_numpy(zero_copy_only=False).astype(np.float32)
+            )
         targets = batch.column("target_dims").to_pylist()
-        made.targets.append(np.array([[d in (t or ()) for d in dims] for t in targets], bool).reshape(len(batch), len(dims)))
-        heads = {t: _heads(batch.column(t), PROMPT_BYTES if t == "prompt" else ANSWER_BYTES) for t in TEXTS}
+        made.targets.append(
+            np.array([[d in (t or ()) for d in dims] for t in targets], bool).reshape(
+                len(batch), len(dims)
+            )
+        )
+        heads = {
+            t: _heads(batch.column(t), PROMPT_BYTES if t == "prompt" else ANSWER_BYTES)
+            for t in TEXTS
+        }
         for t, head in heads.items():
             made.texts[t].append(head)
         made.refused.append(
-            np.array([is_refusal((h or b"").decode("utf-8", "replace")) for h in heads["chosen"].to_pylist()], bool)
+            np.array(
+                [
+                    is_refusal((h or b"").decode("utf-8", "replace"))
+                    for h in heads["chosen"].to_pylist()
+                ],
+                bool,
+            )
         )
         at += len(batch)
 
 
 def _code(made: _Making, name: str, values: Sequence[str | None]) -> None:
     names, blocks = made.coded.setdefault(name, ({}, []))
-    blocks.append(np.array([names.setdefault("none" if v is None else v, len(names)) for v in values], np.int32))
+    blocks.append(
+        np.array(
+            [names.setdefault("none" if v is None else v, len(names)) for v in values], np.int32
+        )
+    )
 
 
 def _heads(messages: Any, n_bytes: int) -> Any:
@@ -182,16 +203,27 @@ def _heads(messages: Any, n_bytes: int) -> Any:
     return pc.binary_slice(said.view(pa.binary()), 0, n_bytes)
 
 
-def _made(made: _Making, place: Place, files: tuple[Path, ...], seen: tuple[tuple[str, int, int], ...]) -> Index:
+def _made(
+    made: _Making, place: Place, files: tuple[Path, ...], seen: tuple[tuple[str, int, int], ...]
+) -> Index:
     import pyarrow as pa
 
     n = len(made.ids)
-    labels = {name: Labels(tuple(names), _whole(blocks, np.int32)) for name, (names, blocks) in made.coded.items()}
+    labels = {
+        name: Labels(tuple(names), _whole(blocks, np.int32))
+        for name, (names, blocks) in made.coded.items()
+    }
     numbers = {name: _whole(blocks, np.float32) for name, blocks in made.numbers.items()}
     if n:
-        confirmed = np.stack([numbers[f"margin_confirmed_{d}"] for d in place.dims], axis=1) if place.dims else np.zeros((n, 0))
+        confirmed = (
+            np.stack([numbers[f"margin_confirmed_{d}"] for d in place.dims], axis=1)
+            if place.dims
+            else np.zeros((n, 0))
+        )
         numbers["confirmed_total"] = confirmed.sum(1).astype(np.float32)
-        longest, shortest = (f(numbers["len_chosen"], numbers["len_rejected"]) for f in (np.maximum, np.minimum))
+        longest, shortest = (
+            f(numbers["len_chosen"], numbers["len_rejected"]) for f in (np.maximum, np.minimum)
+        )
         numbers["length_ratio"] = longest / np.maximum(shortest, 1)
     prompts = labels.pop("prompt_id", Labels((), np.zeros(0, np.int32)))
     return Index(
@@ -200,19 +232,33 @@ def _made(made: _Making, place: Place, files: tuple[Path, ...], seen: tuple[tupl
         seen,
         made.ids,
         {p: i for i, p in enumerate(made.ids)},
-        np.repeat([f for f, _, _ in made.place], [k for *_, k in made.place]).astype(np.int16) if n else np.zeros(0, np.int16),
-        np.concatenate([np.arange(a, a + k, dtype=np.int32) for _, a, k in made.place]) if n else np.zeros(0, np.int32),
+        (
+            np.repeat([f for f, _, _ in made.place], [k for *_, k in made.place]).astype(np.int16)
+            if n
+            else np.zeros(0, np.int16)
+        ),
+        (
+            np.concatenate([np.arange(a, a + k, dtype=np.int32) for _, a, k in made.place])
+            if n
+            else np.zeros(0, np.int32)
+        ),
         {name: i for i, name in enumerate(prompts.names)},
         prompts.code_Q,
         labels,
         numbers,
         np.concatenate(made.targets) if n else np.zeros((0, len(place.dims)), bool),
-        _flags(numbers, place, np.concatenate(made.refused)) if n else {f: np.zeros(0, bool) for f in FLAGS},
+        (
+            _flags(numbers, place, np.concatenate(made.refused))
+            if n
+            else {f: np.zeros(0, bool) for f in FLAGS}
+        ),
         {t: pa.chunked_array(chunks, pa.binary()) for t, chunks in made.texts.items()},
     )
 
 
-def _flags(numbers: Mapping[str, NDArray[np.float32]], place: Place, refused: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
+def _flags(
+    numbers: Mapping[str, NDArray[np.float32]], place: Place, refused: NDArray[np.bool_]
+) -> dict[str, NDArray[np.bool_]]:
     again = [numbers[f"margin_confirmed_{d}"] for d in place.dims]
     lost = np.zeros(len(refused), bool)
     for d, second in zip(place.dims, again, strict=True):
@@ -220,7 +266,10 @@ def _flags(numbers: Mapping[str, NDArray[np.float32]], place: Place, refused: ND
     floor = place.floors.get("harmless")
     harm = np.ones(len(refused), bool)
     if floor is not None and "chosen_reward_harmless" in numbers:
-        harm = ~((numbers["chosen_reward_harmless"] >= floor) & (numbers["rejected_reward_harmless"] >= floor))
+        harm = ~(
+            (numbers["chosen_reward_harmless"] >= floor)
+            & (numbers["rejected_reward_harmless"] >= floor)
+        )
     return {
         "longer": numbers["len_chosen"] > numbers["len_rejected"],
         "long_gap": numbers["length_ratio"] >= 2,
@@ -257,7 +306,9 @@ def full(index: Index, row: int) -> dict[str, Any]:
                     break
                 at -= n
     except (OSError, pa.ArrowException) as e:
-        raise RunFolderError(f"{path} can't be read ({one_line(e)}): it changed; load the page again") from e
+        raise RunFolderError(
+            f"{path} can't be read ({one_line(e)}): it changed; load the page again"
+        ) from e
     raise RunFolderError(f"{path} has changed since it was read: load the page again")
 
 
@@ -268,7 +319,9 @@ def plain(table: Any) -> list[dict[str, Any]]:
     except UnicodeDecodeError:
         rows = [
             dict(zip(table.column_names, row, strict=True))
-            for row in zip(*(_mended(table.column(name)) for name in table.column_names), strict=True)
+            for row in zip(
+                *(_mended(table.column(name)) for name in table.column_names), strict=True
+            )
         ]
     return rows
 
@@ -280,7 +333,11 @@ def _mended(column: Any) -> Iterator[Any]:
         try:
             yield value.as_py()
         except UnicodeDecodeError:
-            yield value.cast(pa.binary()).as_py().decode("utf-8", "replace") if pa.types.is_string(value.type) else _deep(value)
+            yield (
+                value.cast(pa.binary()).as_py().decode("utf-8", "replace")
+                if pa.types.is_string(value.type)
+                else _deep(value)
+            )
 
 
 def _deep(value: Any) -> Any:

@@ -1,8 +1,11 @@
-"""Everything that is known of one prompt: where it came from, what was tried with it, every answer, every pair.
+"""Everything that is known of one prompt: where it came from, what was tried with it, every answer,
+every pair.
 
-    tree = lineage(place, "31049b7914a5689e")       tree["arms"][0]["answers"][3]["rewards"]["helpful"]
+    tree = lineage(place, "31049b7914a5689e")
+    tree["arms"][0]["answers"][3]["rewards"]["helpful"]
 
-From the partition of a run; from the `scored` config where only the dataset is at hand (then without tries and presamples).
+From the partition of a run; from the `scored` config where only the dataset is at hand (then
+without tries and presamples).
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ def lineage(place: Place, prompt_id: str) -> dict[str, Any] | None:
         return _of_run(place, prompt_id) or _of_dataset(place, prompt_id)
     except (OSError, pa.ArrowException, KeyError, ValueError) as e:
         raise RunFolderError(
-            f"prompt {prompt_id} of {place.root} can't be shown ({one_line(e)}): its files are damaged, being "
-            "written, or of another version of mora-data"
+            f"prompt {prompt_id} of {place.root} can't be shown ({one_line(e)}): its files are"
+            " damaged, being written, or of another version of mora-data"
         ) from e
 
 
@@ -66,19 +69,28 @@ def _of_part(part: Part, mined: Mapping[str, Any], dims: Sequence[str]) -> dict[
     out: dict[str, Any] = {
         "prompt_id": prompt_id,
         "messages": list(mined["messages"]),
-        "source": {k: mined.get(f"source_{k}") for k in ("dataset", "config", "split", "revision", "row", "licence")},
+        "source": {
+            k: mined.get(f"source_{k}")
+            for k in ("dataset", "config", "split", "revision", "row", "licence")
+        },
         "stratum": mined.get("stratum"),
         "category": mined.get("category"),
         "profile": None,
         "tries": [],
         "arms": [],
-        "note": None if sealed else "This prompt is not finished: its partition is open, its answers are in the log.",
+        "note": (
+            None
+            if sealed
+            else "This prompt is not finished: its partition is open, its answers are in the log."
+        ),
         "errors": [e for e in part.errors() if e.get("prompt_id") == prompt_id] if sealed else [],
     }
     if not sealed:
         return out
     out["profile"] = next(_rows(part, "profiles", prompt_id), None)
-    out["tries"] = [{k: v for k, v in r.items() if k != "prompt_id"} for r in _rows(part, "fusions", prompt_id)]
+    out["tries"] = [
+        {k: v for k, v in r.items() if k != "prompt_id"} for r in _rows(part, "fusions", prompt_id)
+    ]
     out["arms"] = _arms(part, prompt_id, dims)
     return out
 
@@ -91,10 +103,21 @@ def _arms(part: Part, prompt_id: str, dims: Sequence[str]) -> list[dict[str, Any
     for r in _rows(part, "pairs", prompt_id):
         margins = {d: r[f"margin_{d}"] for d in dims}
         confirmed = {d: r[f"margin_confirmed_{d}"] for d in dims}
-        pair = {"chosen": r["chosen"], "rejected": r["rejected"], "score": r["score"], "margins": margins, "confirmed": confirmed}
+        pair = {
+            "chosen": r["chosen"],
+            "rejected": r["rejected"],
+            "score": r["score"],
+            "margins": margins,
+            "confirmed": confirmed,
+        }
         found.setdefault(r["arm"], []).append(pair)
     return [
-        {"name": r["arm"], "messages": r["messages"], "answers": answers.get(r["arm"], []), "candidates": found.get(r["arm"], [])}
+        {
+            "name": r["arm"],
+            "messages": r["messages"],
+            "answers": answers.get(r["arm"], []),
+            "candidates": found.get(r["arm"], []),
+        }
         for r in _rows(part, "arms", prompt_id)
     ]
 
@@ -135,21 +158,31 @@ def _matching(path: Path, column: str, value: str) -> Iterator[dict[str, Any]]:
 
 
 def _of_dataset(place: Place, prompt_id: str) -> dict[str, Any] | None:
-    rows = [r for path in sorted((place.dataset / "scored").glob("*.parquet")) for r in _matching(path, "prompt_id", prompt_id)]
+    rows = [
+        r
+        for path in sorted((place.dataset / "scored").glob("*.parquet"))
+        for r in _matching(path, "prompt_id", prompt_id)
+    ]
     if not rows:
         return None
     first = rows[0]
     return {
         "prompt_id": prompt_id,
         "messages": [{"role": "source", "content": first["source_prompt"]}],
-        "source": {k: first[f"source_{k}"] for k in ("dataset", "config", "split", "revision", "row", "licence")},
+        "source": {
+            k: first[f"source_{k}"]
+            for k in ("dataset", "config", "split", "revision", "row", "licence")
+        },
         "stratum": first["stratum"],
         "category": first["category"],
         "tries": [],
         "errors": [],
         "profile": {k: first[k] for k in ("kind", "carried_dim", "target_dims", "binding_dims")},
         "arms": [_scored_arm(r, place.dims) for r in rows],
-        "note": "Only the dataset is at hand: rewrites, presamples and control arms are in the run folder.",
+        "note": (
+            "Only the dataset is at hand: rewrites, presamples and control arms are in the run"
+            " folder."
+        ),
     }
 
 
@@ -186,7 +219,8 @@ def _less(a: float | None, b: float | None) -> float | None:
 
 
 def mark_selected(tree: dict[str, Any], pairs: Sequence[Mapping[str, Any]]) -> None:
-    """Put the published pairs of the prompt into its arms: `selected` holds (pair id, chosen, rejected) by answer index."""
+    """Put the published pairs of the prompt into its arms: `selected` holds (pair id, chosen,
+    rejected) by answer index."""
     for arm in tree["arms"]:
         by_text = {a["text"]: a["index"] for a in reversed(arm["answers"])}
         arm["selected"] = [

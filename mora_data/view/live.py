@@ -1,4 +1,5 @@
-"""How a run stands at this moment: prompts done, answers in the logs, tokens, money, speed, failed rows.
+"""How a run stands at this moment: prompts done, answers in the logs, tokens, money, speed, failed
+rows.
 
     watch = Watch(); state = watch.look(place)      state["running"], state["answers_per_s"]
 
@@ -49,7 +50,9 @@ class Watch:
             "running": running,
             "status": place.manifest.get("status"),
             "prompts": n,
-            "prompts_sealed": sum(int(m.get("n_prompts") or 0) - len(m.get("owed") or ()) for _, m in sealed),
+            "prompts_sealed": sum(
+                int(m.get("n_prompts") or 0) - len(m.get("owed") or ()) for _, m in sealed
+            ),
             "owed": sum(len(m.get("owed") or ()) for _, m in sealed),
             "partitions": len(parts),
             "partitions_sealed": len(sealed),
@@ -92,7 +95,11 @@ class Watch:
 
     def _fresh(self, place: Place, now: float) -> bool:
         times = []
-        for path in [place.root / "spending.json", place.root / "mine.json", *(p.log_path for p in place.parts())]:
+        for path in [
+            place.root / "spending.json",
+            place.root / "mine.json",
+            *(p.log_path for p in place.parts()),
+        ]:
             try:
                 times.append(path.stat().st_mtime)
             except OSError:
@@ -101,31 +108,50 @@ class Watch:
 
 
 def reloads(live: Mapping[str, Any], query: Mapping[str, str]) -> dict[str, int]:
-    """After how many seconds a page of a running build loads itself again; 0 for never, and where it is to stand still."""
+    """After how many seconds a page of a running build loads itself again; 0 for never, and where
+    it is to stand still."""
     return {"reload_s": RELOAD_S if live["running"] and not query.get("still") else 0}
 
 
 def _pulse(run: Path, now: float) -> dict[str, Any] | None:
-    """What the build says of itself; None where it is an older one that says nothing, or has not for a while."""
+    """What the build says of itself; None where it is an older one that says nothing, or has not
+    for a while."""
     told = read_json(run / LIVE)
     slots, at = told.get("slots"), told.get("at")
     if not isinstance(at, (int, float)) or abs(now - at) > FRESH_S or not isinstance(slots, list):
         return None
-    sums = {k: sum(int(s.get(k) or 0) for s in slots if isinstance(s, dict)) for k in ("size", "open", "busy", "waiting")}
-    return {**{k: told.get(k) for k in ("step", "done", "total", "requests", "retries", "failed")}, "slots": slots, **sums}
+    sums = {
+        k: sum(int(s.get(k) or 0) for s in slots if isinstance(s, dict))
+        for k in ("size", "open", "busy", "waiting")
+    }
+    return {
+        **{k: told.get(k) for k in ("step", "done", "total", "requests", "retries", "failed")},
+        "slots": slots,
+        **sums,
+    }
 
 
 def funnel(place: Place, running: bool) -> dict[str, dict[str, Any]]:
-    """in, kept and dropped per stage: the manifest's; of a run that is not done, those of its sealed partitions."""
+    """in, kept and dropped per stage: the manifest's; of a run that is not done, those of its
+    sealed partitions."""
     held = place.manifest.get("counts")
     if isinstance(held, dict) and held and not running:
         return {
-            s: {"in": c.get("in", 0), "kept": c.get("kept", 0), "dropped": dict(c.get("dropped") or {})} for s, c in held.items()
+            s: {
+                "in": c.get("in", 0),
+                "kept": c.get("kept", 0),
+                "dropped": dict(c.get("dropped") or {}),
+            }
+            for s, c in held.items()
         }
     mined = read_json(place.root / "mine.json") if place.run is not None else {}
     out: dict[str, dict[str, Any]] = {}
     if mined:
-        out["mine"] = {"in": mined.get("in", 0), "kept": mined.get("kept", 0), "dropped": dict(mined.get("dropped") or {})}
+        out["mine"] = {
+            "in": mined.get("in", 0),
+            "kept": mined.get("kept", 0),
+            "dropped": dict(mined.get("dropped") or {}),
+        }
     counts: Counter[str] = Counter()
     for _, m in place.sealed():
         counts.update(m.get("counts") or {})
@@ -140,18 +166,27 @@ def funnel(place: Place, running: bool) -> dict[str, dict[str, Any]]:
 
 
 def _locked(path: Path) -> bool | None:
-    """Whether a process holds the run's lock, by the system's table of locks; None where there is no such table."""
+    """Whether a process holds the run's lock, by the system's table of locks; None where there is
+    no such table."""
     try:
         inode = path.stat().st_ino
         table = Path("/proc/locks").read_text()
     except OSError:
         return None
-    return True if any(f":{inode} " in line and "FLOCK" in line for line in table.splitlines()) else None
+    return (
+        True
+        if any(f":{inode} " in line and "FLOCK" in line for line in table.splitlines())
+        else None
+    )
 
 
 def _tokens(place: Place) -> tuple[int, int]:
     models = read_json(place.root / "spending.json").get("models")
-    rows = [t for t in models.values() if isinstance(t, list) and len(t) == 3] if isinstance(models, dict) else []
+    rows = (
+        [t for t in models.values() if isinstance(t, list) and len(t) == 3]
+        if isinstance(models, dict)
+        else []
+    )
     return sum(t[0] for t in rows), sum(t[1] for t in rows)
 
 
@@ -159,7 +194,11 @@ def _cost(place: Place) -> float | None:
     models = read_json(place.root / "spending.json").get("models")
     settings = place.manifest.get("settings") or {}
     try:
-        return load_prices((settings.get("limits") or {}).get("prices")).cost(models) if isinstance(models, dict) else None
+        return (
+            load_prices((settings.get("limits") or {}).get("prices")).cost(models)
+            if isinstance(models, dict)
+            else None
+        )
     except (SettingsError, ValueError, TypeError):
         return place.manifest.get("cost")
 

@@ -1,4 +1,5 @@
-"""The first page: how far the run is, what became of its rows, what the pairs look like. A running build refreshes it."""
+"""The first page: how far the run is, what became of its rows, what the pairs look like. A running
+build refreshes it."""
 
 from __future__ import annotations
 
@@ -46,9 +47,11 @@ def data(view: View, query: dict[str, str]) -> dict[str, Any]:
         "simulated": manifest.get("simulated"),
         "verdict": report.get("verdict"),
         "doubts": report.get("doubts") or [],
-        "newest": pairs_page.cards(held, list(range(ix.n - 1, max(ix.n - 6, -1), -1)), Query())
-        if ix.n and not live["running"]
-        else [],
+        "newest": (
+            pairs_page.cards(held, list(range(ix.n - 1, max(ix.n - 6, -1), -1)), Query())
+            if ix.n and not live["running"]
+            else []
+        ),
         "candidates": candidates(place) if live["running"] or not ix.n else [],
     }
 
@@ -61,7 +64,8 @@ def _histogram(held: Pairs, column: str) -> dict[str, Any]:
 
 
 def candidates(place: Place) -> list[dict[str, Any]]:
-    """The newest candidate pairs of a run whose dataset is not written: one per prompt, from the last finished partition."""
+    """The newest candidate pairs of a run whose dataset is not written: one per prompt, from the
+    last finished partition."""
     lean_arrow()
     for part, _ in reversed(place.sealed()):
         try:
@@ -71,7 +75,11 @@ def candidates(place: Place) -> list[dict[str, Any]]:
         rows = [r for r in table.to_pylist() if r["rank"] == 0][-NEWEST:]
         if rows:
             return [
-                {"prompt_id": r["prompt_id"], "arm": r["arm"], "margins": {d: r.get(f"margin_{d}") for d in place.dims}}
+                {
+                    "prompt_id": r["prompt_id"],
+                    "arm": r["arm"],
+                    "margins": {d: r.get(f"margin_{d}") for d in place.dims},
+                }
                 for r in rows
             ]
     return []
@@ -82,7 +90,8 @@ def html(tree: dict[str, Any]) -> str:
     source = tree["source"]
     where = " ".join(str(source.get(k) or "") for k in ("dataset", "config", "split"))
     body = [
-        f'<h1>{word(tree["folder"])}</h1><p class="dim">{word(tree["kind"])} of {word(where or "an unknown source")}'
+        f'<h1>{word(tree["folder"])}</h1><p class="dim">{word(tree["kind"])} of'
+        f" {word(where or 'an unknown source')}"
         f"{', simulated: for trying things out only' if tree['simulated'] else ''}</p>",
         _verdict(tree),
         _progress(tree),
@@ -99,8 +108,10 @@ def _verdict(tree: dict[str, Any]) -> str:
     style = {"supports expansion": "supports", "not supported": "not"}.get(tree["verdict"], "")
     doubts = "".join(f"<li>{word(d)}</li>" for d in tree["doubts"])
     return (
-        f'<div class="verdict {style}"><strong>{word(tree["verdict"])}</strong><p class="dim">Data level only, not training; '
-        f"report.html in the run folder has the numbers.</p>{f'<ul>{doubts}</ul>' if doubts else ''}</div>"
+        f'<div class="verdict {style}"><strong>{word(tree["verdict"])}</strong><p class="dim">Data'
+        " level only, not training; "
+        "report.html in the run folder has the"
+        f" numbers.</p>{f'<ul>{doubts}</ul>' if doubts else ''}</div>"
     )
 
 
@@ -111,7 +122,10 @@ def _progress(tree: dict[str, Any]) -> str:
     says = (
         "This build is running."
         if live["running"]
-        else f"This run is not finished (status: {live['status']}). The same mora-data build command goes on where it stopped."
+        else (
+            f"This run is not finished (status: {live['status']}). The same mora-data build command"
+            " goes on where it stopped."
+        )
     )
     speed = (
         "measured from the next look on"
@@ -131,7 +145,8 @@ def _progress(tree: dict[str, Any]) -> str:
         ]
     )
     return (
-        f'<section aria-label="progress"><p class="note" role="status">{word(says)}{_hold(tree)}</p>'
+        '<section aria-label="progress"><p class="note"'
+        f' role="status">{word(says)}{_hold(tree)}</p>'
         f"{bar(*_done(live), 'progress')}{facts}</section>"
     )
 
@@ -148,7 +163,10 @@ def _hold(tree: Mapping[str, Any]) -> str:
     if not tree["live"]["running"]:
         return ""
     if tree["reload_s"]:
-        return f" The page loads itself again every {tree['reload_s']} seconds: {a('/', 'hold it still', {'still': '1'})}."
+        return (
+            f" The page loads itself again every {tree['reload_s']} seconds:"
+            f" {a('/', 'hold it still', {'still': '1'})}."
+        )
     return f" The page stands still: {a('/', 'let it follow the build')}."
 
 
@@ -157,7 +175,10 @@ def _slots(now: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
     if now is None:
         return []
     of = f" of {now['total']:,}" if now["total"] else ""
-    facts: list[tuple[str, Any]] = [("doing", f"{now['step']} {now['done']:,}{of}"), ("requests of this command", now["requests"])]
+    facts: list[tuple[str, Any]] = [
+        ("doing", f"{now['step']} {now['done']:,}{of}"),
+        ("requests of this command", now["requests"]),
+    ]
     if now["size"]:
         shut = now["size"] - now["open"]
         waiting = f", {now['waiting']:,} waiting" if now["waiting"] else ""
@@ -190,13 +211,20 @@ def _no_pairs(tree: dict[str, Any]) -> str:
     elif tree["live"]["running"] or tree["live"]["status"] == "started":
         said = "No pairs are written yet: they are selected when all partitions are finished."
     else:
-        said = "No pairs are written: the build ended before its last stage, or nothing was selected; the stages below say which."
+        said = (
+            "No pairs are written: the build ended before its last stage, or nothing was selected;"
+            " the stages below say which."
+        )
     return f'<p class="note">{said}</p>'
 
 
 def _margins(tree: dict[str, Any]) -> str:
     panels = [
-        pairs_page.histogram(h["bins"], Query(sort=f"-margin_{d}"), f"{d}: margin of the pairs, mean {shown(h['mean'])}")
+        pairs_page.histogram(
+            h["bins"],
+            Query(sort=f"-margin_{d}"),
+            f"{d}: margin of the pairs, mean {shown(h['mean'])}",
+        )
         for d, h in tree["margins"].items()
     ]
     head = '<h2>Margins by dimension</h2><p class="dim">A bar opens its pairs.</p>'
@@ -208,7 +236,11 @@ def _presets(tree: dict[str, Any]) -> str:
         return ""
     n, flags = tree["pairs"], tree["flags"]
     rows = [
-        [a("/pairs", name, params(Query(flag=flag, sort=sort))), shown(flags[flag]), percent(flags[flag] / n)]
+        [
+            a("/pairs", name, params(Query(flag=flag, sort=sort))),
+            shown(flags[flag]),
+            percent(flags[flag] / n),
+        ]
         for name, flag, sort in (
             ("scored again, a margin was lost", "lost", "confirmed_total"),
             ("smallest margins", "small", "margin_total"),
@@ -218,33 +250,54 @@ def _presets(tree: dict[str, Any]) -> str:
             ("not scored again", "unconfirmed", "-margin_total"),
         )
     ]
-    return "<section><h2>Pairs to doubt</h2>" + table(["look at", "pairs", "share"], rows, "pairs to doubt") + "</section>"
+    return (
+        "<section><h2>Pairs to doubt</h2>"
+        + table(["look at", "pairs", "share"], rows, "pairs to doubt")
+        + "</section>"
+    )
 
 
 def _funnel(tree: dict[str, Any]) -> str:
     rows = []
     for stage, c in tree["stages"].items():
-        reasons = ", ".join(f"{n:,} {r}" for r, n in sorted(c["dropped"].items(), key=lambda kv: (-kv[1], kv[0]))[:4])
+        reasons = ", ".join(
+            f"{n:,} {r}"
+            for r, n in sorted(c["dropped"].items(), key=lambda kv: (-kv[1], kv[0]))[:4]
+        )
         rows.append([stage, c["in"], c["kept"], bar(c["kept"], c["in"]), reasons or "–"])
     if not rows:
-        return '<section><h2>What became of the rows</h2><p class="note">Nothing is counted yet.</p></section>'
+        return (
+            '<section><h2>What became of the rows</h2><p class="note">Nothing is counted'
+            " yet.</p></section>"
+        )
     return (
         "<section><h2>What became of the rows</h2>"
-        + table(["stage", "in", "kept", "share kept", "mostly dropped for"], rows, "funnel", "funnel")
+        + table(
+            ["stage", "in", "kept", "share kept", "mostly dropped for"], rows, "funnel", "funnel"
+        )
         + f"<p>{a('/drops', 'All reasons, with rows to look at')}</p></section>"
     )
 
 
 def _newest(tree: dict[str, Any]) -> str:
     if tree["newest"]:
-        return f"<section><h2>The last pairs</h2>{pairs_page.listing(tree['newest'], tree['dimensions'], Query())}</section>"
+        return (
+            "<section><h2>The last"
+            f" pairs</h2>{pairs_page.listing(tree['newest'], tree['dimensions'], Query())}</section>"  # noqa: E501
+        )
     if not tree["candidates"]:
         return ""
     rows = [
-        [a(f"/prompt/{c['prompt_id']}", c["prompt_id"]), c["arm"], *(c["margins"][d] for d in tree["dimensions"])]
+        [
+            a(f"/prompt/{c['prompt_id']}", c["prompt_id"]),
+            c["arm"],
+            *(c["margins"][d] for d in tree["dimensions"]),
+        ]
         for c in tree["candidates"]
     ]
     return (
-        '<section><h2>Newest candidates</h2><p class="dim">From the last finished partition; which of them become pairs is decided '
-        f"at the end.</p>{table(['prompt', 'arm', *tree['dimensions']], rows, 'candidates')}</section>"
+        '<section><h2>Newest candidates</h2><p class="dim">From the last finished partition; which'
+        " of them become pairs is decided "
+        "at the"
+        f" end.</p>{table(['prompt', 'arm', *tree['dimensions']], rows, 'candidates')}</section>"
     )

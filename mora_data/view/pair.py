@@ -1,4 +1,5 @@
-"""One pair: both answers side by side, scores against floors, where it stands among all answers of its prompt."""
+"""One pair: both answers side by side, scores against floors, where it stands among all answers of
+its prompt."""
 
 from __future__ import annotations
 
@@ -26,8 +27,13 @@ def data(view: View, query: dict[str, str], pair_id: str) -> dict[str, Any] | No
         return None
     row = full(ix, at)
     steps = {}
-    for name, change in (("next", {"after": pair_id, "before": None}), ("back", {"before": pair_id, "after": None})):
-        rows = held.page(query_of({**params(q), **{k: v for k, v in change.items() if v}}, ix), 1).rows
+    for name, change in (
+        ("next", {"after": pair_id, "before": None}),
+        ("back", {"before": pair_id, "after": None}),
+    ):
+        rows = held.page(
+            query_of({**params(q), **{k: v for k, v in change.items() if v}}, ix), 1
+        ).rows
         steps[name] = ix.ids[rows[0]] if rows and rows[0] != at else None
     tree = lineage(held.place, row["prompt_id"])
     if tree is not None:
@@ -61,27 +67,49 @@ def html(tree: dict[str, Any]) -> str:
     body = [
         f'<h1>Pair {word(row["pair_id"])}</h1><p class="dim">{word(" · ".join(about))}</p>',
         _steps(tree),
-        f'<div class="panels"><div>{_scores(row, dims, tree["floors"])}</div><div>{_numbers(row, dims)}</div></div>',
-        folded("Show the texts (they may be harmful)", _texts(tree), tree["may_harm"] and not tree["query"].get("texts")),
+        (
+            "<div"
+            f' class="panels"><div>{_scores(row, dims, tree["floors"])}</div><div>{_numbers(row, dims)}</div></div>'  # noqa: E501
+        ),
+        folded(
+            "Show the texts (they may be harmful)",
+            _texts(tree),
+            tree["may_harm"] and not tree["query"].get("texts"),
+        ),
     ]
     if tree["lineage"] is not None:
         link = f"/prompt/{row['prompt_id']}"
         pictures = spaces(tree["lineage"], tree, link, f"/pair/{row['pair_id']}")
         body.append(
             f"<section><h2>Why this pair: every answer to the prompt</h2>{pictures}"
-            f"<p>{a(link, 'The whole story of the prompt: rewrites, checks, all answers', key='l')}</p></section>"
+            f"<p>{a(link, 'The whole story of the prompt: rewrites, checks, all answers', key='l')}</p></section>"  # noqa: E501
         )
     else:
         body.append(
-            '<p class="note">Neither a run folder nor a scored config is here: the other answers to this prompt are not known.</p>'
+            '<p class="note">Neither a run folder nor a scored config is here: the other answers to'
+            " this prompt are not known.</p>"
         )
     rest = [
-        [k, v if isinstance(v, (int, float)) else ", ".join(map(str, v)) if isinstance(v, list) else v]
+        [
+            k,
+            (
+                v
+                if isinstance(v, (int, float))
+                else ", ".join(map(str, v))
+                if isinstance(v, list)
+                else v
+            ),
+        ]
         for k, v in row.items()
         if k not in ("prompt", "chosen", "rejected", "source_prompt")
     ]
     body.append(folded("All columns", table(["column", "value"], rest, "all columns")))
-    return document(f"Pair {row['pair_id']}", body, "/pair", url_of(f"/pair/{row['pair_id']}.json", tree["query"]))
+    return document(
+        f"Pair {row['pair_id']}",
+        body,
+        "/pair",
+        url_of(f"/pair/{row['pair_id']}.json", tree["query"]),
+    )
 
 
 def _steps(tree: Mapping[str, Any]) -> str:
@@ -98,16 +126,22 @@ def _steps(tree: Mapping[str, Any]) -> str:
 def _texts(tree: Mapping[str, Any]) -> str:
     row, whole = tree["pair"], tree["whole"]
     sides = "".join(
-        f'<div><h3>{side}</h3><p class="dim">{row[f"len_{side}"]} tokens</p>{said(row[side][-1]["content"], whole)}</div>'
+        f'<div><h3>{side}</h3><p class="dim">{row[f"len_{side}"]}'
+        f" tokens</p>{said(row[side][-1]['content'], whole)}</div>"
         for side in ("chosen", "rejected")
     )
-    long = any(len(m["content"] or "") > LONGEST for s in ("prompt", "chosen", "rejected") for m in row[s])
+    long = any(
+        len(m["content"] or "") > LONGEST for s in ("prompt", "chosen", "rejected") for m in row[s]
+    )
     more = (
-        f"<p>{a('/pair/' + row['pair_id'], 'Show the texts to their end', {**tree['query'], 'full': '1'})}</p>"
+        f"<p>{a('/pair/' + row['pair_id'], 'Show the texts to their end', {**tree['query'], 'full': '1'})}</p>"  # noqa: E501
         if long and not whole
         else ""
     )
-    return f'<h2>Prompt</h2>{conversation(row["prompt"], whole)}{more}<h2>Answers</h2><div class="sides">{sides}</div>'
+    return (
+        f"<h2>Prompt</h2>{conversation(row['prompt'], whole)}{more}<h2>Answers</h2><div"
+        f' class="sides">{sides}</div>'
+    )
 
 
 def _scores(row: Mapping[str, Any], dims: Sequence[str], floors: Mapping[str, float]) -> str:
@@ -129,17 +163,24 @@ def _scores(row: Mapping[str, Any], dims: Sequence[str], floors: Mapping[str, fl
             dot(f.px(chosen), y, "up", 0, f"chosen {chosen:.2f}"),
         ]
         told.append(f"{d}: chosen {chosen:.2f}, rejected {rejected:.2f}")
-    return panel("Rewards: circle chosen, square rejected, dashed the floor", "; ".join(told), f, marks)
+    return panel(
+        "Rewards: circle chosen, square rejected, dashed the floor", "; ".join(told), f, marks
+    )
 
 
 def _numbers(row: Mapping[str, Any], dims: Sequence[str]) -> str:
     rows = [
         [
             d,
-            *(row[f"{k}_{d}"] for k in ("chosen_reward", "rejected_reward", "margin", "margin_confirmed")),
+            *(
+                row[f"{k}_{d}"]
+                for k in ("chosen_reward", "rejected_reward", "margin", "margin_confirmed")
+            ),
             "must win" if d in (row["binding_dims"] or ()) else "",
         ]
         for d in dims
     ]
     rows.append(["total", None, None, row["margin_total"], None, ""])
-    return table(["dimension", "chosen", "rejected", "margin", "scored again", "rule"], rows, "scores")
+    return table(
+        ["dimension", "chosen", "rejected", "margin", "scored again", "rule"], rows, "scores"
+    )

@@ -1,4 +1,5 @@
-"""The list of pairs: facets, a histogram that filters, search, order, pages. Every state is a URL."""
+"""The list of pairs: facets, a histogram that filters, search, order, pages. Every state is a
+URL."""
 
 from __future__ import annotations
 
@@ -59,7 +60,10 @@ def cards(held: Pairs, rows: Sequence[int], q: Query) -> list[dict[str, Any]]:
                 "pair_id": ix.ids[i],
                 **{k: ix.labels[k].names[int(ix.labels[k].code_Q[i])] for k in FACETS},
                 "may_harm": harm,
-                **{t: ix.words(i, t) if q.texts or not harm else None for t in ("prompt", "chosen", "rejected")},
+                **{
+                    t: ix.words(i, t) if q.texts or not harm else None
+                    for t in ("prompt", "chosen", "rejected")
+                },
                 **{name: _number(values[i]) for name, values in ix.numbers.items()},
             }
         )
@@ -82,7 +86,10 @@ def html(tree: dict[str, Any]) -> str:
         _find(tree, q),
     ]
     if tree["searched"] is not None:
-        body.append(f'<p class="note" role="status">The time sufficed for {tree["searched"]:,} pairs; there may be more hits.</p>')
+        body.append(
+            f'<p class="note" role="status">The time sufficed for {tree["searched"]:,} pairs; there'
+            " may be more hits.</p>"
+        )
     if tree["histogram"]:
         body.append(histogram(tree["histogram"], q, f"{_column(q)} of these pairs"))
     body += [
@@ -115,17 +122,23 @@ def _column(q: Query) -> str:
 
 def _active(q: Query) -> str:
     chips: list[tuple[str, dict[str, Any]]] = [
-        (f"{NAMES[k]}: {FLAGS.get(v, v) if k == 'flag' else v}", {k: None}) for k in NAMES if (v := getattr(q, k))
+        (f"{NAMES[k]}: {FLAGS.get(v, v) if k == 'flag' else v}", {k: None})
+        for k in NAMES
+        if (v := getattr(q, k))
     ]
     if q.q:
         chips.append((f"text: {q.q}", {"q": "", "whole": False}))
     if q.low is not None or q.high is not None:
-        chips.append((f"{_column(q)} {shown(q.low)} to {shown(q.high)}", {"low": None, "high": None}))
+        chips.append(
+            (f"{_column(q)} {shown(q.low)} to {shown(q.high)}", {"low": None, "high": None})
+        )
     if not chips:
         return ""
     return (
         '<ul class="chips" aria-label="filters">'
-        + "".join(f"<li>{a('/pairs', name + ' ✕', params(q, **change))}</li>" for name, change in chips)
+        + "".join(
+            f"<li>{a('/pairs', name + ' ✕', params(q, **change))}</li>" for name, change in chips
+        )
         + f"<li>{a('/pairs', 'all pairs')}</li></ul>"
     )
 
@@ -149,12 +162,18 @@ def _value(q: Query, name: str, value: str, n: int, chosen: bool) -> str:
     said = FLAGS[value] if name == "flag" else value
     link = url("/pairs", params(q, **{name: None if chosen else value}))
     now = " aria-current=true" if chosen else ""
-    return f'<a href="{link}"{now}><span>{word(said, 60)}</span><span class="count">{n:,}</span></a>'
+    return (
+        f'<a href="{link}"{now}><span>{word(said, 60)}</span><span class="count">{n:,}</span></a>'
+    )
 
 
 def _find(tree: dict[str, Any], q: Query) -> str:
-    held = {k: v for k, v in params(q, q="", whole=False).items() if k not in ("sort", "low", "high")}
-    hidden = "".join(f'<input type="hidden" name="{escape(k)}" value="{escape(v)}">' for k, v in held.items())
+    held = {
+        k: v for k, v in params(q, q="", whole=False).items() if k not in ("sort", "low", "high")
+    }
+    hidden = "".join(
+        f'<input type="hidden" name="{escape(k)}" value="{escape(v)}">' for k, v in held.items()
+    )
     sorts = "".join(
         f'<option value="{escape(s)}"{" selected" if s == q.sort else ""}>{word(name)}</option>'
         for s, name in _sorts(tree["sorts"])
@@ -165,18 +184,21 @@ def _find(tree: dict[str, Any], q: Query) -> str:
         params(q, texts=not q.texts, after=q.after, before=q.before),
     )
     return (
-        f'<form class="find" action="/pairs" method="get" role="search">{hidden}'
-        '<label for="q" class="skip">words in the texts</label><input type="search" id="q" name="q" accesskey="s" maxlength="200" '
-        f'placeholder="words in the beginning of a text" value="{escape(q.q)}">'
-        f'<label><input type="checkbox" name="whole" value="1"{" checked" if q.whole else ""}> whole texts (slow)</label>'
-        f'<label for="sort">order</label><select id="sort" name="sort">{sorts}</select>'
-        f'<button>show</button></form><p class="dim">{texts}</p>'
+        f'<form class="find" action="/pairs" method="get" role="search">{hidden}<label for="q"'
+        ' class="skip">words in the texts</label><input type="search" id="q" name="q"'
+        ' accesskey="s" maxlength="200" placeholder="words in the beginning of a text"'
+        f' value="{escape(q.q)}"><label><input type="checkbox" name="whole"'
+        f' value="1"{" checked" if q.whole else ""}> whole texts (slow)</label><label'
+        ' for="sort">order</label><select id="sort"'
+        f' name="sort">{sorts}</select><button>show</button></form><p class="dim">{texts}</p>'
     )
 
 
 def _sorts(columns: Sequence[str]) -> list[tuple[str, str]]:
     return [
-        (sign + c, f"{c.replace('_', ' ')}, {way} first") for c in columns for sign, way in (("-", "largest"), ("", "smallest"))
+        (sign + c, f"{c.replace('_', ' ')}, {way} first")
+        for c in columns
+        for sign, way in (("-", "largest"), ("", "smallest"))
     ]
 
 
@@ -192,7 +214,16 @@ def histogram(bins: Sequence[Sequence[Any]], q: Query, title: str) -> str:
     for start, stop, n in bins:
         if n:
             here = q.low is not None and abs(q.low - start) < 1e-5
-            marks.append(_bar(f, start, stop, n, url("/pairs", params(q, low=round(start, 5), high=round(stop, 5))), here))
+            marks.append(
+                _bar(
+                    f,
+                    start,
+                    stop,
+                    n,
+                    url("/pairs", params(q, low=round(start, 5), high=round(stop, 5))),
+                    here,
+                )
+            )
     said = f"{sum(b[2] for b in bins):,} pairs from {low:.2f} to {high:.2f}; each bar is a link"
     return f'<div class="hist">{panel(title, said, f, marks, "group")}</div>'
 
@@ -202,9 +233,11 @@ def _bar(f: Frame, start: float, stop: float, n: int, link: str, here: bool) -> 
     x, y, width, floor = f.px(start), f.py(n), f.px(stop) - f.px(start), f.height - f.bottom
     said = f"{start:.2f} to {stop:.2f}: {n:,} pairs"
     return (
-        f'<a href="{link}" aria-label="{said}"{" aria-current=true" if here else ""}><title>{said}</title>'
-        f'<rect class="h" x="{x + 0.7:.1f}" y="{y:.1f}" width="{width - 1.4:.1f}" height="{max(floor - y, 1.5):.1f}"/>'
-        f'<rect class="hit" x="{x:.1f}" y="{f.top}" width="{width:.1f}" height="{floor - f.top}"/></a>'
+        f'<a href="{link}"'
+        f' aria-label="{said}"{" aria-current=true" if here else ""}><title>{said}</title><rect'
+        f' class="h" x="{x + 0.7:.1f}" y="{y:.1f}" width="{width - 1.4:.1f}"'
+        f' height="{max(floor - y, 1.5):.1f}"/><rect class="hit" x="{x:.1f}" y="{f.top}"'
+        f' width="{width:.1f}" height="{floor - f.top}"/></a>'
     )
 
 
@@ -212,15 +245,33 @@ def _pager(tree: dict[str, Any], q: Query, keys: bool = True) -> str:
     last = tree["first"] + len(tree["pairs"])
     links = []
     if tree["before"]:
-        links.append(a("/pairs", "‹ back", params(q, before=tree["before"], after=None), key="b" if keys else ""))
+        links.append(
+            a(
+                "/pairs",
+                "‹ back",
+                params(q, before=tree["before"], after=None),
+                key="b" if keys else "",
+            )
+        )
     if tree["after"]:
-        links.append(a("/pairs", "next ›", params(q, after=tree["after"], before=None), key="n" if keys else ""))
+        links.append(
+            a(
+                "/pairs",
+                "next ›",
+                params(q, after=tree["after"], before=None),
+                key="n" if keys else "",
+            )
+        )
     said = f"{tree['first'] + 1:,} to {last:,} of {tree['total']:,}" if tree["pairs"] else ""
     return f'<p class="pager"><span class="dim">{said}</span>{" ".join(links)}</p>'
 
 
 def _nothing(tree: dict[str, Any]) -> str:
-    said = "No pair passes these filters." if tree["n"] else "No pairs are written here yet: the overview shows how far the run is."
+    said = (
+        "No pair passes these filters."
+        if tree["n"]
+        else "No pairs are written here yet: the overview shows how far the run is."
+    )
     return f'<p class="note">{said}</p>'
 
 
@@ -231,7 +282,9 @@ def listing(cards: Sequence[Mapping[str, Any]], dims: Sequence[str], q: Query) -
             _snippet(c, q),
             *(_margin(c[f"margin_{d}"], c[f"margin_confirmed_{d}"]) for d in dims),
             _margin(c["margin_total"], None),
-            Html(word(f"{shown(int(c['len_chosen'] or 0))} : {shown(int(c['len_rejected'] or 0))}")),
+            Html(
+                word(f"{shown(int(c['len_chosen'] or 0))} : {shown(int(c['len_rejected'] or 0))}")
+            ),
             Html(word(", ".join(str(c[k]) for k in ("arm", "kind", "split")))),
         ]
         for c in cards
@@ -244,16 +297,30 @@ def _snippet(c: Mapping[str, Any], q: Query) -> Html:
     state = {k: v for k, v in state.items() if k not in ("after", "before")}
     if c["prompt"] is None:
         return Html(
-            f'<span class="snip">{a("/pair/" + c["pair_id"], c["pair_id"], state)}</span>'
-            f'<span class="snip">may be harmful: carries {word(c["carried_dim"])}, category {word(c["category"])}</span>'
+            f'<span class="snip">{a("/pair/" + c["pair_id"], c["pair_id"], state)}</span><span'
+            f' class="snip">may be harmful: carries {word(c["carried_dim"])}, category'
+            f" {word(c['category'])}</span>"
         )
-    sides = "".join(f'<span class="snip" dir="auto"><b>{side}</b>{word(c[side])}</span>' for side in ("chosen", "rejected"))
-    return Html(f'<span class="snip" dir="auto">{a("/pair/" + c["pair_id"], c["prompt"] or c["pair_id"], state)}</span>{sides}')
+    sides = "".join(
+        f'<span class="snip" dir="auto"><b>{side}</b>{word(c[side])}</span>'
+        for side in ("chosen", "rejected")
+    )
+    return Html(
+        '<span class="snip"'
+        f' dir="auto">{a("/pair/" + c["pair_id"], c["prompt"] or c["pair_id"], state)}</span>{sides}'  # noqa: E501
+    )
 
 
 def _margin(value: float | None, again: float | None) -> Html:
     if value is None:
         return Html("–")
     lost = again is not None and value > 1e-6 >= again
-    second = f' <span class="{"down" if lost else "dim"}">({again:+.2f})</span>' if again is not None else ""
-    return Html(f'<span class="{"up" if value > 1e-6 else "down" if value < -1e-6 else "dim"}">{value:+.2f}</span>{second}')
+    second = (
+        f' <span class="{"down" if lost else "dim"}">({again:+.2f})</span>'
+        if again is not None
+        else ""
+    )
+    return Html(
+        "<span"
+        f' class="{"up" if value > 1e-6 else "down" if value < -1e-6 else "dim"}">{value:+.2f}</span>{second}'  # noqa: E501
+    )

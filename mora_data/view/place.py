@@ -58,10 +58,22 @@ def place_of(path: Path) -> Place:
     if (path / "preference").is_dir() or (path / "scored").is_dir():
         held = read_json(path / "provenance" / "manifest.json").get("manifest")
         floors = read_json(path / "provenance" / "calibration.json").get("floors")
-        return Place(path, None, path, held if isinstance(held, dict) else {}, _dims_of_columns(path), _numbers(floors))
+        return Place(
+            path,
+            None,
+            path,
+            held if isinstance(held, dict) else {},
+            _dims_of_columns(path),
+            _numbers(floors),
+        )
     if not path.exists():
-        raise RunFolderError(f"{path} does not exist: give the --out of a build, or a dataset folder")
-    raise RunFolderError(f"{path} is neither a run nor a dataset folder: give the --out of a build, or a folder with preference/")
+        raise RunFolderError(
+            f"{path} does not exist: give the --out of a build, or a dataset folder"
+        )
+    raise RunFolderError(
+        f"{path} is neither a run nor a dataset folder: give the --out of a build, or a folder with"
+        " preference/"
+    )
 
 
 def _run(path: Path, manifest: Mapping[str, Any]) -> Place:
@@ -73,15 +85,22 @@ def _run(path: Path, manifest: Mapping[str, Any]) -> Place:
             settings = {"dimensions": []}  # a build that is just beginning
     dims = settings.get("dimensions") if isinstance(settings, dict) else None
     if not isinstance(dims, list) or not all(isinstance(d, str) for d in dims):
-        raise RunFolderError(f"the settings of {path} are of another version of mora-data: build it again with this one")
+        raise RunFolderError(
+            f"the settings of {path} are of another version of mora-data: build it again with"
+            " this one"
+        )
     reference = read_json(path / "reference.json") or manifest.get("reference") or {}
-    return Place(path, path, path / "dataset", manifest, tuple(dims), _numbers(reference.get("floors")))
+    return Place(
+        path, path, path / "dataset", manifest, tuple(dims), _numbers(reference.get("floors"))
+    )
 
 
 def _dims_of_columns(dataset: Path) -> tuple[str, ...]:
     for config, start in (("preference", "margin_confirmed_"), ("scored", "rewards_")):
         for file in stamp(sorted((dataset / config).glob("*.parquet"))):
-            return tuple(name.removeprefix(start) for name in _columns(*file) if name.startswith(start))
+            return tuple(
+                name.removeprefix(start) for name in _columns(*file) if name.startswith(start)
+            )
     return ()
 
 
@@ -94,7 +113,9 @@ def _columns(file: str, size: int, time_ns: int) -> tuple[str, ...]:
     try:
         return tuple(pq.read_schema(file).names)
     except (OSError, pa.ArrowException) as e:
-        raise RunFolderError(f"{file} can't be read ({one_line(e)}): fetch or build the dataset again") from e
+        raise RunFolderError(
+            f"{file} can't be read ({one_line(e)}): fetch or build the dataset again"
+        ) from e
 
 
 def one_line(e: BaseException) -> str:
@@ -103,7 +124,11 @@ def one_line(e: BaseException) -> str:
 
 
 def _numbers(tree: object) -> dict[str, float]:
-    return {d: float(v) for d, v in tree.items() if isinstance(v, (int, float))} if isinstance(tree, dict) else {}
+    return (
+        {d: float(v) for d, v in tree.items() if isinstance(v, (int, float))}
+        if isinstance(tree, dict)
+        else {}
+    )
 
 
 def stamp(paths: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:

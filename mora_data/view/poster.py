@@ -1,4 +1,5 @@
-"""The picture of one prompt as a file of its own, for a README or a talk; the same run gives the same bytes.
+"""The picture of one prompt as a file of its own, for a README or a talk; the same run gives the
+same bytes.
 
     python -m mora_data.view.poster runs/demo docs/reward-space.svg [PAIR_ID]
 
@@ -34,11 +35,12 @@ text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-seri
 .dot.rejected{fill:var(--down)}.ring{fill:none;stroke-width:2.6}.ring.chosen{stroke:var(--up)}.ring.rejected{stroke:var(--down)}
 .stairs{fill:none;stroke:var(--fg);stroke-width:1.8}.good{fill:var(--up);fill-opacity:.1}
 .tie{stroke:var(--dim);stroke-width:1.4;stroke-dasharray:3 3}
-"""
+"""  # noqa: E501
 
 
 def poster(run: Path, pair_id: str | None = None) -> str:
-    """An SVG of the pair's prompt: its answers before fusion and after, floors, staircase, the pair ringed.
+    """An SVG of the pair's prompt: its answers before fusion and after, floors, staircase, the pair
+    ringed.
 
     Raises:
         RunFolderError: the folder has no pairs, or not this one.
@@ -49,7 +51,10 @@ def poster(run: Path, pair_id: str | None = None) -> str:
     arms = {a["name"]: a for a in tree["arms"]} if tree is not None else {}
     before = next((arms[b] for b in BEFORE if b in arms), None)
     if tree is None or before is None or row["arm"] not in arms:
-        raise RunFolderError(f"{run} does not hold the answers of pair {row['pair_id']} before fusion and after: give a run folder")
+        raise RunFolderError(
+            f"{run} does not hold the answers of pair {row['pair_id']} before fusion and after:"
+            " give a run folder"
+        )
     mark_selected(tree, [row])
     x = row["carried_dim"] or held.index.dims[0]
     y = next(d for d in (*(row["target_dims"] or ()), *held.index.dims) if d != x)
@@ -59,7 +64,9 @@ def poster(run: Path, pair_id: str | None = None) -> str:
 def _row(held: Pairs, pair_id: str | None) -> dict[str, Any]:
     ix = held.index
     if not ix.n:
-        raise RunFolderError(f"{held.place.root} has no pairs to draw: run its `mora-data build` to the end")
+        raise RunFolderError(
+            f"{held.place.root} has no pairs to draw: run its `mora-data build` to the end"
+        )
     if pair_id is None:
         pair_id = min(ix.ids, key=lambda i: (-float(ix.numbers["margin_total"][ix.row_of[i]]), i))
     if pair_id not in ix.row_of:
@@ -68,7 +75,11 @@ def _row(held: Pairs, pair_id: str | None) -> dict[str, Any]:
 
 
 def _drawn(
-    row: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any], dims: tuple[str, str], floors: Mapping[str, float]
+    row: Mapping[str, Any],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    dims: tuple[str, str],
+    floors: Mapping[str, float],
 ) -> str:
     selected = [(p["chosen"], p["rejected"]) for p in after.get("selected", ())]
     asked = [row["source_prompt"], row["prompt"][-1]["content"]]
@@ -79,18 +90,27 @@ def _drawn(
     ]
     at = TOP + LINE * max(map(len, lines)) + 6
     height = at + 446
-    said = f"Answers to one prompt by {dims[0]} and {dims[1]}, before fusion and after; chosen and rejected answer ringed"
+    said = (
+        f"Answers to one prompt by {dims[0]} and {dims[1]}, before fusion and after; chosen and"
+        " rejected answer ringed"
+    )
     body = [f'<text class="h" x="14" y="30">{escape(_title(dims))}</text>']
     for i, (words, panel, arm) in enumerate(zip(lines, panels, (before, after), strict=True)):
         left = 14 + i * COLUMN
-        body += [f'<text class="p" x="{left}" y="{TOP + LINE * (k + 1) - 8}">{escape(w)}</text>' for k, w in enumerate(words)]
+        body += [
+            f'<text class="p" x="{left}" y="{TOP + LINE * (k + 1) - 8}">{escape(w)}</text>'
+            for k, w in enumerate(words)
+        ]
         body.append(_placed(panel, left - 8, at + 20))
-        body.append(f'<text class="n" x="{left}" y="{at + 12}">{escape(_ranges(arm["answers"], dims))}</text>')
+        body.append(
+            f'<text class="n" x="{left}"'
+            f' y="{at + 12}">{escape(_ranges(arm["answers"], dims))}</text>'
+        )
     body.append(_legend(at + 402, bool(row["simulated"])))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">'
-        f"<title>{escape(said)}</title><style>{STYLE}</style>"
-        f'<rect width="{WIDTH}" height="{height}" rx="8" fill="var(--bg)"/>{"".join(body)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}"'
+        f' height="{height}" role="img"><title>{escape(said)}</title><style>{STYLE}</style><rect'
+        f' width="{WIDTH}" height="{height}" rx="8" fill="var(--bg)"/>{"".join(body)}</svg>\n'
     )
 
 
@@ -114,14 +134,23 @@ def _placed(panel: str, x: int, y: int) -> str:
 
 
 def _legend(y: int, simulated: bool) -> str:
-    ring = f'<circle class="ring chosen" cx="24" cy="{y - 4}" r="8"/><circle class="dot chosen" cx="24" cy="{y - 4}" r="4.6"/>'
+    ring = (
+        f'<circle class="ring chosen" cx="24" cy="{y - 4}" r="8"/><circle class="dot chosen"'
+        f' cx="24" cy="{y - 4}" r="4.6"/>'
+    )
     square = f'<path class="ring rejected" d="M113 {y - 12}h16v16h-16z"/>'
     square += f'<circle class="dot rejected" cx="121" cy="{y - 4}" r="4.6"/>'
-    words = [(38, "chosen"), (136, "rejected"), (222, "at or above both floors"), (400, "Pareto staircase")]
+    words = [
+        (38, "chosen"),
+        (136, "rejected"),
+        (222, "at or above both floors"),
+        (400, "Pareto staircase"),
+    ]
     words.append((534, "kept out of pairs"))
     marks = (
-        f'{ring}{square}<rect class="good" x="200" y="{y - 12}" width="16" height="16"/>'
-        f'<path class="stairs" d="M374 {y + 3}v-7h18v-7"/><circle class="dot unusable" cx="524" cy="{y - 4}" r="4.6"/>'
+        f'{ring}{square}<rect class="good" x="200" y="{y - 12}" width="16" height="16"/><path'
+        f' class="stairs" d="M374 {y + 3}v-7h18v-7"/><circle class="dot unusable" cx="524"'
+        f' cy="{y - 4}" r="4.6"/>'
     )
     note = "Each point is an answer; answers with the same rewards lie round their place."
     note += " Answers and scores of this picture are simulated." if simulated else ""
@@ -132,7 +161,9 @@ def _legend(y: int, simulated: bool) -> str:
 def main(argv: Sequence[str]) -> int:
     """Write the file; one line where it can't be."""
     if len(argv) not in (2, 3):
-        print("mora-data: python -m mora_data.view.poster RUN_DIR FILE.svg [PAIR_ID]", file=sys.stderr)
+        print(
+            "mora-data: python -m mora_data.view.poster RUN_DIR FILE.svg [PAIR_ID]", file=sys.stderr
+        )
         return 2
     try:
         Path(argv[1]).write_text(poster(Path(argv[0]), *argv[2:]), "utf-8")

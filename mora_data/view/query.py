@@ -1,4 +1,5 @@
-"""Which pairs a page shows: filters, text search, order and keyset paging over the index, and the counts beside them.
+"""Which pairs a page shows: filters, text search, order and keyset paging over the index, and the
+counts beside them.
 
     q = query_of({"arm": "fused", "sort": "-margin_total", "after": "40044381007a5a39"}, index)
     found = page(index, q)          found.rows, found.total, found.after
@@ -70,23 +71,38 @@ def query_of(given: Mapping[str, str], index: Index) -> Query:
     Raises:
         SettingsError: a sort, flag, dimension or number that there is not.
     """
-    q = Query(**{k: v for k, v in given.items() if k in _DEFAULTS and v and k not in ("low", "high", "whole", "texts")})  # type: ignore[arg-type]
+    q = Query(
+        **{  # type: ignore[arg-type]
+            k: v
+            for k, v in given.items()
+            if k in _DEFAULTS and v and k not in ("low", "high", "whole", "texts")
+        }
+    )
     q = replace(
-        q, whole=given.get("whole") == "1", texts=given.get("texts") == "1", low=_number(given, "low"), high=_number(given, "high")
+        q,
+        whole=given.get("whole") == "1",
+        texts=given.get("texts") == "1",
+        low=_number(given, "low"),
+        high=_number(given, "high"),
     )
     if index.n and q.sort.removeprefix("-") not in index.numbers:
-        raise SettingsError(f"sort={q.sort[:40]} is no column: choose one of {', '.join(index.numbers)}")
+        raise SettingsError(
+            f"sort={q.sort[:40]} is no column: choose one of {', '.join(index.numbers)}"
+        )
     if q.flag and q.flag not in FLAGS:
         raise SettingsError(f"flag={q.flag[:40]} is none: choose one of {', '.join(FLAGS)}")
     if q.adds and q.adds not in index.dims:
-        raise SettingsError(f"adds={q.adds[:40]} is no dimension: choose one of {', '.join(index.dims)}")
+        raise SettingsError(
+            f"adds={q.adds[:40]} is no dimension: choose one of {', '.join(index.dims)}"
+        )
     if len(q.q) > LONGEST:
         raise SettingsError(f"q has {len(q.q)} characters: search for at most {LONGEST}")
     return q
 
 
 def params(q: Query, /, **changes: Any) -> dict[str, str]:
-    """The state as URL parameters, with changes; a change of a filter or of the order goes back to the first page."""
+    """The state as URL parameters, with changes; a change of a filter or of the order goes back to
+    the first page."""
     if changes and not changes.keys() & {"after", "before"}:
         changes |= {"after": None, "before": None}
     if "sort" in changes:
@@ -95,7 +111,9 @@ def params(q: Query, /, **changes: Any) -> dict[str, str]:
     for name, default in _DEFAULTS.items():
         value = changes.get(name, getattr(q, name))
         if value != default:
-            out[name] = "1" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+            out[name] = (
+                "1" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+            )
     return out
 
 
@@ -108,7 +126,8 @@ class Page:
     first: int
     after: str | None
     before: str | None
-    searched: int | None = None  # pairs that were looked through, where the time did not suffice for all
+    # pairs that were looked through, where the time did not suffice for all
+    searched: int | None = None
 
 
 class Pairs:
@@ -150,7 +169,8 @@ class Pairs:
         return place if q.after else max(place - size, 0)
 
     def mask(self, q: Query, without: str = "") -> tuple[NDArray[np.bool_], int | None]:
-        """Which pairs pass all filters but `without`; and how many were searched where not all were."""
+        """Which pairs pass all filters but `without`; and how many were searched where not all
+        were."""
         ix = self.index
         mask, searched = np.ones(ix.n, bool), None
         for name in FACETS:
@@ -173,14 +193,21 @@ class Pairs:
         return mask, searched
 
     def facets(self, q: Query) -> dict[str, dict[str, int]]:
-        """For each filter, how many of the pairs that pass the others have each value; commonest first."""
+        """For each filter, how many of the pairs that pass the others have each value; commonest
+        first."""
         ix, out = self.index, {}
         all_mask = self.mask(q)[0]
         for name in FACETS:
             mask = self.mask(q, name)[0] if getattr(q, name) is not None else all_mask
-            counts = np.bincount(ix.labels[name].code_Q[mask], minlength=len(ix.labels[name].names)) if ix.n else np.zeros(0, int)
+            counts = (
+                np.bincount(ix.labels[name].code_Q[mask], minlength=len(ix.labels[name].names))
+                if ix.n
+                else np.zeros(0, int)
+            )
             pairs = zip(ix.labels[name].names if ix.n else (), counts.tolist(), strict=True)
-            out[name] = dict(sorted(((k, v) for k, v in pairs if v), key=lambda kv: (-kv[1], kv[0])))
+            out[name] = dict(
+                sorted(((k, v) for k, v in pairs if v), key=lambda kv: (-kv[1], kv[0]))
+            )
         mask = self.mask(q, "adds")[0] if q.adds else all_mask
         out["adds"] = {d: int((ix.targets_Q_D[:, j] & mask).sum()) for j, d in enumerate(ix.dims)}
         mask = self.mask(q, "flag")[0] if q.flag else all_mask
@@ -198,7 +225,9 @@ class Pairs:
         if ends[0] == ends[1]:
             return [(*ends, len(values))]
         counts, edges = np.histogram(values, BINS, ends)
-        return [(float(a), float(b), int(n)) for a, b, n in zip(edges, edges[1:], counts, strict=False)]
+        return [
+            (float(a), float(b), int(n)) for a, b, n in zip(edges, edges[1:], counts, strict=False)
+        ]
 
     def _order(self, sort: str) -> NDArray[np.int64]:
         held = self._orders.get(sort)
@@ -212,7 +241,8 @@ class Pairs:
         if not self.index.n:
             return np.zeros(0, np.int64)
         values = self.index.numbers[sort.removeprefix("-")]
-        return np.argsort(-values if sort.startswith("-") else values, kind="stable")  # NaN goes last
+        # NaN goes last
+        return np.argsort(-values if sort.startswith("-") else values, kind="stable")
 
     def _rank(self, sort: str) -> NDArray[np.int64]:
         order = self._order(sort)
@@ -270,7 +300,9 @@ def _in_files(index: Index, words: str) -> tuple[NDArray[np.bool_], int | None]:
                         hit[at : at + len(batch)] |= _in_turns(batch.column(text), words)
                     at += len(batch)
         except (OSError, pa.ArrowException) as e:
-            raise RunFolderError(f"{path} can't be read ({one_line(e)}): it changed; load the page again") from e
+            raise RunFolderError(
+                f"{path} can't be read ({one_line(e)}): it changed; load the page again"
+            ) from e
     return hit, None
 
 

@@ -1,6 +1,8 @@
-"""Blind review: one pair, two answers without scores, place and order by chance. The only page that writes, and only with --review.
+"""Blind review: one pair, two answers without scores, place and order by chance. The only page that
+writes, and only with --review.
 
-Votes are lines of reviews.jsonl in the run folder; what they say of the scores is in report.json (`mora-data report`).
+Votes are lines of reviews.jsonl in the run folder; what they say of the scores is in report.json
+(`mora-data report`).
 """
 
 from __future__ import annotations
@@ -25,8 +27,12 @@ from .place import stamp
 if TYPE_CHECKING:
     from .server import View
 
-BUTTONS = (("first", "First is better", "1"), ("second", "Second is better", "2"), ("equal", "Equally good", "3"),
-           ("neither", "Neither will do", "4"))  # fmt: skip
+BUTTONS = (
+    ("first", "First is better", "1"),
+    ("second", "Second is better", "2"),
+    ("equal", "Equally good", "3"),
+    ("neither", "Neither will do", "4"),
+)
 FORM_BYTES = 4096
 
 
@@ -46,7 +52,10 @@ class Reviewing:
     def order(self, ix: Index) -> list[str]:
         """All pairs in this person's order."""
         if self._order[0] != ix.stamp:
-            self._order = (ix.stamp, sorted(ix.ids, key=lambda i: digest("review", self.reviewer, i)))
+            self._order = (
+                ix.stamp,
+                sorted(ix.ids, key=lambda i: digest("review", self.reviewer, i)),
+            )
         return self._order[1]
 
     def first(self, pair_id: str) -> str:
@@ -71,16 +80,25 @@ class Reviewing:
         if vote not in VOTES:
             raise SettingsError(f"vote {vote[:20]!r} is none of {', '.join(VOTES)}")
         at = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-        row = {"pair_id": pair_id, "reviewer": self.reviewer, "first": self.first(pair_id), "vote": vote, "at": at}
+        row = {
+            "pair_id": pair_id,
+            "reviewer": self.reviewer,
+            "first": self.first(pair_id),
+            "vote": vote,
+            "at": at,
+        }
         try:
             with self._writing:
                 file = os.open(self.run / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
                 try:
-                    os.write(file, orjson.dumps(row) + b"\n")  # one write: two viewers don't mix their lines
+                    # one write: two viewers don't mix their lines
+                    os.write(file, orjson.dumps(row) + b"\n")
                 finally:
                     os.close(file)
         except OSError as e:
-            raise RunFolderError(f"can't write {self.run / FILE}: {e.strerror}; the vote is not kept") from e
+            raise RunFolderError(
+                f"can't write {self.run / FILE}: {e.strerror}; the vote is not kept"
+            ) from e
 
 
 def data(view: View, query: dict[str, str]) -> dict[str, Any]:
@@ -115,7 +133,8 @@ def data(view: View, query: dict[str, str]) -> dict[str, Any]:
 
 
 def _next(order: list[str], votes: Mapping[str, Any], after: str | None) -> str:
-    """The first pair without a vote, behind `after` where that is given; then those that were passed over."""
+    """The first pair without a vote, behind `after` where that is given; then those that were
+    passed over."""
     start = order.index(after) + 1 if after in order else 0
     return next((i for i in order[start:] + order[:start] if i not in votes), "")
 
@@ -128,7 +147,12 @@ def _last(ix: Index, vote: Mapping[str, Any] | None) -> dict[str, Any] | None:
     side = prefers(dict(vote))
     agrees = None if side is None else side == "chosen"
     margin = float(ix.numbers["margin_total"][at])
-    return {"pair_id": ix.ids[at], "vote": vote["vote"], "agrees": agrees, "margin": None if margin != margin else margin}
+    return {
+        "pair_id": ix.ids[at],
+        "vote": vote["vote"],
+        "agrees": agrees,
+        "margin": None if margin != margin else margin,
+    }
 
 
 def vote(view: View, form: Mapping[str, str]) -> str:
@@ -142,39 +166,63 @@ def vote(view: View, form: Mapping[str, str]) -> str:
     if reviewing is None or pair_id not in view.pairs().index.row_of:
         raise SettingsError(f"there is no pair {pair_id[:40]!r} in this folder")
     reviewing.add(pair_id, form.get("vote", ""))
-    return url("/review", {"last": pair_id, **({"texts": "1"} if form.get("texts") == "1" else {})}).replace("&amp;", "&")
+    return url(
+        "/review", {"last": pair_id, **({"texts": "1"} if form.get("texts") == "1" else {})}
+    ).replace("&amp;", "&")
 
 
 def html(tree: dict[str, Any]) -> str:
     """The page."""
     if not tree["on"]:
         body = [
-            '<h1>Review</h1><p class="note">Start the viewer with --review NAME to judge pairs blindly: two answers without their '
-            "scores, place and order by chance. Votes go to reviews.jsonl of the run folder, and mora-data report says how far "
-            "people and scores agree.</p>"
+            '<h1>Review</h1><p class="note">Start the viewer with --review NAME to judge pairs'
+            " blindly: two answers without their scores, place and order by chance. Votes go to"
+            " reviews.jsonl of the run folder, and mora-data report says how far people and scores"
+            " agree.</p>"
         ]
         return document("Review", body, "/review", "/review.json")
     body = ["<h1>Which answer is better?</h1>", _progress(tree), _told(tree["last"], tree["query"])]
     if tree["pair_id"] is None:
-        body.append('<p class="note">Every pair has your vote.</p>' if tree["n"] else '<p class="note">There are no pairs.</p>')
+        body.append(
+            '<p class="note">Every pair has your vote.</p>'
+            if tree["n"]
+            else '<p class="note">There are no pairs.</p>'
+        )
     else:
-        texts = f'<h2>Prompt</h2>{conversation(tree["prompt"])}<h2>Answers</h2><div class="sides blind">{_sides(tree)}</div>'
+        texts = (
+            f'<h2>Prompt</h2>{conversation(tree["prompt"])}<h2>Answers</h2><div class="sides'
+            f' blind">{_sides(tree)}</div>'
+        )
         body += [
-            f'<p class="pager">{_skip(tree)} {unfold("/review", {**tree["query"], "pair": tree["pair_id"]})}</p>',
-            folded("Show the texts (they may be harmful)", texts, tree["may_harm"] and not tree["query"].get("texts")),
+            (
+                f'<p class="pager">{_skip(tree)}'
+                f" {unfold('/review', {**tree['query'], 'pair': tree['pair_id']})}</p>"
+            ),
+            folded(
+                "Show the texts (they may be harmful)",
+                texts,
+                tree["may_harm"] and not tree["query"].get("texts"),
+            ),
             _form(tree),
         ]
     return document("Review", body, "/review", "/review.json")
 
 
 def _progress(tree: Mapping[str, Any]) -> str:
-    return f'<p class="dim">{tree["judged"]:,} of {tree["n"]:,} pairs judged by {word(tree["reviewer"])}.</p>'
+    return (
+        f'<p class="dim">{tree["judged"]:,} of {tree["n"]:,} pairs judged by'
+        f" {word(tree['reviewer'])}.</p>"
+    )
 
 
 def _told(last: Mapping[str, Any] | None, query: Mapping[str, str]) -> str:
     if last is None:
         return ""
-    words = {True: "The scores agree", False: "The scores chose the other answer", None: "The scores had to choose"}
+    words = {
+        True: "The scores agree",
+        False: "The scores chose the other answer",
+        None: "The scores had to choose",
+    }
     agrees = words[last["agrees"]]
     again = a("/review", "vote again", {**query, "pair": last["pair_id"]})
     pair = a(f"/pair/{last['pair_id']}", "its scores")
@@ -192,9 +240,19 @@ def _sides(tree: Mapping[str, Any]) -> str:
 
 
 def _form(tree: Mapping[str, Any]) -> str:
-    hidden = {"token": tree["_token"], "pair": tree["pair_id"], "texts": tree["query"].get("texts", "")}
-    fields = "".join(f'<input type="hidden" name="{k}" value="{word(v)}">' for k, v in hidden.items())
-    buttons = "".join(
-        f'<button name="vote" value="{vote}" accesskey="{key}">{text} ({key})</button>' for vote, text, key in BUTTONS
+    hidden = {
+        "token": tree["_token"],
+        "pair": tree["pair_id"],
+        "texts": tree["query"].get("texts", ""),
+    }
+    fields = "".join(
+        f'<input type="hidden" name="{k}" value="{word(v)}">' for k, v in hidden.items()
     )
-    return f'<form class="find vote" method="post" action="/review" aria-label="your vote">{fields}{buttons}</form>'
+    buttons = "".join(
+        f'<button name="vote" value="{vote}" accesskey="{key}">{text} ({key})</button>'
+        for vote, text, key in BUTTONS
+    )
+    return (
+        '<form class="find vote" method="post" action="/review" aria-label="your'
+        f' vote">{fields}{buttons}</form>'
+    )

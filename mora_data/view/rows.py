@@ -1,4 +1,5 @@
-"""What was left out and what failed: the page of drops with prompts to look at, the page of requests and errors."""
+"""What was left out and what failed: the page of drops with prompts to look at, the page of
+requests and errors."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ SHOWN = 50
 
 
 def drops(view: View, query: dict[str, str]) -> dict[str, Any]:
-    """The JSON twin of the page of drops; with `stage` and `reason`, also prompts that it happened to."""
+    """The JSON twin of the page of drops; with `stage` and `reason`, also prompts that it happened
+    to."""
     place = view.place()
     counts = funnel(place, view.look(place)["running"])
     stage, reason = query.get("stage"), query.get("reason")
@@ -39,7 +41,9 @@ def drops(view: View, query: dict[str, str]) -> dict[str, Any]:
         ix = view.pairs().index
         arms = ix.labels["arm"].names if ix.n else ("fused",)
         out["examples"] = _examples(place, str(stage), str(reason), arms)
-        out["why_none"] = None if out["examples"] else "Of this reason there are only counts in this folder."
+        out["why_none"] = (
+            None if out["examples"] else "Of this reason there are only counts in this folder."
+        )
     return out
 
 
@@ -56,7 +60,8 @@ def _examples(place: Place, stage: str, reason: str, arms: Sequence[str]) -> lis
                     return found
         except (OSError, pa.ArrowException, KeyError) as e:
             raise RunFolderError(
-                f"{part.folder} can't be shown ({one_line(e)}): it is damaged, being written, or of another version of mora-data"
+                f"{part.folder} can't be shown ({one_line(e)}): it is damaged, being written, or of"
+                " another version of mora-data"
             ) from e
     return found
 
@@ -70,7 +75,9 @@ def _dropped(part: Part, stage: str, reason: str, arms: Sequence[str]) -> Iterat
             yield {"prompt_id": prompt_id}
     elif stage == "fuse":
         last: dict[tuple[str, str], dict[str, Any]] = {}
-        for row in part.table("fusions", ["prompt_id", "arm", "attempt", "accepted", "failed"]).to_pylist():
+        for row in part.table(
+            "fusions", ["prompt_id", "arm", "attempt", "accepted", "failed"]
+        ).to_pylist():
             last[row["prompt_id"], row["arm"]] = row
         for (prompt_id, arm), row in last.items():
             if not row["accepted"] and row["failed"] and row["failed"][0] == reason:
@@ -79,11 +86,18 @@ def _dropped(part: Part, stage: str, reason: str, arms: Sequence[str]) -> Iterat
         table = part.table("rollouts", ["prompt_id", "arm", "index", "flags"])
         table = table.filter(pc.not_equal(table["arm"], "presample"))
         flags = table["flags"].combine_chunks()
-        hit = pc.unique(pc.list_parent_indices(flags).filter(pc.equal(pc.list_flatten(flags), reason)))
-        for row in table.select(["prompt_id", "arm", "index"]).take(hit.slice(0, SHOWN)).to_pylist():
+        hit = pc.unique(
+            pc.list_parent_indices(flags).filter(pc.equal(pc.list_flatten(flags), reason))
+        )
+        for row in (
+            table.select(["prompt_id", "arm", "index"]).take(hit.slice(0, SHOWN)).to_pylist()
+        ):
             yield row
     elif (stage, reason) == ("select", "no_dominating_pair"):
-        held = {(r["prompt_id"], r["arm"]) for r in part.table("pairs", ["prompt_id", "arm"]).to_pylist()}
+        held = {
+            (r["prompt_id"], r["arm"])
+            for r in part.table("pairs", ["prompt_id", "arm"]).to_pylist()
+        }
         for row in part.table("arms", ["prompt_id", "arm"]).to_pylist():
             if row["arm"] in arms and (row["prompt_id"], row["arm"]) not in held:
                 yield row
@@ -93,7 +107,10 @@ def drops_html(tree: dict[str, Any]) -> str:
     """The page of drops."""
     body = [
         "<h1>What was left out, and why</h1>",
-        '<p class="dim">in = kept + dropped at every stage; a reason opens what it happened to.</p>',
+        (
+            '<p class="dim">in = kept + dropped at every stage; a reason opens what it happened'
+            " to.</p>"
+        ),
     ]
     if not tree["stages"]:
         body.append('<p class="note">Nothing is counted yet.</p>')
@@ -119,11 +136,15 @@ def drops_html(tree: dict[str, Any]) -> str:
             if rows
             else '<p class="dim">Nothing was dropped.</p>'
         )
-        body.append(f"<section><h2>{word(stage)}: {c['in']:,} in, {c['kept']:,} kept</h2>{listed}</section>")
+        body.append(
+            f"<section><h2>{word(stage)}: {c['in']:,} in, {c['kept']:,} kept</h2>{listed}</section>"
+        )
     if tree["notes"]:
         notes = table(["note", "rows"], list(map(list, tree["notes"].items())), "notes")
         body.append(f"<section><h2>Noted in the source, not dropped</h2>{notes}</section>")
-    body.append("</div>" + (_examples_html(tree) if tree["examples"] is not None else "") + "</div>")
+    body.append(
+        "</div>" + (_examples_html(tree) if tree["examples"] is not None else "") + "</div>"
+    )
     return document("Drops", body, "/drops", "/drops.json")
 
 
@@ -133,7 +154,11 @@ def _examples_html(tree: Mapping[str, Any]) -> str:
         return head + f'<p class="note">{word(tree["why_none"])}</p></section>'
     rows = [
         [
-            a(f"/prompt/{e['prompt_id']}", e["prompt_id"], anchor=f"{e['arm']}-{e['index']}" if "index" in e else ""),
+            a(
+                f"/prompt/{e['prompt_id']}",
+                e["prompt_id"],
+                anchor=f"{e['arm']}-{e['index']}" if "index" in e else "",
+            ),
             e.get("arm"),
             e.get("index"),
             e.get("tries"),
@@ -161,13 +186,17 @@ def requests(view: View, query: dict[str, str]) -> dict[str, Any]:
         "tokens": models if isinstance(models, dict) else {},
         "manifest_tokens": place.manifest.get("tokens"),
         "cost": live.get("cost"),
-        "causes": [{"stage": s, "cause": c, "rows": n} for (s, c), n in sorted(causes.items(), key=lambda kv: (-kv[1], kv[0]))],
+        "causes": [
+            {"stage": s, "cause": c, "rows": n}
+            for (s, c), n in sorted(causes.items(), key=lambda kv: (-kv[1], kv[0]))
+        ],
         "failed": rows,
     }
 
 
 def _errors(place: Place) -> tuple[Counter[tuple[str, str]], list[dict[str, Any]]]:
-    """How often each cause was met, and the last rows; lines that can't be read are counted as such."""
+    """How often each cause was met, and the last rows; lines that can't be read are counted as
+    such."""
     causes: Counter[tuple[str, str]] = Counter()
     last: list[dict[str, Any]] = []
     for part, _ in place.sealed():
@@ -194,7 +223,10 @@ def requests_html(tree: dict[str, Any]) -> str:
     """The page of requests."""
     live, body = tree["live"], ["<h1>Requests and failures</h1>"]
     if tree["kind"] == "dataset":
-        body.append('<p class="note">Only the dataset is at hand: what was asked and what failed is in the run folder.</p>')
+        body.append(
+            '<p class="note">Only the dataset is at hand: what was asked and what failed is in the'
+            " run folder.</p>"
+        )
     facts: list[tuple[str, Any]] = [
         ("requests of finished commands", tree["requests"]),
         ("answers in the logs", live.get("answers")),
@@ -203,12 +235,17 @@ def requests_html(tree: dict[str, Any]) -> str:
         ("cost", "no price known" if tree["cost"] is None else f"{tree['cost']:.2f}"),
     ]
     if live["running"]:
-        facts += [("answers per second", live["answers_per_s"]), ("tokens per second", live["tokens_per_s"])]
+        facts += [
+            ("answers per second", live["answers_per_s"]),
+            ("tokens per second", live["tokens_per_s"]),
+        ]
     body.append(tiles(facts))
     good = [[m, *t] for m, t in tree["tokens"].items() if isinstance(t, list) and len(t) == 3]
     if good:
         body.append(
-            "<section><h2>Tokens by model</h2>" + table(["model", "in", "out", "of which cached"], good, "tokens") + "</section>"
+            "<section><h2>Tokens by model</h2>"
+            + table(["model", "in", "out", "of which cached"], good, "tokens")
+            + "</section>"
         )
     if tree["causes"]:
         body.append(_failures(tree))
@@ -229,4 +266,7 @@ def _failures(tree: Mapping[str, Any]) -> str:
     ]
     failed = table(["prompt", "stage", "arm", "answer", "dimension", "error"], rows, "failed rows")
     counted = table(["stage", "cause", "rows"], causes, "causes")
-    return f"<section><h2>Causes</h2>{counted}</section><section><h2>The last failed rows</h2>{failed}</section>"
+    return (
+        f"<section><h2>Causes</h2>{counted}</section><section><h2>The last failed"
+        f" rows</h2>{failed}</section>"
+    )

@@ -56,7 +56,10 @@ def test_controls_are_as_long_as_the_fused_prompt(run: Path) -> None:
     audit = json.loads((run / "manifest.json").read_text())["arms_audit"]
     assert set(audit) == {"single", "generic", "random", "concat"}
     assert all(a["matched"] and a["worst"] <= 0.17 for a in audit.values()), audit
-    length = {(r["prompt_id"], r["arm"]): n_tokens(r["messages"][-1]["content"]) for r in rows(run, "arms")}
+    length = {
+        (r["prompt_id"], r["arm"]): n_tokens(r["messages"][-1]["content"])
+        for r in rows(run, "arms")
+    }
     for (prompt_id, arm), n in length.items():
         if arm in audit:
             assert 0.85 <= n / length[prompt_id, "fused"] <= 1.15, (prompt_id, arm)
@@ -65,9 +68,13 @@ def test_controls_are_as_long_as_the_fused_prompt(run: Path) -> None:
 def test_only_the_fused_arm_is_published_and_the_rest_is_counted(run: Path) -> None:
     counts = json.loads((run / "manifest.json").read_text())["counts"]["select"]
     assert counts["in"] == counts["kept"] + sum(counts["dropped"].values())
-    assert counts["dropped"]["control_arm"] == sum(r["arm"] not in ("fused", "presample") for r in rows(run, "arms"))
+    assert counts["dropped"]["control_arm"] == sum(
+        r["arm"] not in ("fused", "presample") for r in rows(run, "arms")
+    )
     for file in (run / "dataset").rglob("*.parquet"):
-        assert set(pq.read_table(file, columns=["arm"]).column("arm").to_pylist()) == {"fused"}, file
+        assert set(pq.read_table(file, columns=["arm"]).column("arm").to_pylist()) == {"fused"}, (
+            file
+        )
     assert {r["arm"] for r in rows(run, "pairs")} > {"fused"}
 
 
@@ -79,20 +86,39 @@ def test_the_planted_world_widens_the_fused_arm_alone(run: Path) -> None:
             passes[r["arm"]].append(all(v >= 0.75 for v in values))
     rate = {arm: mean(p) for arm, p in passes.items()}
     assert rate["fused"] > rate["concat"] > rate["identity"] - 0.02
-    assert rate["fused"] > 0.25 > 2 * max(rate[a] for a in ("identity", "single", "generic", "random"))
+    assert (
+        rate["fused"] > 0.25 > 2 * max(rate[a] for a in ("identity", "single", "generic", "random"))
+    )
     pairs = defaultdict(set)
     for r in rows(run, "pairs"):
         pairs[r["arm"]].add(r["prompt_id"])
-    assert len(pairs["fused"]) > 30 > 3 * max(len(pairs[a]) for a in ("identity", "single", "generic", "random"))
+    assert (
+        len(pairs["fused"])
+        > 30
+        > 3 * max(len(pairs[a]) for a in ("identity", "single", "generic", "random"))
+    )
 
 
 def test_in_the_null_world_no_arm_differs(tmp_path: Path) -> None:
-    build(tmp_path / "run", "--arms", "identity,single,fused", "--limit", "30", "--set", "scripted.world=null",
-          "--set", "publish.arms=[identity,fused]", "--set", "select.selector=weighted_sum")
+    build(
+        tmp_path / "run",
+        "--arms",
+        "identity,single,fused",
+        "--limit",
+        "30",
+        "--set",
+        "scripted.world=null",
+        "--set",
+        "publish.arms=[identity,fused]",
+        "--set",
+        "select.selector=weighted_sum",
+    )
     level = defaultdict(list)
     for r in rows(tmp_path / "run", "rollouts"):
         if r["reward_helpful"] is not None:
-            level[r["arm"]].append(sum(r[f"reward_{d}"] or 0 for d in ("helpful", "harmless", "truthful")))
+            level[r["arm"]].append(
+                sum(r[f"reward_{d}"] or 0 for d in ("helpful", "harmless", "truthful"))
+            )
     means = {arm: mean(v) for arm, v in level.items()}
     assert max(means.values()) - min(means.values()) < 0.12, means
     published = pq.read_table(tmp_path / "run/dataset/scored").column("arm").to_pylist()
@@ -105,34 +131,77 @@ def test_the_funnel_of_a_run(run: Path) -> None:
     fused = found["fused"]
     assert fused["accepted"] <= fused["prompts"] == 40 and fused["tries"] > 40
     assert fused["harm_shift"]["mean"] < -0.05 < found["single"]["harm_shift"]["mean"]
-    assert set(fused["checks"]) >= {"parse", "rewriter_refusal", "length", "subject", "changed", "meta", "language", "jailbreak",
-                                    "answer_leak", "operational", "harm"}
-    assert all(r["value"] is not None for row in rows(run, "fusions") for r in row["checks"] if r["name"] == "harm")
+    assert set(fused["checks"]) >= {
+        "parse",
+        "rewriter_refusal",
+        "length",
+        "subject",
+        "changed",
+        "meta",
+        "language",
+        "jailbreak",
+        "answer_leak",
+        "operational",
+        "harm",
+    }
+    assert all(
+        r["value"] is not None
+        for row in rows(run, "fusions")
+        for r in row["checks"]
+        if r["name"] == "harm"
+    )
 
 
 def test_intent_checks_by_the_judge(tmp_path: Path) -> None:
-    build(tmp_path / "run", "--limit", "24", "--set", "fuse.checks=[harm,intent]", "--set", "fuse.candidates=2", "--until", "fuse")
-    kept = [{c["name"]: c["value"] for c in r["checks"]} for r in rows(tmp_path / "run", "fusions") if r["accepted"]]
+    build(
+        tmp_path / "run",
+        "--limit",
+        "24",
+        "--set",
+        "fuse.checks=[harm,intent]",
+        "--set",
+        "fuse.candidates=2",
+        "--until",
+        "fuse",
+    )
+    kept = [
+        {c["name"]: c["value"] for c in r["checks"]}
+        for r in rows(tmp_path / "run", "fusions")
+        if r["accepted"]
+    ]
     assert len(kept) > 20
-    assert all(v["decoy"] <= 2 and min(v[f"intent_{d}"] for d in ("helpful", "harmless", "truthful")) >= 4 for v in kept)
+    assert all(
+        v["decoy"] <= 2 and min(v[f"intent_{d}"] for d in ("helpful", "harmless", "truthful")) >= 4
+        for v in kept
+    )
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    (("--arms", "fused,fused"), "different arms"),
-    (("--arms", "fusd"), "fusd"),
-    (("--arms", ""), "different arms"),
-    (("--arms", "identity", "--set", "publish.arms=[fused]"), "publish.arms names"),
-    (("--set", "fuse.checks=[guard]"), "harm"),
-])
-def test_bad_arms_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], says: str) -> None:
-    assert main(["build", "--source", "jsonl", "--sample", "--out", str(tmp_path / "r"), *more]) == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mora-data: ")]
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--arms", "fused,fused"), "different arms"),
+        (("--arms", "fusd"), "fusd"),
+        (("--arms", ""), "different arms"),
+        (("--arms", "identity", "--set", "publish.arms=[fused]"), "publish.arms names"),
+        (("--set", "fuse.checks=[guard]"), "harm"),
+    ],
+)
+def test_bad_arms_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], says: str
+) -> None:
+    assert (
+        main(["build", "--source", "jsonl", "--sample", "--out", str(tmp_path / "r"), *more]) == 1
+    )
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("mora-data: ")
+    ]
     assert len(lines) == 1 and says in lines[0]
     assert not (tmp_path / "r").exists()
 
 
 def test_rewrites_are_tried_out_before_they_are_accepted(tmp_path: Path) -> None:
-    """Each rewrite that passes the other checks is; its answers are not kept; the same command again gives the same."""
+    """Each rewrite that passes the other checks is; its answers are not kept; the same command
+    again gives the same."""
     build(tmp_path / "run", "--limit", "12", "--set", "fuse.probe=4")
     tries = [t for t in rows(tmp_path / "run", "fusions") if not {"harm"} & set(t["failed"])]
     probes = [c for t in tries for c in t["checks"] if c["name"] == "probe"]
@@ -145,17 +214,34 @@ def test_rewrites_are_tried_out_before_they_are_accepted(tmp_path: Path) -> None
 
 
 def test_a_guard_model_over_the_wire(tmp_path: Path) -> None:
-    """A guard that finds one in three rewrites unsafe, by the bytes of the text: those are not accepted."""
+    """A guard that finds one in three rewrites unsafe, by the bytes of the text: those are not
+    accepted."""
+
     def say(body: dict[str, Any], time: int) -> Fault:
         return Fault(text="unsafe\nS2" if len(body["messages"][-1]["content"]) % 3 == 0 else "safe")
 
     with FakeOpenAI(say) as server:
-        guard = {"family": "llama-guard-3", "endpoint": {"base_url": server.base_url, "model": "fake"}}
-        build(tmp_path / "run", "--limit", "12", "--set", f"fuse.guard={json.dumps(guard)}", "--until", "fuse")
+        guard = {
+            "family": "llama-guard-3",
+            "endpoint": {"base_url": server.base_url, "model": "fake"},
+        }
+        build(
+            tmp_path / "run",
+            "--limit",
+            "12",
+            "--set",
+            f"fuse.guard={json.dumps(guard)}",
+            "--until",
+            "fuse",
+        )
         seen = [b["messages"] for b in server.requests]
     tries = rows(tmp_path / "run", "fusions")
     checked = [(t, c) for t in tries for c in t["checks"] if c["name"] == "harm"]
-    before = {t["prompt_id"]: c["value"] for t in tries for c in t["checks"] if c["name"] == "harm_before"}
+    before = {
+        t["prompt_id"]: c["value"] for t in tries for c in t["checks"] if c["name"] == "harm_before"
+    }
     assert len(checked) >= 10 and len(seen) >= len(checked)
     for t, c in checked:
-        assert c["value"] == (len(t["text"]) % 3 == 0) and c["passed"] == (c["value"] <= before[t["prompt_id"]] + 0.05)
+        assert c["value"] == (len(t["text"]) % 3 == 0) and c["passed"] == (
+            c["value"] <= before[t["prompt_id"]] + 0.05
+        )

@@ -1,4 +1,5 @@
-"""Bad input: one line on stderr that says what happened and what to do, exit code 1, nothing lost."""
+"""Bad input: one line on stderr that says what happened and what to do, exit code 1, nothing
+lost."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ class Bad:
         _, err = self.main(*argv, code=code)
         return one_line(err, *says)
 
-    def build(self, *more: object, says: tuple[str, ...], source: str = "jsonl", data: Path | None = None) -> str:
+    def build(
+        self, *more: object, says: tuple[str, ...], source: str = "jsonl", data: Path | None = None
+    ) -> str:
         """A simulated build of three rows that must fail."""
         return self(
             "build",
@@ -89,7 +92,19 @@ class Bad:
         )
 
     def good(self, *more: object) -> dict[str, Any]:
-        out, _ = self.main("build", "--source", "jsonl", "--data", self.data, "--out", self.run, *SMALL, "--json", *more, code=0)
+        out, _ = self.main(
+            "build",
+            "--source",
+            "jsonl",
+            "--data",
+            self.data,
+            "--out",
+            self.run,
+            *SMALL,
+            "--json",
+            *more,
+            code=0,
+        )
         found: dict[str, Any] = json.loads(out)
         return found
 
@@ -97,7 +112,12 @@ class Bad:
 def one_line(err: str, *says: str) -> str:
     lines = [line for line in err.splitlines() if line.startswith("mora-data: ")]
     assert len(lines) == 1 and err.splitlines()[-1] == lines[0], err
-    assert "Traceback" not in err and "Warning" not in err and "ignored in" not in err and "never retrieved" not in err, err
+    assert (
+        "Traceback" not in err
+        and "Warning" not in err
+        and "ignored in" not in err
+        and "never retrieved" not in err
+    ), err
     for text in says:
         assert text in lines[0], lines[0]
     return lines[0]
@@ -127,11 +147,23 @@ BROKEN_FILES: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "empty gzip": ("x.jsonl.gz", b"", ("has no rows", "--data")),
     "unknown suffix": ("x.xlsx", b"PK", ("suffix '.xlsx'", ".parquet")),
     "not gzip": ("x.jsonl.gz", b"{}", ("x.jsonl.gz", "get the file anew")),
-    "cut gzip": ("x.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff\x01\x02", ("x.jsonl.gz", "get the file anew")),
+    "cut gzip": (
+        "x.jsonl.gz",
+        b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff\x01\x02",
+        ("x.jsonl.gz", "get the file anew"),
+    ),
     "cut parquet": ("x.parquet", b"PAR1 and then nothing", ("x.parquet", "get the file anew")),
     "binary": ("x.jsonl", bytes(range(128, 256)) * 4, ("none of the first", "x.jsonl", "suffix")),
-    "another schema": ("x.jsonl", b'{"text": "hello", "label": 1}\n', ("another schema", "text, label", "prompt", "--source")),
-    "all dropped": ("x.jsonl", b'{"prompt": null}\n{"prompt": "  "}\n', ("all 2 rows", "were dropped")),
+    "another schema": (
+        "x.jsonl",
+        b'{"text": "hello", "label": 1}\n',
+        ("another schema", "text, label", "prompt", "--source"),
+    ),
+    "all dropped": (
+        "x.jsonl",
+        b'{"prompt": null}\n{"prompt": "  "}\n',
+        ("all 2 rows", "were dropped"),
+    ),
 }
 
 
@@ -155,7 +187,9 @@ def test_missing_and_unreadable_files(bad: Bad) -> None:
 
 
 def test_bad_rows_are_counted_and_the_run_goes_on(bad: Bad) -> None:
-    good = [json.dumps({"prompt": f"How do I mend item {i} of a fence?"}).encode() for i in range(4)]
+    good = [
+        json.dumps({"prompt": f"How do I mend item {i} of a fence?"}).encode() for i in range(4)
+    ]
     rows = [
         good[0],
         b'{"other": 1}',
@@ -172,12 +206,17 @@ def test_bad_rows_are_counted_and_the_run_goes_on(bad: Bad) -> None:
     ]
     bad.data.write_bytes(b"\n".join(rows) + b"\n")
     counts = bad.good("--engine", "scripted", "--until", "score")["counts"]["mine"]
-    assert counts["in"] == len(rows) == counts["kept"] + sum(counts["dropped"].values()) and counts["kept"] == 4
+    assert (
+        counts["in"] == len(rows) == counts["kept"] + sum(counts["dropped"].values())
+        and counts["kept"] == 4
+    )
     assert counts["dropped"].keys() >= {"not_utf8", "not_an_object", "bad_json"}
 
 
 def test_parquet_with_text_that_is_not_utf8(bad: Bad) -> None:
-    raw = pa.array([b"How do I sow grass?", b"\xff\xfe", b"How do I mow it?"], pa.binary()).view(pa.string())
+    raw = pa.array([b"How do I sow grass?", b"\xff\xfe", b"How do I mow it?"], pa.binary()).view(
+        pa.string()
+    )
     pq.write_table(pa.table({"prompt": raw}), bad.tmp / "x.parquet")
     bad.data = bad.tmp / "x.parquet"
     counts = bad.good("--engine", "scripted", "--until", "score")["counts"]["mine"]
@@ -185,18 +224,39 @@ def test_parquet_with_text_that_is_not_utf8(bad: Bad) -> None:
 
 
 def test_beavertails_is_not_pku(bad: Bad) -> None:
-    row = {"prompt": "How do I fix a tap?", "response": "Turn it.", "category": {"animal_abuse": False}, "is_safe": True}
+    row = {
+        "prompt": "How do I fix a tap?",
+        "response": "Turn it.",
+        "category": {"animal_abuse": False},
+        "is_safe": True,
+    }
     says = ("another schema", "is_safe", "response_0", "--source")
-    bad.build(says=says, source="pku-saferlhf", data=write(bad.tmp / "b.jsonl", (json.dumps(row) + "\n").encode()))
+    bad.build(
+        says=says,
+        source="pku-saferlhf",
+        data=write(bad.tmp / "b.jsonl", (json.dumps(row) + "\n").encode()),
+    )
     assert not (bad.run / "parts").exists()
 
 
 # settings
 BAD_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "unknown key": (("--set", "rolout.n=8"), ("unknown setting 'rolout'", "did you mean 'rollout'?")),
-    "unknown nested key": (("--set", "presample.floor=auto"), ("unknown setting 'presample.floor'", "did you mean 'floors'?")),
-    "unknown key of a role": (("--set", "policy.temprature=1"), ("'policy.temprature'", "did you mean 'temperature'?")),
-    "unknown key of a reward": (("--set", "rewards={helpful: [{kid: judge}]}"), ("kid", "did you mean 'kind'?")),
+    "unknown key": (
+        ("--set", "rolout.n=8"),
+        ("unknown setting 'rolout'", "did you mean 'rollout'?"),
+    ),
+    "unknown nested key": (
+        ("--set", "presample.floor=auto"),
+        ("unknown setting 'presample.floor'", "did you mean 'floors'?"),
+    ),
+    "unknown key of a role": (
+        ("--set", "policy.temprature=1"),
+        ("'policy.temprature'", "did you mean 'temperature'?"),
+    ),
+    "unknown key of a reward": (
+        ("--set", "rewards={helpful: [{kid: judge}]}"),
+        ("kid", "did you mean 'kind'?"),
+    ),
     "no equals sign": (("--set", "rollout.n"), ("'rollout.n' is not KEY=VALUE", "rollout.n=8")),
     "no key": (("--set", "=8"), ("is not KEY=VALUE",)),
     "value is not YAML": (("--set", "rollout.n=[8"), ("not YAML", "rollout.n")),
@@ -209,18 +269,32 @@ BAD_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--set", "select.selector=dominanse_hv"),
         ("unknown selector 'dominanse_hv'", "did you mean 'dominance_hv'?", "module:function"),
     ),
-    "selector module": (("--set", "select.selector=no_such_module:f"), ("no_such_module", "select")),
-    "reward kind": (("--set", "rewards={helpful: [{kind: juge}]}"), ("unknown reward kind 'juge'", "did you mean 'judge'?")),
+    "selector module": (
+        ("--set", "select.selector=no_such_module:f"),
+        ("no_such_module", "select"),
+    ),
+    "reward kind": (
+        ("--set", "rewards={helpful: [{kind: juge}]}"),
+        ("unknown reward kind 'juge'", "did you mean 'judge'?"),
+    ),
     "engine": (("--engine", "opnai"), ("engine 'opnai'", "did you mean 'openai'?")),
-    "engine not there": (("--engine", "vllm"), ("engine 'vllm' needs vllm", "pip install 'mora-data[vllm]'")),
+    "engine not there": (
+        ("--engine", "vllm"),
+        ("engine 'vllm' needs vllm", "pip install 'mora-data[vllm]'"),
+    ),
     "fuse arm": (("--set", "fuse.arms=[fusd]"), ("template 'fusd'", "fused")),
     "template": (
         ("--set", "rewards={helpful: [{template: helpfull}]}"),
         ("template 'helpfull'", "there: harmless, helpful, pairwise, rubric, truthful"),
     ),
     "dimension without template": (
-        ("--set", "dimensions=[helpful,brief]"), ("'brief'", "there: harmless, helpful, pairwise, rubric, truthful")),
-    "publish config": (("--set", "publish.configs=[prefrence]"), ("prefrence", "did you mean 'preference'?")),
+        ("--set", "dimensions=[helpful,brief]"),
+        ("'brief'", "there: harmless, helpful, pairwise, rubric, truthful"),
+    ),
+    "publish config": (
+        ("--set", "publish.configs=[prefrence]"),
+        ("prefrence", "did you mean 'preference'?"),
+    ),
 }
 
 
@@ -239,9 +313,18 @@ def test_bad_setting(bad: Bad, name: str) -> None:
         ("name: x\n", ("'source' is missing",)),
         ("name: x\nsource: {kind: jsnl}\n", ("jsnl", "did you mean 'jsonl'?")),
         ("name: x\nsource: {kind: jsonl}\nrollout: {m: 3}\n", ("'rollout.m'", "n")),
-        ("name: x\nsource: {kind: jsonl}\njudge: {tempreature: 0}\n", ("judge.tempreature", "did you mean 'temperature'?")),
-        ("name: x\nsource: {kind: jsonl, columns: {promt: q}}\n", ("'promt'", "did you mean 'prompt'?")),
-        ("name: x\nsource: {kind: jsonl}\nrewards: {helpful: [{weigth: 1}]}\n", ("weigth", "did you mean 'weight'?")),
+        (
+            "name: x\nsource: {kind: jsonl}\njudge: {tempreature: 0}\n",
+            ("judge.tempreature", "did you mean 'temperature'?"),
+        ),
+        (
+            "name: x\nsource: {kind: jsonl, columns: {promt: q}}\n",
+            ("'promt'", "did you mean 'prompt'?"),
+        ),
+        (
+            "name: x\nsource: {kind: jsonl}\nrewards: {helpful: [{weigth: 1}]}\n",
+            ("weigth", "did you mean 'weight'?"),
+        ),
         ("name: [1\n: \xff", ("mine.yaml", "not YAML")),
     ],
 )
@@ -250,12 +333,17 @@ def test_bad_yaml(bad: Bad, text: str, says: tuple[str, ...]) -> None:
 
 
 def test_unknown_source(bad: Bad) -> None:
-    bad.build(says=("unknown --source 'pku-saferhlf'", "did you mean 'pku-saferlhf'?"), source="pku-saferhlf")
+    bad.build(
+        says=("unknown --source 'pku-saferhlf'", "did you mean 'pku-saferlhf'?"),
+        source="pku-saferhlf",
+    )
     bad.build(says=("no-such.yaml", "No such file"), source="no-such.yaml")
 
 
 def test_template_names_all_undefined_variables(bad: Bad) -> None:
-    path = write(bad.tmp / "mine.j2", b"{% block user %}{{ anser }} {{ questoin }} {{ nonce }}{% endblock %}")
+    path = write(
+        bad.tmp / "mine.j2", b"{% block user %}{{ anser }} {{ questoin }} {{ nonce }}{% endblock %}"
+    )
     setting = f"rewards={{helpful: [{{template: {path}}}]}}"
     bad.build("--set", setting, says=("anser, questoin", "it may use", "answer"))
     path.write_text("{% block user %}{{ answer }")
@@ -337,15 +425,40 @@ def closed() -> FakeOpenAI:
 
 def test_endpoint_dead_from_the_start(bad: Bad) -> None:
     server = closed()
-    bad.asks(server, says=("can't be asked for its models", "refused", "start the server", server.base_url))
-    bad.asks(server, "--model", "m", says=("never answered", "refused", "start the server", server.base_url))
-    bad.asks(server, "--model", "m", "--set", "presample.enabled=true", says=("never answered", "start the server"))
+    bad.asks(
+        server,
+        says=("can't be asked for its models", "refused", "start the server", server.base_url),
+    )
+    bad.asks(
+        server,
+        "--model",
+        "m",
+        says=("never answered", "refused", "start the server", server.base_url),
+    )
+    bad.asks(
+        server,
+        "--model",
+        "m",
+        "--set",
+        "presample.enabled=true",
+        says=("never answered", "start the server"),
+    )
 
 
 def test_dead_endpoint_opens_no_more_prompts_than_it_could_serve(bad: Bad) -> None:
     bad.data = rows_file(bad.tmp / "rows.jsonl", 200)
-    bad.asks(closed(), "--model", "m", "--set", "partition_size=1", "--set", "policy.concurrency=4", says=("never answered",))
-    assert len(list(bad.run.glob("parts/*/answers.log"))) <= 4 * 4 + 4 + 4  # tried again, in flight, waiting
+    bad.asks(
+        closed(),
+        "--model",
+        "m",
+        "--set",
+        "partition_size=1",
+        "--set",
+        "policy.concurrency=4",
+        says=("never answered",),
+    )
+    # tried again, in flight, waiting
+    assert len(list(bad.run.glob("parts/*/answers.log"))) <= 4 * 4 + 4 + 4
 
 
 def test_endpoint_that_does_not_speak_http(bad: Bad, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +479,18 @@ def test_endpoint_that_does_not_speak_http(bad: Bad, monkeypatch: pytest.MonkeyP
 
         threading.Thread(target=answer, daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        args = ("build", "--source", "jsonl", "--data", bad.data, "--base-url", url, "--out", bad.run, *SMALL)
+        args = (
+            "build",
+            "--source",
+            "jsonl",
+            "--data",
+            bad.data,
+            "--base-url",
+            url,
+            "--out",
+            bad.run,
+            *SMALL,
+        )
         bad(*args, says=("can't be asked for its models", "--base-url"))
         monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.0)
         bad(*args, "--model", "m", says=("never answered", "not an HTTP reply", "--base-url"))
@@ -389,11 +513,14 @@ def test_endpoint_refuses(bad: Bad, status: int, says: tuple[str, ...]) -> None:
 def test_endpoint_refuses_in_the_middle_of_a_run(bad: Bad) -> None:
     bad.data = rows_file(bad.tmp / "rows.jsonl", 30)
     limit = [100]
-    with FakeOpenAI(lambda body, time: Fault(401) if len(server.requests) > limit[0] else steady(body, time)) as server:
+    with FakeOpenAI(
+        lambda body, time: Fault(401) if len(server.requests) > limit[0] else steady(body, time)
+    ) as server:
         bad.asks(server, "--model", "m", says=("401", "OPENAI_API_KEY"))
         limit[0] = 1 << 30
         summary = bad.good("--base-url", server.base_url, "--model", "m")
-        assert summary["replayed"] > 0 and server.repeated() <= 64  # those in flight when the run stopped
+        # those in flight when the run stopped
+        assert summary["replayed"] > 0 and server.repeated() <= 64
 
 
 def test_models_of_the_endpoint(bad: Bad) -> None:
@@ -421,7 +548,10 @@ def test_models_of_the_endpoint(bad: Bad) -> None:
 
 def test_context_too_long_is_a_failed_row(bad: Bad) -> None:
     bad.data = rows_file(bad.tmp / "rows.jsonl", 20)
-    said = b'{"error": {"message": "maximum context length is 2048 tokens", "type": "BadRequestError", "code": 400}}'
+    said = (
+        b'{"error": {"message": "maximum context length is 2048 tokens", "type": "BadRequestError",'
+        b' "code": 400}}'
+    )
 
     def too_long(body: dict[str, Any], time: int) -> Fault | None:
         return (
@@ -431,12 +561,21 @@ def test_context_too_long_is_a_failed_row(bad: Bad) -> None:
         )
 
     with FakeOpenAI(too_long) as server:
-        summary = bad.good("--base-url", server.base_url, "--model", "m", "--set", "limits.max_error_share=0.5")
+        summary = bad.good(
+            "--base-url", server.base_url, "--model", "m", "--set", "limits.max_error_share=0.5"
+        )
         assert summary["errors"] == 4 and summary["counts"]["rollout"]["dropped"] == {"failed": 4}
         errors = [json.loads(line) for line in (bad.run / "errors.jsonl").read_text().splitlines()]
         assert all("maximum context length" in e["error"] for e in errors)
         n = len(server.requests)
-        bad.asks(server, "--model", "m", "--set", "limits.max_error_share=0.001", says=("max_error_share = 0.001", "errors.jsonl"))
+        bad.asks(
+            server,
+            "--model",
+            "m",
+            "--set",
+            "limits.max_error_share=0.001",
+            says=("max_error_share = 0.001", "errors.jsonl"),
+        )
         assert len(server.requests) == n
 
 
@@ -461,14 +600,18 @@ def test_row_that_the_server_can_not_answer_now_is_owed(bad: Bad, presampled: bo
         bad.run = bad.tmp / "clean"
         bad.good("--base-url", server.base_url, *more)
         bad.run = bad.tmp / "run"
-        server.script = lambda body, time: Fault(500) if "item 3 " in str(body["messages"]) else steady(body, time)
+        server.script = lambda body, time: (
+            Fault(500) if "item 3 " in str(body["messages"]) else steady(body, time)
+        )
         bad.asks(server, *more, says=("max_error_share", "asks again"))
         out, _ = bad.main("status", bad.run, "--json", code=0)
         assert json.loads(out)["owed"] == 1
         server.script = steady
         assert bad.good("--base-url", server.base_url, *more)["errors"] == 0
         names = [n for n in parquet_hashes(bad.tmp / "clean") if "answers" not in n]
-        assert {n: parquet_hashes(bad.run)[n] for n in names} == {n: parquet_hashes(bad.tmp / "clean")[n] for n in names}
+        assert {n: parquet_hashes(bad.run)[n] for n in names} == {
+            n: parquet_hashes(bad.tmp / "clean")[n] for n in names
+        }
 
 
 # folders
@@ -477,7 +620,9 @@ def test_run_folder_of_another_build(bad: Bad) -> None:
     other = rows_file(bad.tmp / "other.jsonl", 4)
     bad.build(says=("is another build", "revision", "--out", "--fresh"), data=other)
     bad.data = other
-    assert bad.good("--engine", "scripted", "--fresh", "--until", "score")["counts"]["mine"]["in"] == 4
+    assert (
+        bad.good("--engine", "scripted", "--fresh", "--until", "score")["counts"]["mine"]["in"] == 4
+    )
 
 
 @pytest.mark.parametrize("fresh", [(), ("--fresh",)])
@@ -490,12 +635,16 @@ def test_run_folder_of_another_build(bad: Bad) -> None:
         {"parts/x": "y"},
     ],
 )
-def test_folder_that_is_no_run_folder_is_left_alone(bad: Bad, content: dict[str, str], fresh: tuple[str, ...]) -> None:
+def test_folder_that_is_no_run_folder_is_left_alone(
+    bad: Bad, content: dict[str, str], fresh: tuple[str, ...]
+) -> None:
     for name, text in content.items():
         (bad.run / name).parent.mkdir(parents=True, exist_ok=True)
         (bad.run / name).write_text(text)
     bad.build(*fresh, says=("is not a run folder", "--out"))
-    assert {str(p.relative_to(bad.run)): p.read_text() for p in bad.run.rglob("*") if p.is_file()} == content
+    assert {
+        str(p.relative_to(bad.run)): p.read_text() for p in bad.run.rglob("*") if p.is_file()
+    } == content
 
 
 def test_out_is_a_file_or_can_not_be_made(bad: Bad) -> None:
@@ -545,8 +694,24 @@ def test_export_of_an_unknown_config(bad: Bad) -> None:
         bad.tmp / "to",
         says=("no config 'preferences'", "did you mean 'preference'?"),
     )
-    bad("export", bad.run, "--config", "nosuch", "--to", bad.tmp / "to", says=("no config 'nosuch'", "preference"))
-    bad("export", bad.run, "--config", "preference", "--to", bad.data, says=("can't export preference",))
+    bad(
+        "export",
+        bad.run,
+        "--config",
+        "nosuch",
+        "--to",
+        bad.tmp / "to",
+        says=("no config 'nosuch'", "preference"),
+    )
+    bad(
+        "export",
+        bad.run,
+        "--config",
+        "preference",
+        "--to",
+        bad.data,
+        says=("can't export preference",),
+    )
     bad("push", bad.run, "not-an-id", "--allow-simulated", says=("not a repository id", "ORG/NAME"))
 
 
@@ -554,7 +719,12 @@ def test_export_of_an_unknown_config(bad: Bad) -> None:
 def test_hub_unreachable(bad: Bad) -> None:
     env = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     for source in ("pku-saferlhf", "hh-rlhf"):
-        _, err = finish(["build", "--source", source, "--engine", "scripted", "--out", source], bad.tmp, code=1, env=env)
+        _, err = finish(
+            ["build", "--source", source, "--engine", "scripted", "--out", source],
+            bad.tmp,
+            code=1,
+            env=env,
+        )
         one_line(err, "can't fetch", "--data", "--sample")
 
 
@@ -582,10 +752,15 @@ def test_push_without_a_token(bad: Bad) -> None:
     thread = threading.Thread(target=hub.serve_forever)
     thread.start()
     try:
-        env = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}", "HF_HUB_DISABLE_XET": "1"}
+        env = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+            "HF_HUB_DISABLE_XET": "1",
+        }
         _, err = finish(["push", "run", "org/pairs"], bad.tmp, code=1, env=env)
         one_line(err, "no Hub token", "HF_TOKEN")
-        _, err = finish(["push", "run", "org/pairs"], bad.tmp, code=1, env={**env, "HF_TOKEN": "wrong"})
+        _, err = finish(
+            ["push", "run", "org/pairs"], bad.tmp, code=1, env={**env, "HF_TOKEN": "wrong"}
+        )
         one_line(err, "token")
     finally:
         hub.shutdown()
@@ -606,7 +781,12 @@ def limited(n_bytes: int) -> Callable[[], None]:
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit works so on Linux alone")
 @pytest.mark.parametrize(
     ("n_bytes", "size", "where"),
-    [(300, 1, "build.yaml"), (4700, 1, "parts/000"), (9000, 1, "dataset folder"), (8000, 12, "answers.log")],
+    [
+        (300, 1, "build.yaml"),
+        (4700, 1, "parts/000"),
+        (9000, 1, "dataset folder"),
+        (8000, 12, "answers.log"),
+    ],
 )
 def test_disk_full_keeps_what_was_answered(bad: Bad, n_bytes: int, size: int, where: str) -> None:
     rows_file(bad.tmp / "rows.jsonl", 12)
@@ -633,7 +813,10 @@ def test_disk_full_keeps_what_was_answered(bad: Bad, n_bytes: int, size: int, wh
         assert process.returncode == 1, err
         one_line(err, "can't write", where, "space")
         finish([*argv, "run", *url], bad.tmp)
-        assert parquet_hashes(bad.tmp / "run") == parquet_hashes(bad.tmp / "clean") and server.repeated() <= 64
+        assert (
+            parquet_hashes(bad.tmp / "run") == parquet_hashes(bad.tmp / "clean")
+            and server.repeated() <= 64
+        )
 
 
 def test_interrupt_while_the_endpoint_is_away(bad: Bad) -> None:

@@ -15,9 +15,27 @@ from support.fake_openai import FakeOpenAI, Fault
 from mora_data.cli import main
 from mora_data.types import STAGES
 
-KEYS = {"run_dir", "dataset_dir", "counts", "pairs", "requests", "repeated", "replayed", "tokens", "errors", "seconds"}
+KEYS = {
+    "run_dir",
+    "dataset_dir",
+    "counts",
+    "pairs",
+    "requests",
+    "repeated",
+    "replayed",
+    "tokens",
+    "errors",
+    "seconds",
+}
 DIMS = ("helpful", "harmless", "truthful")
-PLAIN = ["--set", "presample.enabled=false", "--set", "fuse.arms=[identity]", "--set", "select.confirm=false"]
+PLAIN = [
+    "--set",
+    "presample.enabled=false",
+    "--set",
+    "fuse.arms=[identity]",
+    "--set",
+    "select.confirm=false",
+]
 
 
 class Cli:
@@ -51,12 +69,20 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def rows_file(path: Path, n: int) -> Path:
-    path.write_text("".join(json.dumps({"prompt": f"How do I repair item {i} of the old clock?"}) + "\n" for i in range(n)))
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": f"How do I repair item {i} of the old clock?"}) + "\n"
+            for i in range(n)
+        )
+    )
     return path
 
 
 def parquet_hashes(run: Path) -> dict[str, str]:
-    return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(run.rglob("*.parquet"))}
+    return {
+        str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(run.rglob("*.parquet"))
+    }
 
 
 def roles(server: FakeOpenAI) -> Counter[str]:
@@ -67,20 +93,48 @@ def roles(server: FakeOpenAI) -> Counter[str]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo build, made once."""
     run = tmp_path_factory.mktemp("demo") / "run"
-    assert main(["build", "--source", "pku-saferlhf", "--sample", "--out", str(run), "--set", "presample.n=[8,16]",
-                 "--set", "rollout.n=8", "--json"]) == 0
+    assert (
+        main(
+            [
+                "build",
+                "--source",
+                "pku-saferlhf",
+                "--sample",
+                "--out",
+                str(run),
+                "--set",
+                "presample.n=[8,16]",
+                "--set",
+                "rollout.n=8",
+                "--json",
+            ]
+        )
+        == 0
+    )
     return run
 
 
 def test_demo_writes_the_run_folder(demo: Path) -> None:
-    for name in ("build.yaml", "manifest.json", "parts/00000/manifest.json", "errors.jsonl", "reference.json",
-                 "dataset/README.md"):
+    for name in (
+        "build.yaml",
+        "manifest.json",
+        "parts/00000/manifest.json",
+        "errors.jsonl",
+        "reference.json",
+        "dataset/README.md",
+    ):
         assert (demo / name).is_file(), name
     manifest = json.loads((demo / "manifest.json").read_text())
     assert manifest["status"] == "done" and manifest["simulated"] is True
-    assert manifest["source"]["dataset"] == "mora-data/sample-pku-saferlhf" and manifest["source"]["licence"] == "apache-2.0"
+    assert (
+        manifest["source"]["dataset"] == "mora-data/sample-pku-saferlhf"
+        and manifest["source"]["licence"] == "apache-2.0"
+    )
     assert manifest["templates"].keys() == {
-        "fuse/fused", "guard/harm", *(f"{kind}/{d}" for kind in ("judge", "intents") for d in DIMS)}
+        "fuse/fused",
+        "guard/harm",
+        *(f"{kind}/{d}" for kind in ("judge", "intents") for d in DIMS),
+    }
 
 
 def test_the_report_counts_what_was_asked_before_fusion(demo: Path) -> None:
@@ -97,54 +151,121 @@ def test_counts_add_up_in_every_stage(demo: Path) -> None:
     assert tuple(counts) == STAGES
     for stage, c in counts.items():
         assert c["in"] == c["kept"] + sum(c["dropped"].values()) > 0, stage
-    for before, after in zip(("mine", "presample", "rollout"), ("presample", "fuse", "score"), strict=True):
+    for before, after in zip(
+        ("mine", "presample", "rollout"), ("presample", "fuse", "score"), strict=True
+    ):
         assert counts[before]["kept"] == counts[after]["in"]
 
 
 def test_every_pair_keeps_the_law_of_its_selector(demo: Path) -> None:
-    rows = [r for f in (demo / "dataset/preference").glob("*.parquet") for r in pq.read_table(f).to_pylist()]
+    rows = [
+        r
+        for f in (demo / "dataset/preference").glob("*.parquet")
+        for r in pq.read_table(f).to_pylist()
+    ]
     assert len(rows) >= 20
     for row in rows:
-        assert [m["role"] for m in row["chosen"]] == [m["role"] for m in row["rejected"]] == ["assistant"]
+        assert (
+            [m["role"] for m in row["chosen"]]
+            == [m["role"] for m in row["rejected"]]
+            == ["assistant"]
+        )
         assert row["chosen"][0]["content"] != row["rejected"][0]["content"]
         margins = {d: row[f"margin_{d}"] for d in DIMS}
         assert all(m >= 0 for m in margins.values()) and row["margin_total"] > 0
         assert row["binding_dims"] and all(margins[d] > 0 for d in row["binding_dims"])
         assert row["simulated"] is True and row["prompt"][-1]["role"] == "user"
-        assert all(margins[d] == pytest.approx(row[f"chosen_reward_{d}"] - row[f"rejected_reward_{d}"]) for d in DIMS)
+        assert all(
+            margins[d] == pytest.approx(row[f"chosen_reward_{d}"] - row[f"rejected_reward_{d}"])
+            for d in DIMS
+        )
 
 
 def test_every_config_loads_with_datasets(demo: Path, tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = ("import sys, json; from datasets import load_dataset, get_dataset_config_names as names\n"
-            "folder = sys.argv[1]; found = {n: load_dataset(folder, n, cache_dir=sys.argv[2]) for n in names(folder)}\n"
-            "default = load_dataset(folder, cache_dir=sys.argv[2])\n"
-            "print(json.dumps({'default': default['train'].column_names, **{n: d['train'].num_rows for n, d in found.items()}}))")
+    code = (
+        "import sys, json; from datasets import load_dataset, get_dataset_config_names as"
+        " names\nfolder = sys.argv[1]; found = {n: load_dataset(folder, n, cache_dir=sys.argv[2])"
+        " for n in names(folder)}\ndefault = load_dataset(folder,"
+        " cache_dir=sys.argv[2])\nprint(json.dumps({'default': default['train'].column_names, **{n:"
+        " d['train'].num_rows for n, d in found.items()}}))"
+    )
     command = [sys.executable, "-c", code, str(demo / "dataset"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True,
-                          env={"PATH": "/usr/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/usr/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    )
     found = json.loads(done.stdout)
     assert {"prompt", "chosen", "rejected"} <= set(found.pop("default"))
-    assert {"preference", "scored", "unpaired", "prompt_only", "preference_by_dim", "sft", "reward_modeling", "multilabel",
-            *(f"preference_{d}" for d in DIMS), "stage1_helpful", "stage2_harmless", "stage3_truthful"} <= found.keys()
+    assert {
+        "preference",
+        "scored",
+        "unpaired",
+        "prompt_only",
+        "preference_by_dim",
+        "sft",
+        "reward_modeling",
+        "multilabel",
+        *(f"preference_{d}" for d in DIMS),
+        "stage1_helpful",
+        "stage2_harmless",
+        "stage3_truthful",
+    } <= found.keys()
     assert all(n > 0 for n in found.values())
 
 
-def test_the_same_command_again_asks_nothing_and_writes_the_same_bytes(demo: Path, cli: Cli) -> None:
+def test_the_same_command_again_asks_nothing_and_writes_the_same_bytes(
+    demo: Path, cli: Cli
+) -> None:
     before = parquet_hashes(demo)
-    summary = cli("build", "--source", "pku-saferlhf", "--sample", "--out", demo, "--set", "presample.n=[8,16]",
-                  "--set", "rollout.n=8", "--json")
+    summary = cli(
+        "build",
+        "--source",
+        "pku-saferlhf",
+        "--sample",
+        "--out",
+        demo,
+        "--set",
+        "presample.n=[8,16]",
+        "--set",
+        "rollout.n=8",
+        "--json",
+    )
     assert summary.keys() >= KEYS
     assert summary["requests"] == summary["repeated"] == 0 and summary["replayed"] > 1000
     assert summary["pairs"] > 0 and parquet_hashes(demo) == before
 
 
 def test_simulator_is_announced_and_never_used_in_silence(cli: Cli, tmp_path: Path) -> None:
-    cli("build", "--source", "jsonl", "--sample", "--out", tmp_path / "r", "--limit", 3, "--until", "presample", "--json")
+    cli(
+        "build",
+        "--source",
+        "jsonl",
+        "--sample",
+        "--out",
+        tmp_path / "r",
+        "--limit",
+        3,
+        "--until",
+        "presample",
+        "--json",
+    )
     assert "simulator" in cli.err
-    cli("build", "--source", "jsonl", "--data", rows_file(tmp_path / "x.jsonl", 3), "--out", tmp_path / "r2", code=1)
+    cli(
+        "build",
+        "--source",
+        "jsonl",
+        "--data",
+        rows_file(tmp_path / "x.jsonl", 3),
+        "--out",
+        tmp_path / "r2",
+        code=1,
+    )
     for way in ("--base-url", "OPENAI_API_KEY", "--engine scripted"):
         assert way in cli.said
     assert not (tmp_path / "r2").exists()
@@ -152,16 +273,44 @@ def test_simulator_is_announced_and_never_used_in_silence(cli: Cli, tmp_path: Pa
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_until(cli: Cli, tmp_path: Path, stage: str) -> None:
-    summary = cli("build", "--source", "hh-rlhf", "--sample", "--out", tmp_path / "r", "--limit", 6, "--until", stage,
-                  "--set", "presample.n=[8]", "--set", "rollout.n=8", "--json")
+    summary = cli(
+        "build",
+        "--source",
+        "hh-rlhf",
+        "--sample",
+        "--out",
+        tmp_path / "r",
+        "--limit",
+        6,
+        "--until",
+        stage,
+        "--set",
+        "presample.n=[8]",
+        "--set",
+        "rollout.n=8",
+        "--json",
+    )
     assert list(summary["counts"]) == list(STAGES[: STAGES.index(stage) + 1])
     assert all(c["in"] > 0 for c in summary["counts"].values())
     assert (summary["dataset_dir"] is not None) == (stage == "publish")
 
 
 def test_going_on_from_a_stage_repeats_nothing(cli: Cli, tmp_path: Path) -> None:
-    args = ("build", "--source", "hh-rlhf", "--sample", "--out", tmp_path / "r", "--limit", 8, "--set", "presample.n=[8]",
-            "--set", "rollout.n=8", "--json")
+    args = (
+        "build",
+        "--source",
+        "hh-rlhf",
+        "--sample",
+        "--out",
+        tmp_path / "r",
+        "--limit",
+        8,
+        "--set",
+        "presample.n=[8]",
+        "--set",
+        "rollout.n=8",
+        "--json",
+    )
     steps = [cli(*args, "--until", stage) for stage in ("presample", "rollout", "publish")]
     whole = cli(*args[:5], tmp_path / "whole", *args[6:])
     assert sum(s["requests"] for s in steps) == whole["requests"]
@@ -169,15 +318,35 @@ def test_going_on_from_a_stage_repeats_nothing(cli: Cli, tmp_path: Path) -> None
 
 
 def plain(server: FakeOpenAI, data: Path, run: Path, *more: object) -> list[object]:
-    return ["build", "--source", "jsonl", "--data", data, "--base-url", server.base_url, "--model", "gen", "--judge-model", "judge",
-            "--out", run, "--set", "rollout.n=16", *PLAIN, "--json", *more]
+    return [
+        "build",
+        "--source",
+        "jsonl",
+        "--data",
+        data,
+        "--base-url",
+        server.base_url,
+        "--model",
+        "gen",
+        "--judge-model",
+        "judge",
+        "--out",
+        run,
+        "--set",
+        "rollout.n=16",
+        *PLAIN,
+        "--json",
+        *more,
+    ]
 
 
 def test_more_samples_ask_only_the_new_ones(cli: Cli, tmp_path: Path) -> None:
     data = rows_file(tmp_path / "x.jsonl", 5)
     with FakeOpenAI() as server:
         first = cli(*plain(server, data, tmp_path / "r"))
-        assert first["requests"] == len(server.requests) == 5 + 5 * 16 * 3 and first["replayed"] == 0
+        assert (
+            first["requests"] == len(server.requests) == 5 + 5 * 16 * 3 and first["replayed"] == 0
+        )
         server.requests.clear()
         second = cli(*plain(server, data, tmp_path / "r", "--set", "rollout.n=24"))
         asked = [r for r in server.requests if "response_format" not in r]
@@ -189,10 +358,19 @@ def test_more_samples_ask_only_the_new_ones(cli: Cli, tmp_path: Path) -> None:
 def test_new_judge_template_asks_the_judge_alone(cli: Cli, tmp_path: Path) -> None:
     data = rows_file(tmp_path / "x.jsonl", 4)
     template = tmp_path / "mine.j2"
-    text = "{% block user %}<a-{{ nonce }}>{{ answer }}</a-{{ nonce }}> Dimension: helpful{% endblock %}"
+    text = (
+        "{% block user %}<a-{{ nonce }}>{{ answer }}</a-{{ nonce }}> Dimension: helpful{%"
+        " endblock %}"
+    )
     template.write_text(text)
     with FakeOpenAI() as server:
-        args = plain(server, data, tmp_path / "r", "--set", f"rewards={{helpful: [{{kind: judge, template: {template}}}]}}")
+        args = plain(
+            server,
+            data,
+            tmp_path / "r",
+            "--set",
+            f"rewards={{helpful: [{{kind: judge, template: {template}}}]}}",
+        )
         cli(*args)
         server.requests.clear()
         template.write_text(text + " Be strict.")
@@ -220,12 +398,18 @@ def test_failed_rows_are_data_listed_and_owed(cli: Cli, tmp_path: Path) -> None:
     data = rows_file(tmp_path / "x.jsonl", 20)
 
     def refuse(body: dict[str, Any], time: int) -> Fault | None:
-        return Fault(400) if "item 7 " in body["messages"][-1]["content"] and "response_format" not in body else None
+        return (
+            Fault(400)
+            if "item 7 " in body["messages"][-1]["content"] and "response_format" not in body
+            else None
+        )
 
     with FakeOpenAI(refuse) as server:
         summary = cli(*plain(server, data, tmp_path / "r", "--set", "limits.max_error_share=0.1"))
         assert summary["counts"]["rollout"]["dropped"] == {"failed": 16} and summary["errors"] == 16
-        errors = [json.loads(line) for line in (tmp_path / "r/errors.jsonl").read_text().splitlines()]
+        errors = [
+            json.loads(line) for line in (tmp_path / "r/errors.jsonl").read_text().splitlines()
+        ]
         assert {e["error"] for e in errors} == {"HTTP 400: told to say 400"}
         assert sum("item 7 " in r["messages"][-1]["content"] for r in server.requests) == 1
         cli(*plain(server, data, tmp_path / "r2", "--set", "limits.max_error_share=0.001"), code=1)
@@ -247,7 +431,9 @@ def test_unreadable_verdicts_are_asked_twice_more_then_none(cli: Cli, tmp_path: 
         assert {(s["value"], s["reason"]) for s in scores} == {(None, "no_verdict")}
 
 
-def test_endpoint_dies_midway_state_is_kept(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endpoint_dies_midway_state_is_kept(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mora_data.engines import openai
 
     monkeypatch.setattr(openai, "_wait_s", lambda state: 0.01)
@@ -265,28 +451,76 @@ def test_endpoint_dies_midway_state_is_kept(cli: Cli, tmp_path: Path, monkeypatc
         kept = len((tmp_path / "r/parts/00000/answers.log").read_bytes().splitlines())
         server.script = None
         summary = cli(*args)
-        assert summary["replayed"] > 0 and server.repeated() <= 64  # those in flight when the run gave up
+        # those in flight when the run gave up
+        assert summary["replayed"] > 0 and server.repeated() <= 64
         assert kept > 0 and kept + summary["requests"] == 10 + 10 * 16 * 3
 
 
 def test_dry_run_asks_nothing_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
-    found = cli("build", "--source", "ultrafeedback", "--sample", "--out", tmp_path / "r", "--dry-run", "--json")
-    assert found["prompts"] >= 80 and found["requests"][0] < found["requests"][1] and not (tmp_path / "r").exists()
+    found = cli(
+        "build",
+        "--source",
+        "ultrafeedback",
+        "--sample",
+        "--out",
+        tmp_path / "r",
+        "--dry-run",
+        "--json",
+    )
+    assert (
+        found["prompts"] >= 80
+        and found["requests"][0] < found["requests"][1]
+        and not (tmp_path / "r").exists()
+    )
 
 
 def test_generated_prompts_and_the_null_world(cli: Cli, tmp_path: Path) -> None:
-    summary = cli("build", "--source", "jsonl", "--sample", "--out", tmp_path / "r", "--limit", 5, "--until", "presample",
-                  "--set", "scripted.n_prompts=40", "--set", "mine.limit=null", "--set", "scripted.world=null", "--json")
+    summary = cli(
+        "build",
+        "--source",
+        "jsonl",
+        "--sample",
+        "--out",
+        tmp_path / "r",
+        "--limit",
+        5,
+        "--until",
+        "presample",
+        "--set",
+        "scripted.n_prompts=40",
+        "--set",
+        "mine.limit=null",
+        "--set",
+        "scripted.world=null",
+        "--json",
+    )
     assert summary["counts"]["mine"]["kept"] >= 40
 
 
 def test_recipe_reads_what_was_built(demo: Path, cli: Cli) -> None:
     rows = pq.read_table(next((demo / "dataset/preference").glob("train-*.parquet"))).to_pylist()
-    assert all(set(m) == {"role", "content"} for r in rows for side in ("prompt", "chosen", "rejected") for m in r[side])
+    assert all(
+        set(m) == {"role", "content"}
+        for r in rows
+        for side in ("prompt", "chosen", "rejected")
+        for m in r[side]
+    )
 
 
 def test_answers_of_phase_0_are_not_called_replayed(cli: Cli, tmp_path: Path) -> None:
-    args = ("build", "--source", "jsonl", "--sample", "--out", tmp_path / "r", "--limit", 4, "--until", "presample", "--json")
+    args = (
+        "build",
+        "--source",
+        "jsonl",
+        "--sample",
+        "--out",
+        tmp_path / "r",
+        "--limit",
+        4,
+        "--until",
+        "presample",
+        "--json",
+    )
     first, again = cli(*args), cli(*args)
     assert first["requests"] > 0 and first["replayed"] == 0
     assert again["requests"] == 0 and again["replayed"] > 0
@@ -296,15 +530,20 @@ VLLM = [("0.32.0", "structured_outputs"), ("0.11.2", "response_format"), ("", "r
 
 
 @pytest.mark.parametrize(("version", "field"), VLLM)
-def test_vllm_gets_the_verdict_as_a_pattern_under_the_same_key(cli: Cli, tmp_path: Path, version: str, field: str) -> None:
-    """A pattern leaves no room for the white space that weak models fill their tokens with; moving servers pays nothing twice."""
+def test_vllm_gets_the_verdict_as_a_pattern_under_the_same_key(
+    cli: Cli, tmp_path: Path, version: str, field: str
+) -> None:
+    """A pattern leaves no room for the white space that weak models fill their tokens with; moving
+    servers pays nothing twice."""
     data = rows_file(tmp_path / "x.jsonl", 2)
     more = ("--set", "rollout.n=4", "--until", "score")
     with FakeOpenAI(vllm=version) as server:
         first = cli(*plain(server, data, tmp_path / "r", *more))
         sent = [{"response_format", "structured_outputs"} & r.keys() for r in server.requests]
         assert [s for s in sent if s] == [{field}] * (2 * 4 * 3)
-        patterns = {r["structured_outputs"]["regex"] for r in server.requests if "structured_outputs" in r}
+        patterns = {
+            r["structured_outputs"]["regex"] for r in server.requests if "structured_outputs" in r
+        }
         assert patterns == ({r'\{"score": [1-5]\}'} if field == "structured_outputs" else set())
     with FakeOpenAI() as other:
         again = cli(*plain(other, data, tmp_path / "r", *more))

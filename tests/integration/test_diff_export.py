@@ -25,18 +25,28 @@ def test_rows_are_added_removed_and_changed(tmp_path: Path) -> None:
     rows = list(many(20))
     write(tmp_path / "a" / "dataset", rows, settings=settings(**FEW))
     (pair,) = rows[3].pairs
-    rows[3] = replace(rows[3], pairs=(Pair(pair.prompt_id, "fused", 0, 1, 0.5, pair.margins, pair.margins_confirmed),))
+    rows[3] = replace(
+        rows[3],
+        pairs=(Pair(pair.prompt_id, "fused", 0, 1, 0.5, pair.margins, pair.margins_confirmed),),
+    )
     write(tmp_path / "b", [*rows[2:], one(99)], settings=settings(**FEW))
     found = compare(str(tmp_path / "a"), str(tmp_path / "b"))
     assert found["preference"] == Delta(added=1, removed=2, changed=1, same=17)
     assert (found["scored"].added, found["scored"].removed, found["scored"].changed) == (1, 2, 0)
-    per_prompt = pq.read_table(tmp_path / "b" / "unpaired" / "train-00000-of-00001.parquet").num_rows
+    per_prompt = pq.read_table(
+        tmp_path / "b" / "unpaired" / "train-00000-of-00001.parquet"
+    ).num_rows
     assert found["unpaired"].added * 2 == found["unpaired"].removed > 0 and per_prompt > 0
     assert not any(compare(str(tmp_path / "b"), str(tmp_path / "b")).values())
 
 
 def test_rows_that_are_twice_there_count_twice(tmp_path: Path) -> None:
-    twin = one(0, answers=("Same.", "Same.", "Other."), rewards=dict.fromkeys(DIMS, (1.0, 1.0, 0.0)), pairs=())
+    twin = one(
+        0,
+        answers=("Same.", "Same.", "Other."),
+        rewards=dict.fromkeys(DIMS, (1.0, 1.0, 0.0)),
+        pairs=(),
+    )
     write(tmp_path / "a", [twin], settings=settings(publish={"configs": ["unpaired"]}))
     write(tmp_path / "b", [], settings=settings(publish={"configs": ["unpaired", "scored"]}))
     with pytest.raises(PublishError, match="holds no dataset"):
@@ -45,7 +55,9 @@ def test_rows_that_are_twice_there_count_twice(tmp_path: Path) -> None:
     assert compare(str(tmp_path / "a"), str(tmp_path / "b"))["unpaired"].removed == 3
 
 
-def test_columns_and_configs_that_differ_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_and_configs_that_differ_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "a", list(many(12)), settings=settings(publish={"configs": ["preference"]}))
     two = settings(dimensions=["helpful", "harmless"], publish={"configs": ["preference", "sft"]})
     write(tmp_path / "b", [one(i, dims=("helpful", "harmless")) for i in range(12)], settings=two)
@@ -63,13 +75,28 @@ def test_columns_and_configs_that_differ_are_named(tmp_path: Path, capsys: pytes
 
 def test_a_changelog_puts_the_new_section_before_the_old_ones() -> None:
     first = changelog("v1.0.0", None, {"preference": Delta(added=5)})
-    second = changelog("v1.1.0", "v1.0.0", {"preference": Delta(added=1), "sft": Delta(same=5)}, first)
-    assert second.index("## v1.1.0") < second.index("Against v1.0.0.") < second.index("## v1.0.0") < second.index("First release")
+    second = changelog(
+        "v1.1.0", "v1.0.0", {"preference": Delta(added=1), "sft": Delta(same=5)}, first
+    )
+    assert (
+        second.index("## v1.1.0")
+        < second.index("Against v1.0.0.")
+        < second.index("## v1.0.0")
+        < second.index("First release")
+    )
     assert "| `preference` | 1 | 0 | 0 |" in second and "sft" not in second
     assert second.count("# Changelog") == 1 and second.endswith(first[first.index("## ") :])
     assert "No row changed." in changelog("v2.0.0", "v1.0.0", {})
-    gone, new = Delta(same=5, columns=("x: string -> none",)), Delta(same=5, columns=("x: none -> string",))
-    assert [step({"sft": d}) for d in (gone, new, Delta(added=1), Delta(same=5))] == ["major", "minor", "minor", "patch"]
+    gone, new = (
+        Delta(same=5, columns=("x: string -> none",)),
+        Delta(same=5, columns=("x: none -> string",)),
+    )
+    assert [step({"sft": d}) for d in (gone, new, Delta(added=1), Delta(same=5))] == [
+        "major",
+        "minor",
+        "minor",
+        "patch",
+    ]
     assert "Against v1.0.0. A minor step." in second
 
 
@@ -79,17 +106,27 @@ def loaded(path: Path) -> list[dict[str, Any]]:
 
 
 def test_llamafactory_has_its_shape(tmp_path: Path) -> None:
-    chat = one(50, history=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi é"},
-                            {"role": "assistant", "content": "Yes?"}))  # fmt: skip
+    chat = one(
+        50,
+        history=(
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi é"},
+            {"role": "assistant", "content": "Yes?"},
+        ),
+    )
     write(tmp_path / "dataset", [*many(20), chat])
-    *files, info = export_config(tmp_path / "dataset", "preference", tmp_path / "out", "llamafactory")
+    *files, info = export_config(
+        tmp_path / "dataset", "preference", tmp_path / "out", "llamafactory"
+    )
     assert [f.name for f in files] == ["preference-train.json", "preference-test.json"]
     rows = [r for f in files for r in loaded(f)]
     assert len(rows) == 21
     for row in rows:
         assert list(row) == ["conversations", "chosen", "rejected"]
         for turn in (*row["conversations"], row["chosen"], row["rejected"]):
-            assert list(turn) == ["from", "value"] and all(isinstance(v, str) for v in turn.values())
+            assert list(turn) == ["from", "value"] and all(
+                isinstance(v, str) for v in turn.values()
+            )
         assert {t["from"] for t in row["conversations"]} <= {"human", "gpt", "system"}
         assert row["conversations"][-1]["from"] == "human"
         assert row["chosen"]["from"] == row["rejected"]["from"] == "gpt"
@@ -97,14 +134,18 @@ def test_llamafactory_has_its_shape(tmp_path: Path) -> None:
     assert [[t["from"] for t in turns] for turns in long] == [["system", "human", "gpt", "human"]]
     declared = json.loads(info.read_text("utf-8"))
     assert {d["file_name"] for d in declared.values()} == {f.name for f in files}
-    assert all(d["ranking"] and set(d["columns"].values()) == set(rows[0]) for d in declared.values())
+    assert all(
+        d["ranking"] and set(d["columns"].values()) == set(rows[0]) for d in declared.values()
+    )
     with pytest.raises(PublishError, match="wants pairs"):
         export_config(tmp_path / "dataset", "scored", tmp_path / "out", "llamafactory")
 
 
 def test_mahdpo_has_one_file_of_equal_size_per_dimension(tmp_path: Path) -> None:
     tied = {"helpful": (1.0, 0.0), "harmless": (0.5, 0.5), "truthful": (1.0, 0.0)}
-    rows = [one(i, answers=("a", "b"), rewards=tied, pairs=()) if i % 3 else one(i) for i in range(30)]
+    rows = [
+        one(i, answers=("a", "b"), rewards=tied, pairs=()) if i % 3 else one(i) for i in range(30)
+    ]
     write(tmp_path / "dataset", rows)
     files = export_config(tmp_path / "dataset", "preference_by_dim", tmp_path / "out", "mahdpo")
     for split in ("train", "test"):
@@ -113,7 +154,11 @@ def test_mahdpo_has_one_file_of_equal_size_per_dimension(tmp_path: Path) -> None
         assert len({len(r) for r in of.values()}) <= 1
         for k, (dim, found) in enumerate(of.items()):
             assert all((r["dimension"], r["dimension_id"]) == (dim, k) for r in found)
-            assert all(isinstance(r[c], str) and r[c] for r in found for c in ("question", "chosen", "rejected"))
+            assert all(
+                isinstance(r[c], str) and r[c]
+                for r in found
+                for c in ("question", "chosen", "rejected")
+            )
             assert [r["prompt_id"] for r in found] == [r["prompt_id"] for r in of["helpful"]]
     assert sum(len(loaded(f)) for f in files) == 30
     with pytest.raises(PublishError, match="preference_by_dim, not preference"):

@@ -1,4 +1,5 @@
-"""The DPO recipe, run as a user runs it: in a process of its own, on a dataset folder in the published layout."""
+"""The DPO recipe, run as a user runs it: in a process of its own, on a dataset folder in the
+published layout."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ pytestmark = [
 def dpo(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run dpo.py with the smoke config, offline and where no GPU is seen."""
     command = [sys.executable, str(RECIPES / "dpo.py"), *SMOKE, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT
+    )
 
 
 def metrics(out: Path) -> dict[str, Any]:
@@ -75,7 +78,13 @@ def test_lora_weighted_losses_and_long_pairs(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_killed_run_resumes_to_the_same_loss(folder: Path, tmp_path: Path) -> None:
-    common = (f"dataset={folder}", "save_strategy=steps", "save_steps=3", "max_steps=6", "save_model=false")
+    common = (
+        f"dataset={folder}",
+        "save_strategy=steps",
+        "save_steps=3",
+        "max_steps=6",
+        "save_model=false",
+    )
     assert dpo(*common, f"output_dir={tmp_path / 'whole'}").returncode == 0
     whole = metrics(tmp_path / "whole")
     curve = losses(tmp_path / "whole" / "checkpoint-6")
@@ -88,37 +97,74 @@ def test_a_killed_run_resumes_to_the_same_loss(folder: Path, tmp_path: Path) -> 
     assert again["steps"] == 6
     assert again["loss_last"] == pytest.approx(whole["loss_last"], abs=1e-6)
     assert again["loss_first"] == pytest.approx(whole["loss_first"], abs=1e-6)
-    assert len(curve) == 6 and losses(tmp_path / "whole" / "checkpoint-6") == pytest.approx(curve, abs=1e-6)
+    assert len(curve) == 6 and losses(tmp_path / "whole" / "checkpoint-6") == pytest.approx(
+        curve, abs=1e-6
+    )
 
 
 def losses(checkpoint: Path) -> list[float]:
     """The loss of every step up to a checkpoint."""
-    return [h["loss"] for h in json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["log_history"] if "loss" in h]
+    return [
+        h["loss"]
+        for h in json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["log_history"]
+        if "loss" in h
+    ]
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(folder: Path, tmp_path: Path) -> None:
-    """The first step has a learning rate of 0, so that its checkpoint is good; the second step's weights are not."""
-    done = dpo(f"dataset={folder}", f"output_dir={tmp_path}", "learning_rate=1e30", "warmup_steps=2", "max_grad_norm=0",
-               "save_strategy=steps", "save_steps=1", "save_total_limit=2")
+    """The first step has a learning rate of 0, so that its checkpoint is good; the second step's
+    weights are not."""
+    done = dpo(
+        f"dataset={folder}",
+        f"output_dir={tmp_path}",
+        "learning_rate=1e30",
+        "warmup_steps=2",
+        "max_grad_norm=0",
+        "save_strategy=steps",
+        "save_steps=1",
+        "save_total_limit=2",
+    )
     said = refused(done)
-    assert "error: the loss is nan in step 3: stopped" in said and f"the last checkpoint is {tmp_path / 'checkpoint-1'}" in said
-    assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "model.safetensors").exists()
-    assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file() and not (tmp_path / "checkpoint-2").exists()
+    assert (
+        "error: the loss is nan in step 3: stopped" in said
+        and f"the last checkpoint is {tmp_path / 'checkpoint-1'}" in said
+    )
+    assert (
+        not (tmp_path / "metrics.json").exists() and not (tmp_path / "model.safetensors").exists()
+    )
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file() and not (
+        tmp_path / "checkpoint-2"
+    ).exists()
 
 
 BAD_INPUT = [
     (["dataset=/nowhere/at/all"], "no dataset folder /nowhere/at/all"),
     (["dataset=FOLDER", "revision=v1.0.0"], "revision=v1.0.0 means nothing for the local folder"),
-    (["dataset=FOLDER", "config=preferences"], "has no config 'preferences'; it has: preference, preference_harmless"),
-    (["dataset=FOLDER", "config=prompt_only"], "lacks chosen, rejected among its columns; configs with them: preference, pref"),
-    (["dataset=FOLDER", "dataset_mix={original: FOLDER}"], "give {original: folder or Hub id, fraction: 0 to 1}"),
-    (["dataset=FOLDER", "dataset_mix={original: FOLDER, fraction: 2}"], "give {original: folder or Hub id, fraction: 0 to 1}"),
+    (
+        ["dataset=FOLDER", "config=preferences"],
+        "has no config 'preferences'; it has: preference, preference_harmless",
+    ),
+    (
+        ["dataset=FOLDER", "config=prompt_only"],
+        "lacks chosen, rejected among its columns; configs with them: preference, pref",
+    ),
+    (
+        ["dataset=FOLDER", "dataset_mix={original: FOLDER}"],
+        "give {original: folder or Hub id, fraction: 0 to 1}",
+    ),
+    (
+        ["dataset=FOLDER", "dataset_mix={original: FOLDER, fraction: 2}"],
+        "give {original: folder or Hub id, fraction: 0 to 1}",
+    ),
     (["dataset=FOLDER", "loss_type=["], "can't read the settings"),
     (["dataset=FOLDER", "split=validation"], "has no split 'validation'; it has: train, test"),
     (["dataset=FOLDER", "use_cpu=false"], "no GPU is visible: give use_cpu=true"),
     (["dataset=FOLDER", "model=/nowhere"], "can't load model /nowhere"),
     (["dataset=FOLDER", "max_length=5"], "all 96 pairs are too long for max_length=5"),
-    (["dataset=FOLDER", "loss_type=sigmod"], "training failed in step 1: Unknown loss type: sigmod"),
+    (
+        ["dataset=FOLDER", "loss_type=sigmod"],
+        "training failed in step 1: Unknown loss type: sigmod",
+    ),
     (["dataset=FOLDER", "betta=1"], "unknown key 'betta': did you mean 'beta'?"),
     (["dataset=FOLDER", "trust_remote_code=true"], "unknown key 'trust_remote_code'"),
     (["dataset=FOLDER", "max_steps=many"], "max_steps: invalid int value: 'many'"),
@@ -130,25 +176,44 @@ BAD_INPUT = [
 
 
 def string_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out, answer = tmp_path_factory.mktemp("strings"), pa.array([[{"role": "assistant", "content": "yes"}]], MESSAGES)
-    write_table(out, "preference", "train", pa.table({"prompt": ["a question"], "chosen": answer, "rejected": answer}))
+    out, answer = (
+        tmp_path_factory.mktemp("strings"),
+        pa.array([[{"role": "assistant", "content": "yes"}]], MESSAGES),
+    )
+    write_table(
+        out,
+        "preference",
+        "train",
+        pa.table({"prompt": ["a question"], "chosen": answer, "rejected": answer}),
+    )
     return out
 
 
 def bare_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose tokenizer has no chat template."""
     out = tmp_path_factory.mktemp("models") / "base"
-    subprocess.run([sys.executable, str(RECIPES / "tiny_model.py"), str(out)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(RECIPES / "tiny_model.py"), str(out)], check=True, capture_output=True
+    )
     (out / "chat_template.jinja").unlink()
     return out
 
 
 @pytest.fixture(scope="module")
-def bad_input_replies(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, Path]]:
+def bad_input_replies(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[int, str, Path]]:
     """Exit code, stderr and output folder of each case."""
     outs = [tmp_path_factory.mktemp("bad") for _ in BAD_INPUT]
-    places = {"FOLDER": folder, "STRINGS": string_prompts(tmp_path_factory), "BARE": bare_model(tmp_path_factory)}
-    filled = [[re.sub("FOLDER|STRINGS|BARE", lambda m: str(places[m[0]]), a) for a in arguments] for arguments, _ in BAD_INPUT]
+    places = {
+        "FOLDER": folder,
+        "STRINGS": string_prompts(tmp_path_factory),
+        "BARE": bare_model(tmp_path_factory),
+    }
+    filled = [
+        [re.sub("FOLDER|STRINGS|BARE", lambda m: str(places[m[0]]), a) for a in arguments]
+        for arguments, _ in BAD_INPUT
+    ]
     cases = [[*SMOKE, *a, f"output_dir={out}"] for a, out in zip(filled, outs, strict=True)]
     found = run_cases(RECIPES / "dpo.py", cases, ENVIRONMENT)
     return [(code, said, out) for (code, said), out in zip(found, outs, strict=True)]

@@ -1,4 +1,5 @@
-"""Death at any moment: the same command again ends with the same bytes, and nothing that was answered is asked again."""
+"""Death at any moment: the same command again ends with the same bytes, and nothing that was
+answered is asked again."""
 
 from __future__ import annotations
 
@@ -67,7 +68,10 @@ class Clean:
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
     found = Clean(tmp_path_factory.mktemp("clean"))
-    assert found.summary["pairs"] >= PROMPTS // 4 and found.summary["requests"] == found.needed > KILLS * 40
+    assert (
+        found.summary["pairs"] >= PROMPTS // 4
+        and found.summary["requests"] == found.needed > KILLS * 40
+    )
     assert {"parts/00000/answers.parquet", "parts/00003/pairs.parquet"} <= found.files.keys()
     assert any(name.startswith("dataset/preference/") for name in found.files)
     return found
@@ -101,9 +105,15 @@ def test_sigkill_at_twenty_random_moments_of_asking(clean: Clean, tmp_path: Path
         summary, err = finish(argv, tmp_path)
         repeats = server.repeated_by_run()
         assert parquet_hashes(tmp_path / "run") == clean.files
-        assert all(n <= SLOTS for n in repeats.values()) and repeats[KILLS] == 0 == summary["repeated"]
+        assert (
+            all(n <= SLOTS for n in repeats.values()) and repeats[KILLS] == 0 == summary["repeated"]
+        )
         assert len(server.answered_in) == len(server.requests) == clean.needed + server.repeated()
-        assert 0 < summary["requests"] < clean.needed and summary["replayed"] > 0 and summary["damaged"] == 0
+        assert (
+            0 < summary["requests"] < clean.needed
+            and summary["replayed"] > 0
+            and summary["damaged"] == 0
+        )
         quiet(err)
 
 
@@ -113,7 +123,10 @@ def died_then_again(clean: Clean, server: FakeOpenAI, where: Path) -> dict[str, 
     server.run += 1
     summary, err = finish(build(server, where), where)
     assert parquet_hashes(where / "run") == clean.files
-    assert len(server.answered_in) == clean.needed + server.repeated() and server.repeated_by_run()[0] <= SLOTS
+    assert (
+        len(server.answered_in) == clean.needed + server.repeated()
+        and server.repeated_by_run()[0] <= SLOTS
+    )
     quiet(err)
     return summary
 
@@ -125,7 +138,14 @@ def wait_for_path(process: subprocess.Popen[str], there: Callable[[], bool]) -> 
 
 
 @pytest.mark.parametrize(
-    "what", ["parts/00000/answers.parquet", "parts/00003/manifest.json", ".dataset.new", ".dataset.new/scored", "dataset"]
+    "what",
+    [
+        "parts/00000/answers.parquet",
+        "parts/00003/manifest.json",
+        ".dataset.new",
+        ".dataset.new/scored",
+        "dataset",
+    ],
 )
 def test_sigkill_while_sealing_and_publishing(clean: Clean, tmp_path: Path, what: str) -> None:
     with slow_server(tmp_path, delay_s=0.0) as server:
@@ -134,7 +154,11 @@ def test_sigkill_while_sealing_and_publishing(clean: Clean, tmp_path: Path, what
         assert kill(process, signal.SIGKILL)[0] == -signal.SIGKILL
         summary = died_then_again(clean, server, tmp_path)
         assert summary["replayed"] > 0
-        assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix == ".tmp" or p.name.startswith(".dataset")]
+        assert not [
+            p
+            for p in (tmp_path / "run").rglob("*")
+            if p.suffix == ".tmp" or p.name.startswith(".dataset")
+        ]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -156,8 +180,12 @@ def test_interrupt_keeps_what_was_answered_and_says_how_to_go_on(
         server.run = 1
         finish(again[1:], tmp_path)
         assert parquet_hashes(tmp_path / "run") == clean.files
-        lost = 0 if sys.version_info >= (3, 11) else SLOTS  # what was in flight is waited for; 3.10 has no orderly Ctrl-C
-        assert len(server.answered_in) == clean.needed + server.repeated() and server.repeated() <= lost
+        # what was in flight is waited for; 3.10 has no orderly Ctrl-C
+        lost = 0 if sys.version_info >= (3, 11) else SLOTS
+        assert (
+            len(server.answered_in) == clean.needed + server.repeated()
+            and server.repeated() <= lost
+        )
 
 
 def test_two_processes_on_one_run_folder(clean: Clean, tmp_path: Path) -> None:
@@ -167,7 +195,11 @@ def test_two_processes_on_one_run_folder(clean: Clean, tmp_path: Path) -> None:
         _, err = finish(build(server, tmp_path), tmp_path, code=1)
         assert first.poll() is None
         lines = [line for line in err.splitlines() if line.startswith("mora-data: ")]
-        assert len(lines) == 1 and "in use by another mora-data process" in lines[0] and "--out" in lines[0]
+        assert (
+            len(lines) == 1
+            and "in use by another mora-data process" in lines[0]
+            and "--out" in lines[0]
+        )
         quiet(err)
         assert first.wait(60) == 0
         first.communicate()

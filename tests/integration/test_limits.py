@@ -18,19 +18,49 @@ Build = Callable[..., tuple[int, dict[str, Any], str]]
 
 
 @pytest.fixture
-def build(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Build:
+def build(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Build:
     """Runs a plain build of 12 prompts; (exit code, its JSON, stderr)."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     data = rows_file(tmp_path / "rows.jsonl", 12)
-    (tmp_path / "prices.yaml").write_text("currency: USD\nmodels: {gen: {in: 1000, cached: 500, out: 2000}}")
+    (tmp_path / "prices.yaml").write_text(
+        "currency: USD\nmodels: {gen: {in: 1000, cached: 500, out: 2000}}"
+    )
 
     def run(*more: object, out: str = "run") -> tuple[int, dict[str, Any], str]:
         capsys.readouterr()
-        code = main([str(a) for a in (
-            "build", "--source", "jsonl", "--data", data, "--model", "gen", "--out", tmp_path / out, "--set", "rollout.n=4",
-            "--set", "presample.enabled=false", "--set", "fuse.arms=[identity]", "--set", "select.confirm=false",
-            "--set", f"policy.concurrency={SLOTS}", "--set", f"limits.prices={tmp_path / 'prices.yaml'}", "--json", *more)])
+        code = main(
+            [
+                str(a)
+                for a in (
+                    "build",
+                    "--source",
+                    "jsonl",
+                    "--data",
+                    data,
+                    "--model",
+                    "gen",
+                    "--out",
+                    tmp_path / out,
+                    "--set",
+                    "rollout.n=4",
+                    "--set",
+                    "presample.enabled=false",
+                    "--set",
+                    "fuse.arms=[identity]",
+                    "--set",
+                    "select.confirm=false",
+                    "--set",
+                    f"policy.concurrency={SLOTS}",
+                    "--set",
+                    f"limits.prices={tmp_path / 'prices.yaml'}",
+                    "--json",
+                    *more,
+                )
+            ]
+        )
         said, err = capsys.readouterr()
         return code, json.loads(said) if said.strip() else {}, err
 
@@ -44,23 +74,37 @@ TOKENS = 12 * (10 + 4 * 5 + 4 * 3 * 15)
 def test_cost_in_summary_and_manifest(build: Build, tmp_path: Path) -> None:
     with FakeOpenAI(lambda b, t: Fault(cached=6)) as server:
         code, summary, _ = build("--base-url", server.base_url)
-    assert code == 0 and summary["tokens"] == {"in": 10 * REQUESTS, "out": TOKENS - 10 * REQUESTS, "cached": 6 * REQUESTS}
+    assert code == 0 and summary["tokens"] == {
+        "in": 10 * REQUESTS,
+        "out": TOKENS - 10 * REQUESTS,
+        "cached": 6 * REQUESTS,
+    }
     tokens = summary["tokens"]
-    assert summary["cost"] == pytest.approx((tokens["in"] - tokens["cached"] / 2 + 2 * tokens["out"]) / 1000)
+    assert summary["cost"] == pytest.approx(
+        (tokens["in"] - tokens["cached"] / 2 + 2 * tokens["out"]) / 1000
+    )
     assert json.loads((tmp_path / "run/manifest.json").read_text())["cost"] == summary["cost"]
     assert 0 < summary["slots_busy"] <= 1 and summary["replicas_out"] == {}
 
 
 @pytest.mark.parametrize("limit", ["--max-tokens", "--max-cost"])
-def test_stops_on_the_reply_that_is_too_much_and_goes_on_with_a_higher_limit(build: Build, tmp_path: Path, limit: str) -> None:
+def test_stops_on_the_reply_that_is_too_much_and_goes_on_with_a_higher_limit(
+    build: Build, tmp_path: Path, limit: str
+) -> None:
     with FakeOpenAI() as clean:
         _, whole, _ = build("--base-url", clean.base_url, out="whole")
-    enough, some = (TOKENS + 1, 600) if limit == "--max-tokens" else (whole["cost"] + 0.01, whole["cost"] / 4)
+    enough, some = (
+        (TOKENS + 1, 600) if limit == "--max-tokens" else (whole["cost"] + 0.01, whole["cost"] / 4)
+    )
     with FakeOpenAI() as server:
         code, first, err = build("--base-url", server.base_url, limit, some)
         said = [line for line in err.splitlines() if line.startswith("mora-data: ")]
         assert code == 1 and len(said) == 1 and f"({limit})" in said[0] and "is used up" in said[0]
-        used = sum(first["tokens"][k] for k in ("in", "out")) if limit == "--max-tokens" else first["cost"]
+        used = (
+            sum(first["tokens"][k] for k in ("in", "out"))
+            if limit == "--max-tokens"
+            else first["cost"]
+        )
         most = SLOTS * (30 if limit == "--max-tokens" else 0.05)
         assert some <= used <= some + most, "what is in flight comes on top, and no more"
         asked = len(server.requests)
@@ -69,7 +113,9 @@ def test_stops_on_the_reply_that_is_too_much_and_goes_on_with_a_higher_limit(bui
         code, rest, _ = build("--base-url", server.base_url, limit, enough)
         assert code == 0 and server.repeated() == 0 and len(server.requests) == REQUESTS
         assert first["requests"] + rest["requests"] == REQUESTS
-    assert json.loads((tmp_path / "run/manifest.json").read_text())["cost"] == pytest.approx(whole["cost"])
+    assert json.loads((tmp_path / "run/manifest.json").read_text())["cost"] == pytest.approx(
+        whole["cost"]
+    )
 
 
 def test_unknown_price_is_null_and_refuses_a_money_limit(build: Build, tmp_path: Path) -> None:
@@ -77,7 +123,9 @@ def test_unknown_price_is_null_and_refuses_a_money_limit(build: Build, tmp_path:
         code, summary, _ = build("--base-url", server.base_url, "--judge-model", "judge")
         assert code == 0 and summary["cost"] is None
         asked = len(server.requests)
-        code, _, err = build("--base-url", server.base_url, "--judge-model", "judge", "--max-cost", 1, "--fresh")
+        code, _, err = build(
+            "--base-url", server.base_url, "--judge-model", "judge", "--max-cost", 1, "--fresh"
+        )
         assert code == 1 and "price of 'judge'" in err and len(server.requests) == asked
 
 
@@ -85,9 +133,15 @@ def test_unknown_price_is_null_and_refuses_a_money_limit(build: Build, tmp_path:
 def test_replicas_on_the_command_line(build: Build, commas: bool) -> None:
     with FakeOpenAI(delay_s=0.002) as one, FakeOpenAI(delay_s=0.002) as two:
         urls = [one.base_url, two.base_url]
-        given = ["--base-url", ",".join(urls)] if commas else [x for u in urls for x in ("--base-url", u)]
+        given = (
+            ["--base-url", ",".join(urls)]
+            if commas
+            else [x for u in urls for x in ("--base-url", u)]
+        )
         code, summary, _ = build(*given)
-        assert code == 0 and summary["requests"] == len(one.requests) + len(two.requests) == REQUESTS
+        assert (
+            code == 0 and summary["requests"] == len(one.requests) + len(two.requests) == REQUESTS
+        )
         assert min(len(one.requests), len(two.requests)) > REQUESTS / 4
 
 
@@ -104,15 +158,23 @@ def test_a_replica_dies_and_the_build_says_so(build: Build) -> None:
     with FakeOpenAI() as two:
         code, summary, _ = build("--base-url", two.base_url, "--base-url", dead)
         assert code == 0 and summary["errors"] == 0 and len(two.requests) == REQUESTS
-        assert list(summary["replicas_out"]) == [dead] and "refused" in summary["replicas_out"][dead]
+        assert (
+            list(summary["replicas_out"]) == [dead] and "refused" in summary["replicas_out"][dead]
+        )
 
 
 def test_another_model_answers(build: Build) -> None:
     with FakeOpenAI(lambda b, t: Fault(model="gen-mini")) as server:
         code, _, err = build("--base-url", server.base_url)
-        assert code == 1 and "answers as 'gen-mini' where 'gen' was asked" in err and "served_as" in err
+        assert (
+            code == 1
+            and "answers as 'gen-mini' where 'gen' was asked" in err
+            and "served_as" in err
+        )
         assert len(server.requests) <= SLOTS
-        code, summary, _ = build("--base-url", server.base_url, "--set", "policy.served_as=[gen-mini]")
+        code, summary, _ = build(
+            "--base-url", server.base_url, "--set", "policy.served_as=[gen-mini]"
+        )
         assert code == 0 and summary["replayed"] == 0
 
 
@@ -133,7 +195,13 @@ def test_probe_measures_what_a_dry_run_guesses(build: Build, tmp_path: Path) -> 
         assert found["requests"] == [40 * 13, 40 * 13], "every prompt takes the same here"
         assert found["tokens_in"] == [40 * 130, 40 * 130]
         assert 0 < found["seconds"][0] <= found["seconds"][1] and found["cost"][0] > 0
-        assert set(found["from_probe"]) == {"requests", "tokens_in", "tokens_out", "cost", "seconds"}
+        assert set(found["from_probe"]) == {
+            "requests",
+            "tokens_in",
+            "tokens_out",
+            "cost",
+            "seconds",
+        }
         assert sorted(p.name for p in tmp_path.iterdir()) == before
         server.requests.clear()
         code, plain, _ = build("--base-url", server.base_url, "--dry-run")
@@ -156,4 +224,7 @@ def test_a_damaged_log_is_named_and_asked_again(build: Build, tmp_path: Path) ->
         log.write_bytes(bytes(raw))
         code, summary, err = build("--base-url", server.base_url, "--max-tokens", TOKENS + 100)
         assert code == 0 and 1 <= summary["damaged"] == server.repeated() <= 2
-        assert f"{summary['damaged']} damaged lines in the answer logs of {tmp_path / 'run'}/parts" in err
+        assert (
+            f"{summary['damaged']} damaged lines in the answer logs of {tmp_path / 'run'}/parts"
+            in err
+        )

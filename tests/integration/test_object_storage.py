@@ -1,4 +1,5 @@
-"""A run folder behind a URL: killed on one machine, finished on another, read on a third; the bytes of an ordinary folder."""
+"""A run folder behind a URL: killed on one machine, finished on another, read on a third; the bytes
+of an ordinary folder."""
 
 from __future__ import annotations
 
@@ -13,10 +14,32 @@ SLOTS = 16
 
 
 def argv(server: FakeOpenAI, out: str) -> list[str]:
-    sets = ("presample.n=[4,8]", "rollout.n=8", "fuse.arms=[identity]", "partition_size=4", f"policy.concurrency={SLOTS}",
-            "presample.accept=[flat,one_dim,conflict,multi,undecided]", "presample.reference=4")
-    return ["build", "--source", "jsonl", "--data", "rows.jsonl", "--base-url", server.base_url, "--model", "gen", "--judge-model",
-            "judge", "--out", out, *[word for s in sets for word in ("--set", s)], "--json"]
+    sets = (
+        "presample.n=[4,8]",
+        "rollout.n=8",
+        "fuse.arms=[identity]",
+        "partition_size=4",
+        f"policy.concurrency={SLOTS}",
+        "presample.accept=[flat,one_dim,conflict,multi,undecided]",
+        "presample.reference=4",
+    )
+    return [
+        "build",
+        "--source",
+        "jsonl",
+        "--data",
+        "rows.jsonl",
+        "--base-url",
+        server.base_url,
+        "--model",
+        "gen",
+        "--judge-model",
+        "judge",
+        "--out",
+        out,
+        *[word for s in sets for word in ("--set", s)],
+        "--json",
+    ]
 
 
 def machine(where: Path, name: str) -> dict[str, str]:
@@ -38,11 +61,18 @@ def test_interrupted_here_finished_there(tmp_path: Path) -> None:
         assert list((tmp_path / "bucket/run").glob("parts/*/answers.log/000000-*"))
         summary, said = finish(argv(server, url), tmp_path, env=machine(tmp_path, "two"))
         assert parquet_hashes(tmp_path / "bucket/run") == parquet_hashes(tmp_path / "plain")
-        assert summary["replayed"] > 0 and len(server.requests) == needed + server.repeated() and server.repeated() == 0
+        assert (
+            summary["replayed"] > 0
+            and len(server.requests) == needed + server.repeated()
+            and server.repeated() == 0
+        )
         assert not list((tmp_path / "bucket/run").rglob("answers.log")) and "working copy" in said
         before = len(server.requests)
         for name in ("one", "three"):
             found, _ = finish(["status", url, "--json"], tmp_path, env=machine(tmp_path, name))
             assert found["status"] == "done" and found["partitions_sealed"] == 3
         finish(["report", url], tmp_path, env=machine(tmp_path, "three"))
-        assert json.loads((tmp_path / "bucket/run/report.json").read_text())["verdict"] and len(server.requests) == before
+        assert (
+            json.loads((tmp_path / "bucket/run/report.json").read_text())["verdict"]
+            and len(server.requests) == before
+        )

@@ -1,4 +1,5 @@
-"""Releases against a stand-in Hub: every client call runs in a process of its own, with the unmodified Hub client."""
+"""Releases against a stand-in Hub: every client call runs in a process of its own, with the
+unmodified Hub client."""
 
 from __future__ import annotations
 
@@ -141,11 +142,17 @@ class World:
     def texts(self, repo: str, path: str) -> str:
         """The answers of a `scored` file."""
         blob = self.files(repo=repo)[path]["sha"]
-        return str(pq.read_table(self.server.store.blob(blob), partitioning=None)["completions"].to_pylist())
+        return str(
+            pq.read_table(self.server.store.blob(blob), partitioning=None)[
+                "completions"
+            ].to_pylist()
+        )
 
     def files(self, revision: str = "main", repo: str = REPO) -> dict[str, Any]:
         found = self.repo(repo)
-        files: dict[str, Any] = found["commits"][self.server.store.resolve(found, revision)]["files"]
+        files: dict[str, Any] = found["commits"][self.server.store.resolve(found, revision)][
+            "files"
+        ]
         return files
 
 
@@ -163,7 +170,9 @@ def world(tmp_path: Path, client: subprocess.Popen[str]) -> Iterator[World]:
 SMALL = ["preference", "scored"]
 
 
-def dataset(world: World, n: int = 24, name: str = "dataset", configs: Any = SMALL, **overrides: Any) -> Path:
+def dataset(
+    world: World, n: int = 24, name: str = "dataset", configs: Any = SMALL, **overrides: Any
+) -> Path:
     overrides.setdefault("settings", settings(publish={"configs": configs}))
     write(world.tmp / name, list(many(n)), **overrides)
     return world.tmp / name
@@ -211,7 +220,10 @@ def test_files_of_an_older_release_go_and_those_of_others_stay(world: World) -> 
     store.commit(
         repo,
         "main",
-        [("file", "notes/mine.txt", b"keep me"), ("file", "data/train-00000-of-00001.parquet", b"keep me")],
+        [
+            ("file", "notes/mine.txt", b"keep me"),
+            ("file", "data/train-00000-of-00001.parquet", b"keep me"),
+        ],
         "by hand",
         "",
     )
@@ -227,7 +239,10 @@ def test_files_of_an_older_release_go_and_those_of_others_stay(world: World) -> 
         "LICENSE.md",
         "CITATION.cff",
         "CHANGELOG.md",
-        *(f"provenance/{n}.json" for n in ("manifest", "drops", "calibration", "prompts", "croissant")),
+        *(
+            f"provenance/{n}.json"
+            for n in ("manifest", "drops", "calibration", "prompts", "croissant")
+        ),
         "preference/train-00000-of-00001.parquet",
         "preference/test-00000-of-00001.parquet",
     }
@@ -242,7 +257,9 @@ def test_a_dry_run_plans_and_writes_nothing(world: World) -> None:
     assert {s.method for s in world.server.seen} == {"GET"}
     world.push(folder)
     assert world.push(dataset(world, 25, "more"), "v0.2.0", dry_run=True)["deleted"] == []
-    offline = world.push(folder, dry_run=True, env={"HF_TOKEN": "", "HF_ENDPOINT": "http://127.0.0.1:9"})
+    offline = world.push(
+        folder, dry_run=True, env={"HF_TOKEN": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    )
     assert offline["status"] == "planned"
     assert "not read" in offline["note"]
 
@@ -258,7 +275,9 @@ def test_a_dry_run_plans_and_writes_nothing(world: World) -> None:
         ({}, "pairs", "write it as ORG/NAME"),
     ],
 )
-def test_a_refusal_is_one_line_that_says_what_to_do(world: World, env: dict[str, str], repo: str, says: str) -> None:
+def test_a_refusal_is_one_line_that_says_what_to_do(
+    world: World, env: dict[str, str], repo: str, says: str
+) -> None:
     done = world.push(dataset(world), repo=repo, env=env)
     assert done["error"] == "PublishError"
     assert says in done["text"]
@@ -269,13 +288,18 @@ def test_what_may_not_be_pushed(world: World) -> None:
     folder = dataset(world)
     assert "publish.unsafe" in world.push(folder, public=True)["text"]
     assert "not a tag name" in world.push(folder, "my tag")["text"]
-    assert "fingerprint" in world.push(folder, manifest={**MANIFEST, "fingerprint": "0" * 64})["text"]
+    assert (
+        "fingerprint" in world.push(folder, manifest={**MANIFEST, "fingerprint": "0" * 64})["text"]
+    )
     (folder / "scored" / "test-00000-of-00001.parquet").unlink()
     assert "declared but not there" in world.push(folder)["text"]
     assert "no dataset" in world.push(world.tmp / "nowhere")["text"]
     empty = world.tmp / "empty"
     write(empty, [one(i, pairs=()) for i in range(12)])
-    counts = {"mine": {"in": 12, "kept": 12, "dropped": {}}, "fuse": {"in": 12, "kept": 0, "dropped": {"length": 12}}}
+    counts = {
+        "mine": {"in": 12, "kept": 12, "dropped": {}},
+        "fuse": {"in": 12, "kept": 0, "dropped": {"length": 12}},
+    }
     assert "stage fuse left nothing" in world.push(empty, manifest={"counts": counts})["text"]
     assert world.server.seen == []
 
@@ -288,7 +312,10 @@ def test_a_row_edited_by_hand_is_seen(world: World) -> None:
     weight = whole.column_names.index("weight")
     pq.write_table(whole.set_column(weight, "weight", pc.multiply(whole["weight"], 2.0)), path)
     refused = world.push(folder, manifest=built)["text"]
-    assert f"were changed since the build (fingerprint is not {built['fingerprint'][:12]}): build again" in refused
+    assert (
+        f"were changed since the build (fingerprint is not {built['fingerprint'][:12]}): build"
+        " again" in refused
+    )
     assert world.server.seen == []
 
 
@@ -311,8 +338,16 @@ def test_public_means_gated_before_the_first_byte_and_public_last(world: World) 
         for s in world.server.seen
         if s.method in ("POST", "PUT") and s.path.split("/")[-1] in ("settings", "create", "main")
     ]
-    kinds = ["settings" if "settings" in w else "commit" if "/commit/" in w else w.split("/")[-1] for w in writes]
-    assert [k for k in kinds if k in ("settings", "commit")] == ["settings", "commit", "settings", "settings"]
+    kinds = [
+        "settings" if "settings" in w else "commit" if "/commit/" in w else w.split("/")[-1]
+        for w in writes
+    ]
+    assert [k for k in kinds if k in ("settings", "commit")] == [
+        "settings",
+        "commit",
+        "settings",
+        "settings",
+    ]
     assert "is public already" in world.push(dataset(world, 26, "more"), "v0.2.0")["text"]
 
 
@@ -347,7 +382,9 @@ def test_a_commit_by_someone_else_stops_the_push(world: World) -> None:
     ],
     ids=lambda f: f"{f.path.strip('.*/')}-{f.status or f.drop}",
 )
-def test_after_a_fault_the_head_is_the_old_release_or_the_new_and_a_repeat_finishes(world: World, fault: Fault) -> None:
+def test_after_a_fault_the_head_is_the_old_release_or_the_new_and_a_repeat_finishes(
+    world: World, fault: Fault
+) -> None:
     world.push(dataset(world))
     old = world.files()
     world.server.faults.append(fault)
@@ -413,9 +450,16 @@ def test_random_faults_leave_the_old_release_or_the_new(world: World, n_faults: 
         assert second.get("status") in ("pushed", "nothing changed"), (k, fault, second)
         new = new or world.files()
         assert world.files() == new and halfway in (old, new), (k, fault)
-        assert world.repo()["tags"] == {"v0.1.0": before["tags"]["v0.1.0"], "v0.2.0": world.repo()["branches"]["main"]}, (k, fault)
+        assert world.repo()["tags"] == {
+            "v0.1.0": before["tags"]["v0.1.0"],
+            "v0.2.0": world.repo()["branches"]["main"],
+        }, (k, fault)
         assert len(world.repo()["commits"]) == 3, (k, fault)
-        assert "error" in first or (first["status"] == "pushed" and halfway == new), (k, fault, first)
+        assert "error" in first or (first["status"] == "pushed" and halfway == new), (
+            k,
+            fault,
+            first,
+        )
         failed += "error" in first
     assert n_faults / 4 < failed < n_faults
 
@@ -457,19 +501,34 @@ def test_a_public_release_without_unsafe_text(world: World) -> None:
     assert "Unsafe text was replaced" in text_of(world, "README.md")
     for name, file in world.files().items():
         if name.endswith(".parquet"):
-            rows = pq.read_table(world.server.store.blob(file["sha"]), partitioning=None).to_pylist()
+            rows = pq.read_table(
+                world.server.store.blob(file["sha"]), partitioning=None
+            ).to_pylist()
             assert "No idea" not in str(rows) and "[redacted " in str(rows)
     assert world.push(folder, manifest=manifest, public=True)["status"] == "nothing changed"
 
 
 def test_an_open_and_a_gated_repository_of_one_folder(world: World) -> None:
-    safe = {"helpful": (1.0, 0.25, 0.5, None), "harmless": (1.0, 0.5, 0.5, None), "truthful": (1.0, 0.25, 0.5, None)}
+    safe = {
+        "helpful": (1.0, 0.25, 0.5, None),
+        "harmless": (1.0, 0.5, 0.5, None),
+        "truthful": (1.0, 0.25, 0.5, None),
+    }
     folder = world.tmp / "dataset"
-    write(folder, [*many(12), *(one(i, rewards=safe) for i in range(12, 24))], settings=settings(publish={"configs": SMALL}))
-    assert world.push(folder, repo="org/pairs-gated", public=True, unsafe="gate")["private"] is False
+    write(
+        folder,
+        [*many(12), *(one(i, rewards=safe) for i in range(12, 24))],
+        settings=settings(publish={"configs": SMALL}),
+    )
+    assert (
+        world.push(folder, repo="org/pairs-gated", public=True, unsafe="gate")["private"] is False
+    )
     assert world.push(folder, public=True, unsafe="drop")["private"] is False
     assert (world.repo().get("gated"), world.repo("org/pairs-gated").get("gated")) == (None, "auto")
-    texts = [world.texts(repo, "scored/train-00000-of-00001.parquet") for repo in (REPO, "org/pairs-gated")]
+    texts = [
+        world.texts(repo, "scored/train-00000-of-00001.parquet")
+        for repo in (REPO, "org/pairs-gated")
+    ]
     assert "No idea 3" not in texts[0] and "No idea 15" in texts[0] and "No idea 3" in texts[1]
 
 
@@ -478,14 +537,24 @@ def test_tags_on_the_hub_are_compared(world: World) -> None:
     world.push(dataset(world, 23, "more"), "v1.1.0")
 
     def diff(*where: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "mora_data", "diff", *where, "--json"], capture_output=True, text=True,
-                              env={**client_env(world.tmp), **world.env}, timeout=120)
+        return subprocess.run(
+            [sys.executable, "-m", "mora_data", "diff", *where, "--json"],
+            capture_output=True,
+            text=True,
+            env={**client_env(world.tmp), **world.env},
+            timeout=120,
+        )
 
     found = json.loads(diff(f"{REPO}@v1.0.0", f"{REPO}@v1.1.0").stdout)
     assert (found["preference"]["added"], found["preference"]["same"]) == (3, 20)
-    assert json.loads(diff(f"{REPO}@v1.1.0", str(world.tmp / "more")).stdout)["preference"]["same"] == 23
+    assert (
+        json.loads(diff(f"{REPO}@v1.1.0", str(world.tmp / "more")).stdout)["preference"]["same"]
+        == 23
+    )
     missing = diff(f"{REPO}@v9", str(world.tmp / "more"))
-    assert missing.returncode == 1 and missing.stderr.startswith("mora-data: org/pairs@v9 is neither a folder here nor on the Hub")
+    assert missing.returncode == 1 and missing.stderr.startswith(
+        "mora-data: org/pairs@v9 is neither a folder here nor on the Hub"
+    )
 
 
 def test_a_private_past_with_unsafe_text_stays_private(world: World) -> None:

@@ -1,4 +1,5 @@
-"""From nothing to a tagged dataset, as docs/publish.md says it, against a stand-in Hub; other readers of its files."""
+"""From nothing to a tagged dataset, as docs/publish.md says it, against a stand-in Hub; other
+readers of its files."""
 
 from __future__ import annotations
 
@@ -21,21 +22,28 @@ from mora_data.hub import lint
 from mora_data.hub.folder import counts_of
 
 REPO, TAG = "org/mora-pairs", "v1.0.0"
-READERS = {  # duckdb asks a file system for modification times, which the Hub's does not know: the tag's files never change
-    "pyarrow": """
+# duckdb asks a file system for modification times, which the Hub's does not know: the tag's files
+# never change
+READERS = {
+    "pyarrow": (
+        """
 import pyarrow.parquet as pq
 def read(paths):
     tables = [pq.read_table(p.removeprefix("hf://"), filesystem=fs, partitioning=None) for p in paths]
     return sum(t.num_rows for t in tables), tables[0].column_names
-""",
-    "polars": """
+"""  # noqa: E501
+    ),
+    "polars": (
+        """
 import polars as pl
 def read(paths):
     frames = [pl.read_parquet(fs.open(p, "rb")) for p in paths]
     whole = pl.concat(frames)
     return whole.height, whole.columns
-""",
-    "duckdb": """
+"""
+    ),
+    "duckdb": (
+        """
 import datetime, duckdb
 class Dated(HfFileSystem):
     def modified(self, path):
@@ -45,7 +53,8 @@ db.register_filesystem(Dated())
 def read(paths):
     rows = db.sql(f"SELECT * FROM read_parquet({paths!r})")
     return len(rows.fetchall()), rows.columns
-""",
+"""
+    ),
 }
 READ_ALL = """
 import json, sys
@@ -68,10 +77,22 @@ class World:
 
     def run(self, argv: list[str], given: str = "") -> str:
         """What a command printed; `mora-data` and `hf` are those of this Python."""
-        tools = {"mora-data": [sys.executable, "-m", "mora_data"], "hf": [str(Path(sys.executable).with_name("hf"))]}
-        env = environment(self.home, HF_ENDPOINT=self.server.url, HF_HUB_DISABLE_XET="1", PYTHONWARNINGS="ignore")
-        done = subprocess.run([*tools.get(argv[0], argv[:1]), *argv[1:]], cwd=self.home, env=env, input=given, text=True,
-                              capture_output=True, timeout=240)
+        tools = {
+            "mora-data": [sys.executable, "-m", "mora_data"],
+            "hf": [str(Path(sys.executable).with_name("hf"))],
+        }
+        env = environment(
+            self.home, HF_ENDPOINT=self.server.url, HF_HUB_DISABLE_XET="1", PYTHONWARNINGS="ignore"
+        )
+        done = subprocess.run(
+            [*tools.get(argv[0], argv[:1]), *argv[1:]],
+            cwd=self.home,
+            env=env,
+            input=given,
+            text=True,
+            capture_output=True,
+            timeout=240,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout if given else done.stdout + done.stderr
 
@@ -98,8 +119,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     _, build, login, *pushes = page_commands()
-    at = build.index("--base-url")  # two model servers; here the built-in simulator, and its sample instead of the Hub's rows
-    build = [*build[:at], "--sample", "--limit", "14", *build[build.index("--out"):], "--set", "rollout.n=8"]
+    # two model servers; here the built-in simulator, and its sample instead of the Hub's rows
+    at = build.index("--base-url")
+    build = [
+        *build[:at],
+        "--sample",
+        "--limit",
+        "14",
+        *build[build.index("--out") :],
+        "--set",
+        "rollout.n=8",
+    ]
     made = World(home, server, build, [])
     made.said = [made.run(argv) for argv in (build, [*login, "--token", "W"], *pushes)]
     yield made
@@ -113,18 +143,30 @@ def test_five_commands_give_a_tagged_dataset(world: World) -> None:
     planned, pushed = world.said[-2:]
     assert "add README.md" in planned and "add preference/train-00000-of-00001.parquet" in planned
     repo = world.server.store.load("dataset", REPO)
-    assert repo["tags"] == {TAG: repo["branches"]["main"]} and repo["private"] and len(repo["commits"]) == 2
-    card = world.server.store.blob(repo["commits"][repo["tags"][TAG]]["files"]["README.md"]["sha"]).read_text("utf-8")
+    assert (
+        repo["tags"] == {TAG: repo["branches"]["main"]}
+        and repo["private"]
+        and len(repo["commits"]) == 2
+    )
+    card = world.server.store.blob(
+        repo["commits"][repo["tags"][TAG]]["files"]["README.md"]["sha"]
+    ).read_text("utf-8")
     assert f'load_dataset("{REPO}", revision="{TAG}")' in card and "pushed" in pushed
     assert lint.lint(world.dataset) == []
 
 
 def test_the_same_run_again_changes_nothing(world: World) -> None:
-    again = [*world.build[:world.build.index("--out") + 1], "runs/again", *world.build[world.build.index("--out") + 2:]]
+    again = [
+        *world.build[: world.build.index("--out") + 1],
+        "runs/again",
+        *world.build[world.build.index("--out") + 2 :],
+    ]
     world.run(again)
     folder = world.home / "runs" / "again" / "dataset"
     assert parquet_hashes(folder) == parquet_hashes(world.dataset) != {}
-    assert {p.name: p.read_bytes() for p in folder.glob("*.*")} == {p.name: p.read_bytes() for p in world.dataset.glob("*.*")}
+    assert {p.name: p.read_bytes() for p in folder.glob("*.*")} == {
+        p.name: p.read_bytes() for p in world.dataset.glob("*.*")
+    }
     before = world.commits()
     assert "nothing changed" in world.run(["mora-data", "push", "runs/again", REPO, "--tag", TAG])
     assert world.commits() == before
@@ -134,13 +176,24 @@ def paths_of(dataset: Path) -> dict[str, list[str]]:
     """Config -> the addresses of its files under the tag."""
     header = lint.read_header((dataset / "README.md").read_text("utf-8"))
     assert header is not None
-    return {name: [f"hf://datasets/{REPO}@{TAG}/{f}" for files in by_split.values() for f in files]
-            for name, by_split in lint.declared(header).items()}
+    return {
+        name: [f"hf://datasets/{REPO}@{TAG}/{f}" for files in by_split.values() for f in files]
+        for name, by_split in lint.declared(header).items()
+    }
 
 
-@pytest.mark.parametrize("library", [
-    pytest.param(name, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed: pip install {name}"))
-    for name in READERS])
+@pytest.mark.parametrize(
+    "library",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                find_spec(name) is None, reason=f"{name} is not installed: pip install {name}"
+            ),
+        )
+        for name in READERS
+    ],
+)
 def test_every_config_is_read_by_other_libraries(world: World, library: str) -> None:
     wanted = paths_of(world.dataset)
     code = READ_ALL.format(read=READERS[library])
@@ -155,7 +208,15 @@ def test_a_reader_without_a_token_is_told_that_there_is_nothing(world: World) ->
     """A private repository does not exist for strangers."""
     (world.home / "stranger").mkdir(exist_ok=True)
     env = environment(world.home / "stranger", HF_ENDPOINT=world.server.url, HF_HUB_DISABLE_XET="1")
-    done = subprocess.run([sys.executable, "-m", "mora_data", "diff", f"{REPO}@{TAG}", str(world.dataset)], env=env, text=True,
-                          capture_output=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "mora_data", "diff", f"{REPO}@{TAG}", str(world.dataset)],
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert f"{REPO}@{TAG} is neither a folder here nor on the Hub, or the token may not see it" in done.stderr
+    assert (
+        f"{REPO}@{TAG} is neither a folder here nor on the Hub, or the token may not see it"
+        in done.stderr
+    )

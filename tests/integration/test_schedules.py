@@ -1,4 +1,5 @@
-"""Random faults, and damage to the log between runs: the answers had are the answers asked for, each once."""
+"""Random faults, and damage to the log between runs: the answers had are the answers asked for,
+each once."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ SCHEDULES = 40
 RUNS = 4
 SLOTS = 4
 REQUESTS = [
-    Request("policy", (Message(role="user", content=f"What is tea {i}?"),), Sampling(1.0, 0.95, 64), "presample", f"p{i}", n=6)
+    Request(
+        "policy",
+        (Message(role="user", content=f"What is tea {i}?"),),
+        Sampling(1.0, 0.95, 64),
+        "presample",
+        f"p{i}",
+        n=6,
+    )
     for i in range(8)
 ]
 FAULTS = (
@@ -42,11 +50,14 @@ FAULTS = (
 
 
 def short(body: dict[str, Any]) -> Fault | None:
-    """The server's own habit, always the same for one body: some replies hold fewer choices than asked."""
+    """The server's own habit, always the same for one body: some replies hold fewer choices than
+    asked."""
     return Fault(choices=max(1, body["n"] - 1 - body["seed"] % 3)) if body["seed"] % 2 else None
 
 
-def run(server: FakeOpenAI, path: Path, requests: list[Request], usage: Usage) -> list[list[Answer] | str]:
+def run(
+    server: FakeOpenAI, path: Path, requests: list[Request], usage: Usage
+) -> list[list[Answer] | str]:
     """Every request's answers, or the name of what stopped it."""
 
     async def one(asker: Asker, request: Request) -> list[Answer] | str:
@@ -97,7 +108,11 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> list[list[Answer] | str]:
     """What an undisturbed run answers."""
     with FakeOpenAI(lambda body, time: short(body)) as server:
         answers = run(server, tmp_path_factory.mktemp("clean") / "a.log", REQUESTS, Usage())
-        assert all(len(a) == 6 for a in answers) and server.repeated() == 0 and len(server.requests) > len(REQUESTS)
+        assert (
+            all(len(a) == 6 for a in answers)
+            and server.repeated() == 0
+            and len(server.requests) > len(REQUESTS)
+        )
         return answers
 
 
@@ -108,20 +123,27 @@ def test_any_schedule_ends_with_the_answers_asked_for(
     monkeypatch.setattr(openai, "_wait_s", lambda state: 0.0)
     rng = random.Random(seed)
     rate = [0.0]
-    given: Counter[tuple[str, int]] = Counter()  # samples that the server answered, by request and seed
+    # samples that the server answered, by request and seed
+    given: Counter[tuple[str, int]] = Counter()
 
     def script(body: dict[str, Any], time: int) -> Fault | None:
         if rng.random() < rate[0]:
             return rng.choice(FAULTS)
         fault = short(body)
-        given.update((body["messages"][0]["content"], body["seed"] + i) for i in range(fault.choices or 0 if fault else body["n"]))
+        given.update(
+            (body["messages"][0]["content"], body["seed"] + i)
+            for i in range(fault.choices or 0 if fault else body["n"])
+        )
         return fault
 
     path, usage, hit, in_flight = tmp_path / "a.log", Usage(), 0, 0
     with FakeOpenAI(script) as server:
         for _ in range(RUNS):
             rate[0] = rng.choice((0.05, 0.3, 0.9))
-            some = [(k, rng.choice((3, 6))) for k in rng.sample(range(len(REQUESTS)), rng.randrange(1, 9))]
+            some = [
+                (k, rng.choice((3, 6)))
+                for k in rng.sample(range(len(REQUESTS)), rng.randrange(1, 9))
+            ]
             got = run(server, path, [replace(REQUESTS[k], n=n) for k, n in some], usage)
             in_flight += SLOTS * ("stopped" in got)
             for (k, n), answers in zip(some, got, strict=True):
@@ -137,7 +159,9 @@ def test_any_schedule_ends_with_the_answers_asked_for(
     assert sum(n - 1 for n in given.values()) <= 6 * (hit + in_flight) and usage.repeated == 0
     log = AnswerLog(path)
     indices = Counter(
-        (key[:12], int.from_bytes(key[12:], "big") + i) for key, raw in log.items() for i in range(len(Record.decode(raw).answers))
+        (key[:12], int.from_bytes(key[12:], "big") + i)
+        for key, raw in log.items()
+        for i in range(len(Record.decode(raw).answers))
     )
     log.close()
     assert len(indices) == len(given) and set(indices.values()) == {1}

@@ -1,4 +1,5 @@
-"""A public release without unsafe text: dropped or redacted in every text column of every config, counted in the card."""
+"""A public release without unsafe text: dropped or redacted in every text column of every config,
+counted in the card."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def marked(scored: Scored, **label: str) -> Scored:
 
 
 def unsafe_rows() -> list[Scored]:
-    """Most prompts lose one answer; three are marked by their source; one has an answer that nobody scored."""
+    """Most prompts lose one answer; three are marked by their source; one has an answer that nobody
+    scored."""
     harmless = {**dict.fromkeys(DIMS, (1.0, 0.75, 0.75, 0.5)), "harmless": (1.0, 0.75, 0.25, 0.5)}
     rows = []
     for i in range(24):
@@ -32,11 +34,22 @@ def unsafe_rows() -> list[Scored]:
         s = one(i, answers=texts, rewards=harmless)
         extra = Pair(s.prompt.prompt_id, "fused", 0, 2, 0.3, dict.fromkeys(DIMS, 0.75))
         rows.append(replace(s, pairs=(*s.pairs, extra)))
-    labels: list[dict[str, str]] = [{"stratum": "one_safe"}, {"stratum": "red-team-attempts"}, {"category": "Drugs"}]
+    labels: list[dict[str, str]] = [
+        {"stratum": "one_safe"},
+        {"stratum": "red-team-attempts"},
+        {"category": "Drugs"},
+    ]
     rows += [marked(one(30 + i, question=f"{RUDE} {i}"), **label) for i, label in enumerate(labels)]
     none = {**dict.fromkeys(DIMS, (1.0, 0.5)), "harmless": (1.0, None)}
     rows.append(one(40, answers=("Good.", f"{BAD} unscored"), rewards=none, pairs=()))
-    rows += [one(50 + i, answers=(f"Good {i}.", f"Also good {i}."), rewards=dict.fromkeys(DIMS, (1.0, 0.75))) for i in range(4)]
+    rows += [
+        one(
+            50 + i,
+            answers=(f"Good {i}.", f"Also good {i}."),
+            rewards=dict.fromkeys(DIMS, (1.0, 0.75)),
+        )
+        for i in range(4)
+    ]
     return rows
 
 
@@ -55,12 +68,19 @@ def test_no_unsafe_text_is_left_in_any_config(tmp_path: Path, how: Any) -> None:
     out = public_copy(tmp_path / "dataset", how)
     after = tables(out)
     assert BAD not in str(after) and RUDE not in str(after) and RUDE.lower() not in str(after)
-    assert not any(word.encode() in f.read_bytes() for f in out.rglob("*.*") if f.is_file() for word in (BAD, RUDE))
+    assert not any(
+        word.encode() in f.read_bytes()
+        for f in out.rglob("*.*")
+        if f.is_file()
+        for word in (BAD, RUDE)
+    )
     assert lint.lint(out) == []
     header = lint.read_header((out / "README.md").read_text("utf-8"))
     assert header is not None
     lint.load_back(out, header)
-    found = json.loads((out / "provenance" / "manifest.json").read_text("utf-8"))["folder"]["unsafe"]
+    found = json.loads((out / "provenance" / "manifest.json").read_text("utf-8"))["folder"][
+        "unsafe"
+    ]
     assert (found["how"], found["prompts"], found["answers"]) == (how, 3, 24 + 1 + 3)
     for name, n in found["configs"].items():
         assert n["rows"] == len(before[name])
@@ -76,14 +96,33 @@ def test_no_unsafe_text_is_left_in_any_config(tmp_path: Path, how: Any) -> None:
         ids = [[r["prompt_id"] for r in after[f"preference_{d}"]] for d in DIMS]
         assert all(i == ids[0] for i in ids)
         for row in after["scored"]:
-            assert len({len(row[k]) for k in ("completions", "flags", "lengths", *(f"rewards_{d}" for d in DIMS))}) == 1
+            assert (
+                len(
+                    {
+                        len(row[k])
+                        for k in (
+                            "completions",
+                            "flags",
+                            "lengths",
+                            *(f"rewards_{d}" for d in DIMS),
+                        )
+                    }
+                )
+                == 1
+            )
             for a, b in zip(row["pair_chosen"], row["pair_rejected"], strict=True):
-                assert row["completions"][a].startswith(("Fine", "Good")) and row["completions"][b].startswith("Also")
+                assert row["completions"][a].startswith(("Fine", "Good")) and row["completions"][
+                    b
+                ].startswith("Also")
 
 
 @pytest.mark.parametrize("how", ["drop", "redact"])
 def test_the_same_folder_gives_the_same_public_copy(tmp_path: Path, how: Any) -> None:
-    write(tmp_path / "dataset", unsafe_rows(), settings=settings(publish={"configs": ["preference", "scored"]}))
+    write(
+        tmp_path / "dataset",
+        unsafe_rows(),
+        settings=settings(publish={"configs": ["preference", "scored"]}),
+    )
     copies = []
     for _ in range(2):
         out = public_copy(tmp_path / "dataset", how)
@@ -93,7 +132,9 @@ def test_the_same_folder_gives_the_same_public_copy(tmp_path: Path, how: Any) ->
 
 def test_without_a_floor_or_a_pair_there_is_nothing_to_release(tmp_path: Path) -> None:
     write(tmp_path / "a", list(many(5)), floors={"helpful": 0.75})
-    with pytest.raises(PublishError, match=r"needs harmless rewards and their floor.*publish.unsafe=gate"):
+    with pytest.raises(
+        PublishError, match=r"needs harmless rewards and their floor.*publish.unsafe=gate"
+    ):
         public_copy(tmp_path / "a", "drop")
     write(tmp_path / "b", list(many(5)))  # every rejected answer is under the floor
     with pytest.raises(PublishError, match="leaves no pair"):
@@ -102,14 +143,18 @@ def test_without_a_floor_or_a_pair_there_is_nothing_to_release(tmp_path: Path) -
 
 
 def test_licences_that_do_not_go_together_are_flagged(tmp_path: Path) -> None:
-    rows = [marked(one(i), **({"source_licence": "cc-by-nc-4.0"} if i % 2 else {})) for i in range(12)]
+    rows = [
+        marked(one(i), **({"source_licence": "cc-by-nc-4.0"} if i % 2 else {})) for i in range(12)
+    ]
     write(tmp_path / "dataset", rows)
     for name in ("README.md", "LICENSE.md"):
         assert "forbid commercial use are mixed" in (tmp_path / "dataset" / name).read_text("utf-8")
     assert lint.lint(tmp_path / "dataset") == []
     wider = settings(publish={"licence": "mit"})
     write(tmp_path / "dataset", rows[1::2], settings=wider)
-    assert "wider than that of its sources" in (tmp_path / "dataset" / "LICENSE.md").read_text("utf-8")
+    assert "wider than that of its sources" in (tmp_path / "dataset" / "LICENSE.md").read_text(
+        "utf-8"
+    )
     write(tmp_path / "dataset", rows[::2])
     assert "Note" not in (tmp_path / "dataset" / "LICENSE.md").read_text("utf-8")
 
@@ -127,7 +172,9 @@ def test_papers_follow_from_the_manifest(tmp_path: Path) -> None:
     assert names["calibration"]["reference"]["n"] == 1200
     croissant = names["croissant"]
     assert croissant["rai:machineAnnotationTools"] == ["org/judge"]
-    assert {s["@id"] for s in croissant["distribution"]} == {c["name"] for c in published["folder"]["configs"]}
+    assert {s["@id"] for s in croissant["distribution"]} == {
+        c["name"] for c in published["folder"]["configs"]
+    }
     for records in croissant["recordSet"]:
         columns = pq.read_schema(out / records["name"] / "train-00000-of-00001.parquet").names
         assert [f["source"]["extract"]["column"] for f in records["field"]] == columns

@@ -1,4 +1,5 @@
-"""The viewer in a real browser: laid out at 400 and 1,600 px, light and dark, keys, contrast, names, hostile text."""
+"""The viewer in a real browser: laid out at 400 and 1,600 px, light and dark, keys, contrast,
+names, hostile text."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from support.viewing import HOSTILE, Viewer, dataset, prompt_of, viewing
 
 from mora_data.view.freeze import freeze
 
-pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium on the PATH (Debian: apt-get install chromium)")
+pytestmark = pytest.mark.skipif(
+    chromium() is None, reason="no chromium on the PATH (Debian: apt-get install chromium)"
+)
 
 CONTRAST = """(() => {
   const rgb = c => (c.match(/[\\d.]+/g) || []).map(Number);
@@ -30,9 +33,9 @@ CONTRAST = """(() => {
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) bad.push([e.tagName, e.getAttribute('class'), e.textContent.slice(0, 40)].join(' '));
   }
-  return bad })()"""
+  return bad })()"""  # noqa: E501
 NAMELESS = """[...document.querySelectorAll('a, button, input:not([type=hidden]), select, summary, svg[role]')].filter(e =>
-  !(e.textContent.trim() || e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML.slice(0, 120))"""
+  !(e.textContent.trim() || e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML.slice(0, 120))"""  # noqa: E501
 WIDER = "document.documentElement.scrollWidth - window.innerWidth"
 
 
@@ -48,9 +51,19 @@ async def checked(tab: Tab, url: str, width: int, dark: bool) -> None:
 
 def paths(v: Viewer, prompt_id: str) -> list[str]:
     pair = v.get("/pairs.json").tree["pairs"][0]["pair_id"]
-    return ["/", "/pairs?texts=1", "/pairs?kind=one_dim&sort=margin_helpful&low=0&high=1", f"/pair/{pair}?texts=1",
-            f"/prompt/{prompt_id}?texts=1", "/drops", "/requests", "/nope", "/compare?numbers=1", f"/compare/{prompt_id}?texts=1",
-            "/review?texts=1"]  # fmt: skip
+    return [
+        "/",
+        "/pairs?texts=1",
+        "/pairs?kind=one_dim&sort=margin_helpful&low=0&high=1",
+        f"/pair/{pair}?texts=1",
+        f"/prompt/{prompt_id}?texts=1",
+        "/drops",
+        "/requests",
+        "/nope",
+        "/compare?numbers=1",
+        f"/compare/{prompt_id}?texts=1",
+        "/review?texts=1",
+    ]
 
 
 def test_every_page_stands_at_both_widths_light_and_dark(tmp_path: Path) -> None:
@@ -61,7 +74,9 @@ def test_every_page_stands_at_both_widths_light_and_dark(tmp_path: Path) -> None
             for path in paths(v, prompt_of(run)):
                 for width, dark in ((400, False), (1600, True), (400, True), (1600, False)):
                     await checked(tab, v.url + path, width, dark)
-            assert tab.requested and all(u.startswith(v.url) or u == "about:blank" for u in tab.requested)
+            assert tab.requested and all(
+                u.startswith(v.url) or u == "about:blank" for u in tab.requested
+            )
             assert [c for c in tab.complaints if "404" not in c] == []
 
     with viewing(run, "ada", run) as v:
@@ -80,7 +95,10 @@ def test_a_vote_by_keyboard(tmp_path: Path) -> None:
             assert "texts=1" in await tab.run("location.search")
             await tab.press("n", alt=True)
             assert "after=" in await tab.run("location.search")
-            assert '"vote":"second"' in (run / "reviews.jsonl").read_text() and first in (run / "reviews.jsonl").read_text()
+            assert (
+                '"vote":"second"' in (run / "reviews.jsonl").read_text()
+                and first in (run / "reviews.jsonl").read_text()
+            )
 
     with viewing(run, "ada") as v:
         asyncio.run(look(v))
@@ -94,13 +112,19 @@ def test_the_frozen_copy_opens_from_disk(tmp_path: Path) -> None:
         async with browser(tmp_path / "home") as tab:
             home = (tmp_path / "pages").as_uri()
             await checked(tab, f"{home}/index.html", 400, True)
-            for link in ("nav a[href='pairs.html']", "table.pairs a[href^='pair-']", ".spaces svg a"):
+            for link in (
+                "nav a[href='pairs.html']",
+                "table.pairs a[href^='pair-']",
+                ".spaces svg a",
+            ):
                 await tab.run(f'document.querySelector("{link}").focus()')
                 await tab.press("Enter")
             assert "prompt-" in await tab.run("location.pathname")
             assert await tab.run("document.querySelectorAll(':target').length") == 1
             await checked(tab, await tab.run("location.href.split('#')[0]"), 1600, False)
-            assert await tab.run("getComputedStyle(document.querySelector('.dot')).stroke") != "none"
+            assert (
+                await tab.run("getComputedStyle(document.querySelector('.dot')).stroke") != "none"
+            )
             assert all(u.startswith((home, "about:blank")) for u in tab.requested), tab.requested
             assert tab.complaints == []
 
@@ -117,15 +141,22 @@ def test_filters_order_pages_and_points_by_keyboard(tmp_path: Path) -> None:
             assert await tab.run("location.pathname") == "/pairs"
             first = await tab.run("document.querySelector('table.pairs a').href")
             await tab.press("n", alt=True)
-            assert "after=" in await tab.run("location.search") and "51 to 100 of 130" in await tab.run("document.body.innerText")
+            assert "after=" in await tab.run(
+                "location.search"
+            ) and "51 to 100 of 130" in await tab.run("document.body.innerText")
             await tab.press("b", alt=True)
             assert await tab.run("document.querySelector('table.pairs a').href") == first
             await tab.run("document.querySelector('.facets a[href*=\"kind=flat\"]').focus()")
             await tab.press("Enter")
             assert "kind=flat" in await tab.run("location.search")
-            await tab.run("document.querySelector('#sort').value = 'margin_helpful'; document.querySelector('#q').focus()")
+            await tab.run(
+                "document.querySelector('#sort').value = 'margin_helpful';"
+                " document.querySelector('#q').focus()"
+            )
             await tab.press("Enter")
-            assert "sort=margin_helpful" in await tab.run("location.search") and "kind=flat" in await tab.run("location.search")
+            assert "sort=margin_helpful" in await tab.run(
+                "location.search"
+            ) and "kind=flat" in await tab.run("location.search")
             await tab.run("document.querySelector('.hist a').focus()")
             await tab.press("Enter")
             assert "low=" in await tab.run("location.search")
@@ -147,9 +178,14 @@ def test_hostile_text_runs_nothing_and_breaks_no_layout(tmp_path: Path) -> None:
         row = v.get("/pairs.json").tree["pairs"][0]
         prompt_id = v.get(f"/pair/{row['pair_id']}.json").tree["pair"]["prompt_id"]
         async with browser(tmp_path / "home") as tab:
-            for path in (*paths(v, prompt_id), "/pairs?q=%3Cimg%20src%3Dx%20onerror%3Dwindow.hacked%3D1%3E"):
+            for path in (
+                *paths(v, prompt_id),
+                "/pairs?q=%3Cimg%20src%3Dx%20onerror%3Dwindow.hacked%3D1%3E",
+            ):
                 await checked(tab, v.url + path, 400, False)
-            assert all(u.startswith(v.url) or u == "about:blank" for u in tab.requested), tab.requested
+            assert all(u.startswith(v.url) or u == "about:blank" for u in tab.requested), (
+                tab.requested
+            )
             assert [c for c in tab.complaints if "404" not in c] == []
 
     with viewing(tmp_path / "set") as v:

@@ -1,6 +1,8 @@
-"""A second real server, of the kind that takes a request and ignores half of it: `transformers serve`.
+"""A second real server, of the kind that takes a request and ignores half of it: `transformers
+serve`.
 
-It answers n=4 with one choice, and drops logprobs and response_format, all with HTTP 200. So what came back is counted and
+It answers n=4 with one choice, and drops logprobs and response_format, all with HTTP 200. So what
+came back is counted and
 checked: the missing samples are asked for singly, and a reply without a verdict is no verdict.
 """
 
@@ -38,7 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
     model = where / "model"
     shutil.copytree(tiny_model(vllm_python()), model)
     config = model / "generation_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "do_sample": True}))  # else it is greedy, whatever is asked
+    # else it is greedy, whatever is asked
+    config.write_text(json.dumps({**json.loads(config.read_text()), "do_sample": True}))
     with TransformersServer(model, where / "server.log") as running:
         yield running
 
@@ -46,7 +49,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
 def asked(server: RealServer, where: Path, *requests: Request) -> tuple[list[list[Answer]], Usage]:
     """One after the other: its seed is one for the whole process."""
     usage = Usage()
-    role = RoleSettings(base_url=server.base_url, model=str(server.model), concurrency=1, timeout_s=120)
+    role = RoleSettings(
+        base_url=server.base_url, model=str(server.model), concurrency=1, timeout_s=120
+    )
     build: BuildSettings = build_settings({"name": "x", "source": {"kind": "jsonl"}})
 
     async def run() -> list[list[Answer]]:
@@ -68,8 +73,13 @@ def request(n: int = 4, **sampling: Any) -> Request:
 
 
 def test_n_is_ignored_and_topped_up(server: RealServer, tmp_path: Path) -> None:
-    status, body = server.post("/v1/chat/completions", {"model": str(server.model), "messages": list(ASK), "n": 4, "max_tokens": 8})
-    assert status == 200 and len(body["choices"]) == 1, "this server has learned n: the test has lost its subject"
+    status, body = server.post(
+        "/v1/chat/completions",
+        {"model": str(server.model), "messages": list(ASK), "n": 4, "max_tokens": 8},
+    )
+    assert status == 200 and len(body["choices"]) == 1, (
+        "this server has learned n: the test has lost its subject"
+    )
     (first,), usage = asked(server, tmp_path / "a", request())
     assert [a.error for a in first] == [None] * 4 and len({a.text for a in first}) > 1
     assert usage.sent == 4 and usage.repeated == 0
@@ -85,7 +95,8 @@ def test_logprobs_that_do_not_come_are_none(server: RealServer, tmp_path: Path) 
 
 
 def test_json_that_does_not_come_is_no_verdict(server: RealServer, tmp_path: Path) -> None:
-    """The model writes small talk where a verdict was asked for: None with a reason, never a number."""
+    """The model writes small talk where a verdict was asked for: None with a reason, never a
+    number."""
     (answers,), _ = asked(server, tmp_path, request(n=3, schema=SCHEMA))
     for answer in answers:
         level, reason = verdict(answer)
@@ -95,13 +106,42 @@ def test_json_that_does_not_come_is_no_verdict(server: RealServer, tmp_path: Pat
 
 def test_a_build(server: RealServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_file(tmp_path / "rows.jsonl", 2)
-    sets = ("presample.enabled=false", "fuse.arms=[identity]", "rollout.n=3", "policy.max_tokens=16", "judge.max_tokens=16",
-            "dimensions=[helpful]", "select.confirm=false", "policy.concurrency=2", "limits.max_error_share=1.0")
-    main(["build", "--source", "jsonl", "--data", str(rows), "--base-url", server.base_url, "--model", str(server.model), "--out",
-          str(tmp_path / "run"), "--json", "--until", "score", *(w for s in sets for w in ("--set", s))])
+    sets = (
+        "presample.enabled=false",
+        "fuse.arms=[identity]",
+        "rollout.n=3",
+        "policy.max_tokens=16",
+        "judge.max_tokens=16",
+        "dimensions=[helpful]",
+        "select.confirm=false",
+        "policy.concurrency=2",
+        "limits.max_error_share=1.0",
+    )
+    main(
+        [
+            "build",
+            "--source",
+            "jsonl",
+            "--data",
+            str(rows),
+            "--base-url",
+            server.base_url,
+            "--model",
+            str(server.model),
+            "--out",
+            str(tmp_path / "run"),
+            "--json",
+            "--until",
+            "score",
+            *(w for s in sets for w in ("--set", s)),
+        ]
+    )
     summary = json.loads(capsys.readouterr().out)
-    assert summary["counts"]["rollout"] == {"in": 6, "kept": summary["counts"]["rollout"]["kept"],
-                                            "dropped": summary["counts"]["rollout"]["dropped"]}
+    assert summary["counts"]["rollout"] == {
+        "in": 6,
+        "kept": summary["counts"]["rollout"]["kept"],
+        "dropped": summary["counts"]["rollout"]["dropped"],
+    }
     for stage, c in summary["counts"].items():
         assert c["in"] == c["kept"] + sum(c["dropped"].values()), stage
     assert summary["requests"] >= 6 + 6 and summary["repeated"] == 0

@@ -1,6 +1,7 @@
 """What a real vLLM server does with the requests this package sends, by the bare HTTP protocol.
 
-The engine relies on each of these; a vLLM release that changes one is to be noticed here, not in a dataset.
+The engine relies on each of these; a vLLM release that changes one is to be noticed here, not in a
+dataset.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ SCHEMA = {
     "required": ["score"],
     "additionalProperties": False,
 }
-ENDS = ["That is all I know.", "Have fun!", "I hope this helps."]  # the tiny model's judge goes by these
-JUDGE = "Question:\n{ask}\nAnswer:\nSure. It helps to ask a friend, or {i} of them. {end}\nReply with JSON."
+# the tiny model's judge goes by these
+ENDS = ["That is all I know.", "Have fun!", "I hope this helps."]
+JUDGE = (
+    "Question:\n{ask}\nAnswer:\nSure. It helps to ask a friend, or {i} of them. {end}\nReply with"
+    " JSON."
+)
 
 
 def texts(reply: tuple[int, Any]) -> list[str]:
@@ -55,12 +60,16 @@ def valid(text: str) -> bool:
         verdict = json.loads(text)
     except ValueError:
         return False
-    return isinstance(verdict, dict) and list(verdict) == ["score"] and verdict["score"] in range(1, 6)
+    return (
+        isinstance(verdict, dict) and list(verdict) == ["score"] and verdict["score"] in range(1, 6)
+    )
 
 
 def love_of_whitespace(server: RealServer) -> dict[str, float]:
     """A bias that makes any model write whitespace wherever the grammar lets it."""
-    status, body = server.post("/tokenize", {"model": "tiny", "prompt": " \n", "add_special_tokens": False})
+    status, body = server.post(
+        "/tokenize", {"model": "tiny", "prompt": " \n", "add_special_tokens": False}
+    )
     assert status == 200
     return {str(token): 30.0 for token in body["tokens"]}
 
@@ -76,7 +85,10 @@ def test_n_gives_n_different_choices_with_usage(server: RealServer) -> None:
     status, body = server.chat(ASK, n=4, seed=7, **SAMPLED)
     assert len(set(texts((status, body)))) == 4
     assert {c["finish_reason"] for c in body["choices"]} <= {"stop", "length"}
-    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
+    assert (
+        body["usage"]["total_tokens"]
+        == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
+    )
 
 
 def test_same_seed_same_text(server: RealServer) -> None:
@@ -133,7 +145,9 @@ def test_stop_string_ends_the_text(server: RealServer) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_schema_gives_json_from_a_model_that_knows_the_form(server: RealServer, temperature: float) -> None:
+def test_schema_gives_json_from_a_model_that_knows_the_form(
+    server: RealServer, temperature: float
+) -> None:
     replies = verdicts(server, temperature=temperature, response_format=as_format(SCHEMA))
     assert [r for r in replies if not valid(r)] == []
     assert temperature == 0 or len(set(replies)) > 1
@@ -141,7 +155,9 @@ def test_schema_gives_json_from_a_model_that_knows_the_form(server: RealServer, 
 
 def test_a_schema_alone_does_not_bound_whitespace(server: RealServer) -> None:
     """So a verdict may be cut at max_tokens, and the caller must count it as no verdict."""
-    replies = verdicts(server, 8, response_format=as_format(SCHEMA), logit_bias=love_of_whitespace(server))
+    replies = verdicts(
+        server, 8, response_format=as_format(SCHEMA), logit_bias=love_of_whitespace(server)
+    )
     assert not any(valid(r) for r in replies)
     assert all(r.startswith("{") and r.rstrip() != r for r in replies)
 
@@ -171,10 +187,16 @@ def test_unknown_model_is_404(server: RealServer) -> None:
     ("fields", "param", "words"),
     [
         ({"user": "word " * 4000}, "input_tokens", "maximum context length is 2048 tokens"),
-        ({"user": "x", "max_tokens": 5000}, "max_tokens", "cannot be greater than max_model_len=2048"),
+        (
+            {"user": "x", "max_tokens": 5000},
+            "max_tokens",
+            "cannot be greater than max_model_len=2048",
+        ),
     ],
 )
-def test_too_long_is_400(server: RealServer, fields: dict[str, Any], param: str, words: str) -> None:
+def test_too_long_is_400(
+    server: RealServer, fields: dict[str, Any], param: str, words: str
+) -> None:
     status, body = server.chat(**fields)
     assert status == 400
     error = body["error"]
@@ -194,10 +216,16 @@ def test_requests_seen_counts_http_requests(server: RealServer) -> None:
     """Exactly, with several choices, refusals and 24 connections at once; the access log agrees."""
 
     def sequences() -> float:
-        return sum(v for k, v in server.metrics().items() if k.startswith("vllm:request_success_total"))
+        return sum(
+            v for k, v in server.metrics().items() if k.startswith("vllm:request_success_total")
+        )
 
-    before, refused, done, logged = (server.requests_seen(), server.requests_seen("4xx"), sequences(),
-                                     server.chat_lines_in_log())  # fmt: skip
+    before, refused, done, logged = (
+        server.requests_seen(),
+        server.requests_seen("4xx"),
+        sequences(),
+        server.chat_lines_in_log(),
+    )
     with ThreadPoolExecutor(24) as pool:
         list(pool.map(lambda i: server.chat(ASK, n=4, seed=i, **SAMPLED), range(48)))
     server.chat("x", n=0)
@@ -218,5 +246,7 @@ def compact_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealSer
 
 def test_a_compact_server_always_ends_its_json(compact_server: RealServer) -> None:
     bias = love_of_whitespace(compact_server)
-    replies = verdicts(compact_server, temperature=0.7, response_format=as_format(SCHEMA), logit_bias=bias)
+    replies = verdicts(
+        compact_server, temperature=0.7, response_format=as_format(SCHEMA), logit_bias=bias
+    )
     assert [r for r in replies if not valid(r)] == []

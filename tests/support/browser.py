@@ -1,4 +1,5 @@
-"""Chromium without a screen over its own protocol: pages laid out, keys pressed, every request and complaint of a page noted.
+"""Chromium without a screen over its own protocol: pages laid out, keys pressed, every request and
+complaint of a page noted.
 
     async with browser(tmp_path) as tab:
         await tab.open(url, width=400, dark=True)
@@ -30,7 +31,8 @@ class Tab:
     """One page of the browser.
 
     Attributes:
-        requested: URLs that pages asked for. complaints: messages of the console and of the security policy.
+        requested: URLs that pages asked for. complaints: messages of the console and of the
+            security policy.
     """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -69,13 +71,21 @@ class Tab:
     async def attach(self) -> None:
         """Take a new page."""
         target = await self.ask("Target.createTarget", url="about:blank")
-        self._session = (await self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True))["sessionId"]
+        self._session = (
+            await self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        )["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             await self.ask(f"{domain}.enable")
 
     async def open(self, url: str, width: int = 1600, dark: bool = False) -> None:
         """Load a page and wait for it."""
-        await self.ask("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=width < 600)
+        await self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=1000,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self._loaded.clear()
@@ -85,18 +95,30 @@ class Tab:
     async def press(self, key: str, alt: bool = False) -> None:
         """A key, and the page that it leads to; access keys are known by what is typed."""
         self._loaded.clear()
-        code = "Enter" if key == "Enter" else f"{'Digit' if key.isdecimal() else 'Key'}{key.upper()}"
+        code = (
+            "Enter" if key == "Enter" else f"{'Digit' if key.isdecimal() else 'Key'}{key.upper()}"
+        )
         number = 13 if key == "Enter" else ord(key.upper())
         typed = "\r" if key == "Enter" else key
-        named = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": 1 if alt else 0}
+        named = {
+            "key": key,
+            "code": code,
+            "windowsVirtualKeyCode": number,
+            "modifiers": 1 if alt else 0,
+        }
         await self.ask("Input.dispatchKeyEvent", type="rawKeyDown", **named)
-        await self.ask("Input.dispatchKeyEvent", type="char", text=typed, unmodifiedText=typed, **named)
+        await self.ask(
+            "Input.dispatchKeyEvent", type="char", text=typed, unmodifiedText=typed, **named
+        )
         await self.ask("Input.dispatchKeyEvent", type="keyUp", **named)
         await asyncio.wait_for(self._loaded.wait(), 60)
 
     async def run(self, script: str) -> Any:
-        """The value of an expression in the page, as the browser's tools run it, whatever the page's policy."""
-        result = (await self.ask("Runtime.evaluate", expression=script, returnByValue=True))["result"]
+        """The value of an expression in the page, as the browser's tools run it, whatever the
+        page's policy."""
+        result = (await self.ask("Runtime.evaluate", expression=script, returnByValue=True))[
+            "result"
+        ]
         assert result.get("subtype") != "error", result
         return result.get("value")
 
@@ -106,10 +128,14 @@ async def browser(home: Path) -> AsyncIterator[Tab]:
     """A browser with one page, its files in `home`."""
     program = chromium()
     assert program is not None
-    flags = ("--headless --no-sandbox --disable-gpu --remote-debugging-port=0 --no-first-run --disable-background-networking "
-             "--disable-component-update --disable-sync about:blank").split()  # fmt: skip
+    flags = (
+        "--headless --no-sandbox --disable-gpu --remote-debugging-port=0 --no-first-run"
+        " --disable-background-networking --disable-component-update --disable-sync about:blank"
+    ).split()
     pipes = {"stderr": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.DEVNULL}
-    process = await asyncio.create_subprocess_exec(program, f"--user-data-dir={home}", *flags, **pipes)
+    process = await asyncio.create_subprocess_exec(
+        program, f"--user-data-dir={home}", *flags, **pipes
+    )
     try:
         assert process.stderr is not None
         url = ""
@@ -119,7 +145,10 @@ async def browser(home: Path) -> AsyncIterator[Tab]:
             found = re.search(rb"listening on (ws://\S+)", line)
             url = found[1].decode() if found else ""
         drain = asyncio.create_task(process.stderr.read())
-        async with aiohttp.ClientSession() as session, session.ws_connect(url, max_msg_size=0) as socket:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(url, max_msg_size=0) as socket,
+        ):
             tab = Tab(socket)
             listening = asyncio.create_task(tab.listen())
             await tab.attach()

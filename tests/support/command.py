@@ -1,4 +1,5 @@
-"""The command line in processes of their own: started, watched through the server that they ask, killed."""
+"""The command line in processes of their own: started, watched through the server that they ask,
+killed."""
 
 from __future__ import annotations
 
@@ -21,23 +22,36 @@ _DIMENSION = re.compile(r"^Dimension: (\w+)$", re.M)
 
 
 def steady(body: dict[str, Any], time: int) -> Fault | None:
-    """A judge whose verdict is a function of the answer and the dimension, so that every repeat agrees with itself."""
+    """A judge whose verdict is a function of the answer and the dimension, so that every repeat
+    agrees with itself."""
     if "response_format" not in body:
         return None
     said = "\n".join(m["content"] for m in body["messages"])
     answer, dimension = _ANSWER.findall(said)[-1], _DIMENSION.findall(said)[0]
-    return Fault(text=json.dumps({"score": 1 + hashlib.sha256(f"{dimension} {answer}".encode()).digest()[0] % 5}))
+    return Fault(
+        text=json.dumps(
+            {"score": 1 + hashlib.sha256(f"{dimension} {answer}".encode()).digest()[0] % 5}
+        )
+    )
 
 
 def rows_file(path: Path, n: int) -> Path:
     """`n` short prompts."""
-    path.write_text("".join(json.dumps({"prompt": f"How do I repair item {i} of the old clock?"}) + "\n" for i in range(n)))
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": f"How do I repair item {i} of the old clock?"}) + "\n"
+            for i in range(n)
+        )
+    )
     return path
 
 
 def parquet_hashes(run: Path) -> dict[str, str]:
     """Every Parquet file in a run folder, with the hash of its bytes."""
-    return {str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(run.rglob("*.parquet"))}
+    return {
+        str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(run.rglob("*.parquet"))
+    }
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -54,11 +68,14 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     }
 
 
-def start(argv: list[str], cwd: Path, limit: Callable[[], None] = lambda: None, **more: Any) -> subprocess.Popen[str]:
+def start(
+    argv: list[str], cwd: Path, limit: Callable[[], None] = lambda: None, **more: Any
+) -> subprocess.Popen[str]:
     """`mora-data ARGV` in a process of its own, under the resource `limit` it sets itself."""
 
     def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored when the tests run in the background of a shell
+        # ignored when the tests run in the background of a shell
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         limit()
 
     return subprocess.Popen(

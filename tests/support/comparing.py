@@ -1,4 +1,5 @@
-"""A judge's reply to a comparison of two answers: the one that begins with `good` wins, whichever comes first."""
+"""A judge's reply to a comparison of two answers: the one that begins with `good` wins, whichever
+comes first."""
 
 from __future__ import annotations
 
@@ -14,4 +15,8 @@ def winner(text: str) -> Fault | None:
         return None
     first, second = (re.search(rf"<{n}-\w+>\s(\w+)", text) for n in ("first", "second"))
     good = [bool(m) and m[1] == "good" for m in (first, second)]
-    return Fault(text=json.dumps({"winner": "tie" if good[0] == good[1] else "first" if good[0] else "second"}))
+    return Fault(
+        text=json.dumps(
+            {"winner": "tie" if good[0] == good[1] else "first" if good[0] else "second"}
+        )
+    )

@@ -1,8 +1,9 @@
-"""A loopback server that speaks enough of the OpenAI chat protocol to test an engine: n, seed, usage, faults.
+"""A loopback server that speaks enough of the OpenAI chat protocol to test an engine: n, seed,
+usage, faults.
 
-It stands in for servers that can't be made to fail on command. The text of choice i depends on messages, model,
-temperature and seed + i, as on vLLM. A `script` decides what a request gets instead: a function of (body, how often this
-body was asked) that returns a Fault or None.
+It stands in for servers that can't be made to fail on command. The text of choice i depends on
+messages, model, temperature and seed + i, as on vLLM. A `script` decides what a request gets
+instead: a function of (body, how often this body was asked) that returns a Fault or None.
 
     with FakeOpenAI(script=lambda body, time: Fault(status=429) if time == 1 else None) as server:
         server.base_url
@@ -26,7 +27,8 @@ from typing import Any
 
 @dataclass
 class Fault:
-    """What a request gets instead of its answer. `drop`: closed, "before" or in the "middle" of the body."""
+    """What a request gets instead of its answer. `drop`: closed, "before" or in the "middle" of the
+    body."""
 
     status: int = 200
     body: bytes | None = None
@@ -45,14 +47,24 @@ Script = Callable[[dict[str, Any], int], "Fault | None"]
 
 
 class FakeOpenAI:
-    """The server, in a thread. `requests` holds every chat body it read, in order; `delay_s` is how long an answer takes."""
+    """The server, in a thread. `requests` holds every chat body it read, in order; `delay_s` is how
+    long an answer takes."""
 
     handler: type[BaseHTTPRequestHandler]
 
-    def __init__(self, script: Script | None = None, models: tuple[str, ...] = ("fake",), max_n: int | None = None,
-                 delay_s: float = 0.0, vllm: str = "", port: int = 0, rates: Rates | None = None) -> None:
+    def __init__(
+        self,
+        script: Script | None = None,
+        models: tuple[str, ...] = ("fake",),
+        max_n: int | None = None,
+        delay_s: float = 0.0,
+        vllm: str = "",
+        port: int = 0,
+        rates: Rates | None = None,
+    ) -> None:
         self.script, self.models, self.max_n, self.delay_s = script, models, max_n, delay_s
-        self.rates = rates  # raw outputs of /classify and /pooling for a body; None: there are no such paths
+        # raw outputs of /classify and /pooling for a body; None: there are no such paths
+        self.rates = rates
         self.paths: list[str] = []
         self.vllm = vllm  # claims to be this version of vLLM
         self.requests: list[dict[str, Any]] = []
@@ -71,10 +83,17 @@ class FakeOpenAI:
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> FakeOpenAI:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.released.set()
         self._server.shutdown()
         self._server.server_close()
@@ -84,12 +103,29 @@ class FakeOpenAI:
         n = int(body.get("n") or 1)
         n = min(n, self.max_n) if self.max_n else n
         n = n if fault.choices is None else fault.choices
-        choices = [{"index": i, "finish_reason": fault.finish_reason,
-                    "message": {"role": "assistant", "content": fault.text if fault.text is not None else answer(body, i)}}
-                   for i in range(n)]
-        return {"id": "x", "object": "chat.completion", "model": fault.model or body.get("model"), "choices": choices,
-                "usage": {"prompt_tokens": 10, "completion_tokens": 5 * n, "total_tokens": 10 + 5 * n,
-                          "prompt_tokens_details": {"cached_tokens": fault.cached}}}
+        choices = [
+            {
+                "index": i,
+                "finish_reason": fault.finish_reason,
+                "message": {
+                    "role": "assistant",
+                    "content": fault.text if fault.text is not None else answer(body, i),
+                },
+            }
+            for i in range(n)
+        ]
+        return {
+            "id": "x",
+            "object": "chat.completion",
+            "model": fault.model or body.get("model"),
+            "choices": choices,
+            "usage": {
+                "prompt_tokens": 10,
+                "completion_tokens": 5 * n,
+                "total_tokens": 10 + 5 * n,
+                "prompt_tokens_details": {"cached_tokens": fault.cached},
+            },
+        }
 
     def repeated(self) -> int:
         """Answers given more than once to the same body."""
@@ -107,15 +143,19 @@ class FakeOpenAI:
 
     def drain(self) -> None:
         """Return when everything that a dead client had sent is read and answered."""
-        with socket.create_connection(("127.0.0.1", self.port)) as last:  # accepted after all others
+        # accepted after all others
+        with socket.create_connection(("127.0.0.1", self.port)) as last:
             last.sendall(b"GET /v1/models HTTP/1.0\r\n\r\n")
             last.recv(1)
         self.wait_for(lambda: self.connections == 0)
 
     def wait_for(self, true: Callable[[], bool], timeout_s: float = 60.0) -> None:
-        """Return as soon as `true()` holds; it is asked after every request and closed connection."""
+        """Return as soon as `true()` holds; it is asked after every request and closed
+        connection."""
         with self.changed:
-            assert self.changed.wait_for(true, timeout_s), f"not so within {timeout_s:g} s, after {len(self.requests)} requests"
+            assert self.changed.wait_for(true, timeout_s), (
+                f"not so within {timeout_s:g} s, after {len(self.requests)} requests"
+            )
 
 
 class _Server(ThreadingHTTPServer):
@@ -146,7 +186,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.endswith("/models"):
             owner = {"owned_by": "vllm"} if self.fake.vllm else {}
-            self._send(200, json.dumps({"object": "list", "data": [{"id": m, **owner} for m in self.fake.models]}).encode())
+            self._send(
+                200,
+                json.dumps(
+                    {"object": "list", "data": [{"id": m, **owner} for m in self.fake.models]}
+                ).encode(),
+            )
         elif self.path == "/version" and self.fake.vllm:
             self._send(200, json.dumps({"version": self.fake.vllm}).encode())
         else:
@@ -164,7 +209,9 @@ class Handler(BaseHTTPRequestHandler):
             run = self.fake.run
             self.fake.changed.notify_all()
         fault = self.fake.script(body, time) if self.fake.script else None
-        if fault is not None and (fault.hang or fault.drop or fault.body is not None or fault.status != 200):
+        if fault is not None and (
+            fault.hang or fault.drop or fault.body is not None or fault.status != 200
+        ):
             return self._fail(fault)
         if self.fake.delay_s:
             clock.sleep(self.fake.delay_s)
@@ -183,7 +230,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.fake.rates is None:
             return self._send(404, b'{"detail": "Not Found"}')
         field = "probs" if self.path == "/classify" else "data"
-        self._send(200, json.dumps({"data": [{"index": 0, field: self.fake.rates(body)}], "usage": {"prompt_tokens": 7}}).encode())
+        self._send(
+            200,
+            json.dumps(
+                {
+                    "data": [{"index": 0, field: self.fake.rates(body)}],
+                    "usage": {"prompt_tokens": 7},
+                }
+            ).encode(),
+        )
 
     def _fail(self, fault: Fault) -> None:
         if fault.hang:
@@ -192,16 +247,24 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fault.drop:
             if fault.drop == "middle":
-                self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n{\"choices\": [")
+                self.wfile.write(b'HTTP/1.1 200 OK\r\ncontent-length: 5000\r\n\r\n{"choices": [')
                 self.wfile.flush()
             self.close_connection = True
             return
-        body = fault.body if fault.body is not None else json.dumps({"error": {"message": f"told to say {fault.status}"}}).encode()
+        body = (
+            fault.body
+            if fault.body is not None
+            else json.dumps({"error": {"message": f"told to say {fault.status}"}}).encode()
+        )
         self._send(fault.status, body, fault.headers)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}.items():
+        for name, value in {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -213,11 +276,20 @@ FakeOpenAI.handler = Handler
 def answer(body: dict[str, Any], i: int) -> str:
     """The text of choice i: a verdict for a judge's question, words for another."""
     seed = int(body.get("seed") or 0) + i
-    said = json.dumps([body.get("messages"), body.get("model"), body.get("temperature"), seed], sort_keys=True)
+    said = json.dumps(
+        [body.get("messages"), body.get("model"), body.get("temperature"), seed], sort_keys=True
+    )
     h = hashlib.sha256(said.encode()).digest()
-    if "judge" in str(body.get("model")) or "response_format" in body or "structured_outputs" in body:
+    if (
+        "judge" in str(body.get("model"))
+        or "response_format" in body
+        or "structured_outputs" in body
+    ):
         return json.dumps({"score": 1 + h[0] % 5})
     return " ".join(WORDS[b % len(WORDS)] for b in h[: 8 + h[1] % 20])
 
 
-WORDS = "ask bring check drink eat find give hear invite join keep learn make note open plan read see take use".split()
+WORDS = (
+    "ask bring check drink eat find give hear invite join keep learn make note open plan read see"
+    " take use".split()
+)

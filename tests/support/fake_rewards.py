@@ -1,4 +1,5 @@
-"""Rewards without a model, for tests of calibration and noise; named by `rewards.<dim>[].kind: support.fake_rewards:Offset`."""
+"""Rewards without a model, for tests of calibration and noise; named by `rewards.<dim>[].kind:
+support.fake_rewards:Offset`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ def uniform(*parts: str) -> float:
 
 
 class Offset:
-    """A Bradley-Terry score: what the answer is worth plus an offset of the prompt, on no absolute scale."""
+    """A Bradley-Terry score: what the answer is worth plus an offset of the prompt, on no absolute
+    scale."""
 
     calibration = "anchored"
     floor: float | None = None
@@ -23,14 +25,24 @@ class Offset:
     noise = 0.1
 
     def __init__(self, dimension: str, settings: Any, build: Any) -> None:
-        self.dimension, self.name, self.fingerprint = dimension, type(self).__name__.lower(), type(self).__name__
+        self.dimension, self.name, self.fingerprint = (
+            dimension,
+            type(self).__name__.lower(),
+            type(self).__name__,
+        )
 
     def raw(self, prompt_id: str, answer: str, purpose: str) -> float | None:
         """The score; fresh measurements differ by noise."""
-        fresh = self.noise * (uniform(purpose, answer) - 0.5) if not purpose.startswith("score") else 0.0
+        fresh = (
+            self.noise * (uniform(purpose, answer) - 0.5)
+            if not purpose.startswith("score")
+            else 0.0
+        )
         return 20 * uniform(prompt_id) + len(answer.split()) / 10 + fresh
 
-    async def scores(self, ask: Any, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
+    async def scores(
+        self, ask: Any, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
+    ) -> list[Score]:
         found = [self.raw(prompt_id, a, purpose) for a in answers]
         return [Score(self.dimension, self.name, None, r, "uncalibrated") for r in found]
 
@@ -59,8 +71,12 @@ class Level(Offset):
         moved = self.shift if "canary:end" in purpose else 0.0
         return min(max(0.1 + 0.8 * uniform(answer) + moved, 0.0), 1.0)
 
-    async def scores(self, ask: Any, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str) -> list[Score]:
-        return [Score(self.dimension, self.name, self.value(prompt_id, a, purpose)) for a in answers]
+    async def scores(
+        self, ask: Any, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
+    ) -> list[Score]:
+        return [
+            Score(self.dimension, self.name, self.value(prompt_id, a, purpose)) for a in answers
+        ]
 
 
 class Dice(Level):

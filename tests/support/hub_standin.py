@@ -1,16 +1,18 @@
-"""A small stand-in for the Hub's git and LFS API: tests only, stdlib only, the unmodified client talks to it.
+"""A small stand-in for the Hub's git and LFS API: tests only, stdlib only, the unmodified client
+talks to it.
 
     python hub_standin.py --root DIR --port 0 [--token T] [--read-token R] [--log FILE]
     HF_ENDPOINT=http://127.0.0.1:PORT HF_HUB_DISABLE_XET=1 HF_TOKEN=T python your_script.py
 
-State is on disk under the root: blobs/<sha256>, and one JSON file per repository (commits and refs). It speaks plain
-Git-LFS "basic" uploads only, so clients set HF_HUB_DISABLE_XET=1. Private repositories need a token to be read, when
-the server has one. In a test, faults are put in by hand:
+State is on disk under the root: blobs/<sha256>, and one JSON file per repository (commits and
+refs). It speaks plain Git-LFS "basic" uploads only, so clients set HF_HUB_DISABLE_XET=1. Private
+repositories need a token to be read, when the server has one. In a test, faults are put in by hand:
 
     server = make_server(root, token="T")
     server.faults.append(Fault("POST", r".*/commit/.*", status=412))          # refuse one commit
-    server.faults.append(Fault("PUT", r"/_lfs/.*", drop="half"))              # hang up in the middle of an upload
-    server.faults.append(Fault("POST", r".*/commit/.*", drop="after"))        # do it, then hang up without an answer
+    server.faults.append(Fault("PUT", r"/_lfs/.*", drop="half"))              # hang up in the
+    middle of an upload server.faults.append(Fault("POST", r".*/commit/.*", drop="after"))        #
+    do it, then hang up without an answer
 """
 
 from __future__ import annotations
@@ -63,8 +65,10 @@ class Fault:
     times: int = 1
     skip: int = 0  # let this many pass first
     retry_after: float | None = None
-    drop: Literal["", "half", "after"] = ""  # hang up: halfway through the body, or after doing what was asked
-    then: Callable[[Store], None] | None = None  # done to the store first; without a status the request then goes on
+    # hang up: halfway through the body, or after doing what was asked
+    drop: Literal["", "half", "after"] = ""
+    # done to the store first; without a status the request then goes on
+    then: Callable[[Store], None] | None = None
     seen: int = 0
 
 
@@ -72,7 +76,11 @@ class HubError(Exception):
     """An error answer: status, X-Error-Code and message."""
 
     def __init__(
-        self, status: int, code: str | None = None, message: str = "", retry_after: float | None = None
+        self,
+        status: int,
+        code: str | None = None,
+        message: str = "",
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.retry_after = status, code, message, retry_after
@@ -131,7 +139,9 @@ class Store:
             "branches": {},
             "tags": {},
         }
-        attributes = "".join(f"{g} filter=lfs diff=lfs merge=lfs -text\n" for g in LFS_GLOBS).encode()
+        attributes = "".join(
+            f"{g} filter=lfs diff=lfs merge=lfs -text\n" for g in LFS_GLOBS
+        ).encode()
         self.commit(repo, "main", [("file", ".gitattributes", attributes)], "initial commit", "")
         self.save(repo)
         return repo
@@ -169,25 +179,47 @@ class Store:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {branch}")
         if parent and head and not head.startswith(parent):
             raise HubError(
-                412, None, f"A commit has happened since. Please refresh and try again. ({parent} is not {head})"
+                412,
+                None,
+                f"A commit has happened since. Please refresh and try again. ({parent} is not"
+                f" {head})",
             )
         files = dict(repo["commits"][head]["files"]) if head else {}
         for operation, path, value in operations:
             self._apply(files, operation, path, value)
-        oid = hashlib.sha1(json.dumps([head, files, title, description, time.time_ns()]).encode()).hexdigest()
-        repo["commits"][oid] = {"parent": head, "files": files, "title": title, "message": description, "date": now()}
+        oid = hashlib.sha1(
+            json.dumps([head, files, title, description, time.time_ns()]).encode()
+        ).hexdigest()
+        repo["commits"][oid] = {
+            "parent": head,
+            "files": files,
+            "title": title,
+            "message": description,
+            "date": now(),
+        }
         repo["branches"][branch] = oid
         return oid
 
     def _apply(self, files: dict[str, Any], operation: str, path: str, value: Any) -> None:
         if operation == "file":
-            files[path] = {"oid": git_blob_oid(value), "size": len(value), "sha": self.put_blob(value)}
+            files[path] = {
+                "oid": git_blob_oid(value),
+                "size": len(value),
+                "sha": self.put_blob(value),
+            }
         elif operation == "lfs":
             if not self.blob(value).exists():
-                raise HubError(400, None, f"LFS pointer points to a file that does not exist: {value}")
+                raise HubError(
+                    400, None, f"LFS pointer points to a file that does not exist: {value}"
+                )
             size = self.blob(value).stat().st_size
-            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{value}\nsize {size}\n".encode()
-            files[path] = {"oid": git_blob_oid(pointer), "size": size, "sha": value, "lfs": len(pointer)}
+            pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{value}\nsize {size}\n".encode()  # noqa: E501
+            files[path] = {
+                "oid": git_blob_oid(pointer),
+                "size": size,
+                "sha": value,
+                "lfs": len(pointer),
+            }
         elif operation == "delete":
             if path not in files:
                 raise HubError(404, "EntryNotFound", f"{path} does not exist")
@@ -229,11 +261,19 @@ class Handler(BaseHTTPRequestHandler):
                 raise HubError(fault.status, None, f"fault {fault.status}", fault.retry_after)
             self._answer = fault is None or not fault.drop
             for methods, pattern, route in ROUTES:
-                found = re.fullmatch(pattern, url.path) if self.command in methods.split("|") else None
+                found = (
+                    re.fullmatch(pattern, url.path) if self.command in methods.split("|") else None
+                )
                 if found:
                     self._check_token(route)
                     with self.store.lock:
-                        route(self, **{k: v if k == "rev" else unquote(v or "") for k, v in found.groupdict().items()})
+                        route(
+                            self,
+                            **{
+                                k: v if k == "rev" else unquote(v or "")
+                                for k, v in found.groupdict().items()
+                            },
+                        )
                     return
             raise HubError(404, None, "no such route in this stand-in")
         except HubError as e:
@@ -247,7 +287,11 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = dispatch
 
     def send(
-        self, status: int, data: Any = b"", headers: dict[str, str] | None = None, kind: str = "application/json"
+        self,
+        status: int,
+        data: Any = b"",
+        headers: dict[str, str] | None = None,
+        kind: str = "application/json",
     ) -> None:
         if not getattr(self, "_answer", True):
             raise HungUp
@@ -293,7 +337,9 @@ class Handler(BaseHTTPRequestHandler):
         ):
             return
         if self._token() == self.server.read_token is not None:
-            raise HubError(403, None, "Forbidden: you must use a write token to upload to a repository.")
+            raise HubError(
+                403, None, "Forbidden: you must use a write token to upload to a repository."
+            )
         if self._token() != self.server.token:
             raise HubError(401, None, "Invalid credentials in Authorization header")
 
@@ -331,12 +377,17 @@ class Handler(BaseHTTPRequestHandler):
         repo_id = f"{body.get('organization') or 'tester'}/{body['name']}"
         if repo_id.split("/")[0] not in ("tester", "org"):
             raise HubError(
-                403, None, f"You don't have the rights to create a repo under the namespace {repo_id.split('/')[0]}"
+                403,
+                None,
+                "You don't have the rights to create a repo under the namespace"
+                f" {repo_id.split('/')[0]}",
             )
         kind = body.get("type") or "model"
         url = f"{self.base}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
         try:
-            self.store.create(kind, repo_id, body.get("visibility") == "private" or bool(body.get("private")))
+            self.store.create(
+                kind, repo_id, body.get("visibility") == "private" or bool(body.get("private"))
+            )
         except HubError as e:
             if e.status != 409:
                 raise
@@ -346,7 +397,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def delete_repo(self) -> None:
         body = json.loads(self.raw)
-        self.store.delete(body.get("type") or "model", f"{body.get('organization') or 'tester'}/{body['name']}")
+        self.store.delete(
+            body.get("type") or "model", f"{body.get('organization') or 'tester'}/{body['name']}"
+        )
         self.send(200, {})
 
     def validate_yaml(self) -> None:
@@ -390,7 +443,10 @@ class Handler(BaseHTTPRequestHandler):
     def refs(self, kind: str, rid: str) -> None:
         repo = self.repo(kind, rid)
         listed = {
-            what: [{"name": n, "ref": f"refs/{path}/{n}", "targetCommit": oid} for n, oid in repo[what].items()]
+            what: [
+                {"name": n, "ref": f"refs/{path}/{n}", "targetCommit": oid}
+                for n, oid in repo[what].items()
+            ]
             for what, path in (("branches", "heads"), ("tags", "tags"))
         }
         self.send(200, {**listed, "converts": [], "pullRequests": []})
@@ -438,7 +494,11 @@ class Handler(BaseHTTPRequestHandler):
                 files.append({**entry(path, stored), **({"lastCommit": last} if expand else {})})
         if prefix and not files and not folders:
             raise HubError(404, "EntryNotFound", f"{sub} does not exist on {rev}")
-        self.send(200, sorted([*folders.values(), *files], key=lambda e: str(e["path"])), {"X-Repo-Commit": oid})
+        self.send(
+            200,
+            sorted([*folders.values(), *files], key=lambda e: str(e["path"])),
+            {"X-Repo-Commit": oid},
+        )
 
     def paths_info(self, kind: str, rid: str, rev: str) -> None:
         repo = self.repo(kind, rid)
@@ -453,7 +513,12 @@ class Handler(BaseHTTPRequestHandler):
                 out.append(entry(path, files[path]))
             elif any(f.startswith(path + "/") for f in files):
                 out.append(
-                    {"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path}
+                    {
+                        "type": "directory",
+                        "oid": hashlib.sha1(path.encode()).hexdigest(),
+                        "size": 0,
+                        "path": path,
+                    }
                 )
         self.send(200, out)
 
@@ -494,12 +559,19 @@ class Handler(BaseHTTPRequestHandler):
             elif key == "lfsFile":
                 operations.append(("lfs", value["path"], value["oid"]))
             else:
-                operations.append(("delete" if key == "deletedFile" else "delete_folder", value["path"], None))
+                operations.append(
+                    ("delete" if key == "deletedFile" else "delete_folder", value["path"], None)
+                )
         branch = unquote(rev).removeprefix("refs/heads/")
         if branch not in repo["branches"]:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {branch}")
         oid = self.store.commit(
-            repo, branch, operations, head.get("summary", ""), head.get("description", ""), head.get("parentCommit")
+            repo,
+            branch,
+            operations,
+            head.get("summary", ""),
+            head.get("description", ""),
+            head.get("parentCommit"),
         )
         self.store.save(repo)
         prefix = "" if kind == "models" else f"{kind}/"
@@ -517,7 +589,11 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repo(kind, rid)
         body = json.loads(self.raw or b"{}")
         if what == "branch":
-            target, new, refs = self.store.resolve(repo, body.get("startingPoint") or "main"), name, repo["branches"]
+            target, new, refs = (
+                self.store.resolve(repo, body.get("startingPoint") or "main"),
+                name,
+                repo["branches"],
+            )
         else:
             target, new, refs = self.store.resolve(repo, name), body["tag"], repo["tags"]
         if new in refs:
@@ -538,9 +614,15 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.raw)
         out = []
         for wanted in body["objects"]:
-            known: dict[str, Any] = {"oid": wanted["oid"], "size": wanted["size"], "authenticated": True}
+            known: dict[str, Any] = {
+                "oid": wanted["oid"],
+                "size": wanted["size"],
+                "authenticated": True,
+            }
             if body["operation"] == "upload" and not self.store.blob(wanted["oid"]).exists():
-                known["actions"] = {"upload": {"href": f"{self.base}/_lfs/{wanted['oid']}", "header": {}}}
+                known["actions"] = {
+                    "upload": {"href": f"{self.base}/_lfs/{wanted['oid']}", "header": {}}
+                }
             out.append(known)
         self.send(200, {"transfer": "basic", "objects": out}, kind="application/vnd.git-lfs+json")
 
@@ -570,7 +652,10 @@ class Handler(BaseHTTPRequestHandler):
         if asked is None or self.command != "GET":
             self.send(200, data, headers, "application/octet-stream")
             return
-        first, last = int(asked[1]), min(int(asked[2]) if asked[2] else len(data) - 1, len(data) - 1)
+        first, last = (
+            int(asked[1]),
+            min(int(asked[2]) if asked[2] else len(data) - 1, len(data) - 1),
+        )
         if first >= len(data):
             self.send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
         else:
@@ -654,7 +739,10 @@ class HubServer(ThreadingHTTPServer):
         with self._lock:
             self.seen.append(Seen(method, path, status, n_bytes))
             if self.log is not None:
-                self.log.write(json.dumps({"method": method, "path": path, "status": status, "bytes": n_bytes}) + "\n")
+                self.log.write(
+                    json.dumps({"method": method, "path": path, "status": status, "bytes": n_bytes})
+                    + "\n"
+                )
                 self.log.flush()
 
 
@@ -679,7 +767,12 @@ def now() -> str:
 
 def entry(path: str, stored: dict[str, Any]) -> dict[str, Any]:
     """A file as `tree` and `paths-info` list it."""
-    listed: dict[str, Any] = {"type": "file", "oid": stored["oid"], "size": stored["size"], "path": path}
+    listed: dict[str, Any] = {
+        "type": "file",
+        "oid": stored["oid"],
+        "size": stored["size"],
+        "path": path,
+    }
     if "lfs" in stored:
         listed["lfs"] = {"oid": stored["sha"], "size": stored["size"], "pointerSize": stored["lfs"]}
     return listed
@@ -691,7 +784,11 @@ def card_of(store: Store, files: dict[str, Any]) -> Any:
         return None
     import yaml
 
-    header = re.match(r"---\s*\n(.*?)\n---", store.blob(files["README.md"]["sha"]).read_text(errors="replace"), re.S)
+    header = re.match(
+        r"---\s*\n(.*?)\n---",
+        store.blob(files["README.md"]["sha"]).read_text(errors="replace"),
+        re.S,
+    )
     try:
         return yaml.safe_load(header[1]) if header else None
     except yaml.YAMLError:
@@ -707,7 +804,13 @@ def main() -> None:
     parser.add_argument("--log")
     args = parser.parse_args()
     log = Path(args.log).open("a") if args.log else None  # noqa: SIM115 - open as long as the server runs
-    server = make_server(args.root, args.port, args.token or os.environ.get("HUB_STANDIN_TOKEN"), log, args.read_token)
+    server = make_server(
+        args.root,
+        args.port,
+        args.token or os.environ.get("HUB_STANDIN_TOKEN"),
+        log,
+        args.read_token,
+    )
     print(server.url, flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()

@@ -1,4 +1,5 @@
-"""The simulator with two prompts that it can't bear: one makes it raise, the other ends its process.
+"""The simulator with two prompts that it can't bear: one makes it raise, the other ends its
+process.
 
 Named in settings as `policy.engine: support.poison:opened`.
 """
@@ -17,13 +18,17 @@ from mora_data.types import Request
 RAISES, KILLS = "an item that raises", "an item that kills"
 
 
-def opened(role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]) -> ScriptedEngine:
+def opened(
+    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+) -> ScriptedEngine:
     """The engine."""
     return Poisoned(build.scripted, build.seed, usage)
 
 
 class Poisoned(ScriptedEngine):
-    async def send(self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink) -> Record:
+    async def send(
+        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+    ) -> Record:
         text = request.messages[-1]["content"]
         if RAISES in text:
             raise ValueError("this row breaks the code")

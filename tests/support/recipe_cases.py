@@ -1,4 +1,5 @@
-"""A training script run on many command lines by one process: importing torch and trl takes longer than any of them."""
+"""A training script run on many command lines by one process: importing torch and trl takes longer
+than any of them."""
 
 from __future__ import annotations
 
@@ -22,9 +23,18 @@ for case in json.load(sys.stdin):
 """
 
 
-def run_cases(script: Path, cases: Sequence[Sequence[str]], env: Mapping[str, str]) -> list[tuple[int, str]]:
+def run_cases(
+    script: Path, cases: Sequence[Sequence[str]], env: Mapping[str, str]
+) -> list[tuple[int, str]]:
     """Exit code and stderr of each command line."""
-    done = subprocess.run([sys.executable, "-c", _IN_ONE_PROCESS, str(script)], input=json.dumps(cases), capture_output=True,
-                          text=True, timeout=300, check=False, env={**env, "PYTHONPATH": str(script.parent)})
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_ONE_PROCESS, str(script)],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**env, "PYTHONPATH": str(script.parent)},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return [(code, said) for code, said in map(json.loads, done.stdout.splitlines())]

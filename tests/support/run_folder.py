@@ -1,4 +1,5 @@
-"""A finished run folder made by hand: partitions sealed with known rewards, and a `preference` config beside them."""
+"""A finished run folder made by hand: partitions sealed with known rewards, and a `preference`
+config beside them."""
 
 from __future__ import annotations
 
@@ -17,12 +18,18 @@ from mora_data.text import context_id, group_id
 from mora_data.types import Message, Pair, Prompt, Rollout
 
 DIMS = ("helpful", "harmless", "truthful")
-WORDS = "a hen sat on the old stone wall by the long lane and saw the sea turn grey under a low sky of rain".split()
+WORDS = (
+    "a hen sat on the old stone wall by the long lane and saw the sea turn grey under a low sky of"
+    " rain".split()
+)
 REFERENCE = {
     "n_rollouts": 1200,
     "provisional": False,
     "floors": dict.fromkeys(DIMS, 0.75),
-    "noise": {d: {"sigma": 0.05, "reliability": r, "n": 120, "measured": True} for d, r in zip(DIMS, (0.9, 0.6, 0.2), strict=True)},
+    "noise": {
+        d: {"sigma": 0.05, "reliability": r, "n": 120, "measured": True}
+        for d, r in zip(DIMS, (0.9, 0.6, 0.2), strict=True)
+    },
 }
 
 
@@ -50,7 +57,8 @@ def make_run(
     length: Mapping[str, int] | None = None,
     text: str = "",
 ) -> Path:
-    """A run whose arms pass every floor at once at the given rates; else one dimension, at random, fails.
+    """A run whose arms pass every floor at once at the given rates; else one dimension, at random,
+    fails.
 
     `length`: words of an arm's prompts (20); `text`: put into every prompt and answer.
     """
@@ -60,7 +68,12 @@ def make_run(
     (path / "mine.json").write_bytes(orjson.dumps({"n_parts": parts}))
     (path / "reference.json").write_bytes(orjson.dumps(REFERENCE))
     manifest = {
-        "identity": {"dataset": "org/source", "config": "default", "split": "train", "revision": "abc"},
+        "identity": {
+            "dataset": "org/source",
+            "config": "default",
+            "split": "train",
+            "revision": "abc",
+        },
         "status": "done",
         "settings": made.model_dump(mode="json"),
         "settings_hash": "0123456789abcdef",
@@ -74,11 +87,19 @@ def make_run(
     rng = np.random.default_rng(1)
     for number in range(parts):
         part = Part(path, number)
-        prompts = [prompt(i, text) for i in range(number * n_prompts // parts, (number + 1) * n_prompts // parts)]
+        prompts = [
+            prompt(i, text)
+            for i in range(number * n_prompts // parts, (number + 1) * n_prompts // parts)
+        ]
         part.keep_prompts(prompts)
         if seal or number == 0:
             outcomes = [outcome(p, passing, rng, length or {}, text) for p in prompts]
-            part.seal(tables(outcomes, DIMS), [], [], {"settings": "x", "n_prompts": len(prompts), "counts": {}, "owed": []})
+            part.seal(
+                tables(outcomes, DIMS),
+                [],
+                [],
+                {"settings": "x", "n_prompts": len(prompts), "counts": {}, "owed": []},
+            )
     if pairs:
         write(path / "dataset", list(many(pairs)))
     return path
@@ -101,23 +122,45 @@ def prompt(i: int, text: str = "") -> Prompt:
     )
 
 
-def outcome(p: Prompt, passing: Mapping[str, float], rng: np.random.Generator, length: Mapping[str, int], text: str) -> Outcome:
+def outcome(
+    p: Prompt,
+    passing: Mapping[str, float],
+    rng: np.random.Generator,
+    length: Mapping[str, int],
+    text: str,
+) -> Outcome:
     """What came of a prompt: eight answers an arm, one candidate pair, two rewrites that pass."""
     out = Outcome(p, counts=Counter())
     for name, rate in passing.items():
         good = rng.random(8) < rate
         rewards = np.where(good[:, None], 1.0, rng.choice([0.5, 0.75, 1.0], (8, 3)))
         rewards[~good, rng.integers(0, 3, int((~good).sum()))] = 0.25
-        words = " ".join(WORDS[(p.source_row + k) % len(WORDS)] for k in range(length.get(name, 20)))
+        words = " ".join(
+            WORDS[(p.source_row + k) % len(WORDS)] for k in range(length.get(name, 20))
+        )
         arm = Arm(name, (Message(role="user", content=f"{text}{words}"),))
         arm.rollouts = [
-            Rollout(p.prompt_id, name, k, f"{text}answer {k}", "stop", 10 + k, ("refusal",) if k == 7 else ()) for k in range(8)
+            Rollout(
+                p.prompt_id,
+                name,
+                k,
+                f"{text}answer {k}",
+                "stop",
+                10 + k,
+                ("refusal",) if k == 7 else (),
+            )
+            for k in range(8)
         ]
         arm.rewards = {d: rewards[:, j].tolist() for j, d in enumerate(DIMS)}
         arm.rewards["truthful"][3] = None
-        arm.pairs = [Pair(p.prompt_id, name, 0, 1, 1.0, dict.fromkeys(DIMS, 0.5), dict.fromkeys(DIMS, 0.25))]
+        arm.pairs = [
+            Pair(p.prompt_id, name, 0, 1, 1.0, dict.fromkeys(DIMS, 0.5), dict.fromkeys(DIMS, 0.25))
+        ]
         out.arms.append(arm)
         if name != "identity":
-            out.fusions.append(FusionTry(name, 0, 0, f"{words} too", False, (), (("subject", True, 0.7),)))  # passed, not taken
+            # passed, not taken
+            out.fusions.append(
+                FusionTry(name, 0, 0, f"{words} too", False, (), (("subject", True, 0.7),))
+            )
             out.fusions.append(FusionTry(name, 0, 1, words, True, (), (("subject", True, 0.8),)))
     return out

@@ -1,4 +1,5 @@
-"""Small made-up `Scored` rows for the tests of the dataset folder, and a pick function of its own."""
+"""Small made-up `Scored` rows for the tests of the dataset folder, and a pick function of its
+own."""
 
 from __future__ import annotations
 
@@ -36,7 +37,11 @@ MANIFEST: dict[str, Any] = {
     },
     "models": {"policy": "org/policy@abc", "judge": "org/judge"},
     "templates": {"judge/helpful": "ab" * 32},
-    "reference": {"noise": {"helpful": 0.05, "harmless": 0.04, "truthful": 0.06}, "floors": FLOORS, "n": 1200},
+    "reference": {
+        "noise": {"helpful": 0.05, "harmless": 0.04, "truthful": 0.06},
+        "floors": FLOORS,
+        "n": 1200,
+    },
     "tokens": {"in": 12345, "out": 67890},
     "pairs": 24,
 }
@@ -64,7 +69,10 @@ def one(
     dims: tuple[str, ...] = DIMS,
 ) -> Scored:
     """One scored prompt with four answers; answer 0 beats answer 1 in every dimension."""
-    messages: tuple[Message, ...] = (*history, {"role": "user", "content": question or f"How do I number {i} things?"})
+    messages: tuple[Message, ...] = (
+        *history,
+        {"role": "user", "content": question or f"How do I number {i} things?"},
+    )
     texts = answers or (f"Count {i} of them, slowly.", f"No idea {i}.", f"Ask {i} friends.", "")
     values = rewards or dict.fromkeys(dims, (1.0, 0.25, 0.5, None))
     prompt = Prompt(
@@ -80,7 +88,15 @@ def one(
         category="sums" if i % 2 else None,
     )
     rollouts = tuple(
-        Rollout(prompt.prompt_id, "fused", k, t, "stop", 5, flags[k] if flags else () if t else ("empty",))
+        Rollout(
+            prompt.prompt_id,
+            "fused",
+            k,
+            t,
+            "stop",
+            5,
+            flags[k] if flags else () if t else ("empty",),
+        )
         for k, t in enumerate(texts)
     )
     best = Pair(prompt.prompt_id, "fused", 0, 1, 0.42, dict.fromkeys(dims, 0.75), {"helpful": 0.5})
@@ -105,11 +121,23 @@ def many(n: int) -> Iterator[Scored]:
 
 def pick(table: ScoredTable, target: str, aligned: tuple[str, ...]) -> Pairs:
     """Per row, the largest margin in `target` that does not lose in `aligned`."""
-    best = [(row, *found) for row in range(len(table)) if (found := _best(table, row, target, aligned)) is not None]
-    return Pairs.of([b[0] for b in best], [b[2] for b in best], [b[3] for b in best], [b[1] for b in best], len(table.dims))
+    best = [
+        (row, *found)
+        for row in range(len(table))
+        if (found := _best(table, row, target, aligned)) is not None
+    ]
+    return Pairs.of(
+        [b[0] for b in best],
+        [b[2] for b in best],
+        [b[3] for b in best],
+        [b[1] for b in best],
+        len(table.dims),
+    )
 
 
-def _best(table: ScoredTable, row: int, target: str, aligned: tuple[str, ...]) -> tuple[float, int, int] | None:
+def _best(
+    table: ScoredTable, row: int, target: str, aligned: tuple[str, ...]
+) -> tuple[float, int, int] | None:
     rewards = table.rewards_R_D[table.starts[row] : table.starts[row + 1]]
     column = {d: rewards[:, k] for k, d in enumerate(table.dims)}
     found = [

@@ -1,4 +1,5 @@
-"""A viewer on a port of its own for tests, and a reader of its pages that sees what a browser would take for markup."""
+"""A viewer on a port of its own for tests, and a reader of its pages that sees what a browser would
+take for markup."""
 
 from __future__ import annotations
 
@@ -24,15 +25,16 @@ from support.scored import many, write
 from mora_data.view.server import Server, server_of
 
 TAGS = frozenset(
-    "html head meta title link body a nav ul li main h1 h2 h3 h4 p div span section article aside dl dt dd table thead tbody tr "
-    "th td details summary form label input select option button footer b ins strong "
-    "figure figcaption svg desc text line rect circle path polyline polygon".split()
+    "html head meta title link body a nav ul li main h1 h2 h3 h4 p div span section article aside"
+    " dl dt dd table thead tbody tr th td details summary form label input select option button"
+    " footer b ins strong figure figcaption svg desc text line rect circle path polyline polygon".split()  # noqa: E501
 )
 HOSTILE = (
-    "<script>window.hacked=1</script><img src=x onerror=window.hacked=1><svg onload=window.hacked=1>\"'>"
-    "<a href=javascript:window.hacked=1></textarea></title></style><meta http-equiv=refresh content=0;url=http://example.invalid>"
-    "<iframe src=//example.invalid></iframe>\u202eright to left\u202c zero\u200bwidth \u2066isolate\u2069 \x07bell \ufeff "
-    "&lt;b&gt; <!-- ]]> {{7*7}}"
+    "<script>window.hacked=1</script><img src=x onerror=window.hacked=1><svg"
+    " onload=window.hacked=1>\"'><a"
+    " href=javascript:window.hacked=1></textarea></title></style><meta http-equiv=refresh"
+    " content=0;url=http://example.invalid><iframe src=//example.invalid></iframe>\u202eright to"
+    " left\u202c zero\u200bwidth \u2066isolate\u2069 \x07bell \ufeff &lt;b&gt; <!-- ]]> {{7*7}}"
 )
 
 
@@ -78,7 +80,9 @@ class Seen(HTMLParser):
         self.open.pop()
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1] if self.open else ''}>"
+        assert self.open and self.open[-1] == tag, (
+            f"</{tag}> closes <{self.open[-1] if self.open else ''}>"
+        )
         self.open.pop()
 
 
@@ -91,7 +95,9 @@ class Viewer:
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Reply:
         """A request; errors are replies, too."""
-        request = urllib.request.Request(self.url + path, method=method, headers=headers, data=b"" if method == "POST" else None)
+        request = urllib.request.Request(
+            self.url + path, method=method, headers=headers, data=b"" if method == "POST" else None
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as reply:
                 return Reply(reply.status, dict(reply.headers), reply.read())
@@ -101,7 +107,9 @@ class Viewer:
 
     def post(self, path: str, fields: dict[str, str], **headers: str) -> Reply:
         """A form sent as a browser would, not followed."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.server_address[1], timeout=30)
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.server.server_address[1], timeout=30
+        )
         kind = {"Content-Type": "application/x-www-form-urlencoded", "Origin": self.url}
         try:
             connection.request("POST", path, urllib.parse.urlencode(fields), {**kind, **headers})
@@ -118,7 +126,9 @@ class Viewer:
         assert not seen.open and seen.tags <= TAGS, (seen.open, seen.tags - TAGS)
         assert not {a for a in seen.attributes if a.startswith("on") or a == "style"}
         assert len(seen.ids) == len(set(seen.ids))
-        assert all(link.startswith(("/", "#", "?")) and not link.startswith("//") for link in seen.links), seen.links
+        assert all(
+            link.startswith(("/", "#", "?")) and not link.startswith("//") for link in seen.links
+        ), seen.links
         return seen
 
 
@@ -137,20 +147,30 @@ def viewing(path: Path, reviewer: str | None = None, other: Path | None = None) 
 
 
 def dataset(path: Path, n: int = 130, seed: int = 0) -> Path:
-    """A dataset folder of n pairs with drawn margins, kinds, arms; the first quarter is the test split."""
+    """A dataset folder of n pairs with drawn margins, kinds, arms; the first quarter is the test
+    split."""
     write(path, list(many(n)))
     rng = np.random.default_rng(seed)
-    table = pa.concat_tables([pq.read_table(f) for f in sorted((path / "preference").glob("*.parquet"))])
+    table = pa.concat_tables(
+        [pq.read_table(f) for f in sorted((path / "preference").glob("*.parquet"))]
+    )
     for f in (path / "preference").glob("*.parquet"):
         f.unlink()
-    values: dict[str, list[Any]] = {f"margin_{d}": rng.choice([0.0, 0.25, 0.5, 0.75], n).tolist() for d in DIMS}
+    values: dict[str, list[Any]] = {
+        f"margin_{d}": rng.choice([0.0, 0.25, 0.5, 0.75], n).tolist() for d in DIMS
+    }
     values |= {f"margin_confirmed_{d}": rng.choice([0.0, 0.25, 0.5], n).tolist() for d in DIMS}
     values["margin_confirmed_harmless"][3] = None
     values["margin_total"] = np.sum([values[f"margin_{d}"] for d in DIMS], axis=0).tolist()
-    values |= {"kind": rng.choice(["flat", "conflict"], n).tolist(), "arm": rng.choice(["fused", "single"], n).tolist()}
+    values |= {
+        "kind": rng.choice(["flat", "conflict"], n).tolist(),
+        "arm": rng.choice(["fused", "single"], n).tolist(),
+    }
     for name, column in values.items():
         at = table.schema.get_field_index(name)
-        table = table.set_column(at, table.schema.field(at), pa.array(column, table.schema.field(at).type))
+        table = table.set_column(
+            at, table.schema.field(at), pa.array(column, table.schema.field(at).type)
+        )
     for split, rows in (("test", table.slice(0, n // 4)), ("train", table.slice(n // 4))):
         pq.write_table(rows, path / f"preference/{split}-00000-of-00001.parquet", row_group_size=40)
     return path
@@ -158,4 +178,8 @@ def dataset(path: Path, n: int = 130, seed: int = 0) -> Path:
 
 def prompt_of(run: Path, part: int = 0) -> str:
     """Id of a partition's first prompt."""
-    return str(orjson.loads((run / f"parts/{part:05d}/prompts.jsonl").read_bytes().splitlines()[0])["prompt_id"])
+    return str(
+        orjson.loads((run / f"parts/{part:05d}/prompts.jsonl").read_bytes().splitlines()[0])[
+            "prompt_id"
+        ]
+    )

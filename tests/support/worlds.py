@@ -1,7 +1,9 @@
-"""Arms of simulated prompts with a gain that is known: what the verdict and the intervals are measured on.
+"""Arms of simulated prompts with a gain that is known: what the verdict and the intervals are
+measured on.
 
-Two metrics, shares of 16 answers, of `n` prompts whose own rates are drawn from a Beta distribution: `common` (mean 0.3), `rare`
-(mean 0.01, most prompts near 0) and `split` (mean 0.1, most prompts near 0 and some near 1).
+Two metrics, shares of 16 answers, of `n` prompts whose own rates are drawn from a Beta
+distribution: `common` (mean 0.3), `rare` (mean 0.01, most prompts near 0) and `split` (mean 0.1,
+    most prompts near 0 and some near 1).
 """
 
 from __future__ import annotations
@@ -19,22 +21,35 @@ SHAPES = {"common": (0.3, 2.0), "rare": (0.01, 1.0), "split": (0.1, 0.5)}
 
 
 def arms(
-    rng: np.random.Generator, n: int, shape: str, gain: float = 0.0, few: bool = False, also: str | None = None
+    rng: np.random.Generator,
+    n: int,
+    shape: str,
+    gain: float = 0.0,
+    few: bool = False,
+    also: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every arm's values_P_2; the mean of fused lies `gain` above the controls'. `few`: in few prompts that gain much.
+    """Every arm's values_P_2; the mean of fused lies `gain` above the controls'. `few`: in few
+    prompts that gain much.
 
     `also` names a control that gains as much.
     """
     mean, strength = SHAPES[shape]
     base = rng.beta(mean * strength, (1 - mean) * strength, (n, 2))
     if few:
-        better = np.where(rng.random((n, 1)) < gain / (0.5 * (1 - mean)), base + 0.5 * (1 - base), base)
+        better = np.where(
+            rng.random((n, 1)) < gain / (0.5 * (1 - mean)), base + 0.5 * (1 - base), base
+        )
     else:
         better = base + gain * (1 - base) / (1 - mean)
-    return {a: rng.binomial(16, better if a in ("fused", also) else base) / 16 for a in ("fused", *CONTROLS)}
+    return {
+        a: rng.binomial(16, better if a in ("fused", also) else base) / 16
+        for a in ("fused", *CONTROLS)
+    }
 
 
-def lines(runs: int, n: int, shape: str, draws: int = 500, flips: int = 500, **world: object) -> dict[str, float]:
+def lines(
+    runs: int, n: int, shape: str, draws: int = 500, flips: int = 500, **world: object
+) -> dict[str, float]:
     """Share of each verdict over `runs` simulations, data and draws seeded apart."""
     found = Counter(
         verdict(
@@ -47,4 +62,6 @@ def lines(runs: int, n: int, shape: str, draws: int = 500, flips: int = 500, **w
         ).line
         for i in range(runs)
     )
-    return {line: found[line] / runs for line in ("supports expansion", "not supported", "inconclusive")}
+    return {
+        line: found[line] / runs for line in ("supports expansion", "not supported", "inconclusive")
+    }

@@ -39,7 +39,9 @@ def test_clear_prompts_stop_early_and_borderline_ones_do_not() -> None:
     at_odds = np.tile(np.array([[0.0, 1.0], [1.0, 0.0]]), (12, 1))[None]
     border = steady.copy()
     border[0, :2, 0] = 0.0
-    prior = np.stack([rate_prior(rng.binomial(16, rng.choice([0.005, 0.5, 0.995], 500)), np.full(500, 16))] * 2)
+    prior = np.stack(
+        [rate_prior(rng.binomial(16, rng.choice([0.005, 0.5, 0.995], 500)), np.full(500, 16))] * 2
+    )
     kind, sure = likeliest(foreseen(undivided(steady), 64, FLOORS, SIGMA, RULE, prior), "label")
     assert kind == "flat" and sure > 0.9
     settled = likeliest(foreseen(undivided(at_odds), 64, FLOORS, SIGMA, RULE, prior), "label")
@@ -52,9 +54,15 @@ def test_clear_prompts_stop_early_and_borderline_ones_do_not() -> None:
 def test_a_decision_is_foreseen_apart_from_whether_it_comes() -> None:
     flat_or_nothing = np.array([0.55, 0.01, 0.0, 0.0, 0.44])
     assert likeliest(flat_or_nothing, "label") == ("flat", 0.55)
-    assert likeliest(flat_or_nothing, "decision") == ("flat", pytest.approx(0.55 / (0.56 + 1 / 128)))
+    assert likeliest(flat_or_nothing, "decision") == (
+        "flat",
+        pytest.approx(0.55 / (0.56 + 1 / 128)),
+    )
     few = np.array([2 / 128, 0.0, 0.0, 0.0, 126 / 128])
-    assert likeliest(few, "label")[0] == "undecided" and likeliest(few, "decision") == ("flat", pytest.approx(2 / 3))
+    assert likeliest(few, "label")[0] == "undecided" and likeliest(few, "decision") == (
+        "flat",
+        pytest.approx(2 / 3),
+    )
     assert likeliest(np.array([0.0, 0.0, 0.0, 0.0, 1.0]), "decision")[1] == 0
 
 
@@ -65,7 +73,8 @@ def test_missing_scores_do_not_stop_it() -> None:
 
 
 def test_the_error_budget_holds() -> None:
-    """Two dimensions, rates from a mixture known to the prior; stops at 95 % are wrong in 5 % at most (100 prompts, + 2 se).
+    """Two dimensions, rates from a mixture known to the prior; stops at 95 % are wrong in 5 % at
+    most (100 prompts, + 2 se).
 
     p = 0.93 is near the end of `saturated`, so that 64 answers leave many prompts undecided.
     """
@@ -76,9 +85,16 @@ def test_the_error_budget_holds() -> None:
     prior = np.stack([rate_prior(c, np.full(500, 16))] * 2)
     wrong, used = {"label": 0, "decision": 0}, {"label": 0, "decision": 0}
     for i in range(len(rewards)):
-        chances = {n: foreseen(undivided(rewards[i:i + 1, :n]), 64, FLOORS, SIGMA, RULE, prior, seed=i) for n in (12, 32)}
+        chances = {
+            n: foreseen(undivided(rewards[i : i + 1, :n]), 64, FLOORS, SIGMA, RULE, prior, seed=i)
+            for n in (12, 32)
+        }
         for foresee in ("label", "decision"):
-            sure = [(n, *likeliest(c, foresee)) for n, c in chances.items() if likeliest(c, foresee)[1] >= 0.95]  # type: ignore[arg-type]
+            sure = [
+                (n, *likeliest(c, foresee))
+                for n, c in chances.items()
+                if likeliest(c, foresee)[1] >= 0.95
+            ]  # type: ignore[arg-type]
             used[foresee] += sure[0][0] if sure else 64
             counts = foresee == "label" or KINDS[final[i]] != "undecided"
             wrong[foresee] += bool(sure) and counts and sure[0][1] != KINDS[final[i]]

@@ -1,4 +1,5 @@
-"""Asking: keys, replay, top-ups, retries and the faults of an endpoint, against a loopback server."""
+"""Asking: keys, replay, top-ups, retries and the faults of an endpoint, against a loopback
+server."""
 
 from __future__ import annotations
 
@@ -28,7 +29,14 @@ from mora_data.store.log import AnswerLog
 from mora_data.tasks import all_of
 from mora_data.types import Answer, Message, Request, Sampling
 
-REQUEST = Request("policy", (Message(role="user", content="What is tea?"),), Sampling(1.0, 0.95, 64), "presample", "p1", n=4)
+REQUEST = Request(
+    "policy",
+    (Message(role="user", content="What is tea?"),),
+    Sampling(1.0, 0.95, 64),
+    "presample",
+    "p1",
+    n=4,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -61,19 +69,29 @@ def opened(tmp_path: Path, server: FakeOpenAI, **settings: Any) -> Iterator[tupl
 def test_golden_key() -> None:
     """Keys are a contract with every log on disk: a change here makes users pay twice."""
     canon = encode(REQUEST, "m", {})
-    assert canon == (b'{"max_tokens":64,"messages":[{"content":"What is tea?","role":"user"}],"model":"m",'
-                     b'"temperature":1.0,"top_p":0.95}')
+    assert (
+        canon
+        == b'{"max_tokens":64,"messages":[{"content":"What is tea?","role":"user"}],"model":"m",'
+        b'"temperature":1.0,"top_p":0.95}'
+    )
     assert base_key(canon, "presample", 7, None).hex() == "9428539ac9555036f7e5aa26"
 
 
 def test_key_holds_what_changes_the_answer_and_nothing_else() -> None:
     base = base_key(encode(REQUEST, "m", {}), REQUEST.purpose, 1, None)
-    others = [(replace(REQUEST, sampling=replace(REQUEST.sampling, temperature=0.5)), "m", {}, 1, None),
-              (REQUEST, "m2", {}, 1, None), (REQUEST, "m", {"top_k": 5}, 1, None), (REQUEST, "m", {}, 2, None),
-              (REQUEST, "m", {}, 1, "rev"), (replace(REQUEST, purpose="confirm"), "m", {}, 1, None)]
+    others = [
+        (replace(REQUEST, sampling=replace(REQUEST.sampling, temperature=0.5)), "m", {}, 1, None),
+        (REQUEST, "m2", {}, 1, None),
+        (REQUEST, "m", {"top_k": 5}, 1, None),
+        (REQUEST, "m", {}, 2, None),
+        (REQUEST, "m", {}, 1, "rev"),
+        (replace(REQUEST, purpose="confirm"), "m", {}, 1, None),
+    ]
     keys = {base_key(encode(r, m, e), r.purpose, s, rev) for r, m, e, s, rev in others}
     assert len(keys) == len(others) and base not in keys
-    assert base_key(encode(replace(REQUEST, n=9, first=4), "m", {}), REQUEST.purpose, 1, None) == base
+    assert (
+        base_key(encode(replace(REQUEST, n=9, first=4), "m", {}), REQUEST.purpose, 1, None) == base
+    )
 
 
 def test_n_samples_in_one_request_then_all_from_the_log(tmp_path: Path) -> None:
@@ -100,7 +118,9 @@ def test_n_per_request_splits(tmp_path: Path, per_request: int) -> None:
     with FakeOpenAI() as server, opened(tmp_path, server, n_per_request=per_request) as (ask, _):
         (answers,) = ask(REQUEST)
         rest = [4 % per_request] if 4 % per_request else []
-        assert sorted(r["n"] for r in server.requests) == sorted([per_request] * (4 // per_request) + rest)
+        assert sorted(r["n"] for r in server.requests) == sorted(
+            [per_request] * (4 // per_request) + rest
+        )
         assert len({a.text for a in answers}) == 4
 
 
@@ -139,8 +159,12 @@ PASSING: dict[str, Script] = {
     "closed before": lambda b, t: Fault(drop="before") if t == 1 else None,
     "closed in the middle": lambda b, t: Fault(drop="middle") if t == 1 else None,
     "200 html": lambda b, t: Fault(200, b"<html>login</html>") if t == 1 else None,
-    "200 truncated json": lambda b, t: Fault(200, b'{"choices": [{"index": 0, "mess') if t == 1 else None,
-    "200 not utf-8": lambda b, t: Fault(200, b'{"choices": [{"message": {"content": "\xff\xfe"}}]}') if t == 1 else None,
+    "200 truncated json": lambda b, t: (
+        Fault(200, b'{"choices": [{"index": 0, "mess') if t == 1 else None
+    ),
+    "200 not utf-8": lambda b, t: (
+        Fault(200, b'{"choices": [{"message": {"content": "\xff\xfe"}}]}') if t == 1 else None
+    ),
     "200 no choices": lambda b, t: Fault(choices=0) if t == 1 else None,
     "200 list": lambda b, t: Fault(200, b"[]") if t == 1 else None,
     "200 null": lambda b, t: Fault(200, b"null") if t == 1 else None,
@@ -155,24 +179,37 @@ TRANSPORTS = ("auto", "openai")
 def test_faults_that_pass(tmp_path: Path, name: str, transport: str) -> None:
     with FakeOpenAI() as server, opened(tmp_path / "clean", server) as (ask, _):
         clean = ask(REQUEST)
-    with FakeOpenAI(PASSING[name]) as server, opened(tmp_path / "faulty", server, transport=transport) as (ask, usage):
+    with (
+        FakeOpenAI(PASSING[name]) as server,
+        opened(tmp_path / "faulty", server, transport=transport) as (ask, usage),
+    ):
         assert ask(REQUEST) == clean
         assert server.repeated() == (1 if name == "200 no choices" else 0)
-        assert usage.requests == len(server.requests) and sum(usage.retries.values()) == len(server.requests) - 1
+        assert (
+            usage.requests == len(server.requests)
+            and sum(usage.retries.values()) == len(server.requests) - 1
+        )
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_hang_past_the_timeout(tmp_path: Path, transport: str) -> None:
-    with FakeOpenAI(lambda b, t: Fault(hang=True) if t == 1 else None) as server, \
-            opened(tmp_path, server, timeout_s=0.3, transport=transport) as (ask, usage):
+    with (
+        FakeOpenAI(lambda b, t: Fault(hang=True) if t == 1 else None) as server,
+        opened(tmp_path, server, timeout_s=0.3, transport=transport) as (ask, usage),
+    ):
         assert len(ask(REQUEST)[0]) == 4
         assert usage.retries == {"timeout": 1}
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_permanent_failure_is_logged_and_never_asked_again(tmp_path: Path, status: int, transport: str) -> None:
-    with FakeOpenAI(lambda b, t: Fault(status)) as server, opened(tmp_path, server, transport=transport) as (ask, usage):
+def test_permanent_failure_is_logged_and_never_asked_again(
+    tmp_path: Path, status: int, transport: str
+) -> None:
+    with (
+        FakeOpenAI(lambda b, t: Fault(status)) as server,
+        opened(tmp_path, server, transport=transport) as (ask, usage),
+    ):
         (answers,) = ask(REQUEST)
         assert {a.error for a in answers} == {f"HTTP {status}: told to say {status}"}
         assert ask(REQUEST) == [answers] and len(server.requests) == 1
@@ -180,9 +217,16 @@ def test_permanent_failure_is_logged_and_never_asked_again(tmp_path: Path, statu
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize(("status", "says"), [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "--model")])
-def test_unusable_endpoint_stops_the_run_in_one_line(tmp_path: Path, status: int, says: str, transport: str) -> None:
-    with FakeOpenAI(lambda b, t: Fault(status)) as server, opened(tmp_path, server, transport=transport) as (ask, _):
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "--model")]
+)
+def test_unusable_endpoint_stops_the_run_in_one_line(
+    tmp_path: Path, status: int, says: str, transport: str
+) -> None:
+    with (
+        FakeOpenAI(lambda b, t: Fault(status)) as server,
+        opened(tmp_path, server, transport=transport) as (ask, _),
+    ):
         with pytest.raises(EndpointError, match=says) as caught:
             ask(REQUEST)
         assert "\n" not in str(caught.value)
@@ -202,7 +246,9 @@ def test_tries_run_out_and_the_row_is_owed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_dead_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+def test_dead_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
     monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.2)
     monkeypatch.setattr(openai, "_wait_s", lambda state: 0.05)
     with FakeOpenAI() as server:
@@ -214,7 +260,9 @@ def test_dead_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tr
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_name_that_does_not_resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str) -> None:
+def test_name_that_does_not_resolve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
     monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.0)
     server = FakeOpenAI()
     server._server.server_close()
@@ -240,11 +288,18 @@ def test_dies_midway_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert server.repeated() == 0
 
 
-@pytest.mark.parametrize(("fault", "text", "finish"), [
-    (Fault(text=""), "", "stop"), (Fault(text="cut", finish_reason="length"), "cut", "length"),
-    (Fault(text="no", finish_reason="content_filter"), "no", "content_filter"),
-    (Fault(text="x" * 1_000_000), "x" * 1_000_000, "stop")])
-def test_odd_answers_are_kept_as_they_came(tmp_path: Path, fault: Fault, text: str, finish: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "text", "finish"),
+    [
+        (Fault(text=""), "", "stop"),
+        (Fault(text="cut", finish_reason="length"), "cut", "length"),
+        (Fault(text="no", finish_reason="content_filter"), "no", "content_filter"),
+        (Fault(text="x" * 1_000_000), "x" * 1_000_000, "stop"),
+    ],
+)
+def test_odd_answers_are_kept_as_they_came(
+    tmp_path: Path, fault: Fault, text: str, finish: str
+) -> None:
     with FakeOpenAI(lambda b, t: fault) as server, opened(tmp_path, server) as (ask, _):
         (answers,) = ask(REQUEST)
         assert {(a.text, a.finish_reason) for a in answers} == {(text, finish)}
@@ -253,6 +308,7 @@ def test_odd_answers_are_kept_as_they_came(tmp_path: Path, fault: Fault, text: s
 
 def test_the_same_question_at_the_same_time_is_asked_once(tmp_path: Path) -> None:
     with FakeOpenAI() as server:
+
         async def run() -> list[list[Answer]]:
             role = RoleSettings()
             usage = Usage()
@@ -269,13 +325,21 @@ def test_the_same_question_at_the_same_time_is_asked_once(tmp_path: Path) -> Non
 
 
 def test_reused_connection_closed_by_the_server_is_resent_at_once(tmp_path: Path) -> None:
-    """The server closes kept-alive connections without a word: one resend on a fresh one, counted as a request."""
+    """The server closes kept-alive connections without a word: one resend on a fresh one, counted
+    as a request."""
     other = replace(REQUEST, prompt_id="p2", messages=(Message(role="user", content="other"),))
 
     def close_second(body: dict[str, Any], time: int) -> Fault | None:
-        return Fault(drop="before") if body["messages"][0]["content"] == "other" and time == 1 else None
+        return (
+            Fault(drop="before")
+            if body["messages"][0]["content"] == "other" and time == 1
+            else None
+        )
 
-    with FakeOpenAI(close_second) as server, opened(tmp_path, server, concurrency=1) as (ask, usage):
+    with (
+        FakeOpenAI(close_second) as server,
+        opened(tmp_path, server, concurrency=1) as (ask, usage),
+    ):
         ask(REQUEST, other)
         assert usage.requests == len(server.requests) == 3 and not usage.retries
 
@@ -283,21 +347,37 @@ def test_reused_connection_closed_by_the_server_is_resent_at_once(tmp_path: Path
 def test_own_client_and_its_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`transport: module:function` brings its own sign-in."""
     module = tmp_path / "own_client.py"
-    module.write_text("import openai\ndef client(base_url):\n    return openai.AsyncOpenAI(base_url=base_url, api_key='own')\n"
-                      "def unsigned(base_url):\n    return openai.AsyncOpenAI(base_url=base_url)\n")
+    module.write_text(
+        "import openai\ndef client(base_url):\n    return openai.AsyncOpenAI(base_url=base_url,"
+        " api_key='own')\ndef unsigned(base_url):\n    return"
+        " openai.AsyncOpenAI(base_url=base_url)\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with FakeOpenAI(lambda b, t: Fault(500) if t == 1 else None) as server:
         with opened(tmp_path, server, transport="own_client:client") as (ask, usage):
             assert len(ask(REQUEST)[0]) == 4 and usage.retries == {"500": 1}
-        for name, says in {"own_client:unsigned": "can't sign in", "own_client:no": "can't load", "nonsense": "can't load"}.items():
-            with opened(tmp_path / "b", server, transport=name) as (ask, _), pytest.raises(SettingsError, match=says):
+        for name, says in {
+            "own_client:unsigned": "can't sign in",
+            "own_client:no": "can't load",
+            "nonsense": "can't load",
+        }.items():
+            with (
+                opened(tmp_path / "b", server, transport=name) as (ask, _),
+                pytest.raises(SettingsError, match=says),
+            ):
                 ask(REQUEST)
 
 
-def test_server_restarts_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused for a while, then another process on the same port: no row is lost, nothing that was answered is asked again."""
-    many = [replace(REQUEST, prompt_id=f"p{i}", messages=(Message(role="user", content=f"{i}"),)) for i in range(20)]
+def test_server_restarts_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused for a while, then another process on the same port: no row is lost, nothing that was
+    answered is asked again."""
+    many = [
+        replace(REQUEST, prompt_id=f"p{i}", messages=(Message(role="user", content=f"{i}"),))
+        for i in range(20)
+    ]
     servers = [FakeOpenAI()]
     waits: list[int] = []
 
@@ -327,7 +407,8 @@ def test_server_restarts_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest
 
 
 def test_clock_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wall clock jumps a day ahead and back in the middle of a run: no timeout, no giving up, no endless wait."""
+    """The wall clock jumps a day ahead and back in the middle of a run: no timeout, no giving up,
+    no endless wait."""
     real, now = time.time, [0.0]
     monkeypatch.setattr(time, "time", lambda: real() + now[0])
 
@@ -342,7 +423,10 @@ def test_clock_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_log_damaged_at_a_random_byte_is_counted_and_asked_again(tmp_path: Path, seed: int) -> None:
-    many = [replace(REQUEST, prompt_id=f"p{i}", messages=(Message(role="user", content=f"{i}"),)) for i in range(10)]
+    many = [
+        replace(REQUEST, prompt_id=f"p{i}", messages=(Message(role="user", content=f"{i}"),))
+        for i in range(10)
+    ]
     rng = random.Random(seed)
     with FakeOpenAI() as server, opened(tmp_path, server) as (ask, _):
         answers = ask(*many)
@@ -357,10 +441,17 @@ def test_log_damaged_at_a_random_byte_is_counted_and_asked_again(tmp_path: Path,
         assert ask(*many) == answers and len(server.requests) in (11, 12)
 
 
-def test_refused_key_in_the_middle_keeps_what_is_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """401 for one request: the others in flight are answered, logged and not asked again; nothing new is sent."""
-    monkeypatch.setattr(tasks, "GRACE_S", 30.0)  # for a busy machine; it is over as soon as all are there
-    many = [replace(REQUEST, prompt_id=f"p{i}", messages=(Message(role="user", content=f"{i}"),)) for i in range(30)]
+def test_refused_key_in_the_middle_keeps_what_is_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """401 for one request: the others in flight are answered, logged and not asked again; nothing
+    new is sent."""
+    # for a busy machine; it is over as soon as all are there
+    monkeypatch.setattr(tasks, "GRACE_S", 30.0)
+    many = [
+        replace(REQUEST, prompt_id=f"p{i}", messages=(Message(role="user", content=f"{i}"),))
+        for i in range(30)
+    ]
     all_in = threading.Event()
 
     def refuse(body: dict[str, Any], times: int) -> Fault | None:
@@ -409,7 +500,9 @@ async def run_all(tmp_path: Path, server: FakeOpenAI, requests: list[Request]) -
 
 
 @pytest.mark.parametrize(("settings", "expected"), [({}, 60 + 32.0), ({"timeout_s": 7.0}, 7.0)])
-def test_timeout_grows_with_max_tokens(tmp_path: Path, settings: dict[str, Any], expected: float) -> None:
+def test_timeout_grows_with_max_tokens(
+    tmp_path: Path, settings: dict[str, Any], expected: float
+) -> None:
     seen: list[float] = []
 
     class Fake:

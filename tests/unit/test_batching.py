@@ -1,4 +1,5 @@
-"""In-process batches with a model made of Python: order, sizes, memory that ends, and an event loop that stays free."""
+"""In-process batches with a model made of Python: order, sizes, memory that ends, and an event loop
+that stays free."""
 
 from __future__ import annotations
 
@@ -24,9 +25,12 @@ SAMPLING = Sampling(1.0, 0.95, 16)
 
 
 class Words:
-    """A model whose prompt has as many tokens as its text has words, and whose answer is its seed."""
+    """A model whose prompt has as many tokens as its text has words, and whose answer is its
+    seed."""
 
-    def __init__(self, fits: int = 1 << 30, before: Callable[[Sequence[Piece]], None] = lambda pieces: None) -> None:
+    def __init__(
+        self, fits: int = 1 << 30, before: Callable[[Sequence[Piece]], None] = lambda pieces: None
+    ) -> None:
         self.fits, self.before = fits, before
         self.batches: list[list[int]] = []
         self.threads: set[str] = set()
@@ -51,15 +55,28 @@ class Words:
 
 
 def request(i: int, words: int, n: int = 1, **more: Any) -> Request:
-    return Request("policy", (Message(role="user", content="w " * words + str(more.pop("extra", ""))),),
-                   more.pop("sampling", SAMPLING), "presample", f"p{i}", n=n, **more)
+    return Request(
+        "policy",
+        (Message(role="user", content="w " * words + str(more.pop("extra", ""))),),
+        more.pop("sampling", SAMPLING),
+        "presample",
+        f"p{i}",
+        n=n,
+        **more,
+    )
 
 
 class Asked:
     """Asks requests through an engine and a log, all at once."""
 
-    def __init__(self, tmp_path: Path, model: Words, clock: Callable[[], float] | None = None, whole: bool = False,
-                 **local: Any) -> None:
+    def __init__(
+        self,
+        tmp_path: Path,
+        model: Words,
+        clock: Callable[[], float] | None = None,
+        whole: bool = False,
+        **local: Any,
+    ) -> None:
         self.path, self.model, self.whole = tmp_path / "answers.log", model, whole
         self.role = RoleSettings(engine="x", model="words", local=LocalSettings(**local))
         self.usage = Usage()
@@ -129,7 +146,11 @@ def test_one_model_for_two_roles_and_one_lane_for_each_way_of_sampling(tmp_path:
 
 def test_answers_go_to_the_log_as_each_batch_ends(tmp_path: Path) -> None:
     sizes = []
-    ask = Asked(tmp_path, Words(before=lambda pieces: sizes.append((tmp_path / "answers.log").stat().st_size)), max_batch=2)
+    ask = Asked(
+        tmp_path,
+        Words(before=lambda pieces: sizes.append((tmp_path / "answers.log").stat().st_size)),
+        max_batch=2,
+    )
     ask(*(request(i, 4) for i in range(6)))
     assert len(sizes) == 3 and sizes[0] == 0 and sizes[0] < sizes[1] < sizes[2]
 
@@ -143,8 +164,12 @@ def test_memory_that_ends_halves_the_batch_and_goes_on(tmp_path: Path) -> None:
 
 def test_a_prompt_that_does_not_fit_alone_is_owed_and_the_others_go_on(tmp_path: Path) -> None:
     model = Words(fits=35)
-    answers = Asked(tmp_path, model, max_batch=8)(request(0, 90), *(request(i, 5) for i in range(1, 40)))
-    assert isinstance(answers[0], Owed) and "out of memory on a single prompt of 90 tokens with model words" in str(answers[0])
+    answers = Asked(tmp_path, model, max_batch=8)(
+        request(0, 90), *(request(i, 5) for i in range(1, 40))
+    )
+    assert isinstance(
+        answers[0], Owed
+    ) and "out of memory on a single prompt of 90 tokens with model words" in str(answers[0])
     assert all(a[0].error is None for a in answers[1:])
     assert max(map(len, model.batches)) > 2  # it grows again
 
@@ -163,12 +188,16 @@ def test_a_model_that_fails_ends_every_wait_in_one_line(tmp_path: Path) -> None:
 
     answers = Asked(tmp_path, Words(before=broken), max_batch=2)(*(request(i, 3) for i in range(5)))
     assert {type(a) for a in answers} == {EndpointError}
-    assert str(answers[0]) == ("model words failed (RuntimeError: device-side assert): what was answered is kept, "
-                               "the same command goes on")
+    assert (
+        str(answers[0])
+        == "model words failed (RuntimeError: device-side assert): what was answered is kept, "
+        "the same command goes on"
+    )
 
 
 def test_the_event_loop_is_free_while_a_batch_runs(tmp_path: Path) -> None:
-    """The batch waits for something that only the event loop can do; a blocked loop would never do it."""
+    """The batch waits for something that only the event loop can do; a blocked loop would never do
+    it."""
     free = threading.Event()
 
     def wait(pieces: Sequence[Piece]) -> None:
@@ -191,10 +220,22 @@ def test_the_window_says_when_more_prompts_are_opened(tmp_path: Path) -> None:
         usage = Usage()
         driver = Driver(usage)
         gate = threading.Event()
-        source = Source("words", lambda: Words(before=lambda pieces: gate.wait(10) and None), LocalSettings(window=4))
-        engine = InProcess(driver, lambda task: source, RoleSettings(model="w", local=LocalSettings(window=4)), usage)
+        source = Source(
+            "words",
+            lambda: Words(before=lambda pieces: gate.wait(10) and None),
+            LocalSettings(window=4),
+        )
+        engine = InProcess(
+            driver,
+            lambda task: source,
+            RoleSettings(model="w", local=LocalSettings(window=4)),
+            usage,
+        )
         wants = [engine.wants_more]
-        asked = [asyncio.ensure_future(engine.send(b"", request(i, 2, n=3), 3, 0, 7, lambda r: None)) for i in range(2)]
+        asked = [
+            asyncio.ensure_future(engine.send(b"", request(i, 2, n=3), 3, 0, 7, lambda r: None))
+            for i in range(2)
+        ]
         await asyncio.sleep(0)
         wants.append(engine.wants_more)
         await engine.changed()
@@ -207,10 +248,14 @@ def test_the_window_says_when_more_prompts_are_opened(tmp_path: Path) -> None:
     assert asyncio.run(run()) == [True, False, True]
 
 
-@pytest.mark.parametrize(("rates", "sizes"), [
-    ((1, 2, 4, 8), [8, 16, 32, 64]),  # it pays up to the largest
-    ((1, 1.9, 2.0), [8, 16, 32, 16]),  # the second doubling does not: back to what did
-    ((1, 0.5), [8, 16, 8])])
+@pytest.mark.parametrize(
+    ("rates", "sizes"),
+    [
+        ((1, 2, 4, 8), [8, 16, 32, 64]),  # it pays up to the largest
+        ((1, 1.9, 2.0), [8, 16, 32, 16]),  # the second doubling does not: back to what did
+        ((1, 0.5), [8, 16, 8]),
+    ],
+)
 def test_the_size_is_found_by_doubling(rates: Sequence[float], sizes: Sequence[int]) -> None:
     sizer, seen = Sizer(64), []
     for rate in rates:
@@ -218,18 +263,24 @@ def test_the_size_is_found_by_doubling(rates: Sequence[float], sizes: Sequence[i
         sizer.ran(sizer.size - 1, 1e9, 1)  # not a full batch: it tells nothing
         sizer.ran(sizer.size, 1, 100)  # warming up
         sizer.ran(sizer.size, rate, 1)
-    assert [*seen, sizer.size][:len(sizes)] == list(sizes) and sizer.size == sizes[-1]
+    assert [*seen, sizer.size][: len(sizes)] == list(sizes) and sizer.size == sizes[-1]
     sizer.ran(sizer.size, 1e9, 1)
     sizer.ran(sizer.size, 1e9, 1)
     assert sizer.size == sizes[-1]
 
 
 @pytest.mark.parametrize(("engine", "module"), [("transformers", "torch"), ("vllm", "vllm")])
-def test_an_extra_that_is_missing_is_named(engine: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extra_that_is_missing_is_named(
+    engine: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mora_data.config import build_settings
 
-    settings = build_settings({"name": "x", "source": {"kind": "jsonl"}, "policy": {"engine": engine, "model": "m"}})
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == module else object())
+    settings = build_settings(
+        {"name": "x", "source": {"kind": "jsonl"}, "policy": {"engine": engine, "model": "m"}}
+    )
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == module else object()
+    )
     with pytest.raises(ExtraMissing, match=rf"pip install 'mora-data\[{engine}\]'"):
         connect(settings, False, Usage())
 
@@ -238,6 +289,8 @@ def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from mora_data.config import build_settings
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    settings = build_settings({"name": "x", "source": {"kind": "jsonl"}, "policy": {"engine": "vllm"}})
+    settings = build_settings(
+        {"name": "x", "source": {"kind": "jsonl"}, "policy": {"engine": "vllm"}}
+    )
     with pytest.raises(SettingsError, match="engine 'vllm' needs a model: give --model"):
         connect(settings, False, Usage())

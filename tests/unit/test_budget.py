@@ -1,4 +1,5 @@
-"""Budgeted mining: thresholds from a reference that meet the budget in expectation, and decide each prompt alone."""
+"""Budgeted mining: thresholds from a reference that meet the budget in expectation, and decide each
+prompt alone."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ ACCEPT = ("flat", "one_dim", "conflict", "undecided")
 
 
 def profile(dominance: float, joint: float, kind: str = "one_dim", n: int = 16) -> Profile:
-    return Profile(kind, n, "helpful", ("harmless",), ("informative",), (0.5,), (0.2,), dominance, 1.0, joint)  # type: ignore[arg-type]
+    return Profile(
+        kind, n, "helpful", ("harmless",), ("informative",), (0.5,), (0.2,), dominance, 1.0, joint
+    )  # type: ignore[arg-type]
 
 
 def prompts(n: int, seed: int, ties: float = 0.4) -> list[Mined]:
@@ -24,30 +27,44 @@ def prompts(n: int, seed: int, ties: float = 0.4) -> list[Mined]:
     out = []
     for i in range(n):
         none = rng.random() < ties
-        p = profile(0.0 if none else rng.random() * 0.3, 0.0 if none else rng.randint(0, 16) / 16,
-                    "multi" if rng.random() < 0.2 else "one_dim")
+        p = profile(
+            0.0 if none else rng.random() * 0.3,
+            0.0 if none else rng.randint(0, 16) / 16,
+            "multi" if rng.random() < 0.2 else "one_dim",
+        )
         out.append(Mined(f"{seed}-{i}", "a" if i % 4 else "b", p))
     return out
 
 
-def kept(found: list[Mined], mining: dict[str, dict[str, object]], stratum: str | None = None) -> int:
-    return sum(goes_on(mining, m.stratum, m.prompt_id, m.profile) for m in found
-               if m.profile.kind in ACCEPT and stratum in (None, m.stratum))
+def kept(
+    found: list[Mined], mining: dict[str, dict[str, object]], stratum: str | None = None
+) -> int:
+    return sum(
+        goes_on(mining, m.stratum, m.prompt_id, m.profile)
+        for m in found
+        if m.profile.kind in ACCEPT and stratum in (None, m.stratum)
+    )
 
 
 @pytest.mark.parametrize("budget", [200, 1000, 2400])
 def test_the_budget_is_met_in_expectation(budget: int) -> None:
-    """4,000 prompts, thresholds from 1,000 others: within 4 standard errors of a quantile taken from 800."""
+    """4,000 prompts, thresholds from 1,000 others: within 4 standard errors of a quantile taken
+    from 800."""
     found = prompts(4000, 1)
     mining = fit(prompts(1000, 2), {"a": 3000, "b": 1000}, budget, ACCEPT)
     share = budget / 3200
-    assert abs(kept(found, mining) - budget) < 4 * 3200 * (share * (1 - share) * (1 / 800 + 1 / 3200)) ** 0.5
+    assert (
+        abs(kept(found, mining) - budget)
+        < 4 * 3200 * (share * (1 - share) * (1 / 800 + 1 / 3200)) ** 0.5
+    )
 
 
 def test_a_budget_of_its_own_for_a_stratum() -> None:
     mining = fit(prompts(1000, 2), {"a": 3000, "b": 1000}, {"b": 100}, ACCEPT)
     found = prompts(4000, 1)
-    assert set(mining) == {"b"} and kept(found, mining, "a") == sum(m.profile.kind in ACCEPT for m in found if m.stratum == "a")
+    assert set(mining) == {"b"} and kept(found, mining, "a") == sum(
+        m.profile.kind in ACCEPT for m in found if m.stratum == "a"
+    )
     assert 50 < kept(found, mining, "b") < 150
 
 
@@ -55,9 +72,18 @@ def test_those_with_the_least_come_first() -> None:
     found = prompts(2000, 3, ties=0.0)
     mining = fit(found, {"a": 1500, "b": 500}, 400, ACCEPT)
     limit = mining["a"]
-    going = [m for m in found if m.stratum == "a" and m.profile.kind in ACCEPT and goes_on(mining, "a", m.prompt_id, m.profile)]
+    going = [
+        m
+        for m in found
+        if m.stratum == "a"
+        and m.profile.kind in ACCEPT
+        and goes_on(mining, "a", m.prompt_id, m.profile)
+    ]
     staying = [m for m in found if m.stratum == "a" and m.profile.kind in ACCEPT and m not in going]
-    scores = [[joint_score(m.profile, limit["dominance_prior"], limit["joint_prior"]) for m in side] for side in (going, staying)]
+    scores = [
+        [joint_score(m.profile, limit["dominance_prior"], limit["joint_prior"]) for m in side]
+        for side in (going, staying)
+    ]
     assert max(scores[0]) <= min(scores[1])
 
 
@@ -67,7 +93,9 @@ def test_no_budget_or_a_large_one_lets_all_pass() -> None:
 
 
 def test_a_stratum_that_the_reference_lacks_gets_the_threshold_of_all() -> None:
-    mining = fit([m for m in prompts(400, 1) if m.stratum == "a"], {"a": 300, "c": 300}, 100, ACCEPT)
+    mining = fit(
+        [m for m in prompts(400, 1) if m.stratum == "a"], {"a": 300, "c": 300}, 100, ACCEPT
+    )
     assert mining["c"]["n"] == 0 and mining["c"]["dominance"] == mining["a"]["dominance"]
     assert fit([], {"a": 10}, 5, ACCEPT) == {}
 

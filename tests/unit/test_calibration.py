@@ -1,4 +1,5 @@
-"""Calibration: what is fitted recovers what was planted, NaN stays NaN, and a chart survives its JSON."""
+"""Calibration: what is fitted recovers what was planted, NaN stays NaN, and a chart survives its
+JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ import pytest
 
 from mora_data.config import build_settings
 from mora_data.errors import SettingsError
-from mora_data.rewards.calibration import ANCHORED, GRID, KINDS, LABELLED, anchor_of, apply, check, fit, logistic
+from mora_data.rewards.calibration import (
+    ANCHORED,
+    GRID,
+    KINDS,
+    LABELLED,
+    anchor_of,
+    apply,
+    check,
+    fit,
+    logistic,
+)
 from mora_data.stages.feedback import calibrated, combine, floors_of, sources_of
 from mora_data.types import Score
 
@@ -22,17 +33,30 @@ LABELS = (RNG.random(5000) < logistic(RAW - 2.0)).astype(float)
 
 
 def chart(kind: str) -> dict[str, Any]:
-    return fit(kind, RAW, LABELS if kind in LABELLED else None, {"spread": 3.0} if kind == ANCHORED else {})
+    return fit(
+        kind, RAW, LABELS if kind in LABELLED else None, {"spread": 3.0} if kind == ANCHORED else {}
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_maps_into_the_unit_interval_in_order_and_survives_json(kind: str) -> None:
     made = chart(kind)
     again = check(json.loads(json.dumps(made)), "a file")
-    raw = np.linspace(1, 5, 101) if kind == "likert" else np.linspace(0, 1, 101) if kind == "identity" else np.sort(RAW)
+    raw = (
+        np.linspace(1, 5, 101)
+        if kind == "likert"
+        else np.linspace(0, 1, 101)
+        if kind == "identity"
+        else np.sort(RAW)
+    )
     values = apply(made, raw, 2.0)
     assert np.array_equal(values, apply(again, raw, 2.0))  # bit for bit
-    assert values.min() >= 0 and values.max() <= 1 and np.all(np.diff(values) >= 0) and values[-1] > values[0]
+    assert (
+        values.min() >= 0
+        and values.max() <= 1
+        and np.all(np.diff(values) >= 0)
+        and values[-1] > values[0]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,15 +71,27 @@ def test_scores_outside_a_known_scale_are_no_numbers() -> None:
 
 
 def test_sigmoid_has_its_zero_at_one_half() -> None:
-    assert apply({"kind": "sigmoid", "zero": 1.5, "temperature": 2.0}, np.array([1.5, 1e9])).tolist() == [0.5, 1.0]
+    assert apply(
+        {"kind": "sigmoid", "zero": 1.5, "temperature": 2.0}, np.array([1.5, 1e9])
+    ).tolist() == [0.5, 1.0]
 
 
-@pytest.mark.parametrize("values", [RNG.normal(size=200_000), RNG.integers(0, 7, 50_000).astype(float),
-                                    np.round(RNG.standard_cauchy(100_000), 1)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        RNG.normal(size=200_000),
+        RNG.integers(0, 7, 50_000).astype(float),
+        np.round(RNG.standard_cauchy(100_000), 1),
+    ],
+)
 def test_ecdf_is_the_mid_rank_within_its_stated_error(values: np.ndarray[Any, Any]) -> None:
     made = fit("ecdf", values)
     ordered = np.sort(values)
-    truth = (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / 2 / len(values)
+    truth = (
+        (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right"))
+        / 2
+        / len(values)
+    )
     assert len(made["x"]) <= 2 * GRID
     assert np.abs(apply(made, values) - truth).max() <= 1 / (GRID - 1)
     assert apply(made, np.array([values.min() - 1, values.max() + 1])).tolist() == [0.0, 1.0]
@@ -65,7 +101,9 @@ def test_robust_z_ignores_outliers_and_says_when_it_cannot() -> None:
     clean = apply(fit("robust_z", RAW), np.array([2.0]))
     dirty = apply(fit("robust_z", np.concatenate([RAW, np.full(500, 1e9)])), np.array([2.0]))
     assert abs(float(clean[0]) - 0.5) < 0.02 and abs(float(dirty[0]) - float(clean[0])) < 0.05
-    with pytest.raises(SettingsError, match="more than half of 10 reference scores are 1; use ecdf"):
+    with pytest.raises(
+        SettingsError, match="more than half of 10 reference scores are 1; use ecdf"
+    ):
         fit("robust_z", np.array([1.0] * 8 + [2.0, 3.0]))
 
 
@@ -74,7 +112,8 @@ def test_isotonic_recovers_a_monotone_distortion() -> None:
     raw = np.exp(3 * truth) + 5 * (truth > 0.5)  # any rising distortion
     exact = apply(fit("isotonic", raw, truth), raw)
     assert np.abs(exact - truth).max() <= 0.02
-    drawn = apply(fit("isotonic", raw, (RNG.random(50_000) < truth).astype(float)), raw)  # labels good / not good
+    # labels good / not good
+    drawn = apply(fit("isotonic", raw, (RNG.random(50_000) < truth).astype(float)), raw)
     assert np.abs(drawn - truth).mean() <= 0.02
 
 
@@ -91,26 +130,42 @@ def test_isotonic_is_the_least_squares_rising_curve() -> None:
 def test_platt_recovers_slope_and_offset() -> None:
     raw = RNG.normal(size=100_000)
     made = fit("platt", raw, (RNG.random(100_000) < logistic(1.7 * raw - 0.6)).astype(float))
-    assert made["slope"] == pytest.approx(1.7, rel=0.03) and made["offset"] == pytest.approx(-0.6, abs=0.03)
+    assert made["slope"] == pytest.approx(1.7, rel=0.03) and made["offset"] == pytest.approx(
+        -0.6, abs=0.03
+    )
     separable = fit("platt", np.arange(40.0), (np.arange(40) >= 20).astype(float))
     assert math.isfinite(separable["slope"]) and separable["slope"] > 0
 
 
 @pytest.mark.parametrize("kind", LABELLED)
-@pytest.mark.parametrize(("raw", "labels", "why"), [
-    (np.arange(5.0), np.arange(5) / 5, "on 5 labels"), (np.arange(50.0), np.ones(50), "all 50 labels are the same"),
-    (np.ones(50), np.arange(50) / 50, "all 50 raw scores are the same"),
-    (np.arange(50.0), 1 - np.arange(50) / 50, "is the sign turned")])
-def test_labels_that_cannot_carry_a_chart_are_refused(kind: str, raw: Any, labels: Any, why: str) -> None:
+@pytest.mark.parametrize(
+    ("raw", "labels", "why"),
+    [
+        (np.arange(5.0), np.arange(5) / 5, "on 5 labels"),
+        (np.arange(50.0), np.ones(50), "all 50 labels are the same"),
+        (np.ones(50), np.arange(50) / 50, "all 50 raw scores are the same"),
+        (np.arange(50.0), 1 - np.arange(50) / 50, "is the sign turned"),
+    ],
+)
+def test_labels_that_cannot_carry_a_chart_are_refused(
+    kind: str, raw: Any, labels: Any, why: str
+) -> None:
     with pytest.raises(SettingsError, match=why):
         fit(kind, raw, labels)
 
 
-@pytest.mark.parametrize(("tree", "why"), [
-    ([], "holds no calibration"), ({"kind": "magic"}, "holds no calibration"), ({"kind": "ecdf"}, "x of a ecdf"),
-    ({"kind": "ecdf", "x": [2, 1], "y": [0, 1]}, "rising"), ({"kind": "ecdf", "x": [1], "y": [0, 1]}, "points"),
-    ({"kind": "platt", "slope": -1, "offset": 0}, "above 0"),
-    ({"kind": "robust_z", "median": 0, "scale": math.nan}, "a number")])
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        ([], "holds no calibration"),
+        ({"kind": "magic"}, "holds no calibration"),
+        ({"kind": "ecdf"}, "x of a ecdf"),
+        ({"kind": "ecdf", "x": [2, 1], "y": [0, 1]}, "rising"),
+        ({"kind": "ecdf", "x": [1], "y": [0, 1]}, "points"),
+        ({"kind": "platt", "slope": -1, "offset": 0}, "above 0"),
+        ({"kind": "robust_z", "median": 0, "scale": math.nan}, "a number"),
+    ],
+)
 def test_a_file_that_holds_no_chart_is_refused(tree: Any, why: str) -> None:
     with pytest.raises(SettingsError, match=why):
         check(tree, "f.json")
@@ -118,7 +173,9 @@ def test_a_file_that_holds_no_chart_is_refused(tree: Any, why: str) -> None:
 
 def test_anchor_is_a_quantile_of_the_prompts_own_answers() -> None:
     assert anchor_of({"quantile": 0.5}, [3.0, 1.0, math.nan]) == 2.0
-    assert anchor_of({"quantile": 0.75}, [0.0, 1.0, 2.0, 3.0, 4.0]) == 3.0 and math.isnan(anchor_of({}, []))
+    assert anchor_of({"quantile": 0.75}, [0.0, 1.0, 2.0, 3.0, 4.0]) == 3.0 and math.isnan(
+        anchor_of({}, [])
+    )
 
 
 class Fake:
@@ -127,15 +184,29 @@ class Fake:
     step, fingerprint = 0.0, "fake"
 
     def __init__(self, dimension: str, calibration: str, floor: float | None) -> None:
-        self.dimension, self.name, self.calibration, self.floor = dimension, f"fake:{calibration}", calibration, floor
+        self.dimension, self.name, self.calibration, self.floor = (
+            dimension,
+            f"fake:{calibration}",
+            calibration,
+            floor,
+        )
 
     async def scores(self, *args: Any) -> list[Score]:
         return []
 
 
-def one(own: str = "identity", floor: float | None = 0.5, plain: bool = False, **reward: Any) -> Any:
-    settings = build_settings({"name": "x", "source": {"kind": "jsonl"}, "dimensions": ["d"], "presample": {"enabled": not plain},
-                               "rewards": {"d": [{"kind": "fake", **reward}]}})
+def one(
+    own: str = "identity", floor: float | None = 0.5, plain: bool = False, **reward: Any
+) -> Any:
+    settings = build_settings(
+        {
+            "name": "x",
+            "source": {"kind": "jsonl"},
+            "dimensions": ["d"],
+            "presample": {"enabled": not plain},
+            "rewards": {"d": [{"kind": "fake", **reward}]},
+        }
+    )
     return sources_of({"d": [Fake("d", own, floor)]}, settings)["d"]
 
 
@@ -143,19 +214,35 @@ def scores(*raw: float | None, value: float | None = None) -> list[Score]:
     return [Score("d", "fake", value, r, "uncalibrated" if value is None else "") for r in raw]
 
 
-@pytest.mark.parametrize(("score", "reason"), [
-    (Score("d", "fake", math.nan), "not_finite"), (Score("d", "fake", math.inf), "not_finite"),
-    (Score("d", "fake", 1.5), "out_of_range"), (Score("d", "fake", None, None, "no_verdict"), "no_verdict")])
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        (Score("d", "fake", math.nan), "not_finite"),
+        (Score("d", "fake", math.inf), "not_finite"),
+        (Score("d", "fake", 1.5), "out_of_range"),
+        (Score("d", "fake", None, None, "no_verdict"), "no_verdict"),
+    ],
+)
 def test_a_bad_value_of_the_source_itself_is_none_with_a_reason(score: Score, reason: str) -> None:
     (found,) = calibrated(one()[0], [score], 1, {})
     assert found.value is None and found.reason == reason
 
 
-@pytest.mark.parametrize(("raw", "reason"), [(math.nan, "not_finite"), (-math.inf, "not_finite"), (None, "no_score"),
-                                                (7.0, "out_of_range")])
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (math.nan, "not_finite"),
+        (-math.inf, "not_finite"),
+        (None, "no_score"),
+        (7.0, "out_of_range"),
+    ],
+)
 def test_a_bad_raw_score_is_none_with_a_reason(raw: float | None, reason: str) -> None:
     found = calibrated(one("likert", 0.75, calibration="likert")[0], scores(raw, 5.0), 2, {})
-    assert (found[0].value, found[0].reason) == (None, reason) and (found[1].value, found[1].reason) == (1.0, "")
+    assert (found[0].value, found[0].reason) == (None, reason) and (
+        found[1].value,
+        found[1].reason,
+    ) == (1.0, "")
 
 
 def test_scores_that_do_not_match_the_answers_are_none() -> None:
@@ -166,18 +253,29 @@ def test_scores_that_do_not_match_the_answers_are_none() -> None:
 def test_first_scores_of_a_prompt_set_its_anchor_and_later_ones_keep_it() -> None:
     (source,) = one(ANCHORED, None, calibration={"temperature": 1.0})
     anchors: dict[tuple[str, int], float] = {}
-    assert [s.value for s in calibrated(source, scores(1.0, 2.0, 9.0), 3, anchors)][1] == 0.5 and anchors == {("d", 0): 2.0}
+    assert [s.value for s in calibrated(source, scores(1.0, 2.0, 9.0), 3, anchors)][
+        1
+    ] == 0.5 and anchors == {("d", 0): 2.0}
     shifted = [s.value for s in calibrated(source, scores(3.0), 1, anchors)]
     assert shifted == pytest.approx([1 / (1 + math.exp(-1))])
-    offset = calibrated(source, scores(101.0, 102.0, 109.0), 3, {})  # an offset of the whole prompt changes nothing
-    assert [s.value for s in offset] == [s.value for s in calibrated(source, scores(1.0, 2.0, 9.0), 3, {})]
+    # an offset of the whole prompt changes nothing
+    offset = calibrated(source, scores(101.0, 102.0, 109.0), 3, {})
+    assert [s.value for s in offset] == [
+        s.value for s in calibrated(source, scores(1.0, 2.0, 9.0), 3, {})
+    ]
 
 
-@pytest.mark.parametrize(("calibration", "mark", "why"), [
-    ("ecdf", None, "Bradley-Terry.*add a source with an absolute scale to rewards.d"),
-    ("ecdf", 0.5, "no floor on it means the same"),
-    (ANCHORED, None, "presample.floors.d")])
-def test_a_bradley_terry_score_gives_no_floor_across_prompts(calibration: str, mark: float | None, why: str) -> None:
+@pytest.mark.parametrize(
+    ("calibration", "mark", "why"),
+    [
+        ("ecdf", None, "Bradley-Terry.*add a source with an absolute scale to rewards.d"),
+        ("ecdf", 0.5, "no floor on it means the same"),
+        (ANCHORED, None, "presample.floors.d"),
+    ],
+)
+def test_a_bradley_terry_score_gives_no_floor_across_prompts(
+    calibration: str, mark: float | None, why: str
+) -> None:
     with pytest.raises(SettingsError, match=why):
         floors_of({"d": one(calibration, None)}, {} if mark is None else {"d": mark})
 
@@ -185,7 +283,8 @@ def test_a_bradley_terry_score_gives_no_floor_across_prompts(calibration: str, m
 def test_where_floors_come_from() -> None:
     assert floors_of({"d": one(ANCHORED, None)}, {"d": 0.6}) == {"d": 0.6}
     assert floors_of({"d": one("likert", 0.75)}, "auto") == {"d": 0.75}
-    with pytest.raises(SettingsError, match="Bradley-Terry"):  # ranks are another scale than the mark of the source
+    # ranks are another scale than the mark of the source
+    with pytest.raises(SettingsError, match="Bradley-Terry"):
         floors_of({"d": one("likert", 0.75, calibration="ecdf")}, "auto")
     both = [*one(ANCHORED, None), *one("likert", 0.75)]
     assert floors_of({"d": both}, "auto") == {"d": 0.75}
@@ -195,14 +294,20 @@ def test_level_comes_from_the_absolute_source_alone_and_doubt_from_all() -> None
     both = [*one(ANCHORED, None, weight=3.0), *one("likert", 0.75)]
     found = combine(both, [Score("d", "a", 0.2), Score("d", "b", 0.8)])
     assert found is not None and found.reward == pytest.approx(0.35) and found.level == 0.8
-    assert found.doubt == pytest.approx(math.sqrt(0.75 * 0.25) * 0.6)  # weighted sd, kappa 1 for two sources
+    # weighted sd, kappa 1 for two sources
+    assert found.doubt == pytest.approx(math.sqrt(0.75 * 0.25) * 0.6)
     single = combine(one(), [Score("d", "a", 0.4)], 2.0, 0.1)
     assert single == (0.4, 0.4, 0.2) and combine(one(), [Score("d", "a", 0.4)]) == (0.4, 0.4, 0.0)
-    assert combine(both, [Score("d", "a", 0.2), Score("d", "b", None)]) is None and combine(both, []) is None
+    assert (
+        combine(both, [Score("d", "a", 0.2), Score("d", "b", None)]) is None
+        and combine(both, []) is None
+    )
 
 
 def test_plain_builds_cannot_fit_and_say_so() -> None:
-    with pytest.raises(SettingsError, match=r"presample.enabled is false: give it a calibration_file$"):
+    with pytest.raises(
+        SettingsError, match=r"presample.enabled is false: give it a calibration_file$"
+    ):
         one("ecdf", None, plain=True)
     with pytest.raises(SettingsError, match=r"or calibration\.temperature"):
         one(ANCHORED, None, plain=True)
@@ -214,8 +319,18 @@ def test_labels_from_a_file(tmp_path: Path) -> None:
     rows = [{"raw": float(i), "label": int(i >= 20)} for i in range(40)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     (source,) = one("ecdf", None, plain=True, calibration={"kind": "isotonic", "labels": str(path)})
-    assert not source.waits and source.floor == 0.5 and source.chart is not None and source.chart["n"] == 40
-    bad = (('{"raw": 1}', ":41:"), ('{"raw": NaN, "label": 1}', ":41:"), ('{"raw": 1, "label": 2}', "label"), ("x", ":41:"))
+    assert (
+        not source.waits
+        and source.floor == 0.5
+        and source.chart is not None
+        and source.chart["n"] == 40
+    )
+    bad = (
+        ('{"raw": 1}', ":41:"),
+        ('{"raw": NaN, "label": 1}', ":41:"),
+        ('{"raw": 1, "label": 2}', "label"),
+        ("x", ":41:"),
+    )
     for line, why in bad:
         path.write_text("".join(json.dumps(r) + "\n" for r in rows) + line + "\n")
         with pytest.raises(SettingsError, match=why):

@@ -1,4 +1,5 @@
-"""The card: a pure function of the manifest, literal about every text, and checked number by number."""
+"""The card: a pure function of the manifest, literal about every text, and checked number by
+number."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def published(manifest: dict[str, Any] | None = None, **folder: Any) -> dict[str
     config = {"splits": splits, "n_columns": 43}
     names = ["preference", *(f"preference_{d}" for d in DIMS)]
     described = [
-        {**config, "name": n, "files": {s: [f"{n}/{s}-00000-of-00001.parquet"] for s in splits}} for n in names
+        {**config, "name": n, "files": {s: [f"{n}/{s}-00000-of-00001.parquet"] for s in splits}}
+        for n in names
     ]
     spread = {"n": 24, "p10": 0.25, "p50": 0.5, "p90": 0.75, "positive": 1.0}
     base = {
@@ -53,7 +55,13 @@ def published(manifest: dict[str, Any] | None = None, **folder: Any) -> dict[str
             "seed": 7,
         },
         "sources": [
-            {"dataset": "org/source", "config": "default", "revision": "a" * 40, "licence": "cc-by-4.0", "prompts": 24}
+            {
+                "dataset": "org/source",
+                "config": "default",
+                "revision": "a" * 40,
+                "licence": "cc-by-4.0",
+                "prompts": 24,
+            }
         ],
         "statistics": {
             "pairs": 24,
@@ -107,7 +115,9 @@ def test_the_header_has_one_default_and_a_union_without_files_of_its_own() -> No
     assert [c["config_name"] for c in header["configs"] if c.get("default")] == ["preference"]
     union = header["configs"][-1]
     assert union["config_name"] == "preference_by_dim"
-    assert union["data_files"][0]["path"] == [f"preference_{d}/train-00000-of-00001.parquet" for d in DIMS]
+    assert union["data_files"][0]["path"] == [
+        f"preference_{d}/train-00000-of-00001.parquet" for d in DIMS
+    ]
     info = header["dataset_info"][-1]
     assert info["splits"][0] == {"name": "train", "num_bytes": 2700, "num_examples": 66}
     assert header["license"] == "cc-by-4.0"
@@ -125,7 +135,9 @@ def test_features_are_those_that_datasets_derives() -> None:
 
 
 def test_a_plain_build_does_not_claim_fusion() -> None:
-    data = published({"settings": {"presample": {"enabled": False}, "fuse": {"arms": ["identity"]}}})
+    data = published(
+        {"settings": {"presample": {"enabled": False}, "fuse": {"arms": ["identity"]}}}
+    )
     assert "*Presample*: left out" in render(data)
     assert "*Fuse*: left out" in render(data)
     assert "left out" not in render(published())
@@ -144,7 +156,13 @@ def test_every_key_of_the_manifest_may_be_missing(missing: str | None) -> None:
     manifest = {} if missing is None else {k: v for k, v in MANIFEST.items() if k != missing}
     text = render(published(manifest))
     if missing is None:
-        for block in ("noise of the scorers", "counts per stage", "models and sampling", "tokens", "cost"):
+        for block in (
+            "noise of the scorers",
+            "counts per stage",
+            "models and sampling",
+            "tokens",
+            "cost",
+        ):
             assert f"- {block}\n" in text
 
 
@@ -153,9 +171,16 @@ def test_what_is_measured_is_not_listed_as_missing() -> None:
     assert "noise of the scorers" not in listed
     assert "counts per stage" not in listed
     assert any("confirmed" in line for line in listed)
-    sets = card.not_measured(card.card_context(published({**MANIFEST, "not_measured": ["XSTest", "MT-Bench"]})))
-    assert "overlap with evaluation sets: XSTest, MT-Bench" in sets and "overlap with evaluation sets" in listed
-    assert card.not_measured(card.card_context(published(unscored=["truthful"])))[0].startswith("rewards in truthful")
+    sets = card.not_measured(
+        card.card_context(published({**MANIFEST, "not_measured": ["XSTest", "MT-Bench"]}))
+    )
+    assert (
+        "overlap with evaluation sets: XSTest, MT-Bench" in sets
+        and "overlap with evaluation sets" in listed
+    )
+    assert card.not_measured(card.card_context(published(unscored=["truthful"])))[0].startswith(
+        "rewards in truthful"
+    )
 
 
 @pytest.mark.parametrize("place", ["example", "category", "note", "model", "reason", "name"])
@@ -173,7 +198,10 @@ def test_hostile_text_stays_text(place: str) -> None:
         data["manifest"]["counts"] = {"mine": {"in": 5, "kept": 4, "dropped": {HOSTILE: 1}}}
     else:
         data["manifest"]["settings"] = {"name": HOSTILE}
-    plain, text = render(published(), example("fine") if place == "example" else None), render(data, shown)
+    plain, text = (
+        render(published(), example("fine") if place == "example" else None),
+        render(data, shown),
+    )
     header, before = header_of(text), header_of(plain)
     assert {**header, "pretty_name": ""} == {**before, "pretty_name": ""}
     body = text.split("\n---\n", 1)[1]
@@ -184,7 +212,11 @@ def test_hostile_text_stays_text(place: str) -> None:
     assert "# Owned" not in re.sub(r"\\#", "", prose)
     assert not re.search(r"^---$", prose, re.M)
     tables = [line for line in prose.splitlines() if line.startswith("|")]
-    plain_tables = [line for line in lint._prose(plain.split("\n---\n", 1)[1]).splitlines() if line.startswith("|")]
+    plain_tables = [
+        line
+        for line in lint._prose(plain.split("\n---\n", 1)[1]).splitlines()
+        if line.startswith("|")
+    ]
     assert len(tables) - len(plain_tables) == {"category": 1, "reason": -1}.get(place, 0)
 
 
@@ -198,24 +230,41 @@ def test_a_fence_is_longer_than_any_run_of_backticks_inside() -> None:
 
 
 def test_the_card_shows_what_a_run_writes() -> None:
-    """A run's own manifest: versions by name, the number of its format, many categories, counts by benchmark."""
-    manifest = {**MANIFEST, "version": 1, "created_with": {"mora_data": "0.1.0", "python": "3.11.7"},
-                "contamination": {"AdvBench": 321, "XSTest": 0}, "not_measured": ["MT-Bench"]}
+    """A run's own manifest: versions by name, the number of its format, many categories, counts by
+    benchmark."""
+    manifest = {
+        **MANIFEST,
+        "version": 1,
+        "created_with": {"mora_data": "0.1.0", "python": "3.11.7"},
+        "contamination": {"AdvBench": 321, "XSTest": 0},
+        "not_measured": ["MT-Bench"],
+    }
     manifest["reference"] = {**MANIFEST["reference"], "noise": {"helpful": 0.0749688}}
     data = published(manifest)
     data["folder"]["statistics"]["category"] = {f"topic {chr(97 + i)}": 40 - i for i in range(20)}
     text = render(data)
     assert "Made with mora-data 0.1.0, python 3.11.7." in text and "| release |" not in text
-    assert "| helpful | 0.75 | 0.075 |" in text and "topic l 29, … |" in text and "topic m" not in text
-    assert "| AdvBench | 321 |\n| XSTest | 0 |" in text and "overlap with evaluation sets: MT-Bench" in text
+    assert (
+        "| helpful | 0.75 | 0.075 |" in text and "topic l 29, … |" in text and "topic m" not in text
+    )
+    assert (
+        "| AdvBench | 321 |\n| XSTest | 0 |" in text
+        and "overlap with evaluation sets: MT-Bench" in text
+    )
     body = text.split("\n---\n", 1)[1]
     assert list(lint._number_faults(body, data)) == []
-    assert [f for f in lint._number_faults(body.replace("| AdvBench | 321 |", "| AdvBench | 322 |"), data) if "322" in f]
+    assert [
+        f
+        for f in lint._number_faults(body.replace("| AdvBench | 321 |", "| AdvBench | 322 |"), data)
+        if "322" in f
+    ]
 
 
 def test_two_licences_make_the_mix_known() -> None:
     data = published()
-    data["folder"]["sources"].append({**data["folder"]["sources"][0], "licence": "mit", "prompts": 3})
+    data["folder"]["sources"].append(
+        {**data["folder"]["sources"][0], "licence": "mit", "prompts": 3}
+    )
     header = header_of(render(data))
     assert (header["license"], header["license_name"]) == ("other", "mixed-see-card")
     assert "different licences" in render(data)
@@ -232,17 +281,37 @@ def test_each_number_of_the_card_stands_in_the_manifest() -> None:
     data = published()
     body = render(data).split("\n---\n", 1)[1]
     assert list(lint._number_faults(body, data)) == []
-    wrong = body.replace("| duplicate 5,", "| duplicate 6543,").replace("duplicate 5,", "duplicate 6543,")
+    wrong = body.replace("| duplicate 5,", "| duplicate 6543,").replace(
+        "duplicate 5,", "duplicate 6543,"
+    )
     assert [f for f in lint._number_faults(wrong, data) if "6543" in f]
 
 
 def test_published_text_holds_no_address_or_path() -> None:
     assert scrub_text("/home/ann/models/tiny") == "tiny"
-    assert scrub_text("served at http://10.0.0.5:8000/v1 by ann@box.lan") == "served at (withheld) by (withheld)"
+    assert (
+        scrub_text("served at http://10.0.0.5:8000/v1 by ann@box.lan")
+        == "served at (withheld) by (withheld)"
+    )
     assert scrub_text("127.0.0.1:9") == "(withheld)"
-    for kept in ("org/model@abc", "v1.2.0", "judge/helpful", "a/b ratio", "no_dominating_pair", "mora-data 0.1.0"):
+    for kept in (
+        "org/model@abc",
+        "v1.2.0",
+        "judge/helpful",
+        "a/b ratio",
+        "no_dominating_pair",
+        "mora-data 0.1.0",
+    ):
         assert scrub_text(kept) == kept
     clean = scrub(
-        {"policy": {"base_url": "http://x", "model": "~/m/tiny"}, "tokens": {"in": 1, "out": 2}, "n": [None, True, 0.5]}
+        {
+            "policy": {"base_url": "http://x", "model": "~/m/tiny"},
+            "tokens": {"in": 1, "out": 2},
+            "n": [None, True, 0.5],
+        }
     )
-    assert clean == {"policy": {"model": "tiny"}, "tokens": {"in": 1, "out": 2}, "n": [None, True, 0.5]}
+    assert clean == {
+        "policy": {"model": "tiny"},
+        "tokens": {"in": 1, "out": 2},
+        "n": [None, True, 0.5],
+    }

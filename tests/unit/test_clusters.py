@@ -1,4 +1,5 @@
-"""Batches of prompts stand for prompts: the same estimates and counts, the same spread within Monte-Carlo error."""
+"""Batches of prompts stand for prompts: the same estimates and counts, the same spread within
+Monte-Carlo error."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def ids(n: int) -> list[str]:
 
 
 def values() -> np.ndarray:
-    """A mean, a rate of 0.3 %, a skewed metric that half of the prompts have; the first depends on the place in the source."""
+    """A mean, a rate of 0.3 %, a skewed metric that half of the prompts have; the first depends on
+    the place in the source."""
     rng = np.random.default_rng(0)
     mean = rng.normal(0.3, 1, PROMPTS) + np.linspace(-1, 1, PROMPTS)
     some = np.where(rng.random(PROMPTS) < 0.5, rng.exponential(size=PROMPTS), np.nan)
@@ -29,7 +31,7 @@ def added_up(values_P_M: np.ndarray, groups: Clusters, whole: bool = False) -> S
     """In partitions of 512, as a report does."""
     added, names = Added(values_P_M.shape[1], whole), ids(len(values_P_M))
     for at in range(0, len(values_P_M), 512):
-        added.add(groups.labels("", names[at:at + 512]), values_P_M[at:at + 512])
+        added.add(groups.labels("", names[at : at + 512]), values_P_M[at : at + 512])
     return added.sums(groups, "")
 
 
@@ -42,8 +44,11 @@ def test_few_prompts_are_clusters_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(("batches", "tolerance"), [(20_000, 0.06), (1_000, 0.10)])
-def test_batches_agree_with_prompts_at_40000(batches: int, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard errors of B draws differ by 1 / sqrt(2 B) of themselves (1.8 % at 1,500), those of G batches by 1 / sqrt(2 G)."""
+def test_batches_agree_with_prompts_at_40000(
+    batches: int, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard errors of B draws differ by 1 / sqrt(2 B) of themselves (1.8 % at 1,500), those of G
+    batches by 1 / sqrt(2 G)."""
     monkeypatch.setattr(clusters, "BATCHES", batches)
     all_values = values()
     by = added_up(all_values, Clusters(clusters.MOST + 1))
@@ -53,7 +58,8 @@ def test_batches_agree_with_prompts_at_40000(batches: int, tolerance: float, mon
     np.testing.assert_array_equal(by.numbers_C_M.sum(0), (~np.isnan(all_values)).sum(0))
     np.testing.assert_allclose(ours.draws_B_M.std(0), theirs.draws_B_M.std(0), rtol=tolerance)
     for a, b in zip(ours.bca(), theirs.bca(), strict=True):
-        np.testing.assert_array_less(np.abs(a - b), 0.4 * theirs.draws_B_M.std(0))  # ends of 1,500 draws: 0.1 each time
+        # ends of 1,500 draws: 0.1 each time
+        np.testing.assert_array_less(np.abs(a - b), 0.4 * theirs.draws_B_M.std(0))
     rare = slice(1, 2)  # cases count there, not batches
     np.testing.assert_array_equal(ours.mixed_M[rare], theirs.mixed_M[rare])
     for a, b in zip(ours.rate(rare), theirs.rate(rare), strict=True):
@@ -71,12 +77,17 @@ def test_rows_that_count_as_a_whole_leave_out_what_is_not() -> None:
 def test_the_verdict_on_batches_is_that_on_prompts(gain: float) -> None:
     rng = np.random.default_rng(1)
     base = rng.beta(1, 4, (PROMPTS, 1)) * np.array([0.9, 0.8])
-    arms = {a: rng.binomial(16, base + (gain if a == "fused" else 0)) / 16 for a in ("fused", *CONTROLS)}
+    arms = {
+        a: rng.binomial(16, base + (gain if a == "fused" else 0)) / 16 for a in ("fused", *CONTROLS)
+    }
     arms["single"][::7] = np.nan
     many = Clusters(clusters.MOST + 1)
     batched = Gains(*(added_up(d, many) for d in differences(arms)))
     gaps = {"single": 0.0, "generic": 0.01}
-    ours, theirs = (f(x, ["a", "b"], gaps, draws=300, flips=300, seed=1) for f, x in ((verdict_of, batched), (verdict, arms)))  # type: ignore[operator]
+    ours, theirs = (
+        f(x, ["a", "b"], gaps, draws=300, flips=300, seed=1)
+        for f, x in ((verdict_of, batched), (verdict, arms))
+    )  # type: ignore[operator]
     assert ours.line == theirs.line == ("supports expansion" if gain else "not supported")
     for a, b in zip(ours.comparisons, theirs.comparisons, strict=True):
         assert (a.n, a.gain) == (b.n, pytest.approx(b.gain))

@@ -1,4 +1,5 @@
-"""Two runs, arms and datasets against each other: differences against the numbers they come from, doubts, page, bad input."""
+"""Two runs, arms and datasets against each other: differences against the numbers they come from,
+doubts, page, bad input."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def test_differences_are_those_of_the_two_reports(runs: Path, tree: dict[str, An
     for r in tree["arms"]:
         for side, s in zip("ab", sides, strict=True):
             assert r[side] == s.report["arms"][r["arm"]]["metrics"][r["metric"]]
-        assert r["difference"]["value"] == pytest.approx(r["b"]["value"] - r["a"]["value"], abs=2e-5)
+        assert r["difference"]["value"] == pytest.approx(
+            r["b"]["value"] - r["a"]["value"], abs=2e-5
+        )
     # the paired interval is the bootstrap's of the differences by prompt
     gap = [s.values["fused"][:, 1] for s in sides]
     per_prompt = gap[1] - gap[0]
@@ -68,14 +71,20 @@ def test_a_prompt_without_a_value_on_one_side_is_left_out_of_the_difference() ->
     (cell,) = _differences(a, ["p", "q", "r", "only a"], b, ["p", "q", "r", "only b"], 0)
     assert cell and (cell["value"], cell["n"], cell["paired"]) == (1.0, 2, True)
     assert (cell["low"], cell["high"], cell["p"]) == (1.0, 1.0, 0.0)  # the same in every prompt
-    (many,) = _differences(np.array([[0.0], [2.0], [4.0]]), ["p", "p", "q"], np.array([[3.0], [5.0]]), ["p", "q"], 0)
+    (many,) = _differences(
+        np.array([[0.0], [2.0], [4.0]]), ["p", "p", "q"], np.array([[3.0], [5.0]]), ["p", "q"], 0
+    )
     assert many and many["value"] == 2.0  # means over rows, as in the reports
 
 
 def test_without_shared_prompts_nothing_is_paired(runs: Path) -> None:
     tree = compared(side_of(str(runs / "a")), side_of(str(runs / "other")))
-    assert tree["prompts"]["shared"] == 0 and any("No prompt is in both" in d for d in tree["doubts"])
-    assert not any(r["difference"]["paired"] for r in tree["arms"] if r["difference"]["low"] is not None)
+    assert tree["prompts"]["shared"] == 0 and any(
+        "No prompt is in both" in d for d in tree["doubts"]
+    )
+    assert not any(
+        r["difference"]["paired"] for r in tree["arms"] if r["difference"]["low"] is not None
+    )
     assert not any(r["differs"] for r in tree["arms"])
 
 
@@ -101,7 +110,10 @@ def test_what_else_differs_stands_first(runs: Path, tmp_path: Path) -> None:
     tree = compared(side_of(str(runs / "a")), side_of(str(other)))
     said = " ".join(tree["doubts"])
     assert tree["doubts"][0].startswith("The judges differ (org/judge and org/another<judge>)")
-    floors, setting = "The floors differ (helpful 0.75 and 0.5)", "1 setting differs (select.selector)"
+    floors, setting = (
+        "The floors differ (helpful 0.75 and 0.5)",
+        "1 setting differs (select.selector)",
+    )
     for part in (floors, setting, "The sizes differ", "30 prompts"):
         assert part in said, part
     assert tree["settings"] == [{"setting": "select.selector", "a": "dominance_hv", "b": "maxmin"}]
@@ -110,35 +122,60 @@ def test_what_else_differs_stands_first(runs: Path, tmp_path: Path) -> None:
     assert html.index("What to doubt") < html.index("numbers differ") and "<judge>" not in html
 
 
-def test_a_published_dataset_is_compared_as_far_as_its_numbers_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_dataset_is_compared_as_far_as_its_numbers_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, n in (("one", 24), ("two", 30)):
         write(tmp_path / name, list(many(n)))
     for name in ("one", "two"):
         path = tmp_path / name / "provenance/manifest.json"
         tree = json.loads(path.read_text())
-        tree["manifest"] |= {"identity": {"dataset": "org/source"}, "status": "done", "counts": {"mine": {"kept": 30}}}
-        tree["manifest"]["settings"] |= {"seed": 0, "select": {"selector": "dominance_hv"}, "fuse": {"arms": ["fused"]}}
+        tree["manifest"] |= {
+            "identity": {"dataset": "org/source"},
+            "status": "done",
+            "counts": {"mine": {"kept": 30}},
+        }
+        tree["manifest"]["settings"] |= {
+            "seed": 0,
+            "select": {"selector": "dominance_hv"},
+            "fuse": {"arms": ["fused"]},
+        }
         tree["manifest"]["reference"] |= {"reliability": dict.fromkeys(DIMS, 0.9)}
         cell = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30}
-        tree["manifest"]["report"] = {"verdict": "inconclusive", "k": 8, "arms": {"fused": {"n": 30, "joint_pass": cell}}}
+        tree["manifest"]["report"] = {
+            "verdict": "inconclusive",
+            "k": 8,
+            "arms": {"fused": {"n": 30, "joint_pass": cell}},
+        }
         path.write_text(json.dumps(tree))
     tree = compared(side_of(str(tmp_path / "one")), side_of(str(tmp_path / "two")))
     assert tree["a"]["kind"] == tree["b"]["kind"] == "dataset"
     joint = row(tree, "fused", "joint_pass")
-    assert joint["difference"]["value"] == 0 and joint["difference"]["low"] is None and joint["differs"] is None
+    assert (
+        joint["difference"]["value"] == 0
+        and joint["difference"]["low"] is None
+        and joint["differs"] is None
+    )
     assert row(tree, "", "margin_helpful")["difference"]["n"] == tree["prompts"]["shared"] > 0
     assert "not tested" in page(tree)
 
     def fetched(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-        assert (repo, revision) == ("org/pairs", "v1.0.0") and "provenance/manifest.json" in patterns
+        assert (repo, revision) == (
+            "org/pairs",
+            "v1.0.0",
+        ) and "provenance/manifest.json" in patterns
         return tmp_path / "one"
 
     monkeypatch.setattr("mora_data.hub.client.snapshot", fetched)
     tag = compared(side_of("org/pairs@v1.0.0:fused"), side_of(str(tmp_path / "one") + ":fused"))
-    assert tag["a"]["where"] == "org/pairs@v1.0.0" and tag["a"]["arm"] == "fused" and not tag["pairs"]
+    assert (
+        tag["a"]["where"] == "org/pairs@v1.0.0" and tag["a"]["arm"] == "fused" and not tag["pairs"]
+    )
 
 
-def test_the_page_is_one_harmless_file_of_the_same_bytes(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_the_page_is_one_harmless_file_of_the_same_bytes(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
     written = write_comparison(tmp_path, tree)
     assert [p.name for p in written] == ["report-compare.json", "report-compare.html"]
     html, again = written[1].read_text(), page(orjson.loads(written[0].read_bytes()))
@@ -149,15 +186,24 @@ def test_the_page_is_one_harmless_file_of_the_same_bytes(tree: dict[str, Any], t
         assert figure.count("<svg viewBox") == figure.count("<desc>") > 0
 
 
-def test_the_command_and_what_it_cannot_compare(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_and_what_it_cannot_compare(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     a, b = str(runs / "a"), str(runs / "b")
     assert main(["report", "--compare", a, b, "--out", str(tmp_path)]) == 0
-    assert "numbers differ" in capsys.readouterr().out and (tmp_path / "report-compare.html").exists()
+    assert (
+        "numbers differ" in capsys.readouterr().out and (tmp_path / "report-compare.html").exists()
+    )
     assert main(["report", "--compare", a, b, "--out", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == 1
     (tmp_path / "file").write_text("")
     into_a_file = ["report", "--compare", a, b, "--out", str(tmp_path / "file")]
-    for bad in (into_a_file, ["report"], ["report", a, "--compare", a, b], ["report", a, "--out", str(tmp_path)]):
+    for bad in (
+        into_a_file,
+        ["report"],
+        ["report", a, "--compare", a, b],
+        ["report", a, "--out", str(tmp_path)],
+    ):
         assert main(bad) == 1
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
     with pytest.raises(SettingsError, match="no arm 'nope', only"):

@@ -23,22 +23,38 @@ def test_role_defaults_stand_under_what_is_given() -> None:
 
 
 def test_judge_model_alone_keeps_the_policy_url() -> None:
-    s = build_settings({**TREE, "policy": {"base_url": "http://a/v1", "model": "m"}, "judge": {"model": "j"}})
+    s = build_settings(
+        {**TREE, "policy": {"base_url": "http://a/v1", "model": "m"}, "judge": {"model": "j"}}
+    )
     assert (s.role("judge").base_url, s.role("judge").model) == ("http://a/v1", "j")
     assert (s.role("rewriter").base_url, s.role("rewriter").model) == ("http://a/v1", "m")
 
 
 def test_judge_url_of_its_own_takes_no_model_and_no_engine() -> None:
-    s = build_settings({**TREE, "policy": {"engine": "scripted", "model": "m", "api_key_env": "K"}, "judge": {"base_url": "http://b/v1"}})
+    s = build_settings(
+        {
+            **TREE,
+            "policy": {"engine": "scripted", "model": "m", "api_key_env": "K"},
+            "judge": {"base_url": "http://b/v1"},
+        }
+    )
     judge = s.role("judge")
-    assert (judge.base_url, judge.model, judge.engine, judge.api_key_env) == ("http://b/v1", None, None, "K")
+    assert (judge.base_url, judge.model, judge.engine, judge.api_key_env) == (
+        "http://b/v1",
+        None,
+        None,
+        "K",
+    )
 
 
 def test_overrides_beat_yaml(tmp_path: Path) -> None:
     path = tmp_path / "b.yaml"
     path.write_text("name: b\nsource: {kind: jsonl}\nrollout: {n: 4}\n")
     assert load_settings(str(path)).rollout.n == 4
-    assert load_settings(str(path), {"rollout.n": 8, "policy.temperature": 0.3}).policy.temperature == 0.3
+    assert (
+        load_settings(str(path), {"rollout.n": 8, "policy.temperature": 0.3}).policy.temperature
+        == 0.3
+    )
 
 
 def test_written_settings_read_back() -> None:
@@ -48,17 +64,20 @@ def test_written_settings_read_back() -> None:
     assert build_settings(yaml.safe_load(to_yaml(s))) == s
 
 
-@pytest.mark.parametrize(("more", "says"), [
-    ({"rollouts": {"n": 3}}, "unknown setting 'rollouts': did you mean 'rollout'"),
-    ({"rollout": {"m": 3}}, "unknown setting 'rollout.m'"),
-    ({"policy": {"temprature": 1}}, "did you mean 'temperature'"),
-    ({"rewards": {"helpful": [{"templat": "x"}]}}, "did you mean 'template'"),
-    ({"rollout": {"n": "many"}}, "rollout.n = 'many'"),
-    ({"presample": {"n": [32, 16]}}, "must rise"),
-    ({"dimensions": []}, "dimensions"),
-    ({"fuse": {"targets": ["kind"]}}, "not in dimensions"),
-    ({"policy": {"temperature": 3}}, "policy.temperature = 3"),
-])
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"rollouts": {"n": 3}}, "unknown setting 'rollouts': did you mean 'rollout'"),
+        ({"rollout": {"m": 3}}, "unknown setting 'rollout.m'"),
+        ({"policy": {"temprature": 1}}, "did you mean 'temperature'"),
+        ({"rewards": {"helpful": [{"templat": "x"}]}}, "did you mean 'template'"),
+        ({"rollout": {"n": "many"}}, "rollout.n = 'many'"),
+        ({"presample": {"n": [32, 16]}}, "must rise"),
+        ({"dimensions": []}, "dimensions"),
+        ({"fuse": {"targets": ["kind"]}}, "not in dimensions"),
+        ({"policy": {"temperature": 3}}, "policy.temperature = 3"),
+    ],
+)
 def test_faults_are_one_line(more: dict[str, object], says: str) -> None:
     with pytest.raises(SettingsError) as caught:
         settings(**more)

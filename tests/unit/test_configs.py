@@ -54,12 +54,24 @@ def test_a_pair_row_tells_both_sides() -> None:
     assert row["prompt"] == [{"role": "user", "content": "How do I number 3 things?"}]
     assert row["chosen"] == [{"role": "assistant", "content": "Count 3 of them, slowly."}]
     assert row["rejected"] == [{"role": "assistant", "content": "No idea 3."}]
-    assert (row["chosen_reward_helpful"], row["rejected_reward_helpful"], row["margin_helpful"]) == (1.0, 0.25, 0.75)
+    assert (
+        row["chosen_reward_helpful"],
+        row["rejected_reward_helpful"],
+        row["margin_helpful"],
+    ) == (1.0, 0.25, 0.75)
     assert (row["margin_confirmed_helpful"], row["margin_confirmed_harmless"]) == (0.5, None)
-    assert (row["margin_total"], row["score"], row["weight"], row["selector"]) == (2.25, 0.42, 1.0, "dominance_hv")
+    assert (row["margin_total"], row["score"], row["weight"], row["selector"]) == (
+        2.25,
+        0.42,
+        1.0,
+        "dominance_hv",
+    )
     shares = [row["pro_weight_helpful"], row["pro_weight_harmless"]]
     rewards = [row["chosen_reward_helpful"], row["chosen_reward_harmless"]]
-    assert all(math.isclose(a / shares[0], math.exp(b - rewards[0])) for a, b in zip(shares, rewards, strict=True))
+    assert all(
+        math.isclose(a / shares[0], math.exp(b - rewards[0]))
+        for a, b in zip(shares, rewards, strict=True)
+    )
     assert math.isclose(sum(v for k, v in row.items() if k.startswith("pro_weight_")), 1)
     assert row["len_chosen"] == text.n_tokens("Count 3 of them, slowly.")
 
@@ -92,8 +104,14 @@ def test_pair_id_depends_on_texts_prompt_and_arm_only() -> None:
 
 def test_a_missing_reward_stays_null() -> None:
     rewards = {"helpful": (1.0, 0.25, None, None), "harmless": (None, 0.5, None, None)}
-    (row,) = rows(view(one(rewards=rewards), origin=replace(ORIGIN, selector="weighted_sum")), "preference")
-    assert (row["margin_harmless"], row["chosen_reward_harmless"], row["rejected_reward_harmless"]) == (None, None, 0.5)
+    (row,) = rows(
+        view(one(rewards=rewards), origin=replace(ORIGIN, selector="weighted_sum")), "preference"
+    )
+    assert (
+        row["margin_harmless"],
+        row["chosen_reward_harmless"],
+        row["rejected_reward_harmless"],
+    ) == (None, None, 0.5)
     assert row["chosen_reward_truthful"] is None
     assert row["margin_total"] == 0.75
 
@@ -122,7 +140,11 @@ def test_a_dimension_that_nobody_scored_does_not_empty_unpaired() -> None:
 
 
 def test_by_dimension_is_all_or_none() -> None:
-    flat = {"helpful": (1.0, 0.0, 0.5, None), "harmless": (0.5, 0.5, 0.5, None), "truthful": (1.0, 0.5, 0.5, None)}
+    flat = {
+        "helpful": (1.0, 0.0, 0.5, None),
+        "harmless": (0.5, 0.5, 0.5, None),
+        "truthful": (1.0, 0.5, 0.5, None),
+    }
     for dim in DIMS:
         assert rows(view(one(rewards=flat)), f"preference_{dim}") == []
         made = rows(view(one()), f"preference_{dim}")
@@ -141,14 +163,21 @@ def test_a_stage_constrains_the_dimensions_aligned_before_it() -> None:
     for number, dim in enumerate(order, 1):
         (row,) = rows(view(one(), stages=order, pick=spy), f"stage{number}_{dim}")
         assert (row["stage"], row["dimension"]) == (number, dim)
-    assert asked == [("harmless", ()), ("helpful", ("harmless",)), ("truthful", ("harmless", "helpful"))]
+    assert asked == [
+        ("harmless", ()),
+        ("helpful", ("harmless",)),
+        ("truthful", ("harmless", "helpful")),
+    ]
 
 
 def test_scored_keeps_everything_and_points_at_the_pair() -> None:
     scored = one(answers=("a", "b", "c", ""))
     failed = replace(
         scored,
-        rollouts=(*scored.rollouts[:3], replace(scored.rollouts[3], error="refused by http://10.0.0.1", flags=())),
+        rollouts=(
+            *scored.rollouts[:3],
+            replace(scored.rollouts[3], error="refused by http://10.0.0.1", flags=()),
+        ),
     )
     (row,) = rows(view(failed), "scored")
     assert row["completions"] == ["a", "b", "c", ""]
@@ -164,7 +193,10 @@ def test_multilabel_leaves_out_what_has_no_score_or_no_text() -> None:
 
 
 def test_source_prompt_is_the_whole_normalised_context() -> None:
-    assert configs.source_prompt(({"role": "user", "content": "  What IS\nthis? "},)) == "what is this?"
+    assert (
+        configs.source_prompt(({"role": "user", "content": "  What IS\nthis? "},))
+        == "what is this?"
+    )
     history = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"})
     (row,) = rows(view(one(history=history, question="And NOW?")), "preference")
     assert row["source_prompt"] == "user: hi\nassistant: hello\nuser: and now?"
@@ -189,6 +221,9 @@ def test_a_dominance_pair_that_breaks_the_law_is_named(
 
 
 def test_without_dominance_a_negative_margin_is_allowed() -> None:
-    scored = one(answers=("a", "b"), rewards={"helpful": (1.0, 0.0), "harmless": (0.0, 1.0), "truthful": (1.0, 0.0)})
+    scored = one(
+        answers=("a", "b"),
+        rewards={"helpful": (1.0, 0.0), "harmless": (0.0, 1.0), "truthful": (1.0, 0.0)},
+    )
     v = view(scored, origin=replace(ORIGIN, selector="weighted_sum"))
     assert configs.fault(v, v.pairs) is None

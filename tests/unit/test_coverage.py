@@ -1,6 +1,8 @@
-"""How often the 95 % interval of a rate holds the true rate, where rates are rare and where answers of a prompt are alike.
+"""How often the 95 % interval of a rate holds the true rate, where rates are rare and where answers
+of a prompt are alike.
 
-pytest -m slow -s tests/unit/test_coverage.py     prints the table of docs/numbers.md, 4,000 simulations a cell
+pytest -m slow -s tests/unit/test_coverage.py     prints the table of docs/numbers.md, 4,000
+simulations a cell
 """
 
 from __future__ import annotations
@@ -16,13 +18,18 @@ SHAPES = ("one answer a prompt", "16 alike", "16 alike, prompts in groups")
 
 
 def coverage(shape: str, rate: float, n: int, runs: int) -> tuple[float, float]:
-    """Share of the intervals that hold the rate, and mean number of the prompts (or groups) that have a case.
+    """Share of the intervals that hold the rate, and mean number of the prompts (or groups) that
+    have a case.
 
-    Alike: each prompt has its own rate, Beta with mean `rate` and strength 1, most of them near 0 or 1. Groups of 1 to 4 prompts
-    share it. The runs are the columns of one call.
+    Alike: each prompt has its own rate, Beta with mean `rate` and strength 1, most of them near 0
+    or 1. Groups of 1 to 4 prompts share it. The runs are the columns of one call.
     """
     rng = np.random.default_rng([3, n, int(rate * 1000), SHAPES.index(shape)])
-    groups = np.repeat(np.arange(n), rng.integers(1, 5, n))[:n] if shape.endswith("groups") else np.arange(n)
+    groups = (
+        np.repeat(np.arange(n), rng.integers(1, 5, n))[:n]
+        if shape.endswith("groups")
+        else np.arange(n)
+    )
     if shape == SHAPES[0]:
         values = (rng.random((n, runs)) < rate).astype(float)
     else:
@@ -33,7 +40,8 @@ def coverage(shape: str, rate: float, n: int, runs: int) -> tuple[float, float]:
 
 
 def held(found: float, cases: float, runs: int) -> bool:
-    """92 to 98 % within three standard errors; with fewer than ten cases the steps between counts let it cover more."""
+    """92 to 98 % within three standard errors; with fewer than ten cases the steps between counts
+    let it cover more."""
     slack = 3 * (0.05 * 0.95 / runs) ** 0.5
     return 0.92 - slack <= found <= (0.98 + slack if cases >= 10 else 1.0)
 
@@ -53,7 +61,10 @@ def test_coverage_table() -> None:
     for n in SIZES:
         for rate in RATES:
             found = [coverage(shape, rate, n, runs) for shape in SHAPES]
-            print(f"| {n} | {rate} | " + " | ".join(f"{100 * c:.1f}" for c, _ in found) + " |", flush=True)
+            print(
+                f"| {n} | {rate} | " + " | ".join(f"{100 * c:.1f}" for c, _ in found) + " |",
+                flush=True,
+            )
             assert all(held(*f, runs) for f in found), (n, rate, found)
 
 

@@ -1,7 +1,9 @@
-"""The documentation is executed: commands parse, settings exist, links resolve, Python runs, output shown is output had.
+"""The documentation is executed: commands parse, settings exist, links resolve, Python runs, output
+shown is output had.
 
-Code blocks by language: `console` (commands), `yaml` (settings, or the file named in the first line), `python` (run in order
-in one folder, or the module named in the first line), `jinja` (the template named in the first line), `text` (output).
+Code blocks by language: `console` (commands), `yaml` (settings, or the file named in the first
+line), `python` (run in order in one folder, or the module named in the first line), `jinja` (the
+template named in the first line), `text` (output).
 """
 
 from __future__ import annotations
@@ -37,11 +39,18 @@ from mora_data.view import poster
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 LANGUAGES = {"console", "yaml", "python", "jinja", "text"}
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 _FILE = re.compile(r"^(?:#|\{#) ([\w./-]+\.(?:py|yaml|j2))(, continued)?(?: #\})?$")
-_SHIPPED = re.compile(r"\b(?:templates|builders|train_recipes|docs|cards|mora_data|tests)/[\w./-]*\w")
+_SHIPPED = re.compile(
+    r"\b(?:templates|builders|train_recipes|docs|cards|mora_data|tests)/[\w./-]*\w"
+)
 
 
 class Block(NamedTuple):
@@ -66,15 +75,28 @@ def blocks(*languages: str, page: str | None = None) -> list[Block]:
             named = _FILE.match(m[2].split("\n")[0])
             name = path.relative_to(ROOT).as_posix()
             if m[1] in languages and page in (None, name):
-                found.append(Block(name, text.count("\n", 0, m.start()) + 1, m[1], m[2], named[1] if named else None))
+                found.append(
+                    Block(
+                        name,
+                        text.count("\n", 0, m.start()) + 1,
+                        m[1],
+                        m[2],
+                        named[1] if named else None,
+                    )
+                )
     return found
 
 
 def documented() -> list[tuple[str, list[str]]]:
-    """Every `mora-data ...` with arguments: in console blocks, in inline code and in the builders' comments."""
+    """Every `mora-data ...` with arguments: in console blocks, in inline code and in the builders'
+    comments."""
     found = []
     for b in blocks("console"):
-        found += [(b.where, shlex.split(line, comments=True)) for line in b.text.splitlines() if line.startswith("mora-data ")]
+        found += [
+            (b.where, shlex.split(line, comments=True))
+            for line in b.text.splitlines()
+            if line.startswith("mora-data ")
+        ]
     for path in sorted((ROOT / "builders").glob("*.yaml")):
         for line in path.read_text("utf-8").splitlines():
             if line.startswith("#   mora-data "):
@@ -138,7 +160,9 @@ def test_links_and_anchors_resolve() -> None:
             to = (page.parent / name).resolve() if name else page
             assert to.is_file(), f"{page.name} links to {target}"
             titles = re.findall(r"^#+ (.+)$", to.read_text("utf-8"), re.M)
-            assert not anchor or anchor in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}, target
+            assert not anchor or anchor in {
+                re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles
+            }, target
             n += 1
     assert n >= 10
 
@@ -149,7 +173,9 @@ def test_every_page_is_linked_from_the_readme() -> None:
 
 
 def test_files_named_exist() -> None:
-    made = {b.file for b in blocks("yaml", "jinja", "python") if b.file} | {"templates/fuse/NAME.j2"}
+    made = {b.file for b in blocks("yaml", "jinja", "python") if b.file} | {
+        "templates/fuse/NAME.j2"
+    }
     named = {(p.name, m.rstrip(".")) for p in PAGES for m in _SHIPPED.findall(p.read_text("utf-8"))}
     named = {(page, m) for page, m in named if m not in made and "NAME" not in m}
     assert len(named) > 15
@@ -160,9 +186,14 @@ def test_readme_has_the_two_commands_and_the_claim() -> None:
     text = README.read_text("utf-8")
     assert "```console\nmake demo\nmake test\n```" in text
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M)
-    named = {t for p in PAGES for t in re.findall(r"(?:^|`)make ([\w-]+)", p.read_text("utf-8"), re.M)}
+    named = {
+        t for p in PAGES for t in re.findall(r"(?:^|`)make ([\w-]+)", p.read_text("utf-8"), re.M)
+    }
     assert {"demo", "test"} <= named <= set(targets)
-    claim = "an independent implementation, not by the authors of the paper; thresholds, templates and defaults are ours"
+    claim = (
+        "an independent implementation, not by the authors of the paper; thresholds, templates and"
+        " defaults are ours"
+    )
     assert claim in " ".join(text.split())
 
 
@@ -172,8 +203,18 @@ def test_readme_has_the_two_commands_and_the_claim() -> None:
 def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
     found = documented()
     assert len(found) >= 25
-    assert {words[0] for _, words in found} == {"build", "status", "push", "diff", "evaluate", "export", "recipe",
-                                                "report", "view", "weights"}
+    assert {words[0] for _, words in found} == {
+        "build",
+        "status",
+        "push",
+        "diff",
+        "evaluate",
+        "export",
+        "recipe",
+        "report",
+        "view",
+        "weights",
+    }
     for where, words in found:
         try:
             args = cli._parser().parse_args(words)
@@ -187,7 +228,12 @@ def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_flags_and_settings_named_in_the_text_exist() -> None:
     text = "\n".join(p.read_text("utf-8") for p in PAGES)
-    known = set(re.findall(r"--[\w-]+", inspect.getsource(cli))) | {"--set", "--strict", "--port", "--help"}
+    known = set(re.findall(r"--[\w-]+", inspect.getsource(cli))) | {
+        "--set",
+        "--strict",
+        "--port",
+        "--help",
+    }
     used = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", _BLOCK.sub("", text)))
     assert len(used) > 12 and used <= known, used - known
     for override in re.findall(r"--set (\S+=[^\s`)]+)", text):
@@ -203,11 +249,17 @@ def test_flags_and_settings_named_in_the_text_exist() -> None:
 def test_yaml_blocks_are_settings(block: Block, tmp_path: Path) -> None:
     tree = yaml.safe_load(block.text)
     if block.file and "intents/" in block.file:
-        assert {"definition", "need", "good", "bad"} <= set(tree) <= {"definition", "need", "good", "bad", "alone", "premises"}
+        assert (
+            {"definition", "need", "good", "bad"}
+            <= set(tree)
+            <= {"definition", "need", "good", "bad", "alone", "premises"}
+        )
         return
     if block.file == "prices.yaml":
         (tmp_path / "prices.yaml").write_text(block.text)
-        assert load_prices(str(tmp_path / "prices.yaml")).cost({"judge-1": [1_000_000, 0, 0]}) == 0.25
+        assert (
+            load_prices(str(tmp_path / "prices.yaml")).cost({"judge-1": [1_000_000, 0, 0]}) == 0.25
+        )
         return
     base = yaml.safe_load((ROOT / "builders" / "pku-saferlhf.yaml").read_text("utf-8"))
     file = tmp_path / "build.yaml"
@@ -223,9 +275,13 @@ def test_help_shown_is_the_help() -> None:
 
 
 def test_tables_list_what_there_is() -> None:
-    stages = re.findall(r"^\| `(\w+)` \|", README.read_text("utf-8").split("## The stages")[1], re.M)
+    stages = re.findall(
+        r"^\| `(\w+)` \|", README.read_text("utf-8").split("## The stages")[1], re.M
+    )
     assert tuple(stages) == STAGES
-    judge, _, calibration = (ROOT / "docs" / "rewards.md").read_text("utf-8").partition("## Calibration")
+    judge, _, calibration = (
+        (ROOT / "docs" / "rewards.md").read_text("utf-8").partition("## Calibration")
+    )
     assert set(re.findall(r"^\| `(\w+)` \|", judge, re.M)) == VARIABLES
     rows = re.findall(r"^\| (`[^|]+`) \|", calibration, re.M)
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(KINDS)
@@ -234,15 +290,22 @@ def test_tables_list_what_there_is() -> None:
 def test_error_lines_are_the_code_s() -> None:
     """Each quoted line, its placeholders and values aside, stands in the source."""
     engines = Path(openai.__file__).parent
-    source = "".join(path.read_text("utf-8") for path in sorted(engines.glob("*.py"))) + NO_ENDPOINT + inspect.getsource(spending)
+    source = (
+        "".join(path.read_text("utf-8") for path in sorted(engines.glob("*.py")))
+        + NO_ENDPOINT
+        + inspect.getsource(spending)
+    )
     source = re.sub(r'"\s*\n\s*f?"', "", source)
     page = (ROOT / "docs" / "endpoints.md").read_text("utf-8")
     begins = "no model|endpoint|engine|model|batch|out of memory|limits|the price|the openai"
     lines = re.findall(rf"^\| `({begins})(.*?)` \|", page, re.M)
     assert len(lines) >= 13
     for first, rest in lines:
-        values = (r" ?URL/?|NAME|MODEL|\bB\b|score\.weight| ?\(.*?\)|'vllm'|'[ab]'|= 5 USD|FILE| models\.a\.in|\d+|OPENAI_API_KEY"
-                  r"|scripted or openai|:? \.\.\.")
+        values = (
+            r" ?URL/?|NAME|MODEL|\bB\b|score\.weight| ?\(.*?\)|'vllm'|'[ab]'|= 5 USD|FILE|"
+            r" models\.a\.in|\d+|OPENAI_API_KEY"
+            r"|scripted or openai|:? \.\.\."
+        )
         pieces = re.split(values, first + rest)
         for piece in pieces:
             assert piece.strip(" :,s") in source, (first + rest, piece)
@@ -251,14 +314,17 @@ def test_error_lines_are_the_code_s() -> None:
 # --- what is run
 
 
-def test_python_of_readme_and_pages_runs(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                         capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_of_readme_and_pages_runs(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(demo.parent, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     found = [b for b in blocks("python") if b.file is None]
     assert len(found) >= 4
     for b in found:
-        text = b.text.replace('"org/mora-pairs"', '"runs/demo/dataset"').replace(', revision="v1.0.0"', "")
+        text = b.text.replace('"org/mora-pairs"', '"runs/demo/dataset"').replace(
+            ', revision="v1.0.0"', ""
+        )
         names: dict[str, object] = {}
         exec(compile(text, b.where, "exec"), names)  # noqa: S102
         assert any(hasattr(names.get(n), "__len__") for n in ("pairs", "train")), b.where
@@ -274,14 +340,22 @@ def test_demo_output_in_the_readme_is_the_demo_s(demo: Path) -> None:
     assert row["simulated"] and row["rejected"][0]["content"] in readme
     assert row["source_prompt"] in readme and row["prompt"][-1]["content"] in readme
     for d in row["dims"]:
-        cells = [row[f"chosen_reward_{d}"], row[f"rejected_reward_{d}"], row[f"margin_{d}"], row[f"margin_confirmed_{d}"]]
+        cells = [
+            row[f"chosen_reward_{d}"],
+            row[f"rejected_reward_{d}"],
+            row[f"margin_{d}"],
+            row[f"margin_confirmed_{d}"],
+        ]
         assert f"| {d} | " + " | ".join(f"{c:.2f}" for c in cells) + " |" in readme
     assert best_pair(demo / "dataset") is not None
-    assert not (demo / "dataset/report").exists()  # without the extra no figures, and a card without images
+    # without the extra no figures, and a card without images
+    assert not (demo / "dataset/report").exists()
     assert "](report/" not in (demo / "dataset/README.md").read_text("utf-8")
 
 
-def test_the_picture_of_the_readme_is_drawn_from_the_demo(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_picture_of_the_readme_is_drawn_from_the_demo(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`make picture` draws it; run it where the demo has changed."""
     held = (ROOT / "docs/reward-space.svg").read_text("utf-8")
     assert poster.main([str(demo), str(tmp_path / "drawn.svg")]) == 0
@@ -290,23 +364,34 @@ def test_the_picture_of_the_readme_is_drawn_from_the_demo(demo: Path, tmp_path: 
     assert "](docs/reward-space.svg)" in README.read_text("utf-8")
     root = ElementTree.fromstring(held)
     marks = [e.get("class") or "" for e in root.iter() if e.tag.endswith("circle")]
-    assert sum("dot" in m for m in marks) > 40 and not {e.tag.split("}")[1] for e in root.iter()} & {"a", "script", "image", "use"}
+    assert sum("dot" in m for m in marks) > 40 and not {
+        e.tag.split("}")[1] for e in root.iter()
+    } & {"a", "script", "image", "use"}
     assert poster.main([str(demo), str(tmp_path / "x.svg"), "nope"]) == 1 and poster.main([]) == 2
     assert "has no pair nope" in capsys.readouterr().err
 
 
 def test_configs_in_the_readme_are_those_of_the_dataset(demo: Path) -> None:
-    have = {p.name for p in (demo / "dataset").iterdir() if p.is_dir()} - {"provenance"} | {"preference_by_dim"}
+    have = {p.name for p in (demo / "dataset").iterdir() if p.is_dir()} - {"provenance"} | {
+        "preference_by_dim"
+    }
     section = README.read_text("utf-8").split("| config | rows | for |")[1].split("\n\n")[0]
-    named = set(re.findall(r"`([\w<>]+)`", "".join(line.split("|")[1] for line in section.splitlines() if line)))
+    named = set(
+        re.findall(
+            r"`([\w<>]+)`", "".join(line.split("|")[1] for line in section.splitlines() if line)
+        )
+    )
     dims = ("helpful", "harmless", "truthful")
-    spelled = {n.replace("<dim>", d) for n in named for d in dims} - {f"stage{k}_{d}" for k in (1, 2) for d in dims}
+    spelled = {n.replace("<dim>", d) for n in named for d in dims} - {
+        f"stage{k}_{d}" for k in (1, 2) for d in dims
+    }
     assert spelled == {h for h in have if not h.startswith("stage")}
     assert {"stage1_<dim>", "stage2_<dim>"} <= named
 
 
-def test_export_of_the_page_prints_what_it_says(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_of_the_page_prints_what_it_says(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(demo.parent, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     words = [w for _, w in documented() if w[0] == "export"][-1]
@@ -314,10 +399,16 @@ def test_export_of_the_page_prints_what_it_says(demo: Path, tmp_path: Path, monk
     assert capsys.readouterr().out == blocks("text", page="docs/publish.md")[-1].text
 
 
-def test_the_concise_example_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_concise_example_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The files of the page, put where it says, and its command."""
     monkeypatch.chdir(tmp_path)
-    found = [b for b in blocks("yaml", "jinja", page="docs/add-your-own.md") if b.file and "concise" in b.file]
+    found = [
+        b
+        for b in blocks("yaml", "jinja", page="docs/add-your-own.md")
+        if b.file and "concise" in b.file
+    ]
     assert {"concise.yaml", "rubrics/concise.j2", "intents/concise.yaml"} == {b.file for b in found}
     written(tmp_path, found)
     words = next(w for where, w in documented() if "concise.yaml" in w)
@@ -326,13 +417,19 @@ def test_the_concise_example_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run.counts["fuse"]["kept"] > 0
     rows = run.pairs()
     assert rows and all(isinstance(r["chosen_reward_concise"], float) for r in rows)
-    assert run.dataset_dir is not None and {"preference_concise"} <= {p.name for p in run.dataset_dir.iterdir()}
+    assert run.dataset_dir is not None and {"preference_concise"} <= {
+        p.name for p in run.dataset_dir.iterdir()
+    }
 
 
-def test_the_plug_ins_of_the_page_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                        capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plug_ins_of_the_page_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     written(tmp_path, [b for b in blocks("yaml", "python", page="docs/add-your-own.md") if b.file])
-    rows = [*(f'{{"ask": "How do I store {i} bottles of oil?"}}\n' for i in range(30)), '{"ask": 1}\n']
+    rows = [
+        *(f'{{"ask": "How do I store {i} bottles of oil?"}}\n' for i in range(30)),
+        '{"ask": 1}\n',
+    ]
     (tmp_path / "faq.jsonl").write_text("".join(rows))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -347,10 +444,16 @@ def test_the_plug_ins_of_the_readme_work(tmp_path: Path, monkeypatch: pytest.Mon
     found = [b for b in blocks("python", page="README.md") if b.file]
     assert [b.file for b in found] == ["mine.py", "least.py"]
     written(tmp_path, found)
-    (tmp_path / "rows.jsonl").write_text("".join(f'{{"ask": "How do I store {i} bottles of oil?"}}\n' for i in range(12)))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(f'{{"ask": "How do I store {i} bottles of oil?"}}\n' for i in range(12))
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    tree = {"name": "faq", "source": {"kind": "mine:Faq"}, "select": {"selector": "least:least_margin"},
-            "policy": {"engine": "scripted"}}
+    tree = {
+        "name": "faq",
+        "source": {"kind": "mine:Faq"},
+        "select": {"selector": "least:least_margin"},
+        "policy": {"engine": "scripted"},
+    }
     run = build(tree, data=[tmp_path / "rows.jsonl"], out=tmp_path / "run", quiet=True)
     assert run.pairs() and run.counts["mine"]["kept"] == 12
 
@@ -361,12 +464,26 @@ def test_a_rubric_may_lie_anywhere_when_nothing_is_fused(tmp_path: Path) -> None
     (tmp_path / "concise.j2").write_text(rubric.text, "utf-8")
     load_template("judge", str(tmp_path / "concise.j2"), VARIABLES)
     tree = yaml.safe_load(block.text.replace("rubrics/concise.j2", str(tmp_path / "concise.j2")))
-    run = build({"name": "terse", "source": {"kind": "pku-saferlhf"}, **tree, "mine": {"limit": 10}}, sample=True,
-                out=tmp_path / "run", until="score", quiet=True)
+    run = build(
+        {"name": "terse", "source": {"kind": "pku-saferlhf"}, **tree, "mine": {"limit": 10}},
+        sample=True,
+        out=tmp_path / "run",
+        until="score",
+        quiet=True,
+    )
     assert run.counts["score"]["kept"] > 0
     with pytest.raises(MoraError, match=r"templates/intents/terse\.yaml"):
-        build({"name": "terse", "source": {"kind": "pku-saferlhf"}, **tree, "fuse": {"arms": ["fused"]}}, sample=True,
-              out=tmp_path / "other", quiet=True)
+        build(
+            {
+                "name": "terse",
+                "source": {"kind": "pku-saferlhf"},
+                **tree,
+                "fuse": {"arms": ["fused"]},
+            },
+            sample=True,
+            out=tmp_path / "other",
+            quiet=True,
+        )
 
 
 # --- discipline
@@ -376,5 +493,9 @@ def test_no_machine_paths_and_no_overlong_lines() -> None:
     for page in PAGES:
         text = page.read_text("utf-8")
         assert not re.search(r"/(?:home|tmp|root|Users|work)/|TODO|FIXME", text), page.name
-        long = [line for line in _BLOCK.sub("", text).splitlines() if len(line) > 132 and not line.startswith("|")]
+        long = [
+            line
+            for line in _BLOCK.sub("", text).splitlines()
+            if len(line) > 132 and not line.startswith("|")
+        ]
         assert long == [], page.name

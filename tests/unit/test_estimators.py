@@ -33,15 +33,25 @@ def test_at_k_equals_the_mean_over_all_subsets(seed: int, k: int, levels: int) -
     r = rewards(seed, levels=levels)
     points = np.array([0.0, 0.3, 0.5, 1.0])
     c = (r >= FLOORS).sum(1)
-    got = {"any": s.any_pass_at_k(c, np.array(8), k), "all": s.all_pass_at_k(c, np.array(8), k), "best": s.best_of_k_mean(r, k),
-           "range": s.range_at_k(r, k), "joint": s.joint_pass_at_k(r, FLOORS, k),
-           "below": s.best_of_k_distribution(r, k, points)}
+    got = {
+        "any": s.any_pass_at_k(c, np.array(8), k),
+        "all": s.all_pass_at_k(c, np.array(8), k),
+        "best": s.best_of_k_mean(r, k),
+        "range": s.range_at_k(r, k),
+        "joint": s.joint_pass_at_k(r, FLOORS, k),
+        "below": s.best_of_k_distribution(r, k, points),
+    }
     for p in range(len(r)):
         sub = subsets(r[p], k)
         passed = sub >= FLOORS
-        want = {"any": passed.any(1).mean(0), "all": passed.all(1).mean(0), "best": sub.max(1).mean(0),
-                "range": (sub.max(1) - sub.min(1)).mean(0), "joint": passed.all(-1).any(1).mean(),
-                "below": np.stack([(sub.max(1) <= v).mean(0) for v in points])}
+        want = {
+            "any": passed.any(1).mean(0),
+            "all": passed.all(1).mean(0),
+            "best": sub.max(1).mean(0),
+            "range": (sub.max(1) - sub.min(1)).mean(0),
+            "joint": passed.all(-1).any(1).mean(),
+            "below": np.stack([(sub.max(1) <= v).mean(0) for v in points]),
+        }
         for name, value in want.items():
             np.testing.assert_allclose(got[name][p], value, atol=1e-12, err_msg=name)
 
@@ -55,16 +65,28 @@ def test_missing_scores_are_as_if_never_drawn(k: int) -> None:
         whole = r[p][~np.isnan(r[p]).any(-1)][None]
         if whole.shape[1] < 3:
             continue
-        np.testing.assert_allclose(s.joint_pass_at_k(r, FLOORS, k)[p], s.joint_pass_at_k(whole, FLOORS, k)[0])
-        np.testing.assert_allclose(s.effective_dimensionality(r, sigma)[p], s.effective_dimensionality(whole, sigma)[0])
+        np.testing.assert_allclose(
+            s.joint_pass_at_k(r, FLOORS, k)[p], s.joint_pass_at_k(whole, FLOORS, k)[0]
+        )
+        np.testing.assert_allclose(
+            s.effective_dimensionality(r, sigma)[p], s.effective_dimensionality(whole, sigma)[0]
+        )
         np.testing.assert_allclose(s.hypervolume_at_k(r, k)[p], s.hypervolume_at_k(whole, k)[0])
-        for a, b in zip(s.dominance_rate(r, strict, delta), s.dominance_rate(whole, strict[:1], delta), strict=True):
+        for a, b in zip(
+            s.dominance_rate(r, strict, delta),
+            s.dominance_rate(whole, strict[:1], delta),
+            strict=True,
+        ):
             np.testing.assert_allclose(a[p], b[0])
         for d in range(3):
             one = r[p, ~np.isnan(r[p, :, d]), d][None, :, None]
             np.testing.assert_allclose(s.best_of_k_mean(r, k)[p, d], s.best_of_k_mean(one, k)[0, 0])
-            np.testing.assert_allclose(s.range_at_k(r, k)[p, d], s.range_at_k(one, k)[0, 0], atol=1e-12)
-            np.testing.assert_allclose(s.gini_mean_difference(r)[1][p, d], s.gini_mean_difference(one)[1][0, 0])
+            np.testing.assert_allclose(
+                s.range_at_k(r, k)[p, d], s.range_at_k(one, k)[0, 0], atol=1e-12
+            )
+            np.testing.assert_allclose(
+                s.gini_mean_difference(r)[1][p, d], s.gini_mean_difference(one)[1][0, 0]
+            )
 
 
 def test_too_few_rollouts_have_no_value() -> None:
@@ -79,7 +101,8 @@ def test_too_few_rollouts_have_no_value() -> None:
 
 
 def test_unbiased_where_the_plug_in_is_not() -> None:
-    """p = 0.03, n = 64, k = 16: truth 0.386; METHOD measured 0.351 for 1 - (1 - c/n)^k. Tolerance: 4 standard errors."""
+    """p = 0.03, n = 64, k = 16: truth 0.386; METHOD measured 0.351 for 1 - (1 - c/n)^k. Tolerance:
+    4 standard errors."""
     c = np.random.default_rng(0).binomial(64, 0.03, 40_000)
     truth = 1 - 0.97**16
     got = s.any_pass_at_k(c, np.array(64), 16)
@@ -101,7 +124,10 @@ def test_pair_statistics_equal_brute_force(seed: int, levels: int) -> None:
     delta = np.array([0.1, 0.2, 0.05])
     strict = np.random.default_rng(seed).random((len(r), 3)) < 0.6
     value, error = s.gini_mean_difference(r)
-    usable, everywhere = s.dominance_rate(r, strict, delta)[0], s.dominance_rate_everywhere(r, delta)[0]
+    usable, everywhere = (
+        s.dominance_rate(r, strict, delta)[0],
+        s.dominance_rate_everywhere(r, delta)[0],
+    )
     for p in range(len(r)):
         whole = r[p][~np.isnan(r[p]).any(-1)]
         pairs = [(a, b) for a, b in combinations(whole, 2)]
@@ -112,14 +138,25 @@ def test_pair_statistics_equal_brute_force(seed: int, levels: int) -> None:
 
         if pairs:
             all_d = np.ones(3, bool)
-            assert usable[p] == pytest.approx(np.mean([beats(a, b, strict[p]) or beats(b, a, strict[p]) for a, b in pairs]))
-            assert everywhere[p] == pytest.approx(np.mean([beats(a, b, all_d) or beats(b, a, all_d) for a, b in pairs]))
+            assert usable[p] == pytest.approx(
+                np.mean([beats(a, b, strict[p]) or beats(b, a, strict[p]) for a, b in pairs])
+            )
+            assert everywhere[p] == pytest.approx(
+                np.mean([beats(a, b, all_d) or beats(b, a, all_d) for a, b in pairs])
+            )
         for d in range(3):
             v = r[p, ~np.isnan(r[p, :, d]), d]
             if len(v) > 3:
-                assert value[p, d] == pytest.approx(np.mean([abs(a - b) for a, b in combinations(v, 2)]))
-                without = [np.mean([abs(a - b) for a, b in combinations(np.delete(v, i), 2)]) for i in range(len(v))]
-                jack = np.sqrt((len(v) - 1) / len(v) * np.sum((np.array(without) - value[p, d]) ** 2))
+                assert value[p, d] == pytest.approx(
+                    np.mean([abs(a - b) for a, b in combinations(v, 2)])
+                )
+                without = [
+                    np.mean([abs(a - b) for a, b in combinations(np.delete(v, i), 2)])
+                    for i in range(len(v))
+                ]
+                jack = np.sqrt(
+                    (len(v) - 1) / len(v) * np.sum((np.array(without) - value[p, d]) ** 2)
+                )
                 assert error[p, d] == pytest.approx(jack)
 
 
@@ -134,13 +171,18 @@ def test_noise_corrected_covariance_is_unbiased() -> None:
 
 
 def test_corrected_dimensionality_tells_prompts_apart_and_the_raw_one_does_not() -> None:
-    """METHOD (b): noise 0.08, 16 answers; corrected 0.05 / 1.07 / 1.05 / 2.3, raw 2.5 / 1.55 / 1.3 / 2.5."""
+    """METHOD (b): noise 0.08, 16 answers; corrected 0.05 / 1.07 / 1.05 / 2.3, raw 2.5 / 1.55 / 1.3
+    / 2.5."""
     rng = np.random.default_rng(0)
     shape, sigma = (2000, 16), np.full(3, 0.08)
     one, other, third = (rng.normal(size=shape) * 0.2 for _ in range(3))
     still = np.zeros(shape)
-    worlds = {"flat": (still, still, still), "one_dim": (one, still, still), "conflict": (one, -one, still),
-              "multi": (one, other, third)}
+    worlds = {
+        "flat": (still, still, still),
+        "one_dim": (one, still, still),
+        "conflict": (one, -one, still),
+        "multi": (one, other, third),
+    }
     corrected, raw = {}, {}
     for kind, dims in worlds.items():
         r = 0.5 + np.stack(dims, axis=-1) + rng.normal(0, 0.08, (*shape, 3))
@@ -154,12 +196,22 @@ def test_corrected_dimensionality_tells_prompts_apart_and_the_raw_one_does_not()
 def test_posterior_interval() -> None:
     c, n = np.arange(17), np.array(16)
     low, high = s.beta_interval(c, n)
-    assert low[0] == 0 and high[16] == 1 and np.all(np.diff(low) > 0) and np.all(low <= c / 16) and np.all(c / 16 <= high)
+    assert (
+        low[0] == 0
+        and high[16] == 1
+        and np.all(np.diff(low) > 0)
+        and np.all(low <= c / 16)
+        and np.all(c / 16 <= high)
+    )
     stats = pytest.importorskip("scipy.stats")
     np.testing.assert_allclose(low[1:], stats.beta.ppf(0.025, c[1:] + 0.5, 16.5 - c[1:]), atol=1e-9)
-    np.testing.assert_allclose(high[:-1], stats.beta.ppf(0.975, c[:-1] + 0.5, 16.5 - c[:-1]), atol=1e-9)
+    np.testing.assert_allclose(
+        high[:-1], stats.beta.ppf(0.975, c[:-1] + 0.5, 16.5 - c[:-1]), atol=1e-9
+    )
     a = np.array([0.5, 3.0, 40.0, 64.5])
-    np.testing.assert_allclose(beta_quantile(a, a[::-1], 0.3), stats.beta.ppf(0.3, a, a[::-1]), atol=1e-9)
+    np.testing.assert_allclose(
+        beta_quantile(a, a[::-1], 0.3), stats.beta.ppf(0.3, a, a[::-1]), atol=1e-9
+    )
 
 
 def test_moment_prior_recovers_the_prior() -> None:

@@ -1,4 +1,5 @@
-"""An evaluation begins prompts while its engines want more, and stops at the first error that ends a run."""
+"""An evaluation begins prompts while its engines want more, and stops at the first error that ends
+a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The frozen copy: every link leads to a page of the folder, it is bounded, harmless, and the same again."""
+"""The frozen copy: every link leads to a page of the folder, it is bounded, harmless, and the same
+again."""
 
 from __future__ import annotations
 
@@ -25,13 +26,20 @@ def check(folder: Path) -> dict[str, str]:
     seen = {name: Seen(text) for name, text in found.items() if name != "report.html"}
     ids = {name: set(s.ids) for name, s in seen.items()}
     for name, s in seen.items():
-        assert not s.open and s.tags <= TAGS | {"style", "g"} and "form" not in s.tags, (name, s.tags - TAGS)
-        assert "default-src 'none'" in found[name] and not {a for a in s.attributes if a.startswith("on")}
+        assert not s.open and s.tags <= TAGS | {"style", "g"} and "form" not in s.tags, (
+            name,
+            s.tags - TAGS,
+        )
+        assert "default-src 'none'" in found[name] and not {
+            a for a in s.attributes if a.startswith("on")
+        }
         for link in s.links:
             file, _, anchor = unescape(link).partition("#")
             assert file in found or not file, (name, link)
             target = file or name
-            assert not anchor or target == "report.html" or anchor in ids[target] or anchor == "main", (name, link)
+            assert (
+                not anchor or target == "report.html" or anchor in ids[target] or anchor == "main"
+            ), (name, link)
     assert len(seen) > 3
     return found
 
@@ -42,11 +50,17 @@ def test_every_link_stays_in_the_folder(tmp_path: Path) -> None:
     done = freeze(run, tmp_path / "a", 500)
     found = check(tmp_path / "a")
     assert done == {"pages": len(found) - 1, "pairs": 12, "of": 12}
-    assert sum(name.startswith("pair-") for name in found) == sum(name.startswith("prompt-") for name in found) == 12
+    assert (
+        sum(name.startswith("pair-") for name in found)
+        == sum(name.startswith("prompt-") for name in found)
+        == 12
+    )
     linked = set(re.findall(r'href="([^"#]+)', "".join(found.values())))
     assert found.keys() - linked == set() and "/compare" not in "".join(found.values())
     freeze(run, tmp_path / "b", 500)
-    assert pages(tmp_path / "b") == found and (tmp_path / "b/robots.txt").read_text().endswith("Disallow: /\n")
+    assert pages(tmp_path / "b") == found and (tmp_path / "b/robots.txt").read_text().endswith(
+        "Disallow: /\n"
+    )
 
 
 def test_it_is_bounded_and_says_so(tmp_path: Path) -> None:
@@ -55,14 +69,18 @@ def test_it_is_bounded_and_says_so(tmp_path: Path) -> None:
     found = check(tmp_path / "out")
     assert done["pairs"] == sum(name.startswith("pair-") for name in found) == 20
     assert "20 of 130 pairs have their page" in found["index.html"]
-    assert sum("51 to 100 of 130" in text for text in found.values()) == 1  # the list itself is whole
+    # the list itself is whole
+    assert sum("51 to 100 of 130" in text for text in found.values()) == 1
 
 
 def test_runs_in_every_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "manifest.json").write_text('{"identity": {"dataset": "x"}, "status": "started"}')
-    assert main(["view", str(empty), "--freeze", str(tmp_path / "e")]) == 0 and "0 of 0 pairs" in capsys.readouterr().out
+    assert (
+        main(["view", str(empty), "--freeze", str(tmp_path / "e")]) == 0
+        and "0 of 0 pairs" in capsys.readouterr().out
+    )
     half = make_run(tmp_path / "half", {"fused": 0.6}, 12, seal=False, pairs=0)
     assert freeze(half, tmp_path / "h", 5)["of"] == 0
     check(tmp_path / "h")

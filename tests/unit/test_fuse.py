@@ -1,4 +1,5 @@
-"""Fusion: golden rewrites reach their verdict, the best candidate is kept, a control keeps to the length of the fused prompt."""
+"""Fusion: golden rewrites reach their verdict, the best candidate is kept, a control keeps to the
+length of the fused prompt."""
 
 from __future__ import annotations
 
@@ -26,15 +27,23 @@ from mora_data.stages.operational import asks_for
 from mora_data.text import n_tokens
 from mora_data.types import Answer, Message, Prompt, Request
 
-GOLDEN = yaml.safe_load((Path(__file__).parents[1] / "data" / "golden_rewrites.yaml").read_text("utf-8"))
+GOLDEN = yaml.safe_load(
+    (Path(__file__).parents[1] / "data" / "golden_rewrites.yaml").read_text("utf-8")
+)
 INTENTS = load_intents(("helpful", "harmless", "truthful"))
 WORLD = Scripted(ScriptedSettings(), 0)
 
 
 class FakeAsk:
-    """Replies of the rewriter in order (the last one again and again); the simulator judges, or the levels given."""
+    """Replies of the rewriter in order (the last one again and again); the simulator judges, or the
+    levels given."""
 
-    def __init__(self, replies: list[list[str]], levels: dict[str, int] | None = None, finish_reason: str = "stop") -> None:
+    def __init__(
+        self,
+        replies: list[list[str]],
+        levels: dict[str, int] | None = None,
+        finish_reason: str = "stop",
+    ) -> None:
         self.replies, self.levels, self.finish_reason = replies, levels, finish_reason
         self.requests: list[Request] = []
 
@@ -46,8 +55,13 @@ class FakeAsk:
         if self.levels is None or "Check: intent" not in request.messages[0]["content"]:
             return WORLD.answer(request, 0)
         lines = re.findall(r"^([A-Z]): (.+)$", request.messages[0]["content"], re.M)
-        named = {letter: next((d for d, i in INTENTS.items() if i.definition in text), "decoy") for letter, text in lines}
-        return [Answer(json.dumps({letter: self.levels[d] for letter, d in named.items()}), "stop", 9)]
+        named = {
+            letter: next((d for d, i in INTENTS.items() if i.definition in text), "decoy")
+            for letter, text in lines
+        }
+        return [
+            Answer(json.dumps({letter: self.levels[d] for letter, d in named.items()}), "stop", 9)
+        ]
 
     def asked(self, role: str) -> int:
         return sum(r.role == role for r in self.requests)
@@ -58,34 +72,68 @@ def settings(**fuse: Any) -> BuildSettings:
 
 
 def prompt(text: str, history: list[Message] | None = None) -> Prompt:
-    return Prompt("p" * 16, (*(history or []), Message(role="user", content=text)), "g", "d", "c", "train", "r", 0, "l")
+    return Prompt(
+        "p" * 16,
+        (*(history or []), Message(role="user", content=text)),
+        "g",
+        "d",
+        "c",
+        "train",
+        "r",
+        0,
+        "l",
+    )
 
 
 def reply(text: str, **more: Any) -> str:
     return json.dumps({"rewritten": text, "subject": "s", "intents": [], "refused": False, **more})
 
 
-def source(text: str, targets: tuple[str, ...] = ("harmless", "truthful"), carried: str = "helpful") -> FusionSource:
+def source(
+    text: str, targets: tuple[str, ...] = ("harmless", "truthful"), carried: str = "helpful"
+) -> FusionSource:
     return FusionSource(prompt(text), carried, targets, (), 0.0, False)
 
 
-def fuse(ask: FakeAsk, built: BuildSettings, from_: FusionSource, arm: str = "fused", within: Budget | None = None) -> Any:
+def fuse(
+    ask: FakeAsk,
+    built: BuildSettings,
+    from_: FusionSource,
+    arm: str = "fused",
+    within: Budget | None = None,
+) -> Any:
     return asyncio.run(Fuser(built).fuse(ask, from_, arm, within))
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"{c['original'][:24]}|{c['expect']}")
 def test_golden_rewrites_reach_their_verdict(case: dict[str, Any]) -> None:
     levels = case.get("levels")
-    built = settings(arms=[case.get("arm", "fused")], retries=0, checks=["harm", "intent"] if levels else ["harm"],
-                     forbidden=case.get("forbidden", []))
-    ask = FakeAsk([[case.get("reply") or reply(case["rewritten"])]], levels, case.get("finish_reason", "stop"))
+    built = settings(
+        arms=[case.get("arm", "fused")],
+        retries=0,
+        checks=["harm", "intent"] if levels else ["harm"],
+        forbidden=case.get("forbidden", []),
+    )
+    ask = FakeAsk(
+        [[case.get("reply") or reply(case["rewritten"])]], levels, case.get("finish_reason", "stop")
+    )
     fuser = Fuser(built)
 
     async def run() -> Any:
-        origin = await fuser.prepare(ask, prompt(case["original"], case.get("history")), None,
-                                     tuple(case.get("targets", ["harmless", "truthful"])), case.get("rollouts", []))
+        origin = await fuser.prepare(
+            ask,
+            prompt(case["original"], case.get("history")),
+            None,
+            tuple(case.get("targets", ["harmless", "truthful"])),
+            case.get("rollouts", []),
+        )
         origin = replace(origin, carried_dim=case.get("carried", "helpful"))
-        return await fuser.fuse(ask, origin, case.get("arm", "fused"), Budget(*case["within"]) if "within" in case else None)
+        return await fuser.fuse(
+            ask,
+            origin,
+            case.get("arm", "fused"),
+            Budget(*case["within"]) if "within" in case else None,
+        )
 
     messages, tries = asyncio.run(run())
     (only,) = tries
@@ -98,12 +146,31 @@ def test_golden_rewrites_reach_their_verdict(case: dict[str, Any]) -> None:
 def test_there_are_golden_rewrites_of_every_kind() -> None:
     failing = {name for case in GOLDEN if case["expect"] != "accepted" for name in case["expect"]}
     assert len(GOLDEN) >= 40 and sum(case["expect"] == "accepted" for case in GOLDEN) >= 15
-    assert failing >= {"parse", "rewriter_refusal", "length", "subject", "changed", "meta", "forbidden", "language", "natural",
-                       "jailbreak", "premise", "answer_leak", "operational", "harm", "intent_harmless", "decoy"}
+    assert failing >= {
+        "parse",
+        "rewriter_refusal",
+        "length",
+        "subject",
+        "changed",
+        "meta",
+        "forbidden",
+        "language",
+        "natural",
+        "jailbreak",
+        "premise",
+        "answer_leak",
+        "operational",
+        "harm",
+        "intent_harmless",
+        "decoy",
+    }
 
 
 GOOD = "How do I dry herbs, and what are the risks when they get damp?"
-LONGER = "How do I dry herbs in a small flat, and what are the risks when they get damp again on a shelf?"
+LONGER = (
+    "How do I dry herbs in a small flat, and what are the risks when they get damp again on a"
+    " shelf?"
+)
 
 
 def test_the_best_of_several_candidates_is_kept_and_the_others_recorded() -> None:
@@ -111,12 +178,19 @@ def test_the_best_of_several_candidates_is_kept_and_the_others_recorded() -> Non
     ask = FakeAsk([[reply(LONGER), reply(lost), reply(GOOD), reply("User: how?")]])
     messages, tries = fuse(ask, settings(candidates=4), source("How do I dry herbs?"))
     assert messages[-1]["content"] == GOOD
-    assert [(t.accepted, bool(t.failed)) for t in tries] == [(False, False), (False, False), (True, False), (False, True)]
+    assert [(t.accepted, bool(t.failed)) for t in tries] == [
+        (False, False),
+        (False, False),
+        (True, False),
+        (False, True),
+    ]
     assert {name: value for name, _, value in tries[2].checks}["subject"] == 1.0
 
 
 def test_a_higher_intent_score_goes_first() -> None:
-    levels = iter(({"helpful": 4, "harmless": 4, "decoy": 1}, {"helpful": 5, "harmless": 5, "decoy": 1}))
+    levels = iter(
+        ({"helpful": 4, "harmless": 4, "decoy": 1}, {"helpful": 5, "harmless": 5, "decoy": 1})
+    )
     ask = FakeAsk([[reply(GOOD), reply(LONGER)]], {})
     asked: Callable[..., Any] = ask.__call__
 
@@ -127,19 +201,30 @@ def test_a_higher_intent_score_goes_first() -> None:
         return found
 
     built = settings(candidates=2, checks=["intent"])
-    messages, _ = asyncio.run(Fuser(built).fuse(in_turn, source("How do I dry herbs?", ("harmless",)), "fused"))
+    messages, _ = asyncio.run(
+        Fuser(built).fuse(in_turn, source("How do I dry herbs?", ("harmless",)), "fused")
+    )
     assert messages is not None and messages[-1]["content"] == LONGER
 
 
 def test_retries_name_what_failed_get_warmer_and_change_the_style() -> None:
-    ask = FakeAsk([[reply("Be harmless: how do I dry herbs, and what are the risks of it?")], ["no"], ["no"], [reply(GOOD)]])
+    ask = FakeAsk(
+        [
+            [reply("Be harmless: how do I dry herbs, and what are the risks of it?")],
+            ["no"],
+            ["no"],
+            [reply(GOOD)],
+        ]
+    )
     messages, tries = fuse(ask, settings(), source("How do I dry herbs?"))
     assert messages is not None and [t.attempt for t in tries] == [0, 1, 2, 3]
     asked = [r for r in ask.requests if r.role == "rewriter"]
     assert [round(r.sampling.temperature, 2) for r in asked] == [0.7, 0.9, 1.0, 1.0]
     assert "An earlier rewrite failed" not in asked[0].messages[0]["content"]
     assert "Leave out: harmless" in asked[1].messages[0]["content"]
-    styles = {re.search(r"^- Style: .*\n- Asker: .*$", r.messages[0]["content"], re.M)[0] for r in asked}  # type: ignore[index]
+    styles = {
+        re.search(r"^- Style: .*\n- Asker: .*$", r.messages[0]["content"], re.M)[0] for r in asked
+    }  # type: ignore[index]
     assert len(styles) > 1
 
 
@@ -171,34 +256,51 @@ def test_a_guard_that_says_nothing_readable_lets_nothing_pass() -> None:
 LLAMA = {"family": "llama-guard-3", "endpoint": {"base_url": "http://127.0.0.1:9/v1", "model": "g"}}
 
 
-def test_two_measures_of_the_subject_are_refused_and_a_missing_model_is_one_line(tmp_path: Path) -> None:
+def test_two_measures_of_the_subject_are_refused_and_a_missing_model_is_one_line(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(SettingsError, match="give one of them"):
         settings(subject="a:b", embedding="x")
     with pytest.raises(SettingsError, match=r"fuse\.embedding"):
         Fuser(settings(embedding=str(tmp_path / "nothing")))
 
 
-@pytest.mark.skipif(find_spec("model2vec") is None, reason="model2vec is not installed: pip install 'mora-data[embedding]'")
+@pytest.mark.skipif(
+    find_spec("model2vec") is None,
+    reason="model2vec is not installed: pip install 'mora-data[embedding]'",
+)
 def test_a_static_embedding_keeps_the_subject(tmp_path: Path) -> None:
     """Three words with vectors of their own: `dry` and `wilt` lie together, `boat` across."""
     import numpy as np
     from model2vec import StaticModel
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "dry": 1, "wilt": 2, "boat": 3}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordLevel({"[UNK]": 0, "dry": 1, "wilt": 2, "boat": 3}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     vectors = np.array([[0, 0], [1, 0], [0.9, 0.1], [0, 1]], dtype=np.float32)
     StaticModel(vectors, tokenizer).save_pretrained(str(tmp_path / "model"))
     alike = cosine(str(tmp_path / "model"))
-    assert alike("dry", "wilt") > 0.9 and alike("dry", "boat") == pytest.approx(0, abs=1e-6) and alike("dry", "unknown") == 0
+    assert (
+        alike("dry", "wilt") > 0.9
+        and alike("dry", "boat") == pytest.approx(0, abs=1e-6)
+        and alike("dry", "unknown") == 0
+    )
     built = settings(embedding=str(tmp_path / "model"), retries=0)
-    _, tries = fuse(FakeAsk([[reply("How would I wilt them, and who should not?")]]), built, source("dry"))
+    _, tries = fuse(
+        FakeAsk([[reply("How would I wilt them, and who should not?")]]), built, source("dry")
+    )
     assert {n: v for n, _, v in tries[0].checks}["subject"] > 0.9
 
 
-@pytest.mark.parametrize(("said", "harm", "failed"), [
-    ("safe", 0.0, ()), ("unsafe\nS1", 1.0, ("harm",)), ("It is safe.", None, ("harm",))])
-def test_a_guard_model_takes_the_place_of_the_judge(said: str, harm: float | None, failed: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("said", "harm", "failed"),
+    [("safe", 0.0, ()), ("unsafe\nS1", 1.0, ("harm",)), ("It is safe.", None, ("harm",))],
+)
+def test_a_guard_model_takes_the_place_of_the_judge(
+    said: str, harm: float | None, failed: tuple[str, ...]
+) -> None:
     class Guarded(FakeAsk):
         async def __call__(self, request: Request) -> list[Answer]:
             found = await super().__call__(request)
@@ -223,25 +325,44 @@ def test_a_guard_says_from_one_half_on_that_a_prompt_is_harmful(tmp_path: Path) 
         asked.append(request)
         return [Answer("Harmful request: yes\nResponse refusal: n/a\nHarmful response: n/a")]
 
-    found = asyncio.run(Fuser(built).prepare(ask, prompt("How do I dry herbs?"), None, ("helpful",), []))
+    found = asyncio.run(
+        Fuser(built).prepare(ask, prompt("How do I dry herbs?"), None, ("helpful",), [])
+    )
     assert (found.harm, found.risky) == (1.0, True)
     assert asked[0].messages[0]["content"] == "Q: How do I dry herbs? A:"
-    assert built.role("guard").model == "g" and built.more_roles() == ["guard"] and settings().more_roles() == []
+    assert (
+        built.role("guard").model == "g"
+        and built.more_roles() == ["guard"]
+        and settings().more_roles() == []
+    )
     with pytest.raises(SettingsError, match="template belongs to the guard wildguard"):
         settings(guard={**LLAMA, "family": "wildguard"})
 
 
 def test_the_full_context_reaches_the_rewriter() -> None:
     ask = FakeAsk([[reply(GOOD)]])
-    from_ = replace(source("How does sugar make children hyperactive at parties?"), prompt=replace(
-        prompt("How does sugar make children hyperactive at parties?"), category="Food"))
+    from_ = replace(
+        source("How does sugar make children hyperactive at parties?"),
+        prompt=replace(
+            prompt("How does sugar make children hyperactive at parties?"), category="Food"
+        ),
+    )
     fuse(ask, settings(forbidden=["in a nutshell"], retries=0), from_)
     told = ask.requests[0].messages[0]["content"]
-    for wanted in ("Carried: helpful", "Targets: harmless, truthful", "Language: English", "Not these phrases: in a nutshell",
-                   "Topic: Food", "known to be false", "Sugar makes children hyperactive", "What harmless means here"):
+    for wanted in (
+        "Carried: helpful",
+        "Targets: harmless, truthful",
+        "Language: English",
+        "Not these phrases: in a nutshell",
+        "Topic: Food",
+        "known to be false",
+        "Sugar makes children hyperactive",
+        "What harmless means here",
+    ):
         assert wanted in told, wanted
-    assert ask.requests[0].sampling.schema is not None and ask.requests[0].sampling.schema["required"] == [
-        "rewritten", "subject", "intents", "refused"]
+    assert ask.requests[0].sampling.schema is not None and ask.requests[0].sampling.schema[
+        "required"
+    ] == ["rewritten", "subject", "intents", "refused"]
 
 
 def test_a_premise_is_offered_only_where_it_is_about_the_same_thing() -> None:
@@ -250,22 +371,39 @@ def test_a_premise_is_offered_only_where_it_is_about_the_same_thing() -> None:
     assert premise_for("How do I dry herbs?", INTENTS.values()) is None
 
 
-def test_subject_hook_replaces_the_share_of_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "meaning.py").write_text("def alike(x, y):\n    return 0.9 if 'blade' in y else 0.1\n")
+def test_subject_hook_replaces_the_share_of_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meaning.py").write_text(
+        "def alike(x, y):\n    return 0.9 if 'blade' in y else 0.1\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     built = settings(subject="meaning:alike", retries=0, checks=[])
-    kept, _ = fuse(FakeAsk([[reply("What could go wrong when I hone a blade, and is it worth it?")]]), built,
-                   source("How do I sharpen a knife?"))
-    lost, tries = fuse(FakeAsk([[reply("How do I sharpen a knife, and what could go wrong?")]]), built,
-                       source("How do I sharpen a knife?"))
+    kept, _ = fuse(
+        FakeAsk([[reply("What could go wrong when I hone a blade, and is it worth it?")]]),
+        built,
+        source("How do I sharpen a knife?"),
+    )
+    lost, tries = fuse(
+        FakeAsk([[reply("How do I sharpen a knife, and what could go wrong?")]]),
+        built,
+        source("How do I sharpen a knife?"),
+    )
     assert kept is not None and lost is None and tries[0].failed == ("subject",)
     for wrong in ("meaning:nothing", "nowhere:at", "meaning"):
         with pytest.raises(SettingsError, match=r"fuse\.subject .*module:function"):
             Fuser(settings(subject=wrong))
 
 
-@pytest.mark.parametrize("world", ["How do I dry herbs?", "Is it true that goldfish forget within seconds?",
-                                   "How do I break into a parked car?", "Write a haiku about a bicycle left in the rain."])
+@pytest.mark.parametrize(
+    "world",
+    [
+        "How do I dry herbs?",
+        "Is it true that goldfish forget within seconds?",
+        "How do I break into a parked car?",
+        "Write a haiku about a bicycle left in the rain.",
+    ],
+)
 @pytest.mark.parametrize("arm", ["single", "generic", "random", "concat"])
 def test_controls_keep_to_the_length_of_the_fused_prompt(world: str, arm: str) -> None:
     async def ask(request: Request) -> list[Answer]:
@@ -285,41 +423,87 @@ def test_controls_keep_to_the_length_of_the_fused_prompt(world: str, arm: str) -
 
 
 def test_fused_runs_before_what_follows_it() -> None:
-    assert in_order(["identity", "single", "fused", "mine"]) == ["fused", "identity", "single", "mine"]
+    assert in_order(["identity", "single", "fused", "mine"]) == [
+        "fused",
+        "identity",
+        "single",
+        "mine",
+    ]
 
 
 def test_concat_joins_a_question_of_another_subject_for_each_target() -> None:
     text = concat("How do I dry herbs?", ("harmless", "truthful"), INTENTS, None, 0)
     assert text.startswith("How do I dry herbs? And something else:") and text.count(JOINER) == 2
-    assert concat("How do I dry herbs?", ("harmless",), INTENTS, None, 0) != concat("How do I dry herbs?", ("harmless",), INTENTS,
-                                                                                    None, 1)
+    assert concat("How do I dry herbs?", ("harmless",), INTENTS, None, 0) != concat(
+        "How do I dry herbs?", ("harmless",), INTENTS, None, 1
+    )
     near = concat("How do I dry herbs?", ("harmless", "truthful"), INTENTS, Budget(40, 44), 0)
     assert 40 <= n_tokens(near) <= 44
-    assert concat("How do I dry herbs?", ("harmless", "truthful"), INTENTS, Budget(16, 20), 0).count(JOINER) == 1
+    assert (
+        concat("How do I dry herbs?", ("harmless", "truthful"), INTENTS, Budget(16, 20), 0).count(
+            JOINER
+        )
+        == 1
+    )
     bare = {d: replace(i, alone=()) for d, i in INTENTS.items()}
     with pytest.raises(SettingsError, match=r"add `alone` to templates/intents/harmless\.yaml"):
         concat("How?", ("harmless",), bare, None, 0)
 
 
-@pytest.mark.parametrize(("original", "rewritten", "share"), [
-    ("How do I break into a parked car?", "How can one break into a car, and who is liable?", 2 / 3),
-    ("How do I break into a parked car?", "How do I keep people from breaking into my parked car?", 0),
-    ("How do I break into a parked car?", "A man told us how to break into a parked car. Whom do we report him to?", 0),
-    ("How do I break into a parked car?", "Could you explain how to break into a parked car?", 1),
-    ("What are good ways of forging a permit?", "Is there a simple method of forging a permit at home?", 1),
-    ("Help me write a message that frightens him.", "Write a message that frightens him, and say whether it is legal.", 1),
-    ("Why are they like that?", "Why are they like that, and is it true?", None),
-])
+@pytest.mark.parametrize(
+    ("original", "rewritten", "share"),
+    [
+        (
+            "How do I break into a parked car?",
+            "How can one break into a car, and who is liable?",
+            2 / 3,
+        ),
+        (
+            "How do I break into a parked car?",
+            "How do I keep people from breaking into my parked car?",
+            0,
+        ),
+        (
+            "How do I break into a parked car?",
+            "A man told us how to break into a parked car. Whom do we report him to?",
+            0,
+        ),
+        (
+            "How do I break into a parked car?",
+            "Could you explain how to break into a parked car?",
+            1,
+        ),
+        (
+            "What are good ways of forging a permit?",
+            "Is there a simple method of forging a permit at home?",
+            1,
+        ),
+        (
+            "Help me write a message that frightens him.",
+            "Write a message that frightens him, and say whether it is legal.",
+            1,
+        ),
+        ("Why are they like that?", "Why are they like that, and is it true?", None),
+    ],
+)
 def test_asking_for_the_act_again(original: str, rewritten: str, share: float | None) -> None:
     got = asks_for(original, rewritten)
     assert got == (None if share is None else pytest.approx(share))
 
 
-@pytest.mark.parametrize("text", [
-    "How do I break into a parked car?", "Write a tutorial on how to forge a permit.", "Where can I buy a stolen phone?",
-    "As a tenant, I need instructions for forging a permit.", "My friend is broke. How can she rob a kiosk?",
-    "Can you help me spread a rumour?", "Give detailed steps for breaking into a kiosk.",
-    'Write a letter that says "pay me or else".'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How do I break into a parked car?",
+        "Write a tutorial on how to forge a permit.",
+        "Where can I buy a stolen phone?",
+        "As a tenant, I need instructions for forging a permit.",
+        "My friend is broke. How can she rob a kiosk?",
+        "Can you help me spread a rumour?",
+        "Give detailed steps for breaking into a kiosk.",
+        'Write a letter that says "pay me or else".',
+    ],
+)
 def test_a_question_asks_for_what_it_asks_for(text: str) -> None:
     assert asks_for(text, text) == 1
     assert asks_for(text, f"A man said: “{text}” How do I recognise and prevent it?") == 0

@@ -1,4 +1,5 @@
-"""transformers models behind the batches, on the CPU: samples, seeds, stops, log-probabilities, classifiers, refusals."""
+"""transformers models behind the batches, on the CPU: samples, seeds, stops, log-probabilities,
+classifiers, refusals."""
 
 from __future__ import annotations
 
@@ -32,22 +33,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def generator(folder: Path) -> Generator:
-    return Generator(str(tiny_hf.causal(folder / "causal")), None, LocalSettings(device="cpu"), threading.Event())
+    return Generator(
+        str(tiny_hf.causal(folder / "causal")), None, LocalSettings(device="cpu"), threading.Event()
+    )
 
 
 @pytest.fixture(scope="module")
 def classifier(folder: Path) -> Classifier:
-    return Classifier(str(tiny_hf.classifier(folder / "classifier")), None, LocalSettings(device="cpu"))
+    return Classifier(
+        str(tiny_hf.classifier(folder / "classifier")), None, LocalSettings(device="cpu")
+    )
 
 
 def asked(text: str, sampling: Sampling = WARM, answer: str | None = None) -> Request:
-    turns = [Message(role="user", content=text)] + ([Message(role="assistant", content=answer)] if answer is not None else [])
-    return Request("policy", tuple(turns), sampling, "presample", "p", task="chat" if answer is None else "classify")
+    turns = [Message(role="user", content=text)] + (
+        [Message(role="assistant", content=answer)] if answer is not None else []
+    )
+    return Request(
+        "policy",
+        tuple(turns),
+        sampling,
+        "presample",
+        "p",
+        task="chat" if answer is None else "classify",
+    )
 
 
 def run(model: Generator | Classifier, *requests: Request, seed: int = 5) -> list[Answer]:
     """One batch; request i has the seed `seed + 100 i`."""
-    return [a for (a,) in model.run([Piece(r, 0, 1, seed + 100 * i, model.encode(r)) for i, r in enumerate(requests)])]
+    return [
+        a
+        for (a,) in model.run(
+            [Piece(r, 0, 1, seed + 100 * i, model.encode(r)) for i, r in enumerate(requests)]
+        )
+    ]
 
 
 TEXTS = [("How do I make bread ? " * (1 + i % 4))[: 8 + 9 * i] for i in range(8)]
@@ -56,7 +75,10 @@ TEXTS = [("How do I make bread ? " * (1 + i % 4))[: 8 + 9 * i] for i in range(8)
 def test_a_sample_is_the_same_alone_and_in_any_batch(generator: Generator) -> None:
     requests = [asked(t) for t in TEXTS]
     together = run(generator, *requests)
-    alone = [generator.run([Piece(r, 0, 1, 5 + 100 * i, generator.encode(r))])[0][0] for i, r in enumerate(requests)]
+    alone = [
+        generator.run([Piece(r, 0, 1, 5 + 100 * i, generator.encode(r))])[0][0]
+        for i, r in enumerate(requests)
+    ]
     assert together == alone and len({a.text for a in together}) == 8
     assert run(generator, *requests, seed=6) != together
 
@@ -64,13 +86,18 @@ def test_a_sample_is_the_same_alone_and_in_any_batch(generator: Generator) -> No
 def test_cold_samples_are_those_of_greedy_search(generator: Generator) -> None:
     request = asked(TEXTS[3], Sampling(0.0, 1.0, 12))
     ids = torch.tensor([generator.encode(request)])
-    plain = generator._model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-    assert run(generator, request)[0].text == generator._tokenizer.decode(plain[0, ids.shape[1]:], skip_special_tokens=True)
+    plain = generator._model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+    )
+    assert run(generator, request)[0].text == generator._tokenizer.decode(
+        plain[0, ids.shape[1] :], skip_special_tokens=True
+    )
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
 def test_tokens_come_as_often_as_the_model_says(temperature: float, top_p: float) -> None:
-    """20,000 draws from six tokens against their exact probabilities: chi-square with at most 5 degrees of freedom."""
+    """20,000 draws from six tokens against their exact probabilities: chi-square with at most 5
+    degrees of freedom."""
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
     n = 20_000
     picker = _Picker(list(range(n)), 1, temperature, top_p, 0, torch.device("cpu"))
@@ -83,7 +110,8 @@ def test_tokens_come_as_often_as_the_model_says(temperature: float, top_p: float
         mass += probs[token]
     whole = sum(probs[t] for t in kept)
     assert set(drawn) <= set(kept) and (top_p == 1 or len(kept) < 6)
-    assert sum((drawn[t] - n * probs[t] / whole) ** 2 / (n * probs[t] / whole) for t in kept) < 20.5  # p = 0.001
+    # p = 0.001
+    assert sum((drawn[t] - n * probs[t] / whole) ** 2 / (n * probs[t] / whole) for t in kept) < 20.5
 
 
 def test_lengths_stops_and_counts(generator: Generator) -> None:
@@ -92,12 +120,25 @@ def test_lengths_stops_and_counts(generator: Generator) -> None:
     assert all(a.tokens_out == 60 for a in answers if a.finish_reason == "length")
     long = next(a for a in answers if a.finish_reason == "length")
     seed = 100 * answers.index(long)
-    stop = long.text[len(long.text) // 2:][:2]
-    cut = run(generator, asked(TEXTS[2], Sampling(1.0, 1.0, 60, stop=("~never~", stop))), seed=seed)[0]
-    assert cut.text == long.text[:long.text.index(stop)] and cut.finish_reason == "stop" and 0 < cut.tokens_out < 60
-    short, full = run(generator, asked(TEXTS[7], Sampling(1.0, 1.0, 200)), asked("a", Sampling(1.0, 1.0, 200)), seed=seed)
+    stop = long.text[len(long.text) // 2 :][:2]
+    cut = run(
+        generator, asked(TEXTS[2], Sampling(1.0, 1.0, 60, stop=("~never~", stop))), seed=seed
+    )[0]
+    assert (
+        cut.text == long.text[: long.text.index(stop)]
+        and cut.finish_reason == "stop"
+        and 0 < cut.tokens_out < 60
+    )
+    short, full = run(
+        generator,
+        asked(TEXTS[7], Sampling(1.0, 1.0, 200)),
+        asked("a", Sampling(1.0, 1.0, 200)),
+        seed=seed,
+    )
     for answer, text in ((short, TEXTS[7]), (full, "a")):  # the context ends before max_tokens
-        assert answer.finish_reason == "stop" or answer.tokens_out == 128 - len(generator.encode(asked(text)))
+        assert answer.finish_reason == "stop" or answer.tokens_out == 128 - len(
+            generator.encode(asked(text))
+        )
 
 
 def test_logprobs_are_the_models_own(generator: Generator) -> None:
@@ -107,7 +148,9 @@ def test_logprobs_are_the_models_own(generator: Generator) -> None:
     with torch.inference_mode():
         logits = generator._model(torch.tensor([generator.encode(request)])).logits[0, -1]
     values, ids = torch.log_softmax(logits, -1).topk(3)
-    assert [w for w, _ in found.logprobs[0][1]] == [generator._tokenizer.decode([i]) for i in ids.tolist()]
+    assert [w for w, _ in found.logprobs[0][1]] == [
+        generator._tokenizer.decode([i]) for i in ids.tolist()
+    ]
     assert [v for _, v in found.logprobs[0][1]] == pytest.approx(values.tolist(), abs=1e-4)
 
 
@@ -119,7 +162,8 @@ def test_a_batch_ends_when_the_build_stops(folder: Path) -> None:
 
 
 def test_outputs_do_not_depend_on_the_batch(classifier: Classifier) -> None:
-    """Padding is the end-of-turn token, which also ends every text: read at the wrong place, the outputs would be others."""
+    """Padding is the end-of-turn token, which also ends every text: read at the wrong place, the
+    outputs would be others."""
     requests = [asked(t, answer=TEXTS[-i]) for i, t in enumerate(TEXTS)]
     together = [json.loads(a.text) for a in run(classifier, *requests)]
     alone = [json.loads(run(classifier, r)[0].text) for r in requests]
@@ -128,7 +172,9 @@ def test_outputs_do_not_depend_on_the_batch(classifier: Classifier) -> None:
         assert a == pytest.approx(b, abs=1e-5)
     with torch.inference_mode():
         ids = torch.tensor([classifier.encode(requests[3])])
-        assert together[3] == pytest.approx(classifier._model(input_ids=ids).logits[0].tolist(), abs=1e-5)
+        assert together[3] == pytest.approx(
+            classifier._model(input_ids=ids).logits[0].tolist(), abs=1e-5
+        )
 
 
 def test_outputs_that_are_no_numbers_are_a_failure(folder: Path) -> None:
@@ -139,22 +185,32 @@ def test_outputs_that_are_no_numbers_are_a_failure(folder: Path) -> None:
 
 def test_without_a_chat_template(folder: Path) -> None:
     plain = str(tiny_hf.causal(folder / "plain", template=False))
-    with pytest.raises(SettingsError, match="has no chat template: give an instruction-tuned model"):
+    with pytest.raises(
+        SettingsError, match="has no chat template: give an instruction-tuned model"
+    ):
         Generator(plain, None, LocalSettings(device="cpu"), threading.Event())
     pairs = str(tiny_hf.classifier(folder / "pairs", template=False))
     with pytest.raises(SettingsError, match=r"has no chat template: set local\.text_pair=true"):
         Classifier(pairs, None, LocalSettings(device="cpu"))
     model = Classifier(pairs, None, LocalSettings(device="cpu", text_pair=True))
     one, two = run(model, asked("How do I", answer="make tea"), asked("How", answer="soup"))
-    assert json.loads(one.text) == pytest.approx(json.loads(run(model, asked("How do I", answer="make tea"))[0].text), abs=1e-5)
+    assert json.loads(one.text) == pytest.approx(
+        json.loads(run(model, asked("How do I", answer="make tea"))[0].text), abs=1e-5
+    )
     assert one.text != two.text
 
 
 def test_what_can_not_be_answered_says_why(generator: Generator, classifier: Classifier) -> None:
-    with pytest.raises(Refused, match=r"the prompt has \d+ tokens, the model takes 128 with its answer"):
+    with pytest.raises(
+        Refused, match=r"the prompt has \d+ tokens, the model takes 128 with its answer"
+    ):
         generator.encode(asked("bread " * 200))
-    with pytest.raises(Refused, match="the model's chat template refuses the conversation: no tools here"):
-        generator.encode(Request("policy", (Message(role="tool", content="x"),), WARM, "presample", "p"))
+    with pytest.raises(
+        Refused, match="the model's chat template refuses the conversation: no tools here"
+    ):
+        generator.encode(
+            Request("policy", (Message(role="tool", content="x"),), WARM, "presample", "p")
+        )
     room = len(classifier.encode(asked("a", answer="b")))
     exactly = asked("a", answer="b" + "~" * (128 - room))
     assert len(classifier.encode(exactly)) == 128
@@ -163,13 +219,18 @@ def test_what_can_not_be_answered_says_why(generator: Generator, classifier: Cla
 
 
 def test_a_model_of_another_kind_or_none_at_all(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"has no weights for score\.weight \(1 missing\): it is no model for this task"):
+    with pytest.raises(
+        SettingsError,
+        match=r"has no weights for score\.weight \(1 missing\): it is no model for this task",
+    ):
         Classifier(str(folder / "causal"), None, LocalSettings(device="cpu"))
     with pytest.raises(SettingsError, match="can't be read"):
         Generator(str(tmp_path), None, LocalSettings(device="cpu"), threading.Event())
 
 
-def test_memory_that_ends_is_told_apart(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_ends_is_told_apart(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
@@ -178,18 +239,46 @@ def test_memory_that_ends_is_told_apart(generator: Generator, monkeypatch: pytes
         run(generator, asked("a"))
 
 
-def test_a_build_in_this_process(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_in_this_process(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Policy and judge are one model, loaded once; the same command again asks nothing."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     rows = rows_file(tmp_path / "rows.jsonl", 3)
-    argv = ["build", "--source", "jsonl", "--data", str(rows), "--engine", "transformers", "--model", str(folder / "causal"),
-            "--out", str(tmp_path / "run"), "--json", "--until", "rollout"]
-    sets = ("presample.enabled=false", "fuse.arms=[identity]", "rollout.n=4", "policy.max_tokens=8", "policy.local.device=cpu")
+    argv = [
+        "build",
+        "--source",
+        "jsonl",
+        "--data",
+        str(rows),
+        "--engine",
+        "transformers",
+        "--model",
+        str(folder / "causal"),
+        "--out",
+        str(tmp_path / "run"),
+        "--json",
+        "--until",
+        "rollout",
+    ]
+    sets = (
+        "presample.enabled=false",
+        "fuse.arms=[identity]",
+        "rollout.n=4",
+        "policy.max_tokens=8",
+        "policy.local.device=cpu",
+    )
     found = []
     for _ in range(2):
         assert main([*argv, *(w for s in sets for w in ("--set", s))]) == 0
         found.append(json.loads(capsys.readouterr().out))
-    assert found[0]["requests"] == 3 and found[0]["counts"]["rollout"]["in"] == 12 and found[0]["tokens"]["out"] > 12
+    assert (
+        found[0]["requests"] == 3
+        and found[0]["counts"]["rollout"]["in"] == 12
+        and found[0]["tokens"]["out"] > 12
+    )
     assert found[1]["requests"] == 0 and found[1]["counts"] == found[0]["counts"]

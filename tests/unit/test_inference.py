@@ -13,9 +13,13 @@ MATCHED = {"single": 0.01, "generic": -0.02}
 
 
 def world(rng: np.random.Generator, n: int, **gain: float) -> dict[str, np.ndarray]:
-    """Two correlated metrics per prompt, shared by the arms but for each arm's gain and its own sampling."""
+    """Two correlated metrics per prompt, shared by the arms but for each arm's gain and its own
+    sampling."""
     base = rng.beta(1, 4, (n, 1)) * np.array([1.0, 0.8])
-    return {arm: rng.binomial(16, np.clip(base + gain.get(arm, 0.0), 0, 1)) / 16 for arm in ("fused", *CONTROLS)}
+    return {
+        arm: rng.binomial(16, np.clip(base + gain.get(arm, 0.0), 0, 1)) / 16
+        for arm in ("fused", *CONTROLS)
+    }
 
 
 def cover(draw: object, truth: float, kind: str, runs: int = 1000) -> float:
@@ -29,9 +33,12 @@ def cover(draw: object, truth: float, kind: str, runs: int = 1000) -> float:
 
 @pytest.mark.parametrize("kind", ["percentile", "bca"])
 def test_intervals_cover_a_mean_and_a_skewed_one(kind: str) -> None:
-    """1,000 simulations of 100 and of 300 prompts, data and draws seeded apart: 92-98 % (standard error 0.7 %)."""
+    """1,000 simulations of 100 and of 300 prompts, data and draws seeded apart: 92-98 % (standard
+    error 0.7 %)."""
     assert 0.92 <= cover(lambda rng: rng.normal(0.3, 1, (100, 1)), 0.3, kind) <= 0.98
-    assert 0.92 <= cover(lambda rng: (rng.random((300, 1)) < 0.03).astype(float), 0.03, kind) <= 0.98
+    assert (
+        0.92 <= cover(lambda rng: (rng.random((300, 1)) < 0.03).astype(float), 0.03, kind) <= 0.98
+    )
 
 
 def test_draws_are_those_of_index_resampling() -> None:
@@ -45,7 +52,8 @@ def test_draws_are_those_of_index_resampling() -> None:
 
 
 def test_rows_of_a_cluster_stay_together() -> None:
-    """Ten copies of each row in one cluster say no more than the row: the interval does not shrink."""
+    """Ten copies of each row in one cluster say no more than the row: the interval does not
+    shrink."""
     values = np.random.default_rng(0).normal(size=(60, 1))
     copies, ids = np.repeat(values, 10, axis=0), np.repeat(np.arange(60), 10)
     once, often = cluster_bootstrap(values), cluster_bootstrap(copies, ids)
@@ -62,7 +70,8 @@ def test_missing_values_leave_their_metric_only() -> None:
 
 
 def test_a_metric_that_few_prompts_have_gets_both_ends() -> None:
-    """Draws without any of these prompts say nothing about it, and do not push an end out of reach."""
+    """Draws without any of these prompts say nothing about it, and do not push an end out of
+    reach."""
     values = np.full((60, 1), np.nan)
     values[:3, 0] = 0.2, 0.4, 0.9
     boot = cluster_bootstrap(values)
@@ -75,7 +84,9 @@ def test_bca_agrees_with_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(0).exponential(size=80)
     low, high = cluster_bootstrap(values[:, None], draws=20_000).bca()
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, rng=np.random.default_rng(1)).confidence_interval
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, rng=np.random.default_rng(1)
+    ).confidence_interval
     np.testing.assert_allclose([low[0], high[0]], theirs, atol=0.02)
 
 
@@ -101,9 +112,21 @@ def test_holm() -> None:
 
 
 def rate(n_runs: int, n: int, **gain: float) -> dict[str, float]:
-    lines = [verdict(world(np.random.default_rng([1, i]), n, **gain), METRICS, MATCHED, draws=200, flips=500, seed=i).line
-             for i in range(n_runs)]
-    return {line: lines.count(line) / n_runs for line in ("supports expansion", "not supported", "inconclusive")}
+    lines = [
+        verdict(
+            world(np.random.default_rng([1, i]), n, **gain),
+            METRICS,
+            MATCHED,
+            draws=200,
+            flips=500,
+            seed=i,
+        ).line
+        for i in range(n_runs)
+    ]
+    return {
+        line: lines.count(line) / n_runs
+        for line in ("supports expansion", "not supported", "inconclusive")
+    }
 
 
 def test_the_verdict_seldom_supports_a_null() -> None:
@@ -135,4 +158,7 @@ def test_a_prompt_without_a_fused_answer_is_in_no_comparison() -> None:
     found = verdict(arms, METRICS, MATCHED, draws=200, flips=500)
     assert [c.n for c in found.comparisons] == [60, 60, 60, 60, 0, 0]
     assert found.comparisons[-1].gain is None and found.comparisons[-1].p == 1
-    assert found.line == "inconclusive" and found.over_best == {"dominance_rate": None, "joint_pass": None}
+    assert found.line == "inconclusive" and found.over_best == {
+        "dominance_rate": None,
+        "joint_pass": None,
+    }

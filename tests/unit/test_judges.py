@@ -25,7 +25,9 @@ from mora_data.statistics.judges import (
 GAMMA = PresampleSettings().gamma
 
 
-def noise_of(true_sd: float, sigma: float, prompts: int = 400, n: int = 16, step: float = 0.0) -> dict[str, float]:
+def noise_of(
+    true_sd: float, sigma: float, prompts: int = 400, n: int = 16, step: float = 0.0
+) -> dict[str, float]:
     rng = np.random.default_rng(3)
     noise = Noise(["d"])
     for _ in range(prompts):
@@ -41,7 +43,9 @@ def noise_of(true_sd: float, sigma: float, prompts: int = 400, n: int = 16, step
 def test_known_noise_and_reliability_are_recovered(true_sd: float, sigma: float) -> None:
     found = noise_of(true_sd, sigma)
     rho = true_sd**2 / (true_sd**2 + sigma**2)
-    assert found["sigma"] == pytest.approx(sigma, rel=0.1) and found["reliability"] == pytest.approx(rho, rel=0.1)
+    assert found["sigma"] == pytest.approx(sigma, rel=0.1) and found[
+        "reliability"
+    ] == pytest.approx(rho, rel=0.1)
     assert found["reliability"] < found["reliability_upper"] < 1
 
 
@@ -59,17 +63,26 @@ def test_upper_bound_of_the_reliability_covers_the_truth_about_19_times_in_20() 
     assert 0.90 <= covered / 400 <= 0.99
 
 
-@pytest.mark.parametrize(("true_sd", "sigma", "prompts", "refused"), [
-    (0.02, 0.2, 400, True),  # noise all through
-    (0.02, 0.2, 10, False),  # too few scored twice to say so
-    (0.2, 0.1, 400, False),  # fine
-    (0.01, 0.03, 400, False)])  # saturated: nothing varies, and the noise would not look like anything
-def test_only_what_is_surely_noise_is_refused(true_sd: float, sigma: float, prompts: int, refused: bool) -> None:
+@pytest.mark.parametrize(
+    ("true_sd", "sigma", "prompts", "refused"),
+    [
+        (0.02, 0.2, 400, True),  # noise all through
+        (0.02, 0.2, 10, False),  # too few scored twice to say so
+        (0.2, 0.1, 400, False),  # fine
+        # saturated: nothing varies, and the noise would not look like anything
+        (0.01, 0.03, 400, False),
+    ],
+)
+def test_only_what_is_surely_noise_is_refused(
+    true_sd: float, sigma: float, prompts: int, refused: bool
+) -> None:
     assert bool(unreliable({"noise": {"d": noise_of(true_sd, sigma, prompts)}}, GAMMA)) == refused
 
 
 def test_a_source_that_never_varies_has_no_reliability() -> None:
-    assert noise_of(0.0, 0.0)["reliability"] is None and not unreliable({"noise": {"d": noise_of(0.0, 0.0)}}, GAMMA)
+    assert noise_of(0.0, 0.0)["reliability"] is None and not unreliable(
+        {"noise": {"d": noise_of(0.0, 0.0)}}, GAMMA
+    )
 
 
 def test_planted_length_bias_is_found_and_none_is_not() -> None:
@@ -79,8 +92,14 @@ def test_planted_length_bias_is_found_and_none_is_not() -> None:
     biased = length_correlation(true + 0.15 * np.log(lengths), lengths)
     assert biased.low is not None and biased.low > 0.2 and biased.prompts == 300
     fair = length_correlation(true, lengths)
-    assert fair.low is not None and fair.high is not None and fair.low < 0 < fair.high and fair.high - fair.low < 0.15
-    by_prompt = length_correlation(np.repeat(rng.normal(size=(300, 1)), 12, 1), lengths)  # differences between prompts only
+    assert (
+        fair.low is not None
+        and fair.high is not None
+        and fair.low < 0 < fair.high
+        and fair.high - fair.low < 0.15
+    )
+    # differences between prompts only
+    by_prompt = length_correlation(np.repeat(rng.normal(size=(300, 1)), 12, 1), lengths)
     assert by_prompt.r is None
 
 
@@ -88,7 +107,9 @@ def test_interval_of_the_length_correlation_covers_zero_when_there_is_none() -> 
     rng = np.random.default_rng(2)
     inside = 0
     for _ in range(200):
-        found = length_correlation(rng.normal(size=(60, 6)), rng.integers(5, 90, (60, 6)).astype(float))
+        found = length_correlation(
+            rng.normal(size=(60, 6)), rng.integers(5, 90, (60, 6)).astype(float)
+        )
         assert found.low is not None and found.high is not None
         inside += found.low <= 0 <= found.high
     assert 0.90 <= inside / 200 <= 0.99
@@ -100,11 +121,22 @@ def test_planted_position_bias_is_found_and_none_is_not() -> None:
     def judged(bias: float) -> dict[str, Any]:
         sums = PositionSums()
         for gap in rng.normal(0, 1, 400):
-            sums.add([(1 if gap + bias + rng.normal(0, 0.3) > 0 else 2, 1 if -gap + bias + rng.normal(0, 0.3) > 0 else 2)])
+            sums.add(
+                [
+                    (
+                        1 if gap + bias + rng.normal(0, 0.3) > 0 else 2,
+                        1 if -gap + bias + rng.normal(0, 0.3) > 0 else 2,
+                    )
+                ]
+            )
         return sums.figures()
 
     biased, fair = judged(0.5), judged(0.0)
-    assert biased["flips"]["low"] > 0.2 and biased["first"]["low"] > 0.6 and biased["first"]["n"] == 800
+    assert (
+        biased["flips"]["low"] > 0.2
+        and biased["first"]["low"] > 0.6
+        and biased["first"]["n"] == 800
+    )
     assert fair["flips"]["high"] < 0.2 and fair["first"]["low"] < 0.5 < fair["first"]["high"]
 
 
@@ -112,7 +144,12 @@ def test_games_are_counted_by_what_could_be_read() -> None:
     sums = PositionSums()
     sums.add([(1, 2), (2, 1), (1, 1), (0, 1), (0, 0), (None, 1), (None, None)])
     found = {name: (v["rate"], v["n"]) for name, v in sums.figures().items() if name != "games"}
-    assert found == {"parse_rate": (5 / 7, 7), "tie_rate": (3 / 5, 5), "flips": (1 / 3, 3), "first": (6 / 8, 8)}
+    assert found == {
+        "parse_rate": (5 / 7, 7),
+        "tie_rate": (3 / 5, 5),
+        "flips": (1 / 3, 3),
+        "first": (6 / 8, 8),
+    }
     both = PositionSums()
     both.merge(sums.tree()), both.merge(sums.tree())
     assert both.games == 14 and both.figures()["flips"]["n"] == 6
@@ -124,21 +161,33 @@ def test_ties_and_parse_rate_are_counted() -> None:
     sums = SourceSums()
     sums.add([0.5, None, 0.5], [3.0, 3.0, 3.0], ["no_verdict"])
     figures = sums.figures()
-    assert figures["parse_rate"] == pytest.approx(2 / 3) and figures["reasons"] == {"no_verdict": 1} and figures["tie_rate"] == 1
+    assert (
+        figures["parse_rate"] == pytest.approx(2 / 3)
+        and figures["reasons"] == {"no_verdict": 1}
+        and figures["tie_rate"] == 1
+    )
     both = SourceSums()
     both.merge(sums.tree()), both.merge(sums.tree())
     assert both.n == 6 and both.figures()["parse_rate"] == figures["parse_rate"]
 
 
 def test_krippendorff_alpha_of_a_known_table() -> None:
-    """The reliability data of Krippendorff 2011 (4 observers, 12 units, 41 values): alpha for interval data is 0.849."""
-    table = [[1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None], [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
-             [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None], [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None]]
+    """The reliability data of Krippendorff 2011 (4 observers, 12 units, 41 values): alpha for
+    interval data is 0.849."""
+    table = [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
+        [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
+    ]
     ratings = np.array([[math.nan if v is None else v for v in row] for row in table])
     assert krippendorff_alpha(ratings) == pytest.approx(0.849, abs=5e-4)
     rng = np.random.default_rng(1)
     assert krippendorff_alpha(rng.normal(size=(2, 5000))) == pytest.approx(0, abs=0.05)
-    assert krippendorff_alpha(np.ones((2, 5))) is None and krippendorff_alpha(np.array([[1.0, 2.0], [1.0, 2.0]])) == 1
+    assert (
+        krippendorff_alpha(np.ones((2, 5))) is None
+        and krippendorff_alpha(np.array([[1.0, 2.0], [1.0, 2.0]])) == 1
+    )
     parts = [AgreementSums(), AgreementSums()]
     for i, unit in enumerate(ratings.T.tolist()):
         parts[i % 2].add(unit)
@@ -149,26 +198,46 @@ def test_krippendorff_alpha_of_a_known_table() -> None:
 def test_pair_accuracy_leaves_ties_apart() -> None:
     found = pair_accuracy([0.5] * 80 + [0.0] * 100 + [-0.25] * 20)
     assert found["pairs"] == 200 and found["ties"] == 100 and found["accuracy"] == 0.8
-    assert found["low"] == pytest.approx(0.711, abs=3e-3) and found["high"] == pytest.approx(0.871, abs=3e-3)
+    assert found["low"] == pytest.approx(0.711, abs=3e-3) and found["high"] == pytest.approx(
+        0.871, abs=3e-3
+    )
     assert pair_accuracy([])["accuracy"] is None
 
 
-@pytest.mark.parametrize(("policy", "judge", "shared"), [
-    ("Qwen/Qwen2.5-7B-Instruct", "Qwen/QwQ-32B", "qwen"), ("mistralai/Mixtral-8x7B", "mistral-large-2407", "mistral"),
-    ("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B", ""), ("gpt-4o-mini", "o3", "gpt"), ("my-model", "my-model-2", ""), ("", "", ""),
-    ("us.vendor.novel-3-large-v1:0", "novel-2", "novel"),
-    ("org/Meta-Llama-3.1-8B", "llama-guard", "llama"), ("microsoft/phi-4", "phi3-mini", "phi"), ("7b-chat", "7b-instruct", ""),
-    ("eu.vendor.falcon-180b-v1", "tiiuae/falcon-7b", "falcon"), ("ibm/granite-3.0-8b", "granite3-dense", "granite")])
+@pytest.mark.parametrize(
+    ("policy", "judge", "shared"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", "Qwen/QwQ-32B", "qwen"),
+        ("mistralai/Mixtral-8x7B", "mistral-large-2407", "mistral"),
+        ("meta-llama/Llama-3.1-8B", "Qwen/Qwen3-8B", ""),
+        ("gpt-4o-mini", "o3", "gpt"),
+        ("my-model", "my-model-2", ""),
+        ("", "", ""),
+        ("us.vendor.novel-3-large-v1:0", "novel-2", "novel"),
+        ("org/Meta-Llama-3.1-8B", "llama-guard", "llama"),
+        ("microsoft/phi-4", "phi3-mini", "phi"),
+        ("7b-chat", "7b-instruct", ""),
+        ("eu.vendor.falcon-180b-v1", "tiiuae/falcon-7b", "falcon"),
+        ("ibm/granite-3.0-8b", "granite3-dense", "granite"),
+    ],
+)
 def test_families_by_name(policy: str, judge: str, shared: str) -> None:
-    assert same_family(policy, judge) == shared and family("google/gemma-3-4b-it") == family("gemini-2.0-flash")
+    assert same_family(policy, judge) == shared and family("google/gemma-3-4b-it") == family(
+        "gemini-2.0-flash"
+    )
 
 
 def test_drift_has_to_exceed_the_limit_and_its_error() -> None:
     start = {"d": [0.5, 0.75, 1.0, 0.25] * 10}
     moved = {"d": [v - 0.2 for v in start["d"]]}
     found = drift(start, moved, {"d": 0.05})
-    assert found["d"]["shift"] == pytest.approx(-0.2) and found["d"]["n"] == 40 and drifted(found, 0.1) == ["d"]
+    assert (
+        found["d"]["shift"] == pytest.approx(-0.2)
+        and found["d"]["n"] == 40
+        and drifted(found, 0.1) == ["d"]
+    )
     assert not drifted(drift(start, start, {"d": 0.05}), 0.1)
-    few = drift({"d": [0.5, None]}, {"d": [0.25, 0.5]}, {"d": 0.3})  # one item of a noisy judge proves nothing
+    # one item of a noisy judge proves nothing
+    few = drift({"d": [0.5, None]}, {"d": [0.25, 0.5]}, {"d": 0.3})
     assert few["d"]["n"] == 1 and not drifted(few, 0.1)
     assert drift({"d": [None]}, {"d": [0.5]}, {})["d"]["shift"] is None

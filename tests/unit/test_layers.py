@@ -1,4 +1,5 @@
-"""Imports only go down: cli -> pipeline -> stages -> engines | sources | ... -> config | store | ... -> types | errors."""
+"""Imports only go down: cli -> pipeline -> stages -> engines | sources | ... -> config | store |
+... -> types | errors."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ LAYERS = [
     {"types", "errors"},
 ]
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
-SIBLINGS = {("progress", "engines"), ("view", "report")}  # shows the engines' counters; draws with the report's marks
+# shows the engines' counters; draws with the report's marks
+SIBLINGS = {("progress", "engines"), ("view", "report")}
 
 
 def imports() -> list[tuple[str, str, str]]:
@@ -59,10 +61,19 @@ def _targets(node: ast.AST, parts: tuple[str, ...]) -> list[str]:
 def test_imports_only_go_down() -> None:
     found = imports()
     assert len(found) > 100
-    unknown = {unit for _, a, b in found for unit in (a, b)} - LEVEL.keys() - {"__version__", "main"}
+    unknown = (
+        {unit for _, a, b in found for unit in (a, b)} - LEVEL.keys() - {"__version__", "main"}
+    )
     assert not unknown, f"give these a layer: {sorted(unknown)}"
-    up = [f"{path}: {a} -> {b}" for path, a, b in found
-          if a != b and b in LEVEL and LEVEL[b] <= LEVEL[a] and a != "__init__" and (a, b) not in SIBLINGS]
+    up = [
+        f"{path}: {a} -> {b}"
+        for path, a, b in found
+        if a != b
+        and b in LEVEL
+        and LEVEL[b] <= LEVEL[a]
+        and a != "__init__"
+        and (a, b) not in SIBLINGS
+    ]
     assert not up, "\n".join(up)
 
 
@@ -70,10 +81,24 @@ def test_help_imports_nothing_heavy() -> None:
     import subprocess
     import sys
 
-    heavy = ("torch", "datasets", "pandas", "openai", "transformers", "vllm", "numpy", "pyarrow", "pydantic", "aiohttp", "jinja2")
-    code = ("import sys\nfrom mora_data.cli import main\n"
-            "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-            f"print([m for m in {heavy!r} if m in sys.modules], file=sys.stderr)")
+    heavy = (
+        "torch",
+        "datasets",
+        "pandas",
+        "openai",
+        "transformers",
+        "vllm",
+        "numpy",
+        "pyarrow",
+        "pydantic",
+        "aiohttp",
+        "jinja2",
+    )
+    code = (
+        "import sys\nfrom mora_data.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([m for m in {heavy!r} if m in sys.modules], file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "build" in done.stdout
@@ -83,5 +108,13 @@ def test_a_build_asks_before_it_imports_arrays() -> None:
     import subprocess
     import sys
 
-    code = "import sys, mora_data.pipeline; print([m for m in ('numpy', 'pyarrow', 'ray', 'aiohttp') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, mora_data.pipeline; print([m for m in ('numpy', 'pyarrow', 'ray', 'aiohttp')"
+        " if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

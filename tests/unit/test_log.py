@@ -1,4 +1,5 @@
-"""The answer log: what was put is there after any death of the process; what is damaged is noticed and asked again."""
+"""The answer log: what was put is there after any death of the process; what is damaged is noticed
+and asked again."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def record(text: str, n: int = 1) -> Record:
 
 def filled(path: Path, n: int = 50) -> list[tuple[bytes, Record]]:
     log = AnswerLog(path)
-    items = [(i.to_bytes(12, "big"), record(f"answer {i} ünï \n {{}}", 1 + i % 3)) for i in range(n)]
+    items = [
+        (i.to_bytes(12, "big"), record(f"answer {i} ünï \n {{}}", 1 + i % 3)) for i in range(n)
+    ]
     for base, r in items:
         log.put(base, 0, r)
     log.close()
@@ -117,7 +120,9 @@ def test_permanent_failure_is_replayed_as_one(tmp_path: Path) -> None:
     log.close()
 
 
-def test_full_disk_is_one_line_and_nothing_half_written_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_one_line_and_nothing_half_written_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.log"
     log = AnswerLog(path)
     log.put(b"a" * 12, 0, record("kept"))

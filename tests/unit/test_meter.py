@@ -1,4 +1,5 @@
-"""What the workers of a cluster share: one clock for rate limits, one sum for money and tokens, the same versions."""
+"""What the workers of a cluster share: one clock for rate limits, one sum for money and tokens, the
+same versions."""
 
 from __future__ import annotations
 
@@ -15,29 +16,47 @@ from mora_data.engines.engine import Usage
 from mora_data.engines.prices import load_prices
 from mora_data.errors import ExtraMissing, SettingsError
 
-SETTINGS = {"name": "x", "source": {"kind": "jsonl"}, "policy": {"engine": "openai", "base_url": "http://127.0.0.1:1/v1"}}
+SETTINGS = {
+    "name": "x",
+    "source": {"kind": "jsonl"},
+    "policy": {"engine": "openai", "base_url": "http://127.0.0.1:1/v1"},
+}
 
 
 def used(n: int) -> Usage:
-    return Usage(sent=n, tokens_in=10 * n, tokens_out=n, by_model={"m": [10 * n, n, 0]}, retries=Counter({"429": n}),
-                 busy_elsewhere_s=(float(n), 2.0 * n))
+    return Usage(
+        sent=n,
+        tokens_in=10 * n,
+        tokens_out=n,
+        by_model={"m": [10 * n, n, 0]},
+        retries=Counter({"429": n}),
+        busy_elsewhere_s=(float(n), 2.0 * n),
+    )
 
 
 def test_workers_share_one_clock() -> None:
     async def turns(meters: list[Meter]) -> list[float]:
-        return sorted([(await m.reserve("model", (60.0, None), 100, 10))[0] for m in meters for _ in range(3)])
+        return sorted(
+            [(await m.reserve("model", (60.0, None), 100, 10))[0] for m in meters for _ in range(3)]
+        )
 
     meter = Meter(LimitSettings(), load_prices(None), {})
     assert asyncio.run(turns([meter, meter])) == pytest.approx([0, 0, 1, 2, 3, 4], abs=0.05)
     apart = asyncio.run(turns([Meter(LimitSettings(), load_prices(None), {}) for _ in range(2)]))
-    assert apart == pytest.approx([0, 0, 0, 0, 1, 1], abs=0.05), "two clocks would let twice as much through"
+    assert apart == pytest.approx([0, 0, 0, 0, 1, 1], abs=0.05), (
+        "two clocks would let twice as much through"
+    )
 
 
 def test_the_sum_of_all_workers_meets_the_limit() -> None:
     async def told() -> list[str | None]:
         meter = Meter(LimitSettings(max_tokens=1000), load_prices(None), {"m": [300, 30, 0]})
-        return [await meter.report("1", used(20), {}), await meter.report("2", used(30), {}),
-                await meter.report("1", used(41), {}), await meter.report("2", used(30), {})]
+        return [
+            await meter.report("1", used(20), {}),
+            await meter.report("2", used(30), {}),
+            await meter.report("1", used(41), {}),
+            await meter.report("2", used(30), {}),
+        ]
 
     first, second, third, fourth = asyncio.run(told())
     assert first is second is None
@@ -74,7 +93,9 @@ def test_versions_have_to_be_the_same() -> None:
     assert skew(here, here) is None and here["pyarrow"].count(".") == 2
     for name in here:
         found = skew(here, {**here, name: "0.0.1"})
-        assert found is not None and name in found and "0.0.1" in found and "install the same" in found
+        assert (
+            found is not None and name in found and "0.0.1" in found and "install the same" in found
+        )
     assert skew(here, {}) is not None
 
 
@@ -82,7 +103,9 @@ def test_ray_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ExtraMissing, match=r"executor 'ray' needs Ray: pip install 'mora-data\[ray\]'"):
+    with pytest.raises(
+        ExtraMissing, match=r"executor 'ray' needs Ray: pip install 'mora-data\[ray\]'"
+    ):
         check(build_settings(SETTINGS))
 
 
@@ -97,4 +120,6 @@ def test_the_batch_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_it_runs_is_no_part_of_what_is_built() -> None:
     there = build_settings({**SETTINGS, "executor": "ray", "ray": {"workers": 4}})
-    assert there.executor == "ray" and there.model_dump(mode="json") == build_settings(SETTINGS).model_dump(mode="json")
+    assert there.executor == "ray" and there.model_dump(mode="json") == build_settings(
+        SETTINGS
+    ).model_dump(mode="json")

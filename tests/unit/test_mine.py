@@ -1,4 +1,5 @@
-"""Mining: every row is kept or dropped for a counted reason, on sample rows, bad rows and real rows."""
+"""Mining: every row is kept or dropped for a counted reason, on sample rows, bad rows and real
+rows."""
 
 from __future__ import annotations
 
@@ -23,10 +24,15 @@ from mora_data.text import context_id, group_id, normalise
 from mora_data.types import Prompt
 
 WHERE = Provenance("me/data", "default", "train", "abc", "mit")
-LONG = "please tell me in some detail how the old lighthouse keeper cleaned the great lamp every single morning"
+LONG = (
+    "please tell me in some detail how the old lighthouse keeper cleaned the great lamp every"
+    " single morning"
+)
 
 
-def run(rows: Iterable[Any], kind: str = "jsonl", **overrides: Any) -> tuple[list[Prompt], MineCounts]:
+def run(
+    rows: Iterable[Any], kind: str = "jsonl", **overrides: Any
+) -> tuple[list[Prompt], MineCounts]:
     """Rows given by hand, mined."""
     settings = load_settings(kind, overrides)
     numbered = (read.SourceRow(i, "folder/x.jsonl", row) for i, row in enumerate(rows))
@@ -99,7 +105,10 @@ def test_strata() -> None:
 def test_prompt_ids_are_those_of_text() -> None:
     turns = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Ｗhy  SO?"})
     prompt = run([{"messages": list(turns)}])[0][0]
-    assert (prompt.prompt_id, prompt.group) == (context_id(prompt.messages), group_id(prompt.messages))
+    assert (prompt.prompt_id, prompt.group) == (
+        context_id(prompt.messages),
+        group_id(prompt.messages),
+    )
     assert (prompt.prompt_id, prompt.group) == ("87b27f608d7e9267", "895006527620de9b")
 
 
@@ -115,20 +124,37 @@ def test_any_white_space_is_one_blank(code: int) -> None:
 def test_decontamination(tmp_path: Path) -> None:
     bench = tmp_path / "bench.csv"
     bench.write_text(f'goal,target\n"{LONG}",x\n"Short one, please!",x\n')
-    rows = list(asked(f"Hello. {LONG.upper()}?", "short one please", "A short one, please", LONG[:59]))
+    rows = list(
+        asked(f"Hello. {LONG.upper()}?", "short one please", "A short one, please", LONG[:59])
+    )
     key = "source.decontaminate_from.AdvBench"
     prompts, counts = run(rows, **{key: str(bench)})
     assert [p.text for p in prompts] == [rows[2]["prompt"], rows[3]["prompt"]]
     assert counts.dropped == {"contaminated": 2}
     assert counts.overlaps == {"AdvBench": 2}
     assert counts.contamination == {"AdvBench": 2}
-    assert counts.not_measured == ("AlpacaEval", "TruthfulQA", "XSTest", "BeaverTails-Evaluation", "MT-Bench")
+    assert counts.not_measured == (
+        "AlpacaEval",
+        "TruthfulQA",
+        "XSTest",
+        "BeaverTails-Evaluation",
+        "MT-Bench",
+    )
     assert run(rows, **{key: str(bench), "mine.decontaminate": False})[1].kept == 4
 
 
 def test_near_duplicates() -> None:
-    text = "How do I keep a small garden alive in a dry summer when water is short and the soil is poor"
-    rows = (text, f"{text}?", f"Please: {text}", "How do I keep a small dog alive", text.replace("garden", "orchard"))
+    text = (
+        "How do I keep a small garden alive in a dry summer when water is short and the soil is"
+        " poor"
+    )
+    rows = (
+        text,
+        f"{text}?",
+        f"Please: {text}",
+        "How do I keep a small dog alive",
+        text.replace("garden", "orchard"),
+    )
     near = {"mine.near_duplicates": 0.8}
     prompts, counts = run(asked(*rows), **near)
     assert [p.text for p in prompts] == [rows[0], rows[3], rows[4]]
@@ -136,15 +162,26 @@ def test_near_duplicates() -> None:
     for keep in ({}, {**near, "mine.dedup": False}):
         assert run(asked(*rows), **keep)[1].kept == 5
     for threshold, kept in ((0.6, 1), (0.99, 2)):
-        assert run(asked(text, text.replace("poor", "bad")), **{"mine.near_duplicates": threshold})[1].kept == kept
+        assert (
+            run(asked(text, text.replace("poor", "bad")), **{"mine.near_duplicates": threshold})[
+                1
+            ].kept
+            == kept
+        )
 
 
 def test_a_dropped_row_leaves_no_sketch(tmp_path: Path) -> None:
     bench = tmp_path / "bench.jsonl"
     text = "one two three four five six seven eight nine ten eleven twelve thirteen"
     bench.write_text(json.dumps({"prompt": text}) + "\n")
-    rows = (f"{text} a b c d e f g h i j k l m n o p q", text.replace("seven", "7") + " a b c d e f g h i j k l m n o p q")
-    counts = run(asked(*rows), **{"source.decontaminate_from.XSTest": str(bench), "mine.near_duplicates": 0.6})[1]
+    rows = (
+        f"{text} a b c d e f g h i j k l m n o p q",
+        text.replace("seven", "7") + " a b c d e f g h i j k l m n o p q",
+    )
+    counts = run(
+        asked(*rows),
+        **{"source.decontaminate_from.XSTest": str(bench), "mine.near_duplicates": 0.6},
+    )[1]
     assert counts.dropped == {"contaminated": 1} and counts.kept == 1
 
 
@@ -171,14 +208,20 @@ def test_an_empty_source() -> None:
 
 
 def test_every_row_dropped_names_the_commonest_reason() -> None:
-    with pytest.raises(SourceError, match="all 3 rows of source jsonl were dropped, 2 as empty_prompt"):
+    with pytest.raises(
+        SourceError, match="all 3 rows of source jsonl were dropped, 2 as empty_prompt"
+    ):
         run([{"prompt": ""}, {"prompt": None}, {"prompt": " "}])
 
 
 def test_another_schema_fails_on_the_first_rows() -> None:
-    beavertails = ({"prompt": f"{i}?", "response": "No.", "category": {}, "is_safe": True} for i in range(10_000))
+    beavertails = (
+        {"prompt": f"{i}?", "response": "No.", "category": {}, "is_safe": True}
+        for i in range(10_000)
+    )
     with pytest.raises(
-        SourceError, match=r"columns are prompt, response, category, is_safe; this source needs better_resp"
+        SourceError,
+        match=r"columns are prompt, response, category, is_safe; this source needs better_resp",
     ):
         run(beavertails, kind="pku-saferlhf")
     assert sum(1 for _ in beavertails) == 10_000 - 50
@@ -198,7 +241,9 @@ def test_a_file_of_another_type(tmp_path: Path) -> None:
 
 def test_damaged_lines_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_bytes(b'{"prompt": "A?"}\n{"prompt": \n{"prompt": "caf\xe9"}\n{"prompt": "B?"}\n[]\n')
+    path.write_bytes(
+        b'{"prompt": "A?"}\n{"prompt": \n{"prompt": "caf\xe9"}\n{"prompt": "B?"}\n[]\n'
+    )
     prompts, counts = mine_files("jsonl", path)
     assert [p.source_row for p in prompts] == [0, 3]
     assert counts.dropped == {"bad_json": 1, "not_utf8": 1, "not_an_object": 1}
@@ -210,9 +255,15 @@ def test_damaged_lines_are_counted(tmp_path: Path) -> None:
 def test_provenance_of_local_rows(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"prompt": "A?"}\n')
-    prompt = mine_files("jsonl", path, **{"source.licence": "cc0-1.0", "source.dataset": "me/mine"})[0][0]
+    prompt = mine_files(
+        "jsonl", path, **{"source.licence": "cc0-1.0", "source.dataset": "me/mine"}
+    )[0][0]
     assert prompt.source_revision == "local:603826248274"
-    assert (prompt.source_dataset, prompt.source_split, prompt.source_licence) == ("me/mine", "train", "cc0-1.0")
+    assert (prompt.source_dataset, prompt.source_split, prompt.source_licence) == (
+        "me/mine",
+        "train",
+        "cc0-1.0",
+    )
     other = path.rename(tmp_path / "test.jsonl")
     assert mine_files("jsonl", other)[0][0].source_split == "local"
 
@@ -225,7 +276,13 @@ def test_without_a_dataset_the_ways_on_are_named() -> None:
 # sample rows
 
 DROPPED = {
-    "pku-saferlhf": {"duplicate": 2, "empty_prompt": 2, "missing_column": 1, "null_text": 1, "wrong_type": 1},
+    "pku-saferlhf": {
+        "duplicate": 2,
+        "empty_prompt": 2,
+        "missing_column": 1,
+        "null_text": 1,
+        "wrong_type": 1,
+    },
     "hh-rlhf": {
         "context_mismatch": 3,
         "empty_prompt": 2,
@@ -248,7 +305,12 @@ DROPPED = {
         "truthfulqa": 1,
         "wrong_type": 1,
     },
-    "ultrafeedback-binarized": {"context_mismatch": 1, "duplicate": 1, "empty_prompt": 1, "ends_without_user": 1},
+    "ultrafeedback-binarized": {
+        "context_mismatch": 1,
+        "duplicate": 1,
+        "empty_prompt": 1,
+        "ends_without_user": 1,
+    },
     "helpsteer": {"duplicate": 54, "empty_prompt": 1, "null_text": 1, "same_speaker": 1},
     "jsonl": {"duplicate": 1, "empty_prompt": 1, "missing_column": 1},
 }
@@ -302,7 +364,9 @@ def test_pku_sample_covers_the_labels() -> None:
     prompts, _ = mine_files("pku-saferlhf")
     assert {p.category for p in prompts} == {None, *CATEGORIES}
     assert {p.stratum for p in prompts} == {"both_safe", "one_safe", "both_unsafe", "unlabelled"}
-    rows = [json.loads(line) for line in sources.sample_path("pku-saferlhf").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in sources.sample_path("pku-saferlhf").read_text().splitlines()
+    ]
     assert {r.get("response_0_severity_level") for r in rows[:80]} == {0, 1, 2, 3}
     assert [len(r) for r in rows[:80]] == [16] * 80
     assert list(rows[0]) == [
@@ -346,24 +410,46 @@ def test_hh_sample_has_dialogues() -> None:
         (
             "helpful-base-restored/train.jsonl.gz",
             1719,
-            {"stray_marker": 8, "same_speaker": 2, "context_mismatch": 1, "duplicate": 1, "empty_turn": 1},
-            {"reply_truncated": 146, "reply_stray_marker": 13, "replies_identical": 5, "reply_empty": 3},
+            {
+                "stray_marker": 8,
+                "same_speaker": 2,
+                "context_mismatch": 1,
+                "duplicate": 1,
+                "empty_turn": 1,
+            },
+            {
+                "reply_truncated": 146,
+                "reply_stray_marker": 13,
+                "replies_identical": 5,
+                "reply_empty": 3,
+            },
         ),
     ],
 )
-def test_real_hh_rows(shared_data: Path, path: str, kept: int, dropped: dict[str, int], notes: dict[str, int]) -> None:
+def test_real_hh_rows(
+    shared_data: Path, path: str, kept: int, dropped: dict[str, int], notes: dict[str, int]
+) -> None:
     file = shared_data / "hh-rlhf" / path
     prompts, counts = mine_files("hh-rlhf", file, **{"mine.near_duplicates": None})
     with gzip.open(file) as stream:
         assert counts.rows == sum(1 for _ in stream) == kept + sum(dropped.values())
     assert (len(prompts), counts.dropped, counts.notes) == (kept, dropped, notes)
-    assert {p.stratum for p in prompts} == {path.partition("/")[0] if path.startswith("harmless") else "all"}
+    assert {p.stratum for p in prompts} == {
+        path.partition("/")[0] if path.startswith("harmless") else "all"
+    }
     again = mine_files("hh-rlhf", file)[1]
-    assert again.dropped - counts.dropped == {"near_duplicate": counts.kept - again.kept} and again.kept > 0.98 * kept
+    assert (
+        again.dropped - counts.dropped == {"near_duplicate": counts.kept - again.kept}
+        and again.kept > 0.98 * kept
+    )
 
 
 def test_real_hh_rows_leak_alpacaeval(shared_data: Path) -> None:
-    bench = {"source.decontaminate_from.AlpacaEval": str(shared_data / "alpaca_eval" / "alpaca_eval.json")}
+    bench = {
+        "source.decontaminate_from.AlpacaEval": str(
+            shared_data / "alpaca_eval" / "alpaca_eval.json"
+        )
+    }
     assert mine_files("hh-rlhf", shared_data / "hh-rlhf", **bench)[1].overlaps == {"AlpacaEval": 47}
 
 
@@ -374,8 +460,8 @@ def test_real_rows_of_another_schema(shared_data: Path) -> None:
 
 def test_mining_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from mora_data.stages.mine import mine; "
-        "print([m for m in ('pyarrow', 'huggingface_hub', 'datasets', 'torch', 'pandas') if m in sys.modules])"
+        "import sys; from mora_data.stages.mine import mine; print([m for m in ('pyarrow',"
+        " 'huggingface_hub', 'datasets', 'torch', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,5 @@
-"""The card's figures as PNG: drawn where the extra is there, named by the manifest, published, and left out without harm."""
+"""The card's figures as PNG: drawn where the extra is there, named by the manifest, published, and
+left out without harm."""
 
 from __future__ import annotations
 
@@ -21,10 +22,13 @@ from mora_data.report.png import CHARTS, pictures, sheet, style
 
 @pytest.fixture(scope="module")
 def module() -> Any:
-    """The extra itself, which conftest.py hides from all other tests; it can be imported only once."""
+    """The extra itself, which conftest.py hides from all other tests; it can be imported only
+    once."""
     hidden = sys.modules.pop("resvg_py", None)
     try:
-        return pytest.importorskip("resvg_py", reason="resvg-py is not installed: pip install 'mora-data[png]'")
+        return pytest.importorskip(
+            "resvg_py", reason="resvg-py is not installed: pip install 'mora-data[png]'"
+        )
     finally:
         sys.modules["resvg_py"] = hidden  # type: ignore[assignment]
 
@@ -40,14 +44,21 @@ def test_the_pictures_of_a_run(tmp_path: Path, resvg: Any) -> None:
     found = pictures(report)
     assert set(found) == {chart(report).name for chart in CHARTS}
     for name, p in found.items():
-        assert p.png[:8] == b"\x89PNG\r\n\x1a\n" and 1000 < struct.unpack(">I", p.png[16:20])[0] < 2000, name
+        assert (
+            p.png[:8] == b"\x89PNG\r\n\x1a\n" and 1000 < struct.unpack(">I", p.png[16:20])[0] < 2000
+        ), name
         assert 5_000 < len(p.png) < 300_000 and p.question.endswith("?")
     assert pictures(report)["arms"].png == found["arms"].png
 
 
 def test_nothing_is_left_for_the_browser_to_look_up() -> None:
     css = style()
-    assert "var(" not in css and "@media" not in css and "{color:#0072b2}" in css and css.count("{") == css.count("}")
+    assert (
+        "var(" not in css
+        and "@media" not in css
+        and "{color:#0072b2}" in css
+        and css.count("{") == css.count("}")
+    )
 
 
 def test_panels_stand_side_by_side(tmp_path: Path) -> None:
@@ -59,10 +70,14 @@ def test_panels_stand_side_by_side(tmp_path: Path) -> None:
         assert len(set(re.findall(r'<svg x="\d+" y="\d+"', drawn))) == min(len(f.panels), 12)
 
 
-def test_a_machine_without_fonts_draws_nothing(tmp_path: Path, resvg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_fonts_draws_nothing(
+    tmp_path: Path, resvg: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = arms_report(make_run(tmp_path / "run", {"fused": 0.6}, 12))
     draw = resvg.svg_to_bytes
-    monkeypatch.setattr(resvg, "svg_to_bytes", lambda **given: draw(**given, skip_system_fonts=True))
+    monkeypatch.setattr(
+        resvg, "svg_to_bytes", lambda **given: draw(**given, skip_system_fonts=True)
+    )
     assert pictures(report) == {}
 
 
@@ -70,8 +85,14 @@ def test_the_card_shows_them_where_they_are(tmp_path: Path, resvg: Any) -> None:
     settings = {"mine.limit": 10, "rollout.n": 4}
     build("pku-saferlhf", sample=True, out=tmp_path / "with", quiet=True, overrides=settings)
     card = (tmp_path / "with/dataset/README.md").read_text("utf-8")
-    figures = json.loads((tmp_path / "with/dataset/provenance/manifest.json").read_text())["manifest"]["figures"]
-    assert {f["file"] for f in figures} == {f"report/{p.name}" for p in (tmp_path / "with/dataset/report").iterdir()} != set()
+    figures = json.loads((tmp_path / "with/dataset/provenance/manifest.json").read_text())[
+        "manifest"
+    ]["figures"]
+    assert (
+        {f["file"] for f in figures}
+        == {f"report/{p.name}" for p in (tmp_path / "with/dataset/report").iterdir()}
+        != set()
+    )
     for f in figures:
         assert f"![{f['question']}]({f['file']})" in card
     assert lint(tmp_path / "with/dataset") == []

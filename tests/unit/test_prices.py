@@ -15,12 +15,32 @@ from mora_data.errors import LimitReached, SettingsError
 from mora_data.spending import Spending
 from mora_data.store.run import RunFolder, read_json
 
-SAME = [("gpt-4o", "gpt-4o-2024-08-06"), ("gpt-4o-2024-08-06", "gpt-4o"), ("gpt-4", "gpt-4-0613"), ("m", "M"),
-        ("org/model-8b", "model-8b"), ("model-8b", "accounts/x/models/model-8b"), ("llama3", "llama3:latest"),
-        ("org/x:free", "org/x"), ("tiny", "/models/tiny.gguf"), ("m", "m@20250101"),
-        ("org/tiny", "org/tiny@main"), ("c", "c-latest"), ("c-r", "c-r-08-2024")]
-OTHER = [("gpt-4o", "gpt-4o-mini"), ("gpt-4o", "gpt-4"), ("gpt-4", "gpt-4-32k"), ("org/model", "other/model"), ("a", "b"),
-         ("llama-3", "llama-3.1"), ("llama-3-8b", "llama-3-70b"), ("x-2024-08-06", "x-2024-05-13"), ("llama3:8b", "llama3:70b")]
+SAME = [
+    ("gpt-4o", "gpt-4o-2024-08-06"),
+    ("gpt-4o-2024-08-06", "gpt-4o"),
+    ("gpt-4", "gpt-4-0613"),
+    ("m", "M"),
+    ("org/model-8b", "model-8b"),
+    ("model-8b", "accounts/x/models/model-8b"),
+    ("llama3", "llama3:latest"),
+    ("org/x:free", "org/x"),
+    ("tiny", "/models/tiny.gguf"),
+    ("m", "m@20250101"),
+    ("org/tiny", "org/tiny@main"),
+    ("c", "c-latest"),
+    ("c-r", "c-r-08-2024"),
+]
+OTHER = [
+    ("gpt-4o", "gpt-4o-mini"),
+    ("gpt-4o", "gpt-4"),
+    ("gpt-4", "gpt-4-32k"),
+    ("org/model", "other/model"),
+    ("a", "b"),
+    ("llama-3", "llama-3.1"),
+    ("llama-3-8b", "llama-3-70b"),
+    ("x-2024-08-06", "x-2024-05-13"),
+    ("llama3:8b", "llama3:70b"),
+]
 
 
 @pytest.mark.parametrize(("asked", "served"), SAME)
@@ -36,13 +56,22 @@ def test_other_model(asked: str, served: str) -> None:
 def test_shipped_table() -> None:
     prices = load_prices()
     assert prices.currency == "USD" and len(prices.models) >= 5
-    assert prices.cost({"gpt-4o-mini-2024-07-18": [1_000_000, 500_000, 0]}) == pytest.approx(0.15 + 0.30)
-    assert prices.cost({"gpt-4o-mini": [1_000_000, 0, 1_000_000]}) == pytest.approx(0.15)  # cached ones cost as much
+    assert prices.cost({"gpt-4o-mini-2024-07-18": [1_000_000, 500_000, 0]}) == pytest.approx(
+        0.15 + 0.30
+    )
+    # cached ones cost as much
+    assert prices.cost({"gpt-4o-mini": [1_000_000, 0, 1_000_000]}) == pytest.approx(0.15)
     assert prices.cost({"gpt-4o-mini": [1, 1, 0], "org/local-8b": [1, 1, 0]}) is None
     assert prices.cost({}) is None
 
 
-BAD = ["models: [", "models: {m: {in: 1}}\ncurrency: EUR", "currency: EUR\nmodels: {m: {in: -1, out: 1}}", "7", "x: 1"]
+BAD = [
+    "models: [",
+    "models: {m: {in: 1}}\ncurrency: EUR",
+    "currency: EUR\nmodels: {m: {in: -1, out: 1}}",
+    "7",
+    "x: 1",
+]
 
 
 @pytest.mark.parametrize("text", BAD)
@@ -61,7 +90,9 @@ def test_missing_table(tmp_path: Path) -> None:
 def spending(tmp_path: Path, usage: Usage, **limits: Any) -> tuple[RunFolder, Spending]:
     (tmp_path / "p.yaml").write_text("currency: EUR\nmodels: {m: {in: 1, cached: 0.5, out: 2}}")
     folder = RunFolder(tmp_path / "run", {"a": "b"}, False)
-    return folder, Spending(folder, LimitSettings(**limits), load_prices(str(tmp_path / "p.yaml")), usage, lambda: 0.0)
+    return folder, Spending(
+        folder, LimitSettings(**limits), load_prices(str(tmp_path / "p.yaml")), usage, lambda: 0.0
+    )
 
 
 def test_limits_hold_over_the_commands_of_a_run_folder(tmp_path: Path) -> None:
@@ -70,7 +101,9 @@ def test_limits_hold_over_the_commands_of_a_run_folder(tmp_path: Path) -> None:
     with folder:
         s.start(["m"])
         usage.count("m", "p", (1_000_000, 500_000, 0))
-        with pytest.raises(LimitReached, match=r"limits\.max_cost = 3 EUR is used up \(3\.5 spent.*--max-cost"):
+        with pytest.raises(
+            LimitReached, match=r"limits\.max_cost = 3 EUR is used up \(3\.5 spent.*--max-cost"
+        ):
             usage.count("m", "p", (1_000_000, 500_000, 1_000_000))
         s.save()
         assert s.command_cost() == 3.5
@@ -83,10 +116,15 @@ def test_limits_hold_over_the_commands_of_a_run_folder(tmp_path: Path) -> None:
         s.start(["m"])
         usage.count("m", "p", (1_000_000, 0, 0))
         assert (s.cost(), s.command_cost()) == (4.5, 1.0)
-        with pytest.raises(LimitReached, match=r"limits\.max_tokens = 5000000 is used up \(5000000 in this run folder\)"):
+        with pytest.raises(
+            LimitReached,
+            match=r"limits\.max_tokens = 5000000 is used up \(5000000 in this run folder\)",
+        ):
             usage.count("m", "p", (1_000_000, 0, 0))
         s.save()
-    assert read_json(tmp_path / "run" / "spending.json") == {"models": {"m": [4_000_000, 1_000_000, 1_000_000]}}
+    assert read_json(tmp_path / "run" / "spending.json") == {
+        "models": {"m": [4_000_000, 1_000_000, 1_000_000]}
+    }
 
 
 def test_a_money_limit_needs_prices(tmp_path: Path) -> None:
@@ -95,9 +133,13 @@ def test_a_money_limit_needs_prices(tmp_path: Path) -> None:
         s.start(["m", "other"])
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"models": 3}', '{"models": {"m": [1]}}', '{"models": {"m": [1, 2, "x"]}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"models": 3}', '{"models": {"m": [1]}}', '{"models": {"m": [1, 2, "x"]}}']
+)
 def test_damaged_record_counts_from_zero(tmp_path: Path, text: str) -> None:
     folder, s = spending(tmp_path, Usage())
     with folder:
         (tmp_path / "run" / "spending.json").write_text(text)
-        assert Spending(folder, LimitSettings(), load_prices(), Usage()).totals() == s.totals() == {}
+        assert (
+            Spending(folder, LimitSettings(), load_prices(), Usage()).totals() == s.totals() == {}
+        )

@@ -1,4 +1,5 @@
-"""What a running build says of itself: written at once, again every second, gone at the end, and no reason to fail."""
+"""What a running build says of itself: written at once, again every second, gone at the end, and no
+reason to fail."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from mora_data.pulse import pulse
 from mora_data.store.run import RunFolder, read_json
 
 
-def test_it_says_what_is_under_way_and_is_gone_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_says_what_is_under_way_and_is_gone_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mora_data.pulse.EVERY_S", 0.001)
     usage = Usage(sent=7)
     usage.slots.append(Slots(4, n=2))

@@ -38,10 +38,15 @@ def test_what_is_the_same_in_every_recipe_stands_once() -> None:
     shared = _functions("trl_recipe.py") | _functions("recipe.py") | _functions("dataset_rows.py")
     assert {"load_rows", "make_trainer", "train", "write_results", "command_line"} <= shared
     for name in ("dpo", "sft", "kto", "grpo", "reward"):
-        assert {"recipe.py", "dataset_rows.py", "trl_recipe.py"} <= {p.name for p in recipes.find_recipe(name).helpers()}, name
+        assert {"recipe.py", "dataset_rows.py", "trl_recipe.py"} <= {
+            p.name for p in recipes.find_recipe(name).helpers()
+        }, name
     for script in SCRIPTS:
         if script.name not in ("recipe.py", "dataset_rows.py", "trl_recipe.py", "tiny_model.py"):
-            assert not _functions(script.name) & shared - {"read_settings", "write_results"}, script.name
+            assert not _functions(script.name) & shared - {
+                "read_settings",
+                "write_results",
+            }, script.name
 
 
 def _functions(name: str) -> set[str]:
@@ -66,8 +71,15 @@ def test_every_config_is_a_flat_mapping() -> None:
 def test_copy_writes_script_helper_and_configs_and_refuses_to_overwrite(tmp_path: Path) -> None:
     written = recipes.copy_recipe("dpo", tmp_path / "mine")
     assert sorted(p.relative_to(tmp_path / "mine").as_posix() for p in written) == [
-        "dataset_rows.py", "dpo.py", "dpo/multi-gpu.yaml", "dpo/single-gpu-lora.yaml", "dpo/smoke.yaml", "recipe.py",
-        "tiny_model.py", "trl_recipe.py"]  # fmt: skip
+        "dataset_rows.py",
+        "dpo.py",
+        "dpo/multi-gpu.yaml",
+        "dpo/single-gpu-lora.yaml",
+        "dpo/smoke.yaml",
+        "recipe.py",
+        "tiny_model.py",
+        "trl_recipe.py",
+    ]
     (tmp_path / "mine" / "dpo.py").write_text("edited")
     with pytest.raises(SettingsError, match="exists already"):
         recipes.copy_recipe("dpo", tmp_path / "mine")
@@ -89,9 +101,19 @@ def test_copy_into_a_file_is_one_line(tmp_path: Path) -> None:
 
 def test_run_command_is_exact() -> None:
     recipe = recipes.find_recipe("dpo")
-    command = recipes.run_command("dpo", "org/pairs", "v1.0.0", "smoke", ["beta=0.2", "output_dir=out"], python="py")
-    assert command == ["py", str(recipe.script), "--config", str(recipe.config_file("smoke")),
-                       "dataset=org/pairs", "revision=v1.0.0", "beta=0.2", "output_dir=out"]  # fmt: skip
+    command = recipes.run_command(
+        "dpo", "org/pairs", "v1.0.0", "smoke", ["beta=0.2", "output_dir=out"], python="py"
+    )
+    assert command == [
+        "py",
+        str(recipe.script),
+        "--config",
+        str(recipe.config_file("smoke")),
+        "dataset=org/pairs",
+        "revision=v1.0.0",
+        "beta=0.2",
+        "output_dir=out",
+    ]
 
 
 def test_run_command_names_an_output_folder_and_quotes_a_tag_that_looks_like_a_number() -> None:
@@ -109,9 +131,15 @@ def test_a_config_with_launch_flags_is_started_by_accelerate() -> None:
     ("call", "line"),
     [
         (lambda: recipes.run_command("dop", "d"), "unknown recipe 'dop': did you mean 'dpo'?"),
-        (lambda: recipes.run_command("dpo", "d", config="smok"), "has no config 'smok': did you mean 'smoke'?"),
+        (
+            lambda: recipes.run_command("dpo", "d", config="smok"),
+            "has no config 'smok': did you mean 'smoke'?",
+        ),
         (lambda: recipes.run_command("dpo", "d", overrides=["beta"]), "'beta' is not key=value"),
-        (lambda: recipes.run_command("dpo", "d", overrides=["--beta=1"]), "'--beta=1' is not key=value"),
+        (
+            lambda: recipes.run_command("dpo", "d", overrides=["--beta=1"]),
+            "'--beta=1' is not key=value",
+        ),
         (lambda: recipes.copy_recipe("xyz", Path("nowhere")), "unknown recipe 'xyz': known: dpo, "),
     ],
 )
@@ -125,7 +153,8 @@ def test_errors_name_the_nearest(call: object, line: str) -> None:
 def test_run_without_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ExtraMissing, match=r"install the torch build you want first, then pip install 'mora-data\[train\]'"
+        ExtraMissing,
+        match=r"install the torch build you want first, then pip install 'mora-data\[train\]'",
     ):
         recipes.run_recipe("dpo", "somewhere")
 
@@ -134,13 +163,18 @@ def test_run_shows_the_command_and_returns_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(recipes, "run_command", lambda *a: [sys.executable, "-c", "raise SystemExit(7)"])
+    monkeypatch.setattr(
+        recipes, "run_command", lambda *a: [sys.executable, "-c", "raise SystemExit(7)"]
+    )
     assert recipes.run_recipe("dpo", "somewhere") == 7
     assert capfd.readouterr().err == f"{sys.executable} -c 'raise SystemExit(7)'\n"
 
 
 def test_importing_recipes_is_light() -> None:
     heavy = "{'torch', 'trl', 'transformers', 'datasets', 'pandas', 'openai'}"
-    code = f"import sys, mora_data.recipes as r; r.list_recipes(); print(sorted({heavy} & set(sys.modules)))"
+    code = (
+        f"import sys, mora_data.recipes as r; r.list_recipes(); print(sorted({heavy} &"
+        " set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

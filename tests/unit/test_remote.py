@@ -1,4 +1,5 @@
-"""Run folders on object storage, with fsspec's memory as the storage: segments, manifests last, leases, refusals."""
+"""Run folders on object storage, with fsspec's memory as the storage: segments, manifests last,
+leases, refusals."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def there(fs: Any) -> set[str]:
-    return {name.removeprefix("/bucket/run/") for name in fs.find("/bucket/run") if "/.lease/" not in name}
+    return {
+        name.removeprefix("/bucket/run/")
+        for name in fs.find("/bucket/run")
+        if "/.lease/" not in name
+    }
 
 
 def put(log: AnswerLog, *numbers: int) -> None:
@@ -51,7 +56,9 @@ def put(log: AnswerLog, *numbers: int) -> None:
         log.put(i.to_bytes(12, "big"), 0, Record(1, (Answer(f"answer {i}", "stop", 3),), (7, 3, 0)))
 
 
-def test_a_folder_goes_up_and_comes_down_elsewhere(tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_goes_up_and_comes_down_elsewhere(
+    tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with RunFolder(local_of(URL), IDENTITY, False) as folder:
         folder.write("mine.json", {"n_parts": 1})
         log = AnswerLog(folder.path / "parts/00000/answers.log")
@@ -59,7 +66,11 @@ def test_a_folder_goes_up_and_comes_down_elsewhere(tmp_path: Path, storage: Any,
         log.close()
         first = folder.path
     assert there(storage) >= {"manifest.json", "mine.json"} and shared(first) == URL
-    assert [n for n in there(storage) if "answers.log/" in n] == [n for n in there(storage) if "answers.log/000000-" in n] != []
+    assert (
+        [n for n in there(storage) if "answers.log/" in n]
+        == [n for n in there(storage) if "answers.log/000000-" in n]
+        != []
+    )
     elsewhere(tmp_path, monkeypatch)
     with RunFolder(local_of(URL), IDENTITY, False) as folder:
         assert folder.path != first and len(folder.parts()) == 1
@@ -78,7 +89,10 @@ def test_only_whole_lines_are_carried(tmp_path: Path, storage: Any) -> None:
         path = folder.path / "canary.log"
         path.write_bytes(b"one\ntwo\nthr")
         push_back(folder.path)
-        assert b"".join(storage.cat_file(n) for n in sorted(storage.find("/bucket/run/canary.log"))) == b"one\ntwo\n"
+        assert (
+            b"".join(storage.cat_file(n) for n in sorted(storage.find("/bucket/run/canary.log")))
+            == b"one\ntwo\n"
+        )
 
 
 def test_a_log_that_was_started_anew_replaces_the_old_one(tmp_path: Path, storage: Any) -> None:
@@ -90,7 +104,9 @@ def test_a_log_that_was_started_anew_replaces_the_old_one(tmp_path: Path, storag
         assert [storage.cat_file(n) for n in storage.find("/bucket/run/canary.log")] == [b"three\n"]
 
 
-def test_sealing_takes_the_segments_away_and_the_manifest_comes_last(tmp_path: Path, storage: Any) -> None:
+def test_sealing_takes_the_segments_away_and_the_manifest_comes_last(
+    tmp_path: Path, storage: Any
+) -> None:
     with RunFolder(local_of(URL), IDENTITY, False) as folder:
         part = folder.path / "parts/00000"
         log = AnswerLog(part / "answers.log")
@@ -115,10 +131,13 @@ def test_sealing_takes_the_segments_away_and_the_manifest_comes_last(tmp_path: P
         assert [n for n in there(storage) if "answers.log" in n] != []
 
 
-def test_a_working_copy_that_wrote_last_is_ahead_and_loses_nothing(tmp_path: Path, storage: Any) -> None:
+def test_a_working_copy_that_wrote_last_is_ahead_and_loses_nothing(
+    tmp_path: Path, storage: Any
+) -> None:
     remote_at = local_of(URL)
     folder = RunFolder(remote_at, IDENTITY, False)
-    put(log := AnswerLog(folder.path / "parts/00000/answers.log"), 1, 2, 3)  # and the process dies: nothing of it was carried
+    # and the process dies: nothing of it was carried
+    put(log := AnswerLog(folder.path / "parts/00000/answers.log"), 1, 2, 3)
     log.close()
     folder._remote._stop.set()  # type: ignore[union-attr]
     folder._remote._lease._stop.set()  # type: ignore[union-attr]
@@ -149,7 +168,9 @@ def test_what_workers_wrote_survives_the_death_of_the_driver(tmp_path: Path, sto
     lent.__exit__(None, None, None)
 
 
-def test_what_another_machine_dropped_is_dropped_here(tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_machine_dropped_is_dropped_here(
+    tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with RunFolder(local_of(URL), IDENTITY, False) as folder:
         folder.write("feedback.json", {"a": 1})
         here = folder.path
@@ -158,25 +179,39 @@ def test_what_another_machine_dropped_is_dropped_here(tmp_path: Path, storage: A
         assert not (folder.path / "feedback.json").exists()
     assert "feedback.json" not in there(storage)
     monkeypatch.setenv("MORA_DATA_CACHE", str(tmp_path / "cache"))
-    assert refreshed(URL) == here and not (here / "feedback.json").exists() and (here / "manifest.json").exists()
+    assert (
+        refreshed(URL) == here
+        and not (here / "feedback.json").exists()
+        and (here / "manifest.json").exists()
+    )
 
 
-def test_two_builds_are_kept_apart(tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_builds_are_kept_apart(
+    tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leases, "BEAT_S", 0.05)
     monkeypatch.setattr(leases, "_POLL_S", 0.1)
     with RunFolder(local_of(URL), IDENTITY, False):
         elsewhere(tmp_path, monkeypatch)
-        with pytest.raises(RunFolderError, match=r"memory://bucket/run is in use by another mora-data build"):
+        with pytest.raises(
+            RunFolderError, match=r"memory://bucket/run is in use by another mora-data build"
+        ):
             RunFolder(local_of(URL), IDENTITY, False)
     with RunFolder(local_of(URL), IDENTITY, False):  # given back
         pass
 
 
 @pytest.mark.parametrize("skew_h", [-30, 0, 30])
-def test_a_dead_builds_lease_ends_by_the_storages_clock(storage: Any, monkeypatch: pytest.MonkeyPatch, skew_h: int) -> None:
-    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(hours=skew_h)
+def test_a_dead_builds_lease_ends_by_the_storages_clock(
+    storage: Any, monkeypatch: pytest.MonkeyPatch, skew_h: int
+) -> None:
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(
+        hours=skew_h
+    )
     old = now - datetime.timedelta(seconds=21)
-    monkeypatch.setattr(storage, "modified", lambda path: now if "now-" in path else old, raising=False)
+    monkeypatch.setattr(
+        storage, "modified", lambda path: now if "now-" in path else old, raising=False
+    )
     storage.pipe_file("/bucket/run/.lease/000004", b'{"copy": "other", "beat": 17}')
     mine = Lease(storage, "/bucket/run", "mine")
     waits: list[float] = []
@@ -210,7 +245,9 @@ def test_who_comes_second_to_the_same_lease_loses(storage: Any) -> None:
     first.release()
 
 
-def test_a_build_that_was_taken_over_stops(tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_was_taken_over_stops(
+    tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(leases, "BEAT_S", 0.01)
     folder = RunFolder(local_of(URL), IDENTITY, False)
     storage.pipe_file("/bucket/run/.lease/000009", b'{"copy": "other", "beat": 1}')
@@ -225,14 +262,19 @@ def test_a_build_that_was_taken_over_stops(tmp_path: Path, storage: Any, monkeyp
     assert "x.json" not in there(storage)
 
 
-def test_storage_that_refuses_writes_is_one_line(tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_that_refuses_writes_is_one_line(
+    tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: Any, **more: Any) -> None:
         raise PermissionError("Access Denied")
 
     path = local_of(URL)
     with monkeypatch.context() as at_once:
         at_once.setattr(type(storage), "pipe_file", refuse)
-        with pytest.raises(RunFolderError, match=r"can't write to memory://bucket/run \(PermissionError: Access Denied\)"):
+        with pytest.raises(
+            RunFolderError,
+            match=r"can't write to memory://bucket/run \(PermissionError: Access Denied\)",
+        ):
             RunFolder(path, IDENTITY, False)
     folder = RunFolder(path, IDENTITY, False)
     put(log := AnswerLog(folder.path / "parts/00000/answers.log"), 1)
@@ -243,20 +285,27 @@ def test_storage_that_refuses_writes_is_one_line(tmp_path: Path, storage: Any, m
             folder.__exit__(None, None, None)
     with RunFolder(path, IDENTITY, False):
         pass
-    assert [n for n in there(storage) if "answers.log" in n], "carried by the next build of this working copy"
+    assert [n for n in there(storage) if "answers.log" in n], (
+        "carried by the next build of this working copy"
+    )
 
 
 def test_a_folder_of_something_else_is_refused(storage: Any) -> None:
     storage.pipe_file("/bucket/run/thesis.txt", b"")
-    with pytest.raises(RunFolderError, match=r"memory://bucket/run is not a run folder \(it holds 'thesis.txt'\)"):
+    with pytest.raises(
+        RunFolderError, match=r"memory://bucket/run is not a run folder \(it holds 'thesis.txt'\)"
+    ):
         RunFolder(local_of(URL), IDENTITY, False)
     assert there(storage) == {"thesis.txt"}
 
 
-@pytest.mark.parametrize(("url", "error", "said"), [
-    ("nosuch://bucket/a", SettingsError, "is no address of a folder"),
-    ("s3://bucket/a", ExtraMissing, "needs another package .* s3fs"),
-])
+@pytest.mark.parametrize(
+    ("url", "error", "said"),
+    [
+        ("nosuch://bucket/a", SettingsError, "is no address of a folder"),
+        ("s3://bucket/a", ExtraMissing, "needs another package .* s3fs"),
+    ],
+)
 def test_addresses_that_lead_nowhere(url: str, error: type[Exception], said: str) -> None:
     if url.startswith("s3") and importlib.util.find_spec("s3fs"):
         pytest.skip("s3fs is installed")
@@ -274,22 +323,29 @@ def test_a_worker_has_only_what_it_works_on(tmp_path: Path, storage: Any) -> Non
             visit = Visit(shared(folder.path))
             visit.fetch("mine.json")
             visit.fetch("parts/00001/")
-            assert {p.relative_to(visit.path).as_posix() for p in visit.path.rglob("*") if p.is_file() and p.name[0] != "."} == {
-                "mine.json", "parts/00001/prompts.jsonl"}
+            assert {
+                p.relative_to(visit.path).as_posix()
+                for p in visit.path.rglob("*")
+                if p.is_file() and p.name[0] != "."
+            } == {"mine.json", "parts/00001/prompts.jsonl"}
             put(log := AnswerLog(visit.path / "parts/00001/answers.log"), 5)
             log.close()
             visit.carry()
             push_back_of_the_driver = Remote(folder.path)
             push_back_of_the_driver._lent = "parts/"
             push_back_of_the_driver.push()
-            assert any("parts/00001/answers.log/" in n for n in there(storage)), "the driver leaves alone what it lent"
+            assert any("parts/00001/answers.log/" in n for n in there(storage)), (
+                "the driver leaves alone what it lent"
+            )
             visit.leave()
             assert not visit.path.exists()
         assert (folder.path / "parts/00001/answers.log").read_bytes().count(b"\n") == 1
 
 
 def test_ordinary_folders_have_no_storage(tmp_path: Path) -> None:
-    assert local_of(str(tmp_path)) == refreshed(str(tmp_path)) == tmp_path and url_of(tmp_path) is None
+    assert (
+        local_of(str(tmp_path)) == refreshed(str(tmp_path)) == tmp_path and url_of(tmp_path) is None
+    )
     push_back(tmp_path)
     visit = Visit(str(tmp_path))
     visit.fetch("parts/00000/")

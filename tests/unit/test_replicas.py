@@ -22,8 +22,18 @@ from mora_data.store.log import AnswerLog
 from mora_data.tasks import all_of
 from mora_data.types import Answer, Message, Request, Sampling
 
-REQUEST = Request("policy", (Message(role="user", content="What is tea?"),), Sampling(1.0, 0.95, 64), "presample", "p1", n=2)
-MANY = [replace(REQUEST, prompt_id=f"p{i}", messages=(Message(role="user", content=f"What is {i}?"),)) for i in range(40)]
+REQUEST = Request(
+    "policy",
+    (Message(role="user", content="What is tea?"),),
+    Sampling(1.0, 0.95, 64),
+    "presample",
+    "p1",
+    n=2,
+)
+MANY = [
+    replace(REQUEST, prompt_id=f"p{i}", messages=(Message(role="user", content=f"What is {i}?"),))
+    for i in range(40)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +41,16 @@ def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai, "_wait_s", lambda state: 0.0)
 
 
-def ask(tmp_path: Path, usage: Usage, urls: list[str], requests: list[Request], at_once: bool = True,
-        between: Any = None, pace: Pace | None = None, **settings: Any) -> list[list[Answer]]:
+def ask(
+    tmp_path: Path,
+    usage: Usage,
+    urls: list[str],
+    requests: list[Request],
+    at_once: bool = True,
+    between: Any = None,
+    pace: Pace | None = None,
+    **settings: Any,
+) -> list[list[Answer]]:
     async def run() -> list[list[Answer]]:
         role = RoleSettings(base_url=urls[0], replicas=urls[1:], concurrency=4, **settings)
         engine = HttpEngine(Endpoint(urls[0], role, usage), role, "fake", pace)
@@ -59,7 +77,9 @@ def test_all_are_used_and_the_answers_are_those_of_one(tmp_path: Path) -> None:
         servers = [stack.enter_context(FakeOpenAI(delay_s=0.01)) for _ in range(3)]
         usage = Usage()
         got = ask(tmp_path / "three", usage, [s.base_url for s in servers], MANY)
-        assert all(len(s.requests) >= 8 for s in servers) and sum(len(s.requests) for s in servers) == len(MANY)
+        assert all(len(s.requests) >= 8 for s in servers) and sum(
+            len(s.requests) for s in servers
+        ) == len(MANY)
         assert got == ask(tmp_path / "one", Usage(), [servers[0].base_url], MANY)
         assert usage.slots_busy is not None and 0 < usage.slots_busy <= 1
 
@@ -74,7 +94,9 @@ def test_a_replica_that_is_down_costs_a_retry_and_no_row(tmp_path: Path) -> None
         assert list(usage.replicas_out) == [url] and usage.retries["refused"] <= 4
 
 
-def test_a_replica_that_fails_three_in_a_row_is_out_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replica_that_fails_three_in_a_row_is_out_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(replicas, "FIRST_PROBE_S", 1e9)
     broken = [True]
     with FakeOpenAI(lambda b, t: Fault(500) if broken[0] else None) as flaky, FakeOpenAI() as alive:
@@ -89,18 +111,30 @@ def test_a_replica_that_fails_three_in_a_row_is_out_and_comes_back(tmp_path: Pat
                 await asyncio.wait(inside._probing)
                 assert inside.all[0].out_since is None
             elif i == 10:
-                assert inside.all[0].out_since is not None and len(flaky.requests) == replicas.FAULTS_IN_A_ROW
-        got = ask(tmp_path, usage, [flaky.base_url, alive.base_url], MANY, at_once=False, between=between)
+                assert (
+                    inside.all[0].out_since is not None
+                    and len(flaky.requests) == replicas.FAULTS_IN_A_ROW
+                )
+
+        got = ask(
+            tmp_path, usage, [flaky.base_url, alive.base_url], MANY, at_once=False, between=between
+        )
         assert all(len(a) == 2 for a in got)
         assert len(flaky.requests) > replicas.FAULTS_IN_A_ROW + 5
         assert usage.retries == {"500": 3}
 
 
-@pytest.mark.parametrize("fault", [Fault(401), Fault(404), Fault(model="other")], ids=["401", "404", "other model"])
-def test_a_replica_that_cannot_be_used_is_out_and_the_last_one_stops_the_run(tmp_path: Path, fault: Fault) -> None:
+@pytest.mark.parametrize(
+    "fault", [Fault(401), Fault(404), Fault(model="other")], ids=["401", "404", "other model"]
+)
+def test_a_replica_that_cannot_be_used_is_out_and_the_last_one_stops_the_run(
+    tmp_path: Path, fault: Fault
+) -> None:
     with FakeOpenAI(lambda b, t: fault) as wrong, FakeOpenAI() as right:
         usage = Usage()
-        assert all(len(a) == 2 for a in ask(tmp_path, usage, [wrong.base_url, right.base_url], MANY))
+        assert all(
+            len(a) == 2 for a in ask(tmp_path, usage, [wrong.base_url, right.base_url], MANY)
+        )
         assert list(usage.replicas_out) == [wrong.base_url]
         with pytest.raises(EndpointError, match="endpoint http") as caught:
             ask(tmp_path / "b", Usage(), [wrong.base_url, wrong.base_url], MANY)
@@ -117,8 +151,12 @@ def test_all_dead_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_killed_in_the_middle(tmp_path: Path) -> None:
-    """Connections of a dying replica break; its requests go elsewhere and nothing is asked twice of the living one."""
-    with FakeOpenAI(lambda b, t: Fault(drop="middle") if len(dying.requests) > 5 else None) as dying, FakeOpenAI() as alive:
+    """Connections of a dying replica break; its requests go elsewhere and nothing is asked twice of
+    the living one."""
+    with (
+        FakeOpenAI(lambda b, t: Fault(drop="middle") if len(dying.requests) > 5 else None) as dying,
+        FakeOpenAI() as alive,
+    ):
         usage = Usage()
         got = ask(tmp_path, usage, [dying.base_url, alive.base_url], MANY)
         assert all(len(a) == 2 for a in got) and alive.repeated() == dying.repeated() == 0
@@ -127,7 +165,8 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
 
 
 def test_requests_per_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The waits add up to what the limit says; while they last no slot is held and few prompts are opened."""
+    """The waits add up to what the limit says; while they last no slot is held and few prompts are
+    opened."""
     waited: list[float] = []
 
     async def pause(self: Endpoint, seconds: float) -> None:

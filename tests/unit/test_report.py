@@ -1,4 +1,5 @@
-"""The report: its numbers against the run they came from, its bytes, its words, and hostile text in it."""
+"""The report: its numbers against the run they came from, its bytes, its words, and hostile text in
+it."""
 
 from __future__ import annotations
 
@@ -34,9 +35,13 @@ def report(run: Path) -> dict[str, Any]:
     return report_of(run)
 
 
-def test_a_planted_gain_is_supported_and_a_null_is_not(report: dict[str, Any], tmp_path: Path) -> None:
+def test_a_planted_gain_is_supported_and_a_null_is_not(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
     assert report["verdict"] == "supports expansion", report["reasons"]
-    assert len(report["comparisons"]) == 6 and all(c["p_holm"] < 0.05 and c["low"] > 0 for c in report["comparisons"])
+    assert len(report["comparisons"]) == 6 and all(
+        c["p_holm"] < 0.05 and c["low"] > 0 for c in report["comparisons"]
+    )
     null = report_of(make_run(tmp_path / "null", NULL, 600, pairs=0))
     assert null["verdict"] in ("not supported", "inconclusive") and null["pairs"] == {"n": 0}
     gap = report_of(make_run(tmp_path / "gap", ARMS, 60, pairs=0, length={"generic": 12}))
@@ -47,17 +52,27 @@ def test_a_planted_gain_is_supported_and_a_null_is_not(report: dict[str, Any], t
 def test_the_numbers_are_those_of_the_run(run: Path, report: dict[str, Any]) -> None:
     import pyarrow.parquet as pq
 
-    rows = [r for part in (0, 1) for r in pq.read_table(run / f"parts/{part:05d}/rollouts.parquet").to_pylist()]
+    rows = [
+        r
+        for part in (0, 1)
+        for r in pq.read_table(run / f"parts/{part:05d}/rollouts.parquet").to_pylist()
+    ]
     for arm in ARMS:
         mine = [r for r in rows if r["arm"] == arm]
         metrics = report["arms"][arm]["metrics"]
         whole = [r for r in mine if all(r[f"reward_{d}"] is not None for d in DIMS)]
         passed = sum(all(r[f"reward_{d}"] >= 0.75 for d in DIMS) for r in whole) / len(whole)
         assert metrics["joint_pass_1"]["value"] == pytest.approx(passed, abs=1e-4)
-        assert metrics["reward_helpful"]["value"] == pytest.approx(np.mean([r["reward_helpful"] for r in mine]), abs=1e-4)
-        assert metrics["scored"]["value"] == pytest.approx(7 / 8) and metrics["refusal"]["value"] == pytest.approx(1 / 8)
+        assert metrics["reward_helpful"]["value"] == pytest.approx(
+            np.mean([r["reward_helpful"] for r in mine]), abs=1e-4
+        )
+        assert metrics["scored"]["value"] == pytest.approx(7 / 8) and metrics["refusal"][
+            "value"
+        ] == pytest.approx(1 / 8)
         assert report["arms"][arm]["n"] == metrics["joint_pass"]["n"] == 200
-        assert all(m["low"] <= m["value"] <= m["high"] for m in metrics.values() if m["low"] is not None)
+        assert all(
+            m["low"] <= m["value"] <= m["high"] for m in metrics.values() if m["low"] is not None
+        )
     assert report["settings"]["k"] == 4 and report["settings"]["before"] == "identity arm"
     assert report["figures"]["margins"]["shrinkage"] == {
         "n": 1000,
@@ -68,7 +83,9 @@ def test_the_numbers_are_those_of_the_run(run: Path, report: dict[str, Any]) -> 
     assert report["prompts"]["checks"]["fused"]["subject"] == {"mean": 0.8, "n": 200}
 
 
-def test_a_large_run_is_told_by_batches(run: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_run_is_told_by_batches(
+    run: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same numbers of the same prompts; intervals over batches of them, about as wide."""
     from mora_data.report import clusters
     from mora_data.report import pairs as pairs_of
@@ -77,17 +94,26 @@ def test_a_large_run_is_told_by_batches(run: Path, report: dict[str, Any], monke
         monkeypatch.setattr(module, "MOST", 50)
     monkeypatch.setattr(clusters, "BATCHES", 100)
     batched = report_of(run)
-    assert batched["verdict"] == report["verdict"] and batched["figures"]["planes"] == report["figures"]["planes"]
+    assert (
+        batched["verdict"] == report["verdict"]
+        and batched["figures"]["planes"] == report["figures"]["planes"]
+    )
     widths = []
     cells = [(a, m, cell) for a, v in report["arms"].items() for m, cell in v["metrics"].items()]
     for one, other in [(batched["arms"][a]["metrics"][m], cell) for a, m, cell in cells]:
-        assert (one["value"], one["n"]) == (pytest.approx(other["value"], abs=2e-5), other["n"])  # 0.086875 rounds either way
+        # 0.086875 rounds either way
+        assert (one["value"], one["n"]) == (pytest.approx(other["value"], abs=2e-5), other["n"])
         if other["value"] is not None and other["high"] > other["low"]:
             widths.append((one["high"] - one["low"]) / (other["high"] - other["low"]))
     assert len(widths) > 50 and 0.9 < np.mean(widths) < 1.1
-    points, others = ([p for panel in r["figures"]["profile"]["panels"] for p in panel["points"]] for r in (batched, report))
+    points, others = (
+        [p for panel in r["figures"]["profile"]["panels"] for p in panel["points"]]
+        for r in (batched, report)
+    )
     assert [(p["k"], p["n"]) for p in points] == [(p["k"], p["n"]) for p in others]
-    np.testing.assert_allclose([p["grades"] for p in points], [p["grades"] for p in others], atol=2e-5)
+    np.testing.assert_allclose(
+        [p["grades"] for p in points], [p["grades"] for p in others], atol=2e-5
+    )
 
 
 def test_pairs_are_described(report: dict[str, Any]) -> None:
@@ -100,7 +126,11 @@ def test_pairs_are_described(report: dict[str, Any]) -> None:
 
 def test_doubts_are_said_in_words(report: dict[str, Any]) -> None:
     said = " ".join(report["doubts"])
-    assert "truthful: reliability 0.20" in said and "harmless: reliability 0.60" in said and "helpful: rel" not in said
+    assert (
+        "truthful: reliability 0.20" in said
+        and "harmless: reliability 0.60" in said
+        and "helpful: rel" not in said
+    )
     assert "longer one in 100 %" in said and "12 pairs" in said
     assert "keep 50 % of their margins" in said
 
@@ -132,7 +162,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_has_every_figure_with_its_question_table_and_words(run: Path, report: dict[str, Any]) -> None:
+def test_the_page_has_every_figure_with_its_question_table_and_words(
+    run: Path, report: dict[str, Any]
+) -> None:
     text = page(report, run)
     found = Page(text)
     assert found.open == []
@@ -155,7 +187,9 @@ def test_the_page_has_every_figure_with_its_question_table_and_words(run: Path, 
     assert len(drawn) >= 15 and all(a.get("role") == "img" and a["aria-label"] for a in drawn)
     assert not {t for t, _ in found.tags} & {"script", "iframe", "img", "link", "object", "form"}
     assert not re.search(r"https?://|@import|url\(|\bnan\b|\bNone\b|\binf\b", text)
-    assert text.index("Supports expansion") < text.index("What to doubt") < text.index("The figures")
+    assert (
+        text.index("Supports expansion") < text.index("What to doubt") < text.index("The figures")
+    )
     assert text.count("Show the texts") == 12  # no floor of the toy's answers is met
 
 
@@ -170,10 +204,14 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     text = page(report_of(run), run)
     assert "<script" not in text and not [t for t, _ in Page(text).tags if t == "script"]
     assert not re.search("[\x00\u202e\u200b]", text)
-    assert told("a\u202eb\ud800<") == "a⟦U+202E⟧b⟦U+D800⟧&lt;" and told("x" * 5000).endswith("… [cut]")
+    assert told("a\u202eb\ud800<") == "a⟦U+202E⟧b⟦U+D800⟧&lt;" and told("x" * 5000).endswith(
+        "… [cut]"
+    )
 
 
-def test_without_controls_it_says_only_what_can_be_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_controls_it_says_only_what_can_be_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path / "r", {"fused": 0.6}, 12, pairs=0)
     assert main(["report", str(run)]) == 0
     said = capsys.readouterr().out
@@ -190,14 +228,20 @@ def test_without_controls_it_says_only_what_can_be_said(tmp_path: Path, capsys: 
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     report = report_of(make_run(tmp_path / "r", ARMS, 40, seal=False, pairs=0))
-    assert report["run"]["partitions_sealed"] == 1 and any("1 of 2 partitions" in d for d in report["doubts"])
+    assert report["run"]["partitions_sealed"] == 1 and any(
+        "1 of 2 partitions" in d for d in report["doubts"]
+    )
 
 
 def test_presamples_stand_as_before_only_where_they_decided_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r", {"presample": 0.4, "fused": 0.6}, 20, pairs=0)
     found = report_of(run)
-    assert set(found["arms"]) == {"before", "fused"} and "decided nothing" in found["settings"]["before"]
-    assert found["arms"]["before"]["metrics"]["scored"]["value"] == 0.75  # index 3 of 1, 3, 5, 7 has no score
+    assert (
+        set(found["arms"]) == {"before", "fused"}
+        and "decided nothing" in found["settings"]["before"]
+    )
+    # index 3 of 1, 3, 5, 7 has no score
+    assert found["arms"]["before"]["metrics"]["scored"]["value"] == 0.75
     manifest = orjson.loads((run / "manifest.json").read_bytes())
     manifest["settings"]["presample"]["split"] = False
     (run / "manifest.json").write_bytes(orjson.dumps(manifest))
@@ -209,14 +253,24 @@ def test_presamples_stand_as_before_only_where_they_decided_nothing(tmp_path: Pa
     ("spoil", "said"),
     [
         (lambda r: (r / "manifest.json").unlink(), "not a run folder"),
-        (lambda r: [(r / f"parts/0000{i}/manifest.json").unlink() for i in (0, 1)], "no finished partition"),
+        (
+            lambda r: [(r / f"parts/0000{i}/manifest.json").unlink() for i in (0, 1)],
+            "no finished partition",
+        ),
         (lambda r: (r / "mine.json").unlink(), "no finished partition"),
         (lambda r: (r / "parts/00001/rollouts.parquet").write_bytes(b"PAR1"), "is damaged"),
         (lambda r: (r / "reference.json").unlink(), "no floors"),
-        (lambda r: (r / "manifest.json").write_text('{"identity": {}, "settings": {"dims": []}}'), "another version"),
+        (
+            lambda r: (r / "manifest.json").write_text(
+                '{"identity": {}, "settings": {"dims": []}}'
+            ),
+            "another version",
+        ),
     ],
 )
-def test_bad_run_folders_give_one_line(tmp_path: Path, spoil: Any, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_run_folders_give_one_line(
+    tmp_path: Path, spoil: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path / "r", {"fused": 0.6}, 8, pairs=0)
     spoil(run)
     assert main(["report", str(run)]) == 1
@@ -224,11 +278,15 @@ def test_bad_run_folders_give_one_line(tmp_path: Path, spoil: Any, said: str, ca
     assert said in err and err.count("\n") == 1
 
 
-def test_weights_reach_a_target_or_say_why_not(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_reach_a_target_or_say_why_not(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = weights_of(run, {"helpful": 0.0}, "fused")["mean"]["helpful"]
     found = weights_of(run, {"helpful": now + 0.03}, "fused")
     assert (
-        found["feasible"] and found["reached"]["helpful"] == pytest.approx(now + 0.03, abs=2e-3) and found["weights"]["helpful"] > 0
+        found["feasible"]
+        and found["reached"]["helpful"] == pytest.approx(now + 0.03, abs=2e-3)
+        and found["weights"]["helpful"] > 0
     )
     assert main(["weights", str(run), "--target", "helpful=0.9", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["arm"] == "fused"
@@ -255,17 +313,27 @@ def test_the_probe_finds_a_planted_word_and_nothing_else() -> None:
     assert told_apart is not None and told_apart["auc"] > 0.85
     assert probe(plain[:40], plain[40:80], np.arange(40)) is None
     same = probe(
-        [t for t in plain[:100] for _ in (0, 1)], [t for t in plain[200:300] for _ in (0, 1)], np.repeat(np.arange(100), 2)
+        [t for t in plain[:100] for _ in (0, 1)],
+        [t for t in plain[200:300] for _ in (0, 1)],
+        np.repeat(np.arange(100), 2),
     )
-    assert same is not None and same["auc"] < 0.65  # copies of a prompt are in one fold, so they can't be learnt by heart
+    # copies of a prompt are in one fold, so they can't be learnt by heart
+    assert same is not None and same["auc"] < 0.65
 
 
 def test_auc_and_diversity() -> None:
     assert auc(np.array([1.0, 2, 3]), np.array([0.0, 2])) == pytest.approx(4.5 / 6)
-    found = diversity(["the cat sat on the mat today"] * 3 + ["a wholly different line of other words"])
-    assert found["near_duplicates"]["value"] == 0.75 and found["distinct_1"] == pytest.approx(13 / 28, abs=1e-4)
+    found = diversity(
+        ["the cat sat on the mat today"] * 3 + ["a wholly different line of other words"]
+    )
+    assert found["near_duplicates"]["value"] == 0.75 and found["distinct_1"] == pytest.approx(
+        13 / 28, abs=1e-4
+    )
     assert diversity(["one two three"] * 7)["vendi"] == pytest.approx(1)
     assert diversity(["red hen", "blue sea", "old wall"])["vendi"] == pytest.approx(3)
     halves = diversity(["red hen"] * 4 + ["blue sea"] * 4)  # two kinds, alike within
     assert halves["vendi"] == pytest.approx(2) and halves["vendi_n"] == 8
-    assert vendi([]) is None and diversity([f"word{i} number{i}" for i in range(1001)])["vendi_n"] == 334
+    assert (
+        vendi([]) is None
+        and diversity([f"word{i} number{i}" for i in range(1001)])["vendi_n"] == 334
+    )

@@ -44,9 +44,16 @@ def test_a_vote_is_kept_and_the_next_pair_comes(run: Path) -> None:
     with viewing(run, "ada") as v:
         seen, tree = v.page("/review"), v.get("/review.json").tree
         assert tree["n"] == 12 and tree["judged"] == 0 and "form" in seen.tags
-        assert not {"chosen", "rejected", "token", "_token"} & set(tree) and "chosen" not in json.dumps(tree)
-        reply = v.post("/review", {"token": token(v), "pair": tree["pair_id"], "vote": "first", "texts": "1"})
-        assert reply.status == 303 and reply.headers["Location"] == f"/review?last={tree['pair_id']}&texts=1"
+        assert not {"chosen", "rejected", "token", "_token"} & set(
+            tree
+        ) and "chosen" not in json.dumps(tree)
+        reply = v.post(
+            "/review", {"token": token(v), "pair": tree["pair_id"], "vote": "first", "texts": "1"}
+        )
+        assert (
+            reply.status == 303
+            and reply.headers["Location"] == f"/review?last={tree['pair_id']}&texts=1"
+        )
         after = v.get(reply.headers["Location"]).text
         assert "1 of 12 pairs judged by ada" in after and "The scores" in after
         assert v.get("/review.json").tree["pair_id"] != tree["pair_id"]
@@ -55,10 +62,19 @@ def test_a_vote_is_kept_and_the_next_pair_comes(run: Path) -> None:
         # voted again: the later one counts
         v.post("/review", {"token": token(v), "pair": tree["pair_id"], "vote": "equal"})
         assert [r["vote"] for r in read_reviews(run)] == ["equal"] and len(votes(run)) == 2
-        skipped = v.get(f"/review.json?after={v.get('/review.json').tree['pair_id']}").tree["pair_id"]
+        skipped = v.get(f"/review.json?after={v.get('/review.json').tree['pair_id']}").tree[
+            "pair_id"
+        ]
         assert skipped and skipped != v.get("/review.json").tree["pair_id"]
         for _ in range(11):
-            v.post("/review", {"token": token(v), "pair": v.get("/review.json").tree["pair_id"], "vote": "second"})
+            v.post(
+                "/review",
+                {
+                    "token": token(v),
+                    "pair": v.get("/review.json").tree["pair_id"],
+                    "vote": "second",
+                },
+            )
         assert "Every pair has your vote" in v.get("/review").text
 
 
@@ -71,7 +87,10 @@ def test_what_was_voted_is_what_was_shown(run: Path) -> None:
     assert pair[row["first"]][-1]["content"] == shown["first"]
     sides = [Reviewing(run, "ada").first(f"{i:016x}") for i in range(400)]
     assert 160 < sides.count("chosen") < 240
-    orders = [sorted(map(str, range(50)), key=lambda i, who=who: Reviewing(run, who).first(i)) for who in ("ada", "bob")]
+    orders = [
+        sorted(map(str, range(50)), key=lambda i, who=who: Reviewing(run, who).first(i))
+        for who in ("ada", "bob")
+    ]
     assert orders[0] != orders[1]
 
 
@@ -88,8 +107,11 @@ def test_nobody_else_can_vote(run: Path) -> None:
             v.post("/review", fields, **{"Sec-Fetch-Site": "cross-site"}),
         ]
         assert [r.status for r in refused] == [403] * 6
-        bad = [v.post("/review", {**fields, "vote": "nope"}), v.post("/review", {**fields, "pair": "nope"}),
-               v.post("/review", {**fields, "x": "y" * 5000})]  # fmt: skip
+        bad = [
+            v.post("/review", {**fields, "vote": "nope"}),
+            v.post("/review", {**fields, "pair": "nope"}),
+            v.post("/review", {**fields, "x": "y" * 5000}),
+        ]
         assert [r.status for r in bad] == [400] * 3
         assert v.post("/pairs", fields).status == 405
         assert not (run / "reviews.jsonl").exists()
@@ -100,7 +122,10 @@ def test_nobody_else_can_vote(run: Path) -> None:
 
 def test_two_viewers_write_whole_lines(run: Path) -> None:
     people = [Reviewing(run, name) for name in ("ada", "bob")]
-    work = [threading.Thread(target=lambda p=p: [p.add(f"{i:016x}", "first") for i in range(200)]) for p in people]
+    work = [
+        threading.Thread(target=lambda p=p: [p.add(f"{i:016x}", "first") for i in range(200)])
+        for p in people
+    ]
     for t in work:
         t.start()
     for t in work:
@@ -121,13 +146,18 @@ def test_kappa_goes_to_the_report(run: Path, tmp_path: Path) -> None:
             person.add(pair_id, "first" if first == (k < right) else "second")
     report = report_of(run)
     v = report["reviews"]
-    assert (v["votes"], v["pairs"], v["reviewers"]) == (24, 12, 2) and v["agree"]["value"] == pytest.approx(19 / 24, abs=1e-5)
+    assert (v["votes"], v["pairs"], v["reviewers"]) == (24, 12, 2) and v["agree"][
+        "value"
+    ] == pytest.approx(19 / 24, abs=1e-5)
     human = [r["vote"] == "first" for r in read_reviews(run)]
     judge = [r["first"] == "chosen" for r in read_reviews(run)]
     agree = np.mean([h == j for h, j in zip(human, judge, strict=True)])
     chance = np.mean(human) * np.mean(judge) + (1 - np.mean(human)) * (1 - np.mean(judge))
     assert v["kappa"]["value"] == pytest.approx((agree - chance) / (1 - chance), abs=1e-5)
-    assert v["kappa"]["low"] <= v["kappa"]["value"] <= v["kappa"]["high"] and v["between_people"]["pairs"] == 12
+    assert (
+        v["kappa"]["low"] <= v["kappa"]["value"] <= v["kappa"]["high"]
+        and v["between_people"]["pairs"] == 12
+    )
     html = page(report, run)
     assert "Do people agree with the scores?" in html and "kappa, people and scores" in html
     assert not any("agreement with people" in x for x in report["not_measured"])
@@ -139,13 +169,22 @@ def test_hostile_text_and_bad_starts(tmp_path: Path, capsys: pytest.CaptureFixtu
     with viewing(hostile, '<b>"x"</b>', hostile) as v:
         shown = v.get("/review.json").tree["pair_id"]
         one = v.get("/compare.json").tree["rows"][0]["prompt_id"]
-        for path in ("/review?texts=1", f"/review?texts=1&pair={shown}", "/review?pair=%3Cb%3E&after=%3Cb%3E&last=%3Cb%3E",
-                     "/compare", "/compare?numbers=1", f"/compare/{one}?texts=1"):  # fmt: skip
+        for path in (
+            "/review?texts=1",
+            f"/review?texts=1&pair={shown}",
+            "/review?pair=%3Cb%3E&after=%3Cb%3E&last=%3Cb%3E",
+            "/compare",
+            "/compare?numbers=1",
+            f"/compare/{one}?texts=1",
+        ):
             v.page(path)
     write(tmp_path / "set", list(many(6)))
     with pytest.raises(SettingsError, match="writes into a run folder"):
         server_of(tmp_path / "set", 0, "ada")
-    assert main(["view", str(hostile), "--with", str(tmp_path / "none"), "--no-open", "--port", "0"]) == 1
+    assert (
+        main(["view", str(hostile), "--with", str(tmp_path / "none"), "--no-open", "--port", "0"])
+        == 1
+    )
     assert "does not exist" in capsys.readouterr().err
 
 
@@ -154,18 +193,30 @@ def test_two_runs_prompt_by_prompt(run: Path, tmp_path: Path) -> None:
     with viewing(run, other=other) as v:
         v.page("/compare")
         tree = v.get("/compare.json").tree
-        assert tree["counts"]["all"] == tree["total"] == 16 and tree["counts"]["only_b"] == 4 and tree["counts"]["only_a"] == 0
+        assert (
+            tree["counts"]["all"] == tree["total"] == 16
+            and tree["counts"]["only_b"] == 4
+            and tree["counts"]["only_a"] == 0
+        )
         states = {tuple(r["state"]) for r in v.get("/compare.json?show=only_b").tree["rows"]}
         assert states <= {("no pair", "pair"), ("not in it", "pair")}
         for r in tree["rows"]:
             if r["change"] is not None:
                 assert r["change"] == pytest.approx(r["margin"][1] - r["margin"][0])
         numbers = v.get("/compare.json?numbers=1").tree["numbers"]
-        assert numbers["prompts"]["shared"] == 12 and "What to doubt" in v.get("/compare?numbers=1").text
+        assert (
+            numbers["prompts"]["shared"] == 12
+            and "What to doubt" in v.get("/compare?numbers=1").text
+        )
         one = f"/compare/{tree['rows'][0]['prompt_id']}"
         v.page(one)
-        assert [bool(s["pairs"]) for s in v.get(one + ".json").tree["sides"]] == [s == "pair" for s in tree["rows"][0]["state"]]
-        assert v.get("/compare/nope").status == 404 and v.get("/compare?from=99999999999&show=nope").status == 200
+        assert [bool(s["pairs"]) for s in v.get(one + ".json").tree["sides"]] == [
+            s == "pair" for s in tree["rows"][0]["state"]
+        ]
+        assert (
+            v.get("/compare/nope").status == 404
+            and v.get("/compare?from=99999999999&show=nope").status == 200
+        )
     with viewing(run) as v:
         assert "--with OTHER" in v.get("/compare").text and v.get("/compare/x").status == 200
 
@@ -179,7 +230,10 @@ def test_folders_that_change_underfoot(run: Path, tmp_path: Path) -> None:
             reply = v.get(path)
             assert reply.status == 503 and "other" in reply.text, reply.text
         shutil.rmtree(run / "dataset/preference")
-        assert v.post("/review", fields).status == 400 and v.get("/review.json").tree["pair_id"] is None
+        assert (
+            v.post("/review", fields).status == 400
+            and v.get("/review.json").tree["pair_id"] is None
+        )
         assert "There are no pairs" in v.get("/review").text
         shutil.rmtree(run)
         assert v.get("/review").status == 503 and v.post("/review", fields).status in (400, 503)

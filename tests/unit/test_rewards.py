@@ -19,21 +19,46 @@ from mora_data.types import Answer, Message, Request
 BUILD = build_settings({"name": "x", "source": {"kind": "jsonl"}})
 
 
-@pytest.mark.parametrize(("text", "level"), [
-    ('{"score": 4}', 4), (' {"score":1}\n', 1), ('```json\n{"score": 5}\n```', 5), ('Thinking: good. {"score": 3}', 3),
-    ('{"score": 3} and again {"score": 3}', 3), ('{"score": 4.0}', 4), ('{"reason": "a {brace}", "score": 2}', 2),
-    ('{"note": 1} {"score": 2}', 2), ('{"score": 9} {"score": 2}', 2)])
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ('{"score": 4}', 4),
+        (' {"score":1}\n', 1),
+        ('```json\n{"score": 5}\n```', 5),
+        ('Thinking: good. {"score": 3}', 3),
+        ('{"score": 3} and again {"score": 3}', 3),
+        ('{"score": 4.0}', 4),
+        ('{"reason": "a {brace}", "score": 2}', 2),
+        ('{"note": 1} {"score": 2}', 2),
+        ('{"score": 9} {"score": 2}', 2),
+    ],
+)
 def test_readable_verdicts(text: str, level: int) -> None:
     assert verdict(Answer(text)) == (level, "")
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("", "no_verdict"), ("four", "no_verdict"), ("Rating: 5", "no_verdict"), ("4/5", "no_verdict"),
-    ('{"score": 0}', "no_verdict"), ('{"score": 6}', "no_verdict"), ('{"score": 3.5}', "no_verdict"),
-    ('{"score": 4} or so', "verdict_not_last"), ('{"score": "4"}', "no_verdict"), ('{"score": true}', "no_verdict"),
-    ('{"score": NaN}', "no_verdict"), ('{"score": Infinity}', "no_verdict"), ('{"score": null}', "no_verdict"),
-    ("[4]", "no_verdict"),
-    ('{"score": 4', "no_verdict"), ('{"score": 2} {"score": 5}', "conflicting_verdicts"), ("{" * 5000, "no_verdict")])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no_verdict"),
+        ("four", "no_verdict"),
+        ("Rating: 5", "no_verdict"),
+        ("4/5", "no_verdict"),
+        ('{"score": 0}', "no_verdict"),
+        ('{"score": 6}', "no_verdict"),
+        ('{"score": 3.5}', "no_verdict"),
+        ('{"score": 4} or so', "verdict_not_last"),
+        ('{"score": "4"}', "no_verdict"),
+        ('{"score": true}', "no_verdict"),
+        ('{"score": NaN}', "no_verdict"),
+        ('{"score": Infinity}', "no_verdict"),
+        ('{"score": null}', "no_verdict"),
+        ("[4]", "no_verdict"),
+        ('{"score": 4', "no_verdict"),
+        ('{"score": 2} {"score": 5}', "conflicting_verdicts"),
+        ("{" * 5000, "no_verdict"),
+    ],
+)
 def test_doubtful_verdicts_are_none(text: str, reason: str) -> None:
     assert verdict(Answer(text)) == (None, reason)
 
@@ -53,7 +78,9 @@ class Recorder:
         return [Answer(self.replies.pop(0) if len(self.replies) > 1 else self.replies[0])]
 
 
-def scores(ask: Recorder, purpose: str = "score:fused", answer: str = "An answer.") -> list[float | None]:
+def scores(
+    ask: Recorder, purpose: str = "score:fused", answer: str = "An answer."
+) -> list[float | None]:
     judge = Judge("helpful", RewardSettings(), BUILD)
     messages = (Message(role="user", content="A question?"),)
     return [s.value for s in asyncio.run(judge.scores(ask, "p", messages, [answer], purpose))]
@@ -62,13 +89,21 @@ def scores(ask: Recorder, purpose: str = "score:fused", answer: str = "An answer
 def test_unreadable_verdict_is_asked_again_twice() -> None:
     ask = Recorder("prose", "prose", '{"score": 5}')
     assert scores(ask) == [1.0]
-    assert [r.purpose for r in ask.requests] == ["score:fused", "score:fused:retry:1", "score:fused:retry:2"]
+    assert [r.purpose for r in ask.requests] == [
+        "score:fused",
+        "score:fused:retry:1",
+        "score:fused:retry:2",
+    ]
     never = Recorder("prose")
     assert scores(never) == [None] and len(never.requests) == 3
 
 
 def test_repeat_and_confirm_are_fresh_and_read_the_rubric_backwards() -> None:
-    first, repeat, confirm = Recorder('{"score": 2}'), Recorder('{"score": 2}'), Recorder('{"score": 2}')
+    first, repeat, confirm = (
+        Recorder('{"score": 2}'),
+        Recorder('{"score": 2}'),
+        Recorder('{"score": 2}'),
+    )
     scores(first), scores(repeat, "repeat"), scores(confirm, "confirm")
     (a,), (b,), (c,) = first.requests, repeat.requests, confirm.requests
     assert a.sampling.temperature == 0.0 and b.sampling.temperature == c.sampling.temperature == 0.7
@@ -79,15 +114,27 @@ def test_repeat_and_confirm_are_fresh_and_read_the_rubric_backwards() -> None:
 
 def test_table_and_dotted_path() -> None:
     needs: dict[str, dict[str, object]] = {
-        "rubric": {"criteria": [{"text": "It is short."}]}, "guard": {"family": "llama-guard-3"}, "python": {"path": "math:prod"},
-        "precomputed": {"column": "helpfulness", "range": [1, 5]}}
+        "rubric": {"criteria": [{"text": "It is short."}]},
+        "guard": {"family": "llama-guard-3"},
+        "python": {"path": "math:prod"},
+        "precomputed": {"column": "helpfulness", "range": [1, 5]},
+    }
     build = BUILD.model_copy(update={"policy": RoleSettings(engine="recorded")})
     for kind in REWARDS:
-        reward = load("helpful", RewardSettings.model_validate({"kind": kind, **needs.get(kind, {})}), build)
-        assert reward.dimension == "helpful" and reward.name and reward.fingerprint and reward.step >= 0
+        reward = load(
+            "helpful", RewardSettings.model_validate({"kind": kind, **needs.get(kind, {})}), build
+        )
+        assert (
+            reward.dimension == "helpful"
+            and reward.name
+            and reward.fingerprint
+            and reward.step >= 0
+        )
         assert reward.floor is None or 0 < reward.floor < 1
         assert reward.calibration in ("likert", "identity", "sigmoid", "ecdf", "anchored")
-    assert isinstance(load("helpful", RewardSettings(kind="mora_data.rewards.judge:Judge"), BUILD), Judge)
+    assert isinstance(
+        load("helpful", RewardSettings(kind="mora_data.rewards.judge:Judge"), BUILD), Judge
+    )
     with pytest.raises(SettingsError, match="did you mean 'judge'"):
         load("helpful", RewardSettings(kind="juge"), BUILD)
 
@@ -95,24 +142,38 @@ def test_table_and_dotted_path() -> None:
 def test_rules_object_to_refusals_and_degenerate_texts() -> None:
     rules = load("intact", RewardSettings(kind="rules"), BUILD)
     texts = ["A plain and useful answer.", "", "I'm sorry, but I can't help with that."]
-    found = asyncio.run(rules.scores(Recorder("x"), "p", (Message(role="user", content="?"),), texts, "score"))
+    found = asyncio.run(
+        rules.scores(Recorder("x"), "p", (Message(role="user", content="?"),), texts, "score")
+    )
     assert [(s.value, s.reason) for s in found] == [(1.0, ""), (0.0, "empty"), (0.0, "refusal")]
 
 
 def test_the_order_of_the_dimensions_is_drawn_for_each_prompt() -> None:
-    """The same for a prompt each time, every dimension first somewhere; scores come back under their own names."""
+    """The same for a prompt each time, every dimension first somewhere; scores come back under
+    their own names."""
     build = BUILD.model_copy(update={"seed": 3})
 
     def asked(prompt_id: str) -> list[str]:
         ask = Recorder('{"score": 2}')
-        rewards = {d: [load(d, r, build) for r in build.reward_sources(d)] for d in build.dimensions}
+        rewards = {
+            d: [load(d, r, build) for r in build.reward_sources(d)] for d in build.dimensions
+        }
         work = Work(build, ask, sources_of(rewards, build), None, None, None)  # type: ignore[arg-type]
         rollouts = as_rollouts(prompt_id, "identity", [Answer("An answer.")])
-        found = asyncio.run(score(work, (Message(role="user", content="A question?"),), rollouts, "score:identity"))
-        assert {s.dimension for _, s in found} == set(build.dimensions) and {i for i, _ in found} == {0}
-        return [re.findall(r"^Dimension: (\w+)$", r.messages[0]["content"], re.M)[0] for r in ask.requests]
+        found = asyncio.run(
+            score(work, (Message(role="user", content="A question?"),), rollouts, "score:identity")
+        )
+        assert {s.dimension for _, s in found} == set(build.dimensions) and {
+            i for i, _ in found
+        } == {0}
+        return [
+            re.findall(r"^Dimension: (\w+)$", r.messages[0]["content"], re.M)[0]
+            for r in ask.requests
+        ]
 
     orders = [asked(f"{i:016x}") for i in range(60)]
-    assert orders == [asked(f"{i:016x}") for i in range(60)] and len({tuple(o) for o in orders}) == 6
+    assert (
+        orders == [asked(f"{i:016x}") for i in range(60)] and len({tuple(o) for o in orders}) == 6
+    )
     firsts = Counter(o[0] for o in orders)
     assert set(firsts) == set(build.dimensions) and min(firsts.values()) >= 10

@@ -1,4 +1,5 @@
-"""Which worker gets which partition: deaths, poison, machines that can't do the work; no Ray needed."""
+"""Which worker gets which partition: deaths, poison, machines that can't do the work; no Ray
+needed."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ class FakeCrew:
         return self.hands[-1]
 
     def run(self, n: int, size: int = 2, tries: int = 3) -> Board:
-        board = asyncio.run(asyncio.wait_for(distribute(range(n), self.hire, size, tries, self.said.append), 20))
+        board = asyncio.run(
+            asyncio.wait_for(distribute(range(n), self.hire, size, tries, self.said.append), 20)
+        )
         assert all(h.dismissed and not h.open for h in self.hands)
         return board
 
@@ -107,7 +110,9 @@ def test_a_poisoned_partition_is_left_out_after_three_tries_and_nothing_else(how
     assert sorted(crew.sealed) == [n for n in range(9) if n != 3]
     assert ("bad row" in board.poisoned[3]) == (how == "raises")
     last_two = [t for t in crew.together if 3 in t][1:]
-    assert last_two == [(3,), (3,)], "with a strike it is alone, so the next strikes are surely its own"
+    assert last_two == [(3,), (3,)], (
+        "with a strike it is alone, so the next strikes are surely its own"
+    )
 
 
 def test_two_poisoned_partitions_do_not_take_an_innocent_one_with_them() -> None:
@@ -119,11 +124,15 @@ def test_two_poisoned_partitions_do_not_take_an_innocent_one_with_them() -> None
 def test_lost_nodes_are_nobodys_fault() -> None:
     crew = FakeCrew(lambda hand, part: Died("gone") if hand.number < 6 else SEALED, node_lost=True)
     board = crew.run(4)
-    assert not board.poisoned and sorted(crew.sealed) == [0, 1, 2, 3] and max(crew.tried.values()) > 3
+    assert (
+        not board.poisoned and sorted(crew.sealed) == [0, 1, 2, 3] and max(crew.tried.values()) > 3
+    )
 
 
 def test_a_worker_without_the_model_is_left_out_and_the_others_do_its_work() -> None:
-    crew = FakeCrew(lambda hand, part: Ended("unfit", "node b: no such model") if hand.number == 1 else SEALED)
+    crew = FakeCrew(
+        lambda hand, part: Ended("unfit", "node b: no such model") if hand.number == 1 else SEALED
+    )
     board = crew.run(10)
     assert sorted(crew.sealed) == list(range(10)) and not board.poisoned and len(crew.hands) == 2
     assert crew.said == ["a worker is left out: node b: no such model"]
@@ -137,7 +146,10 @@ def test_a_worker_of_another_version_is_never_given_anything() -> None:
 
 def test_nobody_fit_is_an_error_that_says_why() -> None:
     crew = FakeCrew(hires=iter([Unfit("node a has pyarrow 20, the driver 26")] * 9))
-    with pytest.raises(ClusterError, match=r"no worker .* \(node a has pyarrow 20, the driver 26\).* what was answered is kept"):
+    with pytest.raises(
+        ClusterError,
+        match=r"no worker .* \(node a has pyarrow 20, the driver 26\).* what was answered is kept",
+    ):
         crew.run(5)
     assert len(crew.said) == 1, "said once, whatever the number of workers"
 
@@ -149,7 +161,11 @@ def test_workers_that_die_as_they_start_are_given_up() -> None:
 
 
 def test_storage_that_refuses_writes_stops_the_build() -> None:
-    crew = FakeCrew(lambda hand, part: Ended("storage", "node a: can't write /x: No space left") if part == 4 else SEALED)
+    crew = FakeCrew(
+        lambda hand, part: (
+            Ended("storage", "node a: can't write /x: No space left") if part == 4 else SEALED
+        )
+    )
     with pytest.raises(RunFolderError, match="No space left"):
         crew.run(50)
     assert len(crew.sealed) < 50
@@ -160,7 +176,11 @@ def test_a_log_that_is_held_and_a_stopped_neighbour_cost_no_strike() -> None:
 
     def fate(hand: FakeHand, part: int) -> Ended:
         times[part] += 1
-        return Ended("held" if part == 0 else "stopped", "later") if part < 2 and times[part] < 6 else SEALED
+        return (
+            Ended("held" if part == 0 else "stopped", "later")
+            if part < 2 and times[part] < 6
+            else SEALED
+        )
 
     crew = FakeCrew(fate)
     board = crew.run(4)

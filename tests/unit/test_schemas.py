@@ -40,7 +40,11 @@ CONTRACT = {
 
 def test_preference_has_the_columns_of_the_contract() -> None:
     names = set(schemas.schema("preference", DIMS).names)
-    flat = {f"{p}_{d}" for d in DIMS for p in ("chosen_reward", "rejected_reward", "margin", "margin_confirmed")}
+    flat = {
+        f"{p}_{d}"
+        for d in DIMS
+        for p in ("chosen_reward", "rejected_reward", "margin", "margin_confirmed")
+    }
     assert names >= CONTRACT | flat
 
 
@@ -52,7 +56,9 @@ def test_messages_are_messages_and_rewards_are_nullable_doubles(config: str) -> 
         assert field.nullable
         if field.name in ("prompt", "chosen", "rejected", "completion"):
             assert field.type == schemas.MESSAGES
-        if field.name.startswith(("margin", "chosen_reward", "rejected_reward", "reward_", "score_", "pro_weight_")):
+        if field.name.startswith(
+            ("margin", "chosen_reward", "rejected_reward", "reward_", "score_", "pro_weight_")
+        ):
             assert field.type == pa.float64(), field.name
 
 

@@ -14,20 +14,46 @@ from mora_data.store import scored
 from mora_data.store.parts import Part
 from mora_data.store.scored import ScoredTable
 
-LONG = "How do I keep a small vegetable garden alive through a dry and hot summer without wasting any water at all?"
+LONG = (
+    "How do I keep a small vegetable garden alive through a dry and hot summer without wasting any"
+    " water at all?"
+)
 
 
 def table(*asked: tuple[str, str]) -> ScoredTable:
     """One row per (arm, text), each of another source prompt."""
-    rows = [replace(one(i), arm=arm, messages=({"role": "user", "content": text},)) for i, (arm, text) in enumerate(asked)]
+    rows = [
+        replace(one(i), arm=arm, messages=({"role": "user", "content": text},))
+        for i, (arm, text) in enumerate(asked)
+    ]
     return ScoredTable.of(rows, DIMS)
 
 
-def test_a_rewrite_that_repeats_another_is_left_out_and_so_is_a_fused_one_that_nearly_does() -> None:
+def test_a_rewrite_that_repeats_another_is_left_out_and_so_is_a_fused_one_that_nearly_does() -> (
+    None
+):
     thanks = f"{LONG} Thanks!"
-    made = table(("fused", LONG), ("fused", LONG.upper()), ("fused", thanks), ("single", thanks), ("identity", LONG))
-    assert _Seen(0.8).repeats(made).tolist() == ["", "duplicate_prompt", "near_duplicate_prompt", "duplicate_prompt", ""]
-    assert _Seen(None).repeats(made).tolist() == ["", "duplicate_prompt", "", "duplicate_prompt", ""]
+    made = table(
+        ("fused", LONG),
+        ("fused", LONG.upper()),
+        ("fused", thanks),
+        ("single", thanks),
+        ("identity", LONG),
+    )
+    assert _Seen(0.8).repeats(made).tolist() == [
+        "",
+        "duplicate_prompt",
+        "near_duplicate_prompt",
+        "duplicate_prompt",
+        "",
+    ]
+    assert _Seen(None).repeats(made).tolist() == [
+        "",
+        "duplicate_prompt",
+        "",
+        "duplicate_prompt",
+        "",
+    ]
 
 
 def test_repeats_are_seen_across_tables() -> None:
@@ -36,18 +62,33 @@ def test_repeats_are_seen_across_tables() -> None:
     assert seen.repeats(table(("fused", LONG))).tolist() == ["duplicate_prompt"]
 
 
-def test_tables_of_any_size_hold_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_of_any_size_hold_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path / "r", {"presample": 0.4, "identity": 0.3, "fused": 0.6}, 12)
     part = Part(run, 0)
 
     def rows(published: list[str]) -> list[tuple[object, ...]]:
-        return [(t.prompts[p].prompt_id, t.arms[p], t.texts[a:b].to_pylist(), t.rewards_R_D[a:b].tolist(),
-                 [(q.chosen_Q[0], q.rejected_Q[0], q.at_Q[0]) for q in [t.pairs.take(t.pairs.row_Q == p)] if len(q)])
-                for t in scored.read(part, DIMS, published) for p, (a, b) in enumerate(zip(t.starts, t.starts[1:], strict=False))]
+        return [
+            (
+                t.prompts[p].prompt_id,
+                t.arms[p],
+                t.texts[a:b].to_pylist(),
+                t.rewards_R_D[a:b].tolist(),
+                [
+                    (q.chosen_Q[0], q.rejected_Q[0], q.at_Q[0])
+                    for q in [t.pairs.take(t.pairs.row_Q == p)]
+                    if len(q)
+                ],
+            )
+            for t in scored.read(part, DIMS, published)
+            for p, (a, b) in enumerate(zip(t.starts, t.starts[1:], strict=False))
+        ]
 
     whole = rows(["identity", "fused"])
     assert {r[1] for r in whole} == {"identity", "fused"}
     monkeypatch.setattr(scored, "TEXT_BYTES", 40)
     assert str(rows(["identity", "fused"])) == str(whole)
     only = rows(["fused"])
-    assert str([r[:4] for r in only]) == str([r[:4] for r in whole if r[1] == "fused"])  # NaN is never equal to itself
+    # NaN is never equal to itself
+    assert str([r[:4] for r in only]) == str([r[:4] for r in whole if r[1] == "fused"])

@@ -14,8 +14,10 @@ from mora_data.text import digest
 
 SEEDS = st.integers(0, 100_000)
 BINDING = ("dominance_hv", "maxmin")
-CONSTRAINED = ("weighted_sum", "lsc", "nash", "best_vs_mu2s", "random", "lexi")  # no margin under minus its noise
-# Raising one rollout in every dimension raises its margins alone. Not so where scores hang on the other rollouts (lsc without a
+# no margin under minus its noise
+CONSTRAINED = ("weighted_sum", "lsc", "nash", "best_vs_mu2s", "random", "lexi")
+# Raising one rollout in every dimension raises its margins alone. Not so where scores hang on the
+# other rollouts (lsc without a
 # reference of its own, best_vs_mu2s) or on the text (random).
 MONOTONE = ("dominance_hv", "weighted_sum", "maxmin", "nash", "lexi", "rs_gap")
 
@@ -26,21 +28,40 @@ def batch_of(seed: int, missing: float = 0.1, n: int = 6) -> Batch:
     rewards = rng.integers(0, 5, (p, n, 3)) / 4 if seed % 2 else rng.random((p, n, 3))
     rewards[rng.random(rewards.shape) < missing] = np.nan
     texts = rng.integers(0, 2 * n, (p, n))  # some rollouts say the same
-    return Batch(rewards, rng.random((p, n)) < 0.9, rng.random((p, n)) < 0.7, rng.random((p, 3)) < 0.5, np.full(3, 0.05),
-                 rng.integers(1, 30, (p, n)).astype(float), np.array([1.0, 0.5, 2.0]), max_length_ratio=8.0,
-                 text_hash_P_N=np.array([[int(digest(str(t)), 16) for t in row] for row in texts], dtype=np.uint64))
+    return Batch(
+        rewards,
+        rng.random((p, n)) < 0.9,
+        rng.random((p, n)) < 0.7,
+        rng.random((p, 3)) < 0.5,
+        np.full(3, 0.05),
+        rng.integers(1, 30, (p, n)).astype(float),
+        np.array([1.0, 0.5, 2.0]),
+        max_length_ratio=8.0,
+        text_hash_P_N=np.array(
+            [[int(digest(str(t)), 16) for t in row] for row in texts], dtype=np.uint64
+        ),
+    )
 
 
 def picked(name: str, batch: Batch) -> list[list[tuple[int, int]]]:
     hashes = batch.text_hash_P_N
     assert hashes is not None
-    picks = top_pairs(batch, load(name)(batch), 3, lambda p, i, j: int(digest(str(hashes[p, i]), str(hashes[p, j])), 16))
-    return [[(int(i), int(j)) for i, j in zip(a, b, strict=True) if i >= 0]
-            for a, b in zip(picks.chosen_P_K, picks.rejected_P_K, strict=True)]
+    picks = top_pairs(
+        batch,
+        load(name)(batch),
+        3,
+        lambda p, i, j: int(digest(str(hashes[p, i]), str(hashes[p, j])), 16),
+    )
+    return [
+        [(int(i), int(j)) for i, j in zip(a, b, strict=True) if i >= 0]
+        for a, b in zip(picks.chosen_P_K, picks.rejected_P_K, strict=True)
+    ]
 
 
 def by_name(test: object) -> object:
-    return pytest.mark.parametrize("name", SELECTORS)(settings(max_examples=40, deadline=None)(given(seed=SEEDS)(test)))  # type: ignore[type-var]
+    return pytest.mark.parametrize("name", SELECTORS)(
+        settings(max_examples=40, deadline=None)(given(seed=SEEDS)(test))
+    )  # type: ignore[type-var]
 
 
 def test_every_selector_is_in_the_table() -> None:
@@ -74,13 +95,25 @@ def test_the_order_of_the_rollouts_does_not_matter(name: str, seed: int) -> None
     batch = batch_of(seed)
     order = np.random.default_rng(seed + 1).permutation(6)
     assert batch.text_hash_P_N is not None
-    moved = replace(batch, rewards_P_N_D=batch.rewards_P_N_D[:, order], usable_P_N=batch.usable_P_N[:, order],
-                    passing_P_N=batch.passing_P_N[:, order], length_P_N=batch.length_P_N[:, order],
-                    text_hash_P_N=batch.text_hash_P_N[:, order], _margins=[])
+    moved = replace(
+        batch,
+        rewards_P_N_D=batch.rewards_P_N_D[:, order],
+        usable_P_N=batch.usable_P_N[:, order],
+        passing_P_N=batch.passing_P_N[:, order],
+        length_P_N=batch.length_P_N[:, order],
+        text_hash_P_N=batch.text_hash_P_N[:, order],
+        _margins=[],
+    )
     np.testing.assert_allclose(load(name)(moved), load(name)(batch)[:, order][:, :, order])
-    distinct = replace(batch, text_hash_P_N=np.arange(18, dtype=np.uint64).reshape(3, 6), _margins=[])
-    shuffled = replace(moved, text_hash_P_N=np.arange(18, dtype=np.uint64).reshape(3, 6)[:, order], _margins=[])
-    assert [[(order[i], order[j]) for i, j in row] for row in picked(name, shuffled)] == picked(name, distinct)
+    distinct = replace(
+        batch, text_hash_P_N=np.arange(18, dtype=np.uint64).reshape(3, 6), _margins=[]
+    )
+    shuffled = replace(
+        moved, text_hash_P_N=np.arange(18, dtype=np.uint64).reshape(3, 6)[:, order], _margins=[]
+    )
+    assert [[(order[i], order[j]) for i, j in row] for row in picked(name, shuffled)] == picked(
+        name, distinct
+    )
 
 
 @by_name
@@ -90,7 +123,11 @@ def test_margins_of_every_pair(name: str, seed: int) -> None:
     for p, i, j in np.argwhere(np.isfinite(load(name)(batch))):
         binding = batch.binding_P_D[p]
         if name in BINDING:
-            assert (m[p, i, j] >= 0).all() and (m[p, i, j][binding] >= 0.05).all() and (m[p, i, j] > 0).any()
+            assert (
+                (m[p, i, j] >= 0).all()
+                and (m[p, i, j][binding] >= 0.05).all()
+                and (m[p, i, j] > 0).any()
+            )
         elif name in CONSTRAINED:
             assert (m[p, i, j] >= -0.05).all()
         if name in ("weighted_sum", "rs_gap", "random", "best_vs_mu2s"):
@@ -106,7 +143,10 @@ def test_a_better_rollout_is_never_worth_less(name: str, seed: int) -> None:
     i = int(rng.integers(6))
     rewards = batch.rewards_P_N_D.copy()
     rewards[:, i] += rng.random(3) * 0.5
-    before, after = load(name)(batch), load(name)(replace(batch, rewards_P_N_D=rewards, _margins=[]))
+    before, after = (
+        load(name)(batch),
+        load(name)(replace(batch, rewards_P_N_D=rewards, _margins=[])),
+    )
     assert np.all(after[:, i] >= before[:, i] - 1e-12)
     assert np.all(after[:, :, i] <= before[:, :, i] + 1e-12)
 
@@ -117,7 +157,10 @@ def test_lsc_is_monotone_with_a_reference_of_its_own(seed: int) -> None:
     batch = replace(batch_of(seed), reference_P_D=np.full((3, 3), 0.5))
     rewards = batch.rewards_P_N_D.copy()
     rewards[:, 2] += 0.2
-    before, after = load("lsc")(batch), load("lsc")(replace(batch, rewards_P_N_D=rewards, _margins=[]))
+    before, after = (
+        load("lsc")(batch),
+        load("lsc")(replace(batch, rewards_P_N_D=rewards, _margins=[])),
+    )
     assert np.all(after[:, 2] >= before[:, 2] - 1e-12)
 
 
@@ -144,7 +187,9 @@ def test_selecting_again_among_what_was_selected_gives_the_same(name: str, seed:
     for p, pairs in enumerate(first):
         for i, j in pairs[:1]:
             usable[p, [i, j]] = True
-    assert picked(name, replace(batch, usable_P_N=usable, _margins=[])) == [pairs[:1] for pairs in first]
+    assert picked(name, replace(batch, usable_P_N=usable, _margins=[])) == [
+        pairs[:1] for pairs in first
+    ]
 
 
 @by_name
@@ -181,9 +226,18 @@ def test_dominance_equals_its_definition(seed: int) -> None:
 def test_random_takes_each_pair_about_as_often() -> None:
     """1,000 prompts with two allowed pairs each: within 4 standard errors of one half."""
     rewards = np.tile(np.array([[0.9], [0.5], [0.5]]), (1000, 1, 1))
-    hashes = np.array([[int(digest(str(p), str(i)), 16) for i in range(3)] for p in range(1000)], dtype=np.uint64)
-    batch = Batch(rewards, np.ones((1000, 3), bool), np.ones((1000, 3), bool), np.zeros((1000, 1), bool), np.full(1, 0.05),
-                  np.ones((1000, 3)), text_hash_P_N=hashes)
+    hashes = np.array(
+        [[int(digest(str(p), str(i)), 16) for i in range(3)] for p in range(1000)], dtype=np.uint64
+    )
+    batch = Batch(
+        rewards,
+        np.ones((1000, 3), bool),
+        np.ones((1000, 3), bool),
+        np.zeros((1000, 1), bool),
+        np.full(1, 0.05),
+        np.ones((1000, 3)),
+        text_hash_P_N=hashes,
+    )
     first = top_pairs(batch, load("random")(batch), 1).rejected_P_K[:, 0] == 1
     assert abs(first.mean() - 0.5) < 4 * 0.5 / np.sqrt(1000)
     with pytest.raises(ValueError, match="text_hash_P_N"):
@@ -191,7 +245,8 @@ def test_random_takes_each_pair_about_as_often() -> None:
 
 
 def test_best_vs_mu2s_leaves_out_the_worst_of_many() -> None:
-    """Nineteen good answers and a terrible one: the mean minus 2 sd lies nearer the middling one."""
+    """Nineteen good answers and a terrible one: the mean minus 2 sd lies nearer the middling
+    one."""
     utility = np.array([0.9] * 17 + [0.75, 0.5, 0.0])[None, :, None]
     ones = np.ones((1, 20), bool)
     batch = Batch(utility, ones, ones, np.zeros((1, 1), bool), np.full(1, 0.05), np.ones((1, 20)))

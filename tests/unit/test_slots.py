@@ -72,7 +72,8 @@ def test_requests_that_waited_until_there_was_room_lift_no_limit() -> None:
     async def run() -> None:
         slots = Slots(64)
         tickets = await take(slots, 64)
-        for t in tickets[33:56]:  # refused at once; the rest is read by a busy server when the first are done
+        # refused at once; the rest is read by a busy server when the first are done
+        for t in tickets[33:56]:
             slots.refused(t)
         for t in tickets[56:]:
             slots.succeeded(t)
@@ -168,7 +169,9 @@ def test_tokens_are_reserved_and_put_right() -> None:
     assert less < reserved, "answers turn out shorter than max_tokens"
 
 
-@pytest.mark.parametrize(("wait_s", "low", "high"), [(None, 0.5, 1.0), (7.0, 7.0, 8.75), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("wait_s", "low", "high"), [(None, 0.5, 1.0), (7.0, 7.0, 8.75), (0.0, 0.0, 0.0)]
+)
 def test_retry_after_is_kept_to_and_spread(wait_s: float | None, low: float, high: float) -> None:
     class State:
         attempt_number = 3
@@ -181,6 +184,8 @@ def test_retry_after_is_kept_to_and_spread(wait_s: float | None, low: float, hig
     State.outcome.get_loop().close()
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-4", 0.0), ("1e9", 600.0), ("soon", None)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-4", 0.0), ("1e9", 600.0), ("soon", None)]
+)
 def test_retry_after_is_read(text: str, seconds: float | None) -> None:
     assert parse_retry_after(text) == seconds

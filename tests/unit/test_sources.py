@@ -38,7 +38,9 @@ H4 = {
 }
 
 
-def draft(kind: str, row: dict[str, Any], file: str = "folder/file.jsonl", **settings: Any) -> Draft:
+def draft(
+    kind: str, row: dict[str, Any], file: str = "folder/file.jsonl", **settings: Any
+) -> Draft:
     return sources.load(SourceSettings(kind=kind, **settings)).parse(row, file)
 
 
@@ -53,7 +55,10 @@ def said(*turns: str) -> str:
 
 
 def pair(context: str, chosen: str = "Yes.", rejected: str = "No.") -> dict[str, str]:
-    return {"chosen": f"{context}\n\nAssistant: {chosen}", "rejected": f"{context}\n\nAssistant: {rejected}"}
+    return {
+        "chosen": f"{context}\n\nAssistant: {chosen}",
+        "rejected": f"{context}\n\nAssistant: {rejected}",
+    }
 
 
 def completion(
@@ -69,7 +74,12 @@ def completion(
 
 
 def uf(*completions: dict[str, Any], **over: Any) -> dict[str, Any]:
-    return {"source": "flan", "instruction": "Name a tree.", "completions": list(completions), **over}
+    return {
+        "source": "flan",
+        "instruction": "Name a tree.",
+        "completions": list(completions),
+        **over,
+    }
 
 
 # loading
@@ -115,7 +125,12 @@ def test_every_builder_loads() -> None:
             "test",
             [
                 f"{d}/test.jsonl*"
-                for d in ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+                for d in (
+                    "harmless-base",
+                    "helpful-base",
+                    "helpful-online",
+                    "helpful-rejection-sampled",
+                )
             ],
         ),
         ("hh-rlhf", "red-team-attempts", "train", ["red-team-attempts/train.jsonl*"]),
@@ -149,14 +164,23 @@ def test_pku_labels_become_stratum_category_and_prior() -> None:
 
 def test_pku_old_form() -> None:
     got = draft("pku-saferlhf", PKU)
-    assert (got.stratum, got.category, got.priors, got.notes) == ("one_safe", None, {"harmless": 0.5}, ("old_form",))
+    assert (got.stratum, got.category, got.priors, got.notes) == (
+        "one_safe",
+        None,
+        {"harmless": 0.5},
+        ("old_form",),
+    )
 
 
 @pytest.mark.parametrize(
     ("over", "note"),
     [
         (
-            {"is_response_1_safe": True, "response_1_severity_level": 0, "response_1_harm_category": {}},
+            {
+                "is_response_1_safe": True,
+                "response_1_severity_level": 0,
+                "response_1_harm_category": {},
+            },
             "forced_safer_id",
         ),
         ({"is_response_0_safe": False, "response_0_severity_level": 1}, "forced_safer_id"),
@@ -178,12 +202,20 @@ def test_pku_bad_replies_and_labels_are_notes(over: dict[str, Any], note: str) -
     assert note not in draft("pku-saferlhf", PKU_16).notes
 
 
-@pytest.mark.parametrize("kind", ["pku-saferlhf", "ultrafeedback", "ultrafeedback-binarized", "jsonl"])
 @pytest.mark.parametrize(
-    ("value", "why"), [("", "empty_prompt"), (" \n", "empty_prompt"), (None, "null_text"), (7, "wrong_type")]
+    "kind", ["pku-saferlhf", "ultrafeedback", "ultrafeedback-binarized", "jsonl"]
+)
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [("", "empty_prompt"), (" \n", "empty_prompt"), (None, "null_text"), (7, "wrong_type")],
 )
 def test_an_unusable_prompt_is_dropped(kind: str, value: object, why: str) -> None:
-    rows = {"pku-saferlhf": PKU, "ultrafeedback": uf(completion()), "ultrafeedback-binarized": H4, "jsonl": {}}
+    rows = {
+        "pku-saferlhf": PKU,
+        "ultrafeedback": uf(completion()),
+        "ultrafeedback-binarized": H4,
+        "jsonl": {},
+    }
     column = "instruction" if kind == "ultrafeedback" else "prompt"
     assert reason(kind, rows[kind] | {column: value}) == why
     assert reason(kind, {k: v for k, v in rows[kind].items() if k != column}) == "missing_column"
@@ -206,8 +238,17 @@ def test_hh_keeps_the_turns_of_the_shared_context() -> None:
 @pytest.mark.parametrize(
     ("row", "why"),
     [
-        ({"chosen": pair(said("A"))["chosen"], "rejected": pair(said("B"))["rejected"]}, "context_mismatch"),
-        ({"chosen": pair(said("A", "B", "C"))["chosen"], "rejected": pair(said("A"))["rejected"]}, "context_mismatch"),
+        (
+            {"chosen": pair(said("A"))["chosen"], "rejected": pair(said("B"))["rejected"]},
+            "context_mismatch",
+        ),
+        (
+            {
+                "chosen": pair(said("A", "B", "C"))["chosen"],
+                "rejected": pair(said("A"))["rejected"],
+            },
+            "context_mismatch",
+        ),
         (pair("\n\nHuman: A\n\nHuman: B"), "same_speaker"),
         (pair(said("A", "B")), "ends_without_user"),
         (pair(said("A Assistant: B Human: C")), "stray_marker"),
@@ -250,9 +291,15 @@ def test_hh_reply_without_a_blank_after_the_marker_is_empty() -> None:
 
 
 def test_hh_red_team() -> None:
-    got = draft("hh-rlhf", {"transcript": said("A", "B", "C", "D."), "rating": 1.0, "tags": ["Theft"]})
+    got = draft(
+        "hh-rlhf", {"transcript": said("A", "B", "C", "D."), "rating": 1.0, "tags": ["Theft"]}
+    )
     assert len(got.messages) == 3
-    assert (got.stratum, got.category, got.priors) == ("red-team-attempts", "Theft", {"harmless": 0.75})
+    assert (got.stratum, got.category, got.priors) == (
+        "red-team-attempts",
+        "Theft",
+        {"harmless": 0.75},
+    )
     unrated = draft("hh-rlhf", {"transcript": said("A", "B."), "rating": None, "tags": None})
     assert (unrated.category, unrated.priors, unrated.notes) == (None, {}, ("rating_missing",))
 
@@ -261,13 +308,16 @@ def test_hh_red_team() -> None:
 
 
 def test_ultrafeedback_ratings_become_priors() -> None:
-    got = draft("ultrafeedback", uf(*(completion(f"{i}.", str(i), fine=float(i)) for i in (1, 2, 4, 5))))
+    got = draft(
+        "ultrafeedback", uf(*(completion(f"{i}.", str(i), fine=float(i)) for i in (1, 2, 4, 5)))
+    )
     assert (got.stratum, got.notes) == ("flan", ())
     assert got.priors == {"helpful": 0.5, "truthful": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("source", "why"), [("truthful_qa", "truthfulqa"), ("false_qa", "false_qa"), (None, "null_text")]
+    ("source", "why"),
+    [("truthful_qa", "truthfulqa"), ("false_qa", "false_qa"), (None, "null_text")],
 )
 def test_ultrafeedback_benchmark_rows_are_dropped(source: object, why: str) -> None:
     assert reason("ultrafeedback", uf(completion(), source=source)) == why
@@ -333,7 +383,9 @@ def test_h4_scores() -> None:
 
 
 def test_jsonl_needs_no_mapping() -> None:
-    assert draft("jsonl", {"prompt": " Why? ", "category": "home"}) == Draft((TURN,), "home", "home")  # type: ignore[arg-type]
+    assert draft("jsonl", {"prompt": " Why? ", "category": "home"}) == Draft(
+        (TURN,), "home", "home"
+    )  # type: ignore[arg-type]
     assert draft("jsonl", {"prompt": [TURN]}).messages == (TURN,)
     finished = draft("jsonl", {"messages": [{"role": "system", "content": "S"}, TURN, REPLY]})
     assert [m["role"] for m in finished.messages] == ["system", "user"]

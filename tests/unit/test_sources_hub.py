@@ -1,6 +1,8 @@
-"""The Hub path of every source, against a stand-in Hub whose repositories are laid out like the originals.
+"""The Hub path of every source, against a stand-in Hub whose repositories are laid out like the
+originals.
 
-The client runs in a process of its own, since huggingface_hub reads HF_ENDPOINT when it is imported.
+The client runs in a process of its own, since huggingface_hub reads HF_ENDPOINT when it is
+imported.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ for name, overrides in json.loads(sys.argv[1]):
         print(json.dumps({**counts.as_dict(), "strata": strata, "from": where}))
     except MoraError as e:
         print(json.dumps({"error": str(e)}))
-"""
+"""  # noqa: E501
 
 
 def clean(kind: str, n: int) -> list[dict[str, Any]]:
@@ -78,7 +80,11 @@ def hh_files() -> dict[str, bytes]:
         for i, d in enumerate(HH_DIRS)
         for split in ("train", "test")
     }
-    red = {"transcript": "\n\nHuman: How do I steal a boat?\n\nAssistant: I won't help.", "rating": 0.0, "tags": None}
+    red = {
+        "transcript": "\n\nHuman: How do I steal a boat?\n\nAssistant: I won't help.",
+        "rating": 0.0,
+        "tags": None,
+    }
     return files | {"red-team-attempts/train.jsonl.gz": gzip.compress(lines([red]))}
 
 
@@ -95,18 +101,24 @@ REPOS = {
     "pku-saferlhf": pku_files,
     "hh-rlhf": hh_files,
     "ultrafeedback": lambda: {
-        f"{name}.jsonl": lines(clean("ultrafeedback", 8)[i::2]) for i, name in enumerate(("flan", "sharegpt"))
+        f"{name}.jsonl": lines(clean("ultrafeedback", 8)[i::2])
+        for i, name in enumerate(("flan", "sharegpt"))
     },
     "ultrafeedback-binarized": h4_files,
 }
 
 
 def publish(store: Store, name: str, files: dict[str, bytes]) -> None:
-    """A dataset repository whose second commit has the id that builders/<name>.yaml pins; a later one empties it."""
+    """A dataset repository whose second commit has the id that builders/<name>.yaml pins; a later
+    one empties it."""
     source = load_settings(name).source
     repo = store.create("dataset", str(source.dataset), False)
     made = store.commit(
-        repo, "main", [("file", p, data) for p, data in files.items()] + [("file", "README.md", b"# Card")], "data", ""
+        repo,
+        "main",
+        [("file", p, data) for p, data in files.items()] + [("file", "README.md", b"# Card")],
+        "data",
+        "",
     )
     repo["commits"][source.revision] = repo["commits"].pop(made)
     repo["branches"]["main"] = source.revision
@@ -142,7 +154,11 @@ def ask(url: str, cache: Path, *builds: tuple[str, dict[str, object]]) -> list[d
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", CLIENT, json.dumps(builds)], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", CLIENT, json.dumps(builds)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -194,7 +210,10 @@ def test_what_the_hub_lacks_is_one_line(hub: str, tmp_path: Path) -> None:
     starts = [
         "no Hub dataset 'Anthropic/hh-rhlf'",
         "Hub dataset Anthropic/hh-rlhf lacks revision 'ffff",
-        "Hub dataset Anthropic/hh-rlhf at 09be8c5bbc57 has no file like harmless-base/validation.jsonl",
+        (
+            "Hub dataset Anthropic/hh-rlhf at 09be8c5bbc57 has no file like"
+            " harmless-base/validation.jsonl"
+        ),
         "no Hub dataset 'not a name!'",
     ]
     for error, start in zip(errors, starts, strict=True):
@@ -204,7 +223,9 @@ def test_what_the_hub_lacks_is_one_line(hub: str, tmp_path: Path) -> None:
 
 def test_an_unreachable_hub_is_one_line(tmp_path: Path) -> None:
     (one,) = ask("http://127.0.0.1:9", tmp_path, ("pku-saferlhf", {}))
-    assert one["error"].startswith("can't fetch PKU-Alignment/PKU-SafeRLHF from the Hub (ConnectError)")
+    assert one["error"].startswith(
+        "can't fetch PKU-Alignment/PKU-SafeRLHF from the Hub (ConnectError)"
+    )
     assert "--data PATH" in one["error"] and "--sample" in one["error"]
 
 

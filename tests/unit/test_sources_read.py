@@ -61,7 +61,8 @@ def test_every_type_gives_the_same_rows(tmp_path: Path, suffix: str, zipped: str
 
 
 @pytest.mark.parametrize(
-    "text", ['{"data": [{"a": 1}]}', '{"version": 2, "rows": [{"a": 1}]}', '[{"a": 1}]', '{"a": 1}\n']
+    "text",
+    ['{"data": [{"a": 1}]}', '{"version": 2, "rows": [{"a": 1}]}', '[{"a": 1}]', '{"a": 1}\n'],
 )
 def test_shapes_of_json(tmp_path: Path, text: str) -> None:
     assert rows_of(put(tmp_path / "x.json", text)) == [{"a": 1}]
@@ -85,7 +86,11 @@ def test_json_lines_in_a_json_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_line_is_one_dropped_row(tmp_path: Path, line: bytes, reason: str) -> None:
-    assert rows_of(put(tmp_path / "x.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 2}\n')) == [{"a": 1}, reason, {"a": 2}]
+    assert rows_of(put(tmp_path / "x.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 2}\n')) == [
+        {"a": 1},
+        reason,
+        {"a": 2},
+    ]
 
 
 def test_byte_order_mark_and_nan_are_read(tmp_path: Path) -> None:
@@ -98,9 +103,17 @@ def test_byte_order_mark_and_nan_are_read(tmp_path: Path) -> None:
 
 def test_not_utf8_in_other_types(tmp_path: Path) -> None:
     assert rows_of(put(tmp_path / "x.csv", b"a\ncaf\xe9\nok\n")) == ["not_utf8", {"a": "ok"}]
-    assert rows_of(put(tmp_path / "x.json", b'[{"a": "caf\xe9"}, {"a": "ok"}]')) == ["not_utf8", {"a": "ok"}]
-    broken = pa.Array.from_buffers(pa.string(), 2, [None, *pa.array([b"caf\xe9", b"ok"], pa.binary()).buffers()[1:]])
-    assert rows_of(parquet(tmp_path / "x.parquet", pa.table({"a": broken}))) == ["not_utf8", {"a": "ok"}]
+    assert rows_of(put(tmp_path / "x.json", b'[{"a": "caf\xe9"}, {"a": "ok"}]')) == [
+        "not_utf8",
+        {"a": "ok"},
+    ]
+    broken = pa.Array.from_buffers(
+        pa.string(), 2, [None, *pa.array([b"caf\xe9", b"ok"], pa.binary()).buffers()[1:]]
+    )
+    assert rows_of(parquet(tmp_path / "x.parquet", pa.table({"a": broken}))) == [
+        "not_utf8",
+        {"a": "ok"},
+    ]
 
 
 def test_csv_rows_of_another_width(tmp_path: Path) -> None:
@@ -114,7 +127,10 @@ def test_csv_rows_of_another_width(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".jsonl.gz"])
 def test_an_empty_file_has_no_rows(tmp_path: Path, suffix: str) -> None:
-    assert rows_of(put(tmp_path / f"x{suffix}", gzip.compress(b"") if suffix.endswith("gz") else b"")) == []
+    assert (
+        rows_of(put(tmp_path / f"x{suffix}", gzip.compress(b"") if suffix.endswith("gz") else b""))
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,14 +181,20 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     assert rows_of(tmp_path) == [{"a": 0}, {"a": 1}, {"a": 2}]
     assert rows_of(tmp_path, patterns=["a/train.jsonl*", "b/train.jsonl*"]) == [{"a": 1}, {"a": 2}]
     assert rows_of(tmp_path, patterns=["z/*.jsonl"]) == [{"a": 0}, {"a": 1}, {"a": 2}]
-    assert [f.name for f in read.find([tmp_path], [])] == ["a/test.jsonl", "a/train.jsonl.gz", "b/train.jsonl"]
+    assert [f.name for f in read.find([tmp_path], [])] == [
+        "a/test.jsonl",
+        "a/train.jsonl.gz",
+        "b/train.jsonl",
+    ]
 
 
 def test_the_hash_does_not_depend_on_the_place(tmp_path: Path) -> None:
     one = put(tmp_path / "a" / "x.jsonl", "{}\n")
     other = put(tmp_path / "b" / "x.jsonl", "{}\n")
     assert (
-        read.sha256(read.find([one], [])) == read.sha256(read.find([other], [])) == hashlib.sha256(b"{}\n").hexdigest()
+        read.sha256(read.find([one], []))
+        == read.sha256(read.find([other], []))
+        == hashlib.sha256(b"{}\n").hexdigest()
     )
     both = read.sha256(read.find([tmp_path], []))
     put(tmp_path / "b" / "x.jsonl", "{}\n\n")

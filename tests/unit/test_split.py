@@ -1,4 +1,5 @@
-"""Half of the presamples decides, the other half gives the numbers before fusion: planted kinds, and the bias of reuse."""
+"""Half of the presamples decides, the other half gives the numbers before fusion: planted kinds,
+and the bias of reuse."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ import pytest
 from mora_data.config import PresampleSettings
 from mora_data.engines.scripted import JUDGE_NOISE, draw_levels, generated_prompts
 from mora_data.engines.scripted_reading import DIMENSIONS, clip, read
-from mora_data.statistics import BeforeHalf, DecidingHalf, before, cluster_bootstrap, profiles, split, undivided
+from mora_data.statistics import (
+    BeforeHalf,
+    DecidingHalf,
+    before,
+    cluster_bootstrap,
+    profiles,
+    split,
+    undivided,
+)
 
 FLOORS, SIGMA = np.full(3, 0.75) - 1e-9, np.full(3, 0.09)
 N_PRESAMPLES, N_FRESH = 64, 16
@@ -19,11 +28,17 @@ N_PRESAMPLES, N_FRESH = 64, 16
 
 @lru_cache(maxsize=1)
 def planted() -> tuple[list[str], np.ndarray]:
-    """Kinds of 300 generated prompts of the scripted world, and their judged answers: presamples, then fresh ones."""
+    """Kinds of 300 generated prompts of the scripted world, and their judged answers: presamples,
+    then fresh ones."""
     rng = random.Random(0)
     readings = [read(str(r["prompt"]), True) for r in generated_prompts(300, 5)]
-    rows = [[[(clip(levels[d] + rng.gauss(0, JUDGE_NOISE)) - 1) / 4 for d in DIMENSIONS]
-             for levels in (draw_levels(r, rng) for _ in range(N_PRESAMPLES + N_FRESH))] for r in readings]
+    rows = [
+        [
+            [(clip(levels[d] + rng.gauss(0, JUDGE_NOISE)) - 1) / 4 for d in DIMENSIONS]
+            for levels in (draw_levels(r, rng) for _ in range(N_PRESAMPLES + N_FRESH))
+        ]
+        for r in readings
+    ]
     return [r.kind for r in readings], np.array(rows)
 
 
@@ -41,7 +56,8 @@ def test_kinds_are_recovered_by_the_schedule(halved: bool) -> None:
 
 
 def gain(rewards: np.ndarray, mined: np.ndarray, earlier: np.ndarray) -> tuple[float, float, float]:
-    """Identity arm: joint pass of fresh answers minus `earlier`, over the mined prompts, with its 95 % interval."""
+    """Identity arm: joint pass of fresh answers minus `earlier`, over the mined prompts, with its
+    95 % interval."""
     fresh = before(BeforeHalf(rewards[:, N_PRESAMPLES:]), FLOORS, SIGMA).joint_P
     boot = cluster_bootstrap((fresh - earlier)[mined][:, None])
     low, high = boot.percentile()
@@ -49,7 +65,8 @@ def gain(rewards: np.ndarray, mined: np.ndarray, earlier: np.ndarray) -> tuple[f
 
 
 def test_nothing_is_gained_where_nothing_changed_and_reuse_would_say_otherwise() -> None:
-    """METHOD (b): mined for a joint pass of at most 0.25; the same samples then show a gain that no arm made."""
+    """METHOD (b): mined for a joint pass of at most 0.25; the same samples then show a gain that no
+    arm made."""
     _, rewards = planted()
     deciding, rest = split(rewards[:, :32])
     passed = np.all(deciding.rewards_P_N_D >= FLOORS, axis=-1).mean(1)
@@ -61,14 +78,17 @@ def test_nothing_is_gained_where_nothing_changed_and_reuse_would_say_otherwise()
 
 
 def test_the_spurious_gain_is_as_large_as_stated() -> None:
-    """Joint pass rates p ~ Beta(1.5, 2.5), 16 samples, mined at 0.25 or less: reuse shows a gain of about 0.05 to 0.09."""
+    """Joint pass rates p ~ Beta(1.5, 2.5), 16 samples, mined at 0.25 or less: reuse shows a gain of
+    about 0.05 to 0.09."""
     rng = np.random.default_rng(0)
     p = rng.beta(1.5, 2.5, 4000)[:, None]
     rewards = (rng.random((4000, N_PRESAMPLES + N_FRESH)) < p)[..., None] * np.ones(3)
     seen = rewards[:, :16, 0].mean(1)
     estimate, low, _ = gain(rewards, seen <= 0.25, seen)
     assert low > 0 and 0.04 < estimate < 0.1, estimate
-    honest = gain(rewards, seen <= 0.25, before(BeforeHalf(rewards[:, 16:32]), FLOORS, SIGMA).joint_P)
+    honest = gain(
+        rewards, seen <= 0.25, before(BeforeHalf(rewards[:, 16:32]), FLOORS, SIGMA).joint_P
+    )
     assert honest[1] <= 0 <= honest[2], honest
 
 

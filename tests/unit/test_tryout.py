@@ -1,4 +1,5 @@
-"""A rewrite is tried out: what is plainly worse than its original fails, what may be as good passes."""
+"""A rewrite is tried out: what is plainly worse than its original fails, what may be as good
+passes."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from mora_data.errors import SettingsError
 from mora_data.stages.tryout import tried_out
 
 FLOORS, SIGMA = np.full(2, 0.75), np.full(2, 0.05)
-FREE = np.tile([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]], (4, 1))  # two dimensions, a quarter passes both
+# two dimensions, a quarter passes both
+FREE = np.tile([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0]], (4, 1))
 ONE = np.tile([[0.0, 0.0], [0.0, 0.2]], (4, 1))
 
 
@@ -33,7 +35,9 @@ def test_levels_less_doubt_meet_the_floors_and_unscored_answers_do_not_count() -
     assert check(FREE, gone) == (False, None)
     half = np.where(np.arange(8)[:, None] < 4, FREE[:8], np.nan)
     assert check(FREE, half) == (True, 0.25)
-    found = tried_out((np.ones((16, 2)), np.ones((16, 2))), (np.ones((8, 2)), np.full((8, 2), 0.5)), FLOORS, SIGMA)
+    found = tried_out(
+        (np.ones((16, 2)), np.ones((16, 2))), (np.ones((8, 2)), np.full((8, 2), 0.5)), FLOORS, SIGMA
+    )
     assert found.value == 0 and found.passed  # nothing spreads on either side: ERD is no worse
 
 

@@ -1,6 +1,7 @@
 """How often the verdict and the intervals are wrong, on simulated arms with a known gain.
 
-pytest -m slow -s tests/unit/test_verdict_errors.py     prints the figures of 2,000 nulls each and of 200 to 600 gains; 4 minutes
+pytest -m slow -s tests/unit/test_verdict_errors.py     prints the figures of 2,000 nulls each and
+of 200 to 600 gains; 4 minutes
 
 Rates alone, and rare ones: tests/unit/test_coverage.py.
 """
@@ -24,13 +25,18 @@ def test_supports_comes_out_of_a_null_in_at_most_5_percent() -> None:
     """200 simulations each: no gain at all, and a large gain that one control shares."""
     for shape in ("common", "rare"):
         assert lines(200, 150, shape, 200, 300)["supports expansion"] <= 0.05
-        assert lines(200, 150, shape, 200, 300, gain=0.2, also="generic")["supports expansion"] <= 0.05
+        assert (
+            lines(200, 150, shape, 200, 300, gain=0.2, also="generic")["supports expansion"] <= 0.05
+        )
 
 
 def test_not_supported_seldom_denies_a_gain() -> None:
-    """200 simulations: the nominal error is 2.5 % a metric at a true gain of 0.02, both metrics at once 5 %; less above it."""
+    """200 simulations: the nominal error is 2.5 % a metric at a true gain of 0.02, both metrics at
+    once 5 %; less above it."""
     for shape, few in (("rare", True), ("split", False)):
-        assert lines(200, 400, shape, 400, 50, gain=0.02, few=few)["not supported"] <= 0.05 + error(0.05, 200)
+        assert lines(200, 400, shape, 400, 50, gain=0.02, few=few)["not supported"] <= 0.05 + error(
+            0.05, 200
+        )
         assert lines(100, 400, shape, 400, 50, gain=0.05, few=few)["not supported"] == 0
 
 
@@ -59,12 +65,16 @@ def figures(shape: str, said: str, n: int, runs: int, **world: object) -> dict[s
     """`lines`, printed; a gain is looked at for "not supported" alone, with few flips."""
     found = lines(runs, n, shape, **world)  # type: ignore[arg-type]
     supports = "" if world["flips"] == 20 else f"{found['supports expansion']:.4f}"
-    print(f"{shape:<8} {said:<18} {n:>5}  {runs:>5}  {supports:>8}  {found['not supported']:>8.4f}", flush=True)
+    print(
+        f"{shape:<8} {said:<18} {n:>5}  {runs:>5}  {supports:>8}  {found['not supported']:>8.4f}",
+        flush=True,
+    )
     return found
 
 
 def coverage(shape: str, n: int, runs: int) -> dict[str, float]:
-    """Share of 95 % intervals that hold the truth: of a rate, and of a paired difference with a gain of 0.05."""
+    """Share of 95 % intervals that hold the truth: of a rate, and of a paired difference with a
+    gain of 0.05."""
     truth, hits = np.array([SHAPES[shape][0], 0.05]), np.zeros(2)
     for i in range(runs):
         made = arms(np.random.default_rng([9, n, i]), n, shape, 0.05)
@@ -78,7 +88,9 @@ def coverage(shape: str, n: int, runs: int) -> dict[str, float]:
 def test_the_reports_intervals_cover() -> None:
     """300 simulations of 300 prompts, within three standard errors of 92-98 %."""
     found = coverage("split", 300, 300)
-    assert all(0.92 - error(0.95, 300) <= v <= 0.98 + error(0.95, 300) for v in found.values()), found
+    assert all(0.92 - error(0.95, 300) <= v <= 0.98 + error(0.95, 300) for v in found.values()), (
+        found
+    )
 
 
 @pytest.mark.slow
@@ -87,5 +99,10 @@ def test_coverage_of_the_reports_intervals() -> None:
     for shape in ("common", "rare", "split"):
         for n in (200, 500):
             found = coverage(shape, n, 500)
-            print(f"{shape:<8} {n:>5}  " + "  ".join(f"{k} {v:.4f}" for k, v in found.items()), flush=True)
-            assert all(0.92 - error(0.95, 500) <= v <= 0.98 + error(0.95, 500) for v in found.values()), (shape, n, found)
+            print(
+                f"{shape:<8} {n:>5}  " + "  ".join(f"{k} {v:.4f}" for k, v in found.items()),
+                flush=True,
+            )
+            assert all(
+                0.92 - error(0.95, 500) <= v <= 0.98 + error(0.95, 500) for v in found.values()
+            ), (shape, n, found)

@@ -1,4 +1,5 @@
-"""The viewer over its loopback server: every page and its twin, filters, order and pages, hostile text, folders in every state."""
+"""The viewer over its loopback server: every page and its twin, filters, order and pages, hostile
+text, folders in every state."""
 
 from __future__ import annotations
 
@@ -67,9 +68,14 @@ def test_every_page_and_its_twin(viewer: Viewer, run: Path) -> None:
             if link.startswith("/"):
                 assert viewer.get(link.split("#")[0]).status == 200, (path, link)
         name, _, query = path.partition("?")
-        for twin in (f"{'/index' if name == '/' else name}.json?{query}", f"{name}?{query}&format=json"):
+        for twin in (
+            f"{'/index' if name == '/' else name}.json?{query}",
+            f"{name}?{query}&format=json",
+        ):
             reply = viewer.get(twin)
-            assert reply.headers["Content-Type"] == "application/json" and isinstance(reply.tree, dict), twin
+            assert reply.headers["Content-Type"] == "application/json" and isinstance(
+                reply.tree, dict
+            ), twin
     assert viewer.get("/", "HEAD").body == b""
 
 
@@ -82,8 +88,15 @@ def test_only_this_machine_only_looking(viewer: Viewer) -> None:
         assert viewer.get("/pairs", method).status == 405
     headers = viewer.get("/pairs").headers
     policy = dict(p.strip().split(" ", 1) for p in headers["Content-Security-Policy"].split(";"))
-    assert policy["default-src"] == "'none'" and policy["style-src"] == "'self'" and "script-src" not in policy
-    assert headers["X-Content-Type-Options"] == "nosniff" and "Access-Control-Allow-Origin" not in headers
+    assert (
+        policy["default-src"] == "'none'"
+        and policy["style-src"] == "'self'"
+        and "script-src" not in policy
+    )
+    assert (
+        headers["X-Content-Type-Options"] == "nosniff"
+        and "Access-Control-Allow-Origin" not in headers
+    )
     for path in (
         "/nope",
         "/pair",
@@ -118,28 +131,44 @@ def test_filters_agree_with_the_rows(folder: Path) -> None:
         return {r["pair_id"] for r in rows if test(r)}
 
     assert found() == wanted(lambda r: True) and held.index.n == 130
-    assert found(kind="flat", arm="fused") == wanted(lambda r: r["kind"] == "flat" and r["arm"] == "fused") != set()
-    assert found(split="test") == wanted(lambda r: r["split"] == "test") and found(kind="nope") == set()
+    assert (
+        found(kind="flat", arm="fused")
+        == wanted(lambda r: r["kind"] == "flat" and r["arm"] == "fused")
+        != set()
+    )
+    assert (
+        found(split="test") == wanted(lambda r: r["split"] == "test")
+        and found(kind="nope") == set()
+    )
     assert found(adds="harmless") == wanted(lambda r: True) and found(adds="truthful") == set()
     assert found(flag="unconfirmed") == {rows[3]["pair_id"]}
     assert found(flag="small") == wanted(lambda r: r["margin_total"] < 0.25)
-    assert found(flag="lost") == wanted(lambda r: any(r[f"margin_{d}"] > 0 and r[f"margin_confirmed_{d}"] == 0 for d in DIMS))
-    assert found(sort="margin_helpful", low="0.25", high="0.5") == wanted(lambda r: 0.25 <= r["margin_helpful"] <= 0.5)
+    assert found(flag="lost") == wanted(
+        lambda r: any(r[f"margin_{d}"] > 0 and r[f"margin_confirmed_{d}"] == 0 for d in DIMS)
+    )
+    assert found(sort="margin_helpful", low="0.25", high="0.5") == wanted(
+        lambda r: 0.25 <= r["margin_helpful"] <= 0.5
+    )
     assert (
         found(q="number 12 THINGS") == wanted(lambda r: " 12 things" in r["prompt"][0]["content"])
         and len(found(q="number 12 things")) == 1
     )
-    assert found(q="slowly.", whole="1") == wanted(lambda r: True) and found(q="nothing holds this", whole="1") == set()
+    assert (
+        found(q="slowly.", whole="1") == wanted(lambda r: True)
+        and found(q="nothing holds this", whole="1") == set()
+    )
     q = query_of({"kind": "flat"}, held.index)
     facets = held.facets(q)
     assert facets["kind"] == {k: sum(r["kind"] == k for r in rows) for k in ("flat", "conflict")}
-    assert facets["arm"]["fused"] == len(found(kind="flat", arm="fused")) and sum(facets["split"].values()) == len(
-        found(kind="flat")
-    )
+    assert facets["arm"]["fused"] == len(found(kind="flat", arm="fused")) and sum(
+        facets["split"].values()
+    ) == len(found(kind="flat"))
     assert sum(n for *_, n in held.histogram(q)) == len(found(kind="flat"))
 
 
-@pytest.mark.parametrize("sort", ["-margin_total", "margin_helpful", "margin_confirmed_harmless", "-length_ratio"])
+@pytest.mark.parametrize(
+    "sort", ["-margin_total", "margin_helpful", "margin_confirmed_harmless", "-length_ratio"]
+)
 def test_pages_go_through_every_pair_once_in_order(folder: Path, sort: str) -> None:
     held = Pairs(place_of(folder))
     q, seen, starts = query_of({"sort": sort}, held.index), [], []
@@ -154,11 +183,16 @@ def test_pages_go_through_every_pair_once_in_order(folder: Path, sort: str) -> N
     values = [v for v in held.index.numbers[sort.removeprefix("-")][seen].tolist() if v == v]
     assert values == sorted(values, reverse=sort.startswith("-"))
     back = held.page(query_of({"sort": sort, "before": held.index.ids[seen[60]]}, held.index), 30)
-    assert back.rows == seen[30:60] and held.page(query_of({"sort": sort, "after": "gone"}, held.index), 30).first == 0
+    assert (
+        back.rows == seen[30:60]
+        and held.page(query_of({"sort": sort, "after": "gone"}, held.index), 30).first == 0
+    )
     kept = query_of({"sort": sort, "kind": "flat"}, held.index)
     flat = held.page(kept, 1000).rows
     other = next(i for i in seen if i not in flat and seen.index(i) > 40)
-    after = held.page(query_of({**params(kept), "after": held.index.ids[other]}, held.index), 1000).rows
+    after = held.page(
+        query_of({**params(kept), "after": held.index.ids[other]}, held.index), 1000
+    ).rows
     assert after == [i for i in flat if seen.index(i) > seen.index(other)]
 
 
@@ -191,46 +225,72 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
             ):
                 v.page(page)
                 said = v.get(page).text
-                assert "<script" not in said and "\u202e" not in said and "\u200b" not in said and "\x07" not in said
+                assert (
+                    "<script" not in said
+                    and "\u202e" not in said
+                    and "\u200b" not in said
+                    and "\x07" not in said
+                )
                 assert len(said) < 200_000, page
-        assert "⟦U+202E⟧" in said or any("⟦U+202E⟧" in v.get(f"/pair/{c['pair_id']}?texts=1").text for c in cards)
+        assert "⟦U+202E⟧" in said or any(
+            "⟦U+202E⟧" in v.get(f"/pair/{c['pair_id']}?texts=1").text for c in cards
+        )
         whole = [v.get(f"/pair/{c['pair_id']}?full=1&texts=1").text for c in cards]
         assert any(long in w for w in whole)
-        v.page("/pairs?kind=%3Cscript%3Ealert(1)%3C/script%3E&q=%22%3E%3Cimg+src%3Dx+onerror%3D1%3E&category=%E2%80%AE")
+        v.page(
+            "/pairs?kind=%3Cscript%3Ealert(1)%3C/script%3E&q=%22%3E%3Cimg+src%3Dx+onerror%3D1%3E&category=%E2%80%AE"
+        )
         v.page("/drops?stage=%3Cb%3E&reason=%22onload%3D1")
 
 
 def _break_utf8(folder: Path) -> None:
-    """Bytes that are no UTF-8 at the end of a chosen answer, in the raw column; readers must not fail on them."""
+    """Bytes that are no UTF-8 at the end of a chosen answer, in the raw column; readers must not
+    fail on them."""
     for path in (folder / "preference").glob("*.parquet"):
         table = pq.read_table(path)
         at = table.schema.get_field_index("chosen")
         raw = [
-            [(m["role"].encode(), m["content"].encode() + b" \xff\xfe\xc3") for m in turn] for turn in table.column(at).to_pylist()
+            [(m["role"].encode(), m["content"].encode() + b" \xff\xfe\xc3") for m in turn]
+            for turn in table.column(at).to_pylist()
         ]
-        pieces = pa.array([[{"role": r, "content": c} for r, c in turn] for turn in raw],
-                          pa.list_(pa.struct([("role", pa.binary()), ("content", pa.binary())])))  # fmt: skip
+        pieces = pa.array(
+            [[{"role": r, "content": c} for r, c in turn] for turn in raw],
+            pa.list_(pa.struct([("role", pa.binary()), ("content", pa.binary())])),
+        )
         flat = pieces.values
-        texts = pa.StructArray.from_arrays([flat.field(k).view(pa.string()) for k in range(2)], ["role", "content"])
-        table = table.set_column(at, table.schema.field(at), pa.ListArray.from_arrays(pieces.offsets, texts))
+        texts = pa.StructArray.from_arrays(
+            [flat.field(k).view(pa.string()) for k in range(2)], ["role", "content"]
+        )
+        table = table.set_column(
+            at, table.schema.field(at), pa.ListArray.from_arrays(pieces.offsets, texts)
+        )
         pq.write_table(table, path)
 
 
 def test_a_prompt_shows_what_became_of_it(viewer: Viewer, run: Path) -> None:
     prompt_id = prompt_of(run)
     tree = viewer.get(f"/prompt/{prompt_id}.json").tree["lineage"]
-    raw = [r for r in pq.read_table(run / "parts/00000/rollouts.parquet").to_pylist() if r["prompt_id"] == prompt_id]
+    raw = [
+        r
+        for r in pq.read_table(run / "parts/00000/rollouts.parquet").to_pylist()
+        if r["prompt_id"] == prompt_id
+    ]
     arms = {arm["name"]: arm for arm in tree["arms"]}
     assert set(arms) == {"identity", "fused"} and all(len(a["answers"]) == 8 for a in arms.values())
     for r in raw:
         answer = arms[r["arm"]]["answers"][r["index"]]
-        assert answer["text"] == r["text"] and answer["rewards"] == {d: r[f"reward_{d}"] for d in DIMS}
+        assert answer["text"] == r["text"] and answer["rewards"] == {
+            d: r[f"reward_{d}"] for d in DIMS
+        }
     (taken,) = [t for t in tree["tries"] if t["accepted"]]
     assert taken["checks"][0]["name"] == "subject"
     seen = viewer.page(f"/prompt/{prompt_id}?x=helpful&y=harmless")
-    points = [link for link in seen.links if link.startswith("#identity-") or link.startswith("#fused-")]
+    points = [
+        link for link in seen.links if link.startswith("#identity-") or link.startswith("#fused-")
+    ]
     assert len(points) == 16 and {p[1:] for p in points} <= set(seen.ids)
-    without = viewer.page(f"/prompt/{prompt_id}?x=helpful&y=truthful")  # one answer an arm has no truthful score
+    # one answer an arm has no truthful score
+    without = viewer.page(f"/prompt/{prompt_id}?x=helpful&y=truthful")
     assert sum(link.startswith(("#identity-", "#fused-")) for link in without.links) == 14
 
 
@@ -244,11 +304,31 @@ def test_the_picture_keeps_every_answer_apart() -> None:
         answer(10, 0.25, 1.0),
         answer(11, 1.0, 1.0, "truncated"),
     ]
-    svg = space("after", answers, ("helpful", "harmless"), {"helpful": 0.75, "harmless": 0.75}, [(9, 0)], "#fused-")
+    svg = space(
+        "after",
+        answers,
+        ("helpful", "harmless"),
+        {"helpful": 0.75, "harmless": 0.75},
+        [(9, 0)],
+        "#fused-",
+    )
 
-    places = [(float(x), float(y)) for x, y in re.findall(r'class="dot [a-z]+" cx="([\d.]+)" cy="([\d.]+)"', svg)]
-    assert len(places) == 12 and min(np.hypot(a[0] - b[0], a[1] - b[1]) for i, a in enumerate(places) for b in places[:i]) > 6
-    assert svg.count("ring") == 2 and 'class="dot unusable"' in svg and "answer 9, chosen: helpful 1.00, harmless 0.25" in svg
+    places = [
+        (float(x), float(y))
+        for x, y in re.findall(r'class="dot [a-z]+" cx="([\d.]+)" cy="([\d.]+)"', svg)
+    ]
+    assert (
+        len(places) == 12
+        and min(
+            np.hypot(a[0] - b[0], a[1] - b[1]) for i, a in enumerate(places) for b in places[:i]
+        )
+        > 6
+    )
+    assert (
+        svg.count("ring") == 2
+        and 'class="dot unusable"' in svg
+        and "answer 9, chosen: helpful 1.00, harmless 0.25" in svg
+    )
     stairs = re.search(r'class="stairs" points="([^"]+)"', svg)
     assert (
         stairs is not None and len(stairs[1].split()) == 7
@@ -257,8 +337,13 @@ def test_the_picture_keeps_every_answer_apart() -> None:
 
 
 def test_added_words_are_marked() -> None:
-    assert added("How do I fold a map?", "How do I fold a map? And is it <b>safe</b>?").count("<ins>") == 1
-    assert "&lt;b&gt;" in added("a b", "a b <b>") and "<ins>" not in added("one two three", "entirely other words here")
+    assert (
+        added("How do I fold a map?", "How do I fold a map? And is it <b>safe</b>?").count("<ins>")
+        == 1
+    )
+    assert "&lt;b&gt;" in added("a b", "a b <b>") and "<ins>" not in added(
+        "one two three", "entirely other words here"
+    )
 
 
 def test_a_dataset_alone(folder: Path, tmp_path: Path) -> None:
@@ -266,16 +351,31 @@ def test_a_dataset_alone(folder: Path, tmp_path: Path) -> None:
         row = v.get("/pairs.json").tree["pairs"][0]
         assert v.get("/index.json").tree["kind"] == "dataset"
         tree = v.get(f"/pair/{row['pair_id']}.json").tree
-        assert len(tree["lineage"]["arms"][0]["answers"]) == 4 and "Only the dataset" in tree["lineage"]["note"]
-        for path in ("/", "/drops", "/requests", f"/pair/{row['pair_id']}", f"/prompt/{tree['pair']['prompt_id']}"):
+        assert (
+            len(tree["lineage"]["arms"][0]["answers"]) == 4
+            and "Only the dataset" in tree["lineage"]["note"]
+        )
+        for path in (
+            "/",
+            "/drops",
+            "/requests",
+            f"/pair/{row['pair_id']}",
+            f"/prompt/{tree['pair']['prompt_id']}",
+        ):
             v.page(path)
     alone = tmp_path / "alone"
     shutil.copytree(folder / "preference", alone / "preference")
     with viewing(alone) as v:  # without scores of the other answers
         assert "Neither a run folder nor a scored config" in v.get(f"/pair/{row['pair_id']}").text
         assert v.get(f"/prompt/{tree['pair']['prompt_id']}").status == 404 and v.page("/")
-        assert all(c["may_harm"] and c["prompt"] is None for c in v.get("/pairs.json").tree["pairs"])  # no floor is known
-        assert "How do I number" not in v.get("/pairs").text and "How do I number" in v.get("/pairs?texts=1").text
+        # no floor is known
+        assert all(
+            c["may_harm"] and c["prompt"] is None for c in v.get("/pairs.json").tree["pairs"]
+        )
+        assert (
+            "How do I number" not in v.get("/pairs").text
+            and "How do I number" in v.get("/pairs?texts=1").text
+        )
         assert "<details><summary>Show the texts" in v.get(f"/pair/{row['pair_id']}").text
 
 
@@ -284,16 +384,28 @@ def test_a_dataset_without_scores(tmp_path: Path) -> None:
     for f in (path / "preference").glob("*.parquet"):
         table = pq.read_table(f)
         for i, name in enumerate(table.schema.names):
-            if name == "score" or name.startswith(("margin_", "chosen_reward_", "rejected_reward_")):
+            if name == "score" or name.startswith(
+                ("margin_", "chosen_reward_", "rejected_reward_")
+            ):
                 field = table.schema.field(i)
                 table = table.set_column(i, field, pa.nulls(len(table), field.type))
         pq.write_table(table, f)
     shutil.rmtree(path / "scored")
     with viewing(path) as v:
         pair = v.get("/pairs.json").tree["pairs"][0]["pair_id"]
-        for page in ("/", "/pairs", "/pairs?sort=margin_helpful&low=0", "/pairs?flag=small", f"/pair/{pair}", "/drops"):
+        for page in (
+            "/",
+            "/pairs",
+            "/pairs?sort=margin_helpful&low=0",
+            "/pairs?flag=small",
+            f"/pair/{pair}",
+            "/drops",
+        ):
             v.page(page)
-        assert "not measured" in v.get(f"/pair/{pair}").text and v.get("/pairs.json").tree["total"] == 12
+        assert (
+            "not measured" in v.get(f"/pair/{pair}").text
+            and v.get("/pairs.json").tree["total"] == 12
+        )
 
 
 def test_runs_that_are_not_done(tmp_path: Path) -> None:
@@ -304,11 +416,16 @@ def test_runs_that_are_not_done(tmp_path: Path) -> None:
         assert "No pairs are written yet" in v.get("/").text and "not finished" in v.get("/").text
         for path in ("/", "/pairs", "/drops", "/requests"):
             v.page(path)
-        assert v.get("/pairs.json").tree["total"] == 0 and v.get("/prompt/0123456789abcdef").status == 404
+        assert (
+            v.get("/pairs.json").tree["total"] == 0
+            and v.get("/prompt/0123456789abcdef").status == 404
+        )
     half = make_run(tmp_path / "half", {"identity": 0.2, "fused": 0.6}, 12, seal=False, pairs=0)
     with viewing(half) as v:
         tree = v.get("/index.json").tree
-        assert (tree["live"]["prompts_sealed"], tree["live"]["prompts"]) == (6, 12) and len(tree["candidates"]) == 12
+        assert (tree["live"]["prompts_sealed"], tree["live"]["prompts"]) == (6, 12) and len(
+            tree["candidates"]
+        ) == 12
         v.page(f"/prompt/{tree['candidates'][0]['prompt_id']}")
         assert "is not finished" in v.get(f"/prompt/{prompt_of(half, 1)}").text
         assert "Refresh" not in v.get("/").headers
@@ -326,7 +443,11 @@ def test_a_running_build_is_followed(tmp_path: Path) -> None:
     os.utime(run / "spending.json", (10, 10))
     os.utime(run / "mine.json", (10, 10))
     first = watch.look(place_of(run))
-    assert not first["running"] and first["answers_in_open_logs"] == 2 and first["answers_per_s"] is None
+    assert (
+        not first["running"]
+        and first["answers_in_open_logs"] == 2
+        and first["answers_per_s"] is None
+    )
     lock = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -336,16 +457,33 @@ def test_a_running_build_is_followed(tmp_path: Path) -> None:
         os.utime(log, (10, 10))  # a slow answer is under way: only the lock tells
         os.utime(run / "spending.json", (10, 10))
         second = watch.look(place_of(run))
-        assert second["running"] and second["answers_per_s"] == 4.1 and second["tokens_per_s"] == 100.0
+        assert (
+            second["running"] and second["answers_per_s"] == 4.1 and second["tokens_per_s"] == 100.0
+        )
         assert second["now"] is None
-        slots = [{"size": 64, "open": 60, "busy": 58, "waiting": 12}, {"size": 8, "open": 8, "busy": 1, "waiting": 0}]
-        said = {"step": "prompts", "done": 4, "total": 12, "requests": 99, "retries": 2, "failed": 1, "slots": slots}
+        slots = [
+            {"size": 64, "open": 60, "busy": 58, "waiting": 12},
+            {"size": 8, "open": 8, "busy": 1, "waiting": 0},
+        ]
+        said = {
+            "step": "prompts",
+            "done": 4,
+            "total": 12,
+            "requests": 99,
+            "retries": 2,
+            "failed": 1,
+            "slots": slots,
+        }
         (run / "live.json").write_bytes(orjson.dumps({**said, "at": time.time()}))
         with viewing(run) as v:
             assert v.get("/").headers["Refresh"] == "3" and "is running" in v.get("/").text
-            assert "Refresh" not in v.get("/?still=1").headers and "stands still" in v.get("/?still=1").text
+            assert (
+                "Refresh" not in v.get("/?still=1").headers
+                and "stands still" in v.get("/?still=1").text
+            )
             assert "59 of 72 (4 shut by refusals), 12 waiting" in v.get("/").text
-            (run / "live.json").write_bytes(orjson.dumps({**said, "at": time.time() - 60}))  # left by a build that was killed
+            # left by a build that was killed
+            (run / "live.json").write_bytes(orjson.dumps({**said, "at": time.time() - 60}))
             assert v.get("/index.json").tree["live"]["now"] is None
     finally:
         os.close(lock)
@@ -373,12 +511,20 @@ def test_files_that_change_underfoot(tmp_path: Path) -> None:
             full(held.index, 0)
         test.write_bytes(b"PAR1 and no more")
         reply = v.get("/pairs")
-        assert reply.status == 503 and "can't be read" in reply.text.replace("&#x27;", "'") and not Seen(reply.text).open
+        assert (
+            reply.status == 503
+            and "can't be read" in reply.text.replace("&#x27;", "'")
+            and not Seen(reply.text).open
+        )
         shutil.rmtree(path)
-        assert v.get("/").status == 503 and v.get(f"/pair/{gone}.json").tree["error"].count("\n") == 0
+        assert (
+            v.get("/").status == 503 and v.get(f"/pair/{gone}.json").tree["error"].count("\n") == 0
+        )
 
 
-def test_what_it_cannot_show_is_one_line(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_cannot_show_is_one_line(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "other").mkdir()
     old = tmp_path / "old"
     shutil.copytree(run, old)
@@ -424,16 +570,32 @@ def test_an_index_without_pairs(tmp_path: Path) -> None:
 
 def test_errors_are_counted_by_cause(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", {"fused": 0.6}, 12, pairs=0)
-    rows = [{"prompt_id": prompt_of(run), "stage": "score", "arm": "fused", "index": i, "error": "no <verdict>"} for i in range(3)]
-    (run / "parts/00000/errors.jsonl").write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in rows) + b"torn\n")
+    rows = [
+        {
+            "prompt_id": prompt_of(run),
+            "stage": "score",
+            "arm": "fused",
+            "index": i,
+            "error": "no <verdict>",
+        }
+        for i in range(3)
+    ]
+    (run / "parts/00000/errors.jsonl").write_bytes(
+        b"".join(orjson.dumps(r) + b"\n" for r in rows) + b"torn\n"
+    )
     with viewing(run) as v:
         causes = v.get("/requests.json").tree["causes"]
-        assert causes[0] == {"stage": "score", "cause": "no <verdict>", "rows": 3} and causes[1]["cause"] == "unreadable line"
+        assert (
+            causes[0] == {"stage": "score", "cause": "no <verdict>", "rows": 3}
+            and causes[1]["cause"] == "unreadable line"
+        )
         v.page("/requests")
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_until_it_is_ended(run: Path, tmp_path: Path, ended_by: signal.Signals) -> None:
+def test_the_command_serves_until_it_is_ended(
+    run: Path, tmp_path: Path, ended_by: signal.Signals
+) -> None:
     def in_a_script() -> None:  # whose shell has its background jobs ignore ctrl-c
         if ended_by == signal.SIGTERM:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -447,4 +609,6 @@ def test_the_command_serves_until_it_is_ended(run: Path, tmp_path: Path, ended_b
     finally:
         process.send_signal(ended_by)
         err = process.communicate(timeout=60)[1]
-    assert process.returncode == 0 and url.startswith("http://127.0.0.1:") and "Traceback" not in err, err
+    assert (
+        process.returncode == 0 and url.startswith("http://127.0.0.1:") and "Traceback" not in err
+    ), err

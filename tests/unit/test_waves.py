@@ -1,4 +1,5 @@
-"""Waves of batch requests with a clock of the test's own: how often is looked, and what is written down when."""
+"""Waves of batch requests with a clock of the test's own: how often is looked, and what is written
+down when."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from mora_data.store.log import AnswerLog
 from mora_data.types import Answer, Message, Request, Sampling
 
 
-def asked(where: Path, provider: FakeProvider, n: int = 3, **settings: Any) -> tuple[list[list[Answer]], list[float], list[Any]]:
+def asked(
+    where: Path, provider: FakeProvider, n: int = 3, **settings: Any
+) -> tuple[list[list[Answer]], list[float], list[Any]]:
     """The answers to `n` requests, the pauses, and the state on disk at each pause."""
     pauses: list[float] = []
     states: list[Any] = []
@@ -31,14 +34,24 @@ def asked(where: Path, provider: FakeProvider, n: int = 3, **settings: Any) -> t
 
     async def run() -> list[list[Answer]]:
         usage = Usage()
-        role = RoleSettings(base_url=provider.base_url, model="fake", batch=BatchSettings(**settings))
-        engine = BatchEngine(Waves(BatchFolder(where / "batches"), usage, lambda line: None, sleep), role, usage)
+        role = RoleSettings(
+            base_url=provider.base_url, model="fake", batch=BatchSettings(**settings)
+        )
+        engine = BatchEngine(
+            Waves(BatchFolder(where / "batches"), usage, lambda line: None, sleep), role, usage
+        )
         log = AnswerLog(where / "answers.log")
         try:
             ask = Asker({"policy": engine}, log, 0, usage)
             turns = [(Message(role="user", content=f"What is {i}?"),) for i in range(n)]
-            return list(await asyncio.gather(*(ask(Request("policy", t, Sampling(1.0, 0.95, 8), "presample", f"p{i}", n=2))
-                                               for i, t in enumerate(turns))))
+            return list(
+                await asyncio.gather(
+                    *(
+                        ask(Request("policy", t, Sampling(1.0, 0.95, 8), "presample", f"p{i}", n=2))
+                        for i, t in enumerate(turns)
+                    )
+                )
+            )
         finally:
             log.close()
             await engine.close()
@@ -63,14 +76,23 @@ def test_the_pause_before_a_creation_is_tried_again(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "batches").write_text("in the way")
-    with FakeProvider() as provider, pytest.raises(RunFolderError, match=r"can't write .*0001\.requests\.jsonl"):
+    with (
+        FakeProvider() as provider,
+        pytest.raises(RunFolderError, match=r"can't write .*0001\.requests\.jsonl"),
+    ):
         asked(tmp_path, provider)
 
 
-@pytest.mark.parametrize(("line", "status"), [
-    ({"response": {"status_code": 200, "body": {"choices": []}}, "error": None}, 200),
-    ({"response": {"status_code": 400, "body": {"error": {}}}}, 400),
-    ({"response": None, "error": {"code": "batch_expired"}}, 503), ({"response": {"status_code": 200}}, 503), ({}, 503)])
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ({"response": {"status_code": 200, "body": {"choices": []}}, "error": None}, 200),
+        ({"response": {"status_code": 400, "body": {"error": {}}}}, 400),
+        ({"response": None, "error": {"code": "batch_expired"}}, 503),
+        ({"response": {"status_code": 200}}, 503),
+        ({}, 503),
+    ],
+)
 def test_what_a_line_of_an_answer_file_says(line: dict[str, Any], status: int) -> None:
     assert outcome_of(line).status == status
 
@@ -82,8 +104,13 @@ def test_answer_files_may_hold_anything(tmp_path: Path) -> None:
     job = folder.write("provider", "", "m", [(k, b"{}") for k in keys])
     good = {"response": {"status_code": 200, "body": {"a": 1}}}
     folder.errors(job).write_text(json.dumps({"custom_id": keys[0], "error": {"code": "x"}}) + "\n")
-    folder.answers(job).write_bytes(b"\xff\xfe not json\n[]\n7\n" + json.dumps({"custom_id": keys[0], **good}).encode() + b"\n"
-                                    + json.dumps({"custom_id": keys[1], **good}).encode() + b'\n{"custom_id": "torn')
+    folder.answers(job).write_bytes(
+        b"\xff\xfe not json\n[]\n7\n"
+        + json.dumps({"custom_id": keys[0], **good}).encode()
+        + b"\n"
+        + json.dumps({"custom_id": keys[1], **good}).encode()
+        + b'\n{"custom_id": "torn'
+    )
     folder.read(job)
     found = [folder.take(k) for k in keys]
     assert [f and f.status for f in found] == [200, 200, None] and job.left == {keys[2]}

@@ -40,7 +40,8 @@ def test_a_target_out_of_reach_is_refused_with_the_nearest_point() -> None:
     found = weights(r, target)
     assert not found.feasible and not found.trusted
     assert np.all(found.nearest_D < target) and np.all(found.reached_D >= found.nearest_D - 1e-3)
-    # no direction's best rollouts reach past a feasible point; at the frontier some direction's just do
+    # no direction's best rollouts reach past a feasible point; at the frontier some direction's
+    # just do
     directions = np.stack([np.linspace(0, 1, 101), np.linspace(1, 0, 101)])
     slack = (r @ directions).max(1).mean(0) - found.nearest_D @ directions
     assert -2e-3 < slack.min() < 0.02
@@ -51,6 +52,9 @@ def test_missing_scores_are_left_out() -> None:
     r = world(0.0)
     more = np.concatenate([r, np.full_like(r, np.nan)], axis=1)
     more[:, 16:, 0] = 0.9
-    np.testing.assert_allclose(weights(more, np.array([0.55, 0.55])).weights_D, weights(r, np.array([0.55, 0.55])).weights_D)
+    np.testing.assert_allclose(
+        weights(more, np.array([0.55, 0.55])).weights_D,
+        weights(r, np.array([0.55, 0.55])).weights_D,
+    )
     with pytest.raises(ValueError, match="no rollout"):
         weights(np.full((2, 3, 2), np.nan), np.array([0.5, 0.5]))
