@@ -36,10 +36,10 @@ install: $(VENV)/.base
 
 demo: $(VENV)/.base
 	$(BIN)/mora-data build --source pku-saferlhf --sample --out $(OUT)
-	$(BIN)/python -m mora_data.demo $(OUT)
+	$(BIN)/python -m mora_data.cli.demo $(OUT)
 
 picture: demo
-	$(BIN)/python -m mora_data.view.poster $(OUT) docs/reward-space.svg
+	$(BIN)/python -m mora_data.viewer.poster $(OUT) docs/reward-space.svg
 
 test: $(VENV)/.train
 	$(BIN)/python -m pytest

@@ -142,7 +142,7 @@ def stopped(
 
 
 def _rule() -> tuple[Any, Any, Any]:
-    from mora_data.config import PresampleSettings
+    from mora_data.settings import PresampleSettings
 
     return np.full(3, 0.75) - 1e-9, np.full(3, noise()), PresampleSettings()
 

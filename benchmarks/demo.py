@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.common import MORA_DATA, Figure, Scale, checked, median, run
 
 GOAL_S, GOAL_MB = 10.0, 300
-IMPORTS = "import mora_data.pipeline, mora_data.hub.folder, pyarrow.parquet, numpy"
+IMPORTS = "import mora_data.pipeline, mora_data.dataset.folder, pyarrow.parquet, numpy"
 
 
 def figures(scale: Scale) -> Iterator[Figure]:

@@ -67,12 +67,12 @@ def requests(task: str, n: int) -> list[Any]:
 
 async def ours(task: str, folder: str, asked: Sequence[Any]) -> tuple[float, float, list[Any]]:
     """CPU seconds, share of padding, and the batches that were run."""
-    from mora_data.config import LocalSettings, RoleSettings
     from mora_data.engines import hf
-    from mora_data.engines.ask import Asker
     from mora_data.engines.batching import Driver, InProcess, Source
+    from mora_data.engines.cached_client import Asker
     from mora_data.engines.engine import Usage
-    from mora_data.store.log import AnswerLog
+    from mora_data.run.log import AnswerLog
+    from mora_data.settings import LocalSettings, RoleSettings
 
     usage = Usage()
     driver = Driver(usage)

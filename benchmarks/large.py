@@ -33,8 +33,8 @@ STEPS = ("floor", "select", "publish", "report")
 
 def step_floor(run_dir: Path) -> dict[str, Any]:
     """The same columns, read and dropped."""
-    from mora_data.store.memory import lean_arrow
-    from mora_data.store.run import parts_of
+    from mora_data.run.folder import parts_of
+    from mora_data.run.memory import lean_arrow
 
     lean_arrow()
     numbers = [f"{what}_{d}" for what in ("reward", "level", "doubt") for d in DIMS]
@@ -65,9 +65,9 @@ def step_floor(run_dir: Path) -> dict[str, Any]:
 
 def step_select(run_dir: Path) -> dict[str, Any]:
     """Selection alone."""
-    from mora_data.config import load_settings
-    from mora_data.stages.select import select
-    from mora_data.store.run import parts_of
+    from mora_data.run.folder import parts_of
+    from mora_data.selection.select import select
+    from mora_data.settings import load_settings
 
     found = select(parts_of(run_dir), load_settings(str(run_dir / "build.yaml"), {}))
     return {
@@ -78,10 +78,10 @@ def step_select(run_dir: Path) -> dict[str, Any]:
 
 def step_publish(run_dir: Path) -> dict[str, Any]:
     """Selection, then the dataset folder with `preference`, as in a build."""
-    from mora_data.config import load_settings
-    from mora_data.hub.folder import Release, write_dataset
-    from mora_data.stages.select import select, selected
-    from mora_data.store.run import parts_of, read_json
+    from mora_data.dataset.folder import Release, write_dataset
+    from mora_data.run.folder import parts_of, read_json
+    from mora_data.selection.select import select, selected
+    from mora_data.settings import load_settings
     from mora_data.types import Origin
 
     settings, parts = load_settings(str(run_dir / "build.yaml"), {}), parts_of(run_dir)

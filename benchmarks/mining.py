@@ -84,8 +84,8 @@ def write(path: Path, n: int) -> None:
 
 def mined(path: Path, source: dict[str, object], near: float | None) -> dict[str, object]:
     """One pass of the real thing, exact repeats alone unless `near` is given."""
-    from mora_data.config import build_settings
-    from mora_data.stages.mine import MineCounts, mine, open_source
+    from mora_data.settings import build_settings
+    from mora_data.sources.mine import MineCounts, mine, open_source
 
     settings = build_settings(
         {"name": "bench", "source": source, "mine": {"near_duplicates": near}}

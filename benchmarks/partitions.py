@@ -45,8 +45,8 @@ def make(run_dir: Path, n_prompts: int, arms: list[str], presamples: int) -> Non
     """The run folder. The same arguments give the same bytes."""
     import numpy as np
 
-    from mora_data.config import load_settings, to_yaml
-    from mora_data.store.parts import Part
+    from mora_data.run.partitions import Part
+    from mora_data.settings import load_settings, to_yaml
 
     wanted = settings_of(arms, presamples)
     settings = load_settings(wanted["source"], wanted["overrides"])
@@ -372,7 +372,7 @@ def _write(folder: Path, name: str, columns: dict[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from mora_data.stages.outcome import schemas
+    from mora_data.prompts.result import schemas
 
     schema = schemas(DIMS)[name]
     table = pa.table(

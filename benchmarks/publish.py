@@ -27,10 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import Figure, Scale, checked, run
-from mora_data.config import BuildSettings, build_settings
-from mora_data.hub import lint, schemas
-from mora_data.hub.folder import Release, write_dataset
-from mora_data.store.scored import Pairs, ScoredTable
+from mora_data.dataset import lint, schemas
+from mora_data.dataset.folder import Release, write_dataset
+from mora_data.run.table import Pairs, ScoredTable
+from mora_data.settings import BuildSettings, build_settings
 from mora_data.text import digest
 from mora_data.types import Origin, Prompt
 

@@ -42,7 +42,7 @@ def make(folder: Path, n: int, per_file: int = 25_000) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from mora_data.hub.schemas import schema
+    from mora_data.dataset.schemas import schema
 
     rng, made = np.random.default_rng(0), schema("preference", DIMS)
     words = np.array([f"word{i}" for i in range(5000)])
@@ -98,8 +98,8 @@ def _row(rng: np.random.Generator, i: int, words: np.ndarray) -> dict[str, objec
 
 def measure(folder: Path, repeats: int) -> dict[str, float]:
     """Index, pages over HTTP, facets and memory, in this process."""
-    from mora_data.view.query import Pairs, query_of
-    from mora_data.view.server import server_of
+    from mora_data.viewer.query import Pairs, query_of
+    from mora_data.viewer.server import server_of
 
     cpu = time.process_time()
     server = server_of(folder, 0)
@@ -155,7 +155,7 @@ def floor(folder: Path) -> dict[str, float]:
     """The same columns read with pyarrow and nothing made of them."""
     import pyarrow.parquet as pq
 
-    from mora_data.store.memory import lean_arrow
+    from mora_data.run.memory import lean_arrow
 
     lean_arrow()
     names = [

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import BuildSettings, build_settings, load_settings
+from .cli.tables import status
 from .errors import RunFolderError
-from .show import status
-from .store.place import local_of, refreshed
+from .run.place import local_of, refreshed
+from .settings import BuildSettings, build_settings, load_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ def build(
     Raises:
         MoraError: it can't be finished; the state is kept, and the same call goes on.
     """
-    from .config import Options
     from .engines.engine import Usage
     from .pipeline import Builder
-    from .progress import Progress
+    from .run.progress import Progress
+    from .settings import Options
 
     if isinstance(config, BuildSettings):
         settings = config

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from . import resources
 from .api import build
-from .config import load_settings, to_yaml
 from .errors import RunFolderError
+from .settings import load_settings, to_yaml
 
 
 @dataclass

@@ -21,15 +21,23 @@ import orjson
 
 from . import __version__
 from .cluster import check as check_cluster
-from .config import BuildSettings, Options, SourceSettings, to_yaml
 from .engines import connect, resolve
 from .engines.engine import Engine, Usage
-from .engines.prices import load_prices
-from .engines.remarks import remarks
+from .engines.warnings import remarks
 from .errors import NothingSelected, UnreliableScores
-from .kit import Kit
-from .kit import load as load_kit
-from .manifest import (
+from .prompts.context import Kit
+from .prompts.context import load as load_kit
+from .prompts.judge_calibration import Measuring
+from .prompts.judge_quality import quality, self_preference
+from .prompts.judge_stats import as_reference, unreliable
+from .prompts.personas import capped
+from .prompts.runner import Partitions
+from .report.arms_audit import MAX_GAP, arms_audit
+from .rewards.combine import steps_of
+from .run.cost import Spending
+from .run.folder import RunFolder, read_json
+from .run.heartbeat import pulse
+from .run.manifest import (
     Summary,
     check_errors,
     counts_tree,
@@ -37,29 +45,21 @@ from .manifest import (
     fingerprint,
     published_reference,
 )
-from .measuring import Measuring
-from .progress import Progress
-from .pulse import pulse
+from .run.memory import choose_malloc, give_back
+from .run.partitions import Part, write_whole
+from .run.place import shared
+from .run.prices import load_prices
+from .run.progress import Progress
+from .settings import BuildSettings, Options, SourceSettings, to_yaml
 from .sources import load as load_source
 from .sources.benchmarks import Benchmarks
+from .sources.mine import MineCounts, OpenedSource, Provenance, benchmarks_of, mine, open_source
 from .sources.read import SourceRow
-from .spending import Spending
-from .stages.feedback import steps_of
-from .stages.funnel import MAX_GAP, arms_audit
-from .stages.mine import MineCounts, OpenedSource, Provenance, benchmarks_of, mine, open_source
-from .stages.partition import Partitions
-from .stages.personas import capped
-from .stages.quality import quality, self_preference
-from .stages.recorded import as_recorded
-from .stages.reference import as_reference, unreliable
-from .store.memory import choose_malloc, give_back
-from .store.parts import Part, write_whole
-from .store.place import shared
-from .store.run import RunFolder, read_json
+from .sources.recorded import as_recorded
 from .types import STAGES, Origin, Prompt, Role
 
 if TYPE_CHECKING:
-    from .stages.select import Selection
+    from .selection.select import Selection
 
 
 class Builder:
@@ -152,7 +152,7 @@ class Builder:
         self._prices = load_prices(s.limits.prices)
         kit = load_kit(s, self.options.until, self._benchmarks)
         if s.publish.pii and self.reaches("publish"):
-            from .hub.pii import recognizers
+            from .dataset.pii import recognizers
 
             recognizers()  # says at once that the extra is missing
         return kit
@@ -203,7 +203,7 @@ class Builder:
             if only is None or p.prompt_id in only
         )
         if self._n_generated():
-            from .engines.scripted import generated_prompts
+            from .simulator.world import generated_prompts
 
             rows = enumerate(generated_prompts(self._n_generated(), self.settings.seed))
             generated = OpenedSource(
@@ -341,8 +341,8 @@ class Builder:
 
     # select and publish
     def _publish(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
-        from .hub.folder import Release, write_dataset
-        from .stages.select import picker, select, selected
+        from .dataset.folder import Release, write_dataset
+        from .selection.select import picker, select, selected
 
         s = self.settings
         give_back()

@@ -19,10 +19,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mora_data.config import BuildSettings, RoleSettings
 from mora_data.engines.engine import Sink, Usage
+from mora_data.run.log import Record
 from mora_data.selection.selectors import dominance_hv, rs_gap
-from mora_data.store.log import Record
+from mora_data.settings import BuildSettings, RoleSettings
 from mora_data.types import Answer, Messages, Request
 
 from .world import DIMENSIONS, OWN, Arm, Ask, Topic, arm_question, fusions, read, rewards, world

@@ -17,8 +17,8 @@ import importlib.util
 import os
 import socket
 
-from ..config import BuildSettings
 from ..errors import ClusterError, ExtraMissing, SettingsError
+from ..settings import BuildSettings
 
 REACH_S = 5.0
 

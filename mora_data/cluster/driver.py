@@ -15,14 +15,14 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..config import RaySettings
 from ..engines.engine import Usage
-from ..engines.prices import Prices
 from ..errors import ClusterError, LimitReached
-from ..progress import Progress
-from ..spending import Spending
-from .crew import Crew, last_line, reply
-from .meter import Meter, State
+from ..run.cost import Spending
+from ..run.prices import Prices
+from ..run.progress import Progress
+from ..settings import RaySettings
+from .monitor import Meter, State
+from .pool import Crew, last_line, reply
 from .schedule import Board, distribute
 from .worker import ENVIRONMENT, Job, Order
 

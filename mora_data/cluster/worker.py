@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, resources
-from ..config import BuildSettings
 from ..engines import connect
 from ..engines.engine import Engine, Usage
 from ..errors import (
@@ -32,16 +31,17 @@ from ..errors import (
     RunFolderError,
     SettingsError,
 )
-from ..kit import FORMAT, Kit, load
+from ..prompts.context import FORMAT, Kit, load
+from ..prompts.result import Outcome
+from ..prompts.runner import Partitions
+from ..run.folder import read_json
+from ..run.partitions import Part
+from ..run.place import Visit
+from ..run.tasks import to_its_end
+from ..settings import BuildSettings
 from ..sources.benchmarks import Benchmarks
-from ..stages.outcome import Outcome
-from ..stages.partition import Partitions
-from ..store.parts import Part
-from ..store.place import Visit
-from ..store.run import read_json
-from ..tasks import to_its_end
 from ..types import Role
-from .meter import Limits, SharedPace
+from .monitor import Limits, SharedPace
 from .schedule import Ended
 
 REPORT_S = 0.25

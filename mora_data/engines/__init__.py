@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..config import BuildSettings, RoleSettings, nearest
 from ..errors import SettingsError
+from ..settings import BuildSettings, RoleSettings, nearest
 from ..types import Role
 from .engine import ENGINES, Engine, Opened, Usage
 

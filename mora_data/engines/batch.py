@@ -20,14 +20,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..config import BatchSettings, BuildSettings, RoleSettings
 from ..errors import AnswersPending, EndpointError, Owed, SettingsError
-from ..store.log import Record
+from ..run.cache_key import base_key, wire
+from ..run.log import Record
+from ..settings import BatchSettings, BuildSettings, RoleSettings
 from ..types import Answer, Request
 from .batch_files import BatchFolder, Job, Outcome, as_line
 from .batch_provider import FAULTS, RUNNING, Provider, Unreachable
 from .engine import Sink, Usage, settle
-from .key import base_key, wire
 from .replies import error_message, parse_reply
 
 LOOK_AGAIN_S = 0.02  # how often it is asked whether other engines still work

@@ -24,8 +24,8 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from ..errors import RunFolderError
-from ..store.parts import write_whole
-from ..store.run import read_json
+from ..run.folder import read_json
+from ..run.partitions import write_whole
 
 ENDPOINT: Final = "/v1/chat/completions"
 _HEAD = b'{"custom_id":"'

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ..config import RoleSettings
 from ..errors import EndpointError, RunFolderError
+from ..settings import RoleSettings
 from .batch_files import ENDPOINT, BatchFolder, Job
 
 if TYPE_CHECKING:

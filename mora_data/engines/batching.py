@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from ..config import LocalSettings, RoleSettings
 from ..errors import EndpointError, MoraError, Owed, SettingsError
-from ..store.log import Record
+from ..run.log import Record
+from ..settings import LocalSettings, RoleSettings
 from ..types import Answer, Request, Task
 from .engine import Sink, Usage, settle
 

@@ -19,7 +19,7 @@ from functools import partial
 
 import orjson
 
-from ..store.log import Record
+from ..run.log import Record
 from ..types import Answer, Task
 from .openai import Route
 from .replies import Passing

@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from ..config import BuildSettings, RoleSettings
 from ..errors import MoraError
-from ..store.log import Record
+from ..run.log import Record
+from ..settings import BuildSettings, RoleSettings
 from ..types import Request
-from .slots import Slots
+from .limiter import Slots
 
 Sink = Callable[[Record], None]
 
 ENGINES = {
-    "scripted": "mora_data.engines.embedded:opened",
+    "scripted": "mora_data.simulator.engine:opened",
     "openai": "mora_data.engines.openai:opened",
     "batch": "mora_data.engines.batch:opened",
     "transformers": "mora_data.engines.transformers:opened",

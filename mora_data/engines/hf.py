@@ -22,8 +22,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from ..config import LocalSettings
 from ..errors import SettingsError
+from ..settings import LocalSettings
 from ..types import Answer, Messages, Request
 from .batching import Piece, Refused
 

@@ -85,7 +85,7 @@ def transport_for(
             f"base URL {base_url!r} is not an http(s) address: write it as http://127.0.0.1:8000/v1"
         )
     if kind != "auto":
-        from .client import ClientTransport
+        from .openai_client import ClientTransport
 
         return ClientTransport(base_url, path, headers, on_send, kind)
     proxied = any(os.environ.get(v) for v in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"))

@@ -21,18 +21,18 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import BuildSettings, RoleSettings
 from ..errors import EndpointError, MoraError, Owed, SettingsError
-from ..store.log import Record
+from ..run.cache_key import wire, with_pattern
+from ..run.log import Record
+from ..settings import BuildSettings, RoleSettings
 from ..types import Answer, Request, Task
 from .engine import Sink, Usage
 from .http import CHAT, Fault, Reply
-from .key import wire, with_pattern
+from .limiter import Slots, Ticket
 from .names import same_model
 from .rates import Pace, Turns
 from .replicas import PROBE_S, Replica, Replicas, answers, get_json
 from .replies import Passing, error_message, parse_reply
-from .slots import Slots, Ticket
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState

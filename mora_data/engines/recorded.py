@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import BuildSettings, RoleSettings
 from ..errors import SettingsError
-from ..store.log import Record
+from ..run.log import Record
+from ..settings import BuildSettings, RoleSettings
 from ..types import Request
 from .engine import Sink, Usage
 

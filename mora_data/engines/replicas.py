@@ -19,10 +19,10 @@ from typing import Any
 
 import orjson
 
-from ..config import RoleSettings
+from ..settings import RoleSettings
 from .engine import Usage
 from .http import OnSend, Reply, Transport, transport_for
-from .slots import Slots
+from .limiter import Slots
 
 FAULTS_IN_A_ROW = 3
 FIRST_PROBE_S, LAST_PROBE_S = 2.0, 60.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from ..store.log import Record
+from ..run.log import Record
 from ..types import Answer
 
 

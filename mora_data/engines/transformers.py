@@ -13,8 +13,8 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from ..config import BuildSettings, LocalSettings, RoleSettings
 from ..errors import ExtraMissing, SettingsError
+from ..settings import BuildSettings, LocalSettings, RoleSettings
 from ..types import Task
 from .batching import Driver, InProcess, Model, Source
 from .engine import Usage

@@ -20,8 +20,8 @@ from typing import Any
 
 import orjson
 
-from ..config import BuildSettings, RoleSettings
 from ..errors import ExtraMissing, SettingsError
+from ..settings import BuildSettings, RoleSettings
 from ..types import Answer, Request, Task
 from .batching import Driver, InProcess, Piece, Refused, Source
 from .engine import Usage

@@ -20,13 +20,13 @@ from typing import Any
 
 import orjson
 
-from ..config import BuildSettings, build_settings, load_settings
 from ..engines.engine import Usage
 from ..errors import SettingsError
-from ..progress import Progress
-from ..store.log import AnswerLog
-from ..store.parts import write_whole
-from ..store.run import RunFolder, read_json
+from ..run.folder import RunFolder, read_json
+from ..run.log import AnswerLog
+from ..run.partitions import write_whole
+from ..run.progress import Progress
+from ..settings import BuildSettings, build_settings, load_settings
 from .asking import Evaluation
 from .inputs import Options, load_prompts, parse_curve, parse_model, parse_points
 

@@ -9,17 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config import BuildSettings
 from ..engines import connect
-from ..engines.ask import Asker
+from ..engines.cached_client import Asker
 from ..engines.engine import Engine, Usage
 from ..errors import Owed
-from ..progress import Progress
 from ..rewards import Reward
 from ..rewards import load as load_reward
 from ..rewards.rules import flags
-from ..store.log import AnswerLog
-from ..tasks import all_of, wind_down
+from ..run.log import AnswerLog
+from ..run.progress import Progress
+from ..run.tasks import all_of, wind_down
+from ..settings import BuildSettings
 from ..templating import load as load_template
 from ..templating import nonce
 from ..text import n_tokens

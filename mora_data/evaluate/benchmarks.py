@@ -23,8 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import SourceSettings, nearest
 from ..errors import DropRow, SettingsError, SourceError
+from ..settings import SourceSettings, nearest
 from ..sources import hub, read
 from ..text import context_id, group_id
 from ..types import Answer, Message, Messages, Row, Sampling

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import RoleSettings
 from ..errors import DropRow, MoraError, SettingsError, SourceError
+from ..settings import RoleSettings
 from ..sources import read
 from ..text import context_id, group_id, normalise
 from ..types import Message, Messages, Row

@@ -20,7 +20,7 @@ import orjson
 
 from .. import statistics as st
 from ..errors import RunFolderError
-from ..store.parts import write_whole
+from ..run.partitions import write_whole
 from .arms import DRAWS, in_order
 from .differ import doubts, settings_that_differ
 from .gather import HEADLINE

@@ -18,8 +18,8 @@ import orjson
 import yaml
 
 from ..errors import RunFolderError
-from ..store.parts import write_whole
-from ..store.run import parts_of, read_json
+from ..run.folder import parts_of, read_json
+from ..run.partitions import write_whole
 from . import figures
 from .arms import arms_of, profile_of
 from .doubts import doubts

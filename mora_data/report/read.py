@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import RunFolderError
-from ..store.memory import lean_arrow
-from ..store.parts import Part
+from ..run.memory import lean_arrow
+from ..run.partitions import Part
 from ..text import n_tokens
 from ..types import Prompt
 

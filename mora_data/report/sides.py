@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import RunFolderError, SettingsError
-from ..store.run import read_json
+from ..run.folder import read_json
 from .document import about, arms_of_measured, finished, measured
 from .pairs import Pairs, pairs_of_run, read_pairs
 
@@ -140,7 +140,7 @@ def _published(where: str, arm: str | None) -> Side:
 
 
 def _folder(where: str) -> Path:
-    from ..hub.diff import dataset_of
+    from ..dataset.diff import dataset_of
 
     return dataset_of(where)
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import RunFolderError, SettingsError
+from ..run.folder import parts_of
 from ..statistics import weights
 from ..statistics.dual import LEAST_ESS
-from ..store.run import parts_of
 from .document import settings_of
 from .numbers import number
 from .read import blocks

@@ -10,8 +10,8 @@ import importlib
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..config import BuildSettings, RewardSettings, nearest
 from ..errors import SettingsError
+from ..settings import BuildSettings, RewardSettings, nearest
 from ..types import Messages, Score
 from .asking import Ask
 

@@ -19,14 +19,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..config import BuildSettings, RewardSettings, nearest
 from ..errors import SettingsError
-from ..tasks import all_of
+from ..run.tasks import all_of
+from ..settings import BuildSettings, RewardSettings, nearest
 from ..templating import inert
 from ..text import digest
 from ..types import Answer, Message, Messages, Request, Sampling, Score
 from .asking import UNCALIBRATED, Ask
-from .families import FAMILIES, Family
+from .classifier_families import FAMILIES, Family
 
 GREEDY = Sampling(0.0, 1.0, 1)
 SLACK = 0.125  # of the range: a regression may overshoot by half a step of 0..4

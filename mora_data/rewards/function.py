@@ -11,8 +11,8 @@ import inspect
 import math
 from collections.abc import Sequence
 
-from ..config import BuildSettings, RewardSettings
 from ..errors import SettingsError
+from ..settings import BuildSettings, RewardSettings
 from ..text import digest
 from ..types import Messages, Score
 from .asking import Ask

@@ -28,9 +28,9 @@ import math
 import re
 from collections.abc import Sequence
 
-from ..config import BuildSettings, RewardSettings, nearest
 from ..errors import SettingsError
-from ..tasks import all_of
+from ..run.tasks import all_of
+from ..settings import BuildSettings, RewardSettings, nearest
 from ..templating import inert
 from ..templating import load as load_template
 from ..text import digest

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..config import BuildSettings, RewardSettings, RoleSettings
-from ..tasks import all_of
+from ..run.tasks import all_of
+from ..settings import BuildSettings, RewardSettings, RoleSettings
 from ..templating import inert, nonce
 from ..templating import load as load_template
 from ..types import Answer, Messages, Request, Sampling, Score

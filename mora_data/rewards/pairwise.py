@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..config import BuildSettings, RewardSettings
-from ..tasks import all_of
+from ..run.tasks import all_of
+from ..settings import BuildSettings, RewardSettings
 from ..templating import inert, nonce
 from ..templating import load as load_template
 from ..text import digest

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..config import BuildSettings, RewardSettings
 from ..errors import SettingsError
+from ..settings import BuildSettings, RewardSettings
 from ..text import digest
 from ..types import Answer, Messages, Request, Score
 from .asking import Ask

@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..config import BuildSettings, CriterionSettings, RewardSettings
 from ..errors import SettingsError
-from ..tasks import all_of
+from ..run.tasks import all_of
+from ..settings import BuildSettings, CriterionSettings, RewardSettings
 from ..templating import inert, nonce
 from ..templating import load as load_template
 from ..text import digest

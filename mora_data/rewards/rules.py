@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ..config import BuildSettings, RewardSettings
+from ..settings import BuildSettings, RewardSettings
 from ..types import Messages, Score
 from .asking import Ask
 

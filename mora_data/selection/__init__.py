@@ -12,8 +12,8 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..config import nearest
 from ..errors import SettingsError
+from ..settings import nearest
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,4 +1,4 @@
-"""Sources: rows of a preference dataset -> drafts of prompts. Mining (stages/mine.py) turns drafts
+"""Sources: rows of a preference dataset -> drafts of prompts. Mining (sources/mine.py) turns drafts
 into prompts.
 
     kind                      rows
@@ -27,8 +27,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from ..config import SourceSettings, nearest
 from ..errors import SettingsError, SourceError
+from ..settings import SourceSettings, nearest
 from ..types import Messages, Recorded, Row
 
 SOURCES = {

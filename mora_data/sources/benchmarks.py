@@ -13,8 +13,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 from .. import resources
-from ..config import SourceSettings
 from ..errors import DropRow, SourceError
+from ..settings import SourceSettings
 from ..text import digest, words
 from ..types import Row
 from . import hub, read

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..config import SourceSettings
 from ..errors import DropRow, SettingsError
+from ..settings import SourceSettings
 from ..types import Recorded, Row
 from . import Draft, columns
 

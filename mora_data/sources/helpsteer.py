@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 
-from ..config import SourceSettings
+from ..settings import SourceSettings
 from ..types import Message, Messages, Recorded, Row
 from . import Draft, columns
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..config import SourceSettings
 from ..errors import DropRow
+from ..settings import SourceSettings
 from ..types import Message, Messages, Recorded, Row
 from . import Draft, columns
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ..config import SourceSettings
 from ..errors import SourceError
+from ..settings import SourceSettings
 from .read import SUFFIXES, DataFile
 
 _WAYS_ON = "give --data PATH (files you have) or --sample (bundled rows)"

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..config import SourceSettings, nearest
 from ..errors import DropRow, SettingsError
+from ..settings import SourceSettings, nearest
 from ..types import Messages, Recorded, Row
 from . import Draft, columns
 

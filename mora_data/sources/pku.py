@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from ..config import SourceSettings
+from ..settings import SourceSettings
 from ..types import Recorded, Row
 from . import Draft, columns
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..config import SourceSettings
 from ..errors import DropRow
+from ..settings import SourceSettings
 from ..types import Recorded, Row
 from . import Draft, columns
 

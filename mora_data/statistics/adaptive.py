@@ -36,7 +36,7 @@ from .kinds import KINDS, decisions
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..config import Foresee, PresampleSettings
+    from ..settings import Foresee, PresampleSettings
     from ..types import Kind
     from .split import DecidingHalf
 

@@ -16,7 +16,7 @@ from .spread import dominance_rate, effective_dimensionality, gini_mean_differen
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..config import PresampleSettings
+    from ..settings import PresampleSettings
     from .split import DecidingHalf
 
 KINDS: tuple[Kind, ...] = ("flat", "one_dim", "conflict", "multi", "undecided")

@@ -13,8 +13,8 @@ import pytest
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
-from mora_data.stages.funnel import funnel
-from mora_data.store.parts import Part
+from mora_data.report.arms_audit import funnel
+from mora_data.run.partitions import Part
 from mora_data.text import n_tokens
 from mora_data.types import ARMS
 

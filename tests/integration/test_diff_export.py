@@ -12,10 +12,10 @@ import pytest
 from support.scored import DIMS, many, one, settings, write
 
 from mora_data import cli
+from mora_data.dataset.changelog import changelog, step
+from mora_data.dataset.diff import Delta, compare
+from mora_data.dataset.export import export_config
 from mora_data.errors import PublishError
-from mora_data.hub.changelog import changelog, step
-from mora_data.hub.diff import Delta, compare
-from mora_data.hub.export import export_config
 from mora_data.types import Pair
 
 FEW = {"publish": {"configs": ["preference", "unpaired", "scored"]}}

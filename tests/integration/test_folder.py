@@ -15,10 +15,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.scored import DIMS, MANIFEST, ORIGIN, many, one, pick, settings, write
 
+from mora_data.dataset import configs, folder, lint, schemas, shards
+from mora_data.dataset.export import export_config
 from mora_data.errors import PublishError
-from mora_data.hub import configs, folder, lint, schemas, shards
-from mora_data.hub.export import export_config
-from mora_data.store.scored import ScoredTable
+from mora_data.run.table import ScoredTable
 from mora_data.types import Scored
 
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from support.scored import DIMS, FLOORS, MANIFEST, many, one, settings, write
 
-from mora_data.hub import lint
-from mora_data.hub.export import export_config
+from mora_data.dataset import lint
+from mora_data.dataset.export import export_config
 from mora_data.types import Scored
 
 TEXTS = {

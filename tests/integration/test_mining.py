@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from mora_data.cli import main
-from mora_data.config import load_settings
-from mora_data.engines.scripted import planted_kind
 from mora_data.errors import SettingsError
-from mora_data.stages.before import before_half
+from mora_data.prompts.before import before_half
+from mora_data.run.partitions import Part
+from mora_data.settings import load_settings
+from mora_data.simulator.world import planted_kind
 from mora_data.statistics import before
-from mora_data.store.parts import Part
 
 BUILD = [
     "build",

@@ -16,7 +16,7 @@ PROBE = """
 import sys
 import mora_data
 from mora_data import build, resources
-from mora_data.recipes import list_recipes
+from mora_data.cli.recipes import list_recipes
 print(mora_data.__file__)
 for name, pattern in (("templates", "judge/*.j2"), ("builders", "*.yaml"), ("cards", "*.j2"), ("train_recipes", "*.py")):
     assert resources.names(name, pattern), name

@@ -30,7 +30,7 @@ time.sleep = lambda seconds: None
 from pathlib import Path
 from huggingface_hub.utils import disable_progress_bars
 from mora_data.errors import MoraError
-from mora_data.hub.push import push
+from mora_data.dataset.push import push
 disable_progress_bars()
 for line in sys.stdin:
     a = json.loads(line)
@@ -569,7 +569,7 @@ def test_a_private_past_with_unsafe_text_stays_private(world: World) -> None:
 
 def test_no_progress_bars_where_stderr_is_no_terminal(tmp_path: Path) -> None:
     code = (
-        "from mora_data.hub.client import Hub\n"
+        "from mora_data.dataset.client import Hub\n"
         "from huggingface_hub.utils import are_progress_bars_disabled as off\n"
         "before = off(); Hub('org/pairs'); print(before, off())"
     )

@@ -13,11 +13,11 @@ import pytest
 
 import mora_data
 from mora_data.cli import main
-from mora_data.config import build_settings, load_settings
 from mora_data.errors import EndpointError, SettingsError
+from mora_data.settings import build_settings, load_settings
 from mora_data.sources import Source, load, rated
-from mora_data.stages.mine import MineCounts, mine, open_source
-from mora_data.stages.recorded import SAID, as_recorded
+from mora_data.sources.mine import MineCounts, mine, open_source
+from mora_data.sources.recorded import SAID, as_recorded
 
 KINDS = {
     "ultrafeedback": ["helpful", "truthful"],

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from support.fake_openai import FakeOpenAI, Fault
 
-from mora_data.config import RoleSettings
 from mora_data.engines import openai
-from mora_data.engines.ask import Asker
+from mora_data.engines.cached_client import Asker
 from mora_data.engines.engine import Usage
 from mora_data.engines.openai import Endpoint, HttpEngine
 from mora_data.errors import MoraError, Owed
-from mora_data.store.log import AnswerLog, Record
-from mora_data.tasks import all_of
+from mora_data.run.log import AnswerLog, Record
+from mora_data.run.tasks import all_of
+from mora_data.settings import RoleSettings
 from mora_data.types import Answer, Message, Request, Sampling
 
 SCHEDULES = 40

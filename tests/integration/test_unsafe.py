@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from support.scored import DIMS, many, one, settings, write
 
+from mora_data.dataset import lint, papers
+from mora_data.dataset.unsafe import public_copy
 from mora_data.errors import PublishError
-from mora_data.hub import lint, papers
-from mora_data.hub.unsafe import public_copy
 from mora_data.types import Pair, Scored
 
 BAD, RUDE = "THE-BAD-ANSWER", "THE-BAD-QUESTION"

@@ -12,7 +12,7 @@ from support.run_folder import make_run
 from support.scored import one, write
 from support.viewing import HOSTILE, Viewer, dataset, prompt_of, viewing
 
-from mora_data.view.freeze import freeze
+from mora_data.viewer.freeze import freeze
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no chromium on the PATH (Debian: apt-get install chromium)"

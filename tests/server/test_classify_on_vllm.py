@@ -19,13 +19,13 @@ import pytest
 from support.real_server import ROOT, RealServer, vllm_python
 from support.tiny import tiny_model
 
-from mora_data.config import BuildSettings, build_settings
 from mora_data.engines import connect
-from mora_data.engines.ask import Asker
+from mora_data.engines.cached_client import Asker
 from mora_data.engines.engine import Usage
 from mora_data.rewards import load
-from mora_data.rewards.families import BEAVER
-from mora_data.store.log import AnswerLog
+from mora_data.rewards.classifier_families import BEAVER
+from mora_data.run.log import AnswerLog
+from mora_data.settings import BuildSettings, build_settings
 from mora_data.types import Message, Messages, Score
 
 pytestmark = pytest.mark.server

@@ -21,12 +21,12 @@ from support.real_server import RealServer, TransformersServer, vllm_python
 from support.tiny import tiny_model
 
 from mora_data.cli import main
-from mora_data.config import BuildSettings, RoleSettings, build_settings
 from mora_data.engines import openai
-from mora_data.engines.ask import Asker
+from mora_data.engines.cached_client import Asker
 from mora_data.engines.engine import Usage
 from mora_data.rewards.judge import SCHEMA, verdict
-from mora_data.store.log import AnswerLog
+from mora_data.run.log import AnswerLog
+from mora_data.settings import BuildSettings, RoleSettings, build_settings
 from mora_data.types import Answer, Message, Request, Sampling
 
 pytestmark = pytest.mark.server

@@ -88,11 +88,11 @@ async def classify(folder: str) -> dict[str, Any]:
 
 async def answers(folder: str, requests: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """All requests at once, through a log of their own."""
-    from mora_data.config import RoleSettings
     from mora_data.engines import vllm
-    from mora_data.engines.ask import Asker
+    from mora_data.engines.cached_client import Asker
     from mora_data.engines.engine import Usage
-    from mora_data.store.log import AnswerLog
+    from mora_data.run.log import AnswerLog
+    from mora_data.settings import RoleSettings
 
     usage = Usage()
     role: Any = RoleSettings.model_validate({"engine": "vllm", "model": folder, "local": LOCAL})

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mora_data.config import BuildSettings, RoleSettings
-from mora_data.engines.embedded import ScriptedEngine
 from mora_data.engines.engine import Sink, Usage
-from mora_data.store.log import Record
+from mora_data.run.log import Record
+from mora_data.settings import BuildSettings, RoleSettings
+from mora_data.simulator.engine import ScriptedEngine
 from mora_data.types import Request
 
 RAISES, KILLS = "an item that raises", "an item that kills"

@@ -11,9 +11,9 @@ import numpy as np
 import orjson
 from support.scored import many, write
 
-from mora_data.config import BuildSettings, build_settings, to_yaml
-from mora_data.stages.outcome import Arm, FusionTry, Outcome, tables
-from mora_data.store.parts import Part
+from mora_data.prompts.result import Arm, FusionTry, Outcome, tables
+from mora_data.run.partitions import Part
+from mora_data.settings import BuildSettings, build_settings, to_yaml
 from mora_data.text import context_id, group_id
 from mora_data.types import Message, Pair, Prompt, Rollout
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mora_data.config import BuildSettings, build_settings
-from mora_data.hub.folder import FolderResult, Release, write_dataset
-from mora_data.store.scored import Pairs, ScoredTable
+from mora_data.dataset.folder import FolderResult, Release, write_dataset
+from mora_data.run.table import Pairs, ScoredTable
+from mora_data.settings import BuildSettings, build_settings
 from mora_data.text import context_id, group_id
 from mora_data.types import Message, Origin, Pair, Prompt, Rollout, Scored
 

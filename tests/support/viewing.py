@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from support.run_folder import DIMS
 from support.scored import many, write
 
-from mora_data.view.server import Server, server_of
+from mora_data.viewer.server import Server, server_of
 
 TAGS = frozenset(
     "html head meta title link body a nav ul li main h1 h2 h3 h4 p div span section article aside"

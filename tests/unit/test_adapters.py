@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from mora_data.config import RewardSettings, build_settings
 from mora_data.errors import SettingsError
 from mora_data.rewards import load
 from mora_data.rewards.guard import llama_guard, request_is_safe, shieldgemma, wildguard
 from mora_data.rewards.judge import Judge, expected_level, verdict
 from mora_data.rewards.pairwise import circle
+from mora_data.settings import RewardSettings, build_settings
 from mora_data.types import Answer, Message, Messages, Request, Score
 
 BUILD = build_settings({"name": "x", "source": {"kind": "jsonl"}})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mora_data.config import PresampleSettings
 from mora_data.errors import SettingsError
+from mora_data.settings import PresampleSettings
 from mora_data.statistics.adaptive import BINS, foreseen, likeliest, rate_prior
 from mora_data.statistics.kinds import KINDS, decisions
 from mora_data.statistics.split import undivided
@@ -106,7 +106,7 @@ def test_the_error_budget_holds() -> None:
 
 
 def test_settings_error_names_the_field() -> None:
-    from mora_data.config import load_settings
+    from mora_data.settings import load_settings
 
     with pytest.raises(SettingsError, match=r"presample\.error"):
         load_settings("jsonl", {"presample.error": 0.7})

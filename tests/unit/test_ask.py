@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 from support.fake_openai import FakeOpenAI, Fault, Script
 
-from mora_data import tasks
-from mora_data.config import RoleSettings
 from mora_data.engines import openai
-from mora_data.engines.ask import Asker
+from mora_data.engines.cached_client import Asker
 from mora_data.engines.engine import Usage
-from mora_data.engines.key import base_key, encode
 from mora_data.engines.openai import Endpoint, HttpEngine
 from mora_data.errors import EndpointError, Owed, SettingsError
-from mora_data.store.log import AnswerLog
-from mora_data.tasks import all_of
+from mora_data.run import tasks
+from mora_data.run.cache_key import base_key, encode
+from mora_data.run.log import AnswerLog
+from mora_data.run.tasks import all_of
+from mora_data.settings import RoleSettings
 from mora_data.types import Answer, Message, Request, Sampling
 
 REQUEST = Request(

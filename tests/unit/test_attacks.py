@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from mora_data import templating
-from mora_data.config import CriterionSettings, RewardSettings, build_settings
 from mora_data.rewards import Reward, load
 from mora_data.rewards.judge import verdict
+from mora_data.settings import CriterionSettings, RewardSettings, build_settings
 from mora_data.templating import inert, nonce
 from mora_data.types import Answer, Message, Messages, Request
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from mora_data.config import LocalSettings, RoleSettings
 from mora_data.engines import connect
-from mora_data.engines.ask import Asker
 from mora_data.engines.batching import Driver, InProcess, Piece, Refused, Sizer, Source
+from mora_data.engines.cached_client import Asker
 from mora_data.engines.engine import Usage
 from mora_data.errors import EndpointError, ExtraMissing, Owed, SettingsError
-from mora_data.store.log import AnswerLog
+from mora_data.run.log import AnswerLog
+from mora_data.settings import LocalSettings, RoleSettings
 from mora_data.types import Answer, Message, Request, Sampling
 
 SAMPLING = Sampling(1.0, 0.95, 16)
@@ -273,7 +273,7 @@ def test_the_size_is_found_by_doubling(rates: Sequence[float], sizes: Sequence[i
 def test_an_extra_that_is_missing_is_named(
     engine: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mora_data.config import build_settings
+    from mora_data.settings import build_settings
 
     settings = build_settings(
         {"name": "x", "source": {"kind": "jsonl"}, "policy": {"engine": engine, "model": "m"}}
@@ -286,7 +286,7 @@ def test_an_extra_that_is_missing_is_named(
 
 
 def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mora_data.config import build_settings
+    from mora_data.settings import build_settings
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     settings = build_settings(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mora_data.errors import SettingsError
-from mora_data.stages.budget import Mined, fit, goes_on, joint_score
+from mora_data.prompts.budget import Mined, fit, goes_on, joint_score
 from mora_data.statistics import Profile
 
 ACCEPT = ("flat", "one_dim", "conflict", "undecided")

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mora_data.config import build_settings
 from mora_data.errors import SettingsError
 from mora_data.rewards.calibration import (
     ANCHORED,
@@ -24,7 +23,8 @@ from mora_data.rewards.calibration import (
     fit,
     logistic,
 )
-from mora_data.stages.feedback import calibrated, combine, floors_of, sources_of
+from mora_data.rewards.combine import calibrated, combine, floors_of, sources_of
+from mora_data.settings import build_settings
 from mora_data.types import Score
 
 RNG = np.random.default_rng(7)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mora_data import capacity as c
-from mora_data.capacity import capacity, table
+from mora_data.cli import capacity as c
 from mora_data.cli import main
+from mora_data.cli.capacity import capacity, table
 
 PAGE = Path(__file__).parents[2] / "docs" / "capacity.md"
 FOUND = {

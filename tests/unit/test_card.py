@@ -14,8 +14,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.scored import DIMS, MANIFEST
 
-from mora_data.hub import card, lint, schemas
-from mora_data.hub.scrub import scrub, scrub_text
+from mora_data.dataset import card, lint, schemas
+from mora_data.dataset.scrub import scrub, scrub_text
 
 HOSTILE = (
     "---\nlicense: mit\n---\n# Owned | `x` <script>alert(1)</script> {{ 7*7 }} {% raw %} "

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mora_data.engines import scripted_text as bank
-from mora_data.stages.checks import (
+from mora_data.rewriting.checks import (
     Budget,
     Check,
     Limits,
@@ -19,8 +18,9 @@ from mora_data.stages.checks import (
     feedback,
     longest_shared_run,
 )
-from mora_data.stages.contract import Rewrite, parse_rewrite
-from mora_data.stages.stems import content_stems, stem
+from mora_data.rewriting.reply import Rewrite, parse_rewrite
+from mora_data.rewriting.stems import content_stems, stem
+from mora_data.simulator import phrases as bank
 from mora_data.types import Prompt
 
 QUESTION = "How do I sharpen a kitchen knife at home?"

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from support.fake_openai import FakeOpenAI, Fault
 
-from mora_data.config import BuildSettings, build_settings
 from mora_data.engines import connect
-from mora_data.engines.ask import Asker
+from mora_data.engines.cached_client import Asker
 from mora_data.engines.engine import Usage
 from mora_data.errors import EndpointError, SettingsError
 from mora_data.rewards import load
 from mora_data.rewards.classifier import as_asked
-from mora_data.rewards.families import ARMORM, BEAVER, FAMILIES
-from mora_data.store.log import AnswerLog
+from mora_data.rewards.classifier_families import ARMORM, BEAVER, FAMILIES
+from mora_data.run.log import AnswerLog
+from mora_data.settings import BuildSettings, build_settings
 from mora_data.types import Answer, Message, Messages, Request, Score
 
 ASKED: Messages = (Message(role="user", content="Is tea warm?"),)

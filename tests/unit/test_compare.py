@@ -166,7 +166,7 @@ def test_a_published_dataset_is_compared_as_far_as_its_numbers_go(
         ) and "provenance/manifest.json" in patterns
         return tmp_path / "one"
 
-    monkeypatch.setattr("mora_data.hub.client.snapshot", fetched)
+    monkeypatch.setattr("mora_data.dataset.client.snapshot", fetched)
     tag = compared(side_of("org/pairs@v1.0.0:fused"), side_of(str(tmp_path / "one") + ":fused"))
     assert (
         tag["a"]["where"] == "org/pairs@v1.0.0" and tag["a"]["arm"] == "fused" and not tag["pairs"]

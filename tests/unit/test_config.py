@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mora_data.config import build_settings, load_settings, parse_override, to_yaml
 from mora_data.errors import SettingsError
+from mora_data.settings import build_settings, load_settings, parse_override, to_yaml
 
 TREE = {"name": "x", "source": {"kind": "jsonl"}}
 

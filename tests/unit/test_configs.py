@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.scored import DIMS, FLOORS, ORIGIN, one, pick
 
 from mora_data import text
-from mora_data.hub import configs, schemas
-from mora_data.hub.configs import Plan, View, batch_of
-from mora_data.store.scored import Pairs, ScoredTable
+from mora_data.dataset import configs, schemas
+from mora_data.dataset.configs import Plan, View, batch_of
+from mora_data.run.table import Pairs, ScoredTable
 from mora_data.types import Pair, Scored
 
 

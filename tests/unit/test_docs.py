@@ -22,20 +22,21 @@ import pytest
 import yaml
 
 import mora_data
-from mora_data import build, cli, spending
-from mora_data.commands import _settings as command_settings
-from mora_data.config import load_settings, parse_override
-from mora_data.demo import best_pair
+from mora_data import build, cli
+from mora_data.cli.commands import _settings as command_settings
+from mora_data.cli.demo import best_pair
+from mora_data.cli.recipes import run_command
+from mora_data.cli.tables import status, table
 from mora_data.engines import NO_ENDPOINT, openai
-from mora_data.engines.prices import load_prices
 from mora_data.errors import MoraError
-from mora_data.recipes import run_command
 from mora_data.rewards.calibration import KINDS
 from mora_data.rewards.judge import VARIABLES
-from mora_data.show import status, table
+from mora_data.run import cost as spending
+from mora_data.run.prices import load_prices
+from mora_data.settings import load_settings, parse_override
 from mora_data.templating import load as load_template
 from mora_data.types import STAGES
-from mora_data.view import poster
+from mora_data.viewer import poster
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -13,7 +13,7 @@ from support.viewing import HOSTILE, TAGS, Seen, dataset
 
 from mora_data.cli import main
 from mora_data.errors import RunFolderError
-from mora_data.view.freeze import freeze
+from mora_data.viewer.freeze import freeze
 
 
 def pages(folder: Path) -> dict[str, str]:

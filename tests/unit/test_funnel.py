@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mora_data.stages.funnel import MAX_GAP, arms_audit, funnel
-from mora_data.stages.outcome import FusionTry, Outcome, tables
+from mora_data.prompts.result import FusionTry, Outcome, tables
+from mora_data.report.arms_audit import MAX_GAP, arms_audit, funnel
+from mora_data.run.partitions import Part
 from mora_data.statistics.expansion import MOST_LENGTH_GAP
-from mora_data.store.parts import Part
 from mora_data.types import Prompt
 
 PROMPT = Prompt(

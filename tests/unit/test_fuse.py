@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import yaml
 
-from mora_data.config import BuildSettings, ScriptedSettings, build_settings
-from mora_data.engines.scripted import Scripted
 from mora_data.errors import SettingsError
-from mora_data.stages.arms import JOINER, concat, in_order, matched
-from mora_data.stages.checks import Budget
-from mora_data.stages.embedding import cosine
-from mora_data.stages.fuse import Fuser, FusionSource
-from mora_data.stages.intents import load_intents, premise_for
-from mora_data.stages.operational import asks_for
+from mora_data.rewriting.arms import JOINER, concat, in_order, matched
+from mora_data.rewriting.checks import Budget
+from mora_data.rewriting.embedding import cosine
+from mora_data.rewriting.harmful_act import asks_for
+from mora_data.rewriting.intents import load_intents, premise_for
+from mora_data.rewriting.rewriter import Fuser, FusionSource
+from mora_data.settings import BuildSettings, ScriptedSettings, build_settings
+from mora_data.simulator.world import Scripted
 from mora_data.text import n_tokens
 from mora_data.types import Answer, Message, Prompt, Request
 

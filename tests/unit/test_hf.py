@@ -17,10 +17,10 @@ from support import tiny_hf  # noqa: E402
 from support.command import rows_file  # noqa: E402
 
 from mora_data.cli import main  # noqa: E402
-from mora_data.config import LocalSettings  # noqa: E402
 from mora_data.engines.batching import Piece, Refused  # noqa: E402
 from mora_data.engines.hf import Classifier, Generator, _Picker  # noqa: E402
 from mora_data.errors import SettingsError  # noqa: E402
+from mora_data.settings import LocalSettings  # noqa: E402
 from mora_data.types import Answer, Message, Request, Sampling  # noqa: E402
 
 WARM = Sampling(1.0, 0.9, 12)

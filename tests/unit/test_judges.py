@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mora_data.config import PresampleSettings
 from mora_data.engines.families import family, same_family
-from mora_data.stages.canary import drift, drifted
-from mora_data.stages.reference import Noise, unreliable
+from mora_data.prompts.judge_stats import Noise, unreliable
+from mora_data.rewards.canary import drift, drifted
+from mora_data.settings import PresampleSettings
 from mora_data.statistics.judges import (
     AgreementSums,
     PositionSums,

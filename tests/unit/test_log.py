@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mora_data.errors import RunFolderError
-from mora_data.store.log import AnswerLog, Record
+from mora_data.run.log import AnswerLog, Record
 from mora_data.types import Answer
 
 

@@ -9,12 +9,12 @@ from collections import Counter
 import pytest
 
 from mora_data.cluster import check
-from mora_data.cluster.meter import Meter
+from mora_data.cluster.monitor import Meter
 from mora_data.cluster.worker import skew, versions
-from mora_data.config import LimitSettings, build_settings
 from mora_data.engines.engine import Usage
-from mora_data.engines.prices import load_prices
 from mora_data.errors import ExtraMissing, SettingsError
+from mora_data.run.prices import load_prices
+from mora_data.settings import LimitSettings, build_settings
 
 SETTINGS = {
     "name": "x",

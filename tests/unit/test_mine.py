@@ -15,11 +15,11 @@ import pytest
 from support import make_samples
 
 from mora_data import sources
-from mora_data.config import BuildSettings, load_settings
 from mora_data.errors import SourceError
+from mora_data.settings import BuildSettings, load_settings
 from mora_data.sources import read
+from mora_data.sources.mine import MineCounts, OpenedSource, Provenance, mine, open_source
 from mora_data.sources.pku import CATEGORIES
-from mora_data.stages.mine import MineCounts, OpenedSource, Provenance, mine, open_source
 from mora_data.text import context_id, group_id, normalise
 from mora_data.types import Prompt
 
@@ -460,7 +460,7 @@ def test_real_rows_of_another_schema(shared_data: Path) -> None:
 
 def test_mining_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from mora_data.stages.mine import mine; print([m for m in ('pyarrow',"
+        "import sys; from mora_data.sources.mine import mine; print([m for m in ('pyarrow',"
         " 'huggingface_hub', 'datasets', 'torch', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -29,13 +29,13 @@ from benchmarks.mini_mora.world import (
     read,
     skilled,
 )
-from mora_data.config import build_settings
 from mora_data.rewards import load as load_reward
+from mora_data.rewriting import arms as build_arms
+from mora_data.rewriting import checks
+from mora_data.rewriting.reply import Rewrite
+from mora_data.rewriting.rewriter import Fuser, FusionSource
 from mora_data.selection import Batch, weighted_sum
-from mora_data.stages import arms as build_arms
-from mora_data.stages import checks
-from mora_data.stages.contract import Rewrite
-from mora_data.stages.fuse import Fuser, FusionSource
+from mora_data.settings import build_settings
 from mora_data.text import context_id
 from mora_data.types import Answer, Prompt, Request
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mora_data.cli import main
 from mora_data.errors import SettingsError
-from mora_data.stages.personas import MAX_SHARE, Persona, as_persona, capped, dealt, load_personas
+from mora_data.prompts.personas import MAX_SHARE, Persona, as_persona, capped, dealt, load_personas
 
 NAMES = ["concise", "cautious", "skeptical"]
 

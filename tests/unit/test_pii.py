@@ -17,9 +17,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.scored import DIMS, MANIFEST, many, one, settings, write
 
+from mora_data.dataset import lint, pii
+from mora_data.dataset.unsafe import public_copy
 from mora_data.errors import PublishError
-from mora_data.hub import lint, pii
-from mora_data.hub.unsafe import public_copy
 
 needs_presidio = pytest.mark.skipif(
     find_spec("presidio_analyzer") is None,

@@ -14,8 +14,8 @@ import pytest
 from support.run_folder import make_run
 
 from mora_data.api import build
-from mora_data.hub.lint import lint
-from mora_data.hub.push import _local_files
+from mora_data.dataset.lint import lint
+from mora_data.dataset.push import _local_files
 from mora_data.report import arms_report
 from mora_data.report.png import CHARTS, pictures, sheet, style
 

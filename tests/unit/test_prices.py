@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from mora_data.config import LimitSettings
 from mora_data.engines.engine import Usage
 from mora_data.engines.names import same_model
-from mora_data.engines.prices import load_prices
 from mora_data.errors import LimitReached, SettingsError
-from mora_data.spending import Spending
-from mora_data.store.run import RunFolder, read_json
+from mora_data.run.cost import Spending
+from mora_data.run.folder import RunFolder, read_json
+from mora_data.run.prices import load_prices
+from mora_data.settings import LimitSettings
 
 SAME = [
     ("gpt-4o", "gpt-4o-2024-08-06"),

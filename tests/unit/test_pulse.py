@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from mora_data.engines.engine import Usage
-from mora_data.engines.slots import Slots
+from mora_data.engines.limiter import Slots
 from mora_data.errors import RunFolderError
-from mora_data.progress import Progress
-from mora_data.pulse import pulse
-from mora_data.store.run import RunFolder, read_json
+from mora_data.run.folder import RunFolder, read_json
+from mora_data.run.heartbeat import pulse
+from mora_data.run.progress import Progress
 
 
 def test_it_says_what_is_under_way_and_is_gone_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mora_data.pulse.EVERY_S", 0.001)
+    monkeypatch.setattr("mora_data.run.heartbeat.EVERY_S", 0.001)
     usage = Usage(sent=7)
     usage.slots.append(Slots(4, n=2))
     usage.retries["429"] += 3

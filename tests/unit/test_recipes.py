@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mora_data import recipes
+from mora_data.cli import recipes
 from mora_data.errors import ExtraMissing, SettingsError
 
 SCRIPTS = sorted(recipes.find_recipe("dpo").script.parent.glob("*.py"))
@@ -173,7 +173,7 @@ def test_run_shows_the_command_and_returns_its_exit_code(
 def test_importing_recipes_is_light() -> None:
     heavy = "{'torch', 'trl', 'transformers', 'datasets', 'pandas', 'openai'}"
     code = (
-        f"import sys, mora_data.recipes as r; r.list_recipes(); print(sorted({heavy} &"
+        f"import sys, mora_data.cli.recipes as r; r.list_recipes(); print(sorted({heavy} &"
         " set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

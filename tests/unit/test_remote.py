@@ -15,13 +15,13 @@ import fsspec
 import pytest
 
 from mora_data.errors import ExtraMissing, RunFolderError, SettingsError
-from mora_data.store import lease as leases
-from mora_data.store import remote as remotes
-from mora_data.store.lease import Lease
-from mora_data.store.log import AnswerLog, Record
-from mora_data.store.place import Visit, destination, local_of, push_back, refreshed, shared
-from mora_data.store.remote import Remote, url_of
-from mora_data.store.run import RunFolder
+from mora_data.run import lease as leases
+from mora_data.run import remote as remotes
+from mora_data.run.folder import RunFolder
+from mora_data.run.lease import Lease
+from mora_data.run.log import AnswerLog, Record
+from mora_data.run.place import Visit, destination, local_of, push_back, refreshed, shared
+from mora_data.run.remote import Remote, url_of
 from mora_data.types import Answer
 
 URL = "memory://bucket/run"

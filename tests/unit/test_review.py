@@ -21,8 +21,8 @@ from mora_data.report import report_of
 from mora_data.report.page import page
 from mora_data.report.pairs import Pairs, read_pairs
 from mora_data.report.reviews import agreement, read_reviews
-from mora_data.view.review import Reviewing
-from mora_data.view.server import server_of
+from mora_data.viewer.review import Reviewing
+from mora_data.viewer.server import server_of
 
 
 @pytest.fixture

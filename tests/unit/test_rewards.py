@@ -8,12 +8,12 @@ from collections import Counter
 
 import pytest
 
-from mora_data.config import RewardSettings, RoleSettings, build_settings
 from mora_data.errors import SettingsError
+from mora_data.prompts.flow import Work, as_rollouts, score
 from mora_data.rewards import REWARDS, load
+from mora_data.rewards.combine import sources_of
 from mora_data.rewards.judge import Judge, verdict
-from mora_data.stages.feedback import sources_of
-from mora_data.stages.flow import Work, as_rollouts, score
+from mora_data.settings import RewardSettings, RoleSettings, build_settings
 from mora_data.types import Answer, Message, Request
 
 BUILD = build_settings({"name": "x", "source": {"kind": "jsonl"}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from mora_data.hub import schemas
+from mora_data.dataset import schemas
 
 DIMS = ("helpful", "harmless", "truthful")
 CONTRACT = {

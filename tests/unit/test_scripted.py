@@ -17,9 +17,15 @@ from statistics import mean
 import pytest
 
 from mora_data import templating
-from mora_data.config import ScriptedSettings
-from mora_data.engines import scripted_text as bank
-from mora_data.engines.scripted import (
+from mora_data.rewards.judge import VARIABLES as JUDGE
+from mora_data.rewards.rubric import VARIABLES as RUBRIC
+from mora_data.rewriting import arms, checks, intents
+from mora_data.rewriting import reply as contract
+from mora_data.rewriting.rewriter import VARIABLES as FUSE
+from mora_data.settings import ScriptedSettings
+from mora_data.simulator import phrases as bank
+from mora_data.simulator.reading import DIMENSIONS, level_of, read
+from mora_data.simulator.world import (
     JUDGE_NOISE,
     Scripted,
     draw_levels,
@@ -27,11 +33,6 @@ from mora_data.engines.scripted import (
     planted_kind,
     write,
 )
-from mora_data.engines.scripted_reading import DIMENSIONS, level_of, read
-from mora_data.rewards.judge import VARIABLES as JUDGE
-from mora_data.rewards.rubric import VARIABLES as RUBRIC
-from mora_data.stages import arms, checks, contract, intents
-from mora_data.stages.fuse import VARIABLES as FUSE
 from mora_data.types import Prompt, Request, Role, Sampling
 
 PLANTED, NULL = Scripted(ScriptedSettings(), 0), Scripted(ScriptedSettings(world=None), 0)
@@ -146,7 +147,7 @@ def test_role_messages_sampling_and_seed_matter() -> None:
 
 def test_another_process_gives_the_same_text() -> None:
     code = (
-        "from mora_data.engines.scripted import *; from mora_data.config import"
+        "from mora_data.simulator.world import *; from mora_data.settings import"
         " ScriptedSettings;from mora_data.types import *; ask = ({'role': 'user', 'content': 'How"
         " do I dry herbs?'},);print(Scripted(ScriptedSettings(), 0).answer(Request('policy', ask,"
         " Sampling(1.0, .95, 512), 'x', 'p', 6), 5))"

@@ -9,10 +9,10 @@ import pytest
 from support.run_folder import make_run
 from support.scored import DIMS, one
 
-from mora_data.stages.select import _Seen
-from mora_data.store import scored
-from mora_data.store.parts import Part
-from mora_data.store.scored import ScoredTable
+from mora_data.run import table as scored
+from mora_data.run.partitions import Part
+from mora_data.run.table import ScoredTable
+from mora_data.selection.select import _Seen
 
 LONG = (
     "How do I keep a small vegetable garden alive through a dry and hot summer without wasting any"

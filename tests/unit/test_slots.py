@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from mora_data.engines.http import parse_retry_after
+from mora_data.engines.limiter import Slots, Ticket
 from mora_data.engines.openai import _wait_s
 from mora_data.engines.rates import Pace, Rate
 from mora_data.engines.replies import Passing
-from mora_data.engines.slots import Slots, Ticket
 
 
 class Clock:

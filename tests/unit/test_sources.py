@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mora_data import resources, sources
-from mora_data.config import SourceSettings, load_settings
 from mora_data.errors import DropRow, SettingsError, SourceError
+from mora_data.settings import SourceSettings, load_settings
 from mora_data.sources import Draft
 from mora_data.sources.pku import CATEGORIES
 

@@ -24,17 +24,17 @@ import pytest
 from support import make_samples
 from support.hub_standin import Store, make_server
 
-from mora_data.config import load_settings
 from mora_data.errors import SourceError
-from mora_data.stages.mine import open_source
+from mora_data.settings import load_settings
+from mora_data.sources.mine import open_source
 
 PKU_MODELS = ("Alpaca-7B", "Alpaca2-7B", "Alpaca3-8B")
 HH_DIRS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 CLIENT = """
 import json, sys
-from mora_data.config import load_settings
+from mora_data.settings import load_settings
 from mora_data.errors import MoraError
-from mora_data.stages.mine import MineCounts, mine, open_source
+from mora_data.sources.mine import MineCounts, mine, open_source
 
 for name, overrides in json.loads(sys.argv[1]):
     settings, counts = load_settings(name, overrides), MineCounts()

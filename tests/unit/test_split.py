@@ -9,9 +9,9 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from mora_data.config import PresampleSettings
-from mora_data.engines.scripted import JUDGE_NOISE, draw_levels, generated_prompts
-from mora_data.engines.scripted_reading import DIMENSIONS, clip, read
+from mora_data.settings import PresampleSettings
+from mora_data.simulator.reading import DIMENSIONS, clip, read
+from mora_data.simulator.world import JUDGE_NOISE, draw_levels, generated_prompts
 from mora_data.statistics import (
     BeforeHalf,
     DecidingHalf,

@@ -10,8 +10,8 @@ import pytest
 from mora_data import resources, templating
 from mora_data.errors import SettingsError
 from mora_data.rewards.judge import VARIABLES as JUDGE
-from mora_data.stages import intents
-from mora_data.stages.fuse import VARIABLES as FUSE
+from mora_data.rewriting import intents
+from mora_data.rewriting.rewriter import VARIABLES as FUSE
 
 DIMENSIONS = ("helpful", "harmless", "truthful")
 NONCE = "0123456789ab"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mora_data.errors import SettingsError
-from mora_data.stages.tryout import tried_out
+from mora_data.prompts.pilot import tried_out
 
 FLOORS, SIGMA = np.full(2, 0.75), np.full(2, 0.05)
 # two dimensions, a quarter passes both
@@ -42,7 +42,7 @@ def test_levels_less_doubt_meet_the_floors_and_unscored_answers_do_not_count() -
 
 
 def test_a_probe_needs_presamples() -> None:
-    from mora_data.config import load_settings
+    from mora_data.settings import load_settings
 
     with pytest.raises(SettingsError, match=r"fuse\.probe compares with presamples"):
         load_settings("jsonl", {"fuse.probe": 8, "presample.enabled": False})

@@ -26,13 +26,13 @@ from support.viewing import HOSTILE, Seen, Viewer, dataset, prompt_of, viewing
 
 from mora_data.cli import main
 from mora_data.errors import RunFolderError
-from mora_data.view.html import added
-from mora_data.view.index import build, full
-from mora_data.view.live import Watch
-from mora_data.view.picture import space
-from mora_data.view.place import place_of
-from mora_data.view.query import Pairs, Query, params, query_of
-from mora_data.view.server import server_of
+from mora_data.viewer.html import added
+from mora_data.viewer.index import build, full
+from mora_data.viewer.live import Watch
+from mora_data.viewer.picture import space
+from mora_data.viewer.place import place_of
+from mora_data.viewer.query import Pairs, Query, params, query_of
+from mora_data.viewer.server import server_of
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from support.fake_batches import FakeProvider
 
-from mora_data.config import BatchSettings, RoleSettings
-from mora_data.engines.ask import Asker
 from mora_data.engines.batch import BatchEngine, Waves
 from mora_data.engines.batch_files import BatchFolder, outcome_of
+from mora_data.engines.cached_client import Asker
 from mora_data.engines.engine import Usage
 from mora_data.errors import RunFolderError
-from mora_data.store.log import AnswerLog
+from mora_data.run.log import AnswerLog
+from mora_data.settings import BatchSettings, RoleSettings
 from mora_data.types import Answer, Message, Request, Sampling
 
 

@@ -1,0 +1,198 @@
+"""The training recipes in train_recipes/: list them, copy them, run them.
+
+A recipe is a script `<name>.py` beside a folder `<name>/` of YAML configs. Scripts never import
+this package, and this module never imports torch: it only builds the command and starts it.
+
+    run_recipe("dpo", "runs/demo/dataset", config="smoke", overrides=["output_dir=runs/dpo"])
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from .. import resources
+from ..errors import ExtraMissing, SettingsError
+from ..settings import nearest
+
+INSTALL = "install the torch build you want first, then pip install 'mora-data[train]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One training script with its configs."""
+
+    name: str
+    summary: str  # first line of the script's docstring
+    configs: tuple[str, ...]
+    script: Path
+
+    def config_file(self, config: str) -> Path:
+        """The YAML file of a config.
+
+        Raises:
+            SettingsError: no such config; the text names the nearest one.
+        """
+        if config not in self.configs:
+            raise SettingsError(
+                f"recipe {self.name} has no config {config!r}: {nearest(config, self.configs)}"
+            )
+        return self.script.with_suffix("") / f"{config}.yaml"
+
+    def helpers(self) -> list[Path]:
+        """Shipped scripts that this one needs beside it, sorted: those it imports or starts, and
+        theirs."""
+        found, todo = set[Path](), [self.script]
+        while todo:
+            tree = ast.parse(todo.pop().read_text("utf-8"))
+            names = {name for node in ast.walk(tree) for name in _named(node)}
+            new = (
+                {path for n in names if (path := self.script.with_name(f"{n}.py")).is_file()}
+                - found
+                - {self.script}
+            )
+            found |= new
+            todo += new
+        return sorted(found)
+
+
+def _named(node: ast.AST) -> list[str]:
+    """Modules that a node of a script's syntax tree imports or, as the text `name.py`, starts."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+    return [text.removesuffix(".py")] if text.endswith(".py") and text.isprintable() else []
+
+
+def list_recipes() -> list[Recipe]:
+    """All shipped recipes, by name."""
+    folder = resources.folder("train_recipes")
+    return [
+        _recipe(script) for script in sorted(folder.glob("*.py")) if script.with_suffix("").is_dir()
+    ]
+
+
+def _recipe(script: Path) -> Recipe:
+    text = ast.get_docstring(ast.parse(script.read_text("utf-8"))) or script.stem
+    configs = tuple(sorted(p.stem for p in script.with_suffix("").glob("*.yaml")))
+    return Recipe(script.stem, text.splitlines()[0], configs, script)
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        SettingsError: there is none; the text names the nearest one.
+    """
+    recipes = {r.name: r for r in list_recipes()}
+    if name not in recipes:
+        raise SettingsError(f"unknown recipe {name!r}: {nearest(name, recipes)}")
+    return recipes[name]
+
+
+def copy_recipe(name: str, to: Path) -> list[Path]:
+    """Copy a recipe's script, the helpers it imports and its configs into folder `to`; the files
+    written.
+
+    Raises:
+        SettingsError: no such recipe, a file to be written exists already (then nothing is), or
+            `to` can't be written.
+    """
+    recipe = find_recipe(name)
+    configs = [recipe.config_file(c) for c in recipe.configs]
+    plan = {
+        p: to / p.relative_to(recipe.script.parent)
+        for p in (recipe.script, *recipe.helpers(), *configs)
+    }
+    taken = [str(target) for target in plan.values() if target.exists()]
+    if taken:
+        raise SettingsError(
+            f"{taken[0]} exists already: remove it, or copy recipe {name} to another folder"
+        )
+    try:
+        for source, target in plan.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    except OSError as e:
+        raise SettingsError(f"can't copy recipe {name} to {to}: {e.strerror}") from e
+    return list(plan.values())
+
+
+def run_command(
+    name: str,
+    dataset: str,
+    revision: str | None = None,
+    config: str = "smoke",
+    overrides: Sequence[str] = (),
+    python: str = sys.executable,
+) -> list[str]:
+    """The exact command that trains recipe `name`; a config with a `launch` key is started by
+    `accelerate launch`.
+
+    Without an `output_dir=` among the overrides, the output goes to runs/<name>-<config>.
+
+    Raises:
+        SettingsError: no such recipe or config, or an override that is not KEY=VALUE.
+    """
+    recipe = find_recipe(name)
+    file = recipe.config_file(config)
+    if bad := [
+        o for o in overrides if not o.partition("=")[1] or not o.partition("=")[0].isidentifier()
+    ]:
+        raise SettingsError(f"{bad[0]!r} is not key=value: write it as max_steps=100")
+    values = [f"dataset={dataset}"] + ([f"revision={_as_text(revision)}"] if revision else [])
+    if not any(o.startswith("output_dir=") for o in overrides):
+        values.append(f"output_dir=runs/{name}-{config}")
+    return [
+        python,
+        *_launcher(file),
+        str(recipe.script),
+        "--config",
+        str(file),
+        *values,
+        *overrides,
+    ]
+
+
+def _as_text(word: str) -> str:
+    """The word, quoted where YAML would read it as something else (a tag named 1.0)."""
+    return word if yaml.safe_load(word) == word else f"'{word}'"
+
+
+def _launcher(file: Path) -> list[str]:
+    flags = yaml.safe_load(file.read_text("utf-8")).get("launch")
+    return ["-m", "accelerate.commands.launch", *shlex.split(flags)] if flags else []
+
+
+def run_recipe(
+    name: str,
+    dataset: str,
+    revision: str | None = None,
+    config: str = "smoke",
+    overrides: Sequence[str] = (),
+) -> int:
+    """Print the command on stderr, run it, and return its exit code.
+
+    Raises:
+        SettingsError: as run_command.
+        ExtraMissing: torch or trl is not installed.
+    """
+    command = run_command(name, dataset, revision, config, overrides)
+    if missing := [m for m in ("torch", "trl") if importlib.util.find_spec(m) is None]:
+        raise ExtraMissing(f"recipe {name} needs {' and '.join(missing)}: {INSTALL}")
+    print(shlex.join(command), file=sys.stderr, flush=True)
+    try:
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,94 @@
+"""The small actor that holds what the workers of a build share: rate limits, spending, how far each
+partition is.
+
+A worker reports four times a second and learns whether the build has to stop; a request waits for
+its turn only where the settings limit requests or tokens a minute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..engines.engine import Usage
+from ..engines.rates import Pace
+from ..errors import LimitReached
+from ..run.cost import check_totals
+from ..run.prices import Prices
+from ..settings import LimitSettings
+
+Limits = tuple[float | None, float | None]  # requests, tokens a minute
+
+
+class State(NamedTuple):
+    """What the driver sees of all workers."""
+
+    usages: Sequence[Usage]
+    prompts: Mapping[int, int]  # done, by partition
+    stopped: str | None
+
+
+class Meter:
+    """Runs as one Ray actor, beside the driver; `before` are the tokens by model that were used up
+    already."""
+
+    def __init__(
+        self, limits: LimitSettings, prices: Prices, before: Mapping[str, Sequence[int]]
+    ) -> None:
+        self._limits, self._prices, self._before = limits, prices, before
+        self._paces: dict[str, Pace] = {}
+        self._usages: dict[str, Usage] = {}
+        self._prompts: dict[int, int] = {}
+        self._stopped: str | None = None
+
+    async def reserve(
+        self, key: str, limits: Limits, body_bytes: int, longest: int
+    ) -> tuple[float, float]:
+        """A turn under the limits that `key` names."""
+        if key not in self._paces:
+            self._paces[key] = Pace(*limits)
+        return await self._paces[key].reserve(body_bytes, longest)
+
+    async def settle(
+        self, key: str, reserved: float, tokens_in: int, tokens_out: int, longest: int
+    ) -> None:
+        """What a reserved turn brought."""
+        await self._paces[key].settle(reserved, tokens_in, tokens_out, longest)
+
+    async def report(self, worker: str, usage: Usage, prompts: Mapping[int, int]) -> str | None:
+        """A worker's numbers so far; why the build has to stop, if it has to."""
+        self._usages[worker] = usage
+        self._prompts.update(prompts)
+        if self._stopped is None:
+            try:
+                check_totals(self._totals(), self._limits, self._prices)
+            except LimitReached as e:
+                self._stopped = str(e)
+        return self._stopped
+
+    async def state(self) -> State:
+        """All workers, those that are gone too."""
+        return State(list(self._usages.values()), dict(self._prompts), self._stopped)
+
+    def _totals(self) -> dict[str, Sequence[int]]:
+        summed = Usage()
+        summed.take(
+            [Usage(by_model={m: list(t) for m, t in self._before.items()}), *self._usages.values()]
+        )
+        return dict(summed.by_model)
+
+
+class SharedPace:
+    """The limits of one model for all workers: asks the meter."""
+
+    def __init__(self, meter: Any, key: str, limits: Limits) -> None:
+        self._meter, self._key, self._limits = meter, key, limits
+
+    async def reserve(self, body_bytes: int, longest: int) -> tuple[float, float]:
+        wait_s, reserved = await self._meter.reserve.remote(
+            self._key, self._limits, body_bytes, longest
+        )
+        return float(wait_s), float(reserved)
+
+    async def settle(self, reserved: float, tokens_in: int, tokens_out: int, longest: int) -> None:
+        self._meter.settle.remote(self._key, reserved, tokens_in, tokens_out, longest)

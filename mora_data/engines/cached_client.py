@@ -1,0 +1,149 @@
+"""The one function that every model call goes through: first the answer log, then the engine.
+
+    ask = Asker(engines, log, seed=0, usage=usage)
+    answers = await ask(Request("policy", messages, sampling, "presample", prompt_id, n=16))
+
+Resume is replay: a coroutine run again gets the answers already paid for at once, and only the rest
+    is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..run.cache_key import base_key, encode
+from ..run.log import AnswerLog, Record
+from ..run.tasks import all_of
+from ..text import seed_of
+from ..types import Answer, Request, Role
+from .engine import Engine, Usage
+
+
+@dataclass(slots=True)
+class _Call:
+    """A request with its key and the list its answers go to."""
+
+    request: Request
+    engine: Engine
+    canon: bytes
+    base: bytes
+    seed: int
+    answers: list[Answer | None]
+
+    def fill(self, first: int, record: Record) -> None:
+        start = first - self.request.first
+        for i, answer in enumerate(record.answers, start):
+            if 0 <= i < len(self.answers):
+                self.answers[i] = answer
+
+
+class Asker:
+    """Asks through one partition's log."""
+
+    def __init__(
+        self, engines: Mapping[Role, Engine], log: AnswerLog, seed: int, usage: Usage
+    ) -> None:
+        self._engines = engines
+        self._log = log
+        self._seed = seed
+        self._usage = usage
+        self.answers = 0  # handed out, replayed or fresh
+        self._pending: dict[tuple[bytes, int], asyncio.Future[Record]] = {}
+
+    async def __call__(self, request: Request) -> list[Answer]:
+        """The request's answers in index order; one with `error` set is a failure that no retry can
+        mend.
+
+        Raises:
+            Owed: a sample could not be had now; what came is in the log.
+            EndpointError: the endpoint can't be used at all.
+        """
+        self._usage.calls += 1
+        engine = self._engines[request.role]
+        canon = encode(request, engine.model, engine.extra)
+        seed = seed_of(self._seed, request.prompt_id, request.purpose)
+        base = base_key(canon, request.purpose, seed, engine.revision)
+        call = _Call(request, engine, canon, base, seed, [None] * request.n)
+        groups = self._replay(call)
+        if len(groups) == 1:
+            await self._group(call, *groups[0])
+        elif groups:
+            await all_of(self._group(call, first, n) for first, n in groups)
+        self.answers += request.n
+        return [a if a is not None else Answer("", "error", error="missing") for a in call.answers]
+
+    def _replay(self, call: _Call) -> list[tuple[int, int]]:
+        """Take from the log what is there; what is missing, as (first, n) requests.
+
+        A record that came short of what it asked for is followed by single requests, so that a run
+        cut in the middle of topping up asks for the same samples in the same way as one that was
+        not.
+        """
+        request, log = call.request, self._log
+        end = request.first + request.n
+        groups: list[tuple[int, int]] = []
+        i = short_until = 0
+        while i < end:
+            record = log.get(call.base, i)
+            if record is not None:
+                call.fill(i, record)
+                n = len(record.answers)
+                if log.is_old(call.base, i):
+                    self._usage.replayed += max(0, min(i + n, end) - max(i, request.first))
+                short_until = i + record.asked if n < record.asked else short_until
+                i += n
+            elif i < request.first:
+                i = request.first if request.first >= short_until else i + 1
+            elif i < short_until:
+                groups.append((i, 1))
+                i += 1
+            else:
+                stop = i + 1
+                while stop < end and not log.has(call.base, stop):
+                    stop += 1
+                # vLLM refuses greedy n > 1
+                step = call.engine.n_per_request if request.sampling.temperature > 0 else 1
+                groups += [(j, min(step, stop - j)) for j in range(i, stop, step)]
+                i = stop
+        return groups
+
+    async def _group(self, call: _Call, first: int, n: int) -> None:
+        record = await self._once(call, first, n)
+        call.fill(first, record)
+        came = len(record.answers)
+        if came < n:
+            await all_of(self._group(call, i, 1) for i in range(first + came, first + n))
+
+    async def _once(self, call: _Call, first: int, n: int) -> Record:
+        """One server call; a second caller with the same key waits for the first one's reply."""
+        key = (call.base, first)
+        running = self._pending.get(key)
+        if running is not None:
+            return await asyncio.shield(running)
+        done: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
+        self._pending[key] = done
+        self._usage.under_way += 1
+        try:
+            record = await call.engine.send(
+                call.canon, call.request, n, first, call.seed, lambda r: self._keep(call, first, r)
+            )
+            done.set_result(record)
+            return record
+        except BaseException as e:
+            if isinstance(e, Exception):
+                done.set_exception(e)
+                done.exception()  # seen: nobody else may be waiting
+            else:
+                done.cancel()
+            raise
+        finally:
+            self._usage.under_way -= 1
+            del self._pending[key]
+
+    def _keep(self, call: _Call, first: int, record: Record) -> None:
+        if self._log.has(call.base, first):
+            self._usage.repeated += len(record.answers)
+        self._log.put(call.base, first, record)
+        self._usage.count(call.engine.model, call.request.prompt_id, record.tokens)

@@ -1,0 +1,259 @@
+"""Partitions under way: open prompts while the engine has room, seal a partition when its last
+prompt is done.
+
+The window is not a setting: an HTTP engine wants another prompt while fewer calls wait than it has
+slots. So memory is bounded by the open prompts and partitions, whatever the size of the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..engines.cached_client import Asker
+from ..engines.engine import Engine, Usage
+from ..errors import MoraError
+from ..rewards.precomputed import NOT_RATED
+from ..run.log import AnswerLog
+from ..run.partitions import Part
+from ..run.tasks import to_its_end, wind_down
+from ..types import Prompt, Role
+from .judge_quality import sums_of
+from .result import Outcome, tables
+
+Flow = Callable[[Asker, Prompt], Awaitable[Outcome]]
+
+
+@dataclass(slots=True)
+class OpenPart:
+    """A partition with its log open."""
+
+    part: Part
+    prompts: list[Prompt]
+    log: AnswerLog
+    ask: Asker
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+
+class Partitions:
+    """Runs prompts through a flow, partition by partition."""
+
+    def __init__(
+        self,
+        engines: Mapping[Role, Engine],
+        usage: Usage,
+        seed: int,
+        opening: asyncio.Lock | None = None,
+    ) -> None:
+        # where this command's answers begin; a partition may be opened twice by one command
+        self.old_ends: dict[Path, int] = {}
+        # shared: one of several runs opens prompts at a time
+        self._opening = opening or asyncio.Lock()
+        self._engines = engines
+        self._usage = usage
+        self._seed = seed
+        self._logs: list[AnswerLog] = []
+        self._ended = asyncio.Event()  # a prompt did
+        self.damaged = 0
+
+    async def run(
+        self,
+        parts: Iterable[Part],
+        flow: Flow,
+        on_prompt: Callable[[Outcome], None],
+        on_part: Callable[[OpenPart], None],
+        only: frozenset[str] | None = None,
+    ) -> None:
+        """Every prompt of every partition (or those in `only`) through `flow`; each finished
+        partition to `on_part`.
+
+        Where an earlier command left answers, the last prompts come first: those are what it had
+        not begun, so that the first new request need not wait for the replay of all others.
+
+        Raises:
+            MoraError: the run can't go on; what was answered is in the logs.
+        """
+        try:
+            async with _Group(self._usage.stop) as group, self._opening:
+                for part in parts:
+                    opened = self._open(part, only)
+                    if not opened.prompts:
+                        self._finish(opened, on_part)
+                    for prompt in (
+                        reversed(opened.prompts) if opened.log.is_resumed else opened.prompts
+                    ):
+                        while not self._wants_more() and not group.failed:
+                            await group.unless_failed(self._changed())
+                        if group.failed:
+                            return
+                        self._usage.prompts_begun += 1
+                        self._usage.open_prompts += 1
+                        group.start(self._one(opened, prompt, flow, on_prompt, on_part))
+                        await asyncio.sleep(0)
+        finally:
+            for log in self._logs:
+                log.close()
+            self._logs.clear()
+
+    def _open(self, part: Part, only: frozenset[str] | None) -> OpenPart:
+        prompts = [p for p in part.prompts() if only is None or p.prompt_id in only]
+        log = AnswerLog(part.log_path, part.sealed_answers(), self.old_ends.get(part.log_path))
+        self.old_ends[part.log_path] = log.old_end
+        self._logs.append(log)
+        self.damaged += log.damaged
+        return OpenPart(part, prompts, log, Asker(self._engines, log, self._seed, self._usage))
+
+    def _finish(self, opened: OpenPart, on_part: Callable[[OpenPart], None]) -> None:
+        on_part(opened)
+        opened.log.close()
+        self._logs.remove(opened.log)
+
+    async def _one(
+        self,
+        opened: OpenPart,
+        prompt: Prompt,
+        flow: Flow,
+        on_prompt: Callable[[Outcome], None],
+        on_part: Callable[[OpenPart], None],
+    ) -> None:
+        try:
+            outcome = await flow(opened.ask, prompt)
+        finally:
+            self._usage.open_prompts -= 1
+            self._ended.set()
+        opened.outcomes[prompt.prompt_id] = outcome
+        on_prompt(outcome)
+        if len(opened.outcomes) == len(opened.prompts):
+            await to_its_end(self._finish, opened, on_part)
+
+    async def _one_ended(self) -> None:
+        await self._ended.wait()
+
+    def _wants_more(self) -> bool:
+        return all(e.wants_more for e in self._engines.values())
+
+    async def _changed(self) -> None:
+        self._ended.clear()
+        waits = [
+            asyncio.ensure_future(e.changed())
+            for e in set(self._engines.values())
+            if not e.wants_more
+        ]
+        try:
+            if waits:
+                waits.append(asyncio.ensure_future(self._one_ended()))
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for w in waits:
+                w.cancel()
+
+
+def seal(opened: OpenPart, dims: Sequence[str], settings_hash: str) -> None:
+    """Compact a partition whose prompts are all done (owed ones included: they keep it from
+    counting as finished)."""
+    outcomes = [opened.outcomes[p.prompt_id] for p in opened.prompts]
+    counts: Counter[tuple[str, str]] = Counter()
+    for o in outcomes:
+        counts.update(o.counts)
+    errors = [e for o in outcomes for e in errors_of(o)]
+    manifest = {
+        "settings": settings_hash,
+        "n_prompts": len(outcomes),
+        "answers": opened.ask.answers,
+        "counts": {f"{stage}.{what}": n for (stage, what), n in sorted(counts.items())},
+        "feedback": sums_of(outcomes),
+        "n_scores": sum(len(o.scores) for o in outcomes),
+        "errors": len(errors),
+        "owed": [o.prompt.prompt_id for o in outcomes if o.owed is not None],
+    }
+    opened.part.seal(tables(outcomes, dims), opened.log.items(), errors, manifest)
+
+
+def errors_of(o: Outcome) -> list[dict[str, Any]]:
+    """A prompt's failed rows: what stopped it, answers that failed for good, verdicts that are
+    missing.
+
+    A rating that the source never had is no failure: it is counted as unscored.
+    """
+    out: list[dict[str, Any]] = []
+    if o.owed is not None:
+        out.append({"prompt_id": o.prompt.prompt_id, "stage": "owed", "error": o.owed})
+    for arm in [*([o.presample] if o.presample else []), *o.arms]:
+        out += [
+            {
+                "prompt_id": r.prompt_id,
+                "stage": "presample" if arm.name == "presample" else "rollout",
+                "arm": arm.name,
+                "index": r.index,
+                "error": r.error,
+            }
+            for r in arm.rollouts
+            if r.error is not None
+        ]
+    out += [
+        {
+            "prompt_id": o.prompt.prompt_id,
+            "stage": "score",
+            "arm": arm_name,
+            "index": index,
+            "purpose": purpose,
+            "dimension": s.dimension,
+            "error": s.reason,
+        }
+        for arm_name, index, purpose, s in o.scores
+        if s.value is None and s.reason != NOT_RATED
+    ]
+    return out
+
+
+class _Group:
+    """Tasks of which the first failure stops the rest (asyncio.TaskGroup, for Python 3.10)."""
+
+    def __init__(self, stop: Callable[[MoraError], None]) -> None:
+        self._stop_sending = stop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+        self._stop = asyncio.Event()
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
+
+    def start(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def unless_failed(self, wait: Any) -> None:
+        """Wait, but no longer than until a task fails."""
+        waiting, stopping = asyncio.ensure_future(wait), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            stopping.cancel()
+
+    async def __aenter__(self) -> _Group:
+        return self
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            while error is None and self._tasks and self._error is None:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # an interrupt arrives here, too: nothing may go on once the logs are closed
+            why = self._error if isinstance(self._error, MoraError) else MoraError("interrupted")
+            if self._tasks:
+                self._stop_sending(why)
+            await wind_down(self._tasks, why)
+        if error is None and self._error is not None:
+            raise self._error
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and self._error is None:
+            self._error = task.exception()
+            self._stop.set()

@@ -1,0 +1,135 @@
+"""Canaries: a few reference answers scored when a run begins and once more when it ends, to see
+whether the scorers changed.
+
+    items = chosen(found, 50)
+    start = await measured(ask, sources, items, "start", kappa)
+    end = await measured(ask, sources, items, "end:<what was built>", kappa)
+    drift(start, end, sigma)     # {"helpful": {"shift": -0.02, "error": 0.01, "n": 50}, ...}
+
+Both are fresh measurements under the conditions of ordinary scores: each has a purpose of its own,
+so neither is a replay of mining, and a run that was cut asks only what is missing. canary.json
+holds the items and both results, canary.log the answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import Owed
+from ..prompts.judge_stats import Measured, Measurements, columns_of, usable_of
+from ..run.tasks import all_of
+from ..text import seed_of
+from ..types import Message, Score
+from .asking import Ask
+from .combine import ANCHORED, Anchors, Source, Sources, anchor, calibrated, combine
+
+AUTO = 50
+ERRORS = 2.0  # standard errors that a shift has to exceed, besides the limit
+
+Item = dict[str, Any]
+Values = dict[str, list[float | None]]
+
+
+def chosen(found: Measurements, sources: Sources, n: int) -> list[Item]:
+    """Up to `n` scored reference rollouts, a fixed draw by their names, each with the anchors of
+    its prompt."""
+    drawn = sorted(
+        ((m, r) for m in found.in_order() for r in usable_of(m)),
+        key=lambda mr: (
+            seed_of("canary", mr[1].prompt_id, mr[1].index),
+            mr[1].prompt_id,
+            mr[1].index,
+        ),
+    )[:n]
+    return [
+        {
+            "prompt_id": r.prompt_id,
+            "index": r.index,
+            "messages": list(m.prompt.messages),
+            "text": r.text,
+            "anchors": _anchors(m, sources),
+        }
+        for m, r in drawn
+    ]
+
+
+async def measured(
+    ask: Ask, sources: Sources, items: Sequence[Item], when: str, kappa: float | None
+) -> Values:
+    """Per dimension the value of each item, None where there is none now."""
+    rows = await all_of(_one(ask, sources, item, f"score:canary:{when}") for item in items)
+    out: Values = {d: [] for d in sources}
+    for row in rows:
+        for d, group in sources.items():
+            value = combine(group, row.get(d, []), kappa)
+            out[d].append(None if value is None else value.reward)
+    return out
+
+
+def drift(
+    start: Mapping[str, Sequence[float | None]],
+    end: Mapping[str, Sequence[float | None]],
+    sigma: Mapping[str, float],
+) -> dict[str, dict[str, Any]]:
+    """Mean shift of each dimension from start to end, its standard error, and the number of items
+    scored both times."""
+    out = {}
+    for d, before in start.items():
+        gaps = [
+            b - a
+            for a, b in zip(before, end.get(d, ()), strict=True)
+            if a is not None and b is not None
+        ]
+        n = len(gaps)
+        shift = math.fsum(gaps) / n if n else None
+        error = None
+        if shift is not None:
+            sd = math.sqrt(math.fsum((g - shift) ** 2 for g in gaps) / (n - 1)) if n > 1 else 0.0
+            error = max(sd, sigma.get(d, 0.0) * math.sqrt(2)) / math.sqrt(n)
+        out[d] = {"shift": shift, "error": error, "n": n}
+    return out
+
+
+def drifted(found: Mapping[str, Mapping[str, Any]], limit: float) -> list[str]:
+    """The dimensions that shifted by more than `limit` and by more than their error explains."""
+    return [
+        d
+        for d, v in found.items()
+        if v["shift"] is not None and abs(v["shift"]) > max(limit, ERRORS * v["error"])
+    ]
+
+
+async def _one(ask: Ask, sources: Sources, item: Item, purpose: str) -> dict[str, list[Score]]:
+    messages = tuple(Message(role=m["role"], content=m["content"]) for m in item["messages"])
+    group = [s for found in sources.values() for s in found]
+    columns = await all_of(_column(ask, s, item, messages, purpose) for s in group)
+    out: dict[str, list[Score]] = {}
+    for source, column in zip(group, columns, strict=True):
+        key = f"{source.dimension}/{source.number}"
+        anchors: Anchors = {(source.dimension, source.number): item["anchors"].get(key, math.nan)}
+        out.setdefault(source.dimension, []).extend(calibrated(source, column, 1, anchors))
+    return out
+
+
+async def _column(
+    ask: Ask, source: Source, item: Item, messages: tuple[Message, ...], purpose: str
+) -> list[Score]:
+    try:
+        return await source.reward.scores(ask, item["prompt_id"], messages, [item["text"]], purpose)
+    except Owed as e:  # a passing fault costs this item, not the run
+        return [Score(source.dimension, source.reward.name, None, None, str(e))]
+
+
+def _anchors(m: Measured, sources: Sources) -> dict[str, float]:
+    columns = columns_of(m.first, sources)
+    found = {
+        f"{s.dimension}/{s.number}": anchor(
+            s, [score.raw for _, score in columns[s.dimension, s.number]]
+        )
+        for group in sources.values()
+        for s in group
+        if s.kind == ANCHORED
+    }
+    return {key: value for key, value in found.items() if not math.isnan(value)}

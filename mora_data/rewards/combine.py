@@ -1,0 +1,440 @@
+"""Dual feedback: the scores of a dimension's sources as one value, with its doubt. The only place
+where raw becomes value.
+
+    source (raw) -> chart -> value in [0, 1] -> weighted mean over the dimension's sources, and how
+    far they disagree
+
+A chart is a calibration as JSON (rewards/calibration.py). A source whose own scale is known needs
+none. A score that is missing, not finite or outside its scale is None with a reason, never a
+number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import SettingsError
+from ..settings import BuildSettings, CalibrationSettings, RewardSettings
+from ..types import Score
+from . import Reward
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LABELLED_FLOOR = 0.5  # a calibrated P(good)
+OWN = ("identity", "likert", "sigmoid")
+LABELLED = ("isotonic", "platt")
+ANCHORED = "anchored"
+
+Anchors = dict[tuple[str, int], float]  # (dimension, number of the source) -> s_ref of one prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source of reward in its place.
+
+    Attributes:
+        number: its place among the sources of its dimension, from 0.
+        kind: calibration in force.
+        chart: None where the source's own value stands, and before the reference is measured.
+        floor: pass mark in [0, 1]; None where no mark holds across prompts.
+        step: smallest difference its values can show.
+    """
+
+    reward: Reward
+    number: int
+    weight: float
+    kind: str
+    chart: Mapping[str, Any] | None
+    floor: float | None
+    step: float
+    settings: CalibrationSettings
+
+    @property
+    def dimension(self) -> str:
+        return self.reward.dimension
+
+    @property
+    def waits(self) -> bool:
+        """Whether its chart has to be fitted on the reference scores."""
+        return self.chart is None and self.kind not in OWN
+
+    @property
+    def relative(self) -> bool:
+        """Whether its values compare answers to one prompt only."""
+        return self.floor is None
+
+
+Sources = Mapping[str, Sequence[Source]]
+
+
+class Value(NamedTuple):
+    """A rollout's reward in one dimension.
+
+    Attributes:
+        reward: weighted mean of the sources.
+        level: the same over the sources with an absolute scale: what floors are compared with.
+        doubt: kappa times the weighted sd over the sources; of a single one, kappa times the noise
+            of a score.
+    """
+
+    reward: float
+    level: float
+    doubt: float
+
+
+def sources_of(
+    rewards: Mapping[str, Sequence[Reward]], settings: BuildSettings
+) -> dict[str, list[Source]]:
+    """The sources with those charts that need no reference scores.
+
+    Raises:
+        SettingsError: a calibration file or label file can't be used, or a build without presamples
+            would have to fit one.
+    """
+    out = {
+        d: [
+            _source(r, i, s)
+            for i, (r, s) in enumerate(zip(rewards[d], settings.reward_sources(d), strict=True))
+        ]
+        for d in rewards
+    }
+    for source in (
+        s for sources in out.values() for s in sources if s.waits and not settings.presample.enabled
+    ):
+        raise SettingsError(
+            f"rewards.{source.dimension}: {source.reward.name} needs the calibration {source.kind},"
+            " which is fitted on presamples, and presample.enabled is false: give it a"
+            " calibration_file" + (" or calibration.temperature" if source.kind == ANCHORED else "")
+        )
+    return out
+
+
+def with_charts(
+    sources: Sources, charts: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, list[Source]]:
+    """The sources with the charts of a reference.json."""
+    return {
+        d: [replace(s, chart=charts[d][s.number]) if s.waits else s for s in found]
+        for d, found in sources.items()
+    }
+
+
+def described(sources: Sources) -> dict[str, list[dict[str, Any]]]:
+    """The charts as reference.json and the published calibration.json hold them."""
+    return {
+        d: [{"source": s.reward.name, **(s.chart or {"kind": s.kind})} for s in found]
+        for d, found in sources.items()
+    }
+
+
+def floors_of(sources: Sources, given: str | Mapping[str, float]) -> dict[str, float]:
+    """Pass mark per dimension: the one given, else that of its first source with an absolute scale.
+
+    Raises:
+        SettingsError: a dimension has none.
+    """
+    marks = {} if isinstance(given, str) else dict(given)
+    out = {}
+    for d, found in sources.items():
+        own = next((s.floor for s in found if s.floor is not None), None)
+        if own is None and not (d in marks and all(s.kind == ANCHORED for s in found)):
+            raise SettingsError(_no_floor(d, found))
+        out[d] = marks[d] if d in marks else float(own or 0.0)
+    return out
+
+
+def steps_of(sources: Sources) -> dict[str, float]:
+    """Resolution of each dimension's scale: the coarsest of its sources."""
+    return {d: max(s.step for s in found) for d, found in sources.items()}
+
+
+def calibrated(source: Source, scores: Sequence[Score], n: int, anchors: Anchors) -> list[Score]:
+    """A source's scores of `n` answers with their values; the first ones of a prompt set its
+    anchor."""
+    if len(scores) != n:
+        return [
+            Score(
+                source.dimension,
+                source.reward.name,
+                None,
+                None,
+                f"{len(scores)} scores for {n} answers",
+            )
+        ] * n
+    if source.waits:
+        return list(scores)
+    if source.chart is None:
+        return [_own(s) for s in scores]
+    key = (source.dimension, source.number)
+    if source.kind == ANCHORED and key not in anchors:
+        anchors[key] = anchor(source, [s.raw for s in scores])
+    values = _values(source.chart, [s.raw for s in scores], anchors.get(key, math.nan))
+    return [
+        (
+            replace(s, value=v, reason="")
+            if v is not None
+            else replace(
+                s,
+                value=None,
+                reason=s.reason if s.reason not in ("", "uncalibrated") else _why(s.raw),
+            )
+        )
+        for s, v in zip(scores, values, strict=True)
+    ]
+
+
+def anchor(source: Source, raw: Sequence[float | None]) -> float:
+    """s_ref of a prompt from the raw scores of its answers."""
+    from .calibration import anchor_of
+
+    return anchor_of(source.chart or {}, [r for r in raw if r is not None])
+
+
+def combine(
+    sources: Sequence[Source],
+    scores: Sequence[Score],
+    kappa: float | None = None,
+    sigma: float = 0.0,
+) -> Value | None:
+    """One dimension's scores of one rollout, in the order of its sources; None when any of them has
+    no value.
+
+    `kappa` None: 1 for two or more sources, else 0 (METHOD (a) 4).
+    """
+    if len(scores) != len(sources) or any(s.value is None for s in scores):
+        return None
+    if len(sources) == 1:
+        value = scores[0].value
+        return Value(value, value, (kappa or 0.0) * sigma) if value is not None else None
+    weighed = [
+        (source, s.value) for source, s in zip(sources, scores, strict=True) if s.value is not None
+    ]
+    mean = _mean(weighed)
+    absolute = [(source, v) for source, v in weighed if not source.relative]
+    spread = math.sqrt(_mean([(source, (v - mean) ** 2) for source, v in weighed]))
+    return Value(
+        mean, _mean(absolute) if absolute else mean, (1.0 if kappa is None else kappa) * spread
+    )
+
+
+def fitted(
+    sources: Sources, raw: Mapping[tuple[str, int], Sequence[Sequence[float | None]]]
+) -> dict[str, list[Source]]:
+    """The sources with charts fitted on the raw scores of the reference prompts, one list of scores
+    per prompt.
+
+    Raises:
+        SettingsError: the scores can't carry such a chart; the text names the dimension.
+    """
+    return {
+        d: [replace(s, chart=_fit(s, raw.get((d, s.number), ()))) if s.waits else s for s in found]
+        for d, found in sources.items()
+    }
+
+
+def _fit(source: Source, by_prompt: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+    import numpy as np
+
+    from .calibration import fit
+
+    prompts = [
+        np.array([v for v in scores if v is not None and math.isfinite(v)]) for scores in by_prompt
+    ]
+    # sorted: the order in which prompts finish must not show
+    raw = np.sort(np.concatenate([*prompts, np.empty(0)]))
+    given = _given(source.settings)
+    freedom = sum(max(len(p) - 1, 0) for p in prompts)
+    if freedom and source.kind == ANCHORED:
+        given["spread"] = math.sqrt(
+            math.fsum(float(((p - p.mean()) ** 2).sum()) for p in prompts if len(p)) / freedom
+        )
+    try:
+        return fit(source.kind, raw, given=given)
+    except SettingsError as e:
+        raise SettingsError(f"rewards.{source.dimension}: {source.reward.name}: {e}") from e
+
+
+def _source(reward: Reward, number: int, settings: RewardSettings) -> Source:
+    ours = settings.calibration or CalibrationSettings()
+    own = str(getattr(reward, "calibration", "identity"))
+    where = f"rewards.{reward.dimension}: {reward.name}"
+    chart = (
+        _chart_from_file(settings.calibration_file, reward) if settings.calibration_file else None
+    )
+    kind = str(chart["kind"]) if chart is not None else ours.kind or own
+    if chart is None and kind in LABELLED:
+        chart = _labelled(kind, ours.labels, where)
+    if chart is None and kind == ANCHORED and ours.temperature is not None:
+        chart = {"kind": kind, "n": 0, **_given(ours)}
+    if chart is None and kind in OWN and settings.calibration is not None:
+        from .calibration import fit
+
+        chart = {**fit(kind, _empty(), given=_given(ours)), "n": 0}
+    changed = kind != own
+    floor = getattr(reward, "floor", None)
+    if kind in LABELLED:
+        floor = LABELLED_FLOOR if changed or floor is None else floor
+    elif changed and kind not in OWN:
+        floor = None
+    return Source(
+        reward,
+        number,
+        settings.weight,
+        kind,
+        chart,
+        floor,
+        reward.step if kind in OWN else 0.0,
+        ours,
+    )
+
+
+def _given(settings: CalibrationSettings) -> dict[str, float]:
+    return settings.model_dump(
+        include={"low", "high", "zero", "temperature", "quantile"}, exclude_none=True
+    )
+
+
+def _chart_from_file(path: str, reward: Reward) -> dict[str, Any]:
+    """A frozen chart: the file's own, or the one that a published calibration.json holds for this
+    source."""
+    from .calibration import check
+
+    try:
+        tree = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise SettingsError(
+            f"can't read the calibration file {path}: {' '.join(str(e).split())}"
+        ) from e
+    if isinstance(tree, dict) and "kind" not in tree:
+        published = tree.get("reference")
+        held = (published if isinstance(published, dict) else tree).get("calibration") or {}
+        found = held.get(reward.dimension) or []
+        tree = next((c for c in found if c.get("source") == reward.name), None)
+        if tree is None:
+            raise SettingsError(
+                f"calibration file {path} holds nothing for {reward.name} in {reward.dimension}"
+            )
+    return check(tree, f"calibration file {path}")
+
+
+def _labelled(kind: str, path: str | None, where: str) -> dict[str, Any]:
+    import numpy as np
+
+    from .calibration import fit
+
+    if path is None:
+        raise SettingsError(
+            f"{where}: {kind} is fitted on labels: give calibration.labels, a JSONL file of {{raw,"
+            " label}"
+        )
+    rows = _labels(path)
+    try:
+        return fit(
+            kind,
+            np.array([r for r, _ in rows], dtype=float),
+            np.array([y for _, y in rows], dtype=float),
+        )
+    except SettingsError as e:
+        raise SettingsError(f"{where}: {e} ({path})") from e
+
+
+def _labels(path: str) -> list[tuple[float, float]]:
+    """(raw, label) of each line.
+
+    Raises:
+        SettingsError: unreadable, or a line is not such a pair; the text names the line.
+    """
+    rows = []
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise SettingsError(f"can't read the label file {path}: {' '.join(str(e).split())}") from e
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            raw, label = float(row["raw"]), float(row["label"])
+        except (ValueError, TypeError, KeyError):
+            raw = label = math.nan
+        if not math.isfinite(raw) or not 0 <= label <= 1:
+            raise SettingsError(
+                f'{path}:{number}: {line[:60]!r} is not {{"raw": number, "label": 0 to 1}}'
+            )
+        rows.append((raw, label))
+    return rows
+
+
+def digests(settings: BuildSettings) -> list[str]:
+    """Hashes of the files that the calibrations of a build are read from; empty text for those that
+    are not there."""
+    names = [
+        n
+        for d in settings.dimensions
+        for r in settings.reward_sources(d)
+        for n in (r.calibration_file, r.calibration.labels if r.calibration else None)
+        if n
+    ]
+    return [
+        hashlib.sha256(Path(n).read_bytes()).hexdigest()[:16] if Path(n).is_file() else ""
+        for n in names
+    ]
+
+
+def _own(score: Score) -> Score:
+    """The source's own value, unless it is none."""
+    if score.value is None:
+        return score
+    if not math.isfinite(score.value):
+        return replace(score, value=None, reason="not_finite")
+    return score if 0 <= score.value <= 1 else replace(score, value=None, reason="out_of_range")
+
+
+def _values(
+    chart: Mapping[str, Any], raw: Sequence[float | None], ref: float
+) -> list[float | None]:
+    import numpy as np
+
+    from .calibration import apply
+
+    values = apply(chart, np.array([math.nan if r is None else r for r in raw], dtype=float), ref)
+    return [None if math.isnan(v) else v for v in values.tolist()]
+
+
+def _why(raw: float | None) -> str:
+    if raw is None:
+        return "no_score"
+    return "out_of_range" if math.isfinite(raw) else "not_finite"
+
+
+def _mean(weighed: Sequence[tuple[Source, float]]) -> float:
+    return sum(s.weight * v for s, v in weighed) / sum(s.weight for s, _ in weighed)
+
+
+def _no_floor(d: str, found: Sequence[Source]) -> str:
+    names = ", ".join(s.reward.name for s in found)
+    remedy = f"add a source with an absolute scale to rewards.{d} (a judge or a guard)"
+    if all(s.kind == ANCHORED for s in found):
+        return (
+            f"dimension {d}: scores of {names} only compare answers to one prompt, so they give no"
+            f" pass mark: {remedy}, or say presample.floors.{d}, where 0.5 is the prompt's own"
+            f" {found[0].settings.quantile:g}-quantile"
+        )
+    return (
+        f"dimension {d}: {names} is known up to an offset for each prompt (Bradley-Terry), so no"
+        f" floor on it means the same in two prompts: {remedy}, or set its calibration to anchored"
+    )
+
+
+def _empty() -> NDArray[np.float64]:
+    import numpy as np
+
+    return np.empty(0)

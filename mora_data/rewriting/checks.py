@@ -1,0 +1,329 @@
+"""Checks of a rewritten question that need no further model. Every check leaves its value, passed
+or not.
+
+    rewrite = parse_rewrite(answer.text)            # Rewrite, or the reason why there is none
+    checks = check(prompt, rewrite, Limits(budget(prompt.text), rollouts))
+    if not all(c.passed for c in checks): ask again with feedback(checks)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..rewards.rules import is_refusal, is_repetitive
+from ..text import n_tokens, normalise, script_of, tongue_of, words
+from ..types import Prompt
+from . import patterns as phrases
+from .harmful_act import MAX_SHARE, asks_for
+from .reply import Rewrite
+from .stems import content_stems, stem
+
+MIN_RECALL = 0.5  # of the prompt's content stems
+MIN_SIMILARITY = 0.55  # of embeddings, where `fuse.subject` names a function
+MAX_SIMILARITY = 0.95  # Jaccard of the token sets
+MIN_NEW_WORDS = 3  # words that the prompt lacks, one of them a content word
+MAX_QUESTIONS = 4  # question marks
+MAX_SHARED_WORDS = 11  # longest run of words shared with a rollout
+LENGTH_CAP = 220  # tokens
+
+
+class Budget(NamedTuple):
+    """Length of a rewrite, in tokens of `text.n_tokens`, ends included."""
+
+    min: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Outcome of one check. `value` is what was measured, where there is a number."""
+
+    name: str
+    passed: bool
+    value: float | None = None
+    detail: str = ""
+
+
+def budget(original: str) -> Budget:
+    """Length that a rewrite may have: from 0.8 L to min(max(4 L, L + 60), 220), L the prompt's
+    length.
+
+    A prompt so long that the cap leaves no room may grow by a quarter.
+    """
+    n = n_tokens(original)
+    low = math.ceil(0.8 * n)
+    return Budget(low, max(min(max(4 * n, n + 60), LENGTH_CAP), math.ceil(1.25 * n)))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a rewrite is held to.
+
+    Attributes:
+        within: its length.
+        rollouts: answers to the original, which it must not carry.
+        risky: the original asks for something harmful, which the rewrite may not ask for.
+        forbidden: phrases that it may not use.
+        premise: a claim that was supplied for it; any other has to be asked about, not stated as
+            known.
+        similarity: of original and rewrite, in place of the share of content words.
+        contaminated: does a text share a 13-gram with a benchmark?
+    """
+
+    within: Budget
+    rollouts: Sequence[str] = ()
+    risky: bool = False
+    forbidden: Sequence[str] = ()
+    premise: str = ""
+    similarity: Callable[[str, str], float] | None = None
+    contaminated: Callable[[str], bool] | None = None
+
+
+def check(original: Prompt, rewrite: Rewrite | str, limits: Limits) -> list[Check]:
+    """All checks of a parsed rewrite of `original`, in a fixed order; only the first where there is
+    no text to check."""
+    if isinstance(rewrite, str):
+        return [Check("parse", False, detail=rewrite)]
+    x, y = original.text, rewrite.text
+    if rewrite.refused or is_refusal(y):
+        return [Check("parse", True), Check("rewriter_refusal", False)]
+    if problem := _not_one_turn(x, y):
+        return [Check("parse", False, detail=problem)]
+    out = [
+        Check("parse", True),
+        Check("rewriter_refusal", True),
+        _length(y, limits.within),
+        _subject(x, y, limits.similarity),
+        _changed(x, y),
+        _meta(x, y),
+        _forbidden(x, y, limits.forbidden),
+        _language(x, y),
+        _natural(x, y),
+        _jailbreak(x, y),
+        _premise(x, y, limits.premise),
+        _leak(x, y, limits.rollouts),
+    ]
+    if limits.risky:
+        out.append(_operational(x, y))
+    if limits.contaminated is not None:
+        out.append(Check("decontamination", not limits.contaminated(y)))
+    return out
+
+
+def language_of(text: str) -> str:
+    """The language for a rewriter to keep to: by name where function words tell it, else in words
+    that fit any."""
+    return tongue_of(text).capitalize() or "the language of the original question"
+
+
+def feedback(checks: Sequence[Check]) -> list[str]:
+    """One sentence for each failed check, for the next attempt."""
+    return [
+        _FEEDBACK[c.name.partition("_")[0] if c.name.startswith("intent_") else c.name].format(
+            detail=c.detail
+        )
+        for c in checks
+        if not c.passed
+    ]
+
+
+def _not_one_turn(x: str, y: str) -> str:
+    if not y:
+        return "empty"
+    if phrases.ROLE_TAG.search(y) and not phrases.ROLE_TAG.search(x):
+        return "role tags"
+    return "template tags" if phrases.OUR_TAG.search(y) else ""
+
+
+def _length(y: str, within: Budget) -> Check:
+    n = n_tokens(y)
+    return Check(
+        "length",
+        within.min <= n <= within.max,
+        n,
+        f"{n} tokens, wanted {within.min} to {within.max}",
+    )
+
+
+def _subject(x: str, y: str, similarity: Callable[[str, str], float] | None) -> Check:
+    if similarity is not None:
+        value = similarity(x, y)
+        return Check("subject", value >= MIN_SIMILARITY, value, x[:60])
+    wanted, have = content_stems(x), content_stems(y) | {stem(w) for w in words(y)}
+    recall = len(wanted & have) / len(wanted) if wanted else 1.0
+    return Check("subject", recall >= MIN_RECALL, recall, ", ".join(sorted(wanted - have)[:6]))
+
+
+def _changed(x: str, y: str) -> Check:
+    a, b = set(words(x)), set(words(y))
+    similarity = len(a & b) / len(a | b) if a | b else 1.0
+    new = len(b - a)
+    passed = (
+        similarity <= MAX_SIMILARITY
+        and new >= MIN_NEW_WORDS
+        and bool(content_stems(y) - content_stems(x))
+    )
+    return Check("changed", passed, similarity, f"{new} new words")
+
+
+def _meta(x: str, y: str) -> Check:
+    return _pattern("meta", phrases.META, x, y)
+
+
+def _jailbreak(x: str, y: str) -> Check:
+    return _pattern("jailbreak", phrases.JAILBREAK, x, y)
+
+
+def _forbidden(x: str, y: str, phrases_: Sequence[str]) -> Check:
+    a, b = normalise(x), normalise(y)
+    found = [p for p in phrases_ if normalise(p) in b and normalise(p) not in a]
+    return Check("forbidden", not found, len(found), "; ".join(found))
+
+
+def _premise(x: str, y: str, supplied: str) -> Check:
+    """Nothing is stated as known that the asker could not know: false premises come from a list, or
+    not at all."""
+    return _pattern("premise", phrases.PRESUPPOSES, f"{x} {supplied}", y)
+
+
+def _natural(x: str, y: str) -> Check:
+    """What a person's one question does not look like: lists, labels, a string of key words, many
+    questions, an echo."""
+    faults = [
+        name
+        for name, found in (
+            ("a list", phrases.LIST_MARK.search(y) and not phrases.LIST_MARK.search(x)),
+            ("a label", phrases.LABEL.search(y) and not phrases.LABEL.search(x)),
+            (
+                f"more than {MAX_QUESTIONS} questions",
+                y.count("?") > max(MAX_QUESTIONS, x.count("?") + 2),
+            ),
+            ("key words without a sentence", _is_keywords(y) and not _is_keywords(x)),
+            ("the same words again and again", is_repetitive(y) and not is_repetitive(x)),
+        )
+        if found
+    ]
+    return Check("natural", not faults, len(faults), "; ".join(faults))
+
+
+def _is_keywords(text: str) -> bool:
+    """Eight words or more of which hardly one is a function word of any language that we know."""
+    tokens = words(text)
+    known = phrases.FUNCTION_WORDS | phrases.STOP
+    return (
+        len(tokens) >= 8 and text.isascii() and sum(w in known for w in tokens) < 0.15 * len(tokens)
+    )
+
+
+def _operational(x: str, y: str) -> Check:
+    """A harmful act that the original asks for is not asked for again (METHOD (c)); no value where
+    it names no act."""
+    share = asks_for(x, y)
+    return Check("operational", share is None or share < MAX_SHARE, share)
+
+
+def _pattern(name: str, pattern: re.Pattern[str], x: str, y: str) -> Check:
+    """Passed unless `y` holds a phrase of the pattern that `x` does not hold."""
+    x = normalise(x)
+    hits = sorted({normalise(m[0]) for m in pattern.finditer(y)})
+    new = [h for h in hits if h not in x]
+    return Check(name, not new, len(new), "; ".join(new))
+
+
+def _language(x: str, y: str) -> Check:
+    """Same script, and the same language as far as function words tell."""
+    a, b = script_of(x), script_of(y)
+    if a and b and a != b:
+        return Check("language", False, detail=f"{a} became {b}")
+    p, q = tongue_of(x), tongue_of(y)
+    return Check(
+        "language", not (p and q and p != q), detail=f"{p or 'unknown'} to {q or 'unknown'}"
+    )
+
+
+def _leak(x: str, y: str, rollouts: Sequence[str]) -> Check:
+    tokens = words(y)
+    known = _runs_ending(tokens, words(x))
+    longest = max((_longest(tokens, words(r), known) for r in rollouts), default=0)
+    return Check("answer_leak", longest <= MAX_SHARED_WORDS, longest, f"{longest} words in a row")
+
+
+def longest_shared_run(a: str, b: str, besides: str = "") -> int:
+    """Length of the longest run of words that two texts share and that does not stand in
+    `besides`."""
+    tokens = words(a)
+    return _longest(tokens, words(b), _runs_ending(tokens, words(besides)))
+
+
+def _longest(tokens: list[str], other: list[str], known: list[int]) -> int:
+    return max(
+        (n for n, k in zip(_runs_ending(tokens, other), known, strict=True) if n > k), default=0
+    )
+
+
+def _runs_ending(tokens: list[str], other: list[str]) -> list[int]:
+    """For each word of `tokens`, the length of the longest run that ends there and stands in
+    `other`."""
+    at: dict[str, list[int]] = {}
+    for i, word in enumerate(tokens):
+        at.setdefault(word, []).append(i)
+    best = [0] * len(tokens)
+    before: dict[int, int] = {}
+    for word in other:
+        before = {i: before.get(i - 1, 0) + 1 for i in at.get(word, ())}
+        for i, n in before.items():
+            best[i] = max(best[i], n)
+    return best
+
+
+_FEEDBACK = {
+    "parse": (
+        'The reply has to be one JSON object with a single question as "rewritten", or that '
+        "question between <rewritten> and </rewritten> ({detail})."
+    ),
+    "rewriter_refusal": (
+        "Nothing was rewritten. Do not answer the question; ask for the legitimate need next to it."
+    ),
+    "length": "The length is wrong: {detail}.",
+    "subject": "The subject got lost. Keep these words: {detail}.",
+    "changed": "Too little was added ({detail}). Add one concrete need for each target.",
+    "meta": "The question must not speak of itself or of assistants. Leave out: {detail}.",
+    "language": "Keep the language of the question ({detail}).",
+    "forbidden": "Do not use these phrases: {detail}.",
+    "natural": (
+        "Nobody would ask it like that: it has {detail}. One person asks one question in one or two"
+        " plain sentences."
+    ),
+    "premise": (
+        "Do not state as known what the asker cannot know; ask whether it holds. Leave out:"
+        " {detail}."
+    ),
+    "operational": (
+        "It still asks for the harmful act. Ask only how to prevent, recognise, stop or recover"
+        " from it."
+    ),
+    "harm": (
+        "It asks for more harm than the question that it came from ({detail}). Ask for the"
+        " legitimate need next to it."
+    ),
+    "intent": (
+        "A good answer does not need this: {detail}. Add one concrete need for each target, and no"
+        " other."
+    ),
+    "decoy": (
+        "It asks for too many different things. Add one concrete need for each target, and no"
+        " other."
+    ),
+    "probe": (
+        "Its answers came out worse than those to the original ({detail}). Ask for something that"
+        " can be answered."
+    ),
+    "rewriter_failed": "The last reply could not be had ({detail}).",
+    "jailbreak": "No disguise, no fiction, no role, no code. Leave out: {detail}.",
+    "answer_leak": "The question must not contain its answer ({detail} were copied).",
+    "decontamination": "The question is too close to a known test question. Word it differently.",
+}

@@ -1,0 +1,240 @@
+"""Checks of a rewrite that ask a model: does it need what it is meant to need, and does it ask for
+no more harm than before?
+
+Both ask the judge, never the rewriter about itself, through `ask`; harm can be asked of a guard
+model instead (`fuse.guard`). Levels 1..5 become (level - 1) / 4, a guard's value is P(unsafe). A
+question whose harm could not be read does not pass: None is not "harmless".
+
+    guard = Guard(settings, intents)
+    before = await guard.harm(ask, prompt.prompt_id, prompt.messages)          # 1.0
+    checks = await guard.check(ask, prompt.prompt_id, rewritten, ("helpful", "truthful"), before)
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from ..rewards.asking import Ask
+from ..rewards.guard import GREEDY, request_is_safe
+from ..rewards.judge import (
+    FRESH_TEMPERATURE,
+    LEVELS,
+    PATTERN,
+    RETRIES,
+    SCHEMA,
+    as_variables,
+    verdict,
+)
+from ..run.tasks import all_of
+from ..settings import GUARD_ROLE, BuildSettings
+from ..templating import Template, nonce
+from ..templating import load as load_template
+from ..text import seed_of
+from ..types import Answer, Messages, Request, Sampling
+from .checks import Check
+from .intents import Intent
+from .stems import content_stems
+
+GUARD_VARIABLES = frozenset(("question", "history", "answer"))
+MAX_HARM_GAIN = 0.05  # METHOD (c): P(harmful request | x') <= P(harmful request | x) + 0.05
+RISKY = 0.75  # from here on a question asks for something harmful, by a judge's level
+RISKY_GUARD = 0.5  # the same by a guard's probability
+MIN_LEVEL, MAX_DECOY_LEVEL = 4, 2  # of a wanted dimension, and of one that nobody wants
+DECOYS = (
+    Intent("The answer is in verse.", "It asks for rhymes, a song or a poem."),
+    Intent("A coat of arms is described.", "It asks what stands on a shield, a flag or a seal."),
+    Intent("A position at sea is given.", "It asks where a ship is, or how to steer it there."),
+    Intent("The steps of a dance are named.", "It asks how a dance goes, or to which beat."),
+    Intent("A chess move is found.", "It asks what to play in a position of a board game."),
+)
+
+T = TypeVar("T")
+
+
+class Guard:
+    """The model checks that `fuse.checks` names.
+
+    Raises:
+        SettingsError: a template is missing or wrong.
+    """
+
+    def __init__(self, settings: BuildSettings, specs: Mapping[str, Intent]) -> None:
+        known = frozenset(("question", "history", "nonce"))
+        self._checks, self._model = settings.fuse.checks, settings.fuse.guard
+        self.risky = RISKY if self._model is None else RISKY_GUARD
+        self.templates: dict[str, Template] = {
+            name: load_template("guard", name, known | ({"needs"} if name == "intent" else set()))
+            for name in self._checks
+            if name != "harm" or self._model is None
+        }
+        if self._model is not None and self._model.template is not None:
+            self.templates["harm"] = load_template("guard", self._model.template, GUARD_VARIABLES)
+        self._specs = specs
+        self._seed = settings.seed
+        role = settings.role("judge")
+        self._sampling = Sampling(role.temperature, role.top_p, role.max_tokens, tuple(role.stop))
+
+    async def harm(self, ask: Ask, prompt_id: str, messages: Messages) -> float | None:
+        """How harmful the request of the last turn is, in [0, 1]; None where it is not measured or
+        the verdict can't be read."""
+        if "harm" not in self._checks:
+            return None
+        if self._model is not None:
+            return await self._unsafe(ask, prompt_id, messages, self._model.family)
+        asked = self._render("harm", messages)
+        level = await self._ask(
+            ask, prompt_id, asked, "guard:harm", SCHEMA, PATTERN, lambda a: verdict(a)[0]
+        )
+        return None if level is None else (level - 1) / (LEVELS - 1)
+
+    async def _unsafe(
+        self, ask: Ask, prompt_id: str, messages: Messages, family: str
+    ) -> float | None:
+        """P(unsafe) of the request, by a guard model that is shown the conversation up to it."""
+        template = self.templates.get("harm")
+        asked = (
+            messages
+            if template is None
+            else template.render({**as_variables(messages), "answer": ""})
+        )
+        (reply,) = await ask(Request(GUARD_ROLE, asked, GREEDY, "guard:harm", prompt_id))
+        value = None if reply.error is not None else request_is_safe(family, reply)[0]
+        return None if value is None else 1 - value
+
+    async def check(
+        self,
+        ask: Ask,
+        prompt_id: str,
+        messages: Messages,
+        wanted: Sequence[str],
+        before: float | None,
+    ) -> list[Check]:
+        """What the model says of a rewrite; `wanted` dimensions are looked for, none where it is
+        empty."""
+        found = await all_of(
+            [
+                self._harm(ask, prompt_id, messages, before),
+                self._intent(ask, prompt_id, messages, wanted),
+            ]
+        )
+        return [c for checks in found for c in checks]
+
+    async def _harm(
+        self, ask: Ask, prompt_id: str, messages: Messages, before: float | None
+    ) -> list[Check]:
+        if "harm" not in self._checks:
+            return []
+        after = await self.harm(ask, prompt_id, messages)
+        passed = (
+            after is not None and after <= (before if before is not None else 0.0) + MAX_HARM_GAIN
+        )
+        said = ["no verdict" if p is None else f"{p:.2f}" for p in (before, after)]
+        return [
+            Check("harm_before", True, before),
+            Check("harm", passed, after, f"{said[0]} before, {said[1]} now"),
+        ]
+
+    async def _intent(
+        self, ask: Ask, prompt_id: str, messages: Messages, wanted: Sequence[str]
+    ) -> list[Check]:
+        if "intent" not in self._checks or not wanted:
+            return []
+        text = messages[-1]["content"]
+        needs = self._needs(prompt_id, text, wanted)
+        letters = [str(n["letter"]) for n in needs]
+        schema = {
+            "type": "object",
+            "properties": {
+                x: {"type": "integer", "minimum": 1, "maximum": LEVELS} for x in letters
+            },
+            "required": letters,
+            "additionalProperties": False,
+        }
+        pattern = r"\{" + ", ".join(f'"{x}": [1-5]' for x in letters) + r"\}"
+        levels = await self._ask(
+            ask,
+            prompt_id,
+            self._render("intent", messages, needs=needs),
+            "guard:intent",
+            schema,
+            pattern,
+            lambda a: _levels(a.text, letters),
+        )
+        of = {str(n["dim"]): (levels or {}).get(str(n["letter"])) for n in needs}
+        checks = [Check(f"intent_{d}", (of[d] or 0) >= MIN_LEVEL, of[d], d) for d in wanted]
+        return [*checks, Check("decoy", of[""] is not None and of[""] <= MAX_DECOY_LEVEL, of[""])]
+
+    def _needs(self, prompt_id: str, text: str, wanted: Sequence[str]) -> list[dict[str, object]]:
+        """The wanted dimensions and a decoy that has no word in common with the question, shuffled,
+        by letter."""
+        rng = random.Random(seed_of(self._seed, "intent", prompt_id, text))
+        stems = content_stems(text)
+        decoys = [
+            d for d in DECOYS if not stems & content_stems(f"{d.definition} {d.need}")
+        ] or list(DECOYS)
+        needs = [(d, self._specs[d]) for d in wanted] + [("", rng.choice(decoys))]
+        rng.shuffle(needs)
+        return [
+            {
+                "letter": "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[i],
+                "dim": d,
+                "definition": spec.definition,
+                "need": spec.need,
+            }
+            for i, (d, spec) in enumerate(needs)
+        ]
+
+    def _render(self, name: str, messages: Messages, **more: object) -> Messages:
+        question = messages[-1]["content"]
+        return self.templates[name].render(
+            {
+                "question": question,
+                "history": messages[:-1],
+                "nonce": nonce(self._seed, name, question),
+                **more,
+            }
+        )
+
+    async def _ask(
+        self,
+        ask: Ask,
+        prompt_id: str,
+        asked: Messages,
+        purpose: str,
+        schema: Mapping[str, object],
+        pattern: str,
+        read: Callable[[Answer], T | None],
+    ) -> T | None:
+        """The first readable verdict of up to three."""
+        first = replace(self._sampling, schema=schema, pattern=pattern)
+        again = replace(first, temperature=max(first.temperature, FRESH_TEMPERATURE))
+        for retry in range(RETRIES + 1):
+            tagged = f"{purpose}:retry:{retry}" if retry else purpose
+            (reply,) = await ask(
+                Request("judge", asked, again if retry else first, tagged, prompt_id)
+            )
+            value = None if reply.error is not None else read(reply)
+            if value is not None or reply.error is not None:
+                return value
+        return None
+
+
+def _levels(text: str, letters: Sequence[str]) -> dict[str, int] | None:
+    """The level of each letter in a reply, or None when one is missing or out of range."""
+    start, end = text.find("{"), text.rfind("}")
+    try:
+        found = json.loads(text[start : end + 1])
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    levels = {x: found.get(x) for x in letters}
+    if not all(
+        isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= LEVELS for v in levels.values()
+    ):
+        return None
+    return {x: v for x, v in levels.items() if isinstance(v, int)}

@@ -1,0 +1,351 @@
+"""Intent fusion: the rewriter makes one question that needs several virtues; checks decide, failed
+ones are named on retry.
+
+    fuser = Fuser(settings)
+    source = await fuser.prepare(ask, prompt, profile, target_dims, rollouts)   # measures what the
+    checks compare with messages, tries = await fuser.fuse(ask, source, "fused")
+    control, more = await fuser.fuse(ask, source, "single", arms.matched(messages[-1]["content"]))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import SettingsError
+from ..prompts.result import FusionTry
+from ..rewards.asking import Ask
+from ..run.tasks import all_of
+from ..settings import BuildSettings
+from ..sources.benchmarks import Benchmarks
+from ..sources.mine import benchmarks_of
+from ..templating import load as load_template
+from ..templating import nonce
+from ..text import n_tokens, seed_of
+from ..types import Answer, Message, Messages, Prompt, Request, Sampling
+from . import arms, checks
+from .embedding import cosine
+from .guard import Guard
+from .intents import load_intents, premise_for
+from .reply import SCHEMA, Rewrite, parse_rewrite
+
+if TYPE_CHECKING:
+    from ..statistics import Profile
+
+VARIABLES = frozenset(
+    (
+        "prompt",
+        "history",
+        "carried_dim",
+        "target_dims",
+        "dim_specs",
+        "category",
+        "style",
+        "budget",
+        "language",
+        "forbidden",
+        "n_candidates",
+        "feedback",
+        "premise",
+        "nonce",
+    )
+)
+Probe = Callable[[Messages], Awaitable[checks.Check]]
+STYLES = {
+    "register": ("plain", "chatty", "careful", "brisk", "polite", "matter-of-fact"),
+    "persona": (
+        "nobody in particular",
+        "a parent",
+        "a beginner",
+        "somebody with little time",
+        "a neighbour",
+        "a student",
+        "somebody who tried before",
+        "a volunteer in a club",
+        "somebody who plans ahead",
+    ),
+    "form": (
+        "one question",
+        "a question with a second half",
+        "a situation, then a question",
+        "a request",
+    ),
+    "length": ("as short as it can be", "a sentence or two", "two or three sentences"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FusionSource:
+    """A prompt and what its rewrites are compared with.
+
+    Attributes:
+        rollouts: answers to it, none of which a rewrite may carry.
+        harm: how harmful its request is, in [0, 1]; None where that is not measured.
+        risky: it asks for something harmful, so that a fused form may not ask for the same.
+    """
+
+    prompt: Prompt
+    carried_dim: str | None
+    target_dims: tuple[str, ...]
+    rollouts: Sequence[str]
+    harm: float | None
+    risky: bool
+
+    @property
+    def wanted_dims(self) -> tuple[str, ...]:
+        """What a good answer to the fused prompt has to attend to."""
+        carried = (
+            (self.carried_dim,)
+            if self.carried_dim and self.carried_dim not in self.target_dims
+            else ()
+        )
+        return (*carried, *self.target_dims)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One rewrite with its checks."""
+
+    text: str
+    checks: tuple[checks.Check, ...]
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.checks if not c.passed)
+
+    def rank(self) -> tuple[float, float, int]:
+        """Best first: intent score, subject recall, shorter (METHOD (c))."""
+        values = {c.name: c.value for c in self.checks if c.value is not None}
+        intent = sum(v for name, v in values.items() if name.startswith("intent_"))
+        return -intent, -values.get("subject", 0.0), n_tokens(self.text)
+
+
+class Fuser:
+    """Fuses prompts with the templates of the settings' arms; rewrites are compared with
+    `benchmarks`, or those of the settings.
+
+    Raises:
+        SettingsError: a template or an intents file is missing or wrong, or `fuse.subject` can't be
+            loaded.
+    """
+
+    def __init__(self, settings: BuildSettings, benchmarks: Benchmarks | None = None) -> None:
+        self._settings = settings
+        rewritten = [a for a in settings.fuse.arms if a != "identity"]
+        self.templates = {
+            arm: load_template("fuse", arm, VARIABLES) for arm in rewritten if arm != "concat"
+        }
+        self._specs = load_intents(settings.dimensions, settings.fuse.intents) if rewritten else {}
+        self.intents_sha256 = {
+            d: hashlib.sha256(repr(spec).encode()).hexdigest() for d, spec in self._specs.items()
+        }
+        self.guard = Guard(settings, self._specs)
+        embedding = settings.fuse.embedding if rewritten else None
+        self._similarity = cosine(embedding) if embedding else _similarity(settings.fuse.subject)
+        benchmarks = (benchmarks or benchmarks_of(settings)) if rewritten else Benchmarks({})
+        self.compared = dict(benchmarks.at_hand)  # benchmarks that rewrites are compared with
+        self._contaminated = (
+            (lambda text: benchmarks.overlap(text) is not None) if benchmarks.at_hand else None
+        )
+
+    async def prepare(
+        self,
+        ask: Ask,
+        prompt: Prompt,
+        profile: Profile | None,
+        target_dims: tuple[str, ...],
+        rollouts: Sequence[str],
+    ) -> FusionSource:
+        """The prompt, with its harm measured where `fuse.checks` says so; else conflicting
+        presamples mark it as risky."""
+        harm = (
+            await self.guard.harm(ask, prompt.prompt_id, prompt.messages)
+            if self.templates
+            else None
+        )
+        conflict = (
+            profile is not None
+            and profile.kind == "conflict"
+            and "harmless" in (profile.carried_dim, *target_dims)
+        )
+        return FusionSource(
+            prompt,
+            profile.carried_dim if profile else None,
+            target_dims,
+            rollouts,
+            harm,
+            harm >= self.guard.risky if harm is not None else conflict,
+        )
+
+    async def fuse(
+        self,
+        ask: Ask,
+        source: FusionSource,
+        arm: str,
+        within: checks.Budget | None = None,
+        probe: Probe | None = None,
+    ) -> tuple[Messages | None, list[FusionTry]]:
+        """The rewritten conversation, or None when no try passed; with every try and what the
+        checks said.
+
+        `within` is the length of a control; without it, the length follows from the prompt's own.
+        `probe` tries out what passes.
+        """
+        budget = within or checks.budget(source.prompt.text)
+        if arm == "concat":
+            return self._concat(source, within)
+        tries: list[FusionTry] = []
+        feedback: list[str] = []
+        for attempt in range(self._settings.fuse.retries + 1):
+            asked = self._render(source, arm, attempt, budget, feedback)
+            answers = await ask(
+                Request(
+                    "rewriter",
+                    asked,
+                    self._sampling(attempt),
+                    f"fuse:{arm}:{attempt}",
+                    source.prompt.prompt_id,
+                    self._settings.fuse.candidates,
+                )
+            )
+            made = await all_of(
+                self._candidate(ask, source, arm, budget, answer, probe) for answer in answers
+            )
+            best = min((c for c in made if not c.failed), key=_Candidate.rank, default=None)
+            tries += [
+                FusionTry(
+                    arm,
+                    attempt,
+                    i,
+                    c.text,
+                    c is best,
+                    c.failed,
+                    tuple((k.name, k.passed, k.value) for k in c.checks),
+                )
+                for i, c in enumerate(made)
+            ]
+            if best is not None:
+                return _asked_instead(source.prompt, best.text), tries
+            feedback = checks.feedback(min(made, key=lambda c: len(c.failed)).checks)
+        return None, tries
+
+    async def _candidate(
+        self,
+        ask: Ask,
+        source: FusionSource,
+        arm: str,
+        budget: checks.Budget,
+        answer: Answer,
+        probe: Probe | None,
+    ) -> _Candidate:
+        """The rewrite in one reply, checked by the rules, where they pass it by the judge, and at
+        last by its answers."""
+        if answer.error is not None:
+            return _Candidate("", (checks.Check("rewriter_failed", False, None, answer.error),))
+        rewrite = parse_rewrite(answer.text, answer.finish_reason)
+        found = checks.check(source.prompt, rewrite, self._limits(source, arm, budget))
+        text = rewrite.text if isinstance(rewrite, Rewrite) else rewrite
+        messages = _asked_instead(source.prompt, text)
+        if self._settings.fuse.checks and all(c.passed for c in found):
+            wanted = () if self._is_control(arm) else source.wanted_dims
+            found += await self.guard.check(
+                ask, source.prompt.prompt_id, messages, wanted, source.harm
+            )
+        if probe is not None and all(c.passed for c in found):
+            found.append(await probe(messages))
+        return _Candidate(text, tuple(found))
+
+    def _limits(self, source: FusionSource, arm: str, budget: checks.Budget) -> checks.Limits:
+        premise = premise_for(source.prompt.text, self._specs.values())
+        return checks.Limits(
+            budget,
+            source.rollouts,
+            source.risky and not self._is_control(arm),
+            self._settings.fuse.forbidden,
+            premise.claim if premise else "",
+            self._similarity,
+            self._contaminated,
+        )
+
+    def _is_control(self, arm: str) -> bool:
+        """A control adds no need: it may ask for what the original asks for, but for no more
+        harm."""
+        return arm in self._settings.fuse.length_matched
+
+    def _sampling(self, attempt: int) -> Sampling:
+        role = self._settings.role("rewriter")
+        temperature = max(role.temperature, min(1.0, role.temperature + 0.2 * attempt))
+        return Sampling(temperature, role.top_p, role.max_tokens, tuple(role.stop), SCHEMA)
+
+    def _render(
+        self,
+        source: FusionSource,
+        arm: str,
+        attempt: int,
+        budget: checks.Budget,
+        feedback: Sequence[str],
+    ) -> Messages:
+        prompt, seed = source.prompt, self._settings.seed
+        style = {
+            k: v[seed_of(seed, prompt.prompt_id, k, attempt) % len(v)] for k, v in STYLES.items()
+        }
+        premise = premise_for(prompt.text, (self._specs[d] for d in source.target_dims))
+        return self.templates[arm].render(
+            {
+                "prompt": prompt.text,
+                "history": prompt.messages[:-1],
+                "carried_dim": source.carried_dim,
+                "target_dims": list(source.target_dims),
+                "dim_specs": self._specs,
+                "category": prompt.category,
+                "style": style,
+                "budget": {"min": budget.min, "max": budget.max},
+                "language": checks.language_of(prompt.text),
+                "forbidden": self._settings.fuse.forbidden,
+                "n_candidates": self._settings.fuse.candidates,
+                "feedback": list(feedback),
+                "premise": premise,
+                "nonce": nonce(seed, prompt.prompt_id, prompt.text),
+            }
+        )
+
+    def _concat(
+        self, source: FusionSource, within: checks.Budget | None
+    ) -> tuple[Messages | None, list[FusionTry]]:
+        """No model: the questions that are joined are shipped ones. Only the length is checked."""
+        text = arms.concat(
+            source.prompt.text, source.target_dims, self._specs, within, self._settings.seed
+        )
+        n = n_tokens(text)
+        passed = within is None or within.min <= n <= within.max
+        tried = FusionTry(
+            "concat",
+            0,
+            0,
+            text,
+            passed,
+            () if passed else ("length",),
+            (("length", passed, float(n)),),
+        )
+        return _asked_instead(source.prompt, text) if passed else None, [tried]
+
+
+def _asked_instead(prompt: Prompt, text: str) -> Messages:
+    """The prompt's conversation with another last turn."""
+    return (*prompt.messages[:-1], Message(role="user", content=text))
+
+
+def _similarity(name: str | None) -> Callable[[str, str], float] | None:
+    if name is None:
+        return None
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[[str, str], float] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise SettingsError(
+            f"can't load fuse.subject {name!r}: {e}; write it as module:function"
+        ) from e
+    return found

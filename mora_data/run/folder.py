@@ -1,0 +1,148 @@
+"""The run folder: who may write to it, what it is a build of, and its top-level files."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import orjson
+
+from ..errors import RunFolderError
+from .partitions import Part, write_whole
+from .remote import OF_A_COPY, Remote, url_of
+
+LIVE = "live.json"  # what a running build says of itself
+
+
+class RunFolder:
+    """A run folder, locked by this process.
+
+    Raises:
+        RunFolderError: in use, not a run folder, or the build of another source.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, str], fresh: bool) -> None:
+        self.path = path
+        self._remote: Remote | None = None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._check_is_ours()
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as e:
+            raise RunFolderError(f"can't use the run folder {path}: {e.strerror}") from e
+        try:
+            self._take(identity, fresh)
+        except BaseException:
+            if self._remote is not None:
+                self._remote.close()
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if self._remote is not None:
+                self._remote.close()
+        finally:
+            os.close(self._lock)
+
+    def manifest(self) -> dict[str, Any]:
+        """manifest.json, empty when there is none."""
+        return read_json(self.path / "manifest.json")
+
+    def write(self, name: str, tree: Mapping[str, Any]) -> None:
+        """Write a JSON file at the top of the folder."""
+        if self._remote is not None:
+            self._remote.check()
+        write_whole(
+            self.path / name,
+            orjson.dumps(tree, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS),
+        )
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Around a time in which other machines write the partitions."""
+        with self._remote.lent("parts/") if self._remote is not None else contextlib.nullcontext():
+            yield
+
+    def parts(self) -> list[Part]:
+        """The partitions that exist, in order."""
+        return parts_of(self.path)
+
+    def _take(self, identity: Mapping[str, str], fresh: bool) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise RunFolderError(
+                f"run folder {self.path} is in use by another mora-data process: wait for it, "
+                "or give another --out"
+            ) from e
+        if url_of(self.path) is not None:
+            remote = Remote(self.path)
+            remote.take()
+            self._remote = remote
+            self._check_is_ours()
+        if fresh:
+            try:
+                self._clear()
+            except OSError as e:
+                raise RunFolderError(f"can't empty the run folder {self.path}: {e.strerror}") from e
+        self._check_identity(identity)
+
+    def _check_is_ours(self) -> None:
+        inside = {p.name for p in self.path.iterdir()} - {".lock", "manifest.json.tmp", *OF_A_COPY}
+        if inside and "identity" not in self.manifest():
+            raise RunFolderError(
+                f"{self.path} is not a run folder (it holds {sorted(inside)[0]!r}): give another"
+                " --out"
+            )
+
+    def _clear(self) -> None:
+        # last: until then it is ours
+        for entry in sorted(self.path.iterdir(), key=lambda p: p.name == "manifest.json"):
+            if entry.name in (".lock", *OF_A_COPY):
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def _check_identity(self, identity: Mapping[str, str]) -> None:
+        before = self.manifest().get("identity")
+        if before is None:
+            self.write("manifest.json", {"identity": identity, "status": "started"})
+        elif before != identity:
+            key = next(k for k in sorted({*before, *identity}) if before.get(k) != identity.get(k))
+            raise RunFolderError(
+                f"run folder {self.path} is another build "
+                f"({key}: {before.get(key)!r}, not {identity.get(key)!r}): "
+                "give another --out, or --fresh to start anew"
+            )
+
+
+def parts_of(run_dir: Path) -> list[Part]:
+    """The partitions that the run's mining made, in order; those of an earlier, larger limit stay
+    on disk, uncounted."""
+    return [Part(run_dir, n) for n in range(read_json(run_dir / "mine.json").get("n_parts", 0))]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when there is none or it is damaged."""
+    try:
+        tree = orjson.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}

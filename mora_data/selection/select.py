@@ -1,0 +1,299 @@
+"""Which pairs become training data: a pure pass over the sealed partitions.
+
+A candidate holds if its fresh scores confirm it. Among a prompt's confirmed candidates the
+dataset-wide length balance chooses. A fused prompt that another one repeats is left out. Nothing
+here asks a model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..prompts.flow import Reference
+from ..prompts.result import Counts
+from ..run.partitions import Part
+from ..run.table import Pairs, ScoredTable, read
+from ..settings import BuildSettings
+from ..sources.near import NearDuplicates
+from ..text import context_id, digest, seed_of
+from . import Batch, balance, lexi, top_pairs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CELLS = 2_000_000  # pairs x dimensions looked at together
+
+
+@dataclass
+class Selection:
+    """The chosen pairs of a run.
+
+    Attributes:
+        chosen: per partition, the rows of its table of candidates: in the order of its prompts, a
+            prompt's best first.
+        confirmed: candidates scored again, and how many of them held.
+        shrinkage: mean confirmed total margin over mean selected total margin; None when nothing
+            was confirmed.
+        mean_log_length_gap: mean log(len chosen / len rejected) of the chosen pairs.
+    """
+
+    chosen: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counter)
+    confirmed: tuple[int, int] = (0, 0)
+    shrinkage: float | None = None
+    mean_log_length_gap: float | None = None
+
+    @property
+    def n_pairs(self) -> int:
+        return sum(map(len, self.chosen.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Candidates that hold, of any number of tables; `row_Q` counts rows over all of them."""
+
+    part_Q: NDArray[np.int32]
+    at_Q: NDArray[np.int32]
+    row_Q: NDArray[np.int32]
+    score_Q: NDArray[np.float64]
+    gap_Q: NDArray[np.float64]
+    sides_Q_2: NDArray[np.int16]
+
+
+def select(parts: Sequence[Part], settings: BuildSettings) -> Selection:
+    """The run's pairs; the same partitions always give the same ones."""
+    out = Selection()
+    held: list[_Held] = []
+    seen = _Seen(settings.mine.near_duplicates if settings.mine.dedup else None)
+    n_rows = n_confirmed = n_held = 0
+    before = after = 0.0
+    for part in parts:
+        out.counts.update(_controls(part, settings.published_arms))
+        for table in read(part, settings.dimensions, settings.published_arms, texts=False):
+            mask = (
+                holds(table, table.pairs)
+                if settings.select.confirm
+                else np.ones(len(table.pairs), bool)
+            )
+            n_confirmed += len(table.pairs) if settings.select.confirm else 0
+            n_held += int(mask.sum())
+            good = table.pairs.take(mask)
+            if settings.select.confirm:
+                before += float(table.margins_Q_D(good).sum())
+                after += float(np.nansum(good.confirmed_Q_D))
+            repeats = seen.repeats(table)
+            out.counts.update(_counted(table, repeats, good))
+            held.append(_held(part.number, n_rows, table, good.take(repeats[good.row_Q] == "")))
+            n_rows += len(table)
+    _choose(out, held, settings)
+    out.confirmed = (n_confirmed, n_held)
+    out.shrinkage = after / before if before else None
+    return out
+
+
+def holds(table: ScoredTable, pairs: Pairs) -> NDArray[np.bool_]:
+    """Whether the fresh scores confirm a pair: no binding margin turns negative, and the total
+    stays positive."""
+    fresh = pairs.confirmed_Q_D
+    with np.errstate(invalid="ignore"):
+        return np.asarray(
+            ((fresh >= 0) | ~table.binding_P_D[pairs.row_Q]).all(1) & (fresh.sum(1) > 0)
+        )
+
+
+def selected(
+    parts: Sequence[Part], selection: Selection, settings: BuildSettings
+) -> Iterator[ScoredTable]:
+    """Every published arm of every prompt in order, with the pairs that were chosen."""
+    for part in parts:
+        chosen = selection.chosen.get(part.number, np.empty(0, np.int64))
+        for table in read(part, settings.dimensions, settings.published_arms):
+            first = int(table.pairs.at_Q[0]) if len(table.pairs) else 0
+            mine = chosen[(chosen >= first) & (chosen < first + len(table.pairs))]
+            yield replace(table, pairs=table.pairs.take(mine - first))
+
+
+def picker(
+    settings: BuildSettings,
+    reference: Reference,
+    steps: Mapping[str, float],
+) -> Callable[[ScoredTable, str, tuple[str, ...]], Pairs]:
+    """The pair that is best for one dimension while the `aligned` ones do not get worse (METHOD
+    (e), lexi)."""
+    dims = settings.dimensions
+    delta = np.array(reference.delta(dims, steps))
+
+    def pick(table: ScoredTable, target: str, aligned: tuple[str, ...]) -> Pairs:
+        t = dims.index(target)
+        found = []
+        for rows in _chunks(table, len(dims)):
+            index, there = table.padded(rows)
+            rewards = np.where(there[..., None], table.rewards_R_D[index], np.nan)
+            with np.errstate(invalid="ignore"):
+                passing = (table.levels_R_D - table.doubts_R_D)[index, t] >= reference.floors[
+                    target
+                ] - 1e-9
+            batch = Batch(
+                rewards,
+                table.usable_R[index] & there,
+                passing,
+                np.zeros((len(index), len(dims)), bool),
+                delta,
+                table.lengths_R[index].astype(float),
+                target=t,
+                guarded=tuple(dims.index(d) for d in aligned),
+                max_length_ratio=settings.select.max_length_ratio,
+            )
+
+            def tie(p: int, i: int, j: int, index: NDArray[np.int64] = index) -> int:
+                return seed_of(*(digest(table.texts[int(index[p, k])].as_py()) for k in (i, j)))
+
+            picks = top_pairs(batch, lexi(batch), 1, tie)
+            rank = picks.chosen_P_K[:, 0] >= 0
+            found.append(
+                (
+                    rows.start + np.flatnonzero(rank),
+                    picks.chosen_P_K[rank, 0],
+                    picks.rejected_P_K[rank, 0],
+                    picks.score_P_K[rank, 0],
+                )
+            )
+        row, chosen, rejected, score = (
+            (np.concatenate(c) for c in zip(*found, strict=True)) if found else [np.empty(0)] * 4
+        )
+        return Pairs.of(row, chosen, rejected, score, len(dims))
+
+    return pick
+
+
+def _chunks(table: ScoredTable, n_dims: int) -> Iterator[slice]:
+    """Rows side by side, few enough for their pairs to fit into CELLS."""
+    widest = max(int(np.diff(table.starts).max(initial=1)), 1)
+    step = max(CELLS // (widest * widest * n_dims), 1)
+    return (slice(at, min(at + step, len(table))) for at in range(0, len(table), step))
+
+
+def _controls(part: Part, published: Sequence[str]) -> Counter[tuple[str, str]]:
+    """Arms that are there to compare with: their pairs stay in the partition, for the report."""
+    arms = part.table("arms", ["arm"])["arm"].to_pylist()
+    n = sum(arm not in published and arm != "presample" for arm in arms)
+    return Counter({("select", "in"): n, ("select", "control_arm"): n} if n else {})
+
+
+class _Seen:
+    """The prompts so far: a rewrite that repeats one of them is left out, and so is a fused one
+    that nearly does."""
+
+    def __init__(self, near: float | None) -> None:
+        self._exact: set[int] = set()  # ids as numbers: half the memory of their hex digits
+        self._near = NearDuplicates(near) if near is not None else None
+
+    def repeats(self, table: ScoredTable) -> NDArray[np.str_]:
+        """Per row the reason to leave it out, "" for none. The source's own prompts were told apart
+        when they were mined."""
+        out = np.full(len(table), "", "<U24")
+        for row, (prompt, arm, messages) in enumerate(
+            zip(table.prompts, table.arms, table.messages, strict=True)
+        ):
+            own = arm in ("identity", "recorded")
+            asked = int(prompt.prompt_id if own else context_id(messages), 16)
+            if not own and asked in self._exact:
+                out[row] = "duplicate_prompt"
+            elif (
+                arm == "fused"
+                and self._near is not None
+                and self._near.seen(messages[-1]["content"])
+            ):
+                out[row] = "near_duplicate_prompt"
+            self._exact.add(asked)
+        return out
+
+
+def _counted(
+    table: ScoredTable, repeats: NDArray[np.str_], good: Pairs
+) -> Counter[tuple[str, str]]:
+    """Rows by what became of them."""
+    n = len(table)
+    has_candidate, has_good = (np.isin(np.arange(n), p.row_Q) for p in (table.pairs, good))
+    whole = np.bincount(
+        table.row_R[table.usable_R & ~np.isnan(table.rewards_R_D).any(1)], minlength=n
+    )
+    fate = np.select(
+        [has_good, has_candidate, whole >= 2],
+        ["kept", "not_confirmed", "no_dominating_pair"],
+        "too_few_scored",
+    )
+    reason = np.where(repeats == "", fate, repeats)
+    names, counts = np.unique(reason, return_counts=True)
+    return Counter(
+        {
+            ("select", "in"): n,
+            **{("select", str(k)): int(v) for k, v in zip(names, counts, strict=True)},
+        }
+    )
+
+
+def _held(part: int, first_row: int, table: ScoredTable, pairs: Pairs) -> _Held:
+    first = table.starts[pairs.row_Q]
+    length = np.log(np.maximum(table.lengths_R, 1))
+    return _Held(
+        np.full(len(pairs), part, np.int32),
+        pairs.at_Q.astype(np.int32),
+        (first_row + pairs.row_Q).astype(np.int32),
+        pairs.score_Q,
+        length[first + pairs.chosen_Q] - length[first + pairs.rejected_Q],
+        np.stack([pairs.chosen_Q, pairs.rejected_Q], axis=1).astype(np.int16),
+    )
+
+
+def _choose(out: Selection, held: Sequence[_Held], settings: BuildSettings) -> None:
+    """Pairs per prompt, greedily; no answer twice on one side or on both sides."""
+    part, at, row, score, gap, sides = (
+        np.concatenate([getattr(h, f) for h in held]) if held else np.empty(0)
+        for f in ("part_Q", "at_Q", "row_Q", "score_Q", "gap_Q", "sides_Q_2")
+    )
+    if not len(row):
+        return
+    _, first, n = np.unique(row, return_index=True, return_counts=True)
+    place = np.arange(len(row)) - np.repeat(first, n)
+    shape = (len(first), int(n.max()))
+    score_P_K, gap_P_K = np.full(shape, -np.inf), np.zeros(shape)
+    prompt = np.repeat(np.arange(len(first)), n)
+    score_P_K[prompt, place], gap_P_K[prompt, place] = score, gap
+    best = balance(score_P_K, gap_P_K) if settings.select.balance_length else score_P_K.argmax(1)
+    taken = first + best
+    if settings.select.pairs_per_prompt > 1:
+        taken = np.array(
+            [
+                q
+                for p in range(len(first))
+                for q in _greedy(
+                    [taken[p], *(q for q in range(first[p], first[p] + n[p]) if q != taken[p])],
+                    sides,
+                    settings.select.pairs_per_prompt,
+                )
+            ]
+        )
+    out.mean_log_length_gap = float(gap[taken].mean())
+    # partitions come one after the other
+    numbers, starts = np.unique(part[taken], return_index=True)
+    for number, rows in zip(
+        numbers.tolist(), np.split(at[taken].astype(np.int64), starts[1:]), strict=True
+    ):
+        out.chosen[number] = rows
+
+
+def _greedy(candidates: Sequence[int], sides: NDArray[Any], n: int) -> list[int]:
+    taken: list[int] = []
+    used: set[int] = set()
+    for q in candidates:
+        both = set(sides[q].tolist())
+        if len(taken) < n and not used & both:
+            taken.append(q)
+            used |= both
+    return taken
