@@ -18,7 +18,7 @@ kept in output_dir/<number>-<dimension>/stage.yaml, its model in that folder. St
 trains on the config `stageK_<d>` if that was built after the same dimensions, else on
 `preference_<d>`. After a stop, the same command with resume=true goes on in the stage it stopped
 in. On-policy: build the next stage's pairs with the model of the stage before, and name them in
-    stage_datasets. Keys: those of `Settings` below; every other one goes to dpo.py.
+stage_datasets. Keys: those of `Settings` below; every other one goes to dpo.py.
 """
 
 from __future__ import annotations

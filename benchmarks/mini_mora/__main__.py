@@ -7,7 +7,7 @@ nothing is downloaded.
     --calibrate              two minutes: how long would it take here?
 
 Written to OUT: steps/ (one file per finished step), results.json, table.md. The page is README.md
-    beside this file.
+beside this file.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     answers = await ask(Request("policy", messages, sampling, "presample", prompt_id, n=16))
 
 Resume is replay: a coroutine run again gets the answers already paid for at once, and only the rest
-    is asked.
+is asked.
 """
 
 from __future__ import annotations

@@ -5,15 +5,15 @@ The rank rule. Each request remembers how many others were in flight when it was
 (429) of a request with rank r claims "at most r fit". Three refusals in a row with no success at or
 above the lowest of them set the limit to that rank. What was sent before and comes back afterwards
 is the test of it: once requests at or above the limit were served more than twice as often as
-    refused, the refusals were stray, and the limit is lifted (a few of them are served by a full
-    server,
+refused, the refusals were stray, and the limit is lifted (a few of them are served by a full
+server,
 too: they waited until it had room). Otherwise the limit grows by 1, 2, 4, ... every two seconds,
 more slowly after every cut. It reads the capacity off in one round trip where halving would search
 for it, and a stray 429 changes nothing.
 
 At a limit that is still too high every request has the same rank, so the next cut would read off
 one slot less: cuts that follow each other with no growth between them take off 1, 2, 4, ... at
-    least.
+least.
 
 Three timeouts in a row with no success between them halve the limit, once for all requests sent
 before. Latency that merely rises does not: a server that batches answers later the more it is given

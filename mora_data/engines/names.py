@@ -3,7 +3,7 @@
 Two names are the same model when they are equal without regard to case, `.gguf` and leading path
 segments that only one of them has, and but for an ending that only one of them has and that names
 no other model: a date or build of three or more digits (`-2024-08-06`, `-0613`), a revision
-    (`@main`), or a tag of letters (`:latest`, `-latest`). `gpt-4o-mini` is not `gpt-4o`.
+(`@main`), or a tag of letters (`:latest`, `-latest`). `gpt-4o-mini` is not `gpt-4o`.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Noise:
         Var), prompts as clusters.
 
         No normal scores are assumed: both variances of the log come from the spread of the squares
-            themselves.
+        themselves.
         """
         squares, within = self._squares[d], self._within[d]
         mean = math.fsum(squares) / len(squares)

@@ -5,7 +5,7 @@ applied ever after.
     values = apply(chart, raw)                # NaN stays NaN
 
 A chart is plain JSON: `kind`, `n` (raw scores or labels it rests on) and the kind's parameters.
-    Kinds, METHOD (a) 2 and 3:
+Kinds, METHOD (a) 2 and 3:
 
     identity    the score itself, in [0, 1]                       likert      (s - low) / (high -
     low) sigmoid     1 / (1 + exp(-(s - zero) / temperature))           ecdf        mid-rank among
@@ -218,7 +218,7 @@ def _fit_isotonic(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, A
     """The rising curve nearest the labels in squares (pool adjacent violators, Ayer et al. 1955).
 
     Whole falling runs are pooled at a time: blocks of a falling run always end in one pool, so a
-        few passes do.
+    few passes do.
     """
     points, index, counts = np.unique(x, return_inverse=True, return_counts=True)
     weight = counts.astype(float)

@@ -5,14 +5,14 @@ r"""Guard models: a chat model that says whether an answer is safe. value = P(sa
     P(safe) from the first token wildguard       `template`                      Harmful request /
     Response refusal /       P(no) / (P(yes) + P(no)) of the
                                                     Harmful response: yes | no, three lines    third
-                                                        line's verdict
+                                                    line's verdict
     shieldgemma     `template`, once per policy     Yes | No                                  P(No)
     / (P(Yes) + P(No)), worst policy
 
 Checked against published copies of the model cards: Llama Guard's words, its codes S1 to S14 and
 that its score is the first token's probability; ShieldGemma's first token. Against several public
 programs that read it: WildGuard's three lines. Its card gives words alone; that the verdict's token
-    has a probability of its own follows from the format. Not checked, no weights at
+has a probability of its own follows from the format. Not checked, no weights at
 hand: any real reply, and how WildGuard's tokenizer cuts its lines. No cut is presumed: the token is
 found by its place in the text, and where there is none, the word counts 0 or 1.
 The last two have an instruction of their own in their model cards, which is not ours to ship: copy

@@ -17,7 +17,7 @@ async def all_of(coroutines: Iterable[Awaitable[T]]) -> list[T]:
 
     Unlike a bare gather, nothing is left running behind a failure, so every answer that was paid
     for gets logged. A MoraError ends the run: then the rest is cancelled after a moment, as what it
-        would still ask for could not be used.
+    would still ask for could not be used.
     """
     works = list(coroutines)
     if len(works) == 1:  # a task of its own would cost more than many a call

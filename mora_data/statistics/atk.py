@@ -1,7 +1,7 @@
 """What k samples of a prompt would bring, estimated without bias from its n >= k rollouts.
 
 All are U-statistics: the mean over every subset of k rollouts, in closed form. NaN where a prompt
-    has fewer than k scores.
+has fewer than k scores.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Sums:
 
     `mixed_M`: where a cluster is but a random batch of cases, independent of each other and put
     together to save room: how many cases are not 0, or not 1, whichever are fewer. None where the
-        clusters are the cases.
+    clusters are the cases.
     """
 
     sums_C_M: NDArray[np.float64]

@@ -51,7 +51,7 @@ class SourceSums:
     Attributes:
         n, valued: verdicts asked for, and those that gave a value; `reasons` counts why the rest
         did not. pairs, ties: pairs of answers to one prompt with both values, and those of equal
-            value.
+        value.
         prompts: prompts with two values or more.
         total, moments: sums over prompts of (Sxy, Sxx, Syy) for value x and log length y, and of
             their products.

@@ -41,7 +41,7 @@ def dominance_rate(
 
     To beat: by at least delta_d (and by more than 0) in each dimension that is strict, and not to
     lose in any other: the usable form of METHOD (b)'s dominance rate. 0 where no dimension is
-        strict.
+    strict.
     """
     scored = ~np.any(np.isnan(rewards_P_N_D), axis=-1)
     wins = np.zeros(scored.shape)

@@ -2,7 +2,7 @@
 
 Axes: S training seeds x P prompts x M metrics; NaN where a prompt has no value. The unit is the
 source prompt: intervals of differences are paired by prompt, and cover the seeds where there is
-    more than one.
+more than one.
 """
 
 from __future__ import annotations
