@@ -69,12 +69,12 @@ async def ours(task: str, folder: str, asked: Sequence[Any]) -> tuple[float, flo
     """CPU seconds, share of padding, and the batches that were run."""
     from mora_data.engines import hf
     from mora_data.engines.batching import Driver, InProcess, Source
-    from mora_data.engines.cached_client import Asker
-    from mora_data.engines.engine import Usage
+    from mora_data.engines.cached_client import CachedClient
+    from mora_data.engines.engine import RunStats
     from mora_data.run.log import AnswerLog
     from mora_data.settings import LocalSettings, RoleSettings
 
-    usage = Usage()
+    usage = RunStats()
     driver = Driver(usage)
     local = LocalSettings(device="cpu", max_batch=MAX_BATCH)
     model: Any = (
@@ -89,7 +89,7 @@ async def ours(task: str, folder: str, asked: Sequence[Any]) -> tuple[float, flo
     engine = InProcess(driver, lambda task: source, RoleSettings(model="model", local=local), usage)
     with tempfile.TemporaryDirectory() as temp:
         log = AnswerLog(Path(temp) / "answers.log")
-        ask = Asker({"policy": engine}, log, 0, usage)
+        ask = CachedClient({"policy": engine}, log, 0, usage)
         started = time.process_time()
         await asyncio.gather(*(ask(r) for r in asked))
         seconds = time.process_time() - started

@@ -45,7 +45,7 @@ def make(run_dir: Path, n_prompts: int, arms: list[str], presamples: int) -> Non
     """The run folder. The same arguments give the same bytes."""
     import numpy as np
 
-    from mora_data.run.partitions import Part
+    from mora_data.run.partitions import Partition
     from mora_data.settings import load_settings, to_yaml
 
     wanted = settings_of(arms, presamples)
@@ -97,7 +97,7 @@ def make(run_dir: Path, n_prompts: int, arms: list[str], presamples: int) -> Non
     )
     layout = [("presample", presamples)] * bool(presamples) + [(a, ANSWERS) for a in arms]
     for k in range(n_parts):
-        part = Part(run_dir, k)
+        part = Partition(run_dir, k)
         part.folder.mkdir(parents=True)
         _partition(
             part.folder, np.random.default_rng(k), k * PART, min(PART, n_prompts - k * PART), layout

@@ -80,7 +80,7 @@ def build(
     Raises:
         MoraError: it can't be finished; the state is kept, and the same call goes on.
     """
-    from .engines.engine import Usage
+    from .engines.engine import RunStats
     from .pipeline import Builder
     from .run.progress import Progress
     from .settings import Options
@@ -91,7 +91,7 @@ def build(
         settings = build_settings(config)
     else:
         settings = load_settings(str(config), overrides)
-    usage = Usage()
+    usage = RunStats()
     progress = Progress(usage, quiet)
     options = Options(
         sample, tuple(Path(d) for d in data), local_of(str(out)) if out else None, until, fresh

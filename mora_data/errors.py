@@ -1,22 +1,21 @@
 """Every error the package raises on purpose.
 
-MoraError                    one line: what happened, the value, what to do. The command line
-prints it and exits 1 |- SettingsError             a setting, flag or template is wrong; found
-before the first request |- SourceError               the source rows can't be read, or are of
-another schema |- RunFolderError            the run folder belongs to another build, is in use,
-or can't be written |  `- LogHeld                a partition's answer log is in use by another
-process |- EndpointError             the model endpoint can't be used at all (refused, 401, no
-such model) |- AnswersPending            requests were written as files; their answers are to be
-put beside them |- ClusterError              no machine of the cluster can do the work
-|- LimitReached              a limit of the settings was met; state is kept
-|- UnreliableScores          the scorers can't be trusted: mostly noise, or another one than at
-the start; state is kept |- NothingSelected           a stage left nothing for the next one
-|- PublishError              staging or pushing the dataset failed
-`- ExtraMissing              an optional dependency is not installed
+    MoraError               one line: what happened, the value, what to do; exit code 1
+    |- SettingsError        a setting, flag or template is wrong; found before the first request
+    |- SourceError          the source rows can't be read, or are of another schema
+    |- RunFolderError       the run folder is another build's, in use, or can't be written
+    |  `- LogHeld           a partition's answer log is in use by another process
+    |- EndpointError        the model endpoint can't be used at all (refused, 401, no such model)
+    |- AnswersPending       requests were written as files; answers are to be put beside them
+    |- ClusterError         no machine of the cluster can do the work
+    |- LimitReached         a limit of the settings was met; state is kept
+    |- UnreliableScores     the scorers can't be trusted: mostly noise, or not what they were
+    |- NothingSelected      a stage left nothing for the next one
+    |- PublishError         staging or pushing the dataset failed
+    `- ExtraMissing         an optional dependency is not installed
 
-DropRow                      not a failure: this source row is left out, for a counted reason
-Owed                         not a failure of the run: this prompt is asked again by the next
-one
+    DropRow                 not a failure: this source row is left out, for a counted reason
+    PendingRetry            not a failure of the run: the next one asks this prompt again
 """
 
 from __future__ import annotations
@@ -90,6 +89,6 @@ class DropRow(Exception):
         self.detail = detail
 
 
-class Owed(Exception):
+class PendingRetry(Exception):
     """A request ran out of tries on faults that may pass; its prompt is asked again by the next
     run."""

@@ -22,19 +22,19 @@ import orjson
 from . import __version__
 from .cluster import check as check_cluster
 from .engines import connect, resolve
-from .engines.engine import Engine, Usage
-from .engines.warnings import remarks
+from .engines.engine import Engine, RunStats
+from .engines.warnings import warnings_of
 from .errors import NothingSelected, UnreliableScores
-from .prompts.context import Kit
+from .prompts.context import BuildContext
 from .prompts.context import load as load_kit
-from .prompts.judge_calibration import Measuring
+from .prompts.judge_calibration import JudgeCalibration
 from .prompts.judge_quality import quality, self_preference
-from .prompts.judge_stats import as_reference, unreliable
+from .prompts.judge_stats import judge_stats_of, unreliable
 from .prompts.personas import capped
-from .prompts.runner import Partitions
+from .prompts.runner import PartitionRunner
 from .report.arms_audit import MAX_GAP, arms_audit
 from .rewards.combine import steps_of
-from .run.cost import Spending
+from .run.cost import CostTracker
 from .run.folder import RunFolder, read_json
 from .run.heartbeat import pulse
 from .run.manifest import (
@@ -46,7 +46,7 @@ from .run.manifest import (
     published_reference,
 )
 from .run.memory import choose_malloc, give_back
-from .run.partitions import Part, write_whole
+from .run.partitions import Partition, write_whole
 from .run.place import shared
 from .run.prices import load_prices
 from .run.progress import Progress
@@ -67,7 +67,7 @@ class Builder:
     a kill."""
 
     def __init__(
-        self, settings: BuildSettings, options: Options, progress: Progress, usage: Usage
+        self, settings: BuildSettings, options: Options, progress: Progress, usage: RunStats
     ) -> None:
         self.settings, self._said = as_recorded(settings)
         self.options, self.progress, self.usage = options, progress, usage
@@ -84,14 +84,14 @@ class Builder:
         self._replayed_sealed = 0
         self._started = time.monotonic()
         self._benchmarks = Benchmarks({})
-        self._kit: Kit | None = None  # None where nothing is asked
+        self._kit: BuildContext | None = None  # None where nothing is asked
         self._feedback: dict[str, Any] = {}
-        self._measuring: Measuring | None = None
+        self._measuring: JudgeCalibration | None = None
         self._reference: dict[str, Any] = {}
         self._engines: dict[Role, Engine] = {}
         self._damaged = 0
         self._given_up: dict[int, str] = {}  # partitions, and why
-        self._spending: Spending | None = None
+        self._spending: CostTracker | None = None
 
     def run(self) -> Summary:
         """Run or resume the build.
@@ -106,7 +106,7 @@ class Builder:
                 check_cluster(self.settings)
             for line in [
                 *self._said,
-                *remarks(self.settings, self.options.sample, bool(self._said)),
+                *warnings_of(self.settings, self.options.sample, bool(self._said)),
             ]:
                 self.progress.say(line)
             self._kit = self._load_kit()
@@ -147,7 +147,7 @@ class Builder:
         return STAGES.index(stage) <= STAGES.index(self.options.until)
 
     # before the first request
-    def _load_kit(self) -> Kit:
+    def _load_kit(self) -> BuildContext:
         s = self.settings
         self._prices = load_prices(s.limits.prices)
         kit = load_kit(s, self.options.until, self._benchmarks)
@@ -180,7 +180,7 @@ class Builder:
         for n_parts, prompts in enumerate(
             _chunks(self._prompts(opened, counts), s.partition_size), 1
         ):
-            Part(folder.path, n_parts - 1).keep_prompts(prompts)
+            Partition(folder.path, n_parts - 1).keep_prompts(prompts)
             self.progress.step(len(prompts))
         self.progress.finish()
         mined = {
@@ -227,19 +227,23 @@ class Builder:
         )
 
     # the partitions
-    async def _asked(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
+    async def _asked(
+        self, folder: RunFolder, parts: Sequence[Partition], kit: BuildContext
+    ) -> None:
         with pulse(folder, self.usage, self.progress):
             await self._ask(folder, parts, kit)
 
-    async def _ask(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
+    async def _ask(self, folder: RunFolder, parts: Sequence[Partition], kit: BuildContext) -> None:
         self._engines = connect(
             self.settings, self.options.sample, self.usage, folder.path, self.progress.say
         )
-        self._spending = Spending(folder, self.settings.limits, self._prices, self.usage)
+        self._spending = CostTracker(folder, self.settings.limits, self._prices, self.usage)
         try:
             self._spending.start([e.model for e in self._engines.values()])
-            runner = Partitions(self._engines, self.usage, self.settings.seed)
-            self._measuring = Measuring(kit, folder, self._engines, self.usage, self.progress)
+            runner = PartitionRunner(self._engines, self.usage, self.settings.seed)
+            self._measuring = JudgeCalibration(
+                kit, folder, self._engines, self.usage, self.progress
+            )
             self._reference = await self._measuring.phase_0(parts, runner)
             self._kit = kit = self._measuring.kit
             self._warn_of_family()
@@ -280,7 +284,11 @@ class Builder:
             )
 
     async def _run_parts(
-        self, folder: RunFolder, parts: Sequence[Part], runner: Partitions, kit: Kit
+        self,
+        folder: RunFolder,
+        parts: Sequence[Partition],
+        runner: PartitionRunner,
+        kit: BuildContext,
     ) -> None:
         todo = [p for p in parts if not kit.is_sealed(self._engines, self._reference, p)]
         n_prompts = [p.n_prompts() for p in parts]
@@ -298,10 +306,14 @@ class Builder:
         self.progress.finish()
 
     async def _on_cluster(
-        self, folder: RunFolder, todo: Sequence[Part], runner: Partitions, kit: Kit
+        self,
+        folder: RunFolder,
+        todo: Sequence[Partition],
+        runner: PartitionRunner,
+        kit: BuildContext,
     ) -> None:
         from .cluster.driver import environment, work_off
-        from .cluster.worker import Job, Order, versions
+        from .cluster.worker import Job, PartitionTask, versions
 
         job = Job(
             self.settings,
@@ -316,7 +328,7 @@ class Builder:
             str(Path.cwd()),
         )
         orders = [
-            Order(
+            PartitionTask(
                 p.number,
                 kit.fingerprint(self._engines, self._reference, p),
                 runner.old_ends.get(p.log_path, p.log_size()),
@@ -329,7 +341,7 @@ class Builder:
                 job, orders, self._prices, self._spending, self.usage, self.progress
             )
         for number, why in self._given_up.items():
-            Part(folder.path, number).give_up(why)
+            Partition(folder.path, number).give_up(why)
         runner.damaged += damaged
 
     def _drift_seen(self) -> dict[str, Any]:
@@ -340,7 +352,7 @@ class Builder:
         return STAGES[: STAGES.index(self.options.until) + 1]
 
     # select and publish
-    def _publish(self, folder: RunFolder, parts: Sequence[Part], kit: Kit) -> None:
+    def _publish(self, folder: RunFolder, parts: Sequence[Partition], kit: BuildContext) -> None:
         from .dataset.folder import Release, write_dataset
         from .selection.select import picker, select, selected
 
@@ -374,7 +386,7 @@ class Builder:
             drawn = png.pictures(self._report)
             manifest["figures"] = png.listed(drawn)
             figures = {f"report/{name}.png": p.png for name, p in drawn.items()}
-        reference = as_reference(self._reference)
+        reference = judge_stats_of(self._reference)
         steps = steps_of(kit.sources)
         release = Release(
             s, self._origin(), manifest, reference.floors, picker(s, reference, steps), figures
@@ -395,7 +407,9 @@ class Builder:
             self._write_manifest(folder, "empty")
             raise NothingSelected(emptied_by(self.summary.counts, self.summary.dataset_dir))
 
-    def _cap_personas(self, parts: Sequence[Part], selection: Selection, kit: Kit) -> None:
+    def _cap_personas(
+        self, parts: Sequence[Partition], selection: Selection, kit: BuildContext
+    ) -> None:
         """No persona has more than its share of either side; prompts that lose their last pair are
         counted."""
         self._persona_shares, lost = capped(
@@ -418,7 +432,7 @@ class Builder:
 
     # what is said at the end
     def _finish_counts(
-        self, folder: RunFolder, parts: Sequence[Part], mined: Mapping[str, Any]
+        self, folder: RunFolder, parts: Sequence[Partition], mined: Mapping[str, Any]
     ) -> None:
         self._counts.update({("mine", "in"): mined["in"], ("mine", "kept"): mined["kept"]})
         self._counts.update({("mine", k): v for k, v in mined["dropped"].items()})
@@ -436,7 +450,7 @@ class Builder:
                 "out": self._tokens["out"] + manifest["tokens"][1],
             }
         for number in self._given_up:
-            n = Part(folder.path, number).n_prompts()
+            n = Partition(folder.path, number).n_prompts()
             self._counts.update({("presample", "in"): n, ("presample", "poisoned"): n})
         u, s = self.usage, self.summary
         s.counts = counts_tree(self._counts, self._stages())
@@ -451,7 +465,7 @@ class Builder:
         s.slots_busy = round(u.slots_busy, 4) if u.slots_busy is not None else None
         s.errors, s.seconds = len(errors), round(time.monotonic() - self._started, 3)
 
-    def _audit_arms(self, parts: Sequence[Part]) -> None:
+    def _audit_arms(self, parts: Sequence[Partition]) -> None:
         """Are the controls as long as the fused prompts that they are compared with? The manifest
         says so; so does a line."""
         s = self.settings
@@ -469,7 +483,7 @@ class Builder:
                 f" {', '.join(off)}; what they show may be length alone"
             )
 
-    def _errors(self, folder: RunFolder, parts: Iterable[Part]) -> list[dict[str, Any]]:
+    def _errors(self, folder: RunFolder, parts: Iterable[Partition]) -> list[dict[str, Any]]:
         errors = [e for p in parts for e in p.errors()]
         write_whole(folder.path / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
         return errors

@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mora_data.engines.engine import Sink, Usage
+from mora_data.engines.engine import OnRecord, RunStats
 from mora_data.run.log import Record
 from mora_data.selection.selectors import dominance_hv, rs_gap
 from mora_data.settings import BuildSettings, RoleSettings
@@ -93,7 +93,7 @@ def rewrite(messages: Messages) -> str | None:
 
 
 def rewriter(
-    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
 ) -> Rewriter:
     """An engine whose model is the world's own grammar."""
     return Rewriter(usage)
@@ -109,11 +109,17 @@ class Rewriter:
     wants_more = True
     extra: Mapping[str, Any] = {}
 
-    def __init__(self, usage: Usage) -> None:
+    def __init__(self, usage: RunStats) -> None:
         self._usage = usage
 
     async def send(
-        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+        self,
+        request_bytes: bytes,
+        request: Request,
+        n: int,
+        first: int,
+        seed: int,
+        on_record: OnRecord,
     ) -> Record:
         self._usage.sent += 1
         text = rewrite(request.messages)
@@ -121,7 +127,7 @@ class Rewriter:
             {"rewritten": text or "", "subject": "", "intents": [], "refused": text is None}
         )
         record = Record(n, (Answer(reply),) * n, (0, 0, 0))
-        sink(record)
+        on_record(record)
         return record
 
     async def changed(self) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def build(args: argparse.Namespace) -> int:
     """A build, and a push where one was asked for; or what it would take."""
-    from ..engines.engine import Usage
+    from ..engines.engine import RunStats
     from ..run.progress import Progress
 
     if args.probe and not args.dry_run:
@@ -35,7 +35,7 @@ def build(args: argparse.Namespace) -> int:
     from ..pipeline import Builder
     from ..settings import Options
 
-    usage = Usage()
+    usage = RunStats()
     progress = Progress(usage)
     builder = Builder(
         settings,
@@ -359,7 +359,7 @@ def recipe_run(args: argparse.Namespace) -> int:
 
 def evaluate_models(args: argparse.Namespace) -> int:
     """Models on held-out prompts."""
-    from ..engines.engine import Usage
+    from ..engines.engine import RunStats
     from ..evaluate import Options, evaluate
     from ..evaluate.tables import markdown
     from ..run.progress import Progress
@@ -388,7 +388,7 @@ def evaluate_models(args: argparse.Namespace) -> int:
         args.scaling,
         args.benchmark,
     )
-    usage = Usage()
+    usage = RunStats()
     found = evaluate(args.models, options, Progress(usage), usage)
     print(json.dumps(found) if args.json else markdown(found))
     print(

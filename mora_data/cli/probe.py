@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..engines import resolve
-from ..engines.engine import Usage
+from ..engines.engine import RunStats
 from ..errors import SettingsError
 from ..pipeline import Builder
 from ..run.prices import Prices, load_prices
@@ -66,7 +66,7 @@ def probe(
     if not ids:
         return found
     chosen = random.Random(settings.seed).sample(ids, min(PROMPTS, len(ids)))
-    usage = Usage(by_prompt={})
+    usage = RunStats(by_prompt={})
     with TemporaryDirectory() as folder:
         options = Options(
             sample, tuple(data), Path(folder) / "probe", "select", only=frozenset(chosen)
@@ -89,13 +89,13 @@ def probe(
     }
 
 
-def _took(usage: Usage, prompt_id: str, prices: Prices) -> _Took:
+def _took(usage: RunStats, prompt_id: str, prices: Prices) -> _Took:
     models = (usage.by_prompt or {}).get(prompt_id, {})
     n_in, n_out, _, n = (sum(t[i] for t in models.values()) for i in range(4))
     return _Took(n, n_in, n_out, prices.cost({m: t[:3] for m, t in models.items()}))
 
 
-def _scaled(took: Sequence[_Took], n_prompts: int, usage: Usage, seed: int) -> dict[str, Any]:
+def _scaled(took: Sequence[_Took], n_prompts: int, usage: RunStats, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     draws = [rng.choices(range(len(took)), k=len(took)) for _ in range(RESAMPLES)]
     scale = n_prompts / len(took)

@@ -15,16 +15,16 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..engines.engine import Usage
+from ..engines.engine import RunStats
 from ..errors import ClusterError, LimitReached
-from ..run.cost import Spending
+from ..run.cost import CostTracker
 from ..run.prices import Prices
 from ..run.progress import Progress
 from ..settings import RaySettings
-from .monitor import Meter, State
-from .pool import Crew, last_line, reply
+from .monitor import State, UsageMonitor
+from .pool import WorkerPool, last_line, reply
 from .schedule import Board, distribute
-from .worker import ENVIRONMENT, Job, Order
+from .worker import ENVIRONMENT, Job, PartitionTask
 
 POLL_S = 0.5
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -32,10 +32,10 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "
 
 async def work_off(
     job: Job,
-    orders: Sequence[Order],
+    orders: Sequence[PartitionTask],
     prices: Prices,
-    spending: Spending,
-    usage: Usage,
+    spending: CostTracker,
+    usage: RunStats,
     progress: Progress,
 ) -> tuple[dict[int, str], int]:
     """Every partition of `orders` sealed by workers of the cluster: (those that were given up, and
@@ -109,10 +109,10 @@ def joined(settings: RaySettings, say: Callable[[str], None]) -> Iterator[None]:
 
 async def _run(
     job: Job,
-    orders: Sequence[Order],
+    orders: Sequence[PartitionTask],
     prices: Prices,
-    spending: Spending,
-    usage: Usage,
+    spending: CostTracker,
+    usage: RunStats,
     progress: Progress,
 ) -> Board:
     import ray
@@ -120,11 +120,11 @@ async def _run(
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     meter = (
-        ray.remote(Meter)
+        ray.remote(UsageMonitor)
         .options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000)
         .remote(job.settings.limits, prices, spending.totals())
     )
-    crew = Crew(job, {o.number: o for o in orders}, meter, progress.say)
+    crew = WorkerPool(job, {o.number: o for o in orders}, meter, progress.say)
     ledger = _Ledger(usage, progress, spending)
     numbers = [o.number for o in orders]
     schedule = asyncio.ensure_future(
@@ -148,7 +148,7 @@ async def _run(
 class _Ledger:
     """Keeps usage, progress and spending up to what the meter knows."""
 
-    def __init__(self, usage: Usage, progress: Progress, spending: Spending) -> None:
+    def __init__(self, usage: RunStats, progress: Progress, spending: CostTracker) -> None:
         self._usage, self._progress, self._spending = usage, progress, spending
         self._before = usage.numbers()
         for slots in usage.slots:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..engines.engine import Usage
-from ..engines.rates import Pace
+from ..engines.engine import RunStats
+from ..engines.rates import RateLimiter
 from ..errors import LimitReached
 from ..run.cost import check_totals
 from ..run.prices import Prices
@@ -23,12 +23,12 @@ Limits = tuple[float | None, float | None]  # requests, tokens a minute
 class State(NamedTuple):
     """What the driver sees of all workers."""
 
-    usages: Sequence[Usage]
+    usages: Sequence[RunStats]
     prompts: Mapping[int, int]  # done, by partition
     stopped: str | None
 
 
-class Meter:
+class UsageMonitor:
     """Runs as one Ray actor, beside the driver; `before` are the tokens by model that were used up
     already."""
 
@@ -36,8 +36,8 @@ class Meter:
         self, limits: LimitSettings, prices: Prices, before: Mapping[str, Sequence[int]]
     ) -> None:
         self._limits, self._prices, self._before = limits, prices, before
-        self._paces: dict[str, Pace] = {}
-        self._usages: dict[str, Usage] = {}
+        self._paces: dict[str, RateLimiter] = {}
+        self._usages: dict[str, RunStats] = {}
         self._prompts: dict[int, int] = {}
         self._stopped: str | None = None
 
@@ -46,7 +46,7 @@ class Meter:
     ) -> tuple[float, float]:
         """A turn under the limits that `key` names."""
         if key not in self._paces:
-            self._paces[key] = Pace(*limits)
+            self._paces[key] = RateLimiter(*limits)
         return await self._paces[key].reserve(body_bytes, longest)
 
     async def settle(
@@ -55,7 +55,7 @@ class Meter:
         """What a reserved turn brought."""
         await self._paces[key].settle(reserved, tokens_in, tokens_out, longest)
 
-    async def report(self, worker: str, usage: Usage, prompts: Mapping[int, int]) -> str | None:
+    async def report(self, worker: str, usage: RunStats, prompts: Mapping[int, int]) -> str | None:
         """A worker's numbers so far; why the build has to stop, if it has to."""
         self._usages[worker] = usage
         self._prompts.update(prompts)
@@ -71,9 +71,12 @@ class Meter:
         return State(list(self._usages.values()), dict(self._prompts), self._stopped)
 
     def _totals(self) -> dict[str, Sequence[int]]:
-        summed = Usage()
+        summed = RunStats()
         summed.take(
-            [Usage(by_model={m: list(t) for m, t in self._before.items()}), *self._usages.values()]
+            [
+                RunStats(by_model={m: list(t) for m, t in self._before.items()}),
+                *self._usages.values(),
+            ]
         )
         return dict(summed.by_model)
 

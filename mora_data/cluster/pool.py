@@ -11,7 +11,7 @@ from typing import Any
 
 from ..run.tasks import GRACE_S
 from .schedule import Died, Ended, Unfit
-from .worker import Job, Order, Worker
+from .worker import Job, PartitionTask, Worker
 
 START_S = 30.0  # a worker that has no room by then is waited for, and that is said
 CONFIRM_S = 60.0  # an actor that can't be reached is dead or back within this
@@ -19,11 +19,11 @@ NAP_S = 0.5
 
 
 @dataclass
-class Crew:
+class WorkerPool:
     """The workers of one build, and the meter they share."""
 
     job: Job
-    orders: Mapping[int, Order]
+    orders: Mapping[int, PartitionTask]
     meter: Any
     say: Callable[[str], None]
     n_hired: int = 0
@@ -96,7 +96,7 @@ class Actor:
 
     actor: Any
     node: str
-    orders: Mapping[int, Order]
+    orders: Mapping[int, PartitionTask]
 
     async def seal(self, number: int) -> Ended:
         import ray

@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import __version__, resources
 from ..engines import connect
-from ..engines.engine import Engine, Usage
+from ..engines.engine import Engine, RunStats
 from ..errors import (
     EndpointError,
     ExtraMissing,
@@ -31,11 +31,11 @@ from ..errors import (
     RunFolderError,
     SettingsError,
 )
-from ..prompts.context import FORMAT, Kit, load
-from ..prompts.result import Outcome
-from ..prompts.runner import Partitions
+from ..prompts.context import FORMAT, BuildContext, load
+from ..prompts.result import PromptResult
+from ..prompts.runner import PartitionRunner
 from ..run.folder import read_json
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..run.place import Visit
 from ..run.tasks import to_its_end
 from ..settings import BuildSettings
@@ -69,7 +69,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class PartitionTask:
     """A partition to be worked on."""
 
     number: int
@@ -82,11 +82,11 @@ class Worker:
 
     def __init__(self, job: Job, meter: Any, name: str) -> None:
         self._job, self._meter, self._name = job, meter, name
-        self._usage = Usage()
+        self._usage = RunStats()
         self._prompts: dict[int, int] = {}
         self._opening = asyncio.Lock()
         self._engines: dict[Role, Engine] = {}
-        self._kit: Kit | None = None
+        self._kit: BuildContext | None = None
         self._reporting: asyncio.Task[None] | None = None
         self._n_open = 0
         self._visit = Visit(job.place)
@@ -117,7 +117,7 @@ class Worker:
         self._reporting = asyncio.ensure_future(self._report())
         return None
 
-    async def seal(self, order: Order) -> Ended:
+    async def seal(self, order: PartitionTask) -> Ended:
         """Ask a partition to its end and seal it."""
         self._n_open += 1
         try:
@@ -125,10 +125,10 @@ class Worker:
         finally:
             self._n_open -= 1
 
-    async def _seal(self, order: Order) -> Ended:
-        kit, job, part = self._kit, self._job, Part(self._visit.path, order.number)
+    async def _seal(self, order: PartitionTask) -> Ended:
+        kit, job, part = self._kit, self._job, Partition(self._visit.path, order.number)
         assert kit is not None
-        runner = Partitions(self._engines, self._usage, job.settings.seed, self._opening)
+        runner = PartitionRunner(self._engines, self._usage, job.settings.seed, self._opening)
         runner.old_ends[part.log_path] = order.old_end
         self._prompts[order.number] = 0
         try:
@@ -179,7 +179,7 @@ class Worker:
     async def ping(self) -> None:
         """Alive."""
 
-    def _one_more(self, number: int, outcome: Outcome) -> None:
+    def _one_more(self, number: int, outcome: PromptResult) -> None:
         self._prompts[number] += 1
 
     def _turns(self, key: str, limits: Limits) -> SharedPace:

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import SettingsError
 from ..settings import BuildSettings, RoleSettings, nearest
 from ..types import Role
-from .engine import ENGINES, Engine, Opened, Usage
+from .engine import ENGINES, Engine, Opened, RunStats
 
 ROLES: tuple[Role, ...] = ("policy", "rewriter", "judge")
 OPENAI = "https://api.openai.com/v1"
@@ -46,7 +46,7 @@ def resolve(role: RoleSettings, sample: bool) -> RoleSettings:
 def connect(
     settings: BuildSettings,
     sample: bool,
-    usage: Usage,
+    usage: RunStats,
     run_dir: Path | None = None,
     say: Callable[[str], None] = print,
     shared: dict[str, Any] | None = None,

@@ -20,14 +20,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..errors import AnswersPending, EndpointError, Owed, SettingsError
-from ..run.cache_key import base_key, wire
+from ..errors import AnswersPending, EndpointError, PendingRetry, SettingsError
+from ..run.cache_key import request_key, wire
 from ..run.log import Record
 from ..settings import BatchSettings, BuildSettings, RoleSettings
 from ..types import Answer, Request
 from .batch_files import BatchFolder, Job, Outcome, as_line
 from .batch_provider import FAULTS, RUNNING, Provider, Unreachable
-from .engine import Sink, Usage, settle
+from .engine import OnRecord, RunStats, settle
 from .replies import error_message, parse_reply
 
 LOOK_AGAIN_S = 0.02  # how often it is asked whether other engines still work
@@ -38,7 +38,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
 ) -> BatchEngine:
     """The provider's batch API, or files for vLLM's run-batch: cheaper and later; resumed by batch
     id.
@@ -70,10 +70,10 @@ class _Waiting:
 
     key: str
     desk: Desk
-    canon: bytes
+    request_bytes: bytes
     n: int
     seed: int
-    sink: Sink
+    on_record: OnRecord
     done: asyncio.Future[Record]
     tries: int = 0
 
@@ -84,7 +84,7 @@ class Waves:
     def __init__(
         self,
         folder: BatchFolder,
-        usage: Usage,
+        usage: RunStats,
         say: Callable[[str], None],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
@@ -104,7 +104,7 @@ class Waves:
         """The record of a request, once it is in the log.
 
         Raises:
-            Owed: no batch brought an answer.
+            PendingRetry: no batch brought an answer.
             AnswersPending: files were written and wait to be run.
             EndpointError: the provider refuses.
         """
@@ -166,7 +166,7 @@ class Waves:
         for w in mine:
             w.tries += not w.done.done()
             if w.tries >= self._settings[w.desk].tries and not w.done.done():
-                w.done.set_exception(Owed(f"no answer from {w.tries} batches"))
+                w.done.set_exception(PendingRetry(f"no answer from {w.tries} batches"))
 
     def _written(self, waiting: Sequence[_Waiting]) -> list[Job]:
         """New batches with these requests, within the limits of a file."""
@@ -176,7 +176,7 @@ class Waves:
             lines: list[tuple[str, bytes]] = []
             size = 0
             for w in [w for w in waiting if w.desk == desk]:
-                body = wire(w.canon, w.n, w.seed)
+                body = wire(w.request_bytes, w.n, w.seed)
                 length = len(as_line(w.key, body))
                 if lines and (
                     len(lines) >= limits.max_requests or size + length > limits.max_bytes
@@ -294,7 +294,7 @@ class Waves:
             if outcome is not None and outcome.status in _UNUSABLE:
                 unusable = f"{outcome.status} ({error_message(outcome.body)})"
             elif outcome is not None and (record := self._record(w, outcome)) is not None:
-                settle(w.done, w.sink, record)
+                settle(w.done, w.on_record, record)
                 given += 1
         if unusable:
             self._tidy()
@@ -331,7 +331,7 @@ class BatchEngine:
 
     simulated = False
 
-    def __init__(self, waves: Waves, role: RoleSettings, usage: Usage) -> None:
+    def __init__(self, waves: Waves, role: RoleSettings, usage: RunStats) -> None:
         self.model = role.model or ""
         self.revision = role.revision
         self.extra: Mapping[str, Any] = role.extra_body
@@ -341,12 +341,22 @@ class BatchEngine:
         waves.add_desk(self._desk, role)
 
     async def send(
-        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+        self,
+        request_bytes: bytes,
+        request: Request,
+        n: int,
+        first: int,
+        seed: int,
+        on_record: OnRecord,
     ) -> Record:
-        key = base_key(canon, request.purpose, seed, self.revision).hex() + f"{first:08x}"
+        key = (
+            request_key(request_bytes, request.purpose, seed, self.revision).hex() + f"{first:08x}"
+        )
         done: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         return await self._waves.ask(
-            _Waiting(key, self._desk, canon, n, (seed + first) & 0x7FFFFFFF, sink, done)
+            _Waiting(
+                key, self._desk, request_bytes, n, (seed + first) & 0x7FFFFFFF, on_record, done
+            )
         )
 
     @property

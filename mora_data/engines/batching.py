@@ -19,11 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from ..errors import EndpointError, MoraError, Owed, SettingsError
+from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.log import Record
 from ..settings import LocalSettings, RoleSettings
 from ..types import Answer, Request, Task
-from .engine import Sink, Usage, settle
+from .engine import OnRecord, RunStats, settle
 
 SMALLEST_BATCH = 8  # where doubling begins
 GAIN = 1.1  # a doubled batch that is not this much faster is not worth its memory
@@ -129,7 +129,7 @@ class _Job:
 
     pieces: list[Piece]
     n: int
-    sink: Sink
+    on_record: OnRecord
     done: asyncio.Future[Record]
     answers: dict[int, Answer] = field(default_factory=dict)
     tokens_in: int = 0
@@ -143,13 +143,15 @@ class _Job:
             kept = tuple(self.answers[i] for i in sorted(self.answers))
             settle(
                 self.done,
-                self.sink,
+                self.on_record,
                 Record(self.n, kept, (self.tokens_in, sum(a.tokens_out for a in kept), 0)),
             )
 
     def refuse(self, reason: str) -> None:
         """A failure that no retry can mend."""
-        settle(self.done, self.sink, Record(self.n, (Answer("", "error", error=reason),) * self.n))
+        settle(
+            self.done, self.on_record, Record(self.n, (Answer("", "error", error=reason),) * self.n)
+        )
 
     def fail(self, error: Exception) -> None:
         if not self.done.done():
@@ -165,7 +167,7 @@ class Driver:
         stop: set when the build ends; a running batch may end early.
     """
 
-    def __init__(self, usage: Usage, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, usage: RunStats, clock: Callable[[], float] = time.perf_counter) -> None:
         self.stop = threading.Event()
         self.tokens = self.padded = self.waiting = 0
         self._usage, self._clock = usage, clock
@@ -177,11 +179,13 @@ class Driver:
         self._task: asyncio.Task[None] | None = None
         self._window = 1
 
-    async def ask(self, source: Source, lane: Hashable, piece: Piece, sink: Sink) -> Record:
+    async def ask(
+        self, source: Source, lane: Hashable, piece: Piece, on_record: OnRecord
+    ) -> Record:
         """The record of answers to a request, once it is in the log.
 
         Raises:
-            Owed: not even alone does it fit into memory.
+            PendingRetry: not even alone does it fit into memory.
             MoraError: the model can't be loaded, or failed.
         """
         pieces = (
@@ -192,7 +196,7 @@ class Driver:
                 for i in range(piece.n)
             ]
         )
-        job = _Job(pieces, piece.n, sink, asyncio.get_running_loop().create_future())
+        job = _Job(pieces, piece.n, on_record, asyncio.get_running_loop().create_future())
         self._lanes.setdefault((source, lane), []).append(job)
         self._window = source.settings.window
         self.waiting += piece.n
@@ -266,7 +270,7 @@ class Driver:
             if sizer.out_of_memory(len(batch)):
                 return False
             batch[0][1].fail(
-                Owed(
+                PendingRetry(
                     f"out of memory on a single prompt of {len(pieces[0].tokens)} tokens with model"
                     f" {source.name} ({e}): use a larger device, or a smaller max_tokens or"
                     " local.max_length"
@@ -318,7 +322,7 @@ class InProcess:
     simulated = False
 
     def __init__(
-        self, driver: Driver, source: Callable[[Task], Source], role: RoleSettings, usage: Usage
+        self, driver: Driver, source: Callable[[Task], Source], role: RoleSettings, usage: RunStats
     ) -> None:
         if not role.model:
             raise SettingsError(
@@ -337,7 +341,13 @@ class InProcess:
         self._driver, self._source, self._usage, self._window = driver, source, usage, local.window
 
     async def send(
-        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+        self,
+        request_bytes: bytes,
+        request: Request,
+        n: int,
+        first: int,
+        seed: int,
+        on_record: OnRecord,
     ) -> Record:
         source = self._source("chat" if request.task == "chat" else "classify")
         lane = (
@@ -347,7 +357,7 @@ class InProcess:
         )
         self._usage.sent += 1
         return await self._driver.ask(
-            source, lane, Piece(request, first, n, (seed + first) & 0x7FFFFFFF), sink
+            source, lane, Piece(request, first, n, (seed + first) & 0x7FFFFFFF), on_record
         )
 
     @property

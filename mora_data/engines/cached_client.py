@@ -1,6 +1,6 @@
 """The one function that every model call goes through: first the answer log, then the engine.
 
-    ask = Asker(engines, log, seed=0, usage=usage)
+    ask = CachedClient(engines, log, seed=0, usage=usage)
     answers = await ask(Request("policy", messages, sampling, "presample", prompt_id, n=16))
 
 Resume is replay: a coroutine run again gets the answers already paid for at once, and only the rest
@@ -13,12 +13,12 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..run.cache_key import base_key, encode
+from ..run.cache_key import encode, request_key
 from ..run.log import AnswerLog, Record
 from ..run.tasks import all_of
 from ..text import seed_of
 from ..types import Answer, Request, Role
-from .engine import Engine, Usage
+from .engine import Engine, RunStats
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class _Call:
 
     request: Request
     engine: Engine
-    canon: bytes
+    request_bytes: bytes
     base: bytes
     seed: int
     answers: list[Answer | None]
@@ -39,11 +39,11 @@ class _Call:
                 self.answers[i] = answer
 
 
-class Asker:
+class CachedClient:
     """Asks through one partition's log."""
 
     def __init__(
-        self, engines: Mapping[Role, Engine], log: AnswerLog, seed: int, usage: Usage
+        self, engines: Mapping[Role, Engine], log: AnswerLog, seed: int, usage: RunStats
     ) -> None:
         self._engines = engines
         self._log = log
@@ -57,15 +57,15 @@ class Asker:
         mend.
 
         Raises:
-            Owed: a sample could not be had now; what came is in the log.
+            PendingRetry: a sample could not be had now; what came is in the log.
             EndpointError: the endpoint can't be used at all.
         """
         self._usage.calls += 1
         engine = self._engines[request.role]
-        canon = encode(request, engine.model, engine.extra)
+        request_bytes = encode(request, engine.model, engine.extra)
         seed = seed_of(self._seed, request.prompt_id, request.purpose)
-        base = base_key(canon, request.purpose, seed, engine.revision)
-        call = _Call(request, engine, canon, base, seed, [None] * request.n)
+        base = request_key(request_bytes, request.purpose, seed, engine.revision)
+        call = _Call(request, engine, request_bytes, base, seed, [None] * request.n)
         groups = self._replay(call)
         if len(groups) == 1:
             await self._group(call, *groups[0])
@@ -127,7 +127,12 @@ class Asker:
         self._usage.under_way += 1
         try:
             record = await call.engine.send(
-                call.canon, call.request, n, first, call.seed, lambda r: self._keep(call, first, r)
+                call.request_bytes,
+                call.request,
+                n,
+                first,
+                call.seed,
+                lambda r: self._keep(call, first, r),
             )
             done.set_result(record)
             return record

@@ -17,9 +17,9 @@ from ..errors import MoraError
 from ..run.log import Record
 from ..settings import BuildSettings, RoleSettings
 from ..types import Request
-from .limiter import Slots
+from .limiter import ConcurrencyLimiter
 
-Sink = Callable[[Record], None]
+OnRecord = Callable[[Record], None]
 
 ENGINES = {
     "scripted": "mora_data.simulator.engine:opened",
@@ -33,12 +33,12 @@ ENGINES = {
 QUIET_TURNS = 50  # more than any coroutine needs from one answer to its next question
 
 
-def settle(done: asyncio.Future[Record], sink: Sink, record: Record) -> None:
+def settle(done: asyncio.Future[Record], on_record: OnRecord, record: Record) -> None:
     """Log a record, then hand it to whoever waits, unless that was done before."""
     if done.done():
         return
     try:
-        sink(record)
+        on_record(record)
     except Exception as e:
         done.set_exception(e)
     else:
@@ -46,7 +46,7 @@ def settle(done: asyncio.Future[Record], sink: Sink, record: Record) -> None:
 
 
 @dataclass
-class Usage:
+class RunStats:
     """What a run sent and got, over all endpoints, and whether it has to stop."""
 
     sent: int = 0  # over the wire, retries included
@@ -67,7 +67,7 @@ class Usage:
     by_prompt: dict[str, dict[str, list[int]]] | None = None
     # base URLs that were taken out, and why the last time
     replicas_out: dict[str, str] = field(default_factory=dict)
-    slots: list[Slots] = field(default_factory=list)
+    slots: list[ConcurrencyLimiter] = field(default_factory=list)
     # seconds of slots in use, and of slots there were, in other processes
     busy_elsewhere_s: tuple[float, float] = (0.0, 0.0)
     on_tokens: Callable[[], None] | None = None  # called after every reply; may raise LimitReached
@@ -95,7 +95,7 @@ class Usage:
         used, there = self._busy_s()
         return used / there if there else None
 
-    def numbers(self) -> Usage:
+    def numbers(self) -> RunStats:
         """A copy that can be sent to another process."""
         return replace(
             self,
@@ -110,7 +110,7 @@ class Usage:
             stopped=None,
         )
 
-    def take(self, parts: Sequence[Usage]) -> None:
+    def take(self, parts: Sequence[RunStats]) -> None:
         """Become the sum of the numbers of several processes; `slots` and what is to be called
         stay."""
         for name in _SUMMED:
@@ -180,15 +180,21 @@ class Engine(Protocol):
     simulated: bool
 
     async def send(
-        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+        self,
+        request_bytes: bytes,
+        request: Request,
+        n: int,
+        first: int,
+        seed: int,
+        on_record: OnRecord,
     ) -> Record:
-        """Ask for samples `first` .. `first + n - 1` of `request`; give the record to `sink` before
-        the slot is free.
+        """Ask for samples `first` .. `first + n - 1` of `request`; give the record to `on_record`
+        before the slot is free.
 
         Fewer answers than `n` may come. A failure that no retry can mend is a record of errors.
 
         Raises:
-            Owed: the tries ran out.
+            PendingRetry: the tries ran out.
             EndpointError: the endpoint can't be used at all.
         """
 
@@ -208,5 +214,5 @@ class Opened(Protocol):
     share its slots."""
 
     def __call__(
-        self, role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+        self, role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
     ) -> Engine: ...

@@ -36,7 +36,7 @@ _STREAK = 3
 _SERVED_PER_REFUSED = 2
 
 
-class Ticket(NamedTuple):
+class Permit(NamedTuple):
     """What a request in flight remembers."""
 
     rank: int
@@ -44,7 +44,7 @@ class Ticket(NamedTuple):
     at: int = 0  # the base URL's index
 
 
-class Limit:
+class UrlLimit:
     """One base URL: requests in flight, and how many may be."""
 
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
@@ -62,7 +62,7 @@ class Limit:
     def has_room(self) -> bool:
         return self.in_flight < self.limit and not self.out
 
-    def refused(self, ticket: Ticket) -> None:
+    def refused(self, ticket: Permit) -> None:
         """The server said 429."""
         if ticket.rank >= self.limit:
             self._over_refused += 1  # sent before the cut
@@ -74,14 +74,14 @@ class Limit:
             self._over_refused = _STREAK
             self._fall *= 2
 
-    def late(self, ticket: Ticket, newest: int) -> None:
+    def late(self, ticket: Permit, newest: int) -> None:
         """No reply came in time; `newest` is the last ticket's number."""
         self._late = self._late + 1 if ticket.seq > self._cut_at else 0
         if self._late == _STREAK:
             self._cut(self.limit // 2)
             self._cut_at, self._over_refused = newest, _NEVER
 
-    def succeeded(self, ticket: Ticket) -> None:
+    def succeeded(self, ticket: Permit) -> None:
         """The server answered."""
         self._late = 0
         if ticket.rank >= self._low:
@@ -107,13 +107,13 @@ class Limit:
         self._pause = min(30.0, self._pause * 1.5)
 
 
-class Slots:
+class ConcurrencyLimiter:
     """At most `size` requests in flight on each of `n` base URLs, fewer where a server refuses
     more; one queue for all."""
 
     def __init__(self, size: int, n: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
         self.size = size * n
-        self.limits = [Limit(size, clock) for _ in range(n)]
+        self.limits = [UrlLimit(size, clock) for _ in range(n)]
         self._clock = clock
         self._failing = self._paced = self._seq = self._busy = 0
         self._waiting: deque[asyncio.Future[int]] = deque()
@@ -177,7 +177,7 @@ class Slots:
             self._paced -= 1
             self._changed.set()
 
-    async def take(self) -> Ticket:
+    async def take(self) -> Permit:
         """Wait for a slot on the base URL with the smallest share of its slots in use."""
         at = None if self._waiting else self._freest()
         if at is not None:
@@ -192,21 +192,21 @@ class Slots:
                     self._leave(turn.result())
                 raise
         self._seq += 1
-        return Ticket(self.limits[at].in_flight - 1, self._seq, at)
+        return Permit(self.limits[at].in_flight - 1, self._seq, at)
 
-    def free(self, ticket: Ticket) -> None:
+    def free(self, ticket: Permit) -> None:
         """Give a slot back."""
         self._leave(ticket.at)
 
-    def refused(self, ticket: Ticket) -> None:
+    def refused(self, ticket: Permit) -> None:
         """The server said 429."""
         self.limits[ticket.at].refused(ticket)
 
-    def late(self, ticket: Ticket) -> None:
+    def late(self, ticket: Permit) -> None:
         """No reply came in time."""
         self.limits[ticket.at].late(ticket, self._seq)
 
-    def succeeded(self, ticket: Ticket) -> None:
+    def succeeded(self, ticket: Permit) -> None:
         """The server answered."""
         self.limits[ticket.at].succeeded(ticket)
 

@@ -21,16 +21,16 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import EndpointError, MoraError, Owed, SettingsError
+from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.cache_key import wire, with_pattern
 from ..run.log import Record
 from ..settings import BuildSettings, RoleSettings
 from ..types import Answer, Request, Task
-from .engine import Sink, Usage
+from .engine import OnRecord, RunStats
 from .http import CHAT, Fault, Reply
-from .limiter import Slots, Ticket
+from .limiter import ConcurrencyLimiter, Permit
 from .names import same_model
-from .rates import Pace, Turns
+from .rates import RateLimiter, RateLimits
 from .replicas import PROBE_S, Replica, Replicas, answers, get_json
 from .replies import Passing, error_message, parse_reply
 
@@ -72,16 +72,16 @@ class Call(NamedTuple):
 
     body: bytes
     asked: int  # choices
-    sink: Sink
+    on_record: OnRecord
     served: Callable[[object], None]  # looks at the model that the reply names
     longest: int  # tokens that the choices may have together
     timeout_s: float
-    pace: Turns | None = None
+    pace: RateLimits | None = None
     route: Route = CHAT_ROUTE
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
 ) -> HttpEngine:
     """Any OpenAI-compatible HTTP endpoint: vLLM, llama.cpp, OpenAI, ...
 
@@ -101,15 +101,17 @@ def opened(
     return HttpEngine(endpoint, role, model, pace)
 
 
-def _turns(key: str, limits: tuple[float | None, float | None], shared: dict[str, Any]) -> Turns:
+def _turns(
+    key: str, limits: tuple[float | None, float | None], shared: dict[str, Any]
+) -> RateLimits:
     """The clock of the rate limits; `shared["turns"]` makes another one where it is not this
     process's own."""
-    make: Callable[[str, tuple[float | None, float | None]], Turns] = shared.get(
-        "turns", lambda key, limits: Pace(*limits)
+    make: Callable[[str, tuple[float | None, float | None]], RateLimits] = shared.get(
+        "turns", lambda key, limits: RateLimiter(*limits)
     )
     if key not in shared:
         shared[key] = make(key, limits)
-    turns: Turns = shared[key]
+    turns: RateLimits = shared[key]
     return turns
 
 
@@ -130,11 +132,11 @@ class Endpoint:
     """The base URLs of one model: connections, slots and health. Roles with the same URLs share
     it."""
 
-    def __init__(self, base_url: str, settings: RoleSettings, usage: Usage) -> None:
+    def __init__(self, base_url: str, settings: RoleSettings, usage: RunStats) -> None:
         urls = (base_url, *settings.replicas)
         headers = _headers(settings)
         self.usage = usage
-        self.slots = Slots(settings.concurrency, len(urls))
+        self.slots = ConcurrencyLimiter(settings.concurrency, len(urls))
         usage.slots.append(self.slots)
         self.takes_patterns = False
         self.replicas = Replicas(
@@ -156,7 +158,7 @@ class Endpoint:
         """One request to the end: tried again while faults may pass.
 
         Raises:
-            Owed: the tries ran out.
+            PendingRetry: the tries ran out.
             EndpointError: the endpoint can't be used.
         """
         try:
@@ -195,7 +197,7 @@ class Endpoint:
         finally:
             self.slots.free(ticket)
 
-    async def _exchange(self, call: Call, ticket: Ticket) -> Record:
+    async def _exchange(self, call: Call, ticket: Permit) -> Record:
         replica = self.replicas.all[ticket.at]
         try:
             reply = await replica.post(
@@ -205,7 +207,7 @@ class Endpoint:
                 record = call.route.parse(reply.body, call.asked, call.served)
                 self._answered(ticket)
                 self.slots.succeeded(ticket)
-                call.sink(record)
+                call.on_record(record)
                 return record
             if reply.status == 429:
                 self.slots.refused(ticket)
@@ -222,7 +224,7 @@ class Endpoint:
                 self.replicas.failed(ticket.at, e.kind, str(e))
             raise
 
-    def _answered(self, ticket: Ticket) -> None:
+    def _answered(self, ticket: Permit) -> None:
         self._last_ok = time.monotonic()
         self.replicas.ok(ticket.at)
 
@@ -241,7 +243,7 @@ class Endpoint:
         while (left := end - time.monotonic()) > 0 and self.usage.stopped is None:
             await asyncio.sleep(min(left, _NAP_S))
 
-    def _sorted_out(self, reply: Reply, call: Call, ticket: Ticket) -> Record:
+    def _sorted_out(self, reply: Reply, call: Call, ticket: Permit) -> Record:
         said, url = error_message(reply.body), self.replicas.all[ticket.at].url
         if reply.status in _PASSING or reply.status >= 500:
             raise Passing(str(reply.status), f"HTTP {reply.status} {said}", reply.retry_after)
@@ -256,7 +258,7 @@ class Endpoint:
         record = Record(
             call.asked, (Answer("", "error", error=f"HTTP {reply.status}: {said}"),) * call.asked
         )
-        call.sink(record)
+        call.on_record(record)
         return record
 
     def _unusable(self, url: str, status: int, said: str, missing: str) -> str:
@@ -293,7 +295,7 @@ class Endpoint:
                     self._check_alive(error)
         except RetryError as e:
             last = e.last_attempt.exception()
-            raise Owed(f"{last} ({e.last_attempt.attempt_number} tries)") from last
+            raise PendingRetry(f"{last} ({e.last_attempt.attempt_number} tries)") from last
         raise AssertionError("unreachable")
 
     def _check_alive(self, error: Passing) -> None:
@@ -323,7 +325,7 @@ class HttpEngine:
     simulated = False
 
     def __init__(
-        self, endpoint: Endpoint, settings: RoleSettings, model: str, pace: Turns | None = None
+        self, endpoint: Endpoint, settings: RoleSettings, model: str, pace: RateLimits | None = None
     ) -> None:
         self.endpoint = endpoint
         self.model = model
@@ -335,23 +337,38 @@ class HttpEngine:
         self._names = {model, *settings.served_as}
 
     async def send(
-        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+        self,
+        request_bytes: bytes,
+        request: Request,
+        n: int,
+        first: int,
+        seed: int,
+        on_record: OnRecord,
     ) -> Record:
         sampling = request.sampling
         timeout_s = self._timeout_s or TIMEOUT_S + TIMEOUT_S_PER_TOKEN * sampling.max_tokens
         if request.task != "chat":
             return await self.endpoint.post(
-                Call(canon, 1, sink, self._served, 1, timeout_s, self._pace, _route(request.task))
+                Call(
+                    request_bytes,
+                    1,
+                    on_record,
+                    self._served,
+                    1,
+                    timeout_s,
+                    self._pace,
+                    _route(request.task),
+                )
             )
         if (
             self.endpoint.takes_patterns
             and sampling.pattern is not None
             and sampling.schema is not None
         ):
-            canon = with_pattern(canon, sampling.schema, sampling.pattern)
-        body = wire(canon, n, (seed + first) & 0x7FFFFFFF)
+            request_bytes = with_pattern(request_bytes, sampling.schema, sampling.pattern)
+        body = wire(request_bytes, n, (seed + first) & 0x7FFFFFFF)
         return await self.endpoint.post(
-            Call(body, n, sink, self._served, n * sampling.max_tokens, timeout_s, self._pace)
+            Call(body, n, on_record, self._served, n * sampling.max_tokens, timeout_s, self._pace)
         )
 
     def _served(self, name: object) -> None:

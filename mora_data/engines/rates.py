@@ -38,7 +38,7 @@ class Rate:
         self._next += more / self._per_s
 
 
-class Turns(Protocol):
+class RateLimits(Protocol):
     """Says when a request may go; here, or for a whole cluster."""
 
     async def reserve(self, body_bytes: int, longest: int) -> tuple[float, float]:
@@ -49,7 +49,7 @@ class Turns(Protocol):
         """The reply to a request for which `reserved` tokens were set aside."""
 
 
-class Pace:
+class RateLimiter:
     """The limits of one model at one endpoint; None stands for no limit."""
 
     def __init__(

@@ -14,11 +14,11 @@ from ..errors import SettingsError
 from ..run.log import Record
 from ..settings import BuildSettings, RoleSettings
 from ..types import Request
-from .engine import Sink, Usage
+from .engine import OnRecord, RunStats
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
 ) -> RecordedEngine:
     """No model: the source rows' own answers and ratings; no fusion."""
     return RecordedEngine(build.source.dataset or build.source.kind)
@@ -37,7 +37,13 @@ class RecordedEngine:
         self.extra: Mapping[str, Any] = {}
 
     async def send(
-        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+        self,
+        request_bytes: bytes,
+        request: Request,
+        n: int,
+        first: int,
+        seed: int,
+        on_record: OnRecord,
     ) -> Record:
         """Never an answer.
 

@@ -20,9 +20,9 @@ from typing import Any
 import orjson
 
 from ..settings import RoleSettings
-from .engine import Usage
+from .engine import RunStats
 from .http import OnSend, Reply, Transport, transport_for
-from .limiter import Slots
+from .limiter import ConcurrencyLimiter
 
 FAULTS_IN_A_ROW = 3
 FIRST_PROBE_S, LAST_PROBE_S = 2.0, 60.0
@@ -78,8 +78,8 @@ class Replicas:
     def __init__(
         self,
         all_: Sequence[Replica],
-        slots: Slots,
-        usage: Usage,
+        slots: ConcurrencyLimiter,
+        usage: RunStats,
         probe: Probe,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -17,11 +17,11 @@ from ..errors import ExtraMissing, SettingsError
 from ..settings import BuildSettings, LocalSettings, RoleSettings
 from ..types import Task
 from .batching import Driver, InProcess, Model, Source
-from .engine import Usage
+from .engine import RunStats
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
 ) -> InProcess:
     """A transformers model in this process (extra `transformers`): generation and classifiers, on
     one GPU or the CPU.

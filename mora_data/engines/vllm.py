@@ -24,11 +24,11 @@ from ..errors import ExtraMissing, SettingsError
 from ..settings import BuildSettings, RoleSettings
 from ..types import Answer, Request, Task
 from .batching import Driver, InProcess, Piece, Refused, Source
-from .engine import Usage
+from .engine import RunStats
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
 ) -> InProcess:
     """A vLLM engine in this process (extra `vllm`): generation and classifiers, without a server.
 

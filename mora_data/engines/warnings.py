@@ -7,7 +7,7 @@ from ..settings import BuildSettings
 from . import resolve
 
 
-def remarks(settings: BuildSettings, sample: bool, recorded: bool) -> list[str]:
+def warnings_of(settings: BuildSettings, sample: bool, recorded: bool) -> list[str]:
     """One line each; the simulator is never used in silence.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from ..engines.engine import Usage
+from ..engines.engine import RunStats
 from ..errors import SettingsError
 from ..run.folder import RunFolder, read_json
 from ..run.log import AnswerLog
@@ -34,7 +34,7 @@ __all__ = ["Options", "evaluate"]
 
 
 def evaluate(
-    models: Sequence[str], options: Options, progress: Progress, usage: Usage
+    models: Sequence[str], options: Options, progress: Progress, usage: RunStats
 ) -> dict[str, Any]:
     """Run or resume an evaluation; what evaluation.json holds.
 

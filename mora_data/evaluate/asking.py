@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..engines import connect
-from ..engines.cached_client import Asker
-from ..engines.engine import Engine, Usage
-from ..errors import Owed
+from ..engines.cached_client import CachedClient
+from ..engines.engine import Engine, RunStats
+from ..errors import PendingRetry
 from ..rewards import Reward
 from ..rewards import load as load_reward
 from ..rewards.rules import flags
@@ -42,7 +42,7 @@ async def windowed(
     work: Callable[[EvalPrompt], Awaitable[T]],
     prompts: Sequence[EvalPrompt],
     engines: Sequence[Engine],
-    usage: Usage,
+    usage: RunStats,
 ) -> list[T]:
     """The results in order. A prompt is begun while every engine wants more, so that few of them
     are open at once."""
@@ -92,7 +92,7 @@ class Evaluation:
         models: Sequence[Model],
         settings: BuildSettings,
         options: Options,
-        usage: Usage,
+        usage: RunStats,
         progress: Progress,
     ) -> None:
         self.models, self.settings, self.options, self.usage, self.progress = (
@@ -111,7 +111,7 @@ class Evaluation:
             "pairwise",
             frozenset(("question", "history", "first", "second", "dimensions", "nonce")),
         )
-        self._asks: dict[str, Asker] = {}
+        self._asks: dict[str, CachedClient] = {}
         self._recorded: dict[str, dict[str, list[dict[str, Any]]]] = {}
         self.rows: list[dict[str, Any]] = []
         self.simulated = False
@@ -145,7 +145,7 @@ class Evaluation:
                     role is not None and made["policy"].simulated
                 )
                 self.judge = made["judge"].model
-                self._asks[model.label] = Asker(made, log, self.settings.seed, self.usage)
+                self._asks[model.label] = CachedClient(made, log, self.settings.seed, self.usage)
             self.progress.start("prompts", len(prompts))
             for rows in await windowed(
                 self._prompt, prompts, list({id(e): e for e in engines}.values()), self.usage
@@ -200,7 +200,7 @@ class Evaluation:
                     replace(request, sampling=replace(LETTER, logprobs=0))
                 )
             return answers
-        except Owed as e:
+        except PendingRetry as e:
             return [Answer("", "error", error=f"owed: {e}")] * n
 
     async def _row(
@@ -258,7 +258,7 @@ class Evaluation:
         return {prompt.metric: value, "method": method}
 
     async def _reward(
-        self, ask: Asker, dimension: str, prompt: EvalPrompt, text: str
+        self, ask: CachedClient, dimension: str, prompt: EvalPrompt, text: str
     ) -> float | None:
         """Weighted mean of the dimension's sources; None when any of them has none."""
         sources = self.rewards[dimension]
@@ -267,7 +267,7 @@ class Evaluation:
                 r.scores(ask, prompt.prompt_id, prompt.messages, [text], "score:evaluate")
                 for r in sources
             )
-        except Owed:
+        except PendingRetry:
             return None
         weights = [s.weight for s in self.settings.reward_sources(dimension)]
         values = [scores[0].value for scores in found]
@@ -302,7 +302,7 @@ class Evaluation:
         row["length_gap"] = row["length"] - n_tokens(other.text)
 
     async def _winner(
-        self, ask: Asker, prompt: EvalPrompt, first: str, second: str
+        self, ask: CachedClient, prompt: EvalPrompt, first: str, second: str
     ) -> float | None:
         """1, 0.5 or 0 for the answer that is shown first; equal texts tie unasked; None when no
         verdict can be read."""
@@ -325,7 +325,7 @@ class Evaluation:
             tagged = f"pairwise:retry:{retry}" if retry else "pairwise"
             try:
                 (reply,) = await ask(Request("judge", asked, sampling, tagged, prompt.prompt_id))
-            except Owed:
+            except PendingRetry:
                 return None
             named = set(re.findall(r'"winner"\s*:\s*"(first|second|tie)"', reply.text))
             if len(named) == 1:

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import SettingsError
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..settings import BuildSettings
 
 if TYPE_CHECKING:
     from ..statistics import BeforeHalf
 
 
-def before_half(parts: Sequence[Part], settings: BuildSettings) -> tuple[list[str], BeforeHalf]:
+def before_half(
+    parts: Sequence[Partition], settings: BuildSettings
+) -> tuple[list[str], BeforeHalf]:
     """Prompt ids in order, and the half of their presamples that decided nothing, filled up with
     NaN where it is shorter.
 

@@ -23,7 +23,7 @@ from ..errors import SettingsError
 from ..text import seed_of
 
 if TYPE_CHECKING:
-    from ..statistics import Profile
+    from ..statistics import PromptStats
 
 UNITS = 1 << 31
 K = 16
@@ -37,10 +37,10 @@ class Mined:
 
     prompt_id: str
     stratum: str
-    profile: Profile
+    profile: PromptStats
 
 
-def joint_score(profile: Profile, dominance_prior: Score, joint_prior: Score) -> Score:
+def joint_score(profile: PromptStats, dominance_prior: Score, joint_prior: Score) -> Score:
     """J = (posterior mean of the dominance rate, posterior mean of A_16), both in [0, 1]; low =
     little to be had at once.
 
@@ -107,7 +107,7 @@ def fit(
 
 
 def goes_on(
-    mining: Mapping[str, Mapping[str, Any]], stratum: str, prompt_id: str, profile: Profile
+    mining: Mapping[str, Mapping[str, Any]], stratum: str, prompt_id: str, profile: PromptStats
 ) -> bool:
     """Whether a prompt that passes the rule is within its stratum's budget."""
     limit = mining.get(stratum)

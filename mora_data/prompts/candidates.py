@@ -15,22 +15,22 @@ import numpy as np
 from ..selection import Batch, top_pairs
 from ..text import digest, seed_of
 from ..types import Pair
-from .result import Arm, Outcome
+from .result import Arm, PromptResult
 
 if TYPE_CHECKING:
-    from .flow import Work
+    from .flow import PromptContext
 
 CELLS = 1_000_000  # pairs x dimensions looked at together
 
 
-def candidates(work: Work, arms: Sequence[tuple[Outcome, Arm]]) -> None:
+def candidates(work: PromptContext, arms: Sequence[tuple[PromptResult, Arm]]) -> None:
     """Give each arm its `select.confirm_top` best pairs per pair wanted, best first."""
     settings = work.settings.select
     arms = [(o, arm) for o, arm in arms if arm.rollouts]
     for few in _chunks(arms, len(work.dims)):
         batch = as_batch(work, few)
 
-        def tie(p: int, i: int, j: int, few: Sequence[tuple[Outcome, Arm]] = few) -> int:
+        def tie(p: int, i: int, j: int, few: Sequence[tuple[PromptResult, Arm]] = few) -> int:
             outcome, arm = few[p]
             return seed_of(
                 outcome.prompt.prompt_id, digest(arm.rollouts[i].text), digest(arm.rollouts[j].text)
@@ -63,7 +63,7 @@ def candidates(work: Work, arms: Sequence[tuple[Outcome, Arm]]) -> None:
             )
 
 
-def as_batch(work: Work, arms: Sequence[tuple[Outcome, Arm]]) -> Batch:
+def as_batch(work: PromptContext, arms: Sequence[tuple[PromptResult, Arm]]) -> Batch:
     """Arms as one batch, a row each; the shorter ones are filled up with answers that may not be
     used."""
     from .flow import is_usable
@@ -102,8 +102,8 @@ def as_batch(work: Work, arms: Sequence[tuple[Outcome, Arm]]) -> Batch:
 
 
 def _chunks(
-    arms: Sequence[tuple[Outcome, Arm]], n_dims: int
-) -> Iterator[Sequence[tuple[Outcome, Arm]]]:
+    arms: Sequence[tuple[PromptResult, Arm]], n_dims: int
+) -> Iterator[Sequence[tuple[PromptResult, Arm]]]:
     widest = max((len(arm.rollouts) for _, arm in arms), default=1)
     step = max(CELLS // max(widest * widest * n_dims, 1), 1)
     return (arms[at : at + step] for at in range(0, len(arms), step))

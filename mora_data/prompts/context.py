@@ -15,24 +15,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..engines.cached_client import Asker
+from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
 from ..rewards import Reward, heldout
 from ..rewards import load as load_reward
 from ..rewards.combine import Sources, floors_of, sources_of, with_charts
-from ..rewriting.rewriter import Fuser
+from ..rewriting.rewriter import Rewriter
 from ..run.manifest import fingerprint, sampling_of
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..selection import load as load_selector
 from ..settings import BuildSettings
 from ..sources.benchmarks import Benchmarks
 from ..text import digest
 from ..types import STAGES, Prompt, Role
-from .flow import Reference, Work, run_prompt
-from .judge_stats import as_reference
+from .flow import JudgeStats, PromptContext, run_prompt
+from .judge_stats import judge_stats_of
 from .personas import Persona, load_personas
-from .result import Outcome
-from .runner import OpenPart, Partitions, seal
+from .result import PromptResult
+from .runner import OpenPartition, PartitionRunner, seal
 
 if TYPE_CHECKING:
     from ..selection import Selector
@@ -41,7 +41,7 @@ FORMAT = 2  # of the partitions; raised when the same settings would make other 
 
 
 @dataclass(frozen=True, slots=True)
-class Kit:
+class BuildContext:
     """The parts of a build that its settings name.
 
     Attributes:
@@ -55,20 +55,20 @@ class Kit:
     sources: Sources
     floors: Mapping[str, float]
     heldout: Mapping[str, Reward]
-    fuser: Fuser
+    fuser: Rewriter
     selector: Selector
     personas: tuple[Persona, ...]
     templates: Mapping[str, str]
 
-    def charted(self, reference: Mapping[str, Any]) -> Kit:
+    def charted(self, reference: Mapping[str, Any]) -> BuildContext:
         """With the calibration that phase 0 froze; where there was no phase 0, as it is."""
         if not self.settings.presample.enabled:
             return self
         return replace(self, sources=with_charts(self.sources, reference["calibration"]))
 
-    def work(self, ask: Asker, reference: Reference) -> Work:
+    def work(self, ask: CachedClient, reference: JudgeStats) -> PromptContext:
         """What a prompt's coroutine needs."""
-        return Work(
+        return PromptContext(
             self.settings,
             ask,
             self.sources,
@@ -86,7 +86,7 @@ class Kit:
         return {k: v for k, v in self.templates.items() if k.startswith("judge/")}
 
     def fingerprint(
-        self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], part: Part
+        self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], part: Partition
     ) -> str:
         """Everything that changes a partition's rows."""
         s = self.settings
@@ -118,7 +118,7 @@ class Kit:
         )
 
     def is_sealed(
-        self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], part: Part
+        self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], part: Partition
     ) -> bool:
         """Whether nothing is left to be done for a partition."""
         manifest = part.manifest()
@@ -132,22 +132,22 @@ class Kit:
         self,
         engines: Mapping[Role, Engine],
         reference: Mapping[str, Any],
-        runner: Partitions,
-        parts: Sequence[Part],
-        on_prompt: Callable[[Outcome], None],
+        runner: PartitionRunner,
+        parts: Sequence[Partition],
+        on_prompt: Callable[[PromptResult], None],
     ) -> None:
         """Ask partitions to their end and seal them.
 
         Raises:
             MoraError: it can't go on; what was answered is in the logs.
         """
-        measured = as_reference(reference)
+        measured = judge_stats_of(reference)
         confirms = self.settings.select.confirm or bool(self.heldout)
 
-        async def flow(ask: Asker, prompt: Prompt) -> Outcome:
+        async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
             return await run_prompt(self.work(ask, measured), prompt)
 
-        def finished(opened: OpenPart) -> None:
+        def finished(opened: OpenPartition) -> None:
             if STAGES.index(self.until) >= STAGES.index("select") and not confirms:
                 from .candidates import candidates
 
@@ -165,7 +165,7 @@ class Kit:
         await runner.run(parts, flow, on_prompt, finished)
 
 
-def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> Kit:
+def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> BuildContext:
     """The kit of a build; rewrites are compared with `benchmarks`.
 
     Raises:
@@ -176,10 +176,10 @@ def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> Kit:
     sources = sources_of(rewards, s)
     floors = floors_of(sources, s.presample.floors)
     judges = heldout.judges_of(s)
-    fuser = Fuser(s, benchmarks)
+    fuser = Rewriter(s, benchmarks)
     selector = load_selector(s.select.selector)
     personas = load_personas(s.rollout.personas, s.rollout.n)
-    return Kit(
+    return BuildContext(
         s,
         until,
         sources,
@@ -198,7 +198,7 @@ def model_of(engine: Engine) -> list[Any]:
 
 
 def _templates(
-    rewards: Mapping[str, Sequence[Reward]], fuser: Fuser, personas: Iterable[Persona]
+    rewards: Mapping[str, Sequence[Reward]], fuser: Rewriter, personas: Iterable[Persona]
 ) -> dict[str, str]:
     found = {
         f"judge/{d}" + (f"/{i}" if i else ""): r.fingerprint

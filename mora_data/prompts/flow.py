@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Owed
+from ..errors import PendingRetry
 from ..rewards import Reward
 from ..rewards.asking import Ask
 from ..rewards.combine import Anchors, Sources, Value, calibrated, steps_of
@@ -22,7 +22,7 @@ from ..rewards.precomputed import Rated
 from ..rewards.rules import flags
 from ..rewriting.arms import in_order, matched
 from ..rewriting.checks import Check
-from ..rewriting.rewriter import Fuser, FusionSource, Probe
+from ..rewriting.rewriter import Probe, Rewriter, RewriteSource
 from ..run.tasks import all_of
 from ..settings import BuildSettings
 from ..text import is_foreign, language_of, n_tokens, normalise, seed_of
@@ -41,7 +41,7 @@ from ..types import (
 from .budget import goes_on
 from .personas import Persona, as_persona, dealt
 from .pilot import tried_out
-from .result import Arm, Outcome
+from .result import Arm, PromptResult
 
 # numpy comes with them: imported when the first answers are there, not before the first request
 if TYPE_CHECKING:
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..selection import Selector
-    from ..statistics import Profile
+    from ..statistics import PromptStats
 
 REPEAT_UNIT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class JudgeStats:
     """Dataset-wide quantities, frozen before the first partition (reference.json).
 
     Attributes:
@@ -78,15 +78,15 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class PromptContext:
     """What a prompt's coroutine needs."""
 
     settings: BuildSettings
     ask: Ask
     sources: Sources
-    fuser: Fuser
+    fuser: Rewriter
     selector: Selector
-    reference: Reference
+    reference: JudgeStats
     until: str = "publish"
     personas: Sequence[Persona] = ()
     heldout: Mapping[str, Reward] = field(default_factory=dict)
@@ -115,20 +115,22 @@ class Work:
         )
 
 
-async def run_prompt(work: Work, prompt: Prompt) -> Outcome:
+async def run_prompt(work: PromptContext, prompt: Prompt) -> PromptResult:
     """Everything that comes of one prompt. Never raises for a row: a prompt stopped by a passing
     fault says so in `owed`."""
-    outcome = Outcome(prompt)
+    outcome = PromptResult(prompt)
     try:
         await _run(work, outcome)
-    except Owed as e:
+    except PendingRetry as e:
         outcome.owed = str(e)
         stage = _stage_of(outcome)
         outcome.count(stage, owed=1)
     return outcome
 
 
-async def presample(work: Work, prompt: Prompt) -> tuple[Profile, Arm, list[tuple[int, Score]]]:
+async def presample(
+    work: PromptContext, prompt: Prompt
+) -> tuple[PromptStats, Arm, list[tuple[int, Score]]]:
     """Sample and score the bare prompt, 16 -> 32 -> 64, until its kind is decided; with `step`,
     until it is foreseen."""
     arm = Arm("presample", prompt.messages)
@@ -148,7 +150,7 @@ async def presample(work: Work, prompt: Prompt) -> tuple[Profile, Arm, list[tupl
 
 
 async def sample_and_score(
-    work: Work, prompt: Prompt, first: int, stop: int, anchors: Anchors | None = None
+    work: PromptContext, prompt: Prompt, first: int, stop: int, anchors: Anchors | None = None
 ) -> tuple[list[Rollout], list[tuple[int, Score]]]:
     """Presamples `first` .. `stop - 1` of the bare prompt with their scores; phase 0 and the
     schedule ask them alike."""
@@ -168,7 +170,7 @@ async def sample_and_score(
 
 
 async def score(
-    work: Work,
+    work: PromptContext,
     messages: Messages,
     rollouts: Sequence[Rollout],
     purpose: str,
@@ -201,7 +203,7 @@ async def score(
     return [(usable[i], s) for column in ready for i, s in enumerate(column)]
 
 
-def combine(work: Work, dimension: str, scores: Sequence[Score]) -> Value | None:
+def combine(work: PromptContext, dimension: str, scores: Sequence[Score]) -> Value | None:
     """A rollout's reward in one dimension; None when a source has none."""
     of_dimension = [s for s in scores if s.dimension == dimension]
     return combine_sources(
@@ -254,7 +256,7 @@ def repeated(prompt_id: str, index: int, share: float) -> bool:
     return seed_of("repeat", prompt_id, index) % REPEAT_UNIT < share * REPEAT_UNIT
 
 
-async def _run(work: Work, o: Outcome) -> None:
+async def _run(work: PromptContext, o: PromptResult) -> None:
     prompt, settings = o.prompt, work.settings
     if not work.reaches("presample"):
         return
@@ -286,7 +288,7 @@ async def _run(work: Work, o: Outcome) -> None:
             await _run_arm(work, o, name, source)
 
 
-async def _run_recorded(work: Work, o: Outcome) -> None:
+async def _run_recorded(work: PromptContext, o: PromptResult) -> None:
     """The source's own answers in place of rollouts; `precomputed` rewards find their ratings by
     text."""
     o.count("presample", kept=1)
@@ -312,7 +314,7 @@ async def _run_recorded(work: Work, o: Outcome) -> None:
         await _select(rated, o, arm)
 
 
-async def _run_arm(work: Work, o: Outcome, name: str, source: FusionSource) -> None:
+async def _run_arm(work: PromptContext, o: PromptResult, name: str, source: RewriteSource) -> None:
     messages = await _asked(work, o, name, source)
     if messages is None or not work.reaches("rollout"):
         return
@@ -325,7 +327,9 @@ async def _run_arm(work: Work, o: Outcome, name: str, source: FusionSource) -> N
         await _select(work, o, arm)
 
 
-async def _asked(work: Work, o: Outcome, name: str, source: FusionSource) -> Messages | None:
+async def _asked(
+    work: PromptContext, o: PromptResult, name: str, source: RewriteSource
+) -> Messages | None:
     """What the arm asks; None, counted, where no rewrite passed or there is no fused prompt whose
     length it could have."""
     if name == "identity":
@@ -347,7 +351,7 @@ async def _asked(work: Work, o: Outcome, name: str, source: FusionSource) -> Mes
     return messages
 
 
-def _probe(work: Work, name: str, before: Arm) -> Probe:
+def _probe(work: PromptContext, name: str, before: Arm) -> Probe:
     """Answers to a rewrite, scored, compared with the presamples, and thrown away."""
 
     async def probe(messages: Messages) -> Check:
@@ -375,12 +379,12 @@ def _probe(work: Work, name: str, before: Arm) -> Probe:
     return probe
 
 
-def _sides(work: Work, arm: Arm) -> list[NDArray[np.float64]]:
+def _sides(work: PromptContext, arm: Arm) -> list[NDArray[np.float64]]:
     """Rewards, levels and doubts of an arm, each N x D."""
     return [as_array(side, work.dims).T for side in (arm.rewards, arm.levels, arm.doubts)]
 
 
-def _floors_and_noise(work: Work) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _floors_and_noise(work: PromptContext) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     import numpy as np
 
     floors, sigma = work.reference.floors, work.reference.sigma
@@ -389,7 +393,7 @@ def _floors_and_noise(work: Work) -> tuple[NDArray[np.float64], NDArray[np.float
     )
 
 
-async def _rollouts(work: Work, o: Outcome, arm: Arm) -> list[Rollout]:
+async def _rollouts(work: PromptContext, o: PromptResult, arm: Arm) -> list[Rollout]:
     n, personas = work.settings.rollout.n, work.personas or (None,)
     answers = dealt(
         await all_of(
@@ -416,7 +420,7 @@ async def _rollouts(work: Work, o: Outcome, arm: Arm) -> list[Rollout]:
     return rollouts
 
 
-def _count_rollouts(o: Outcome, rollouts: Sequence[Rollout]) -> None:
+def _count_rollouts(o: PromptResult, rollouts: Sequence[Rollout]) -> None:
     dropped = [
         "failed" if r.error is not None else next(f for f in r.flags if f in OUT_OF_PAIRS)
         for r in rollouts
@@ -429,7 +433,7 @@ def _count_rollouts(o: Outcome, rollouts: Sequence[Rollout]) -> None:
     )
 
 
-async def _score_arm(work: Work, o: Outcome, arm: Arm) -> None:
+async def _score_arm(work: PromptContext, o: PromptResult, arm: Arm) -> None:
     scored = await score(work, arm.messages, arm.rollouts, f"score:{arm.name}", arm.anchors)
     o.scores += [(arm.name, arm.rollouts[i].index, "score", s) for i, s in scored]
     _add_rewards(work, arm, arm.rollouts, scored)
@@ -438,7 +442,7 @@ async def _score_arm(work: Work, o: Outcome, arm: Arm) -> None:
     o.count("score", kept=whole, unscored=len(usable) - whole)
 
 
-async def _select(work: Work, o: Outcome, arm: Arm) -> None:
+async def _select(work: PromptContext, o: PromptResult, arm: Arm) -> None:
     """The selector's best pairs, each scored once more by fresh verdicts (METHOD (e), winner's
     curse)."""
     # nothing is asked: they are found when the partition is whole
@@ -462,7 +466,7 @@ async def _select(work: Work, o: Outcome, arm: Arm) -> None:
         o.scores += [(arm.name, i, "heldout", s) for i, s in theirs]
 
 
-def _confirmed(work: Work, pair: Pair, fresh: Mapping[int, Sequence[Score]]) -> Pair:
+def _confirmed(work: PromptContext, pair: Pair, fresh: Mapping[int, Sequence[Score]]) -> Pair:
     margins: dict[str, float | None] = {}
     for d in work.dims:
         a, b = combine(work, d, fresh[pair.chosen]), combine(work, d, fresh[pair.rejected])
@@ -481,7 +485,9 @@ def as_array(
     return np.array([[np.nan if v is None else v for v in values[d]] for d in dims], dtype=float)
 
 
-def targets(settings: BuildSettings, profile: Profile) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def targets(
+    settings: BuildSettings, profile: PromptStats
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Target dimensions (up to two that the prompt misses, weakest first) and binding ones (carried
     + targets)."""
     if settings.fuse.targets == "auto":
@@ -501,7 +507,7 @@ def targets(settings: BuildSettings, profile: Profile) -> tuple[tuple[str, ...],
     )
 
 
-def _profile(work: Work, arm: Arm, last: int) -> tuple[Profile, bool]:
+def _profile(work: PromptContext, arm: Arm, last: int) -> tuple[PromptStats, bool]:
     """What the deciding presamples say, and whether more of them, up to `last` presamples in all,
     may be spared."""
     import numpy as np
@@ -536,7 +542,7 @@ def _profile(work: Work, arm: Arm, last: int) -> tuple[Profile, bool]:
 
 
 def _add_rewards(
-    work: Work, arm: Arm, rollouts: Sequence[Rollout], scored: Sequence[tuple[int, Score]]
+    work: PromptContext, arm: Arm, rollouts: Sequence[Rollout], scored: Sequence[tuple[int, Score]]
 ) -> None:
     by_rollout: dict[int, list[Score]] = {}
     for i, s in scored:
@@ -550,7 +556,7 @@ def _add_rewards(
                 side.setdefault(d, []).append(value)
 
 
-def _stage_of(o: Outcome) -> str:
+def _stage_of(o: PromptResult) -> str:
     """The stage in which a stopped prompt was."""
     if ("presample", "in") not in o.counts:
         return "presample"

@@ -1,7 +1,7 @@
 """What is measured around the partitions: phase 0 before them, the canaries at both ends, and what
 follows from it.
 
-    measuring = Measuring(...)
+    measuring = JudgeCalibration(...)
     reference = await measuring.phase_0(parts, runner)      reference.json: calibration, noise,
     floors, thresholds measuring.check_reliability(...)                        before anything is
     selected by scores that are mostly noise await measuring.again(...)
@@ -14,37 +14,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..engines.cached_client import Asker
-from ..engines.engine import Engine, Usage
+from ..engines.cached_client import CachedClient
+from ..engines.engine import Engine, RunStats
 from ..errors import UnreliableScores
 from ..rewards import canary
 from ..rewards.combine import digests
 from ..run.folder import RunFolder, read_json
 from ..run.log import AnswerLog
 from ..run.manifest import fingerprint, sampling_of
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..run.progress import Progress
 from ..settings import BuildSettings
 from ..types import Role
 from .budget import Mined, fit
-from .context import Kit, model_of
+from .context import BuildContext, model_of
 from .judge_stats import (
     Measurements,
     Rates,
-    as_reference,
     conclude,
     first_prompts,
+    judge_stats_of,
     mining_flow,
     reference_flow,
     strata_of,
     unmeasured,
     unreliable,
 )
-from .runner import Partitions
+from .runner import PartitionRunner
 
 
 @dataclass
-class Measuring:
+class JudgeCalibration:
     """Phase 0 and the canaries of one build.
 
     Attributes:
@@ -52,10 +52,10 @@ class Measuring:
         drift: what the canaries show; empty before `again`.
     """
 
-    kit: Kit
+    kit: BuildContext
     folder: RunFolder
     engines: Mapping[Role, Engine]
-    usage: Usage
+    usage: RunStats
     progress: Progress
     reference: dict[str, Any] = field(default_factory=dict)
     drift: dict[str, Any] = field(default_factory=dict)
@@ -64,12 +64,12 @@ class Measuring:
     def settings(self) -> BuildSettings:
         return self.kit.settings
 
-    async def phase_0(self, parts: Sequence[Part], runner: Partitions) -> dict[str, Any]:
+    async def phase_0(self, parts: Sequence[Partition], runner: PartitionRunner) -> dict[str, Any]:
         """The reference of reference.json, measured unless it is there; the kit gets its charts."""
         self.reference = await self._phase_0(parts, runner)
         return self.reference
 
-    async def _phase_0(self, parts: Sequence[Part], runner: Partitions) -> dict[str, Any]:
+    async def _phase_0(self, parts: Sequence[Partition], runner: PartitionRunner) -> dict[str, Any]:
         s, folder, kit = self.settings, self.folder, self.kit
         if not s.presample.enabled:
             return unmeasured(kit.sources, kit.floors)
@@ -122,7 +122,7 @@ class Measuring:
             Rates(kit.floors, s.presample.split) if s.presample.step else None,
         )
         self.progress.start("reference: prompts", len(chosen))
-        plain = as_reference(unmeasured(kit.sources, kit.floors))
+        plain = judge_stats_of(unmeasured(kit.sources, kit.floors))
         await runner.run(
             first_parts,
             reference_flow(lambda ask: kit.work(ask, plain), found),
@@ -152,16 +152,16 @@ class Measuring:
     async def _freeze_thresholds(
         self,
         reference: dict[str, Any],
-        parts: Sequence[Part],
-        runner: Partitions,
-        first_parts: Sequence[Part],
+        parts: Sequence[Partition],
+        runner: PartitionRunner,
+        first_parts: Sequence[Partition],
         chosen: frozenset[str],
     ) -> None:
         """The mining threshold per stratum, from the reference prompts presampled in full."""
         s = self.settings.presample
         found: list[Mined] = []
         owed: list[str] = []
-        measured = as_reference(reference)
+        measured = judge_stats_of(reference)
         self.progress.start("budget: prompts", len(chosen))
         await runner.run(
             first_parts,
@@ -194,7 +194,7 @@ class Measuring:
     async def _score_canaries(self, items: Sequence[canary.Item], when: str) -> canary.Values:
         log = AnswerLog(self.folder.path / "canary.log")
         try:
-            ask = Asker(self.engines, log, self.settings.seed, self.usage)
+            ask = CachedClient(self.engines, log, self.settings.seed, self.usage)
             return await canary.measured(
                 ask, self.kit.sources, items, when, self.settings.select.kappa
             )

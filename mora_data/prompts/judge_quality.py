@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..settings import BuildSettings
 from ..types import Role, Score
-from .result import Outcome
+from .result import PromptResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..engines.engine import Engine
 
 
-def sums_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def sums_of(outcomes: Sequence[PromptResult]) -> dict[str, Any]:
     """Sums over a partition's first scores: dimension -> number of the source -> SourceSums, and
     per dimension agreement."""
     from ..statistics.judges import AgreementSums, SourceSums
@@ -76,7 +76,7 @@ def _add(
 
 
 def quality(
-    parts: Sequence[Part],
+    parts: Sequence[Partition],
     chosen: Mapping[int, NDArray[np.int64]],
     settings: BuildSettings,
     family: Mapping[str, Any],
@@ -127,7 +127,7 @@ def quality(
 
 
 def heldout_accuracy(
-    parts: Sequence[Part],
+    parts: Sequence[Partition],
     chosen: Mapping[int, NDArray[np.int64]],
     arms: Sequence[str],
     dims: Sequence[str],

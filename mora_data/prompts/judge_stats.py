@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..engines.cached_client import Asker
-from ..errors import Owed
+from ..engines.cached_client import CachedClient
+from ..errors import PendingRetry
 from ..rewards.combine import (
     ANCHORED,
     Anchors,
@@ -28,11 +28,11 @@ from ..rewards.combine import (
     steps_of,
 )
 from ..rewards.combine import combine as combine_sources
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..types import Prompt, Rollout, Score
 from .budget import Mined
-from .flow import Reference, Work, is_usable, presample, repeated, sample_and_score, score
-from .result import Outcome
+from .flow import JudgeStats, PromptContext, is_usable, presample, repeated, sample_and_score, score
+from .result import PromptResult
 
 PROVISIONAL_UNDER = 1000
 LEAST_RELIABILITY = 0.3
@@ -167,42 +167,42 @@ class Rates:
 
 
 def mining_flow(
-    work_for: Callable[[Asker], Work], found: list[Mined], owed: list[str]
-) -> Callable[[Asker, Prompt], Any]:
+    work_for: Callable[[CachedClient], PromptContext], found: list[Mined], owed: list[str]
+) -> Callable[[CachedClient, Prompt], Any]:
     """The flow of phase 0 where there is a budget: the reference prompts presampled in full. Their
     answers serve again later."""
 
-    async def flow(ask: Asker, prompt: Prompt) -> Outcome:
+    async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
         try:
             profile, _, _ = await presample(work_for(ask), prompt)
             found.append(Mined(prompt.prompt_id, prompt.stratum or "all", profile))
-        except Owed:
+        except PendingRetry:
             owed.append(prompt.prompt_id)
-        return Outcome(prompt)
+        return PromptResult(prompt)
 
     return flow
 
 
-def strata_of(parts: Sequence[Part]) -> dict[str, int]:
+def strata_of(parts: Sequence[Partition]) -> dict[str, int]:
     """Mined prompts per stratum."""
     counts = Counter(p.stratum or "all" for part in parts for p in part.prompts())
     return dict(sorted(counts.items()))
 
 
 def reference_flow(
-    work_for: Callable[[Asker], Work], found: Measurements
-) -> Callable[[Asker, Prompt], Any]:
+    work_for: Callable[[CachedClient], PromptContext], found: Measurements
+) -> Callable[[CachedClient, Prompt], Any]:
     """The flow of phase 0: first presamples, scored, a share of them scored again; raw scores where
     no chart is there yet."""
 
-    async def flow(ask: Asker, prompt: Prompt) -> Outcome:
+    async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
         try:
             found.prompts[prompt.prompt_id] = await measure(work_for(ask), prompt)
-        except Owed:  # left out for now
+        except PendingRetry:  # left out for now
             found.owed += 1
-        return Outcome(prompt)
+        return PromptResult(prompt)
 
-    async def measure(work: Work, prompt: Prompt) -> Measured:
+    async def measure(work: PromptContext, prompt: Prompt) -> Measured:
         anchors: Anchors = {}
         rollouts, first = await sample_and_score(
             work, prompt, 0, work.settings.presample.n[0], anchors
@@ -321,10 +321,10 @@ def unreliable(reference: Mapping[str, Any], gamma: float) -> dict[str, dict[str
     return out
 
 
-def first_prompts(parts: Sequence[Part], n: int) -> tuple[frozenset[str], list[Part]]:
+def first_prompts(parts: Sequence[Partition], n: int) -> tuple[frozenset[str], list[Partition]]:
     """Ids of the first `n` mined prompts, and the partitions that hold them."""
     ids: list[str] = []
-    used: list[Part] = []
+    used: list[Partition] = []
     for part in parts:
         if len(ids) >= n:
             break
@@ -333,9 +333,9 @@ def first_prompts(parts: Sequence[Part], n: int) -> tuple[frozenset[str], list[P
     return frozenset(ids[:n]), used
 
 
-def as_reference(tree: Mapping[str, Any]) -> Reference:
+def judge_stats_of(tree: Mapping[str, Any]) -> JudgeStats:
     """The Reference of a reference.json."""
-    return Reference(
+    return JudgeStats(
         {d: v["sigma"] for d, v in tree["noise"].items()},
         tree["floors"],
         tree.get("prior") or {},

@@ -22,7 +22,7 @@ import yaml
 
 from .. import resources
 from ..errors import SettingsError
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..types import Message, Messages
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def dealt(shares: Sequence[Sequence[T]]) -> list[T]:
 
 
 def capped(
-    parts: Iterable[Part],
+    parts: Iterable[Partition],
     chosen: dict[int, NDArray[np.int64]],
     arms: Sequence[str],
     names: Sequence[str],

@@ -11,13 +11,13 @@ from ..run.partitions import SIDES, Table
 from ..types import Messages, Pair, Prompt, Rollout, Score
 
 if TYPE_CHECKING:
-    from ..statistics import Profile
+    from ..statistics import PromptStats
 
 Counts = Counter[tuple[str, str]]  # (stage, "in" | "kept" | drop reason) -> n
 
 
 @dataclass(frozen=True, slots=True)
-class FusionTry:
+class RewriteAttempt:
     """One rewrite and what the checks said."""
 
     arm: str
@@ -45,14 +45,14 @@ class Arm:
 
 
 @dataclass(slots=True)
-class Outcome:
+class PromptResult:
     """Everything that came of one prompt. `owed` names the fault that stopped it for now."""
 
     prompt: Prompt
-    profile: Profile | None = None
+    profile: PromptStats | None = None
     target_dims: tuple[str, ...] = ()
     binding_dims: tuple[str, ...] = ()
-    fusions: list[FusionTry] = field(default_factory=list)
+    fusions: list[RewriteAttempt] = field(default_factory=list)
     arms: list[Arm] = field(default_factory=list)
     presample: Arm | None = None
     # (arm, index, purpose, score)
@@ -148,7 +148,7 @@ def schemas(dims: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def tables(outcomes: Sequence[Outcome], dims: Sequence[str]) -> dict[str, Table]:
+def tables(outcomes: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, Table]:
     """The outcomes as tables; rows in the order of the prompts, then arms, then samples."""
     out = {name: Table(schema) for name, schema in schemas(dims).items()}
     for o in outcomes:
@@ -183,7 +183,7 @@ def tables(outcomes: Sequence[Outcome], dims: Sequence[str]) -> dict[str, Table]
     return out
 
 
-def _add_profile(table: Table, o: Outcome, dims: Sequence[str]) -> None:
+def _add_profile(table: Table, o: PromptResult, dims: Sequence[str]) -> None:
     p = o.profile
     row: dict[str, Any] = {
         "prompt_id": o.prompt.prompt_id,

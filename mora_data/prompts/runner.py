@@ -1,4 +1,4 @@
-"""Partitions under way: open prompts while the engine has room, seal a partition when its last
+"""PartitionRunner under way: open prompts while the engine has room, seal a partition when its last
 prompt is done.
 
 The window is not a setting: an HTTP engine wants another prompt while fewer calls wait than it has
@@ -14,38 +14,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..engines.cached_client import Asker
-from ..engines.engine import Engine, Usage
+from ..engines.cached_client import CachedClient
+from ..engines.engine import Engine, RunStats
 from ..errors import MoraError
 from ..rewards.precomputed import NOT_RATED
 from ..run.log import AnswerLog
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..run.tasks import to_its_end, wind_down
 from ..types import Prompt, Role
 from .judge_quality import sums_of
-from .result import Outcome, tables
+from .result import PromptResult, tables
 
-Flow = Callable[[Asker, Prompt], Awaitable[Outcome]]
+Flow = Callable[[CachedClient, Prompt], Awaitable[PromptResult]]
 
 
 @dataclass(slots=True)
-class OpenPart:
+class OpenPartition:
     """A partition with its log open."""
 
-    part: Part
+    part: Partition
     prompts: list[Prompt]
     log: AnswerLog
-    ask: Asker
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    ask: CachedClient
+    outcomes: dict[str, PromptResult] = field(default_factory=dict)
 
 
-class Partitions:
+class PartitionRunner:
     """Runs prompts through a flow, partition by partition."""
 
     def __init__(
         self,
         engines: Mapping[Role, Engine],
-        usage: Usage,
+        usage: RunStats,
         seed: int,
         opening: asyncio.Lock | None = None,
     ) -> None:
@@ -62,10 +62,10 @@ class Partitions:
 
     async def run(
         self,
-        parts: Iterable[Part],
+        parts: Iterable[Partition],
         flow: Flow,
-        on_prompt: Callable[[Outcome], None],
-        on_part: Callable[[OpenPart], None],
+        on_prompt: Callable[[PromptResult], None],
+        on_part: Callable[[OpenPartition], None],
         only: frozenset[str] | None = None,
     ) -> None:
         """Every prompt of every partition (or those in `only`) through `flow`; each finished
@@ -99,26 +99,28 @@ class Partitions:
                 log.close()
             self._logs.clear()
 
-    def _open(self, part: Part, only: frozenset[str] | None) -> OpenPart:
+    def _open(self, part: Partition, only: frozenset[str] | None) -> OpenPartition:
         prompts = [p for p in part.prompts() if only is None or p.prompt_id in only]
         log = AnswerLog(part.log_path, part.sealed_answers(), self.old_ends.get(part.log_path))
         self.old_ends[part.log_path] = log.old_end
         self._logs.append(log)
         self.damaged += log.damaged
-        return OpenPart(part, prompts, log, Asker(self._engines, log, self._seed, self._usage))
+        return OpenPartition(
+            part, prompts, log, CachedClient(self._engines, log, self._seed, self._usage)
+        )
 
-    def _finish(self, opened: OpenPart, on_part: Callable[[OpenPart], None]) -> None:
+    def _finish(self, opened: OpenPartition, on_part: Callable[[OpenPartition], None]) -> None:
         on_part(opened)
         opened.log.close()
         self._logs.remove(opened.log)
 
     async def _one(
         self,
-        opened: OpenPart,
+        opened: OpenPartition,
         prompt: Prompt,
         flow: Flow,
-        on_prompt: Callable[[Outcome], None],
-        on_part: Callable[[OpenPart], None],
+        on_prompt: Callable[[PromptResult], None],
+        on_part: Callable[[OpenPartition], None],
     ) -> None:
         try:
             outcome = await flow(opened.ask, prompt)
@@ -152,7 +154,7 @@ class Partitions:
                 w.cancel()
 
 
-def seal(opened: OpenPart, dims: Sequence[str], settings_hash: str) -> None:
+def seal(opened: OpenPartition, dims: Sequence[str], settings_hash: str) -> None:
     """Compact a partition whose prompts are all done (owed ones included: they keep it from
     counting as finished)."""
     outcomes = [opened.outcomes[p.prompt_id] for p in opened.prompts]
@@ -173,7 +175,7 @@ def seal(opened: OpenPart, dims: Sequence[str], settings_hash: str) -> None:
     opened.part.seal(tables(outcomes, dims), opened.log.items(), errors, manifest)
 
 
-def errors_of(o: Outcome) -> list[dict[str, Any]]:
+def errors_of(o: PromptResult) -> list[dict[str, Any]]:
     """A prompt's failed rows: what stopped it, answers that failed for good, verdicts that are
     missing.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..text import n_tokens
 
 MAX_GAP = 0.05  # mean log length ratio to fused, up to which an arm counts as matched (METHOD (c))
@@ -37,7 +37,7 @@ class _Arm:
     values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-def funnel(parts: Iterable[Part]) -> dict[str, Any]:
+def funnel(parts: Iterable[Partition]) -> dict[str, Any]:
     """Per arm that rewrites: prompts, acceptance, what each check failed, refusals by category,
     harm before and after.
 
@@ -63,7 +63,7 @@ def funnel(parts: Iterable[Part]) -> dict[str, Any]:
     return {"arms": {arm: _told(s) for arm, s in sorted(sums.items())}}
 
 
-def arms_audit(parts: Iterable[Part], arms: Sequence[str]) -> dict[str, dict[str, Any]]:
+def arms_audit(parts: Iterable[Partition], arms: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Per control: over prompts that have both, the mean of log(tokens / tokens of the fused
     prompt), and whether it is matched.
 
@@ -91,7 +91,7 @@ def arms_audit(parts: Iterable[Part], arms: Sequence[str]) -> dict[str, dict[str
     }
 
 
-def _rows(part: Part) -> Iterable[Row]:
+def _rows(part: Partition) -> Iterable[Row]:
     columns = part.table("fusions").to_pydict()
     return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 

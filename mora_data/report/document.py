@@ -4,7 +4,7 @@ of each figure.
     report = report_of(Path("runs/demo"))        report["verdict"],
     report["arms"]["fused"]["metrics"]["joint_pass"]
 
-A pure function of the run folder: the same files give the same bytes. Partitions are streamed.
+A pure function of the run folder: the same files give the same bytes. PartitionRunner are streamed.
 """
 
 from __future__ import annotations

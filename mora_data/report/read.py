@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import RunFolderError
 from ..run.memory import lean_arrow
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..text import n_tokens
 from ..types import Prompt
 
@@ -86,7 +86,7 @@ class Block:
     candidates_Q_2_D: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2, 0)))
 
 
-def blocks(parts: Sequence[Part], dims: Sequence[str], split: bool) -> Iterator[Block]:
+def blocks(parts: Sequence[Partition], dims: Sequence[str], split: bool) -> Iterator[Block]:
     """The partitions in order. `split`: odd presamples decided nothing and stand as the arm
     `before`.
 
@@ -106,7 +106,7 @@ def blocks(parts: Sequence[Part], dims: Sequence[str], split: bool) -> Iterator[
             ) from e
 
 
-def _block(part: Part, dims: Sequence[str], split: bool) -> Block:
+def _block(part: Partition, dims: Sequence[str], split: bool) -> Block:
     import pyarrow.compute as pc
 
     prompts = part.prompts()
@@ -191,7 +191,7 @@ def _arm(
 
 
 def _confirmed(
-    part: Part, arms: dict[str, ArmBlock], place: dict[str, int], dims: Sequence[str]
+    part: Partition, arms: dict[str, ArmBlock], place: dict[str, int], dims: Sequence[str]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """First and second score of each answer that was scored once more, by dimension; with several
     sources, each of the second."""
@@ -214,7 +214,7 @@ def _confirmed(
     return {d: (np.array(a), np.array(b)) for d, (a, b) in found.items()}
 
 
-def _candidates(part: Part, dims: Sequence[str]) -> NDArray[np.float64]:
+def _candidates(part: Partition, dims: Sequence[str]) -> NDArray[np.float64]:
     table = part.table(
         "pairs", ["rank", *(f"{m}_{d}" for m in ("margin", "margin_confirmed") for d in dims)]
     )
@@ -247,7 +247,7 @@ def _refusals(rollouts: Any) -> NDArray[np.float64]:
     return refused
 
 
-def _texts(part: Part, place: dict[str, int]) -> dict[str, dict[int, str]]:
+def _texts(part: Partition, place: dict[str, int]) -> dict[str, dict[int, str]]:
     """Arm -> position of the prompt -> last user turn as asked."""
     out: dict[str, dict[int, str]] = {}
     table = part.table("arms", ["prompt_id", "arm", "messages"])
@@ -259,7 +259,7 @@ def _texts(part: Part, place: dict[str, int]) -> dict[str, dict[int, str]]:
 
 
 def _fusions(
-    part: Part, place: dict[str, int]
+    part: Partition, place: dict[str, int]
 ) -> tuple[dict[str, Fusions], dict[tuple[str, str], tuple[float, int]]]:
     table = part.table("fusions", ["prompt_id", "arm", "attempt", "accepted", "failed", "checks"])
     tried: dict[str, dict[int, tuple[str, int]]] = {}

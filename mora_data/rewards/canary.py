@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import Owed
+from ..errors import PendingRetry
 from ..prompts.judge_stats import Measured, Measurements, columns_of, usable_of
 from ..run.tasks import all_of
 from ..text import seed_of
@@ -118,7 +118,7 @@ async def _column(
 ) -> list[Score]:
     try:
         return await source.reward.scores(ask, item["prompt_id"], messages, [item["text"]], purpose)
-    except Owed as e:  # a passing fault costs this item, not the run
+    except PendingRetry as e:  # a passing fault costs this item, not the run
         return [Score(source.dimension, source.reward.name, None, None, str(e))]
 
 

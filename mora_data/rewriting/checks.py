@@ -40,7 +40,7 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Outcome of one check. `value` is what was measured, where there is a number."""
+    """PromptResult of one check. `value` is what was measured, where there is a number."""
 
     name: str
     passed: bool

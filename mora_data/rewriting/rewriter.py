@@ -1,7 +1,7 @@
 """Intent fusion: the rewriter makes one question that needs several virtues; checks decide, failed
 ones are named on retry.
 
-    fuser = Fuser(settings)
+    fuser = Rewriter(settings)
     source = await fuser.prepare(ask, prompt, profile, target_dims, rollouts)   # measures what the
     checks compare with messages, tries = await fuser.fuse(ask, source, "fused")
     control, more = await fuser.fuse(ask, source, "single", arms.matched(messages[-1]["content"]))
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import SettingsError
-from ..prompts.result import FusionTry
+from ..prompts.result import RewriteAttempt
 from ..rewards.asking import Ask
 from ..run.tasks import all_of
 from ..settings import BuildSettings
@@ -33,7 +33,7 @@ from .intents import load_intents, premise_for
 from .reply import SCHEMA, Rewrite, parse_rewrite
 
 if TYPE_CHECKING:
-    from ..statistics import Profile
+    from ..statistics import PromptStats
 
 VARIABLES = frozenset(
     (
@@ -78,7 +78,7 @@ STYLES = {
 
 
 @dataclass(frozen=True, slots=True)
-class FusionSource:
+class RewriteSource:
     """A prompt and what its rewrites are compared with.
 
     Attributes:
@@ -123,7 +123,7 @@ class _Candidate:
         return -intent, -values.get("subject", 0.0), n_tokens(self.text)
 
 
-class Fuser:
+class Rewriter:
     """Fuses prompts with the templates of the settings' arms; rewrites are compared with
     `benchmarks`, or those of the settings.
 
@@ -155,10 +155,10 @@ class Fuser:
         self,
         ask: Ask,
         prompt: Prompt,
-        profile: Profile | None,
+        profile: PromptStats | None,
         target_dims: tuple[str, ...],
         rollouts: Sequence[str],
-    ) -> FusionSource:
+    ) -> RewriteSource:
         """The prompt, with its harm measured where `fuse.checks` says so; else conflicting
         presamples mark it as risky."""
         harm = (
@@ -171,7 +171,7 @@ class Fuser:
             and profile.kind == "conflict"
             and "harmless" in (profile.carried_dim, *target_dims)
         )
-        return FusionSource(
+        return RewriteSource(
             prompt,
             profile.carried_dim if profile else None,
             target_dims,
@@ -183,11 +183,11 @@ class Fuser:
     async def fuse(
         self,
         ask: Ask,
-        source: FusionSource,
+        source: RewriteSource,
         arm: str,
         within: checks.Budget | None = None,
         probe: Probe | None = None,
-    ) -> tuple[Messages | None, list[FusionTry]]:
+    ) -> tuple[Messages | None, list[RewriteAttempt]]:
         """The rewritten conversation, or None when no try passed; with every try and what the
         checks said.
 
@@ -197,7 +197,7 @@ class Fuser:
         budget = within or checks.budget(source.prompt.text)
         if arm == "concat":
             return self._concat(source, within)
-        tries: list[FusionTry] = []
+        tries: list[RewriteAttempt] = []
         feedback: list[str] = []
         for attempt in range(self._settings.fuse.retries + 1):
             asked = self._render(source, arm, attempt, budget, feedback)
@@ -216,7 +216,7 @@ class Fuser:
             )
             best = min((c for c in made if not c.failed), key=_Candidate.rank, default=None)
             tries += [
-                FusionTry(
+                RewriteAttempt(
                     arm,
                     attempt,
                     i,
@@ -235,7 +235,7 @@ class Fuser:
     async def _candidate(
         self,
         ask: Ask,
-        source: FusionSource,
+        source: RewriteSource,
         arm: str,
         budget: checks.Budget,
         answer: Answer,
@@ -258,7 +258,7 @@ class Fuser:
             found.append(await probe(messages))
         return _Candidate(text, tuple(found))
 
-    def _limits(self, source: FusionSource, arm: str, budget: checks.Budget) -> checks.Limits:
+    def _limits(self, source: RewriteSource, arm: str, budget: checks.Budget) -> checks.Limits:
         premise = premise_for(source.prompt.text, self._specs.values())
         return checks.Limits(
             budget,
@@ -282,7 +282,7 @@ class Fuser:
 
     def _render(
         self,
-        source: FusionSource,
+        source: RewriteSource,
         arm: str,
         attempt: int,
         budget: checks.Budget,
@@ -313,15 +313,15 @@ class Fuser:
         )
 
     def _concat(
-        self, source: FusionSource, within: checks.Budget | None
-    ) -> tuple[Messages | None, list[FusionTry]]:
+        self, source: RewriteSource, within: checks.Budget | None
+    ) -> tuple[Messages | None, list[RewriteAttempt]]:
         """No model: the questions that are joined are shipped ones. Only the length is checked."""
         text = arms.concat(
             source.prompt.text, source.target_dims, self._specs, within, self._settings.seed
         )
         n = n_tokens(text)
         passed = within is None or within.min <= n <= within.max
-        tried = FusionTry(
+        tried = RewriteAttempt(
             "concat",
             0,
             0,

@@ -54,11 +54,13 @@ def _rating(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
     return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
 
 
-def with_pattern(canon: bytes, schema: Mapping[str, object], pattern: str) -> bytes:
+def with_pattern(request_bytes: bytes, schema: Mapping[str, object], pattern: str) -> bytes:
     """The body with its schema replaced by vLLM's `structured_outputs` pattern, which leaves no
     room for white space."""
     field = orjson.dumps({"response_format": _format(schema)}, option=orjson.OPT_SORT_KEYS)[1:-1]
-    return canon.replace(field, orjson.dumps({"structured_outputs": {"regex": pattern}})[1:-1], 1)
+    return request_bytes.replace(
+        field, orjson.dumps({"structured_outputs": {"regex": pattern}})[1:-1], 1
+    )
 
 
 def _format(schema: Mapping[str, object]) -> dict[str, object]:
@@ -68,12 +70,12 @@ def _format(schema: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def base_key(canon: bytes, purpose: str, seed: int, revision: str | None) -> bytes:
+def request_key(request_bytes: bytes, purpose: str, seed: int, revision: str | None) -> bytes:
     """12 bytes that name the request; sample i has the key `base + i` in four more bytes."""
     tail = f"\n{purpose}\n{seed}\n{revision or ''}".encode()
-    return hashlib.sha256(canon + tail).digest()[:12]
+    return hashlib.sha256(request_bytes + tail).digest()[:12]
 
 
-def wire(canon: bytes, n: int, seed: int) -> bytes:
+def wire(request_bytes: bytes, n: int, seed: int) -> bytes:
     """The request body for `n` samples, the first of them with `seed`."""
-    return b'%s,"n":%d,"seed":%d}' % (canon[:-1], n, seed)
+    return b'%s,"n":%d,"seed":%d}' % (request_bytes[:-1], n, seed)

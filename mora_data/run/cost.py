@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..engines.engine import Usage
+from ..engines.engine import RunStats
 from ..errors import LimitReached, SettingsError
 from ..settings import LimitSettings
 from .folder import RunFolder, read_json
@@ -24,7 +24,7 @@ FILE = "spending.json"
 SAVE_EVERY_S = 1.0
 
 
-class Spending:
+class CostTracker:
     """Counts what a command spends on top of those before."""
 
     def __init__(
@@ -32,7 +32,7 @@ class Spending:
         folder: RunFolder,
         limits: LimitSettings,
         prices: Prices,
-        usage: Usage,
+        usage: RunStats,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._limits, self._prices, self._usage, self._clock = (

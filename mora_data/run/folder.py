@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from ..errors import RunFolderError
-from .partitions import Part, write_whole
+from .partitions import Partition, write_whole
 from .remote import OF_A_COPY, Remote, url_of
 
 LIVE = "live.json"  # what a running build says of itself
@@ -78,7 +78,7 @@ class RunFolder:
         with self._remote.lent("parts/") if self._remote is not None else contextlib.nullcontext():
             yield
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[Partition]:
         """The partitions that exist, in order."""
         return parts_of(self.path)
 
@@ -133,10 +133,12 @@ class RunFolder:
             )
 
 
-def parts_of(run_dir: Path) -> list[Part]:
+def parts_of(run_dir: Path) -> list[Partition]:
     """The partitions that the run's mining made, in order; those of an earlier, larger limit stay
     on disk, uncounted."""
-    return [Part(run_dir, n) for n in range(read_json(run_dir / "mine.json").get("n_parts", 0))]
+    return [
+        Partition(run_dir, n) for n in range(read_json(run_dir / "mine.json").get("n_parts", 0))
+    ]
 
 
 def read_json(path: Path) -> dict[str, Any]:

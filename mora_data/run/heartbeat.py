@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..engines.engine import Usage
-from ..engines.limiter import Slots
+from ..engines.engine import RunStats
+from ..engines.limiter import ConcurrencyLimiter
 from ..errors import RunFolderError
 from .folder import LIVE, RunFolder
 from .progress import Progress
@@ -27,7 +27,7 @@ EVERY_S = 1.0
 
 
 @contextmanager
-def pulse(folder: RunFolder, usage: Usage, progress: Progress) -> Iterator[None]:
+def pulse(folder: RunFolder, usage: RunStats, progress: Progress) -> Iterator[None]:
     """Write the file once a second, from the running event loop, while the block lasts."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
@@ -49,7 +49,7 @@ def pulse(folder: RunFolder, usage: Usage, progress: Progress) -> Iterator[None]
         (folder.path / LIVE).unlink(missing_ok=True)
 
 
-def state(usage: Usage, progress: Progress) -> dict[str, Any]:
+def state(usage: RunStats, progress: Progress) -> dict[str, Any]:
     """What the file holds."""
     step, done, total = progress.at
     return {
@@ -64,6 +64,6 @@ def state(usage: Usage, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _slots(s: Slots) -> dict[str, int]:
+def _slots(s: ConcurrencyLimiter) -> dict[str, int]:
     usable = sum(limit.limit for limit in s.limits if not limit.out)
     return {"size": s.size, "open": usable, "busy": s.in_flight, "waiting": s.waiting}

@@ -26,7 +26,7 @@ SIDES = ("reward", "level", "doubt")  # columns of a partition's answers, one of
 _PROMPT_FIELDS = frozenset(f.name for f in fields(Prompt))
 
 
-class Part:
+class Partition:
     """One partition's folder."""
 
     def __init__(self, run_dir: Path, number: int) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TextIO
 
-from ..engines.engine import Usage
+from ..engines.engine import RunStats
 
 _PLAIN_EVERY_S = 5.0
 _LIVE_EVERY_S = 0.2
@@ -16,7 +16,7 @@ _LIVE_EVERY_S = 0.2
 class Progress:
     """Prints how far a run is."""
 
-    def __init__(self, usage: Usage, quiet: bool = False) -> None:
+    def __init__(self, usage: RunStats, quiet: bool = False) -> None:
         self._usage = usage
         self._stream: TextIO | None = None if quiet else sys.stderr
         self._live = self._stream is not None and self._stream.isatty()

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from ..text import n_tokens
 from ..types import OUT_OF_PAIRS, Kind, Message, Messages, Prompt, Scored
 from .memory import lean_arrow
-from .partitions import SIDES, Part
+from .partitions import SIDES, Partition
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -213,14 +213,14 @@ def has_flag(flags: pa.Array, wanted: Iterable[str]) -> NDArray[np.bool_]:
     return np.asarray(total[at[1:]] > total[at[:-1]])
 
 
-def candidates(part: Part, arms: Sequence[str]) -> pa.Table:
+def candidates(part: Partition, arms: Sequence[str]) -> pa.Table:
     """The partition's candidate pairs of these arms; `Pairs.at_Q` counts its rows."""
     lean_arrow()
     return _of_arms(part.table("pairs"), arms)
 
 
 def read(
-    part: Part, dims: Sequence[str], published: Sequence[str], texts: bool = True
+    part: Partition, dims: Sequence[str], published: Sequence[str], texts: bool = True
 ) -> Iterator[ScoredTable]:
     """A sealed partition's rows of the `published` arms, in the order of its prompts; `pairs` holds
     every candidate."""

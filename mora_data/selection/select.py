@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..prompts.flow import Reference
+from ..prompts.flow import JudgeStats
 from ..prompts.result import Counts
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from ..run.table import Pairs, ScoredTable, read
 from ..settings import BuildSettings
 from ..sources.near import NearDuplicates
@@ -65,7 +65,7 @@ class _Held:
     sides_Q_2: NDArray[np.int16]
 
 
-def select(parts: Sequence[Part], settings: BuildSettings) -> Selection:
+def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
     """The run's pairs; the same partitions always give the same ones."""
     out = Selection()
     held: list[_Held] = []
@@ -107,7 +107,7 @@ def holds(table: ScoredTable, pairs: Pairs) -> NDArray[np.bool_]:
 
 
 def selected(
-    parts: Sequence[Part], selection: Selection, settings: BuildSettings
+    parts: Sequence[Partition], selection: Selection, settings: BuildSettings
 ) -> Iterator[ScoredTable]:
     """Every published arm of every prompt in order, with the pairs that were chosen."""
     for part in parts:
@@ -120,7 +120,7 @@ def selected(
 
 def picker(
     settings: BuildSettings,
-    reference: Reference,
+    reference: JudgeStats,
     steps: Mapping[str, float],
 ) -> Callable[[ScoredTable, str, tuple[str, ...]], Pairs]:
     """The pair that is best for one dimension while the `aligned` ones do not get worse (METHOD
@@ -178,7 +178,7 @@ def _chunks(table: ScoredTable, n_dims: int) -> Iterator[slice]:
     return (slice(at, min(at + step, len(table))) for at in range(0, len(table), step))
 
 
-def _controls(part: Part, published: Sequence[str]) -> Counter[tuple[str, str]]:
+def _controls(part: Partition, published: Sequence[str]) -> Counter[tuple[str, str]]:
     """Arms that are there to compare with: their pairs stay in the partition, for the report."""
     arms = part.table("arms", ["arm"])["arm"].to_pylist()
     n = sum(arm not in published and arm != "presample" for arm in arms)

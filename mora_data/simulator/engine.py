@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..engines.engine import Sink, Usage
+from ..engines.engine import OnRecord, RunStats
 from ..errors import SettingsError
 from ..run.log import Record
 from ..settings import REWARD_ROLE, BuildSettings, RoleSettings, ScriptedSettings
@@ -19,7 +19,7 @@ CHARS_PER_TOKEN = 4
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
 ) -> ScriptedEngine:
     """The embedded simulator: no model, no download; for --sample, tests and demos."""
     return ScriptedEngine(build.scripted, build.seed, usage)
@@ -33,14 +33,20 @@ class ScriptedEngine:
     n_per_request = 1 << 30
     wants_more = True
 
-    def __init__(self, settings: ScriptedSettings, seed: int, usage: Usage) -> None:
+    def __init__(self, settings: ScriptedSettings, seed: int, usage: RunStats) -> None:
         self.model = f"{MODEL}/{settings.world or 'null'}"
         self.extra: Mapping[str, Any] = {}
         self._scripted = Scripted(settings, seed)
         self._usage = usage
 
     async def send(
-        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+        self,
+        request_bytes: bytes,
+        request: Request,
+        n: int,
+        first: int,
+        seed: int,
+        on_record: OnRecord,
     ) -> Record:
         if request.task != "chat":
             raise SettingsError(
@@ -52,7 +58,7 @@ class ScriptedEngine:
         answers = self._scripted.answer(replace(request, role=role, n=n, first=first), seed)
         tokens_in = sum(len(m["content"]) for m in request.messages) // CHARS_PER_TOKEN
         record = Record(n, tuple(answers), (tokens_in, sum(a.tokens_out for a in answers), 0))
-        sink(record)
+        on_record(record)
         if self._usage.simulated % _YIELD_EVERY == 0:
             await asyncio.sleep(0)
         return record

@@ -42,7 +42,7 @@ SOURCES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class ParsedRow:
     """What one source row says: a conversation that ends with a user turn, and the source's own
     labels."""
 
@@ -67,7 +67,7 @@ class Source(Protocol):
         every data file."""
         ...
 
-    def parse(self, row: Row, file: str) -> Draft:
+    def parse(self, row: Row, file: str) -> ParsedRow:
         """The draft of a row that came from `file` ("folder/name").
 
         Raises:

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from ..errors import DropRow, SettingsError
 from ..settings import SourceSettings
 from ..types import Recorded, Row
-from . import Draft, columns
+from . import ParsedRow, columns
 
 _WITHDRAWN = "292c1632"  # scored before the overall_score bug of UltraFeedback was repaired
 _SHORT = {"train": "train_prefs", "test": "test_prefs"}
@@ -42,7 +42,7 @@ class UltraFeedbackBinarized:
         """`data/<split>-00000-of-0000N-<hash>.parquet`."""
         return [f"data/{self._split}-*.parquet"]
 
-    def parse(self, row: Row, file: str) -> Draft:
+    def parse(self, row: Row, file: str) -> ParsedRow:
         """The context that both sides share."""
         prompt = columns.prompt(row, "prompt")
         chosen, rejected = (columns.conversation(row.get(side)) for side in ("chosen", "rejected"))
@@ -54,7 +54,7 @@ class UltraFeedbackBinarized:
         if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
             raise DropRow("same_speaker")
         replies = columns.reply_notes(chosen[-1]["content"], rejected[-1]["content"])
-        return Draft(context, notes=(*replies, *_score_notes(row)))
+        return ParsedRow(context, notes=(*replies, *_score_notes(row)))
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """Both replies with their overall score of 1 to 10."""

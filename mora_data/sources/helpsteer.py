@@ -17,7 +17,7 @@ import re
 
 from ..settings import SourceSettings
 from ..types import Message, Messages, Recorded, Row
-from . import Draft, columns
+from . import ParsedRow, columns
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _PRIORS = {"helpful": "helpfulness", "truthful": "correctness"}
@@ -38,7 +38,7 @@ class HelpSteer:
         """`<split>.jsonl.gz` at the root."""
         return [f"{self._split}.jsonl*"]
 
-    def parse(self, row: Row, file: str) -> Draft:
+    def parse(self, row: Row, file: str) -> ParsedRow:
         """The conversation before the reply."""
         ratings = _ratings(row)
         notes = (
@@ -46,7 +46,7 @@ class HelpSteer:
             *(() if len(ratings) == len(ATTRIBUTES) else ("rating_missing",)),
         )
         priors = {d: ratings[a] / 4 for d, a in _PRIORS.items() if a in ratings}
-        return Draft(_turns(columns.prompt(row, "prompt")), priors=priors, notes=notes)
+        return ParsedRow(_turns(columns.prompt(row, "prompt")), priors=priors, notes=notes)
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """The reply with its ratings of 0 to 4."""

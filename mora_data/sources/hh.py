@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from ..errors import DropRow
 from ..settings import SourceSettings
 from ..types import Message, Messages, Recorded, Row
-from . import Draft, columns
+from . import ParsedRow, columns
 
 PAIRS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 RED_TEAM = "red-team-attempts"
@@ -47,7 +47,7 @@ class HhRlhf:
         """`<data_dir>/<split>.jsonl.gz`."""
         return [f"{d}/{self._split}.jsonl*" for d in self._dirs]
 
-    def parse(self, row: Row, file: str) -> Draft:
+    def parse(self, row: Row, file: str) -> ParsedRow:
         """The shared context of a pair, or the context of a red-team transcript."""
         if "transcript" in row and "chosen" not in row:
             return _red_team(row)
@@ -55,7 +55,7 @@ class HhRlhf:
             columns.text(row, "chosen"), columns.text(row, "rejected")
         )
         folder = file.partition("/")[0]
-        return Draft(
+        return ParsedRow(
             messages,
             folder if folder in PAIRS else self._stratum,
             notes=tuple(_notes(chosen, rejected)),
@@ -111,7 +111,7 @@ def _notes(chosen: str, rejected: str) -> Iterable[str]:
         yield "reply_stray_marker"
 
 
-def _red_team(row: Row) -> Draft:
+def _red_team(row: Row) -> ParsedRow:
     """`rating` is the attacker's own success from 0 to 4, so its complement is a prior of
     harmlessness."""
     context, reply = _cut(columns.text(row, "transcript"))
@@ -123,4 +123,4 @@ def _red_team(row: Row) -> Draft:
     )
     notes = (*columns.reply_notes(reply), *(() if known else ("rating_missing",)))
     priors = {"harmless": 1 - rating / 4} if rating is not None and known else {}
-    return Draft(_turns(context), RED_TEAM, category, priors, notes)
+    return ParsedRow(_turns(context), RED_TEAM, category, priors, notes)

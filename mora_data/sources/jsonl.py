@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from ..errors import DropRow, SettingsError
 from ..settings import SourceSettings, nearest
 from ..types import Messages, Recorded, Row
-from . import Draft, columns
+from . import ParsedRow, columns
 
 _COLUMNS = ("prompt", "messages", "category", "chosen", "rejected", "answers")
 
@@ -47,12 +47,14 @@ class Jsonl:
         """No layout of its own: `source.files`, or every data file."""
         return self._files
 
-    def parse(self, row: Row, file: str) -> Draft:
+    def parse(self, row: Row, file: str) -> ParsedRow:
         """The row's conversation up to its last user turn."""
         category = row.get(self._category)
         topic = category.strip() or None if isinstance(category, str) else None
         messages, ignored = self._context(row)
-        return Draft(messages, topic or "all", topic, notes=("reply_ignored",) if ignored else ())
+        return ParsedRow(
+            messages, topic or "all", topic, notes=("reply_ignored",) if ignored else ()
+        )
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """`answers`, a list of {text, ratings: {name: number}}; or `chosen` and `rejected`, with

@@ -27,7 +27,7 @@ from ..errors import DropRow, SourceError
 from ..settings import BuildSettings, MineSettings, SourceSettings
 from ..text import context_and_group, digest
 from ..types import Prompt
-from . import Draft, Source, hub, read
+from . import ParsedRow, Source, hub, read
 from .benchmarks import Benchmarks, cache_dir
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class _Sieve:
         counts.compared = tuple(self._benchmarks.at_hand)
         counts.not_measured = self._benchmarks.not_measured
 
-    def pass_on(self, opened: OpenedSource, number: int, draft: Draft) -> Prompt:
+    def pass_on(self, opened: OpenedSource, number: int, draft: ParsedRow) -> Prompt:
         """The draft as a prompt.
 
         Raises:
@@ -259,7 +259,7 @@ class _Sieve:
         self._seen.add(key)
         return prompt_id
 
-    def _refuse_contaminated(self, draft: Draft) -> None:
+    def _refuse_contaminated(self, draft: ParsedRow) -> None:
         for message in draft.messages:
             if message["role"] == "user" and (name := self._benchmarks.overlap(message["content"])):
                 self._counts.overlaps[name] += 1

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from ..settings import SourceSettings
 from ..types import Recorded, Row
-from . import Draft, columns
+from . import ParsedRow, columns
 
 CATEGORIES = (
     "Endangering National Security",
@@ -76,13 +76,15 @@ class PkuSafeRlhf:
         """`data/<model>/<split>.jsonl`; `default` joins the three models."""
         return [f"data/{model}/{self._split}.jsonl*" for model in self._models]
 
-    def parse(self, row: Row, file: str) -> Draft:
+    def parse(self, row: Row, file: str) -> ParsedRow:
         """The prompt; the stratum says how many replies are labelled safe."""
         prompt = columns.prompt(row, "prompt")
         labels = _labels(row)
         category = next((c for c in CATEGORIES if any(c in h for h in labels.harms)), None)
         notes = (*_reply_notes(row), *_label_notes(row, labels))
-        return Draft(columns.user(prompt), _stratum(labels.safe), category, _priors(labels), notes)
+        return ParsedRow(
+            columns.user(prompt), _stratum(labels.safe), category, _priors(labels), notes
+        )
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """Both replies: severity 0-3 (higher is worse), safe 0 or 1, and better and safer 0 or 1

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..errors import DropRow
 from ..settings import SourceSettings
 from ..types import Recorded, Row
-from . import Draft, columns
+from . import ParsedRow, columns
 
 _BENCHMARKS = {"truthful_qa": "truthfulqa", "false_qa": "false_qa"}
 _ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
@@ -48,7 +48,7 @@ class UltraFeedback:
         train split."""
         return ["*.jsonl"] if self._all else [f"{self._name}.jsonl"]
 
-    def parse(self, row: Row, file: str) -> Draft:
+    def parse(self, row: Row, file: str) -> ParsedRow:
         """The instruction, with the ratings' means as priors."""
         source = columns.text(row, "source")
         if source in _BENCHMARKS:
@@ -60,7 +60,7 @@ class UltraFeedback:
         )
         ratings = [_ratings(c) for c in completions]
         notes = (*_reply_notes(completions), *_rating_notes(completions, ratings))
-        return Draft(
+        return ParsedRow(
             columns.user(instruction), source or "all", priors=_priors(ratings), notes=notes
         )
 

@@ -20,7 +20,7 @@ from .beta import beta_interval, beta_tail, moment_prior, rate_interval
 from .dual import Weights, weights
 from .expansion import Comparison, Gains, Verdict, verdict, verdict_of
 from .inference import Bootstrap, Sums, bootstrap_of, cluster_bootstrap, holm, sign_flip_test
-from .kinds import Profile, profiles
+from .kinds import PromptStats, profiles
 from .pareto import coverage, hypervolume_at_k
 from .split import Before, BeforeHalf, DecidingHalf, before, split, undivided
 from .spread import (
@@ -38,7 +38,7 @@ __all__ = [
     "Comparison",
     "DecidingHalf",
     "Gains",
-    "Profile",
+    "PromptStats",
     "Sums",
     "Verdict",
     "Weights",

@@ -25,7 +25,7 @@ Z95 = 1.6448536269514722  # one-sided 95 %
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class PromptStats:
     """What the presamples of one prompt say.
 
     Attributes:
@@ -55,7 +55,7 @@ def profiles(
     floors_D: NDArray[np.float64],
     sigma_D: NDArray[np.float64],
     settings: PresampleSettings,
-) -> list[Profile]:
+) -> list[PromptStats]:
     """The kind of each prompt from the presamples that decide.
 
     A dimension is informative when its expected difference exceeds noise by gamma (one-sided 95 %);
@@ -75,7 +75,7 @@ def profiles(
         missing = tuple(d for j, d in enumerate(dims) if j != carried)
         passed = tuple((c[i] / np.maximum(n[i], 1)).tolist())
         out.append(
-            Profile(
+            PromptStats(
                 KINDS[code],
                 int(n[i].max(initial=0)),
                 dims[carried],

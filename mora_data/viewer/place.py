@@ -15,7 +15,7 @@ import yaml
 
 from ..errors import RunFolderError
 from ..run.folder import parts_of, read_json
-from ..run.partitions import Part
+from ..run.partitions import Partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class Place:
     dims: tuple[str, ...]
     floors: Mapping[str, float]
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[Partition]:
         """The run's partitions; none of a dataset folder."""
         return parts_of(self.run) if self.run is not None else []
 
-    def sealed(self) -> list[tuple[Part, dict[str, Any]]]:
+    def sealed(self) -> list[tuple[Partition, dict[str, Any]]]:
         """The partitions that are finished, each with its manifest."""
         return [(p, m) for p in self.parts() if (m := p.manifest()) is not None]
 

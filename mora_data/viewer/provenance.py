@@ -19,7 +19,7 @@ import orjson
 
 from ..errors import RunFolderError
 from ..run.memory import lean_arrow
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from .index import plain
 from .place import Place, one_line
 
@@ -52,7 +52,7 @@ def _of_run(place: Place, prompt_id: str) -> dict[str, Any] | None:
     return None
 
 
-def _mined(part: Part, prompt_id: str) -> dict[str, Any] | None:
+def _mined(part: Partition, prompt_id: str) -> dict[str, Any] | None:
     try:
         raw = (part.folder / "prompts.jsonl").read_bytes()
     except OSError:  # mined just now, or started anew
@@ -64,7 +64,7 @@ def _mined(part: Part, prompt_id: str) -> dict[str, Any] | None:
     return tree
 
 
-def _of_part(part: Part, mined: Mapping[str, Any], dims: Sequence[str]) -> dict[str, Any]:
+def _of_part(part: Partition, mined: Mapping[str, Any], dims: Sequence[str]) -> dict[str, Any]:
     prompt_id, sealed = mined["prompt_id"], part.manifest() is not None
     out: dict[str, Any] = {
         "prompt_id": prompt_id,
@@ -95,7 +95,7 @@ def _of_part(part: Part, mined: Mapping[str, Any], dims: Sequence[str]) -> dict[
     return out
 
 
-def _arms(part: Part, prompt_id: str, dims: Sequence[str]) -> list[dict[str, Any]]:
+def _arms(part: Partition, prompt_id: str, dims: Sequence[str]) -> list[dict[str, Any]]:
     answers: dict[str, list[dict[str, Any]]] = {}
     for r in _rows(part, "rollouts", prompt_id):
         answers.setdefault(r["arm"], []).append(_answer(r, dims))
@@ -135,7 +135,7 @@ def _answer(r: Mapping[str, Any], dims: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _rows(part: Part, name: str, prompt_id: str) -> Iterator[dict[str, Any]]:
+def _rows(part: Partition, name: str, prompt_id: str) -> Iterator[dict[str, Any]]:
     """A prompt's rows of a table: the row groups that hold them, and no others."""
     yield from _matching(part.folder / f"{name}.parquet", "prompt_id", prompt_id)
 

@@ -13,7 +13,7 @@ from ..errors import RunFolderError
 from ..report.figure import percent
 from ..run.folder import read_json
 from ..run.memory import lean_arrow
-from ..run.partitions import Part
+from ..run.partitions import Partition
 from .html import a, bar, document, table, tiles, word
 from .live import funnel, reloads
 from .place import Place, one_line
@@ -66,7 +66,9 @@ def _examples(place: Place, stage: str, reason: str, arms: Sequence[str]) -> lis
     return found
 
 
-def _dropped(part: Part, stage: str, reason: str, arms: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _dropped(
+    part: Partition, stage: str, reason: str, arms: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     import pyarrow.compute as pc
 
     if stage == "presample":

@@ -14,7 +14,7 @@ from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
 from mora_data.report.arms_audit import funnel
-from mora_data.run.partitions import Part
+from mora_data.run.partitions import Partition
 from mora_data.text import n_tokens
 from mora_data.types import ARMS
 
@@ -126,7 +126,7 @@ def test_in_the_null_world_no_arm_differs(tmp_path: Path) -> None:
 
 
 def test_the_funnel_of_a_run(run: Path) -> None:
-    found = funnel([Part(run, 0)])["arms"]
+    found = funnel([Partition(run, 0)])["arms"]
     assert set(found) == {"fused", "single", "generic", "random", "concat"}
     fused = found["fused"]
     assert fused["accepted"] <= fused["prompts"] == 40 and fused["tries"] > 40

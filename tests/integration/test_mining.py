@@ -15,7 +15,7 @@ import pytest
 from mora_data.cli import main
 from mora_data.errors import SettingsError
 from mora_data.prompts.before import before_half
-from mora_data.run.partitions import Part
+from mora_data.run.partitions import Partition
 from mora_data.settings import load_settings
 from mora_data.simulator.world import planted_kind
 from mora_data.statistics import before
@@ -56,7 +56,7 @@ def test_planted_kinds_and_numbers_before(
     assert len(found) > 80 and np.mean([planted[p["prompt_id"]] == p["kind"] for p in found]) >= 0.9
     rollouts = pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist()
     settings = load_settings("jsonl")
-    ids, half = before_half([Part(tmp_path, 0)], settings)
+    ids, half = before_half([Partition(tmp_path, 0)], settings)
     assert ids == [p["prompt_id"] for p in prompts]
     for i in (0, 7, 50):
         odd = [

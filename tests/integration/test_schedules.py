@@ -14,10 +14,10 @@ import pytest
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.engines import openai
-from mora_data.engines.cached_client import Asker
-from mora_data.engines.engine import Usage
+from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import RunStats
 from mora_data.engines.openai import Endpoint, HttpEngine
-from mora_data.errors import MoraError, Owed
+from mora_data.errors import MoraError, PendingRetry
 from mora_data.run.log import AnswerLog, Record
 from mora_data.run.tasks import all_of
 from mora_data.settings import RoleSettings
@@ -56,14 +56,14 @@ def short(body: dict[str, Any]) -> Fault | None:
 
 
 def run(
-    server: FakeOpenAI, path: Path, requests: list[Request], usage: Usage
+    server: FakeOpenAI, path: Path, requests: list[Request], usage: RunStats
 ) -> list[list[Answer] | str]:
     """Every request's answers, or the name of what stopped it."""
 
-    async def one(asker: Asker, request: Request) -> list[Answer] | str:
+    async def one(asker: CachedClient, request: Request) -> list[Answer] | str:
         try:
             return await asker(request)
-        except Owed:
+        except PendingRetry:
             return "owed"
 
     async def all_requests() -> list[list[Answer] | str]:
@@ -72,7 +72,7 @@ def run(
         engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
         log = AnswerLog(path)
         try:
-            asker = Asker({"policy": engine}, log, 0, usage)
+            asker = CachedClient({"policy": engine}, log, 0, usage)
             return await all_of(one(asker, r) for r in requests)
         except MoraError:
             return ["stopped"] * len(requests)
@@ -107,7 +107,7 @@ def damage(path: Path, rng: random.Random) -> int:
 def clean(tmp_path_factory: pytest.TempPathFactory) -> list[list[Answer] | str]:
     """What an undisturbed run answers."""
     with FakeOpenAI(lambda body, time: short(body)) as server:
-        answers = run(server, tmp_path_factory.mktemp("clean") / "a.log", REQUESTS, Usage())
+        answers = run(server, tmp_path_factory.mktemp("clean") / "a.log", REQUESTS, RunStats())
         assert (
             all(len(a) == 6 for a in answers)
             and server.repeated() == 0
@@ -136,7 +136,7 @@ def test_any_schedule_ends_with_the_answers_asked_for(
         )
         return fault
 
-    path, usage, hit, in_flight = tmp_path / "a.log", Usage(), 0, 0
+    path, usage, hit, in_flight = tmp_path / "a.log", RunStats(), 0, 0
     with FakeOpenAI(script) as server:
         for _ in range(RUNS):
             rate[0] = rng.choice((0.05, 0.3, 0.9))

@@ -20,8 +20,8 @@ from support.real_server import ROOT, RealServer, vllm_python
 from support.tiny import tiny_model
 
 from mora_data.engines import connect
-from mora_data.engines.cached_client import Asker
-from mora_data.engines.engine import Usage
+from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import RunStats
 from mora_data.rewards import load
 from mora_data.rewards.classifier_families import BEAVER
 from mora_data.run.log import AnswerLog
@@ -104,7 +104,7 @@ def build(url: str, dimension: str = "helpful", **reward: Any) -> BuildSettings:
 
 
 def rated(
-    settings: BuildSettings, folder: Path, messages: Messages, answers: list[str], usage: Usage
+    settings: BuildSettings, folder: Path, messages: Messages, answers: list[str], usage: RunStats
 ) -> list[Score]:
     async def run() -> list[Score]:
         engines = connect(settings, False, usage)
@@ -113,7 +113,7 @@ def rated(
         reward = load(dimension, settings.reward_sources(dimension)[0], settings)
         try:
             return await reward.scores(
-                Asker(engines, log, 0, usage), "p", messages, answers, "score"
+                CachedClient(engines, log, 0, usage), "p", messages, answers, "score"
             )
         finally:
             log.close()
@@ -137,7 +137,7 @@ def test_logits_are_those_of_transformers(
     case: str, task: str, rater: RealServer, classifier: tuple[Path, Any], tmp_path: Path
 ) -> None:
     (messages, layout), oracle = CASES[case], classifier[1][case]
-    before, usage = seen(rater, f"/{task}"), Usage()
+    before, usage = seen(rater, f"/{task}"), RunStats()
     worst = 0.0
     for k, label in enumerate(LABELS):
         settings = build(
@@ -167,18 +167,18 @@ def test_probabilities_are_ours_and_the_label_count_is_checked(
         rater.base_url, kind="classifier", labels=LABELS, label="good", activation="softmax"
     )
     for found, o in zip(
-        rated(settings, tmp_path, ASKED, ANSWERS, Usage()), classifier[1]["chat"], strict=True
+        rated(settings, tmp_path, ASKED, ANSWERS, RunStats()), classifier[1]["chat"], strict=True
     ):
         assert found.value == pytest.approx(math.exp(o[2]) / sum(math.exp(x) for x in o), abs=1e-4)
     wrong = build(rater.base_url, "harmless", kind="classifier", family="beaver-cost")
-    assert {s.reason for s in rated(wrong, tmp_path, ASKED, ANSWERS[:3], Usage())} == {
+    assert {s.reason for s in rated(wrong, tmp_path, ASKED, ANSWERS[:3], RunStats())} == {
         "label_count: 3 outputs, 1 labels"
     }
 
 
 def test_a_text_that_is_too_long_is_one_reason(rater: RealServer, tmp_path: Path) -> None:
     settings = build(rater.base_url, kind="classifier", labels=LABELS, label="good")
-    good, long = rated(settings, tmp_path, ASKED, ["Fine.", "word " * 4000], Usage())
+    good, long = rated(settings, tmp_path, ASKED, ["Fine.", "word " * 4000], RunStats())
     assert good.raw is not None and long.value is long.raw is None
     assert long.reason.startswith("HTTP 400: This model's maximum context length is 2048 tokens")
 
@@ -192,9 +192,9 @@ def test_expected_scores_follow_the_probabilities_of_the_score_token(
         f"Sure. It helps to ask a friend. {end}"
         for end in ("That is all I know.", "Have fun!", "I hope this helps.")
     ]
-    whole = rated(build(server.base_url, kind="judge"), tmp_path, ASKED, answers, Usage())
+    whole = rated(build(server.base_url, kind="judge"), tmp_path, ASKED, answers, RunStats())
     found = rated(
-        build(server.base_url, kind="judge", expected=True), tmp_path, ASKED, answers, Usage()
+        build(server.base_url, kind="judge", expected=True), tmp_path, ASKED, answers, RunStats()
     )
     assert all(s.value is not None and s.raw in (1, 2, 3, 4, 5) for s in whole)
     assert all(

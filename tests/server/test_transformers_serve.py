@@ -22,8 +22,8 @@ from support.tiny import tiny_model
 
 from mora_data.cli import main
 from mora_data.engines import openai
-from mora_data.engines.cached_client import Asker
-from mora_data.engines.engine import Usage
+from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import RunStats
 from mora_data.rewards.judge import SCHEMA, verdict
 from mora_data.run.log import AnswerLog
 from mora_data.settings import BuildSettings, RoleSettings, build_settings
@@ -46,9 +46,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
         yield running
 
 
-def asked(server: RealServer, where: Path, *requests: Request) -> tuple[list[list[Answer]], Usage]:
+def asked(
+    server: RealServer, where: Path, *requests: Request
+) -> tuple[list[list[Answer]], RunStats]:
     """One after the other: its seed is one for the whole process."""
-    usage = Usage()
+    usage = RunStats()
     role = RoleSettings(
         base_url=server.base_url, model=str(server.model), concurrency=1, timeout_s=120
     )
@@ -58,7 +60,7 @@ def asked(server: RealServer, where: Path, *requests: Request) -> tuple[list[lis
         engine = openai.opened(role, build, usage, {})
         log = AnswerLog(where / "answers.log")
         try:
-            ask = Asker({"policy": engine}, log, 0, usage)
+            ask = CachedClient({"policy": engine}, log, 0, usage)
             return [await ask(r) for r in requests]
         finally:
             log.close()

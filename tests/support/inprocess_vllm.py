@@ -89,17 +89,17 @@ async def classify(folder: str) -> dict[str, Any]:
 async def answers(folder: str, requests: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """All requests at once, through a log of their own."""
     from mora_data.engines import vllm
-    from mora_data.engines.cached_client import Asker
-    from mora_data.engines.engine import Usage
+    from mora_data.engines.cached_client import CachedClient
+    from mora_data.engines.engine import RunStats
     from mora_data.run.log import AnswerLog
     from mora_data.settings import RoleSettings
 
-    usage = Usage()
+    usage = RunStats()
     role: Any = RoleSettings.model_validate({"engine": "vllm", "model": folder, "local": LOCAL})
     engine = vllm.opened(role, None, usage, {})  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as temp:
         log = AnswerLog(Path(temp) / "answers.log")
-        ask = Asker({"policy": engine}, log, 0, usage)
+        ask = CachedClient({"policy": engine}, log, 0, usage)
         got = await asyncio.gather(*(ask(r) for r in requests.values()))
         log.close()
     await engine.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mora_data.engines.engine import Sink, Usage
+from mora_data.engines.engine import OnRecord, RunStats
 from mora_data.run.log import Record
 from mora_data.settings import BuildSettings, RoleSettings
 from mora_data.simulator.engine import ScriptedEngine
@@ -19,7 +19,7 @@ RAISES, KILLS = "an item that raises", "an item that kills"
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: Usage, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
 ) -> ScriptedEngine:
     """The engine."""
     return Poisoned(build.scripted, build.seed, usage)
@@ -27,11 +27,17 @@ def opened(
 
 class Poisoned(ScriptedEngine):
     async def send(
-        self, canon: bytes, request: Request, n: int, first: int, seed: int, sink: Sink
+        self,
+        request_bytes: bytes,
+        request: Request,
+        n: int,
+        first: int,
+        seed: int,
+        on_record: OnRecord,
     ) -> Record:
         text = request.messages[-1]["content"]
         if RAISES in text:
             raise ValueError("this row breaks the code")
         if KILLS in text:
             os._exit(9)
-        return await super().send(canon, request, n, first, seed, sink)
+        return await super().send(request_bytes, request, n, first, seed, on_record)

@@ -11,8 +11,8 @@ import numpy as np
 import orjson
 from support.scored import many, write
 
-from mora_data.prompts.result import Arm, FusionTry, Outcome, tables
-from mora_data.run.partitions import Part
+from mora_data.prompts.result import Arm, PromptResult, RewriteAttempt, tables
+from mora_data.run.partitions import Partition
 from mora_data.settings import BuildSettings, build_settings, to_yaml
 from mora_data.text import context_id, group_id
 from mora_data.types import Message, Pair, Prompt, Rollout
@@ -86,7 +86,7 @@ def make_run(
     (path / "manifest.json").write_bytes(orjson.dumps(manifest))
     rng = np.random.default_rng(1)
     for number in range(parts):
-        part = Part(path, number)
+        part = Partition(path, number)
         prompts = [
             prompt(i, text)
             for i in range(number * n_prompts // parts, (number + 1) * n_prompts // parts)
@@ -128,9 +128,9 @@ def outcome(
     rng: np.random.Generator,
     length: Mapping[str, int],
     text: str,
-) -> Outcome:
+) -> PromptResult:
     """What came of a prompt: eight answers an arm, one candidate pair, two rewrites that pass."""
-    out = Outcome(p, counts=Counter())
+    out = PromptResult(p, counts=Counter())
     for name, rate in passing.items():
         good = rng.random(8) < rate
         rewards = np.where(good[:, None], 1.0, rng.choice([0.5, 0.75, 1.0], (8, 3)))
@@ -160,7 +160,9 @@ def outcome(
         if name != "identity":
             # passed, not taken
             out.fusions.append(
-                FusionTry(name, 0, 0, f"{words} too", False, (), (("subject", True, 0.7),))
+                RewriteAttempt(name, 0, 0, f"{words} too", False, (), (("subject", True, 0.7),))
             )
-            out.fusions.append(FusionTry(name, 0, 1, words, True, (), (("subject", True, 0.8),)))
+            out.fusions.append(
+                RewriteAttempt(name, 0, 1, words, True, (), (("subject", True, 0.8),))
+            )
     return out

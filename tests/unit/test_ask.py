@@ -18,12 +18,12 @@ import pytest
 from support.fake_openai import FakeOpenAI, Fault, Script
 
 from mora_data.engines import openai
-from mora_data.engines.cached_client import Asker
-from mora_data.engines.engine import Usage
+from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import RunStats
 from mora_data.engines.openai import Endpoint, HttpEngine
-from mora_data.errors import EndpointError, Owed, SettingsError
+from mora_data.errors import EndpointError, PendingRetry, SettingsError
 from mora_data.run import tasks
-from mora_data.run.cache_key import base_key, encode
+from mora_data.run.cache_key import encode, request_key
 from mora_data.run.log import AnswerLog
 from mora_data.run.tasks import all_of
 from mora_data.settings import RoleSettings
@@ -45,9 +45,9 @@ def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def opened(tmp_path: Path, server: FakeOpenAI, **settings: Any) -> Iterator[tuple[Any, Usage]]:
+def opened(tmp_path: Path, server: FakeOpenAI, **settings: Any) -> Iterator[tuple[Any, RunStats]]:
     """A function that asks requests through a log in `tmp_path`, each call in a loop of its own."""
-    usage = Usage()
+    usage = RunStats()
 
     def ask(*requests: Request) -> list[list[Answer]]:
         async def run() -> list[list[Answer]]:
@@ -55,7 +55,7 @@ def opened(tmp_path: Path, server: FakeOpenAI, **settings: Any) -> Iterator[tupl
             engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
             log = AnswerLog(tmp_path / "answers.log")
             try:
-                asker = Asker({"policy": engine}, log, 0, usage)
+                asker = CachedClient({"policy": engine}, log, 0, usage)
                 return [await asker(r) for r in requests]
             finally:
                 log.close()
@@ -68,17 +68,17 @@ def opened(tmp_path: Path, server: FakeOpenAI, **settings: Any) -> Iterator[tupl
 
 def test_golden_key() -> None:
     """Keys are a contract with every log on disk: a change here makes users pay twice."""
-    canon = encode(REQUEST, "m", {})
+    request_bytes = encode(REQUEST, "m", {})
     assert (
-        canon
+        request_bytes
         == b'{"max_tokens":64,"messages":[{"content":"What is tea?","role":"user"}],"model":"m",'
         b'"temperature":1.0,"top_p":0.95}'
     )
-    assert base_key(canon, "presample", 7, None).hex() == "9428539ac9555036f7e5aa26"
+    assert request_key(request_bytes, "presample", 7, None).hex() == "9428539ac9555036f7e5aa26"
 
 
 def test_key_holds_what_changes_the_answer_and_nothing_else() -> None:
-    base = base_key(encode(REQUEST, "m", {}), REQUEST.purpose, 1, None)
+    base = request_key(encode(REQUEST, "m", {}), REQUEST.purpose, 1, None)
     others = [
         (replace(REQUEST, sampling=replace(REQUEST.sampling, temperature=0.5)), "m", {}, 1, None),
         (REQUEST, "m2", {}, 1, None),
@@ -87,10 +87,11 @@ def test_key_holds_what_changes_the_answer_and_nothing_else() -> None:
         (REQUEST, "m", {}, 1, "rev"),
         (replace(REQUEST, purpose="confirm"), "m", {}, 1, None),
     ]
-    keys = {base_key(encode(r, m, e), r.purpose, s, rev) for r, m, e, s, rev in others}
+    keys = {request_key(encode(r, m, e), r.purpose, s, rev) for r, m, e, s, rev in others}
     assert len(keys) == len(others) and base not in keys
     assert (
-        base_key(encode(replace(REQUEST, n=9, first=4), "m", {}), REQUEST.purpose, 1, None) == base
+        request_key(encode(replace(REQUEST, n=9, first=4), "m", {}), REQUEST.purpose, 1, None)
+        == base
     )
 
 
@@ -238,7 +239,7 @@ def test_tries_run_out_and_the_row_is_owed(tmp_path: Path) -> None:
 
     bad = replace(REQUEST, messages=(Message(role="user", content="bad"),))
     with FakeOpenAI(broken) as server, opened(tmp_path, server) as (ask, _):
-        with pytest.raises(Owed, match=r"HTTP 500.*8 tries"):
+        with pytest.raises(PendingRetry, match=r"HTTP 500.*8 tries"):
             ask(REQUEST, bad)
         server.script = None
         assert len(ask(REQUEST, bad)[1]) == 4
@@ -311,10 +312,10 @@ def test_the_same_question_at_the_same_time_is_asked_once(tmp_path: Path) -> Non
 
         async def run() -> list[list[Answer]]:
             role = RoleSettings()
-            usage = Usage()
+            usage = RunStats()
             engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
             log = AnswerLog(tmp_path / "a.log")
-            asker = Asker({"policy": engine}, log, 0, usage)
+            asker = CachedClient({"policy": engine}, log, 0, usage)
             out = await asyncio.gather(*(asker(REQUEST) for _ in range(5)))
             log.close()
             await engine.close()
@@ -465,7 +466,7 @@ def test_refused_key_in_the_middle_keeps_what_is_in_flight(
 
     refused = threading.Event()
     with FakeOpenAI(refuse) as server:
-        usage = Usage()
+        usage = RunStats()
         usage.stop = lambda error: (setattr(usage, "stopped", error), refused.set())  # type: ignore[assignment,method-assign]
 
         async def run() -> list[list[Answer]]:
@@ -473,7 +474,7 @@ def test_refused_key_in_the_middle_keeps_what_is_in_flight(
             engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
             log = AnswerLog(tmp_path / "answers.log")
             try:
-                asker = Asker({"policy": engine}, log, 0, usage)
+                asker = CachedClient({"policy": engine}, log, 0, usage)
                 return await all_of(asker(r) for r in many)
             finally:
                 assert len(log) == 7
@@ -490,10 +491,10 @@ def test_refused_key_in_the_middle_keeps_what_is_in_flight(
 
 async def run_all(tmp_path: Path, server: FakeOpenAI, requests: list[Request]) -> None:
     """All at once, in another command."""
-    role, usage = RoleSettings(), Usage()
+    role, usage = RoleSettings(), RunStats()
     engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
     log = AnswerLog(tmp_path / "answers.log")
-    asker = Asker({"policy": engine}, log, 0, usage)
+    asker = CachedClient({"policy": engine}, log, 0, usage)
     await all_of(asker(r) for r in requests)
     log.close()
     await engine.close()
@@ -515,7 +516,7 @@ def test_timeout_grows_with_max_tokens(
 
     async def run() -> None:
         role = RoleSettings(**settings)
-        engine = HttpEngine(Endpoint("http://127.0.0.1:9/v1", role, Usage()), role, "fake")
+        engine = HttpEngine(Endpoint("http://127.0.0.1:9/v1", role, RunStats()), role, "fake")
         engine.endpoint.replicas.all[0]._transports["/chat/completions"] = Fake()
         await engine.send(b"{}", REQUEST, 1, 0, 0, lambda r: None)
 

@@ -14,9 +14,9 @@ import pytest
 
 from mora_data.engines import connect
 from mora_data.engines.batching import Driver, InProcess, Piece, Refused, Sizer, Source
-from mora_data.engines.cached_client import Asker
-from mora_data.engines.engine import Usage
-from mora_data.errors import EndpointError, ExtraMissing, Owed, SettingsError
+from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import RunStats
+from mora_data.errors import EndpointError, ExtraMissing, PendingRetry, SettingsError
 from mora_data.run.log import AnswerLog
 from mora_data.settings import LocalSettings, RoleSettings
 from mora_data.types import Answer, Message, Request, Sampling
@@ -79,7 +79,7 @@ class Asked:
     ) -> None:
         self.path, self.model, self.whole = tmp_path / "answers.log", model, whole
         self.role = RoleSettings(engine="x", model="words", local=LocalSettings(**local))
-        self.usage = Usage()
+        self.usage = RunStats()
         self.clock = clock
         self.loads = 0
 
@@ -94,7 +94,7 @@ class Asked:
         other = InProcess(self.driver, lambda task: source, self.role, self.usage)
         log = AnswerLog(self.path)
         try:
-            asker = Asker({"policy": engine, "judge": other}, log, 0, self.usage)
+            asker = CachedClient({"policy": engine, "judge": other}, log, 0, self.usage)
             return list(await asyncio.gather(*(asker(r) for r in requests), return_exceptions=True))
         finally:
             await engine.close()
@@ -168,7 +168,7 @@ def test_a_prompt_that_does_not_fit_alone_is_owed_and_the_others_go_on(tmp_path:
         request(0, 90), *(request(i, 5) for i in range(1, 40))
     )
     assert isinstance(
-        answers[0], Owed
+        answers[0], PendingRetry
     ) and "out of memory on a single prompt of 90 tokens with model words" in str(answers[0])
     assert all(a[0].error is None for a in answers[1:])
     assert max(map(len, model.batches)) > 2  # it grows again
@@ -217,7 +217,7 @@ def test_the_event_loop_is_free_while_a_batch_runs(tmp_path: Path) -> None:
 
 def test_the_window_says_when_more_prompts_are_opened(tmp_path: Path) -> None:
     async def run() -> list[bool]:
-        usage = Usage()
+        usage = RunStats()
         driver = Driver(usage)
         gate = threading.Event()
         source = Source(
@@ -282,7 +282,7 @@ def test_an_extra_that_is_missing_is_named(
         "importlib.util.find_spec", lambda name: None if name == module else object()
     )
     with pytest.raises(ExtraMissing, match=rf"pip install 'mora-data\[{engine}\]'"):
-        connect(settings, False, Usage())
+        connect(settings, False, RunStats())
 
 
 def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,4 +293,4 @@ def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         {"name": "x", "source": {"kind": "jsonl"}, "policy": {"engine": "vllm"}}
     )
     with pytest.raises(SettingsError, match="engine 'vllm' needs a model: give --model"):
-        connect(settings, False, Usage())
+        connect(settings, False, RunStats())

@@ -10,13 +10,13 @@ import pytest
 
 from mora_data.errors import SettingsError
 from mora_data.prompts.budget import Mined, fit, goes_on, joint_score
-from mora_data.statistics import Profile
+from mora_data.statistics import PromptStats
 
 ACCEPT = ("flat", "one_dim", "conflict", "undecided")
 
 
-def profile(dominance: float, joint: float, kind: str = "one_dim", n: int = 16) -> Profile:
-    return Profile(
+def profile(dominance: float, joint: float, kind: str = "one_dim", n: int = 16) -> PromptStats:
+    return PromptStats(
         kind, n, "helpful", ("harmless",), ("informative",), (0.5,), (0.2,), dominance, 1.0, joint
     )  # type: ignore[arg-type]
 

@@ -14,8 +14,8 @@ import pytest
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.engines import connect
-from mora_data.engines.cached_client import Asker
-from mora_data.engines.engine import Usage
+from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import RunStats
 from mora_data.errors import EndpointError, SettingsError
 from mora_data.rewards import load
 from mora_data.rewards.classifier import as_asked
@@ -224,17 +224,17 @@ def rated(
     build: BuildSettings,
     folder: Path,
     answers: list[str],
-    usage: Usage | None = None,
+    usage: RunStats | None = None,
     purpose: str = "score",
 ) -> list[Score]:
     async def run() -> list[Score]:
-        engines = connect(build, False, usage or Usage())
+        engines = connect(build, False, usage or RunStats())
         log = AnswerLog(folder / "answers.log")
         (dimension,) = build.dimensions
         made = load(dimension, build.reward_sources(dimension)[0], build)
         try:
             return await made.scores(
-                Asker(engines, log, 0, usage or Usage()), "p", ASKED, answers, purpose
+                CachedClient(engines, log, 0, usage or RunStats()), "p", ASKED, answers, purpose
             )
         finally:
             log.close()
@@ -280,7 +280,7 @@ def test_the_body_asks_for_raw_outputs_at_the_root_of_the_server(
 def test_answers_are_logged_and_never_asked_twice(tmp_path: Path) -> None:
     texts = [f"{'a' * i}." for i in range(1, 30)]
     with FakeOpenAI(rates=length) as server:
-        build, usage, again = settings("helpful", server.base_url), Usage(), Usage()
+        build, usage, again = settings("helpful", server.base_url), RunStats(), RunStats()
         first = rated(build, tmp_path, texts, usage)
         second = rated(build, tmp_path, texts, again)
         fresh = rated(build, tmp_path, texts[:3], again, "repeat")
@@ -306,7 +306,7 @@ def test_faults_that_pass_are_tried_again(
 ) -> None:
     monkeypatch.setattr("mora_data.engines.openai._wait_s", lambda state: 0.0)
     with FakeOpenAI(script, rates=length) as server:
-        usage = Usage()
+        usage = RunStats()
         assert [
             s.raw for s in rated(settings("helpful", server.base_url), tmp_path, ["Yes."], usage)
         ] == [4.0]

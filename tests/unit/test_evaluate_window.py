@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mora_data.engines.engine import Usage
+from mora_data.engines.engine import RunStats
 from mora_data.errors import EndpointError
 from mora_data.evaluate.asking import windowed
 from mora_data.evaluate.benchmarks import EvalPrompt
@@ -19,7 +19,7 @@ PROMPTS = [EvalPrompt("plain", f"{i:016x}", "", ()) for i in range(60)]
 class Engine:
     """Wants no more than five prompts; `wants_more` may change whenever one ends."""
 
-    def __init__(self, usage: Usage) -> None:
+    def __init__(self, usage: RunStats) -> None:
         self.usage, self.most = usage, 0
 
     @property
@@ -32,7 +32,7 @@ class Engine:
 
 def begun(fail_at: int | None = None) -> tuple[list[str] | EndpointError, int, int]:
     """Results or the error, the most prompts that were open at once, and how many were begun."""
-    usage = Usage()
+    usage = RunStats()
     engine: Any = Engine(usage)
     most = 0
 
@@ -69,6 +69,6 @@ def test_no_prompt_and_one(n: int) -> None:
     async def work(prompt: EvalPrompt) -> str:
         return prompt.prompt_id
 
-    usage = Usage()
+    usage = RunStats()
     assert len(asyncio.run(windowed(work, PROMPTS[:n], [], usage))) == n == usage.prompts_begun
     assert usage.open_prompts == 0

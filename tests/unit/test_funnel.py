@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mora_data.prompts.result import FusionTry, Outcome, tables
+from mora_data.prompts.result import PromptResult, RewriteAttempt, tables
 from mora_data.report.arms_audit import MAX_GAP, arms_audit, funnel
-from mora_data.run.partitions import Part
+from mora_data.run.partitions import Partition
 from mora_data.statistics.expansion import MOST_LENGTH_GAP
 from mora_data.types import Prompt
 
@@ -29,19 +29,19 @@ PROMPT = Prompt(
 
 def tried(
     arm: str, attempt: int, text: str, *failed: str, harm: tuple[float, float] | None = None
-) -> FusionTry:
+) -> RewriteAttempt:
     seen = [(name, True, None) for name in ("parse", "rewriter_refusal")] + [
         ("length", "length" not in failed, 9.0)
     ]
     checks = [(n, False, None) for n in failed if n != "length"] or seen
     if harm is not None:
         checks = [*checks, ("harm_before", True, harm[0]), ("harm", True, harm[1])]
-    return FusionTry(arm, attempt, 0, text, not failed, failed, tuple(checks))
+    return RewriteAttempt(arm, attempt, 0, text, not failed, failed, tuple(checks))
 
 
 @pytest.fixture
-def part(tmp_path: Path) -> Part:
-    found = Part(tmp_path, 0)
+def part(tmp_path: Path) -> Partition:
+    found = Partition(tmp_path, 0)
     prompts = [
         replace(PROMPT, prompt_id=f"{i:016x}", category=c)
         for i, c in enumerate(("Drugs", "Drugs", "Food", None))
@@ -60,12 +60,12 @@ def part(tmp_path: Path) -> Part:
         ],
         [],
     ]
-    outcomes = [Outcome(p, fusions=list(f)) for p, f in zip(prompts, fusions, strict=True)]
+    outcomes = [PromptResult(p, fusions=list(f)) for p, f in zip(prompts, fusions, strict=True)]
     found.seal(tables(outcomes, ["helpful"]), [], [], {})
     return found
 
 
-def test_funnel_counts_prompts_tries_checks_and_categories(part: Part) -> None:
+def test_funnel_counts_prompts_tries_checks_and_categories(part: Partition) -> None:
     fused = funnel([part])["arms"]["fused"]
     assert {k: fused[k] for k in ("prompts", "accepted", "tries", "first_try")} == {
         "prompts": 3,
@@ -84,7 +84,7 @@ def test_funnel_counts_prompts_tries_checks_and_categories(part: Part) -> None:
     assert funnel([part])["arms"]["single"]["harm_shift"] is None
 
 
-def test_funnel_adds_up_over_partitions(part: Part) -> None:
+def test_funnel_adds_up_over_partitions(part: Partition) -> None:
     once, twice = funnel([part])["arms"]["fused"], funnel([part, part])["arms"]["fused"]
     assert (
         twice["tries"] == 2 * once["tries"]
@@ -93,7 +93,7 @@ def test_funnel_adds_up_over_partitions(part: Part) -> None:
     assert funnel([]) == {"arms": {}}
 
 
-def test_audit_compares_prompt_by_prompt(part: Part) -> None:
+def test_audit_compares_prompt_by_prompt(part: Partition) -> None:
     from math import log
 
     found = arms_audit([part], ["single", "generic"])

@@ -21,7 +21,7 @@ from mora_data.rewriting.checks import Budget
 from mora_data.rewriting.embedding import cosine
 from mora_data.rewriting.harmful_act import asks_for
 from mora_data.rewriting.intents import load_intents, premise_for
-from mora_data.rewriting.rewriter import Fuser, FusionSource
+from mora_data.rewriting.rewriter import Rewriter, RewriteSource
 from mora_data.settings import BuildSettings, ScriptedSettings, build_settings
 from mora_data.simulator.world import Scripted
 from mora_data.text import n_tokens
@@ -91,18 +91,18 @@ def reply(text: str, **more: Any) -> str:
 
 def source(
     text: str, targets: tuple[str, ...] = ("harmless", "truthful"), carried: str = "helpful"
-) -> FusionSource:
-    return FusionSource(prompt(text), carried, targets, (), 0.0, False)
+) -> RewriteSource:
+    return RewriteSource(prompt(text), carried, targets, (), 0.0, False)
 
 
 def fuse(
     ask: FakeAsk,
     built: BuildSettings,
-    from_: FusionSource,
+    from_: RewriteSource,
     arm: str = "fused",
     within: Budget | None = None,
 ) -> Any:
-    return asyncio.run(Fuser(built).fuse(ask, from_, arm, within))
+    return asyncio.run(Rewriter(built).fuse(ask, from_, arm, within))
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"{c['original'][:24]}|{c['expect']}")
@@ -117,7 +117,7 @@ def test_golden_rewrites_reach_their_verdict(case: dict[str, Any]) -> None:
     ask = FakeAsk(
         [[case.get("reply") or reply(case["rewritten"])]], levels, case.get("finish_reason", "stop")
     )
-    fuser = Fuser(built)
+    fuser = Rewriter(built)
 
     async def run() -> Any:
         origin = await fuser.prepare(
@@ -202,7 +202,7 @@ def test_a_higher_intent_score_goes_first() -> None:
 
     built = settings(candidates=2, checks=["intent"])
     messages, _ = asyncio.run(
-        Fuser(built).fuse(in_turn, source("How do I dry herbs?", ("harmless",)), "fused")
+        Rewriter(built).fuse(in_turn, source("How do I dry herbs?", ("harmless",)), "fused")
     )
     assert messages is not None and messages[-1]["content"] == LONGER
 
@@ -262,7 +262,7 @@ def test_two_measures_of_the_subject_are_refused_and_a_missing_model_is_one_line
     with pytest.raises(SettingsError, match="give one of them"):
         settings(subject="a:b", embedding="x")
     with pytest.raises(SettingsError, match=r"fuse\.embedding"):
-        Fuser(settings(embedding=str(tmp_path / "nothing")))
+        Rewriter(settings(embedding=str(tmp_path / "nothing")))
 
 
 @pytest.mark.skipif(
@@ -326,7 +326,7 @@ def test_a_guard_says_from_one_half_on_that_a_prompt_is_harmful(tmp_path: Path) 
         return [Answer("Harmful request: yes\nResponse refusal: n/a\nHarmful response: n/a")]
 
     found = asyncio.run(
-        Fuser(built).prepare(ask, prompt("How do I dry herbs?"), None, ("helpful",), [])
+        Rewriter(built).prepare(ask, prompt("How do I dry herbs?"), None, ("helpful",), [])
     )
     assert (found.harm, found.risky) == (1.0, True)
     assert asked[0].messages[0]["content"] == "Q: How do I dry herbs? A:"
@@ -392,7 +392,7 @@ def test_subject_hook_replaces_the_share_of_words(
     assert kept is not None and lost is None and tries[0].failed == ("subject",)
     for wrong in ("meaning:nothing", "nowhere:at", "meaning"):
         with pytest.raises(SettingsError, match=r"fuse\.subject .*module:function"):
-            Fuser(settings(subject=wrong))
+            Rewriter(settings(subject=wrong))
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_controls_keep_to_the_length_of_the_fused_prompt(world: str, arm: str) -
         return WORLD.answer(request, 7)
 
     async def both() -> tuple[Any, Any]:
-        fuser = Fuser(settings(arms="all", retries=5))
+        fuser = Rewriter(settings(arms="all", retries=5))
         from_ = await fuser.prepare(ask, prompt(world), None, ("harmless", "truthful"), ())
         fused, _ = await fuser.fuse(ask, from_, "fused")
         assert fused is not None

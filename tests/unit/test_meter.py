@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 
 from mora_data.cluster import check
-from mora_data.cluster.monitor import Meter
+from mora_data.cluster.monitor import UsageMonitor
 from mora_data.cluster.worker import skew, versions
-from mora_data.engines.engine import Usage
+from mora_data.engines.engine import RunStats
 from mora_data.errors import ExtraMissing, SettingsError
 from mora_data.run.prices import load_prices
 from mora_data.settings import LimitSettings, build_settings
@@ -23,8 +23,8 @@ SETTINGS = {
 }
 
 
-def used(n: int) -> Usage:
-    return Usage(
+def used(n: int) -> RunStats:
+    return RunStats(
         sent=n,
         tokens_in=10 * n,
         tokens_out=n,
@@ -35,14 +35,16 @@ def used(n: int) -> Usage:
 
 
 def test_workers_share_one_clock() -> None:
-    async def turns(meters: list[Meter]) -> list[float]:
+    async def turns(meters: list[UsageMonitor]) -> list[float]:
         return sorted(
             [(await m.reserve("model", (60.0, None), 100, 10))[0] for m in meters for _ in range(3)]
         )
 
-    meter = Meter(LimitSettings(), load_prices(None), {})
+    meter = UsageMonitor(LimitSettings(), load_prices(None), {})
     assert asyncio.run(turns([meter, meter])) == pytest.approx([0, 0, 1, 2, 3, 4], abs=0.05)
-    apart = asyncio.run(turns([Meter(LimitSettings(), load_prices(None), {}) for _ in range(2)]))
+    apart = asyncio.run(
+        turns([UsageMonitor(LimitSettings(), load_prices(None), {}) for _ in range(2)])
+    )
     assert apart == pytest.approx([0, 0, 0, 0, 1, 1], abs=0.05), (
         "two clocks would let twice as much through"
     )
@@ -50,7 +52,7 @@ def test_workers_share_one_clock() -> None:
 
 def test_the_sum_of_all_workers_meets_the_limit() -> None:
     async def told() -> list[str | None]:
-        meter = Meter(LimitSettings(max_tokens=1000), load_prices(None), {"m": [300, 30, 0]})
+        meter = UsageMonitor(LimitSettings(max_tokens=1000), load_prices(None), {"m": [300, 30, 0]})
         return [
             await meter.report("1", used(20), {}),
             await meter.report("2", used(30), {}),
@@ -64,14 +66,14 @@ def test_the_sum_of_all_workers_meets_the_limit() -> None:
 
 
 def test_reports_replace_each_other_and_a_dead_workers_last_one_stays() -> None:
-    async def state() -> Usage:
-        meter = Meter(LimitSettings(), load_prices(None), {})
+    async def state() -> RunStats:
+        meter = UsageMonitor(LimitSettings(), load_prices(None), {})
         await meter.report("1", used(5), {0: 3})
         await meter.report("1", used(8), {0: 7})
         await meter.report("2", used(2), {0: 1, 1: 4})  # took partition 0 up
         found = await meter.state()
         assert found.prompts == {0: 1, 1: 4} and found.stopped is None
-        total = Usage(sent=99)
+        total = RunStats(sent=99)
         total.take([used(1), *found.usages])
         return total
 

@@ -33,7 +33,7 @@ from mora_data.rewards import load as load_reward
 from mora_data.rewriting import arms as build_arms
 from mora_data.rewriting import checks
 from mora_data.rewriting.reply import Rewrite
-from mora_data.rewriting.rewriter import Fuser, FusionSource
+from mora_data.rewriting.rewriter import Rewriter, RewriteSource
 from mora_data.selection import Batch, weighted_sum
 from mora_data.settings import build_settings
 from mora_data.text import context_id
@@ -76,12 +76,14 @@ async def answer(request: Request) -> list[Answer]:
 @pytest.mark.parametrize("base", OWN)
 def test_the_worlds_rewrites_pass_the_builds_own_checks_in_every_arm(base: str) -> None:
     rewritten = ["fused", "single", "generic", "random"]
-    fuser = Fuser(build_settings(TREE | {"fuse": {"arms": rewritten, "checks": []}, "publish": {}}))
+    fuser = Rewriter(
+        build_settings(TREE | {"fuse": {"arms": rewritten, "checks": []}, "publish": {}})
+    )
     others = tuple(d for d in DIMENSIONS if d != OWN[base])
     for topic, k in ((t, k) for t in TOPICS[:3] for k in range(4)):
         prompt = asked(question(topic, Ask(base), k))  # type: ignore[arg-type]
         for targets in ((others[0],), (others[1],), others):
-            source = FusionSource(prompt, OWN[base], targets, (), None, base == "S")
+            source = RewriteSource(prompt, OWN[base], targets, (), None, base == "S")
             fused, tries = asyncio.run(fuser.fuse(answer, source, "fused"))  # type: ignore[arg-type]
             assert fused is not None, (prompt.text, tries)
             found = read(fused[-1]["content"], plugins.topics())

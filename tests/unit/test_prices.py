@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mora_data.engines.engine import Usage
+from mora_data.engines.engine import RunStats
 from mora_data.engines.names import same_model
 from mora_data.errors import LimitReached, SettingsError
-from mora_data.run.cost import Spending
+from mora_data.run.cost import CostTracker
 from mora_data.run.folder import RunFolder, read_json
 from mora_data.run.prices import load_prices
 from mora_data.settings import LimitSettings
@@ -87,16 +87,16 @@ def test_missing_table(tmp_path: Path) -> None:
         load_prices(str(tmp_path / "no.yaml"))
 
 
-def spending(tmp_path: Path, usage: Usage, **limits: Any) -> tuple[RunFolder, Spending]:
+def spending(tmp_path: Path, usage: RunStats, **limits: Any) -> tuple[RunFolder, CostTracker]:
     (tmp_path / "p.yaml").write_text("currency: EUR\nmodels: {m: {in: 1, cached: 0.5, out: 2}}")
     folder = RunFolder(tmp_path / "run", {"a": "b"}, False)
-    return folder, Spending(
+    return folder, CostTracker(
         folder, LimitSettings(**limits), load_prices(str(tmp_path / "p.yaml")), usage, lambda: 0.0
     )
 
 
 def test_limits_hold_over_the_commands_of_a_run_folder(tmp_path: Path) -> None:
-    usage = Usage()
+    usage = RunStats()
     folder, s = spending(tmp_path, usage, max_cost=3.0)
     with folder:
         s.start(["m"])
@@ -107,10 +107,10 @@ def test_limits_hold_over_the_commands_of_a_run_folder(tmp_path: Path) -> None:
             usage.count("m", "p", (1_000_000, 500_000, 1_000_000))
         s.save()
         assert s.command_cost() == 3.5
-    folder, s = spending(tmp_path, Usage(), max_cost=3.0)
+    folder, s = spending(tmp_path, RunStats(), max_cost=3.0)
     with folder, pytest.raises(LimitReached):
         s.start(["m"])
-    usage = Usage()
+    usage = RunStats()
     folder, s = spending(tmp_path, usage, max_cost=30.0, max_tokens=5_000_000)
     with folder:
         s.start(["m"])
@@ -128,7 +128,7 @@ def test_limits_hold_over_the_commands_of_a_run_folder(tmp_path: Path) -> None:
 
 
 def test_a_money_limit_needs_prices(tmp_path: Path) -> None:
-    folder, s = spending(tmp_path, Usage(), max_cost=3.0)
+    folder, s = spending(tmp_path, RunStats(), max_cost=3.0)
     with folder, pytest.raises(SettingsError, match=r"price of 'other'.*limits\.prices"):
         s.start(["m", "other"])
 
@@ -137,9 +137,11 @@ def test_a_money_limit_needs_prices(tmp_path: Path) -> None:
     "text", ["", "{}", '{"models": 3}', '{"models": {"m": [1]}}', '{"models": {"m": [1, 2, "x"]}}']
 )
 def test_damaged_record_counts_from_zero(tmp_path: Path, text: str) -> None:
-    folder, s = spending(tmp_path, Usage())
+    folder, s = spending(tmp_path, RunStats())
     with folder:
         (tmp_path / "run" / "spending.json").write_text(text)
         assert (
-            Spending(folder, LimitSettings(), load_prices(), Usage()).totals() == s.totals() == {}
+            CostTracker(folder, LimitSettings(), load_prices(), RunStats()).totals()
+            == s.totals()
+            == {}
         )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mora_data.engines.engine import Usage
-from mora_data.engines.limiter import Slots
+from mora_data.engines.engine import RunStats
+from mora_data.engines.limiter import ConcurrencyLimiter
 from mora_data.errors import RunFolderError
 from mora_data.run.folder import RunFolder, read_json
 from mora_data.run.heartbeat import pulse
@@ -20,8 +20,8 @@ def test_it_says_what_is_under_way_and_is_gone_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mora_data.run.heartbeat.EVERY_S", 0.001)
-    usage = Usage(sent=7)
-    usage.slots.append(Slots(4, n=2))
+    usage = RunStats(sent=7)
+    usage.slots.append(ConcurrencyLimiter(4, n=2))
     usage.retries["429"] += 3
     progress = Progress(usage, quiet=True)
     progress.start("prompts", 88, 40)
@@ -55,7 +55,7 @@ def test_a_full_disk_is_not_its_business(tmp_path: Path, monkeypatch: pytest.Mon
     async def main() -> None:
         with RunFolder(tmp_path / "run", {"dataset": "x"}, False) as folder:
             monkeypatch.setattr(RunFolder, "write", full)
-            with pulse(folder, Usage(), Progress(Usage(), quiet=True)):
+            with pulse(folder, RunStats(), Progress(RunStats(), quiet=True)):
                 await asyncio.sleep(0)
 
     asyncio.run(main())

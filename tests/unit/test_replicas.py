@@ -12,10 +12,10 @@ import pytest
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.engines import openai, replicas
-from mora_data.engines.cached_client import Asker
-from mora_data.engines.engine import Usage
+from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import RunStats
 from mora_data.engines.openai import Endpoint, HttpEngine
-from mora_data.engines.rates import Pace
+from mora_data.engines.rates import RateLimiter
 from mora_data.errors import EndpointError
 from mora_data.run.log import AnswerLog
 from mora_data.run.tasks import all_of
@@ -43,12 +43,12 @@ def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask(
     tmp_path: Path,
-    usage: Usage,
+    usage: RunStats,
     urls: list[str],
     requests: list[Request],
     at_once: bool = True,
     between: Any = None,
-    pace: Pace | None = None,
+    pace: RateLimiter | None = None,
     **settings: Any,
 ) -> list[list[Answer]]:
     async def run() -> list[list[Answer]]:
@@ -56,7 +56,7 @@ def ask(
         engine = HttpEngine(Endpoint(urls[0], role, usage), role, "fake", pace)
         log = AnswerLog(tmp_path / "answers.log")
         try:
-            asker = Asker({"policy": engine}, log, 0, usage)
+            asker = CachedClient({"policy": engine}, log, 0, usage)
             if at_once:
                 return await all_of(asker(r) for r in requests)
             out = []
@@ -75,12 +75,12 @@ def ask(
 def test_all_are_used_and_the_answers_are_those_of_one(tmp_path: Path) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(FakeOpenAI(delay_s=0.01)) for _ in range(3)]
-        usage = Usage()
+        usage = RunStats()
         got = ask(tmp_path / "three", usage, [s.base_url for s in servers], MANY)
         assert all(len(s.requests) >= 8 for s in servers) and sum(
             len(s.requests) for s in servers
         ) == len(MANY)
-        assert got == ask(tmp_path / "one", Usage(), [servers[0].base_url], MANY)
+        assert got == ask(tmp_path / "one", RunStats(), [servers[0].base_url], MANY)
         assert usage.slots_busy is not None and 0 < usage.slots_busy <= 1
 
 
@@ -88,7 +88,7 @@ def test_a_replica_that_is_down_costs_a_retry_and_no_row(tmp_path: Path) -> None
     with FakeOpenAI() as dead:
         url = dead.base_url
     with FakeOpenAI() as alive:
-        usage = Usage()
+        usage = RunStats()
         got = ask(tmp_path, usage, [url, alive.base_url], MANY)
         assert all(len(a) == 2 for a in got) and len(alive.requests) == len(MANY)
         assert list(usage.replicas_out) == [url] and usage.retries["refused"] <= 4
@@ -100,7 +100,7 @@ def test_a_replica_that_fails_three_in_a_row_is_out_and_comes_back(
     monkeypatch.setattr(replicas, "FIRST_PROBE_S", 1e9)
     broken = [True]
     with FakeOpenAI(lambda b, t: Fault(500) if broken[0] else None) as flaky, FakeOpenAI() as alive:
-        usage = Usage()
+        usage = RunStats()
 
         async def between(i: int, engine: HttpEngine) -> None:
             inside = engine.endpoint.replicas
@@ -131,13 +131,13 @@ def test_a_replica_that_cannot_be_used_is_out_and_the_last_one_stops_the_run(
     tmp_path: Path, fault: Fault
 ) -> None:
     with FakeOpenAI(lambda b, t: fault) as wrong, FakeOpenAI() as right:
-        usage = Usage()
+        usage = RunStats()
         assert all(
             len(a) == 2 for a in ask(tmp_path, usage, [wrong.base_url, right.base_url], MANY)
         )
         assert list(usage.replicas_out) == [wrong.base_url]
         with pytest.raises(EndpointError, match="endpoint http") as caught:
-            ask(tmp_path / "b", Usage(), [wrong.base_url, wrong.base_url], MANY)
+            ask(tmp_path / "b", RunStats(), [wrong.base_url, wrong.base_url], MANY)
         assert "\n" not in str(caught.value)
 
 
@@ -147,7 +147,7 @@ def test_all_dead_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with FakeOpenAI() as one, FakeOpenAI() as two:
         urls = [one.base_url, two.base_url]
     with pytest.raises(EndpointError, match=r"and 1 more never answered"):
-        ask(tmp_path, Usage(), urls, MANY)
+        ask(tmp_path, RunStats(), urls, MANY)
 
 
 def test_killed_in_the_middle(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
         FakeOpenAI(lambda b, t: Fault(drop="middle") if len(dying.requests) > 5 else None) as dying,
         FakeOpenAI() as alive,
     ):
-        usage = Usage()
+        usage = RunStats()
         got = ask(tmp_path, usage, [dying.base_url, alive.base_url], MANY)
         assert all(len(a) == 2 for a in got) and alive.repeated() == dying.repeated() == 0
         assert sum(dying.answered.values()) + sum(alive.answered.values()) == len(MANY)
@@ -176,5 +176,11 @@ def test_requests_per_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Endpoint, "_pause", pause)
     with FakeOpenAI() as server:
-        ask(tmp_path, Usage(), [server.base_url], MANY, pace=Pace(60.0, None, lambda: 1000.0))
+        ask(
+            tmp_path,
+            RunStats(),
+            [server.base_url],
+            MANY,
+            pace=RateLimiter(60.0, None, lambda: 1000.0),
+        )
     assert waited == [float(i) for i in range(1, len(MANY) - 1)]

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from mora_data.errors import SettingsError
-from mora_data.prompts.flow import Work, as_rollouts, score
+from mora_data.prompts.flow import PromptContext, as_rollouts, score
 from mora_data.rewards import REWARDS, load
 from mora_data.rewards.combine import sources_of
 from mora_data.rewards.judge import Judge, verdict
@@ -158,7 +158,7 @@ def test_the_order_of_the_dimensions_is_drawn_for_each_prompt() -> None:
         rewards = {
             d: [load(d, r, build) for r in build.reward_sources(d)] for d in build.dimensions
         }
-        work = Work(build, ask, sources_of(rewards, build), None, None, None)  # type: ignore[arg-type]
+        work = PromptContext(build, ask, sources_of(rewards, build), None, None, None)  # type: ignore[arg-type]
         rollouts = as_rollouts(prompt_id, "identity", [Answer("An answer.")])
         found = asyncio.run(
             score(work, (Message(role="user", content="A question?"),), rollouts, "score:identity")

@@ -10,7 +10,7 @@ from support.run_folder import make_run
 from support.scored import DIMS, one
 
 from mora_data.run import table as scored
-from mora_data.run.partitions import Part
+from mora_data.run.partitions import Partition
 from mora_data.run.table import ScoredTable
 from mora_data.selection.select import _Seen
 
@@ -66,7 +66,7 @@ def test_tables_of_any_size_hold_the_same_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "r", {"presample": 0.4, "identity": 0.3, "fused": 0.6}, 12)
-    part = Part(run, 0)
+    part = Partition(run, 0)
 
     def rows(published: list[str]) -> list[tuple[object, ...]]:
         return [

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from mora_data.engines.http import parse_retry_after
-from mora_data.engines.limiter import Slots, Ticket
+from mora_data.engines.limiter import ConcurrencyLimiter, Permit
 from mora_data.engines.openai import _wait_s
-from mora_data.engines.rates import Pace, Rate
+from mora_data.engines.rates import Rate, RateLimiter
 from mora_data.engines.replies import Passing
 
 
@@ -20,13 +20,13 @@ class Clock:
         return self.now
 
 
-async def take(slots: Slots, n: int) -> list[Ticket]:
+async def take(slots: ConcurrencyLimiter, n: int) -> list[Permit]:
     return [await slots.take() for _ in range(n)]
 
 
 def test_least_loaded_base_url_first() -> None:
     async def run() -> None:
-        slots = Slots(4, 2)
+        slots = ConcurrencyLimiter(4, 2)
         tickets = await take(slots, 8)
         assert [t.at for t in tickets] == [0, 1, 0, 1, 0, 1, 0, 1]
         waiting = asyncio.ensure_future(slots.take())
@@ -40,7 +40,7 @@ def test_least_loaded_base_url_first() -> None:
 
 def test_one_that_is_out_gets_nothing_and_its_queue_goes_elsewhere() -> None:
     async def run() -> None:
-        slots = Slots(1, 2)
+        slots = ConcurrencyLimiter(1, 2)
         slots.take_out(0)
         first = await slots.take()
         assert first.at == 1
@@ -55,7 +55,7 @@ def test_one_that_is_out_gets_nothing_and_its_queue_goes_elsewhere() -> None:
 
 def test_a_stray_refusal_changes_nothing_and_three_at_a_rank_set_the_limit() -> None:
     async def run() -> None:
-        slots = Slots(64)
+        slots = ConcurrencyLimiter(64)
         tickets = await take(slots, 64)
         slots.refused(tickets[40])
         slots.succeeded(tickets[63])
@@ -70,7 +70,7 @@ def test_a_stray_refusal_changes_nothing_and_three_at_a_rank_set_the_limit() -> 
 
 def test_requests_that_waited_until_there_was_room_lift_no_limit() -> None:
     async def run() -> None:
-        slots = Slots(64)
+        slots = ConcurrencyLimiter(64)
         tickets = await take(slots, 64)
         # refused at once; the rest is read by a busy server when the first are done
         for t in tickets[33:56]:
@@ -84,7 +84,7 @@ def test_requests_that_waited_until_there_was_room_lift_no_limit() -> None:
 
 def test_three_stray_refusals_in_a_row_are_found_out() -> None:
     async def run() -> None:
-        slots = Slots(64)
+        slots = ConcurrencyLimiter(64)
         tickets = await take(slots, 64)
         for t in tickets[50:53]:
             slots.refused(t)
@@ -98,11 +98,11 @@ def test_three_stray_refusals_in_a_row_are_found_out() -> None:
 
 def test_from_far_too_high_it_falls_ever_faster() -> None:
     async def run() -> None:
-        slots, limits = Slots(64), []
+        slots, limits = ConcurrencyLimiter(64), []
         for _ in range(4):
             await take(slots, slots.limits[0].limit - slots.in_flight)
             for _ in range(3):
-                slots.refused(Ticket(slots.limits[0].limit - 1, 1))
+                slots.refused(Permit(slots.limits[0].limit - 1, 1))
             limits.append(slots.limits[0].limit)
         assert limits == [63, 61, 57, 49]
 
@@ -112,7 +112,7 @@ def test_from_far_too_high_it_falls_ever_faster() -> None:
 def test_timeouts_in_a_row_halve_the_limit_once_and_it_grows_again() -> None:
     async def run() -> None:
         clock = Clock()
-        slots = Slots(64, clock=clock)
+        slots = ConcurrencyLimiter(64, clock=clock)
         tickets = await take(slots, 64)
         slots.late(tickets[0])
         slots.late(tickets[1])
@@ -123,7 +123,7 @@ def test_timeouts_in_a_row_halve_the_limit_once_and_it_grows_again() -> None:
         assert slots.limits[0].limit == 32, "all of them were sent before the cut"
         for _ in range(20):
             clock.now += 40
-            slots.succeeded(Ticket(0, 1))
+            slots.succeeded(Permit(0, 1))
         assert slots.limits[0].limit == 64
 
     asyncio.run(run())
@@ -132,7 +132,7 @@ def test_timeouts_in_a_row_halve_the_limit_once_and_it_grows_again() -> None:
 def test_share_of_slots_in_use() -> None:
     async def run() -> None:
         clock = Clock()
-        slots = Slots(4, clock=clock)
+        slots = ConcurrencyLimiter(4, clock=clock)
         one, two = await take(slots, 2)
         clock.now += 10
         slots.free(one)
@@ -160,7 +160,7 @@ def test_rate_over_any_window(per_min: float, n: int) -> None:
 
 def test_tokens_are_reserved_and_put_right() -> None:
     clock = Clock()
-    pace = Pace(None, 600.0, clock)
+    pace = RateLimiter(None, 600.0, clock)
     wait, reserved = asyncio.run(pace.reserve(400, 100))
     assert (wait, reserved) == (0.0, 200.0)
     asyncio.run(pace.settle(reserved, 100, 10, 100))

@@ -9,7 +9,7 @@ import pytest
 from mora_data import resources, sources
 from mora_data.errors import DropRow, SettingsError, SourceError
 from mora_data.settings import SourceSettings, load_settings
-from mora_data.sources import Draft
+from mora_data.sources import ParsedRow
 from mora_data.sources.pku import CATEGORIES
 
 PKU = {
@@ -40,7 +40,7 @@ H4 = {
 
 def draft(
     kind: str, row: dict[str, Any], file: str = "folder/file.jsonl", **settings: Any
-) -> Draft:
+) -> ParsedRow:
     return sources.load(SourceSettings(kind=kind, **settings)).parse(row, file)
 
 
@@ -383,7 +383,7 @@ def test_h4_scores() -> None:
 
 
 def test_jsonl_needs_no_mapping() -> None:
-    assert draft("jsonl", {"prompt": " Why? ", "category": "home"}) == Draft(
+    assert draft("jsonl", {"prompt": " Why? ", "category": "home"}) == ParsedRow(
         (TURN,), "home", "home"
     )  # type: ignore[arg-type]
     assert draft("jsonl", {"prompt": [TURN]}).messages == (TURN,)

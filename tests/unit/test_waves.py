@@ -13,8 +13,8 @@ from support.fake_batches import FakeProvider
 
 from mora_data.engines.batch import BatchEngine, Waves
 from mora_data.engines.batch_files import BatchFolder, outcome_of
-from mora_data.engines.cached_client import Asker
-from mora_data.engines.engine import Usage
+from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import RunStats
 from mora_data.errors import RunFolderError
 from mora_data.run.log import AnswerLog
 from mora_data.settings import BatchSettings, RoleSettings
@@ -33,7 +33,7 @@ def asked(
         states.append(json.loads((where / "batches/state.json").read_text())["jobs"])
 
     async def run() -> list[list[Answer]]:
-        usage = Usage()
+        usage = RunStats()
         role = RoleSettings(
             base_url=provider.base_url, model="fake", batch=BatchSettings(**settings)
         )
@@ -42,7 +42,7 @@ def asked(
         )
         log = AnswerLog(where / "answers.log")
         try:
-            ask = Asker({"policy": engine}, log, 0, usage)
+            ask = CachedClient({"policy": engine}, log, 0, usage)
             turns = [(Message(role="user", content=f"What is {i}?"),) for i in range(n)]
             return list(
                 await asyncio.gather(
