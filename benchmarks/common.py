@@ -100,7 +100,7 @@ def run(
     killer = threading.Timer(limit_s, child.kill)
     for thread in (*readers, watch, killer):
         thread.start()
-    _, status, usage = os.wait4(child.pid, 0)
+    _, status, stats = os.wait4(child.pid, 0)
     wall = time.perf_counter() - begun
     child.returncode = os.waitstatus_to_exitcode(status)
     killer.cancel()
@@ -110,8 +110,8 @@ def run(
     return Run(
         child.returncode,
         wall,
-        usage.ru_utime + usage.ru_stime,
-        peak[0] or usage.ru_maxrss / 1024,
+        stats.ru_utime + stats.ru_stime,
+        peak[0] or stats.ru_maxrss / 1024,
         started,
         said[0].decode(),
         said[1].decode("utf-8", "replace"),

@@ -70,12 +70,12 @@ async def ours(task: str, folder: str, asked: Sequence[Any]) -> tuple[float, flo
     from mora_data.engines import hf
     from mora_data.engines.batching import Driver, InProcess, Source
     from mora_data.engines.cached_client import CachedClient
-    from mora_data.engines.engine import RunStats
     from mora_data.run.log import AnswerLog
+    from mora_data.run.stats import RunStats
     from mora_data.settings import LocalSettings, RoleSettings
 
-    usage = RunStats()
-    driver = Driver(usage)
+    stats = RunStats()
+    driver = Driver(stats)
     local = LocalSettings(device="cpu", max_batch=MAX_BATCH)
     model: Any = (
         hf.Classifier(folder, None, local)
@@ -86,10 +86,10 @@ async def ours(task: str, folder: str, asked: Sequence[Any]) -> tuple[float, flo
     bare = model.run
     model.run = lambda pieces: [batches.append(pieces), bare(pieces)][1]
     source = Source("model", lambda: model, local)
-    engine = InProcess(driver, lambda task: source, RoleSettings(model="model", local=local), usage)
+    engine = InProcess(driver, lambda task: source, RoleSettings(model="model", local=local), stats)
     with tempfile.TemporaryDirectory() as temp:
         log = AnswerLog(Path(temp) / "answers.log")
-        ask = CachedClient({"policy": engine}, log, 0, usage)
+        ask = CachedClient({"policy": engine}, log, 0, stats)
         started = time.process_time()
         await asyncio.gather(*(ask(r) for r in asked))
         seconds = time.process_time() - started

@@ -80,9 +80,9 @@ def build(
     Raises:
         MoraError: it can't be finished; the state is kept, and the same call goes on.
     """
-    from .engines.engine import RunStats
     from .pipeline import Builder
     from .run.progress import Progress
+    from .run.stats import RunStats
     from .settings import Options
 
     if isinstance(config, BuildSettings):
@@ -91,12 +91,12 @@ def build(
         settings = build_settings(config)
     else:
         settings = load_settings(str(config), overrides)
-    usage = RunStats()
-    progress = Progress(usage, quiet)
+    stats = RunStats()
+    progress = Progress(stats, quiet)
     options = Options(
         sample, tuple(Path(d) for d in data), local_of(str(out)) if out else None, until, fresh
     )
-    builder = Builder(settings, options, progress, usage)
+    builder = Builder(settings, options, progress, stats)
     builder.run()
     return load_run(builder.out)
 

@@ -1,21 +1,21 @@
 """Every error the package raises on purpose.
 
-    MoraError               one line: what happened, the value, what to do; exit code 1
-    |- SettingsError        a setting, flag or template is wrong; found before the first request
-    |- SourceError          the source rows can't be read, or are of another schema
-    |- RunFolderError       the run folder is another build's, in use, or can't be written
-    |  `- LogHeld           a partition's answer log is in use by another process
-    |- EndpointError        the model endpoint can't be used at all (refused, 401, no such model)
-    |- AnswersPending       requests were written as files; answers are to be put beside them
-    |- ClusterError         no machine of the cluster can do the work
-    |- LimitReached         a limit of the settings was met; state is kept
-    |- UnreliableScores     the scorers can't be trusted: mostly noise, or not what they were
-    |- NothingSelected      a stage left nothing for the next one
-    |- PublishError         staging or pushing the dataset failed
-    `- ExtraMissing         an optional dependency is not installed
+MoraError               one line: what happened, the value, what to do; exit code 1
+|- SettingsError        a setting, flag or template is wrong; found before the first request
+|- SourceError          the source rows can't be read, or are of another schema
+|- RunFolderError       the run folder is another build's, in use, or can't be written
+|  `- LogHeld           a partition's answer log is in use by another process
+|- EndpointError        the model endpoint can't be used at all (refused, 401, no such model)
+|- AnswersPending       requests were written as files; answers are to be put beside them
+|- ClusterError         no machine of the cluster can do the work
+|- LimitReached         a limit of the settings was met; state is kept
+|- UnreliableScores     the scorers can't be trusted: mostly noise, or not what they were
+|- NothingSelected      a stage left nothing for the next one
+|- PublishError         staging or pushing the dataset failed
+`- ExtraMissing         an optional dependency is not installed
 
-    DropRow                 not a failure: this source row is left out, for a counted reason
-    PendingRetry            not a failure of the run: the next one asks this prompt again
+DropRow                 not a failure: this source row is left out, for a counted reason
+PendingRetry            not a failure of the run: the next one asks this prompt again
 """
 
 from __future__ import annotations

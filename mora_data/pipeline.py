@@ -22,7 +22,7 @@ import orjson
 from . import __version__
 from .cluster import check as check_cluster
 from .engines import connect, resolve
-from .engines.engine import Engine, RunStats
+from .engines.engine import Engine
 from .engines.warnings import warnings_of
 from .errors import NothingSelected, UnreliableScores
 from .prompts.context import BuildContext
@@ -50,6 +50,7 @@ from .run.partitions import Partition, write_whole
 from .run.place import shared
 from .run.prices import load_prices
 from .run.progress import Progress
+from .run.stats import RunStats
 from .settings import BuildSettings, Options, SourceSettings, to_yaml
 from .sources import load as load_source
 from .sources.benchmarks import Benchmarks
@@ -67,10 +68,10 @@ class Builder:
     a kill."""
 
     def __init__(
-        self, settings: BuildSettings, options: Options, progress: Progress, usage: RunStats
+        self, settings: BuildSettings, options: Options, progress: Progress, stats: RunStats
     ) -> None:
         self.settings, self._said = as_recorded(settings)
-        self.options, self.progress, self.usage = options, progress, usage
+        self.options, self.progress, self.stats = options, progress, stats
         self.out = options.out or Path("runs") / settings.name
         self.summary = Summary(str(self.out))
         self._tokens = {"in": 0, "out": 0}
@@ -230,19 +231,19 @@ class Builder:
     async def _asked(
         self, folder: RunFolder, parts: Sequence[Partition], kit: BuildContext
     ) -> None:
-        with pulse(folder, self.usage, self.progress):
+        with pulse(folder, self.stats, self.progress):
             await self._ask(folder, parts, kit)
 
     async def _ask(self, folder: RunFolder, parts: Sequence[Partition], kit: BuildContext) -> None:
         self._engines = connect(
-            self.settings, self.options.sample, self.usage, folder.path, self.progress.say
+            self.settings, self.options.sample, self.stats, folder.path, self.progress.say
         )
-        self._spending = CostTracker(folder, self.settings.limits, self._prices, self.usage)
+        self._spending = CostTracker(folder, self.settings.limits, self._prices, self.stats)
         try:
             self._spending.start([e.model for e in self._engines.values()])
-            runner = PartitionRunner(self._engines, self.usage, self.settings.seed)
+            runner = PartitionRunner(self._engines, self.stats, self.settings.seed)
             self._measuring = JudgeCalibration(
-                kit, folder, self._engines, self.usage, self.progress
+                kit, folder, self._engines, self.stats, self.progress
             )
             self._reference = await self._measuring.phase_0(parts, runner)
             self._kit = kit = self._measuring.kit
@@ -338,7 +339,7 @@ class Builder:
         assert self._spending is not None
         with folder.lent():
             self._given_up, damaged = await work_off(
-                job, orders, self._prices, self._spending, self.usage, self.progress
+                job, orders, self._prices, self._spending, self.stats, self.progress
             )
         for number, why in self._given_up.items():
             Partition(folder.path, number).give_up(why)
@@ -452,7 +453,7 @@ class Builder:
         for number in self._given_up:
             n = Partition(folder.path, number).n_prompts()
             self._counts.update({("presample", "in"): n, ("presample", "poisoned"): n})
-        u, s = self.usage, self.summary
+        u, s = self.stats, self.summary
         s.counts = counts_tree(self._counts, self._stages())
         s.requests, s.repeated, s.replayed = (
             u.requests,
@@ -534,7 +535,7 @@ class Builder:
 
     def _write_manifest(self, folder: RunFolder, status: str) -> None:
         self.summary.seconds = round(time.monotonic() - self._started, 3)
-        requests = folder.manifest().get("requests", 0) + self.usage.requests
+        requests = folder.manifest().get("requests", 0) + self.stats.requests
         cost = (
             self._spending.cost() if self._spending is not None else folder.manifest().get("cost")
         )

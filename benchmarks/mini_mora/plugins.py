@@ -19,8 +19,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mora_data.engines.engine import OnRecord, RunStats
+from mora_data.engines.engine import OnRecord
 from mora_data.run.log import Record
+from mora_data.run.stats import RunStats
 from mora_data.selection.selectors import dominance_hv, rs_gap
 from mora_data.settings import BuildSettings, RoleSettings
 from mora_data.types import Answer, Messages, Request
@@ -93,10 +94,10 @@ def rewrite(messages: Messages) -> str | None:
 
 
 def rewriter(
-    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
 ) -> Rewriter:
     """An engine whose model is the world's own grammar."""
-    return Rewriter(usage)
+    return Rewriter(stats)
 
 
 class Rewriter:
@@ -109,8 +110,8 @@ class Rewriter:
     wants_more = True
     extra: Mapping[str, Any] = {}
 
-    def __init__(self, usage: RunStats) -> None:
-        self._usage = usage
+    def __init__(self, stats: RunStats) -> None:
+        self._stats = stats
 
     async def send(
         self,
@@ -121,7 +122,7 @@ class Rewriter:
         seed: int,
         on_record: OnRecord,
     ) -> Record:
-        self._usage.sent += 1
+        self._stats.sent += 1
         text = rewrite(request.messages)
         reply = json.dumps(
             {"rewritten": text or "", "subject": "", "intents": [], "refused": text is None}

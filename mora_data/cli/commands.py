@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def build(args: argparse.Namespace) -> int:
     """A build, and a push where one was asked for; or what it would take."""
-    from ..engines.engine import RunStats
     from ..run.progress import Progress
+    from ..run.stats import RunStats
 
     if args.probe and not args.dry_run:
         raise SettingsError("--probe is a part of --dry-run: give both, or none")
@@ -35,13 +35,13 @@ def build(args: argparse.Namespace) -> int:
     from ..pipeline import Builder
     from ..settings import Options
 
-    usage = RunStats()
-    progress = Progress(usage)
+    stats = RunStats()
+    progress = Progress(stats)
     builder = Builder(
         settings,
         Options(args.sample, tuple(args.data), args.out, args.until, args.fresh),
         progress,
-        usage,
+        stats,
     )
     failure: MoraError | None = None
     try:
@@ -359,10 +359,10 @@ def recipe_run(args: argparse.Namespace) -> int:
 
 def evaluate_models(args: argparse.Namespace) -> int:
     """Models on held-out prompts."""
-    from ..engines.engine import RunStats
     from ..evaluate import Options, evaluate
     from ..evaluate.tables import markdown
     from ..run.progress import Progress
+    from ..run.stats import RunStats
     from ..settings import parse_override
 
     overrides = dict(parse_override(text) for text in args.set)
@@ -388,11 +388,11 @@ def evaluate_models(args: argparse.Namespace) -> int:
         args.scaling,
         args.benchmark,
     )
-    usage = RunStats()
-    found = evaluate(args.models, options, Progress(usage), usage)
+    stats = RunStats()
+    found = evaluate(args.models, options, Progress(stats), stats)
     print(json.dumps(found) if args.json else markdown(found))
     print(
-        f"requests {usage.requests}   replayed {usage.replayed}   {args.out / 'evaluation.md'}",
+        f"requests {stats.requests}   replayed {stats.replayed}   {args.out / 'evaluation.md'}",
         file=sys.stderr,
     )
     return 0

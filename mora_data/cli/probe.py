@@ -17,11 +17,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..engines import resolve
-from ..engines.engine import RunStats
 from ..errors import SettingsError
 from ..pipeline import Builder
 from ..run.prices import Prices, load_prices
 from ..run.progress import Progress
+from ..run.stats import RunStats
 from ..settings import BuildSettings, Options
 from ..sources.mine import MineCounts, mine, open_source
 from .estimate import estimate
@@ -66,36 +66,36 @@ def probe(
     if not ids:
         return found
     chosen = random.Random(settings.seed).sample(ids, min(PROMPTS, len(ids)))
-    usage = RunStats(by_prompt={})
+    stats = RunStats(by_prompt={})
     with TemporaryDirectory() as folder:
         options = Options(
             sample, tuple(data), Path(folder) / "probe", "select", only=frozenset(chosen)
         )
         here = settings.model_copy(update={"executor": "local"})  # sixteen prompts need no cluster
-        Builder(here, options, Progress(usage, quiet), usage).run()
+        Builder(here, options, Progress(stats, quiet), stats).run()
     del found["assumed_tokens_per_s"]
-    took = [_took(usage, prompt_id, load_prices(settings.limits.prices)) for prompt_id in chosen]
+    took = [_took(stats, prompt_id, load_prices(settings.limits.prices)) for prompt_id in chosen]
     return {
         **found,
-        **_scaled(took, len(ids), usage, settings.seed),
+        **_scaled(took, len(ids), stats, settings.seed),
         "from_probe": list(FROM_PROBE),
         "probe": {
             "prompts": len(chosen),
-            "requests": usage.requests,
-            "tokens_in": usage.tokens_in,
-            "tokens_out": usage.tokens_out,
+            "requests": stats.requests,
+            "tokens_in": stats.tokens_in,
+            "tokens_out": stats.tokens_out,
             "cost": _sum([t.cost for t in took]),
         },
     }
 
 
-def _took(usage: RunStats, prompt_id: str, prices: Prices) -> _Took:
-    models = (usage.by_prompt or {}).get(prompt_id, {})
+def _took(stats: RunStats, prompt_id: str, prices: Prices) -> _Took:
+    models = (stats.by_prompt or {}).get(prompt_id, {})
     n_in, n_out, _, n = (sum(t[i] for t in models.values()) for i in range(4))
     return _Took(n, n_in, n_out, prices.cost({m: t[:3] for m, t in models.items()}))
 
 
-def _scaled(took: Sequence[_Took], n_prompts: int, usage: RunStats, seed: int) -> dict[str, Any]:
+def _scaled(took: Sequence[_Took], n_prompts: int, stats: RunStats, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     draws = [rng.choices(range(len(took)), k=len(took)) for _ in range(RESAMPLES)]
     scale = n_prompts / len(took)
@@ -107,12 +107,12 @@ def _scaled(took: Sequence[_Took], n_prompts: int, usage: RunStats, seed: int) -
     requests = interval([t.requests for t in took])
     costs = [t.cost for t in took]
     known = [c for c in costs if c is not None]
-    busy = [s.busy_s for s in usage.slots]
+    busy = [s.busy_s for s in stats.limiters]
     filled_s = max(
-        (area / s.size for s, (area, _) in zip(usage.slots, busy, strict=True)), default=0.0
+        (area / s.size for s, (area, _) in zip(stats.limiters, busy, strict=True)), default=0.0
     )
     probed_s = max(
-        (there / s.size for s, (_, there) in zip(usage.slots, busy, strict=True)), default=0.0
+        (there / s.size for s, (_, there) in zip(stats.limiters, busy, strict=True)), default=0.0
     )
     sent = max(sum(t.requests for t in took), 1)
     return {

@@ -15,11 +15,11 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..engines.engine import RunStats
 from ..errors import ClusterError, LimitReached
 from ..run.cost import CostTracker
 from ..run.prices import Prices
 from ..run.progress import Progress
+from ..run.stats import RunStats
 from ..settings import RaySettings
 from .monitor import State, UsageMonitor
 from .pool import WorkerPool, last_line, reply
@@ -35,7 +35,7 @@ async def work_off(
     orders: Sequence[PartitionTask],
     prices: Prices,
     spending: CostTracker,
-    usage: RunStats,
+    stats: RunStats,
     progress: Progress,
 ) -> tuple[dict[int, str], int]:
     """Every partition of `orders` sealed by workers of the cluster: (those that were given up, and
@@ -48,7 +48,7 @@ async def work_off(
     """
     wanted = job.settings.ray
     with joined(wanted, progress.say):
-        board = await _run(job, orders, prices, spending, usage, progress)
+        board = await _run(job, orders, prices, spending, stats, progress)
     given_up = {
         n: f"partition {n:05d} was given up after {wanted.tries} tries: {why}"
         for n, why in board.poisoned.items()
@@ -112,7 +112,7 @@ async def _run(
     orders: Sequence[PartitionTask],
     prices: Prices,
     spending: CostTracker,
-    usage: RunStats,
+    stats: RunStats,
     progress: Progress,
 ) -> Board:
     import ray
@@ -125,7 +125,7 @@ async def _run(
         .remote(job.settings.limits, prices, spending.totals())
     )
     crew = WorkerPool(job, {o.number: o for o in orders}, meter, progress.say)
-    ledger = _Ledger(usage, progress, spending)
+    ledger = _Ledger(stats, progress, spending)
     numbers = [o.number for o in orders]
     schedule = asyncio.ensure_future(
         distribute(numbers, crew.hire, crew.size, job.settings.ray.tries, progress.say)
@@ -148,11 +148,11 @@ async def _run(
 class _Ledger:
     """Keeps usage, progress and spending up to what the meter knows."""
 
-    def __init__(self, usage: RunStats, progress: Progress, spending: CostTracker) -> None:
-        self._usage, self._progress, self._spending = usage, progress, spending
-        self._before = usage.numbers()
-        for slots in usage.slots:
-            slots.forget()  # idle while the workers ask, which is no news about them
+    def __init__(self, stats: RunStats, progress: Progress, spending: CostTracker) -> None:
+        self._stats, self._progress, self._spending = stats, progress, spending
+        self._before = stats.numbers()
+        for limiter in stats.limiters:
+            limiter.forget()  # idle while the workers ask, which is no news about them
         self._prompts = 0
 
     async def watch(self, meter: Any) -> None:
@@ -171,7 +171,7 @@ class _Ledger:
 
     def enter(self, state: State) -> None:
         """Add up what the workers reported."""
-        self._usage.take([self._before, *state.usages])
+        self._stats.take([self._before, *state.usages])
         prompts = sum(state.prompts.values())
         self._progress.step(prompts - self._prompts)
         self._prompts = prompts

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..engines.engine import RunStats
 from ..engines.rates import RateLimiter
 from ..errors import LimitReached
 from ..run.cost import check_totals
 from ..run.prices import Prices
+from ..run.stats import RunStats
 from ..settings import LimitSettings
 
 Limits = tuple[float | None, float | None]  # requests, tokens a minute
@@ -55,9 +55,9 @@ class UsageMonitor:
         """What a reserved turn brought."""
         await self._paces[key].settle(reserved, tokens_in, tokens_out, longest)
 
-    async def report(self, worker: str, usage: RunStats, prompts: Mapping[int, int]) -> str | None:
+    async def report(self, worker: str, stats: RunStats, prompts: Mapping[int, int]) -> str | None:
         """A worker's numbers so far; why the build has to stop, if it has to."""
-        self._usages[worker] = usage
+        self._usages[worker] = stats
         self._prompts.update(prompts)
         if self._stopped is None:
             try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import __version__, resources
 from ..engines import connect
-from ..engines.engine import Engine, RunStats
+from ..engines.engine import Engine
 from ..errors import (
     EndpointError,
     ExtraMissing,
@@ -37,6 +37,7 @@ from ..prompts.runner import PartitionRunner
 from ..run.folder import read_json
 from ..run.partitions import Partition
 from ..run.place import Visit
+from ..run.stats import RunStats
 from ..run.tasks import to_its_end
 from ..settings import BuildSettings
 from ..sources.benchmarks import Benchmarks
@@ -82,7 +83,7 @@ class Worker:
 
     def __init__(self, job: Job, meter: Any, name: str) -> None:
         self._job, self._meter, self._name = job, meter, name
-        self._usage = RunStats()
+        self._stats = RunStats()
         self._prompts: dict[int, int] = {}
         self._opening = asyncio.Lock()
         self._engines: dict[Role, Engine] = {}
@@ -110,7 +111,7 @@ class Worker:
             self._kit = load(job.settings, job.until, job.benchmarks).charted(job.reference)
             shared = {"turns": self._turns}
             self._engines = connect(
-                job.settings, job.sample, self._usage, self._visit.path, lambda text: None, shared
+                job.settings, job.sample, self._stats, self._visit.path, lambda text: None, shared
             )
         except MoraError as e:
             return f"node {platform.node()}: {e}"
@@ -128,7 +129,7 @@ class Worker:
     async def _seal(self, order: PartitionTask) -> Ended:
         kit, job, part = self._kit, self._job, Partition(self._visit.path, order.number)
         assert kit is not None
-        runner = PartitionRunner(self._engines, self._usage, job.settings.seed, self._opening)
+        runner = PartitionRunner(self._engines, self._stats, job.settings.seed, self._opening)
         runner.old_ends[part.log_path] = order.old_end
         self._prompts[order.number] = 0
         try:
@@ -161,7 +162,7 @@ class Worker:
 
     async def rest(self, why: str) -> None:
         """Send nothing more; return when what is in flight is answered or given up."""
-        self._usage.stop(LimitReached(why))
+        self._stats.stop(LimitReached(why))
         while self._n_open:
             await asyncio.sleep(NAP_S)
         await self._tell()
@@ -187,10 +188,10 @@ class Worker:
 
     async def _tell(self) -> None:
         why = await self._meter.report.remote(
-            self._name, self._usage.numbers(), dict(self._prompts)
+            self._name, self._stats.numbers(), dict(self._prompts)
         )
         if why is not None:
-            self._usage.stop(LimitReached(why))
+            self._stats.stop(LimitReached(why))
 
     async def _report(self) -> None:
         while True:

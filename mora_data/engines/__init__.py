@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
+from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings, nearest
 from ..types import Role
-from .engine import ENGINES, Engine, Opened, RunStats
+from .engine import ENGINES, Engine, Opened
 
 ROLES: tuple[Role, ...] = ("policy", "rewriter", "judge")
 OPENAI = "https://api.openai.com/v1"
@@ -46,7 +47,7 @@ def resolve(role: RoleSettings, sample: bool) -> RoleSettings:
 def connect(
     settings: BuildSettings,
     sample: bool,
-    usage: RunStats,
+    stats: RunStats,
     run_dir: Path | None = None,
     say: Callable[[str], None] = print,
     shared: dict[str, Any] | None = None,
@@ -66,7 +67,7 @@ def connect(
     heldout = ("heldout_judge",) if settings.heldout_judge is not None else ()
     for name in (*ROLES, *settings.more_roles(), *heldout):
         role = resolve(settings.role(name), sample)
-        engines[name] = _opener(role.engine or "")(role, settings, usage, shared)
+        engines[name] = _opener(role.engine or "")(role, settings, stats, shared)
     return engines
 
 

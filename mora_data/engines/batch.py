@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 from ..errors import AnswersPending, EndpointError, PendingRetry, SettingsError
 from ..run.cache_key import request_key, wire
 from ..run.log import Record
+from ..run.stats import RunStats
 from ..settings import BatchSettings, BuildSettings, RoleSettings
 from ..types import Answer, Request
 from .batch_files import BatchFolder, Job, Outcome, as_line
 from .batch_provider import FAULTS, RUNNING, Provider, Unreachable
-from .engine import OnRecord, RunStats, settle
+from .engine import OnRecord, settle
 from .replies import error_message, parse_reply
 
 LOOK_AGAIN_S = 0.02  # how often it is asked whether other engines still work
@@ -38,7 +39,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
 ) -> BatchEngine:
     """The provider's batch API, or files for vLLM's run-batch: cheaper and later; resumed by batch
     id.
@@ -52,8 +53,8 @@ def opened(
             " served"
         )
     if "waves" not in shared:
-        shared["waves"] = Waves(BatchFolder(shared["run_dir"] / "batches"), usage, shared["say"])
-    return BatchEngine(shared["waves"], role, usage)
+        shared["waves"] = Waves(BatchFolder(shared["run_dir"] / "batches"), stats, shared["say"])
+    return BatchEngine(shared["waves"], role, stats)
 
 
 class Desk(NamedTuple):
@@ -84,11 +85,11 @@ class Waves:
     def __init__(
         self,
         folder: BatchFolder,
-        usage: RunStats,
+        stats: RunStats,
         say: Callable[[str], None],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self._folder, self._usage, self._say, self._sleep = folder, usage, say, sleep
+        self._folder, self._stats, self._say, self._sleep = folder, stats, say, sleep
         self._waiting: dict[str, _Waiting] = {}
         self._settings: dict[Desk, BatchSettings] = {}
         self._providers: dict[str, Provider] = {}
@@ -148,8 +149,8 @@ class Waves:
         """Return when every call that is under way waits here, so that nothing more comes before an
         answer does."""
         while True:
-            await self._usage.settled()
-            if self._usage.under_way <= len(self._waiting):
+            await self._stats.settled()
+            if self._stats.under_way <= len(self._waiting):
                 return
             await asyncio.sleep(LOOK_AGAIN_S)  # other engines are at work
 
@@ -196,7 +197,7 @@ class Waves:
         for job in running:
             fresh = job.step != "sent"
             await self._providers[job.url].send(self._folder, job)
-            self._usage.sent += job.n if fresh else 0
+            self._stats.sent += job.n if fresh else 0
             self._say(
                 f"batch {job.batch_id}: {job.n} requests to"
                 f" {job.model}{' sent' if fresh else ', sent before'}"
@@ -307,13 +308,13 @@ class Waves:
             try:
                 return parse_reply(outcome.body, w.n)
             except Exception:  # not a chat completion: asked again, as over HTTP
-                self._usage.retries["not_json"] += 1
+                self._stats.retries["not_json"] += 1
                 return None
         said = error_message(outcome.body)
         if outcome.status in _PASSING or outcome.status >= 500 or outcome.status < 400:
-            self._usage.retries[str(outcome.status)] += 1
+            self._stats.retries[str(outcome.status)] += 1
             return None
-        self._usage.failed[str(outcome.status)] += 1
+        self._stats.failed[str(outcome.status)] += 1
         return Record(w.n, (Answer("", "error", error=f"HTTP {outcome.status}: {said}"),) * w.n)
 
     def _tidy(self) -> None:
@@ -331,13 +332,13 @@ class BatchEngine:
 
     simulated = False
 
-    def __init__(self, waves: Waves, role: RoleSettings, usage: RunStats) -> None:
+    def __init__(self, waves: Waves, role: RoleSettings, stats: RunStats) -> None:
         self.model = role.model or ""
         self.revision = role.revision
         self.extra: Mapping[str, Any] = role.extra_body
         self.n_per_request = 1 << 30 if role.n_per_request == "all" else role.n_per_request
         self._desk = Desk(role.batch.mode, role.base_url or "", self.model)
-        self._waves, self._usage, self._prompts = waves, usage, role.batch.prompts
+        self._waves, self._stats, self._prompts = waves, stats, role.batch.prompts
         waves.add_desk(self._desk, role)
 
     async def send(
@@ -361,7 +362,7 @@ class BatchEngine:
 
     @property
     def wants_more(self) -> bool:
-        return self._usage.open_prompts < self._prompts
+        return self._stats.open_prompts < self._prompts
 
     async def changed(self) -> None:
         # only a prompt's end makes room, and whoever opens prompts sees that

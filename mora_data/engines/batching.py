@@ -21,9 +21,10 @@ from typing import Any, Protocol
 
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.log import Record
+from ..run.stats import RunStats
 from ..settings import LocalSettings, RoleSettings
 from ..types import Answer, Request, Task
-from .engine import OnRecord, RunStats, settle
+from .engine import OnRecord, settle
 
 SMALLEST_BATCH = 8  # where doubling begins
 GAIN = 1.1  # a doubled batch that is not this much faster is not worth its memory
@@ -167,10 +168,10 @@ class Driver:
         stop: set when the build ends; a running batch may end early.
     """
 
-    def __init__(self, usage: RunStats, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, stats: RunStats, clock: Callable[[], float] = time.perf_counter) -> None:
         self.stop = threading.Event()
         self.tokens = self.padded = self.waiting = 0
-        self._usage, self._clock = usage, clock
+        self._stats, self._clock = stats, clock
         self._lanes: dict[tuple[Source, Hashable], list[_Job]] = {}
         self._sizers: dict[tuple[Source, Hashable], Sizer] = {}
         self._sources: list[Source] = []
@@ -227,7 +228,7 @@ class Driver:
         jobs: list[_Job] = []
         try:
             while self.waiting:
-                await self._usage.settled(lambda: self.waiting >= self._window)
+                await self._stats.settled(lambda: self.waiting >= self._window)
                 if key not in self._lanes:
                     key = max(self._lanes, key=lambda k: sum(j.n for j in self._lanes[k]))
                 jobs = self._lanes.pop(key)
@@ -322,7 +323,7 @@ class InProcess:
     simulated = False
 
     def __init__(
-        self, driver: Driver, source: Callable[[Task], Source], role: RoleSettings, usage: RunStats
+        self, driver: Driver, source: Callable[[Task], Source], role: RoleSettings, stats: RunStats
     ) -> None:
         if not role.model:
             raise SettingsError(
@@ -338,7 +339,7 @@ class InProcess:
             **({"text_pair": True} if local.text_pair else {}),
         }
         self.n_per_request = 1 << 30 if role.n_per_request == "all" else role.n_per_request
-        self._driver, self._source, self._usage, self._window = driver, source, usage, local.window
+        self._driver, self._source, self._stats, self._window = driver, source, stats, local.window
 
     async def send(
         self,
@@ -355,7 +356,7 @@ class InProcess:
             if source.whole
             else (request.task, replace(request.sampling, schema=None, pattern=None))
         )
-        self._usage.sent += 1
+        self._stats.sent += 1
         return await self._driver.ask(
             source, lane, Piece(request, first, n, (seed + first) & 0x7FFFFFFF), on_record
         )

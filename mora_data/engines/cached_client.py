@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from ..run.cache_key import encode, request_key
 from ..run.log import AnswerLog, Record
+from ..run.stats import RunStats
 from ..run.tasks import all_of
 from ..text import seed_of
 from ..types import Answer, Request, Role
-from .engine import Engine, RunStats
+from .engine import Engine
 
 
 @dataclass(slots=True)
@@ -43,12 +44,12 @@ class CachedClient:
     """Asks through one partition's log."""
 
     def __init__(
-        self, engines: Mapping[Role, Engine], log: AnswerLog, seed: int, usage: RunStats
+        self, engines: Mapping[Role, Engine], log: AnswerLog, seed: int, stats: RunStats
     ) -> None:
         self._engines = engines
         self._log = log
         self._seed = seed
-        self._usage = usage
+        self._stats = stats
         self.answers = 0  # handed out, replayed or fresh
         self._pending: dict[tuple[bytes, int], asyncio.Future[Record]] = {}
 
@@ -60,7 +61,7 @@ class CachedClient:
             PendingRetry: a sample could not be had now; what came is in the log.
             EndpointError: the endpoint can't be used at all.
         """
-        self._usage.calls += 1
+        self._stats.calls += 1
         engine = self._engines[request.role]
         request_bytes = encode(request, engine.model, engine.extra)
         seed = seed_of(self._seed, request.prompt_id, request.purpose)
@@ -91,7 +92,7 @@ class CachedClient:
                 call.fill(i, record)
                 n = len(record.answers)
                 if log.is_old(call.base, i):
-                    self._usage.replayed += max(0, min(i + n, end) - max(i, request.first))
+                    self._stats.replayed += max(0, min(i + n, end) - max(i, request.first))
                 short_until = i + record.asked if n < record.asked else short_until
                 i += n
             elif i < request.first:
@@ -124,7 +125,7 @@ class CachedClient:
             return await asyncio.shield(running)
         done: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         self._pending[key] = done
-        self._usage.under_way += 1
+        self._stats.under_way += 1
         try:
             record = await call.engine.send(
                 call.request_bytes,
@@ -144,11 +145,11 @@ class CachedClient:
                 done.cancel()
             raise
         finally:
-            self._usage.under_way -= 1
+            self._stats.under_way -= 1
             del self._pending[key]
 
     def _keep(self, call: _Call, first: int, record: Record) -> None:
         if self._log.has(call.base, first):
-            self._usage.repeated += len(record.answers)
+            self._stats.repeated += len(record.answers)
         self._log.put(call.base, first, record)
-        self._usage.count(call.engine.model, call.request.prompt_id, record.tokens)
+        self._stats.count(call.engine.model, call.request.prompt_id, record.tokens)

@@ -55,54 +55,54 @@ class UrlLimit:
         self._clock = clock
         self._streak, self._low = 0, _NEVER
         self._over_refused = self._over_served = 0  # since the cut, at or above the limit
-        self._late, self._cut_at = 0, 0
-        self._step, self._pause, self._probe_at, self._fall = 1, 2.0, 0.0, 1
+        self._timeouts, self._cut_at = 0, 0
+        self._step, self._pause, self._probe_at, self._backoff = 1, 2.0, 0.0, 1
 
     @property
     def has_room(self) -> bool:
         return self.in_flight < self.limit and not self.out
 
-    def refused(self, ticket: Permit) -> None:
+    def refused(self, permit: Permit) -> None:
         """The server said 429."""
-        if ticket.rank >= self.limit:
+        if permit.rank >= self.limit:
             self._over_refused += 1  # sent before the cut
             return
-        self._low = min(self._low, ticket.rank)
+        self._low = min(self._low, permit.rank)
         self._streak += 1
         if self._streak == _STREAK:
-            self._cut(min(self._low, self.limit - self._fall))
+            self._cut(min(self._low, self.limit - self._backoff))
             self._over_refused = _STREAK
-            self._fall *= 2
+            self._backoff *= 2
 
-    def late(self, ticket: Permit, newest: int) -> None:
+    def timed_out(self, permit: Permit, newest: int) -> None:
         """No reply came in time; `newest` is the last ticket's number."""
-        self._late = self._late + 1 if ticket.seq > self._cut_at else 0
-        if self._late == _STREAK:
+        self._timeouts = self._timeouts + 1 if permit.seq > self._cut_at else 0
+        if self._timeouts == _STREAK:
             self._cut(self.limit // 2)
             self._cut_at, self._over_refused = newest, _NEVER
 
-    def succeeded(self, ticket: Permit) -> None:
+    def succeeded(self, permit: Permit) -> None:
         """The server answered."""
-        self._late = 0
-        if ticket.rank >= self._low:
+        self._timeouts = 0
+        if permit.rank >= self._low:
             self._streak, self._low = 0, _NEVER
         if self.limit >= self.size:
             return
-        if ticket.rank >= self.limit:
+        if permit.rank >= self.limit:
             self._over_served += 1
             if self._over_served > _SERVED_PER_REFUSED * self._over_refused:
-                self._grow(ticket.rank + 1)
+                self._grow(permit.rank + 1)
         elif (now := self._clock()) >= self._probe_at:
             self._grow(min(self.size, self.limit + self._step))
             self._step *= 2
             self._probe_at = now + self._pause
 
     def _grow(self, limit: int) -> None:
-        self.limit, self._fall = limit, 1
+        self.limit, self._backoff = limit, 1
 
     def _cut(self, limit: int) -> None:
         self.limit = max(1, limit)
-        self._streak, self._low, self._late, self._step, self._over_served = 0, _NEVER, 0, 1, 0
+        self._streak, self._low, self._timeouts, self._step, self._over_served = 0, _NEVER, 0, 1, 0
         self._probe_at = self._clock() + self._pause
         self._pause = min(30.0, self._pause * 1.5)
 
@@ -125,6 +125,11 @@ class ConcurrencyLimiter:
     def waiting(self) -> int:
         """Calls that wait for a slot."""
         return len(self._waiting) + self._paced
+
+    @property
+    def usable(self) -> int:
+        """Slots that the servers' refusals leave open."""
+        return sum(limit.limit for limit in self.limits if not limit.out)
 
     @property
     def in_flight(self) -> int:
@@ -194,21 +199,21 @@ class ConcurrencyLimiter:
         self._seq += 1
         return Permit(self.limits[at].in_flight - 1, self._seq, at)
 
-    def free(self, ticket: Permit) -> None:
+    def free(self, permit: Permit) -> None:
         """Give a slot back."""
-        self._leave(ticket.at)
+        self._leave(permit.at)
 
-    def refused(self, ticket: Permit) -> None:
+    def refused(self, permit: Permit) -> None:
         """The server said 429."""
-        self.limits[ticket.at].refused(ticket)
+        self.limits[permit.at].refused(permit)
 
-    def late(self, ticket: Permit) -> None:
+    def timed_out(self, permit: Permit) -> None:
         """No reply came in time."""
-        self.limits[ticket.at].late(ticket, self._seq)
+        self.limits[permit.at].timed_out(permit, self._seq)
 
-    def succeeded(self, ticket: Permit) -> None:
+    def succeeded(self, permit: Permit) -> None:
         """The server answered."""
-        self.limits[ticket.at].succeeded(ticket)
+        self.limits[permit.at].succeeded(permit)
 
     def take_out(self, at: int, out: bool = True) -> None:
         """Send nothing more to base URL `at`, or send to it again."""

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.cache_key import wire, with_pattern
 from ..run.log import Record
+from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
 from ..types import Answer, Request, Task
-from .engine import OnRecord, RunStats
+from .engine import OnRecord
 from .http import CHAT, Fault, Reply
 from .limiter import ConcurrencyLimiter, Permit
 from .names import same_model
@@ -81,7 +82,7 @@ class Call(NamedTuple):
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
 ) -> HttpEngine:
     """Any OpenAI-compatible HTTP endpoint: vLLM, llama.cpp, OpenAI, ...
 
@@ -93,7 +94,7 @@ def opened(
     name = " ".join(urls)
     endpoint = shared.get(name)
     if endpoint is None:
-        endpoint = shared[name] = Endpoint(urls[0], role, usage)
+        endpoint = shared[name] = Endpoint(urls[0], role, stats)
         endpoint.takes_patterns = all(takes_patterns(url, role) for url in urls)
     model = role.model or _only_model(urls, role, shared)
     limits = (role.requests_per_min, role.tokens_per_min)
@@ -132,17 +133,17 @@ class Endpoint:
     """The base URLs of one model: connections, slots and health. Roles with the same URLs share
     it."""
 
-    def __init__(self, base_url: str, settings: RoleSettings, usage: RunStats) -> None:
+    def __init__(self, base_url: str, settings: RoleSettings, stats: RunStats) -> None:
         urls = (base_url, *settings.replicas)
         headers = _headers(settings)
-        self.usage = usage
-        self.slots = ConcurrencyLimiter(settings.concurrency, len(urls))
-        usage.slots.append(self.slots)
+        self.stats = stats
+        self.limiter = ConcurrencyLimiter(settings.concurrency, len(urls))
+        stats.limiters.append(self.limiter)
         self.takes_patterns = False
         self.replicas = Replicas(
             [Replica(url, headers, settings, self._count) for url in urls],
-            self.slots,
-            usage,
+            self.limiter,
+            stats,
             lambda url: answers(url, headers),
         )
         for replica in self.replicas.all:
@@ -164,87 +165,87 @@ class Endpoint:
         try:
             return await self._once(call)
         except Passing as fault:
-            with self.slots.failing():
+            with self.limiter.failing():
                 return await self._again(call, fault)
 
     async def close(self) -> None:
         await self.replicas.close()
 
     def _count(self) -> None:
-        self.usage.sent += 1
+        self.stats.sent += 1
 
     async def _once(self, call: Call) -> Record:
         reserved = await self._turn(call) if call.pace is not None else 0.0
-        if self.usage.replicas_out:
+        if self.stats.replicas_out:
             self.replicas.look()
-        ticket = await self.slots.take()
+        permit = await self.limiter.take()
         try:
-            if self.usage.stopped is not None:
-                raise self.usage.stopped
-            record = await self._exchange(call, ticket)
+            if self.stats.stopped is not None:
+                raise self.stats.stopped
+            record = await self._exchange(call, permit)
             if call.pace is not None:
                 await call.pace.settle(reserved, record.tokens[0], record.tokens[1], call.longest)
             return record
         except _Unusable as e:
             error = EndpointError(str(e))
-            if self.replicas.take_out(ticket.at, str(e)):
+            if self.replicas.take_out(permit.at, str(e)):
                 raise Passing("unusable", str(e)) from e
-            self.usage.stop(error)
+            self.stats.stop(error)
             raise error from e
         except MoraError as e:
-            self.usage.stop(e)
+            self.stats.stop(e)
             raise
         finally:
-            self.slots.free(ticket)
+            self.limiter.free(permit)
 
-    async def _exchange(self, call: Call, ticket: Permit) -> Record:
-        replica = self.replicas.all[ticket.at]
+    async def _exchange(self, call: Call, permit: Permit) -> Record:
+        replica = self.replicas.all[permit.at]
         try:
             reply = await replica.post(
                 call.route.path, call.body, call.timeout_s, call.route.at_root
             )
             if reply.status == 200:
                 record = call.route.parse(reply.body, call.asked, call.served)
-                self._answered(ticket)
-                self.slots.succeeded(ticket)
+                self._answered(permit)
+                self.limiter.succeeded(permit)
                 call.on_record(record)
                 return record
             if reply.status == 429:
-                self.slots.refused(ticket)
-            return self._sorted_out(reply, call, ticket)
+                self.limiter.refused(permit)
+            return self._sorted_out(reply, call, permit)
         except _WrongModel as e:
             raise _Unusable(f"endpoint {replica.url} {e}") from e
         except Fault as e:
             if e.kind == "timeout":
-                self.slots.late(ticket)
-            self.replicas.failed(ticket.at, e.kind, str(e))
+                self.limiter.timed_out(permit)
+            self.replicas.failed(permit.at, e.kind, str(e))
             raise Passing(e.kind, str(e)) from e
         except Passing as e:
             if e.kind != "429":
-                self.replicas.failed(ticket.at, e.kind, str(e))
+                self.replicas.failed(permit.at, e.kind, str(e))
             raise
 
-    def _answered(self, ticket: Permit) -> None:
+    def _answered(self, permit: Permit) -> None:
         self._last_ok = time.monotonic()
-        self.replicas.ok(ticket.at)
+        self.replicas.ok(permit.at)
 
     async def _turn(self, call: Call) -> float:
         """Wait for the rate limits; the tokens that are set aside."""
         assert call.pace is not None
         wait_s, reserved = await call.pace.reserve(len(call.body), call.longest)
         if wait_s > 0:
-            with self.slots.paced():
+            with self.limiter.paced():
                 await self._pause(wait_s)
         return reserved
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but not on when the run stops."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and self.usage.stopped is None:
+        while (left := end - time.monotonic()) > 0 and self.stats.stopped is None:
             await asyncio.sleep(min(left, _NAP_S))
 
-    def _sorted_out(self, reply: Reply, call: Call, ticket: Permit) -> Record:
-        said, url = error_message(reply.body), self.replicas.all[ticket.at].url
+    def _sorted_out(self, reply: Reply, call: Call, permit: Permit) -> Record:
+        said, url = error_message(reply.body), self.replicas.all[permit.at].url
         if reply.status in _PASSING or reply.status >= 500:
             raise Passing(str(reply.status), f"HTTP {reply.status} {said}", reply.retry_after)
         if reply.status in _UNUSABLE:
@@ -253,8 +254,8 @@ class Endpoint:
             raise _Unusable(
                 f"endpoint {url} answered HTTP {reply.status}: check --base-url (it ends in /v1)"
             )
-        self._answered(ticket)
-        self.usage.failed[str(reply.status)] += 1
+        self._answered(permit)
+        self.stats.failed[str(reply.status)] += 1
         record = Record(
             call.asked, (Answer("", "error", error=f"HTTP {reply.status}: {said}"),) * call.asked
         )
@@ -291,7 +292,7 @@ class Endpoint:
                 failure = attempt.retry_state.outcome
                 error = failure.exception() if failure is not None else None
                 if isinstance(error, Passing):
-                    self.usage.retries[error.kind] += 1
+                    self.stats.retries[error.kind] += 1
                     self._check_alive(error)
         except RetryError as e:
             last = e.last_attempt.exception()
@@ -384,10 +385,10 @@ class HttpEngine:
 
     @property
     def wants_more(self) -> bool:
-        return self.endpoint.slots.wants_more
+        return self.endpoint.limiter.wants_more
 
     async def changed(self) -> None:
-        await self.endpoint.slots.changed()
+        await self.endpoint.limiter.changed()
 
     async def close(self) -> None:
         await self.endpoint.close()

@@ -12,13 +12,14 @@ from typing import Any
 
 from ..errors import SettingsError
 from ..run.log import Record
+from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
 from ..types import Request
-from .engine import OnRecord, RunStats
+from .engine import OnRecord
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
 ) -> RecordedEngine:
     """No model: the source rows' own answers and ratings; no fusion."""
     return RecordedEngine(build.source.dataset or build.source.kind)

@@ -19,8 +19,8 @@ from typing import Any
 
 import orjson
 
+from ..run.stats import RunStats
 from ..settings import RoleSettings
-from .engine import RunStats
 from .http import OnSend, Reply, Transport, transport_for
 from .limiter import ConcurrencyLimiter
 
@@ -78,13 +78,13 @@ class Replicas:
     def __init__(
         self,
         all_: Sequence[Replica],
-        slots: ConcurrencyLimiter,
-        usage: RunStats,
+        limiter: ConcurrencyLimiter,
+        stats: RunStats,
         probe: Probe,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.all = list(all_)
-        self._slots, self._usage, self._probe, self._clock = slots, usage, probe, clock
+        self._slots, self._stats, self._probe, self._clock = limiter, stats, probe, clock
         self._probing: set[asyncio.Task[None]] = set()
 
     def ok(self, at: int) -> None:
@@ -106,7 +106,7 @@ class Replicas:
         if replica.out_since is None:
             replica.out_since = self._clock()
             replica.probe_at = replica.out_since + replica.pause_s
-            self._usage.replicas_out[replica.url] = why
+            self._stats.replicas_out[replica.url] = why
             self._slots.take_out(at)
         return True
 

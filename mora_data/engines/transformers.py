@@ -14,14 +14,14 @@ import importlib.util
 from typing import Any
 
 from ..errors import ExtraMissing, SettingsError
+from ..run.stats import RunStats
 from ..settings import BuildSettings, LocalSettings, RoleSettings
 from ..types import Task
 from .batching import Driver, InProcess, Model, Source
-from .engine import RunStats
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
 ) -> InProcess:
     """A transformers model in this process (extra `transformers`): generation and classifiers, on
     one GPU or the CPU.
@@ -42,7 +42,7 @@ def opened(
         raise SettingsError(
             f"extra_body = {role.extra_body} means nothing to engine 'transformers': leave it empty"
         )
-    driver: Driver = shared.get("driver") or shared.setdefault("driver", Driver(usage))
+    driver: Driver = shared.get("driver") or shared.setdefault("driver", Driver(stats))
 
     def source(task: Task) -> Source:
         key = f"transformers {role.model} {role.revision} {task} {role.local.model_dump_json()}"
@@ -55,7 +55,7 @@ def opened(
         made: Source = shared[key]
         return made
 
-    return InProcess(driver, source, role, usage)
+    return InProcess(driver, source, role, stats)
 
 
 def _load(

@@ -21,14 +21,14 @@ from typing import Any
 import orjson
 
 from ..errors import ExtraMissing, SettingsError
+from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
 from ..types import Answer, Request, Task
 from .batching import Driver, InProcess, Piece, Refused, Source
-from .engine import RunStats
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
 ) -> InProcess:
     """A vLLM engine in this process (extra `vllm`): generation and classifiers, without a server.
 
@@ -41,7 +41,7 @@ def opened(
             "engine 'vllm' needs vllm: pip install 'mora-data[vllm]' (Linux with a GPU), or start a"
             " vLLM server anywhere and give --base-url"
         )
-    driver: Driver = shared.get("driver") or shared.setdefault("driver", Driver(usage))
+    driver: Driver = shared.get("driver") or shared.setdefault("driver", Driver(stats))
 
     def source(task: Task) -> Source:
         key = f"vllm {role.model} {role.revision} {task} {role.local.model_dump_json()}"
@@ -50,7 +50,7 @@ def opened(
         made: Source = shared[key]
         return made
 
-    return InProcess(driver, source, role, usage)
+    return InProcess(driver, source, role, stats)
 
 
 class Vllm:

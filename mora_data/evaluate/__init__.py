@@ -20,12 +20,12 @@ from typing import Any
 
 import orjson
 
-from ..engines.engine import RunStats
 from ..errors import SettingsError
 from ..run.folder import RunFolder, read_json
 from ..run.log import AnswerLog
 from ..run.partitions import write_whole
 from ..run.progress import Progress
+from ..run.stats import RunStats
 from ..settings import BuildSettings, build_settings, load_settings
 from .asking import Evaluation
 from .inputs import Options, load_prompts, parse_curve, parse_model, parse_points
@@ -34,7 +34,7 @@ __all__ = ["Options", "evaluate"]
 
 
 def evaluate(
-    models: Sequence[str], options: Options, progress: Progress, usage: RunStats
+    models: Sequence[str], options: Options, progress: Progress, stats: RunStats
 ) -> dict[str, Any]:
     """Run or resume an evaluation; what evaluation.json holds.
 
@@ -64,7 +64,7 @@ def evaluate(
     settings, folder = settings_for(options)
     skipped: Counter[str] = Counter()
     prompts = load_prompts(options, folder, skipped, settings.seed)
-    work = Evaluation(parsed, settings, options, usage, progress)
+    work = Evaluation(parsed, settings, options, stats, progress)
     identity = {"evaluate": "1", "seed": str(settings.seed)}
     with RunFolder(options.out, identity, options.fresh) as out:
         log = AnswerLog(out.path / "answers.log")

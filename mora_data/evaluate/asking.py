@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 
 from ..engines import connect
 from ..engines.cached_client import CachedClient
-from ..engines.engine import Engine, RunStats
+from ..engines.engine import Engine
 from ..errors import PendingRetry
 from ..rewards import Reward
 from ..rewards import load as load_reward
 from ..rewards.rules import flags
 from ..run.log import AnswerLog
 from ..run.progress import Progress
+from ..run.stats import RunStats
 from ..run.tasks import all_of, wind_down
 from ..settings import BuildSettings
 from ..templating import load as load_template
@@ -42,7 +43,7 @@ async def windowed(
     work: Callable[[EvalPrompt], Awaitable[T]],
     prompts: Sequence[EvalPrompt],
     engines: Sequence[Engine],
-    usage: RunStats,
+    stats: RunStats,
 ) -> list[T]:
     """The results in order. A prompt is begun while every engine wants more, so that few of them
     are open at once."""
@@ -50,7 +51,7 @@ async def windowed(
     ended, failed = asyncio.Event(), asyncio.Event()
 
     def end(task: asyncio.Future[T]) -> None:
-        usage.open_prompts -= 1
+        stats.open_prompts -= 1
         ended.set()
         if task.cancelled() or task.exception() is not None:
             failed.set()
@@ -73,8 +74,8 @@ async def windowed(
                 await room()
             if failed.is_set():
                 break
-            usage.prompts_begun += 1
-            usage.open_prompts += 1
+            stats.prompts_begun += 1
+            stats.open_prompts += 1
             tasks.append(asyncio.ensure_future(work(prompt)))
             tasks[-1].add_done_callback(end)
             await asyncio.sleep(0)
@@ -92,14 +93,14 @@ class Evaluation:
         models: Sequence[Model],
         settings: BuildSettings,
         options: Options,
-        usage: RunStats,
+        stats: RunStats,
         progress: Progress,
     ) -> None:
-        self.models, self.settings, self.options, self.usage, self.progress = (
+        self.models, self.settings, self.options, self.stats, self.progress = (
             models,
             settings,
             options,
-            usage,
+            stats,
             progress,
         )
         self.rewards: dict[str, list[Reward]] = {
@@ -135,7 +136,7 @@ class Evaluation:
                 made = connect(
                     self.settings.model_copy(update={"policy": policy}),
                     False,
-                    self.usage,
+                    self.stats,
                     shared=shared,
                 )
                 engines += made.values()
@@ -145,10 +146,10 @@ class Evaluation:
                     role is not None and made["policy"].simulated
                 )
                 self.judge = made["judge"].model
-                self._asks[model.label] = CachedClient(made, log, self.settings.seed, self.usage)
+                self._asks[model.label] = CachedClient(made, log, self.settings.seed, self.stats)
             self.progress.start("prompts", len(prompts))
             for rows in await windowed(
-                self._prompt, prompts, list({id(e): e for e in engines}.values()), self.usage
+                self._prompt, prompts, list({id(e): e for e in engines}.values()), self.stats
             ):
                 self.rows += rows
             self.progress.finish()

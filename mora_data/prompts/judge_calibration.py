@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..engines.cached_client import CachedClient
-from ..engines.engine import Engine, RunStats
+from ..engines.engine import Engine
 from ..errors import UnreliableScores
 from ..rewards import canary
 from ..rewards.combine import digests
@@ -24,6 +24,7 @@ from ..run.log import AnswerLog
 from ..run.manifest import fingerprint, sampling_of
 from ..run.partitions import Partition
 from ..run.progress import Progress
+from ..run.stats import RunStats
 from ..settings import BuildSettings
 from ..types import Role
 from .budget import Mined, fit
@@ -55,7 +56,7 @@ class JudgeCalibration:
     kit: BuildContext
     folder: RunFolder
     engines: Mapping[Role, Engine]
-    usage: RunStats
+    stats: RunStats
     progress: Progress
     reference: dict[str, Any] = field(default_factory=dict)
     drift: dict[str, Any] = field(default_factory=dict)
@@ -194,7 +195,7 @@ class JudgeCalibration:
     async def _score_canaries(self, items: Sequence[canary.Item], when: str) -> canary.Values:
         log = AnswerLog(self.folder.path / "canary.log")
         try:
-            ask = CachedClient(self.engines, log, self.settings.seed, self.usage)
+            ask = CachedClient(self.engines, log, self.settings.seed, self.stats)
             return await canary.measured(
                 ask, self.kit.sources, items, when, self.settings.select.kappa
             )

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.cached_client import CachedClient
-from ..engines.engine import Engine, RunStats
+from ..engines.engine import Engine
 from ..errors import MoraError
 from ..rewards.precomputed import NOT_RATED
 from ..run.log import AnswerLog
 from ..run.partitions import Partition
+from ..run.stats import RunStats
 from ..run.tasks import to_its_end, wind_down
 from ..types import Prompt, Role
 from .judge_quality import sums_of
@@ -45,7 +46,7 @@ class PartitionRunner:
     def __init__(
         self,
         engines: Mapping[Role, Engine],
-        usage: RunStats,
+        stats: RunStats,
         seed: int,
         opening: asyncio.Lock | None = None,
     ) -> None:
@@ -54,7 +55,7 @@ class PartitionRunner:
         # shared: one of several runs opens prompts at a time
         self._opening = opening or asyncio.Lock()
         self._engines = engines
-        self._usage = usage
+        self._stats = stats
         self._seed = seed
         self._logs: list[AnswerLog] = []
         self._ended = asyncio.Event()  # a prompt did
@@ -78,7 +79,7 @@ class PartitionRunner:
             MoraError: the run can't go on; what was answered is in the logs.
         """
         try:
-            async with _Group(self._usage.stop) as group, self._opening:
+            async with _Group(self._stats.stop) as group, self._opening:
                 for part in parts:
                     opened = self._open(part, only)
                     if not opened.prompts:
@@ -90,8 +91,8 @@ class PartitionRunner:
                             await group.unless_failed(self._changed())
                         if group.failed:
                             return
-                        self._usage.prompts_begun += 1
-                        self._usage.open_prompts += 1
+                        self._stats.prompts_begun += 1
+                        self._stats.open_prompts += 1
                         group.start(self._one(opened, prompt, flow, on_prompt, on_part))
                         await asyncio.sleep(0)
         finally:
@@ -106,7 +107,7 @@ class PartitionRunner:
         self._logs.append(log)
         self.damaged += log.damaged
         return OpenPartition(
-            part, prompts, log, CachedClient(self._engines, log, self._seed, self._usage)
+            part, prompts, log, CachedClient(self._engines, log, self._seed, self._stats)
         )
 
     def _finish(self, opened: OpenPartition, on_part: Callable[[OpenPartition], None]) -> None:
@@ -125,7 +126,7 @@ class PartitionRunner:
         try:
             outcome = await flow(opened.ask, prompt)
         finally:
-            self._usage.open_prompts -= 1
+            self._stats.open_prompts -= 1
             self._ended.set()
         opened.outcomes[prompt.prompt_id] = outcome
         on_prompt(outcome)

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..engines.engine import RunStats
 from ..errors import LimitReached, SettingsError
 from ..settings import LimitSettings
 from .folder import RunFolder, read_json
 from .prices import Prices
+from .stats import RunStats
 
 FILE = "spending.json"
 SAVE_EVERY_S = 1.0
@@ -32,14 +32,14 @@ class CostTracker:
         folder: RunFolder,
         limits: LimitSettings,
         prices: Prices,
-        usage: RunStats,
+        stats: RunStats,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder, self._limits, self._prices, self._usage, self._clock = (
+        self._folder, self._limits, self._prices, self._stats, self._clock = (
             folder,
             limits,
             prices,
-            usage,
+            stats,
             clock,
         )
         self._before = _read(folder)
@@ -58,7 +58,7 @@ class CostTracker:
                 f"limits.max_cost needs the price of {unknown[0]!r}: put it into a table and give "
                 "limits.prices: PATH, or use limits.max_tokens"
             )
-        self._usage.on_tokens = self.check
+        self._stats.on_tokens = self.check
         self.check()
 
     def check(self) -> None:
@@ -72,7 +72,7 @@ class CostTracker:
     def totals(self) -> dict[str, list[int]]:
         """Tokens in, out and cached by model, those of earlier commands too."""
         out = {m: list(t) for m, t in self._before.items()}
-        for model, tokens in self._usage.by_model.items():
+        for model, tokens in self._stats.by_model.items():
             out[model] = [a + b for a, b in zip(out.get(model, [0, 0, 0]), tokens, strict=True)]
         return out
 
@@ -82,7 +82,7 @@ class CostTracker:
 
     def command_cost(self) -> float | None:
         """Money spent by this command."""
-        return self._prices.cost(self._usage.by_model)
+        return self._prices.cost(self._stats.by_model)
 
     def save(self) -> None:
         """Write the totals down."""

@@ -17,17 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..engines.engine import RunStats
-from ..engines.limiter import ConcurrencyLimiter
 from ..errors import RunFolderError
 from .folder import LIVE, RunFolder
 from .progress import Progress
+from .stats import RunStats
 
 EVERY_S = 1.0
 
 
 @contextmanager
-def pulse(folder: RunFolder, usage: RunStats, progress: Progress) -> Iterator[None]:
+def pulse(folder: RunFolder, stats: RunStats, progress: Progress) -> Iterator[None]:
     """Write the file once a second, from the running event loop, while the block lasts."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
@@ -35,7 +34,7 @@ def pulse(folder: RunFolder, usage: RunStats, progress: Progress) -> Iterator[No
     def beat() -> None:
         nonlocal timer
         try:
-            folder.write(LIVE, state(usage, progress))
+            folder.write(LIVE, state(stats, progress))
         except RunFolderError:
             return  # the disk is full: the build says so where it matters
         timer = loop.call_later(EVERY_S, beat)
@@ -49,7 +48,7 @@ def pulse(folder: RunFolder, usage: RunStats, progress: Progress) -> Iterator[No
         (folder.path / LIVE).unlink(missing_ok=True)
 
 
-def state(usage: RunStats, progress: Progress) -> dict[str, Any]:
+def state(stats: RunStats, progress: Progress) -> dict[str, Any]:
     """What the file holds."""
     step, done, total = progress.at
     return {
@@ -57,13 +56,11 @@ def state(usage: RunStats, progress: Progress) -> dict[str, Any]:
         "step": step,
         "done": done,
         "total": total,
-        "requests": usage.requests,
-        "retries": usage.retries.total(),
-        "failed": usage.failed.total(),
-        "slots": [_slots(s) for s in usage.slots],
+        "requests": stats.requests,
+        "retries": stats.retries.total(),
+        "failed": stats.failed.total(),
+        "slots": [
+            {"size": x.size, "open": x.usable, "busy": x.in_flight, "waiting": x.waiting}
+            for x in stats.limiters
+        ],
     }
-
-
-def _slots(s: ConcurrencyLimiter) -> dict[str, int]:
-    usable = sum(limit.limit for limit in s.limits if not limit.out)
-    return {"size": s.size, "open": usable, "busy": s.in_flight, "waiting": s.waiting}

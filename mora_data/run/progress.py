@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TextIO
 
-from ..engines.engine import RunStats
+from .stats import RunStats
 
 _PLAIN_EVERY_S = 5.0
 _LIVE_EVERY_S = 0.2
@@ -16,8 +16,8 @@ _LIVE_EVERY_S = 0.2
 class Progress:
     """Prints how far a run is."""
 
-    def __init__(self, usage: RunStats, quiet: bool = False) -> None:
-        self._usage = usage
+    def __init__(self, stats: RunStats, quiet: bool = False) -> None:
+        self._stats = stats
         self._stream: TextIO | None = None if quiet else sys.stderr
         self._live = self._stream is not None and self._stream.isatty()
         self._label, self._done, self._total = "", 0, 0
@@ -74,7 +74,7 @@ class Progress:
 
     def _line(self) -> str:
         elapsed = max(time.monotonic() - self._started, 1e-9)
-        u = self._usage
+        u = self._stats
         share = self._done / self._total if self._total else 1.0
         bar = f"[{'#' * int(20 * share):<20}] " if self._live else ""
         left = (

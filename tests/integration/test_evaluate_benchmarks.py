@@ -112,10 +112,10 @@ def letter_reply(body: dict[str, Any], careful: bool) -> Fault:
             "content": [{"token": order[0], "logprob": math.log(0.6), "top_logprobs": top}]
         },
     }
-    usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+    stats = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
     return Fault(
         body=json.dumps(
-            {"id": "x", "model": body["model"], "choices": [choice], "usage": usage}
+            {"id": "x", "model": body["model"], "choices": [choice], "usage": stats}
         ).encode()
     )
 

@@ -15,10 +15,10 @@ from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.engines import openai
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.engine import RunStats
 from mora_data.engines.openai import Endpoint, HttpEngine
 from mora_data.errors import MoraError, PendingRetry
 from mora_data.run.log import AnswerLog, Record
+from mora_data.run.stats import RunStats
 from mora_data.run.tasks import all_of
 from mora_data.settings import RoleSettings
 from mora_data.types import Answer, Message, Request, Sampling
@@ -56,7 +56,7 @@ def short(body: dict[str, Any]) -> Fault | None:
 
 
 def run(
-    server: FakeOpenAI, path: Path, requests: list[Request], usage: RunStats
+    server: FakeOpenAI, path: Path, requests: list[Request], stats: RunStats
 ) -> list[list[Answer] | str]:
     """Every request's answers, or the name of what stopped it."""
 
@@ -67,12 +67,12 @@ def run(
             return "owed"
 
     async def all_requests() -> list[list[Answer] | str]:
-        usage.stopped = None  # another command
+        stats.stopped = None  # another command
         role = RoleSettings(concurrency=SLOTS)
-        engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
+        engine = HttpEngine(Endpoint(server.base_url, role, stats), role, "fake")
         log = AnswerLog(path)
         try:
-            asker = CachedClient({"policy": engine}, log, 0, usage)
+            asker = CachedClient({"policy": engine}, log, 0, stats)
             return await all_of(one(asker, r) for r in requests)
         except MoraError:
             return ["stopped"] * len(requests)
@@ -136,7 +136,7 @@ def test_any_schedule_ends_with_the_answers_asked_for(
         )
         return fault
 
-    path, usage, hit, in_flight = tmp_path / "a.log", RunStats(), 0, 0
+    path, stats, hit, in_flight = tmp_path / "a.log", RunStats(), 0, 0
     with FakeOpenAI(script) as server:
         for _ in range(RUNS):
             rate[0] = rng.choice((0.05, 0.3, 0.9))
@@ -144,19 +144,19 @@ def test_any_schedule_ends_with_the_answers_asked_for(
                 (k, rng.choice((3, 6)))
                 for k in rng.sample(range(len(REQUESTS)), rng.randrange(1, 9))
             ]
-            got = run(server, path, [replace(REQUESTS[k], n=n) for k, n in some], usage)
+            got = run(server, path, [replace(REQUESTS[k], n=n) for k, n in some], stats)
             in_flight += SLOTS * ("stopped" in got)
             for (k, n), answers in zip(some, got, strict=True):
                 assert answers in ("owed", "stopped") or answers == clean[k][:n]
             if rng.random() < 0.5:
                 hit += damage(path, rng)
         rate[0] = 0.0
-        assert run(server, path, REQUESTS, usage) == clean
+        assert run(server, path, REQUESTS, stats) == clean
         server.drain()
         asked = len(server.requests)
-        assert run(server, path, REQUESTS, usage) == clean and len(server.requests) == asked
+        assert run(server, path, REQUESTS, stats) == clean and len(server.requests) == asked
     assert len(given) == sum(r.n for r in REQUESTS)
-    assert sum(n - 1 for n in given.values()) <= 6 * (hit + in_flight) and usage.repeated == 0
+    assert sum(n - 1 for n in given.values()) <= 6 * (hit + in_flight) and stats.repeated == 0
     log = AnswerLog(path)
     indices = Counter(
         (key[:12], int.from_bytes(key[12:], "big") + i)

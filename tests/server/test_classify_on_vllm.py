@@ -21,10 +21,10 @@ from support.tiny import tiny_model
 
 from mora_data.engines import connect
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.engine import RunStats
 from mora_data.rewards import load
 from mora_data.rewards.classifier_families import BEAVER
 from mora_data.run.log import AnswerLog
+from mora_data.run.stats import RunStats
 from mora_data.settings import BuildSettings, build_settings
 from mora_data.types import Message, Messages, Score
 
@@ -104,16 +104,16 @@ def build(url: str, dimension: str = "helpful", **reward: Any) -> BuildSettings:
 
 
 def rated(
-    settings: BuildSettings, folder: Path, messages: Messages, answers: list[str], usage: RunStats
+    settings: BuildSettings, folder: Path, messages: Messages, answers: list[str], stats: RunStats
 ) -> list[Score]:
     async def run() -> list[Score]:
-        engines = connect(settings, False, usage)
+        engines = connect(settings, False, stats)
         log = AnswerLog(folder / "answers.log")
         (dimension,) = settings.dimensions
         reward = load(dimension, settings.reward_sources(dimension)[0], settings)
         try:
             return await reward.scores(
-                CachedClient(engines, log, 0, usage), "p", messages, answers, "score"
+                CachedClient(engines, log, 0, stats), "p", messages, answers, "score"
             )
         finally:
             log.close()
@@ -137,13 +137,13 @@ def test_logits_are_those_of_transformers(
     case: str, task: str, rater: RealServer, classifier: tuple[Path, Any], tmp_path: Path
 ) -> None:
     (messages, layout), oracle = CASES[case], classifier[1][case]
-    before, usage = seen(rater, f"/{task}"), RunStats()
+    before, stats = seen(rater, f"/{task}"), RunStats()
     worst = 0.0
     for k, label in enumerate(LABELS):
         settings = build(
             rater.base_url, kind="classifier", task=task, labels=LABELS, label=label, layout=layout
         )
-        found = rated(settings, tmp_path, messages, ANSWERS, usage)
+        found = rated(settings, tmp_path, messages, ANSWERS, stats)
         worst = max(
             worst,
             *(
@@ -154,7 +154,7 @@ def test_logits_are_those_of_transformers(
     print(f"{case} {task}: largest difference {worst:.2e}", file=sys.stderr)
     assert worst < 1e-3
     # the other labels came from the log
-    assert usage.sent == seen(rater, f"/{task}") - before == len(ANSWERS)
+    assert stats.sent == seen(rater, f"/{task}") - before == len(ANSWERS)
     assert len({o[0] for o in oracle}) == len(ANSWERS)
 
 

@@ -23,9 +23,9 @@ from support.tiny import tiny_model
 from mora_data.cli import main
 from mora_data.engines import openai
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.engine import RunStats
 from mora_data.rewards.judge import SCHEMA, verdict
 from mora_data.run.log import AnswerLog
+from mora_data.run.stats import RunStats
 from mora_data.settings import BuildSettings, RoleSettings, build_settings
 from mora_data.types import Answer, Message, Request, Sampling
 
@@ -50,23 +50,23 @@ def asked(
     server: RealServer, where: Path, *requests: Request
 ) -> tuple[list[list[Answer]], RunStats]:
     """One after the other: its seed is one for the whole process."""
-    usage = RunStats()
+    stats = RunStats()
     role = RoleSettings(
         base_url=server.base_url, model=str(server.model), concurrency=1, timeout_s=120
     )
     build: BuildSettings = build_settings({"name": "x", "source": {"kind": "jsonl"}})
 
     async def run() -> list[list[Answer]]:
-        engine = openai.opened(role, build, usage, {})
+        engine = openai.opened(role, build, stats, {})
         log = AnswerLog(where / "answers.log")
         try:
-            ask = CachedClient({"policy": engine}, log, 0, usage)
+            ask = CachedClient({"policy": engine}, log, 0, stats)
             return [await ask(r) for r in requests]
         finally:
             log.close()
             await engine.close()
 
-    return asyncio.run(run()), usage
+    return asyncio.run(run()), stats
 
 
 def request(n: int = 4, **sampling: Any) -> Request:
@@ -82,13 +82,13 @@ def test_n_is_ignored_and_topped_up(server: RealServer, tmp_path: Path) -> None:
     assert status == 200 and len(body["choices"]) == 1, (
         "this server has learned n: the test has lost its subject"
     )
-    (first,), usage = asked(server, tmp_path / "a", request())
+    (first,), stats = asked(server, tmp_path / "a", request())
     assert [a.error for a in first] == [None] * 4 and len({a.text for a in first}) > 1
-    assert usage.sent == 4 and usage.repeated == 0
+    assert stats.sent == 4 and stats.repeated == 0
     (again,), _ = asked(server, tmp_path / "b", request())
     assert [a.text for a in again] == [a.text for a in first]  # each by its own seed
-    (log,), usage = asked(server, tmp_path / "a", request())
-    assert log == first and usage.sent == 0
+    (log,), stats = asked(server, tmp_path / "a", request())
+    assert log == first and stats.sent == 0
 
 
 def test_logprobs_that_do_not_come_are_none(server: RealServer, tmp_path: Path) -> None:

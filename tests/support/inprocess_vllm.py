@@ -64,9 +64,9 @@ async def chat(folder: str) -> dict[str, Any]:
         "cold": asked(bees, 1, temperature=0.0),
         "long": asked("word " * 3000, 2),
     }
-    first, usage = await answers(folder, requests)
+    first, stats = await answers(folder, requests)
     later, _ = await answers(folder, {"late": asked(bees, 4, first=4)})
-    return {**first, **later, "tokens": [usage.tokens_in, usage.tokens_out]}
+    return {**first, **later, "tokens": [stats.tokens_in, stats.tokens_out]}
 
 
 async def classify(folder: str) -> dict[str, Any]:
@@ -90,22 +90,22 @@ async def answers(folder: str, requests: dict[str, Any]) -> tuple[dict[str, Any]
     """All requests at once, through a log of their own."""
     from mora_data.engines import vllm
     from mora_data.engines.cached_client import CachedClient
-    from mora_data.engines.engine import RunStats
     from mora_data.run.log import AnswerLog
+    from mora_data.run.stats import RunStats
     from mora_data.settings import RoleSettings
 
-    usage = RunStats()
+    stats = RunStats()
     role: Any = RoleSettings.model_validate({"engine": "vllm", "model": folder, "local": LOCAL})
-    engine = vllm.opened(role, None, usage, {})  # type: ignore[arg-type]
+    engine = vllm.opened(role, None, stats, {})  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as temp:
         log = AnswerLog(Path(temp) / "answers.log")
-        ask = CachedClient({"policy": engine}, log, 0, usage)
+        ask = CachedClient({"policy": engine}, log, 0, stats)
         got = await asyncio.gather(*(ask(r) for r in requests.values()))
         log.close()
     await engine.close()
     return {
         name: [asdict(a) for a in some] for name, some in zip(requests, got, strict=True)
-    }, usage
+    }, stats
 
 
 def own_logits(folder: str) -> list[list[float]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mora_data.engines.engine import OnRecord, RunStats
+from mora_data.engines.engine import OnRecord
 from mora_data.run.log import Record
+from mora_data.run.stats import RunStats
 from mora_data.settings import BuildSettings, RoleSettings
 from mora_data.simulator.engine import ScriptedEngine
 from mora_data.types import Request
@@ -19,10 +20,10 @@ RAISES, KILLS = "an item that raises", "an item that kills"
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, usage: RunStats, shared: dict[str, Any]
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
 ) -> ScriptedEngine:
     """The engine."""
-    return Poisoned(build.scripted, build.seed, usage)
+    return Poisoned(build.scripted, build.seed, stats)
 
 
 class Poisoned(ScriptedEngine):

@@ -19,12 +19,12 @@ from support.fake_openai import FakeOpenAI, Fault, Script
 
 from mora_data.engines import openai
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.engine import RunStats
 from mora_data.engines.openai import Endpoint, HttpEngine
 from mora_data.errors import EndpointError, PendingRetry, SettingsError
 from mora_data.run import tasks
 from mora_data.run.cache_key import encode, request_key
 from mora_data.run.log import AnswerLog
+from mora_data.run.stats import RunStats
 from mora_data.run.tasks import all_of
 from mora_data.settings import RoleSettings
 from mora_data.types import Answer, Message, Request, Sampling
@@ -47,15 +47,15 @@ def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def opened(tmp_path: Path, server: FakeOpenAI, **settings: Any) -> Iterator[tuple[Any, RunStats]]:
     """A function that asks requests through a log in `tmp_path`, each call in a loop of its own."""
-    usage = RunStats()
+    stats = RunStats()
 
     def ask(*requests: Request) -> list[list[Answer]]:
         async def run() -> list[list[Answer]]:
             role = RoleSettings(base_url=server.base_url, model="fake", **settings)
-            engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
+            engine = HttpEngine(Endpoint(server.base_url, role, stats), role, "fake")
             log = AnswerLog(tmp_path / "answers.log")
             try:
-                asker = CachedClient({"policy": engine}, log, 0, usage)
+                asker = CachedClient({"policy": engine}, log, 0, stats)
                 return [await asker(r) for r in requests]
             finally:
                 log.close()
@@ -63,7 +63,7 @@ def opened(tmp_path: Path, server: FakeOpenAI, **settings: Any) -> Iterator[tupl
 
         return asyncio.run(run())
 
-    yield ask, usage
+    yield ask, stats
 
 
 def test_golden_key() -> None:
@@ -96,13 +96,13 @@ def test_key_holds_what_changes_the_answer_and_nothing_else() -> None:
 
 
 def test_n_samples_in_one_request_then_all_from_the_log(tmp_path: Path) -> None:
-    with FakeOpenAI() as server, opened(tmp_path, server) as (ask, usage):
+    with FakeOpenAI() as server, opened(tmp_path, server) as (ask, stats):
         first = ask(REQUEST)
         assert len({a.text for a in first[0]}) == 4
         assert [r["n"] for r in server.requests] == [4]
         assert ask(REQUEST) == first
-        assert len(server.requests) == 1 and usage.requests == 1 and usage.replayed == 4
-        assert (usage.tokens_in, usage.tokens_out) == (10, 20)
+        assert len(server.requests) == 1 and stats.requests == 1 and stats.replayed == 4
+        assert (stats.tokens_in, stats.tokens_out) == (10, 20)
 
 
 def test_growing_k_asks_only_the_new_samples(tmp_path: Path) -> None:
@@ -182,13 +182,13 @@ def test_faults_that_pass(tmp_path: Path, name: str, transport: str) -> None:
         clean = ask(REQUEST)
     with (
         FakeOpenAI(PASSING[name]) as server,
-        opened(tmp_path / "faulty", server, transport=transport) as (ask, usage),
+        opened(tmp_path / "faulty", server, transport=transport) as (ask, stats),
     ):
         assert ask(REQUEST) == clean
         assert server.repeated() == (1 if name == "200 no choices" else 0)
         assert (
-            usage.requests == len(server.requests)
-            and sum(usage.retries.values()) == len(server.requests) - 1
+            stats.requests == len(server.requests)
+            and sum(stats.retries.values()) == len(server.requests) - 1
         )
 
 
@@ -196,10 +196,10 @@ def test_faults_that_pass(tmp_path: Path, name: str, transport: str) -> None:
 def test_hang_past_the_timeout(tmp_path: Path, transport: str) -> None:
     with (
         FakeOpenAI(lambda b, t: Fault(hang=True) if t == 1 else None) as server,
-        opened(tmp_path, server, timeout_s=0.3, transport=transport) as (ask, usage),
+        opened(tmp_path, server, timeout_s=0.3, transport=transport) as (ask, stats),
     ):
         assert len(ask(REQUEST)[0]) == 4
-        assert usage.retries == {"timeout": 1}
+        assert stats.retries == {"timeout": 1}
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -209,12 +209,12 @@ def test_permanent_failure_is_logged_and_never_asked_again(
 ) -> None:
     with (
         FakeOpenAI(lambda b, t: Fault(status)) as server,
-        opened(tmp_path, server, transport=transport) as (ask, usage),
+        opened(tmp_path, server, transport=transport) as (ask, stats),
     ):
         (answers,) = ask(REQUEST)
         assert {a.error for a in answers} == {f"HTTP {status}: told to say {status}"}
         assert ask(REQUEST) == [answers] and len(server.requests) == 1
-        assert usage.failed == {str(status): 1}
+        assert stats.failed == {str(status): 1}
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -254,10 +254,10 @@ def test_dead_from_the_start(
     monkeypatch.setattr(openai, "_wait_s", lambda state: 0.05)
     with FakeOpenAI() as server:
         pass
-    with opened(tmp_path, server, transport=transport) as (ask, usage):
+    with opened(tmp_path, server, transport=transport) as (ask, stats):
         with pytest.raises(EndpointError, match=r"never answered.*start the server"):
             ask(REQUEST)
-        assert set(usage.retries) == {"refused"}
+        assert set(stats.retries) == {"refused"}
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -268,10 +268,10 @@ def test_name_that_does_not_resolve(
     server = FakeOpenAI()
     server._server.server_close()
     server.base_url = "http://no-such-host.invalid/v1"
-    with opened(tmp_path, server, transport=transport) as (ask, usage):
+    with opened(tmp_path, server, transport=transport) as (ask, stats):
         with pytest.raises(EndpointError, match="never answered"):
             ask(REQUEST)
-        assert set(usage.retries) == {"dns"}
+        assert set(stats.retries) == {"dns"}
 
 
 def test_dies_midway_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,10 +312,10 @@ def test_the_same_question_at_the_same_time_is_asked_once(tmp_path: Path) -> Non
 
         async def run() -> list[list[Answer]]:
             role = RoleSettings()
-            usage = RunStats()
-            engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
+            stats = RunStats()
+            engine = HttpEngine(Endpoint(server.base_url, role, stats), role, "fake")
             log = AnswerLog(tmp_path / "a.log")
-            asker = CachedClient({"policy": engine}, log, 0, usage)
+            asker = CachedClient({"policy": engine}, log, 0, stats)
             out = await asyncio.gather(*(asker(REQUEST) for _ in range(5)))
             log.close()
             await engine.close()
@@ -339,10 +339,10 @@ def test_reused_connection_closed_by_the_server_is_resent_at_once(tmp_path: Path
 
     with (
         FakeOpenAI(close_second) as server,
-        opened(tmp_path, server, concurrency=1) as (ask, usage),
+        opened(tmp_path, server, concurrency=1) as (ask, stats),
     ):
         ask(REQUEST, other)
-        assert usage.requests == len(server.requests) == 3 and not usage.retries
+        assert stats.requests == len(server.requests) == 3 and not stats.retries
 
 
 def test_own_client_and_its_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,8 +356,8 @@ def test_own_client_and_its_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with FakeOpenAI(lambda b, t: Fault(500) if t == 1 else None) as server:
-        with opened(tmp_path, server, transport="own_client:client") as (ask, usage):
-            assert len(ask(REQUEST)[0]) == 4 and usage.retries == {"500": 1}
+        with opened(tmp_path, server, transport="own_client:client") as (ask, stats):
+            assert len(ask(REQUEST)[0]) == 4 and stats.retries == {"500": 1}
         for name, says in {
             "own_client:unsigned": "can't sign in",
             "own_client:no": "can't load",
@@ -418,8 +418,8 @@ def test_clock_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         after = formatdate(real(), usegmt=True)
         return Fault(503, headers={"retry-after": after}) if times == 1 else None
 
-    with FakeOpenAI(jumps) as server, opened(tmp_path, server) as (ask, usage):
-        assert len(ask(REQUEST)[0]) == 4 and usage.retries == {"503": 1}
+    with FakeOpenAI(jumps) as server, opened(tmp_path, server) as (ask, stats):
+        assert len(ask(REQUEST)[0]) == 4 and stats.retries == {"503": 1}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -466,15 +466,15 @@ def test_refused_key_in_the_middle_keeps_what_is_in_flight(
 
     refused = threading.Event()
     with FakeOpenAI(refuse) as server:
-        usage = RunStats()
-        usage.stop = lambda error: (setattr(usage, "stopped", error), refused.set())  # type: ignore[assignment,method-assign]
+        stats = RunStats()
+        stats.stop = lambda error: (setattr(stats, "stopped", error), refused.set())  # type: ignore[assignment,method-assign]
 
         async def run() -> list[list[Answer]]:
             role = RoleSettings(concurrency=8)
-            engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
+            engine = HttpEngine(Endpoint(server.base_url, role, stats), role, "fake")
             log = AnswerLog(tmp_path / "answers.log")
             try:
-                asker = CachedClient({"policy": engine}, log, 0, usage)
+                asker = CachedClient({"policy": engine}, log, 0, stats)
                 return await all_of(asker(r) for r in many)
             finally:
                 assert len(log) == 7
@@ -484,17 +484,17 @@ def test_refused_key_in_the_middle_keeps_what_is_in_flight(
         with pytest.raises(EndpointError, match="says 401"):
             asyncio.run(run())
         assert len(server.requests) == 8
-        usage.stopped = None
+        stats.stopped = None
         asyncio.run(run_all(tmp_path, server, many))
         assert server.repeated() == 0
 
 
 async def run_all(tmp_path: Path, server: FakeOpenAI, requests: list[Request]) -> None:
     """All at once, in another command."""
-    role, usage = RoleSettings(), RunStats()
-    engine = HttpEngine(Endpoint(server.base_url, role, usage), role, "fake")
+    role, stats = RoleSettings(), RunStats()
+    engine = HttpEngine(Endpoint(server.base_url, role, stats), role, "fake")
     log = AnswerLog(tmp_path / "answers.log")
-    asker = CachedClient({"policy": engine}, log, 0, usage)
+    asker = CachedClient({"policy": engine}, log, 0, stats)
     await all_of(asker(r) for r in requests)
     log.close()
     await engine.close()

@@ -15,9 +15,9 @@ import pytest
 from mora_data.engines import connect
 from mora_data.engines.batching import Driver, InProcess, Piece, Refused, Sizer, Source
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.engine import RunStats
 from mora_data.errors import EndpointError, ExtraMissing, PendingRetry, SettingsError
 from mora_data.run.log import AnswerLog
+from mora_data.run.stats import RunStats
 from mora_data.settings import LocalSettings, RoleSettings
 from mora_data.types import Answer, Message, Request, Sampling
 
@@ -79,7 +79,7 @@ class Asked:
     ) -> None:
         self.path, self.model, self.whole = tmp_path / "answers.log", model, whole
         self.role = RoleSettings(engine="x", model="words", local=LocalSettings(**local))
-        self.usage = RunStats()
+        self.stats = RunStats()
         self.clock = clock
         self.loads = 0
 
@@ -88,13 +88,13 @@ class Asked:
         return self.model
 
     async def _run(self, requests: Sequence[Request]) -> list[Any]:
-        self.driver = Driver(self.usage, self.clock) if self.clock else Driver(self.usage)
+        self.driver = Driver(self.stats, self.clock) if self.clock else Driver(self.stats)
         source = Source("words", self.load, self.role.local, self.whole)
-        engine = InProcess(self.driver, lambda task: source, self.role, self.usage)
-        other = InProcess(self.driver, lambda task: source, self.role, self.usage)
+        engine = InProcess(self.driver, lambda task: source, self.role, self.stats)
+        other = InProcess(self.driver, lambda task: source, self.role, self.stats)
         log = AnswerLog(self.path)
         try:
-            asker = CachedClient({"policy": engine, "judge": other}, log, 0, self.usage)
+            asker = CachedClient({"policy": engine, "judge": other}, log, 0, self.stats)
             return list(await asyncio.gather(*(asker(r) for r in requests), return_exceptions=True))
         finally:
             await engine.close()
@@ -179,7 +179,7 @@ def test_a_refusal_is_final_and_its_reason_is_kept(tmp_path: Path) -> None:
     ask = Asked(tmp_path, model)
     first = ask(request(0, 3, n=2, extra="refuse"), request(1, 3))
     assert [a.error for a in first[0]] == ["not this one"] * 2 and first[1][0].error is None
-    assert ask(request(0, 3, n=2, extra="refuse"))[0] == first[0] and ask.usage.sent == 2
+    assert ask(request(0, 3, n=2, extra="refuse"))[0] == first[0] and ask.stats.sent == 2
 
 
 def test_a_model_that_fails_ends_every_wait_in_one_line(tmp_path: Path) -> None:
@@ -217,8 +217,8 @@ def test_the_event_loop_is_free_while_a_batch_runs(tmp_path: Path) -> None:
 
 def test_the_window_says_when_more_prompts_are_opened(tmp_path: Path) -> None:
     async def run() -> list[bool]:
-        usage = RunStats()
-        driver = Driver(usage)
+        stats = RunStats()
+        driver = Driver(stats)
         gate = threading.Event()
         source = Source(
             "words",
@@ -229,7 +229,7 @@ def test_the_window_says_when_more_prompts_are_opened(tmp_path: Path) -> None:
             driver,
             lambda task: source,
             RoleSettings(model="w", local=LocalSettings(window=4)),
-            usage,
+            stats,
         )
         wants = [engine.wants_more]
         asked = [

@@ -15,12 +15,12 @@ from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.engines import connect
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.engine import RunStats
 from mora_data.errors import EndpointError, SettingsError
 from mora_data.rewards import load
 from mora_data.rewards.classifier import as_asked
 from mora_data.rewards.classifier_families import ARMORM, BEAVER, FAMILIES
 from mora_data.run.log import AnswerLog
+from mora_data.run.stats import RunStats
 from mora_data.settings import BuildSettings, build_settings
 from mora_data.types import Answer, Message, Messages, Request, Score
 
@@ -224,17 +224,17 @@ def rated(
     build: BuildSettings,
     folder: Path,
     answers: list[str],
-    usage: RunStats | None = None,
+    stats: RunStats | None = None,
     purpose: str = "score",
 ) -> list[Score]:
     async def run() -> list[Score]:
-        engines = connect(build, False, usage or RunStats())
+        engines = connect(build, False, stats or RunStats())
         log = AnswerLog(folder / "answers.log")
         (dimension,) = build.dimensions
         made = load(dimension, build.reward_sources(dimension)[0], build)
         try:
             return await made.scores(
-                CachedClient(engines, log, 0, usage or RunStats()), "p", ASKED, answers, purpose
+                CachedClient(engines, log, 0, stats or RunStats()), "p", ASKED, answers, purpose
             )
         finally:
             log.close()
@@ -280,14 +280,14 @@ def test_the_body_asks_for_raw_outputs_at_the_root_of_the_server(
 def test_answers_are_logged_and_never_asked_twice(tmp_path: Path) -> None:
     texts = [f"{'a' * i}." for i in range(1, 30)]
     with FakeOpenAI(rates=length) as server:
-        build, usage, again = settings("helpful", server.base_url), RunStats(), RunStats()
-        first = rated(build, tmp_path, texts, usage)
+        build, stats, again = settings("helpful", server.base_url), RunStats(), RunStats()
+        first = rated(build, tmp_path, texts, stats)
         second = rated(build, tmp_path, texts, again)
         fresh = rated(build, tmp_path, texts[:3], again, "repeat")
     assert (
         [s.raw for s in first] == [len(t) for t in texts] and second == first and fresh == first[:3]
     )
-    assert (usage.sent, usage.tokens_in, again.sent, again.replayed) == (29, 29 * 7, 3, 29)
+    assert (stats.sent, stats.tokens_in, again.sent, again.replayed) == (29, 29 * 7, 3, 29)
 
 
 @pytest.mark.parametrize(
@@ -306,13 +306,13 @@ def test_faults_that_pass_are_tried_again(
 ) -> None:
     monkeypatch.setattr("mora_data.engines.openai._wait_s", lambda state: 0.0)
     with FakeOpenAI(script, rates=length) as server:
-        usage = RunStats()
+        stats = RunStats()
         assert [
-            s.raw for s in rated(settings("helpful", server.base_url), tmp_path, ["Yes."], usage)
+            s.raw for s in rated(settings("helpful", server.base_url), tmp_path, ["Yes."], stats)
         ] == [4.0]
         assert (
-            usage.sent == len(server.requests)
-            and sum(usage.retries.values()) == len(server.requests) - 1 > 0
+            stats.sent == len(server.requests)
+            and sum(stats.retries.values()) == len(server.requests) - 1 > 0
         )
 
 

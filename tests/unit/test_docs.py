@@ -27,7 +27,7 @@ from mora_data.cli.commands import _settings as command_settings
 from mora_data.cli.demo import best_pair
 from mora_data.cli.recipes import run_command
 from mora_data.cli.tables import status, table
-from mora_data.engines import NO_ENDPOINT, openai
+from mora_data.engines import NO_ENDPOINT
 from mora_data.errors import MoraError
 from mora_data.rewards.calibration import KINDS
 from mora_data.rewards.judge import VARIABLES
@@ -290,9 +290,13 @@ def test_tables_list_what_there_is() -> None:
 
 def test_error_lines_are_the_code_s() -> None:
     """Each quoted line, its placeholders and values aside, stands in the source."""
-    engines = Path(openai.__file__).parent
+    package = Path(mora_data.__file__).parent
     source = (
-        "".join(path.read_text("utf-8") for path in sorted(engines.glob("*.py")))
+        "".join(
+            path.read_text("utf-8")
+            for room in ("engines", "run")
+            for path in sorted((package / room).glob("*.py"))
+        )
         + NO_ENDPOINT
         + inspect.getsource(spending)
     )

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mora_data.engines.engine import RunStats
 from mora_data.errors import EndpointError
 from mora_data.evaluate.asking import windowed
 from mora_data.evaluate.benchmarks import EvalPrompt
+from mora_data.run.stats import RunStats
 
 PROMPTS = [EvalPrompt("plain", f"{i:016x}", "", ()) for i in range(60)]
 
@@ -19,12 +19,12 @@ PROMPTS = [EvalPrompt("plain", f"{i:016x}", "", ()) for i in range(60)]
 class Engine:
     """Wants no more than five prompts; `wants_more` may change whenever one ends."""
 
-    def __init__(self, usage: RunStats) -> None:
-        self.usage, self.most = usage, 0
+    def __init__(self, stats: RunStats) -> None:
+        self.stats, self.most = stats, 0
 
     @property
     def wants_more(self) -> bool:
-        return self.usage.open_prompts < 5
+        return self.stats.open_prompts < 5
 
     async def changed(self) -> None:
         await asyncio.Event().wait()
@@ -32,13 +32,13 @@ class Engine:
 
 def begun(fail_at: int | None = None) -> tuple[list[str] | EndpointError, int, int]:
     """Results or the error, the most prompts that were open at once, and how many were begun."""
-    usage = RunStats()
-    engine: Any = Engine(usage)
+    stats = RunStats()
+    engine: Any = Engine(stats)
     most = 0
 
     async def work(prompt: EvalPrompt) -> str:
         nonlocal most
-        most = max(most, usage.open_prompts)
+        most = max(most, stats.open_prompts)
         for _ in range(12 + int(prompt.prompt_id, 16) % 3):
             await asyncio.sleep(0)
         if int(prompt.prompt_id, 16) == fail_at:
@@ -46,12 +46,12 @@ def begun(fail_at: int | None = None) -> tuple[list[str] | EndpointError, int, i
         return prompt.prompt_id
 
     async def run() -> list[str]:
-        return await windowed(work, PROMPTS, [engine], usage)
+        return await windowed(work, PROMPTS, [engine], stats)
 
     try:
-        return asyncio.run(run()), most, usage.prompts_begun
+        return asyncio.run(run()), most, stats.prompts_begun
     except EndpointError as e:
-        return e, most, usage.prompts_begun
+        return e, most, stats.prompts_begun
 
 
 def test_few_prompts_are_open_and_the_results_are_in_order() -> None:
@@ -69,6 +69,6 @@ def test_no_prompt_and_one(n: int) -> None:
     async def work(prompt: EvalPrompt) -> str:
         return prompt.prompt_id
 
-    usage = RunStats()
-    assert len(asyncio.run(windowed(work, PROMPTS[:n], [], usage))) == n == usage.prompts_begun
-    assert usage.open_prompts == 0
+    stats = RunStats()
+    assert len(asyncio.run(windowed(work, PROMPTS[:n], [], stats))) == n == stats.prompts_begun
+    assert stats.open_prompts == 0

@@ -11,9 +11,9 @@ import pytest
 from mora_data.cluster import check
 from mora_data.cluster.monitor import UsageMonitor
 from mora_data.cluster.worker import skew, versions
-from mora_data.engines.engine import RunStats
 from mora_data.errors import ExtraMissing, SettingsError
 from mora_data.run.prices import load_prices
+from mora_data.run.stats import RunStats
 from mora_data.settings import LimitSettings, build_settings
 
 SETTINGS = {
@@ -83,10 +83,10 @@ def test_reports_replace_each_other_and_a_dead_workers_last_one_stays() -> None:
 
 
 def test_numbers_are_a_copy() -> None:
-    usage = used(3)
-    copy = usage.numbers()
-    usage.by_model["m"][0] += 1
-    usage.retries["429"] += 1
+    stats = used(3)
+    copy = stats.numbers()
+    stats.by_model["m"][0] += 1
+    stats.retries["429"] += 1
     assert copy.by_model == {"m": [30, 3, 0]} and copy.retries == Counter({"429": 3})
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from mora_data.engines.engine import RunStats
 from mora_data.engines.names import same_model
 from mora_data.errors import LimitReached, SettingsError
 from mora_data.run.cost import CostTracker
 from mora_data.run.folder import RunFolder, read_json
 from mora_data.run.prices import load_prices
+from mora_data.run.stats import RunStats
 from mora_data.settings import LimitSettings
 
 SAME = [
@@ -87,40 +87,40 @@ def test_missing_table(tmp_path: Path) -> None:
         load_prices(str(tmp_path / "no.yaml"))
 
 
-def spending(tmp_path: Path, usage: RunStats, **limits: Any) -> tuple[RunFolder, CostTracker]:
+def spending(tmp_path: Path, stats: RunStats, **limits: Any) -> tuple[RunFolder, CostTracker]:
     (tmp_path / "p.yaml").write_text("currency: EUR\nmodels: {m: {in: 1, cached: 0.5, out: 2}}")
     folder = RunFolder(tmp_path / "run", {"a": "b"}, False)
     return folder, CostTracker(
-        folder, LimitSettings(**limits), load_prices(str(tmp_path / "p.yaml")), usage, lambda: 0.0
+        folder, LimitSettings(**limits), load_prices(str(tmp_path / "p.yaml")), stats, lambda: 0.0
     )
 
 
 def test_limits_hold_over_the_commands_of_a_run_folder(tmp_path: Path) -> None:
-    usage = RunStats()
-    folder, s = spending(tmp_path, usage, max_cost=3.0)
+    stats = RunStats()
+    folder, s = spending(tmp_path, stats, max_cost=3.0)
     with folder:
         s.start(["m"])
-        usage.count("m", "p", (1_000_000, 500_000, 0))
+        stats.count("m", "p", (1_000_000, 500_000, 0))
         with pytest.raises(
             LimitReached, match=r"limits\.max_cost = 3 EUR is used up \(3\.5 spent.*--max-cost"
         ):
-            usage.count("m", "p", (1_000_000, 500_000, 1_000_000))
+            stats.count("m", "p", (1_000_000, 500_000, 1_000_000))
         s.save()
         assert s.command_cost() == 3.5
     folder, s = spending(tmp_path, RunStats(), max_cost=3.0)
     with folder, pytest.raises(LimitReached):
         s.start(["m"])
-    usage = RunStats()
-    folder, s = spending(tmp_path, usage, max_cost=30.0, max_tokens=5_000_000)
+    stats = RunStats()
+    folder, s = spending(tmp_path, stats, max_cost=30.0, max_tokens=5_000_000)
     with folder:
         s.start(["m"])
-        usage.count("m", "p", (1_000_000, 0, 0))
+        stats.count("m", "p", (1_000_000, 0, 0))
         assert (s.cost(), s.command_cost()) == (4.5, 1.0)
         with pytest.raises(
             LimitReached,
             match=r"limits\.max_tokens = 5000000 is used up \(5000000 in this run folder\)",
         ):
-            usage.count("m", "p", (1_000_000, 0, 0))
+            stats.count("m", "p", (1_000_000, 0, 0))
         s.save()
     assert read_json(tmp_path / "run" / "spending.json") == {
         "models": {"m": [4_000_000, 1_000_000, 1_000_000]}

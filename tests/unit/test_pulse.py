@@ -8,40 +8,40 @@ from pathlib import Path
 
 import pytest
 
-from mora_data.engines.engine import RunStats
 from mora_data.engines.limiter import ConcurrencyLimiter
 from mora_data.errors import RunFolderError
 from mora_data.run.folder import RunFolder, read_json
 from mora_data.run.heartbeat import pulse
 from mora_data.run.progress import Progress
+from mora_data.run.stats import RunStats
 
 
 def test_it_says_what_is_under_way_and_is_gone_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mora_data.run.heartbeat.EVERY_S", 0.001)
-    usage = RunStats(sent=7)
-    usage.slots.append(ConcurrencyLimiter(4, n=2))
-    usage.retries["429"] += 3
-    progress = Progress(usage, quiet=True)
+    stats = RunStats(sent=7)
+    stats.limiters.append(ConcurrencyLimiter(4, n=2))
+    stats.retries["429"] += 3
+    progress = Progress(stats, quiet=True)
     progress.start("prompts", 88, 40)
 
     async def main() -> None:
         with RunFolder(tmp_path / "run", {"dataset": "x"}, False) as folder:
             path = folder.path / "live.json"
-            with pulse(folder, usage, progress):
+            with pulse(folder, stats, progress):
                 first = read_json(path)
                 assert (first["step"], first["done"], first["total"]) == ("prompts", 40, 88)
                 assert (first["requests"], first["retries"]) == (7, 3)
                 assert first["slots"] == [{"size": 8, "open": 8, "busy": 0, "waiting": 0}]
-                ticket = await usage.slots[0].take()
-                usage.slots[0].limits[1].out = True
+                ticket = await stats.limiters[0].take()
+                stats.limiters[0].limits[1].out = True
                 while read_json(path)["slots"][0]["busy"] == 0:
                     await asyncio.sleep(0)
                 assert read_json(path)["slots"] == [{"size": 8, "open": 4, "busy": 1, "waiting": 0}]
-                usage.slots[0].free(ticket)
+                stats.limiters[0].free(ticket)
             assert not path.exists()
-            with pytest.raises(ZeroDivisionError), pulse(folder, usage, progress):
+            with pytest.raises(ZeroDivisionError), pulse(folder, stats, progress):
                 raise ZeroDivisionError
             assert not path.exists()
 

@@ -13,11 +13,11 @@ from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.engines import openai, replicas
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.engine import RunStats
 from mora_data.engines.openai import Endpoint, HttpEngine
 from mora_data.engines.rates import RateLimiter
 from mora_data.errors import EndpointError
 from mora_data.run.log import AnswerLog
+from mora_data.run.stats import RunStats
 from mora_data.run.tasks import all_of
 from mora_data.settings import RoleSettings
 from mora_data.types import Answer, Message, Request, Sampling
@@ -43,7 +43,7 @@ def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask(
     tmp_path: Path,
-    usage: RunStats,
+    stats: RunStats,
     urls: list[str],
     requests: list[Request],
     at_once: bool = True,
@@ -53,10 +53,10 @@ def ask(
 ) -> list[list[Answer]]:
     async def run() -> list[list[Answer]]:
         role = RoleSettings(base_url=urls[0], replicas=urls[1:], concurrency=4, **settings)
-        engine = HttpEngine(Endpoint(urls[0], role, usage), role, "fake", pace)
+        engine = HttpEngine(Endpoint(urls[0], role, stats), role, "fake", pace)
         log = AnswerLog(tmp_path / "answers.log")
         try:
-            asker = CachedClient({"policy": engine}, log, 0, usage)
+            asker = CachedClient({"policy": engine}, log, 0, stats)
             if at_once:
                 return await all_of(asker(r) for r in requests)
             out = []
@@ -75,23 +75,23 @@ def ask(
 def test_all_are_used_and_the_answers_are_those_of_one(tmp_path: Path) -> None:
     with ExitStack() as stack:
         servers = [stack.enter_context(FakeOpenAI(delay_s=0.01)) for _ in range(3)]
-        usage = RunStats()
-        got = ask(tmp_path / "three", usage, [s.base_url for s in servers], MANY)
+        stats = RunStats()
+        got = ask(tmp_path / "three", stats, [s.base_url for s in servers], MANY)
         assert all(len(s.requests) >= 8 for s in servers) and sum(
             len(s.requests) for s in servers
         ) == len(MANY)
         assert got == ask(tmp_path / "one", RunStats(), [servers[0].base_url], MANY)
-        assert usage.slots_busy is not None and 0 < usage.slots_busy <= 1
+        assert stats.slots_busy is not None and 0 < stats.slots_busy <= 1
 
 
 def test_a_replica_that_is_down_costs_a_retry_and_no_row(tmp_path: Path) -> None:
     with FakeOpenAI() as dead:
         url = dead.base_url
     with FakeOpenAI() as alive:
-        usage = RunStats()
-        got = ask(tmp_path, usage, [url, alive.base_url], MANY)
+        stats = RunStats()
+        got = ask(tmp_path, stats, [url, alive.base_url], MANY)
         assert all(len(a) == 2 for a in got) and len(alive.requests) == len(MANY)
-        assert list(usage.replicas_out) == [url] and usage.retries["refused"] <= 4
+        assert list(stats.replicas_out) == [url] and stats.retries["refused"] <= 4
 
 
 def test_a_replica_that_fails_three_in_a_row_is_out_and_comes_back(
@@ -100,7 +100,7 @@ def test_a_replica_that_fails_three_in_a_row_is_out_and_comes_back(
     monkeypatch.setattr(replicas, "FIRST_PROBE_S", 1e9)
     broken = [True]
     with FakeOpenAI(lambda b, t: Fault(500) if broken[0] else None) as flaky, FakeOpenAI() as alive:
-        usage = RunStats()
+        stats = RunStats()
 
         async def between(i: int, engine: HttpEngine) -> None:
             inside = engine.endpoint.replicas
@@ -117,11 +117,11 @@ def test_a_replica_that_fails_three_in_a_row_is_out_and_comes_back(
                 )
 
         got = ask(
-            tmp_path, usage, [flaky.base_url, alive.base_url], MANY, at_once=False, between=between
+            tmp_path, stats, [flaky.base_url, alive.base_url], MANY, at_once=False, between=between
         )
         assert all(len(a) == 2 for a in got)
         assert len(flaky.requests) > replicas.FAULTS_IN_A_ROW + 5
-        assert usage.retries == {"500": 3}
+        assert stats.retries == {"500": 3}
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,11 @@ def test_a_replica_that_cannot_be_used_is_out_and_the_last_one_stops_the_run(
     tmp_path: Path, fault: Fault
 ) -> None:
     with FakeOpenAI(lambda b, t: fault) as wrong, FakeOpenAI() as right:
-        usage = RunStats()
+        stats = RunStats()
         assert all(
-            len(a) == 2 for a in ask(tmp_path, usage, [wrong.base_url, right.base_url], MANY)
+            len(a) == 2 for a in ask(tmp_path, stats, [wrong.base_url, right.base_url], MANY)
         )
-        assert list(usage.replicas_out) == [wrong.base_url]
+        assert list(stats.replicas_out) == [wrong.base_url]
         with pytest.raises(EndpointError, match="endpoint http") as caught:
             ask(tmp_path / "b", RunStats(), [wrong.base_url, wrong.base_url], MANY)
         assert "\n" not in str(caught.value)
@@ -157,11 +157,11 @@ def test_killed_in_the_middle(tmp_path: Path) -> None:
         FakeOpenAI(lambda b, t: Fault(drop="middle") if len(dying.requests) > 5 else None) as dying,
         FakeOpenAI() as alive,
     ):
-        usage = RunStats()
-        got = ask(tmp_path, usage, [dying.base_url, alive.base_url], MANY)
+        stats = RunStats()
+        got = ask(tmp_path, stats, [dying.base_url, alive.base_url], MANY)
         assert all(len(a) == 2 for a in got) and alive.repeated() == dying.repeated() == 0
         assert sum(dying.answered.values()) + sum(alive.answered.values()) == len(MANY)
-        assert list(usage.replicas_out) == [dying.base_url]
+        assert list(stats.replicas_out) == [dying.base_url]
 
 
 def test_requests_per_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def test_requests_per_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     async def pause(self: Endpoint, seconds: float) -> None:
         waited.append(seconds)
-        assert self.slots.waiting >= 1
+        assert self.limiter.waiting >= 1
         await asyncio.sleep(0)
 
     monkeypatch.setattr(Endpoint, "_pause", pause)

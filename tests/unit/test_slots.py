@@ -20,34 +20,34 @@ class Clock:
         return self.now
 
 
-async def take(slots: ConcurrencyLimiter, n: int) -> list[Permit]:
-    return [await slots.take() for _ in range(n)]
+async def take(limiter: ConcurrencyLimiter, n: int) -> list[Permit]:
+    return [await limiter.take() for _ in range(n)]
 
 
 def test_least_loaded_base_url_first() -> None:
     async def run() -> None:
-        slots = ConcurrencyLimiter(4, 2)
-        tickets = await take(slots, 8)
+        limiter = ConcurrencyLimiter(4, 2)
+        tickets = await take(limiter, 8)
         assert [t.at for t in tickets] == [0, 1, 0, 1, 0, 1, 0, 1]
-        waiting = asyncio.ensure_future(slots.take())
+        waiting = asyncio.ensure_future(limiter.take())
         await asyncio.sleep(0)
-        assert slots.waiting == 1 and slots.in_flight == 8
-        slots.free(tickets[1])
-        assert (await waiting).at == 1 and slots.waiting == 0
+        assert limiter.waiting == 1 and limiter.in_flight == 8
+        limiter.free(tickets[1])
+        assert (await waiting).at == 1 and limiter.waiting == 0
 
     asyncio.run(run())
 
 
 def test_one_that_is_out_gets_nothing_and_its_queue_goes_elsewhere() -> None:
     async def run() -> None:
-        slots = ConcurrencyLimiter(1, 2)
-        slots.take_out(0)
-        first = await slots.take()
+        limiter = ConcurrencyLimiter(1, 2)
+        limiter.take_out(0)
+        first = await limiter.take()
         assert first.at == 1
-        waiting = asyncio.ensure_future(slots.take())
+        waiting = asyncio.ensure_future(limiter.take())
         await asyncio.sleep(0)
         assert not waiting.done()
-        slots.take_out(0, False)
+        limiter.take_out(0, False)
         assert (await waiting).at == 0
 
     asyncio.run(run())
@@ -55,55 +55,55 @@ def test_one_that_is_out_gets_nothing_and_its_queue_goes_elsewhere() -> None:
 
 def test_a_stray_refusal_changes_nothing_and_three_at_a_rank_set_the_limit() -> None:
     async def run() -> None:
-        slots = ConcurrencyLimiter(64)
-        tickets = await take(slots, 64)
-        slots.refused(tickets[40])
-        slots.succeeded(tickets[63])
-        slots.refused(tickets[41])
-        slots.refused(tickets[42])
-        assert slots.limits[0].limit == 64
-        slots.refused(tickets[33])
-        assert slots.limits[0].limit == 33
+        limiter = ConcurrencyLimiter(64)
+        tickets = await take(limiter, 64)
+        limiter.refused(tickets[40])
+        limiter.succeeded(tickets[63])
+        limiter.refused(tickets[41])
+        limiter.refused(tickets[42])
+        assert limiter.limits[0].limit == 64
+        limiter.refused(tickets[33])
+        assert limiter.limits[0].limit == 33
 
     asyncio.run(run())
 
 
 def test_requests_that_waited_until_there_was_room_lift_no_limit() -> None:
     async def run() -> None:
-        slots = ConcurrencyLimiter(64)
-        tickets = await take(slots, 64)
+        limiter = ConcurrencyLimiter(64)
+        tickets = await take(limiter, 64)
         # refused at once; the rest is read by a busy server when the first are done
         for t in tickets[33:56]:
-            slots.refused(t)
+            limiter.refused(t)
         for t in tickets[56:]:
-            slots.succeeded(t)
-        assert slots.limits[0].limit == 33
+            limiter.succeeded(t)
+        assert limiter.limits[0].limit == 33
 
     asyncio.run(run())
 
 
 def test_three_stray_refusals_in_a_row_are_found_out() -> None:
     async def run() -> None:
-        slots = ConcurrencyLimiter(64)
-        tickets = await take(slots, 64)
+        limiter = ConcurrencyLimiter(64)
+        tickets = await take(limiter, 64)
         for t in tickets[50:53]:
-            slots.refused(t)
-        assert slots.limits[0].limit == 50
+            limiter.refused(t)
+        assert limiter.limits[0].limit == 50
         for t in tickets[53:60]:
-            slots.succeeded(t)
-        assert slots.limits[0].limit == 60
+            limiter.succeeded(t)
+        assert limiter.limits[0].limit == 60
 
     asyncio.run(run())
 
 
 def test_from_far_too_high_it_falls_ever_faster() -> None:
     async def run() -> None:
-        slots, limits = ConcurrencyLimiter(64), []
+        limiter, limits = ConcurrencyLimiter(64), []
         for _ in range(4):
-            await take(slots, slots.limits[0].limit - slots.in_flight)
+            await take(limiter, limiter.limits[0].limit - limiter.in_flight)
             for _ in range(3):
-                slots.refused(Permit(slots.limits[0].limit - 1, 1))
-            limits.append(slots.limits[0].limit)
+                limiter.refused(Permit(limiter.limits[0].limit - 1, 1))
+            limits.append(limiter.limits[0].limit)
         assert limits == [63, 61, 57, 49]
 
     asyncio.run(run())
@@ -112,19 +112,19 @@ def test_from_far_too_high_it_falls_ever_faster() -> None:
 def test_timeouts_in_a_row_halve_the_limit_once_and_it_grows_again() -> None:
     async def run() -> None:
         clock = Clock()
-        slots = ConcurrencyLimiter(64, clock=clock)
-        tickets = await take(slots, 64)
-        slots.late(tickets[0])
-        slots.late(tickets[1])
-        slots.succeeded(tickets[2])
-        assert slots.limits[0].limit == 64
+        limiter = ConcurrencyLimiter(64, clock=clock)
+        tickets = await take(limiter, 64)
+        limiter.timed_out(tickets[0])
+        limiter.timed_out(tickets[1])
+        limiter.succeeded(tickets[2])
+        assert limiter.limits[0].limit == 64
         for t in tickets[3:40]:
-            slots.late(t)
-        assert slots.limits[0].limit == 32, "all of them were sent before the cut"
+            limiter.timed_out(t)
+        assert limiter.limits[0].limit == 32, "all of them were sent before the cut"
         for _ in range(20):
             clock.now += 40
-            slots.succeeded(Permit(0, 1))
-        assert slots.limits[0].limit == 64
+            limiter.succeeded(Permit(0, 1))
+        assert limiter.limits[0].limit == 64
 
     asyncio.run(run())
 
@@ -132,13 +132,13 @@ def test_timeouts_in_a_row_halve_the_limit_once_and_it_grows_again() -> None:
 def test_share_of_slots_in_use() -> None:
     async def run() -> None:
         clock = Clock()
-        slots = ConcurrencyLimiter(4, clock=clock)
-        one, two = await take(slots, 2)
+        limiter = ConcurrencyLimiter(4, clock=clock)
+        one, two = await take(limiter, 2)
         clock.now += 10
-        slots.free(one)
+        limiter.free(one)
         clock.now += 10
-        slots.free(two)
-        assert slots.busy_s == (30.0, 80.0)
+        limiter.free(two)
+        assert limiter.busy_s == (30.0, 80.0)
 
     asyncio.run(run())
 

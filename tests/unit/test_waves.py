@@ -14,9 +14,9 @@ from support.fake_batches import FakeProvider
 from mora_data.engines.batch import BatchEngine, Waves
 from mora_data.engines.batch_files import BatchFolder, outcome_of
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.engine import RunStats
 from mora_data.errors import RunFolderError
 from mora_data.run.log import AnswerLog
+from mora_data.run.stats import RunStats
 from mora_data.settings import BatchSettings, RoleSettings
 from mora_data.types import Answer, Message, Request, Sampling
 
@@ -33,16 +33,16 @@ def asked(
         states.append(json.loads((where / "batches/state.json").read_text())["jobs"])
 
     async def run() -> list[list[Answer]]:
-        usage = RunStats()
+        stats = RunStats()
         role = RoleSettings(
             base_url=provider.base_url, model="fake", batch=BatchSettings(**settings)
         )
         engine = BatchEngine(
-            Waves(BatchFolder(where / "batches"), usage, lambda line: None, sleep), role, usage
+            Waves(BatchFolder(where / "batches"), stats, lambda line: None, sleep), role, stats
         )
         log = AnswerLog(where / "answers.log")
         try:
-            ask = CachedClient({"policy": engine}, log, 0, usage)
+            ask = CachedClient({"policy": engine}, log, 0, stats)
             turns = [(Message(role="user", content=f"What is {i}?"),) for i in range(n)]
             return list(
                 await asyncio.gather(

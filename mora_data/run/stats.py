@@ -1,0 +1,168 @@
+"""What a command sent and got, over all endpoints, and whether it has to stop.
+
+stats.requests      sent over the wire, retries included
+stats.replayed      answers of earlier commands, taken from the answer log
+stats.count(...)    called with every reply; raises LimitReached when a budget is used up
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from ..errors import MoraError
+
+QUIET_TURNS = 50  # more than any coroutine needs from one answer to its next question
+
+
+class Limiter(Protocol):
+    """What statistics and heartbeat read of an endpoint's concurrency limiter."""
+
+    size: int
+
+    @property
+    def usable(self) -> int:
+        """Requests that the server's refusals leave room for."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests under way."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a permit."""
+
+    @property
+    def busy_s(self) -> tuple[float, float]:
+        """Seconds of permits in use, and of permits there were."""
+
+    def forget(self) -> None:
+        """Count `busy_s` from the next request on."""
+
+
+@dataclass
+class RunStats:
+    """What a run sent and got, over all endpoints, and whether it has to stop."""
+
+    sent: int = 0  # over the wire, retries included
+    simulated: int = 0  # answered by the simulator
+    calls: int = 0  # requests put to `ask`, whoever answered them
+    under_way: int = 0  # calls to engines that have no answer yet
+    prompts_begun: int = 0
+    open_prompts: int = 0  # begun and not done
+    replayed: int = 0  # answers of earlier commands, taken from the log
+    repeated: int = 0  # answers that came for a key the log already held
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)  # permanent failures by status
+    by_model: dict[str, list[int]] = field(default_factory=dict)  # tokens in, out, cached
+    # the same for each prompt, with the replies; only where wanted
+    by_prompt: dict[str, dict[str, list[int]]] | None = None
+    # base URLs that were taken out, and why the last time
+    replicas_out: dict[str, str] = field(default_factory=dict)
+    limiters: list[Limiter] = field(default_factory=list)
+    # seconds of slots in use, and of slots there were, in other processes
+    busy_elsewhere_s: tuple[float, float] = (0.0, 0.0)
+    on_tokens: Callable[[], None] | None = None  # called after every reply; may raise LimitReached
+    # nothing more is sent; what is in flight may still be answered
+    stopped: MoraError | None = None
+
+    @property
+    def requests(self) -> int:
+        """Requests sent; those to the simulator count only where nothing else is asked."""
+        return self.sent or self.simulated
+
+    async def settled(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Return when no coroutine goes on without an answer from an engine (or when there is
+        `enough`): then a batch is as full as it gets. They are still when turn after turn of the
+        event loop nobody asks and no prompt is begun."""
+        quiet = 0
+        while quiet < QUIET_TURNS and not enough():
+            before = (self.calls, self.prompts_begun)
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if (self.calls, self.prompts_begun) == before else 0
+
+    @property
+    def slots_busy(self) -> float | None:
+        """Mean share of the slots in use, from an endpoint's first request to its last reply."""
+        used, there = self._busy_s()
+        return used / there if there else None
+
+    def numbers(self) -> RunStats:
+        """A copy that can be sent to another process."""
+        return replace(
+            self,
+            retries=Counter(self.retries),
+            failed=Counter(self.failed),
+            replicas_out=dict(self.replicas_out),
+            by_model={m: list(t) for m, t in self.by_model.items()},
+            by_prompt=None,
+            limiters=[],
+            busy_elsewhere_s=self._busy_s(),
+            on_tokens=None,
+            stopped=None,
+        )
+
+    def take(self, parts: Sequence[RunStats]) -> None:
+        """Become the sum of the numbers of several processes; `slots` and what is to be called
+        stay."""
+        for name in _SUMMED:
+            setattr(self, name, sum(getattr(p, name) for p in parts))
+        self.retries, self.failed = (
+            sum((getattr(p, c) for p in parts), Counter[str]()) for c in ("retries", "failed")
+        )
+        self.replicas_out = {url: why for p in parts for url, why in p.replicas_out.items()}
+        self.by_model = {}
+        for p in parts:
+            for model, tokens in p.by_model.items():
+                _add(self.by_model, model, tokens)
+        busy = [p.busy_elsewhere_s for p in parts]
+        self.busy_elsewhere_s = sum(b[0] for b in busy), sum(b[1] for b in busy)
+
+    def _busy_s(self) -> tuple[float, float]:
+        all_s = [self.busy_elsewhere_s, *(x.busy_s for x in self.limiters)]
+        return sum(s[0] for s in all_s), sum(s[1] for s in all_s)
+
+    def count(self, model: str, prompt_id: str, tokens: tuple[int, int, int]) -> None:
+        """A reply came.
+
+        Raises:
+            LimitReached: with it, a limit is used up; the reply is counted and logged.
+        """
+        self.tokens_in += tokens[0]
+        self.tokens_out += tokens[1]
+        self.tokens_cached += tokens[2]
+        _add(self.by_model, model, tokens)
+        if self.by_prompt is not None:
+            _add(self.by_prompt.setdefault(prompt_id, {}), model, (*tokens, 1))
+        if self.on_tokens is not None:
+            self.on_tokens()
+
+    def stop(self, error: MoraError) -> None:
+        """Let nothing more be sent."""
+        if self.stopped is None:
+            self.stopped = error
+
+
+_SUMMED = (
+    "sent",
+    "simulated",
+    "calls",
+    "replayed",
+    "repeated",
+    "tokens_in",
+    "tokens_out",
+    "tokens_cached",
+)
+
+
+def _add(totals: dict[str, list[int]], model: str, numbers: Sequence[int]) -> None:
+    before = totals.get(model)
+    totals[model] = (
+        list(numbers) if before is None else [a + b for a, b in zip(before, numbers, strict=True)]
+    )
