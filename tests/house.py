@@ -33,8 +33,9 @@ ROOMS = (  # from the top down; a room imports from those below it
     {"simulator", "sources"},
     {"engines", "dataset", "statistics"},
     {"run"},
+    {"plugins"},
     {"settings"},
-    {"plugins", "resources"},
+    {"resources"},
     {"text"},
     {"types", "errors"},
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from .base import Settings
 from .build import GUARD_ROLE, REWARD_ROLE, BuildSettings, Options
-from .load import build_settings, load_settings, parse_override, to_yaml
+from .load import build_settings, explain, load_settings, parse_override, to_yaml
 from .nearest import nearest
 from .rewards import CalibrationSettings, CriterionSettings, RewardSettings
 from .roles import ROLES, BatchSettings, LocalSettings, RoleSettings
@@ -59,6 +59,7 @@ __all__ = [
     "Settings",
     "SourceSettings",
     "build_settings",
+    "explain",
     "load_settings",
     "nearest",
     "parse_override",

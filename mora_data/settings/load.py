@@ -15,7 +15,6 @@ from .. import resources
 from ..errors import SettingsError
 from .build import BuildSettings
 from .nearest import nearest
-from .rewards import RewardSettings
 
 
 def load_settings(source: str, overrides: Mapping[str, object] | None = None) -> BuildSettings:
@@ -41,7 +40,7 @@ def build_settings(tree: Mapping[str, object]) -> BuildSettings:
     try:
         return BuildSettings.model_validate(tree)
     except ValidationError as e:
-        raise SettingsError(_explain(e)) from e
+        raise SettingsError(explain(e, BuildSettings)) from e
 
 
 def parse_override(text: str) -> tuple[str, object]:
@@ -97,30 +96,32 @@ def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
     node[last] = value
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, model: type[BaseModel], inside: str = "") -> str:
+    """The first fault of settings of `model` as one line; `inside` is where they stand."""
     fault = error.errors()[0]
-    where = ".".join(str(p) for p in fault["loc"]) or "settings"
+    path = [*([inside] if inside else []), *(str(p) for p in fault["loc"])]
+    where = ".".join(path) or "settings"
     if fault["type"] == "extra_forbidden":
         parents, last = list(fault["loc"][:-1]), str(fault["loc"][-1])
-        return f"unknown setting {where!r}: {nearest(last, _fields_at(parents))}"
+        return f"unknown setting {where!r}: {nearest(last, _fields_at(model, parents))}"
     if fault["type"] == "missing":
         return f"setting {where!r} is missing: add it to the builder file or give --set {where}=..."
     message = fault["msg"].removeprefix("Value error, ")
     return f"setting {where} = {fault.get('input')!r}: {message}"
 
 
-def _fields_at(path: list[int | str]) -> list[str]:
-    model: type[BaseModel] = BuildSettings
+def _fields_at(model: type[BaseModel], path: list[int | str]) -> list[str]:
     for part in path:
-        if isinstance(part, str) and part in model.model_fields:
-            inner = model.model_fields[part].annotation
-            options = [inner, *getattr(inner, "__args__", ())]
-            found = next(
-                (a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None
-            )
-            if found is None:
-                found = RewardSettings if part == "rewards" else None
-            if found is None:
-                break
-            model = found
+        field = model.model_fields.get(str(part))
+        inner = _model_in(field.annotation) if field is not None else None
+        if inner is not None:
+            model = inner
     return list(model.model_fields)
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    """The settings model that an annotation holds, as in dict[str, list[Model]] or Model | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(a) for a in getattr(annotation, "__args__", ()))
+    return next((m for m in found if m is not None), None)
