@@ -390,7 +390,12 @@ class Builder:
         reference = judge_stats_of(self._reference)
         steps = steps_of(kit.sources)
         release = Release(
-            s, self._origin(), manifest, reference.floors, picker(s, reference, steps), figures
+            s,
+            self._origin(),
+            manifest,
+            reference.pass_thresholds,
+            picker(s, reference, steps),
+            figures,
         )
         result = write_dataset(
             lambda: selected(parts, selection, s), release, folder.path / "dataset"

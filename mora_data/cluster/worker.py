@@ -108,7 +108,9 @@ class Worker:
             reason = skew(job.versions, versions()) or self._unseen()
             if reason is not None:
                 return f"node {platform.node()} {reason}"
-            self._kit = load(job.settings, job.until, job.benchmarks).charted(job.reference)
+            self._kit = load(job.settings, job.until, job.benchmarks).with_calibration(
+                job.reference
+            )
             shared = {"turns": self._turns}
             self._engines = connect(
                 job.settings, job.sample, self._stats, self._visit.path, lambda text: None, shared

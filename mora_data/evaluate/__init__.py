@@ -75,7 +75,7 @@ def evaluate(
         write_whole(out.path / "rows.jsonl", b"".join(orjson.dumps(r) + b"\n" for r in work.rows))
         built = read_json(folder.parent / "manifest.json").get("models", {}) if folder else {}
         floors = {
-            d: max((r.floor for r in rs if r.floor is not None), default=0.0)
+            d: max((r.pass_threshold for r in rs if r.pass_threshold is not None), default=0.0)
             for d, rs in work.rewards.items()
         }
         found = result(

@@ -72,11 +72,17 @@ def as_batch(work: PromptContext, arms: Sequence[tuple[PromptResult, Arm]]) -> B
     sizes = np.array([len(arm.rollouts) for _, arm in arms])
     there = np.arange(sizes.max()) < sizes[:, None]
     rollouts = [r for _, arm in arms for r in arm.rollouts]
-    rewards, levels, doubts = (np.full((*there.shape, len(dims)), np.nan) for _ in range(3))
+    rewards, absolutes, uncertainties = (
+        np.full((*there.shape, len(dims)), np.nan) for _ in range(3)
+    )
     for k, d in enumerate(dims):
         rewards[there, k] = [np.nan if v is None else v for _, arm in arms for v in arm.rewards[d]]
-        levels[there, k] = [np.nan if v is None else v for _, arm in arms for v in arm.levels[d]]
-        doubts[there, k] = [np.nan if v is None else v for _, arm in arms for v in arm.doubts[d]]
+        absolutes[there, k] = [
+            np.nan if v is None else v for _, arm in arms for v in arm.absolutes[d]
+        ]
+        uncertainties[there, k] = [
+            np.nan if v is None else v for _, arm in arms for v in arm.uncertainties[d]
+        ]
     usable = np.zeros(there.shape, bool)
     usable[there] = [is_usable(r) for r in rollouts]
     lengths = np.ones(there.shape)
@@ -85,7 +91,9 @@ def as_batch(work: PromptContext, arms: Sequence[tuple[PromptResult, Arm]]) -> B
     hashes[there] = [int(digest(r.text), 16) for r in rollouts]
     with np.errstate(invalid="ignore"):
         passing = np.all(
-            levels - doubts >= np.array([work.reference.floors[d] for d in dims]) - 1e-9, axis=-1
+            absolutes - uncertainties
+            >= np.array([work.reference.pass_thresholds[d] for d in dims]) - 1e-9,
+            axis=-1,
         )
     return Batch(
         rewards,
@@ -97,7 +105,7 @@ def as_batch(work: PromptContext, arms: Sequence[tuple[PromptResult, Arm]]) -> B
         np.array([settings.weights.get(d, 1.0) for d in dims]),
         max_length_ratio=settings.max_length_ratio,
         text_hash_P_N=hashes,
-        doubt_P_N_D=doubts if bool(np.any(doubts > 0)) else None,
+        uncertainty_P_N_D=uncertainties if bool(np.any(uncertainties > 0)) else None,
     )
 
 

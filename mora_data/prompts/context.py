@@ -19,7 +19,7 @@ from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
 from ..rewards import Reward, heldout
 from ..rewards import load as load_reward
-from ..rewards.combine import Sources, floors_of, sources_of, with_charts
+from ..rewards.combine import RewardSources, pass_thresholds_of, sources_of, with_calibration_maps
 from ..rewriting.rewriter import Rewriter
 from ..run.manifest import fingerprint, sampling_of
 from ..run.partitions import Partition
@@ -45,26 +45,26 @@ class BuildContext:
     """The parts of a build that its settings name.
 
     Attributes:
-        sources: reward sources per dimension; with their charts once `charted`.
+        sources: reward sources per dimension; with their charts once `with_calibration`.
         floors: pass mark per dimension, before phase 0.
         templates: fingerprints of everything that is shown to a model, by name.
     """
 
     settings: BuildSettings
     until: str
-    sources: Sources
-    floors: Mapping[str, float]
+    sources: RewardSources
+    pass_thresholds: Mapping[str, float]
     heldout: Mapping[str, Reward]
     fuser: Rewriter
     selector: Selector
     personas: tuple[Persona, ...]
     templates: Mapping[str, str]
 
-    def charted(self, reference: Mapping[str, Any]) -> BuildContext:
+    def with_calibration(self, reference: Mapping[str, Any]) -> BuildContext:
         """With the calibration that phase 0 froze; where there was no phase 0, as it is."""
         if not self.settings.presample.enabled:
             return self
-        return replace(self, sources=with_charts(self.sources, reference["calibration"]))
+        return replace(self, sources=with_calibration_maps(self.sources, reference["calibration"]))
 
     def work(self, ask: CachedClient, reference: JudgeStats) -> PromptContext:
         """What a prompt's coroutine needs."""
@@ -174,7 +174,7 @@ def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> BuildCo
     s = settings
     rewards = {d: [load_reward(d, r, s) for r in s.reward_sources(d)] for d in s.dimensions}
     sources = sources_of(rewards, s)
-    floors = floors_of(sources, s.presample.floors)
+    pass_thresholds = pass_thresholds_of(sources, s.presample.floors)
     judges = heldout.judges_of(s)
     fuser = Rewriter(s, benchmarks)
     selector = load_selector(s.select.selector)
@@ -183,7 +183,7 @@ def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> BuildCo
         s,
         until,
         sources,
-        floors,
+        pass_thresholds,
         judges,
         fuser,
         selector,

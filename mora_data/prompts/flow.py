@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import PendingRetry
 from ..rewards import Reward
 from ..rewards.asking import Ask
-from ..rewards.combine import Anchors, Sources, Value, calibrated, steps_of
+from ..rewards.combine import Anchors, RewardSources, Value, calibrated, steps_of
 from ..rewards.combine import combine as combine_sources
 from ..rewards.heldout import second_opinion
 from ..rewards.precomputed import Rated
@@ -67,7 +67,7 @@ class JudgeStats:
     """
 
     sigma: Mapping[str, float]
-    floors: Mapping[str, float]
+    pass_thresholds: Mapping[str, float]
     prior: Mapping[str, Sequence[float]] = field(default_factory=dict)
     mining: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -83,7 +83,7 @@ class PromptContext:
 
     settings: BuildSettings
     ask: Ask
-    sources: Sources
+    sources: RewardSources
     fuser: Rewriter
     selector: Selector
     reference: JudgeStats
@@ -371,8 +371,8 @@ def _probe(work: PromptContext, name: str, before: Arm) -> Probe:
             await score(work, messages, arm.rollouts, f"score:probe:{name}"),
         )
         sides = [
-            (rewards, levels - doubts)
-            for rewards, levels, doubts in (_sides(work, a) for a in (before, arm))
+            (rewards, absolutes - uncertainties)
+            for rewards, absolutes, uncertainties in (_sides(work, a) for a in (before, arm))
         ]
         return tried_out(sides[0], sides[1], *_floors_and_noise(work))
 
@@ -381,14 +381,14 @@ def _probe(work: PromptContext, name: str, before: Arm) -> Probe:
 
 def _sides(work: PromptContext, arm: Arm) -> list[NDArray[np.float64]]:
     """Rewards, levels and doubts of an arm, each N x D."""
-    return [as_array(side, work.dims).T for side in (arm.rewards, arm.levels, arm.doubts)]
+    return [as_array(side, work.dims).T for side in (arm.rewards, arm.absolutes, arm.uncertainties)]
 
 
 def _floors_and_noise(work: PromptContext) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     import numpy as np
 
-    floors, sigma = work.reference.floors, work.reference.sigma
-    return np.array([floors[d] for d in work.dims]) - 1e-9, np.array(
+    pass_thresholds, sigma = work.reference.pass_thresholds, work.reference.sigma
+    return np.array([pass_thresholds[d] for d in work.dims]) - 1e-9, np.array(
         [sigma.get(d, 0.0) for d in work.dims]
     )
 
@@ -516,14 +516,14 @@ def _profile(work: PromptContext, arm: Arm, last: int) -> tuple[PromptStats, boo
     from ..statistics.adaptive import foreseen, likeliest
 
     dims, settings = work.dims, work.settings.presample
-    rewards, levels, doubts = (side[None] for side in _sides(work, arm))
+    rewards, absolutes, uncertainties = (side[None] for side in _sides(work, arm))
     deciding = (
-        split(rewards, levels - doubts)[0]
+        split(rewards, absolutes - uncertainties)[0]
         if settings.split
-        else undivided(rewards, levels - doubts)
+        else undivided(rewards, absolutes - uncertainties)
     )
-    floors, sigma = _floors_and_noise(work)
-    profile = profiles(deciding, dims, floors, sigma, settings)[0]
+    pass_thresholds, sigma = _floors_and_noise(work)
+    profile = profiles(deciding, dims, pass_thresholds, sigma, settings)[0]
     n = len(arm.rollouts)
     if settings.step is None or n >= last:
         return profile, profile.kind != "undecided"
@@ -531,7 +531,7 @@ def _profile(work: PromptContext, arm: Arm, last: int) -> tuple[PromptStats, boo
     chances = foreseen(
         deciding,
         (last + 1) // 2 if settings.split else last,
-        floors,
+        pass_thresholds,
         sigma,
         settings,
         prior,
@@ -551,7 +551,9 @@ def _add_rewards(
         for d in work.dims:
             found = combine(work, d, by_rollout.get(i, []))
             for side, value in zip(
-                (arm.rewards, arm.levels, arm.doubts), found or (None, None, None), strict=True
+                (arm.rewards, arm.absolutes, arm.uncertainties),
+                found or (None, None, None),
+                strict=True,
             ):
                 side.setdefault(d, []).append(value)
 

@@ -73,7 +73,7 @@ class JudgeCalibration:
     async def _phase_0(self, parts: Sequence[Partition], runner: PartitionRunner) -> dict[str, Any]:
         s, folder, kit = self.settings, self.folder, self.kit
         if not s.presample.enabled:
-            return unmeasured(kit.sources, kit.floors)
+            return unmeasured(kit.sources, kit.pass_thresholds)
         basis = fingerprint(
             {
                 "policy": model_of(self.engines["policy"]),
@@ -84,7 +84,7 @@ class JudgeCalibration:
                 "n": s.presample.n[0],
                 "share": s.presample.repeat_share,
                 "reference": s.presample.reference,
-                "floors": dict(kit.floors),
+                "floors": dict(kit.pass_thresholds),
                 "kappa": s.select.kappa,
                 "calibration": [
                     [
@@ -115,15 +115,15 @@ class JudgeCalibration:
         if frozen.get("basis") == basis and (
             not n_canaries or (kept.get("basis"), kept.get("n")) == (basis, n_canaries)
         ):
-            self.kit = kit.charted(frozen)
+            self.kit = kit.with_calibration(frozen)
             return frozen
         chosen, first_parts = first_prompts(parts, s.presample.reference)
         found, rates = (
             Measurements(),
-            Rates(kit.floors, s.presample.split) if s.presample.step else None,
+            Rates(kit.pass_thresholds, s.presample.split) if s.presample.step else None,
         )
         self.progress.start("reference: prompts", len(chosen))
-        plain = judge_stats_of(unmeasured(kit.sources, kit.floors))
+        plain = judge_stats_of(unmeasured(kit.sources, kit.pass_thresholds))
         await runner.run(
             first_parts,
             reference_flow(lambda ask: kit.work(ask, plain), found),
@@ -132,7 +132,7 @@ class JudgeCalibration:
             only=chosen,
         )
         self.progress.finish()
-        measured, sources = conclude(found, kit.sources, kit.floors, s.select.kappa, rates)
+        measured, sources = conclude(found, kit.sources, kit.pass_thresholds, s.select.kappa, rates)
         self.kit = replace(kit, sources=sources)
         # the next run measures what is owed
         reference = {"basis": None if found.owed else basis, **measured}

@@ -20,7 +20,7 @@ from ..errors import PendingRetry
 from ..rewards.combine import (
     ANCHORED,
     Anchors,
-    Sources,
+    RewardSources,
     anchor,
     calibrated,
     described,
@@ -88,7 +88,9 @@ class Noise:
             mean = math.fsum(there) / len(there)
             self._within[dim].append((math.fsum((v - mean) ** 2 for v in there), len(there) - 1))
 
-    def result(self, floors: Mapping[str, float], steps: Mapping[str, float]) -> dict[str, Any]:
+    def result(
+        self, pass_thresholds: Mapping[str, float], steps: Mapping[str, float]
+    ) -> dict[str, Any]:
         """reference.json, without its basis. A dimension that nobody scored twice gets half a step
         of its scale."""
         noise = {}
@@ -111,7 +113,7 @@ class Noise:
             "n_rollouts": self.n_rollouts,
             "provisional": self.n_rollouts < PROVISIONAL_UNDER,
             "noise": noise,
-            "floors": dict(floors),
+            "floors": dict(pass_thresholds),
         }
 
     def _upper(self, d: str) -> float:
@@ -145,9 +147,9 @@ class Noise:
 class Rates:
     """Collects the passes of the deciding presamples: how pass rates spread over prompts."""
 
-    def __init__(self, floors: Mapping[str, float], split: bool) -> None:
-        self._floors, self._split = floors, split
-        self._passes: dict[str, list[tuple[int, int]]] = {d: [] for d in floors}
+    def __init__(self, pass_thresholds: Mapping[str, float], split: bool) -> None:
+        self._floors, self._split = pass_thresholds, split
+        self._passes: dict[str, list[tuple[int, int]]] = {d: [] for d in pass_thresholds}
 
     def add_prompt(self, dim: str, values: Sequence[float | None]) -> None:
         """A prompt's scores in one dimension, in the order of the samples."""
@@ -220,11 +222,11 @@ def reference_flow(
 
 def conclude(
     found: Measurements,
-    sources: Sources,
-    floors: Mapping[str, float],
+    sources: RewardSources,
+    pass_thresholds: Mapping[str, float],
     kappa: float | None,
     rates: Rates | None = None,
-) -> tuple[dict[str, Any], Sources]:
+) -> tuple[dict[str, Any], RewardSources]:
     """reference.json, without its basis, and the sources with their charts fitted; pass rates go to
     `rates`.
 
@@ -232,8 +234,8 @@ def conclude(
         SettingsError: the scores can't carry the charts that the settings ask for.
     """
     dims = list(sources)
-    ready: Sources = sources
-    if any(s.waits for group in sources.values() for s in group):
+    ready: RewardSources = sources
+    if any(s.needs_fit for group in sources.values() for s in group):
         ready = fitted(sources, _raw(found, sources))
     noise = Noise(dims)
     for m in found.in_order():
@@ -247,15 +249,17 @@ def conclude(
                 rates.add_prompt(d, values)
             for i in m.repeated:
                 noise.add(d, values[i], _reward(ready, d, again.get(i, {}), kappa))
-    reference = noise.result(floors, steps_of(ready))
-    charts = {
+    reference = noise.result(pass_thresholds, steps_of(ready))
+    calibration_maps = {
         d: [{**c, "provisional": c["n"] < PROVISIONAL_UNDER} if "n" in c else c for c in group]
         for d, group in described(ready).items()
     }
-    return {**reference, "calibration": charts}, ready
+    return {**reference, "calibration": calibration_maps}, ready
 
 
-def _raw(found: Measurements, sources: Sources) -> dict[tuple[str, int], list[list[float | None]]]:
+def _raw(
+    found: Measurements, sources: RewardSources
+) -> dict[tuple[str, int], list[list[float | None]]]:
     """Raw scores of each source, one list per prompt."""
     out: dict[tuple[str, int], list[list[float | None]]] = {}
     for m in found.in_order():
@@ -266,7 +270,7 @@ def _raw(found: Measurements, sources: Sources) -> dict[tuple[str, int], list[li
 
 
 def columns_of(
-    scores: Sequence[tuple[int, Score]], sources: Sources
+    scores: Sequence[tuple[int, Score]], sources: RewardSources
 ) -> dict[tuple[str, int], list[tuple[int, Score]]]:
     """Scores by source: they come source by source, each over the same rollouts."""
     keys = [(d, s.number) for d, group in sources.items() for s in group]
@@ -275,7 +279,10 @@ def columns_of(
 
 
 def _by_rollout(
-    scores: Sequence[tuple[int, Score]], ready: Sources, before: Sources, anchors: Anchors
+    scores: Sequence[tuple[int, Score]],
+    ready: RewardSources,
+    before: RewardSources,
+    anchors: Anchors,
 ) -> dict[int, dict[str, list[Score]]]:
     """rollout -> dimension -> scores with their values; those of a chart that was fitted only now
     are mapped here."""
@@ -283,7 +290,7 @@ def _by_rollout(
     for (d, number), column in columns_of(scores, ready).items():
         source = ready[d][number]
         plain = [s for _, s in column]
-        if before[d][number].waits:
+        if before[d][number].needs_fit:
             if source.kind == ANCHORED and (d, number) not in anchors:
                 anchors[d, number] = anchor(source, [s.raw for s in plain])
             plain = calibrated(source, plain, len(plain), anchors)
@@ -293,7 +300,7 @@ def _by_rollout(
 
 
 def _reward(
-    sources: Sources, d: str, scores: Mapping[str, Sequence[Score]], kappa: float | None
+    sources: RewardSources, d: str, scores: Mapping[str, Sequence[Score]], kappa: float | None
 ) -> float | None:
     value = combine_sources(sources[d], scores.get(d, []), kappa)
     return None if value is None else value.reward
@@ -343,9 +350,9 @@ def judge_stats_of(tree: Mapping[str, Any]) -> JudgeStats:
     )
 
 
-def unmeasured(sources: Sources, floors: Mapping[str, float]) -> dict[str, Any]:
+def unmeasured(sources: RewardSources, pass_thresholds: Mapping[str, float]) -> dict[str, Any]:
     """The reference of a build without presamples: nothing was scored twice."""
-    plain = Noise(list(sources)).result(floors, dict.fromkeys(sources, 0.0))
+    plain = Noise(list(sources)).result(pass_thresholds, dict.fromkeys(sources, 0.0))
     return {**plain, "calibration": described(sources)}
 
 

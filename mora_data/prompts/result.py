@@ -38,8 +38,8 @@ class Arm:
     rollouts: list[Rollout] = field(default_factory=list)
     rewards: dict[str, list[float | None]] = field(default_factory=dict)
     # what floors are compared with
-    levels: dict[str, list[float | None]] = field(default_factory=dict)
-    doubts: dict[str, list[float | None]] = field(default_factory=dict)
+    absolutes: dict[str, list[float | None]] = field(default_factory=dict)
+    uncertainties: dict[str, list[float | None]] = field(default_factory=dict)
     anchors: dict[tuple[str, int], float] = field(default_factory=dict)
     pairs: list[Pair] = field(default_factory=list)
 
@@ -223,7 +223,9 @@ def _add_arm(out: Mapping[str, Table], prompt_id: str, arm: Arm, dims: Sequence[
             **{
                 f"{what}_{d}": side[d][i] if d in side else None
                 for d in dims
-                for what, side in zip(SIDES, (arm.rewards, arm.levels, arm.doubts), strict=True)
+                for what, side in zip(
+                    SIDES, (arm.rewards, arm.absolutes, arm.uncertainties), strict=True
+                )
             },
         )
     for rank, pair in enumerate(arm.pairs):
@@ -241,7 +243,7 @@ def _add_arm(out: Mapping[str, Table], prompt_id: str, arm: Arm, dims: Sequence[
         )
 
 
-def holds(pair: Pair, binding: Sequence[str]) -> bool:
+def is_confirmed(pair: Pair, binding: Sequence[str]) -> bool:
     """Whether the fresh scores confirm a pair: no binding margin turns negative, and the total
     stays positive."""
     confirmed = pair.margins_confirmed

@@ -141,17 +141,17 @@ class PartitionRunner:
 
     async def _changed(self) -> None:
         self._ended.clear()
-        waits = [
+        needs_fit = [
             asyncio.ensure_future(e.changed())
             for e in set(self._engines.values())
             if not e.wants_more
         ]
         try:
-            if waits:
-                waits.append(asyncio.ensure_future(self._one_ended()))
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if needs_fit:
+                needs_fit.append(asyncio.ensure_future(self._one_ended()))
+                await asyncio.wait(needs_fit, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for w in waits:
+            for w in needs_fit:
                 w.cancel()
 
 

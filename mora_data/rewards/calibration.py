@@ -69,24 +69,28 @@ def fit(
     finite = np.isfinite(raw)
     x = np.asarray(raw, float)[finite]
     y = None if labels is None else np.asarray(labels, float)[finite]
-    chart: dict[str, Any] = {"kind": kind, "n": len(x)}
+    calibration_map: dict[str, Any] = {"kind": kind, "n": len(x)}
     if kind in RANKED and len(x) < LEAST_SCORES:
         raise SettingsError(
             f"{kind} can't be fitted on {len(x)} reference scores: it takes {LEAST_SCORES} at least"
         )
     if kind in LABELLED:
-        return {**chart, **_fit_labelled(kind, x, y)}
+        return {**calibration_map, **_fit_labelled(kind, x, y)}
     if kind == "ecdf":
-        return {**chart, **_fit_ecdf(x)}
+        return {**calibration_map, **_fit_ecdf(x)}
     if kind == "robust_z":
-        return {**chart, **_fit_robust_z(x)}
+        return {**calibration_map, **_fit_robust_z(x)}
     if kind == ANCHORED:
-        return {**chart, "quantile": given.get("quantile", 0.5), "temperature": _temperature(given)}
-    return {**chart, **{k: given[k] for k in _PARAMETERS[kind] if k in given}}
+        return {
+            **calibration_map,
+            "quantile": given.get("quantile", 0.5),
+            "temperature": _temperature(given),
+        }
+    return {**calibration_map, **{k: given[k] for k in _PARAMETERS[kind] if k in given}}
 
 
 def apply(
-    chart: Chart, raw: NDArray[np.float64], anchor: NDArray[np.float64] | float = math.nan
+    calibration_map: Chart, raw: NDArray[np.float64], anchor: NDArray[np.float64] | float = math.nan
 ) -> NDArray[np.float64]:
     """Values in [0, 1] of raw scores of any shape; NaN for a score that is not finite or lies
     outside the scale.
@@ -95,54 +99,65 @@ def apply(
     of exp on another processor do not show.
     """
     s = np.where(np.isfinite(raw), raw, np.nan)
-    return np.round(_mapped(chart, s, anchor), DECIMALS)
+    return np.round(_mapped(calibration_map, s, anchor), DECIMALS)
 
 
 def _mapped(
-    chart: Chart, s: NDArray[np.float64], anchor: NDArray[np.float64] | float
+    calibration_map: Chart, s: NDArray[np.float64], anchor: NDArray[np.float64] | float
 ) -> NDArray[np.float64]:
-    kind = chart["kind"]
+    kind = calibration_map["kind"]
     if kind in ("ecdf", "isotonic"):
         ends = {"left": 0.0, "right": 1.0} if kind == "ecdf" else {}
-        return np.asarray(np.interp(s, np.asarray(chart["x"]), np.asarray(chart["y"]), **ends))
+        return np.asarray(
+            np.interp(s, np.asarray(calibration_map["x"]), np.asarray(calibration_map["y"]), **ends)
+        )
     if kind == "robust_z":
-        return np.asarray((np.clip((s - chart["median"]) / chart["scale"], -3.0, 3.0) + 3.0) / 6.0)
+        return np.asarray(
+            (np.clip((s - calibration_map["median"]) / calibration_map["scale"], -3.0, 3.0) + 3.0)
+            / 6.0
+        )
     if kind == "platt":
-        return logistic(chart["slope"] * s + chart["offset"])
+        return logistic(calibration_map["slope"] * s + calibration_map["offset"])
     if kind == "sigmoid":
-        return logistic((s - chart.get("zero", 0.0)) / chart.get("temperature", 1.0))
+        return logistic(
+            (s - calibration_map.get("zero", 0.0)) / calibration_map.get("temperature", 1.0)
+        )
     if kind == ANCHORED:
-        return logistic((s - anchor) / chart["temperature"])
-    low, high = (chart.get("low", 1.0), chart.get("high", 5.0)) if kind == "likert" else (0.0, 1.0)
+        return logistic((s - anchor) / calibration_map["temperature"])
+    low, high = (
+        (calibration_map.get("low", 1.0), calibration_map.get("high", 5.0))
+        if kind == "likert"
+        else (0.0, 1.0)
+    )
     with np.errstate(invalid="ignore"):
         return np.where((s >= low) & (s <= high), (s - low) / (high - low), np.nan)
 
 
-def anchor_of(chart: Chart, raw: Iterable[float]) -> float:
+def anchor_of(calibration_map: Chart, raw: Iterable[float]) -> float:
     """s_ref of a prompt: the chart's quantile of its answers' scores, linear between them; NaN
     without any."""
     there = sorted(v for v in raw if math.isfinite(v))
     if not there:
         return math.nan
-    at = float(chart.get("quantile", 0.5)) * (len(there) - 1)
+    at = float(calibration_map.get("quantile", 0.5)) * (len(there) - 1)
     low = math.floor(at)
     high = min(low + 1, len(there) - 1)
     return there[low] + (at - low) * (there[high] - there[low])
 
 
-def check(chart: object, where: str) -> dict[str, Any]:
+def check(calibration_map: object, where: str) -> dict[str, Any]:
     """A chart read from a file, with its parameters as they must be.
 
     Raises:
         SettingsError: it is none.
     """
-    kind = chart.get("kind") if isinstance(chart, Mapping) else None
-    if not isinstance(chart, Mapping) or kind not in KINDS:
+    kind = calibration_map.get("kind") if isinstance(calibration_map, Mapping) else None
+    if not isinstance(calibration_map, Mapping) or kind not in KINDS:
         raise SettingsError(
             f"{where} holds no calibration: a JSON object with kind, one of {', '.join(KINDS)}"
         )
     for name in _REQUIRED.get(str(kind), ()):
-        value = chart.get(name)
+        value = calibration_map.get(name)
         good = _is_curve(value) if name in ("x", "y") else _is_number(value)
         if not good:
             raise SettingsError(
@@ -150,11 +165,16 @@ def check(chart: object, where: str) -> dict[str, Any]:
                 f" {'a rising list of numbers' if name in ('x', 'y') else 'a number'}, not"
                 f" {str(value)[:40]!r}"
             )
-    if kind in ("ecdf", "isotonic") and len(chart["x"]) != len(chart["y"]):
-        raise SettingsError(f"{where}: x has {len(chart['x'])} points and y {len(chart['y'])}")
-    if any(_is_number(chart.get(k)) and chart[k] <= 0 for k in ("temperature", "scale", "slope")):
+    if kind in ("ecdf", "isotonic") and len(calibration_map["x"]) != len(calibration_map["y"]):
+        raise SettingsError(
+            f"{where}: x has {len(calibration_map['x'])} points and y {len(calibration_map['y'])}"
+        )
+    if any(
+        _is_number(calibration_map.get(k)) and calibration_map[k] <= 0
+        for k in ("temperature", "scale", "slope")
+    ):
         raise SettingsError(f"{where}: temperature, scale and slope must be above 0")
-    return dict(chart)
+    return dict(calibration_map)
 
 
 def logistic(z: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from ..run.tasks import all_of
 from ..text import seed_of
 from ..types import Message, Score
 from .asking import Ask
-from .combine import ANCHORED, Anchors, Source, Sources, anchor, calibrated, combine
+from .combine import ANCHORED, Anchors, RewardSource, RewardSources, anchor, calibrated, combine
 
 AUTO = 50
 ERRORS = 2.0  # standard errors that a shift has to exceed, besides the limit
@@ -32,7 +32,7 @@ Item = dict[str, Any]
 Values = dict[str, list[float | None]]
 
 
-def chosen(found: Measurements, sources: Sources, n: int) -> list[Item]:
+def chosen(found: Measurements, sources: RewardSources, n: int) -> list[Item]:
     """Up to `n` scored reference rollouts, a fixed draw by their names, each with the anchors of
     its prompt."""
     drawn = sorted(
@@ -56,7 +56,7 @@ def chosen(found: Measurements, sources: Sources, n: int) -> list[Item]:
 
 
 async def measured(
-    ask: Ask, sources: Sources, items: Sequence[Item], when: str, kappa: float | None
+    ask: Ask, sources: RewardSources, items: Sequence[Item], when: str, kappa: float | None
 ) -> Values:
     """Per dimension the value of each item, None where there is none now."""
     rows = await all_of(_one(ask, sources, item, f"score:canary:{when}") for item in items)
@@ -101,7 +101,9 @@ def drifted(found: Mapping[str, Mapping[str, Any]], limit: float) -> list[str]:
     ]
 
 
-async def _one(ask: Ask, sources: Sources, item: Item, purpose: str) -> dict[str, list[Score]]:
+async def _one(
+    ask: Ask, sources: RewardSources, item: Item, purpose: str
+) -> dict[str, list[Score]]:
     messages = tuple(Message(role=m["role"], content=m["content"]) for m in item["messages"])
     group = [s for found in sources.values() for s in found]
     columns = await all_of(_column(ask, s, item, messages, purpose) for s in group)
@@ -114,7 +116,7 @@ async def _one(ask: Ask, sources: Sources, item: Item, purpose: str) -> dict[str
 
 
 async def _column(
-    ask: Ask, source: Source, item: Item, messages: tuple[Message, ...], purpose: str
+    ask: Ask, source: RewardSource, item: Item, messages: tuple[Message, ...], purpose: str
 ) -> list[Score]:
     try:
         return await source.reward.scores(ask, item["prompt_id"], messages, [item["text"]], purpose)
@@ -122,7 +124,7 @@ async def _column(
         return [Score(source.dimension, source.reward.name, None, None, str(e))]
 
 
-def _anchors(m: Measured, sources: Sources) -> dict[str, float]:
+def _anchors(m: Measured, sources: RewardSources) -> dict[str, float]:
     columns = columns_of(m.first, sources)
     found = {
         f"{s.dimension}/{s.number}": anchor(

@@ -18,13 +18,16 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from ..errors import SettingsError
 from ..run.tasks import all_of
-from ..settings import BuildSettings, RewardSettings, nearest
+from ..settings import Settings as PluginSettings
+from ..settings import nearest
 from ..templating import inert
 from ..text import digest
 from ..types import Answer, Message, Messages, Request, Sampling, Score
+from . import RewardContext
 from .asking import UNCALIBRATED, Ask
 from .classifier_families import FAMILIES, Family
 
@@ -37,17 +40,38 @@ class Classifier:
     """A reward model behind /classify or /pooling: its own scale, a probability, or a bare logit to
     be calibrated."""
 
-    def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
+    class Settings(PluginSettings):
+        """Settings of the kind `classifier`."""
+
+        family: str | None = None
+        """A known model: beaver-reward, beaver-cost, armorm, skywork, helpsteer."""
+        task: Literal["classify", "pooling"] = "classify"
+        """Which path of the server is asked."""
+        labels: tuple[str, ...] = ()
+        """Names of the outputs, in order; a reply with another number of outputs is no score."""
+        label: str | None = None
+        """The output that is this dimension's."""
+        activation: Literal["sigmoid", "softmax"] | None = None
+        """Makes a probability of the raw output."""
+        invert: bool = False
+        """Higher is worse."""
+        layout: str | None = None
+        """The text that is rated, with {question} and {answer}; null: the server applies the
+        model's chat template."""
+        range: tuple[float, float] | None = None
+        """Lowest and highest value of the model's own scale."""
+
+    def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
         self.dimension = dimension
-        self._family = family = _family(settings)
-        self._label = _label(dimension, settings, family)
-        self.name = f"{settings.family or 'classifier'}:{self._label}{settings.signature}"
-        self.floor = family.floor
+        self._family = family = _family(options)
+        self._label = _label(dimension, options, family)
+        self.name = f"{options.family or 'classifier'}:{self._label}{context.suffix}"
+        self.pass_threshold = family.pass_threshold
         self.calibration = family.calibration
         self.step = family.step
-        self.fingerprint = digest("classifier", repr(family), self._label, settings.task)
-        self._role = build.reward_role(dimension, settings)
-        self._task = settings.task
+        self.fingerprint = digest("classifier", repr(family), self._label, options.task)
+        self._role = context.role
+        self._task = options.task
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
@@ -143,47 +167,53 @@ def as_asked(messages: Messages, answer: str, layout: str | None) -> Messages:
     )
 
 
-def _family(settings: RewardSettings) -> Family:
+def _family(options: Classifier.Settings) -> Family:
     """The table's entry, with what the settings say in place of it.
 
     Raises:
         SettingsError: no such family, or settings that contradict each other.
     """
-    if settings.family is not None and settings.family not in FAMILIES:
+    if options.family is not None and options.family not in FAMILIES:
         raise SettingsError(
-            f"unknown classifier family {settings.family!r}: {nearest(settings.family, FAMILIES)}"
+            f"unknown classifier family {options.family!r}: {nearest(options.family, FAMILIES)}"
         )
-    family = FAMILIES[settings.family] if settings.family else Family()
-    if settings.layout is not None and not 0 <= settings.layout.find(
+    family = FAMILIES[options.family] if options.family else Family()
+    if options.layout is not None and not 0 <= options.layout.find(
         "{question}"
-    ) < settings.layout.find("{answer}"):
-        raise SettingsError(
-            f"layout {settings.layout!r} must hold {{question}} and then {{answer}}"
-        )
-    own = settings.model_fields_set
+    ) < options.layout.find("{answer}"):
+        raise SettingsError(f"layout {options.layout!r} must hold {{question}} and then {{answer}}")
+    own = options.model_fields_set
     if "labels" in own:
-        family = replace(family, labels=tuple(settings.labels), dims={})
+        family = replace(family, labels=options.labels, dims={})
     if "layout" in own:
-        family = replace(family, layout=settings.layout)
+        family = replace(family, layout=options.layout)
     if "invert" in own:
-        family = replace(family, invert=settings.invert)
-    if settings.activation:
+        family = replace(family, invert=options.invert)
+    if options.activation:
         return replace(
-            family, activation=settings.activation, range=None, calibration="identity", floor=0.5
+            family,
+            activation=options.activation,
+            range=None,
+            calibration="identity",
+            pass_threshold=0.5,
         )
-    if settings.range:
-        if settings.range[0] >= settings.range[1]:
-            raise SettingsError(f"range {list(settings.range)} must rise, as in [0, 4]")
+    if options.range:
+        if options.range[0] >= options.range[1]:
+            raise SettingsError(f"range {list(options.range)} must rise, as in [0, 4]")
         return replace(
-            family, activation=None, range=settings.range, calibration="identity", floor=0.5
+            family,
+            activation=None,
+            range=options.range,
+            calibration="identity",
+            pass_threshold=0.5,
         )
     return family
 
 
-def _label(dimension: str, settings: RewardSettings, family: Family) -> str:
+def _label(dimension: str, options: Classifier.Settings, family: Family) -> str:
     """Which output is the dimension's: a name among the labels, or a number where they have no
     names."""
-    label = settings.label or family.dims.get(dimension)
+    label = options.label or family.dims.get(dimension)
     if label is None and len(family.labels) <= 1:
         label = family.labels[0] if family.labels else "0"
     if label is None:

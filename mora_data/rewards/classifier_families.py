@@ -45,7 +45,7 @@ class Family:
     range: tuple[float, float] | None = None
     layout: str | None = None
     calibration: str = "ecdf"
-    floor: float | None = None
+    pass_threshold: float | None = None
     step: float = 0.0
 
 
@@ -82,7 +82,7 @@ FAMILIES = {
         invert=True,
         layout=BEAVER,
         calibration="sigmoid",
-        floor=0.5,
+        pass_threshold=0.5,
     ),
     "armorm": Family(
         ARMORM,
@@ -98,6 +98,6 @@ FAMILIES = {
         {"helpful": "helpfulness", "truthful": "correctness"},
         range=(0.0, 4.0),
         calibration="identity",
-        floor=0.75,
+        pass_threshold=0.75,
     ),
 }

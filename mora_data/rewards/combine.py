@@ -37,7 +37,7 @@ Anchors = dict[tuple[str, int], float]  # (dimension, number of the source) -> s
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RewardSource:
     """One source of reward in its place.
 
     Attributes:
@@ -52,8 +52,8 @@ class Source:
     number: int
     weight: float
     kind: str
-    chart: Mapping[str, Any] | None
-    floor: float | None
+    calibration_map: Mapping[str, Any] | None
+    pass_threshold: float | None
     step: float
     settings: CalibrationSettings
 
@@ -62,17 +62,17 @@ class Source:
         return self.reward.dimension
 
     @property
-    def waits(self) -> bool:
+    def needs_fit(self) -> bool:
         """Whether its chart has to be fitted on the reference scores."""
-        return self.chart is None and self.kind not in OWN
+        return self.calibration_map is None and self.kind not in OWN
 
     @property
     def relative(self) -> bool:
         """Whether its values compare answers to one prompt only."""
-        return self.floor is None
+        return self.pass_threshold is None
 
 
-Sources = Mapping[str, Sequence[Source]]
+RewardSources = Mapping[str, Sequence[RewardSource]]
 
 
 class Value(NamedTuple):
@@ -86,13 +86,13 @@ class Value(NamedTuple):
     """
 
     reward: float
-    level: float
-    doubt: float
+    absolute: float
+    uncertainty: float
 
 
 def sources_of(
     rewards: Mapping[str, Sequence[Reward]], settings: BuildSettings
-) -> dict[str, list[Source]]:
+) -> dict[str, list[RewardSource]]:
     """The sources with those charts that need no reference scores.
 
     Raises:
@@ -107,7 +107,10 @@ def sources_of(
         for d in rewards
     }
     for source in (
-        s for sources in out.values() for s in sources if s.waits and not settings.presample.enabled
+        s
+        for sources in out.values()
+        for s in sources
+        if s.needs_fit and not settings.presample.enabled
     ):
         raise SettingsError(
             f"rewards.{source.dimension}: {source.reward.name} needs the calibration {source.kind},"
@@ -117,25 +120,30 @@ def sources_of(
     return out
 
 
-def with_charts(
-    sources: Sources, charts: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, list[Source]]:
+def with_calibration_maps(
+    sources: RewardSources, calibration_maps: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, list[RewardSource]]:
     """The sources with the charts of a reference.json."""
     return {
-        d: [replace(s, chart=charts[d][s.number]) if s.waits else s for s in found]
+        d: [
+            replace(s, calibration_map=calibration_maps[d][s.number]) if s.needs_fit else s
+            for s in found
+        ]
         for d, found in sources.items()
     }
 
 
-def described(sources: Sources) -> dict[str, list[dict[str, Any]]]:
+def described(sources: RewardSources) -> dict[str, list[dict[str, Any]]]:
     """The charts as reference.json and the published calibration.json hold them."""
     return {
-        d: [{"source": s.reward.name, **(s.chart or {"kind": s.kind})} for s in found]
+        d: [{"source": s.reward.name, **(s.calibration_map or {"kind": s.kind})} for s in found]
         for d, found in sources.items()
     }
 
 
-def floors_of(sources: Sources, given: str | Mapping[str, float]) -> dict[str, float]:
+def pass_thresholds_of(
+    sources: RewardSources, given: str | Mapping[str, float]
+) -> dict[str, float]:
     """Pass mark per dimension: the one given, else that of its first source with an absolute scale.
 
     Raises:
@@ -144,19 +152,21 @@ def floors_of(sources: Sources, given: str | Mapping[str, float]) -> dict[str, f
     marks = {} if isinstance(given, str) else dict(given)
     out = {}
     for d, found in sources.items():
-        own = next((s.floor for s in found if s.floor is not None), None)
+        own = next((s.pass_threshold for s in found if s.pass_threshold is not None), None)
         if own is None and not (d in marks and all(s.kind == ANCHORED for s in found)):
             raise SettingsError(_no_floor(d, found))
         out[d] = marks[d] if d in marks else float(own or 0.0)
     return out
 
 
-def steps_of(sources: Sources) -> dict[str, float]:
+def steps_of(sources: RewardSources) -> dict[str, float]:
     """Resolution of each dimension's scale: the coarsest of its sources."""
     return {d: max(s.step for s in found) for d, found in sources.items()}
 
 
-def calibrated(source: Source, scores: Sequence[Score], n: int, anchors: Anchors) -> list[Score]:
+def calibrated(
+    source: RewardSource, scores: Sequence[Score], n: int, anchors: Anchors
+) -> list[Score]:
     """A source's scores of `n` answers with their values; the first ones of a prompt set its
     anchor."""
     if len(scores) != n:
@@ -169,14 +179,14 @@ def calibrated(source: Source, scores: Sequence[Score], n: int, anchors: Anchors
                 f"{len(scores)} scores for {n} answers",
             )
         ] * n
-    if source.waits:
+    if source.needs_fit:
         return list(scores)
-    if source.chart is None:
+    if source.calibration_map is None:
         return [_own(s) for s in scores]
     key = (source.dimension, source.number)
     if source.kind == ANCHORED and key not in anchors:
         anchors[key] = anchor(source, [s.raw for s in scores])
-    values = _values(source.chart, [s.raw for s in scores], anchors.get(key, math.nan))
+    values = _values(source.calibration_map, [s.raw for s in scores], anchors.get(key, math.nan))
     return [
         (
             replace(s, value=v, reason="")
@@ -191,15 +201,15 @@ def calibrated(source: Source, scores: Sequence[Score], n: int, anchors: Anchors
     ]
 
 
-def anchor(source: Source, raw: Sequence[float | None]) -> float:
+def anchor(source: RewardSource, raw: Sequence[float | None]) -> float:
     """s_ref of a prompt from the raw scores of its answers."""
     from .calibration import anchor_of
 
-    return anchor_of(source.chart or {}, [r for r in raw if r is not None])
+    return anchor_of(source.calibration_map or {}, [r for r in raw if r is not None])
 
 
 def combine(
-    sources: Sequence[Source],
+    sources: Sequence[RewardSource],
     scores: Sequence[Score],
     kappa: float | None = None,
     sigma: float = 0.0,
@@ -226,8 +236,8 @@ def combine(
 
 
 def fitted(
-    sources: Sources, raw: Mapping[tuple[str, int], Sequence[Sequence[float | None]]]
-) -> dict[str, list[Source]]:
+    sources: RewardSources, raw: Mapping[tuple[str, int], Sequence[Sequence[float | None]]]
+) -> dict[str, list[RewardSource]]:
     """The sources with charts fitted on the raw scores of the reference prompts, one list of scores
     per prompt.
 
@@ -235,12 +245,15 @@ def fitted(
         SettingsError: the scores can't carry such a chart; the text names the dimension.
     """
     return {
-        d: [replace(s, chart=_fit(s, raw.get((d, s.number), ()))) if s.waits else s for s in found]
+        d: [
+            replace(s, calibration_map=_fit(s, raw.get((d, s.number), ()))) if s.needs_fit else s
+            for s in found
+        ]
         for d, found in sources.items()
     }
 
 
-def _fit(source: Source, by_prompt: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+def _fit(source: RewardSource, by_prompt: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     import numpy as np
 
     from .calibration import fit
@@ -262,35 +275,35 @@ def _fit(source: Source, by_prompt: Sequence[Sequence[float | None]]) -> dict[st
         raise SettingsError(f"rewards.{source.dimension}: {source.reward.name}: {e}") from e
 
 
-def _source(reward: Reward, number: int, settings: RewardSettings) -> Source:
+def _source(reward: Reward, number: int, settings: RewardSettings) -> RewardSource:
     ours = settings.calibration or CalibrationSettings()
     own = str(getattr(reward, "calibration", "identity"))
     where = f"rewards.{reward.dimension}: {reward.name}"
-    chart = (
+    calibration_map = (
         _chart_from_file(settings.calibration_file, reward) if settings.calibration_file else None
     )
-    kind = str(chart["kind"]) if chart is not None else ours.kind or own
-    if chart is None and kind in LABELLED:
-        chart = _labelled(kind, ours.labels, where)
-    if chart is None and kind == ANCHORED and ours.temperature is not None:
-        chart = {"kind": kind, "n": 0, **_given(ours)}
-    if chart is None and kind in OWN and settings.calibration is not None:
+    kind = str(calibration_map["kind"]) if calibration_map is not None else ours.kind or own
+    if calibration_map is None and kind in LABELLED:
+        calibration_map = _labelled(kind, ours.labels, where)
+    if calibration_map is None and kind == ANCHORED and ours.temperature is not None:
+        calibration_map = {"kind": kind, "n": 0, **_given(ours)}
+    if calibration_map is None and kind in OWN and settings.calibration is not None:
         from .calibration import fit
 
-        chart = {**fit(kind, _empty(), given=_given(ours)), "n": 0}
+        calibration_map = {**fit(kind, _empty(), given=_given(ours)), "n": 0}
     changed = kind != own
-    floor = getattr(reward, "floor", None)
+    pass_threshold = getattr(reward, "pass_threshold", None)
     if kind in LABELLED:
-        floor = LABELLED_FLOOR if changed or floor is None else floor
+        pass_threshold = LABELLED_FLOOR if changed or pass_threshold is None else pass_threshold
     elif changed and kind not in OWN:
-        floor = None
-    return Source(
+        pass_threshold = None
+    return RewardSource(
         reward,
         number,
         settings.weight,
         kind,
-        chart,
-        floor,
+        calibration_map,
+        pass_threshold,
         reward.step if kind in OWN else 0.0,
         ours,
     )
@@ -399,13 +412,15 @@ def _own(score: Score) -> Score:
 
 
 def _values(
-    chart: Mapping[str, Any], raw: Sequence[float | None], ref: float
+    calibration_map: Mapping[str, Any], raw: Sequence[float | None], ref: float
 ) -> list[float | None]:
     import numpy as np
 
     from .calibration import apply
 
-    values = apply(chart, np.array([math.nan if r is None else r for r in raw], dtype=float), ref)
+    values = apply(
+        calibration_map, np.array([math.nan if r is None else r for r in raw], dtype=float), ref
+    )
     return [None if math.isnan(v) else v for v in values.tolist()]
 
 
@@ -415,11 +430,11 @@ def _why(raw: float | None) -> str:
     return "out_of_range" if math.isfinite(raw) else "not_finite"
 
 
-def _mean(weighed: Sequence[tuple[Source, float]]) -> float:
+def _mean(weighed: Sequence[tuple[RewardSource, float]]) -> float:
     return sum(s.weight * v for s, v in weighed) / sum(s.weight for s, _ in weighed)
 
 
-def _no_floor(d: str, found: Sequence[Source]) -> str:
+def _no_floor(d: str, found: Sequence[RewardSource]) -> str:
     names = ", ".join(s.reward.name for s in found)
     remedy = f"add a source with an absolute scale to rewards.{d} (a judge or a guard)"
     if all(s.kind == ANCHORED for s in found):

@@ -6,43 +6,40 @@ number that is not finite or not in range, is a score of None with the reason.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections.abc import Sequence
 
+from .. import plugins
 from ..errors import SettingsError
-from ..settings import BuildSettings, RewardSettings
+from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Score
+from . import RewardContext
 from .asking import Ask
 
 
 class Function:
     """A function of yours: module:function of (messages, answer)."""
 
-    floor: float | None = 0.5
+    class Settings(PluginSettings):
+        """Settings of the kind `python`."""
+
+        path: str | None = None
+        """module:function of (messages, answer), giving a number in [0, 1] or null."""
+
+    pass_threshold: float | None = 0.5
     calibration = "identity"
     step = 0.0
 
-    def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
-        module, colon, name = (settings.path or "").partition(":")
-        if not colon:
-            raise SettingsError(
-                f"reward of {dimension}: python needs `path`, as module:function, not"
-                f" {settings.path!r}"
-            )
-        try:
-            self._function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as e:
-            raise SettingsError(f"reward of {dimension}: can't load {settings.path!r}: {e}") from e
+    def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
+        if options.path is None:
+            raise SettingsError(f"reward of {dimension}: python needs `path`, as module:function")
+        plugin = plugins.load({}, options.path, f"rewards.{dimension}.path")
+        self._function = plugin.target
         self.dimension = dimension
-        self.name = f"python:{settings.path}"
-        try:
-            source = inspect.getsource(self._function)
-        except (OSError, TypeError):
-            source = ""
-        self.fingerprint = digest("python", settings.path or "", source)
+        self.name = f"python:{options.path}"
+        self.fingerprint = digest("python", options.path, plugin.code_hash)
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str

@@ -28,13 +28,17 @@ import math
 import re
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from ..errors import SettingsError
 from ..run.tasks import all_of
-from ..settings import BuildSettings, RewardSettings, nearest
+from ..settings import Settings as PluginSettings
+from ..settings import nearest
 from ..templating import inert
 from ..templating import load as load_template
 from ..text import digest
 from ..types import Answer, Messages, Request, Sampling, Score
+from . import RewardContext
 from .asking import Ask
 from .classifier import as_asked
 from .judge import as_variables
@@ -53,36 +57,46 @@ Read = tuple[float | None, str]  # P(safe) or None, and the reason
 class Guard:
     """A safety model's verdict: Llama Guard 3, WildGuard or ShieldGemma."""
 
-    floor: float | None = 0.5
+    class Settings(PluginSettings):
+        """Settings of the kind `guard`."""
+
+        family: str | None = None
+        """llama-guard-3, wildguard or shieldgemma."""
+        template: str | None = None
+        """Path of a .j2 file with the instruction of its model card."""
+        policies: dict[str, str] = Field(default_factory=dict)
+        """shieldgemma: name to text of the policies; the worst verdict counts."""
+
+    pass_threshold: float | None = 0.5
     calibration = "identity"
 
-    def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
-        family = settings.family or ""
+    def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
+        family = options.family or ""
         if family not in FAMILIES:
             raise SettingsError(
-                f"unknown guard family {settings.family!r}: {nearest(family, FAMILIES)}"
+                f"unknown guard family {options.family!r}: {nearest(family, FAMILIES)}"
             )
-        if family != "llama-guard-3" and settings.template is None:
+        if family != "llama-guard-3" and options.template is None:
             raise SettingsError(
                 f"guard {family} needs `template`: a .j2 file with the instruction of its model"
                 " card"
             )
-        if (family == "shieldgemma") != bool(settings.policies):
+        if (family == "shieldgemma") != bool(options.policies):
             raise SettingsError(
                 "`policies` (name to text) belong to the guard shieldgemma, and it needs at"
                 " least one"
             )
         self.dimension, self._family = dimension, family
-        self.name = f"guard:{family}{settings.signature}"
+        self.name = f"guard:{family}{context.suffix}"
         self.step = 0.0
         self._template = (
-            load_template("guard", settings.template, VARIABLES) if settings.template else None
+            load_template("guard", options.template, VARIABLES) if options.template else None
         )
-        self._policies = dict(settings.policies) or {"": ""}
+        self._policies = dict(options.policies) or {"": ""}
         self.fingerprint = digest(
             "guard", family, self._template.sha256 if self._template else "", repr(self._policies)
         )
-        self._role = build.reward_role(dimension, settings)
+        self._role = context.role
         self._sampling = GREEDY
 
     async def scores(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..prompts.result import holds
+from ..prompts.result import is_confirmed
 from ..run.tasks import all_of
 from ..settings import BuildSettings, RewardSettings
 from ..types import Answer, Messages, Pair, Request, Rollout, Score
@@ -35,8 +35,11 @@ def judges_of(settings: BuildSettings) -> dict[str, Reward]:
     theirs = settings.model_copy(update={"judge": settings.role(ROLE)})
     out = {}
     for d in settings.dimensions:
-        template = next((r.template for r in settings.reward_sources(d) if r.kind == "judge"), d)
-        out[d] = load_reward(d, RewardSettings(kind="judge", template=template), theirs)
+        rubrics = [r.options for r in settings.reward_sources(d) if r.kind == "judge"]
+        rubric = (
+            {"template": rubrics[0]["template"]} if rubrics and "template" in rubrics[0] else {}
+        )
+        out[d] = load_reward(d, RewardSettings.model_validate(rubric), theirs)
     return out
 
 
@@ -53,7 +56,7 @@ async def second_opinion(
         {
             i
             for p in pairs
-            if not p.margins_confirmed or holds(p, binding)
+            if not p.margins_confirmed or is_confirmed(p, binding)
             for i in (p.chosen, p.rejected)
         }
     )

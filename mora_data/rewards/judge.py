@@ -21,10 +21,12 @@ from dataclasses import replace
 from typing import Any
 
 from ..run.tasks import all_of
-from ..settings import BuildSettings, RewardSettings, RoleSettings
+from ..settings import RoleSettings
+from ..settings import Settings as PluginSettings
 from ..templating import inert, nonce
 from ..templating import load as load_template
 from ..types import Answer, Messages, Request, Sampling, Score
+from . import RewardContext
 from .asking import Ask
 
 LEVELS = 5
@@ -48,21 +50,28 @@ _DIGIT = re.compile(r'[\s":]*(\d)\D*')
 class Judge:
     """Scores one dimension with one rubric template."""
 
-    floor: float | None = 0.75
+    class Settings(PluginSettings):
+        """Settings of the kind `judge`."""
+
+        template: str | None = None
+        """A rubric in templates/judge/ (without .j2), or a path; null: the dimension's own."""
+        expected: bool = False
+        """The mean of the levels under the probabilities of the score token, where the server
+        gives them."""
+
+    pass_threshold: float | None = 0.75
     calibration = "likert"
 
-    def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
+    def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
         self.dimension = dimension
-        self._template = load_template("judge", settings.template or dimension, VARIABLES)
-        self.name = f"judge:{self._template.name.rpartition('/')[2]}{settings.signature}"
-        self._expected = settings.expected
-        self.step = 0.0 if settings.expected else 1 / (LEVELS - 1)
+        self._template = load_template("judge", options.template or dimension, VARIABLES)
+        self.name = f"judge:{self._template.name.rpartition('/')[2]}{context.suffix}"
+        self._expected = options.expected
+        self.step = 0.0 if options.expected else 1 / (LEVELS - 1)
         self.fingerprint = self._template.sha256
-        self._role = build.reward_role(dimension, settings)
-        self._sampling = verdict_sampling(
-            build.role(self._role), 1, TOP_LOGPROBS if settings.expected else 0
-        )
-        self._seed = build.seed
+        self._role = context.role
+        self._sampling = verdict_sampling(context.model, 1, TOP_LOGPROBS if options.expected else 0)
+        self._seed = context.seed
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str

@@ -20,13 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
 
 from ..run.tasks import all_of
-from ..settings import BuildSettings, RewardSettings
+from ..settings import Settings as PluginSettings
 from ..templating import inert, nonce
 from ..templating import load as load_template
 from ..text import digest
 from ..types import Messages, Request, Score
+from . import RewardContext
 from .asking import Ask
 from .judge import as_variables, ask_verdict, verdict_sampling
 
@@ -36,19 +40,27 @@ VARIABLES = frozenset(("question", "history", "first", "second", "nonce", "dimen
 class Pairwise:
     """Win rate among the prompt's other answers, judged pair by pair in both orders."""
 
-    floor: float | None = None
+    class Settings(PluginSettings):
+        """Settings of the kind `pairwise`."""
+
+        template: str | None = None
+        """A template in templates/judge/ (without .j2), or a path."""
+        opponents: Annotated[int, Field(ge=2, le=64)] = 4
+        """Other answers of the prompt that each answer is compared with."""
+
+    pass_threshold: float | None = None
     calibration = "identity"
 
-    def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
+    def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
         self.dimension = dimension
-        self._template = load_template("judge", settings.template or "pairwise", VARIABLES)
-        self.name = f"pairwise:{self._template.name.rpartition('/')[2]}{settings.signature}"
-        self._opponents = settings.opponents
-        self.step = 0.5 / settings.opponents
-        self.fingerprint = digest(self._template.sha256, str(settings.opponents))
-        self._role = build.reward_role(dimension, settings)
-        self._sampling = verdict_sampling(build.role(self._role), 0, highest=2)
-        self._seed = build.seed
+        self._template = load_template("judge", options.template or "pairwise", VARIABLES)
+        self.name = f"pairwise:{self._template.name.rpartition('/')[2]}{context.suffix}"
+        self._opponents = options.opponents
+        self.step = 0.5 / options.opponents
+        self.fingerprint = digest(self._template.sha256, str(options.opponents))
+        self._role = context.role
+        self._sampling = verdict_sampling(context.model, 0, highest=2)
+        self._seed = context.seed
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str

@@ -13,9 +13,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..errors import SettingsError
-from ..settings import BuildSettings, RewardSettings
+from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Answer, Messages, Request, Score
+from . import RewardContext
 from .asking import Ask
 
 NOT_RATED = "not_rated"
@@ -35,29 +36,39 @@ class Rated:
 class Precomputed:
     """A rating of the source row."""
 
-    floor: float | None = 0.75
+    class Settings(PluginSettings):
+        """Settings of the kind `precomputed`."""
+
+        column: str | None = None
+        """Name of the rating in the source row."""
+        range: tuple[float, float] | None = None
+        """Lowest and highest value of the rating's scale."""
+        invert: bool = False
+        """Higher is worse."""
+
+    pass_threshold: float | None = 0.75
     calibration = "identity"
 
-    def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
-        if not settings.column or not settings.range or settings.range[0] >= settings.range[1]:
+    def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
+        if not options.column or not options.range or options.range[0] >= options.range[1]:
             raise SettingsError(
                 f"reward of {dimension}: precomputed needs `column` and a rising `range`, as in "
                 "column: helpfulness, range: [1, 5]"
             )
-        if build.policy.engine != "recorded":
+        if not context.recorded:
             raise SettingsError(
                 f"reward of {dimension}: a precomputed rating belongs to the source's own answers: "
                 "give --engine recorded"
             )
         self.dimension = dimension
-        self._column = settings.column
-        self._low, self._high = settings.range
-        self._invert = settings.invert
-        self.name = f"precomputed:{settings.column}"
+        self._column = options.column
+        self._low, self._high = options.range
+        self._invert = options.invert
+        self.name = f"precomputed:{options.column}"
         # ratings are whole numbers, if wide
         self.step = 1 / (self._high - self._low) if self._high - self._low >= 1 else 0.0
         self.fingerprint = digest(
-            "precomputed", settings.column, str(settings.range), str(settings.invert)
+            "precomputed", options.column, str(options.range), str(options.invert)
         )
 
     async def scores(

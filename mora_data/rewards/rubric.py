@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ..errors import SettingsError
 from ..run.tasks import all_of
-from ..settings import BuildSettings, CriterionSettings, RewardSettings
+from ..settings import Settings as PluginSettings
 from ..templating import inert, nonce
 from ..templating import load as load_template
 from ..text import digest
 from ..types import Messages, Request, Score
+from . import RewardContext
 from .asking import Ask
 from .judge import LEVELS, as_variables, ask_verdict, is_fresh, verdict_sampling
 
@@ -27,29 +31,48 @@ VARIABLES = frozenset(
 )
 
 
+class Criterion(PluginSettings):
+    """One criterion of a rubric list."""
+
+    text: str
+    """What a good answer does, as a statement."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight among the criteria."""
+    scale: Literal["yes_no", "levels"] = "yes_no"
+    """yes_no: met or not; levels: 1 to 5."""
+
+
 class Rubric:
     """Weighted criteria, one call each."""
 
-    floor: float | None = 0.75
+    class Settings(PluginSettings):
+        """Settings of the kind `rubric`."""
+
+        template: str | None = None
+        """A template in templates/judge/ (without .j2), or a path."""
+        criteria: tuple[Criterion, ...] = ()
+        """What is judged, one call each."""
+
+    pass_threshold: float | None = 0.75
     calibration = "identity"
 
-    def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
-        if not settings.criteria:
+    def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
+        if not options.criteria:
             raise SettingsError(
                 f"rubric of {dimension}: give `criteria`, a list of {{text: ..., weight: ...}}"
             )
         self.dimension = dimension
-        self._criteria = settings.criteria
-        self._template = load_template("judge", settings.template or "rubric", VARIABLES)
-        self.name = f"rubric:{len(settings.criteria)}{settings.signature}"
-        weights = [c.weight / (1 if c.scale == "yes_no" else LEVELS - 1) for c in settings.criteria]
-        self.step = min(weights) / math.fsum(c.weight for c in settings.criteria)
+        self._criteria = options.criteria
+        self._template = load_template("judge", options.template or "rubric", VARIABLES)
+        self.name = f"rubric:{len(options.criteria)}{context.suffix}"
+        weights = [c.weight / (1 if c.scale == "yes_no" else LEVELS - 1) for c in options.criteria]
+        self.step = min(weights) / math.fsum(c.weight for c in options.criteria)
         self.fingerprint = digest(
-            self._template.sha256, *(f"{c.text} {c.weight} {c.scale}" for c in settings.criteria)
+            self._template.sha256, *(f"{c.text} {c.weight} {c.scale}" for c in options.criteria)
         )
-        self._role = build.reward_role(dimension, settings)
-        self._settings = build.role(self._role)
-        self._seed = build.seed
+        self._role = context.role
+        self._model = context.model
+        self._seed = context.seed
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
@@ -83,7 +106,7 @@ class Rubric:
         messages: Messages,
         answer: str,
         purpose: str,
-        criterion: CriterionSettings,
+        criterion: Criterion,
     ) -> tuple[float | None, str]:
         lowest, highest = (0, 1) if criterion.scale == "yes_no" else (1, LEVELS)
         asked = self._template.render(
@@ -102,7 +125,7 @@ class Rubric:
         request = Request(
             self._role,
             asked,
-            verdict_sampling(self._settings, lowest, highest=highest),
+            verdict_sampling(self._model, lowest, highest=highest),
             purpose,
             prompt_id,
         )

@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ..settings import BuildSettings, RewardSettings
 from ..types import Messages, Score
+from . import RewardContext
 from .asking import Ask
 
 MAX_DUPLICATE_RATIO = 0.4  # share of 4-grams seen before, above which a text repeats itself
@@ -178,12 +178,12 @@ class Rules:
     """
 
     name = "rules"
-    floor: float | None = 0.5
+    pass_threshold: float | None = 0.5
     calibration = "identity"
     step = 1.0
     fingerprint = "rules-1"
 
-    def __init__(self, dimension: str, settings: RewardSettings, build: BuildSettings) -> None:
+    def __init__(self, dimension: str, options: None, context: RewardContext) -> None:
         self.dimension = dimension
 
     async def scores(

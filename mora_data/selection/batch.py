@@ -64,7 +64,7 @@ class Batch:
     max_length_ratio: float = np.inf
     text_hash_P_N: NDArray[np.uint64] | None = None
     reference_P_D: NDArray[np.float64] | None = None
-    doubt_P_N_D: NDArray[np.float64] | None = None
+    uncertainty_P_N_D: NDArray[np.float64] | None = None
     _margins: list[NDArray[np.float64]] = field(default_factory=list, repr=False)
 
     @property
@@ -122,17 +122,20 @@ class Batch:
         allowed &= np.abs(self.log_length_gap_P_N_N) <= np.log(self.max_length_ratio) + 1e-12
         if self.text_hash_P_N is not None:
             allowed &= self.text_hash_P_N[:, :, None] != self.text_hash_P_N[:, None, :]
-        if self.doubt_P_N_D is not None:
-            allowed &= self._undoubted_P_N_N(self.doubt_P_N_D)
+        if self.uncertainty_P_N_D is not None:
+            allowed &= self._certain_P_N_N(self.uncertainty_P_N_D)
         n = allowed.shape[1]
         allowed[:, np.arange(n), np.arange(n)] = False
         return np.asarray(allowed)
 
-    def _undoubted_P_N_N(self, doubt_P_N_D: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def _certain_P_N_N(self, uncertainty_P_N_D: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Pairs whose pessimistic chosen still beats the optimistic rejected: in every binding
         dimension, or in one at least where none is binding (METHOD (a) 4)."""
         with np.errstate(invalid="ignore"):
-            wins = self.margins_P_N_N_D > doubt_P_N_D[:, :, None, :] + doubt_P_N_D[:, None, :, :]
+            wins = (
+                self.margins_P_N_N_D
+                > uncertainty_P_N_D[:, :, None, :] + uncertainty_P_N_D[:, None, :, :]
+            )
         binding = self.binding_P_D[:, None, None, :]
         plain = ~np.any(self.binding_P_D, axis=-1)[:, None, None]
         return np.asarray(np.where(plain, np.any(wins, axis=-1), np.all(wins | ~binding, axis=-1)))

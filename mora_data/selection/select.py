@@ -54,7 +54,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _Confirmed:
     """Candidates that hold, of any number of tables; `row_Q` counts rows over all of them."""
 
     part_Q: NDArray[np.int32]
@@ -68,7 +68,7 @@ class _Held:
 def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
     """The run's pairs; the same partitions always give the same ones."""
     out = Selection()
-    held: list[_Held] = []
+    confirmed: list[_Confirmed] = []
     seen = _Seen(settings.mine.near_duplicates if settings.mine.dedup else None)
     n_rows = n_confirmed = n_held = 0
     before = after = 0.0
@@ -76,7 +76,7 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
         out.counts.update(_controls(part, settings.published_arms))
         for table in read(part, settings.dimensions, settings.published_arms, texts=False):
             mask = (
-                holds(table, table.pairs)
+                confirmed_pairs(table, table.pairs)
                 if settings.select.confirm
                 else np.ones(len(table.pairs), bool)
             )
@@ -88,15 +88,17 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
                 after += float(np.nansum(good.confirmed_Q_D))
             repeats = seen.repeats(table)
             out.counts.update(_counted(table, repeats, good))
-            held.append(_held(part.number, n_rows, table, good.take(repeats[good.row_Q] == "")))
+            confirmed.append(
+                _as_confirmed(part.number, n_rows, table, good.take(repeats[good.row_Q] == ""))
+            )
             n_rows += len(table)
-    _choose(out, held, settings)
+    _choose(out, confirmed, settings)
     out.confirmed = (n_confirmed, n_held)
     out.shrinkage = after / before if before else None
     return out
 
 
-def holds(table: ScoredTable, pairs: Pairs) -> NDArray[np.bool_]:
+def confirmed_pairs(table: ScoredTable, pairs: Pairs) -> NDArray[np.bool_]:
     """Whether the fresh scores confirm a pair: no binding margin turns negative, and the total
     stays positive."""
     fresh = pairs.confirmed_Q_D
@@ -135,9 +137,9 @@ def picker(
             index, there = table.padded(rows)
             rewards = np.where(there[..., None], table.rewards_R_D[index], np.nan)
             with np.errstate(invalid="ignore"):
-                passing = (table.levels_R_D - table.doubts_R_D)[index, t] >= reference.floors[
-                    target
-                ] - 1e-9
+                passing = (table.levels_R_D - table.doubts_R_D)[
+                    index, t
+                ] >= reference.pass_thresholds[target] - 1e-9
             batch = Batch(
                 rewards,
                 table.usable_R[index] & there,
@@ -238,10 +240,10 @@ def _counted(
     )
 
 
-def _held(part: int, first_row: int, table: ScoredTable, pairs: Pairs) -> _Held:
+def _as_confirmed(part: int, first_row: int, table: ScoredTable, pairs: Pairs) -> _Confirmed:
     first = table.starts[pairs.row_Q]
     length = np.log(np.maximum(table.lengths_R, 1))
-    return _Held(
+    return _Confirmed(
         np.full(len(pairs), part, np.int32),
         pairs.at_Q.astype(np.int32),
         (first_row + pairs.row_Q).astype(np.int32),
@@ -251,10 +253,10 @@ def _held(part: int, first_row: int, table: ScoredTable, pairs: Pairs) -> _Held:
     )
 
 
-def _choose(out: Selection, held: Sequence[_Held], settings: BuildSettings) -> None:
+def _choose(out: Selection, confirmed: Sequence[_Confirmed], settings: BuildSettings) -> None:
     """Pairs per prompt, greedily; no answer twice on one side or on both sides."""
     part, at, row, score, gap, sides = (
-        np.concatenate([getattr(h, f) for h in held]) if held else np.empty(0)
+        np.concatenate([getattr(h, f) for h in confirmed]) if confirmed else np.empty(0)
         for f in ("part_Q", "at_Q", "row_Q", "score_Q", "gap_Q", "sides_Q_2")
     )
     if not len(row):

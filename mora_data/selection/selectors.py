@@ -45,8 +45,8 @@ def maxmin(batch: Batch) -> NDArray[np.float64]:
     binding = (batch.binding_P_D | plain)[:, None, None, :]
     with np.errstate(invalid="ignore"):
         above = (m >= batch.delta_D) & (m > 0)
-        holds = batch.allowed_P_N_N() & np.all(np.where(binding, above, m >= 0), axis=-1)
-    return np.where(holds, np.where(binding, m * _weights(batch), np.inf).min(-1), -np.inf)
+        allowed_here = batch.allowed_P_N_N() & np.all(np.where(binding, above, m >= 0), axis=-1)
+    return np.where(allowed_here, np.where(binding, m * _weights(batch), np.inf).min(-1), -np.inf)
 
 
 def lsc(batch: Batch) -> NDArray[np.float64]:
@@ -82,10 +82,12 @@ def lexi(batch: Batch) -> NDArray[np.float64]:
     target = m[..., batch.target]
     others = tuple(d for d in range(m.shape[-1]) if d != batch.target)
     with np.errstate(invalid="ignore"):
-        holds = batch.allowed_P_N_N() & (target >= batch.delta_D[batch.target]) & (target > 0)
+        allowed_here = (
+            batch.allowed_P_N_N() & (target >= batch.delta_D[batch.target]) & (target > 0)
+        )
         for d in others if batch.guarded is None else batch.guarded:
-            holds &= m[..., d] >= -batch.delta_D[d]
-    return np.where(holds, target, -np.inf)
+            allowed_here &= m[..., d] >= -batch.delta_D[d]
+    return np.where(allowed_here, target, -np.inf)
 
 
 def rs_gap(batch: Batch) -> NDArray[np.float64]:
@@ -136,17 +138,17 @@ def random(batch: Batch) -> NDArray[np.float64]:
 def _dominance_hv(batch: Batch) -> NDArray[np.float64]:
     """One dimension at a time: planes of P x N x N are several times as fast as reductions over a
     last axis of D."""
-    holds, some = batch.allowed_P_N_N(), np.zeros(1, bool)
+    allowed_here, some = batch.allowed_P_N_N(), np.zeros(1, bool)
     volume, total = np.ones(1), np.zeros(1)
     with np.errstate(invalid="ignore"):
         for d, least in enumerate(batch.delta_D):
             m, binding = batch.margin_P_N_N(d), batch.binding_P_D[:, d, None, None]
             above = (m >= least) & (m > 0)
-            holds &= (m >= 0) & (above | ~binding)
+            allowed_here &= (m >= 0) & (above | ~binding)
             some = some | above
             volume, total = volume * np.where(binding, m, 1.0), total + m
     plain = ~np.any(batch.binding_P_D, axis=-1)[:, None, None]
-    return np.where(holds & some, np.where(plain, total, volume), -np.inf)
+    return np.where(allowed_here & some, np.where(plain, total, volume), -np.inf)
 
 
 def _of_utility(batch: Batch, utility_P_N: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -158,9 +160,11 @@ def _constrained(batch: Batch, gap_P_N_N: NDArray[np.float64]) -> NDArray[np.flo
     noise."""
     m = batch.margins_P_N_N_D
     with np.errstate(invalid="ignore"):
-        holds = batch.allowed_P_N_N() & np.all(m >= -batch.delta_D, axis=-1) & (gap_P_N_N > 1e-12)
-        holds &= np.any(m >= batch.delta_D, axis=-1)
-    return np.where(holds, gap_P_N_N, -np.inf)
+        allowed_here = (
+            batch.allowed_P_N_N() & np.all(m >= -batch.delta_D, axis=-1) & (gap_P_N_N > 1e-12)
+        )
+        allowed_here &= np.any(m >= batch.delta_D, axis=-1)
+    return np.where(allowed_here, gap_P_N_N, -np.inf)
 
 
 def _weights(batch: Batch) -> NDArray[np.float64]:

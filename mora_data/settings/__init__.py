@@ -17,7 +17,7 @@ from .base import Settings
 from .build import GUARD_ROLE, REWARD_ROLE, BuildSettings, Options
 from .load import build_settings, explain, load_settings, parse_override, to_yaml
 from .nearest import nearest
-from .rewards import CalibrationSettings, CriterionSettings, RewardSettings
+from .rewards import CalibrationSettings, RewardSettings
 from .roles import ROLES, BatchSettings, LocalSettings, RoleSettings
 from .running import LimitSettings, RaySettings, RecordedSettings, ScriptedSettings
 from .stages import (
@@ -39,7 +39,6 @@ __all__ = [
     "BatchSettings",
     "BuildSettings",
     "CalibrationSettings",
-    "CriterionSettings",
     "Foresee",
     "FuseSettings",
     "GuardSettings",

@@ -148,14 +148,8 @@ class BuildSettings(Settings):
 
     def reward_sources(self, dimension: str) -> list[RewardSettings]:
         """Reward sources of a dimension: those given, else the judge with the dimension's own
-        template."""
-        given = self.rewards.get(dimension)
-        if not given:
-            return [RewardSettings(kind="judge", template=dimension)]
-        return [
-            r if r.template or r.kind != "judge" else r.model_copy(update={"template": dimension})
-            for r in given
-        ]
+        rubric."""
+        return self.rewards.get(dimension) or [RewardSettings()]
 
     def reward_role(self, dimension: str, reward: RewardSettings) -> str:
         """The role that a reward asks as: its own where it names an endpoint, else the judge."""

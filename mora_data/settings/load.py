@@ -98,7 +98,8 @@ def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
 
 def explain(error: ValidationError, model: type[BaseModel], inside: str = "") -> str:
     """The first fault of settings of `model` as one line; `inside` is where they stand."""
-    fault = error.errors()[0]
+    faults = error.errors()  # an unknown key tells more than the missing one that it was meant for
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
     path = [*([inside] if inside else []), *(str(p) for p in fault["loc"])]
     where = ".".join(path) or "settings"
     if fault["type"] == "extra_forbidden":

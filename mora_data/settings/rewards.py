@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from .base import Settings
 from .roles import RoleSettings
-
-
-class CriterionSettings(Settings):
-    """One criterion of a rubric list."""
-
-    text: str
-    """What a good answer does, as a statement."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Weight among the criteria."""
-    scale: Literal["yes_no", "levels"] = "yes_no"
-    """yes_no: met or not; levels: 1 to 5."""
 
 
 class CalibrationSettings(Settings):
@@ -65,57 +54,24 @@ class CalibrationSettings(Settings):
 
 
 class RewardSettings(Settings):
-    """One source of reward for one dimension."""
+    """One source of reward for one dimension. What a kind needs besides stands beside these keys
+    and is checked when the build loads it (`Settings` of its class)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
     kind: str = "judge"
-    """Reward adapter: judge, pairwise, rubric, classifier, guard, python, precomputed, rules, or a
+    """Reward source: judge, pairwise, rubric, classifier, guard, python, precomputed, rules, or a
     dotted path module:Class."""
-    template: str | None = None
-    """judge, pairwise, rubric: a file in templates/judge/ (without .j2), or a path; guard: a path.
-    """
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight among the sources of this dimension."""
     endpoint: RoleSettings | None = None
     """The model that this source asks, where it is not the judge: engine, base URL, model. Without
     a URL, the judge's server."""
-    family: str | None = None
-    """classifier: beaver-reward, beaver-cost, armorm, skywork, helpsteer; guard: llama-guard-3,
-    wildguard, shieldgemma."""
-    task: Literal["classify", "pooling"] = "classify"
-    """classifier: which path of the server is asked."""
-    labels: list[str] = []
-    """classifier: names of the outputs, in order; a reply with another number of outputs is no
-    score."""
-    label: str | None = None
-    """classifier: the output that is this dimension's."""
-    activation: Literal["sigmoid", "softmax"] | None = None
-    """classifier: makes a probability of the raw output."""
-    invert: bool = False
-    """classifier, precomputed: higher is worse."""
-    layout: str | None = None
-    """classifier: the text that is rated, with {question} and {answer}; null: the server applies
-    the model's chat template."""
-    range: tuple[float, float] | None = None
-    """classifier, precomputed: lowest and highest value of the source's own scale."""
-    expected: bool = False
-    """judge: the mean of the levels under the probabilities of the score token, where the server
-    gives them."""
-    opponents: Annotated[int, Field(ge=2, le=64)] = 4
-    """pairwise: other answers of the prompt that each answer is compared with."""
-    criteria: list[CriterionSettings] = []
-    """rubric: what is judged, one call each."""
-    policies: dict[str, str] = {}
-    """guard shieldgemma: name to text of the policies; the worst verdict counts."""
-    path: str | None = None
-    """python: module:function of (messages, answer), giving a number in [0, 1] or null."""
-    column: str | None = None
-    """precomputed: name of the rating in the source row."""
-
     calibration: CalibrationSettings | None = None
     """Raw scores to values in [0, 1]; null: the source's own scale or kind."""
     calibration_file: str | None = None
-    """JSON file of a frozen calibration to use as it is: one chart, or the calibration.json of
-    another dataset."""
+    """JSON file of a frozen calibration to use as it is: one calibration map, or the
+    calibration.json of another dataset."""
 
     @field_validator("calibration", mode="before")
     @classmethod
@@ -123,7 +79,6 @@ class RewardSettings(Settings):
         return {"kind": value} if isinstance(value, str) else value
 
     @property
-    def signature(self) -> str:
-        """`@model` where the source has a model of its own, to sign its scores with."""
-        model = self.endpoint.model if self.endpoint else None
-        return f"@{model.rpartition('/')[2]}" if model else ""
+    def options(self) -> dict[str, Any]:
+        """What is said of the kind's own settings."""
+        return dict(self.model_extra or {})

@@ -20,11 +20,11 @@ class Offset:
     scale."""
 
     calibration = "anchored"
-    floor: float | None = None
+    pass_threshold: float | None = None
     step = 0.0
     noise = 0.1
 
-    def __init__(self, dimension: str, settings: Any, build: Any) -> None:
+    def __init__(self, dimension: str, options: Any, context: Any) -> None:
         self.dimension, self.name, self.fingerprint = (
             dimension,
             type(self).__name__.lower(),
@@ -51,7 +51,7 @@ class Ranked(Offset):
     """The same without its offset, mapped by rank; some answers have no number."""
 
     calibration = "ecdf"
-    floor = 0.3
+    pass_threshold = 0.3
     bad: ClassVar[list[float | None]] = [float("nan"), float("inf"), None]
 
     def raw(self, prompt_id: str, answer: str, purpose: str) -> float | None:
@@ -63,7 +63,7 @@ class Level(Offset):
     """Values of its own, 0 to 1 by the answer's text."""
 
     calibration = "identity"
-    floor = 0.3
+    pass_threshold = 0.3
     shift = 0.0  # tests move it for one end of the run
 
     def value(self, prompt_id: str, answer: str, purpose: str) -> float:
@@ -82,7 +82,7 @@ class Level(Offset):
 class Dice(Level):
     """A scorer that throws dice: two measurements have nothing in common."""
 
-    floor = 0.0
+    pass_threshold = 0.0
 
     def value(self, prompt_id: str, answer: str, purpose: str) -> float:
         return uniform(purpose, answer)

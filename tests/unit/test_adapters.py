@@ -15,7 +15,7 @@ import pytest
 from mora_data.errors import SettingsError
 from mora_data.rewards import load
 from mora_data.rewards.guard import llama_guard, request_is_safe, shieldgemma, wildguard
-from mora_data.rewards.judge import Judge, expected_level, verdict
+from mora_data.rewards.judge import expected_level, verdict
 from mora_data.rewards.pairwise import circle
 from mora_data.settings import RewardSettings, build_settings
 from mora_data.types import Answer, Message, Messages, Request, Score
@@ -250,7 +250,7 @@ def test_expected_scores_are_between_levels_and_fall_back_to_them() -> None:
     (found,), _ = scores(settings, Answer('{"score": 4}'), ["A."])
     assert (found.raw, found.value) == (4.0, 0.75)
     assert (
-        Judge("helpful", settings, BUILD).step == 0.0
+        load("helpful", settings, BUILD).step == 0.0
         and scores(RewardSettings(), reply, ["A."])[0][0].value == 0.75
     )
 
@@ -308,7 +308,7 @@ def test_win_rate_among_all_answers_follows_a_consistent_judge() -> None:
         RewardSettings(kind="pairwise", opponents=8), longer, ["a", "aaa", "aa", "aaaa", "bb"]
     )
     assert [s.value for s in found] == [0.0, 0.75, 0.375, 1.0, 0.375] and len(asked) == 2 * 10
-    assert load("helpful", RewardSettings(kind="pairwise"), BUILD).floor is None
+    assert load("helpful", RewardSettings(kind="pairwise"), BUILD).pass_threshold is None
 
 
 def test_a_judge_that_loves_the_first_place_says_nothing() -> None:
@@ -385,7 +385,7 @@ def test_a_function_gives_a_number_or_a_reason() -> None:
     assert of(f"{here}:later", "x") == [(0.25, "")]
     assert of(f"{here}:broken", "x") == [(None, "raised KeyError: 'x'")]
     for path in ("half", "nowhere:half", f"{here}:nobody"):
-        with pytest.raises(SettingsError, match=r"module:function|can't load"):
+        with pytest.raises(SettingsError, match=r"module:name|can't load"):
             of(path, "x")
 
 

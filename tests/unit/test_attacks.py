@@ -17,7 +17,7 @@ import pytest
 from mora_data import templating
 from mora_data.rewards import Reward, load
 from mora_data.rewards.judge import verdict
-from mora_data.settings import CriterionSettings, RewardSettings, build_settings
+from mora_data.settings import RewardSettings, build_settings
 from mora_data.templating import inert, nonce
 from mora_data.types import Answer, Message, Messages, Request
 
@@ -116,9 +116,7 @@ class Recorder:
 
 
 def judges() -> dict[str, Reward]:
-    rubric = RewardSettings(
-        kind="rubric", criteria=[CriterionSettings(text="It is short.", scale="levels")]
-    )
+    rubric = RewardSettings(kind="rubric", criteria=[{"text": "It is short.", "scale": "levels"}])
     made = {d: load(d, RewardSettings(), BUILD) for d in ("helpful", "harmless", "truthful")}
     return {
         **made,

@@ -23,7 +23,7 @@ from mora_data.rewards.calibration import (
     fit,
     logistic,
 )
-from mora_data.rewards.combine import calibrated, combine, floors_of, sources_of
+from mora_data.rewards.combine import calibrated, combine, pass_thresholds_of, sources_of
 from mora_data.settings import build_settings
 from mora_data.types import Score
 
@@ -32,7 +32,7 @@ RAW = RNG.normal(2.0, 3.0, 5000)
 LABELS = (RNG.random(5000) < logistic(RAW - 2.0)).astype(float)
 
 
-def chart(kind: str) -> dict[str, Any]:
+def calibration_map(kind: str) -> dict[str, Any]:
     return fit(
         kind, RAW, LABELS if kind in LABELLED else None, {"spread": 3.0} if kind == ANCHORED else {}
     )
@@ -40,7 +40,7 @@ def chart(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_maps_into_the_unit_interval_in_order_and_survives_json(kind: str) -> None:
-    made = chart(kind)
+    made = calibration_map(kind)
     again = check(json.loads(json.dumps(made)), "a file")
     raw = (
         np.linspace(1, 5, 101)
@@ -61,7 +61,7 @@ def test_every_kind_maps_into_the_unit_interval_in_order_and_survives_json(kind:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_number_stays_none(kind: str) -> None:
-    assert np.isnan(apply(chart(kind), np.array([np.nan, np.inf, -np.inf]), 0.0)).all()
+    assert np.isnan(apply(calibration_map(kind), np.array([np.nan, np.inf, -np.inf]), 0.0)).all()
 
 
 def test_scores_outside_a_known_scale_are_no_numbers() -> None:
@@ -183,12 +183,12 @@ class Fake:
 
     step, fingerprint = 0.0, "fake"
 
-    def __init__(self, dimension: str, calibration: str, floor: float | None) -> None:
-        self.dimension, self.name, self.calibration, self.floor = (
+    def __init__(self, dimension: str, calibration: str, pass_threshold: float | None) -> None:
+        self.dimension, self.name, self.calibration, self.pass_threshold = (
             dimension,
             f"fake:{calibration}",
             calibration,
-            floor,
+            pass_threshold,
         )
 
     async def scores(self, *args: Any) -> list[Score]:
@@ -196,7 +196,7 @@ class Fake:
 
 
 def one(
-    own: str = "identity", floor: float | None = 0.5, plain: bool = False, **reward: Any
+    own: str = "identity", pass_threshold: float | None = 0.5, plain: bool = False, **reward: Any
 ) -> Any:
     settings = build_settings(
         {
@@ -207,7 +207,7 @@ def one(
             "rewards": {"d": [{"kind": "fake", **reward}]},
         }
     )
-    return sources_of({"d": [Fake("d", own, floor)]}, settings)["d"]
+    return sources_of({"d": [Fake("d", own, pass_threshold)]}, settings)["d"]
 
 
 def scores(*raw: float | None, value: float | None = None) -> list[Score]:
@@ -277,25 +277,25 @@ def test_a_bradley_terry_score_gives_no_floor_across_prompts(
     calibration: str, mark: float | None, why: str
 ) -> None:
     with pytest.raises(SettingsError, match=why):
-        floors_of({"d": one(calibration, None)}, {} if mark is None else {"d": mark})
+        pass_thresholds_of({"d": one(calibration, None)}, {} if mark is None else {"d": mark})
 
 
 def test_where_floors_come_from() -> None:
-    assert floors_of({"d": one(ANCHORED, None)}, {"d": 0.6}) == {"d": 0.6}
-    assert floors_of({"d": one("likert", 0.75)}, "auto") == {"d": 0.75}
+    assert pass_thresholds_of({"d": one(ANCHORED, None)}, {"d": 0.6}) == {"d": 0.6}
+    assert pass_thresholds_of({"d": one("likert", 0.75)}, "auto") == {"d": 0.75}
     # ranks are another scale than the mark of the source
     with pytest.raises(SettingsError, match="Bradley-Terry"):
-        floors_of({"d": one("likert", 0.75, calibration="ecdf")}, "auto")
+        pass_thresholds_of({"d": one("likert", 0.75, calibration="ecdf")}, "auto")
     both = [*one(ANCHORED, None), *one("likert", 0.75)]
-    assert floors_of({"d": both}, "auto") == {"d": 0.75}
+    assert pass_thresholds_of({"d": both}, "auto") == {"d": 0.75}
 
 
 def test_level_comes_from_the_absolute_source_alone_and_doubt_from_all() -> None:
     both = [*one(ANCHORED, None, weight=3.0), *one("likert", 0.75)]
     found = combine(both, [Score("d", "a", 0.2), Score("d", "b", 0.8)])
-    assert found is not None and found.reward == pytest.approx(0.35) and found.level == 0.8
+    assert found is not None and found.reward == pytest.approx(0.35) and found.absolute == 0.8
     # weighted sd, kappa 1 for two sources
-    assert found.doubt == pytest.approx(math.sqrt(0.75 * 0.25) * 0.6)
+    assert found.uncertainty == pytest.approx(math.sqrt(0.75 * 0.25) * 0.6)
     single = combine(one(), [Score("d", "a", 0.4)], 2.0, 0.1)
     assert single == (0.4, 0.4, 0.2) and combine(one(), [Score("d", "a", 0.4)]) == (0.4, 0.4, 0.0)
     assert (
@@ -311,7 +311,7 @@ def test_plain_builds_cannot_fit_and_say_so() -> None:
         one("ecdf", None, plain=True)
     with pytest.raises(SettingsError, match=r"or calibration\.temperature"):
         one(ANCHORED, None, plain=True)
-    assert not one(ANCHORED, None, plain=True, calibration={"temperature": 2.0})[0].waits
+    assert not one(ANCHORED, None, plain=True, calibration={"temperature": 2.0})[0].needs_fit
 
 
 def test_labels_from_a_file(tmp_path: Path) -> None:
@@ -320,10 +320,10 @@ def test_labels_from_a_file(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     (source,) = one("ecdf", None, plain=True, calibration={"kind": "isotonic", "labels": str(path)})
     assert (
-        not source.waits
-        and source.floor == 0.5
-        and source.chart is not None
-        and source.chart["n"] == 40
+        not source.needs_fit
+        and source.pass_threshold == 0.5
+        and source.calibration_map is not None
+        and source.calibration_map["n"] == 40
     )
     bad = (
         ('{"raw": 1}', ":41:"),
@@ -345,10 +345,13 @@ def test_a_frozen_calibration_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "chart.json"
     path.write_text(json.dumps(fit("ecdf", RAW)))
     (source,) = one("ecdf", 0.5, plain=True, calibration_file=str(path))
-    assert source.chart == fit("ecdf", RAW) and source.floor == 0.5
+    assert source.calibration_map == fit("ecdf", RAW) and source.pass_threshold == 0.5
     held = {"d": [{"source": "fake:ecdf", **fit("ecdf", RAW)}]}
     path.write_text(json.dumps({"reference": {"calibration": held}}))  # as published
-    assert one("ecdf", None, calibration_file=str(path))[0].chart["x"] == fit("ecdf", RAW)["x"]
+    assert (
+        one("ecdf", None, calibration_file=str(path))[0].calibration_map["x"]
+        == fit("ecdf", RAW)["x"]
+    )
     path.write_text(json.dumps({"calibration": {}}))
     with pytest.raises(SettingsError, match="holds nothing for fake:ecdf in d"):
         one("ecdf", None, calibration_file=str(path))

@@ -133,7 +133,7 @@ def test_activations_are_ours() -> None:
 
 def test_only_sources_with_a_scale_have_a_floor() -> None:
     floors = {
-        name: load(d, build.reward_sources(d)[0], build).floor
+        name: load(d, build.reward_sources(d)[0], build).pass_threshold
         for name, f in FAMILIES.items()
         for d in [next(iter(f.dims))]
         for build in [settings(d, family=name)]

@@ -70,7 +70,6 @@ def test_written_settings_read_back() -> None:
         ({"rollouts": {"n": 3}}, "unknown setting 'rollouts': did you mean 'rollout'"),
         ({"rollout": {"m": 3}}, "unknown setting 'rollout.m'"),
         ({"policy": {"temprature": 1}}, "did you mean 'temperature'"),
-        ({"rewards": {"helpful": [{"templat": "x"}]}}, "did you mean 'template'"),
         ({"rollout": {"n": "many"}}, "rollout.n = 'many'"),
         ({"presample": {"n": [32, 16]}}, "must rise"),
         ({"dimensions": []}, "dimensions"),

@@ -81,7 +81,7 @@ class Recorder:
 def scores(
     ask: Recorder, purpose: str = "score:fused", answer: str = "An answer."
 ) -> list[float | None]:
-    judge = Judge("helpful", RewardSettings(), BUILD)
+    judge = load("helpful", RewardSettings(), BUILD)
     messages = (Message(role="user", content="A question?"),)
     return [s.value for s in asyncio.run(judge.scores(ask, "p", messages, [answer], purpose))]
 
@@ -130,13 +130,21 @@ def test_table_and_dotted_path() -> None:
             and reward.fingerprint
             and reward.step >= 0
         )
-        assert reward.floor is None or 0 < reward.floor < 1
+        assert reward.pass_threshold is None or 0 < reward.pass_threshold < 1
         assert reward.calibration in ("likert", "identity", "sigmoid", "ecdf", "anchored")
     assert isinstance(
         load("helpful", RewardSettings(kind="mora_data.rewards.judge:Judge"), BUILD), Judge
     )
     with pytest.raises(SettingsError, match="did you mean 'judge'"):
         load("helpful", RewardSettings(kind="juge"), BUILD)
+    for given, fault in (
+        ({"templat": "x"}, "unknown setting 'rewards.helpful.templat': did you mean 'template'"),
+        ({"kind": "rubric", "criteria": [{"txt": "x"}]}, "criteria.0.txt': did you mean 'text'"),
+        ({"kind": "pairwise", "opponents": 1}, "rewards.helpful.opponents = 1"),
+        ({"kind": "rules", "strict": True}, "rules has no settings of its own"),
+    ):
+        with pytest.raises(SettingsError, match=fault):
+            load("helpful", RewardSettings.model_validate(given), BUILD)
 
 
 def test_rules_object_to_refusals_and_degenerate_texts() -> None:

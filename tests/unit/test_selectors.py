@@ -218,8 +218,10 @@ def test_dominance_equals_its_definition(seed: int) -> None:
     scores, allowed = load("dominance_hv")(batch), batch.allowed_P_N_N()
     for p, i, j in np.ndindex(scores.shape):
         m, binding = batch.margins_P_N_N_D[p, i, j], batch.binding_P_D[p]
-        holds = allowed[p, i, j] and all(m >= 0) and all(m[binding] >= 0.05) and any(m >= 0.05)
-        want = (np.prod(m[binding]) if binding.any() else m.sum()) if holds else -np.inf
+        allowed_here = (
+            allowed[p, i, j] and all(m >= 0) and all(m[binding] >= 0.05) and any(m >= 0.05)
+        )
+        want = (np.prod(m[binding]) if binding.any() else m.sum()) if allowed_here else -np.inf
         assert scores[p, i, j] == pytest.approx(want)
 
 
