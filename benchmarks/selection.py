@@ -22,9 +22,12 @@ def child(side: str, n: int, rollouts: int) -> None:
     """One side in this process; making the rewards is not timed."""
     import numpy as np
 
-    from mora_data.selection import Batch, load, top_pairs
+    from mora_data.selection.batch import Batch, top_pairs
 
-    rng, selector = np.random.default_rng(0), load("dominance_hv")
+    rng, selector = (
+        np.random.default_rng(0),
+        plugins.load(SELECTORS, "dominance_hv", "select.selector").target,
+    )
     seconds, found = 0.0, 0
     for at in range(0, n, CHUNK):
         p = min(CHUNK, n - at)

@@ -152,6 +152,11 @@ class Rollout:
     length: int = 0  # in word and punctuation tokens
     persona: str | None = None  # whose system prompt it answered under
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it may stand in a pair."""
+        return self.error is None and not OUT_OF_PAIRS.intersection(self.flags)
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mora_data.selection import Batch
+    from mora_data.selection.batch import Batch
 
 _TASK = re.compile(r"^Task: (\w+)$", re.M)
 _TARGETS = re.compile(r"^Targets: (.+)$", re.M)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .. import plugins
 from ..errors import SettingsError
 from ..run.stats import RunStats
-from ..settings import BuildSettings, RoleSettings, nearest
+from ..settings import BuildSettings, RoleSettings
 from ..types import Role
 from .engine import ENGINES, Engine, Opened
 
@@ -34,11 +34,7 @@ def resolve(role: RoleSettings, sample: bool) -> RoleSettings:
     hosted = kind == "openai" or (kind == "batch" and role.batch.mode == "provider")
     if kind is None or (hosted and not base_url and not has_key):
         raise SettingsError(NO_ENDPOINT)
-    if kind not in ENGINES and ":" not in kind:
-        raise SettingsError(
-            f"engine {kind!r} is not part of this version: {nearest(kind, ENGINES)}, or give"
-            " module:function"
-        )
+    plugins.load(ENGINES, kind, "engine")
     return role.model_copy(
         update={"engine": kind, "base_url": (base_url or OPENAI) if hosted else role.base_url}
     )
@@ -67,14 +63,6 @@ def connect(
     heldout = ("heldout_judge",) if settings.heldout_judge is not None else ()
     for name in (*ROLES, *settings.more_roles(), *heldout):
         role = resolve(settings.role(name), sample)
-        engines[name] = _opener(role.engine or "")(role, settings, stats, shared)
+        opened: Opened = plugins.load(ENGINES, role.engine or "", f"{name}.engine").target
+        engines[name] = opened(role, settings, stats, shared)
     return engines
-
-
-def _opener(kind: str) -> Opened:
-    module, _, attribute = ENGINES.get(kind, kind).partition(":")
-    try:
-        opener: Opened = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
-        raise SettingsError(f"can't load the engine {kind!r}: {e}") from e
-    return opener

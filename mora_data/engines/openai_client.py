@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from .. import plugins
 from ..errors import SettingsError
 from .http import Fault, OnSend, Reply, parse_retry_after
 
@@ -31,7 +32,7 @@ class ClientTransport:
     ) -> None:
         self._base_url, self._path, self._on_send = base_url, path, on_send
         self._key = headers.get("Authorization", "").removeprefix("Bearer ")
-        self._make = None if kind == "openai" else _own(kind)
+        self._make = None if kind == "openai" else plugins.load({}, kind, "transport").target
         self._client: AsyncOpenAI | None = None
 
     async def post(self, body: bytes, timeout_s: float) -> Reply:
@@ -75,16 +76,6 @@ class ClientTransport:
                 f"the openai client can't sign in ({' '.join(str(e).split())[:160]}): set what it"
                 " asks for, or leave `transport` out"
             ) from e
-
-
-def _own(path: str) -> Any:
-    module, _, attribute = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise SettingsError(
-            f"can't load the transport {path!r}: {e}; give openai, or module:function"
-        ) from e
 
 
 def _reply_class() -> Any:

@@ -8,102 +8,84 @@ waits for a prompt's pairs, so a whole partition's are found at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..selection import Batch, top_pairs
+from ..selection.batch import Batch, PairRules, are_confirmed, top_pairs
 from ..text import digest, seed_of
 from ..types import Pair
+from .context import BuildContext
 from .result import Arm, PromptResult
-
-if TYPE_CHECKING:
-    from .flow import PromptContext
 
 CELLS = 1_000_000  # pairs x dimensions looked at together
 
 
-def candidates(work: PromptContext, arms: Sequence[tuple[PromptResult, Arm]]) -> None:
+def find_candidates(build: BuildContext, arms: Sequence[tuple[PromptResult, Arm]]) -> None:
     """Give each arm its `select.confirm_top` best pairs per pair wanted, best first."""
-    settings = work.settings.select
-    arms = [(o, arm) for o, arm in arms if arm.rollouts]
-    for few in _chunks(arms, len(work.dims)):
-        batch = as_batch(work, few)
+    settings = build.settings.select
+    rules = PairRules.of(build.settings, build.judge_stats, build.steps)
+    for some in _chunks([(r, arm) for r, arm in arms if arm.rollouts], len(build.dims)):
+        batch = as_batch(rules, some)
 
-        def tie(p: int, i: int, j: int, few: Sequence[tuple[PromptResult, Arm]] = few) -> int:
-            outcome, arm = few[p]
-            return seed_of(
-                outcome.prompt.prompt_id, digest(arm.rollouts[i].text), digest(arm.rollouts[j].text)
-            )
+        def tie(p: int, i: int, j: int, some: Sequence[tuple[PromptResult, Arm]] = some) -> int:
+            result, arm = some[p]
+            texts = (arm.rollouts[i].text, arm.rollouts[j].text)
+            return seed_of(result.prompt.prompt_id, *map(digest, texts))
 
-        picks = top_pairs(
-            batch, work.selector(batch), settings.confirm_top * settings.pairs_per_prompt, tie
-        )
+        k = settings.confirm_top * settings.pairs_per_prompt
+        picks = top_pairs(batch, build.selector(batch), k, tie)
         rows, ranks = np.nonzero(picks.chosen_P_K >= 0)
         chosen, rejected = picks.chosen_P_K[rows, ranks], picks.rejected_P_K[rows, ranks]
-        margins = (batch.rewards_P_N_D[rows, chosen] - batch.rewards_P_N_D[rows, rejected]).tolist()
-        for p, i, j, s, m in zip(
-            rows.tolist(),
-            chosen.tolist(),
-            rejected.tolist(),
-            picks.score_P_K[rows, ranks].tolist(),
-            margins,
-            strict=True,
-        ):
-            outcome, arm = few[p]
-            arm.pairs.append(
-                Pair(
-                    outcome.prompt.prompt_id,
-                    arm.name,
-                    i,
-                    j,
-                    s,
-                    dict(zip(work.dims, m, strict=True)),
-                )
-            )
+        margins = batch.rewards_P_N_D[rows, chosen] - batch.rewards_P_N_D[rows, rejected]
+        scores = picks.score_P_K[rows, ranks]
+        columns = (x.tolist() for x in (rows, chosen, rejected, scores, margins))
+        for p, i, j, score, m in zip(*columns, strict=True):
+            result, arm = some[p]
+            margin = dict(zip(build.dims, m, strict=True))
+            arm.pairs.append(Pair(result.prompt.prompt_id, arm.name, i, j, score, margin))
 
 
-def as_batch(work: PromptContext, arms: Sequence[tuple[PromptResult, Arm]]) -> Batch:
+def confirmed_sides(
+    pairs: Sequence[Pair], dims: Sequence[str], binding: Sequence[str]
+) -> list[int]:
+    """The rollouts of the pairs that fresh scores confirm, or that none was asked about."""
+    margins = [[p.margins_confirmed.get(d) for d in dims] for p in pairs]
+    fresh = np.array([[np.nan if v is None else v for v in m] for m in margins], dtype=float)
+    bound = np.array([[d in binding for d in dims]] * len(pairs), dtype=bool)
+    confirmed = are_confirmed(fresh.reshape(-1, len(dims)), bound.reshape(-1, len(dims)))
+    kept = [p for p, yes in zip(pairs, confirmed, strict=True) if yes or not p.margins_confirmed]
+    return sorted({i for p in kept for i in (p.chosen, p.rejected)})
+
+
+def as_batch(rules: PairRules, arms: Sequence[tuple[PromptResult, Arm]]) -> Batch:
     """Arms as one batch, a row each; the shorter ones are filled up with answers that may not be
     used."""
-    from .flow import is_usable
-
-    dims, settings = work.dims, work.settings.select
     sizes = np.array([len(arm.rollouts) for _, arm in arms])
     there = np.arange(sizes.max()) < sizes[:, None]
-    rollouts = [r for _, arm in arms for r in arm.rollouts]
     rewards, absolutes, uncertainties = (
-        np.full((*there.shape, len(dims)), np.nan) for _ in range(3)
+        np.full((*there.shape, len(rules.dims)), np.nan) for _ in range(3)
     )
-    for k, d in enumerate(dims):
-        rewards[there, k] = [np.nan if v is None else v for _, arm in arms for v in arm.rewards[d]]
-        absolutes[there, k] = [
-            np.nan if v is None else v for _, arm in arms for v in arm.absolutes[d]
-        ]
-        uncertainties[there, k] = [
-            np.nan if v is None else v for _, arm in arms for v in arm.uncertainties[d]
-        ]
+    for k, d in enumerate(rules.dims):
+        for table, name in (
+            (rewards, "rewards"),
+            (absolutes, "absolutes"),
+            (uncertainties, "uncertainties"),
+        ):
+            columns = (getattr(arm, name)[d] for _, arm in arms)
+            table[there, k] = [np.nan if v is None else v for column in columns for v in column]
+    rollouts = [r for _, arm in arms for r in arm.rollouts]
     usable = np.zeros(there.shape, bool)
-    usable[there] = [is_usable(r) for r in rollouts]
+    usable[there] = [r.is_usable for r in rollouts]
     lengths = np.ones(there.shape)
     lengths[there] = [r.length for r in rollouts]
     hashes = np.zeros(there.shape, np.uint64)
     hashes[there] = [int(digest(r.text), 16) for r in rollouts]
-    with np.errstate(invalid="ignore"):
-        passing = np.all(
-            absolutes - uncertainties
-            >= np.array([work.reference.pass_thresholds[d] for d in dims]) - 1e-9,
-            axis=-1,
-        )
-    return Batch(
+    return rules.batch(
         rewards,
+        absolutes - uncertainties,
         usable,
-        passing,
-        np.array([[d in o.binding_dims for d in dims] for o, _ in arms]),
-        np.array(work.reference.delta(dims, work.steps)),
         lengths,
-        np.array([settings.weights.get(d, 1.0) for d in dims]),
-        max_length_ratio=settings.max_length_ratio,
+        np.array([[d in r.binding_dims for d in rules.dims] for r, _ in arms]),
         text_hash_P_N=hashes,
         uncertainty_P_N_D=uncertainties if bool(np.any(uncertainties > 0)) else None,
     )

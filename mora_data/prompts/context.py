@@ -1,43 +1,47 @@
-"""What a partition needs to be worked on, made once from the settings: rewards, fuser, selector,
-personas, their fingerprints.
+"""What a build works with, loaded once from its settings: rewards, rewriter, selector, personas,
+and the statistics of its judges.
 
-    kit = load(settings, until, benchmarks)
-    kit.work(ask, as_reference(reference))             what a prompt's coroutine needs
-    kit.fingerprint(engines, reference, part)          everything that changes the partition's rows
-    await kit.through(engines, reference, runner, ...) partitions asked to their end and sealed
+    build = load(settings, until, benchmarks)
+    build = build.with_judge_stats(stats)
+    build.partition_key(engines, partition)     of everything that can change the partition's rows
+    PromptContext(build, ask)                   what one prompt's coroutine needs
 
 A build has one, and so has every worker of a cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ..engines.cached_client import CachedClient
+from .. import plugins
 from ..engines.engine import Engine
 from ..rewards import Reward, heldout
 from ..rewards import load as load_reward
-from ..rewards.combine import RewardSources, pass_thresholds_of, sources_of, with_calibration_maps
+from ..rewards.asking import Ask
+from ..rewards.combine import (
+    RewardSources,
+    pass_thresholds_of,
+    sources_of,
+    steps_of,
+    with_calibration_maps,
+)
+from ..rewards.judge_stats import JudgeStats, unmeasured
 from ..rewriting.rewriter import Rewriter
-from ..run.manifest import fingerprint, sampling_of
+from ..run.manifest import json_hash
 from ..run.partitions import Partition
-from ..selection import load as load_selector
-from ..settings import BuildSettings
+from ..selection import SELECTORS, Selector
+from ..settings import BuildSettings, cache_tree
 from ..sources.benchmarks import Benchmarks
 from ..text import digest
-from ..types import STAGES, Prompt, Role
-from .flow import JudgeStats, PromptContext, run_prompt
-from .judge_stats import judge_stats_of
+from ..types import STAGES, Role, Sampling
 from .personas import Persona, load_personas
-from .result import PromptResult
-from .runner import OpenPartition, PartitionRunner, seal
 
-if TYPE_CHECKING:
-    from ..selection import Selector
+FORMAT = 3  # of the partitions; raised when the same settings would make other rows
 
-FORMAT = 2  # of the partitions; raised when the same settings would make other rows
+# what the judges' statistics do not rest on; everything else that the settings hold counts
+NOT_IN_JUDGE_STATS = ("fuse", "rewriter", "rollout", "select")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,128 +49,105 @@ class BuildContext:
     """The parts of a build that its settings name.
 
     Attributes:
-        sources: reward sources per dimension; with their charts once `with_calibration`.
-        floors: pass mark per dimension, before phase 0.
-        templates: fingerprints of everything that is shown to a model, by name.
+        sources: reward sources per dimension, with their calibration maps where those are fitted.
+        templates: hashes of everything that is shown to a model, by name.
+        code: hashes of the code of the plug-ins, by the setting that names each.
     """
 
     settings: BuildSettings
     until: str
     sources: RewardSources
-    pass_thresholds: Mapping[str, float]
+    judge_stats: JudgeStats
     heldout: Mapping[str, Reward]
-    fuser: Rewriter
+    rewriter: Rewriter
     selector: Selector
     personas: tuple[Persona, ...]
     templates: Mapping[str, str]
-
-    def with_calibration(self, reference: Mapping[str, Any]) -> BuildContext:
-        """With the calibration that phase 0 froze; where there was no phase 0, as it is."""
-        if not self.settings.presample.enabled:
-            return self
-        return replace(self, sources=with_calibration_maps(self.sources, reference["calibration"]))
-
-    def work(self, ask: CachedClient, reference: JudgeStats) -> PromptContext:
-        """What a prompt's coroutine needs."""
-        return PromptContext(
-            self.settings,
-            ask,
-            self.sources,
-            self.fuser,
-            self.selector,
-            reference,
-            self.until,
-            self.personas,
-            self.heldout,
-        )
+    code: Mapping[str, str]
 
     @property
-    def rubrics(self) -> dict[str, str]:
-        """Fingerprints of the reward sources."""
-        return {k: v for k, v in self.templates.items() if k.startswith("judge/")}
+    def dims(self) -> list[str]:
+        return self.settings.dimensions
 
-    def fingerprint(
-        self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], part: Partition
-    ) -> str:
-        """Everything that changes a partition's rows."""
-        s = self.settings
-        return fingerprint(
+    @property
+    def steps(self) -> dict[str, float]:
+        """Resolution of each dimension's scale."""
+        return steps_of(self.sources)
+
+    def reaches(self, stage: str) -> bool:
+        """Whether the run goes as far as `stage`."""
+        return STAGES.index(stage) <= STAGES.index(self.until)
+
+    def sampling(self, role: str) -> Sampling:
+        """A role's sampling parameters."""
+        r = self.settings.role(role)
+        return Sampling(r.temperature, r.top_p, r.max_tokens, tuple(r.stop))
+
+    def with_judge_stats(self, stats: JudgeStats) -> BuildContext:
+        """With what was measured, and the calibration maps that were fitted."""
+        if not self.settings.presample.enabled:
+            return replace(self, judge_stats=stats)
+        sources = with_calibration_maps(self.sources, stats.calibration)
+        return replace(self, judge_stats=stats, sources=sources)
+
+    def partition_key(self, engines: Mapping[Role, Engine], partition: Partition) -> str:
+        """The cache key of a partition's rows: everything that the settings, the plug-ins, the
+        models and the judges' statistics hold, but for what is excluded by name."""
+        stats = self.judge_stats.to_json()
+        del stats["basis"], stats["n_rollouts"], stats["provisional"]
+        return json_hash(
             {
-                "format": FORMAT,
+                **self._inputs(engines),
+                "settings": cache_tree(self.settings),
                 "until": min(self.until, "select", key=STAGES.index),
-                "dims": s.dimensions,
-                "seed": s.seed,
-                "models": {r: model_of(e) for r, e in engines.items()},
-                "sampling": [sampling_of(s, r) for r in engines],
-                "rewards": {
-                    d: [r.model_dump(exclude={"endpoint"}) for r in s.reward_sources(d)]
-                    for d in s.dimensions
-                },
-                "compared": self.fuser.compared,
-                "templates": self.templates,
-                "fuse": s.fuse.model_dump(),
-                "rollout": s.rollout.model_dump(),
-                "presample": s.presample.model_dump(exclude={"canaries", "max_drift"}),
-                "select": s.select.model_dump(exclude={"balance_length", "allow_unreliable"}),
-                "reference": {
-                    k: reference[k]
-                    for k in ("noise", "floors", "prior", "mining", "calibration")
-                    if k in reference
-                },
-                "prompts": digest((part.folder / "prompts.jsonl").read_text("utf-8")),
+                "templates": dict(self.templates),
+                "judge_stats": stats,
+                "prompts": digest((partition.folder / "prompts.jsonl").read_text("utf-8")),
             }
         )
 
-    def is_sealed(
-        self, engines: Mapping[Role, Engine], reference: Mapping[str, Any], part: Partition
-    ) -> bool:
-        """Whether nothing is left to be done for a partition."""
-        manifest = part.manifest()
-        return (
-            manifest is not None
-            and not manifest.get("owed")
-            and manifest.get("settings") == self.fingerprint(engines, reference, part)
+    def judge_stats_key(self, engines: Mapping[Role, Engine]) -> str:
+        """The cache key of the judges' statistics."""
+        tree = cache_tree(self.settings)
+        kappa = tree["select"]["kappa"]
+        for section in NOT_IN_JUDGE_STATS:
+            del tree[section]
+        raters = [r for r in engines if r not in ("rewriter", "heldout_judge")]
+        judges = {k: v for k, v in self.templates.items() if k.startswith("judge/")}
+        return json_hash(
+            {
+                **self._inputs({r: engines[r] for r in raters}),
+                "settings": tree,
+                "kappa": kappa,
+                "templates": judges,
+                "floors": dict(self.judge_stats.pass_thresholds),
+            }
         )
 
-    async def through(
-        self,
-        engines: Mapping[Role, Engine],
-        reference: Mapping[str, Any],
-        runner: PartitionRunner,
-        parts: Sequence[Partition],
-        on_prompt: Callable[[PromptResult], None],
-    ) -> None:
-        """Ask partitions to their end and seal them.
+    def _inputs(self, engines: Mapping[Role, Engine]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "models": {r: engine_identity(e) for r, e in engines.items()},
+            "code": dict(self.code),
+            "compared": self.rewriter.compared,
+        }
 
-        Raises:
-            MoraError: it can't go on; what was answered is in the logs.
-        """
-        measured = judge_stats_of(reference)
-        confirms = self.settings.select.confirm or bool(self.heldout)
 
-        async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
-            return await run_prompt(self.work(ask, measured), prompt)
+@dataclass(frozen=True, slots=True)
+class PromptContext:
+    """What one prompt's coroutine needs: the build, and the one way to ask models."""
 
-        def finished(opened: OpenPartition) -> None:
-            if STAGES.index(self.until) >= STAGES.index("select") and not confirms:
-                from .candidates import candidates
+    build: BuildContext
+    ask: Ask
+    ratings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # by recorded answer
 
-                outcomes = [opened.outcomes[p.prompt_id] for p in opened.prompts]
-                candidates(
-                    self.work(opened.ask, measured),
-                    [(o, arm) for o in outcomes for arm in o.arms if arm.rewards],
-                )
-            seal(
-                opened, self.settings.dimensions, self.fingerprint(engines, reference, opened.part)
-            )
-
-        for part in parts:
-            part.reopen()
-        await runner.run(parts, flow, on_prompt, finished)
+    @property
+    def settings(self) -> BuildSettings:
+        return self.build.settings
 
 
 def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> BuildContext:
-    """The kit of a build; rewrites are compared with `benchmarks`.
+    """The context of a build; rewrites are compared with `benchmarks`.
 
     Raises:
         SettingsError: a reward, template, selector or persona is missing or wrong.
@@ -174,39 +155,59 @@ def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> BuildCo
     s = settings
     rewards = {d: [load_reward(d, r, s) for r in s.reward_sources(d)] for d in s.dimensions}
     sources = sources_of(rewards, s)
-    pass_thresholds = pass_thresholds_of(sources, s.presample.floors)
     judges = heldout.judges_of(s)
-    fuser = Rewriter(s, benchmarks)
-    selector = load_selector(s.select.selector)
+    rewriter = Rewriter(s, benchmarks)
+    selector = plugins.load(SELECTORS, s.select.selector, "select.selector")
     personas = load_personas(s.rollout.personas, s.rollout.n)
     return BuildContext(
         s,
         until,
         sources,
-        pass_thresholds,
+        unmeasured(sources, pass_thresholds_of(sources, s.presample.floors)),
         judges,
-        fuser,
-        selector,
+        rewriter,
+        _lazy(selector),
         personas,
-        _templates(rewards, fuser, personas),
+        _template_hashes(rewards, judges, rewriter, personas),
+        _code_hashes(sources, selector, rewriter),
     )
 
 
-def model_of(engine: Engine) -> list[Any]:
+def engine_identity(engine: Engine) -> list[Any]:
     """What of an engine can change its answers."""
     return [engine.model, engine.revision, dict(engine.extra)]
 
 
-def _templates(
-    rewards: Mapping[str, Sequence[Reward]], fuser: Rewriter, personas: Iterable[Persona]
+def _lazy(plugin: plugins.Plugin) -> Selector:
+    """The selector; a shipped one is imported with the first answers, as numpy comes with it."""
+    if plugin.name not in SELECTORS:
+        selector: Selector = plugin.target
+        return selector
+    return lambda batch: plugin.target(batch)
+
+
+def _template_hashes(
+    rewards: Mapping[str, Sequence[Reward]],
+    judges: Mapping[str, Reward],
+    rewriter: Rewriter,
+    personas: Sequence[Persona],
 ) -> dict[str, str]:
     found = {
-        f"judge/{d}" + (f"/{i}" if i else ""): r.fingerprint
+        f"judge/{d}" + (f"/{i}" if i else ""): getattr(r, "fingerprint", "")
         for d, rs in rewards.items()
         for i, r in enumerate(rs)
     }
-    found |= {f"intents/{d}": text for d, text in fuser.intents_sha256.items()}
-    found |= {f"fuse/{arm}": t.sha256 for arm, t in fuser.templates.items()}
-    if fuser.templates:
-        found |= {f"guard/{name}": t.sha256 for name, t in fuser.guard.templates.items()}
+    found |= {f"intents/{d}": text for d, text in rewriter.intents_sha256.items()}
+    found |= {f"fuse/{arm}": t.sha256 for arm, t in rewriter.templates.items()}
+    if rewriter.templates:
+        found |= {f"guard/{name}": t.sha256 for name, t in rewriter.guard.templates.items()}
+    found |= {f"heldout/{d}": getattr(r, "fingerprint", "") for d, r in judges.items()}
     return found | {f"personas/{p.name}": digest(p.system) for p in personas}
+
+
+def _code_hashes(
+    sources: RewardSources, selector: plugins.Plugin, rewriter: Rewriter
+) -> dict[str, str]:
+    found = {f"rewards.{d}.{s.number}": s.cache_key for d, group in sources.items() for s in group}
+    found["select.selector"] = selector.code_hash
+    return found | rewriter.code_hashes

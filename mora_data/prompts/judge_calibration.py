@@ -1,243 +1,232 @@
-"""What is measured around the partitions: phase 0 before them, the canaries at both ends, and what
-follows from it.
+"""How good the judges are: measured on the first prompts before the partitions run, and once more on
+a few canaries when all is scored.
 
-    measuring = JudgeCalibration(...)
-    reference = await measuring.phase_0(parts, runner)      reference.json: calibration, noise,
-    floors, thresholds measuring.check_reliability(...)                        before anything is
-    selected by scores that are mostly noise await measuring.again(...)
-    the canaries once more, when all is scored measuring.check_drift()
+    stats = await measure_judges(build, run, parts)     reference.json; frozen while settings stand
+    drift = await measure_drift(build, run, stats)      canaries: did the scorers change?
+    check_drift(drift, limit)                           raises UnreliableScores
+    check_reliability(build, stats, log)                before pairs are selected by noise
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
-from ..errors import UnreliableScores
+from ..errors import PendingRetry, UnreliableScores
 from ..rewards import canary
-from ..rewards.combine import digests
+from ..rewards.combine import Anchors
+from ..rewards.judge_stats import JudgeStats, Measured, Measurements, PassRates, conclude
 from ..run.folder import RunFolder, read_json
 from ..run.log import AnswerLog
-from ..run.manifest import fingerprint, sampling_of
 from ..run.partitions import Partition
 from ..run.progress import Progress
 from ..run.stats import RunStats
-from ..settings import BuildSettings
-from ..types import Role
+from ..text import seed_of
+from ..types import Prompt, Role
 from .budget import Mined, fit
-from .context import BuildContext, model_of
-from .judge_stats import (
-    Measurements,
-    Rates,
-    conclude,
-    first_prompts,
-    judge_stats_of,
-    mining_flow,
-    reference_flow,
-    strata_of,
-    unmeasured,
-    unreliable,
-)
+from .context import BuildContext, PromptContext
+from .flow import presample, sample_and_score, score
+from .result import PromptResult
 from .runner import PartitionRunner
 
+REPEAT_UNIT = 10_000
 
-@dataclass
-class JudgeCalibration:
-    """Phase 0 and the canaries of one build.
+Drift = Mapping[str, Mapping[str, Any]]
 
-    Attributes:
-        kit: what the build works with; its reward sources get their charts in phase 0.
-        drift: what the canaries show; empty before `again`.
-    """
 
-    kit: BuildContext
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a build asks with."""
+
     folder: RunFolder
     engines: Mapping[Role, Engine]
     stats: RunStats
     progress: Progress
-    reference: dict[str, Any] = field(default_factory=dict)
-    drift: dict[str, Any] = field(default_factory=dict)
+    runner: PartitionRunner
 
-    @property
-    def settings(self) -> BuildSettings:
-        return self.kit.settings
 
-    async def phase_0(self, parts: Sequence[Partition], runner: PartitionRunner) -> dict[str, Any]:
-        """The reference of reference.json, measured unless it is there; the kit gets its charts."""
-        self.reference = await self._phase_0(parts, runner)
-        return self.reference
+async def measure_judges(
+    build: BuildContext, run: Running, parts: Sequence[Partition]
+) -> JudgeStats:
+    """The judges' statistics, from reference.json where its settings still stand, else measured on
+    the first prompts and frozen there."""
+    if not build.settings.presample.enabled:
+        return build.judge_stats
+    key, n_canaries = build.judge_stats_key(run.engines), _n_canaries(build, run.engines)
+    frozen = read_json(run.folder.path / "reference.json")
+    kept = read_json(run.folder.path / "canary.json")
+    has_canaries = not n_canaries or (kept.get("basis"), kept.get("n")) == (key, n_canaries)
+    if frozen.get("basis") == key and has_canaries:
+        return JudgeStats.from_json(frozen)
+    ids, first = _first_prompts(parts, build.settings.presample.reference)
+    found = await _measure_prompts(build, run, first, ids)
+    presampling, rates = build.settings.presample, None
+    if presampling.step:
+        rates = PassRates(build.judge_stats.pass_thresholds, presampling.split)
+    stats, sources = conclude(
+        found,
+        build.sources,
+        build.judge_stats.pass_thresholds,
+        build.settings.select.kappa,
+        rates,
+    )
+    stats = replace(stats, cache_key=None if found.pending else key)
+    if presampling.budget is not None:
+        measured = replace(build, sources=sources, judge_stats=stats)
+        stats = await _with_mining_thresholds(measured, run, parts, first, ids)
+    run.folder.write("reference.json", stats.to_json())
+    if n_canaries:
+        items = canary.chosen(found, sources, n_canaries)
+        start = await _score_canaries(replace(build, sources=sources), run, items, "start")
+        tree = {"basis": stats.cache_key, "n": n_canaries, "items": items, "start": start}
+        run.folder.write("canary.json", tree)
+    return stats
 
-    async def _phase_0(self, parts: Sequence[Partition], runner: PartitionRunner) -> dict[str, Any]:
-        s, folder, kit = self.settings, self.folder, self.kit
-        if not s.presample.enabled:
-            return unmeasured(kit.sources, kit.pass_thresholds)
-        basis = fingerprint(
-            {
-                "policy": model_of(self.engines["policy"]),
-                "judge": model_of(self.engines["judge"]),
-                "seed": s.seed,
-                "dims": s.dimensions,
-                "rewards": kit.rubrics,
-                "n": s.presample.n[0],
-                "share": s.presample.repeat_share,
-                "reference": s.presample.reference,
-                "floors": dict(kit.pass_thresholds),
-                "kappa": s.select.kappa,
-                "calibration": [
-                    [
-                        r.weight,
-                        r.calibration.model_dump() if r.calibration else None,
-                        r.calibration_file,
-                    ]
-                    for d in s.dimensions
-                    for r in s.reward_sources(d)
-                ],
-                "files": digests(s),
-                "sampling": [sampling_of(s, "policy"), sampling_of(s, "judge")],
-                "raters": [
-                    [model_of(self.engines[r]), sampling_of(s, r)] for r in s.reward_roles()
-                ],
-                **(
-                    {"presample": s.presample.model_dump()}
-                    if s.presample.budget or s.presample.step
-                    else {}
-                ),
-            }
-        )
-        frozen, kept = (
-            read_json(folder.path / "reference.json"),
-            read_json(folder.path / "canary.json"),
-        )
-        n_canaries = self._n_canaries()
-        if frozen.get("basis") == basis and (
-            not n_canaries or (kept.get("basis"), kept.get("n")) == (basis, n_canaries)
-        ):
-            self.kit = kit.with_calibration(frozen)
-            return frozen
-        chosen, first_parts = first_prompts(parts, s.presample.reference)
-        found, rates = (
-            Measurements(),
-            Rates(kit.pass_thresholds, s.presample.split) if s.presample.step else None,
-        )
-        self.progress.start("reference: prompts", len(chosen))
-        plain = judge_stats_of(unmeasured(kit.sources, kit.pass_thresholds))
-        await runner.run(
-            first_parts,
-            reference_flow(lambda ask: kit.work(ask, plain), found),
-            lambda o: self.progress.step(),
-            lambda opened: None,
-            only=chosen,
-        )
-        self.progress.finish()
-        measured, sources = conclude(found, kit.sources, kit.pass_thresholds, s.select.kappa, rates)
-        self.kit = replace(kit, sources=sources)
-        # the next run measures what is owed
-        reference = {"basis": None if found.owed else basis, **measured}
-        if rates is not None:
-            reference["prior"] = rates.result()
-        if s.presample.budget is not None:
-            await self._freeze_thresholds(reference, parts, runner, first_parts, chosen)
-        folder.write("reference.json", reference)
-        if n_canaries:
-            items = canary.chosen(found, self.kit.sources, n_canaries)
-            start = await self._score_canaries(items, "start")
-            folder.write(
-                "canary.json",
-                {"basis": reference["basis"], "n": n_canaries, "items": items, "start": start},
-            )
-        return reference
 
-    async def _freeze_thresholds(
-        self,
-        reference: dict[str, Any],
-        parts: Sequence[Partition],
-        runner: PartitionRunner,
-        first_parts: Sequence[Partition],
-        chosen: frozenset[str],
-    ) -> None:
-        """The mining threshold per stratum, from the reference prompts presampled in full."""
-        s = self.settings.presample
-        found: list[Mined] = []
-        owed: list[str] = []
-        measured = judge_stats_of(reference)
-        self.progress.start("budget: prompts", len(chosen))
-        await runner.run(
-            first_parts,
-            mining_flow(lambda ask: self.kit.work(ask, measured), found, owed),
-            lambda o: self.progress.step(),
-            lambda opened: None,
-            only=chosen,
-        )
-        self.progress.finish()
-        assert s.budget is not None
-        reference["mining"] = fit(
-            sorted(found, key=lambda m: m.prompt_id), strata_of(parts), s.budget, s.accept
-        )
-        if owed:
-            reference["basis"] = None
+async def measure_drift(build: BuildContext, run: Running, settled: str) -> Drift:
+    """Score the canaries once more, when all is scored; once for each state of the partitions,
+    which `settled` names. Empty where there are none."""
+    kept = read_json(run.folder.path / "canary.json")
+    if not (build.settings.presample.enabled and _n_canaries(build, run.engines) and kept):
+        return {}
+    end = await _score_canaries(build, run, kept["items"], f"end:{settled}")
+    sigma = {d: noise.sigma for d, noise in build.judge_stats.noise.items()}
+    drift = canary.drift(kept["start"], end, sigma)
+    run.folder.write("canary.json", {**kept, "end": end, "drift": drift})
+    return drift
 
-    def _n_canaries(self) -> int:
-        """How many reference answers are scored at both ends; the simulator never changes."""
-        given = self.settings.presample.canaries
-        if given != "auto":
-            return int(given)
-        return (
-            canary.AUTO
-            if any(
-                not e.simulated for r, e in self.engines.items() if r not in ("policy", "rewriter")
-            )
-            else 0
+
+def check_drift(drift: Drift, limit: float) -> None:
+    """Raises UnreliableScores when the scorers are not what they were at the start."""
+    for d in canary.drifted(drift, limit):
+        v = drift[d]
+        raise UnreliableScores(
+            f"the scorers changed during the run: {v['n']} canary answers moved by"
+            f" {v['shift']:+.3f} in {d} from start to end (presample.max_drift = {limit:g}): see"
+            " that judge model and revision are what they were and start anew with --fresh, or"
+            " raise presample.max_drift; the state is kept"
         )
 
-    async def _score_canaries(self, items: Sequence[canary.Item], when: str) -> canary.Values:
-        log = AnswerLog(self.folder.path / "canary.log")
+
+def check_reliability(build: BuildContext, log: Callable[[str], None]) -> None:
+    """Raises UnreliableScores before anything is selected by scores that are mostly noise; where
+    that is allowed, or nothing is selected, `log` gets the line."""
+    for d, v in build.judge_stats.unreliable(build.settings.presample.gamma).items():
+        what = (
+            f"the scores of dimension {d} are mostly noise: reliability {v['reliability']:.2f} (95"
+            f" % sure to be under {v['reliability_upper']:.2f}) over {v['n']} answers scored twice,"
+            " 0.3 is the least"
+        )
+        if build.settings.select.allow_unreliable or not build.reaches("select"):
+            log(what)
+            continue
+        raise UnreliableScores(
+            f"{what}: take a better judge or rubric, or leave {d} out of dimensions, or go on with"
+            " --allow-unreliable, which is written down; the state is kept"
+        )
+
+
+async def _measure_prompts(
+    build: BuildContext, run: Running, parts: Sequence[Partition], ids: frozenset[str]
+) -> Measurements:
+    """First presamples, scored, a share of them scored again; raw scores where no calibration map
+    is there yet."""
+    found = Measurements()
+
+    async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
         try:
-            ask = CachedClient(self.engines, log, self.settings.seed, self.stats)
-            return await canary.measured(
-                ask, self.kit.sources, items, when, self.settings.select.kappa
-            )
-        finally:
-            log.close()
+            found.prompts[prompt.prompt_id] = await measure(PromptContext(build, ask), prompt)
+        except PendingRetry:  # left out for now
+            found.pending += 1
+        return PromptResult(prompt)
 
-    async def again(self, settled: str) -> None:
-        """Score the canaries once more, when all is scored; once for each state of the partitions,
-        which `settled` names."""
-        kept = read_json(self.folder.path / "canary.json")
-        if not (self.settings.presample.enabled and self._n_canaries() and kept):
-            return
-        end = await self._score_canaries(kept["items"], f"end:{settled}")
-        sigma = {d: v["sigma"] for d, v in self.reference["noise"].items()}
-        self.drift = canary.drift(kept["start"], end, sigma)
-        self.folder.write("canary.json", {**kept, "end": end, "drift": self.drift})
+    async def measure(context: PromptContext, prompt: Prompt) -> Measured:
+        anchors: Anchors = {}
+        settings = context.settings.presample
+        rollouts, first = await sample_and_score(context, prompt, 0, settings.n[0], anchors)
+        again = [
+            i
+            for i, r in enumerate(rollouts)
+            if is_repeated(prompt.prompt_id, r.index, settings.repeat_share)
+        ]
+        chosen = [rollouts[i] for i in again]
+        fresh = await score(context, prompt.messages, chosen, "repeat", anchors)
+        return Measured(prompt, rollouts, first, [(again[k], s) for k, s in fresh], again)
 
-    def check_drift(self) -> None:
-        """Raises UnreliableScores when the scorers are not what they were at the start."""
-        limit = self.settings.presample.max_drift
-        for d in canary.drifted(self.drift, limit):
-            v = self.drift[d]
-            raise UnreliableScores(
-                f"the scorers changed during the run: {v['n']} canary answers moved by"
-                f" {v['shift']:+.3f} in {d} from start to end (presample.max_drift = {limit:g}):"
-                " see that judge model and revision are what they were and start anew with"
-                " --fresh, or raise presample.max_drift; the state is kept"
-            )
+    run.progress.start("reference: prompts", len(ids))
+    await run.runner.run(parts, flow, lambda r: run.progress.step(), lambda opened: None, ids)
+    run.progress.finish()
+    return found
 
-    def check_reliability(self, selecting: bool) -> None:
-        """Raises UnreliableScores before anything is selected by scores that are mostly noise."""
-        found = unreliable(self.reference, self.settings.presample.gamma)
-        for d, v in found.items():
-            what = (
-                f"the scores of dimension {d} are mostly noise: reliability {v['reliability']:.2f}"
-                f" (95 % sure to be under {v['reliability_upper']:.2f}) over {v['n']} answers"
-                " scored twice, 0.3 is the least"
-            )
-            if self.settings.select.allow_unreliable or not selecting:
-                self.progress.say(what)
-                continue
-            raise UnreliableScores(
-                f"{what}: take a better judge or rubric, or leave {d} out of dimensions, or go on"
-                " with --allow-unreliable, which is written down; the state is kept"
-            )
+
+async def _with_mining_thresholds(
+    build: BuildContext,
+    run: Running,
+    parts: Sequence[Partition],
+    first: Sequence[Partition],
+    ids: frozenset[str],
+) -> JudgeStats:
+    """With the mining threshold per stratum, from the reference prompts presampled in full; their
+    answers serve again later."""
+    presampling = build.settings.presample
+    found: list[Mined] = []
+    pending: list[str] = []
+
+    async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
+        try:
+            stats, _, _ = await presample(PromptContext(build, ask), prompt)
+            found.append(Mined(prompt.prompt_id, prompt.stratum or "all", stats))
+        except PendingRetry:
+            pending.append(prompt.prompt_id)
+        return PromptResult(prompt)
+
+    run.progress.start("budget: prompts", len(ids))
+    await run.runner.run(first, flow, lambda r: run.progress.step(), lambda opened: None, ids)
+    run.progress.finish()
+    assert presampling.budget is not None
+    by_id = sorted(found, key=lambda m: m.prompt_id)
+    strata = Counter(p.stratum or "all" for part in parts for p in part.prompts())
+    mining = fit(by_id, dict(sorted(strata.items())), presampling.budget, presampling.accept)
+    stats = replace(build.judge_stats, mining=mining)
+    return replace(stats, cache_key=None) if pending else stats
+
+
+async def _score_canaries(
+    build: BuildContext, run: Running, items: Sequence[canary.Item], when: str
+) -> canary.Values:
+    log = AnswerLog(run.folder.path / "canary.log")
+    try:
+        ask = CachedClient(run.engines, log, build.settings.seed, run.stats)
+        return await canary.measured(ask, build.sources, items, when, build.settings.select.kappa)
+    finally:
+        log.close()
+
+
+def _n_canaries(build: BuildContext, engines: Mapping[Role, Engine]) -> int:
+    """How many reference answers are scored at both ends; the simulator never changes."""
+    given = build.settings.presample.canaries
+    if given != "auto":
+        return int(given)
+    scorers = [e for r, e in engines.items() if r not in ("policy", "rewriter")]
+    return canary.AUTO if any(not e.simulated for e in scorers) else 0
+
+
+def is_repeated(prompt_id: str, index: int, share: float) -> bool:
+    """Whether a reference rollout is scored twice: a fixed draw by its name."""
+    return seed_of("repeat", prompt_id, index) % REPEAT_UNIT < share * REPEAT_UNIT
+
+
+def _first_prompts(parts: Sequence[Partition], n: int) -> tuple[frozenset[str], list[Partition]]:
+    """Ids of the first `n` mined prompts, and the partitions that hold them."""
+    ids: list[str] = []
+    used: list[Partition] = []
+    for part in parts:
+        if len(ids) >= n:
+            break
+        used.append(part)
+        ids += [p.prompt_id for p in part.prompts()]
+    return frozenset(ids[:n]), used

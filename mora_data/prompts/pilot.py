@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LEVEL = 0.9  # two-sided
 
 
-def tried_out(
+def pilot_check(
     before: Side, after: Side, floors_D: NDArray[np.float64], sigma_D: NDArray[np.float64]
 ) -> Check:
     """The check `probe`; its value is the share of the new answers that reach every floor."""

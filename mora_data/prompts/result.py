@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..rewriting.rewriter import RewriteAttempt
 from ..run.partitions import SIDES, Table
 from ..types import Messages, Pair, Prompt, Rollout, Score
 
@@ -14,19 +15,6 @@ if TYPE_CHECKING:
     from ..statistics import PromptStats
 
 Counts = Counter[tuple[str, str]]  # (stage, "in" | "kept" | drop reason) -> n
-
-
-@dataclass(frozen=True, slots=True)
-class RewriteAttempt:
-    """One rewrite and what the checks said."""
-
-    arm: str
-    attempt: int
-    candidate: int
-    text: str
-    accepted: bool
-    failed: tuple[str, ...]
-    checks: tuple[tuple[str, bool, float | None], ...]
 
 
 @dataclass(slots=True)
@@ -46,19 +34,20 @@ class Arm:
 
 @dataclass(slots=True)
 class PromptResult:
-    """Everything that came of one prompt. `owed` names the fault that stopped it for now."""
+    """Everything that came of one prompt. `pending` names the fault for which
+    the next run asks it again."""
 
     prompt: Prompt
-    profile: PromptStats | None = None
+    stats: PromptStats | None = None
     target_dims: tuple[str, ...] = ()
     binding_dims: tuple[str, ...] = ()
-    fusions: list[RewriteAttempt] = field(default_factory=list)
+    attempts: list[RewriteAttempt] = field(default_factory=list)
     arms: list[Arm] = field(default_factory=list)
     presample: Arm | None = None
     # (arm, index, purpose, score)
     scores: list[tuple[str, int, str, Score]] = field(default_factory=list)
     counts: Counts = field(default_factory=Counter)
-    owed: str | None = None
+    pending: str | None = None
 
     def count(self, stage: str, kept: int = 0, **dropped: int) -> None:
         """Count rows of a stage; what goes in is what is kept and what is dropped."""
@@ -153,7 +142,7 @@ def tables(outcomes: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, T
     out = {name: Table(schema) for name, schema in schemas(dims).items()}
     for o in outcomes:
         _add_profile(out["profiles"], o, dims)
-        for f in o.fusions:
+        for f in o.attempts:
             out["fusions"].add(
                 prompt_id=o.prompt.prompt_id,
                 arm=f.arm,
@@ -184,10 +173,10 @@ def tables(outcomes: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, T
 
 
 def _add_profile(table: Table, o: PromptResult, dims: Sequence[str]) -> None:
-    p = o.profile
+    p = o.stats
     row: dict[str, Any] = {
         "prompt_id": o.prompt.prompt_id,
-        "owed": o.owed,
+        "owed": o.pending,
         "target_dims": list(o.target_dims),
         "binding_dims": list(o.binding_dims),
         "kind": "plain",
@@ -241,13 +230,3 @@ def _add_arm(out: Mapping[str, Table], prompt_id: str, arm: Arm, dims: Sequence[
             **margins,
             **confirmed,
         )
-
-
-def is_confirmed(pair: Pair, binding: Sequence[str]) -> bool:
-    """Whether the fresh scores confirm a pair: no binding margin turns negative, and the total
-    stays positive."""
-    confirmed = pair.margins_confirmed
-    if not confirmed or any(v is None for v in confirmed.values()):
-        return False
-    values = {d: v for d, v in confirmed.items() if v is not None}
-    return all(values[d] >= 0 for d in binding) and sum(values.values()) > 0

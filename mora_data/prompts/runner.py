@@ -1,8 +1,8 @@
-"""PartitionRunner under way: open prompts while the engine has room, seal a partition when its last
-prompt is done.
+"""Partitions under way: open prompts while the engines have room, finalize a partition when its
+last prompt is done.
 
-The window is not a setting: an HTTP engine wants another prompt while fewer calls wait than it has
-slots. So memory is bounded by the open prompts and partitions, whatever the size of the run.
+The window is not a setting: an HTTP engine wants another prompt while fewer calls wait than it may
+send. So memory is bounded by the open prompts and partitions, whatever the size of the run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
@@ -23,6 +23,8 @@ from ..run.partitions import Partition
 from ..run.stats import RunStats
 from ..run.tasks import to_its_end, wind_down
 from ..types import Prompt, Role
+from .context import BuildContext, PromptContext
+from .flow import run_prompt
 from .judge_quality import sums_of
 from .result import PromptResult, tables
 
@@ -37,7 +39,22 @@ class OpenPartition:
     prompts: list[Prompt]
     log: AnswerLog
     ask: CachedClient
-    outcomes: dict[str, PromptResult] = field(default_factory=dict)
+    results: dict[str, PromptResult] = field(default_factory=dict)
+
+    def in_order(self) -> list[PromptResult]:
+        """The results in the order of the prompts."""
+        return [self.results[p.prompt_id] for p in self.prompts]
+
+
+class Gate(Protocol):
+    """What says whether another prompt may be opened: an engine, or the limiter of a plug-in."""
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether it may."""
+
+    async def changed(self) -> None:
+        """Return when `wants_more` may have changed."""
 
 
 class PartitionRunner:
@@ -49,12 +66,14 @@ class PartitionRunner:
         stats: RunStats,
         seed: int,
         opening: asyncio.Lock | None = None,
+        limiters: Sequence[Gate] = (),
     ) -> None:
         # where this command's answers begin; a partition may be opened twice by one command
         self.old_ends: dict[Path, int] = {}
         # shared: one of several runs opens prompts at a time
         self._opening = opening or asyncio.Lock()
         self._engines = engines
+        self._gates: Sequence[Gate] = [*{id(e): e for e in engines.values()}.values(), *limiters]
         self._stats = stats
         self._seed = seed
         self._logs: list[AnswerLog] = []
@@ -124,68 +143,101 @@ class PartitionRunner:
         on_part: Callable[[OpenPartition], None],
     ) -> None:
         try:
-            outcome = await flow(opened.ask, prompt)
+            result = await flow(opened.ask, prompt)
         finally:
             self._stats.open_prompts -= 1
             self._ended.set()
-        opened.outcomes[prompt.prompt_id] = outcome
-        on_prompt(outcome)
-        if len(opened.outcomes) == len(opened.prompts):
+        opened.results[prompt.prompt_id] = result
+        on_prompt(result)
+        if len(opened.results) == len(opened.prompts):
             await to_its_end(self._finish, opened, on_part)
 
     async def _one_ended(self) -> None:
         await self._ended.wait()
 
     def _wants_more(self) -> bool:
-        return all(e.wants_more for e in self._engines.values())
+        return all(g.wants_more for g in self._gates)
 
     async def _changed(self) -> None:
         self._ended.clear()
-        needs_fit = [
-            asyncio.ensure_future(e.changed())
-            for e in set(self._engines.values())
-            if not e.wants_more
-        ]
+        waits = [asyncio.ensure_future(g.changed()) for g in self._gates if not g.wants_more]
         try:
-            if needs_fit:
-                needs_fit.append(asyncio.ensure_future(self._one_ended()))
-                await asyncio.wait(needs_fit, return_when=asyncio.FIRST_COMPLETED)
+            if waits:
+                waits.append(asyncio.ensure_future(self._one_ended()))
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for w in needs_fit:
+            for w in waits:
                 w.cancel()
 
 
-def seal(opened: OpenPartition, dims: Sequence[str], settings_hash: str) -> None:
-    """Compact a partition whose prompts are all done (owed ones included: they keep it from
+async def ask_partitions(
+    build: BuildContext,
+    engines: Mapping[Role, Engine],
+    runner: PartitionRunner,
+    parts: Sequence[Partition],
+    on_prompt: Callable[[PromptResult], None],
+) -> None:
+    """Ask partitions to their end and finalize them.
+
+    Raises:
+        MoraError: it can't go on; what was answered is in the logs.
+    """
+
+    async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
+        return await run_prompt(PromptContext(build, ask), prompt)
+
+    def finished(opened: OpenPartition) -> None:
+        if build.reaches("select") and not (build.settings.select.confirm or build.heldout):
+            from .candidates import find_candidates
+
+            results = opened.in_order()
+            find_candidates(build, [(r, arm) for r in results for arm in r.arms if arm.rewards])
+        finalize(opened, build.dims, build.partition_key(engines, opened.part))
+
+    for part in parts:
+        part.reopen()
+    await runner.run(parts, flow, on_prompt, finished)
+
+
+def is_finalized(build: BuildContext, engines: Mapping[Role, Engine], partition: Partition) -> bool:
+    """Whether nothing is left to be done for a partition."""
+    manifest = partition.manifest()
+    if manifest is None or manifest.get("owed"):
+        return False
+    return bool(manifest.get("settings") == build.partition_key(engines, partition))
+
+
+def finalize(opened: OpenPartition, dims: Sequence[str], cache_key: str) -> None:
+    """Compact a partition whose prompts are all done (pending ones included: they keep it from
     counting as finished)."""
-    outcomes = [opened.outcomes[p.prompt_id] for p in opened.prompts]
+    results = opened.in_order()
     counts: Counter[tuple[str, str]] = Counter()
-    for o in outcomes:
-        counts.update(o.counts)
-    errors = [e for o in outcomes for e in errors_of(o)]
+    for r in results:
+        counts.update(r.counts)
+    errors = [e for r in results for e in errors_of(r)]
     manifest = {
-        "settings": settings_hash,
-        "n_prompts": len(outcomes),
+        "settings": cache_key,
+        "n_prompts": len(results),
         "answers": opened.ask.answers,
         "counts": {f"{stage}.{what}": n for (stage, what), n in sorted(counts.items())},
-        "feedback": sums_of(outcomes),
-        "n_scores": sum(len(o.scores) for o in outcomes),
+        "feedback": sums_of(results),
+        "n_scores": sum(len(r.scores) for r in results),
         "errors": len(errors),
-        "owed": [o.prompt.prompt_id for o in outcomes if o.owed is not None],
+        "owed": [r.prompt.prompt_id for r in results if r.pending is not None],
     }
-    opened.part.seal(tables(outcomes, dims), opened.log.items(), errors, manifest)
+    opened.part.seal(tables(results, dims), opened.log.items(), errors, manifest)
 
 
-def errors_of(o: PromptResult) -> list[dict[str, Any]]:
+def errors_of(result: PromptResult) -> list[dict[str, Any]]:
     """A prompt's failed rows: what stopped it, answers that failed for good, verdicts that are
     missing.
 
     A rating that the source never had is no failure: it is counted as unscored.
     """
     out: list[dict[str, Any]] = []
-    if o.owed is not None:
-        out.append({"prompt_id": o.prompt.prompt_id, "stage": "owed", "error": o.owed})
-    for arm in [*([o.presample] if o.presample else []), *o.arms]:
+    if result.pending is not None:
+        out.append({"prompt_id": result.prompt.prompt_id, "stage": "owed", "error": result.pending})
+    for arm in [*([result.presample] if result.presample else []), *result.arms]:
         out += [
             {
                 "prompt_id": r.prompt_id,
@@ -199,7 +251,7 @@ def errors_of(o: PromptResult) -> list[dict[str, Any]]:
         ]
     out += [
         {
-            "prompt_id": o.prompt.prompt_id,
+            "prompt_id": result.prompt.prompt_id,
             "stage": "score",
             "arm": arm_name,
             "index": index,
@@ -207,7 +259,7 @@ def errors_of(o: PromptResult) -> list[dict[str, Any]]:
             "dimension": s.dimension,
             "error": s.reason,
         }
-        for arm_name, index, purpose, s in o.scores
+        for arm_name, index, purpose, s in result.scores
         if s.value is None and s.reason != NOT_RATED
     ]
     return out

@@ -81,15 +81,18 @@ class Reward(Protocol):
         """
 
 
-def load(dimension: str, settings: RewardSettings, build: BuildSettings) -> Reward:
-    """The reward source that the settings name, with its own settings checked.
+def load(
+    dimension: str, settings: RewardSettings, build: BuildSettings, role: Role | None = None
+) -> Reward:
+    """The reward source that the settings name, with its own settings checked; `role` is whom it
+    asks, by default its own endpoint, else the judge.
 
     Raises:
         SettingsError: there is none, or one of its settings is wrong.
     """
     plugin = plugins.load(REWARDS, settings.kind, f"rewards.{dimension}")
     options = plugin.options(settings.options)
-    role = build.reward_role(dimension, settings)
+    role = role or build.reward_role(dimension, settings)
     model = settings.endpoint.model if settings.endpoint else None
     context = RewardContext(
         role,

@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import PendingRetry
-from ..prompts.judge_stats import Measured, Measurements, columns_of, usable_of
 from ..run.tasks import all_of
 from ..text import seed_of
 from ..types import Message, Score
-from .asking import Ask
+from .asking import Ask, RewardClient
 from .combine import ANCHORED, Anchors, RewardSource, RewardSources, anchor, calibrated, combine
+from .judge_stats import Measured, Measurements, columns_of
 
 AUTO = 50
 ERRORS = 2.0  # standard errors that a shift has to exceed, besides the limit
@@ -36,7 +36,7 @@ def chosen(found: Measurements, sources: RewardSources, n: int) -> list[Item]:
     """Up to `n` scored reference rollouts, a fixed draw by their names, each with the anchors of
     its prompt."""
     drawn = sorted(
-        ((m, r) for m in found.in_order() for r in usable_of(m)),
+        ((m, r) for m in found.in_order() for r in m.usable),
         key=lambda mr: (
             seed_of("canary", mr[1].prompt_id, mr[1].index),
             mr[1].prompt_id,
@@ -119,7 +119,10 @@ async def _column(
     ask: Ask, source: RewardSource, item: Item, messages: tuple[Message, ...], purpose: str
 ) -> list[Score]:
     try:
-        return await source.reward.scores(ask, item["prompt_id"], messages, [item["text"]], purpose)
+        client = RewardClient(ask, source.cache_key, purpose, source.limiter)
+        return await source.reward.scores(
+            client, item["prompt_id"], messages, [item["text"]], purpose
+        )
     except PendingRetry as e:  # a passing fault costs this item, not the run
         return [Score(source.dimension, source.reward.name, None, None, str(e))]
 

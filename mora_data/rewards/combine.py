@@ -19,10 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import plugins
+from ..engines.limiter import ConcurrencyLimiter
 from ..errors import SettingsError
-from ..settings import BuildSettings, CalibrationSettings, RewardSettings
+from ..run.manifest import json_hash
+from ..settings import BuildSettings, CalibrationSettings, RewardSettings, cache_tree
 from ..types import Score
-from . import Reward
+from . import REWARDS, Reward
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +49,8 @@ class RewardSource:
         chart: None where the source's own value stands, and before the reference is measured.
         floor: pass mark in [0, 1]; None where no mark holds across prompts.
         step: smallest difference its values can show.
+        cache_key: hash of its code, its settings, and the files that it reads.
+        limiter: of the calls that it makes itself.
     """
 
     reward: Reward
@@ -56,6 +61,8 @@ class RewardSource:
     pass_threshold: float | None
     step: float
     settings: CalibrationSettings
+    cache_key: str
+    limiter: ConcurrencyLimiter
 
     @property
     def dimension(self) -> str:
@@ -306,7 +313,24 @@ def _source(reward: Reward, number: int, settings: RewardSettings) -> RewardSour
         pass_threshold,
         reward.step if kind in OWN else 0.0,
         ours,
+        cache_key_of(reward, settings),
+        ConcurrencyLimiter(settings.concurrency),
     )
+
+
+def cache_key_of(reward: Reward, settings: RewardSettings) -> str:
+    """Hash of all that a reward source is made of, besides the model that it asks."""
+    code = plugins.load(REWARDS, settings.kind, f"rewards.{reward.dimension}").code_hash
+    files = calibration_files(settings)
+    return json_hash([code, cache_tree(settings), getattr(reward, "fingerprint", ""), files])
+
+
+def calibration_files(settings: RewardSettings) -> list[str]:
+    """Hashes of the files that a source's calibration is read from; empty text for those that are
+    not there."""
+    labels = settings.calibration.labels if settings.calibration else None
+    paths = [Path(name) for name in (settings.calibration_file, labels) if name]
+    return [hashlib.sha256(p.read_bytes()).hexdigest()[:16] if p.is_file() else "" for p in paths]
 
 
 def _given(settings: CalibrationSettings) -> dict[str, float]:
@@ -384,22 +408,6 @@ def _labels(path: str) -> list[tuple[float, float]]:
             )
         rows.append((raw, label))
     return rows
-
-
-def digests(settings: BuildSettings) -> list[str]:
-    """Hashes of the files that the calibrations of a build are read from; empty text for those that
-    are not there."""
-    names = [
-        n
-        for d in settings.dimensions
-        for r in settings.reward_sources(d)
-        for n in (r.calibration_file, r.calibration.labels if r.calibration else None)
-        if n
-    ]
-    return [
-        hashlib.sha256(Path(n).read_bytes()).hexdigest()[:16] if Path(n).is_file() else ""
-        for n in names
-    ]
 
 
 def _own(score: Score) -> Score:

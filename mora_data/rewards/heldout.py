@@ -8,12 +8,10 @@ feedback.json.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from ..prompts.result import is_confirmed
 from ..run.tasks import all_of
 from ..settings import BuildSettings, RewardSettings
-from ..types import Answer, Messages, Pair, Request, Rollout, Score
+from ..types import Messages, Rollout, Score
 from . import Reward
 from . import load as load_reward
 from .asking import Ask
@@ -32,7 +30,7 @@ def judges_of(settings: BuildSettings) -> dict[str, Reward]:
     """
     if settings.heldout_judge is None:
         return {}
-    theirs = settings.model_copy(update={"judge": settings.role(ROLE)})
+    settings.role(ROLE)  # says at once where it is missing
     out = {}
     for d in settings.dimensions:
         rubrics = [r.options for r in settings.reward_sources(d) if r.kind == "judge"]
@@ -48,26 +46,13 @@ async def second_opinion(
     judges: Mapping[str, Reward],
     messages: Messages,
     rollouts: Sequence[Rollout],
-    pairs: Sequence[Pair],
-    binding: Sequence[str],
+    sides: Sequence[int],
 ) -> list[tuple[int, Score]]:
-    """(position, score) of both sides of every confirmed pair, in each dimension."""
-    sides = sorted(
-        {
-            i
-            for p in pairs
-            if not p.margins_confirmed or is_confirmed(p, binding)
-            for i in (p.chosen, p.rejected)
-        }
-    )
+    """(position, score) of the rollouts at `sides`, in each dimension."""
     if not sides:
         return []
-
-    async def theirs(request: Request) -> list[Answer]:
-        return await ask(replace(request, role=ROLE))
-
     texts = [rollouts[i].text for i in sides]
     columns = await all_of(
-        j.scores(theirs, rollouts[0].prompt_id, messages, texts, PURPOSE) for j in judges.values()
+        j.scores(ask, rollouts[0].prompt_id, messages, texts, PURPOSE) for j in judges.values()
     )
     return [(sides[k], s) for column in columns for k, s in enumerate(column)]

@@ -10,27 +10,16 @@ asking for it again gives the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..errors import SettingsError
 from ..settings import Settings as PluginSettings
 from ..text import digest
-from ..types import Answer, Messages, Request, Score
+from ..types import Messages, Score
 from . import RewardContext
-from .asking import Ask
+from .asking import Ask, RewardClient
 
 NOT_RATED = "not_rated"
-
-
-class Rated:
-    """A way to ask that also knows the ratings of the source's answers to one prompt, by text."""
-
-    def __init__(self, ask: Ask, ratings: Mapping[str, Mapping[str, float]]) -> None:
-        self._ask = ask
-        self.ratings = ratings
-
-    async def __call__(self, request: Request) -> list[Answer]:
-        return await self._ask(request)
 
 
 class Precomputed:
@@ -74,7 +63,7 @@ class Precomputed:
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
     ) -> list[Score]:
-        ratings = ask.ratings if isinstance(ask, Rated) else {}
+        ratings = ask.ratings if isinstance(ask, RewardClient) else {}
         return [self._score(ratings.get(a, {}).get(self._column)) for a in answers]
 
     def _score(self, x: float | None) -> Score:

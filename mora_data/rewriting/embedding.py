@@ -7,7 +7,9 @@ extra): numpy alone, no GPU.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 from ..errors import SettingsError
 
@@ -37,3 +39,14 @@ def cosine(name: str) -> Callable[[str, str], float]:
         return float(a @ b) / size if size > 0 else 0.0
 
     return alike
+
+
+def folder_hash(folder: Path) -> str:
+    """16 hex digits over the names and bytes of a model's files."""
+    content = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        content.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        with path.open("rb") as f:
+            while block := f.read(1 << 20):
+                content.update(block)
+    return content.hexdigest()[:16]

@@ -10,13 +10,12 @@ ones are named on retry.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import SettingsError
-from ..prompts.result import RewriteAttempt
+from .. import plugins
 from ..rewards.asking import Ask
 from ..run.tasks import all_of
 from ..settings import BuildSettings
@@ -27,7 +26,7 @@ from ..templating import nonce
 from ..text import n_tokens, seed_of
 from ..types import Answer, Message, Messages, Prompt, Request, Sampling
 from . import arms, checks
-from .embedding import cosine
+from .embedding import cosine, folder_hash
 from .guard import Guard
 from .intents import load_intents, premise_for
 from .reply import SCHEMA, Rewrite, parse_rewrite
@@ -53,6 +52,7 @@ VARIABLES = frozenset(
         "nonce",
     )
 )
+Similarity = Callable[[str, str], float]
 Probe = Callable[[Messages], Awaitable[checks.Check]]
 STYLES = {
     "register": ("plain", "chatty", "careful", "brisk", "polite", "matter-of-fact"),
@@ -123,6 +123,19 @@ class _Candidate:
         return -intent, -values.get("subject", 0.0), n_tokens(self.text)
 
 
+@dataclass(frozen=True, slots=True)
+class RewriteAttempt:
+    """One rewrite and what the checks said."""
+
+    arm: str
+    attempt: int
+    candidate: int
+    text: str
+    accepted: bool
+    failed: tuple[str, ...]
+    checks: tuple[tuple[str, bool, float | None], ...]
+
+
 class Rewriter:
     """Fuses prompts with the templates of the settings' arms; rewrites are compared with
     `benchmarks`, or those of the settings.
@@ -144,7 +157,14 @@ class Rewriter:
         }
         self.guard = Guard(settings, self._specs)
         embedding = settings.fuse.embedding if rewritten else None
-        self._similarity = cosine(embedding) if embedding else _similarity(settings.fuse.subject)
+        self._similarity: Similarity | None = cosine(embedding) if embedding else None
+        self.code_hashes: dict[str, str] = {}  # by setting
+        if rewritten and settings.fuse.subject:
+            subject = plugins.load({}, settings.fuse.subject, "fuse.subject")
+            self._similarity = subject.target
+            self.code_hashes["fuse.subject"] = subject.code_hash
+        if embedding and Path(embedding).is_dir():
+            self.code_hashes["fuse.embedding"] = folder_hash(Path(embedding))
         benchmarks = (benchmarks or benchmarks_of(settings)) if rewritten else Benchmarks({})
         self.compared = dict(benchmarks.at_hand)  # benchmarks that rewrites are compared with
         self._contaminated = (
@@ -336,16 +356,3 @@ class Rewriter:
 def _asked_instead(prompt: Prompt, text: str) -> Messages:
     """The prompt's conversation with another last turn."""
     return (*prompt.messages[:-1], Message(role="user", content=text))
-
-
-def _similarity(name: str | None) -> Callable[[str, str], float] | None:
-    if name is None:
-        return None
-    module, _, attribute = name.partition(":")
-    try:
-        found: Callable[[str, str], float] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise SettingsError(
-            f"can't load fuse.subject {name!r}: {e}; write it as module:function"
-        ) from e
-    return found

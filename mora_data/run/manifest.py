@@ -53,15 +53,9 @@ def check_errors(
         )
 
 
-def fingerprint(tree: Any) -> str:
+def json_hash(tree: Any) -> str:
     """16 hex digits over a JSON tree, whatever the order of its keys."""
     return digest(orjson.dumps(tree, option=orjson.OPT_SORT_KEYS).decode())
-
-
-def sampling_of(settings: BuildSettings, role: str) -> list[Any]:
-    """What of a role's settings changes its answers, besides the model."""
-    r = settings.role(role)
-    return [r.temperature, r.top_p, r.max_tokens, list(r.stop), r.n_per_request]
 
 
 def counts_tree(
@@ -81,31 +75,6 @@ def counts_tree(
             "dropped": dropped,
         }
     return out
-
-
-def published_reference(reference: Mapping[str, Any]) -> dict[str, Any]:
-    """The reference as the manifest has it: one mapping by dimension for each quantity."""
-    noise: Mapping[str, Mapping[str, Any]] = reference.get("noise", {})
-    if not noise:
-        return {}
-    by = {
-        name: {d: v[key] for d, v in noise.items()}
-        for name, key in (
-            ("noise", "sigma"),
-            ("reliability", "reliability"),
-            ("reliability_upper", "reliability_upper"),
-            ("scored_twice", "n"),
-            ("noise_measured", "measured"),
-        )
-    }
-    return {
-        **by,
-        **{
-            k: reference[k]
-            for k in ("floors", "n_rollouts", "provisional", "mining", "calibration")
-            if k in reference
-        },
-    }
 
 
 def emptied_by(counts: Mapping[str, Mapping[str, Any]], dataset_dir: str | None) -> str:

@@ -6,7 +6,7 @@ then smaller difference of log length, then a hash of the two texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +14,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..rewards.judge_stats import JudgeStats
+    from ..settings import BuildSettings
 
 BLOCK_PAIRS = 1 << 17
 _PER_PROMPT = (
@@ -139,6 +142,76 @@ class Batch:
         binding = self.binding_P_D[:, None, None, :]
         plain = ~np.any(self.binding_P_D, axis=-1)[:, None, None]
         return np.asarray(np.where(plain, np.any(wins, axis=-1), np.all(wins | ~binding, axis=-1)))
+
+
+@dataclass(frozen=True, slots=True)
+class PairRules:
+    """What makes a pair, the same for every prompt of a build.
+
+    Attributes:
+        delta_D: smallest margin per dimension that is more than noise.
+        thresholds_D: what an answer has to reach to be chosen.
+    """
+
+    dims: tuple[str, ...]
+    delta_D: NDArray[np.float64]
+    thresholds_D: NDArray[np.float64]
+    weights_D: NDArray[np.float64]
+    max_length_ratio: float
+
+    @classmethod
+    def of(
+        cls, settings: BuildSettings, stats: JudgeStats, steps: Mapping[str, float]
+    ) -> PairRules:
+        """The rules of a build."""
+        dims, select = settings.dimensions, settings.select
+        return cls(
+            tuple(dims),
+            np.array(stats.least_margins(dims, steps)),
+            np.array([stats.pass_thresholds[d] for d in dims]) - 1e-9,
+            np.array([select.weights.get(d, 1.0) for d in dims]),
+            select.max_length_ratio,
+        )
+
+    def batch(
+        self,
+        rewards_P_N_D: NDArray[np.float64],
+        certain_P_N_D: NDArray[np.float64],
+        usable_P_N: NDArray[np.bool_],
+        length_P_N: NDArray[np.float64],
+        binding_P_D: NDArray[np.bool_],
+        text_hash_P_N: NDArray[np.uint64] | None = None,
+        uncertainty_P_N_D: NDArray[np.float64] | None = None,
+        target: int | None = None,
+        guarded: tuple[int, ...] | None = None,
+    ) -> Batch:
+        """Prompts as a batch. `certain_P_N_D` is the absolute reward less its uncertainty: a chosen
+        answer reaches every threshold by it, with a `target` only the target's."""
+        with np.errstate(invalid="ignore"):
+            reached = certain_P_N_D >= self.thresholds_D
+        return Batch(
+            rewards_P_N_D=rewards_P_N_D,
+            usable_P_N=usable_P_N,
+            passing_P_N=np.asarray(reached.all(-1) if target is None else reached[..., target]),
+            binding_P_D=binding_P_D,
+            delta_D=self.delta_D,
+            length_P_N=length_P_N,
+            weights_D=self.weights_D,
+            target=target or 0,
+            guarded=guarded,
+            max_length_ratio=self.max_length_ratio,
+            text_hash_P_N=text_hash_P_N,
+            uncertainty_P_N_D=uncertainty_P_N_D,
+        )
+
+
+def are_confirmed(
+    confirmed_Q_D: NDArray[np.float64], binding_Q_D: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Whether the fresh margins confirm a pair: no binding one turns negative, and the total stays
+    positive; a missing one (NaN) confirms nothing."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(((confirmed_Q_D >= 0) | ~binding_Q_D).all(1) & (confirmed_Q_D.sum(1) > 0))
 
 
 class Picks(NamedTuple):

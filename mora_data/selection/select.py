@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..prompts.flow import JudgeStats
-from ..prompts.result import Counts
+from ..rewards.judge_stats import JudgeStats
 from ..run.partitions import Partition
 from ..run.table import Pairs, ScoredTable, read
 from ..settings import BuildSettings
 from ..sources.near import NearDuplicates
 from ..text import context_id, digest, seed_of
-from . import Batch, balance, lexi, top_pairs
+from .batch import PairRules, are_confirmed, top_pairs
+from .length import balance
+from .selectors import lexi
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +44,7 @@ class Selection:
     """
 
     chosen: dict[int, NDArray[np.int64]] = field(default_factory=dict)
-    counts: Counts = field(default_factory=Counter)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     confirmed: tuple[int, int] = (0, 0)
     shrinkage: float | None = None
     mean_log_length_gap: float | None = None
@@ -76,7 +77,7 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
         out.counts.update(_controls(part, settings.published_arms))
         for table in read(part, settings.dimensions, settings.published_arms, texts=False):
             mask = (
-                confirmed_pairs(table, table.pairs)
+                are_confirmed(table.pairs.confirmed_Q_D, table.binding_P_D[table.pairs.row_Q])
                 if settings.select.confirm
                 else np.ones(len(table.pairs), bool)
             )
@@ -98,16 +99,6 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
     return out
 
 
-def confirmed_pairs(table: ScoredTable, pairs: Pairs) -> NDArray[np.bool_]:
-    """Whether the fresh scores confirm a pair: no binding margin turns negative, and the total
-    stays positive."""
-    fresh = pairs.confirmed_Q_D
-    with np.errstate(invalid="ignore"):
-        return np.asarray(
-            ((fresh >= 0) | ~table.binding_P_D[pairs.row_Q]).all(1) & (fresh.sum(1) > 0)
-        )
-
-
 def selected(
     parts: Sequence[Partition], selection: Selection, settings: BuildSettings
 ) -> Iterator[ScoredTable]:
@@ -122,34 +113,26 @@ def selected(
 
 def picker(
     settings: BuildSettings,
-    reference: JudgeStats,
+    stats: JudgeStats,
     steps: Mapping[str, float],
 ) -> Callable[[ScoredTable, str, tuple[str, ...]], Pairs]:
     """The pair that is best for one dimension while the `aligned` ones do not get worse (METHOD
     (e), lexi)."""
     dims = settings.dimensions
-    delta = np.array(reference.delta(dims, steps))
+    rules = PairRules.of(settings, stats, steps)
 
     def pick(table: ScoredTable, target: str, aligned: tuple[str, ...]) -> Pairs:
-        t = dims.index(target)
         found = []
         for rows in _chunks(table, len(dims)):
             index, there = table.padded(rows)
-            rewards = np.where(there[..., None], table.rewards_R_D[index], np.nan)
-            with np.errstate(invalid="ignore"):
-                passing = (table.levels_R_D - table.doubts_R_D)[
-                    index, t
-                ] >= reference.pass_thresholds[target] - 1e-9
-            batch = Batch(
-                rewards,
+            batch = rules.batch(
+                np.where(there[..., None], table.rewards_R_D[index], np.nan),
+                (table.levels_R_D - table.doubts_R_D)[index],
                 table.usable_R[index] & there,
-                passing,
-                np.zeros((len(index), len(dims)), bool),
-                delta,
                 table.lengths_R[index].astype(float),
-                target=t,
+                np.zeros((len(index), len(dims)), bool),
+                target=dims.index(target),
                 guarded=tuple(dims.index(d) for d in aligned),
-                max_length_ratio=settings.select.max_length_ratio,
             )
 
             def tie(p: int, i: int, j: int, index: NDArray[np.int64] = index) -> int:

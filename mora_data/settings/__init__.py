@@ -13,7 +13,7 @@ Precedence: flags > --set > YAML > environment > defaults. An unknown key is an 
 
 from __future__ import annotations
 
-from .base import Settings
+from .base import Settings, cache_tree
 from .build import GUARD_ROLE, REWARD_ROLE, BuildSettings, Options
 from .load import build_settings, explain, load_settings, parse_override, to_yaml
 from .nearest import nearest
@@ -58,6 +58,7 @@ __all__ = [
     "Settings",
     "SourceSettings",
     "build_settings",
+    "cache_tree",
     "explain",
     "load_settings",
     "nearest",

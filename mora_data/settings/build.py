@@ -56,6 +56,10 @@ class Options:
 class BuildSettings(Settings):
     """One build, end to end: what a file in builders/ holds."""
 
+    not_in_rows = frozenset(
+        "name source mine publish limits recorded executor ray partition_size".split()
+    )  # prompts come in by their hash, models by their names
+
     name: str
     """Name of the build."""
     source: SourceSettings

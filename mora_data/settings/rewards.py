@@ -59,6 +59,8 @@ class RewardSettings(Settings):
 
     model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
+    not_in_rows = frozenset({"concurrency"})
+
     kind: str = "judge"
     """Reward source: judge, pairwise, rubric, classifier, guard, python, precomputed, rules, or a
     dotted path module:Class."""
@@ -72,6 +74,9 @@ class RewardSettings(Settings):
     calibration_file: str | None = None
     """JSON file of a frozen calibration to use as it is: one calibration map, or the
     calibration.json of another dataset."""
+
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Calls in flight at most that a source makes itself, not through an engine (`ask.cached`)."""
 
     @field_validator("calibration", mode="before")
     @classmethod

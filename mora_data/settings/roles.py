@@ -57,6 +57,11 @@ class BatchSettings(Settings):
 class RoleSettings(Settings):
     """One model in one role: which engine answers, and how it samples."""
 
+    not_in_rows = frozenset(
+        "use engine base_url replicas transport model served_as revision api_key_env concurrency"
+        " requests_per_min tokens_per_min timeout_s give_up_s extra_body batch".split()
+    )  # models come in by name, revision and extra fields, as the engine knows them
+
     use: Literal["policy", "rewriter", "judge"] | None = None
     """Use another role's engine, endpoint and model."""
     engine: str | None = None

@@ -59,6 +59,8 @@ class MineSettings(Settings):
 class PresampleSettings(Settings):
     """Sampling the policy on source prompts to find the single-reward ones."""
 
+    not_in_rows = frozenset({"canaries", "max_drift"})
+
     enabled: bool = True
     """false: plain sampling, every prompt goes on."""
     n: list[Annotated[int, Field(ge=2)]] = [16, 32, 64]
@@ -213,6 +215,8 @@ class RolloutSettings(Settings):
 
 class SelectSettings(Settings):
     """Which pairs become training data."""
+
+    not_in_rows = frozenset({"balance_length", "allow_unreliable"})
 
     selector: str = "dominance_hv"
     """Selector name, or a dotted path module:function."""

@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from ..errors import SettingsError, SourceError
+from .. import plugins
+from ..errors import SourceError
 from ..settings import SourceSettings, nearest
 from ..types import Messages, Recorded, Row
 
@@ -103,18 +103,13 @@ def load(settings: SourceSettings) -> Source:
     Raises:
         SettingsError: unknown kind (the nearest is named), or a dotted path that leads nowhere.
     """
-    target = SOURCES.get(settings.kind, settings.kind)
-    module, colon, name = target.partition(":")
-    if not colon:
-        hint = nearest(settings.kind, SOURCES)
-        raise SettingsError(
-            f"unknown source.kind {settings.kind!r}: {hint}, or a dotted path module:Class"
-        )
-    try:
-        adapter: type[Source] = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise SettingsError(f"can't load source.kind {settings.kind!r}: {e}") from e
-    return adapter(settings)
+    adapter: Source = plugin_of(settings).target(settings)
+    return adapter
+
+
+def plugin_of(settings: SourceSettings) -> plugins.Plugin:
+    """The adapter's class, not yet imported."""
+    return plugins.load(SOURCES, settings.kind, "source.kind")
 
 
 def sample_path(kind: str) -> Path:

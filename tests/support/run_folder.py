@@ -159,10 +159,10 @@ def outcome(
         out.arms.append(arm)
         if name != "identity":
             # passed, not taken
-            out.fusions.append(
+            out.attempts.append(
                 RewriteAttempt(name, 0, 0, f"{words} too", False, (), (("subject", True, 0.7),))
             )
-            out.fusions.append(
+            out.attempts.append(
                 RewriteAttempt(name, 0, 1, words, True, (), (("subject", True, 0.8),))
             )
     return out

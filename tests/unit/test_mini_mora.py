@@ -34,7 +34,8 @@ from mora_data.rewriting import arms as build_arms
 from mora_data.rewriting import checks
 from mora_data.rewriting.reply import Rewrite
 from mora_data.rewriting.rewriter import Rewriter, RewriteSource
-from mora_data.selection import Batch, weighted_sum
+from mora_data.selection.batch import Batch
+from mora_data.selection.selectors import weighted_sum
 from mora_data.settings import build_settings
 from mora_data.text import context_id
 from mora_data.types import Answer, Prompt, Request

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mora_data.selection import SELECTORS, Batch, load, top_pairs
+from mora_data import plugins
+from mora_data.selection import SELECTORS, Selector
+from mora_data.selection.batch import Batch, top_pairs
 from mora_data.text import digest
 
 SEEDS = st.integers(0, 100_000)
@@ -20,6 +22,10 @@ CONSTRAINED = ("weighted_sum", "lsc", "nash", "best_vs_mu2s", "random", "lexi")
 # other rollouts (lsc without a
 # reference of its own, best_vs_mu2s) or on the text (random).
 MONOTONE = ("dominance_hv", "weighted_sum", "maxmin", "nash", "lexi", "rs_gap")
+
+
+def load(name: str) -> Selector:
+    return plugins.load(SELECTORS, name, "select.selector").target
 
 
 def batch_of(seed: int, missing: float = 0.1, n: int = 6) -> Batch:
@@ -104,7 +110,10 @@ def test_the_order_of_the_rollouts_does_not_matter(name: str, seed: int) -> None
         text_hash_P_N=batch.text_hash_P_N[:, order],
         _margins=[],
     )
-    np.testing.assert_allclose(load(name)(moved), load(name)(batch)[:, order][:, :, order])
+    np.testing.assert_allclose(
+        load(name)(moved),
+        load(name)(batch)[:, order][:, :, order],
+    )
     distinct = replace(
         batch, text_hash_P_N=np.arange(18, dtype=np.uint64).reshape(3, 6), _margins=[]
     )
@@ -215,7 +224,10 @@ def test_blocks_of_prompts_do_not_show(name: str, seed: int) -> None:
 @given(seed=SEEDS)
 def test_dominance_equals_its_definition(seed: int) -> None:
     batch = batch_of(seed)
-    scores, allowed = load("dominance_hv")(batch), batch.allowed_P_N_N()
+    scores, allowed = (
+        load("dominance_hv")(batch),
+        batch.allowed_P_N_N(),
+    )
     for p, i, j in np.ndindex(scores.shape):
         m, binding = batch.margins_P_N_N_D[p, i, j], batch.binding_P_D[p]
         allowed_here = (

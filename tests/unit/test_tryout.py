@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mora_data.errors import SettingsError
-from mora_data.prompts.pilot import tried_out
+from mora_data.prompts.pilot import pilot_check
 
 FLOORS, SIGMA = np.full(2, 0.75), np.full(2, 0.05)
 # two dimensions, a quarter passes both
@@ -16,7 +16,7 @@ ONE = np.tile([[0.0, 0.0], [0.0, 0.2]], (4, 1))
 
 
 def check(before: np.ndarray, after: np.ndarray) -> tuple[bool, float | None]:
-    found = tried_out((before, before), (after, after), FLOORS, SIGMA)
+    found = pilot_check((before, before), (after, after), FLOORS, SIGMA)
     return found.passed, found.value
 
 
@@ -35,7 +35,7 @@ def test_levels_less_doubt_meet_the_floors_and_unscored_answers_do_not_count() -
     assert check(FREE, gone) == (False, None)
     half = np.where(np.arange(8)[:, None] < 4, FREE[:8], np.nan)
     assert check(FREE, half) == (True, 0.25)
-    found = tried_out(
+    found = pilot_check(
         (np.ones((16, 2)), np.ones((16, 2))), (np.ones((8, 2)), np.full((8, 2), 0.5)), FLOORS, SIGMA
     )
     assert found.value == 0 and found.passed  # nothing spreads on either side: ERD is no worse

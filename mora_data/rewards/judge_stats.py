@@ -1,0 +1,366 @@
+"""How good the scores of a build are: noise, reliability, calibration maps and pass thresholds,
+measured on the first prompts and frozen in reference.json before anything is judged by them.
+
+    found = Measurements()                  filled by the first presamples, some scored twice
+    stats, sources = conclude(found, sources, pass_thresholds, kappa)
+    stats.noise["helpful"].sigma            standard deviation of one score, in [0, 1]
+    JudgeStats.from_json(stats.to_json())   as it stands in reference.json
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..types import Prompt, Rollout, Score
+from .combine import (
+    ANCHORED,
+    Anchors,
+    RewardSources,
+    anchor,
+    calibrated,
+    combine,
+    described,
+    fitted,
+    steps_of,
+)
+
+PROVISIONAL_UNDER = 1000
+LEAST_RELIABILITY = 0.3
+LEAST_TWICE = 30  # answers scored twice, under which a reliability refuses nothing
+Z95 = 1.6448536269514722  # one-sided 95 %
+
+CalibrationMaps = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """The noise of one dimension's scores.
+
+    Attributes:
+        sigma: standard deviation of one score, in [0, 1]; half a step of the scale where nobody
+            was scored twice.
+        n: answers scored twice.
+        measured: whether any was.
+        reliability: rho = 1 - sigma^2 / Var_within; None where unknown.
+        reliability_upper: upper end of its one-sided 95 % interval.
+    """
+
+    sigma: float
+    n: int
+    measured: bool
+    reliability: float | None
+    reliability_upper: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeStats:
+    """Dataset-wide quantities, frozen before the first partition (reference.json).
+
+    Attributes:
+        noise: per dimension.
+        pass_thresholds: per dimension, in [0, 1].
+        calibration: calibration maps per dimension, one per reward source.
+        n_rollouts: answers that they rest on; `provisional` under 1,000.
+        prior: per dimension, how pass rates spread over prompts (`statistics.adaptive`); empty:
+            not measured.
+        mining: threshold per stratum (`prompts.budget`); empty: no budget.
+        cache_key: of the settings that they rest on; None: something was missing, so the next run
+            measures again.
+    """
+
+    noise: Mapping[str, Noise]
+    pass_thresholds: Mapping[str, float]
+    calibration: CalibrationMaps
+    n_rollouts: int = 0
+    provisional: bool = True
+    prior: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    mining: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    cache_key: str | None = None
+
+    def sigma(self, dimension: str) -> float:
+        """Noise of a dimension; 0 where it is not known."""
+        return self.noise[dimension].sigma if dimension in self.noise else 0.0
+
+    def least_margins(self, dims: Sequence[str], steps: Mapping[str, float]) -> list[float]:
+        """Smallest margin per dimension that is more than noise: 2 sqrt(2) sigma, and half a step
+        of the scale."""
+        return [max(2 * 2**0.5 * self.sigma(d), steps[d] / 2) for d in dims]
+
+    def unreliable(self, gamma: float) -> dict[str, dict[str, Any]]:
+        """Dimensions whose scores are surely mostly noise, with what was measured of them.
+
+        Surely: rho is under 0.3 at the upper end of its 95 % interval, over LEAST_TWICE answers or
+        more, and the noise is large enough to matter: two answers of equal worth would differ by
+        gamma. A dimension where nothing varies and nothing is noisy is saturated, not unreliable.
+        """
+        return {
+            d: {
+                "reliability": v.reliability,
+                "reliability_upper": v.reliability_upper,
+                "n": v.n,
+                "sigma": v.sigma,
+            }
+            for d, v in self.noise.items()
+            if v.reliability_upper is not None
+            and v.reliability_upper < LEAST_RELIABILITY
+            and v.n >= LEAST_TWICE
+            and 2 * v.sigma / math.sqrt(math.pi) >= gamma
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The tree of reference.json."""
+        tree: dict[str, Any] = {
+            "basis": self.cache_key,
+            "n_rollouts": self.n_rollouts,
+            "provisional": self.provisional,
+            "noise": {d: asdict(v) for d, v in self.noise.items()},
+            "floors": dict(self.pass_thresholds),
+            "calibration": {d: [dict(m) for m in maps] for d, maps in self.calibration.items()},
+        }
+        more = {"prior": self.prior, "mining": self.mining}
+        return {**tree, **{k: dict(v) for k, v in more.items() if v}}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> JudgeStats:
+        """The value of a reference.json."""
+        return cls(
+            {d: Noise(**v) for d, v in tree["noise"].items()},
+            tree["floors"],
+            tree["calibration"],
+            tree["n_rollouts"],
+            tree["provisional"],
+            tree.get("prior") or {},
+            tree.get("mining") or {},
+            tree.get("basis"),
+        )
+
+    def published(self) -> dict[str, Any]:
+        """As the manifest has it: one mapping by dimension for each quantity."""
+        tree = self.to_json()
+        columns = (
+            ("noise", "sigma"),
+            ("reliability", "reliability"),
+            ("reliability_upper", "reliability_upper"),
+            ("scored_twice", "n"),
+            ("noise_measured", "measured"),
+        )
+        by = {name: {d: getattr(v, key) for d, v in self.noise.items()} for name, key in columns}
+        kept = ("floors", "n_rollouts", "provisional", "mining", "calibration")
+        return {**by, **{k: tree[k] for k in kept if k in tree}} if self.noise else {}
+
+
+@dataclass(slots=True)
+class Measured:
+    """One reference prompt: its rollouts with their scores, and the scores of those that were
+    scored again."""
+
+    prompt: Prompt
+    rollouts: list[Rollout]
+    first: list[tuple[int, Score]]
+    again: list[tuple[int, Score]]
+    repeated: list[int]
+
+    @property
+    def usable(self) -> list[Rollout]:
+        """The rollouts that were scored."""
+        return [r for r in self.rollouts if r.is_usable]
+
+
+@dataclass(slots=True)
+class Measurements:
+    """What the first prompts showed: some 256 of them, whatever the size of the run."""
+
+    prompts: dict[str, Measured] = field(default_factory=dict)
+    pending: int = 0
+
+    def in_order(self) -> list[Measured]:
+        """By prompt id: the order in which prompts finish must not show."""
+        return [self.prompts[k] for k in sorted(self.prompts)]
+
+
+class NoiseSums:
+    """Two scores of one rollout, and all scores of one prompt.
+
+    sigma_d^2 = mean (s1 - s2)^2 / 2; rho_d = 1 - sigma_d^2 / Var_within (docs/method.md, Noise and
+    reliability).
+    """
+
+    def __init__(self, dims: Sequence[str]) -> None:
+        self._squares: dict[str, list[float]] = {d: [] for d in dims}
+        self._within: dict[str, list[tuple[float, int]]] = {d: [] for d in dims}
+
+    def add(self, dim: str, first: float | None, second: float | None) -> None:
+        """Two scores of one rollout."""
+        if first is not None and second is not None:
+            self._squares[dim].append((first - second) ** 2)
+
+    def add_prompt(self, dim: str, values: Sequence[float | None]) -> None:
+        """A prompt's scores, for the variance within prompts."""
+        there = [v for v in values if v is not None]
+        if len(there) > 1:
+            mean = math.fsum(there) / len(there)
+            self._within[dim].append((math.fsum((v - mean) ** 2 for v in there), len(there) - 1))
+
+    def result(self, steps: Mapping[str, float]) -> dict[str, Noise]:
+        """The noise of each dimension; exact sums, as the order in which prompts finish must not
+        show."""
+        found = {}
+        for d, squares in self._squares.items():
+            n = len(squares)
+            sigma = math.sqrt(math.fsum(squares) / n / 2) if n else None
+            freedom = sum(f for _, f in self._within[d])
+            variance = math.fsum(s for s, _ in self._within[d]) / freedom if freedom else None
+            known = sigma is not None and bool(variance)
+            found[d] = Noise(
+                sigma if sigma is not None else steps[d] / 2,
+                n,
+                sigma is not None,
+                1 - sigma**2 / variance if sigma is not None and variance else None,
+                self._upper(d) if known else None,
+            )
+        return found
+
+    def _upper(self, d: str) -> float:
+        """Upper end of the one-sided 95 % interval of rho, by the delta method on log(sigma^2 /
+        Var), prompts as clusters.
+
+        No normal scores are assumed: both variances of the log come from the spread of the squares
+        themselves.
+        """
+        squares, within = self._squares[d], self._within[d]
+        mean = math.fsum(squares) / len(squares)
+        if mean == 0:
+            return 1.0
+        spread = math.fsum((s - mean) ** 2 for s in squares) / max(len(squares) - 1, 1)
+        relative = spread / len(squares) / mean**2
+        total, freedom = math.fsum(s for s, _ in within), sum(f for _, f in within)
+        ratio = total / freedom
+        deviations = math.fsum((s - ratio * f) ** 2 for s, f in within)
+        relative += len(within) / max(len(within) - 1, 1) * deviations / total**2
+        return 1 - mean / 2 / ratio * math.exp(-Z95 * math.sqrt(relative))
+
+
+class PassRates:
+    """The passes of the deciding presamples: how pass rates spread over prompts."""
+
+    def __init__(self, pass_thresholds: Mapping[str, float], split: bool) -> None:
+        self._pass_thresholds, self._split = pass_thresholds, split
+        self._passes: dict[str, list[tuple[int, int]]] = {d: [] for d in pass_thresholds}
+
+    def add_prompt(self, dim: str, values: Sequence[float | None]) -> None:
+        """A prompt's scores in one dimension, in the order of the samples."""
+        there = [v for v in (values[::2] if self._split else values) if v is not None]
+        threshold = self._pass_thresholds[dim] - 1e-9
+        self._passes[dim].append((sum(v >= threshold for v in there), len(there)))
+
+    def result(self) -> dict[str, list[float]]:
+        """`rate_prior` per dimension, whatever the order in which the prompts came."""
+        import numpy as np
+
+        from ..statistics.adaptive import rate_prior
+
+        counts = {d: np.array(sorted(p), dtype=int).reshape(-1, 2) for d, p in self._passes.items()}
+        return {
+            d: [round(float(x), 9) for x in rate_prior(c[:, 0], c[:, 1])] for d, c in counts.items()
+        }
+
+
+def conclude(
+    found: Measurements,
+    sources: RewardSources,
+    pass_thresholds: Mapping[str, float],
+    kappa: float | None,
+    rates: PassRates | None = None,
+) -> tuple[JudgeStats, RewardSources]:
+    """What was measured, and the sources with their calibration maps fitted; pass rates go to
+    `rates`.
+
+    Raises:
+        SettingsError: the scores can't carry the maps that the settings ask for.
+    """
+    dims = list(sources)
+    ready: RewardSources = sources
+    if any(s.needs_fit for group in sources.values() for s in group):
+        ready = fitted(sources, _raw_scores(found, sources))
+    sums, n_rollouts = NoiseSums(dims), 0
+    for m in found.in_order():
+        anchors: Anchors = {}
+        n_rollouts += len(m.rollouts)
+        first, again = (_by_rollout(side, ready, sources, anchors) for side in (m.first, m.again))
+        for d in dims:
+            values = [_reward(ready, d, first.get(i, {}), kappa) for i in range(len(m.rollouts))]
+            sums.add_prompt(d, values)
+            if rates is not None:
+                rates.add_prompt(d, values)
+            for i in m.repeated:
+                sums.add(d, values[i], _reward(ready, d, again.get(i, {}), kappa))
+    maps = {
+        d: [{**c, "provisional": c["n"] < PROVISIONAL_UNDER} if "n" in c else c for c in group]
+        for d, group in described(ready).items()
+    }
+    stats = JudgeStats(
+        sums.result(steps_of(ready)),
+        pass_thresholds,
+        maps,
+        n_rollouts,
+        n_rollouts < PROVISIONAL_UNDER,
+        rates.result() if rates is not None else {},
+    )
+    return stats, ready
+
+
+def unmeasured(sources: RewardSources, pass_thresholds: Mapping[str, float]) -> JudgeStats:
+    """The statistics of a build without presamples: nothing was scored twice."""
+    noise = NoiseSums(list(sources)).result(dict.fromkeys(sources, 0.0))
+    return JudgeStats(noise, pass_thresholds, described(sources))
+
+
+def columns_of(
+    scores: Sequence[tuple[int, Score]], sources: RewardSources
+) -> dict[tuple[str, int], list[tuple[int, Score]]]:
+    """Scores by source: they come source by source, each over the same rollouts."""
+    keys = [(d, s.number) for d, group in sources.items() for s in group]
+    n = len(scores) // max(len(keys), 1)
+    return {key: list(scores[k * n : (k + 1) * n]) for k, key in enumerate(keys)}
+
+
+def _raw_scores(
+    found: Measurements, sources: RewardSources
+) -> dict[tuple[str, int], list[list[float | None]]]:
+    """Raw scores of each source, one list per prompt."""
+    out: dict[tuple[str, int], list[list[float | None]]] = {}
+    for m in found.in_order():
+        for key, column in columns_of(m.first, sources).items():
+            out.setdefault(key, []).append([s.raw for _, s in column])
+    return out
+
+
+def _by_rollout(
+    scores: Sequence[tuple[int, Score]],
+    ready: RewardSources,
+    before: RewardSources,
+    anchors: Anchors,
+) -> dict[int, dict[str, list[Score]]]:
+    """rollout -> dimension -> scores with their values; those of a map that was fitted only now are
+    mapped here."""
+    out: dict[int, dict[str, list[Score]]] = {}
+    for (d, number), column in columns_of(scores, ready).items():
+        source = ready[d][number]
+        plain = [s for _, s in column]
+        if before[d][number].needs_fit:
+            if source.kind == ANCHORED and (d, number) not in anchors:
+                anchors[d, number] = anchor(source, [s.raw for s in plain])
+            plain = calibrated(source, plain, len(plain), anchors)
+        for (i, _), s in zip(column, plain, strict=True):
+            out.setdefault(i, {}).setdefault(d, []).append(s)
+    return out
+
+
+def _reward(
+    sources: RewardSources, d: str, scores: Mapping[str, Sequence[Score]], kappa: float | None
+) -> float | None:
+    value = combine(sources[d], scores.get(d, []), kappa)
+    return None if value is None else value.reward
