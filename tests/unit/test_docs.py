@@ -29,12 +29,12 @@ from mora_data.cli.recipes import run_command
 from mora_data.cli.tables import status, table
 from mora_data.engines import NO_ENDPOINT
 from mora_data.errors import MoraError
+from mora_data.resources import load_template
 from mora_data.rewards.calibration import KINDS
 from mora_data.rewards.judge import VARIABLES
 from mora_data.run import cost as spending
 from mora_data.run.prices import load_prices
 from mora_data.settings import load_settings, parse_override
-from mora_data.templating import load as load_template
 from mora_data.types import STAGES
 from mora_data.viewer import poster
 
