@@ -161,7 +161,7 @@ class BuildContext:
             )
 
         for part in parts:
-            part.reopen()
+            part.invalidate()
         await runner.run(parts, flow, on_prompt, finished)
 
 

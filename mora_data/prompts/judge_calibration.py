@@ -235,7 +235,7 @@ class JudgeCalibration:
                 " scored twice, 0.3 is the least"
             )
             if self.settings.select.allow_unreliable or not selecting:
-                self.progress.say(what)
+                self.progress.message(what)
                 continue
             raise UnreliableScores(
                 f"{what}: take a better judge or rubric, or leave {d} out of dimensions, or go on"

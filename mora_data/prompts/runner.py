@@ -102,7 +102,7 @@ class PartitionRunner:
 
     def _open(self, part: Partition, only: frozenset[str] | None) -> OpenPartition:
         prompts = [p for p in part.prompts() if only is None or p.prompt_id in only]
-        log = AnswerLog(part.log_path, part.sealed_answers(), self.old_ends.get(part.log_path))
+        log = AnswerLog(part.log_path, part.finalized_answers(), self.old_ends.get(part.log_path))
         self.old_ends[part.log_path] = log.old_end
         self._logs.append(log)
         self.damaged += log.damaged
@@ -173,7 +173,7 @@ def seal(opened: OpenPartition, dims: Sequence[str], settings_hash: str) -> None
         "errors": len(errors),
         "owed": [o.prompt.prompt_id for o in outcomes if o.owed is not None],
     }
-    opened.part.seal(tables(outcomes, dims), opened.log.items(), errors, manifest)
+    opened.part.finalize(tables(outcomes, dims), opened.log.items(), errors, manifest)
 
 
 def errors_of(o: PromptResult) -> list[dict[str, Any]]:

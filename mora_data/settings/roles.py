@@ -1,14 +1,19 @@
-"""Who answers: the endpoints, in-process models and batch jobs behind the roles of a build."""
+"""Who answers: the endpoints, in-process models and batch jobs behind the roles of a build; and
+what all settings have in common."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
-from .base import Settings
+from pydantic import BaseModel, ConfigDict, Field
 
 ROLES = ("policy", "rewriter", "judge", "heldout_judge")
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys refused, frozen once built."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class LocalSettings(Settings):

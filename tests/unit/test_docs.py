@@ -24,16 +24,16 @@ import yaml
 import mora_data
 from mora_data import build, cli
 from mora_data.cli.commands import _settings as command_settings
-from mora_data.cli.demo import best_pair
 from mora_data.cli.recipes import run_command
-from mora_data.cli.tables import status, table
+from mora_data.cli.show import best_pair, counts_table
 from mora_data.engines import NO_ENDPOINT
 from mora_data.errors import MoraError
 from mora_data.resources import load_template
 from mora_data.rewards.calibration import KINDS
 from mora_data.rewards.judge import VARIABLES
 from mora_data.run import cost as spending
-from mora_data.run.prices import load_prices
+from mora_data.run.cost import load_prices
+from mora_data.run.folder import run_status
 from mora_data.settings import load_settings, parse_override
 from mora_data.types import STAGES
 from mora_data.viewer import poster
@@ -339,7 +339,7 @@ def test_python_of_readme_and_pages_runs(
 def test_demo_output_in_the_readme_is_the_demo_s(demo: Path) -> None:
     readme = README.read_text("utf-8")
     (shown,) = blocks("text", page="README.md")[:1]
-    assert shown.text.strip() == table(status(demo)["counts"])
+    assert shown.text.strip() == counts_table(run_status(demo).counts)
     rows = [r for split in ("train", "test") for r in mora_data.load_run(demo).pairs(split=split)]
     (row,) = [r for r in rows if r["chosen"][0]["content"] in readme]
     assert row["simulated"] and row["rejected"][0]["content"] in readme
