@@ -36,7 +36,7 @@ install: $(VENV)/.base
 
 demo: $(VENV)/.base
 	$(BIN)/mora-data build --source pku-saferlhf --sample --out $(OUT)
-	$(BIN)/python -m mora_data.cli.demo $(OUT)
+	$(BIN)/python -m mora_data.cli.show $(OUT)
 
 picture: demo
 	$(BIN)/python -m mora_data.viewer.poster $(OUT) docs/reward-space.svg

@@ -34,7 +34,7 @@ STEPS = ("floor", "select", "publish", "report")
 def step_floor(run_dir: Path) -> dict[str, Any]:
     """The same columns, read and dropped."""
     from mora_data.run.folder import parts_of
-    from mora_data.run.memory import lean_arrow
+    from mora_data.run.partitions import lean_arrow
 
     lean_arrow()
     numbers = [f"{what}_{d}" for what in ("reward", "level", "doubt") for d in DIMS]

@@ -155,7 +155,7 @@ def floor(folder: Path) -> dict[str, float]:
     """The same columns read with pyarrow and nothing made of them."""
     import pyarrow.parquet as pq
 
-    from mora_data.run.memory import lean_arrow
+    from mora_data.run.partitions import lean_arrow
 
     lean_arrow()
     names = [

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cli.tables import status
 from .errors import RunFolderError
-from .run.place import local_of, refreshed
+from .run.folder import run_status
+from .run.manifest import StageCounts
+from .run.remote import current_copy, local_path
 from .settings import BuildSettings, build_settings, load_settings
 
 
@@ -29,7 +30,7 @@ class Run:
     """
 
     path: Path
-    counts: Mapping[str, Mapping[str, Any]]
+    counts: Mapping[str, StageCounts]
     dataset_dir: Path | None
 
     def pairs(self, config: str = "preference", split: str = "train") -> list[dict[str, Any]]:
@@ -83,7 +84,7 @@ def build(
     from .pipeline import Builder
     from .run.progress import Progress
     from .run.stats import RunStats
-    from .settings import Options
+    from .settings import BuildOptions
 
     if isinstance(config, BuildSettings):
         settings = config
@@ -93,8 +94,8 @@ def build(
         settings = load_settings(str(config), overrides)
     stats = RunStats()
     progress = Progress(stats, quiet)
-    options = Options(
-        sample, tuple(Path(d) for d in data), local_of(str(out)) if out else None, until, fresh
+    options = BuildOptions(
+        sample, tuple(Path(d) for d in data), local_path(str(out)) if out else None, until, fresh
     )
     builder = Builder(settings, options, progress, stats)
     builder.run()
@@ -107,6 +108,6 @@ def load_run(path: str | Path) -> Run:
     Raises:
         RunFolderError: not a run folder.
     """
-    where = refreshed(str(path))
-    found = status(where)
-    return Run(where, found["counts"], Path(found["dataset_dir"]) if found["dataset_dir"] else None)
+    where = current_copy(str(path))
+    status = run_status(where)
+    return Run(where, status.counts, Path(status.dataset_dir) if status.dataset_dir else None)

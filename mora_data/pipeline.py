@@ -34,9 +34,8 @@ from .prompts.personas import capped
 from .prompts.runner import PartitionRunner
 from .report.arms_audit import MAX_GAP, arms_audit
 from .rewards.combine import steps_of
-from .run.cost import CostTracker
+from .run.cost import CostTracker, load_prices
 from .run.folder import RunFolder, read_json
-from .run.heartbeat import pulse
 from .run.manifest import (
     Summary,
     check_errors,
@@ -45,18 +44,23 @@ from .run.manifest import (
     fingerprint,
     published_reference,
 )
-from .run.memory import choose_malloc, give_back
-from .run.partitions import Partition, write_whole
-from .run.place import shared
-from .run.prices import load_prices
-from .run.progress import Progress
+from .run.partitions import Partition, choose_malloc, give_back, write_whole
+from .run.progress import Progress, heartbeat
+from .run.remote import shared_address
 from .run.stats import RunStats
-from .settings import BuildSettings, Options, SourceSettings, to_yaml
-from .sources import load as load_source
+from .settings import BuildOptions, BuildSettings, SourceSettings, to_yaml
+from .sources import load_source
 from .sources.benchmarks import Benchmarks
-from .sources.mine import MineCounts, OpenedSource, Provenance, benchmarks_of, mine, open_source
+from .sources.mine import (
+    MineCounts,
+    OpenedSource,
+    Provenance,
+    as_recorded,
+    benchmarks_of,
+    mine,
+    open_source,
+)
 from .sources.read import SourceRow
-from .sources.recorded import as_recorded
 from .types import STAGES, Origin, Prompt, Role
 
 if TYPE_CHECKING:
@@ -68,7 +72,7 @@ class Builder:
     a kill."""
 
     def __init__(
-        self, settings: BuildSettings, options: Options, progress: Progress, stats: RunStats
+        self, settings: BuildSettings, options: BuildOptions, progress: Progress, stats: RunStats
     ) -> None:
         self.settings, self._said = as_recorded(settings)
         self.options, self.progress, self.stats = options, progress, stats
@@ -109,7 +113,7 @@ class Builder:
                 *self._said,
                 *warnings_of(self.settings, self.options.sample, bool(self._said)),
             ]:
-                self.progress.say(line)
+                self.progress.message(line)
             self._kit = self._load_kit()
         opened = open_source(self.settings, self.options.sample, list(self.options.data))
         p = opened.provenance
@@ -231,12 +235,12 @@ class Builder:
     async def _asked(
         self, folder: RunFolder, parts: Sequence[Partition], kit: BuildContext
     ) -> None:
-        with pulse(folder, self.stats, self.progress):
+        with heartbeat(folder, self.stats, self.progress):
             await self._ask(folder, parts, kit)
 
     async def _ask(self, folder: RunFolder, parts: Sequence[Partition], kit: BuildContext) -> None:
         self._engines = connect(
-            self.settings, self.options.sample, self.stats, folder.path, self.progress.say
+            self.settings, self.options.sample, self.stats, folder.path, self.progress.message
         )
         self._spending = CostTracker(folder, self.settings.limits, self._prices, self.stats)
         try:
@@ -256,7 +260,7 @@ class Builder:
                 )
             self._damaged = runner.damaged
             if runner.damaged:
-                self.progress.say(
+                self.progress.message(
                     f"{runner.damaged} damaged lines in the answer logs of {folder.path}/parts:"
                     " their answers were asked again"
                 )
@@ -279,7 +283,7 @@ class Builder:
         """A judge favours answers of its own kind; said where names tell."""
         found = self_preference(self._engines)
         if found["family"] and not found["same_model"]:
-            self.progress.say(
+            self.progress.message(
                 f"judge and policy are of one family ({found['family']}): a judge may favour"
                 " answers of its own kind"
             )
@@ -320,7 +324,7 @@ class Builder:
             self.settings,
             self.options.sample,
             self.options.until,
-            shared(folder.path),
+            shared_address(folder.path),
             read_json(folder.path / "mine.json")["basis"],
             self._reference,
             self._benchmarks,
@@ -337,7 +341,7 @@ class Builder:
             for p in todo
         ]
         assert self._spending is not None
-        with folder.lent():
+        with folder.delegated():
             self._given_up, damaged = await work_off(
                 job, orders, self._prices, self._spending, self.stats, self.progress
             )
@@ -484,7 +488,7 @@ class Builder:
             if a["matched"] is False
         ]
         if off:
-            self.progress.say(
+            self.progress.message(
                 f"arms not length-matched to fused (mean log ratio beyond +-{MAX_GAP}):"
                 f" {', '.join(off)}; what they show may be length alone"
             )

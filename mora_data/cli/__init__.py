@@ -64,9 +64,9 @@ def _reach_folders(args: argparse.Namespace) -> None:
     for name in ("run_dir", "folder", "out"):
         given = getattr(args, name, None)
         if isinstance(given, str):
-            from ..run.place import local_of, refreshed
+            from ..run.remote import current_copy, local_path
 
-            setattr(args, name, local_of(given) if name == "out" else refreshed(given))
+            setattr(args, name, local_path(given) if name == "out" else current_copy(given))
             print(f"{given}: working copy {getattr(args, name)}", file=sys.stderr)
 
 
@@ -74,11 +74,8 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments; `recipe run` takes key=value anywhere, which argparse alone does not."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    if (
-        rest
-        and args.command is commands.recipe_run
-        and all("=" in r and not r.startswith("-") for r in rest)
-    ):
+    settings = all("=" in r and not r.startswith("-") for r in rest)
+    if rest and args.command is commands.recipe_run and settings:
         args.overrides += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -92,275 +89,137 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--version", action="version", version=f"mora-data {__version__}")
     sub = p.add_subparsers(required=True, metavar="COMMAND")
     _add_build(sub)
-    s = _add(sub, "status", commands.status, "how far a run is, what was dropped and why")
-    s.add_argument("run_dir", type=_folder, metavar="RUN_DIR", help="the --out of a build")
-    s.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    s = _add(
-        sub,
-        "report",
-        commands.report,
-        "whether fusion helped and what to doubt: report.json, report.html",
-    )
-    s.add_argument(
-        "run_dir", nargs="?", type=_folder, metavar="RUN_DIR", help="the --out of a build"
-    )
-    s.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        help=(
-            "instead: what differs between two of RUN_DIR, RUN_DIR:ARM, "
-            "dataset folder, ORG/NAME@TAG"
-        ),
-    )
-    s.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder for report-compare.json and .html (default: here)",
-    )
-    s.add_argument("--json", action="store_true", help="the JSON on stdout instead of the summary")
-    s = _add(
-        sub, "view", commands.view, "look at a run or a dataset in the browser, while it runs too"
-    )
-    s.add_argument(
-        "folder", type=_folder, metavar="RUN_DIR", help="run folder, or a dataset folder alone"
-    )
-    s.add_argument(
-        "--port", type=int, metavar="N", help="port of 127.0.0.1 (default: 7470, or a free one)"
-    )
-    s.add_argument("--no-open", action="store_true", help="print the address, open no browser")
-    s.add_argument(
-        "--with",
-        dest="other",
-        type=Path,
-        metavar="OTHER",
-        help="compare with this run or dataset folder, page by page",
-    )
-    s.add_argument(
-        "--freeze",
-        type=Path,
-        metavar="DIR",
-        help="instead: write pages into DIR that open from disk, and end",
-    )
-    s.add_argument(
-        "--most",
-        type=int,
-        default=500,
-        metavar="N",
-        help="pairs with a page of their own in DIR (default: 500)",
-    )
-    s.add_argument(
-        "--review",
-        metavar="NAME",
-        help="take NAME's blind votes on pairs; they go to RUN_DIR/reviews.jsonl",
-    )
-    s = _add(
+    c = _command(sub, "status", commands.status, "how far a run is, what was dropped and why")
+    _run_dir(c)
+    _switch(c, "--json", "one JSON object on stdout")
+    _add_report(sub)
+    _add_view(sub)
+    c = _command(
         sub,
         "weights",
         commands.weights,
         "weights of the dimensions that take the run's answers to target rewards",
     )
-    s.add_argument("run_dir", type=_folder, metavar="RUN_DIR", help="the --out of a build")
-    s.add_argument(
-        "--target",
-        action="append",
-        required=True,
-        metavar="DIM=VALUE",
-        help="mean reward wanted, in [0, 1]; repeat it",
-    )
-    s.add_argument("--arm", metavar="NAME", help="answers of this arm (default: fused)")
-    s.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    s = _add(
+    _run_dir(c)
+    text = "mean reward wanted, in [0, 1]; repeat it"
+    _value(c, "--target", "DIM=VALUE", text, action="append", required=True)
+    _value(c, "--arm", "NAME", "answers of this arm (default: fused)")
+    _switch(c, "--json", "one JSON object on stdout")
+    c = _command(
         sub,
         "push",
         commands.push,
         "publish a run's dataset folder on the Hub, in one commit, with a tag",
     )
-    s.add_argument("run_dir", type=_folder, metavar="RUN_DIR", help="the --out of a build")
-    s.add_argument("repo_id", metavar="REPO_ID", help="ORG/NAME on the Hub")
-    _add_push_flags(s)
-    s.add_argument("--dry-run", action="store_true", help="print the plan, send nothing")
-    s = _add(sub, "export", commands.export, "write one config of a run's dataset somewhere else")
-    s.add_argument("run_dir", type=_folder, metavar="RUN_DIR", help="the --out of a build")
-    s.add_argument(
-        "--config", required=True, metavar="NAME", help="a config of the dataset, as preference"
+    _run_dir(c)
+    _value(c, "repo_id", "REPO_ID", "ORG/NAME on the Hub")
+    _add_push_flags(c)
+    _switch(c, "--dry-run", "print the plan, send nothing")
+    c = _command(
+        sub, "export", commands.export, "write one config of a run's dataset somewhere else"
     )
-    s.add_argument(
-        "--to",
-        required=True,
-        type=_folder,
-        metavar="DIR",
-        help="folder to write into, a path or a URL",
-    )
-    s.add_argument(
+    _run_dir(c)
+    _value(c, "--config", "NAME", "a config of the dataset, as preference", required=True)
+    text = "folder to write into, a path or a URL"
+    _value(c, "--to", "DIR", text, type=_folder, required=True)
+    c.add_argument(
         "--format",
         choices=("parquet", "jsonl", "llamafactory", "mahdpo"),
         default="parquet",
         help="default: parquet",
     )
-    s = _add(sub, "diff", commands.diff, "what changed between two datasets, config by config")
-    s.add_argument(
-        "before", metavar="A", help="dataset folder, run folder, or ORG/NAME@TAG on the Hub"
-    )
-    s.add_argument("after", metavar="B", help="the same")
-    s.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    s = _add(sub, "list", commands.list_names, "what there is to choose from")
-    s.add_argument("what", choices=LISTS, metavar="WHAT", help=", ".join(LISTS))
+    c = _command(sub, "diff", commands.diff, "what changed between two datasets, config by config")
+    _value(c, "before", "A", "dataset folder, run folder, or ORG/NAME@TAG on the Hub")
+    _value(c, "after", "B", "the same")
+    _switch(c, "--json", "one JSON object on stdout")
+    c = _command(sub, "list", commands.list_names, "what there is to choose from")
+    _value(c, "what", "WHAT", ", ".join(LISTS), choices=LISTS)
     _add_recipe(sub)
     _add_evaluate(sub)
     return p
 
 
-def _add(
+def _command(
     sub: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = sub.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + "."
-    )
+    description = text[0].upper() + text[1:] + "."
+    parser: argparse.ArgumentParser = sub.add_parser(name, help=text, description=description)
     parser.set_defaults(command=command)
     return parser
 
 
+def _value(p: Any, name: str, metavar: str, text: str, **options: Any) -> None:
+    p.add_argument(name, metavar=metavar, help=text, **options)
+
+
+def _switch(p: Any, name: str, text: str) -> None:
+    p.add_argument(name, action="store_true", help=text)
+
+
+def _run_dir(p: argparse.ArgumentParser, **options: Any) -> None:
+    _value(p, "run_dir", "RUN_DIR", "the --out of a build", type=_folder, **options)
+
+
 def _add_build(sub: Any) -> None:
-    b = _add(
+    b = _command(
         sub,
         "build",
         commands.build,
         "mine, fuse, sample, score, select, publish; run again to resume",
     )
-    b.add_argument(
-        "--source",
-        required=True,
-        metavar="NAME",
-        help="a builder (see `mora-data list sources`) or a path to a YAML file",
-    )
+    text = "a builder (see `mora-data list sources`) or a path to a YAML file"
+    _value(b, "--source", "NAME", text, required=True)
     where = b.add_mutually_exclusive_group()
-    where.add_argument(
-        "--sample", action="store_true", help="use the rows bundled with the package; no network"
+    _switch(where, "--sample", "use the rows bundled with the package; no network")
+    text = "local files or a folder in the source's schema (json, jsonl, csv, parquet, .gz)"
+    _value(where, "--data", "PATH", text, nargs="+", action="extend", type=Path, default=[])
+    text = (
+        "OpenAI-compatible endpoint, up to and including /v1; several times, or with commas:"
+        " replicas of one model"
     )
-    where.add_argument(
-        "--data",
-        nargs="+",
-        action="extend",
-        type=Path,
-        default=[],
-        metavar="PATH",
-        help="local files or a folder in the source's schema (json, jsonl, csv, parquet, .gz)",
+    _value(b, "--base-url", "URL", text, action="append")
+    _value(b, "--model", "ID", "policy model; not needed when the endpoint serves one")
+    text = (
+        "openai, batch, transformers, vllm, scripted (a simulator) or recorded "
+        "(the rows' own answers)"
     )
-    b.add_argument(
-        "--base-url",
-        action="append",
-        metavar="URL",
-        help=(
-            "OpenAI-compatible endpoint, up to and including /v1; several times, or with commas:"
-            " replicas of one model"
-        ),
-    )
-    b.add_argument(
-        "--model", metavar="ID", help="policy model; not needed when the endpoint serves one"
-    )
-    b.add_argument(
-        "--engine",
-        metavar="KIND",
-        help=(
-            "openai, batch, transformers, vllm, scripted (a simulator) or recorded "
-            "(the rows' own answers)"
-        ),
-    )
-    b.add_argument(
-        "--judge-base-url",
-        action="append",
-        metavar="URL",
-        help="endpoint of the judge, if another; replicas likewise",
-    )
-    b.add_argument("--judge-model", metavar="ID", help="judge model, if another")
-    b.add_argument(
-        "--out",
-        type=_folder,
-        metavar="RUN_DIR",
-        help="run folder, a path or a URL as s3://bucket/run (default: runs/<name>)",
-    )
-    b.add_argument("--limit", type=int, metavar="N", help="prompts to keep, in source order")
-    b.add_argument("--seed", type=int, metavar="N", help="run seed")
-    b.add_argument(
-        "--max-cost",
-        type=float,
-        metavar="MONEY",
-        help="stop when the run folder's builds have spent this much",
-    )
-    b.add_argument(
-        "--max-tokens",
-        type=int,
-        metavar="N",
-        help="stop when they have used this many tokens, in and out",
-    )
-    b.add_argument(
-        "--arms",
-        metavar="ARMS",
-        help="all, or names as identity,fused: compare ways to rewrite the same prompts",
-    )
-    b.add_argument(
-        "--executor",
-        choices=("local", "ray"),
-        help="where partitions are worked on: here, or on a Ray cluster",
-    )
+    _value(b, "--engine", "KIND", text)
+    text = "endpoint of the judge, if another; replicas likewise"
+    _value(b, "--judge-base-url", "URL", text, action="append")
+    _value(b, "--judge-model", "ID", "judge model, if another")
+    text = "run folder, a path or a URL as s3://bucket/run (default: runs/<name>)"
+    _value(b, "--out", "RUN_DIR", text, type=_folder)
+    _value(b, "--limit", "N", "prompts to keep, in source order", type=int)
+    _value(b, "--seed", "N", "run seed", type=int)
+    text = "stop when the run folder's builds have spent this much"
+    _value(b, "--max-cost", "MONEY", text, type=float)
+    text = "stop when they have used this many tokens, in and out"
+    _value(b, "--max-tokens", "N", text, type=int)
+    text = "all, or names as identity,fused: compare ways to rewrite the same prompts"
+    _value(b, "--arms", "ARMS", text)
+    text = "where partitions are worked on: here, or on a Ray cluster"
+    b.add_argument("--executor", choices=("local", "ray"), help=text)
     b.add_argument("--until", choices=STAGES, default="publish", help="stop after this stage")
-    b.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any setting, as rollout.n=8",
-    )
-    b.add_argument("--push", metavar="REPO_ID", help="publish on the Hub when done")
+    _value(b, "--set", "KEY=VALUE", "any setting, as rollout.n=8", action="append", default=[])
+    _value(b, "--push", "REPO_ID", "publish on the Hub when done")
     _add_push_flags(b)
-    b.add_argument(
-        "--fetch-benchmarks",
-        action="store_true",
-        help=(
-            "download the benchmarks that prompts are decontaminated against; hashes of them are"
-            " kept"
-        ),
+    text = (
+        "download the benchmarks that prompts are decontaminated against; hashes of them are kept"
     )
-    b.add_argument(
-        "--allow-unreliable",
-        action="store_true",
-        help="select also on dimensions whose scores are measured to be mostly noise; written down",
-    )
-    b.add_argument(
-        "--dry-run", action="store_true", help="requests, tokens, money and time, and nothing else"
-    )
-    b.add_argument(
-        "--probe",
-        action="store_true",
-        help="with --dry-run: ask the models for 16 prompts, and measure instead",
-    )
-    b.add_argument(
-        "--gpus",
-        type=_numbers,
-        metavar="N[,N]",
-        help="with --dry-run: hours and GPU-hours on so many GPUs",
-    )
-    b.add_argument(
-        "--tokens-per-s",
-        type=float,
-        metavar="N",
-        help="with --gpus: tokens that one GPU gets done in a second, prompt and output together",
-    )
-    b.add_argument(
-        "--prompts",
-        type=_numbers,
-        metavar="N[,N]",
-        help="with --gpus: for so many prompts (default: those mined)",
-    )
-    b.add_argument(
-        "--gpu-price", type=float, metavar="MONEY", help="with --gpus: of one GPU for an hour"
-    )
-    b.add_argument(
-        "--fresh", action="store_true", help="start anew: forget what the run folder holds"
-    )
-    b.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
+    _switch(b, "--fetch-benchmarks", text)
+    text = "select also on dimensions whose scores are measured to be mostly noise; written down"
+    _switch(b, "--allow-unreliable", text)
+    _switch(b, "--dry-run", "requests, tokens, money and time, and nothing else")
+    _switch(b, "--probe", "with --dry-run: ask the models for 16 prompts, and measure instead")
+    text = "with --dry-run: hours and GPU-hours on so many GPUs"
+    _value(b, "--gpus", "N[,N]", text, type=_numbers)
+    text = "with --gpus: tokens that one GPU gets done in a second, prompt and output together"
+    _value(b, "--tokens-per-s", "N", text, type=float)
+    text = "with --gpus: for so many prompts (default: those mined)"
+    _value(b, "--prompts", "N[,N]", text, type=_numbers)
+    _value(b, "--gpu-price", "MONEY", "with --gpus: of one GPU for an hour", type=float)
+    _switch(b, "--fresh", "start anew: forget what the run folder holds")
+    _switch(b, "--json", "one JSON object on stdout at the end")
 
 
 def _numbers(text: str) -> list[int]:
@@ -372,147 +231,109 @@ def _numbers(text: str) -> list[int]:
 
 
 def _add_push_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--tag", metavar="vX.Y.Z", help="version tag of the release")
-    p.add_argument(
-        "--public",
-        action="store_true",
-        help="make the repository public (needs publish.unsafe to be decided)",
+    _value(p, "--tag", "vX.Y.Z", "version tag of the release")
+    _switch(p, "--public", "make the repository public (needs publish.unsafe to be decided)")
+    text = (
+        "two repositories: REPO_ID without unsafe text, REPO_ID-gated with all of it, behind"
+        " terms when public"
     )
-    p.add_argument(
-        "--split-unsafe",
-        action="store_true",
-        help=(
-            "two repositories: REPO_ID without unsafe text, REPO_ID-gated with all of it, behind"
-            " terms when public"
-        ),
+    _switch(p, "--split-unsafe", text)
+    _switch(p, "--move-tag", "let an existing tag point to this release")
+    _switch(p, "--allow-simulated", "push rows that the simulator made")
+
+
+def _add_report(sub: Any) -> None:
+    r = _command(
+        sub,
+        "report",
+        commands.report,
+        "whether fusion helped and what to doubt: report.json, report.html",
     )
-    p.add_argument(
-        "--move-tag", action="store_true", help="let an existing tag point to this release"
+    _run_dir(r, nargs="?")
+    text = "instead: what differs between two of RUN_DIR, RUN_DIR:ARM, dataset folder, ORG/NAME@TAG"
+    r.add_argument("--compare", nargs=2, metavar=("A", "B"), help=text)
+    text = "folder for report-compare.json and .html (default: here)"
+    _value(r, "--out", "DIR", text, type=Path)
+    _switch(r, "--json", "the JSON on stdout instead of the summary")
+
+
+def _add_view(sub: Any) -> None:
+    v = _command(
+        sub, "view", commands.view, "look at a run or a dataset in the browser, while it runs too"
     )
-    p.add_argument(
-        "--allow-simulated", action="store_true", help="push rows that the simulator made"
-    )
+    _value(v, "folder", "RUN_DIR", "run folder, or a dataset folder alone", type=_folder)
+    _value(v, "--port", "N", "port of 127.0.0.1 (default: 7470, or a free one)", type=int)
+    _switch(v, "--no-open", "print the address, open no browser")
+    text = "compare with this run or dataset folder, page by page"
+    _value(v, "--with", "OTHER", text, dest="other", type=Path)
+    text = "instead: write pages into DIR that open from disk, and end"
+    _value(v, "--freeze", "DIR", text, type=Path)
+    text = "pairs with a page of their own in DIR (default: 500)"
+    _value(v, "--most", "N", text, type=int, default=500)
+    text = "take NAME's blind votes on pairs; they go to RUN_DIR/reviews.jsonl"
+    _value(v, "--review", "NAME", text)
 
 
 def _add_recipe(sub: Any) -> None:
-    r = _add(sub, "recipe", commands.recipe_list, "training recipes: list, copy, run")
+    r = _command(sub, "recipe", commands.recipe_list, "training recipes: list, copy, run")
     what = r.add_subparsers(required=True, metavar="list|copy|run")
-    _add(what, "list", commands.recipe_list, "recipes and their configs")
-    c = _add(what, "copy", commands.recipe_copy, "copy a recipe with its configs, to change it")
-    c.add_argument("name", metavar="NAME", help="a recipe (see `mora-data recipe list`)")
-    c.add_argument("to", type=Path, metavar="DIR", help="folder to copy into")
-    x = _add(what, "run", commands.recipe_run, "train; prints the exact command first")
-    x.add_argument("name", metavar="NAME", help="a recipe (see `mora-data recipe list`)")
-    x.add_argument(
-        "--dataset",
-        required=True,
-        metavar="PATH_OR_ID",
-        help="dataset folder, or ORG/NAME on the Hub",
-    )
-    x.add_argument("--revision", metavar="TAG", help="tag of the dataset on the Hub")
-    x.add_argument(
-        "--config", default="smoke", metavar="NAME", help="a config of the recipe (default: smoke)"
-    )
-    x.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="settings of the recipe, as learning_rate=1e-6",
-    )
+    _command(what, "list", commands.recipe_list, "recipes and their configs")
+    text = "copy a recipe with its configs, to change it"
+    c = _command(what, "copy", commands.recipe_copy, text)
+    _value(c, "name", "NAME", "a recipe (see `mora-data recipe list`)")
+    _value(c, "to", "DIR", "folder to copy into", type=Path)
+    x = _command(what, "run", commands.recipe_run, "train; prints the exact command first")
+    _value(x, "name", "NAME", "a recipe (see `mora-data recipe list`)")
+    text = "dataset folder, or ORG/NAME on the Hub"
+    _value(x, "--dataset", "PATH_OR_ID", text, required=True)
+    _value(x, "--revision", "TAG", "tag of the dataset on the Hub")
+    _value(x, "--config", "NAME", "a config of the recipe (default: smoke)", default="smoke")
+    text = "settings of the recipe, as learning_rate=1e-6"
+    _value(x, "overrides", "key=value", text, nargs="*")
 
 
 def _add_evaluate(sub: Any) -> None:
-    e = _add(
+    e = _command(
         sub,
         "evaluate",
         commands.evaluate_models,
         "compare models on held-out prompts; run again to resume",
     )
-    e.add_argument(
-        "models",
-        nargs="+",
-        metavar="NAME[@SEED]=WHERE",
-        help="WHERE: base URL (#MODEL where it serves several), answers.jsonl, or ENGINE:MODEL",
+    text = "WHERE: base URL (#MODEL where it serves several), answers.jsonl, or ENGINE:MODEL"
+    _value(e, "models", "NAME[@SEED]=WHERE", text, nargs="+")
+    text = "run or dataset folder: its test prompts, plain and fused apart"
+    _value(e, "--dataset", "DIR", text, type=Path)
+    _value(e, "--prompts", "FILE", "further prompts (jsonl, json, csv, parquet)", type=Path)
+    _value(e, "--harmful-prompts", "FILE", "prompts that ask for harm", type=Path)
+    text = "prompts that only look unsafe, for over-refusal"
+    _value(e, "--safe-prompts", "FILE", text, type=Path)
+    text = (
+        "alpaca_eval, advbench, xstest (its safe half) or truthfulqa, of a file or the Hub; may"
+        " be repeated"
     )
-    e.add_argument(
-        "--dataset",
-        type=Path,
-        metavar="DIR",
-        help="run or dataset folder: its test prompts, plain and fused apart",
+    _value(e, "--benchmark", "NAME[=FILE]", text, action="append", default=[])
+    text = "what the others are compared with (default: the first model)"
+    _value(e, "--reference", "NAME", text)
+    text = "builder whose dimensions, rewards and sampling apply (default: the run's own)"
+    _value(e, "--source", "NAME", text)
+    _value(e, "--judge-base-url", "URL", "endpoint of the held-out judge")
+    _value(e, "--judge-model", "ID", "the held-out judge")
+    text = "models in the order of training; repeated: one per order"
+    _value(e, "--sequence", "NAME[=DIM]", text, nargs="+", action="append", default=[])
+    text = (
+        "models by the number of pairs they saw, behind a name of the curve where there are several"
     )
-    e.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="further prompts (jsonl, json, csv, parquet)"
-    )
-    e.add_argument("--harmful-prompts", type=Path, metavar="FILE", help="prompts that ask for harm")
-    e.add_argument(
-        "--safe-prompts",
-        type=Path,
-        metavar="FILE",
-        help="prompts that only look unsafe, for over-refusal",
-    )
-    e.add_argument(
-        "--benchmark",
-        action="append",
-        default=[],
-        metavar="NAME[=FILE]",
-        help=(
-            "alpaca_eval, advbench, xstest (its safe half) or truthfulqa, of a file or the Hub; may"
-            " be repeated"
-        ),
-    )
-    e.add_argument(
-        "--reference",
-        metavar="NAME",
-        help="what the others are compared with (default: the first model)",
-    )
-    e.add_argument(
-        "--source",
-        metavar="NAME",
-        help="builder whose dimensions, rewards and sampling apply (default: the run's own)",
-    )
-    e.add_argument("--judge-base-url", metavar="URL", help="endpoint of the held-out judge")
-    e.add_argument("--judge-model", metavar="ID", help="the held-out judge")
-    e.add_argument(
-        "--sequence",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="NAME[=DIM]",
-        help="models in the order of training; repeated: one per order",
-    )
-    e.add_argument(
-        "--scaling",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="NAME=PAIRS",
-        help=(
-            "models by the number of pairs they saw, behind a name of the curve where there are"
-            " several"
-        ),
-    )
-    e.add_argument("--samples", type=int, default=1, metavar="N", help="answers per prompt")
-    e.add_argument("--limit", type=int, metavar="N", help="prompts per set")
-    e.add_argument("--seed", type=int, metavar="N", help="seed of sampling and of the intervals")
-    e.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/evaluate"),
-        metavar="DIR",
-        help="default: runs/evaluate",
-    )
-    e.add_argument("--no-win-rate", action="store_true", help="leave out the pairwise comparisons")
-    e.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any setting, as policy.temperature=0.6",
-    )
-    e.add_argument("--fresh", action="store_true", help="forget the answers that the folder holds")
-    e.add_argument(
-        "--json", action="store_true", help="one JSON object on stdout instead of the table"
-    )
+    _value(e, "--scaling", "NAME=PAIRS", text, nargs="+", action="append", default=[])
+    _value(e, "--samples", "N", "answers per prompt", type=int, default=1)
+    _value(e, "--limit", "N", "prompts per set", type=int)
+    _value(e, "--seed", "N", "seed of sampling and of the intervals", type=int)
+    out = Path("runs/evaluate")
+    _value(e, "--out", "DIR", "default: runs/evaluate", type=Path, default=out)
+    _switch(e, "--no-win-rate", "leave out the pairwise comparisons")
+    text = "any setting, as policy.temperature=0.6"
+    _value(e, "--set", "KEY=VALUE", text, action="append", default=[])
+    _switch(e, "--fresh", "forget the answers that the folder holds")
+    _switch(e, "--json", "one JSON object on stdout instead of the table")
 
 
 if __name__ == "__main__":

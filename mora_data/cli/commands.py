@@ -1,5 +1,5 @@
-"""What each command of the command line does, from its parsed arguments to its exit code; cli.py
-has the arguments."""
+"""What each command of the command line does, from its parsed arguments to its exit code; the
+arguments are in __init__.py."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import LimitReached, MoraError, NothingSelected, SettingsError
 
 if TYPE_CHECKING:
+    from ..run.manifest import Summary
     from ..settings import BuildSettings
 
 
@@ -26,20 +27,20 @@ def build(args: argparse.Namespace) -> int:
     _check_capacity(args)
     settings = _settings(args)
     if args.fetch_benchmarks:
-        from ..sources.benchmarks import cache_dir, fetch
+        from ..sources.benchmarks import cache_dir, fill_cache
 
-        for name, what in fetch(cache_dir()).items():
+        for name, what in fill_cache(cache_dir()).items():
             print(f"benchmark {name}: {what}", file=sys.stderr)
     if args.dry_run:
         return _dry_run(args, settings)
     from ..pipeline import Builder
-    from ..settings import Options
+    from ..settings import BuildOptions
 
     stats = RunStats()
     progress = Progress(stats)
     builder = Builder(
         settings,
-        Options(args.sample, tuple(args.data), args.out, args.until, args.fresh),
+        BuildOptions(args.sample, tuple(args.data), args.out, args.until, args.fresh),
         progress,
         stats,
     )
@@ -50,7 +51,7 @@ def build(args: argparse.Namespace) -> int:
         failure = e
     if failure is None and args.push and args.until == "publish":
         _push_run(args, builder.out, args.push)
-    _said(args, builder.summary)
+    _print_summary(args, builder.summary)
     if failure is not None:
         fail(str(failure))
         return 1
@@ -109,47 +110,39 @@ def _check_capacity(args: argparse.Namespace) -> None:
 
 
 def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> int:
-    from .estimate import estimate
+    from dataclasses import asdict
 
-    if args.probe:
-        from .probe import probe
+    from .dry_run import capacity, capacity_table, estimate, probe
 
-        found = probe(settings, args.sample, args.data)
-    else:
-        found = estimate(settings, args.sample, args.data)
+    found = (probe if args.probe else estimate)(settings, args.sample, args.data)
     rows = []
     if args.gpus is not None:
-        from dataclasses import asdict
-
-        from .capacity import capacity, table
-
-        rows = capacity(
-            found, args.prompts or [found["prompts"]], args.gpus, args.tokens_per_s, args.gpu_price
-        )
-        if args.json:
-            found["capacity"] = [asdict(r) for r in rows]
-    measured = (
-        dict.fromkeys(found.pop("from_probe", []), "   from the probe") if not args.json else {}
-    )
-    print(
-        json.dumps(found)
-        if args.json
-        else "\n".join(f"{k:<20} {v}{measured.get(k, '')}" for k, v in found.items())
-    )
-    if rows and not args.json:
-        print(f"\n{table(rows, args.tokens_per_s)}")
+        prompts = args.prompts or [found.prompts]
+        rows = capacity(found, prompts, args.gpus, args.tokens_per_s, args.gpu_price)
+    tree = found.as_dict()
+    if args.json:
+        if args.gpus is not None:
+            tree["capacity"] = [asdict(r) for r in rows]
+        print(json.dumps(tree))
+        return 0
+    tree.pop("from_probe", None)
+    for name, value in tree.items():
+        note = "   from the probe" if name in (found.from_probe or ()) else ""
+        print(f"{name:<20} {value}{note}")
+    if rows:
+        print(f"\n{capacity_table(rows, args.tokens_per_s)}")
     return 0
 
 
-def _said(args: argparse.Namespace, summary: Any) -> None:
+def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
     from dataclasses import asdict
 
     if args.json:
         print(json.dumps(asdict(summary)))
         return
-    from .tables import table
+    from .show import counts_table
 
-    print(table(summary.counts))
+    print(counts_table(summary.counts))
     cost = "" if summary.cost is None else f"   cost {summary.cost:.4g}"
     print(
         f"pairs {summary.pairs}   requests {summary.requests}   replayed {summary.replayed}  "
@@ -166,26 +159,29 @@ def _said(args: argparse.Namespace, summary: Any) -> None:
 
 def status(args: argparse.Namespace) -> int:
     """How far a run is."""
-    from .tables import status, table
+    from dataclasses import asdict
 
-    found = status(args.run_dir)
+    from ..run.folder import run_status
+    from .show import counts_table
+
+    found = run_status(args.run_dir)
     if args.json:
-        print(json.dumps(found))
+        print(json.dumps(asdict(found)))
     else:
         print(
-            f"{args.run_dir}: {found['status']}, {found['prompts_done']} of {found['prompts']}"
-            f" prompts done, {found['partitions_sealed']} of {found['partitions']} partitions"
-            f" sealed, {found['owed']} owed, {found['errors']} errors"
+            f"{args.run_dir}: {found.status}, {found.prompts_done} of {found.prompts}"
+            f" prompts done, {found.partitions_sealed} of {found.partitions} partitions"
+            f" sealed, {found.owed} owed, {found.errors} errors"
         )
-        print(table(found["counts"]))
+        print(counts_table(found.counts))
     return 0
 
 
 def report(args: argparse.Namespace) -> int:
     """A run's report, or two compared."""
     from ..report import report_of, write_report
-    from ..run.place import push_back
-    from .tables import report_lines
+    from ..run.remote import upload_copy
+    from .show import report_lines
 
     if args.compare is not None:
         return _report_compare(args)
@@ -196,7 +192,7 @@ def report(args: argparse.Namespace) -> int:
         )
     report = report_of(args.run_dir)
     written = write_report(args.run_dir, report)
-    push_back(args.run_dir)
+    upload_copy(args.run_dir)
     print(
         json.dumps(report) if args.json else "\n".join([*report_lines(report), *map(str, written)])
     )
@@ -206,7 +202,7 @@ def report(args: argparse.Namespace) -> int:
 def _report_compare(args: argparse.Namespace) -> int:
     from ..report.compare import compared, write_comparison
     from ..report.sides import side_of
-    from .tables import compare_lines
+    from .show import compare_lines
 
     if args.run_dir is not None:
         raise SettingsError(f"report --compare takes two folders and no RUN_DIR ({args.run_dir})")
@@ -267,7 +263,7 @@ def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> int:
 
 def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: str | None) -> int:
     from ..dataset.push import push
-    from .tables import run_manifest
+    from ..run.folder import finished_manifest
 
     result = push(
         run_dir / "dataset",
@@ -277,7 +273,7 @@ def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: st
         public=args.public,
         allow_simulated=args.allow_simulated,
         move_tag=args.move_tag,
-        manifest=run_manifest(run_dir),
+        manifest=finished_manifest(run_dir),
         unsafe=unsafe,
     )
     where = f"{result.repo_id}{'@' + result.tag if result.tag else ''}"
@@ -302,7 +298,7 @@ def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: st
 def export(args: argparse.Namespace) -> int:
     """One config, somewhere else."""
     from ..dataset.export import export_config
-    from ..run.place import destination
+    from ..run.remote import destination
 
     with destination(str(args.to)) as to:
         for path in export_config(args.run_dir / "dataset", args.config, to, args.format):
@@ -327,17 +323,17 @@ def diff(args: argparse.Namespace) -> int:
 
 def list_names(args: argparse.Namespace) -> int:
     """What there is to choose from."""
-    from .tables import listing
+    from .show import names_of
 
-    print("\n".join(listing(args.what)))
+    print("\n".join(names_of(args.what)))
     return 0
 
 
 def recipe_list(args: argparse.Namespace) -> int:
     """The recipes."""
-    from .tables import listing
+    from .show import names_of
 
-    print("\n".join(listing("recipes")))
+    print("\n".join(names_of("recipes")))
     return 0
 
 

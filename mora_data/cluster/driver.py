@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import ClusterError, LimitReached
-from ..run.cost import CostTracker
-from ..run.prices import Prices
+from ..run.cost import CostTracker, Prices
 from ..run.progress import Progress
 from ..run.stats import RunStats
 from ..settings import RaySettings
@@ -47,14 +46,14 @@ async def work_off(
         ClusterError: no worker can do the work.
     """
     wanted = job.settings.ray
-    with joined(wanted, progress.say):
+    with joined(wanted, progress.message):
         board = await _run(job, orders, prices, spending, stats, progress)
     given_up = {
         n: f"partition {n:05d} was given up after {wanted.tries} tries: {why}"
         for n, why in board.poisoned.items()
     }
     for why in given_up.values():
-        progress.say(f"{why}; its prompts are in errors.jsonl, the same command tries it again")
+        progress.message(f"{why}; its prompts are in errors.jsonl, the same command tries it again")
     return given_up, board.damaged
 
 
@@ -124,11 +123,11 @@ async def _run(
         .options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000)
         .remote(job.settings.limits, prices, spending.totals())
     )
-    crew = WorkerPool(job, {o.number: o for o in orders}, meter, progress.say)
+    crew = WorkerPool(job, {o.number: o for o in orders}, meter, progress.message)
     ledger = _Ledger(stats, progress, spending)
     numbers = [o.number for o in orders]
     schedule = asyncio.ensure_future(
-        distribute(numbers, crew.hire, crew.size, job.settings.ray.tries, progress.say)
+        distribute(numbers, crew.hire, crew.size, job.settings.ray.tries, progress.message)
     )
     watch = asyncio.ensure_future(ledger.watch(meter))
     try:

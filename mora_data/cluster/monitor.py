@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from ..engines.rates import RateLimiter
 from ..errors import LimitReached
-from ..run.cost import check_totals
-from ..run.prices import Prices
+from ..run.cost import Prices, check_totals
 from ..run.stats import RunStats
 from ..settings import LimitSettings
 

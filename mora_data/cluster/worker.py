@@ -36,7 +36,7 @@ from ..prompts.result import PromptResult
 from ..prompts.runner import PartitionRunner
 from ..run.folder import read_json
 from ..run.partitions import Partition
-from ..run.place import Visit
+from ..run.remote import WorkerCopy
 from ..run.stats import RunStats
 from ..run.tasks import to_its_end
 from ..settings import BuildSettings
@@ -90,7 +90,7 @@ class Worker:
         self._kit: BuildContext | None = None
         self._reporting: asyncio.Task[None] | None = None
         self._n_open = 0
-        self._visit = Visit(job.place)
+        self._copy = WorkerCopy(job.place)
 
     async def ready(self) -> tuple[str, str | None]:
         """The node's id, and why this worker can't do the work there; None when it can."""
@@ -113,7 +113,7 @@ class Worker:
             )
             shared = {"turns": self._turns}
             self._engines = connect(
-                job.settings, job.sample, self._stats, self._visit.path, lambda text: None, shared
+                job.settings, job.sample, self._stats, self._copy.path, lambda text: None, shared
             )
         except MoraError as e:
             return f"node {platform.node()}: {e}"
@@ -129,13 +129,13 @@ class Worker:
             self._n_open -= 1
 
     async def _seal(self, order: PartitionTask) -> Ended:
-        kit, job, part = self._kit, self._job, Partition(self._visit.path, order.number)
+        kit, job, part = self._kit, self._job, Partition(self._copy.path, order.number)
         assert kit is not None
         runner = PartitionRunner(self._engines, self._stats, job.settings.seed, self._opening)
         runner.old_ends[part.log_path] = order.old_end
         self._prompts[order.number] = 0
         try:
-            await to_its_end(self._visit.fetch, f"parts/{part.folder.name}/")
+            await to_its_end(self._copy.fetch, f"parts/{part.folder.name}/")
             if kit.fingerprint(self._engines, job.reference, part) != order.fingerprint:
                 return Ended(
                     "unfit",
@@ -145,7 +145,7 @@ class Worker:
             await kit.through(
                 self._engines, job.reference, runner, [part], partial(self._one_more, order.number)
             )
-            await to_its_end(self._visit.carry)
+            await to_its_end(self._copy.upload)
             await self._tell()
         except LogHeld as e:
             return Ended("held", str(e))
@@ -168,11 +168,11 @@ class Worker:
         while self._n_open:
             await asyncio.sleep(NAP_S)
         await self._tell()
-        await to_its_end(self._visit.leave)
+        await to_its_end(self._copy.close)
 
     def _unseen(self) -> str | None:
-        self._visit.fetch("mine.json")
-        if read_json(self._visit.path / "mine.json").get("basis") == self._job.mined:
+        self._copy.fetch("mine.json")
+        if read_json(self._copy.path / "mine.json").get("basis") == self._job.mined:
             return None
         return (
             f"does not see the run folder {self._job.place}: give --out on storage that all nodes"

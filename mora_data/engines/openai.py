@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.cache_key import wire, with_pattern
+from ..run.cost import same_model
 from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
@@ -30,7 +31,6 @@ from ..types import Answer, Request, Task
 from .engine import OnRecord
 from .http import CHAT, Fault, Reply
 from .limiter import ConcurrencyLimiter, Permit
-from .names import same_model
 from .rates import RateLimiter, RateLimits
 from .replicas import PROBE_S, Replica, Replicas, answers, get_json
 from .replies import Passing, error_message, parse_reply

@@ -13,6 +13,7 @@ from ..engines import connect
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
 from ..errors import PendingRetry
+from ..resources import load_template, nonce
 from ..rewards import Reward
 from ..rewards import load as load_reward
 from ..rewards.rules import flags
@@ -21,8 +22,6 @@ from ..run.progress import Progress
 from ..run.stats import RunStats
 from ..run.tasks import all_of, wind_down
 from ..settings import BuildSettings
-from ..templating import load as load_template
-from ..templating import nonce
 from ..text import n_tokens
 from ..types import DEGENERATE, Answer, Request, Sampling
 from .benchmarks import BENCHMARKS, BY_ANSWER, LETTER, EvalPrompt, chosen

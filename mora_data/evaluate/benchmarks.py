@@ -25,7 +25,7 @@ from pathlib import Path
 
 from ..errors import DropRow, SettingsError, SourceError
 from ..settings import SourceSettings, nearest
-from ..sources import hub, read
+from ..sources import read
 from ..text import context_id, group_id
 from ..types import Answer, Message, Messages, Row, Sampling
 
@@ -100,7 +100,7 @@ def load_benchmark(text: str, seed: int) -> list[EvalPrompt]:
     files = (
         read.find([Path(path)], b.patterns)
         if path
-        else hub.fetch(SourceSettings(kind=name, dataset=b.dataset), b.patterns)[0]
+        else read.fetch_dataset(SourceSettings(kind=name, dataset=b.dataset), b.patterns)[0]
     )
     rows = [row for _, _, row in read.rows(files) if not isinstance(row, DropRow)]
     found = [

@@ -121,7 +121,7 @@ class PartitionRunner:
 
     def _open(self, part: Partition, only: frozenset[str] | None) -> OpenPartition:
         prompts = [p for p in part.prompts() if only is None or p.prompt_id in only]
-        log = AnswerLog(part.log_path, part.sealed_answers(), self.old_ends.get(part.log_path))
+        log = AnswerLog(part.log_path, part.finalized_answers(), self.old_ends.get(part.log_path))
         self.old_ends[part.log_path] = log.old_end
         self._logs.append(log)
         self.damaged += log.damaged
@@ -195,7 +195,7 @@ async def ask_partitions(
         finalize(opened, build.dims, build.partition_key(engines, opened.part))
 
     for part in parts:
-        part.reopen()
+        part.invalidate()
     await runner.run(parts, flow, on_prompt, finished)
 
 
@@ -225,7 +225,7 @@ def finalize(opened: OpenPartition, dims: Sequence[str], cache_key: str) -> None
         "errors": len(errors),
         "owed": [r.prompt.prompt_id for r in results if r.pending is not None],
     }
-    opened.part.seal(tables(results, dims), opened.log.items(), errors, manifest)
+    opened.part.finalize(tables(results, dims), opened.log.items(), errors, manifest)
 
 
 def errors_of(result: PromptResult) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import statistics as st
 from ..rewards.rules import is_refusal
-from ..run.memory import lean_arrow
+from ..run.partitions import lean_arrow
 from ..text import digest
 from .clusters import MOST, batch_of
 from .numbers import number, share

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import RunFolderError
-from ..run.memory import lean_arrow
-from ..run.partitions import Partition
+from ..run.partitions import Partition, lean_arrow
 from ..text import n_tokens
 from ..types import Prompt
 

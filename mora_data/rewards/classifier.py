@@ -21,10 +21,10 @@ from dataclasses import replace
 from typing import Literal
 
 from ..errors import SettingsError
+from ..resources import inert
 from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..settings import nearest
-from ..templating import inert
 from ..text import digest
 from ..types import Answer, Message, Messages, Request, Sampling, Score
 from . import RewardContext

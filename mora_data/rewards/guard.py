@@ -31,11 +31,10 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ..errors import SettingsError
+from ..resources import inert, load_template
 from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..settings import nearest
-from ..templating import inert
-from ..templating import load as load_template
 from ..text import digest
 from ..types import Answer, Messages, Request, Sampling, Score
 from . import RewardContext

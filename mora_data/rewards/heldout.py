@@ -37,7 +37,7 @@ def judges_of(settings: BuildSettings) -> dict[str, Reward]:
         rubric = (
             {"template": rubrics[0]["template"]} if rubrics and "template" in rubrics[0] else {}
         )
-        out[d] = load_reward(d, RewardSettings.model_validate(rubric), theirs)
+        out[d] = load_reward(d, RewardSettings.model_validate(rubric), settings, ROLE)
     return out
 
 

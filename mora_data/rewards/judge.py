@@ -20,11 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..resources import inert, load_template, nonce
 from ..run.tasks import all_of
 from ..settings import RoleSettings
 from ..settings import Settings as PluginSettings
-from ..templating import inert, nonce
-from ..templating import load as load_template
 from ..types import Answer, Messages, Request, Sampling, Score
 from . import RewardContext
 from .asking import Ask

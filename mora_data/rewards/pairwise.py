@@ -24,10 +24,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ..resources import inert, load_template, nonce
 from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
-from ..templating import inert, nonce
-from ..templating import load as load_template
 from ..text import digest
 from ..types import Messages, Request, Score
 from . import RewardContext

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from ..resources import Template, load_template, nonce
 from ..rewards.asking import Ask
 from ..rewards.guard import GREEDY, request_is_safe
 from ..rewards.judge import (
@@ -31,8 +32,6 @@ from ..rewards.judge import (
 )
 from ..run.tasks import all_of
 from ..settings import GUARD_ROLE, BuildSettings
-from ..templating import Template, nonce
-from ..templating import load as load_template
 from ..text import seed_of
 from ..types import Answer, Messages, Request, Sampling
 from .checks import Check

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import plugins
+from ..resources import load_template, nonce
 from ..rewards.asking import Ask
 from ..run.tasks import all_of
 from ..settings import BuildSettings
 from ..sources.benchmarks import Benchmarks
 from ..sources.mine import benchmarks_of
-from ..templating import load as load_template
-from ..templating import nonce
 from ..text import n_tokens, seed_of
 from ..types import Answer, Message, Messages, Prompt, Request, Sampling
 from . import arms, checks

@@ -1,4 +1,14 @@
-"""What the builds of a run folder have spent, and when the next reply is one too many.
+"""What tokens cost, what the builds of a run folder have spent, and when the next reply is one too
+many.
+
+The price table is `prices.yaml` beside this file, or one of the user's own in its place:
+
+    currency: USD
+    as_of: 2026-06-01
+    models: {judge-1: {in: 0.25, cached: 0.025, out: 2.00}}     # per million tokens
+
+A model without a price makes the cost unknown (None), never 0; a model that costs nothing has the
+prices 0.
 
     spending.json   {"models": {"judge-1": [tokens in, tokens out, tokens cached]}}
 
@@ -10,18 +20,115 @@ last second cost.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import LimitReached, SettingsError
 from ..settings import LimitSettings
 from .folder import RunFolder, read_json
-from .prices import Prices
 from .stats import RunStats
 
 FILE = "spending.json"
 SAVE_EVERY_S = 1.0
+PER = 1_000_000
+_ENDING = re.compile(
+    r"(?:[-:](?:\d{3,8}|\d{4}-\d{2}-\d{2}|\d{2}-\d{4})|@[\w.-]+|:[a-z]+|-latest)+\Z"
+)
+
+
+def same_model(asked: str, served: str) -> bool:
+    """Whether `served` is a name of the model `asked`.
+
+    Two names are the same model when they are equal without regard to case, `.gguf` and leading
+    path segments that only one of them has, and but for an ending that only one of them has and
+    that names no other model: a date or build of three or more digits (`-2024-08-06`, `-0613`), a
+    revision (`@main`), or a tag of letters (`:latest`, `-latest`). `gpt-4o-mini` is not `gpt-4o`.
+    """
+    paths = [
+        name.strip().strip("/").lower().removesuffix(".gguf").split("/") for name in (asked, served)
+    ]
+    n = min(len(p) for p in paths)
+    short, long = sorted(("/".join(p[-n:]) for p in paths), key=len)
+    return long == short or (
+        long.startswith(short) and _ENDING.match(long[len(short) :]) is not None
+    )
+
+
+class _Price(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    tokens_in: Annotated[float, Field(ge=0, alias="in")]
+    tokens_out: Annotated[float, Field(ge=0, alias="out")]
+    cached: Annotated[float, Field(ge=0)] | None = None
+
+
+class _PriceTable(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    currency: str
+    as_of: object = None
+    models: dict[str, _Price]
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """A price table."""
+
+    currency: str
+    models: Mapping[str, _Price]
+
+    def knows(self, model: str) -> bool:
+        """Whether there is a price for `model`."""
+        return self._of(model) is not None
+
+    def cost(self, tokens: Mapping[str, Sequence[int]]) -> float | None:
+        """What (in, out, cached) tokens by model cost; None when one of the models has no price, or
+        none was asked."""
+        total = 0.0
+        for model, (n_in, n_out, n_cached) in tokens.items():
+            price = self._of(model)
+            if price is None:
+                return None
+            cached = price.tokens_in if price.cached is None else price.cached
+            total += (
+                (n_in - n_cached) * price.tokens_in + n_cached * cached + n_out * price.tokens_out
+            )
+        return total / PER if tokens else None
+
+    def _of(self, model: str) -> _Price | None:
+        if model in self.models:
+            return self.models[model]
+        alike = [name for name in self.models if same_model(name, model)]
+        return self.models[max(alike, key=len)] if alike else None
+
+
+def load_prices(path: str | None = None) -> Prices:
+    """The table at `path`, or the shipped one.
+
+    Raises:
+        SettingsError: it can't be read, or is no price table.
+    """
+    file = Path(path) if path else Path(__file__).with_name("prices.yaml")
+    try:
+        table = _PriceTable.model_validate(yaml.safe_load(file.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise SettingsError(
+            f"the price table {file} can't be read ({' '.join(str(e).split())[:100]}): "
+            "correct limits.prices"
+        ) from e
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(str(x) for x in first["loc"])
+        raise SettingsError(
+            f"the price table {file} is wrong at {where or 'its top'} ({first['msg']}): write it as"
+            " currency: USD, models: {name: {in: 0.25, out: 2.00}}, per million tokens"
+        ) from e
+    return Prices(table.currency, table.models)
 
 
 class CostTracker:
@@ -35,14 +142,9 @@ class CostTracker:
         stats: RunStats,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder, self._limits, self._prices, self._stats, self._clock = (
-            folder,
-            limits,
-            prices,
-            stats,
-            clock,
-        )
-        self._before = _read(folder)
+        self._folder, self._limits, self._prices = folder, limits, prices
+        self._stats, self._clock = stats, clock
+        self._before = _tokens_before(folder)
         self._save_at = clock()
 
     def start(self, models: Sequence[str]) -> None:
@@ -109,8 +211,8 @@ def check_totals(
         )
 
 
-def _read(folder: RunFolder) -> dict[str, list[int]]:
-    models: Any = read_json(folder.path / FILE).get("models", {})
+def _tokens_before(folder: RunFolder) -> dict[str, list[int]]:
+    models = read_json(folder.path / FILE).get("models", {})
     good = isinstance(models, dict) and all(
         isinstance(t, list) and len(t) == 3 and all(isinstance(n, int) for n in t)
         for t in models.values()

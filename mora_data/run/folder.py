@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import orjson
 
 from ..errors import RunFolderError
+from .manifest import StageCounts
 from .partitions import Partition, write_whole
 from .remote import OF_A_COPY, Remote, url_of
 
-LIVE = "live.json"  # what a running build says of itself
+LIVE = "live.json"  # how far a running build is, for the viewer
 
 
 class RunFolder:
@@ -63,7 +65,7 @@ class RunFolder:
         """manifest.json, empty when there is none."""
         return read_json(self.path / "manifest.json")
 
-    def write(self, name: str, tree: Mapping[str, Any]) -> None:
+    def write(self, name: str, tree: Mapping[str, object]) -> None:
         """Write a JSON file at the top of the folder."""
         if self._remote is not None:
             self._remote.check()
@@ -73,9 +75,9 @@ class RunFolder:
         )
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
+    def delegated(self) -> Iterator[None]:
         """Around a time in which other machines write the partitions."""
-        with self._remote.lent("parts/") if self._remote is not None else contextlib.nullcontext():
+        with self._remote.delegated("parts/") if self._remote else contextlib.nullcontext():
             yield
 
     def parts(self) -> list[Partition]:
@@ -139,6 +141,69 @@ def parts_of(run_dir: Path) -> list[Partition]:
     return [
         Partition(run_dir, n) for n in range(read_json(run_dir / "mine.json").get("n_parts", 0))
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """How far a run is: the object that `mora-data status --json` prints.
+
+    Attributes:
+        owed: prompts of finalized partitions that the next build asks again.
+    """
+
+    run_dir: str
+    status: str | None
+    source: Mapping[str, str]
+    prompts: int
+    prompts_done: int
+    partitions: int
+    partitions_sealed: int
+    owed: int
+    errors: int
+    pairs: int | None
+    counts: Mapping[str, StageCounts]
+    dataset_dir: str | None
+
+
+def run_status(run_dir: Path) -> RunStatus:
+    """How far a run is.
+
+    Raises:
+        RunFolderError: not a run folder.
+    """
+    manifest = read_json(run_dir / "manifest.json")
+    if "identity" not in manifest:
+        raise RunFolderError(f"{run_dir} is not a run folder: give the --out of a build")
+    parts = parts_of(run_dir)
+    finalized = [m for p in parts if (m := p.manifest()) is not None]
+    return RunStatus(
+        run_dir=str(run_dir),
+        status=manifest.get("status"),
+        source=manifest["identity"],
+        prompts=sum(p.n_prompts() for p in parts),
+        prompts_done=sum(m["n_prompts"] - len(m["owed"]) for m in finalized),
+        partitions=len(parts),
+        partitions_sealed=len(finalized),
+        owed=sum(len(m["owed"]) for m in finalized),
+        errors=sum(m["errors"] for m in finalized),
+        pairs=manifest.get("pairs"),
+        counts=manifest.get("counts", {}),
+        dataset_dir=str(run_dir / "dataset") if (run_dir / "dataset").is_dir() else None,
+    )
+
+
+def finished_manifest(run_dir: Path) -> dict[str, Any]:
+    """The manifest of a run whose dataset is written.
+
+    Raises:
+        RunFolderError: not a run folder, or not built so far.
+    """
+    manifest = read_json(run_dir / "manifest.json")
+    if "identity" not in manifest or not (run_dir / "dataset" / "README.md").is_file():
+        raise RunFolderError(
+            f"{run_dir} holds no finished dataset: run its `mora-data build` to the end first"
+        )
+    return manifest
 
 
 def read_json(path: Path) -> dict[str, Any]:

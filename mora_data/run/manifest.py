@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import orjson
 
 from ..errors import LimitReached
 from ..settings import BuildSettings
 from ..text import digest
+
+# of one stage; in = kept + dropped
+StageCounts = TypedDict("StageCounts", {"in": int, "kept": int, "dropped": dict[str, int]})
 
 
 @dataclass
@@ -20,7 +23,7 @@ class Summary:
 
     run_dir: str
     dataset_dir: str | None = None
-    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counts: dict[str, StageCounts] = field(default_factory=dict)
     pairs: int = 0
     requests: int = 0
     repeated: int = 0
@@ -60,24 +63,18 @@ def json_hash(tree: Any) -> str:
 
 def counts_tree(
     counts: Mapping[tuple[str, str], int], stages: Iterable[str]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, StageCounts]:
     """stage -> {"in", "kept", "dropped": {reason: n}} from (stage, what) -> n."""
-    out: dict[str, dict[str, Any]] = {}
+    out: dict[str, StageCounts] = {}
     for stage in stages:
-        dropped = {
-            what: n
-            for (st, what), n in sorted(counts.items())
-            if st == stage and what not in ("in", "kept") and n
-        }
-        out[stage] = {
-            "in": counts.get((stage, "in"), 0),
-            "kept": counts.get((stage, "kept"), 0),
-            "dropped": dropped,
-        }
+        of_stage = {what: n for (st, what), n in sorted(counts.items()) if st == stage}
+        n_in, n_kept = of_stage.pop("in", 0), of_stage.pop("kept", 0)
+        dropped = {reason: n for reason, n in of_stage.items() if n}
+        out[stage] = {"in": n_in, "kept": n_kept, "dropped": dropped}
     return out
 
 
-def emptied_by(counts: Mapping[str, Mapping[str, Any]], dataset_dir: str | None) -> str:
+def emptied_by(counts: Mapping[str, StageCounts], dataset_dir: str | None) -> str:
     """Which stage left nothing, in one line."""
     for stage, c in counts.items():
         if c["in"] and not c["kept"]:

@@ -1,16 +1,25 @@
 """A partition on disk: parts/<nnnnn>/.
 
-prompts.jsonl     the mined prompts, in order
-answers.log       the answer log, while the partition is open
-answers.parquet   the answers by key, once it is sealed
-*.parquet         what came of it: profiles, fusions, rollouts, scores, pairs
-errors.jsonl      failed rows
-manifest.json     written last; while its `settings` hash stands the partition is not touched
-again
+    prompts.jsonl     the mined prompts, in order
+    answers.log       the answer log, while the partition is open
+    answers.parquet   the answers by key, once it is finalized
+    *.parquet         what came of it: profiles, fusions, rollouts, scores, pairs
+    errors.jsonl      failed rows
+    manifest.json     written last; while its `settings` hash stands the partition is not touched
+                      again
+
+And how Arrow is kept from holding memory that is used once, so that a run's peak is that of its
+largest step.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
+import gc
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +29,6 @@ import orjson
 
 from ..errors import RunFolderError
 from ..types import Prompt, Recorded
-from .memory import lean_arrow
 
 SIDES = ("reward", "level", "doubt")  # columns of a partition's answers, one of each per dimension
 _PROMPT_FIELDS = frozenset(f.name for f in fields(Prompt))
@@ -52,7 +60,7 @@ class Partition:
     def prompts(self) -> list[Prompt]:
         """The mined prompts, in order."""
         with (self.folder / "prompts.jsonl").open("rb") as f:
-            return [read_prompt(orjson.loads(line)) for line in f]
+            return [_prompt_of(orjson.loads(line)) for line in f]
 
     def n_prompts(self) -> int:
         """How many prompts were mined into it."""
@@ -67,8 +75,8 @@ class Partition:
             self.folder / "prompts.jsonl", b"".join(orjson.dumps(p) + b"\n" for p in prompts)
         )
 
-    def sealed_answers(self) -> dict[bytes, bytes]:
-        """Key to record JSON of the answers of an earlier sealing; empty when there was none."""
+    def finalized_answers(self) -> dict[bytes, bytes]:
+        """Key to record JSON of the answers of an earlier build; empty when there was none."""
         path = self.folder / "answers.parquet"
         if not path.exists():
             return {}
@@ -87,12 +95,12 @@ class Partition:
                 " again"
             ) from e
 
-    def seal(
+    def finalize(
         self,
         tables: Mapping[str, Table],
         answers: Iterable[tuple[bytes, bytes]],
-        errors: Sequence[Mapping[str, Any]],
-        manifest: Mapping[str, Any],
+        errors: Sequence[Mapping[str, object]],
+        manifest: Mapping[str, object],
     ) -> None:
         """Write the tables and the answers, then the manifest, then drop the log."""
         keys, records, tokens = [], [], [0, 0]
@@ -122,8 +130,8 @@ class Partition:
         ]
         write_whole(self.folder / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
 
-    def reopen(self) -> None:
-        """Take the manifest away: the partition is open again, its sealed answers serve as log."""
+    def invalidate(self) -> None:
+        """Take the manifest away: the partition is open again, its answers serve as log."""
         (self.folder / "manifest.json").unlink(missing_ok=True)
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> Any:
@@ -135,7 +143,7 @@ class Partition:
                 columns=list(columns) if columns is not None else None, use_threads=False
             )
 
-    def errors(self) -> Iterator[dict[str, Any]]:
+    def errors(self) -> Iterator[dict[str, object]]:
         """The failed rows."""
         path = self.folder / "errors.jsonl"
         if path.exists():
@@ -157,13 +165,13 @@ class Table:
             column.append(values.get(name))
 
 
-def _same(there: Sequence[Prompt], prompts: Sequence[Prompt]) -> bool:
-    return [(p.prompt_id, p.recorded) for p in there] == [
+def _same(before: Sequence[Prompt], prompts: Sequence[Prompt]) -> bool:
+    return [(p.prompt_id, p.recorded) for p in before] == [
         (p.prompt_id, p.recorded) for p in prompts
     ]
 
 
-def read_prompt(tree: Mapping[str, Any]) -> Prompt:
+def _prompt_of(tree: Mapping[str, Any]) -> Prompt:
     """The prompt of a line in prompts.jsonl."""
     known = {k: v for k, v in tree.items() if k in _PROMPT_FIELDS}
     known["messages"] = tuple(known["messages"])
@@ -219,3 +227,60 @@ def write_whole(path: Path, data: bytes) -> None:
         raise RunFolderError(
             f"can't write {path}: {e.strerror}; free some space and run the same command again"
         ) from e
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
+
+
+def give_back() -> None:
+    """Between two phases: what the first one needed goes back to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def choose_malloc() -> None:
+    """Before pyarrow is imported: its Parquet writer and kernels take the system's malloc, too (22
+    MB after one partition).
+
+    `pa.set_memory_pool` reaches what Python allocates; the C++ side reads the environment, once.
+    """
+    if "pyarrow" not in sys.modules:
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
+
+class _Hidden:
+    """An import finder that finds no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+
+
+@functools.cache
+def lean_arrow() -> None:
+    """Before pyarrow's first use: its arrays come from a malloc that gives memory back, and its
+    first one without pandas.
+
+    Its own pool keeps 60 to 90 MB after a few partitions; pandas would be imported for nothing (0.3
+    s, 40 MB), and `to_pandas` still finds it later.
+    """
+    choose_malloc()
+    import pyarrow as pa
+
+    # only glibc has it; columns of text would raise its thresholds
+    with contextlib.suppress(OSError, AttributeError):
+        for option, value in (
+            (M_MMAP_THRESHOLD, 256 << 10),
+            (M_TRIM_THRESHOLD, 1 << 20),
+            (M_ARENA_MAX, 1),
+        ):
+            ctypes.CDLL(None).mallopt(option, value)
+    pa.set_memory_pool(pa.system_memory_pool())
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, _Hidden)
+        try:
+            pa.array([])
+        finally:
+            sys.meta_path.remove(_Hidden)

@@ -21,8 +21,7 @@ import pyarrow.compute as pc
 
 from ..text import n_tokens
 from ..types import OUT_OF_PAIRS, Kind, Message, Messages, Prompt, Scored
-from .memory import lean_arrow
-from .partitions import SIDES, Partition
+from .partitions import SIDES, Partition, lean_arrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,33 +1,42 @@
 """The settings of a build: what stands in builders/*.yaml, checked and merged.
 
 Precedence: flags > --set > YAML > environment > defaults. An unknown key is an error that names the
-    nearest known one.
+nearest known one.
 
     settings = load_settings("pku-saferlhf", overrides={"rollout.n": 8})
 
-    base     what all settings have in common          stages    what the stages do
-    roles    who answers                               running   how a build runs
-    rewards  who scores                                build     all of them together; load: from
-    and to YAML
+    roles     who answers          stages   what the stages do and how a build runs
+    rewards   who scores           build    all of them together; from and to YAML
 """
 
 from __future__ import annotations
 
-from .base import Settings, cache_tree
-from .build import GUARD_ROLE, REWARD_ROLE, BuildSettings, Options
-from .load import build_settings, explain, load_settings, parse_override, to_yaml
-from .nearest import nearest
+from .build import (
+    GUARD_ROLE,
+    REWARD_ROLE,
+    BuildOptions,
+    BuildSettings,
+    build_settings,
+    explain,
+    load_settings,
+    nearest,
+    parse_override,
+    to_yaml,
+)
 from .rewards import CalibrationSettings, RewardSettings
-from .roles import ROLES, BatchSettings, LocalSettings, RoleSettings
-from .running import LimitSettings, RaySettings, RecordedSettings, ScriptedSettings
+from .roles import ROLES, BatchSettings, LocalSettings, RoleSettings, Settings, cache_tree
 from .stages import (
     Foresee,
     FuseSettings,
     GuardSettings,
+    LimitSettings,
     MineSettings,
     PresampleSettings,
     PublishSettings,
+    RaySettings,
+    RecordedSettings,
     RolloutSettings,
+    ScriptedSettings,
     SelectSettings,
     SourceSettings,
 )
@@ -37,6 +46,7 @@ __all__ = [
     "REWARD_ROLE",
     "ROLES",
     "BatchSettings",
+    "BuildOptions",
     "BuildSettings",
     "CalibrationSettings",
     "Foresee",
@@ -45,7 +55,6 @@ __all__ = [
     "LimitSettings",
     "LocalSettings",
     "MineSettings",
-    "Options",
     "PresampleSettings",
     "PublishSettings",
     "RaySettings",

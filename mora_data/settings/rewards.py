@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from .base import Settings
-from .roles import RoleSettings
+from .roles import RoleSettings, Settings
 
 
 class CalibrationSettings(Settings):

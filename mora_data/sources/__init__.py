@@ -1,4 +1,4 @@
-"""Sources: rows of a preference dataset -> drafts of prompts. Mining (sources/mine.py) turns drafts
+"""Sources: rows of a preference dataset -> parsed rows. Mining (sources/mine.py) turns parsed rows
 into prompts.
 
     kind                      rows
@@ -16,29 +16,36 @@ question. Where only a reply or a label is bad, the prompt is kept and the defec
 Labels become strata and priors, for sampling; they are never verdicts.
 
 A new source is one file, one line in SOURCES and one test; or a dotted path `module:Class` as
-`source.kind`.
+`source.kind`. The functions at the end read columns of a row and conversations in them; whatever is
+not as it should be is a `DropRow` with a reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, cast
 
 from .. import plugins
-from ..errors import SourceError
+from ..errors import DropRow, SourceError
 from ..settings import SourceSettings, nearest
-from ..types import Messages, Recorded, Row
+from ..types import Message, Messages, Recorded, Row
 
 SOURCES = {
     "pku-saferlhf": "mora_data.sources.pku:PkuSafeRlhf",
     "hh-rlhf": "mora_data.sources.hh:HhRlhf",
     "ultrafeedback": "mora_data.sources.ultrafeedback:UltraFeedback",
-    "ultrafeedback-binarized": "mora_data.sources.binarized:UltraFeedbackBinarized",
+    "ultrafeedback-binarized": "mora_data.sources.ultrafeedback:UltraFeedbackBinarized",
     "helpsteer": "mora_data.sources.helpsteer:HelpSteer",
     "jsonl": "mora_data.sources.jsonl:Jsonl",
 }
+
+
+_ROLES = ("system", "user", "assistant")
+_SENTENCE_ENDS = frozenset(["", *".!?:;…。！？\"'`”’»)]}>*|_~0123456789"])
+_MISSING = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,7 @@ class ParsedRow:
     notes: tuple[str, ...] = ()  # defects that leave the prompt intact
 
 
-class Source(Protocol):
+class SourceAdapter(Protocol):
     """Reads the rows of one dataset. Built from the build's `source` settings."""
 
     required: tuple[frozenset[str], ...]
@@ -68,7 +75,7 @@ class Source(Protocol):
         ...
 
     def parse(self, row: Row, file: str) -> ParsedRow:
-        """The draft of a row that came from `file` ("folder/name").
+        """What a row that came from `file` ("folder/name") says.
 
         Raises:
             DropRow: the prompt can't be trusted; the reason is counted.
@@ -76,7 +83,7 @@ class Source(Protocol):
         ...
 
 
-class RatedSource(Source, Protocol):
+class RatingSource(SourceAdapter, Protocol):
     """A source whose rows also carry rated answers, for `--engine recorded`."""
 
     absolute: bool
@@ -92,18 +99,18 @@ class RatedSource(Source, Protocol):
         ...
 
 
-def rated(source: Source) -> RatedSource | None:
+def as_rating_source(source: SourceAdapter) -> RatingSource | None:
     """The source as one with rated answers, None where its rows carry none."""
-    return cast(RatedSource, source) if hasattr(source, "recorded") else None
+    return cast(RatingSource, source) if hasattr(source, "recorded") else None
 
 
-def load(settings: SourceSettings) -> Source:
+def load_source(settings: SourceSettings) -> SourceAdapter:
     """The adapter of `settings.kind`.
 
     Raises:
         SettingsError: unknown kind (the nearest is named), or a dotted path that leads nowhere.
     """
-    adapter: Source = plugin_of(settings).target(settings)
+    adapter: SourceAdapter = plugin_of(settings).target(settings)
     return adapter
 
 
@@ -124,3 +131,106 @@ def sample_path(kind: str) -> Path:
             f"no sample rows for source.kind {kind!r} ({nearest(kind, SOURCES)}): give --data PATH"
         )
     return path
+
+
+def text_in(row: Row, column: str) -> str:
+    """The string in `column`; it may be empty.
+
+    Raises:
+        DropRow: missing_column, null_text, wrong_type.
+    """
+    value = row.get(column, _MISSING)
+    if isinstance(value, str):
+        return value
+    if value is _MISSING:
+        raise DropRow("missing_column", column)
+    raise DropRow("null_text" if value is None else "wrong_type", column)
+
+
+def prompt_in(row: Row, column: str) -> str:
+    """The prompt in `column`, without the white space around it.
+
+    Raises:
+        DropRow: empty_prompt, or as `text_in`.
+    """
+    found = text_in(row, column).strip()
+    if not found:
+        raise DropRow("empty_prompt", column)
+    return found
+
+
+def user_turn(content: str) -> Messages:
+    """A conversation of one user turn."""
+    return (Message(role="user", content=content),)
+
+
+def number_in(value: object) -> float | None:
+    """The finite number in a label, or None: a bool, a text, NaN and infinity are not numbers."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) < float("inf") else None
+
+
+def turns_in(value: object) -> Messages:
+    """A list of {role, content} as messages, blank-stripped; who speaks last is not checked.
+
+    Raises:
+        DropRow: wrong_type, null_text, unknown_role, empty_prompt, empty_turn.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise DropRow("null_text" if value is None else "wrong_type", "messages")
+    turns = tuple(_turn(item) for item in value)
+    if not turns:
+        raise DropRow("empty_prompt", "messages")
+    return turns
+
+
+def checked_context(turns: Messages) -> Messages:
+    """The turns, seen to be a context: an optional system turn, then user and assistant by turns,
+    user last.
+
+    Raises:
+        DropRow: misplaced_system, starts_without_user, same_speaker, ends_without_user,
+            empty_prompt, empty_turn.
+    """
+    roles = [m["role"] for m in turns]
+    if roles[:1] == ["system"]:
+        del roles[0]
+    if roles != [*(["user", "assistant"] * (len(roles) // 2)), "user"]:
+        raise DropRow(_disorder(roles))
+    contents = [m["content"] for m in turns]
+    if "" in contents:
+        raise DropRow("empty_turn" if contents[-1] else "empty_prompt")
+    return turns
+
+
+def reply_notes(*replies: object) -> Iterable[str]:
+    """Defects of the replies to one prompt: reply_missing, reply_empty, reply_truncated,
+    replies_identical."""
+    texts = [r.strip() for r in replies if isinstance(r, str)]
+    if len(texts) < len(replies):
+        yield "reply_missing"
+    if "" in texts:
+        yield "reply_empty"
+    if any(t[-1:] not in _SENTENCE_ENDS for t in texts):
+        yield "reply_truncated"
+    if len(set(texts)) < len(texts):
+        yield "replies_identical"
+
+
+def _disorder(roles: list[str]) -> str:
+    """Why these are not user and assistant by turns, user last."""
+    if "system" in roles:
+        return "misplaced_system"
+    if not roles or roles[0] != "user":
+        return "starts_without_user"
+    return "same_speaker" if any(a == b for a, b in pairwise(roles)) else "ends_without_user"
+
+
+def _turn(item: object) -> Message:
+    if not isinstance(item, Mapping):
+        raise DropRow("wrong_type", "messages")
+    role = text_in(item, "role")
+    if role not in _ROLES:
+        raise DropRow("unknown_role", role)
+    return Message(role=role, content=text_in(item, "content").strip())

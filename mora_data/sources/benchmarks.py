@@ -2,13 +2,13 @@
 
 A benchmark prompt of fewer than 13 words (most of AdvBench and TruthfulQA) matches a turn that has
 exactly its words. A benchmark comes from a file that the settings name, else from the cache, which
-`fetch` fills from the Hub and which holds hashes alone; one that is in neither is "not measured",
-and the manifest says so.
+`fill_cache` fills from the Hub and which holds hashes alone; one that is in neither is "not
+measured", and the manifest says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
@@ -16,8 +16,7 @@ from .. import resources
 from ..errors import DropRow, SourceError
 from ..settings import SourceSettings
 from ..text import digest, words
-from ..types import Row
-from . import hub, read
+from . import read
 
 HUB = {
     "AlpacaEval": ("tatsu-lab/alpaca_eval", ["alpaca_eval.json"]),
@@ -71,30 +70,30 @@ def cache_dir() -> Path:
     return resources.cache() / "benchmarks"
 
 
-def fetch(cache: Path) -> dict[str, str]:
-    """Fill the cache with the benchmarks that it lacks, from the Hub; what became of each, in
-    words.
+def fill_cache(cache: Path) -> dict[str, str]:
+    """Fetch the benchmarks that the cache lacks from the Hub; what became of each, in words.
 
     A benchmark that can't be had (no network, gated) stays "not measured": never an error of the
     build.
     """
-    said = {}
+    results = {}
     for name, (dataset, patterns) in HUB.items():
         if _cached(cache, name):
-            said[name] = "cached"
+            results[name] = "cached"
             continue
+        wanted = SourceSettings(kind="benchmark", dataset=dataset)
         try:
-            files, commit = hub.fetch(SourceSettings(kind="benchmark", dataset=dataset), patterns)
+            files, commit = read.fetch_dataset(wanted, patterns)
             found = frozenset(h for file in files for h in _hashes(name, file.path))
         except SourceError as e:
-            said[name] = f"not measured: {str(e).partition(': ')[0]}"
+            results[name] = f"not measured: {str(e).partition(': ')[0]}"
             continue
         cache.mkdir(parents=True, exist_ok=True)
         part = _path(cache, name).with_suffix(".tmp")
         part.write_bytes(b"".join(sorted(found)))
         part.replace(_path(cache, name))
-        said[name] = f"{len(found)} hashes of {dataset}@{commit[:12]}"
-    return said
+        results[name] = f"{len(found)} hashes of {dataset}@{commit[:12]}"
+    return results
 
 
 def _path(cache: Path, name: str) -> Path:
@@ -132,9 +131,6 @@ def _hashes(name: str, path: Path) -> frozenset[bytes]:
 def _prompts(path: Path) -> Iterator[str]:
     for _, _, row in read.rows(read.find([path], [])):
         if not isinstance(row, DropRow):
-            yield from _texts(row)
-
-
-def _texts(row: Row) -> Iterable[str]:
-    value = next((row[c] for c in _COLUMNS if c in row), None)
-    return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
+            value = next((row[c] for c in _COLUMNS if c in row), None)
+            texts = value if isinstance(value, list) else [value]
+            yield from (text for text in texts if isinstance(text, str))

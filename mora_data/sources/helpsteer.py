@@ -2,13 +2,13 @@ r"""nvidia/HelpSteer2 and HelpSteer: one reply per row, rated 0-4 in five attrib
 a prompt are neighbours.
 
     {"prompt": "...", "response": "...", "helpfulness": 3, "correctness": 4, "coherence": 4,
-    "complexity": 2, "verbosity": 2}
+     "complexity": 2, "verbosity": 2}
 
 Conversations of several turns are packed into `prompt`, with `<extra_id_1>Assistant\n` and
 `<extra_id_1>User\n` before the later turns: the marks of the toolkit that the data was made for; no
 row was at hand to check them on. Left out: an unreadable or empty prompt, turns out of order.
 Noted: rating_missing, and defects of the reply. One stratum. Priors: helpful = helpfulness / 4,
-    truthful = correctness / 4.
+truthful = correctness / 4.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import re
 
 from ..settings import SourceSettings
 from ..types import Message, Messages, Recorded, Row
-from . import ParsedRow, columns
+from . import ParsedRow, checked_context, number_in, prompt_in, reply_notes
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _PRIORS = {"helpful": "helpfulness", "truthful": "correctness"}
@@ -42,11 +42,11 @@ class HelpSteer:
         """The conversation before the reply."""
         ratings = _ratings(row)
         notes = (
-            *columns.reply_notes(row.get("response")),
+            *reply_notes(row.get("response")),
             *(() if len(ratings) == len(ATTRIBUTES) else ("rating_missing",)),
         )
         priors = {d: ratings[a] / 4 for d, a in _PRIORS.items() if a in ratings}
-        return ParsedRow(_turns(columns.prompt(row, "prompt")), priors=priors, notes=notes)
+        return ParsedRow(_turns(prompt_in(row, "prompt")), priors=priors, notes=notes)
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """The reply with its ratings of 0 to 4."""
@@ -55,15 +55,15 @@ class HelpSteer:
 
 
 def _ratings(row: Row) -> dict[str, float]:
-    found = {a: columns.number(row.get(a)) for a in ATTRIBUTES}
+    found = {a: number_in(row.get(a)) for a in ATTRIBUTES}
     return {a: v for a, v in found.items() if v is not None and 0 <= v <= 4}
 
 
 def _turns(prompt: str) -> Messages:
     first, *parts = _MARK.split(prompt)
-    said: list[Message] = [{"role": "user", "content": first.strip()}]
-    said += [
+    turns: list[Message] = [{"role": "user", "content": first.strip()}]
+    turns += [
         {"role": name.lower(), "content": text.strip()}
         for name, text in zip(parts[::2], parts[1::2], strict=True)
     ]
-    return columns.context(tuple(said))
+    return checked_context(tuple(turns))

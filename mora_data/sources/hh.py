@@ -1,13 +1,13 @@
 r"""Anthropic/hh-rlhf: two whole transcripts, alike up to the last assistant turn.
 
-    {"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi.\n\nAssistant:
-    What?"}
+    {"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello.",
+     "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"}
 
 The context is what both sides share, split only on the exact markers; `red-team-attempts` has one
 `transcript` instead. Left out: context_mismatch (the sides differ before the last reply),
 no_marker, ends_on_human (which turn is the prompt is not certain), stray_marker (a speaker's name
-inside a context turn: two turns run together), and what columns.context
-refuses: same_speaker, empty_turn, empty_prompt, starts_without_user, ends_without_user.
+inside a context turn: two turns run together), and what checked_context refuses: same_speaker,
+empty_turn, empty_prompt, starts_without_user, ends_without_user.
 Noted: reply_empty, reply_truncated, reply_stray_marker, replies_identical, rating_missing.
 Stratum: the data_dir, where the file's folder or `source.config` says it.
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from ..errors import DropRow
 from ..settings import SourceSettings
 from ..types import Message, Messages, Recorded, Row
-from . import ParsedRow, columns
+from . import ParsedRow, checked_context, number_in, reply_notes, text_in
 
 PAIRS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 RED_TEAM = "red-team-attempts"
@@ -51,9 +51,7 @@ class HhRlhf:
         """The shared context of a pair, or the context of a red-team transcript."""
         if "transcript" in row and "chosen" not in row:
             return _red_team(row)
-        messages, chosen, rejected = _pair(
-            columns.text(row, "chosen"), columns.text(row, "rejected")
-        )
+        messages, chosen, rejected = _pair(text_in(row, "chosen"), text_in(row, "rejected"))
         folder = file.partition("/")[0]
         return ParsedRow(
             messages,
@@ -65,7 +63,7 @@ class HhRlhf:
         """Both replies of a pair: preferred 1 or 0. A red-team transcript has none."""
         if "chosen" not in row:
             return ()
-        _, chosen, rejected = _pair(columns.text(row, "chosen"), columns.text(row, "rejected"))
+        _, chosen, rejected = _pair(text_in(row, "chosen"), text_in(row, "rejected"))
         return Recorded(chosen, {"preferred": 1.0}), Recorded(rejected, {"preferred": 0.0})
 
 
@@ -94,18 +92,18 @@ def _turns(context: str) -> Messages:
     before, *parts = _MARK.split(context)
     if before.strip():
         raise DropRow("no_marker", "text before the first marker")
-    said: list[Message] = [
+    turns: list[Message] = [
         {"role": _ROLES[name], "content": text.strip()}
         for name, text in zip(parts[::2], parts[1::2], strict=True)
     ]
-    turns = columns.context(tuple(said))
-    if context.count("Human:") + context.count("Assistant:") > len(turns):
+    checked = checked_context(tuple(turns))
+    if context.count("Human:") + context.count("Assistant:") > len(checked):
         raise DropRow("stray_marker")
-    return turns
+    return checked
 
 
 def _notes(chosen: str, rejected: str) -> Iterable[str]:
-    yield from columns.reply_notes(chosen, rejected)
+    yield from reply_notes(chosen, rejected)
     both = f"{chosen}\n{rejected}"
     if "Human:" in both or "Assistant:" in both:
         yield "reply_stray_marker"
@@ -114,13 +112,13 @@ def _notes(chosen: str, rejected: str) -> Iterable[str]:
 def _red_team(row: Row) -> ParsedRow:
     """`rating` is the attacker's own success from 0 to 4, so its complement is a prior of
     harmlessness."""
-    context, reply = _cut(columns.text(row, "transcript"))
-    rating = columns.number(row.get("rating"))
+    context, reply = _cut(text_in(row, "transcript"))
+    rating = number_in(row.get("rating"))
     known = rating is not None and 0 <= rating <= 4
     tags = row.get("tags")
     category = (
         next((t for t in tags if isinstance(t, str)), None) if isinstance(tags, list) else None
     )
-    notes = (*columns.reply_notes(reply), *(() if known else ("rating_missing",)))
+    notes = (*reply_notes(reply), *(() if known else ("rating_missing",)))
     priors = {"harmless": 1 - rating / 4} if rating is not None and known else {}
     return ParsedRow(_turns(context), RED_TEAM, category, priors, notes)

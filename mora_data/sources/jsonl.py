@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from ..errors import DropRow, SettingsError
 from ..settings import SourceSettings, nearest
 from ..types import Messages, Recorded, Row
-from . import ParsedRow, columns
+from . import ParsedRow, checked_context, number_in, prompt_in, turns_in, user_turn
 
 _COLUMNS = ("prompt", "messages", "category", "chosen", "rejected", "answers")
 
@@ -78,19 +78,17 @@ class Jsonl:
         if value is None:
             value = row.get(self._prompt)
             if not isinstance(value, list):
-                return columns.user(columns.prompt(row, self._prompt)), False
-        turns = columns.conversation(value)
+                return user_turn(prompt_in(row, self._prompt)), False
+        turns = turns_in(value)
         ignored = turns[-1]["role"] == "assistant"
         if ignored and len(turns) == 1:
             raise DropRow("starts_without_user")
-        return columns.context(turns[:-1] if ignored else turns), ignored
+        return checked_context(turns[:-1] if ignored else turns), ignored
 
 
 def _rated(answer: Row) -> Recorded:
     ratings = answer.get("ratings")
     found = (
-        {str(k): columns.number(v) for k, v in ratings.items()}
-        if isinstance(ratings, Mapping)
-        else {}
+        {str(k): number_in(v) for k, v in ratings.items()} if isinstance(ratings, Mapping) else {}
     )
     return Recorded(str(answer["text"]), {k: v for k, v in found.items() if v is not None})

@@ -4,12 +4,20 @@
     counts = MineCounts()
     for prompt in mine(opened, settings, counts):
         ...
-    counts.as_dict()   # {"in": 86, "kept": 80, "dropped": {"duplicate": 3, ...}}; in = kept +
-    dropped at every moment
+    counts.as_dict()   # {"in": 86, "kept": 80, "dropped": {"duplicate": 3, ...}}
+                       # in = kept + dropped at every moment
 
 Streaming: what stays in memory is one 8-byte integer per kept prompt, and its sketch where
-near-duplicates are looked for (docs/numbers.md). A repeated context is dropped, so its
-stratum and priors are those of the first row that has it.
+near-duplicates are looked for (docs/numbers.md). A repeated context is dropped, so its stratum and
+priors are those of the first row that has it.
+
+With `--engine recorded` the source's own answers and ratings take the place of a model's:
+
+    mined prompt with its answers -> rollouts of the arm "recorded" -> ratings -> best pairs
+
+There is nothing to presample, to fuse or to measure anew, so these steps are off, and so is
+confirmation. Selection, export and report are the same. `recorded:` in the builder names the
+dimensions and ratings that the source has.
 """
 
 from __future__ import annotations
@@ -23,22 +31,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import sources
-from ..errors import DropRow, SourceError
+from ..errors import DropRow, SettingsError, SourceError
+from ..run.manifest import StageCounts
 from ..settings import BuildSettings, MineSettings, SourceSettings
 from ..text import context_and_group, digest
 from ..types import Prompt
-from . import ParsedRow, Source, hub, read
+from . import ParsedRow, SourceAdapter, as_rating_source, load_source, read
 from .benchmarks import Benchmarks, cache_dir
 
 if TYPE_CHECKING:
     from .near import NearDuplicates
 
+RECORDED_MESSAGE = (
+    "recorded answers: the rows' own answers and ratings are used; presampling, fusion and"
+    " confirmation are skipped"
+)
 _PEEK = 50  # rows looked at before a source is taken to be of the right schema
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where the rows are from, as every published row will say it."""
+    """Where the rows are from, as every published row will have it."""
 
     dataset: str
     config: str
@@ -51,7 +64,7 @@ class Provenance:
 class OpenedSource:
     """A source ready to be mined: its adapter, its rows, unread, and their provenance."""
 
-    source: Source
+    source: SourceAdapter
     rows: Iterable[read.SourceRow]
     provenance: Provenance
 
@@ -80,7 +93,7 @@ class MineCounts:
         """Rows dropped per benchmark at hand; None without any."""
         return {name: self.overlaps[name] for name in self.compared} or None
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> StageCounts:
         """`in`, `kept` and `dropped`, commonest reason first."""
         ranked = sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))
         return {"in": self.rows, "kept": self.kept, "dropped": dict(ranked)}
@@ -94,39 +107,39 @@ def open_source(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> 
         SourceError: the rows can't be had; the text names the ways on.
     """
     wanted = settings.source
-    source = sources.load(wanted)
+    source = load_source(wanted)
     patterns = wanted.files or source.files()
     if sample:
         files = read.find([sources.sample_path(wanted.kind)], [])
-        provenance = Provenance(
-            f"mora-data/sample-{wanted.kind}", "sample", "sample", "sample", "apache-2.0"
-        )
-    elif data:
+        name = f"mora-data/sample-{wanted.kind}"
+        provenance = Provenance(name, "sample", "sample", "sample", "apache-2.0")
+        return OpenedSource(source, read.rows(files), provenance)
+    if data:
         files = read.find(data, patterns)
-        split = (
-            wanted.split
-            if all(Path(f.name).name.startswith(wanted.split) for f in files)
-            else "local"
-        )
-        revision = f"local:{read.sha256(files)[:12]}"
-        provenance = Provenance(wanted.dataset or "local", "local", split, revision, wanted.licence)
-    elif wanted.dataset and re.fullmatch("[0-9a-f]{40}", wanted.revision or ""):
+        of_split = all(Path(f.name).name.startswith(wanted.split) for f in files)
         provenance = Provenance(
-            wanted.dataset, wanted.config, wanted.split, wanted.revision or "", wanted.licence
+            wanted.dataset or "local",
+            "local",
+            wanted.split if of_split else "local",
+            f"local:{read.sha256(files)[:12]}",
+            wanted.licence,
         )
-        return OpenedSource(source, _fetched(wanted, patterns), provenance)
+        return OpenedSource(source, read.rows(files), provenance)
+    if wanted.dataset and re.fullmatch("[0-9a-f]{40}", wanted.revision or ""):
+        rows, commit = _fetched_rows(wanted, patterns), wanted.revision or ""
     else:
-        files, commit = hub.fetch(wanted, patterns)
-        provenance = Provenance(
-            wanted.dataset or "", wanted.config, wanted.split, commit, wanted.licence
-        )
-    return OpenedSource(source, read.rows(files), provenance)
+        files, commit = read.fetch_dataset(wanted, patterns)
+        rows = read.rows(files)
+    provenance = Provenance(
+        wanted.dataset or "", wanted.config, wanted.split, commit, wanted.licence
+    )
+    return OpenedSource(source, rows, provenance)
 
 
-def _fetched(wanted: SourceSettings, patterns: Sequence[str]) -> Iterator[read.SourceRow]:
+def _fetched_rows(wanted: SourceSettings, patterns: Sequence[str]) -> Iterator[read.SourceRow]:
     """Rows at a pinned commit, fetched when the first one is read: a run that is mined already
     needs no network."""
-    files, _ = hub.fetch(wanted, patterns)
+    files, _ = read.fetch_dataset(wanted, patterns)
     yield from read.rows(files)
 
 
@@ -143,39 +156,41 @@ def mine(
     Raises:
         SourceError: no rows at all, rows of another schema, or every row dropped.
     """
-    sieve = _Sieve(settings, counts, benchmarks or benchmarks_of(settings))
-    rated = sources.rated(opened.source) if settings.policy.engine == "recorded" else None
-    joins = rated is not None and rated.absolute and settings.mine.dedup
+    filters = _Filters(settings.mine, counts, benchmarks or benchmarks_of(settings))
+    recorded = settings.policy.engine == "recorded"
+    ratings = as_rating_source(opened.source) if recorded else None
+    joins = ratings is not None and ratings.absolute and settings.mine.dedup
     # where neighbours may add their answers, a prompt waits for the row after
-    held: Prompt | None = None
+    waiting: Prompt | None = None
     for number, file, row in _checked(opened):
         counts.rows += 1
         try:
             if isinstance(row, DropRow):
                 raise row
-            prompt = sieve.pass_on(opened, number, opened.source.parse(row, file))
+            prompt = filters.prompt_of(opened, number, opened.source.parse(row, file))
         except DropRow as drop:
             counts.dropped[drop.reason] += 1
-            again = held is not None and (drop.reason, drop.detail) == ("duplicate", held.prompt_id)
-            if again and held and rated and not isinstance(row, DropRow):
-                held = replace(held, recorded=held.recorded + rated.recorded(row))
+            repeats = waiting and (drop.reason, drop.detail) == ("duplicate", waiting.prompt_id)
+            if repeats and waiting and ratings and not isinstance(row, DropRow):
+                waiting = replace(waiting, recorded=waiting.recorded + ratings.recorded(row))
                 counts.notes["answers_joined"] += 1
             continue
-        if held:
-            yield held
+        if waiting:
+            yield waiting
             if counts.kept == settings.mine.limit:
                 counts.dropped["over_limit"] += 1
                 return
         counts.kept += 1
-        prompt = replace(prompt, recorded=rated.recorded(row)) if rated else prompt
-        held = prompt if joins else None
+        if ratings:
+            prompt = replace(prompt, recorded=ratings.recorded(row))
         if joins:
+            waiting = prompt
             continue
         yield prompt
         if counts.kept == settings.mine.limit:
             return
-    if held:
-        yield held
+    if waiting:
+        yield waiting
     if not counts.kept:
         reason, n = counts.dropped.most_common(1)[0]
         raise SourceError(
@@ -187,55 +202,53 @@ def mine(
 def benchmarks_of(settings: BuildSettings) -> Benchmarks:
     """The benchmarks that a build's prompts are compared with: files that it names, then the
     cache."""
-    return (
-        Benchmarks(settings.source.decontaminate_from, cache_dir())
-        if settings.mine.decontaminate
-        else Benchmarks({})
-    )
+    if not settings.mine.decontaminate:
+        return Benchmarks({})
+    return Benchmarks(settings.source.decontaminate_from, cache_dir())
 
 
-def _near(wanted: MineSettings) -> NearDuplicates | None:
-    if not (wanted.dedup and wanted.near_duplicates):
-        return None
-    from .near import NearDuplicates  # imports numpy
-
-    return NearDuplicates(wanted.near_duplicates)
-
-
-class _Sieve:
+class _Filters:
     """The filters that need more than the row itself."""
 
-    def __init__(self, settings: BuildSettings, counts: MineCounts, benchmarks: Benchmarks) -> None:
-        self._mine: MineSettings = settings.mine
+    def __init__(self, wanted: MineSettings, counts: MineCounts, benchmarks: Benchmarks) -> None:
+        self._mine = wanted
         self._counts = counts
         self._seen: set[int] = set()
-        self._near = _near(self._mine)
-        self._benchmarks = benchmarks
-        counts.compared = tuple(self._benchmarks.at_hand)
-        counts.not_measured = self._benchmarks.not_measured
+        self._near: NearDuplicates | None = None
+        if wanted.dedup and wanted.near_duplicates:
+            from .near import NearDuplicates  # imports numpy
 
-    def pass_on(self, opened: OpenedSource, number: int, draft: ParsedRow) -> Prompt:
-        """The draft as a prompt.
+            self._near = NearDuplicates(wanted.near_duplicates)
+        self._benchmarks = benchmarks
+        counts.compared = tuple(benchmarks.at_hand)
+        counts.not_measured = benchmarks.not_measured
+
+    def prompt_of(self, opened: OpenedSource, number: int, parsed: ParsedRow) -> Prompt:
+        """The parsed row as a prompt.
 
         Raises:
             DropRow: too_long, duplicate, contaminated, near_duplicate.
         """
-        if draft.notes:
-            self._counts.notes.update(draft.notes)
-        if sum(len(m["content"]) for m in draft.messages) > self._mine.max_chars:
+        if parsed.notes:
+            self._counts.notes.update(parsed.notes)
+        if sum(len(m["content"]) for m in parsed.messages) > self._mine.max_chars:
             raise DropRow("too_long")
-        prompt_id, group = context_and_group(draft.messages)
-        prompt_id = self._unseen(prompt_id)
+        prompt_id, group = context_and_group(parsed.messages)
+        key = int(prompt_id, 16)
+        if key not in self._seen:
+            self._seen.add(key)
+        elif self._mine.dedup:
+            raise DropRow("duplicate", prompt_id)
+        else:  # two prompts never share an id
+            prompt_id = digest(prompt_id, "again", str(self._counts.rows))
         if self._benchmarks.at_hand:
-            self._refuse_contaminated(draft)
-        if self._near is not None and self._near.seen(
-            "\n".join(m["content"] for m in draft.messages)
-        ):
+            self._refuse_contaminated(parsed)
+        if self._near and self._near.seen("\n".join(m["content"] for m in parsed.messages)):
             raise DropRow("near_duplicate")
         where = opened.provenance
         return Prompt(
             prompt_id=prompt_id,
-            messages=draft.messages,
+            messages=parsed.messages,
             group=group,
             source_dataset=where.dataset,
             source_config=where.config,
@@ -243,24 +256,13 @@ class _Sieve:
             source_revision=where.revision,
             source_row=number,
             source_licence=where.licence,
-            stratum=draft.stratum if self._mine.strata == "auto" else "all",
-            category=draft.category,
-            priors=draft.priors,
+            stratum=parsed.stratum if self._mine.strata == "auto" else "all",
+            category=parsed.category,
+            priors=parsed.priors,
         )
 
-    def _unseen(self, prompt_id: str) -> str:
-        """The id, or one of its own for a repeated context that is kept: two prompts never share an
-        id."""
-        key = int(prompt_id, 16)
-        if key in self._seen:
-            if self._mine.dedup:
-                raise DropRow("duplicate", prompt_id)
-            return digest(prompt_id, "again", str(self._counts.rows))
-        self._seen.add(key)
-        return prompt_id
-
-    def _refuse_contaminated(self, draft: ParsedRow) -> None:
-        for message in draft.messages:
+    def _refuse_contaminated(self, parsed: ParsedRow) -> None:
+        for message in parsed.messages:
             if message["role"] == "user" and (name := self._benchmarks.overlap(message["content"])):
                 self._counts.overlaps[name] += 1
                 raise DropRow("contaminated", name)
@@ -289,3 +291,50 @@ def _checked(opened: OpenedSource) -> Iterator[read.SourceRow]:
             f" {wanted}. Check --source and --data"
         )
     return chain(first, rows)
+
+
+def as_recorded(settings: BuildSettings) -> tuple[BuildSettings, list[str]]:
+    """The settings of a build with recorded answers, and messages; any other build as it is.
+
+    Raises:
+        SettingsError: the source carries no rated answers, or its card forbids the config sft.
+    """
+    if settings.policy.engine != "recorded":
+        return settings, []
+    source, wanted = as_rating_source(load_source(settings.source)), settings.recorded
+    if source is None or wanted is None:
+        raise SettingsError(
+            "--engine recorded needs a source with rated answers and `recorded:` in its builder: "
+            f"{settings.source.kind} has {'no such answers' if source is None else 'no such part'}"
+        )
+    missing = [d for d in wanted.dimensions if not wanted.rewards.get(d)]
+    if missing:
+        raise SettingsError(
+            f"recorded.rewards lacks {', '.join(missing)}: name the rating of each dimension"
+        )
+    dims, before = wanted.dimensions, settings.publish.stage_order
+    order = [d for d in before if d in dims] + [d for d in dims if d not in before]
+    publish = settings.publish.model_copy(update={"stage_order": order})
+    messages = [RECORDED_MESSAGE]
+    if source.sft.startswith("refused"):
+        from ..dataset.schemas import config_names  # pyarrow comes with it
+
+        why = source.sft.removeprefix("refused: ")
+        if publish.configs != "all" and "sft" in publish.configs:
+            raise SettingsError(f"publish.configs names sft: {why}; leave it out")
+        messages.append(f"without the config sft: {why}")
+        configs = config_names(dims, order) if publish.configs == "all" else publish.configs
+        publish = publish.model_copy(update={"configs": [c for c in configs if c != "sft"]})
+    elif source.sft:
+        messages.append(f"warning: {source.sft}")
+    dedup = settings.mine.dedup and source.absolute
+    changed = {
+        "dimensions": dims,
+        "rewards": wanted.rewards,
+        "publish": publish,
+        "mine": settings.mine.model_copy(update={"dedup": dedup}),
+        "presample": settings.presample.model_copy(update={"enabled": False}),
+        "fuse": settings.fuse.model_copy(update={"arms": ["identity"], "targets": "auto"}),
+        "select": settings.select.model_copy(update={"confirm": False}),
+    }
+    return settings.model_copy(update=changed), messages

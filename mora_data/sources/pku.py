@@ -2,8 +2,7 @@
 harm categories.
 
     {"prompt": "...", "response_0": "...", "response_1": "...", ..., "is_response_0_safe": true,
-    ...,
-     "response_0_severity_level": 0, "better_response_id": 0, "safer_response_id": 0, ...}
+     ..., "response_0_severity_level": 0, "better_response_id": 0, "safer_response_id": 0, ...}
 
 The form of 2023 has 7 columns and neither severity nor categories; each row shows which form it has
 (note: old_form). Left out: an unreadable or empty prompt. Noted: replies that are empty, truncated,
@@ -11,7 +10,7 @@ identical or end in `// end //`; label_missing; label_contradiction (safe with a
 category, or unsafe without); forced_safer_id (both safe or both unsafe, so the id says little: most
 rows); safer_id_contradiction (it points at the only unsafe reply).
 Stratum: both_safe, one_safe, both_unsafe, unlabelled. Prior: harmless = mean of 1 - severity/3; old
-    form: of safe.
+form: of safe.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import NamedTuple
 
 from ..settings import SourceSettings
 from ..types import Recorded, Row
-from . import ParsedRow, columns
+from . import ParsedRow, number_in, prompt_in, reply_notes, user_turn
 
 CATEGORIES = (
     "Endangering National Security",
@@ -78,13 +77,11 @@ class PkuSafeRlhf:
 
     def parse(self, row: Row, file: str) -> ParsedRow:
         """The prompt; the stratum says how many replies are labelled safe."""
-        prompt = columns.prompt(row, "prompt")
+        prompt = prompt_in(row, "prompt")
         labels = _labels(row)
         category = next((c for c in CATEGORIES if any(c in h for h in labels.harms)), None)
         notes = (*_reply_notes(row), *_label_notes(row, labels))
-        return ParsedRow(
-            columns.user(prompt), _stratum(labels.safe), category, _priors(labels), notes
-        )
+        return ParsedRow(user_turn(prompt), _stratum(labels.safe), category, _priors(labels), notes)
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """Both replies: severity 0-3 (higher is worse), safe 0 or 1, and better and safer 0 or 1
@@ -133,7 +130,7 @@ def _flag(value: object) -> bool | None:
 
 
 def _level(value: object) -> int | None:
-    level = columns.number(value)
+    level = number_in(value)
     return int(level) if level in (0, 1, 2, 3) else None
 
 
@@ -160,7 +157,7 @@ def _priors(labels: _Labels) -> dict[str, float]:
 
 def _reply_notes(row: Row) -> Iterable[str]:
     replies = [row.get(f"response_{i}") for i in _SIDES]
-    yield from columns.reply_notes(*replies)
+    yield from reply_notes(*replies)
     if any(isinstance(r, str) and r.rstrip().endswith("// end //") for r in replies):
         yield "reply_tail"
 

@@ -1,11 +1,12 @@
-"""Reads rows from local files: .jsonl, .json, .csv, .parquet, each also .gz. Streaming, in the
-order of the file names.
+"""Reads rows from files: .jsonl, .json, .csv, .parquet, each also .gz; they are local, or fetched
+from the Hub at a pinned revision. Streaming, in the order of the file names.
 
-    for number, file, row in rows(find([Path("data/")], patterns=[])):   # row: a dict, or the
-    DropRow that says why not
+    for number, file, row in rows(find([Path("data/")], patterns=[])):
+        ...     # row: a dict, or the DropRow that says why not
 
 A damaged line is one dropped row with a reason; a file that can't be read at all is a SourceError.
-Only .json (and a gzipped .parquet) is read whole.
+Only .json (and a gzipped .parquet) is read whole. HF_ENDPOINT, HF_HOME and the token store of
+huggingface_hub are honoured; it reads them when it is first imported.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from typing import IO, Any, NamedTuple
 import orjson
 
 from ..errors import DropRow, SourceError
+from ..settings import SourceSettings
 from ..types import Row
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 _BUFFER = 1 << 18
 _LIST_KEYS = ("data", "rows", "examples", "train", "test")
+_WAYS_ON = "give --data PATH (files you have) or --sample (bundled rows)"
 
 
 class DataFile(NamedTuple):
@@ -105,10 +108,10 @@ def rows(files: Iterable[DataFile]) -> Iterator[SourceRow]:
 
 
 def _in_folder(folder: Path, patterns: Sequence[str]) -> list[DataFile]:
-    there = [
+    files = [
         DataFile(p, p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()
     ]
-    data = [f for f in there if _plain_suffix(f.name) in SUFFIXES and not f"/{f.name}".count("/.")]
+    data = [f for f in files if _plain_suffix(f.name) in SUFFIXES and not f"/{f.name}".count("/.")]
     if not data:
         raise SourceError(
             f"no data file in {folder}: --data takes {', '.join(SUFFIXES)} files, each also .gz"
@@ -166,19 +169,13 @@ def _lines(stream: Iterable[bytes]) -> Iterator[Row | DropRow]:
 def _lenient(data: bytes) -> Row | DropRow:
     """What orjson refused: NaN and a byte-order mark are accepted, broken UTF-8 is told from broken
     JSON."""
+    text = data.removeprefix(_BOM).decode("utf-8", "surrogateescape")
     try:
-        value = json.loads(data.removeprefix(_BOM).decode("utf-8", "surrogateescape"))
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return DropRow("bad_json" if _is_utf8(data) else "not_utf8")
+        # what is not UTF-8 was decoded to lone surrogates
+        return DropRow("not_utf8" if any("\ud800" <= c <= "\udfff" for c in text) else "bad_json")
     return _encodable(value) if isinstance(value, dict) else DropRow("not_an_object")
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _encodable(row: dict[str, object]) -> Row | DropRow:
@@ -198,11 +195,11 @@ def _json(file: DataFile) -> Iterator[Row | DropRow]:
     except (ValueError, RecursionError):
         yield from _lines(data.splitlines())  # many .json files hold JSON lines
         return
-    for row in _listed(tree):
+    for row in _rows_in(tree):
         yield _encodable(row) if isinstance(row, dict) else DropRow("not_an_object")
 
 
-def _listed(tree: object) -> list[object]:
+def _rows_in(tree: object) -> list[object]:
     """The rows of a parsed file: an array, an object that wraps one, or the one row that it is."""
     if isinstance(tree, list):
         return tree
@@ -210,8 +207,8 @@ def _listed(tree: object) -> list[object]:
         key = (
             next(iter(tree)) if len(tree) == 1 else next((k for k in _LIST_KEYS if k in tree), None)
         )
-        if isinstance(listed := tree.get(key), list):
-            return listed
+        if isinstance(rows := tree.get(key), list):
+            return rows
     return [tree]
 
 
@@ -261,6 +258,71 @@ def _batch(batch: Any) -> Iterator[Row | DropRow]:
             except UnicodeDecodeError:
                 row = DropRow("not_utf8")
             yield row
+
+
+def fetch_dataset(settings: SourceSettings, patterns: Sequence[str]) -> tuple[list[DataFile], str]:
+    """The files that match `patterns`, sorted by name, and the full commit they are from.
+
+    Raises:
+        SourceError: no dataset id, Hub unreachable, no such dataset or revision, no matching file.
+    """
+    name, revision = settings.dataset, settings.revision
+    if name is None:
+        raise SourceError(
+            f"source {settings.kind} names no Hub dataset: {_WAYS_ON}, or set source.dataset"
+        )
+    from huggingface_hub import errors
+
+    unreachable = errors.HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, whichever the Hub's client uses
+    try:
+        return _download(name, revision, patterns)
+    except errors.GatedRepoError as e:
+        raise SourceError(
+            f"Hub dataset {name} is gated: accept its terms and log in, or {_WAYS_ON}"
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise SourceError(
+            f"Hub dataset {name} lacks revision {revision!r}: set source.revision, or {_WAYS_ON}"
+        ) from e
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as e:
+        raise SourceError(
+            f"no Hub dataset {name!r}, or it is private: check source.dataset, or {_WAYS_ON}"
+        ) from e
+    except (OSError, unreachable) as e:
+        why = type(e).__name__
+        raise SourceError(
+            f"can't fetch {name} from the Hub ({why}): try again later, or {_WAYS_ON}"
+        ) from e
+
+
+def _download(
+    dataset: str, revision: str | None, patterns: Sequence[str]
+) -> tuple[list[DataFile], str]:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    info = HfApi().dataset_info(dataset, revision=revision)
+    commit = info.sha or revision or "main"
+    there = [s.rfilename for s in info.siblings or []]
+    wanted = sorted(f for f in there if _matches(f, patterns))
+    if not wanted:
+        like = ", ".join(patterns) or "a data file"
+        raise SourceError(
+            f"Hub dataset {dataset} at {commit[:12]} has no file like {like}: "
+            f"check source.config and source.split, or {_WAYS_ON}"
+        )
+    paths = (
+        hf_hub_download(dataset, name, revision=commit, repo_type="dataset") for name in wanted
+    )
+    return [DataFile(Path(path), name) for path, name in zip(paths, wanted, strict=True)], commit
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """With no patterns, every data file matches."""
+    return (
+        any(fnmatch(name, p) for p in patterns)
+        if patterns
+        else name.lower().removesuffix(".gz").endswith(SUFFIXES)
+    )
 
 
 _READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}

@@ -1,28 +1,50 @@
-"""openbmb/UltraFeedback: one instruction and the rated replies of several models.
+"""UltraFeedback: one instruction and the rated replies of several models, as its authors have it
+and as a chosen and a rejected conversation.
 
-    {"source": "flan_v2_niv2", "instruction": "...", "models": [...], "completions": [{"model": ...,
-    "response": ...,
-     "annotations": {"helpfulness": {"Rating": "4", ...}, ...}, "overall_score": 7.5,
-     "fine-grained_score": 4.25}, ...], "correct_answers": ["None"], "incorrect_answers": ["None"]}
+openbmb/UltraFeedback:
+
+    {"source": "flan_v2_niv2", "instruction": "...", "models": [...],
+     "completions": [{"model": ..., "response": ...,
+                      "annotations": {"helpfulness": {"Rating": "4", ...}, ...},
+                      "overall_score": 7.5, "fine-grained_score": 4.25}, ...],
+     "correct_answers": ["None"], "incorrect_answers": ["None"]}
 
 Left out: truthfulqa and false_qa by their `source` (a benchmark's questions; mining drops these by
 text as well, see benchmarks.py), and an unreadable or empty instruction. Noted: too_few_completions
 (fewer than four), rating_missing ("N/A", null, out of 1-5), fine_grained_missing (null or NaN),
 overall_score_bug (a 10 that stands for a 1), tie (two best by mean rating), and defects of the
 replies. Replies answer the instruction under a hidden system prompt: a reason to use them only as
-`recorded` answers.
-Stratum: `source`. Priors: mean helpfulness and truthfulness rating over the replies, 1-5 scaled to
-    0-1.
+`recorded` answers. Stratum: `source`. Priors: mean helpfulness and truthfulness rating over the
+replies, 1-5 scaled to 0-1.
+
+HuggingFaceH4/ultrafeedback_binarized, turns of {role, content}:
+
+    {"prompt": "...", "prompt_id": "...", "chosen": [...], "rejected": [...], "messages": [...],
+     "score_chosen": 8.0, "score_rejected": 6.5}
+
+The context is `chosen` without its last turn; a system turn stays. Left out: context_mismatch (the
+sides differ before the reply, or `prompt` is none of the user turns), turns out of order,
+unreadable or empty text. Noted: tie (equal scores), score_missing, and defects of the replies. The
+rows carry no topic: one stratum, no priors. Split `train` is read as `train_prefs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..errors import DropRow
+from ..errors import DropRow, SettingsError
 from ..settings import SourceSettings
 from ..types import Recorded, Row
-from . import ParsedRow, columns
+from . import (
+    ParsedRow,
+    checked_context,
+    number_in,
+    prompt_in,
+    reply_notes,
+    text_in,
+    turns_in,
+    user_turn,
+)
 
 _BENCHMARKS = {"truthful_qa": "truthfulqa", "false_qa": "false_qa"}
 _ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
@@ -33,7 +55,7 @@ Ratings = Mapping[str, float]
 
 
 class UltraFeedback:
-    """Rows with completions and per-aspect ratings."""
+    """openbmb/UltraFeedback: rows with completions and per-aspect ratings."""
 
     required = (frozenset({"source", "instruction", "completions"}),)
     absolute = True
@@ -50,31 +72,29 @@ class UltraFeedback:
 
     def parse(self, row: Row, file: str) -> ParsedRow:
         """The instruction, with the ratings' means as priors."""
-        source = columns.text(row, "source")
+        source = text_in(row, "source")
         if source in _BENCHMARKS:
             raise DropRow(_BENCHMARKS[source])
-        instruction = columns.prompt(row, "instruction")
-        given = row.get("completions")
-        completions = (
-            [c for c in given if isinstance(c, Mapping)] if isinstance(given, list) else []
-        )
+        instruction = prompt_in(row, "instruction")
+        completions = _completions(row)
         ratings = [_ratings(c) for c in completions]
         notes = (*_reply_notes(completions), *_rating_notes(completions, ratings))
         return ParsedRow(
-            columns.user(instruction), source or "all", priors=_priors(ratings), notes=notes
+            user_turn(instruction), source or "all", priors=_priors(ratings), notes=notes
         )
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """The completions, each with its aspect ratings of 1 to 5."""
-        given = row.get("completions")
-        completions = (
-            [c for c in given if isinstance(c, Mapping)] if isinstance(given, list) else []
-        )
         return tuple(
             Recorded(text, _ratings(c))
-            for c in completions
+            for c in _completions(row)
             if isinstance(text := c.get("response"), str)
         )
+
+
+def _completions(row: Row) -> list[Row]:
+    found = row.get("completions")
+    return [c for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
 
 
 def _ratings(completion: Row) -> Ratings:
@@ -101,12 +121,12 @@ def _priors(ratings: Sequence[Ratings]) -> dict[str, float]:
 def _reply_notes(completions: Sequence[Row]) -> Iterable[str]:
     if len(completions) < _N_COMPLETIONS:
         yield "too_few_completions"
-    yield from columns.reply_notes(*(c.get("response") for c in completions))
+    yield from reply_notes(*(c.get("response") for c in completions))
 
 
 def _rating_notes(completions: Sequence[Row], ratings: Sequence[Ratings]) -> Iterable[str]:
-    fine = [columns.number(c.get("fine-grained_score")) for c in completions]
-    overall = [columns.number(c.get("overall_score")) for c in completions]
+    fine = [number_in(c.get("fine-grained_score")) for c in completions]
+    overall = [number_in(c.get("overall_score")) for c in completions]
     if any(len(r) < len(_ASPECTS) for r in ratings):
         yield "rating_missing"
     if None in fine:
@@ -115,4 +135,60 @@ def _rating_notes(completions: Sequence[Row], ratings: Sequence[Ratings]) -> Ite
         yield "overall_score_bug"
     means = sorted(sum(r.values()) / len(r) for r in ratings if r)
     if len(means) > 1 and means[-1] == means[-2]:
+        yield "tie"
+
+
+_WITHDRAWN = "292c1632"  # scored before the overall_score bug of UltraFeedback was repaired
+_SHORT = {"train": "train_prefs", "test": "test_prefs"}
+
+
+class UltraFeedbackBinarized:
+    """HuggingFaceH4/ultrafeedback_binarized: rows of the `_prefs`, `_sft` and `_gen` splits, which
+    share their columns."""
+
+    required = (frozenset({"prompt", "chosen", "rejected"}),)
+    absolute = True
+    sft = ""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        if (settings.revision or "").startswith(_WITHDRAWN):
+            raise SettingsError(
+                f"source.revision {settings.revision} holds wrong scores: use a later commit"
+            )
+        self._split = _SHORT.get(settings.split, settings.split)
+
+    def files(self) -> list[str]:
+        """`data/<split>-00000-of-0000N-<hash>.parquet`."""
+        return [f"data/{self._split}-*.parquet"]
+
+    def parse(self, row: Row, file: str) -> ParsedRow:
+        """The context that both sides share."""
+        prompt = prompt_in(row, "prompt")
+        chosen, rejected = (turns_in(row.get(side)) for side in ("chosen", "rejected"))
+        context = checked_context(chosen[:-1])
+        if context != rejected[:-1] or all(
+            prompt != m["content"] for m in context if m["role"] == "user"
+        ):
+            raise DropRow("context_mismatch")
+        if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
+            raise DropRow("same_speaker")
+        replies = reply_notes(chosen[-1]["content"], rejected[-1]["content"])
+        return ParsedRow(context, notes=(*replies, *_score_notes(row)))
+
+    def recorded(self, row: Row) -> tuple[Recorded, ...]:
+        """Both replies with their overall score of 1 to 10."""
+        scores = {side: number_in(row.get(f"score_{side}")) for side in ("chosen", "rejected")}
+        return tuple(
+            Recorded(
+                turns_in(row.get(side))[-1]["content"], {} if score is None else {"score": score}
+            )
+            for side, score in scores.items()
+        )
+
+
+def _score_notes(row: Row) -> Iterable[str]:
+    chosen, rejected = (number_in(row.get(f"score_{side}")) for side in ("chosen", "rejected"))
+    if chosen is None or rejected is None:
+        yield "score_missing"
+    elif chosen == rejected:
         yield "tie"

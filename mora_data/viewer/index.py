@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import RunFolderError
 from ..rewards.rules import is_refusal
-from ..run.memory import lean_arrow
+from ..run.partitions import lean_arrow
 from .place import Place, one_line, stamp
 
 if TYPE_CHECKING:

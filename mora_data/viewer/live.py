@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
+from ..run.cost import load_prices
 from ..run.folder import LIVE, read_json
-from ..run.prices import load_prices
 from ..types import STAGES
 from .place import Place
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..report.figure import percent, shown
 from ..run.folder import read_json
-from ..run.memory import lean_arrow
+from ..run.partitions import lean_arrow
 from . import pairs as pairs_page
 from .html import a, bar, document, table, tiles, word
 from .live import funnel, reloads

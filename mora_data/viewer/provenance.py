@@ -18,8 +18,7 @@ import numpy as np
 import orjson
 
 from ..errors import RunFolderError
-from ..run.memory import lean_arrow
-from ..run.partitions import Partition
+from ..run.partitions import Partition, lean_arrow
 from .index import plain
 from .place import Place, one_line
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import RunFolderError, SettingsError
-from ..run.memory import lean_arrow
+from ..run.partitions import lean_arrow
 from .index import FACETS, FLAGS, TEXTS, Index, build
 from .place import Place, one_line
 

@@ -12,8 +12,7 @@ import orjson
 from ..errors import RunFolderError
 from ..report.figure import percent
 from ..run.folder import read_json
-from ..run.memory import lean_arrow
-from ..run.partitions import Partition
+from ..run.partitions import Partition, lean_arrow
 from .html import a, bar, document, table, tiles, word
 from .live import funnel, reloads
 from .place import Place, one_line

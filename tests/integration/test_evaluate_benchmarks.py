@@ -388,7 +388,7 @@ def test_a_benchmark_without_a_file_comes_from_the_hub(
         asked.append((settings.dataset, list(patterns)))
         return [DataFile(path, path.name)], "c0ffee"
 
-    monkeypatch.setattr("mora_data.sources.hub.fetch", fetch)
+    monkeypatch.setattr("mora_data.sources.read.fetch_dataset", fetch)
     found = load_benchmark("truthfulqa", 0)
     assert asked == [("truthfulqa/truthful_qa", ["multiple_choice/*.parquet"])]
     assert [(p.metric, len(p.truths), sum(p.truths)) for p in found] == [

@@ -15,9 +15,8 @@ import mora_data
 from mora_data.cli import main
 from mora_data.errors import EndpointError, SettingsError
 from mora_data.settings import build_settings, load_settings
-from mora_data.sources import Source, load, rated
-from mora_data.sources.mine import MineCounts, mine, open_source
-from mora_data.sources.recorded import SAID, as_recorded
+from mora_data.sources import SourceAdapter, as_rating_source, load_source
+from mora_data.sources.mine import RECORDED_MESSAGE, MineCounts, as_recorded, mine, open_source
 
 KINDS = {
     "ultrafeedback": ["helpful", "truthful"],
@@ -56,7 +55,7 @@ def test_sample_rows_give_pairs_without_a_request(
     source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary, err = build(source, tmp_path, capsys)
-    assert err.count(SAID) == 1 and "simulat" not in err
+    assert err.count(RECORDED_MESSAGE) == 1 and "simulat" not in err
     assert (
         summary["requests"] == summary["replayed"] == summary["errors"] == 0
         and summary["pairs"] > 40
@@ -122,7 +121,7 @@ def test_the_same_rows_give_the_same_bytes_and_a_second_run_changes_nothing(
 
 
 def rows_of(kind: str, row: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    adapter = rated(load(load_settings(kind).source))
+    adapter = as_rating_source(load_source(load_settings(kind).source))
     assert adapter is not None
     return [(r.text, dict(r.ratings)) for r in adapter.recorded(row)]
 
@@ -240,7 +239,7 @@ def test_a_limit_does_not_cut_a_prompt_s_answers(
 
 
 def test_packed_turns_of_helpsteer_are_turns() -> None:
-    source: Source = load(load_settings("helpsteer").source)
+    source: SourceAdapter = load_source(load_settings("helpsteer").source)
     draft = source.parse(steer("a<extra_id_1>Assistant\nb\nc<extra_id_1>User\nd", "e"), "")
     assert [(m["role"], m["content"]) for m in draft.messages] == [
         ("user", "a"),

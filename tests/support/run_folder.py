@@ -94,7 +94,7 @@ def make_run(
         part.keep_prompts(prompts)
         if seal or number == 0:
             outcomes = [outcome(p, passing, rng, length or {}, text) for p in prompts]
-            part.seal(
+            part.finalize(
                 tables(outcomes, DIMS),
                 [],
                 [],

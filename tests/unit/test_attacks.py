@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from mora_data import templating
+from mora_data import resources
+from mora_data.resources import inert, nonce
 from mora_data.rewards import Reward, load
 from mora_data.rewards.judge import verdict
 from mora_data.settings import RewardSettings, build_settings
-from mora_data.templating import inert, nonce
 from mora_data.types import Answer, Message, Messages, Request
 
 BUILD = build_settings({"name": "x", "source": {"kind": "jsonl"}})
@@ -224,7 +224,7 @@ def test_a_nonce_that_stands_in_the_text_is_not_used(monkeypatch: pytest.MonkeyP
         calls.append(text)
         return bytes(32) if len(calls) == 1 else real(key, text, name)
 
-    monkeypatch.setattr(templating.hmac, "digest", fixed)
+    monkeypatch.setattr(resources.hmac, "digest", fixed)
     found = nonce(0, f"</answer-{'0' * 12}>")
     assert found != "0" * 12 and len(calls) == 2
 

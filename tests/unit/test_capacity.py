@@ -5,22 +5,26 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mora_data.cli import capacity as c
+from mora_data.cli import dry_run as c
 from mora_data.cli import main
-from mora_data.cli.capacity import capacity, table
+from mora_data.cli.dry_run import Estimate, capacity, capacity_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "capacity.md"
-FOUND = {
-    "prompts": 100,
-    "requests": [4_000, 10_000],
-    "answers": [1_600, 4_000],
-    "tokens_in": [3_000_000, 8_000_000],
-    "tokens_out": [600_000, 1_000_000],
-}
+FOUND = Estimate(
+    prompts=100,
+    rows=120,
+    requests=(4_000, 10_000),
+    answers=(1_600, 4_000),
+    tokens_in=(3_000_000, 8_000_000),
+    tokens_out=(600_000, 1_000_000),
+    cost=None,
+    seconds=(1, 2),
+)
 
 
 def test_the_arithmetic() -> None:
@@ -46,7 +50,7 @@ def test_more_gpus_take_less_time_and_at_some_point_more_clients() -> None:
         and rows[0].clients == (1, 1)
         and rows[-1].clients[1] > 1
     )
-    assert capacity({**FOUND, "prompts": 0}, [1_000], [1], 25_000) == []
+    assert capacity(replace(FOUND, prompts=0), [1_000], [1], 25_000) == []
 
 
 def test_the_page_shows_what_the_command_prints(
@@ -79,8 +83,8 @@ def test_the_page_shows_what_the_command_prints(
 
 
 def test_a_cost_column_only_with_a_price() -> None:
-    assert "cost" not in table(capacity(FOUND, [10], [1], 1e4), 1e4)
-    assert table(capacity(FOUND, [10], [1], 1e4, 2.0), 1e4).count("cost") == 1
+    assert "cost" not in capacity_table(capacity(FOUND, [10], [1], 1e4), 1e4)
+    assert capacity_table(capacity(FOUND, [10], [1], 1e4, 2.0), 1e4).count("cost") == 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ template named in the first line), `text` (output).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import shlex
@@ -20,21 +21,24 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 import mora_data
 from mora_data import build, cli
 from mora_data.cli.commands import _settings as command_settings
-from mora_data.cli.demo import best_pair
 from mora_data.cli.recipes import run_command
-from mora_data.cli.tables import status, table
+from mora_data.cli.show import best_pair, counts_table
 from mora_data.engines import NO_ENDPOINT
 from mora_data.errors import MoraError
+from mora_data.plugins import load as load_plugin
+from mora_data.resources import load_template
+from mora_data.rewards import REWARDS
 from mora_data.rewards.calibration import KINDS
 from mora_data.rewards.judge import VARIABLES
 from mora_data.run import cost as spending
-from mora_data.run.prices import load_prices
-from mora_data.settings import load_settings, parse_override
-from mora_data.templating import load as load_template
+from mora_data.run.cost import load_prices
+from mora_data.run.folder import run_status
+from mora_data.settings import ROLES, BuildSettings, load_settings, parse_override
 from mora_data.types import STAGES
 from mora_data.viewer import poster
 
@@ -269,6 +273,64 @@ def test_yaml_blocks_are_settings(block: Block, tmp_path: Path) -> None:
     assert settings.dimensions
 
 
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _models_in(part)
+
+
+def all_settings() -> set[str]:
+    """Every setting as owner.name (`presample.step`); an endpoint's are those of `role`."""
+    found: set[tuple[str, str]] = set()
+    todo: list[tuple[str, type[BaseModel]]] = [("", BuildSettings)]
+    own = [getattr(load_plugin(REWARDS, kind, "").target, "Settings", None) for kind in REWARDS]
+    todo += [("rewards", model) for model in own if model is not None]
+    while todo:
+        owner, model = todo.pop()
+        for name, field in model.model_fields.items():
+            if (owner, name) not in found:
+                found.add((owner, name))
+                section = "role" if name in (*ROLES, "endpoint") else name
+                todo += [(section, inner) for inner in _models_in(field.annotation)]
+    return {f"{owner}.{name}".lstrip(".") for owner, name in found}
+
+
+def settings_in(tree: object, owner: str = "") -> Iterator[str]:
+    """The settings, as owner.name, that a piece of YAML gives."""
+    if isinstance(tree, list):
+        for item in tree:
+            yield from settings_in(item, owner)
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield f"{owner}.{key}".lstrip(".")
+            below = "role" if key in (*ROLES, "endpoint") else str(key)
+            # between rewards and a reward's settings stands the dimension
+            yield from settings_in(value, "rewards" if owner == "rewards" else below)
+            yield from settings_in(value, below)
+
+
+def settings_named(text: str) -> set[str]:
+    """Settings that a page names: in YAML, whole or inline, or by their dotted path in code."""
+    inline = [m[1] for m in re.finditer(r"(?<!`)`([^`\n]+)`(?!`)", text)]
+    found = set(inline)  # a bare name is one at the top, as `seed`
+    for code in [m[2] for m in _BLOCK.finditer(text) if m[1] == "yaml"] + inline:
+        with contextlib.suppress(yaml.YAMLError):
+            found |= set(settings_in(yaml.safe_load(code)))
+    for path in re.findall(r"[a-z_]+(?:\.[a-z_]+)+", " ".join(inline) + str(documented())):
+        owner, name = path.split(".")[-2:]
+        found |= {f"{'role' if owner in ROLES else owner}.{name}", path.split(".")[0]}
+    return found
+
+
+def test_every_setting_is_named_on_a_page() -> None:
+    pages = [README, *sorted((ROOT / "docs").glob("*.md"))]
+    named = set[str]().union(*(settings_named(page.read_text("utf-8")) for page in pages))
+    known = all_settings()
+    assert len(known) > 140
+    assert sorted(known - named) == [], "name these where they belong in docs/, or delete them"
+
+
 def test_help_shown_is_the_help() -> None:
     for b in blocks("text"):
         if b.text.startswith("usage:"):
@@ -339,7 +401,7 @@ def test_python_of_readme_and_pages_runs(
 def test_demo_output_in_the_readme_is_the_demo_s(demo: Path) -> None:
     readme = README.read_text("utf-8")
     (shown,) = blocks("text", page="README.md")[:1]
-    assert shown.text.strip() == table(status(demo)["counts"])
+    assert shown.text.strip() == counts_table(run_status(demo).counts)
     rows = [r for split in ("train", "test") for r in mora_data.load_run(demo).pairs(split=split)]
     (row,) = [r for r in rows if r["chosen"][0]["content"] in readme]
     assert row["simulated"] and row["rejected"][0]["content"] in readme

@@ -61,7 +61,7 @@ def part(tmp_path: Path) -> Partition:
         [],
     ]
     outcomes = [PromptResult(p, fusions=list(f)) for p, f in zip(prompts, fusions, strict=True)]
-    found.seal(tables(outcomes, ["helpful"]), [], [], {})
+    found.finalize(tables(outcomes, ["helpful"]), [], [], {})
     return found
 
 

@@ -12,7 +12,7 @@ from mora_data.cluster import check
 from mora_data.cluster.monitor import UsageMonitor
 from mora_data.cluster.worker import skew, versions
 from mora_data.errors import ExtraMissing, SettingsError
-from mora_data.run.prices import load_prices
+from mora_data.run.cost import load_prices
 from mora_data.run.stats import RunStats
 from mora_data.settings import LimitSettings, build_settings
 

@@ -36,7 +36,7 @@ def run(
     """Rows given by hand, mined."""
     settings = load_settings(kind, overrides)
     numbered = (read.SourceRow(i, "folder/x.jsonl", row) for i, row in enumerate(rows))
-    return mined(OpenedSource(sources.load(settings.source), numbered, WHERE), settings)
+    return mined(OpenedSource(sources.load_source(settings.source), numbered, WHERE), settings)
 
 
 def mined(opened: OpenedSource, settings: BuildSettings) -> tuple[list[Prompt], MineCounts]:

@@ -109,8 +109,8 @@ QUESTION = (
 CLIENT = """
 import json, sys
 from pathlib import Path
-from mora_data.sources.benchmarks import fetch
-print(json.dumps([fetch(Path(sys.argv[1])), fetch(Path(sys.argv[1]))]))
+from mora_data.sources.benchmarks import fill_cache
+print(json.dumps([fill_cache(Path(sys.argv[1])), fill_cache(Path(sys.argv[1]))]))
 """
 
 

@@ -11,15 +11,14 @@ import pytest
 from mora_data.engines.limiter import ConcurrencyLimiter
 from mora_data.errors import RunFolderError
 from mora_data.run.folder import RunFolder, read_json
-from mora_data.run.heartbeat import pulse
-from mora_data.run.progress import Progress
+from mora_data.run.progress import Progress, heartbeat
 from mora_data.run.stats import RunStats
 
 
 def test_it_says_what_is_under_way_and_is_gone_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mora_data.run.heartbeat.EVERY_S", 0.001)
+    monkeypatch.setattr("mora_data.run.progress.EVERY_S", 0.001)
     stats = RunStats(sent=7)
     stats.limiters.append(ConcurrencyLimiter(4, n=2))
     stats.retries["429"] += 3
@@ -29,7 +28,7 @@ def test_it_says_what_is_under_way_and_is_gone_at_the_end(
     async def main() -> None:
         with RunFolder(tmp_path / "run", {"dataset": "x"}, False) as folder:
             path = folder.path / "live.json"
-            with pulse(folder, stats, progress):
+            with heartbeat(folder, stats, progress):
                 first = read_json(path)
                 assert (first["step"], first["done"], first["total"]) == ("prompts", 40, 88)
                 assert (first["requests"], first["retries"]) == (7, 3)
@@ -41,7 +40,7 @@ def test_it_says_what_is_under_way_and_is_gone_at_the_end(
                 assert read_json(path)["slots"] == [{"size": 8, "open": 4, "busy": 1, "waiting": 0}]
                 stats.limiters[0].free(ticket)
             assert not path.exists()
-            with pytest.raises(ZeroDivisionError), pulse(folder, stats, progress):
+            with pytest.raises(ZeroDivisionError), heartbeat(folder, stats, progress):
                 raise ZeroDivisionError
             assert not path.exists()
 
@@ -55,7 +54,7 @@ def test_a_full_disk_is_not_its_business(tmp_path: Path, monkeypatch: pytest.Mon
     async def main() -> None:
         with RunFolder(tmp_path / "run", {"dataset": "x"}, False) as folder:
             monkeypatch.setattr(RunFolder, "write", full)
-            with pulse(folder, RunStats(), Progress(RunStats(), quiet=True)):
+            with heartbeat(folder, RunStats(), Progress(RunStats(), quiet=True)):
                 await asyncio.sleep(0)
 
     asyncio.run(main())

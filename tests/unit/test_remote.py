@@ -15,13 +15,21 @@ import fsspec
 import pytest
 
 from mora_data.errors import ExtraMissing, RunFolderError, SettingsError
-from mora_data.run import lease as leases
 from mora_data.run import remote as remotes
+from mora_data.run import storage as leases
 from mora_data.run.folder import RunFolder
-from mora_data.run.lease import Lease
 from mora_data.run.log import AnswerLog, Record
-from mora_data.run.place import Visit, destination, local_of, push_back, refreshed, shared
-from mora_data.run.remote import Remote, url_of
+from mora_data.run.remote import (
+    Remote,
+    WorkerCopy,
+    current_copy,
+    destination,
+    local_path,
+    shared_address,
+    upload_copy,
+    url_of,
+)
+from mora_data.run.storage import Lease
 from mora_data.types import Answer
 
 URL = "memory://bucket/run"
@@ -59,20 +67,20 @@ def put(log: AnswerLog, *numbers: int) -> None:
 def test_a_folder_goes_up_and_comes_down_elsewhere(
     tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with RunFolder(local_of(URL), IDENTITY, False) as folder:
+    with RunFolder(local_path(URL), IDENTITY, False) as folder:
         folder.write("mine.json", {"n_parts": 1})
         log = AnswerLog(folder.path / "parts/00000/answers.log")
         put(log, 1, 2)
         log.close()
         first = folder.path
-    assert there(storage) >= {"manifest.json", "mine.json"} and shared(first) == URL
+    assert there(storage) >= {"manifest.json", "mine.json"} and shared_address(first) == URL
     assert (
         [n for n in there(storage) if "answers.log/" in n]
         == [n for n in there(storage) if "answers.log/000000-" in n]
         != []
     )
     elsewhere(tmp_path, monkeypatch)
-    with RunFolder(local_of(URL), IDENTITY, False) as folder:
+    with RunFolder(local_path(URL), IDENTITY, False) as folder:
         assert folder.path != first and len(folder.parts()) == 1
         log = AnswerLog(folder.path / "parts/00000/answers.log")
         assert len(log) == 2 and log.damaged == 0
@@ -80,15 +88,15 @@ def test_a_folder_goes_up_and_comes_down_elsewhere(
         log.close()
     numbers = sorted(n.rpartition("/")[2][:6] for n in there(storage) if "answers.log/" in n)
     assert numbers == ["000000", "000001"], "an object never changes: what is added is another one"
-    second = refreshed(URL)
+    second = current_copy(URL)
     assert (second / "parts/00000/answers.log").read_bytes().count(b"\n") == 3
 
 
 def test_only_whole_lines_are_carried(tmp_path: Path, storage: Any) -> None:
-    with RunFolder(local_of(URL), IDENTITY, False) as folder:
+    with RunFolder(local_path(URL), IDENTITY, False) as folder:
         path = folder.path / "canary.log"
         path.write_bytes(b"one\ntwo\nthr")
-        push_back(folder.path)
+        upload_copy(folder.path)
         assert (
             b"".join(storage.cat_file(n) for n in sorted(storage.find("/bucket/run/canary.log")))
             == b"one\ntwo\n"
@@ -96,7 +104,7 @@ def test_only_whole_lines_are_carried(tmp_path: Path, storage: Any) -> None:
 
 
 def test_a_log_that_was_started_anew_replaces_the_old_one(tmp_path: Path, storage: Any) -> None:
-    with RunFolder(local_of(URL), IDENTITY, False) as folder:
+    with RunFolder(local_path(URL), IDENTITY, False) as folder:
         remote, path = Remote(folder.path), folder.path / "canary.log"
         for text in ("one\ntwo\n", "three\n"):
             path.write_text(text)
@@ -107,7 +115,7 @@ def test_a_log_that_was_started_anew_replaces_the_old_one(tmp_path: Path, storag
 def test_sealing_takes_the_segments_away_and_the_manifest_comes_last(
     tmp_path: Path, storage: Any
 ) -> None:
-    with RunFolder(local_of(URL), IDENTITY, False) as folder:
+    with RunFolder(local_path(URL), IDENTITY, False) as folder:
         part = folder.path / "parts/00000"
         log = AnswerLog(part / "answers.log")
         put(log, 1)
@@ -134,7 +142,7 @@ def test_sealing_takes_the_segments_away_and_the_manifest_comes_last(
 def test_a_working_copy_that_wrote_last_is_ahead_and_loses_nothing(
     tmp_path: Path, storage: Any
 ) -> None:
-    remote_at = local_of(URL)
+    remote_at = local_path(URL)
     folder = RunFolder(remote_at, IDENTITY, False)
     # and the process dies: nothing of it was carried
     put(log := AnswerLog(folder.path / "parts/00000/answers.log"), 1, 2, 3)
@@ -149,38 +157,38 @@ def test_a_working_copy_that_wrote_last_is_ahead_and_loses_nothing(
 
 
 def test_what_workers_wrote_survives_the_death_of_the_driver(tmp_path: Path, storage: Any) -> None:
-    folder = RunFolder(local_of(URL), IDENTITY, False)
+    folder = RunFolder(local_path(URL), IDENTITY, False)
     (folder.path / "parts/00000").mkdir(parents=True)
     (folder.path / "parts/00000/prompts.jsonl").write_text("{}\n")
-    lent = folder.lent()
-    lent.__enter__()
-    visit = Visit(URL)
+    delegated = folder.delegated()
+    delegated.__enter__()
+    visit = WorkerCopy(URL)
     visit.fetch("parts/00000/")
     put(log := AnswerLog(visit.path / "parts/00000/answers.log"), 1, 2)
     log.close()
-    visit.leave()
+    visit.close()
     folder._remote._stop.set()  # type: ignore[union-attr]
     folder._remote._lease._stop.set()  # type: ignore[union-attr]
     os.close(folder._lock)
-    with RunFolder(local_of(URL), IDENTITY, False) as again:
+    with RunFolder(local_path(URL), IDENTITY, False) as again:
         assert (again.path / "parts/00000/answers.log").read_bytes().count(b"\n") == 2
         assert not (again.path / ".lent").exists()
-    lent.__exit__(None, None, None)
+    delegated.__exit__(None, None, None)
 
 
 def test_what_another_machine_dropped_is_dropped_here(
     tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with RunFolder(local_of(URL), IDENTITY, False) as folder:
+    with RunFolder(local_path(URL), IDENTITY, False) as folder:
         folder.write("feedback.json", {"a": 1})
         here = folder.path
     elsewhere(tmp_path, monkeypatch)
-    with RunFolder(local_of(URL), IDENTITY, True) as folder:  # --fresh
+    with RunFolder(local_path(URL), IDENTITY, True) as folder:  # --fresh
         assert not (folder.path / "feedback.json").exists()
     assert "feedback.json" not in there(storage)
     monkeypatch.setenv("MORA_DATA_CACHE", str(tmp_path / "cache"))
     assert (
-        refreshed(URL) == here
+        current_copy(URL) == here
         and not (here / "feedback.json").exists()
         and (here / "manifest.json").exists()
     )
@@ -189,15 +197,15 @@ def test_what_another_machine_dropped_is_dropped_here(
 def test_two_builds_are_kept_apart(
     tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "BEAT_S", 0.05)
+    monkeypatch.setattr(leases, "RENEW_S", 0.05)
     monkeypatch.setattr(leases, "_POLL_S", 0.1)
-    with RunFolder(local_of(URL), IDENTITY, False):
+    with RunFolder(local_path(URL), IDENTITY, False):
         elsewhere(tmp_path, monkeypatch)
         with pytest.raises(
             RunFolderError, match=r"memory://bucket/run is in use by another mora-data build"
         ):
-            RunFolder(local_of(URL), IDENTITY, False)
-    with RunFolder(local_of(URL), IDENTITY, False):  # given back
+            RunFolder(local_path(URL), IDENTITY, False)
+    with RunFolder(local_path(URL), IDENTITY, False):  # given back
         pass
 
 
@@ -248,11 +256,11 @@ def test_who_comes_second_to_the_same_lease_loses(storage: Any) -> None:
 def test_a_build_that_was_taken_over_stops(
     tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "BEAT_S", 0.01)
-    folder = RunFolder(local_of(URL), IDENTITY, False)
+    monkeypatch.setattr(leases, "RENEW_S", 0.01)
+    folder = RunFolder(local_path(URL), IDENTITY, False)
     storage.pipe_file("/bucket/run/.lease/000009", b'{"copy": "other", "beat": 1}')
     assert folder._remote is not None and folder._remote._lease is not None
-    beater = folder._remote._lease._beater
+    beater = folder._remote._lease._renewer
     assert isinstance(beater, threading.Thread)
     beater.join(10)
     with pytest.raises(RunFolderError, match="was taken over by another build"):
@@ -268,7 +276,7 @@ def test_storage_that_refuses_writes_is_one_line(
     def refuse(*args: Any, **more: Any) -> None:
         raise PermissionError("Access Denied")
 
-    path = local_of(URL)
+    path = local_path(URL)
     with monkeypatch.context() as at_once:
         at_once.setattr(type(storage), "pipe_file", refuse)
         with pytest.raises(
@@ -295,7 +303,7 @@ def test_a_folder_of_something_else_is_refused(storage: Any) -> None:
     with pytest.raises(
         RunFolderError, match=r"memory://bucket/run is not a run folder \(it holds 'thesis.txt'\)"
     ):
-        RunFolder(local_of(URL), IDENTITY, False)
+        RunFolder(local_path(URL), IDENTITY, False)
     assert there(storage) == {"thesis.txt"}
 
 
@@ -310,17 +318,17 @@ def test_addresses_that_lead_nowhere(url: str, error: type[Exception], said: str
     if url.startswith("s3") and importlib.util.find_spec("s3fs"):
         pytest.skip("s3fs is installed")
     with pytest.raises(error, match=said):
-        RunFolder(local_of(url), IDENTITY, False)
+        RunFolder(local_path(url), IDENTITY, False)
 
 
 def test_a_worker_has_only_what_it_works_on(tmp_path: Path, storage: Any) -> None:
-    with RunFolder(local_of(URL), IDENTITY, False) as folder:
+    with RunFolder(local_path(URL), IDENTITY, False) as folder:
         for n in (0, 1):
             (folder.path / f"parts/0000{n}").mkdir(parents=True)
             (folder.path / f"parts/0000{n}/prompts.jsonl").write_text("{}\n")
         folder.write("mine.json", {"n_parts": 2})
-        with folder.lent():
-            visit = Visit(shared(folder.path))
+        with folder.delegated():
+            visit = WorkerCopy(shared_address(folder.path))
             visit.fetch("mine.json")
             visit.fetch("parts/00001/")
             assert {
@@ -330,27 +338,28 @@ def test_a_worker_has_only_what_it_works_on(tmp_path: Path, storage: Any) -> Non
             } == {"mine.json", "parts/00001/prompts.jsonl"}
             put(log := AnswerLog(visit.path / "parts/00001/answers.log"), 5)
             log.close()
-            visit.carry()
+            visit.upload()
             push_back_of_the_driver = Remote(folder.path)
-            push_back_of_the_driver._lent = "parts/"
+            push_back_of_the_driver._delegated = "parts/"
             push_back_of_the_driver.push()
             assert any("parts/00001/answers.log/" in n for n in there(storage)), (
                 "the driver leaves alone what it lent"
             )
-            visit.leave()
+            visit.close()
             assert not visit.path.exists()
         assert (folder.path / "parts/00001/answers.log").read_bytes().count(b"\n") == 1
 
 
 def test_ordinary_folders_have_no_storage(tmp_path: Path) -> None:
     assert (
-        local_of(str(tmp_path)) == refreshed(str(tmp_path)) == tmp_path and url_of(tmp_path) is None
+        local_path(str(tmp_path)) == current_copy(str(tmp_path)) == tmp_path
+        and url_of(tmp_path) is None
     )
-    push_back(tmp_path)
-    visit = Visit(str(tmp_path))
+    upload_copy(tmp_path)
+    visit = WorkerCopy(str(tmp_path))
     visit.fetch("parts/00000/")
-    visit.carry()
-    visit.leave()
+    visit.upload()
+    visit.close()
     assert visit.path == tmp_path and tmp_path.exists() and not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,7 @@ from statistics import mean
 
 import pytest
 
-from mora_data import templating
+from mora_data import resources
 from mora_data.rewards.judge import VARIABLES as JUDGE
 from mora_data.rewards.rubric import VARIABLES as RUBRIC
 from mora_data.rewriting import arms, checks, intents
@@ -38,7 +38,7 @@ from mora_data.types import Prompt, Request, Role, Sampling
 PLANTED, NULL = Scripted(ScriptedSettings(), 0), Scripted(ScriptedSettings(world=None), 0)
 SAMPLING = Sampling(1.0, 0.95, 512)
 INTENTS = intents.load_intents(DIMENSIONS)
-load = lru_cache(templating.load)
+load = lru_cache(resources.load_template)
 
 
 def request(

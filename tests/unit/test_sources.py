@@ -41,7 +41,7 @@ H4 = {
 def draft(
     kind: str, row: dict[str, Any], file: str = "folder/file.jsonl", **settings: Any
 ) -> ParsedRow:
-    return sources.load(SourceSettings(kind=kind, **settings)).parse(row, file)
+    return sources.load_source(SourceSettings(kind=kind, **settings)).parse(row, file)
 
 
 def reason(kind: str, row: dict[str, Any], **settings: Any) -> str:
@@ -87,21 +87,21 @@ def uf(*completions: dict[str, Any], **over: Any) -> dict[str, Any]:
 
 def test_every_kind_loads_and_ships_a_sample() -> None:
     for kind in sources.SOURCES:
-        assert sources.load(SourceSettings(kind=kind)).required
+        assert sources.load_source(SourceSettings(kind=kind)).required
         assert sources.sample_path(kind).is_file()
 
 
 def test_an_unknown_kind_names_the_nearest() -> None:
     with pytest.raises(SettingsError, match="did you mean 'hh-rlhf'"):
-        sources.load(SourceSettings(kind="hh-rhlf"))
+        sources.load_source(SourceSettings(kind="hh-rhlf"))
     with pytest.raises(SourceError, match="no sample rows"):
         sources.sample_path("hh-rhlf")
 
 
 def test_a_dotted_path_is_a_source() -> None:
-    assert sources.load(SourceSettings(kind="mora_data.sources.hh:HhRlhf")).files()
+    assert sources.load_source(SourceSettings(kind="mora_data.sources.hh:HhRlhf")).files()
     with pytest.raises(SettingsError, match=r"can't load source.kind"):
-        sources.load(SourceSettings(kind="mora_data.sources.hh:Nobody"))
+        sources.load_source(SourceSettings(kind="mora_data.sources.hh:Nobody"))
 
 
 def test_every_builder_loads() -> None:
@@ -110,7 +110,7 @@ def test_every_builder_loads() -> None:
     for name in names:
         settings = load_settings(name)
         assert settings.name == name
-        assert sources.load(settings.source)
+        assert sources.load_source(settings.source)
         assert settings.dimensions == ["helpful", "harmless", "truthful"]
     pinned = [load_settings(name).source.revision for name in sources.SOURCES if name != "jsonl"]
     assert len({r for r in pinned if r and len(r) == 40}) == 4
@@ -149,7 +149,9 @@ def test_every_builder_loads() -> None:
     ],
 )
 def test_upstream_layout(kind: str, config: str, split: str, files: list[str]) -> None:
-    assert sources.load(SourceSettings(kind=kind, config=config, split=split)).files() == files
+    assert (
+        sources.load_source(SourceSettings(kind=kind, config=config, split=split)).files() == files
+    )
 
 
 # PKU-SafeRLHF
@@ -376,7 +378,9 @@ def test_h4_scores() -> None:
     assert "tie" in draft("ultrafeedback-binarized", H4 | {"score_rejected": 8.0}).notes
     assert "score_missing" in draft("ultrafeedback-binarized", H4 | {"score_rejected": None}).notes
     with pytest.raises(SettingsError, match="292c1632"):
-        sources.load(SourceSettings(kind="ultrafeedback-binarized", revision="292c1632deadbeef"))
+        sources.load_source(
+            SourceSettings(kind="ultrafeedback-binarized", revision="292c1632deadbeef")
+        )
 
 
 # anyone's rows

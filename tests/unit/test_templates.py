@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mora_data import resources, templating
+from mora_data import resources
 from mora_data.errors import SettingsError
 from mora_data.rewards.judge import VARIABLES as JUDGE
 from mora_data.rewriting import intents
@@ -32,7 +32,7 @@ def judge_messages(dimension: str, **changes: object) -> list[str]:
     }
     return [
         m["content"]
-        for m in templating.load("judge", dimension, JUDGE).render({**variables, **changes})
+        for m in resources.load_template("judge", dimension, JUDGE).render({**variables, **changes})
     ]
 
 
@@ -59,7 +59,8 @@ def fuse_messages(name: str, **changes: object) -> list[str]:
         "nonce": NONCE,
     }
     return [
-        m["content"] for m in templating.load("fuse", name, FUSE).render({**variables, **changes})
+        m["content"]
+        for m in resources.load_template("fuse", name, FUSE).render({**variables, **changes})
     ]
 
 

@@ -1,0 +1,450 @@
+"""What a build would take, before it is started: `mora-data build --dry-run`.
+
+`estimate` asks nothing. Low and high differ by what only the model can tell: how many prompts need
+more presamples, and how many are mined. Tokens are counted from the prompts themselves and the
+longest answers allowed, so `high` is an upper bound.
+
+`probe` (--probe) measures instead. Sixteen mined prompts, drawn by the run seed, go through every
+stage in a folder that is thrown away; what they took is scaled to all prompts. Intervals are 95 %
+percentile bootstraps over the probed prompts (2,000 resamples). Time: at the low end the server
+keeps the latency that it had and fills every permit, at the high end it gets no more done than in
+the probe.
+
+`capacity` (--gpus 8 --tokens-per-s 20000) is a small calculator: the requests and tokens, low and
+high, scaled to the prompts asked for, on GPUs whose speed is stated by whoever asks, in prompt and
+output tokens together, as a server's log sums them up. What this program takes itself was measured
+(docs/capacity.md names each figure's benchmark). It knows nothing of a server's warm-up, of prompts
+that share a prefix, or of batches that run empty at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ..engines import resolve
+from ..errors import SettingsError
+from ..run.cost import Prices, load_prices
+from ..run.progress import Progress
+from ..run.stats import RunStats
+from ..settings import BuildOptions, BuildSettings
+from ..sources.mine import MineCounts, as_recorded, mine, open_source
+from ..text import n_tokens
+from ..types import Prompt
+
+JUDGE_PROMPT_TOKENS = 400  # a rubric with its levels
+FUSE_PROMPT_TOKENS = 700
+CANARIES = 50  # scored at both ends, where a model scores
+ANSWER_SHARE = 0.5  # of max_tokens, for the low estimate
+# one mid-sized GPU serving a 7-8B model with full batches; stated in the result
+TOKENS_PER_S = 2000.0
+
+PROMPTS = 16
+RESAMPLES = 2000
+FROM_PROBE = ("requests", "tokens_in", "tokens_out", "cost", "seconds")
+
+CLIENT_REQUESTS_PER_S = 2000.0
+"""What one client process is trusted with: 80 % of a core. Its own limit was 5,092 with nothing to
+wait for."""
+ANSWER_BYTES_PER_TOKEN = 4.5
+"""A finalized partition holds each answer twice, compressed: 4,216 replies of PKU-SafeRLHF, 2.2 +
+2.25 bytes a token."""
+BYTES_PER_ANSWER = 10.0
+"""Of an answer's columns beside the text: a finalized partition of the demo's simulator, 31,904
+answers."""
+BYTES_PER_REQUEST = 29.0
+"""A verdict's record, its key and its score: the same partition, 100,290 requests."""
+DATASET_SHARE = 0.5
+"""Of the dataset folder with all configs beside the partitions: the same run, 2.3 of 4.4 MB."""
+AFTER_CPU_S_PER_PROMPT = 0.0004
+"""Selection, `preference` and report of 16 answers: benchmarks/large.py; one process."""
+
+Ends = tuple[float, float]  # low, high
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeCost:
+    """What a probe itself took."""
+
+    prompts: int
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a build takes, low and high.
+
+    Attributes:
+        rows: read from the source, of which `prompts` were kept.
+        assumed_tokens_per_s: behind `seconds`; None where they were measured.
+    """
+
+    prompts: int
+    rows: int
+    requests: Ends
+    tokens_in: Ends
+    tokens_out: Ends
+    answers: Ends
+    cost: Ends | None
+    seconds: Ends
+    assumed_tokens_per_s: float | None = None
+    from_probe: tuple[str, ...] | None = None
+    probe: ProbeCost | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """What is printed: no price is null, the last three are left out where they are None."""
+        return {
+            k: list(v) if isinstance(v, tuple) else v
+            for k, v in asdict(self).items()
+            if v is not None or k == "cost"
+        }
+
+
+def estimate(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> Estimate:
+    """Requests and tokens of a build. Reads the source rows; asks no model.
+
+    Raises:
+        SourceError: the rows can't be read.
+    """
+    settings, recorded = as_recorded(settings)
+    counts = MineCounts()
+    prompts = mine(open_source(settings, sample, list(data)), settings, counts)
+    low, high = (_recorded if recorded else _generated)(settings, prompts)
+    return Estimate(
+        prompts=counts.kept,
+        rows=counts.rows,
+        requests=(low.requests, high.requests),
+        tokens_in=(low.tokens_in, high.tokens_in),
+        tokens_out=(low.tokens_out, high.tokens_out),
+        answers=(low.answers, high.answers),
+        cost=None,
+        seconds=(round(low.tokens / TOKENS_PER_S), round(high.tokens / TOKENS_PER_S)),
+        assumed_tokens_per_s=TOKENS_PER_S,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Volume:
+    answers: int
+    requests: int
+    tokens_in: int
+    tokens_out: int
+
+    @property
+    def tokens(self) -> int:
+        return self.tokens_in + self.tokens_out
+
+
+def _generated(settings: BuildSettings, prompts: Iterable[Prompt]) -> tuple[_Volume, _Volume]:
+    lengths = [n_tokens(p.text) for p in prompts]
+    n, mean = len(lengths), sum(lengths) / max(len(lengths), 1)
+    return _volume(settings, n, mean, 0), _volume(settings, n, mean, 1)
+
+
+def _recorded(settings: BuildSettings, prompts: Iterable[Prompt]) -> tuple[_Volume, _Volume]:
+    """Recorded answers: only rewards that are models ask, once for each answer."""
+    asking = sum(
+        r.kind not in ("precomputed", "rules", "python")
+        for d in settings.dimensions
+        for r in settings.reward_sources(d)
+    )
+    lengths = [n_tokens(p.text) + n_tokens(r.text) for p in prompts for r in p.recorded]
+    requests = asking * len(lengths)
+    tokens = asking * (sum(lengths) + JUDGE_PROMPT_TOKENS * len(lengths))
+    volume = _Volume(len(lengths), requests, tokens, 8 * requests)
+    return volume, volume
+
+
+def _volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) -> _Volume:
+    """Requests and tokens when all prompts stop at the first step and half are mined (0), or none
+    stops and all are (1)."""
+    dims = sum(len(s.reward_sources(d)) for d in s.dimensions)
+    answer = s.policy.max_tokens * (1.0 if upper else ANSWER_SHARE)
+    counts = s.presample.looks()
+    presamples = (counts[-1] if upper else counts[0]) if s.presample.enabled else 0
+    steps = (len(counts) if upper else 1) if presamples else 0
+    arms = n_prompts * (1.0 if upper or not presamples else 0.5) * len(s.fuse.arms)
+    rewriting = sum(a not in ("identity", "concat") for a in s.fuse.arms)
+    fused = arms * rewriting / max(len(s.fuse.arms), 1) * s.fuse.candidates
+    checked = fused * len(s.fuse.checks) + (
+        arms / len(s.fuse.arms) if rewriting and "harm" in s.fuse.checks else 0
+    )
+    tries = (s.fuse.retries + 1) if upper else 1
+    probes = fused * tries * s.fuse.probe if presamples else 0.0
+    confirmed = (
+        arms * min(2 * s.select.confirm_top, s.rollout.n) * dims if s.select.confirm else 0.0
+    )
+    policy = n_prompts * _requests(s, presamples, steps) + arms * _requests(s, s.rollout.n, 1)
+    policy += fused * tries * _requests(s, s.fuse.probe, 1) if probes else 0.0
+    samples = n_prompts * presamples + arms * s.rollout.n + probes
+    heldout = (
+        arms * min(2 * s.select.confirm_top, s.rollout.n) * len(s.dimensions) * upper
+        if s.heldout_judge is not None
+        else 0.0
+    )
+    canaries = (
+        2
+        * (CANARIES if s.presample.canaries == "auto" else int(s.presample.canaries))
+        * dims
+        * upper
+        if presamples
+        else 0
+    )
+    judged = samples * dims + confirmed + heldout + canaries
+    rewrites = fused * tries
+    asked = rewrites / s.fuse.candidates  # one request for all candidates
+    return _Volume(
+        answers=round(samples),
+        requests=round(policy + judged + asked + checked * tries),
+        tokens_in=round(
+            policy * prompt_tokens
+            + judged * (JUDGE_PROMPT_TOKENS + prompt_tokens + answer)
+            + asked * (FUSE_PROMPT_TOKENS + prompt_tokens)
+            + checked * tries * (JUDGE_PROMPT_TOKENS + 4 * prompt_tokens)
+        ),
+        tokens_out=round(
+            samples * answer
+            + judged * 8
+            + rewrites * 4 * max(prompt_tokens, 20)
+            + checked * tries * 12
+        ),
+    )
+
+
+def _requests(s: BuildSettings, samples: int, steps: int) -> float:
+    """Policy requests for `samples` answers that are asked for in `steps` steps."""
+    size = s.policy.n_per_request
+    return float(steps) if size == "all" else float(-(-samples // size))
+
+
+def probe(
+    settings: BuildSettings, sample: bool, data: Sequence[Path], quiet: bool = False
+) -> Estimate:
+    """The estimate of a dry run with `FROM_PROBE` measured, and what the probe itself took.
+
+    Raises:
+        SettingsError: a role is simulated, so that nothing could be learned.
+        MoraError: the probe failed as a build would.
+    """
+    from ..pipeline import Builder
+
+    roles = [settings.role(name) for name in ("policy", "rewriter", "judge")]
+    if any(resolve(role, sample).engine == "scripted" for role in roles):
+        raise SettingsError(
+            "--probe asks the real models, and the simulator would answer: give --base-url, or"
+            " leave --probe out"
+        )
+    found = estimate(settings, sample, data)
+    prompts = mine(open_source(settings, sample, list(data)), settings, MineCounts())
+    ids = [p.prompt_id for p in prompts]
+    if not ids:
+        return found
+    chosen = random.Random(settings.seed).sample(ids, min(PROMPTS, len(ids)))
+    stats = RunStats(by_prompt={})
+    with TemporaryDirectory() as folder:
+        options = BuildOptions(
+            sample, tuple(data), Path(folder) / "probe", "select", only=frozenset(chosen)
+        )
+        here = settings.model_copy(update={"executor": "local"})  # sixteen prompts need no cluster
+        Builder(here, options, Progress(stats, quiet), stats).run()
+    prices = load_prices(settings.limits.prices)
+    took = [_cost_of(stats, prompt_id, prices) for prompt_id in chosen]
+    costs = [t.cost for t in took if t.cost is not None]
+    total = float(f"{sum(costs):.4g}") if len(costs) == len(took) else None
+    return replace(
+        _scaled(found, took, len(ids), stats, settings.seed),
+        assumed_tokens_per_s=None,
+        from_probe=FROM_PROBE,
+        probe=ProbeCost(len(chosen), stats.requests, stats.tokens_in, stats.tokens_out, total),
+    )
+
+
+def _cost_of(stats: RunStats, prompt_id: str, prices: Prices) -> ProbeCost:
+    """What one prompt took."""
+    models = (stats.by_prompt or {}).get(prompt_id, {})
+    n_in, n_out, _, n = (sum(t[i] for t in models.values()) for i in range(4))
+    return ProbeCost(1, n, n_in, n_out, prices.cost({m: t[:3] for m, t in models.items()}))
+
+
+def _scaled(
+    found: Estimate, took: Sequence[ProbeCost], n_prompts: int, stats: RunStats, seed: int
+) -> Estimate:
+    rng = random.Random(seed)
+    draws = [rng.choices(range(len(took)), k=len(took)) for _ in range(RESAMPLES)]
+    scale = n_prompts / len(took)
+
+    def interval(values: Sequence[float]) -> Ends:
+        sums = sorted(scale * sum(values[i] for i in draw) for draw in draws)
+        return sums[int(0.025 * RESAMPLES)], sums[int(0.975 * RESAMPLES) - 1]
+
+    def rounded(ends: Ends) -> Ends:
+        return round(ends[0]), round(ends[1])
+
+    requests = interval([t.requests for t in took])
+    costs = [t.cost for t in took if t.cost is not None]
+    cost = interval(costs) if len(costs) == len(took) else None
+    busy = [(limiter.size, *limiter.busy_s) for limiter in stats.limiters]
+    filled_s = max((area / size for size, area, _ in busy), default=0.0)
+    probed_s = max((there / size for size, _, there in busy), default=0.0)
+    sent = max(sum(t.requests for t in took), 1)
+    return replace(
+        found,
+        requests=rounded(requests),
+        tokens_in=rounded(interval([t.tokens_in for t in took])),
+        tokens_out=rounded(interval([t.tokens_out for t in took])),
+        cost=cost and (float(f"{cost[0]:.4g}"), float(f"{cost[1]:.4g}")),
+        seconds=(
+            round(requests[0] / sent * filled_s, 1),
+            round(requests[1] / sent * probed_s, 1),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityRow:
+    """One line of the table; pairs are (low, high).
+
+    Attributes:
+        requests: sent.
+        answers: of the policy.
+        tokens: prompt and output tokens together.
+        hours: until the last answer, with GPUs that are never idle.
+        gpu_hours: hours times GPUs.
+        requests_per_s: what the clients have to keep up with.
+        clients: client processes that it takes.
+        storage_gb: partitions and dataset folder.
+        after_hours: selection, publishing and report, on one core.
+        cost: gpu_hours at the price given; None without one.
+    """
+
+    prompts: int
+    gpus: int
+    requests: Ends
+    answers: Ends
+    tokens: Ends
+    hours: Ends
+    gpu_hours: Ends
+    requests_per_s: Ends
+    clients: tuple[int, int]
+    storage_gb: Ends
+    after_hours: float
+    cost: Ends | None = None
+
+
+def capacity(
+    found: Estimate,
+    prompts: Sequence[int],
+    gpus: Sequence[int],
+    tokens_per_s: float,
+    gpu_price: float | None = None,
+) -> list[CapacityRow]:
+    """A row for each number of prompts and GPUs.
+
+    `tokens_per_s` is that of one GPU, prompt and output tokens together; `gpu_price` that of a
+    GPU's hour.
+    """
+    if not found.prompts:
+        return []
+    return [_row(found, n, g, tokens_per_s, gpu_price) for n in prompts for g in gpus]
+
+
+def _row(
+    found: Estimate, n: int, gpus: int, tokens_per_s: float, price: float | None
+) -> CapacityRow:
+    low, high = (_row_end(found, n, gpus, tokens_per_s, end) for end in (0, 1))
+    rates = sorted(end.requests / max(end.hours * 3600, 1e-9) for end in (low, high))
+    clients = [max(1, math.ceil(rate / CLIENT_REQUESTS_PER_S)) for rate in rates]
+    gpu_hours = low.hours * gpus, high.hours * gpus
+    return CapacityRow(
+        prompts=n,
+        gpus=gpus,
+        requests=(low.requests, high.requests),
+        answers=(low.answers, high.answers),
+        tokens=(low.tokens, high.tokens),
+        hours=(low.hours, high.hours),
+        gpu_hours=gpu_hours,
+        requests_per_s=(rates[0], rates[1]),
+        clients=(clients[0], clients[1]),
+        storage_gb=(low.storage_gb, high.storage_gb),
+        after_hours=n * AFTER_CPU_S_PER_PROMPT / 3600,
+        cost=None if price is None else (gpu_hours[0] * price, gpu_hours[1] * price),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _RowEnd:
+    """A row's low or its high numbers."""
+
+    requests: float
+    answers: float
+    tokens: float
+    hours: float
+    storage_gb: float
+
+
+def _row_end(found: Estimate, n: int, gpus: int, tokens_per_s: float, end: int) -> _RowEnd:
+    requests, answers, tokens_in, tokens_out = (
+        ends[end] * n / found.prompts
+        for ends in (found.requests, found.answers, found.tokens_in, found.tokens_out)
+    )
+    stored = (
+        ANSWER_BYTES_PER_TOKEN * tokens_out
+        + BYTES_PER_ANSWER * answers
+        + BYTES_PER_REQUEST * requests
+    )
+    return _RowEnd(
+        requests=requests,
+        answers=answers,
+        tokens=tokens_in + tokens_out,
+        hours=(tokens_in + tokens_out) / (gpus * tokens_per_s * 3600),
+        storage_gb=(1 + DATASET_SHARE) * stored / 1e9,
+    )
+
+
+def capacity_table(rows: Sequence[CapacityRow], tokens_per_s: float) -> str:
+    """The rows as Markdown; a range where low and high differ."""
+    cells = [
+        {
+            "prompts": f"{r.prompts:,}",
+            "GPUs": str(r.gpus),
+            "requests": _span(r.requests),
+            "answers": _span(r.answers),
+            "tokens": _span(r.tokens),
+            "hours": _span(r.hours),
+            "GPU-hours": _span(r.gpu_hours),
+            "requests/s": _span(r.requests_per_s),
+            "clients": _span(r.clients),
+            "storage": _span(r.storage_gb) + " GB",
+            "core-hours after": _short(r.after_hours),
+            **({"cost": _span(r.cost)} if r.cost else {}),
+        }
+        for r in rows
+    ]
+    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(c.values()) for c in cells)]
+    return "\n".join(
+        [
+            f"At {tokens_per_s:,.0f} tokens/s a GPU, prompt and output tokens together:",
+            "",
+            *(f"| {' | '.join(line)} |" for line in lines),
+        ]
+    )
+
+
+def _span(ends: Ends) -> str:
+    low, high = (_short(v) for v in ends)
+    return low if low == high else f"{low} to {high}"
+
+
+def _short(value: float) -> str:
+    """Two digits that count: 0.43, 7.5, 86, 1,300, 2.1 M."""
+    for unit, size in ((" G", 1e9), (" M", 1e6)):
+        if value >= size:
+            return f"{float(f'{value / size:.2g}'):,.12g}{unit}"
+    return f"{float(f'{value:.2g}'):,.12g}"

@@ -1,0 +1,175 @@
+"""What the commands print about a run, and the lists of what there is to choose from.
+
+`python -m mora_data.cli.show RUN_DIR` shows what a run made: its counts, one pair side by side, and
+how to load it.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import resources
+
+if TYPE_CHECKING:
+    from ..run.manifest import StageCounts
+
+WIDTH = 54
+
+
+def counts_table(counts: Mapping[str, StageCounts]) -> str:
+    """Counts per stage as aligned text: in, kept, and what was dropped for which reason."""
+    lines = [f"{'stage':<10} {'in':>8} {'kept':>8}  dropped"]
+    for stage, c in counts.items():
+        ranked = sorted(c["dropped"].items(), key=lambda kv: (-kv[1], kv[0]))
+        reasons = ", ".join(f"{n} {reason}" for reason, n in ranked)
+        lines.append(f"{stage:<10} {c['in']:>8} {c['kept']:>8}  {reasons or '-'}")
+    return "\n".join(lines)
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """The verdict, the arms with their intervals, and what to doubt, as text."""
+    k = report["settings"]["k"]
+    lines = [
+        f"verdict: {report['verdict']} (data level only, not training)",
+        *(f"  because {r}" for r in report["reasons"]),
+        "",
+        (
+            f"{'arm':<10} {'prompts':>8}  {'dominance rate':<24} {f'joint pass in {k}':<24}"
+            f" {'hypervolume':<24} {'ERD':<24}"
+        ),
+    ]
+    for arm, v in report["arms"].items():
+        cells = [
+            _interval(v["metrics"][m])
+            for m in ("dominance_rate", "joint_pass", "hypervolume", "erd")
+        ]
+        lines.append(f"{arm:<10} {v['n']:>8}  " + " ".join(f"{c:<24}" for c in cells).rstrip())
+    if report["comparisons"]:
+        lines += ["", "fused minus each control (p by sign flips, Holm over all):"]
+        lines += [
+            f"  {c['metric']:<16} {c['control']:<10} {_interval({**c, 'value': c['gain']}):<26} p ="
+            f" {c['p_holm']:.4f}   n = {c['n']}"
+            for c in report["comparisons"]
+        ]
+    if report["doubts"]:
+        lines += ["", "what to doubt:", *(f"- {d}" for d in report["doubts"])]
+    return [*lines, ""]
+
+
+def compare_lines(tree: Mapping[str, Any]) -> list[str]:
+    """What to doubt of a comparison, then which numbers differ, as text."""
+    from ..report.compare_page import label, summary
+
+    differences = summary(tree)
+    lines = [
+        f"A: {label(tree['a'])}",
+        f"B: {label(tree['b'])}",
+        "",
+        *(f"- {d}" for d in tree["doubts"]),
+        "",
+        f"{tree['differ']} of {tree['tested']} numbers differ (p < 0.05, Holm)",
+        *(f"  {d}" for d in differences[:12]),
+    ]
+    more = len(differences) - 12
+    return [*lines, *([f"  and {more} more"] if more > 0 else []), ""]
+
+
+def _interval(cell: Mapping[str, Any]) -> str:
+    if cell["value"] is None:
+        return "not measured"
+    ends = f" [{cell['low']:.3f}, {cell['high']:.3f}]" if cell["low"] is not None else ""
+    return f"{cell['value']:.3f}{ends}"
+
+
+def names_of(what: str) -> list[str]:
+    """One line for each thing of a kind: sources, engines, rewards, ..."""
+    if what == "sources":
+        builders = resources.names("builders", "*.yaml")
+        return [f"{name:<24} {_builder_line(name)}" for name in builders]
+    if what == "engines":
+        from ..engines.engine import ENGINES
+
+        return [f"{name:<12} {_first_line(path)}" for name, path in ENGINES.items()]
+    if what == "rewards":
+        from ..rewards import REWARDS
+
+        return [f"{name:<12} {_first_line(path)}" for name, path in REWARDS.items()]
+    if what == "selectors":
+        from ..selection import SELECTORS
+
+        return [f"{name:<14} {_first_line(path)}" for name, path in SELECTORS.items()]
+    if what == "templates":
+        root = resources.folder("templates")
+        files = [p for p in sorted(root.rglob("*")) if p.suffix in (".j2", ".yaml")]
+        return [str(p.relative_to(root)) for p in files]
+    from .recipes import list_recipes
+
+    return [f"{r.name:<12} {r.summary}  [{', '.join(r.configs)}]" for r in list_recipes()]
+
+
+def _builder_line(name: str) -> str:
+    import yaml
+
+    tree = yaml.safe_load((resources.folder("builders") / f"{name}.yaml").read_text("utf-8"))
+    source = tree.get("source", {})
+    return f"{source.get('dataset') or 'your own rows'} ({source.get('licence', 'unknown')})"
+
+
+def _first_line(path: str) -> str:
+    import importlib
+
+    module, _, attribute = path.partition(":")
+    return (
+        (getattr(importlib.import_module(module), attribute).__doc__ or "").strip().split("\n")[0]
+    )
+
+
+def show_run(run_dir: Path) -> None:
+    """Print the run's counts, its best pair and the lines that load it."""
+    from ..run.folder import run_status
+
+    print(counts_table(run_status(run_dir).counts))
+    row = best_pair(run_dir / "dataset")
+    if row is not None:
+        print(
+            f"\nthe pair with the largest margin (arm {row['arm']}, kind {row['kind']}, carried"
+            f" {row['carried_dim']}, added {', '.join(row['target_dims'] or []) or '-'})\n"
+        )
+        print(textwrap.fill("prompt: " + row["prompt"][-1]["content"], 2 * WIDTH + 3), "\n")
+        print(_side_by_side(row))
+    print(
+        "\nload it:\n\n    from datasets import load_dataset\n"
+        f'    pairs = load_dataset({str(run_dir / "dataset")!r}, split="train")\n'
+        '    print(pairs[0]["prompt"], pairs[0]["chosen"], pairs[0]["rejected"])'
+    )
+
+
+def best_pair(dataset: Path) -> dict[str, Any] | None:
+    """The row of `preference` with the largest total margin; None when there is none."""
+    import pyarrow.parquet as pq
+
+    rows = [
+        r
+        for path in sorted(dataset.glob("preference/*.parquet"))
+        for r in pq.read_table(path).to_pylist()
+    ]
+    return max(rows, key=lambda r: (r["margin_total"], r["prompt_id"]), default=None)
+
+
+def _side_by_side(row: Mapping[str, Any]) -> str:
+    """Chosen and rejected in two columns, scores on top."""
+    columns = []
+    for side in ("chosen", "rejected"):
+        scores = "  ".join(f"{d} {row[f'{side}_reward_{d}']:.2f}" for d in row["dims"])
+        head = textwrap.wrap(f"{side.upper()}  {scores}", WIDTH)
+        columns.append([*head, "-" * WIDTH, *textwrap.wrap(row[side][-1]["content"], WIDTH)])
+    return "\n".join(f"{a or '':<{WIDTH}} | {b or ''}" for a, b in zip_longest(*columns))
+
+
+if __name__ == "__main__":
+    show_run(Path(sys.argv[1]))
