@@ -22,6 +22,8 @@ def child(side: str, n: int, rollouts: int) -> None:
     """One side in this process; making the rewards is not timed."""
     import numpy as np
 
+    from mora_data import plugins
+    from mora_data.selection import SELECTORS
     from mora_data.selection.batch import Batch, top_pairs
 
     rng, selector = (

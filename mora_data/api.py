@@ -81,7 +81,7 @@ def build(
     Raises:
         MoraError: it can't be finished; the state is kept, and the same call goes on.
     """
-    from .pipeline import Builder
+    from .pipeline import run_build, run_dir_of
     from .run.progress import Progress
     from .run.stats import RunStats
     from .settings import BuildOptions
@@ -97,9 +97,10 @@ def build(
     options = BuildOptions(
         sample, tuple(Path(d) for d in data), local_path(str(out)) if out else None, until, fresh
     )
-    builder = Builder(settings, options, progress, stats)
-    builder.run()
-    return load_run(builder.out)
+    _, failure = run_build(settings, options, progress, stats)
+    if failure is not None:
+        raise failure
+    return load_run(run_dir_of(settings, options))
 
 
 def load_run(path: str | Path) -> Run:

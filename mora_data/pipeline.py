@@ -1,9 +1,10 @@
 """A build from end to end: what `mora-data build` and `mora_data.build` run.
 
-    mine -> phase 0 (noise, floors) -> partitions (presample .. confirm) -> select -> publish
+    mine -> connect -> measure the judges -> run partitions -> select -> write -> report
 
 Mining, selection and publishing are pure and deterministic; between them, partitions run over the
-answer log.
+answer log. Each step is a function that takes values and gives a value; the run folder is the only
+state. So `run_build` may be called again by another process at any time after a kill.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import asyncio
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,32 +26,28 @@ from .cluster import check as check_cluster
 from .engines import connect, resolve
 from .engines.engine import Engine
 from .engines.warnings import warnings_of
-from .errors import NothingSelected, UnreliableScores
+from .errors import LimitReached, MoraError, NothingSelected, UnreliableScores
 from .prompts.context import BuildContext
-from .prompts.context import load as load_kit
-from .prompts.judge_calibration import JudgeCalibration
-from .prompts.judge_quality import quality, self_preference
-from .prompts.judge_stats import judge_stats_of, unreliable
-from .prompts.personas import capped
-from .prompts.runner import PartitionRunner
-from .report.arms_audit import MAX_GAP, arms_audit
-from .rewards.combine import steps_of
-from .run.cost import CostTracker, load_prices
-from .run.folder import RunFolder, read_json
-from .run.manifest import (
-    Summary,
-    check_errors,
-    counts_tree,
-    emptied_by,
-    fingerprint,
-    published_reference,
+from .prompts.context import load as load_context
+from .prompts.judge_calibration import (
+    Running,
+    check_drift,
+    check_reliability,
+    measure_drift,
+    measure_judges,
 )
+from .prompts.judge_quality import quality, self_preference
+from .prompts.personas import capped
+from .prompts.runner import PartitionRunner, ask_partitions, is_finalized
+from .run.cost import CostTracker, Prices, load_prices
+from .run.folder import RunFolder, read_json
+from .run.manifest import Summary, counts_tree, emptied_by, json_hash, too_many_errors
 from .run.partitions import Partition, choose_malloc, give_back, write_whole
 from .run.progress import Progress, heartbeat
 from .run.remote import shared_address
 from .run.stats import RunStats
 from .settings import BuildOptions, BuildSettings, SourceSettings, to_yaml
-from .sources import load_source
+from .sources import SOURCES, load_source, plugin_of
 from .sources.benchmarks import Benchmarks
 from .sources.mine import (
     MineCounts,
@@ -66,501 +64,636 @@ from .types import STAGES, Origin, Prompt, Role
 if TYPE_CHECKING:
     from .selection.select import Selection
 
+Counts = Counter[tuple[str, str]]
 
-class Builder:
-    """One build in one run folder. `run()` may be called again by another process at any time after
-    a kill."""
 
-    def __init__(
-        self, settings: BuildSettings, options: BuildOptions, progress: Progress, stats: RunStats
-    ) -> None:
-        self.settings, self._said = as_recorded(settings)
-        self.options, self.progress, self.stats = options, progress, stats
-        self.out = options.out or Path("runs") / settings.name
-        self.summary = Summary(str(self.out))
-        self._tokens = {"in": 0, "out": 0}
-        self._selection: dict[str, Any] = {}
-        self._audit: dict[str, Any] = {}
-        self._persona_shares: dict[str, Any] = {}
-        self._report: dict[str, Any] = {}
-        self._fingerprint: str | None = None
-        self._pii: dict[str, Any] | None = None
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._replayed_sealed = 0
-        self._started = time.monotonic()
-        self._benchmarks = Benchmarks({})
-        self._kit: BuildContext | None = None  # None where nothing is asked
-        self._feedback: dict[str, Any] = {}
-        self._measuring: JudgeCalibration | None = None
-        self._reference: dict[str, Any] = {}
-        self._engines: dict[Role, Engine] = {}
-        self._damaged = 0
-        self._given_up: dict[int, str] = {}  # partitions, and why
-        self._spending: CostTracker | None = None
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What stays the same from a build's first step to its last."""
 
-    def run(self) -> Summary:
-        """Run or resume the build.
-
-        Raises:
-            MoraError: it can't be finished; the state is kept.
-        """
-        choose_malloc()
-        self._benchmarks = benchmarks_of(self.settings)
-        if self.reaches("presample"):
-            if self.settings.executor == "ray":
-                check_cluster(self.settings)
-            for line in [
-                *self._said,
-                *warnings_of(self.settings, self.options.sample, bool(self._said)),
-            ]:
-                self.progress.message(line)
-            self._kit = self._load_kit()
-        opened = open_source(self.settings, self.options.sample, list(self.options.data))
-        p = opened.provenance
-        identity = {
-            "source": self.settings.source.kind,
-            "dataset": p.dataset,
-            "config": p.config,
-            "split": p.split,
-            "revision": p.revision,
-        }
-        with RunFolder(self.out, identity, self.options.fresh) as folder:
-            write_whole(folder.path / "build.yaml", to_yaml(self.settings).encode())
-            mined = self._mine(folder, opened)
-            parts = folder.parts()
-            try:
-                if self._kit is not None:
-                    asyncio.run(self._asked(folder, parts, self._kit))
-            finally:
-                self._finish_counts(folder, parts, mined)
-            parts = [p for p in parts if p.number not in self._given_up]
-            if self.reaches("fuse"):
-                self._audit_arms(parts)
-            self._check_drift(folder)
-            if self._kit is not None and self.reaches("select"):
-                self._publish(folder, parts, self._kit)
-            self._write_manifest(folder, "done")
-            if self._report:
-                from .report import finished, write_report
-
-                write_report(folder.path, finished(self._report, folder.path))
-            check_errors(self.summary, self._counts, self.settings)
-        return self.summary
+    settings: BuildSettings
+    options: BuildOptions
+    progress: Progress
+    stats: RunStats
+    folder: RunFolder
+    benchmarks: Benchmarks
+    recorded: bool  # the source's own answers are used
+    started: float
 
     def reaches(self, stage: str) -> bool:
         """Whether the run goes as far as `stage`."""
         return STAGES.index(stage) <= STAGES.index(self.options.until)
 
-    # before the first request
-    def _load_kit(self) -> BuildContext:
-        s = self.settings
-        self._prices = load_prices(s.limits.prices)
-        kit = load_kit(s, self.options.until, self._benchmarks)
-        if s.publish.pii and self.reaches("publish"):
-            from .dataset.pii import recognizers
-
-            recognizers()  # says at once that the extra is missing
-        return kit
-
-    def _mine(self, folder: RunFolder, opened: OpenedSource) -> dict[str, Any]:
-        """The mined prompts as partitions; skipped when they are there already."""
-        s = self.settings
-        basis = fingerprint(
-            {
-                "mine": s.mine.model_dump(),
-                "source": s.source.model_dump(),
-                "size": s.partition_size,
-                "revision": opened.provenance.revision,
-                "generated": self._n_generated(),
-                "benchmarks": self._benchmarks.at_hand,
-                **({"recorded": True} if self._said else {}),
-            }
-        )
-        mined = read_json(folder.path / "mine.json")
-        if mined.get("basis") == basis:
-            return mined
-        counts = MineCounts()
-        self.progress.start("mine: prompts", s.mine.limit or 0)
-        n_parts = 0
-        for n_parts, prompts in enumerate(
-            _chunks(self._prompts(opened, counts), s.partition_size), 1
-        ):
-            Partition(folder.path, n_parts - 1).keep_prompts(prompts)
-            self.progress.step(len(prompts))
-        self.progress.finish()
-        mined = {
-            "basis": basis,
-            "n_parts": n_parts,
-            **counts.as_dict(),
-            "notes": dict(sorted(counts.notes.items())),
-            "contamination": counts.contamination,
-            "not_measured": list(counts.not_measured),
-        }
-        folder.write("mine.json", mined)
-        return mined
-
-    def _prompts(self, opened: OpenedSource, counts: MineCounts) -> Iterator[Prompt]:
-        """The source's prompts, then the simulator's own where they are asked for."""
-        only = self.options.only
-        yield from (
-            p
-            for p in mine(opened, self.settings, counts, self._benchmarks)
-            if only is None or p.prompt_id in only
-        )
-        if self._n_generated():
-            from .simulator.world import generated_prompts
-
-            rows = enumerate(generated_prompts(self._n_generated(), self.settings.seed))
-            generated = OpenedSource(
-                load_source(SourceSettings(kind="jsonl")),
-                [SourceRow(i, "generated", row) for i, row in rows],
-                Provenance(
-                    "mora-data/generated", "generated", "generated", "generated", "apache-2.0"
-                ),
-            )
-            yield from mine(generated, self.settings, counts, self._benchmarks)
-
-    def _n_generated(self) -> int:
-        """Prompts that the simulator adds; only where it is the policy."""
-        n = self.settings.scripted.n_prompts
-        if not n or not self.reaches("presample"):
-            return 0
-        return (
-            n
-            if resolve(self.settings.role("policy"), self.options.sample).engine == "scripted"
-            else 0
-        )
-
-    # the partitions
-    async def _asked(
-        self, folder: RunFolder, parts: Sequence[Partition], kit: BuildContext
-    ) -> None:
-        with heartbeat(folder, self.stats, self.progress):
-            await self._ask(folder, parts, kit)
-
-    async def _ask(self, folder: RunFolder, parts: Sequence[Partition], kit: BuildContext) -> None:
-        self._engines = connect(
-            self.settings, self.options.sample, self.stats, folder.path, self.progress.message
-        )
-        self._spending = CostTracker(folder, self.settings.limits, self._prices, self.stats)
-        try:
-            self._spending.start([e.model for e in self._engines.values()])
-            runner = PartitionRunner(self._engines, self.stats, self.settings.seed)
-            self._measuring = JudgeCalibration(
-                kit, folder, self._engines, self.stats, self.progress
-            )
-            self._reference = await self._measuring.phase_0(parts, runner)
-            self._kit = kit = self._measuring.kit
-            self._warn_of_family()
-            self._measuring.check_reliability(self.reaches("select"))
-            await self._run_parts(folder, parts, runner, kit)
-            if self.reaches("select"):
-                await self._measuring.again(
-                    fingerprint([kit.fingerprint(self._engines, self._reference, p) for p in parts])
-                )
-            self._damaged = runner.damaged
-            if runner.damaged:
-                self.progress.message(
-                    f"{runner.damaged} damaged lines in the answer logs of {folder.path}/parts:"
-                    " their answers were asked again"
-                )
-        finally:
-            for engine in {id(e): e for e in self._engines.values()}.values():
-                await engine.close()
-            self._spending.save()
-
-    def _check_drift(self, folder: RunFolder) -> None:
-        """Raises UnreliableScores, once the manifest says so."""
-        if self._measuring is None:
-            return
-        try:
-            self._measuring.check_drift()
-        except UnreliableScores:
-            self._write_manifest(folder, "drifted")
-            raise
-
-    def _warn_of_family(self) -> None:
-        """A judge favours answers of its own kind; said where names tell."""
-        found = self_preference(self._engines)
-        if found["family"] and not found["same_model"]:
-            self.progress.message(
-                f"judge and policy are of one family ({found['family']}): a judge may favour"
-                " answers of its own kind"
-            )
-
-    async def _run_parts(
-        self,
-        folder: RunFolder,
-        parts: Sequence[Partition],
-        runner: PartitionRunner,
-        kit: BuildContext,
-    ) -> None:
-        todo = [p for p in parts if not kit.is_sealed(self._engines, self._reference, p)]
-        n_prompts = [p.n_prompts() for p in parts]
-        done = sum(n for p, n in zip(parts, n_prompts, strict=True) if p not in todo)
-        for p in parts:
-            if p not in todo:
-                self._replayed_sealed += int((p.manifest() or {}).get("answers", 0))
-        self.progress.start("prompts", sum(n_prompts), done)
-        if self.settings.executor == "ray" and todo:
-            await self._on_cluster(folder, todo, runner, kit)
-        else:
-            await kit.through(
-                self._engines, self._reference, runner, todo, lambda outcome: self.progress.step()
-            )
-        self.progress.finish()
-
-    async def _on_cluster(
-        self,
-        folder: RunFolder,
-        todo: Sequence[Partition],
-        runner: PartitionRunner,
-        kit: BuildContext,
-    ) -> None:
-        from .cluster.driver import environment, work_off
-        from .cluster.worker import Job, PartitionTask, versions
-
-        job = Job(
-            self.settings,
-            self.options.sample,
-            self.options.until,
-            shared_address(folder.path),
-            read_json(folder.path / "mine.json")["basis"],
-            self._reference,
-            self._benchmarks,
-            versions(),
-            environment(),
-            str(Path.cwd()),
-        )
-        orders = [
-            PartitionTask(
-                p.number,
-                kit.fingerprint(self._engines, self._reference, p),
-                runner.old_ends.get(p.log_path, p.log_size()),
-            )
-            for p in todo
-        ]
-        assert self._spending is not None
-        with folder.delegated():
-            self._given_up, damaged = await work_off(
-                job, orders, self._prices, self._spending, self.stats, self.progress
-            )
-        for number, why in self._given_up.items():
-            Partition(folder.path, number).give_up(why)
-        runner.damaged += damaged
-
-    def _drift_seen(self) -> dict[str, Any]:
-        return self._measuring.drift if self._measuring is not None else {}
-
-    def _stages(self) -> tuple[str, ...]:
+    @property
+    def stages(self) -> tuple[str, ...]:
         """The stages that this run goes through."""
         return STAGES[: STAGES.index(self.options.until) + 1]
 
-    # select and publish
-    def _publish(self, folder: RunFolder, parts: Sequence[Partition], kit: BuildContext) -> None:
-        from .dataset.folder import Release, write_dataset
-        from .selection.select import picker, select, selected
+    @property
+    def licence(self) -> str:
+        return "apache-2.0" if self.options.sample else self.settings.source.licence
 
-        s = self.settings
-        give_back()
-        selection = select(parts, s)
-        if kit.personas:
-            self._cap_personas(parts, selection, kit)
-        self._counts.update(selection.counts)
-        self._feedback = quality(
-            parts, selection.chosen, s, self_preference(self._engines), self._drift_seen()
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is known once everything is asked; empty where nothing was.
+
+    Attributes:
+        given_up: partitions that no worker could do, and why.
+        replayed: answers of partitions that were finalized before.
+    """
+
+    context: BuildContext | None = None
+    engines: Mapping[Role, Engine] = field(default_factory=dict)
+    cost: CostTracker | None = None
+    drift: Mapping[str, Any] = field(default_factory=dict)
+    damaged: int = 0
+    given_up: Mapping[int, str] = field(default_factory=dict)
+    replayed: int = 0
+
+    @property
+    def simulated(self) -> bool:
+        return any(e.simulated for e in self.engines.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What selection and publishing made; empty where the run stops before."""
+
+    pairs: int = 0
+    dataset_dir: Path | None = None
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    personas: Mapping[str, Any] = field(default_factory=dict)
+    feedback: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None
+    pii: Mapping[str, Any] | None = None
+
+
+def run_build(
+    settings: BuildSettings, options: BuildOptions, progress: Progress, stats: RunStats
+) -> tuple[Summary, MoraError | None]:
+    """Run or resume a build: what it did, and the failure that it ended with where there is
+    something to be told of it (a limit, or no pair).
+
+    Raises:
+        MoraError: any other failure; the state is kept.
+    """
+    started = time.monotonic()
+    choose_malloc()
+    settings, notes = as_recorded(settings)
+    benchmarks = benchmarks_of(settings)
+    context = None
+    if STAGES.index(options.until) >= STAGES.index("presample"):
+        for line in [*notes, *warnings_of(settings, options.sample, bool(notes))]:
+            progress.message(line)
+        context = _load_context(settings, options, benchmarks)
+    source = open_source(settings, options.sample, list(options.data))
+    with RunFolder(run_dir_of(settings, options), _identity(settings, source), options.fresh) as f:
+        build = Build(settings, options, progress, stats, f, benchmarks, bool(notes), started)
+        write_whole(f.path / "build.yaml", to_yaml(settings).encode())
+        mined = _mine(build, source)
+        parts = f.parts()
+        asked = Asked()
+        failure: MoraError | None = None
+        try:
+            if context is not None:
+                asked = asyncio.run(_ask(build, context, parts))
+        except LimitReached as e:
+            failure = e
+        finally:
+            errors = _write_errors(build, parts)
+        counts, tokens = _totals(build, mined, parts, asked)
+        published = Published()
+        if failure is None:
+            parts = [p for p in parts if p.number not in asked.given_up]
+            manifest = _manifest(build, asked, counts, tokens, errors, _audit_arms(build, parts))
+            published, failure = _finish(build, asked, parts, counts, manifest)
+        summary = _summary(build, asked, counts, errors, published)
+        return summary, failure or too_many_errors(summary, counts, settings)
+
+
+def _finish(
+    build: Build,
+    asked: Asked,
+    parts: Sequence[Partition],
+    counts: Counts,
+    manifest: Mapping[str, Any],
+) -> tuple[Published, NothingSelected | None]:
+    """Select, write the dataset, the manifest and the report; `counts` gets the stages.
+
+    Raises:
+        UnreliableScores: the scorers changed during the run; the manifest says so.
+    """
+    try:
+        check_drift(asked.drift, build.settings.presample.max_drift)
+    except UnreliableScores:
+        _write_manifest(build, asked, manifest, Published(), "drifted")
+        raise
+    published, failure = Published(), None
+    if asked.context is not None and build.reaches("select"):
+        published = _select(build, asked, asked.context, parts, counts, manifest)
+    if published.dataset_dir is not None and not counts["publish", "kept"]:
+        left = counts_tree(counts, build.stages)
+        failure = NothingSelected(emptied_by(left, str(published.dataset_dir)))
+    manifest = {**manifest, **_selected(counts, published)}
+    _write_manifest(build, asked, manifest, published, "empty" if failure else "done")
+    if published.report and failure is None:
+        from .report import finished, write_report
+
+        write_report(build.folder.path, finished(dict(published.report), build.folder.path))
+    return published, failure
+
+
+def run_dir_of(settings: BuildSettings, options: BuildOptions) -> Path:
+    """The run folder of a build."""
+    return options.out or Path("runs") / settings.name
+
+
+def _identity(settings: BuildSettings, source: OpenedSource) -> dict[str, str]:
+    """What a run folder is a build of: another source is another run."""
+    p = source.provenance
+    return {
+        "source": settings.source.kind,
+        "dataset": p.dataset,
+        "config": p.config,
+        "split": p.split,
+        "revision": p.revision,
+    }
+
+
+def _load_context(
+    settings: BuildSettings, options: BuildOptions, benchmarks: Benchmarks
+) -> BuildContext:
+    """Everything that the settings name, loaded before the first request."""
+    if settings.executor == "ray":
+        check_cluster(settings)
+    load_prices(settings.limits.prices)
+    context = load_context(settings, options.until, benchmarks)
+    if settings.publish.pii and context.reaches("publish"):
+        from .dataset.pii import recognizers
+
+        recognizers()  # says at once that the extra is missing
+    return context
+
+
+# mining
+
+
+def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
+    """The mined prompts as partitions, and mine.json; skipped when they are there already."""
+    s = build.settings
+    code = "" if s.source.kind in SOURCES else plugin_of(s.source).code_hash
+    key = json_hash(
+        {
+            "mine": s.mine.model_dump(),
+            "source": s.source.model_dump(),
+            "code": code,
+            "size": s.partition_size,
+            "revision": source.provenance.revision,
+            "generated": _n_generated(build),
+            "benchmarks": build.benchmarks.at_hand,
+            "recorded": build.recorded,
+        }
+    )
+    mined = read_json(build.folder.path / "mine.json")
+    if mined.get("basis") == key:
+        return mined
+    counts = MineCounts()
+    build.progress.start("mine: prompts", s.mine.limit or 0)
+    n_parts, prompts = 0, iter(_prompts(build, source, counts))
+    while chunk := list(islice(prompts, s.partition_size)):
+        Partition(build.folder.path, n_parts).keep_prompts(chunk)
+        build.progress.step(len(chunk))
+        n_parts += 1
+    build.progress.finish()
+    mined = {
+        "basis": key,
+        "n_parts": n_parts,
+        **counts.as_dict(),
+        "notes": dict(sorted(counts.notes.items())),
+        "contamination": counts.contamination,
+        "not_measured": list(counts.not_measured),
+    }
+    build.folder.write("mine.json", mined)
+    return mined
+
+
+def _prompts(build: Build, source: OpenedSource, counts: MineCounts) -> Iterator[Prompt]:
+    """The source's prompts, then the simulator's own where they are asked for."""
+    only = build.options.only
+    found = mine(source, build.settings, counts, build.benchmarks)
+    yield from (p for p in found if only is None or p.prompt_id in only)
+    if n := _n_generated(build):
+        from .simulator.prompts import generated_prompts
+
+        rows = enumerate(generated_prompts(n, build.settings.seed))
+        generated = OpenedSource(
+            load_source(SourceSettings(kind="jsonl")),
+            [SourceRow(i, "generated", row) for i, row in rows],
+            Provenance("mora-data/generated", "generated", "generated", "generated", "apache-2.0"),
         )
-        folder.write("feedback.json", self._feedback)
-        self.summary.pairs = selection.n_pairs
-        self.summary.counts = counts_tree(self._counts, self._stages())
-        if not self.reaches("publish"):
-            return
-        self._selection = {
+        yield from mine(generated, build.settings, counts, build.benchmarks)
+
+
+def _n_generated(build: Build) -> int:
+    """Prompts that the simulator adds; only where it is the policy."""
+    n = build.settings.scripted.n_prompts
+    if not n or not build.reaches("presample"):
+        return 0
+    policy = resolve(build.settings.role("policy"), build.options.sample)
+    return n if policy.engine == "scripted" else 0
+
+
+# asking
+
+
+async def _ask(build: Build, context: BuildContext, parts: Sequence[Partition]) -> Asked:
+    """Connect, measure the judges, run the partitions, measure drift."""
+    settings, progress, folder = build.settings, build.progress, build.folder
+    with heartbeat(folder, build.stats, progress):
+        prices = load_prices(settings.limits.prices)
+        engines = connect(
+            settings, build.options.sample, build.stats, folder.path, progress.message
+        )
+        cost = CostTracker(folder, settings.limits, prices, build.stats)
+        try:
+            cost.start([e.model for e in engines.values()])
+            limiters = [s.limiter for group in context.sources.values() for s in group]
+            runner = PartitionRunner(engines, build.stats, settings.seed, limiters=limiters)
+            running = Running(folder, engines, build.stats, progress, runner)
+            context = context.with_judge_stats(await measure_judges(context, running, parts))
+            _warn_of_family(engines, progress)
+            check_reliability(context, progress.message)
+            replayed, given_up, damaged = await _run_partitions(
+                build, context, running, parts, prices, cost
+            )
+            drift: Mapping[str, Any] = {}
+            if context.reaches("select"):
+                keys = [context.partition_key(engines, p) for p in parts]
+                drift = await measure_drift(context, running, json_hash(keys))
+            damaged += runner.damaged
+            if damaged:
+                progress.message(
+                    f"{damaged} damaged lines in the answer logs of {folder.path}/parts: their"
+                    " answers were asked again"
+                )
+            return Asked(context, engines, cost, drift, damaged, given_up, replayed)
+        finally:
+            for engine in {id(e): e for e in engines.values()}.values():
+                await engine.close()
+            cost.save()
+
+
+async def _run_partitions(
+    build: Build,
+    context: BuildContext,
+    running: Running,
+    parts: Sequence[Partition],
+    prices: Prices,
+    cost: CostTracker,
+) -> tuple[int, Mapping[int, str], int]:
+    """Ask the partitions that are not finalized: answers of those that are, partitions given up and
+    why, damaged log lines seen by workers."""
+    done = [p for p in parts if is_finalized(context, running.engines, p)]
+    todo = [p for p in parts if p not in done]
+    replayed = sum(int((p.manifest() or {}).get("answers", 0)) for p in done)
+    n_done = sum(p.n_prompts() for p in done)
+    build.progress.start("prompts", n_done + sum(p.n_prompts() for p in todo), n_done)
+    given_up: Mapping[int, str] = {}
+    damaged = 0
+    if build.settings.executor == "ray" and todo:
+        given_up, damaged = await _on_cluster(build, context, running, todo, prices, cost)
+    else:
+        await ask_partitions(
+            context, running.engines, running.runner, todo, lambda result: build.progress.step()
+        )
+    build.progress.finish()
+    return replayed, given_up, damaged
+
+
+async def _on_cluster(
+    build: Build,
+    context: BuildContext,
+    running: Running,
+    todo: Sequence[Partition],
+    prices: Prices,
+    cost: CostTracker,
+) -> tuple[dict[int, str], int]:
+    from .cluster.driver import environment, work_off
+    from .cluster.worker import Job, PartitionTask, versions
+
+    job = Job(
+        build.settings,
+        build.options.sample,
+        build.options.until,
+        shared_address(build.folder.path),
+        read_json(build.folder.path / "mine.json")["basis"],
+        context.judge_stats,
+        build.benchmarks,
+        versions(),
+        environment(),
+        str(Path.cwd()),
+    )
+    old_ends = running.runner.old_ends
+    tasks = [
+        PartitionTask(
+            p.number,
+            context.partition_key(running.engines, p),
+            old_ends.get(p.log_path, p.log_size()),
+        )
+        for p in todo
+    ]
+    with build.folder.delegated():
+        given_up, damaged = await work_off(job, tasks, prices, cost, build.stats, build.progress)
+    for number, why in given_up.items():
+        Partition(build.folder.path, number).give_up(why)
+    return given_up, damaged
+
+
+def _warn_of_family(engines: Mapping[Role, Engine], progress: Progress) -> None:
+    """A judge favours answers of its own kind; a warning where names tell."""
+    found = self_preference(engines)
+    if found["family"] and not found["same_model"]:
+        progress.message(
+            f"judge and policy are of one family ({found['family']}): a judge may favour answers"
+            " of its own kind"
+        )
+
+
+def _write_errors(build: Build, parts: Sequence[Partition]) -> int:
+    """errors.jsonl of the run from those of its partitions; how many there are."""
+    if not build.reaches("presample"):
+        return 0
+    errors = [e for p in parts for e in p.errors()]
+    lines = b"".join(orjson.dumps(e) + b"\n" for e in errors)
+    write_whole(build.folder.path / "errors.jsonl", lines)
+    return len(errors)
+
+
+def _totals(
+    build: Build, mined: Mapping[str, Any], parts: Sequence[Partition], asked: Asked
+) -> tuple[Counts, dict[str, int]]:
+    """Rows by stage and fate, and tokens in and out, over mining and all partitions."""
+    counts: Counts = Counter()
+    counts.update({("mine", "in"): mined["in"], ("mine", "kept"): mined["kept"]})
+    counts.update({("mine", k): v for k, v in mined["dropped"].items()})
+    tokens = {"in": 0, "out": 0}
+    manifests = [p.manifest() for p in parts] if build.reaches("presample") else []
+    for manifest in (m for m in manifests if m is not None):
+        for name, n in manifest["counts"].items():
+            stage, _, what = name.partition(".")
+            counts[stage, what] += n
+        tokens["in"] += manifest["tokens"][0]
+        tokens["out"] += manifest["tokens"][1]
+    for number in asked.given_up:
+        n = Partition(build.folder.path, number).n_prompts()
+        counts.update({("presample", "in"): n, ("presample", "poisoned"): n})
+    return counts, tokens
+
+
+def _audit_arms(build: Build, parts: Sequence[Partition]) -> dict[str, Any]:
+    """Are the controls as long as the fused prompts that they are compared with? The manifest says
+    so; so does a line."""
+    if not build.reaches("fuse"):
+        return {}
+    from .report.arms_audit import MAX_GAP, arms_audit
+
+    fuse = build.settings.fuse
+    controls = [a for a in fuse.arms if a in fuse.length_matched and "fused" in fuse.arms]
+    audit = arms_audit(parts, controls)
+    off = [f"{arm} ({a['mean_log_gap']:+.3f})" for arm, a in audit.items() if a["matched"] is False]
+    if off:
+        build.progress.message(
+            f"arms not length-matched to fused (mean log ratio beyond +-{MAX_GAP}):"
+            f" {', '.join(off)}; what they show may be length alone"
+        )
+    return audit
+
+
+# selecting and publishing
+
+
+def _select(
+    build: Build,
+    asked: Asked,
+    context: BuildContext,
+    parts: Sequence[Partition],
+    counts: Counts,
+    manifest: Mapping[str, Any],
+) -> Published:
+    """Select the pairs and, where the run goes on, publish them; `counts` gets the two stages."""
+    from .selection.select import select
+
+    s = build.settings
+    give_back()
+    selection = select(parts, s)
+    personas = _cap_personas(parts, selection, s, context)
+    counts.update(selection.counts)
+    family = self_preference(asked.engines)
+    feedback = quality(parts, selection.chosen, s, family, asked.drift)
+    build.folder.write("feedback.json", feedback)
+    published = Published(selection.n_pairs, personas=personas, feedback=feedback)
+    if not build.reaches("publish"):
+        return published
+    return _publish(build, asked, context, parts, counts, manifest, selection, published)
+
+
+def _publish(
+    build: Build,
+    asked: Asked,
+    context: BuildContext,
+    parts: Sequence[Partition],
+    counts: Counts,
+    manifest: Mapping[str, Any],
+    selection: Selection,
+    published: Published,
+) -> Published:
+    """Write the dataset folder."""
+    from .dataset.folder import Release, write_dataset
+    from .selection.select import picker, selected
+
+    s, stats = build.settings, context.judge_stats
+    published = replace(
+        published,
+        selection={
             "candidates_confirmed": selection.confirmed[0],
             "candidates_held": selection.confirmed[1],
             "shrinkage": selection.shrinkage,
             "mean_log_length_gap": selection.mean_log_length_gap,
-        }
-        manifest, figures = self._manifest(folder, "done"), {}
-        # plain sampling has nothing to compare
-        if selection.n_pairs and (s.presample.enabled or len(s.fuse.arms) > 1):
-            from .report import arms_report, png, summary_of
+        },
+    )
+    tree = {**manifest, **_selected(counts, published)}
+    report, figures = _arms_report(build, selection, tree)
+    pick = picker(s, stats, context.steps)
+    release = Release(s, _origin(build, asked), tree, stats.pass_thresholds, pick, figures)
+    dataset_dir = build.folder.path / "dataset"
+    result = write_dataset(lambda: selected(parts, selection, s), release, dataset_dir)
+    n = sum(result.counts.get("preference", {}).values())
+    counts["publish", "in"] += selection.n_pairs
+    counts["publish", "kept"] += n
+    if selection.n_pairs > n:
+        counts["publish", "row_too_large"] += selection.n_pairs - n
+    return replace(
+        published,
+        dataset_dir=dataset_dir,
+        report=report,
+        fingerprint=result.fingerprint,
+        pii=result.pii,
+    )
 
-            self._report = arms_report(folder.path, manifest)
-            manifest["report"] = summary_of(self._report)
-            drawn = png.pictures(self._report)
-            manifest["figures"] = png.listed(drawn)
-            figures = {f"report/{name}.png": p.png for name, p in drawn.items()}
-        reference = judge_stats_of(self._reference)
-        steps = steps_of(kit.sources)
-        release = Release(
-            s,
-            self._origin(),
-            manifest,
-            reference.pass_thresholds,
-            picker(s, reference, steps),
-            figures,
-        )
-        result = write_dataset(
-            lambda: selected(parts, selection, s), release, folder.path / "dataset"
-        )
-        self.summary.dataset_dir = str(folder.path / "dataset")
-        published = result.counts.get("preference", {})
-        n = sum(published.values())
-        self._counts["publish", "in"] += selection.n_pairs
-        self._counts["publish", "kept"] += n
-        if selection.n_pairs > n:
-            self._counts["publish", "row_too_large"] += selection.n_pairs - n
-        self._fingerprint, self._pii = result.fingerprint, result.pii
-        self.summary.counts = counts_tree(self._counts, self._stages())
-        if not n:
-            self._write_manifest(folder, "empty")
-            raise NothingSelected(emptied_by(self.summary.counts, self.summary.dataset_dir))
 
-    def _cap_personas(
-        self, parts: Sequence[Partition], selection: Selection, kit: BuildContext
-    ) -> None:
-        """No persona has more than its share of either side; prompts that lose their last pair are
-        counted."""
-        self._persona_shares, lost = capped(
-            parts, selection.chosen, self.settings.published_arms, [p.name for p in kit.personas]
-        )
-        selection.counts.update({("select", "kept"): -lost, ("select", "persona_share"): lost})
+def _cap_personas(
+    parts: Sequence[Partition],
+    selection: Selection,
+    settings: BuildSettings,
+    context: BuildContext,
+) -> dict[str, Any]:
+    """No persona has more than its share of either side; prompts that lose their last pair are
+    counted."""
+    names = [p.name for p in context.personas]
+    if not names:
+        return {}
+    shares, lost = capped(parts, selection.chosen, settings.published_arms, names)
+    selection.counts.update({("select", "kept"): -lost, ("select", "persona_share"): lost})
+    return shares
 
-    def _origin(self) -> Origin:
-        names = {
-            r: "@".join(x for x in (e.model, e.revision) if x) for r, e in self._engines.items()
-        }
-        return Origin(
-            names["policy"],
-            names["judge"],
-            names["rewriter"],
-            self.settings.select.selector,
-            any(e.simulated for e in self._engines.values()),
-            self.settings.seed,
-        )
 
-    # what is said at the end
-    def _finish_counts(
-        self, folder: RunFolder, parts: Sequence[Partition], mined: Mapping[str, Any]
-    ) -> None:
-        self._counts.update({("mine", "in"): mined["in"], ("mine", "kept"): mined["kept"]})
-        self._counts.update({("mine", k): v for k, v in mined["dropped"].items()})
-        errors = self._errors(folder, parts) if self.reaches("presample") else []
-        for manifest in (
-            [m for p in parts if (m := p.manifest()) is not None]
-            if self.reaches("presample")
-            else []
-        ):
-            for name, n in manifest["counts"].items():
-                stage, _, what = name.partition(".")
-                self._counts[stage, what] += n
-            self._tokens = {
-                "in": self._tokens["in"] + manifest["tokens"][0],
-                "out": self._tokens["out"] + manifest["tokens"][1],
-            }
-        for number in self._given_up:
-            n = Partition(folder.path, number).n_prompts()
-            self._counts.update({("presample", "in"): n, ("presample", "poisoned"): n})
-        u, s = self.stats, self.summary
-        s.counts = counts_tree(self._counts, self._stages())
-        s.requests, s.repeated, s.replayed = (
-            u.requests,
-            u.repeated,
-            u.replayed + self._replayed_sealed,
-        )
-        s.tokens = {"in": u.tokens_in, "out": u.tokens_out, "cached": u.tokens_cached}
-        s.retries, s.damaged, s.replicas_out = dict(u.retries), self._damaged, dict(u.replicas_out)
-        s.cost = self._spending.command_cost() if self._spending is not None else None
-        s.slots_busy = round(u.slots_busy, 4) if u.slots_busy is not None else None
-        s.errors, s.seconds = len(errors), round(time.monotonic() - self._started, 3)
+def _arms_report(
+    build: Build, selection: Selection, manifest: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The part of the report that the card shows, with its figures; `manifest` gets their summary.
+    Plain sampling has nothing to compare."""
+    s = build.settings
+    if not selection.n_pairs or not (s.presample.enabled or len(s.fuse.arms) > 1):
+        return {}, {}
+    from .report import arms_report, png, summary_of
 
-    def _audit_arms(self, parts: Sequence[Partition]) -> None:
-        """Are the controls as long as the fused prompts that they are compared with? The manifest
-        says so; so does a line."""
-        s = self.settings
-        self._audit = arms_audit(
-            parts, [a for a in s.fuse.arms if a in s.fuse.length_matched and "fused" in s.fuse.arms]
-        )
-        off = [
-            f"{arm} ({a['mean_log_gap']:+.3f})"
-            for arm, a in self._audit.items()
-            if a["matched"] is False
-        ]
-        if off:
-            self.progress.message(
-                f"arms not length-matched to fused (mean log ratio beyond +-{MAX_GAP}):"
-                f" {', '.join(off)}; what they show may be length alone"
-            )
+    report = arms_report(build.folder.path, manifest)
+    manifest["report"] = summary_of(report)
+    drawn = png.pictures(report)
+    manifest["figures"] = png.listed(drawn)
+    return report, {f"report/{name}.png": p.png for name, p in drawn.items()}
 
-    def _errors(self, folder: RunFolder, parts: Iterable[Partition]) -> list[dict[str, Any]]:
-        errors = [e for p in parts for e in p.errors()]
-        write_whole(folder.path / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
-        return errors
 
-    def _manifest(self, folder: RunFolder, status: str) -> dict[str, Any]:
-        """What was built, from what and how; nothing in it tells how often the run was interrupted,
-        so not what it cost."""
-        s = self.settings
-        before, mined = folder.manifest(), read_json(folder.path / "mine.json")
-        return {
-            "identity": before["identity"],
+def _origin(build: Build, asked: Asked) -> Origin:
+    names = {r: "@".join(x for x in (e.model, e.revision) if x) for r, e in asked.engines.items()}
+    return Origin(
+        names["policy"],
+        names["judge"],
+        names["rewriter"],
+        build.settings.select.selector,
+        asked.simulated,
+        build.settings.seed,
+    )
+
+
+# what a run says of itself
+
+
+def _manifest(
+    build: Build,
+    asked: Asked,
+    counts: Counts,
+    tokens: Mapping[str, int],
+    errors: int,
+    audit: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What was built, from what and how, as far as it is known before selection; nothing in it
+    tells how often the run was interrupted, so not what it cost."""
+    s, context = build.settings, asked.context
+    settings = s.model_dump(mode="json")
+    identity = build.folder.manifest()["identity"]
+    mined = read_json(build.folder.path / "mine.json")
+    named = {k: identity.get(k) for k in ("dataset", "config", "split", "revision")}
+    gamma = s.presample.gamma
+    return {
+        "identity": identity,
+        "status": "done",
+        "version": 1,
+        "created_with": {"mora_data": __version__, "python": platform.python_version()},
+        "settings": settings,
+        "settings_hash": json_hash(settings),
+        "source": {"kind": s.source.kind, **named, "licence": build.licence},
+        "counts": counts_tree(counts, STAGES),
+        "notes": mined.get("notes", {}),
+        "tokens": tokens,
+        "cost": None,
+        "not_measured": mined.get("not_measured", []),
+        "contamination": mined.get("contamination"),
+        "errors": errors,
+        "templates": context.templates if context is not None else {},
+        "reference": context.judge_stats.published() if context is not None else {},
+        "models": {r: e.model for r, e in asked.engines.items()},
+        "simulated": asked.simulated if asked.engines else None,
+        "pairs": 0,
+        "selection": {},
+        "arms_audit": audit,
+        "personas": {},
+        "unreliable": context.judge_stats.unreliable(gamma) if context is not None else {},
+        "feedback": {},
+        "drift": asked.drift,
+    }
+
+
+def _selected(counts: Counts, published: Published) -> dict[str, Any]:
+    """What selection adds to the manifest."""
+    return {
+        "counts": counts_tree(counts, STAGES),
+        "pairs": published.pairs,
+        "selection": published.selection,
+        "personas": published.personas,
+        "feedback": published.feedback,
+    }
+
+
+def _write_manifest(
+    build: Build,
+    asked: Asked,
+    manifest: Mapping[str, Any],
+    published: Published,
+    status: str = "done",
+) -> None:
+    before = build.folder.manifest()
+    cost = asked.cost.cost() if asked.cost is not None else before.get("cost")
+    build.folder.write(
+        "manifest.json",
+        {
+            **manifest,
             "status": status,
-            "version": 1,
-            "created_with": {"mora_data": __version__, "python": platform.python_version()},
-            "settings": s.model_dump(mode="json"),
-            "settings_hash": fingerprint(s.model_dump(mode="json")),
-            "source": {
-                "kind": s.source.kind,
-                **{
-                    k: before["identity"].get(k) for k in ("dataset", "config", "split", "revision")
-                },
-                "licence": self._licence(),
-            },
-            "counts": counts_tree(self._counts, STAGES),
-            "notes": mined.get("notes", {}),
-            "tokens": self._tokens,
-            "cost": None,
-            "not_measured": mined.get("not_measured", []),
-            "contamination": mined.get("contamination"),
-            "errors": self.summary.errors,
-            "templates": self._kit.templates if self._kit is not None else {},
-            "reference": published_reference(self._reference),
-            "models": {r: e.model for r, e in self._engines.items()},
-            "simulated": (
-                any(e.simulated for e in self._engines.values()) if self._engines else None
-            ),
-            "pairs": self.summary.pairs,
-            "selection": self._selection,
-            "arms_audit": self._audit,
-            "personas": self._persona_shares,
-            "unreliable": unreliable(self._reference, s.presample.gamma),
-            "feedback": self._feedback,
-            "drift": self._drift_seen(),
-        }
-
-    def _licence(self) -> str:
-        return "apache-2.0" if self.options.sample else self.settings.source.licence
-
-    def _write_manifest(self, folder: RunFolder, status: str) -> None:
-        self.summary.seconds = round(time.monotonic() - self._started, 3)
-        requests = folder.manifest().get("requests", 0) + self.stats.requests
-        cost = (
-            self._spending.cost() if self._spending is not None else folder.manifest().get("cost")
-        )
-        folder.write(
-            "manifest.json",
-            {
-                **self._manifest(folder, status),
-                "requests": requests,
-                "cost": cost,
-                "fingerprint": self._fingerprint,
-                "pii": self._pii,
-            },
-        )
+            "requests": before.get("requests", 0) + build.stats.requests,
+            "cost": cost,
+            "fingerprint": published.fingerprint,
+            "pii": published.pii,
+        },
+    )
 
 
-def _chunks(prompts: Iterable[Prompt], size: int) -> Iterator[list[Prompt]]:
-    prompts = iter(prompts)
-    while chunk := list(islice(prompts, size)):
-        yield chunk
+def _command_cost(build: Build) -> float | None:
+    """Money spent by this command; None where nothing is asked or a price is missing."""
+    if not build.reaches("presample"):
+        return None
+    return load_prices(build.settings.limits.prices).cost(build.stats.by_model)
+
+
+def _summary(
+    build: Build, asked: Asked, counts: Counts, errors: int, published: Published
+) -> Summary:
+    stats = build.stats
+    return Summary(
+        str(build.folder.path),
+        str(published.dataset_dir) if published.dataset_dir else None,
+        counts_tree(counts, build.stages),
+        published.pairs,
+        requests=stats.requests,
+        repeated=stats.repeated,
+        replayed=stats.replayed + asked.replayed,
+        tokens={"in": stats.tokens_in, "out": stats.tokens_out, "cached": stats.tokens_cached},
+        cost=_command_cost(build),
+        errors=errors,
+        seconds=round(time.monotonic() - build.started, 3),
+        damaged=asked.damaged,
+        retries=dict(stats.retries),
+        slots_busy=round(stats.slots_busy, 4) if stats.slots_busy is not None else None,
+        replicas_out=dict(stats.replicas_out),
+    )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import LimitReached, MoraError, NothingSelected, SettingsError
+from ..errors import SettingsError
 
 if TYPE_CHECKING:
     from ..run.manifest import Summary
@@ -33,25 +33,15 @@ def build(args: argparse.Namespace) -> int:
             print(f"benchmark {name}: {what}", file=sys.stderr)
     if args.dry_run:
         return _dry_run(args, settings)
-    from ..pipeline import Builder
+    from ..pipeline import run_build, run_dir_of
     from ..settings import BuildOptions
 
     stats = RunStats()
-    progress = Progress(stats)
-    builder = Builder(
-        settings,
-        BuildOptions(args.sample, tuple(args.data), args.out, args.until, args.fresh),
-        progress,
-        stats,
-    )
-    failure: MoraError | None = None
-    try:
-        builder.run()
-    except (NothingSelected, LimitReached) as e:
-        failure = e
+    options = BuildOptions(args.sample, tuple(args.data), args.out, args.until, args.fresh)
+    summary, failure = run_build(settings, options, Progress(stats), stats)
     if failure is None and args.push and args.until == "publish":
-        _push_run(args, builder.out, args.push)
-    _print_summary(args, builder.summary)
+        _push_run(args, run_dir_of(settings, options), args.push)
+    _print_summary(args, summary)
     if failure is not None:
         fail(str(failure))
         return 1

@@ -233,7 +233,7 @@ def probe(
         SettingsError: a role is simulated, so that nothing could be learned.
         MoraError: the probe failed as a build would.
     """
-    from ..pipeline import Builder
+    from ..pipeline import run_build
 
     roles = [settings.role(name) for name in ("policy", "rewriter", "judge")]
     if any(resolve(role, sample).engine == "scripted" for role in roles):
@@ -253,7 +253,9 @@ def probe(
             sample, tuple(data), Path(folder) / "probe", "select", only=frozenset(chosen)
         )
         here = settings.model_copy(update={"executor": "local"})  # sixteen prompts need no cluster
-        Builder(here, options, Progress(stats, quiet), stats).run()
+        _, failure = run_build(here, options, Progress(stats, quiet), stats)
+    if failure is not None:
+        raise failure
     prices = load_prices(settings.limits.prices)
     took = [_cost_of(stats, prompt_id, prices) for prompt_id in chosen]
     costs = [t.cost for t in took if t.cost is not None]

@@ -1,5 +1,5 @@
-"""The actor that works on partitions: the kit of the build, engines of its own, the partition's own
-answer log.
+"""The actor that works on partitions: the context of the build, engines of its own, the
+partition's own answer log.
 
 It returns what became of a partition, never an exception, so that nothing has to be unpickled to be
 understood.
@@ -33,7 +33,8 @@ from ..errors import (
 )
 from ..prompts.context import FORMAT, BuildContext, load
 from ..prompts.result import PromptResult
-from ..prompts.runner import PartitionRunner
+from ..prompts.runner import PartitionRunner, ask_partitions
+from ..rewards.judge_stats import JudgeStats
 from ..run.folder import read_json
 from ..run.partitions import Partition
 from ..run.remote import WorkerCopy
@@ -62,7 +63,7 @@ class Job:
     until: str
     place: str  # of the run folder: path or URL
     mined: str  # basis of mine.json: a worker that reads another one sees another folder
-    reference: Mapping[str, Any]
+    judge_stats: JudgeStats
     benchmarks: Benchmarks
     versions: Mapping[str, str]
     environment: Mapping[str, str]
@@ -74,7 +75,7 @@ class PartitionTask:
     """A partition to be worked on."""
 
     number: int
-    fingerprint: str  # of what the driver would make of it
+    cache_key: str  # of what the driver would make of it
     old_end: int  # where this command's own answers begin in the log
 
 
@@ -87,7 +88,7 @@ class Worker:
         self._prompts: dict[int, int] = {}
         self._opening = asyncio.Lock()
         self._engines: dict[Role, Engine] = {}
-        self._kit: BuildContext | None = None
+        self._build: BuildContext | None = None
         self._reporting: asyncio.Task[None] | None = None
         self._n_open = 0
         self._copy = WorkerCopy(job.place)
@@ -108,8 +109,8 @@ class Worker:
             reason = skew(job.versions, versions()) or self._unseen()
             if reason is not None:
                 return f"node {platform.node()} {reason}"
-            self._kit = load(job.settings, job.until, job.benchmarks).with_calibration(
-                job.reference
+            self._build = load(job.settings, job.until, job.benchmarks).with_judge_stats(
+                job.judge_stats
             )
             shared = {"turns": self._turns}
             self._engines = connect(
@@ -129,21 +130,21 @@ class Worker:
             self._n_open -= 1
 
     async def _seal(self, order: PartitionTask) -> Ended:
-        kit, job, part = self._kit, self._job, Partition(self._copy.path, order.number)
-        assert kit is not None
+        build, job, part = self._build, self._job, Partition(self._copy.path, order.number)
+        assert build is not None
         runner = PartitionRunner(self._engines, self._stats, job.settings.seed, self._opening)
         runner.old_ends[part.log_path] = order.old_end
         self._prompts[order.number] = 0
         try:
             await to_its_end(self._copy.fetch, f"parts/{part.folder.name}/")
-            if kit.fingerprint(self._engines, job.reference, part) != order.fingerprint:
+            if build.partition_key(self._engines, part) != order.cache_key:
                 return Ended(
                     "unfit",
                     f"node {platform.node()} would make other rows than the driver (templates,"
                     " models or files differ): install the same on every node",
                 )
-            await kit.through(
-                self._engines, job.reference, runner, [part], partial(self._one_more, order.number)
+            await ask_partitions(
+                build, self._engines, runner, [part], partial(self._one_more, order.number)
             )
             await to_its_end(self._copy.upload)
             await self._tell()

@@ -1,5 +1,5 @@
-"""How good the judges are: measured on the first prompts before the partitions run, and once more on
-a few canaries when all is scored.
+"""How good the judges are: measured on the first prompts before the partitions run, and once more
+on a few canaries when all is scored.
 
     stats = await measure_judges(build, run, parts)     reference.json; frozen while settings stand
     drift = await measure_drift(build, run, stats)      canaries: did the scorers change?

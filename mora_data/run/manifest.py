@@ -40,20 +40,21 @@ class Summary:
     replicas_out: dict[str, str] = field(default_factory=dict)
 
 
-def check_errors(
+def too_many_errors(
     summary: Summary, counts: Mapping[tuple[str, str], int], settings: BuildSettings
-) -> None:
-    """Raises LimitReached when more rows failed than the settings allow; `counts` is (stage, what)
-    -> n."""
+) -> LimitReached | None:
+    """The failure of a run of which more rows failed than the settings allow; `counts` is (stage,
+    what) -> n."""
     scored = counts.get(("score", "in"), 0) * len(settings.dimensions)
     rows = counts.get(("presample", "in"), 0) + counts.get(("rollout", "in"), 0) + scored
     share = summary.errors / rows if rows else 0.0
     if share > settings.limits.max_error_share:
-        raise LimitReached(
+        return LimitReached(
             f"{summary.errors} of {rows} rows failed ({share:.1%}, limits.max_error_share = "
             f"{settings.limits.max_error_share:g}): see {summary.run_dir}/errors.jsonl; "
             "the same command asks again what may still pass"
         )
+    return None
 
 
 def json_hash(tree: Any) -> str:
