@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mora_data.engines.families import family, same_family
-from mora_data.prompts.judge_stats import Noise, unreliable
 from mora_data.rewards.canary import drift, drifted
+from mora_data.rewards.judge_stats import JudgeStats, Noise, NoiseSums
 from mora_data.settings import PresampleSettings
 from mora_data.statistics.judges import (
     AgreementSums,
@@ -27,39 +27,39 @@ GAMMA = PresampleSettings().gamma
 
 def noise_of(
     true_sd: float, sigma: float, prompts: int = 400, n: int = 16, step: float = 0.0
-) -> dict[str, float]:
+) -> Noise:
     rng = np.random.default_rng(3)
-    noise = Noise(["d"])
+    noise = NoiseSums(["d"])
     for _ in range(prompts):
         true = rng.normal(rng.normal(0.5, 0.3), true_sd, n)
         first, second = (true + rng.normal(0, sigma, n) for _ in range(2))
         noise.add_prompt("d", first.tolist())
         for i in range(0, n, 8):
             noise.add("d", float(first[i]), float(second[i]))
-    return noise.result({}, {"d": step})["noise"]["d"]  # type: ignore[no-any-return]
+    return noise.result({"d": step})["d"]
 
 
 @pytest.mark.parametrize(("true_sd", "sigma"), [(0.2, 0.1), (0.15, 0.15), (0.1, 0.05)])
 def test_known_noise_and_reliability_are_recovered(true_sd: float, sigma: float) -> None:
     found = noise_of(true_sd, sigma)
     rho = true_sd**2 / (true_sd**2 + sigma**2)
-    assert found["sigma"] == pytest.approx(sigma, rel=0.1) and found[
-        "reliability"
-    ] == pytest.approx(rho, rel=0.1)
-    assert found["reliability"] < found["reliability_upper"] < 1
+    assert found.sigma == pytest.approx(sigma, rel=0.1)
+    assert found.reliability == pytest.approx(rho, rel=0.1)
+    assert found.reliability is not None and found.reliability_upper is not None
+    assert found.reliability < found.reliability_upper < 1
 
 
 def test_upper_bound_of_the_reliability_covers_the_truth_about_19_times_in_20() -> None:
     rng = np.random.default_rng(11)
     covered = 0
     for _ in range(400):
-        noise = Noise(["d"])
+        noise = NoiseSums(["d"])
         for _ in range(40):
             true = rng.normal(0, 0.1, 8)
             first = true + rng.normal(0, 0.2, 8)
             noise.add_prompt("d", first.tolist())
             noise.add("d", float(first[0]), float(true[0] + rng.normal(0, 0.2)))
-        covered += noise.result({}, {"d": 0.0})["noise"]["d"]["reliability_upper"] >= 0.2
+        covered += (noise.result({"d": 0.0})["d"].reliability_upper or 0) >= 0.2
     assert 0.90 <= covered / 400 <= 0.99
 
 
@@ -76,13 +76,15 @@ def test_upper_bound_of_the_reliability_covers_the_truth_about_19_times_in_20() 
 def test_only_what_is_surely_noise_is_refused(
     true_sd: float, sigma: float, prompts: int, refused: bool
 ) -> None:
-    assert bool(unreliable({"noise": {"d": noise_of(true_sd, sigma, prompts)}}, GAMMA)) == refused
+    assert bool(unreliable(noise_of(true_sd, sigma, prompts))) == refused
 
 
 def test_a_source_that_never_varies_has_no_reliability() -> None:
-    assert noise_of(0.0, 0.0)["reliability"] is None and not unreliable(
-        {"noise": {"d": noise_of(0.0, 0.0)}}, GAMMA
-    )
+    assert noise_of(0.0, 0.0).reliability is None and not unreliable(noise_of(0.0, 0.0))
+
+
+def unreliable(noise: Noise) -> bool:
+    return bool(JudgeStats({"d": noise}, {"d": 0.5}, {}).unreliable(GAMMA))
 
 
 def test_planted_length_bias_is_found_and_none_is_not() -> None:

@@ -1,0 +1,266 @@
+"""Plug-ins: what is edited in place changes what it should and nothing else; a reward with a server
+and a setting of its own is logged, replayed, and fails row by row."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit.test_docs import blocks, written
+
+from mora_data import resources
+from mora_data.pipeline import run_build
+from mora_data.prompts.context import load
+from mora_data.run.folder import read_json
+from mora_data.run.manifest import Summary
+from mora_data.run.progress import Progress
+from mora_data.run.stats import RunStats
+from mora_data.settings import BuildOptions, build_settings
+from mora_data.sources.benchmarks import Benchmarks
+
+TREE: dict[str, Any] = {
+    "name": "mine",
+    "source": {"kind": "jsonl", "licence": "cc0-1.0"},
+    "policy": {"engine": "scripted"},
+    "presample": {"enabled": False, "floors": {"helpful": 0.1, "harmless": 0.1, "truthful": 0.1}},
+    "fuse": {"arms": ["identity"]},
+    "rollout": {"n": 6},
+    "select": {"selector": "weighted_sum"},
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with rows, whose modules can be imported."""
+    rows = [{"prompt": f"How do I store {i} bottles of oil?"} for i in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(here: Path, tree: dict[str, Any]) -> Summary:
+    """The build as a new process would run it: its plug-ins are imported again."""
+    own = [n for n, m in sys.modules.items() if str(here) in str(getattr(m, "__file__", ""))]
+    for name in own:
+        del sys.modules[name]
+    for cached in here.rglob("__pycache__"):
+        shutil.rmtree(cached)
+    stats = RunStats()
+    options = BuildOptions(data=(here / "rows.jsonl",), out=here / "run")
+    summary, failure = run_build(build_settings(tree), options, Progress(stats, True), stats)
+    assert failure is None
+    return summary
+
+
+def pairs(here: Path) -> list[tuple[str, str]]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(here / "run" / "dataset" / "preference").to_pylist()
+    return [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in rows]
+
+
+SELECTOR = """
+import numpy as np
+
+def pick(batch):
+    total = batch.margins_P_N_N_D.sum(-1)
+    return np.where(batch.allowed_P_N_N() & (total > 0), {sign} * total, -np.inf)
+"""
+
+
+def test_a_selector_edited_in_place_selects_other_pairs_and_asks_no_policy(here: Path) -> None:
+    tree = {**TREE, "select": {"selector": "picks:pick", "balance_length": False}}
+    (here / "picks.py").write_text(SELECTOR.format(sign=1))
+    run(here, tree)
+    largest = pairs(here)
+    assert run(here, tree).requests == 0 and pairs(here) == largest
+    (here / "picks.py").write_text(SELECTOR.format(sign=-1))
+    assert run(here, tree).repeated == 0
+    smallest = pairs(here)
+    assert len(smallest) > 5 and set(smallest) != set(largest)
+
+
+def test_a_source_edited_in_place_is_mined_again(here: Path) -> None:
+    code = """
+from mora_data.sources import ParsedRow
+from mora_data.types import Message
+
+class Rows:
+    required = (frozenset({"prompt"}),)
+    def __init__(self, settings): ...
+    def files(self): return []
+    def parse(self, row, file):
+        return ParsedRow((Message(role="user", content=row["prompt"] + END),))
+""".lstrip()
+    (here / "mining.py").write_text(code + 'END = ""\n')
+    tree = {**TREE, "source": {"kind": "mining:Rows", "licence": "cc0-1.0"}}
+    run(here, tree)
+    before = {p.split('"content":"')[1][:40] for p in prompts(here)}
+    (here / "mining.py").write_text(code + 'END = " Please be short."\n')
+    run(here, tree)
+    assert before and all("Please be short." in p for p in prompts(here))
+
+
+def prompts(here: Path) -> list[str]:
+    return (here / "run" / "parts" / "00000" / "prompts.jsonl").read_text().splitlines()
+
+
+def test_a_reward_edited_in_place_is_scored_again_and_nothing_else(here: Path) -> None:
+    code = """
+def of(messages, answer):
+    return {value}
+"""
+    (here / "rule.py").write_text(code.format(value="min(len(answer) / 1000, 1)"))
+    rewards = {"short": [{"kind": "python", "path": "rule:of"}]}
+    tree = {**TREE, "dimensions": ["helpful", "short"], "rewards": rewards}
+    tree["presample"] = {"enabled": False, "floors": {"helpful": 0.1, "short": 0.0}}
+    tree["publish"] = {"stage_order": ["helpful", "short"]}
+    tree["select"] = {"confirm": False}
+    run(here, tree)
+    before = scores(here, "short")
+    (here / "rule.py").write_text(code.format(value="1 - min(len(answer) / 1000, 1)"))
+    again = run(here, tree)
+    after = scores(here, "short")
+    assert again.requests == 0 and len(after) == len(before)
+    assert after == pytest.approx([1 - v for v in before])
+
+
+def scores(here: Path, dimension: str) -> list[float]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(here / "run" / "parts" / "00000" / "scores.parquet").to_pylist()
+    return [r["value"] for r in rows if r["dimension"] == dimension and r["purpose"] == "score"]
+
+
+def test_a_rubric_edited_in_place_asks_the_judge_again_and_nobody_else(here: Path) -> None:
+    rubric = here / "helpful.j2"
+    shutil.copy(resources.folder("templates") / "judge" / "helpful.j2", rubric)
+    tree = {**TREE, "rewards": {"helpful": [{"kind": "judge", "template": str(rubric)}]}}
+    first = run(here, tree)
+    rubric.write_text(rubric.read_text().replace("Levels:", "The levels are:"))
+    again = run(here, tree)
+    verdicts = 12 * 6
+    assert again.repeated == 0 and 0 < again.requests < first.requests
+    assert again.requests >= verdicts * 0.9  # every answer once, by this judge alone
+
+
+def test_what_the_partition_key_holds(here: Path) -> None:
+    (here / "near.py").write_text("def to(a, b):\n    return 1.0\n")
+    tree = {
+        **TREE,
+        "heldout_judge": {"engine": "scripted"},
+        "fuse": {"arms": ["fused"], "subject": "near:to"},
+    }
+
+    def context_of(tree: dict[str, Any]) -> Any:
+        return load(build_settings(tree), "publish", Benchmarks({}))
+
+    before = context_of(tree)
+    assert {"heldout/helpful", "heldout/harmless", "heldout/truthful"} <= before.templates.keys()
+    assert {"fuse.subject", "select.selector", "rewards.helpful.0"} <= before.code.keys()
+    (here / "near.py").write_text("def to(a, b):\n    return 0.9\n")
+    after = context_of(tree)
+    changed = {k for k in before.code if before.code[k] != after.code[k]}
+    assert changed == {"fuse.subject"}
+
+
+class CalmServer(ThreadingHTTPServer):
+    """The server of the page's example, which counts its calls; it refuses connections until it is
+    started."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler, bind_and_activate=False)
+        self.server_bind()
+        self.calls: list[str] = []
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
+
+    def start(self) -> None:
+        self.server_activate()
+        self._thread.start()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.shutdown()
+            self._thread.join()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: CalmServer
+
+    def do_POST(self) -> None:
+        text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"]
+        self.server.calls.append(text)
+        body = json.dumps({"calm": 1 / (1 + text.count("!") + len(text) % 7)}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture
+def server() -> Iterator[CalmServer]:
+    made = CalmServer()
+    yield made
+    made.stop()
+
+
+def test_a_reward_with_its_own_server_and_setting(here: Path, server: CalmServer) -> None:
+    import yaml
+
+    page = [b for b in blocks("python", "yaml", page="docs/add-your-own.md") if b.file]
+    written(here, [b for b in page if b.file.startswith("calm.")])
+    tree = yaml.safe_load((here / "calm.yaml").read_text())
+    tree["rewards"]["calm"][0]["url"] = f"http://127.0.0.1:{server.server_port}"
+    tree |= {"policy": {"engine": "scripted"}, "rollout": {"n": 4}, "select": {"confirm": False}}
+    tree["limits"] = {"max_error_share": 1}
+    tree["publish"] = {"stage_order": ["helpful", "harmless", "calm"]}
+
+    assert reasons_without_a_server(here, tree) == {
+        "raised URLError: <urlopen error [Errno 111] Connection refused>"
+    }
+
+    server.start()
+    first = run(here, tree)
+    asked = len(server.calls)
+    assert asked == len(set(server.calls)) > 30 and first.repeated == 0
+    assert read_json(here / "run" / "manifest.json")["errors"] == 0
+    assert run(here, tree).requests == 0 and len(server.calls) == asked
+
+    tree["rollout"] = {"n": 6}
+    assert run(here, tree).repeated == 0
+    new = server.calls[asked:]
+    assert new and not set(new) & set(server.calls[:asked])
+
+    tree["rewards"]["calm"][0]["loudest"] = 0.5
+    run(here, tree)
+    assert max(scores(here, "calm")) <= 0.5
+
+
+def reasons_without_a_server(here: Path, tree: dict[str, Any]) -> set[str]:
+    """Why scores are missing; the build ends with one line and no traceback."""
+    stats = RunStats()
+    options = BuildOptions(data=(here / "rows.jsonl",), out=here / "run")
+    _, failure = run_build(build_settings(tree), options, Progress(stats, True), stats)
+    assert failure is not None and "\n" not in str(failure)
+    lines = (here / "run" / "errors.jsonl").read_text().splitlines()
+    return {json.loads(line)["error"] for line in lines}
+
+
+def test_an_unknown_setting_of_a_plug_in_names_the_nearest(here: Path) -> None:
+    page = [b for b in blocks("python", page="docs/add-your-own.md") if b.file == "calm.py"]
+    written(here, page)
+    wrong = {"calm": [{"kind": "calm:Calm", "uri": "http://127.0.0.1:1"}]}
+    tree = {**TREE, "dimensions": ["helpful", "calm"], "rewards": wrong}
+    with pytest.raises(Exception, match=r"rewards\.calm\.uri.*did you mean 'url'"):
+        run(here, tree)
