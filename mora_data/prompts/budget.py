@@ -1,15 +1,14 @@
-"""How many prompts go on: a threshold per stratum, frozen in phase 0, so that a prompt is judged
+"""How many prompts go on: a threshold per stratum, frozen with the judges' statistics, so that a prompt is judged
 without the others.
 
-METHOD (b) ranks the prompts that pass the rule by J = posterior mean of (dominance rate, then A_16)
+The method ranks the prompts that pass the rule by J = posterior mean of (dominance rate, then A_16)
 and takes the lowest up to the budget. Ranking needs all prompts before the first is fused; so the
 reference prompts are presampled in full first, the quantile of their J that meets the budget in
 expectation is written to reference.json, and a prompt goes on if its own J is at most that. Where
 several have the same J, a fixed draw by the prompt's id lets the right share through.
 
     "mining": {"pku": {"n": 200, "mined": 4000, "expected": 3100.0, "dominance_prior": [0.5, 9.1],
-    "joint_prior": [0.5, 2.0],
-                       "dominance": 0.0127, "joint": 0.31, "share": 0.4}}
+                       "joint_prior": [0.5, 2.0], "dominance": 0.0127, "joint": 0.31, "share": 0.4}}
 """
 
 from __future__ import annotations

@@ -17,9 +17,8 @@ from typing import Any
 
 from .. import plugins
 from ..engines.engine import Engine
-from ..rewards import Reward, heldout
+from ..rewards import Ask, Reward
 from ..rewards import load as load_reward
-from ..rewards.asking import Ask
 from ..rewards.combine import (
     RewardSources,
     pass_thresholds_of,
@@ -27,6 +26,7 @@ from ..rewards.combine import (
     steps_of,
     with_calibration_maps,
 )
+from ..rewards.judge import heldout_judges
 from ..rewards.judge_stats import JudgeStats, unmeasured
 from ..rewriting.rewriter import Rewriter
 from ..run.manifest import json_hash
@@ -155,7 +155,7 @@ def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> BuildCo
     s = settings
     rewards = {d: [load_reward(d, r, s) for r in s.reward_sources(d)] for d in s.dimensions}
     sources = sources_of(rewards, s)
-    judges = heldout.judges_of(s)
+    judges = heldout_judges(s)
     rewriter = Rewriter(s, benchmarks)
     selector = plugins.load(SELECTORS, s.select.selector, "select.selector")
     personas = load_personas(s.rollout.personas, s.rollout.n)

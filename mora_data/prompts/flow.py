@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import MoraError, PendingRetry
-from ..rewards.asking import RewardClient
+from ..rewards import RewardClient
 from ..rewards.combine import Anchors, RewardSource, Value, calibrated
 from ..rewards.combine import combine as combine_sources
-from ..rewards.heldout import second_opinion
+from ..rewards.judge import second_opinion
 from ..rewards.rules import flags
 from ..rewriting.arms import in_order, matched
 from ..rewriting.checks import Check

@@ -1,5 +1,5 @@
 """Personas: system prompts that share a prompt's answers among them, so that the answers differ
-more (METHOD (d)).
+more.
 
     rollout: {n: 15, personas: [concise, cautious, skeptical]}     # answers 0, 3, 6, ... are
         concise, 1, 4, 7, ... cautious

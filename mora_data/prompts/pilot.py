@@ -1,7 +1,7 @@
 """Is a rewrite worse than its original? A few answers to it, thrown away afterwards, against the
-presamples (METHOD (c), probe).
+presamples (docs/method.md, Fusion and its checks).
 
-A rewrite fails where its answers reach every floor together surely less often than the presamples
+A rewrite fails where its answers reach every threshold together surely less often than the presamples
 did, and spread in surely fewer effective dimensions (ERD); each at one-sided 95 %. With 8 answers
 that stops what is plainly worse, and no more: a stricter rule would pick lucky rewrites.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    # rewards_N_D, and levels_N_D less their doubt
+    # rewards_N_D, and absolute rewards less their uncertainty
     Side = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 LEVEL = 0.9  # two-sided
@@ -25,7 +25,7 @@ LEVEL = 0.9  # two-sided
 def pilot_check(
     before: Side, after: Side, floors_D: NDArray[np.float64], sigma_D: NDArray[np.float64]
 ) -> Check:
-    """The check `probe`; its value is the share of the new answers that reach every floor."""
+    """The check `probe`; its value is the share of the new answers that reach every threshold."""
     import numpy as np
 
     from ..statistics import effective_dimensionality, rate_interval

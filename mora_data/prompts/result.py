@@ -25,7 +25,7 @@ class Arm:
     messages: Messages
     rollouts: list[Rollout] = field(default_factory=list)
     rewards: dict[str, list[float | None]] = field(default_factory=dict)
-    # what floors are compared with
+    # what pass thresholds are compared with
     absolutes: dict[str, list[float | None]] = field(default_factory=dict)
     uncertainties: dict[str, list[float | None]] = field(default_factory=dict)
     anchors: dict[tuple[str, int], float] = field(default_factory=dict)

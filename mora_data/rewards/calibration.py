@@ -1,18 +1,21 @@
 """Raw scores of a reward source to values in [0, 1]: maps that are fitted once, kept as JSON, and
 applied ever after.
 
-    chart = fit("ecdf", raw)                  # {"kind": "ecdf", "n": 4096, "x": [...], "y": [...]}
-    values = apply(chart, raw)                # NaN stays NaN
+    fitted = fit("ecdf", raw)                 # {"kind": "ecdf", "n": 4096, "x": [...], "y": [...]}
+    values = apply(fitted, raw)               # NaN stays NaN
 
-A chart is plain JSON: `kind`, `n` (raw scores or labels it rests on) and the kind's parameters.
-Kinds, METHOD (a) 2 and 3:
+A calibration map is plain JSON: `kind`, `n` (raw scores or labels it rests on) and the kind's
+parameters. Kinds (docs/method.md, Scores to rewards):
 
-    identity    the score itself, in [0, 1]                       likert      (s - low) / (high -
-    low) sigmoid     1 / (1 + exp(-(s - zero) / temperature))           ecdf        mid-rank among
-    the reference scores robust_z    (s - median) / (1.4826 MAD), cut at +-3, as a share of that
-    range isotonic    P(good) by a rising step curve through labels      platt       P(good) =
-    sigmoid(slope s + offset) anchored    sigmoid((s - s_ref) / temperature), s_ref the `quantile`
-    of the scores of the same prompt's own answers
+    identity    the score itself, in [0, 1]
+    likert      (s - low) / (high - low)
+    sigmoid     1 / (1 + exp(-(s - zero) / temperature))
+    ecdf        mid-rank among the reference scores
+    robust_z    (s - median) / (1.4826 MAD), cut at +-3, as a share of that range
+    isotonic    P(good) by a rising step curve through labels
+    platt       P(good) = sigmoid(slope s + offset)
+    anchored    sigmoid((s - s_ref) / temperature), s_ref the `quantile` of the scores of the same
+                prompt's own answers
 
 A table of a curve (ecdf, isotonic) has at most 2 * GRID points, whatever the number of scores:
 linear in between, which differs from the whole curve by at most 1 / (GRID - 1) = 0.002 at every
@@ -55,7 +58,7 @@ def fit(
     labels: NDArray[np.float64] | None = None,
     given: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The chart of `kind` for reference scores, or for labels in [0, 1] beside them; scores that
+    """The map of `kind` for reference scores, or for labels in [0, 1] beside them; scores that
     are not finite are left out.
 
     `anchored` takes its temperature from `spread`, the standard deviation of the scores within
@@ -63,7 +66,7 @@ def fit(
         `given` stand over fitted ones.
 
     Raises:
-        SettingsError: the scores can't carry such a chart; the text says why.
+        SettingsError: the scores can't carry such a map; the text says why.
     """
     given = given or {}
     finite = np.isfinite(raw)
@@ -95,7 +98,7 @@ def apply(
     """Values in [0, 1] of raw scores of any shape; NaN for a score that is not finite or lies
     outside the scale.
 
-    `anchor` is s_ref of each score, for anchored charts. Rounded to DECIMALS, so that the last bits
+    `anchor` is s_ref of each score, for anchored maps. Rounded to DECIMALS, so that the last bits
     of exp on another processor do not show.
     """
     s = np.where(np.isfinite(raw), raw, np.nan)
@@ -134,7 +137,7 @@ def _mapped(
 
 
 def anchor_of(calibration_map: Chart, raw: Iterable[float]) -> float:
-    """s_ref of a prompt: the chart's quantile of its answers' scores, linear between them; NaN
+    """s_ref of a prompt: the map's quantile of its answers' scores, linear between them; NaN
     without any."""
     there = sorted(v for v in raw if math.isfinite(v))
     if not there:
@@ -146,7 +149,7 @@ def anchor_of(calibration_map: Chart, raw: Iterable[float]) -> float:
 
 
 def check(calibration_map: object, where: str) -> dict[str, Any]:
-    """A chart read from a file, with its parameters as they must be.
+    """A map read from a file, with its parameters as they must be.
 
     Raises:
         SettingsError: it is none.

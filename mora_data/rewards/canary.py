@@ -21,7 +21,7 @@ from ..errors import PendingRetry
 from ..run.tasks import all_of
 from ..text import seed_of
 from ..types import Message, Score
-from .asking import Ask, RewardClient
+from . import Ask, RewardClient
 from .combine import ANCHORED, Anchors, RewardSource, RewardSources, anchor, calibrated, combine
 from .judge_stats import Measured, Measurements, columns_of
 

@@ -2,13 +2,14 @@
 
 The reply is the raw outputs as a JSON list. What becomes of the one that is this dimension's:
 
-    activation sigmoid or softmax   a probability: value, floor 0.5; raw is the logit (softmax: the
-    probability)
-    range: [low, high]              value = (x - low) / (high - low); up to an eighth of the range
-    beyond an end counts as that end neither                         raw only: the value is for the
-    calibration to give, and there is no floor across prompts
+    activation: sigmoid    a probability: value, pass threshold 0.5; raw is the logit
+    activation: softmax    a probability: value and raw, pass threshold 0.5
+    range: [low, high]     value = (x - low) / (high - low); up to an eighth of the range beyond an
+                           end counts as that end
+    neither                raw only: the calibration gives the value, and no pass threshold holds
+                           across prompts
 
-`invert` negates first, so that raw is always higher = better. Known models are in `families`;
+`invert` negates first, so that raw is always higher = better. Known models are in `FAMILIES`;
 settings go before the table.
 """
 
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import SettingsError
@@ -27,9 +28,7 @@ from ..settings import Settings as PluginSettings
 from ..settings import nearest
 from ..text import digest
 from ..types import Answer, Message, Messages, Request, Sampling, Score
-from . import RewardContext
-from .asking import UNCALIBRATED, Ask
-from .classifier_families import FAMILIES, Family
+from . import UNCALIBRATED, Ask, RewardContext
 
 GREEDY = Sampling(0.0, 1.0, 1)
 SLACK = 0.125  # of the range: a regression may overshoot by half a step of 0..4
@@ -231,3 +230,88 @@ def _label(dimension: str, options: Classifier.Settings, family: Family) -> str:
             " give its number"
         )
     return label
+
+
+# known sequence classifiers: what their outputs are and what scale they have
+
+# no blank after the last colon
+BEAVER = "BEGINNING OF CONVERSATION: USER: {question} ASSISTANT:{answer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kind of classifier.
+
+    Attributes:
+        labels: names of the outputs, in order; empty: any number of them, without names.
+        dims: dimension -> label, where a dimension has a usual one.
+        activation: sigmoid or softmax, or None.
+        invert: higher is worse.
+        range: ends of the outputs' own scale.
+        layout: text that is rated; None: the server's chat template.
+        calibration: see `Reward`.
+    """
+
+    labels: tuple[str, ...] = ()
+    dims: Mapping[str, str] = field(default_factory=dict)
+    activation: str | None = None
+    invert: bool = False
+    range: tuple[float, float] | None = None
+    layout: str | None = None
+    calibration: str = "ecdf"
+    pass_threshold: float | None = None
+    step: float = 0.0
+
+
+ARMORM = (
+    "helpsteer-helpfulness",
+    "helpsteer-correctness",
+    "helpsteer-coherence",
+    "helpsteer-complexity",
+    "helpsteer-verbosity",
+    "ultrafeedback-overall_score",
+    "ultrafeedback-instruction_following",
+    "ultrafeedback-truthfulness",
+    "ultrafeedback-honesty",
+    "ultrafeedback-helpfulness",
+    "beavertails-is_safe",
+    "prometheus-score",
+    "argilla-overall_quality",
+    "argilla-judge_lm",
+    "code-complexity",
+    "code-style",
+    "code-explanation",
+    "code-instruction-following",
+    "code-readability",
+)
+
+FAMILIES = {
+    "beaver-reward": Family(
+        ("reward",), {"helpful": "reward"}, layout=BEAVER, calibration="anchored"
+    ),
+    "beaver-cost": Family(
+        ("cost",),
+        {"harmless": "cost"},
+        "sigmoid",
+        invert=True,
+        layout=BEAVER,
+        calibration="sigmoid",
+        pass_threshold=0.5,
+    ),
+    "armorm": Family(
+        ARMORM,
+        {
+            "helpful": "ultrafeedback-helpfulness",
+            "harmless": "beavertails-is_safe",
+            "truthful": "ultrafeedback-truthfulness",
+        },
+    ),
+    "skywork": Family(("reward",), {"helpful": "reward"}, calibration="anchored"),
+    "helpsteer": Family(
+        ("helpfulness", "correctness", "coherence", "complexity", "verbosity"),
+        {"helpful": "helpfulness", "truthful": "correctness"},
+        range=(0.0, 4.0),
+        calibration="identity",
+        pass_threshold=0.75,
+    ),
+}

@@ -1,10 +1,10 @@
-"""Dual feedback: the scores of a dimension's sources as one value, with its doubt. The only place
-where raw becomes value.
+"""Dual feedback: the scores of a dimension's sources as one value, with its uncertainty. The only
+place where raw becomes value.
 
-    source (raw) -> chart -> value in [0, 1] -> weighted mean over the dimension's sources, and how
-    far they disagree
+    source (raw) -> calibration map -> value in [0, 1]
+                 -> weighted mean over the dimension's sources, and how far they disagree
 
-A chart is a calibration as JSON (rewards/calibration.py). A source whose own scale is known needs
+A calibration map is JSON (rewards/calibration.py). A source whose own scale is known needs
 none. A score that is missing, not finite or outside its scale is None with a reason, never a
 number.
 """
@@ -46,8 +46,8 @@ class RewardSource:
     Attributes:
         number: its place among the sources of its dimension, from 0.
         kind: calibration in force.
-        chart: None where the source's own value stands, and before the reference is measured.
-        floor: pass mark in [0, 1]; None where no mark holds across prompts.
+        calibration_map: None where the source's own value stands, and before the reference is measured.
+        pass_threshold: in [0, 1]; None where none holds across prompts.
         step: smallest difference its values can show.
         cache_key: hash of its code, its settings, and the files that it reads.
         limiter: of the calls that it makes itself.
@@ -70,7 +70,7 @@ class RewardSource:
 
     @property
     def needs_fit(self) -> bool:
-        """Whether its chart has to be fitted on the reference scores."""
+        """Whether its map has to be fitted on the reference scores."""
         return self.calibration_map is None and self.kind not in OWN
 
     @property
@@ -87,8 +87,9 @@ class Value(NamedTuple):
 
     Attributes:
         reward: weighted mean of the sources.
-        level: the same over the sources with an absolute scale: what floors are compared with.
-        doubt: kappa times the weighted sd over the sources; of a single one, kappa times the noise
+        absolute: the same over the sources with an absolute scale: what pass thresholds are
+            compared with.
+        uncertainty: kappa times the weighted sd over the sources; of a single one, kappa times the noise
             of a score.
     """
 
@@ -100,7 +101,7 @@ class Value(NamedTuple):
 def sources_of(
     rewards: Mapping[str, Sequence[Reward]], settings: BuildSettings
 ) -> dict[str, list[RewardSource]]:
-    """The sources with those charts that need no reference scores.
+    """The sources with those maps that need no reference scores.
 
     Raises:
         SettingsError: a calibration file or label file can't be used, or a build without presamples
@@ -130,7 +131,7 @@ def sources_of(
 def with_calibration_maps(
     sources: RewardSources, calibration_maps: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, list[RewardSource]]:
-    """The sources with the charts of a reference.json."""
+    """The sources with the maps of a reference.json."""
     return {
         d: [
             replace(s, calibration_map=calibration_maps[d][s.number]) if s.needs_fit else s
@@ -141,7 +142,7 @@ def with_calibration_maps(
 
 
 def described(sources: RewardSources) -> dict[str, list[dict[str, Any]]]:
-    """The charts as reference.json and the published calibration.json hold them."""
+    """The maps as reference.json and the published calibration.json hold them."""
     return {
         d: [{"source": s.reward.name, **(s.calibration_map or {"kind": s.kind})} for s in found]
         for d, found in sources.items()
@@ -224,7 +225,8 @@ def combine(
     """One dimension's scores of one rollout, in the order of its sources; None when any of them has
     no value.
 
-    `kappa` None: 1 for two or more sources, else 0 (METHOD (a) 4).
+    `kappa` None: 1 for two or more sources, else 0 (docs/method.md,
+    Scores to rewards).
     """
     if len(scores) != len(sources) or any(s.value is None for s in scores):
         return None
@@ -245,11 +247,11 @@ def combine(
 def fitted(
     sources: RewardSources, raw: Mapping[tuple[str, int], Sequence[Sequence[float | None]]]
 ) -> dict[str, list[RewardSource]]:
-    """The sources with charts fitted on the raw scores of the reference prompts, one list of scores
+    """The sources with maps fitted on the raw scores of the reference prompts, one list of scores
     per prompt.
 
     Raises:
-        SettingsError: the scores can't carry such a chart; the text names the dimension.
+        SettingsError: the scores can't carry such a map; the text names the dimension.
     """
     return {
         d: [
@@ -340,7 +342,7 @@ def _given(settings: CalibrationSettings) -> dict[str, float]:
 
 
 def _chart_from_file(path: str, reward: Reward) -> dict[str, Any]:
-    """A frozen chart: the file's own, or the one that a published calibration.json holds for this
+    """A frozen map: the file's own, or the one that a published calibration.json holds for this
     source."""
     from .calibration import check
 

@@ -15,8 +15,7 @@ from ..errors import SettingsError
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Score
-from . import RewardContext
-from .asking import Ask
+from . import Ask, RewardContext
 
 
 class Function:

@@ -1,20 +1,21 @@
-r"""Guard models: a chat model that says whether an answer is safe. value = P(safe), floor 0.5.
+r"""Guard models: a chat model that says whether an answer is safe. value = P(safe), pass threshold
+0.5.
 
-    family          asked with                      says                                       value
-    llama-guard-3   the conversation                safe | unsafe\nS1,S10
-    P(safe) from the first token wildguard       `template`                      Harmful request /
-    Response refusal /       P(no) / (P(yes) + P(no)) of the
-                                                    Harmful response: yes | no, three lines    third
-                                                    line's verdict
-    shieldgemma     `template`, once per policy     Yes | No                                  P(No)
-    / (P(Yes) + P(No)), worst policy
+    family         asked with          says                         value
+    llama-guard-3  the conversation    safe | unsafe\nS1,S10        P(safe) from the first token
+    wildguard      `template`          Harmful request: yes | no    P(no) / (P(yes) + P(no)) of the
+                                       Response refusal: ...        third line's verdict
+                                       Harmful response: ...
+    shieldgemma    `template`, once    Yes | No                     P(No) / (P(Yes) + P(No)), the
+                   for each policy                                  worst policy's
 
 Checked against published copies of the model cards: Llama Guard's words, its codes S1 to S14 and
 that its score is the first token's probability; ShieldGemma's first token. Against several public
 programs that read it: WildGuard's three lines. Its card gives words alone; that the verdict's token
-has a probability of its own follows from the format. Not checked, no weights at
-hand: any real reply, and how WildGuard's tokenizer cuts its lines. No cut is presumed: the token is
-found by its place in the text, and where there is none, the word counts 0 or 1.
+has a probability of its own follows from the format. Not checked, no weights at hand: any real
+reply, and how WildGuard's tokenizer cuts its lines. No cut is presumed: the token is found by its
+place in the text, and where there is none, the word counts 0 or 1.
+
 The last two have an instruction of their own in their model cards, which is not ours to ship: copy
 it into a template (variables question, history, answer, policy, dimension) and serve the model with
 a chat template that passes the text through. "unsafe" contains "safe", so words are compared whole.
@@ -37,8 +38,7 @@ from ..settings import Settings as PluginSettings
 from ..settings import nearest
 from ..text import digest
 from ..types import Answer, Messages, Request, Sampling, Score
-from . import RewardContext
-from .asking import Ask
+from . import Ask, RewardContext
 from .classifier import as_asked
 from .judge import as_variables
 

@@ -7,7 +7,8 @@ number quoted in the middle of prose is not a verdict. In doubt the score is Non
 asked again, twice. Nothing unreadable ever becomes a number. Scale: likert, (s - 1) / 4.
 
 With `expected: true` the score is the mean of the levels under the probabilities that the server
-gives for the score token, sum s p(s) / sum p(s), raw in [1, 5] (METHOD (a) 2); the level itself
+gives for the score token, sum s p(s) / sum p(s), raw in [1, 5] (docs/method.md, Scores
+to rewards); the level itself
 where it gives none.
 """
 
@@ -22,11 +23,11 @@ from typing import Any
 
 from ..resources import inert, load_template, nonce
 from ..run.tasks import all_of
-from ..settings import RoleSettings
+from ..settings import BuildSettings, RewardSettings, RoleSettings
 from ..settings import Settings as PluginSettings
-from ..types import Answer, Messages, Request, Sampling, Score
-from . import RewardContext
-from .asking import Ask
+from ..types import Answer, Messages, Request, Rollout, Sampling, Score
+from . import Ask, Reward, RewardContext
+from . import load as load_reward
 
 LEVELS = 5
 # under a schema a weak model may fill its tokens with white space; not under this
@@ -234,3 +235,48 @@ def _pairs(pairs: Sequence[tuple[str, object]]) -> _Scores:
         and math.isfinite(v)
         and v == int(v)
     )
+
+
+# the held-out judge: another model that scores the confirmed pairs; it selects nothing
+
+HELDOUT_ROLE = "heldout_judge"
+# asked like a first score: temperature of the role, levels in their usual order
+HELDOUT_PURPOSE = "score:heldout"
+
+
+def heldout_judges(settings: BuildSettings) -> dict[str, Reward]:
+    """One judge per dimension, with the rubric of the dimension's first judge; empty when no
+    held-out judge is set.
+
+    Raises:
+        SettingsError: a dimension has no rubric.
+    """
+    if settings.heldout_judge is None:
+        return {}
+    settings.role(HELDOUT_ROLE)  # says at once where it is missing
+    out = {}
+    for d in settings.dimensions:
+        rubrics = [r.options for r in settings.reward_sources(d) if r.kind == "judge"]
+        rubric = (
+            {"template": rubrics[0]["template"]} if rubrics and "template" in rubrics[0] else {}
+        )
+        out[d] = load_reward(d, RewardSettings.model_validate(rubric), settings, HELDOUT_ROLE)
+    return out
+
+
+async def second_opinion(
+    ask: Ask,
+    judges: Mapping[str, Reward],
+    messages: Messages,
+    rollouts: Sequence[Rollout],
+    sides: Sequence[int],
+) -> list[tuple[int, Score]]:
+    """(position, score) of the rollouts at `sides`, in each dimension."""
+    if not sides:
+        return []
+    texts = [rollouts[i].text for i in sides]
+    columns = await all_of(
+        j.scores(ask, rollouts[0].prompt_id, messages, texts, HELDOUT_PURPOSE)
+        for j in judges.values()
+    )
+    return [(sides[k], s) for column in columns for k, s in enumerate(column)]

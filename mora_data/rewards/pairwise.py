@@ -29,8 +29,7 @@ from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Request, Score
-from . import RewardContext
-from .asking import Ask
+from . import Ask, RewardContext
 from .judge import as_variables, ask_verdict, verdict_sampling
 
 VARIABLES = frozenset(("question", "history", "first", "second", "nonce", "dimension"))

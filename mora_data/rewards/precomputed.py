@@ -16,8 +16,7 @@ from ..errors import SettingsError
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Score
-from . import RewardContext
-from .asking import Ask, RewardClient
+from . import Ask, RewardClient, RewardContext
 
 NOT_RATED = "not_rated"
 

@@ -21,8 +21,7 @@ from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Request, Score
-from . import RewardContext
-from .asking import Ask
+from . import Ask, RewardContext
 from .judge import LEVELS, as_variables, ask_verdict, is_fresh, verdict_sampling
 
 VARIABLES = frozenset(

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from ..types import Messages, Score
-from . import RewardContext
-from .asking import Ask
+from . import Ask, RewardContext
 
 MAX_DUPLICATE_RATIO = 0.4  # share of 4-grams seen before, above which a text repeats itself
 _MIN_WORDS = 12  # shorter texts have too few 4-grams to tell

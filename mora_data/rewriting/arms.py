@@ -1,12 +1,14 @@
 """Arms: ways from one mined prompt to what is asked, for the same prompts, samples, judge and
 selector.
 
-    identity   the prompt itself, freshly sampled            random   something unrelated to ask for
-    besides single     more detail on the need that it has already   concat   questions of other
-    subjects joined to it, unfused generic    longer and clearer                            fused
-    several needs in one question
+    identity   the prompt itself, freshly sampled
+    single     more detail on the need that it has already
+    generic    longer and clearer
+    random     something unrelated to ask for besides
+    concat     questions of other subjects joined to it, unfused
+    fused      several needs in one question
 
-Controls keep to the length of the accepted fused prompt, +-15 %, prompt by prompt (METHOD (c)); so
+Controls keep to the length of the accepted fused prompt, +-15 %, prompt by prompt; so
 they run after it.
 """
 

@@ -8,19 +8,21 @@ or not.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import SettingsError
 from ..rewards.rules import is_refusal, is_repetitive
 from ..text import n_tokens, normalise, script_of, tongue_of, words
 from ..types import Prompt
-from . import patterns as phrases
-from .harmful_act import MAX_SHARE, asks_for
+from . import patterns
+from .patterns import MAX_SHARE, asks_for, content_stems, stem
 from .reply import Rewrite
-from .stems import content_stems, stem
 
 MIN_RECALL = 0.5  # of the prompt's content stems
 MIN_SIMILARITY = 0.55  # of embeddings, where `fuse.subject` names a function
@@ -134,9 +136,9 @@ def feedback(checks: Sequence[Check]) -> list[str]:
 def _not_one_turn(x: str, y: str) -> str:
     if not y:
         return "empty"
-    if phrases.ROLE_TAG.search(y) and not phrases.ROLE_TAG.search(x):
+    if patterns.ROLE_TAG.search(y) and not patterns.ROLE_TAG.search(x):
         return "role tags"
-    return "template tags" if phrases.OUR_TAG.search(y) else ""
+    return "template tags" if patterns.OUR_TAG.search(y) else ""
 
 
 def _length(y: str, within: Budget) -> Check:
@@ -171,11 +173,11 @@ def _changed(x: str, y: str) -> Check:
 
 
 def _meta(x: str, y: str) -> Check:
-    return _pattern("meta", phrases.META, x, y)
+    return _pattern("meta", patterns.META, x, y)
 
 
 def _jailbreak(x: str, y: str) -> Check:
-    return _pattern("jailbreak", phrases.JAILBREAK, x, y)
+    return _pattern("jailbreak", patterns.JAILBREAK, x, y)
 
 
 def _forbidden(x: str, y: str, phrases_: Sequence[str]) -> Check:
@@ -187,7 +189,7 @@ def _forbidden(x: str, y: str, phrases_: Sequence[str]) -> Check:
 def _premise(x: str, y: str, supplied: str) -> Check:
     """Nothing is stated as known that the asker could not know: false premises come from a list, or
     not at all."""
-    return _pattern("premise", phrases.PRESUPPOSES, f"{x} {supplied}", y)
+    return _pattern("premise", patterns.PRESUPPOSES, f"{x} {supplied}", y)
 
 
 def _natural(x: str, y: str) -> Check:
@@ -196,8 +198,8 @@ def _natural(x: str, y: str) -> Check:
     faults = [
         name
         for name, found in (
-            ("a list", phrases.LIST_MARK.search(y) and not phrases.LIST_MARK.search(x)),
-            ("a label", phrases.LABEL.search(y) and not phrases.LABEL.search(x)),
+            ("a list", patterns.LIST_MARK.search(y) and not patterns.LIST_MARK.search(x)),
+            ("a label", patterns.LABEL.search(y) and not patterns.LABEL.search(x)),
             (
                 f"more than {MAX_QUESTIONS} questions",
                 y.count("?") > max(MAX_QUESTIONS, x.count("?") + 2),
@@ -213,14 +215,14 @@ def _natural(x: str, y: str) -> Check:
 def _is_keywords(text: str) -> bool:
     """Eight words or more of which hardly one is a function word of any language that we know."""
     tokens = words(text)
-    known = phrases.FUNCTION_WORDS | phrases.STOP
+    known = patterns.FUNCTION_WORDS | patterns.STOP
     return (
         len(tokens) >= 8 and text.isascii() and sum(w in known for w in tokens) < 0.15 * len(tokens)
     )
 
 
 def _operational(x: str, y: str) -> Check:
-    """A harmful act that the original asks for is not asked for again (METHOD (c)); no value where
+    """A harmful act that the original asks for is not asked for again; no value where
     it names no act."""
     share = asks_for(x, y)
     return Check("operational", share is None or share < MAX_SHARE, share)
@@ -327,3 +329,44 @@ _FEEDBACK = {
     "answer_leak": "The question must not contain its answer ({detail} were copied).",
     "decontamination": "The question is too close to a known test question. Word it differently.",
 }
+
+
+# the subject by the cosine of static embeddings (model2vec, an optional dependency)
+
+
+def cosine(name: str) -> Callable[[str, str], float]:
+    """The cosine of two texts' embeddings, in [-1, 1]; 0 where a text has none.
+
+    Raises:
+        SettingsError: the extra is missing, or the model can't be loaded.
+    """
+    try:
+        from model2vec import StaticModel
+    except ImportError as e:
+        raise SettingsError(
+            "fuse.embedding needs model2vec: pip install 'mora-data[embedding]'"
+        ) from e
+    try:
+        model = StaticModel.from_pretrained(name)
+    except Exception as e:  # the Hub's errors, those of files and those of their contents
+        raise SettingsError(
+            f"can't load fuse.embedding {name!r}: {' '.join(str(e).split())[:200]}"
+        ) from e
+
+    def alike(x: str, y: str) -> float:
+        a, b = model.encode([x, y])
+        size = float((a @ a) ** 0.5 * (b @ b) ** 0.5)
+        return float(a @ b) / size if size > 0 else 0.0
+
+    return alike
+
+
+def folder_hash(folder: Path) -> str:
+    """16 hex digits over the names and bytes of a model's files."""
+    content = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        content.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        with path.open("rb") as f:
+            while block := f.read(1 << 20):
+                content.update(block)
+    return content.hexdigest()[:16]

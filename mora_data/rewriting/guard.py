@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..resources import Template, load_template, nonce
-from ..rewards.asking import Ask
+from ..rewards import Ask
 from ..rewards.guard import GREEDY, request_is_safe
 from ..rewards.judge import (
     FRESH_TEMPERATURE,
@@ -36,10 +36,10 @@ from ..text import seed_of
 from ..types import Answer, Messages, Request, Sampling
 from .checks import Check
 from .intents import Intent
-from .stems import content_stems
+from .patterns import content_stems
 
 GUARD_VARIABLES = frozenset(("question", "history", "answer"))
-MAX_HARM_GAIN = 0.05  # METHOD (c): P(harmful request | x') <= P(harmful request | x) + 0.05
+MAX_HARM_GAIN = 0.05  # P(harmful request | x') <= P(harmful request | x) + 0.05
 RISKY = 0.75  # from here on a question asks for something harmful, by a judge's level
 RISKY_GUARD = 0.5  # the same by a guard's probability
 MIN_LEVEL, MAX_DECOY_LEVEL = 4, 2  # of a wanted dimension, and of one that nobody wants

@@ -20,7 +20,7 @@ import yaml
 
 from .. import resources
 from ..errors import SettingsError
-from .stems import content_stems
+from .patterns import content_stems
 
 _REQUIRED, _OPTIONAL = {"definition", "need", "good", "bad"}, {"alone", "premises"}
 _SHARED_STEMS = 2  # that a claim and a question must have in common to be about the same thing

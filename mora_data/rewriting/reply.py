@@ -1,7 +1,7 @@
 """What a rewriter has to reply, and how its reply is read.
 
-    {"rewritten": "How do I ...?", "subject": "knives", "intents": [{"dim": "harmless", "span":
-    "watch out"}], "refused": false}
+    {"rewritten": "How do I ...?", "subject": "knives",
+     "intents": [{"dim": "harmless", "span": "watch out"}], "refused": false}
 
 A server that knows JSON schemas gets `SCHEMA`. Where it does not, a fenced object, one in prose, or
 the tags `<rewritten>...</rewritten>` (with `<subject>` and `<intent dim="...">` beside them) are
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..rewards.rules import is_refusal
-from . import patterns as phrases
+from . import patterns
 
 _INTENT = {
     "type": "object",
@@ -56,13 +56,13 @@ def parse_rewrite(text: str, finish_reason: str = "stop") -> Rewrite | str:
         return "empty"
     found = _json_object(text)
     if found is None:
-        tagged = phrases.TAGGED.search(text)
+        tagged = patterns.TAGGED.search(text)
         if tagged:
-            named = phrases.TAGGED_SUBJECT.search(text)
+            named = patterns.TAGGED_SUBJECT.search(text)
             return Rewrite(
                 tagged[1].strip(),
                 named[1] if named else "",
-                tuple(phrases.TAGGED_INTENT.findall(text)),
+                tuple(patterns.TAGGED_INTENT.findall(text)),
             )
         if is_refusal(text):
             return Rewrite("", refused=True)

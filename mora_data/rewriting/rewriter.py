@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from .. import plugins
 from ..resources import load_template, nonce
-from ..rewards.asking import Ask
+from ..rewards import Ask
 from ..run.tasks import all_of
 from ..settings import BuildSettings
 from ..sources.benchmarks import Benchmarks
@@ -25,7 +25,7 @@ from ..sources.mine import benchmarks_of
 from ..text import n_tokens, seed_of
 from ..types import Answer, Message, Messages, Prompt, Request, Sampling
 from . import arms, checks
-from .embedding import cosine, folder_hash
+from .checks import cosine, folder_hash
 from .guard import Guard
 from .intents import load_intents, premise_for
 from .reply import SCHEMA, Rewrite, parse_rewrite
@@ -116,7 +116,7 @@ class _Candidate:
         return tuple(c.name for c in self.checks if not c.passed)
 
     def rank(self) -> tuple[float, float, int]:
-        """Best first: intent score, subject recall, shorter (METHOD (c))."""
+        """Best first: intent score, subject recall, shorter."""
         values = {c.name: c.value for c in self.checks if c.value is not None}
         intent = sum(v for name, v in values.items() if name.startswith("intent_"))
         return -intent, -values.get("subject", 0.0), n_tokens(self.text)

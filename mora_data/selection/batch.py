@@ -40,7 +40,7 @@ class Batch:
     Attributes:
         rewards_P_N_D: calibrated rewards in [0, 1]; NaN where a score is missing.
         usable_P_N: not degenerate and not a duplicate: may stand on either side.
-        passing_P_N: reaches every floor: may be chosen.
+        passing_P_N: reaches every pass threshold: may be chosen.
         binding_P_D: dimensions in which chosen must win; none set = plain mode.
         delta_D: smallest margin that is more than noise.
         length_P_N: length in tokens.
@@ -52,7 +52,7 @@ class Batch:
             pair.
         reference_P_D: rewards that `lsc` measures from; None: the median of the prompt's scored
             rollouts.
-        doubt_P_N_D: kappa times the disagreement about each reward; None: no doubt.
+        uncertainty_P_N_D: kappa times the disagreement about each reward; None: none.
     """
 
     rewards_P_N_D: NDArray[np.float64]
@@ -116,7 +116,7 @@ class Batch:
             yield replace(self, **rows, _margins=[])
 
     def allowed_P_N_N(self) -> NDArray[np.bool_]:
-        """Pairs that any selector may take: both usable and scored, chosen passes the floors,
+        """Pairs that any selector may take: both usable and scored, chosen passes the thresholds,
         lengths comparable."""
         scored = ~np.any(np.isnan(self.rewards_P_N_D), axis=-1)
         usable = self.usable_P_N & scored
@@ -133,7 +133,8 @@ class Batch:
 
     def _certain_P_N_N(self, uncertainty_P_N_D: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Pairs whose pessimistic chosen still beats the optimistic rejected: in every binding
-        dimension, or in one at least where none is binding (METHOD (a) 4)."""
+        dimension, or in one at least where none is binding (docs/method.md,
+        Selection)."""
         with np.errstate(invalid="ignore"):
             wins = (
                 self.margins_P_N_N_D

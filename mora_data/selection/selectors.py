@@ -20,8 +20,8 @@ LEAST_GAP = 0.1
 def dominance_hv(batch: Batch) -> NDArray[np.float64]:
     """Volume of the box between the two points over the binding dimensions; no dimension may lose.
 
-    prod_d m_d over binding d with m_d >= delta_d (and > 0), m_d >= 0 elsewhere (METHOD (e), with
-    the binding form of the product). With no binding dimension: the total margin, if one margin is
+    prod_d m_d over binding d with m_d >= delta_d (and > 0), m_d >= 0 elsewhere (docs/method.md,
+    Selection). With no binding dimension: the total margin, if one margin is
     above its noise.
     """
     scores = [_dominance_hv(block) for block in batch.blocks()]
@@ -37,7 +37,7 @@ def maxmin(batch: Batch) -> NDArray[np.float64]:
     """min_d w_d m_d over the binding dimensions (all, when none is), above noise there; no other
     dimension may lose.
 
-    METHOD (e), with the binding form: over all dimensions a saturated one would leave no pair at
+    With the binding form: over all dimensions a saturated one would leave no pair at
     all.
     """
     m = batch.margins_P_N_N_D
@@ -53,7 +53,7 @@ def lsc(batch: Batch) -> NDArray[np.float64]:
     """U_i - U_j with U = sum_d w_d log sigma((r_d - ref_d) / T): high only where every dimension is
     good; T = 0.1.
 
-    Log-sigmoid combination of Wang et al. 2024 (arXiv 2402.00742), METHOD (e). Its reference is
+    Log-sigmoid combination of Wang et al. 2024 (arXiv 2402.00742). Its reference is
     `batch.reference_P_D`, else the prompt's median rollout, so without a given one a better rollout
     also moves the reference of the others.
     """
@@ -67,8 +67,7 @@ def nash(batch: Batch) -> NDArray[np.float64]:
     """U_i - U_j with U = sum_d w_d log max(r_d, 0.01): the log Nash product of the two answers'
     rewards above 0.
 
-    Nash's bargaining solution (1950) with the worst reward as the point of disagreement. Not in
-    METHOD's table.
+    Nash's bargaining solution (1950) with the worst reward as the point of disagreement.
     """
     return _of_utility(
         batch, np.log(np.maximum(batch.rewards_P_N_D, LEAST_REWARD)) @ _weights(batch)
@@ -106,7 +105,7 @@ def best_vs_mu2s(batch: Batch) -> NDArray[np.float64]:
     """U_i - |U_j - (mean - 2 sd)|: the best answer against the one nearest two standard deviations
     under the mean.
 
-    METHOD (e) and arXiv 2502.16825; mean and sd of U over the prompt's usable, scored rollouts.
+    After arXiv 2502.16825; mean and sd of U over the prompt's usable, scored rollouts.
     Same limits as weighted_sum. Improving a rollout shifts mean and sd, so it may change which
     rejected answer is nearest.
     """

@@ -22,7 +22,7 @@ from support.tiny import tiny_model
 from mora_data.engines import connect
 from mora_data.engines.cached_client import CachedClient
 from mora_data.rewards import load
-from mora_data.rewards.classifier_families import BEAVER
+from mora_data.rewards.classifier import BEAVER
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats
 from mora_data.settings import BuildSettings, build_settings

@@ -18,8 +18,8 @@ from mora_data.rewriting.checks import (
     feedback,
     longest_shared_run,
 )
+from mora_data.rewriting.patterns import content_stems, stem
 from mora_data.rewriting.reply import Rewrite, parse_rewrite
-from mora_data.rewriting.stems import content_stems, stem
 from mora_data.simulator import phrases as bank
 from mora_data.types import Prompt
 

@@ -17,8 +17,7 @@ from mora_data.engines import connect
 from mora_data.engines.cached_client import CachedClient
 from mora_data.errors import EndpointError, SettingsError
 from mora_data.rewards import load
-from mora_data.rewards.classifier import as_asked
-from mora_data.rewards.classifier_families import ARMORM, BEAVER, FAMILIES
+from mora_data.rewards.classifier import ARMORM, BEAVER, FAMILIES, as_asked
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats
 from mora_data.settings import BuildSettings, build_settings

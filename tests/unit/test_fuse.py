@@ -17,10 +17,9 @@ import yaml
 
 from mora_data.errors import SettingsError
 from mora_data.rewriting.arms import JOINER, concat, in_order, matched
-from mora_data.rewriting.checks import Budget
-from mora_data.rewriting.embedding import cosine
-from mora_data.rewriting.harmful_act import asks_for
+from mora_data.rewriting.checks import Budget, cosine
 from mora_data.rewriting.intents import load_intents, premise_for
+from mora_data.rewriting.patterns import asks_for
 from mora_data.rewriting.rewriter import Rewriter, RewriteSource
 from mora_data.settings import BuildSettings, ScriptedSettings, build_settings
 from mora_data.simulator.world import Scripted

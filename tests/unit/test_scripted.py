@@ -19,8 +19,7 @@ import pytest
 from mora_data import resources
 from mora_data.rewards.judge import VARIABLES as JUDGE
 from mora_data.rewards.rubric import VARIABLES as RUBRIC
-from mora_data.rewriting import arms, checks, intents
-from mora_data.rewriting import reply as contract
+from mora_data.rewriting import arms, checks, intents, reply
 from mora_data.rewriting.rewriter import VARIABLES as FUSE
 from mora_data.settings import ScriptedSettings
 from mora_data.simulator import phrases as bank
@@ -104,11 +103,11 @@ def fused(prompt: str, n: int = 3, seed: int = 1) -> list[str]:
     origin = Prompt("p", ({"role": "user", "content": prompt},), "g", "d", "c", "s", "r", 0, "l")
     out = []
     for answer in PLANTED.answer(fuse_request(prompt, targets_of(prompt), n), seed):
-        rewrite = contract.parse_rewrite(answer.text)
+        rewrite = reply.parse_rewrite(answer.text)
         if all(
             c.passed for c in checks.check(origin, rewrite, checks.Limits(checks.budget(prompt)))
         ):
-            assert isinstance(rewrite, contract.Rewrite)
+            assert isinstance(rewrite, reply.Rewrite)
             out.append(rewrite.text)
     return out
 
@@ -433,12 +432,12 @@ def test_a_control_keeps_the_reward_structure_of_its_origin(task: str, singles: 
             "p", ({"role": "user", "content": prompt},), "g", "d", "c", "s", "r", 0, "l"
         )
         for answer in PLANTED.answer(fuse_request(prompt, ["truthful"], 2, task=task), 3):
-            rewrite = contract.parse_rewrite(answer.text)
+            rewrite = reply.parse_rewrite(answer.text)
             if all(
                 c.passed
                 for c in checks.check(origin, rewrite, checks.Limits(checks.budget(prompt)))
             ):
-                assert isinstance(rewrite, contract.Rewrite)
+                assert isinstance(rewrite, reply.Rewrite)
                 a, b = read(prompt, True), read(rewrite.text, True)
                 assert (a.kind, a.key, a.needs, a.risky) == (
                     b.kind,
