@@ -1,5 +1,5 @@
-"""How many prompts go on: a threshold per stratum, frozen with the judges' statistics, so that a prompt is judged
-without the others.
+"""How many prompts go on: a threshold per stratum, frozen with the judges' statistics, so that a
+prompt is judged without the others.
 
 The method ranks the prompts that pass the rule by J = posterior mean of (dominance rate, then A_16)
 and takes the lowest up to the budget. Ranking needs all prompts before the first is fused; so the

@@ -1,8 +1,8 @@
 """Is a rewrite worse than its original? A few answers to it, thrown away afterwards, against the
 presamples (docs/method.md, Fusion and its checks).
 
-A rewrite fails where its answers reach every threshold together surely less often than the presamples
-did, and spread in surely fewer effective dimensions (ERD); each at one-sided 95 %. With 8 answers
+A rewrite fails where its answers reach every threshold together surely less often than the
+presamples did, and spread in surely fewer effective dimensions (ERD); each at one-sided 95 %. With 8 answers
 that stops what is plainly worse, and no more: a stricter rule would pick lucky rewrites.
 """
 

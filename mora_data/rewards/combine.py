@@ -46,7 +46,7 @@ class RewardSource:
     Attributes:
         number: its place among the sources of its dimension, from 0.
         kind: calibration in force.
-        calibration_map: None where the source's own value stands, and before the reference is measured.
+        calibration_map: None where the source's own value stands, and before it is fitted.
         pass_threshold: in [0, 1]; None where none holds across prompts.
         step: smallest difference its values can show.
         cache_key: hash of its code, its settings, and the files that it reads.
@@ -89,8 +89,8 @@ class Value(NamedTuple):
         reward: weighted mean of the sources.
         absolute: the same over the sources with an absolute scale: what pass thresholds are
             compared with.
-        uncertainty: kappa times the weighted sd over the sources; of a single one, kappa times the noise
-            of a score.
+        uncertainty: kappa times the weighted sd over the sources; of a single one, kappa times the
+            noise of a score.
     """
 
     reward: float
