@@ -2,8 +2,8 @@
 presamples (docs/method.md, Fusion and its checks).
 
 A rewrite fails where its answers reach every threshold together surely less often than the
-presamples did, and spread in surely fewer effective dimensions (ERD); each at one-sided 95 %. With 8 answers
-that stops what is plainly worse, and no more: a stricter rule would pick lucky rewrites.
+presamples did, and spread in surely fewer effective dimensions (ERD); each at one-sided 95 %. With
+8 answers that stops what is plainly worse, and no more: a stricter rule would pick lucky rewrites.
 """
 
 from __future__ import annotations

@@ -9,11 +9,13 @@ from collections import Counter
 import pytest
 
 from mora_data.errors import SettingsError
-from mora_data.prompts.flow import PromptContext, as_rollouts, score
+from mora_data.prompts.context import PromptContext
+from mora_data.prompts.context import load as load_context
+from mora_data.prompts.flow import as_rollouts, score
 from mora_data.rewards import REWARDS, load
-from mora_data.rewards.combine import sources_of
 from mora_data.rewards.judge import Judge, verdict
 from mora_data.settings import RewardSettings, RoleSettings, build_settings
+from mora_data.sources.benchmarks import Benchmarks
 from mora_data.types import Answer, Message, Request
 
 BUILD = build_settings({"name": "x", "source": {"kind": "jsonl"}})
@@ -161,15 +163,16 @@ def test_the_order_of_the_dimensions_is_drawn_for_each_prompt() -> None:
     their own names."""
     build = BUILD.model_copy(update={"seed": 3})
 
+    loaded = load_context(build, "publish", Benchmarks({}))
+
     def asked(prompt_id: str) -> list[str]:
         ask = Recorder('{"score": 2}')
-        rewards = {
-            d: [load(d, r, build) for r in build.reward_sources(d)] for d in build.dimensions
-        }
-        work = PromptContext(build, ask, sources_of(rewards, build), None, None, None)  # type: ignore[arg-type]
+        context = PromptContext(loaded, ask)
         rollouts = as_rollouts(prompt_id, "identity", [Answer("An answer.")])
         found = asyncio.run(
-            score(work, (Message(role="user", content="A question?"),), rollouts, "score:identity")
+            score(
+                context, (Message(role="user", content="A question?"),), rollouts, "score:identity"
+            )
         )
         assert {s.dimension for _, s in found} == set(build.dimensions) and {
             i for i, _ in found
