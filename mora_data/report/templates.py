@@ -47,6 +47,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=escape_value,
+        keep_trailing_newline=True,
+        extensions=["jinja2.ext.do"],
         auto_reload=False,
         cache_size=-1,
     )
