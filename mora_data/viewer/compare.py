@@ -21,7 +21,6 @@ from ..report.page import figure
 from ..report.sides import side_of
 from .folder import ViewedFolder
 from .index import PairRow, read_pair
-from .pictures import RewardSpaces, reward_spaces
 from .provenance import PromptProvenance, read_provenance
 from .search import PairSearch
 
@@ -73,6 +72,8 @@ class Comparison:
     """The prompts of both folders. `numbers`: the report that compares them, where asked for."""
 
     template: ClassVar[str] = "viewer/compare.html"
+    parts: ClassVar[Mapping[str, str]] = SHOW
+    page_rows: ClassVar[int] = PAGE_ROWS
     names: list[str]
     dimensions: list[str]
     show: str
@@ -83,21 +84,6 @@ class Comparison:
     numbers: Mapping[str, Any] | None
     query: dict[str, str]
     on: bool = True
-
-    @property
-    def show_names(self) -> Mapping[str, str]:
-        """Part of the list -> what it holds."""
-        return SHOW
-
-    @property
-    def last(self) -> int:
-        """Position behind the last prompt of this page of the list."""
-        return min(self.first + PAGE_ROWS, self.total)
-
-    @property
-    def back(self) -> int:
-        """Where the page before begins."""
-        return max(0, self.first - PAGE_ROWS)
 
     @property
     def differences(self) -> list[str]:
@@ -210,13 +196,6 @@ class ComparedSide:
     floors: Mapping[str, float]
     dimensions: list[str]
     may_harm: bool
-
-    def spaces(self, query: Mapping[str, str]) -> RewardSpaces | None:
-        """The pictures of the answers."""
-        if self.lineage is None:
-            return None
-        wanted = query.get("x"), query.get("y")
-        return reward_spaces(self.lineage, self.dimensions, self.floors, wanted, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ looks.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,8 @@ from ..types import STAGES
 FRESH_S = 20.0  # a log that grew this recently belongs to a running build
 RELOAD_S = 3
 SPEED_SPAN_S = 60.0
+CHANGED = "it changed; load the page again"
+OTHER_VERSION = "it is damaged, being written, or of another version of mora-data"
 FileStamp = tuple[tuple[str, int, int], ...]
 StageCounts = TypedDict("StageCounts", {"in": int, "kept": int, "dropped": dict[str, int]})
 
@@ -129,15 +132,10 @@ def _dims_of_columns(dataset: Path) -> tuple[str, ...]:
 @lru_cache(maxsize=8)
 def _columns(file: str, size: int, time_ns: int) -> tuple[str, ...]:
     """Names of a file's columns; read again when it is another one."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with readable(file, "fetch or build the dataset again"):
         return tuple(pq.read_schema(file).names)
-    except (OSError, pa.ArrowException) as e:
-        raise RunFolderError(
-            f"{file} can't be read ({short_error(e)}): fetch or build the dataset again"
-        ) from e
 
 
 def _floors(tree: object) -> dict[str, float]:
@@ -146,9 +144,20 @@ def _floors(tree: object) -> dict[str, float]:
     return {d: float(v) for d, v in tree.items() if isinstance(v, (int, float))}
 
 
-def short_error(e: BaseException) -> str:
-    """What another library's error says, short and on one line."""
-    return " ".join(str(e).split())[:100]
+@contextlib.contextmanager
+def readable(what: object, hint: str = OTHER_VERSION) -> Iterator[None]:
+    """Around reading a file: what another library says of a damaged one becomes one line.
+
+    Raises:
+        RunFolderError: it can't be read.
+    """
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError, ValueError) as e:
+        why = " ".join(str(e).split())[:100]
+        raise RunFolderError(f"{what} can't be read ({why}): {hint}") from e
 
 
 def stamp_files(paths: Sequence[Path]) -> FileStamp:

@@ -9,7 +9,7 @@ group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import RunFolderError
 from ..rewards.rules import is_refusal
 from ..run.memory import lean_arrow
-from .folder import FileStamp, ViewedFolder, short_error, stamp_files
+from .folder import CHANGED, OTHER_VERSION, FileStamp, ViewedFolder, readable, stamp_files
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,13 +110,8 @@ def index_pairs(folder: ViewedFolder) -> PairIndex:
     files = pair_files(folder)
     stamp, parts = stamp_files(files), [_no_pairs(folder.dims)]
     for path in files:
-        try:
+        with readable(path, f"{OTHER_VERSION}; build the dataset again if it stays so"):
             parts.append(_read_columns(path, folder.dims))
-        except (OSError, pa.ArrowException, KeyError, ValueError) as e:
-            raise RunFolderError(
-                f"{path} can't be shown ({short_error(e)}): it is damaged, being written, or of"
-                " another version of mora-data; build the dataset again if it stays so"
-            ) from e
     table = pa.concat_tables(parts)
     ids = table["pair_id"].to_pylist()
     labels = {name: _labels(table[name]) for name in (*FACETS, "prompt_id")}
@@ -249,26 +244,20 @@ def read_pair(index: PairIndex, row: int) -> PairRow:
     Raises:
         RunFolderError: the file has changed since.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = int(np.searchsorted(index.starts, row, "right")) - 1
     path, at = index.files[number], row - int(index.starts[number])
-    try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for group in range(file.metadata.num_row_groups):
-                n = file.metadata.row_group(group).num_rows
-                if at < n:
-                    found = file.read_row_group(group, use_threads=False).slice(at, 1)
-                    pair = decode_rows(found)[0]
-                    if pair["pair_id"] == index.ids[row]:
-                        return pair
-                    break
-                at -= n
-    except (OSError, pa.ArrowException) as e:
-        raise RunFolderError(
-            f"{path} can't be read ({short_error(e)}): it changed; load the page again"
-        ) from e
+    with readable(path, CHANGED), pq.ParquetFile(path, pre_buffer=False) as file:
+        for group in range(file.metadata.num_row_groups):
+            n = file.metadata.row_group(group).num_rows
+            if at < n:
+                found = file.read_row_group(group, use_threads=False).slice(at, 1)
+                pair = decode_rows(found)[0]
+                if pair["pair_id"] == index.ids[row]:
+                    return pair
+                break
+            at -= n
     raise RunFolderError(f"{path} has changed since it was read: load the page again")
 
 
@@ -277,31 +266,21 @@ def decode_rows(table: Any) -> list[PairRow]:
     try:
         rows: list[PairRow] = table.to_pylist()
     except UnicodeDecodeError:
-        columns = [_decode_column(column) for column in table.columns]
+        columns = [[_decode(value) for value in column] for column in table.columns]
         rows = [
             dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)
         ]
     return rows
 
 
-def _decode_column(column: Any) -> Iterator[Any]:
-    for value in column:
-        try:
-            yield value.as_py()
-        except UnicodeDecodeError:
-            yield _decode(value)
-
-
 def _decode(value: Any) -> Any:
-    """A text, or a list or struct of texts, mended."""
     import pyarrow as pa
 
-    if not value.is_valid:
-        return None
-    if pa.types.is_struct(value.type):
-        return {f.name: _decode(value[f.name]) for f in value.type}
-    if pa.types.is_list(value.type):
-        return [_decode(v) for v in value.values]
-    if pa.types.is_string(value.type):
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        if pa.types.is_struct(value.type):
+            return {f.name: _decode(value[f.name]) for f in value.type}
+        if pa.types.is_list(value.type):
+            return [_decode(v) for v in value.values]
         return value.cast(pa.binary()).as_py().decode("utf-8", "replace")
-    return value.as_py()

@@ -5,33 +5,23 @@ Each function returns the value of its page: its fields are the page's JSON, its
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import orjson
-from markupsafe import Markup
 
-from ..errors import RunFolderError
-from ..report.figure import shown
 from ..run.folder import read_json
 from ..run.memory import lean_arrow
 from ..run.partitions import Partition
-from .folder import RunStatus, StageCounts, ViewedFolder, reload_after, short_error, stage_counts
-from .pairs import PairCard, histogram_of, pair_cards
+from .folder import RunStatus, StageCounts, ViewedFolder, readable, reload_after, stage_counts
+from .pairs import PairCard, pair_cards
 from .search import PairQuery, PairSearch
 
 NEWEST = 12
 MOST_ROWS = 50
-PRESETS = (  # pairs that a reader should doubt: name, flag, order
-    ("scored again, a margin was lost", "lost", "confirmed_total"),
-    ("smallest margins", "small", "margin_total"),
-    ("one side twice as long", "long_gap", "-length_ratio"),
-    ("chosen is longer", "longer", "-length_ratio"),
-    ("chosen opens by declining", "refusal", "-margin_total"),
-    ("not scored again", "unconfirmed", "-margin_total"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,34 +65,6 @@ class Overview:
     doubts: list[str]
     newest: list[PairCard]
     candidates: list[Candidate]
-
-    @property
-    def histograms(self) -> list[Markup | str]:
-        """The margins by dimension; a bar opens its pairs."""
-        return [
-            histogram_of(
-                m.bins,
-                PairQuery(sort=f"-margin_{d}"),
-                f"{d}: margin of the pairs, mean {shown(m.mean)}",
-            )
-            for d, m in self.margins.items()
-        ]
-
-    @property
-    def presets(self) -> list[tuple[str, dict[str, str], int]]:
-        """Lists of pairs to doubt: name, query, and how many pairs."""
-        return [
-            (name, PairQuery(flag=flag, sort=sort).params(), self.flags[flag])
-            for name, flag, sort in PRESETS
-        ]
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Items done, and of how many: of the step that is under way, else prompts of the run."""
-        now = self.live.get("now")
-        if now and now["total"]:
-            return now["done"], now["total"]
-        return self.live["prompts_sealed"], self.live["prompts"]
 
 
 def overview(
@@ -204,20 +166,11 @@ def _examples(
     folder: ViewedFolder, stage: str, reason: str, arms: Sequence[str]
 ) -> list[dict[str, Any]]:
     lean_arrow()
-    import pyarrow as pa
-
     found: list[dict[str, Any]] = []
     for part, _ in folder.finished():
-        try:
-            for row in _dropped(part, stage, reason, arms):
-                found.append(row)
-                if len(found) >= MOST_ROWS:
-                    return found
-        except (OSError, pa.ArrowException, KeyError) as e:
-            raise RunFolderError(
-                f"{part.folder} can't be shown ({short_error(e)}): it is damaged, being written, or"
-                " of another version of mora-data"
-            ) from e
+        with readable(part.folder):
+            rows = _dropped(part, stage, reason, arms)
+            found += itertools.islice(rows, MOST_ROWS - len(found))
     return found
 
 

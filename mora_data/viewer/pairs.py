@@ -20,7 +20,6 @@ from secrets import token_urlsafe
 from typing import Any, ClassVar
 
 import orjson
-from markupsafe import Markup
 
 from ..errors import RunFolderError, SettingsError
 from ..report.reviews import FILE, VOTES, prefers, read_reviews
@@ -28,8 +27,7 @@ from ..report.templates import url
 from ..text import digest
 from ..types import Message
 from .folder import FileStamp, stamp_files
-from .index import FACETS, FLAGS, TEXTS, PairIndex, PairRow, read_pair
-from .pictures import RewardSpaces, histogram, pair_scores, reward_spaces
+from .index import FACETS, TEXTS, PairIndex, PairRow, read_pair
 from .provenance import Answer, PromptProvenance, read_provenance
 from .search import PairQuery, PairSearch, parse_query
 
@@ -55,22 +53,6 @@ class PairList:
     histogram: list[tuple[float, float, int]]
     sorts: list[str]
     pairs: list[PairCard]
-
-    @property
-    def state(self) -> PairQuery:
-        """The query that the list answers."""
-        return PairQuery.parse(self.query)
-
-    @property
-    def flag_names(self) -> Mapping[str, str]:
-        """Flag -> what it means."""
-        return FLAGS
-
-    def picture(self) -> Markup | str:
-        """The histogram of the column that orders the list."""
-        q = self.state
-        title = f"{q.column.replace('_', ' ')} of these pairs"
-        return histogram_of(self.histogram, q, title)
 
 
 def pair_list(pairs: PairSearch, query: Mapping[str, str]) -> PairList:
@@ -107,15 +89,6 @@ def pair_cards(ix: PairIndex, rows: Sequence[int], texts: bool) -> list[PairCard
     return out
 
 
-def histogram_of(
-    bins: Sequence[tuple[float, float, int]], q: PairQuery, title: str
-) -> Markup | str:
-    """A histogram whose bars open the pairs of `q` in their range."""
-    return histogram(
-        bins, title, lambda low, high: url("/pairs", q.params(low=low, high=high)), q.low
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class PairPage:
     """One pair: both answers side by side, scores against pass thresholds, where it stands among
@@ -140,20 +113,6 @@ class PairPage:
         return not self.whole and any(
             len(m["content"] or "") > TEXT_CHARS for t in TEXTS for m in self.pair[t]
         )
-
-    @property
-    def scores(self) -> Markup:
-        """The picture of the rewards."""
-        return pair_scores(self.pair, self.dimensions, self.floors)
-
-    @property
-    def spaces(self) -> RewardSpaces | None:
-        """The pictures of all answers to the prompt."""
-        if self.lineage is None:
-            return None
-        link = f"/prompt/{self.lineage.prompt_id}"
-        wanted = self.x, self.y
-        return reward_spaces(self.lineage, self.dimensions, self.floors, wanted, link)
 
 
 def pair_page(pairs: PairSearch, query: Mapping[str, str], pair_id: str) -> PairPage | None:
@@ -213,11 +172,6 @@ class PromptPage:
     def rewrite_diff(self, rewrite: str) -> list[tuple[str, bool]]:
         """The rewritten prompt in pieces, each with whether it is new."""
         return word_diff(self.lineage.messages[-1]["content"], rewrite)
-
-    @property
-    def spaces(self) -> RewardSpaces | None:
-        """The pictures of the answers."""
-        return reward_spaces(self.lineage, self.dimensions, self.floors, (self.x, self.y), "")
 
 
 def prompt_page(pairs: PairSearch, query: Mapping[str, str], prompt_id: str) -> PromptPage | None:

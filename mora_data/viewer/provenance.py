@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ..errors import RunFolderError
 from ..run.memory import lean_arrow
 from ..run.partitions import Partition
 from ..types import Message
-from .folder import ViewedFolder, short_error
+from .folder import ViewedFolder, readable
 from .index import PairRow, decode_rows
 
 BEFORE = ("identity", "presample")  # arms that show a prompt as it was
@@ -108,19 +107,12 @@ def read_provenance(
         RunFolderError: its files are damaged or of another version.
     """
     lean_arrow()
-    import pyarrow as pa
-
-    try:
+    with readable(f"prompt {prompt_id} of {folder.root}"):
         for part in folder.partitions():
             mined = _find_mined(part, prompt_id)
             if mined is not None:
                 return _of_run(part, mined, folder.dims, pairs)
         return _of_dataset(folder, prompt_id, pairs)
-    except (OSError, pa.ArrowException, KeyError, ValueError) as e:
-        raise RunFolderError(
-            f"prompt {prompt_id} of {folder.root} can't be shown ({short_error(e)}): its files are"
-            " damaged, being written, or of another version of mora-data"
-        ) from e
 
 
 def _find_mined(part: Partition, prompt_id: str) -> Row | None:

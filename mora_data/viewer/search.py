@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import RunFolderError, SettingsError
+from ..errors import SettingsError
 from ..run.memory import lean_arrow
-from .folder import ViewedFolder, short_error
+from .folder import CHANGED, ViewedFolder, readable
 from .index import FACETS, FLAGS, TEXTS, PairIndex, index_pairs
 
 if TYPE_CHECKING:
@@ -287,23 +287,17 @@ def _search_files(index: PairIndex, words: str) -> tuple[NDArray[np.bool_], int 
         RunFolderError: a file has changed since it was indexed.
     """
     lean_arrow()
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     hit, at, until = np.zeros(index.n, bool), 0, time.monotonic() + SEARCH_S
     for path in index.files:
-        try:
-            with pq.ParquetFile(path, pre_buffer=False) as file:
-                for batch in file.iter_batches(1000, columns=list(TEXTS), use_threads=False):
-                    if time.monotonic() > until or at + len(batch) > index.n:
-                        return hit, at
-                    for text in TEXTS:
-                        hit[at : at + len(batch)] |= _any_turn_contains(batch.column(text), words)
-                    at += len(batch)
-        except (OSError, pa.ArrowException) as e:
-            raise RunFolderError(
-                f"{path} can't be read ({short_error(e)}): it changed; load the page again"
-            ) from e
+        with readable(path, CHANGED), pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(1000, columns=list(TEXTS), use_threads=False):
+                if time.monotonic() > until or at + len(batch) > index.n:
+                    return hit, at
+                for text in TEXTS:
+                    hit[at : at + len(batch)] |= _any_turn_contains(batch.column(text), words)
+                at += len(batch)
     return hit, None
 
 

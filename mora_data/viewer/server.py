@@ -25,9 +25,10 @@ import orjson
 
 from ..errors import MoraError, SettingsError
 from ..report.templates import render
+from . import pictures
 from .compare import comparison, prompt_comparison
 from .folder import RunStatus, ViewedFolder, Watch, open_folder, stamp_files
-from .index import pair_files
+from .index import FLAGS, pair_files
 from .overview import drops, overview, requests
 from .pairs import (
     FORM_BYTES,
@@ -38,7 +39,7 @@ from .pairs import (
     review_page,
     take_vote,
 )
-from .search import PairSearch
+from .search import PairQuery, PairSearch
 
 PORT = 7470
 HOSTS = ("127.0.0.1", "localhost")
@@ -125,7 +126,7 @@ def page_of(state: ViewerState, name: str, key: str, query: Query) -> Any:
 
 def draw(page: Any) -> str:
     """The page as HTML."""
-    return render(page.template, page=page)
+    return render(page.template, page=page, pictures=pictures, PairQuery=PairQuery, FLAGS=FLAGS)
 
 
 def style() -> bytes:

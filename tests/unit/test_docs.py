@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 import mora_data
+from benchmarks import reward_space
 from mora_data import build, cli
 from mora_data.cli.commands import _settings as command_settings
 from mora_data.cli.demo import best_pair
@@ -36,7 +37,6 @@ from mora_data.run.prices import load_prices
 from mora_data.settings import load_settings, parse_override
 from mora_data.templating import load as load_template
 from mora_data.types import STAGES
-from mora_data.viewer import pictures
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -363,7 +363,7 @@ def test_the_picture_of_the_readme_is_drawn_from_the_demo(
 ) -> None:
     """`make picture` draws it; run it where the demo has changed."""
     held = (ROOT / "docs/reward-space.svg").read_text("utf-8")
-    assert pictures.main([str(demo), str(tmp_path / "drawn.svg")]) == 0
+    assert reward_space.main([str(demo), str(tmp_path / "drawn.svg")]) == 0
     assert (tmp_path / "drawn.svg").read_text("utf-8") == held
     assert len(held.encode()) < 60_000 and "prefers-color-scheme:dark" in held
     assert "](docs/reward-space.svg)" in README.read_text("utf-8")
@@ -373,7 +373,8 @@ def test_the_picture_of_the_readme_is_drawn_from_the_demo(
         e.tag.split("}")[1] for e in root.iter()
     } & {"a", "script", "image", "use"}
     assert (
-        pictures.main([str(demo), str(tmp_path / "x.svg"), "nope"]) == 1 and pictures.main([]) == 2
+        reward_space.main([str(demo), str(tmp_path / "x.svg"), "nope"]) == 1
+        and reward_space.main([]) == 2
     )
     assert "has no pair nope" in capsys.readouterr().err
 
