@@ -27,9 +27,10 @@ from .figure import interval, percent, shown
 
 TEXT_CHARS = 1200
 LINE_CHARS = 300
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
-)
+_CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f"
+_INVISIBLE = "\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff"
+_HIDDEN = re.compile(f"[{_CONTROL}{_INVISIBLE}]")
+_SPECIAL = re.compile(f"[&<>\"'{_CONTROL}{_INVISIBLE}]")
 
 
 def render(name: str, **values: Any) -> str:
@@ -67,8 +68,11 @@ def escape_value(value: object) -> Markup:
     """Any value as escaped text; markup stays as it is."""
     if isinstance(value, Markup):
         return value
-    text = str(value).replace("\r\n", "\n")
-    return Markup(escape(_HIDDEN.sub(lambda m: f"⟦U+{ord(m[0]):04X}⟧", text)))
+    text = str(value)
+    if _SPECIAL.search(text):  # few have any
+        text = text.replace("\r\n", "\n")
+        text = escape(_HIDDEN.sub(lambda m: f"⟦U+{ord(m[0]):04X}⟧", text))
+    return Markup(text)
 
 
 def escape_text(text: str, most: int = TEXT_CHARS) -> Markup:
