@@ -22,7 +22,7 @@ from mora_data.report.templates import environment
 from mora_data.viewer.folder import open_folder
 from mora_data.viewer.index import PairRow, read_pair
 from mora_data.viewer.pictures import Plane, reward_space
-from mora_data.viewer.provenance import BEFORE, Answer, read_provenance
+from mora_data.viewer.provenance import BEFORE, ScoredAnswer, read_provenance
 from mora_data.viewer.search import PairSearch
 
 WIDTH, COLUMN, TOP = 880, 430, 50  # of the picture of one prompt
@@ -92,7 +92,7 @@ def _pair_to_draw(pairs: PairSearch, pair_id: str | None) -> PairRow:
     return read_pair(ix, ix.row_of[pair_id])
 
 
-def _ranges(answers: Sequence[Answer], plane: Plane) -> str:
+def _ranges(answers: Sequence[ScoredAnswer], plane: Plane) -> str:
     """How far the answers lie apart in each dimension: what there is to learn from them."""
     out = []
     for d in plane:

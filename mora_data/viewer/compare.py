@@ -68,7 +68,7 @@ class ComparedPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ComparisonPage:
     """The prompts of both folders. `numbers`: the report that compares them, where asked for."""
 
     template: ClassVar[str] = "viewer/compare.html"
@@ -100,9 +100,9 @@ class Comparison:
         return Markup("".join([*drawn, settings_table(t), own_doubts(t)]))
 
 
-def comparison(
+def comparison_page(
     a: PairSearch, b: PairSearch | None, query: Mapping[str, str]
-) -> Comparison | NoComparison:
+) -> ComparisonPage | NoComparison:
     """The page that compares."""
     if b is None:
         return NoComparison()
@@ -115,7 +115,7 @@ def comparison(
     numbers = None
     if query.get("numbers") == "1":
         numbers = compared(*(side_of(str(p.folder.root)) for p in (a, b)))
-    return Comparison(
+    return ComparisonPage(
         names=_names(a, b),
         dimensions=_shared_dims(a, b),
         show=show,
@@ -199,7 +199,7 @@ class ComparedSide:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptComparison:
+class PromptComparisonPage:
     """One prompt in both folders."""
 
     template: ClassVar[str] = "viewer/compare_prompt.html"
@@ -211,9 +211,9 @@ class PromptComparison:
     on: bool = True
 
 
-def prompt_comparison(
+def prompt_comparison_page(
     a: PairSearch, b: PairSearch | None, query: Mapping[str, str], prompt_id: str
-) -> PromptComparison | NoComparison | None:
+) -> PromptComparisonPage | NoComparison | None:
     """The page that compares one prompt; None where neither folder has it."""
     if b is None:
         return NoComparison()
@@ -221,7 +221,7 @@ def prompt_comparison(
     if all(s.lineage is None and not s.pairs for s in sides):
         return None
     state = {k: query[k] for k in ("x", "y", "texts") if query.get(k)}
-    return PromptComparison(_names(a, b), _shared_dims(a, b), prompt_id, sides, state)
+    return PromptComparisonPage(_names(a, b), _shared_dims(a, b), prompt_id, sides, state)
 
 
 def _side(pairs: PairSearch, prompt_id: str) -> ComparedSide:

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from ..errors import RunFolderError
 from ..report.templates import escape_line
 from ..text import digest
-from .server import PAGES, PAGES_OF, ViewerState, draw, page_of, style
+from .server import PAGES, PAGES_OF, ViewerState, draw, page_of, style_sheet
 
 LISTS = 200  # pages of the list, of drops
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -160,7 +160,7 @@ def _freeze_page(page: str, names: dict[Address, str], note: str) -> str:
     )
     head = (
         '<meta http-equiv="Content-Security-Policy"'
-        f' content="{POLICY}"><style>{style().decode()}</style>'
+        f' content="{POLICY}"><style>{style_sheet().decode()}</style>'
     )
     page = page.replace('<link rel="stylesheet" href="/style.css">', head)
     return _LINK.sub(relink, page)

@@ -42,7 +42,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
+class OverviewPage:
     """The first page: how far the run is, what became of its rows, what the pairs look like."""
 
     template: ClassVar[str] = "viewer/overview.html"
@@ -67,14 +67,14 @@ class Overview:
     candidates: list[Candidate]
 
 
-def overview(
+def overview_page(
     folder: ViewedFolder, status: RunStatus, pairs: PairSearch, query: Mapping[str, str]
-) -> Overview:
+) -> OverviewPage:
     """The first page. A running build refreshes it."""
     ix, manifest = pairs.index, folder.manifest
     report = read_json(folder.root / "report.json")
     newest = range(ix.n - 1, max(ix.n - 6, -1), -1) if not status["running"] else []
-    return Overview(
+    return OverviewPage(
         folder=folder.root.name,
         kind=folder.kind,
         dimensions=list(folder.dims),
@@ -122,7 +122,7 @@ def _candidates(folder: ViewedFolder) -> list[Candidate]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drops:
+class DropsPage:
     """What was left out at each stage, and why."""
 
     template: ClassVar[str] = "viewer/drops.html"
@@ -134,21 +134,21 @@ class Drops:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DropsOfReason(Drops):
+class DropsOfReason(DropsPage):
     """Also the prompts that one reason happened to; `why_none` says why none are known."""
 
     why_none: str | None
 
 
-def drops(
+def drops_page(
     folder: ViewedFolder, status: RunStatus, pairs: PairSearch, query: Mapping[str, str]
-) -> Drops:
+) -> DropsPage:
     """The page of drops; with `stage` and `reason`, also prompts that it happened to."""
     counts = stage_counts(folder, status["running"])
     stage, reason = query.get("stage"), query.get("reason")
     notes = folder.manifest.get("notes") or {}
     if stage not in counts or reason not in counts[stage]["dropped"]:
-        return Drops(stages=counts, notes=notes, stage=stage, reason=reason)
+        return DropsPage(stages=counts, notes=notes, stage=stage, reason=reason)
     arms = pairs.index.labels["arm"].names if pairs.index.n else ("fused",)
     examples = _examples(folder, str(stage), str(reason), arms)
     why_none = None if examples else "Of this reason there are only counts in this folder."
@@ -214,7 +214,7 @@ class FailureCause:
 
 
 @dataclass(frozen=True, slots=True)
-class Requests:
+class RequestsPage:
     """Tokens by model, money, failed rows by cause; `failed` has the last of these rows."""
 
     template: ClassVar[str] = "viewer/requests.html"
@@ -229,11 +229,13 @@ class Requests:
     failed: list[dict[str, Any]]
 
 
-def requests(folder: ViewedFolder, status: RunStatus, query: Mapping[str, str]) -> Requests:
+def requests_page(
+    folder: ViewedFolder, status: RunStatus, query: Mapping[str, str]
+) -> RequestsPage:
     """The page of requests and failures."""
     causes, rows = _failed_rows(folder)
     ordered = sorted(causes.items(), key=lambda kv: (-kv[1], kv[0]))
-    return Requests(
+    return RequestsPage(
         kind=folder.kind,
         live=status,
         reload_s=reload_after(status, query),

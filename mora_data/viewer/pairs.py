@@ -28,16 +28,16 @@ from ..text import digest
 from ..types import Message
 from .folder import FileStamp, stamp_files
 from .index import FACETS, TEXTS, PairIndex, PairRow, read_pair
-from .provenance import Answer, PromptProvenance, read_provenance
+from .provenance import PromptProvenance, ScoredAnswer, read_provenance
 from .search import PairQuery, PairSearch, parse_query
 
-TEXT_CHARS = 20_000  # of a text that a page shows unless asked for all
+TEXT_CHARS = 20_000  # of a text that a page shows unless asked for all (parts.html cuts)
 FORM_BYTES = 4096
 PairCard = dict[str, str | float | bool | None]  # what the list says of a pair
 
 
 @dataclass(frozen=True, slots=True)
-class PairList:
+class PairListPage:
     """The list of pairs: facets, a histogram that filters, search, order, pages."""
 
     template: ClassVar[str] = "viewer/pairs.html"
@@ -55,11 +55,11 @@ class PairList:
     pairs: list[PairCard]
 
 
-def pair_list(pairs: PairSearch, query: Mapping[str, str]) -> PairList:
+def pair_list_page(pairs: PairSearch, query: Mapping[str, str]) -> PairListPage:
     """The page of the list."""
     q = parse_query(query, pairs.index)
     page = pairs.page(q)
-    return PairList(
+    return PairListPage(
         query=q.params(),
         n=pairs.index.n,
         total=page.total,
@@ -164,7 +164,7 @@ class PromptPage:
             not answers or any(self.may_harm(a) for a in answers)
         )
 
-    def may_harm(self, answer: Answer) -> bool:
+    def may_harm(self, answer: ScoredAnswer) -> bool:
         """Whether the answer is not known to be harmless."""
         floor, reward = self.floors.get("harmless"), answer.rewards.get("harmless")
         return floor is None or reward is None or reward < floor

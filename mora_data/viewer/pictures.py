@@ -17,7 +17,7 @@ from ..report.figure import shown
 from ..report.svg import Frame, axes, dot, panel, rule, short, text
 from ..report.templates import url
 from .index import PairRow
-from .provenance import BEFORE, Answer, PromptProvenance
+from .provenance import BEFORE, PromptProvenance, ScoredAnswer
 from .search import PairQuery
 
 RADIUS = 4.6
@@ -93,7 +93,7 @@ def _plane(
 
 def reward_space(
     title: str,
-    answers: Sequence[Answer],
+    answers: Sequence[ScoredAnswer],
     plane: Plane,
     floors: Mapping[str, float],
     pairs: Sequence[tuple[int, int]],
@@ -129,7 +129,7 @@ def reward_space(
     return panel(f"{title}: {len(placed)} answers", description, f, marks, role)
 
 
-def _place(f: Frame, answers: Sequence[Answer], plane: Plane) -> dict[int, Point]:
+def _place(f: Frame, answers: Sequence[ScoredAnswer], plane: Plane) -> dict[int, Point]:
     """Where each answer stands, in pixels; those of the same rewards spiral outwards, within CROWD
     of their place."""
     at = {
@@ -145,7 +145,7 @@ def _place(f: Frame, answers: Sequence[Answer], plane: Plane) -> dict[int, Point
     return out
 
 
-def _at(a: Answer, plane: Plane) -> Point:
+def _at(a: ScoredAnswer, plane: Plane) -> Point:
     x, y = (a.rewards[d] for d in plane)
     return x or 0.0, y or 0.0  # an answer without both scores has no place
 
@@ -187,7 +187,7 @@ def _staircase(f: Frame, points: Sequence[Point]) -> str:
     return f'<polyline class="stairs" points="{points_}"/>'
 
 
-def _point(a: Answer, at: Point, link: str | None, chosen: bool, rejected: bool) -> str:
+def _point(a: ScoredAnswer, at: Point, link: str | None, chosen: bool, rejected: bool) -> str:
     x, y = at
     usable = "unusable" if UNUSABLE & set(a.flags) else "usable"
     role = "chosen" if chosen else "rejected" if rejected else usable

@@ -31,7 +31,7 @@ Row = Mapping[str, Any]  # a row of a table of the run, all columns
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ScoredAnswer:
     """One answer of an arm; `rewards` has every dimension."""
 
     index: int
@@ -65,12 +65,12 @@ class SelectedPair:
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class PromptArm:
     """The prompt in one arm: as it was asked, and what came of it."""
 
     name: str
     messages: Sequence[Message]
-    answers: Sequence[Answer]
+    answers: Sequence[ScoredAnswer]
     candidates: Sequence[CandidatePair]
     selected: Sequence[SelectedPair]
 
@@ -93,7 +93,7 @@ class PromptProvenance:
     category: str | None
     profile: Row | None = None
     tries: Sequence[Row] = ()
-    arms: Sequence[Arm] = ()
+    arms: Sequence[PromptArm] = ()
     note: str | None = None
     errors: Sequence[Row] = ()
 
@@ -155,11 +155,11 @@ def _of_run(
 
 def _arms(
     part: Partition, prompt_id: str, dims: Sequence[str], pairs: Sequence[PairRow]
-) -> list[Arm]:
-    answers: dict[str, list[Answer]] = defaultdict(list)
+) -> list[PromptArm]:
+    answers: dict[str, list[ScoredAnswer]] = defaultdict(list)
     for r in _rows(part, "rollouts", prompt_id):
         named = ("text", "finish_reason", "length", "error", "persona")
-        answer = Answer(
+        answer = ScoredAnswer(
             r["index"],
             {d: r[f"reward_{d}"] for d in dims},
             list(r["flags"] or ()),
@@ -174,7 +174,7 @@ def _arms(
         pair = CandidatePair(r["chosen"], r["rejected"], r["score"], margins, confirmed)
         candidates[r["arm"]].append(pair)
     return [
-        Arm(
+        PromptArm(
             name := r["arm"],
             r["messages"],
             answers[name],
@@ -185,7 +185,9 @@ def _arms(
     ]
 
 
-def _selected(arm: str, answers: Sequence[Answer], pairs: Sequence[PairRow]) -> list[SelectedPair]:
+def _selected(
+    arm: str, answers: Sequence[ScoredAnswer], pairs: Sequence[PairRow]
+) -> list[SelectedPair]:
     """The published pairs of an arm; their answers are found by their texts."""
     by_text = {a.text: a.index for a in reversed(answers)}
     return [
@@ -242,7 +244,7 @@ def _of_dataset(
     )
 
 
-def _scored_arm(r: Row, dims: Sequence[str], pairs: Sequence[PairRow]) -> Arm:
+def _scored_arm(r: Row, dims: Sequence[str], pairs: Sequence[PairRow]) -> PromptArm:
     rewards = {d: r[f"rewards_{d}"] or [None] * len(r["completions"]) for d in dims}
 
     def margin(d: str, chosen: int, rejected: int) -> float | None:
@@ -250,7 +252,7 @@ def _scored_arm(r: Row, dims: Sequence[str], pairs: Sequence[PairRow]) -> Arm:
         return None if a is None or b is None else a - b
 
     answers = [
-        Answer(
+        ScoredAnswer(
             i,
             {d: rewards[d][i] for d in dims},
             list(r["flags"][i] or ()),
@@ -265,4 +267,6 @@ def _scored_arm(r: Row, dims: Sequence[str], pairs: Sequence[PairRow]) -> Arm:
         CandidatePair(c, x, None, {d: margin(d, c, x) for d in dims}, dict.fromkeys(dims))
         for c, x in zip(r["pair_chosen"] or (), r["pair_rejected"] or (), strict=True)
     ]
-    return Arm(r["arm"], r["prompt"], answers, candidates, _selected(r["arm"], answers, pairs))
+    return PromptArm(
+        r["arm"], r["prompt"], answers, candidates, _selected(r["arm"], answers, pairs)
+    )

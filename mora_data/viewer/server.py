@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import orjson
@@ -26,14 +26,14 @@ import orjson
 from ..errors import MoraError, SettingsError
 from ..report.templates import render
 from . import pictures
-from .compare import comparison, prompt_comparison
+from .compare import comparison_page, prompt_comparison_page
 from .folder import RunStatus, ViewedFolder, Watch, open_folder, stamp_files
 from .index import FLAGS, pair_files
-from .overview import drops, overview, requests
+from .overview import drops_page, overview_page, requests_page
 from .pairs import (
     FORM_BYTES,
     ReviewSession,
-    pair_list,
+    pair_list_page,
     pair_page,
     prompt_page,
     review_page,
@@ -96,24 +96,33 @@ class ViewerState:
             return self._watch.look(folder)
 
 
+class Page(Protocol):
+    """The value of a page: its fields are the page's JSON. It loads itself again where it has a
+    `reload_s`."""
+
+    template: ClassVar[str]
+
+
 Query = dict[str, str]
-# name in the address -> value of the page, and what is done where the address ends with a key
-PAGES: Mapping[str, Callable[[ViewerState, Query], Any]] = {
-    "": lambda s, q: overview(folder := s.folder(), s.status(folder), s.pairs(), q),
-    "pairs": lambda s, q: pair_list(s.pairs(), q),
-    "drops": lambda s, q: drops(folder := s.folder(), s.status(folder), s.pairs(), q),
-    "requests": lambda s, q: requests(folder := s.folder(), s.status(folder), q),
-    "compare": lambda s, q: comparison(s.pairs(), s.other_pairs(), q),
+# by the first part of the address; those of PAGES_OF belong to the id that follows it
+PAGES: Mapping[str, Callable[[ViewerState, Query], Page]] = {
+    "": lambda s, q: overview_page(folder := s.folder(), s.status(folder), s.pairs(), q),
+    "pairs": lambda s, q: pair_list_page(s.pairs(), q),
+    "drops": lambda s, q: drops_page(folder := s.folder(), s.status(folder), s.pairs(), q),
+    "requests": lambda s, q: requests_page(folder := s.folder(), s.status(folder), q),
+    "compare": lambda s, q: comparison_page(s.pairs(), s.other_pairs(), q),
     "review": lambda s, q: review_page(s.pairs(), s.session, q),
 }
-PAGES_OF: Mapping[str, Callable[[ViewerState, Query, str], Any]] = {
+PAGES_OF: Mapping[str, Callable[[ViewerState, Query, str], Page | None]] = {
     "pair": lambda s, q, pair_id: pair_page(s.pairs(), q, pair_id),
     "prompt": lambda s, q, prompt_id: prompt_page(s.pairs(), q, prompt_id),
-    "compare": lambda s, q, prompt_id: prompt_comparison(s.pairs(), s.other_pairs(), q, prompt_id),
+    "compare": lambda s, q, prompt_id: prompt_comparison_page(
+        s.pairs(), s.other_pairs(), q, prompt_id
+    ),
 }
 
 
-def page_of(state: ViewerState, name: str, key: str, query: Query) -> Any:
+def page_of(state: ViewerState, name: str, key: str, query: Query) -> Page | None:
     """The value of a page, whose fields are its JSON; None where the folder does not have it.
 
     Raises:
@@ -124,12 +133,12 @@ def page_of(state: ViewerState, name: str, key: str, query: Query) -> Any:
     return PAGES_OF[name](state, query, key) if key else PAGES[name](state, query)
 
 
-def draw(page: Any) -> str:
+def draw(page: Page) -> str:
     """The page as HTML."""
     return render(page.template, page=page, pictures=pictures, PairQuery=PairQuery, FLAGS=FLAGS)
 
 
-def style() -> bytes:
+def style_sheet() -> bytes:
     """The one style sheet."""
     here = Path(__file__).parent
     files = here.parent / "report" / "style.css", here / "view.css"
@@ -291,7 +300,7 @@ class _Handler(BaseHTTPRequestHandler):
             line = f"{self.command} is not for this viewer: it only shows."
             return _problem(405, line, as_json)
         if path.removesuffix(".json") == "style.css":
-            return _Reply(200, "text/css; charset=utf-8", style())
+            return _Reply(200, "text/css; charset=utf-8", style_sheet())
         name, _, key = path.removesuffix(".json").partition("/")
         name = "" if name == "index" else name
         if name not in (PAGES_OF if key else PAGES):

@@ -19,6 +19,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 from support.command import start
 from support.run_folder import DIMS, make_run
 from support.scored import one, write
@@ -26,11 +28,12 @@ from support.viewing import HOSTILE, Seen, Viewer, dataset, prompt_of, viewing
 
 from mora_data.cli import main
 from mora_data.errors import RunFolderError
+from mora_data.report.templates import environment
 from mora_data.viewer.folder import Watch, open_folder
 from mora_data.viewer.index import index_pairs, read_pair
 from mora_data.viewer.pairs import word_diff
 from mora_data.viewer.pictures import reward_space
-from mora_data.viewer.provenance import Answer
+from mora_data.viewer.provenance import ScoredAnswer
 from mora_data.viewer.search import PairQuery, PairSearch, parse_query
 from mora_data.viewer.server import server_of
 
@@ -245,6 +248,19 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         v.page("/drops?stage=%3Cb%3E&reason=%22onload%3D1")
 
 
+def test_a_template_prints_every_value_as_text() -> None:
+    env = environment()
+    shown = env.from_string("<p title='{{ x }}'>{{ x }} {{ x|line(9) }} {{ made }} {{ n }}</p>")
+    text = shown.render(x="<b>'\"\u202e\x07\r\n&", made=Markup("<i>"), n=1.5)
+    hidden = "&lt;b&gt;&#x27;&quot;⟦U+202E⟧⟦U+0007⟧\n&amp;"
+    assert text == (
+        f"<p title='{hidden}'>{hidden} &lt;b&gt;&#x27;&quot;⟦U+202E⟧⟦U+0007⟧ &amp; <i> 1.5</p>"
+    )
+    assert env.from_string("{% if missing is defined %}x{% endif %}").render() == ""
+    with pytest.raises(UndefinedError):
+        env.from_string("{{ missing }}").render()
+
+
 def _break_utf8(folder: Path) -> None:
     """Bytes that are no UTF-8 at the end of a chosen answer, in the raw column; readers must not
     fail on them."""
@@ -297,8 +313,8 @@ def test_a_prompt_shows_what_became_of_it(viewer: Viewer, run: Path) -> None:
 
 
 def test_the_picture_keeps_every_answer_apart() -> None:
-    def answer(i: int, x: float, y: float, *flags: str) -> Answer:
-        return Answer(i, {"helpful": x, "harmless": y}, flags)
+    def answer(i: int, x: float, y: float, *flags: str) -> ScoredAnswer:
+        return ScoredAnswer(i, {"helpful": x, "harmless": y}, flags)
 
     answers = [
         *(answer(i, 0.5, 0.5) for i in range(9)),
