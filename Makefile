@@ -39,7 +39,7 @@ demo: $(VENV)/.base
 	$(BIN)/python -m mora_data.cli.show $(OUT)
 
 picture: demo
-	$(BIN)/python -m mora_data.viewer.poster $(OUT) docs/reward-space.svg
+	$(BIN)/python -m benchmarks.reward_space $(OUT) docs/reward-space.svg
 
 test: $(VENV)/.train
 	$(BIN)/python -m pytest

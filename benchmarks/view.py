@@ -98,21 +98,21 @@ def _row(rng: np.random.Generator, i: int, words: np.ndarray) -> dict[str, objec
 
 def measure(folder: Path, repeats: int) -> dict[str, float]:
     """Index, pages over HTTP, facets and memory, in this process."""
-    from mora_data.viewer.query import Pairs, query_of
+    from mora_data.viewer.search import PairSearch, parse_query
     from mora_data.viewer.server import server_of
 
     cpu = time.process_time()
     server = server_of(folder, 0)
-    view = server.view
+    view = server.state
     n = view.pairs().index.n
     out = {"pairs": float(n), "index_cpu_s": time.process_time() - cpu}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_address[1]}"
     out |= _asked(base, ["/style.css"] * repeats * len(ASKED), "floor_request")
     out |= _asked(base, [f"/pairs?{asked}" for asked in ASKED] * repeats, "page")
-    pairs: Pairs = view.pairs()
+    pairs: PairSearch = view.pairs()
     queries = [
-        query_of(dict(p.split("=") for p in a.replace("+", " ").split("&")), pairs.index)
+        parse_query(dict(p.split("=") for p in a.replace("+", " ").split("&")), pairs.index)
         for a in ASKED
     ]
     cpu = time.process_time()

@@ -232,7 +232,7 @@ def view(args: argparse.Namespace) -> int:
             f" pairs\n{args.freeze / 'index.html'}"
         )
         return 0
-    from ..viewer import serve
+    from ..viewer.server import serve
 
     serve(args.folder, args.port, not args.no_open, args.review, args.other)
     return 0

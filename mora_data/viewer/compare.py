@@ -8,28 +8,23 @@ when asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+from markupsafe import Markup
 
 from ..report.compare import compared
 from ..report.compare_page import arms_figure, own_doubts, pairs_figure, settings_table, summary
 from ..report.page import figure
 from ..report.sides import side_of
-from .html import Html, a, document, folded, said, table, unfold, word
-from .index import full
-from .place import Place
-from .prompt import spaces
-from .provenance import lineage, mark_selected
-from .query import Pairs
+from .folder import ViewedFolder
+from .index import PairRow, read_pair
+from .provenance import PromptProvenance, read_provenance
+from .search import PairSearch
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from .server import View
-
-SIZE = 50
+PAGE_ROWS = 50
 SHOW = {
     "all": "every prompt with a pair",
     "only_a": "a pair in A only",
@@ -40,74 +35,134 @@ SHOW = {
 }
 
 
-def data(view: View, query: dict[str, str], prompt_id: str = "") -> dict[str, Any] | None:
-    """The page's JSON twin; None where neither folder has the prompt."""
-    if view.other is None:
-        return {"on": False}
-    held = (view.pairs(), view.other.pairs())
-    names = [v.path.name or str(v.path) for v in (view, view.other)]
-    base = {
-        "on": True,
-        "names": names,
-        "dimensions": [d for d in held[0].place.dims if d in held[1].place.dims],
-    }
-    if prompt_id:
-        return _one(held, prompt_id, query, base)
-    rows = _joined(held[0], held[1])
-    show = query.get("show") if query.get("show") in SHOW else "all"
-    kept = [r for r in rows if _shown(r, str(show))]
-    first = max(0, int(given) if (given := query.get("from", "")[:9]).isdecimal() else 0)
-    numbers = (
-        compared(side_of(str(view.path)), side_of(str(view.other.path)))
-        if query.get("numbers") == "1"
-        else None
+@dataclass(frozen=True, slots=True)
+class NoComparison:
+    """The page of a viewer that was started without another folder."""
+
+    template: ClassVar[str] = "viewer/compare.html"
+    on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedPrompt:
+    """A prompt in A and in B: state ("pair", "no pair", "not in it"), and total margin and kind of
+    its best pair."""
+
+    prompt_id: str
+    state: tuple[str, str]
+    margin: tuple[float | None, float | None]
+    kind: tuple[str | None, str | None]
+    change: float | None
+
+    def is_listed(self, show: str) -> bool:
+        """Whether the prompt belongs to this part of SHOW."""
+        has, change = tuple(s == "pair" for s in self.state), self.change or 0
+        return {
+            "all": True,
+            "only_a": has == (True, False),
+            "only_b": has == (False, True),
+            "kind": all(has) and self.kind[0] != self.kind[1],
+            "up": change > 0,
+            "down": change < 0,
+        }[show]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonPage:
+    """The prompts of both folders. `numbers`: the report that compares them, where asked for."""
+
+    template: ClassVar[str] = "viewer/compare.html"
+    parts: ClassVar[Mapping[str, str]] = SHOW
+    page_rows: ClassVar[int] = PAGE_ROWS
+    names: list[str]
+    dimensions: list[str]
+    show: str
+    counts: dict[str, int]
+    first: int
+    total: int
+    rows: list[ComparedPrompt]
+    numbers: Mapping[str, Any] | None
+    query: dict[str, str]
+    on: bool = True
+
+    @property
+    def differences(self) -> list[str]:
+        """The clearest differences of the numbers, as sentences."""
+        return summary(self.numbers)[:6] if self.numbers is not None else []
+
+    @property
+    def figures(self) -> Markup:
+        """Figures and tables of the report that compares the two."""
+        t = self.numbers or {}
+        drawn = [
+            figure(f, "report-compare.json, " + f.name) for f in (arms_figure(t), pairs_figure(t))
+        ]
+        return Markup("".join([*drawn, settings_table(t), own_doubts(t)]))
+
+
+def comparison_page(
+    a: PairSearch, b: PairSearch | None, query: Mapping[str, str]
+) -> ComparisonPage | NoComparison:
+    """The page that compares."""
+    if b is None:
+        return NoComparison()
+    show = query.get("show", "all")
+    show = show if show in SHOW else "all"
+    rows = _join(a, b)
+    listed = [r for r in rows if r.is_listed(show)]
+    start = query.get("from", "")[:9]
+    first = int(start) if start.isdecimal() else 0
+    numbers = None
+    if query.get("numbers") == "1":
+        numbers = compared(*(side_of(str(p.folder.root)) for p in (a, b)))
+    return ComparisonPage(
+        names=_names(a, b),
+        dimensions=_shared_dims(a, b),
+        show=show,
+        counts={name: sum(r.is_listed(name) for r in rows) for name in SHOW},
+        first=first,
+        total=len(listed),
+        rows=listed[first : first + PAGE_ROWS],
+        numbers=numbers,
+        query={"show": show} if show != "all" else {},
     )
-    return {
-        **base,
-        "show": show,
-        "counts": {name: sum(_shown(r, name) for r in rows) for name in SHOW},
-        "first": first,
-        "total": len(kept),
-        "rows": kept[first : first + SIZE],
-        "numbers": numbers,
-        "query": {"show": show} if show != "all" else {},
-    }
 
 
-def _joined(one: Pairs, two: Pairs) -> list[dict[str, Any]]:
-    """A row per prompt that has a pair in either: largest margin and kind in each, the largest
-    change first."""
-    best = [_best(p) for p in (one, two)]
-    mined = [_mined(p.place) for p in (one, two)]
+def _names(*both: PairSearch) -> list[str]:
+    return [p.folder.root.name or str(p.folder.root) for p in both]
+
+
+def _shared_dims(a: PairSearch, b: PairSearch) -> list[str]:
+    return [d for d in a.folder.dims if d in b.folder.dims]
+
+
+def _join(a: PairSearch, b: PairSearch) -> list[ComparedPrompt]:
+    """Every prompt that has a pair in either, the largest change first."""
+    best = _best_pairs(a), _best_pairs(b)
+    mined = _mined(a.folder), _mined(b.folder)
     rows = []
     for prompt_id in dict.fromkeys([*best[0], *best[1]]):
-        sides = [b.get(prompt_id) for b in best]
-        states = [
-            "pair" if s else "no pair" if prompt_id in m else "not in it"
-            for s, m in zip(sides, mined, strict=True)
-        ]
-        margins = [s[0] if s else None for s in sides]
-        change = (
-            margins[1] - margins[0] if margins[0] is not None and margins[1] is not None else None
+        sides = [found.get(prompt_id) for found in best]
+        state_a, state_b = (
+            "pair" if side else "no pair" if prompt_id in known else "not in it"
+            for side, known in zip(sides, mined, strict=True)
         )
+        (margin_a, kind_a), (margin_b, kind_b) = (side or (None, None) for side in sides)
+        change = None if margin_a is None or margin_b is None else margin_b - margin_a
         rows.append(
-            {
-                "prompt_id": prompt_id,
-                "state": states,
-                "margin": margins,
-                "kind": [s[1] if s else None for s in sides],
-                "change": change,
-            }
+            ComparedPrompt(
+                prompt_id, (state_a, state_b), (margin_a, margin_b), (kind_a, kind_b), change
+            )
         )
-    return sorted(rows, key=lambda r: (r["change"] is None, -abs(r["change"] or 0), r["prompt_id"]))
+    return sorted(rows, key=lambda r: (r.change is None, -abs(r.change or 0), r.prompt_id))
 
 
-def _best(p: Pairs) -> dict[str, tuple[float | None, str]]:
+def _best_pairs(pairs: PairSearch) -> dict[str, tuple[float | None, str]]:
     """Prompt -> total margin of its best pair (None where it is not known), and its kind."""
-    ix = p.index
+    ix = pairs.index
     if not ix.n:
         return {}
-    margin: NDArray[np.float32] = ix.numbers["margin_total"]
+    margin = ix.numbers["margin_total"]
     order = np.lexsort((-margin, ix.prompt_Q))
     _, first = np.unique(ix.prompt_Q[order], return_index=True)
     names, kinds = list(ix.groups), ix.labels["kind"]
@@ -120,204 +175,59 @@ def _best(p: Pairs) -> dict[str, tuple[float | None, str]]:
     }
 
 
-def _mined(place: Place) -> set[str]:
+def _mined(folder: ViewedFolder) -> set[str]:
     """Ids of the prompts that a run was made from; none are known of a dataset alone."""
     found = set()
-    for part in place.parts():
+    for part in folder.partitions():
         try:
-            found |= {
-                line[14:].split(b'"', 1)[0].decode()
-                for line in (part.folder / "prompts.jsonl").read_bytes().splitlines()
-            }
+            lines = (part.folder / "prompts.jsonl").read_bytes().splitlines()
         except OSError:  # being mined
             continue
+        found |= {line[14:].split(b'"', 1)[0].decode() for line in lines}
     return found
 
 
-def _shown(r: Mapping[str, Any], show: str) -> bool:
-    has = [s == "pair" for s in r["state"]]
-    return {
-        "all": True,
-        "only_a": has == [True, False],
-        "only_b": has == [False, True],
-        "kind": all(has) and r["kind"][0] != r["kind"][1],
-        "up": (r["change"] or 0) > 0,
-        "down": (r["change"] or 0) < 0,
-    }[show]
+@dataclass(frozen=True, slots=True)
+class ComparedSide:
+    """What one of the two folders has of a prompt."""
+
+    lineage: PromptProvenance | None
+    pairs: list[PairRow]
+    floors: Mapping[str, float]
+    dimensions: list[str]
+    may_harm: bool
 
 
-def _one(
-    held: tuple[Pairs, Pairs], prompt_id: str, query: Mapping[str, str], base: dict[str, Any]
-) -> dict[str, Any] | None:
-    sides = []
-    for p in held:
-        story = lineage(p.place, prompt_id)
-        pairs = [full(p.index, i) for i in p.index.of_prompt(prompt_id)]
-        if story is not None:
-            mark_selected(story, pairs)
-        harm = bool(p.index.n) and any(
-            p.index.flags["harm"][i] for i in p.index.of_prompt(prompt_id)
-        )
-        sides.append(
-            {
-                "lineage": story,
-                "pairs": pairs,
-                "floors": dict(p.place.floors),
-                "dimensions": list(p.place.dims),
-                "may_harm": harm or not p.place.floors,
-            }
-        )
-    if all(s["lineage"] is None and not s["pairs"] for s in sides):
+@dataclass(frozen=True, slots=True)
+class PromptComparisonPage:
+    """One prompt in both folders."""
+
+    template: ClassVar[str] = "viewer/compare_prompt.html"
+    names: list[str]
+    dimensions: list[str]
+    prompt_id: str
+    sides: list[ComparedSide]
+    query: dict[str, str]
+    on: bool = True
+
+
+def prompt_comparison_page(
+    a: PairSearch, b: PairSearch | None, query: Mapping[str, str], prompt_id: str
+) -> PromptComparisonPage | NoComparison | None:
+    """The page that compares one prompt; None where neither folder has it."""
+    if b is None:
+        return NoComparison()
+    sides = [_side(p, prompt_id) for p in (a, b)]
+    if all(s.lineage is None and not s.pairs for s in sides):
         return None
     state = {k: query[k] for k in ("x", "y", "texts") if query.get(k)}
-    return {**base, "prompt_id": prompt_id, "sides": sides, "query": state}
+    return PromptComparisonPage(_names(a, b), _shared_dims(a, b), prompt_id, sides, state)
 
 
-def html(tree: dict[str, Any]) -> str:
-    """The page."""
-    if not tree["on"]:
-        note = (
-            "Start the viewer with --with OTHER, another run or dataset folder, to see here which"
-            " prompts have a pair in one only, whose margins moved, and one prompt in both."
-            " mora-data report --compare A B writes the numbers into a file."
-        )
-        return document(
-            "Compare", [f'<h1>Compare</h1><p class="note">{note}</p>'], "/compare", "/compare.json"
-        )
-    if "prompt_id" in tree:
-        return _prompt_html(tree)
-    counts = tree["counts"]
-    chips = "".join(
-        f"<li>{a('/compare', f'{name} ({counts[key]:,})', {'show': key}, current=key == tree['show'])}</li>"  # noqa: E501
-        for key, name in SHOW.items()
-    )
-    body = [
-        f"<h1>{word(tree['names'][0])} (A) and {word(tree['names'][1])} (B)</h1>",
-        _numbers(tree),
-        "<section><h2>Prompt by prompt: total margin of the best pair</h2>",
-        f'<ul class="chips" aria-label="which prompts">{chips}</ul>',
-        _rows(tree),
-        _pager(tree),
-        "</section>",
-    ]
-    return document("Compare", body, "/compare", "/compare.json")
-
-
-def _numbers(tree: Mapping[str, Any]) -> str:
-    found = tree["numbers"]
-    if found is None:
-        more = a(
-            "/compare",
-            "Which numbers differ, with intervals (computed now)",
-            {**tree["query"], "numbers": "1"},
-        )
-        return f'<p class="pager">{more}</p>'
-    doubts = "".join(f"<li>{word(d)}</li>" for d in found["doubts"])
-    differ = "".join(f"<li>{word(d)}</li>" for d in summary(found)[:6])
-    figures = "".join(
-        figure(f, "report-compare.json, " + f.name)
-        for f in (arms_figure(found), pairs_figure(found))
-    )
-    rest = figures + settings_table(found) + own_doubts(found)
-    return (
-        f"<section><h2>What to doubt</h2><ul>{doubts}</ul></section><div"
-        f' class="verdict"><strong>{found["differ"]} of '
-        f"{found['tested']} numbers"
-        f" differ</strong><ul>{differ}</ul></div>{folded('All figures and numbers', rest)}"
-    )
-
-
-def _rows(tree: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            a(f"/compare/{r['prompt_id']}", r["prompt_id"]),
-            *(s if m is None else m for s, m in zip(r["state"], r["margin"], strict=True)),
-            None if r["change"] is None else Html(f"{r['change']:+.3f}"),
-            (
-                r["kind"][0]
-                if r["kind"][0] == r["kind"][1]
-                else " / ".join(str(k or "–") for k in r["kind"])
-            ),
-        ]
-        for r in tree["rows"]
-    ]
-    if not rows:
-        return '<p class="note">No prompt of this sort.</p>'
-    return table(["prompt", "A", "B", "B − A", "kind"], rows, "prompts")
-
-
-def _pager(tree: Mapping[str, Any]) -> str:
-    first, total = tree["first"], tree["total"]
-    links = []
-    if first:
-        links.append(
-            a("/compare", "‹ back", {**tree["query"], "from": str(max(0, first - SIZE))}, key="b")
-        )
-    if first + SIZE < total:
-        links.append(a("/compare", "next ›", {**tree["query"], "from": str(first + SIZE)}, key="n"))
-    shown = f"{first + 1:,} to {min(first + SIZE, total):,} of {total:,}" if total else ""
-    return f'<p class="pager"><span>{shown}</span> {" ".join(links)}</p>'
-
-
-def _prompt_html(tree: dict[str, Any]) -> str:
-    here = f"/compare/{tree['prompt_id']}"
-    columns = "".join(
-        f"<div><h2>{side}: {word(name)}</h2>{_side(s, tree, here)}</div>"
-        for side, name, s in zip("AB", tree["names"], tree["sides"], strict=True)
-    )
-    story = (
-        a(f"/prompt/{tree['prompt_id']}", "its whole story in A")
-        if tree["sides"][0]["lineage"] is not None
-        else ""
-    )
-    links = " ".join([a("/compare", "to the list"), story, unfold(here, tree["query"])])
-    body = [
-        f'<h1>Prompt {word(tree["prompt_id"])}</h1><p class="pager">{links}</p><div'
-        f' class="two">{columns}</div>'
-    ]
-    return document(f"Compare {tree['prompt_id']}", body, "/compare", here + ".json")
-
-
-def _side(s: Mapping[str, Any], tree: Mapping[str, Any], here: str) -> str:
-    if s["lineage"] is None and not s["pairs"]:
-        return '<p class="note">This folder does not have the prompt.</p>'
-    out = []
-    if s["lineage"] is not None and s["lineage"]["arms"]:
-        state = {
-            "dimensions": s["dimensions"],
-            "floors": s["floors"],
-            "x": tree["query"].get("x"),
-            "y": tree["query"].get("y"),
-            "query": tree["query"],
-        }
-        out.append(spaces(s["lineage"], state, None, here))
-    for row in s["pairs"]:
-        out.append(_pair(row, s["dimensions"], s["may_harm"] and not tree["query"].get("texts")))
-    if not s["pairs"]:
-        out.append('<p class="note">No pair of it is in the dataset.</p>')
-    return "".join(out)
-
-
-def _pair(row: Mapping[str, Any], dims: Sequence[str], fold: bool) -> str:
-    numbers = [
-        [
-            d,
-            *(
-                row[f"{k}_{d}"]
-                for k in ("chosen_reward", "rejected_reward", "margin", "margin_confirmed")
-            ),
-        ]
-        for d in dims
-    ]
-    texts = f"<h3>prompt</h3>{said(row['prompt'][-1]['content'])}" + "".join(
-        f"<h3>{side}</h3>{said(row[side][-1]['content'])}" for side in ("chosen", "rejected")
-    )
-    return (
-        f"<h3>Pair {word(row['pair_id'])}, arm {word(row['arm'])}</h3>"
-        + table(
-            ["dimension", "chosen", "rejected", "margin", "scored again"],
-            numbers,
-            f"scores of {row['pair_id']}",
-        )
-        + folded("Show the texts (they may be harmful)", texts, fold)
-    )
+def _side(pairs: PairSearch, prompt_id: str) -> ComparedSide:
+    ix, floors = pairs.index, pairs.folder.floors
+    rows = ix.of_prompt(prompt_id)
+    found = [read_pair(ix, i) for i in rows]
+    story = read_provenance(pairs.folder, prompt_id, found)
+    may_harm = not floors or bool(ix.flags["harm"][rows].any())
+    return ComparedSide(story, found, floors, list(pairs.folder.dims), may_harm)

@@ -20,14 +20,14 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..errors import RunFolderError
+from ..report.templates import escape_line
 from ..text import digest
-from .html import word
-from .server import PAGES, View, style
+from .server import PAGES, PAGES_OF, ViewerState, draw, page_of, style_sheet
 
 LISTS = 200  # pages of the list, of drops
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 PLAIN = ({"after"}, {"flag", "sort"})  # the pages of the whole list, the overview's pairs to doubt
-LEFT_OUT = ("compare", "review")  # they need the server
+LEFT_OUT = {"compare", "review"}  # they need the server
 Address = tuple[str, tuple[tuple[str, str], ...]]  # path, query
 # attributes and texts are escaped: no quote, no bracket in them
 _LINK = re.compile(r'<a href="([^"]*)"([^>]*)>(.*?)</a>', re.S)
@@ -42,13 +42,13 @@ def freeze(path: Path, out: Path, most: int) -> dict[str, int]:
     Raises:
         RunFolderError: nothing to show, or `out` is in use or can't be written.
     """
-    view = View(path)
-    n = view.pairs().index.n
+    state = ViewerState(path)
+    n = state.pairs().index.n
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise RunFolderError(f"{out} is not empty: give a new folder")
-        names = _raw(view, out, most)
+        names = _write_pages(state, out, most)
         pairs = sum(a[0].startswith("/pair/") for a in names)
         note = (
             f"A frozen copy: {pairs:,} of {n:,} pairs have their page; search and other filters"
@@ -58,7 +58,9 @@ def freeze(path: Path, out: Path, most: int) -> dict[str, int]:
             shutil.copyfile(path / "report.html", out / "report.html")
             note += ' <a href="report.html">The report</a> has the numbers.'
         for name in names.values():
-            (out / name).write_text(_still((out / name).read_text("utf-8"), names, note), "utf-8")
+            (out / name).write_text(
+                _freeze_page((out / name).read_text("utf-8"), names, note), "utf-8"
+            )
         (out / "robots.txt").write_text("User-agent: *\nDisallow: /\n", "utf-8")
     except OSError as e:
         raise RunFolderError(
@@ -67,19 +69,19 @@ def freeze(path: Path, out: Path, most: int) -> dict[str, int]:
     return {"pages": len(names), "pairs": pairs, "of": n}
 
 
-def _raw(view: View, out: Path, most: int) -> dict[Address, str]:
+def _write_pages(state: ViewerState, out: Path, most: int) -> dict[Address, str]:
     """Write the pages as the server gives them; address -> file name."""
     start: Address = ("/", ())
     names, todo, counts = {start: "index.html"}, deque([start]), Counter[str]()
     room = {"pair": most, "prompt": most, "pairs": LISTS, "drops": LISTS, "requests": 1}
     while todo:
         address = todo.popleft()
-        page = _page(view, address)
+        page = _page(state, address)
         if page is None:  # gone since it was linked to
             del names[address]
             continue
         (out / names[address]).write_text(page, "utf-8", "replace")
-        for link in _linked(page):
+        for link in _links(page):
             kind = link[0].split("/")[1]
             # a pair comes with its prompt
             of_pair = kind == "prompt" and address[0].startswith("/pair/")
@@ -90,14 +92,13 @@ def _raw(view: View, out: Path, most: int) -> dict[Address, str]:
     return names
 
 
-def _page(view: View, address: Address) -> str | None:
-    _, kind, *key = address[0].split("/")
-    make, html = PAGES[kind]
-    tree = make(view, {**dict(address[1]), "still": "1"}, *key)
-    return None if tree is None else html(tree)
+def _page(state: ViewerState, address: Address) -> str | None:
+    _, name, *key = address[0].split("/")
+    page = page_of(state, name, "".join(key), {**dict(address[1]), "still": "1"})
+    return None if page is None else draw(page)
 
 
-def _linked(page: str) -> Iterator[Address]:
+def _links(page: str) -> Iterator[Address]:
     for found in _LINK.finditer(page):
         address = _address(unescape(found[1]))
         if address is not None:
@@ -111,8 +112,7 @@ def _address(link: str) -> Address | None:
     kind, query = given.path.strip("/").partition("/")[0], dict(parse_qsl(given.query))
     if (
         not given.path.startswith("/")
-        or kind not in PAGES
-        or kind in LEFT_OUT
+        or kind not in {*PAGES, *PAGES_OF} - LEFT_OUT
         or query.keys() & {"texts", "x", "y", "full"}
     ):
         return None
@@ -136,17 +136,17 @@ def _file(address: Address) -> str:
     )
 
 
-def _still(page: str, names: dict[Address, str], note: str) -> str:
+def _freeze_page(page: str, names: dict[Address, str], note: str) -> str:
     """A page that stands by itself: links inside the folder, style inside, no form."""
 
-    def linked(found: re.Match[str]) -> str:
+    def relink(found: re.Match[str]) -> str:
         href, more, inside = unescape(found[1]), found[2], found[3]
         anchor = f"#{href.partition('#')[2]}" if "#" in href else ""
         address = _address(href)
         if href.startswith("#") or href == "report.html":
             return found[0]
         if address is not None and address in names:
-            return f'<a href="{word(names[address] + anchor)}"{more}>{inside}</a>'
+            return f'<a href="{escape_line(names[address] + anchor)}"{more}>{inside}</a>'
         if "texts=1" in href:
             return ""  # every text is there, behind its own fold
         return f"<g>{inside}</g>" if inside.startswith("<title>") else inside
@@ -160,7 +160,7 @@ def _still(page: str, names: dict[Address, str], note: str) -> str:
     )
     head = (
         '<meta http-equiv="Content-Security-Policy"'
-        f' content="{POLICY}"><style>{style().decode()}</style>'
+        f' content="{POLICY}"><style>{style_sheet().decode()}</style>'
     )
     page = page.replace('<link rel="stylesheet" href="/style.css">', head)
-    return _LINK.sub(linked, page)
+    return _LINK.sub(relink, page)

@@ -1,7 +1,7 @@
 """The pairs of a folder as columns in memory: numbers and the first words of each text. Full texts
 stay on disk.
 
-    index = build(place)        index.n, index.numbers["margin_helpful"], index.words(7)
+    index = index_pairs(folder)        index.n, index.numbers["margin_helpful"], index.words(7)
 
 100,000 pairs take some 60 MB. A pair's place in its file is known, so that its page reads one row
 group.
@@ -9,8 +9,8 @@ group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +19,15 @@ import numpy as np
 from ..errors import RunFolderError
 from ..rewards.rules import is_refusal
 from ..run.partitions import lean_arrow
-from .place import Place, one_line, stamp
+from .folder import CHANGED, OTHER_VERSION, FileStamp, ViewedFolder, readable, stamp_files
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PROMPT_BYTES, ANSWER_BYTES = 160, 100  # of each text that are held
+PROMPT_BYTES, ANSWER_BYTES = 160, 100  # of each text that are kept in memory
 TEXTS = ("prompt", "chosen", "rejected")
 LABELS = ("arm", "kind", "carried_dim", "category", "source_dataset")
-FACETS = ("split", "arm", "kind", "carried_dim", "category", "source_dataset")
+FACETS = ("split", *LABELS)
 FLAGS = {
     "longer": "chosen is longer",
     "long_gap": "one side twice as long",
@@ -37,6 +37,7 @@ FLAGS = {
     "small": "a total margin under 0.25",
     "harm": "a side may be harmful",
 }
+PairRow = dict[str, Any]  # every column of a row of `preference`
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +49,25 @@ class Labels:
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class PairIndex:
     """Q pairs in the order of their files.
 
     Attributes:
+        starts: position of the first pair of each file.
         row_of: pair id -> position.
-        file_Q, at_Q: which file a pair is in, and its row there.
-        numbers: column -> float per pair, NaN where there is none.
+        groups: prompt id -> code; prompt_Q holds each pair's.
+        numbers: column -> float per pair, NaN where there is none; no column where no pair is.
         targets_Q_D: whether fusion added a dimension.
         flags: see FLAGS.
         texts: first bytes of prompt, chosen and rejected (pyarrow.ChunkedArray of bytes).
-        groups: prompt id -> code; prompt_Q holds each pair's.
     """
 
     dims: tuple[str, ...]
     files: tuple[Path, ...]
-    stamp: tuple[tuple[str, int, int], ...]
+    stamp: FileStamp
+    starts: NDArray[np.int64]
     ids: list[str]
     row_of: Mapping[str, int]
-    file_Q: NDArray[np.int16]
-    at_Q: NDArray[np.int32]
     groups: Mapping[str, int]
     prompt_Q: NDArray[np.int32]
     labels: Mapping[str, Labels]
@@ -93,183 +93,140 @@ class Index:
         return [] if code is None else np.flatnonzero(self.prompt_Q == code).tolist()
 
 
-def files_of(place: Place) -> list[Path]:
+def pair_files(folder: ViewedFolder) -> list[Path]:
     """The files that hold the pairs."""
-    return sorted((place.dataset / "preference").glob("*.parquet"))
+    return sorted((folder.dataset / "preference").glob("*.parquet"))
 
 
-@dataclass
-class _Making:
-    """What is gathered, batch by batch."""
-
-    ids: list[str] = field(default_factory=list)
-    coded: dict[str, tuple[dict[str, int], list[NDArray[np.int32]]]] = field(default_factory=dict)
-    numbers: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
-    place: list[tuple[int, int, int]] = field(default_factory=list)  # file, first row, rows
-    targets: list[NDArray[np.bool_]] = field(default_factory=list)
-    refused: list[NDArray[np.bool_]] = field(default_factory=list)
-    texts: dict[str, list[Any]] = field(default_factory=lambda: {t: [] for t in TEXTS})
-
-
-def build(place: Place) -> Index:
+def index_pairs(folder: ViewedFolder) -> PairIndex:
     """The index of `preference`; empty where nothing was written.
 
     Raises:
         RunFolderError: a file is damaged, vanished, or of another schema.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     lean_arrow()
-    files, made = files_of(place), _Making()
-    seen = stamp(files)
-    for number, path in enumerate(files):
-        try:
-            with pq.ParquetFile(path, pre_buffer=False) as file:
-                _add_file(made, file, number, path.name.rsplit("-", 3)[0], place.dims)
-        except (OSError, pa.ArrowException, KeyError, ValueError) as e:
-            raise RunFolderError(
-                f"{path} can't be shown ({one_line(e)}): it is damaged, being written, or of"
-                " another version of mora-data; build the dataset again if it stays so"
-            ) from e
-    return _made(made, place, tuple(files), seen)
+    import pyarrow as pa
 
-
-def _add_file(made: _Making, file: Any, number: int, split: str, dims: Sequence[str]) -> None:
-    floats = [
-        *(f"{m}_{d}" for d in dims for m in ("margin", "margin_confirmed")),
-        "margin_total",
-        "score",
-        "len_chosen",
-        "len_rejected",
-        *(f"{side}_reward_harmless" for side in ("chosen", "rejected") if "harmless" in dims),
-    ]
-    names = ["pair_id", "prompt_id", *LABELS, "target_dims", *TEXTS, *floats]
-    missing = [n for n in names if n not in file.schema_arrow.names]
-    if missing:
-        raise KeyError(f"column {missing[0]} is missing")
-    at = 0
-    for batch in file.iter_batches(1000, columns=names, use_threads=False):
-        made.place.append((number, at, len(batch)))
-        made.ids += batch.column("pair_id").to_pylist()
-        _code(made, "split", [split] * len(batch))
-        _code(made, "prompt_id", batch.column("prompt_id").to_pylist())
-        for name in LABELS:
-            _code(made, name, batch.column(name).to_pylist())
-        for name in floats:
-            made.numbers.setdefault(name, []).append(
-                batch.column(name).to_numpy(zero_copy_only=False).astype(np.float32)
-            )
-        targets = batch.column("target_dims").to_pylist()
-        made.targets.append(
-            np.array([[d in (t or ()) for d in dims] for t in targets], bool).reshape(
-                len(batch), len(dims)
-            )
-        )
-        heads = {
-            t: _heads(batch.column(t), PROMPT_BYTES if t == "prompt" else ANSWER_BYTES)
-            for t in TEXTS
-        }
-        for t, head in heads.items():
-            made.texts[t].append(head)
-        made.refused.append(
-            np.array(
-                [
-                    is_refusal((h or b"").decode("utf-8", "replace"))
-                    for h in heads["chosen"].to_pylist()
-                ],
-                bool,
-            )
-        )
-        at += len(batch)
-
-
-def _code(made: _Making, name: str, values: Sequence[str | None]) -> None:
-    names, blocks = made.coded.setdefault(name, ({}, []))
-    blocks.append(
-        np.array(
-            [names.setdefault("none" if v is None else v, len(names)) for v in values], np.int32
-        )
+    files = pair_files(folder)
+    stamp, parts = stamp_files(files), [_no_pairs(folder.dims)]
+    for path in files:
+        with readable(path, f"{OTHER_VERSION}; build the dataset again if it stays so"):
+            parts.append(_read_columns(path, folder.dims))
+    table = pa.concat_tables(parts)
+    ids = table["pair_id"].to_pylist()
+    labels = {name: _labels(table[name]) for name in (*FACETS, "prompt_id")}
+    prompts = labels.pop("prompt_id")
+    numbers = {n: _array(table[n]) for n in _floats(folder.dims)} if ids else {}
+    if ids:
+        again = [numbers[f"margin_confirmed_{d}"] for d in folder.dims]
+        numbers["confirmed_total"] = np.sum([np.zeros(len(ids), np.float32), *again], axis=0)
+        lengths = numbers["len_chosen"], numbers["len_rejected"]
+        numbers["length_ratio"] = np.maximum(*lengths) / np.maximum(np.minimum(*lengths), 1)
+    targets = np.zeros((len(ids), len(folder.dims)), bool)
+    for j, d in enumerate(folder.dims):
+        targets[:, j] = _array(table[f"adds_{d}"])
+    return PairIndex(
+        folder.dims,
+        tuple(files),
+        stamp,
+        np.cumsum([0, *(len(part) for part in parts[1:-1])]),
+        ids,
+        {pair_id: i for i, pair_id in enumerate(ids)},
+        {name: i for i, name in enumerate(prompts.names)},
+        prompts.code_Q,
+        labels,
+        numbers,
+        targets,
+        _flags(numbers, folder, _array(table["refused"])),
+        {text: table[text] for text in TEXTS},
     )
 
 
-def _heads(messages: Any, n_bytes: int) -> Any:
+def _floats(dims: Sequence[str]) -> list[str]:
+    return [
+        *(f"{m}_{d}" for d in dims for m in ("margin", "margin_confirmed")),
+        *("margin_total", "score", "len_chosen", "len_rejected"),
+        *(f"{side}_reward_harmless" for side in ("chosen", "rejected") if "harmless" in dims),
+    ]
+
+
+def _no_pairs(dims: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    kinds = {
+        **dict.fromkeys(("pair_id", "prompt_id", *FACETS), pa.string()),
+        **dict.fromkeys(_floats(dims), pa.float32()),
+        **dict.fromkeys([f"adds_{d}" for d in dims], pa.bool_()),
+        "refused": pa.bool_(),
+        **dict.fromkeys(TEXTS, pa.binary()),
+    }
+    return pa.schema(kinds.items()).empty_table()
+
+
+def _read_columns(path: Path, dims: Sequence[str]) -> Any:
+    """The columns of one file that stay in memory, as a table like `_no_pairs`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _no_pairs(dims).schema
+    names = ["pair_id", "prompt_id", *LABELS, "target_dims", *TEXTS, *_floats(dims)]
+    split = path.name.rsplit("-", 3)[0]
+    batches = []
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        missing = [n for n in names if n not in file.schema_arrow.names]
+        if missing:
+            raise KeyError(f"column {missing[0]} is missing")
+        for batch in file.iter_batches(1000, columns=names, use_threads=False):
+            columns = {name: batch.column(name) for name in names}
+            columns["split"] = pa.array([split] * len(batch))
+            for name in LABELS:
+                columns[name].validate(full=True)
+                columns[name] = columns[name].fill_null("none")
+            added = [targets or () for targets in columns.pop("target_dims").to_pylist()]
+            columns |= {f"adds_{d}": pa.array([d in t for t in added], pa.bool_()) for d in dims}
+            for text in TEXTS:
+                n_bytes = PROMPT_BYTES if text == "prompt" else ANSWER_BYTES
+                columns[text] = _first_bytes(columns[text], n_bytes)
+            heads = [(h or b"").decode("utf-8", "replace") for h in columns["chosen"].to_pylist()]
+            columns["refused"] = pa.array([is_refusal(h) for h in heads], pa.bool_())
+            arrays = [columns[f.name].cast(f.type, safe=False) for f in schema]
+            batches.append(pa.record_batch(arrays, schema=schema))
+    return pa.Table.from_batches(batches, schema)
+
+
+def _first_bytes(messages: Any, n_bytes: int) -> Any:
     """First bytes of each row's last message."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     last = pc.subtract(messages.offsets[1:], 1)  # a conversation is never empty
-    said = messages.values.field("content").take(last)
-    return pc.binary_slice(said.view(pa.binary()), 0, n_bytes)
+    content = messages.values.field("content").take(last)
+    return pc.binary_slice(content.view(pa.binary()), 0, n_bytes)
 
 
-def _made(
-    made: _Making, place: Place, files: tuple[Path, ...], seen: tuple[tuple[str, int, int], ...]
-) -> Index:
-    import pyarrow as pa
+def _labels(column: Any) -> Labels:
+    coded = column.combine_chunks().dictionary_encode()
+    return Labels(tuple(coded.dictionary.to_pylist()), coded.indices.to_numpy())
 
-    n = len(made.ids)
-    labels = {
-        name: Labels(tuple(names), _whole(blocks, np.int32))
-        for name, (names, blocks) in made.coded.items()
-    }
-    numbers = {name: _whole(blocks, np.float32) for name, blocks in made.numbers.items()}
-    if n:
-        confirmed = (
-            np.stack([numbers[f"margin_confirmed_{d}"] for d in place.dims], axis=1)
-            if place.dims
-            else np.zeros((n, 0))
-        )
-        numbers["confirmed_total"] = confirmed.sum(1).astype(np.float32)
-        longest, shortest = (
-            f(numbers["len_chosen"], numbers["len_rejected"]) for f in (np.maximum, np.minimum)
-        )
-        numbers["length_ratio"] = longest / np.maximum(shortest, 1)
-    prompts = labels.pop("prompt_id", Labels((), np.zeros(0, np.int32)))
-    return Index(
-        place.dims,
-        files,
-        seen,
-        made.ids,
-        {p: i for i, p in enumerate(made.ids)},
-        (
-            np.repeat([f for f, _, _ in made.place], [k for *_, k in made.place]).astype(np.int16)
-            if n
-            else np.zeros(0, np.int16)
-        ),
-        (
-            np.concatenate([np.arange(a, a + k, dtype=np.int32) for _, a, k in made.place])
-            if n
-            else np.zeros(0, np.int32)
-        ),
-        {name: i for i, name in enumerate(prompts.names)},
-        prompts.code_Q,
-        labels,
-        numbers,
-        np.concatenate(made.targets) if n else np.zeros((0, len(place.dims)), bool),
-        (
-            _flags(numbers, place, np.concatenate(made.refused))
-            if n
-            else {f: np.zeros(0, bool) for f in FLAGS}
-        ),
-        {t: pa.chunked_array(chunks, pa.binary()) for t, chunks in made.texts.items()},
-    )
+
+def _array(column: Any) -> NDArray[Any]:
+    found: NDArray[Any] = column.to_numpy()
+    return found
 
 
 def _flags(
-    numbers: Mapping[str, NDArray[np.float32]], place: Place, refused: NDArray[np.bool_]
+    numbers: Mapping[str, NDArray[np.float32]], folder: ViewedFolder, refused: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.bool_]]:
-    again = [numbers[f"margin_confirmed_{d}"] for d in place.dims]
+    if not numbers:
+        return dict.fromkeys(FLAGS, refused)
     lost = np.zeros(len(refused), bool)
-    for d, second in zip(place.dims, again, strict=True):
-        lost |= (second < -1e-6) | ((numbers[f"margin_{d}"] > 1e-6) & (second <= 1e-6))
-    floor = place.floors.get("harmless")
-    harm = np.ones(len(refused), bool)
+    for d in folder.dims:
+        first, second = numbers[f"margin_{d}"], numbers[f"margin_confirmed_{d}"]
+        lost |= (second < -1e-6) | ((first > 1e-6) & (second <= 1e-6))
+    floor, harmless = folder.floors.get("harmless"), np.zeros(len(refused), bool)
     if floor is not None and "chosen_reward_harmless" in numbers:
-        harm = ~(
-            (numbers["chosen_reward_harmless"] >= floor)
-            & (numbers["rejected_reward_harmless"] >= floor)
-        )
+        sides = [numbers[f"{side}_reward_harmless"] for side in ("chosen", "rejected")]
+        harmless = (sides[0] >= floor) & (sides[1] >= floor)
     return {
         "longer": numbers["len_chosen"] > numbers["len_rejected"],
         "long_gap": numbers["length_ratio"] >= 2,
@@ -277,79 +234,53 @@ def _flags(
         "unconfirmed": np.isnan(numbers["confirmed_total"]),
         "lost": lost,
         "small": numbers["margin_total"] < 0.25,
-        "harm": harm,
+        "harm": ~harmless,
     }
 
 
-def _whole(blocks: Sequence[NDArray[Any]], kind: Any) -> NDArray[Any]:
-    return np.concatenate(blocks) if blocks else np.zeros(0, kind)
-
-
-def full(index: Index, row: int) -> dict[str, Any]:
+def read_pair(index: PairIndex, row: int) -> PairRow:
     """Every column of a pair, from its file; bytes that are no UTF-8 become U+FFFD.
 
     Raises:
         RunFolderError: the file has changed since.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path, at = index.files[int(index.file_Q[row])], int(index.at_Q[row])
-    try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for group in range(file.metadata.num_row_groups):
-                n = file.metadata.row_group(group).num_rows
-                if at < n:
-                    tree = plain(file.read_row_group(group, use_threads=False).slice(at, 1))[0]
-                    if tree["pair_id"] == index.ids[row]:
-                        return tree
-                    break
-                at -= n
-    except (OSError, pa.ArrowException) as e:
-        raise RunFolderError(
-            f"{path} can't be read ({one_line(e)}): it changed; load the page again"
-        ) from e
+    number = int(np.searchsorted(index.starts, row, "right")) - 1
+    path, at = index.files[number], row - int(index.starts[number])
+    with readable(path, CHANGED), pq.ParquetFile(path, pre_buffer=False) as file:
+        for group in range(file.metadata.num_row_groups):
+            n = file.metadata.row_group(group).num_rows
+            if at < n:
+                found = file.read_row_group(group, use_threads=False).slice(at, 1)
+                pair = decode_rows(found)[0]
+                if pair["pair_id"] == index.ids[row]:
+                    return pair
+                break
+            at -= n
     raise RunFolderError(f"{path} has changed since it was read: load the page again")
 
 
-def plain(table: Any) -> list[dict[str, Any]]:
+def decode_rows(table: Any) -> list[PairRow]:
     """The rows of a table as values, texts that are no UTF-8 mended."""
     try:
-        rows: list[dict[str, Any]] = table.to_pylist()
+        rows: list[PairRow] = table.to_pylist()
     except UnicodeDecodeError:
+        columns = [[_decode(value) for value in column] for column in table.columns]
         rows = [
-            dict(zip(table.column_names, row, strict=True))
-            for row in zip(
-                *(_mended(table.column(name)) for name in table.column_names), strict=True
-            )
+            dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)
         ]
     return rows
 
 
-def _mended(column: Any) -> Iterator[Any]:
+def _decode(value: Any) -> Any:
     import pyarrow as pa
 
-    for value in column:
-        try:
-            yield value.as_py()
-        except UnicodeDecodeError:
-            yield (
-                value.cast(pa.binary()).as_py().decode("utf-8", "replace")
-                if pa.types.is_string(value.type)
-                else _deep(value)
-            )
-
-
-def _deep(value: Any) -> Any:
-    """A list or struct of texts, mended."""
-    import pyarrow as pa
-
-    if not value.is_valid:
-        return None
-    if pa.types.is_struct(value.type):
-        return {f.name: _deep(value[f.name]) for f in value.type}
-    if pa.types.is_list(value.type):
-        return [_deep(v) for v in value.values]
-    if pa.types.is_string(value.type):
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        if pa.types.is_struct(value.type):
+            return {f.name: _decode(value[f.name]) for f in value.type}
+        if pa.types.is_list(value.type):
+            return [_decode(v) for v in value.values]
         return value.cast(pa.binary()).as_py().decode("utf-8", "replace")
-    return value.as_py()

@@ -1,326 +1,386 @@
-"""The list of pairs: facets, a histogram that filters, search, order, pages. Every state is a
-URL."""
+"""The pages about pairs: the list with its filters, one pair, the prompt it came from, and the
+blind review.
+
+Each function returns the value of its page: its fields are the page's JSON, its template draws it.
+Votes are lines of reviews.jsonl in the run folder; what they say of the scores is in report.json
+(`mora-data report`).
+"""
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import Any, ClassVar
 
-from ..report.figure import shown
-from ..report.svg import Frame, axes, panel
-from .html import Html, a, document, table, url, word
-from .index import FACETS, FLAGS
-from .query import Pairs, Query, params, query_of
+import orjson
 
-if TYPE_CHECKING:
-    from .server import View
+from ..errors import RunFolderError, SettingsError
+from ..report.reviews import FILE, VOTES, prefers, read_reviews
+from ..report.templates import url
+from ..text import digest
+from ..types import Message
+from .folder import FileStamp, stamp_files
+from .index import FACETS, TEXTS, PairIndex, PairRow, read_pair
+from .provenance import PromptProvenance, ScoredAnswer, read_provenance
+from .search import PairQuery, PairSearch, parse_query
 
-NAMES = {
-    "split": "split",
-    "arm": "arm",
-    "kind": "kind of prompt",
-    "carried_dim": "carries",
-    "adds": "fusion added",
-    "flag": "look for",
-    "category": "category",
-    "source_dataset": "source",
-}
-MOST = 12  # values of a facet that are shown
+TEXT_CHARS = 20_000  # of a text that a page shows unless asked for all (parts.html cuts)
+FORM_BYTES = 4096
+PairCard = dict[str, str | float | bool | None]  # what the list says of a pair
 
 
-def data(view: View, query: dict[str, str]) -> dict[str, Any]:
-    """The page's JSON twin."""
-    held = view.pairs()
-    q = query_of(query, held.index)
-    page = held.page(q)
-    return {
-        "query": params(q),
-        "n": held.index.n,
-        "total": page.total,
-        "first": page.first,
-        "after": page.after,
-        "before": page.before,
-        "searched": page.searched,
-        "dimensions": list(held.index.dims),
-        "facets": held.facets(q),
-        "histogram": held.histogram(q),
-        "sorts": list(held.index.numbers),
-        "pairs": cards(held, page.rows, q),
-    }
+@dataclass(frozen=True, slots=True)
+class PairListPage:
+    """The list of pairs: facets, a histogram that filters, search, order, pages."""
+
+    template: ClassVar[str] = "viewer/pairs.html"
+    query: dict[str, str]
+    n: int
+    total: int
+    first: int
+    after: str | None
+    before: str | None
+    searched: int | None
+    dimensions: list[str]
+    facets: dict[str, dict[str, int]]
+    histogram: list[tuple[float, float, int]]
+    sorts: list[str]
+    pairs: list[PairCard]
 
 
-def cards(held: Pairs, rows: Sequence[int], q: Query) -> list[dict[str, Any]]:
-    """What the list says of some pairs; texts that may be harmful only where they are asked for."""
-    ix, out = held.index, []
+def pair_list_page(pairs: PairSearch, query: Mapping[str, str]) -> PairListPage:
+    """The page of the list."""
+    q = parse_query(query, pairs.index)
+    page = pairs.page(q)
+    return PairListPage(
+        query=q.params(),
+        n=pairs.index.n,
+        total=page.total,
+        first=page.first,
+        after=page.after,
+        before=page.before,
+        searched=page.searched,
+        dimensions=list(pairs.index.dims),
+        facets=pairs.facets(q),
+        histogram=pairs.histogram(q),
+        sorts=list(pairs.index.numbers),
+        pairs=pair_cards(pairs.index, page.rows, q.texts),
+    )
+
+
+def pair_cards(ix: PairIndex, rows: Sequence[int], texts: bool) -> list[PairCard]:
+    """What the list says of some pairs; `texts`: also those that may be harmful."""
+    out: list[PairCard] = []
     for i in rows:
         harm = bool(ix.flags["harm"][i])
-        out.append(
-            {
-                "pair_id": ix.ids[i],
-                **{k: ix.labels[k].names[int(ix.labels[k].code_Q[i])] for k in FACETS},
-                "may_harm": harm,
-                **{
-                    t: ix.words(i, t) if q.texts or not harm else None
-                    for t in ("prompt", "chosen", "rejected")
-                },
-                **{name: _number(values[i]) for name, values in ix.numbers.items()},
-            }
-        )
+        card: PairCard = {"pair_id": ix.ids[i], "may_harm": harm}
+        card |= {k: ix.labels[k].names[int(ix.labels[k].code_Q[i])] for k in FACETS}
+        card |= {t: ix.words(i, t) if texts or not harm else None for t in TEXTS}
+        numbers = {name: float(values[i]) for name, values in ix.numbers.items()}
+        card |= {name: None if v != v else round(v, 4) for name, v in numbers.items()}
+        out.append(card)
     return out
 
 
-def _number(value: Any) -> float | None:
-    return None if value != value else round(float(value), 4)
+@dataclass(frozen=True, slots=True)
+class PairPage:
+    """One pair: both answers side by side, scores against pass thresholds, where it stands among
+    all answers of its prompt. `query`: the list that it was opened from."""
+
+    template: ClassVar[str] = "viewer/pair.html"
+    pair: PairRow
+    dimensions: list[str]
+    floors: Mapping[str, float]
+    may_harm: bool
+    query: dict[str, str]
+    next: str | None
+    back: str | None
+    x: str | None
+    y: str | None
+    whole: bool
+    lineage: PromptProvenance | None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a text is too long to be shown to its end."""
+        return not self.whole and any(
+            len(m["content"] or "") > TEXT_CHARS for t in TEXTS for m in self.pair[t]
+        )
 
 
-def html(tree: dict[str, Any]) -> str:
-    """The page."""
-    q = _query(tree["query"])
-    body = [
-        f"<h1>{tree['total']:,} of {tree['n']:,} pairs</h1>",
-        _active(q),
-        '<div class="split">',
-        _facets(tree, q),
-        "<div>",
-        _find(tree, q),
+def pair_page(pairs: PairSearch, query: Mapping[str, str], pair_id: str) -> PairPage | None:
+    """The page of a pair; None where there is no such pair."""
+    ix, q = pairs.index, parse_query(query, pairs.index)
+    at = ix.row_of.get(pair_id)
+    if at is None:
+        return None
+
+    def neighbour(step: PairQuery) -> str | None:
+        rows = pairs.page(step, 1).rows
+        return ix.ids[rows[0]] if rows and rows[0] != at else None
+
+    row = read_pair(ix, at)
+    return PairPage(
+        pair=row,
+        dimensions=list(ix.dims),
+        floors=pairs.folder.floors,
+        may_harm=bool(ix.flags["harm"][at]),
+        query=q.filters(),
+        next=neighbour(replace(q, after=pair_id, before=None)),
+        back=neighbour(replace(q, before=pair_id, after=None)),
+        x=query.get("x"),
+        y=query.get("y"),
+        whole=query.get("full") == "1",
+        lineage=read_provenance(pairs.folder, row["prompt_id"], [row]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPage:
+    """One prompt from its source to its pairs: what presampling found, every rewrite with its
+    checks, every answer by arm."""
+
+    template: ClassVar[str] = "viewer/prompt.html"
+    lineage: PromptProvenance
+    dimensions: list[str]
+    floors: Mapping[str, float]
+    x: str | None
+    y: str | None
+    query: dict[str, str]
+    pairs: list[str]
+
+    @property
+    def fold_prompt(self) -> bool:
+        """Whether the prompt is folded: some answer to it is not known to be harmless."""
+        answers = [a for arm in self.lineage.arms for a in arm.answers]
+        return not self.query.get("texts") and (
+            not answers or any(self.may_harm(a) for a in answers)
+        )
+
+    def may_harm(self, answer: ScoredAnswer) -> bool:
+        """Whether the answer is not known to be harmless."""
+        floor, reward = self.floors.get("harmless"), answer.rewards.get("harmless")
+        return floor is None or reward is None or reward < floor
+
+    def rewrite_diff(self, rewrite: str) -> list[tuple[str, bool]]:
+        """The rewritten prompt in pieces, each with whether it is new."""
+        return word_diff(self.lineage.messages[-1]["content"], rewrite)
+
+
+def prompt_page(pairs: PairSearch, query: Mapping[str, str], prompt_id: str) -> PromptPage | None:
+    """The page of a prompt; None where there is no such prompt."""
+    ix = pairs.index
+    rows = ix.of_prompt(prompt_id)
+    story = read_provenance(pairs.folder, prompt_id, [read_pair(ix, i) for i in rows])
+    if story is None:
+        return None
+    return PromptPage(
+        lineage=story,
+        dimensions=list(ix.dims),
+        floors=pairs.folder.floors,
+        x=query.get("x"),
+        y=query.get("y"),
+        query={k: query[k] for k in ("x", "y", "texts") if query.get(k)},
+        pairs=[ix.ids[i] for i in rows],
+    )
+
+
+def word_diff(before: str, after: str) -> list[tuple[str, bool]]:
+    """`after` in pieces, each with whether `before` lacks its words; one piece where little of
+    `before` is left."""
+    old, new = (re.findall(r"\S+\s*", text[:TEXT_CHARS]) for text in (before, after))
+    old_keys, new_keys = ([w.strip().casefold() for w in words] for words in (old, new))
+    match = difflib.SequenceMatcher(None, old_keys, new_keys, autojunk=False)
+    kept = sum(block.size for block in match.get_matching_blocks())
+    if len(old) * len(new) > 4_000_000 or not old or kept < 0.5 * len(old):
+        return [(after, False)]
+    pieces = [
+        ("".join(new[start:stop]), what != "equal")
+        for what, _, _, start, stop in match.get_opcodes()
     ]
-    if tree["searched"] is not None:
-        body.append(
-            f'<p class="note" role="status">The time sufficed for {tree["searched"]:,} pairs; there'
-            " may be more hits.</p>"
-        )
-    if tree["histogram"]:
-        body.append(histogram(tree["histogram"], q, f"{_column(q)} of these pairs"))
-    body += [
-        _pager(tree, q),
-        listing(tree["pairs"], tree["dimensions"], q) if tree["pairs"] else _nothing(tree),
-        _pager(tree, q, keys=False),
-        "</div></div>",
-    ]
-    return document("Pairs", body, "/pairs", escape(url_of("/pairs.json", tree["query"])))
+    return [(text, is_new) for text, is_new in pieces if text]
 
 
-def url_of(path: str, query: Mapping[str, str]) -> str:
-    """An unescaped link."""
-    from urllib.parse import urlencode
+class ReviewSession:
+    """One person's reviews of one run folder, while the viewer runs.
 
-    return path + (f"?{urlencode(query)}" if query else "")
+    Attributes:
+        token: what a form has to carry, so that no other page can vote.
+    """
+
+    def __init__(self, run: Path, reviewer: str) -> None:
+        self.run, self.reviewer, self.token = run, reviewer, token_urlsafe(24)
+        self._writing = threading.Lock()
+        self._order: tuple[FileStamp | None, list[str]] = (None, [])
+        self._votes: tuple[FileStamp | None, dict[str, dict[str, Any]]] = (None, {})
+
+    def order(self, ix: PairIndex) -> list[str]:
+        """All pairs in this person's order."""
+        if self._order[0] != ix.stamp:
+            order = sorted(ix.ids, key=lambda i: digest("review", self.reviewer, i))
+            self._order = (ix.stamp, order)
+        return self._order[1]
+
+    def first(self, pair_id: str) -> str:
+        """The side that is shown first."""
+        return ("chosen", "rejected")[int(digest("first", self.reviewer, pair_id)[:8], 16) % 2]
+
+    def votes(self) -> dict[str, dict[str, Any]]:
+        """This person's votes by pair, those of another viewer too."""
+        now = stamp_files([self.run / FILE])
+        if self._votes[0] != now:
+            rows = read_reviews(self.run)
+            self._votes = (now, {r["pair_id"]: r for r in rows if r["reviewer"] == self.reviewer})
+        return self._votes[1]
+
+    def next(self, ix: PairIndex, after: str | None) -> str:
+        """The first pair without a vote, behind `after` where that is given; then those that were
+        passed over."""
+        order, votes = self.order(ix), self.votes()
+        start = order.index(after) + 1 if after in order else 0
+        return next((i for i in order[start:] + order[:start] if i not in votes), "")
+
+    def add(self, pair_id: str, vote: str) -> None:
+        """Append a vote.
+
+        Raises:
+            SettingsError: no such vote.
+            RunFolderError: it can't be written.
+        """
+        if vote not in VOTES:
+            raise SettingsError(f"vote {vote[:20]!r} is none of {', '.join(VOTES)}")
+        row = {
+            "pair_id": pair_id,
+            "reviewer": self.reviewer,
+            "first": self.first(pair_id),
+            "vote": vote,
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        }
+        try:
+            with self._writing:
+                file = os.open(self.run / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                try:
+                    # one write: two viewers don't mix their lines
+                    os.write(file, orjson.dumps(row) + b"\n")
+                finally:
+                    os.close(file)
+        except OSError as e:
+            raise RunFolderError(
+                f"can't write {self.run / FILE}: {e.strerror}; the vote is not kept"
+            ) from e
 
 
-def _query(given: Mapping[str, str]) -> Query:
-    tree: dict[str, Any] = dict(given)
-    for name in ("low", "high"):
-        if name in tree:
-            tree[name] = float(tree[name])
-    return Query(**{**tree, "whole": "whole" in tree, "texts": "texts" in tree})
+@dataclass(frozen=True, slots=True)
+class LastVote:
+    """The vote just given, with what the scores say: shown when it can't sway it any more.
+
+    `agrees`: None where the vote is for neither side.
+    """
+
+    pair_id: str
+    vote: str
+    agrees: bool | None
+    margin: float | None
 
 
-def _column(q: Query) -> str:
-    return q.sort.removeprefix("-").replace("_", " ")
+@dataclass(frozen=True, slots=True)
+class NoReview:
+    """The page of a viewer that was started without a reviewer."""
+
+    template: ClassVar[str] = "viewer/review.html"
+    n: int
+    query: dict[str, str]
+    on: bool = False
 
 
-def _active(q: Query) -> str:
-    chips: list[tuple[str, dict[str, Any]]] = [
-        (f"{NAMES[k]}: {FLAGS.get(v, v) if k == 'flag' else v}", {k: None})
-        for k in NAMES
-        if (v := getattr(q, k))
-    ]
-    if q.q:
-        chips.append((f"text: {q.q}", {"q": "", "whole": False}))
-    if q.low is not None or q.high is not None:
-        chips.append(
-            (f"{_column(q)} {shown(q.low)} to {shown(q.high)}", {"low": None, "high": None})
-        )
-    if not chips:
-        return ""
-    return (
-        '<ul class="chips" aria-label="filters">'
-        + "".join(
-            f"<li>{a('/pairs', name + ' ✕', params(q, **change))}</li>" for name, change in chips
-        )
-        + f"<li>{a('/pairs', 'all pairs')}</li></ul>"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewPage:
+    """Blind review where no pair is left to judge. The token of the form is not in the JSON."""
+
+    template: ClassVar[str] = "viewer/review.html"
+    reviewer: str
+    n: int
+    judged: int
+    last: LastVote | None
+    query: dict[str, str]
+    pair_id: str | None
+    _token: str
+    on: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairToJudge(ReviewPage):
+    """Two answers without scores, place and order by chance: neither the page nor its JSON says
+    which is the chosen one."""
+
+    prompt: list[Message]
+    first: str
+    second: str
+    may_harm: bool
+
+
+def review_page(
+    pairs: PairSearch, session: ReviewSession | None, query: Mapping[str, str]
+) -> NoReview | ReviewPage:
+    """The page of the blind review."""
+    ix = pairs.index
+    state = {"texts": "1"} if query.get("texts") == "1" else {}
+    if session is None:
+        return NoReview(ix.n, state)
+    pair_id = query.get("pair") or session.next(ix, query.get("after"))
+    votes, at = session.votes(), ix.row_of.get(pair_id)
+    page = ReviewPage(
+        reviewer=session.reviewer,
+        n=ix.n,
+        judged=sum(i in ix.row_of for i in votes),
+        last=_last_vote(ix, votes.get(query.get("last", ""))),
+        query=state,
+        pair_id=None if at is None else pair_id,
+        _token=session.token,
+    )
+    if at is None:
+        return page
+    row, first = read_pair(ix, at), session.first(pair_id)
+    second = "rejected" if first == "chosen" else "chosen"
+    return PairToJudge(
+        **{f.name: getattr(page, f.name) for f in fields(page)},
+        prompt=row["prompt"],
+        first=row[first][-1]["content"],
+        second=row[second][-1]["content"],
+        may_harm=bool(ix.flags["harm"][at]),
     )
 
 
-def _facets(tree: dict[str, Any], q: Query) -> str:
-    out = ['<aside class="facets" aria-label="filters by value">']
-    for name, title in NAMES.items():
-        counts, chosen = tree["facets"][name], getattr(q, name)
-        if name not in ("adds", "flag") and len(counts) < 2 and chosen is None:
-            continue
-        shown_values = list(counts.items())[:MOST]
-        if chosen in counts and chosen not in dict(shown_values):
-            shown_values.append((chosen, counts[chosen]))
-        items = "".join(f"<li>{_value(q, name, v, n, chosen == v)}</li>" for v, n in shown_values)
-        more = f'<li class="dim">and {len(counts) - MOST} more</li>' if len(counts) > MOST else ""
-        out.append(f"<h2>{word(title)}</h2><ul>{items}{more}</ul>")
-    return "".join(out) + "</aside>"
-
-
-def _value(q: Query, name: str, value: str, n: int, chosen: bool) -> str:
-    said = FLAGS[value] if name == "flag" else value
-    link = url("/pairs", params(q, **{name: None if chosen else value}))
-    now = " aria-current=true" if chosen else ""
-    return (
-        f'<a href="{link}"{now}><span>{word(said, 60)}</span><span class="count">{n:,}</span></a>'
+def _last_vote(ix: PairIndex, vote: Mapping[str, Any] | None) -> LastVote | None:
+    at = ix.row_of.get(vote["pair_id"]) if vote is not None else None
+    if vote is None or at is None:
+        return None
+    side, margin = prefers(dict(vote)), float(ix.numbers["margin_total"][at])
+    return LastVote(
+        ix.ids[at],
+        vote["vote"],
+        None if side is None else side == "chosen",
+        None if margin != margin else margin,
     )
 
 
-def _find(tree: dict[str, Any], q: Query) -> str:
-    held = {
-        k: v for k, v in params(q, q="", whole=False).items() if k not in ("sort", "low", "high")
-    }
-    hidden = "".join(
-        f'<input type="hidden" name="{escape(k)}" value="{escape(v)}">' for k, v in held.items()
-    )
-    sorts = "".join(
-        f'<option value="{escape(s)}"{" selected" if s == q.sort else ""}>{word(name)}</option>'
-        for s, name in _sorts(tree["sorts"])
-    )
-    texts = a(
-        "/pairs",
-        "hide texts that may be harmful" if q.texts else "show texts that may be harmful",
-        params(q, texts=not q.texts, after=q.after, before=q.before),
-    )
-    return (
-        f'<form class="find" action="/pairs" method="get" role="search">{hidden}<label for="q"'
-        ' class="skip">words in the texts</label><input type="search" id="q" name="q"'
-        ' accesskey="s" maxlength="200" placeholder="words in the beginning of a text"'
-        f' value="{escape(q.q)}"><label><input type="checkbox" name="whole"'
-        f' value="1"{" checked" if q.whole else ""}> whole texts (slow)</label><label'
-        ' for="sort">order</label><select id="sort"'
-        f' name="sort">{sorts}</select><button>show</button></form><p class="dim">{texts}</p>'
-    )
+def take_vote(pairs: PairSearch, session: ReviewSession, form: Mapping[str, str]) -> str:
+    """Keep a vote; returns the address of the next pair.
 
-
-def _sorts(columns: Sequence[str]) -> list[tuple[str, str]]:
-    return [
-        (sign + c, f"{c.replace('_', ' ')}, {way} first")
-        for c in columns
-        for sign, way in (("-", "largest"), ("", "smallest"))
-    ]
-
-
-def histogram(bins: Sequence[Sequence[Any]], q: Query, title: str) -> str:
-    """Bars that are links to the pairs in their range."""
-    if not bins:
-        return f'<p class="dim">{word(title)}: none is known.</p>'
-    low, high, most = bins[0][0], bins[-1][1], max(b[2] for b in bins)
-    if low == high:
-        return f'<p class="dim">{word(title)}: {shown(low)} for all {bins[0][2]:,}.</p>'
-    f = Frame((low, high), (0, most * 1.05), 400, 150, 46, 10, 24, 34)
-    marks = axes(f, "", "pairs")
-    for start, stop, n in bins:
-        if n:
-            here = q.low is not None and abs(q.low - start) < 1e-5
-            marks.append(
-                _bar(
-                    f,
-                    start,
-                    stop,
-                    n,
-                    url("/pairs", params(q, low=round(start, 5), high=round(stop, 5))),
-                    here,
-                )
-            )
-    said = f"{sum(b[2] for b in bins):,} pairs from {low:.2f} to {high:.2f}; each bar is a link"
-    return f'<div class="hist">{panel(title, said, f, marks, "group")}</div>'
-
-
-def _bar(f: Frame, start: float, stop: float, n: int, link: str, here: bool) -> str:
-    """A bar, and over its whole height a place to point at."""
-    x, y, width, floor = f.px(start), f.py(n), f.px(stop) - f.px(start), f.height - f.bottom
-    said = f"{start:.2f} to {stop:.2f}: {n:,} pairs"
-    return (
-        f'<a href="{link}"'
-        f' aria-label="{said}"{" aria-current=true" if here else ""}><title>{said}</title><rect'
-        f' class="h" x="{x + 0.7:.1f}" y="{y:.1f}" width="{width - 1.4:.1f}"'
-        f' height="{max(floor - y, 1.5):.1f}"/><rect class="hit" x="{x:.1f}" y="{f.top}"'
-        f' width="{width:.1f}" height="{floor - f.top}"/></a>'
-    )
-
-
-def _pager(tree: dict[str, Any], q: Query, keys: bool = True) -> str:
-    last = tree["first"] + len(tree["pairs"])
-    links = []
-    if tree["before"]:
-        links.append(
-            a(
-                "/pairs",
-                "‹ back",
-                params(q, before=tree["before"], after=None),
-                key="b" if keys else "",
-            )
-        )
-    if tree["after"]:
-        links.append(
-            a(
-                "/pairs",
-                "next ›",
-                params(q, after=tree["after"], before=None),
-                key="n" if keys else "",
-            )
-        )
-    said = f"{tree['first'] + 1:,} to {last:,} of {tree['total']:,}" if tree["pairs"] else ""
-    return f'<p class="pager"><span class="dim">{said}</span>{" ".join(links)}</p>'
-
-
-def _nothing(tree: dict[str, Any]) -> str:
-    said = (
-        "No pair passes these filters."
-        if tree["n"]
-        else "No pairs are written here yet: the overview shows how far the run is."
-    )
-    return f'<p class="note">{said}</p>'
-
-
-def listing(cards: Sequence[Mapping[str, Any]], dims: Sequence[str], q: Query) -> str:
-    """Pairs as a table; on a narrow screen each is a card."""
-    rows = [
-        [
-            _snippet(c, q),
-            *(_margin(c[f"margin_{d}"], c[f"margin_confirmed_{d}"]) for d in dims),
-            _margin(c["margin_total"], None),
-            Html(
-                word(f"{shown(int(c['len_chosen'] or 0))} : {shown(int(c['len_rejected'] or 0))}")
-            ),
-            Html(word(", ".join(str(c[k]) for k in ("arm", "kind", "split")))),
-        ]
-        for c in cards
-    ]
-    return table(["pair", *dims, "total", "length", "about"], rows, "pairs", "pairs")
-
-
-def _snippet(c: Mapping[str, Any], q: Query) -> Html:
-    state = params(q, after=q.after, before=q.before)
-    state = {k: v for k, v in state.items() if k not in ("after", "before")}
-    if c["prompt"] is None:
-        return Html(
-            f'<span class="snip">{a("/pair/" + c["pair_id"], c["pair_id"], state)}</span><span'
-            f' class="snip">may be harmful: carries {word(c["carried_dim"])}, category'
-            f" {word(c['category'])}</span>"
-        )
-    sides = "".join(
-        f'<span class="snip" dir="auto"><b>{side}</b>{word(c[side])}</span>'
-        for side in ("chosen", "rejected")
-    )
-    return Html(
-        '<span class="snip"'
-        f' dir="auto">{a("/pair/" + c["pair_id"], c["prompt"] or c["pair_id"], state)}</span>{sides}'  # noqa: E501
-    )
-
-
-def _margin(value: float | None, again: float | None) -> Html:
-    if value is None:
-        return Html("–")
-    lost = again is not None and value > 1e-6 >= again
-    second = (
-        f' <span class="{"down" if lost else "dim"}">({again:+.2f})</span>'
-        if again is not None
-        else ""
-    )
-    return Html(
-        "<span"
-        f' class="{"up" if value > 1e-6 else "down" if value < -1e-6 else "dim"}">{value:+.2f}</span>{second}'  # noqa: E501
-    )
+    Raises:
+        SettingsError: no such vote or pair.
+        RunFolderError: it can't be written.
+    """
+    pair_id = form.get("pair", "")
+    if pair_id not in pairs.index.row_of:
+        raise SettingsError(f"there is no pair {pair_id[:40]!r} in this folder")
+    session.add(pair_id, form.get("vote", ""))
+    texts = {"texts": "1"} if form.get("texts") == "1" else {}
+    return url("/review", {"last": pair_id, **texts})

@@ -3,34 +3,47 @@
 
     server = server_of(Path("runs/demo"), 0); server.serve_forever()
 
-A page is made from the value of its JSON twin (`/pairs.json`, or `?format=json`). The folder may
-change at any time: what a page needs is read again when a file is another one.
+Every page is also there as JSON (`/pairs.json`, or `?format=json`): the fields of the value that
+its template draws. The folder may change at any time: what a page needs is read again when a file
+is another one.
 """
 
 from __future__ import annotations
 
 import errno
 import hmac
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import orjson
 
 from ..errors import MoraError, SettingsError
-from . import compare, overview, pair, pairs, prompt, review, rows
-from .html import document, word
-from .index import files_of
-from .live import Watch
-from .place import Place, place_of, stamp
-from .query import Pairs
+from ..report.templates import render
+from . import pictures
+from .compare import comparison_page, prompt_comparison_page
+from .folder import RunStatus, ViewedFolder, Watch, open_folder, stamp_files
+from .index import FLAGS, pair_files
+from .overview import drops_page, overview_page, requests_page
+from .pairs import (
+    FORM_BYTES,
+    ReviewSession,
+    pair_list_page,
+    pair_page,
+    prompt_page,
+    review_page,
+    take_vote,
+)
+from .search import PairQuery, PairSearch
 
 PORT = 7470
 HOSTS = ("127.0.0.1", "localhost")
+FOREIGN = "This viewer answers to 127.0.0.1 and localhost only."
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors"
@@ -42,68 +55,109 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-PAGES: Mapping[
-    str, tuple[Callable[..., dict[str, Any] | None], Callable[[dict[str, Any]], str]]
-] = {
-    "": (overview.data, overview.html),
-    "pairs": (pairs.data, pairs.html),
-    "pair": (pair.data, pair.html),
-    "prompt": (prompt.data, prompt.html),
-    "drops": (rows.drops, rows.drops_html),
-    "requests": (rows.requests, rows.requests_html),
-    "compare": (compare.data, compare.html),
-    "review": (review.data, review.html),
-}
 
 
-class View:
-    """The folder with what is held of it; shared by the threads that answer."""
+class ViewerState:
+    """The folder with what is kept of it; shared by the threads that answer."""
 
     def __init__(self, path: Path, reviewer: str | None = None, other: Path | None = None) -> None:
         self.path = path
-        self.other = View(other) if other is not None else None
-        self.watch = Watch()
-        self.reviewing = review.Reviewing(path, reviewer) if reviewer is not None else None
+        self.other = ViewerState(other) if other is not None else None
+        self.session = ReviewSession(path, reviewer) if reviewer is not None else None
+        self._watch = Watch()
         self._indexing, self._looking = threading.Lock(), threading.Lock()
-        self._pairs: Pairs | None = None
+        self._pairs: PairSearch | None = None
 
-    def place(self) -> Place:
+    def folder(self) -> ViewedFolder:
         """The folder as it stands now."""
-        return place_of(self.path)
+        return open_folder(self.path)
 
-    def pairs(self) -> Pairs:
+    def pairs(self) -> PairSearch:
         """The pairs, indexed again when their files have changed."""
-        place = self.place()
+        folder = self.folder()
         with self._indexing:
-            held = self._pairs
-            same = held is not None and (held.place.dims, held.place.floors) == (
-                place.dims,
-                place.floors,
-            )
-            if held is None or not same or held.index.stamp != stamp(files_of(place)):
-                self._pairs = None  # the old index need not stand beside the new one
-                self._pairs = held = Pairs(place)
-            return held
+            kept = self._pairs
+            if (
+                kept is None
+                or (kept.folder.dims, kept.folder.floors) != (folder.dims, folder.floors)
+                or kept.index.stamp != stamp_files(pair_files(folder))
+            ):
+                kept = self._pairs = None  # the old index need not stand beside the new one
+                kept = self._pairs = PairSearch(folder)
+            return kept
 
-    def look(self, place: Place) -> dict[str, Any]:
-        """How the run stands."""
+    def other_pairs(self) -> PairSearch | None:
+        """The pairs of the folder to compare with."""
+        return self.other.pairs() if self.other is not None else None
+
+    def status(self, folder: ViewedFolder) -> RunStatus:
+        """How the folder's run stands."""
         with self._looking:
-            return self.watch.look(place)
+            return self._watch.look(folder)
 
 
-class Server(ThreadingHTTPServer):
-    """A server with its View."""
+class Page(Protocol):
+    """The value of a page: its fields are the page's JSON. It loads itself again where it has a
+    `reload_s`."""
+
+    template: ClassVar[str]
+
+
+Query = dict[str, str]
+# by the first part of the address; those of PAGES_OF belong to the id that follows it
+PAGES: Mapping[str, Callable[[ViewerState, Query], Page]] = {
+    "": lambda s, q: overview_page(folder := s.folder(), s.status(folder), s.pairs(), q),
+    "pairs": lambda s, q: pair_list_page(s.pairs(), q),
+    "drops": lambda s, q: drops_page(folder := s.folder(), s.status(folder), s.pairs(), q),
+    "requests": lambda s, q: requests_page(folder := s.folder(), s.status(folder), q),
+    "compare": lambda s, q: comparison_page(s.pairs(), s.other_pairs(), q),
+    "review": lambda s, q: review_page(s.pairs(), s.session, q),
+}
+PAGES_OF: Mapping[str, Callable[[ViewerState, Query, str], Page | None]] = {
+    "pair": lambda s, q, pair_id: pair_page(s.pairs(), q, pair_id),
+    "prompt": lambda s, q, prompt_id: prompt_page(s.pairs(), q, prompt_id),
+    "compare": lambda s, q, prompt_id: prompt_comparison_page(
+        s.pairs(), s.other_pairs(), q, prompt_id
+    ),
+}
+
+
+def page_of(state: ViewerState, name: str, key: str, query: Query) -> Page | None:
+    """The value of a page, whose fields are its JSON; None where the folder does not have it.
+
+    Raises:
+        KeyError: there is no page of this name.
+        SettingsError: a parameter that there is not.
+        RunFolderError: the folder can't be shown.
+    """
+    return PAGES_OF[name](state, query, key) if key else PAGES[name](state, query)
+
+
+def draw(page: Page) -> str:
+    """The page as HTML."""
+    return render(page.template, page=page, pictures=pictures, PairQuery=PairQuery, FLAGS=FLAGS)
+
+
+def style_sheet() -> bytes:
+    """The one style sheet."""
+    here = Path(__file__).parent
+    files = here.parent / "report" / "style.css", here / "view.css"
+    return b"\n".join(path.read_bytes() for path in files)
+
+
+class ViewerServer(ThreadingHTTPServer):
+    """A server with the state of its folder."""
 
     daemon_threads = True
 
-    def __init__(self, view: View, port: int) -> None:
-        self.view = view
+    def __init__(self, state: ViewerState, port: int) -> None:
+        self.state = state
         super().__init__(("127.0.0.1", port), _Handler)
 
 
 def server_of(
     path: Path, port: int | None, reviewer: str | None = None, other: Path | None = None
-) -> Server:
+) -> ViewerServer:
     """A server that listens, its pairs indexed. `port`: 0 takes any; None takes 7470, or any where
     that is in use.
 
@@ -114,195 +168,176 @@ def server_of(
         RunFolderError: the folder can't be shown.
         SettingsError: the port can't be had.
     """
-    view = View(path, reviewer, other)
-    if reviewer is not None and view.place().run is None:
+    state = ViewerState(path, reviewer, other)
+    if reviewer is not None and state.folder().run is None:
         raise SettingsError(f"--review writes into a run folder, and {path} is a dataset alone")
-    for folder in (view, view.other):
-        if folder is not None:
-            folder.pairs()
+    state.pairs()
+    state.other_pairs()
     try:
-        return Server(view, PORT if port is None else port)
+        return ViewerServer(state, PORT if port is None else port)
     except (OSError, OverflowError) as e:
-        if port is None and isinstance(e, OSError) and e.errno == errno.EADDRINUSE:
-            return Server(view, 0)
-        why = (
-            "is in use"
-            if isinstance(e, OSError) and e.errno == errno.EADDRINUSE
-            else f"can't be used ({e})"
-        )
+        taken = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
+        if port is None and taken:
+            return ViewerServer(state, 0)
+        why = "is in use" if taken else f"can't be used ({e})"
         raise SettingsError(
             f"port {port or PORT} of 127.0.0.1 {why}: give another one with --port, or leave it out"
         ) from e
+
+
+def serve(
+    path: Path,
+    port: int | None,
+    open_browser: bool,
+    reviewer: str | None = None,
+    other: Path | None = None,
+) -> None:
+    """Show a folder until it is interrupted; the URL goes to stdout. For the rest see
+    `server_of`."""
+    server = server_of(path, port, reviewer, other)
+    address = f"127.0.0.1:{server.server_address[1]}"
+    print(f"http://{address}/", flush=True)
+    print(f"ctrl-c ends it; from another machine: ssh -L 7470:{address} HOST", file=sys.stderr)
+    has_screen = sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if open_browser and has_screen:
+        import webbrowser
+
+        webbrowser.open(f"http://{address}/")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+
+
+class _Reply(NamedTuple):
+    status: int
+    kind: str
+    body: bytes
+    reload_s: int = 0
+    location: str = ""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "mora-data", ""
     timeout = 60
-    server: Server
+    server: ViewerServer
 
     def do_GET(self) -> None:
-        self._send(*self._answer())
+        self._send(self._answer())
 
     do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET
 
     def do_POST(self) -> None:
-        if self.server.view.reviewing is None or self.path != "/review":
+        session = self.server.state.session
+        if session is None or self.path != "/review":
             return self.do_GET()
-        try:
-            status, kind, body = 303, review.vote(self.server.view, self._form()), b""
-        except PermissionError as e:
-            status, kind, body = _problem(403, str(e), False)
-        except SettingsError as e:
-            status, kind, body = _problem(400, str(e), False)
-        except MoraError as e:
-            status, kind, body = _problem(503, str(e), False)
         self.close_connection = True  # what is left of a body that was not read is no request
-        self._send(status, kind, body)
+        try:
+            form = self._read_vote(session.token)
+            location = take_vote(self.server.state.pairs(), session, form)
+        except (MoraError, PermissionError) as e:
+            return self._send(_problem(_status_of(e), str(e)))
+        self._send(_Reply(303, "text/plain", b"", location=location))
 
-    def _form(self) -> dict[str, str]:
+    def _read_vote(self, token: str) -> dict[str, str]:
         """The vote's fields.
 
         Raises:
             PermissionError: it does not come from this viewer's own page.
             SettingsError: it is no form of a vote.
         """
-        host = self.headers.get("Host", "")
-        if host.rsplit(":", 1)[0] not in HOSTS:
-            raise PermissionError("This viewer answers to 127.0.0.1 and localhost only.")
+        host, site = self.headers.get("Host", ""), self.headers.get("Sec-Fetch-Site", "none")
+        if not self._is_own_host():
+            raise PermissionError(FOREIGN)
         foreign = self.headers.get("Origin", f"http://{host}") != f"http://{host}"
-        if foreign or self.headers.get("Sec-Fetch-Site", "same-origin") not in (
-            "same-origin",
-            "none",
-        ):
+        if foreign or site not in ("same-origin", "none"):
             raise PermissionError("A vote has to come from the viewer's own page.")
         size = self.headers.get("Content-Length", "")
-        if not size.isdecimal() or int(size) > review.FORM_BYTES:
-            raise SettingsError(f"a vote is a form of at most {review.FORM_BYTES} bytes")
-        fields = dict(
-            parse_qsl(self.rfile.read(int(size)).decode("utf-8", "replace"), max_num_fields=10)
-        )
-        reviewing = self.server.view.reviewing
-        if reviewing is None or not hmac.compare_digest(
-            fields.get("token", "").encode(), reviewing.token.encode()
-        ):
+        if not size.isdecimal() or int(size) > FORM_BYTES:
+            raise SettingsError(f"a vote is a form of at most {FORM_BYTES} bytes")
+        body = self.rfile.read(int(size)).decode("utf-8", "replace")
+        fields = dict(parse_qsl(body, max_num_fields=10))
+        if not hmac.compare_digest(fields.get("token", "").encode(), token.encode()):
             raise PermissionError(
                 "This page is of an earlier start of the viewer: load it again and vote once more."
             )
         return fields
 
-    def _send(self, status: int, kind: str, body: bytes, reload_s: int = 0) -> None:
-        self.send_response(status)
-        if status == 303:
-            self.send_header("Location", kind)
-            kind = "text/plain"
-        if reload_s:
-            self.send_header("Refresh", str(reload_s))
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in HEADERS.items():
-            self.send_header(name, value)
-        if status == 405:
-            self.send_header("Allow", "GET, HEAD")
+    def _is_own_host(self) -> bool:
+        return self.headers.get("Host", "").rsplit(":", 1)[0] in HOSTS
+
+    def _send(self, reply: _Reply) -> None:
+        self.send_response(reply.status)
+        headers = {"Content-Type": reply.kind, "Content-Length": str(len(reply.body)), **HEADERS}
+        if reply.location:
+            headers["Location"] = reply.location
+        if reply.reload_s:
+            headers["Refresh"] = str(reply.reload_s)
+        if reply.status == 405:
+            headers["Allow"] = "GET, HEAD"
             self.close_connection = True  # a body may follow that nobody reads
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(reply.body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal shows the URL, and errors are pages."""
 
-    def _answer(self) -> tuple[int, str, bytes, int]:
+    def _answer(self) -> _Reply:
         given = urlsplit(self.path)
-        query = (
-            dict(parse_qsl(given.query, max_num_fields=50)) if given.query.count("&") < 50 else {}
-        )
-        name = unquote(given.path).strip("/")
-        as_json = query.pop("format", "") == "json" or name.endswith(".json")
-        name = name.removesuffix(".json")
-        if self.headers.get("Host", "").rsplit(":", 1)[0] not in HOSTS:
-            return (
-                *_problem(403, "This viewer answers to 127.0.0.1 and localhost only.", as_json),
-                0,
-            )
+        short = given.query.count("&") < 50
+        query = dict(parse_qsl(given.query, max_num_fields=50)) if short else {}
+        path = unquote(given.path).strip("/")
+        as_json = query.pop("format", "") == "json" or path.endswith(".json")
+        if not self._is_own_host():
+            return _problem(403, FOREIGN, as_json)
         if self.command not in ("GET", "HEAD"):
-            return (
-                *_problem(405, f"{self.command} is not for this viewer: it only shows.", as_json),
-                0,
-            )
-        if name == "style.css":
-            return 200, "text/css; charset=utf-8", style(), 0
-        kind, _, key = name.partition("/")
-        if kind == "index":
-            kind = ""
-        if kind not in PAGES or not (
-            kind in ("pair", "prompt", "compare") if key else kind not in ("pair", "prompt")
-        ):
-            return *_problem(404, f"There is no page {given.path[:80]!r}.", as_json), 0
-        return self._page(kind, key, query, as_json)
-
-    def _page(
-        self, kind: str, key: str, query: dict[str, str], as_json: bool
-    ) -> tuple[int, str, bytes, int]:
-        make, html = PAGES[kind]
+            line = f"{self.command} is not for this viewer: it only shows."
+            return _problem(405, line, as_json)
+        if path.removesuffix(".json") == "style.css":
+            return _Reply(200, "text/css; charset=utf-8", style_sheet())
+        name, _, key = path.removesuffix(".json").partition("/")
+        name = "" if name == "index" else name
+        if name not in (PAGES_OF if key else PAGES):
+            return _problem(404, f"There is no page {given.path[:80]!r}.", as_json)
         try:
-            tree = make(self.server.view, query, *([key] if key else []))
-            if tree is None:
-                return (
-                    *_problem(404, f"There is no {kind} {key[:64]!r} in this folder.", as_json),
-                    0,
-                )
-            if as_json:
-                told = {k: v for k, v in tree.items() if not k.startswith("_")}
-                return (
-                    200,
-                    "application/json",
-                    orjson.dumps(told, default=str, option=orjson.OPT_NON_STR_KEYS),
-                    0,
-                )
-            return (
-                200,
-                "text/html; charset=utf-8",
-                html(tree).encode("utf-8", "replace"),
-                tree.get("reload_s", 0),
-            )
-        except SettingsError as e:
-            return *_problem(400, str(e), as_json), 0
+            return self._page(name, key, query, as_json)
         except MoraError as e:
-            return *_problem(503, str(e), as_json), 0
+            return _problem(_status_of(e), str(e), as_json)
         except Exception as e:  # a page that fails must not end the viewer
+            kind = type(e).__name__
             print(
-                f"mora-data: page {kind}/{key[:40]} failed: {type(e).__name__}: {str(e)[:200]}",
-                file=sys.stderr,
+                f"mora-data: page {name}/{key[:40]} failed: {kind}: {str(e)[:200]}", file=sys.stderr
             )
-            return (
-                *_problem(
-                    500,
-                    f"This page failed ({type(e).__name__}): the folder may be of another version,"
-                    " or changing.",
-                    as_json,
-                ),
-                0,
-            )
+            line = f"This page failed ({kind}): the folder may be of another version, or changing."
+            return _problem(500, line, as_json)
+
+    def _page(self, name: str, key: str, query: Query, as_json: bool) -> _Reply:
+        page = page_of(self.server.state, name, key, query)
+        if page is None:
+            return _problem(404, f"There is no {name} {key[:64]!r} in this folder.", as_json)
+        if as_json:
+            body = orjson.dumps(page, default=str, option=orjson.OPT_NON_STR_KEYS)
+            return _Reply(200, "application/json", body)
+        return _html(200, draw(page), getattr(page, "reload_s", 0))
 
 
-def _problem(status: int, line: str, as_json: bool) -> tuple[int, str, bytes]:
+def _status_of(e: Exception) -> int:
+    if isinstance(e, PermissionError):
+        return 403
+    return 400 if isinstance(e, SettingsError) else 503
+
+
+def _problem(status: int, line: str, as_json: bool = False) -> _Reply:
     if as_json:
-        return status, "application/json", orjson.dumps({"error": line})
-    body = document(
-        f"{status}",
-        [f'<h1>{status}</h1><p class="problem">{word(line, 600)}</p>'],
-        "",
-        "/index.json",
-    )
-    return status, "text/html; charset=utf-8", body.encode("utf-8", "replace")
+        return _Reply(status, "application/json", orjson.dumps({"error": line}))
+    return _html(status, render("viewer/problem.html", status=status, line=line))
 
 
-def style() -> bytes:
-    """The one style sheet."""
-    here = Path(__file__).parent
-    return (
-        (here.parent / "report" / "style.css").read_bytes()
-        + b"\n"
-        + (here / "view.css").read_bytes()
-    )
+def _html(status: int, page: str, reload_s: int = 0) -> _Reply:
+    return _Reply(status, "text/html; charset=utf-8", page.encode("utf-8", "replace"), reload_s)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from support.run_folder import DIMS
 from support.scored import many, write
 
-from mora_data.viewer.server import Server, server_of
+from mora_data.viewer.server import ViewerServer, server_of
 
 TAGS = frozenset(
     "html head meta title link body a nav ul li main h1 h2 h3 h4 p div span section article aside"
@@ -89,7 +89,7 @@ class Seen(HTMLParser):
 class Viewer:
     """A running viewer."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ViewerServer) -> None:
         self.server = server
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
 

@@ -24,6 +24,7 @@ import yaml
 from pydantic import BaseModel
 
 import mora_data
+from benchmarks import reward_space
 from mora_data import build, cli
 from mora_data.cli.commands import _settings as command_settings
 from mora_data.cli.recipes import run_command
@@ -40,7 +41,6 @@ from mora_data.run.cost import load_prices
 from mora_data.run.folder import run_status
 from mora_data.settings import ROLES, BuildSettings, load_settings, parse_override
 from mora_data.types import STAGES
-from mora_data.viewer import poster
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -425,7 +425,7 @@ def test_the_picture_of_the_readme_is_drawn_from_the_demo(
 ) -> None:
     """`make picture` draws it; run it where the demo has changed."""
     held = (ROOT / "docs/reward-space.svg").read_text("utf-8")
-    assert poster.main([str(demo), str(tmp_path / "drawn.svg")]) == 0
+    assert reward_space.main([str(demo), str(tmp_path / "drawn.svg")]) == 0
     assert (tmp_path / "drawn.svg").read_text("utf-8") == held
     assert len(held.encode()) < 60_000 and "prefers-color-scheme:dark" in held
     assert "](docs/reward-space.svg)" in README.read_text("utf-8")
@@ -434,7 +434,10 @@ def test_the_picture_of_the_readme_is_drawn_from_the_demo(
     assert sum("dot" in m for m in marks) > 40 and not {
         e.tag.split("}")[1] for e in root.iter()
     } & {"a", "script", "image", "use"}
-    assert poster.main([str(demo), str(tmp_path / "x.svg"), "nope"]) == 1 and poster.main([]) == 2
+    assert (
+        reward_space.main([str(demo), str(tmp_path / "x.svg"), "nope"]) == 1
+        and reward_space.main([]) == 2
+    )
     assert "has no pair nope" in capsys.readouterr().err
 
 

@@ -21,7 +21,7 @@ from mora_data.report import report_of
 from mora_data.report.page import page
 from mora_data.report.pairs import Pairs, read_pairs
 from mora_data.report.reviews import agreement, read_reviews
-from mora_data.viewer.review import Reviewing
+from mora_data.viewer.pairs import ReviewSession
 from mora_data.viewer.server import server_of
 
 
@@ -85,10 +85,10 @@ def test_what_was_voted_is_what_was_shown(run: Path) -> None:
         v.post("/review", {"token": token(v), "pair": shown["pair_id"], "vote": "first"})
     (row,) = votes(run)
     assert pair[row["first"]][-1]["content"] == shown["first"]
-    sides = [Reviewing(run, "ada").first(f"{i:016x}") for i in range(400)]
+    sides = [ReviewSession(run, "ada").first(f"{i:016x}") for i in range(400)]
     assert 160 < sides.count("chosen") < 240
     orders = [
-        sorted(map(str, range(50)), key=lambda i, who=who: Reviewing(run, who).first(i))
+        sorted(map(str, range(50)), key=lambda i, who=who: ReviewSession(run, who).first(i))
         for who in ("ada", "bob")
     ]
     assert orders[0] != orders[1]
@@ -121,7 +121,7 @@ def test_nobody_else_can_vote(run: Path) -> None:
 
 
 def test_two_viewers_write_whole_lines(run: Path) -> None:
-    people = [Reviewing(run, name) for name in ("ada", "bob")]
+    people = [ReviewSession(run, name) for name in ("ada", "bob")]
     work = [
         threading.Thread(target=lambda p=p: [p.add(f"{i:016x}", "first") for i in range(200)])
         for p in people
@@ -140,7 +140,7 @@ def test_kappa_goes_to_the_report(run: Path, tmp_path: Path) -> None:
     assert report_of(run)["reviews"] is None
     held = read_pairs(run / "dataset", ["helpful", "harmless", "truthful"])
     for name, right in (("ada", 10), ("bob", 9)):
-        person = Reviewing(run, name)
+        person = ReviewSession(run, name)
         for k, pair_id in enumerate(f"{i:016x}" for i in held.ids_Q.tolist()):
             first = person.first(pair_id) == "chosen"
             person.add(pair_id, "first" if first == (k < right) else "second")

@@ -19,6 +19,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 from support.command import start
 from support.run_folder import DIMS, make_run
 from support.scored import one, write
@@ -26,12 +28,13 @@ from support.viewing import HOSTILE, Seen, Viewer, dataset, prompt_of, viewing
 
 from mora_data.cli import main
 from mora_data.errors import RunFolderError
-from mora_data.viewer.html import added
-from mora_data.viewer.index import build, full
-from mora_data.viewer.live import Watch
-from mora_data.viewer.picture import space
-from mora_data.viewer.place import place_of
-from mora_data.viewer.query import Pairs, Query, params, query_of
+from mora_data.report.templates import environment
+from mora_data.viewer.folder import Watch, open_folder
+from mora_data.viewer.index import index_pairs, read_pair
+from mora_data.viewer.pairs import word_diff
+from mora_data.viewer.pictures import reward_space
+from mora_data.viewer.provenance import ScoredAnswer
+from mora_data.viewer.search import PairQuery, PairSearch, parse_query
 from mora_data.viewer.server import server_of
 
 
@@ -121,10 +124,10 @@ def test_filters_agree_with_the_rows(folder: Path) -> None:
         for s in ("test", "train")
         for r in pq.read_table(folder / f"preference/{s}-00000-of-00001.parquet").to_pylist()
     ]
-    held = Pairs(place_of(folder))
+    held = PairSearch(open_folder(folder))
 
     def found(**query: str) -> set[str]:
-        q = query_of(query, held.index)
+        q = parse_query(query, held.index)
         return {held.index.ids[i] for i in held.page(q, 1000).rows}
 
     def wanted(test: Any) -> set[str]:
@@ -157,7 +160,7 @@ def test_filters_agree_with_the_rows(folder: Path) -> None:
         found(q="slowly.", whole="1") == wanted(lambda r: True)
         and found(q="nothing holds this", whole="1") == set()
     )
-    q = query_of({"kind": "flat"}, held.index)
+    q = parse_query({"kind": "flat"}, held.index)
     facets = held.facets(q)
     assert facets["kind"] == {k: sum(r["kind"] == k for r in rows) for k in ("flat", "conflict")}
     assert facets["arm"]["fused"] == len(found(kind="flat", arm="fused")) and sum(
@@ -170,38 +173,40 @@ def test_filters_agree_with_the_rows(folder: Path) -> None:
     "sort", ["-margin_total", "margin_helpful", "margin_confirmed_harmless", "-length_ratio"]
 )
 def test_pages_go_through_every_pair_once_in_order(folder: Path, sort: str) -> None:
-    held = Pairs(place_of(folder))
-    q, seen, starts = query_of({"sort": sort}, held.index), [], []
+    held = PairSearch(open_folder(folder))
+    q, seen, starts = parse_query({"sort": sort}, held.index), [], []
     while True:
         page = held.page(q, 30)
         starts.append(page.first)
         seen += page.rows
         if page.after is None:
             break
-        q = query_of({**params(q), "after": page.after}, held.index)
+        q = parse_query({**q.params(), "after": page.after}, held.index)
     assert sorted(seen) == list(range(130)) and starts == [0, 30, 60, 90, 120]
     values = [v for v in held.index.numbers[sort.removeprefix("-")][seen].tolist() if v == v]
     assert values == sorted(values, reverse=sort.startswith("-"))
-    back = held.page(query_of({"sort": sort, "before": held.index.ids[seen[60]]}, held.index), 30)
+    back = held.page(
+        parse_query({"sort": sort, "before": held.index.ids[seen[60]]}, held.index), 30
+    )
     assert (
         back.rows == seen[30:60]
-        and held.page(query_of({"sort": sort, "after": "gone"}, held.index), 30).first == 0
+        and held.page(parse_query({"sort": sort, "after": "gone"}, held.index), 30).first == 0
     )
-    kept = query_of({"sort": sort, "kind": "flat"}, held.index)
+    kept = parse_query({"sort": sort, "kind": "flat"}, held.index)
     flat = held.page(kept, 1000).rows
     other = next(i for i in seen if i not in flat and seen.index(i) > 40)
     after = held.page(
-        query_of({**params(kept), "after": held.index.ids[other]}, held.index), 1000
+        parse_query({**kept.params(), "after": held.index.ids[other]}, held.index), 1000
     ).rows
     assert after == [i for i in flat if seen.index(i) > seen.index(other)]
 
 
 def test_a_change_of_filter_begins_at_the_first_page() -> None:
-    q = Query(kind="flat", after="x", low=0.5)
-    assert params(q, arm="fused") == {"kind": "flat", "arm": "fused", "low": "0.5"}
+    q = PairQuery(kind="flat", after="x", low=0.5)
+    assert q.params(arm="fused") == {"kind": "flat", "arm": "fused", "low": "0.5"}
     assert (
-        params(q, sort="margin_helpful") == {"kind": "flat", "sort": "margin_helpful"}
-        and params(q, q="a&b", kind=None)["q"] == "a&b"
+        q.params(sort="margin_helpful") == {"kind": "flat", "sort": "margin_helpful"}
+        and q.params(q="a&b", kind=None)["q"] == "a&b"
     )
 
 
@@ -241,6 +246,19 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
             "/pairs?kind=%3Cscript%3Ealert(1)%3C/script%3E&q=%22%3E%3Cimg+src%3Dx+onerror%3D1%3E&category=%E2%80%AE"
         )
         v.page("/drops?stage=%3Cb%3E&reason=%22onload%3D1")
+
+
+def test_a_template_prints_every_value_as_text() -> None:
+    env = environment()
+    shown = env.from_string("<p title='{{ x }}'>{{ x }} {{ x|line(9) }} {{ made }} {{ n }}</p>")
+    text = shown.render(x="<b>'\"\u202e\x07\r\n&", made=Markup("<i>"), n=1.5)
+    hidden = "&lt;b&gt;&#x27;&quot;⟦U+202E⟧⟦U+0007⟧\n&amp;"
+    assert text == (
+        f"<p title='{hidden}'>{hidden} &lt;b&gt;&#x27;&quot;⟦U+202E⟧⟦U+0007⟧ &amp; <i> 1.5</p>"
+    )
+    assert env.from_string("{% if missing is defined %}x{% endif %}").render() == ""
+    with pytest.raises(UndefinedError):
+        env.from_string("{{ missing }}").render()
 
 
 def _break_utf8(folder: Path) -> None:
@@ -295,8 +313,8 @@ def test_a_prompt_shows_what_became_of_it(viewer: Viewer, run: Path) -> None:
 
 
 def test_the_picture_keeps_every_answer_apart() -> None:
-    def answer(i: int, x: float, y: float, *flags: str) -> dict[str, Any]:
-        return {"index": i, "rewards": {"helpful": x, "harmless": y}, "flags": flags}
+    def answer(i: int, x: float, y: float, *flags: str) -> ScoredAnswer:
+        return ScoredAnswer(i, {"helpful": x, "harmless": y}, flags)
 
     answers = [
         *(answer(i, 0.5, 0.5) for i in range(9)),
@@ -304,7 +322,7 @@ def test_the_picture_keeps_every_answer_apart() -> None:
         answer(10, 0.25, 1.0),
         answer(11, 1.0, 1.0, "truncated"),
     ]
-    svg = space(
+    svg = reward_space(
         "after",
         answers,
         ("helpful", "harmless"),
@@ -337,13 +355,13 @@ def test_the_picture_keeps_every_answer_apart() -> None:
 
 
 def test_added_words_are_marked() -> None:
-    assert (
-        added("How do I fold a map?", "How do I fold a map? And is it <b>safe</b>?").count("<ins>")
-        == 1
-    )
-    assert "&lt;b&gt;" in added("a b", "a b <b>") and "<ins>" not in added(
-        "one two three", "entirely other words here"
-    )
+    assert word_diff("How do I fold a map?", "How do I fold a map? And is it <b>safe</b>?") == [
+        ("How do I fold a map? ", False),
+        ("And is it <b>safe</b>?", True),
+    ]
+    assert word_diff("one two three", "entirely other words here") == [
+        ("entirely other words here", False)
+    ]
 
 
 def test_a_dataset_alone(folder: Path, tmp_path: Path) -> None:
@@ -442,7 +460,7 @@ def test_a_running_build_is_followed(tmp_path: Path) -> None:
     os.utime(log, (10, 10))
     os.utime(run / "spending.json", (10, 10))
     os.utime(run / "mine.json", (10, 10))
-    first = watch.look(place_of(run))
+    first = watch.look(open_folder(run))
     assert (
         not first["running"]
         and first["answers_in_open_logs"] == 2
@@ -456,7 +474,7 @@ def test_a_running_build_is_followed(tmp_path: Path) -> None:
         (run / "spending.json").write_text('{"models": {"m": [1000, 120, 0]}}')
         os.utime(log, (10, 10))  # a slow answer is under way: only the lock tells
         os.utime(run / "spending.json", (10, 10))
-        second = watch.look(place_of(run))
+        second = watch.look(open_folder(run))
         assert (
             second["running"] and second["answers_per_s"] == 4.1 and second["tokens_per_s"] == 100.0
         )
@@ -488,7 +506,7 @@ def test_a_running_build_is_followed(tmp_path: Path) -> None:
     finally:
         os.close(lock)
     log.write_bytes(b"a\n")  # started anew
-    assert watch.look(place_of(run))["answers_in_open_logs"] == 1
+    assert watch.look(open_folder(run))["answers_in_open_logs"] == 1
 
 
 def test_files_that_change_underfoot(tmp_path: Path) -> None:
@@ -496,19 +514,19 @@ def test_files_that_change_underfoot(tmp_path: Path) -> None:
     with viewing(path) as v:
         first = v.get("/pairs.json").tree
         gone = first["pairs"][0]["pair_id"]
-        held = v.server.view.pairs()
+        held = v.server.state.pairs()
         for f in (path / "preference").glob("train-*.parquet"):
             f.unlink()
         with pytest.raises(RunFolderError, match="load the page again"):
-            full(held.index, held.index.n - 1)
+            read_pair(held.index, held.index.n - 1)
         with pytest.raises(RunFolderError, match="load the page again"):
-            held.page(Query(q="x", whole=True))
+            held.page(PairQuery(q="x", whole=True))
         assert v.get("/pairs.json").tree["n"] == 10
         test = next((path / "preference").glob("test-*.parquet"))
         pq.write_table(pq.read_table(test).slice(1), test)
         assert v.get("/pairs.json").tree["n"] == 9
         with pytest.raises(RunFolderError, match="has changed"):
-            full(held.index, 0)
+            read_pair(held.index, 0)
         test.write_bytes(b"PAR1 and no more")
         reply = v.get("/pairs")
         assert (
@@ -561,7 +579,7 @@ def test_two_viewers_of_one_folder(run: Path) -> None:
 
 def test_an_index_without_pairs(tmp_path: Path) -> None:
     (tmp_path / "preference").mkdir()
-    index = build(place_of(tmp_path))
+    index = index_pairs(open_folder(tmp_path))
     assert index.n == 0 and index.of_prompt("x") == []
     with viewing(tmp_path) as v:
         v.page("/")

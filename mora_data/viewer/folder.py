@@ -1,0 +1,342 @@
+"""What is looked at: a run folder (finished, running or left), or a dataset folder alone; and how
+its run stands.
+
+    folder = open_folder(Path("runs/demo"))     folder.dims, folder.floors, folder.partitions()
+    watch = Watch(); watch.look(folder)         {"running": True, "answers_per_s": 41.0, ...}
+
+The build's own files are read, its lock is never taken. A speed is what was added between two
+looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import yaml
+
+from ..errors import RunFolderError, SettingsError
+from ..run.cost import load_prices
+from ..run.folder import LIVE, parts_of, read_json
+from ..run.partitions import Partition
+from ..types import STAGES
+
+FRESH_S = 20.0  # a log that grew this recently belongs to a running build
+RELOAD_S = 3
+SPEED_SPAN_S = 60.0
+CHANGED = "it changed; load the page again"
+OTHER_VERSION = "it is damaged, being written, or of another version of mora-data"
+FileStamp = tuple[tuple[str, int, int], ...]
+StageCounts = TypedDict("StageCounts", {"in": int, "kept": int, "dropped": dict[str, int]})
+
+
+@dataclass(frozen=True, slots=True)
+class ViewedFolder:
+    """One folder as it stood when it was opened.
+
+    Attributes:
+        run: the run folder; None where only a dataset folder was given.
+        dataset: the dataset folder; it may be empty or not there yet.
+        manifest: the run's, or the one that the dataset folder carries.
+        dims: reward dimensions; those of the columns where no settings tell.
+        floors: dimension -> pass threshold; empty where none is known.
+    """
+
+    root: Path
+    run: Path | None
+    dataset: Path
+    manifest: Mapping[str, Any]
+    dims: tuple[str, ...]
+    floors: Mapping[str, float]
+
+    @property
+    def kind(self) -> str:
+        """ "run" or "dataset"."""
+        return "run" if self.run is not None else "dataset"
+
+    def partitions(self) -> list[Partition]:
+        """The run's partitions; none of a dataset folder."""
+        return parts_of(self.run) if self.run is not None else []
+
+    def finished(self) -> list[tuple[Partition, dict[str, Any]]]:
+        """The partitions that are finished, each with its manifest."""
+        return [(p, m) for p in self.partitions() if (m := p.manifest()) is not None]
+
+    def tokens(self) -> dict[str, Any]:
+        """Model -> [in, out, of which cached], as the run has written them down."""
+        models = read_json(self.root / "spending.json").get("models")
+        return models if isinstance(models, dict) else {}
+
+
+def open_folder(path: Path) -> ViewedFolder:
+    """The folder as it stands now.
+
+    Raises:
+        RunFolderError: neither a run nor a dataset folder, or one that another version wrote.
+    """
+    manifest = read_json(path / "manifest.json")
+    if "identity" in manifest:
+        return _open_run(path, manifest)
+    if (path / "preference").is_dir() or (path / "scored").is_dir():
+        carried = read_json(path / "provenance" / "manifest.json").get("manifest")
+        floors = read_json(path / "provenance" / "calibration.json").get("floors")
+        return ViewedFolder(
+            path,
+            None,
+            path,
+            carried if isinstance(carried, dict) else {},
+            _dims_of_columns(path),
+            _floors(floors),
+        )
+    if not path.exists():
+        raise RunFolderError(
+            f"{path} does not exist: give the --out of a build, or a dataset folder"
+        )
+    raise RunFolderError(
+        f"{path} is neither a run nor a dataset folder: give the --out of a build, or a folder with"
+        " preference/"
+    )
+
+
+def _open_run(path: Path, manifest: Mapping[str, Any]) -> ViewedFolder:
+    settings = manifest.get("settings")
+    if settings is None:  # not at its first end yet
+        try:
+            settings = yaml.safe_load((path / "build.yaml").read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            settings = {"dimensions": []}  # a build that is just beginning
+    dims = settings.get("dimensions") if isinstance(settings, dict) else None
+    if not isinstance(dims, list) or not all(isinstance(d, str) for d in dims):
+        raise RunFolderError(
+            f"the settings of {path} are of another version of mora-data: build it again with"
+            " this one"
+        )
+    reference = read_json(path / "reference.json") or manifest.get("reference") or {}
+    floors = _floors(reference.get("floors"))
+    return ViewedFolder(path, path, path / "dataset", manifest, tuple(dims), floors)
+
+
+def _dims_of_columns(dataset: Path) -> tuple[str, ...]:
+    for config, start in (("preference", "margin_confirmed_"), ("scored", "rewards_")):
+        for file in stamp_files(sorted((dataset / config).glob("*.parquet"))):
+            return tuple(n.removeprefix(start) for n in _columns(*file) if n.startswith(start))
+    return ()
+
+
+@lru_cache(maxsize=8)
+def _columns(file: str, size: int, time_ns: int) -> tuple[str, ...]:
+    """Names of a file's columns; read again when it is another one."""
+    import pyarrow.parquet as pq
+
+    with readable(file, "fetch or build the dataset again"):
+        return tuple(pq.read_schema(file).names)
+
+
+def _floors(tree: object) -> dict[str, float]:
+    if not isinstance(tree, dict):
+        return {}
+    return {d: float(v) for d, v in tree.items() if isinstance(v, (int, float))}
+
+
+@contextlib.contextmanager
+def readable(what: object, hint: str = OTHER_VERSION) -> Iterator[None]:
+    """Around reading a file: what another library says of a damaged one becomes one line.
+
+    Raises:
+        RunFolderError: it can't be read.
+    """
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError, ValueError) as e:
+        why = " ".join(str(e).split())[:100]
+        raise RunFolderError(f"{what} can't be read ({why}): {hint}") from e
+
+
+def stamp_files(paths: Sequence[Path]) -> FileStamp:
+    """Name, size and time of each file: differs when one was written again."""
+    out = []
+    for path in paths:
+        try:
+            s = path.stat()
+        except OSError:
+            continue
+        out.append((str(path), s.st_size, s.st_mtime_ns))
+    return tuple(out)
+
+
+class RunStatus(TypedDict):
+    """How a run stands; of a dataset folder alone only `running`, which is False.
+
+    `now` is what a running build says of itself: its step, done of total, and how busy its
+    endpoints are. None where it is an older build, or has said nothing for a while.
+    """
+
+    running: bool
+    status: NotRequired[str | None]
+    prompts: NotRequired[int]
+    prompts_sealed: NotRequired[int]
+    owed: NotRequired[int]
+    partitions: NotRequired[int]
+    partitions_sealed: NotRequired[int]
+    answers: NotRequired[int]
+    answers_in_open_logs: NotRequired[int]
+    tokens: NotRequired[dict[str, int]]
+    cost: NotRequired[float | None]
+    errors: NotRequired[int]
+    answers_per_s: NotRequired[float | None]
+    tokens_per_s: NotRequired[float | None]
+    now: NotRequired[dict[str, Any] | None]
+
+
+class Watch:
+    """Remembers the last looks, and how far each log was counted."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._logs: dict[Path, tuple[int, int]] = {}  # bytes, lines
+        self._looks: deque[tuple[float, int, int]] = deque(maxlen=200)  # time, answers, tokens
+
+    def look(self, folder: ViewedFolder) -> RunStatus:
+        """The status of the folder's run at this moment."""
+        if folder.run is None:
+            return {"running": False}
+        now, parts, finished = self._clock(), folder.partitions(), folder.finished()
+        models = folder.tokens()
+        used = [t for t in models.values() if isinstance(t, list) and len(t) == 3]
+        tokens = {"in": sum(t[0] for t in used), "out": sum(t[1] for t in used)}
+        logged = sum(self._lines(p.log_path) for p in parts)
+        answers = logged + sum(int(m.get("answers") or 0) for _, m in finished)
+        self._looks.append((now, answers, sum(tokens.values())))
+        running = _is_locked(folder.run / ".lock") or (
+            folder.manifest.get("status") == "started" and _is_fresh(folder, now)
+        )
+        owed = sum(len(m.get("owed") or ()) for _, m in finished)
+        answers_per_s, tokens_per_s = self._speeds()
+        return {
+            "running": running,
+            "status": folder.manifest.get("status"),
+            "prompts": sum(_n_prompts(p) for p in parts),
+            "prompts_sealed": sum(int(m.get("n_prompts") or 0) for _, m in finished) - owed,
+            "owed": owed,
+            "partitions": len(parts),
+            "partitions_sealed": len(finished),
+            "answers": answers,
+            "answers_in_open_logs": logged,
+            "tokens": tokens,
+            "cost": _cost(folder, models),
+            "errors": sum(int(m.get("errors") or 0) for _, m in finished),
+            "answers_per_s": answers_per_s,
+            "tokens_per_s": tokens_per_s,
+            "now": _read_live(folder.run, now) if running else None,
+        }
+
+    def _speeds(self) -> tuple[float | None, float | None]:
+        last = self._looks[-1]
+        first = next(x for x in self._looks if last[0] - x[0] <= SPEED_SPAN_S)
+        span = last[0] - first[0]
+        if span < 0.5:
+            return None, None
+        answers, tokens = (round(max(last[i] - first[i], 0) / span, 1) for i in (1, 2))
+        return answers, tokens
+
+    def _lines(self, path: Path) -> int:
+        """Lines of an append-only log; only what is new is read."""
+        try:
+            size = path.stat().st_size
+            at, lines = self._logs.get(path, (0, 0))
+            if size < at:
+                at, lines = 0, 0
+            with path.open("rb") as f:
+                f.seek(at)
+                while at < size and (block := f.read(min(1 << 20, size - at))):
+                    at, lines = at + len(block), lines + block.count(b"\n")
+        except OSError:  # the partition was finished in the meantime
+            self._logs.pop(path, None)
+            return 0
+        self._logs[path] = (at, lines)
+        return lines
+
+
+def reload_after(status: RunStatus, query: Mapping[str, str]) -> int:
+    """Seconds after which the page of a running build loads itself again; 0 for never, as where it
+    is to stand still."""
+    return RELOAD_S if status["running"] and not query.get("still") else 0
+
+
+def stage_counts(folder: ViewedFolder, running: bool) -> dict[str, StageCounts]:
+    """in, kept and dropped per stage: the manifest's; of a run that is not done, those of its
+    finished partitions."""
+    counts = folder.manifest.get("counts")
+    if isinstance(counts, dict) and counts and not running:
+        return {s: _counts(c) for s, c in counts.items()}
+    mined = read_json(folder.root / "mine.json") if folder.run is not None else {}
+    out = {"mine": _counts(mined)} if mined else {}
+    total: Counter[str] = Counter()
+    for _, m in folder.finished():
+        total.update(m.get("counts") or {})
+    for name, n in sorted(total.items()):
+        stage, _, what = name.partition(".")
+        row = out.setdefault(stage, _counts({}))
+        match what:
+            case "in" | "kept":
+                row[what] = n
+            case reason:
+                row["dropped"][reason] = n
+    return {stage: out[stage] for stage in STAGES if stage in out}
+
+
+def _counts(tree: Mapping[str, Any]) -> StageCounts:
+    dropped = dict(tree.get("dropped") or {})
+    return {"in": tree.get("in", 0), "kept": tree.get("kept", 0), "dropped": dropped}
+
+
+def _read_live(run: Path, now: float) -> dict[str, Any] | None:
+    live = read_json(run / LIVE)
+    slots, at = live.get("slots"), live.get("at")
+    if not isinstance(at, (int, float)) or abs(now - at) > FRESH_S or not isinstance(slots, list):
+        return None
+    sums = {
+        k: sum(int(s.get(k) or 0) for s in slots if isinstance(s, dict))
+        for k in ("size", "open", "busy", "waiting")
+    }
+    named = ("step", "done", "total", "requests", "retries", "failed")
+    return {**{k: live.get(k) for k in named}, "slots": slots, **sums}
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process surely holds the run's lock, by the system's table of locks."""
+    try:
+        inode = path.stat().st_ino
+        locks = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return False
+    return any(f":{inode} " in line and "FLOCK" in line for line in locks)
+
+
+def _is_fresh(folder: ViewedFolder, now: float) -> bool:
+    logs = [p.log_path for p in folder.partitions()]
+    stamps = stamp_files([folder.root / "spending.json", folder.root / "mine.json", *logs])
+    return now - max((ns / 1e9 for *_, ns in stamps), default=0.0) < FRESH_S
+
+
+def _cost(folder: ViewedFolder, models: Mapping[str, Any]) -> float | None:
+    limits = (folder.manifest.get("settings") or {}).get("limits") or {}
+    try:
+        return load_prices(limits.get("prices")).cost(models) if models else None
+    except (SettingsError, ValueError, TypeError):
+        return folder.manifest.get("cost")
+
+
+def _n_prompts(part: Partition) -> int:
+    try:
+        return part.n_prompts()
+    except OSError:
+        return 0
