@@ -19,6 +19,7 @@ from ..errors import MoraError
 from ..types import STAGES
 from . import commands
 
+Command = Callable[[argparse.Namespace], int | None]  # gives the exit code where it is not 0
 LISTS = ("sources", "engines", "rewards", "selectors", "templates", "recipes")
 
 
@@ -26,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(argv)
-    command: Callable[[argparse.Namespace], int] = args.command
+    command: Command = args.command
     # requests leave no cycles behind; looking for them every 700 objects took 8 % of the CPU
     gc.set_threshold(20_000, 20, 50)
     signal.signal(signal.SIGTERM, _stop)
     try:
         _reach_folders(args)
-        return command(args)
+        return command(args) or 0
     except MoraError as e:
         commands.fail(str(e))
         return 1
@@ -139,9 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _command(
-    sub: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
+def _command(sub: Any, name: str, command: Command, text: str) -> argparse.ArgumentParser:
     description = text[0].upper() + text[1:] + "."
     parser: argparse.ArgumentParser = sub.add_parser(name, help=text, description=description)
     parser.set_defaults(command=command)
@@ -275,9 +274,10 @@ def _add_view(sub: Any) -> None:
 
 
 def _add_recipe(sub: Any) -> None:
-    r = _command(sub, "recipe", commands.recipe_list, "training recipes: list, copy, run")
+    r = _command(sub, "recipe", commands.list_names, "training recipes: list, copy, run")
     what = r.add_subparsers(required=True, metavar="list|copy|run")
-    _command(what, "list", commands.recipe_list, "recipes and their configs")
+    c = _command(what, "list", commands.list_names, "recipes and their configs")
+    c.set_defaults(what="recipes")
     text = "copy a recipe with its configs, to change it"
     c = _command(what, "copy", commands.recipe_copy, text)
     _value(c, "name", "NAME", "a recipe (see `mora-data recipe list`)")
