@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..settings import BuildSettings
 
 
-def build(args: argparse.Namespace) -> int:
+def run_build(args: argparse.Namespace) -> int:
     """A build, and a push where one was asked for; or what it would take."""
     from ..run.progress import Progress
     from ..run.stats import RunStats
@@ -51,7 +51,7 @@ def build(args: argparse.Namespace) -> int:
     except (NothingSelected, LimitReached) as e:
         failure = e
     if failure is None and args.push and args.until == "publish":
-        _push_run(args, builder.out, args.push)
+        _push_folder(args, builder.out, args.push)
     _print_summary(args, builder.summary)
     if failure is not None:
         fail(str(failure))
@@ -111,9 +111,9 @@ def _check_capacity(args: argparse.Namespace) -> None:
 def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> None:
     from dataclasses import asdict
 
-    from .dry_run import capacity, capacity_table, estimate, probe
+    from .dry_run import capacity, capacity_table, estimate, probe_build
 
-    found = (probe if args.probe else estimate)(settings, args.sample, args.data)
+    found = (probe_build if args.probe else estimate)(settings, args.sample, args.data)
     rows = []
     if args.gpus is not None:
         prompts = args.prompts or [found.prompts]
@@ -155,7 +155,7 @@ def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
             print(f"report {Path(summary.run_dir) / 'report.html'}")
 
 
-def status(args: argparse.Namespace) -> None:
+def print_status(args: argparse.Namespace) -> None:
     """How far a run is."""
     from dataclasses import asdict
 
@@ -171,14 +171,14 @@ def status(args: argparse.Namespace) -> None:
     print(json.dumps(asdict(found)) if args.json else f"{line}\n{counts_table(found.counts)}")
 
 
-def report(args: argparse.Namespace) -> None:
+def print_report(args: argparse.Namespace) -> None:
     """A run's report, or two compared."""
     from ..report import report_of, write_report
     from ..run.remote import upload_copy
     from .show import report_lines
 
     if args.compare is not None:
-        _report_compare(args)
+        _compare_reports(args)
         return
     if args.run_dir is None or args.out is not None:
         raise SettingsError(
@@ -193,7 +193,7 @@ def report(args: argparse.Namespace) -> None:
     )
 
 
-def _report_compare(args: argparse.Namespace) -> None:
+def _compare_reports(args: argparse.Namespace) -> None:
     from ..report.compare import compared, write_comparison
     from ..report.sides import side_of
     from .show import compare_lines
@@ -205,7 +205,7 @@ def _report_compare(args: argparse.Namespace) -> None:
     print(json.dumps(tree) if args.json else "\n".join([*compare_lines(tree), *map(str, written)]))
 
 
-def weights(args: argparse.Namespace) -> None:
+def print_weights(args: argparse.Namespace) -> None:
     """Weights of the dimensions that reach a target."""
     from ..report.target import lines, weights_of
     from ..settings import parse_override
@@ -220,7 +220,7 @@ def weights(args: argparse.Namespace) -> None:
     print(json.dumps(found) if args.json else "\n".join(lines(found)))
 
 
-def view(args: argparse.Namespace) -> None:
+def view_folder(args: argparse.Namespace) -> None:
     """Pages that show a folder, served or written."""
     if args.freeze is not None:
         from ..viewer.freeze import freeze
@@ -236,12 +236,12 @@ def view(args: argparse.Namespace) -> None:
     serve(args.folder, args.port, not args.no_open, args.review, args.other)
 
 
-def push(args: argparse.Namespace) -> None:
+def push_run(args: argparse.Namespace) -> None:
     """A dataset folder to the Hub."""
-    _push_run(args, args.run_dir, args.repo_id)
+    _push_folder(args, args.run_dir, args.repo_id)
 
 
-def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> None:
+def _push_folder(args: argparse.Namespace, run_dir: Path, repo_id: str) -> None:
     if args.split_unsafe:
         _push_once(args, run_dir, f"{repo_id}-gated", "gate")
         _push_once(args, run_dir, repo_id, "drop")
@@ -276,7 +276,7 @@ def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: st
         print("\n".join(f"{verb} {name}" for verb, names in changes for name in names))
 
 
-def export(args: argparse.Namespace) -> None:
+def export_dataset(args: argparse.Namespace) -> None:
     """One config, somewhere else."""
     from ..dataset.export import export_config
     from ..run.remote import destination
@@ -286,7 +286,7 @@ def export(args: argparse.Namespace) -> None:
             print(f"{args.to}/{path.relative_to(to)}")
 
 
-def diff(args: argparse.Namespace) -> None:
+def print_diff(args: argparse.Namespace) -> None:
     """Two datasets, config by config."""
     from dataclasses import asdict
 
@@ -297,14 +297,14 @@ def diff(args: argparse.Namespace) -> None:
     print(json.dumps(tree) if args.json else "\n".join(lines(deltas)))
 
 
-def list_names(args: argparse.Namespace) -> None:
+def print_names(args: argparse.Namespace) -> None:
     """What there is to choose from."""
     from .show import names_of
 
     print("\n".join(names_of(args.what)))
 
 
-def recipe_copy(args: argparse.Namespace) -> None:
+def copy_recipe_to(args: argparse.Namespace) -> None:
     """A recipe, copied."""
     from .recipes import copy_recipe
 
@@ -312,7 +312,7 @@ def recipe_copy(args: argparse.Namespace) -> None:
         print(path)
 
 
-def recipe_run(args: argparse.Namespace) -> int:
+def run_recipe_on(args: argparse.Namespace) -> int:
     """A recipe, run."""
     from .recipes import run_recipe
 

@@ -4,11 +4,11 @@
 more presamples, and how many are mined. Tokens are counted from the prompts themselves and the
 longest answers allowed, so `high` is an upper bound.
 
-`probe` (--probe) measures instead. Sixteen mined prompts, drawn by the run seed, go through every
-stage in a folder that is thrown away; what they took is scaled to all prompts. Intervals are 95 %
-percentile bootstraps over the probed prompts (2,000 resamples). Time: at the low end the server
-keeps the latency that it had and fills every permit, at the high end it gets no more done than in
-the probe.
+`probe_build` (--probe) measures instead. Sixteen mined prompts, drawn by the run seed, go through
+every stage in a folder that is thrown away; what they took is scaled to all prompts. Intervals are
+95 % percentile bootstraps over the probed prompts (2,000 resamples). Time: at the low end the
+server keeps the latency that it had and fills every permit, at the high end it gets no more done
+than in the probe.
 
 `capacity` (--gpus 8 --tokens-per-s 20000) is a small calculator: the requests and tokens, low and
 high, scaled to the prompts asked for, on GPUs whose speed is stated by whoever asks, in prompt and
@@ -209,7 +209,7 @@ def _requests(s: BuildSettings, samples: int, steps: int) -> float:
     return float(steps) if size == "all" else float(-(-samples // size))
 
 
-def probe(
+def probe_build(
     settings: BuildSettings, sample: bool, data: Sequence[Path], quiet: bool = False
 ) -> Estimate:
     """The estimate of a dry run with `FROM_PROBE` measured, and what the probe itself took.

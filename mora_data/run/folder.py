@@ -17,7 +17,7 @@ import orjson
 from ..errors import RunFolderError
 from .manifest import StageCounts
 from .partitions import Partition, write_whole
-from .remote import OF_A_COPY, Remote, url_of
+from .remote import OF_A_COPY, Remote, remote_url
 
 LIVE = "live.json"  # how far a running build is, for the viewer
 
@@ -92,7 +92,7 @@ class RunFolder:
                 f"run folder {self.path} is in use by another mora-data process: wait for it, "
                 "or give another --out"
             ) from e
-        if url_of(self.path) is not None:
+        if remote_url(self.path) is not None:
             remote = Remote(self.path)
             remote.take()
             self._remote = remote
