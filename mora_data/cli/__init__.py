@@ -165,7 +165,7 @@ def _add_build(sub: Any) -> None:
     b = _command(
         sub,
         "build",
-        commands.run_build,
+        commands.build_dataset,
         "mine, fuse, sample, score, select, publish; run again to resume",
     )
     text = "a builder (see `mora-data list sources`) or a path to a YAML file"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..settings import BuildSettings
 
 
-def run_build(args: argparse.Namespace) -> int:
+def build_dataset(args: argparse.Namespace) -> int:
     """A build, and a push where one was asked for; or what it would take."""
     from ..run.progress import Progress
     from ..run.stats import RunStats
