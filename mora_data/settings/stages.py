@@ -81,8 +81,8 @@ class PresampleSettings(Settings):
     """Prompts that go on, about: in all, or per stratum; those with the least to be had in several
     dimensions at once come first. null: all of the accepted kinds."""
     floors: Literal["auto"] | dict[str, float] = "auto"
-    """Pass threshold per dimension in [0, 1]; auto: that of the first reward source with an absolute
-    scale."""
+    """Pass threshold per dimension in [0, 1]; auto: that of the first reward source with an
+    absolute scale."""
     accept: list[Literal["flat", "one_dim", "conflict", "multi", "undecided"]] = [
         "flat",
         "one_dim",
