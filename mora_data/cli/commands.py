@@ -32,8 +32,7 @@ def build_dataset(args: argparse.Namespace) -> int:
         for name, what in fill_cache(cache_dir()).items():
             print(f"benchmark {name}: {what}", file=sys.stderr)
     if args.dry_run:
-        _dry_run(args, settings)
-        return 0
+        return _dry_run(args, settings)
     from ..pipeline import Builder
     from ..settings import BuildOptions
 
@@ -51,11 +50,12 @@ def build_dataset(args: argparse.Namespace) -> int:
     except (NothingSelected, LimitReached) as e:
         failure = e
     if failure is None and args.push and args.until == "publish":
-        _push_folder(args, builder.out, args.push)
+        _push_run(args, builder.out, args.push)
     _print_summary(args, builder.summary)
     if failure is not None:
         fail(str(failure))
-    return int(failure is not None)
+        return 1
+    return 0
 
 
 def _settings(args: argparse.Namespace) -> BuildSettings:
@@ -108,7 +108,7 @@ def _check_capacity(args: argparse.Namespace) -> None:
             raise SettingsError(f"{flag} {value:g}: give a number above 0")
 
 
-def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> None:
+def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> int:
     from dataclasses import asdict
 
     from .dry_run import capacity, capacity_table, estimate, probe_build
@@ -123,13 +123,14 @@ def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> None:
         if args.gpus is not None:
             tree["capacity"] = [asdict(r) for r in rows]
         print(json.dumps(tree))
-        return
+        return 0
     tree.pop("from_probe", None)
     for name, value in tree.items():
         note = "   from the probe" if name in (found.from_probe or ()) else ""
         print(f"{name:<20} {value}{note}")
     if rows:
         print(f"\n{capacity_table(rows, args.tokens_per_s)}")
+    return 0
 
 
 def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
@@ -238,10 +239,10 @@ def view_folder(args: argparse.Namespace) -> None:
 
 def push_run(args: argparse.Namespace) -> None:
     """A dataset folder to the Hub."""
-    _push_folder(args, args.run_dir, args.repo_id)
+    _push_run(args, args.run_dir, args.repo_id)
 
 
-def _push_folder(args: argparse.Namespace, run_dir: Path, repo_id: str) -> None:
+def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> None:
     if args.split_unsafe:
         _push_once(args, run_dir, f"{repo_id}-gated", "gate")
         _push_once(args, run_dir, repo_id, "drop")
