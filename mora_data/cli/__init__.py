@@ -19,6 +19,7 @@ from ..errors import MoraError
 from ..types import STAGES
 from . import commands
 
+Command = Callable[[argparse.Namespace], int | None]  # gives the exit code where it is not 0
 LISTS = ("sources", "engines", "rewards", "selectors", "templates", "recipes")
 
 
@@ -26,13 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(argv)
-    command: Callable[[argparse.Namespace], int] = args.command
+    command: Command = args.command
     # requests leave no cycles behind; looking for them every 700 objects took 8 % of the CPU
     gc.set_threshold(20_000, 20, 50)
     signal.signal(signal.SIGTERM, _stop)
     try:
         _reach_folders(args)
-        return command(args)
+        return command(args) or 0
     except MoraError as e:
         commands.fail(str(e))
         return 1
@@ -75,7 +76,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     settings = all("=" in r and not r.startswith("-") for r in rest)
-    if rest and args.command is commands.recipe_run and settings:
+    if rest and args.command is commands.run_recipe_on and settings:
         args.overrides += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--version", action="version", version=f"mora-data {__version__}")
     sub = p.add_subparsers(required=True, metavar="COMMAND")
     _add_build(sub)
-    c = _command(sub, "status", commands.status, "how far a run is, what was dropped and why")
+    c = _command(sub, "status", commands.print_status, "how far a run is, what was dropped and why")
     _run_dir(c)
     _switch(c, "--json", "one JSON object on stdout")
     _add_report(sub)
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     c = _command(
         sub,
         "weights",
-        commands.weights,
+        commands.print_weights,
         "weights of the dimensions that take the run's answers to target rewards",
     )
     _run_dir(c)
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     c = _command(
         sub,
         "push",
-        commands.push,
+        commands.push_run,
         "publish a run's dataset folder on the Hub, in one commit, with a tag",
     )
     _run_dir(c)
@@ -116,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_push_flags(c)
     _switch(c, "--dry-run", "print the plan, send nothing")
     c = _command(
-        sub, "export", commands.export, "write one config of a run's dataset somewhere else"
+        sub, "export", commands.export_dataset, "write one config of a run's dataset somewhere else"
     )
     _run_dir(c)
     _value(c, "--config", "NAME", "a config of the dataset, as preference", required=True)
@@ -128,20 +129,20 @@ def _parser() -> argparse.ArgumentParser:
         default="parquet",
         help="default: parquet",
     )
-    c = _command(sub, "diff", commands.diff, "what changed between two datasets, config by config")
+    c = _command(
+        sub, "diff", commands.print_diff, "what changed between two datasets, config by config"
+    )
     _value(c, "before", "A", "dataset folder, run folder, or ORG/NAME@TAG on the Hub")
     _value(c, "after", "B", "the same")
     _switch(c, "--json", "one JSON object on stdout")
-    c = _command(sub, "list", commands.list_names, "what there is to choose from")
+    c = _command(sub, "list", commands.print_names, "what there is to choose from")
     _value(c, "what", "WHAT", ", ".join(LISTS), choices=LISTS)
     _add_recipe(sub)
     _add_evaluate(sub)
     return p
 
 
-def _command(
-    sub: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
+def _command(sub: Any, name: str, command: Command, text: str) -> argparse.ArgumentParser:
     description = text[0].upper() + text[1:] + "."
     parser: argparse.ArgumentParser = sub.add_parser(name, help=text, description=description)
     parser.set_defaults(command=command)
@@ -164,7 +165,7 @@ def _add_build(sub: Any) -> None:
     b = _command(
         sub,
         "build",
-        commands.build,
+        commands.build_dataset,
         "mine, fuse, sample, score, select, publish; run again to resume",
     )
     text = "a builder (see `mora-data list sources`) or a path to a YAML file"
@@ -246,7 +247,7 @@ def _add_report(sub: Any) -> None:
     r = _command(
         sub,
         "report",
-        commands.report,
+        commands.print_report,
         "whether fusion helped and what to doubt: report.json, report.html",
     )
     _run_dir(r, nargs="?")
@@ -259,7 +260,10 @@ def _add_report(sub: Any) -> None:
 
 def _add_view(sub: Any) -> None:
     v = _command(
-        sub, "view", commands.view, "look at a run or a dataset in the browser, while it runs too"
+        sub,
+        "view",
+        commands.view_folder,
+        "look at a run or a dataset in the browser, while it runs too",
     )
     _value(v, "folder", "RUN_DIR", "run folder, or a dataset folder alone", type=_folder)
     _value(v, "--port", "N", "port of 127.0.0.1 (default: 7470, or a free one)", type=int)
@@ -275,14 +279,15 @@ def _add_view(sub: Any) -> None:
 
 
 def _add_recipe(sub: Any) -> None:
-    r = _command(sub, "recipe", commands.recipe_list, "training recipes: list, copy, run")
+    r = _command(sub, "recipe", commands.print_names, "training recipes: list, copy, run")
     what = r.add_subparsers(required=True, metavar="list|copy|run")
-    _command(what, "list", commands.recipe_list, "recipes and their configs")
+    c = _command(what, "list", commands.print_names, "recipes and their configs")
+    c.set_defaults(what="recipes")
     text = "copy a recipe with its configs, to change it"
-    c = _command(what, "copy", commands.recipe_copy, text)
+    c = _command(what, "copy", commands.copy_recipe_to, text)
     _value(c, "name", "NAME", "a recipe (see `mora-data recipe list`)")
     _value(c, "to", "DIR", "folder to copy into", type=Path)
-    x = _command(what, "run", commands.recipe_run, "train; prints the exact command first")
+    x = _command(what, "run", commands.run_recipe_on, "train; prints the exact command first")
     _value(x, "name", "NAME", "a recipe (see `mora-data recipe list`)")
     text = "dataset folder, or ORG/NAME on the Hub"
     _value(x, "--dataset", "PATH_OR_ID", text, required=True)

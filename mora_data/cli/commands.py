@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..settings import BuildSettings
 
 
-def build(args: argparse.Namespace) -> int:
+def build_dataset(args: argparse.Namespace) -> int:
     """A build, and a push where one was asked for; or what it would take."""
     from ..run.progress import Progress
     from ..run.stats import RunStats
@@ -63,28 +63,27 @@ def _settings(args: argparse.Namespace) -> BuildSettings:
         "executor": args.executor,
         "limits.max_cost": args.max_cost,
         "limits.max_tokens": args.max_tokens,
-        "fuse.arms": (
-            None if args.arms is None else [a.strip() for a in args.arms.split(",") if a.strip()]
-        ),
+        "fuse.arms": None if args.arms is None else _parts(args.arms),
         "select.allow_unreliable": True if args.allow_unreliable else None,
     }
     overrides.update({k: v for k, v in flags.items() if v is not None})
     return load_settings(args.source, overrides)
 
 
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _urls(role: str, given: Sequence[str] | None) -> dict[str, object]:
     """A role's base URL and its replicas, from flags that may hold several."""
-    urls = [url.strip() for text in given or () for url in text.split(",") if url.strip()]
+    urls = _parts(",".join(given or ()))
     return {f"{role}.base_url": urls[0], f"{role}.replicas": urls[1:]} if urls else {}
 
 
 def _check_capacity(args: argparse.Namespace) -> None:
     """--gpus and what belongs to it."""
-    for flag, value in (
-        ("--tokens-per-s", args.tokens_per_s),
-        ("--prompts", args.prompts),
-        ("--gpu-price", args.gpu_price),
-    ):
+    numbers = {"--tokens-per-s": args.tokens_per_s, "--gpu-price": args.gpu_price}
+    for flag, value in {**numbers, "--prompts": args.prompts}.items():
         if value is not None and args.gpus is None:
             raise SettingsError(f"{flag} belongs to --gpus: give both, or none")
     if args.gpus is not None and not args.dry_run:
@@ -94,7 +93,7 @@ def _check_capacity(args: argparse.Namespace) -> None:
             "--gpus needs --tokens-per-s: what one GPU gets done in a second, as its server's log"
             " says"
         )
-    for flag, value in (("--tokens-per-s", args.tokens_per_s), ("--gpu-price", args.gpu_price)):
+    for flag, value in numbers.items():
         if value is not None and not 0 < value < float("inf"):
             raise SettingsError(f"{flag} {value:g}: give a number above 0")
 
@@ -102,9 +101,9 @@ def _check_capacity(args: argparse.Namespace) -> None:
 def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> int:
     from dataclasses import asdict
 
-    from .dry_run import capacity, capacity_table, estimate, probe
+    from .dry_run import capacity, capacity_table, estimate, probe_build
 
-    found = (probe if args.probe else estimate)(settings, args.sample, args.data)
+    found = (probe_build if args.probe else estimate)(settings, args.sample, args.data)
     rows = []
     if args.gpus is not None:
         prompts = args.prompts or [found.prompts]
@@ -147,7 +146,7 @@ def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
             print(f"report {Path(summary.run_dir) / 'report.html'}")
 
 
-def status(args: argparse.Namespace) -> int:
+def print_status(args: argparse.Namespace) -> None:
     """How far a run is."""
     from dataclasses import asdict
 
@@ -155,26 +154,23 @@ def status(args: argparse.Namespace) -> int:
     from .show import counts_table
 
     found = run_status(args.run_dir)
-    if args.json:
-        print(json.dumps(asdict(found)))
-    else:
-        print(
-            f"{args.run_dir}: {found.status}, {found.prompts_done} of {found.prompts}"
-            f" prompts done, {found.partitions_sealed} of {found.partitions} partitions"
-            f" sealed, {found.owed} owed, {found.errors} errors"
-        )
-        print(counts_table(found.counts))
-    return 0
+    line = (
+        f"{args.run_dir}: {found.status}, {found.prompts_done} of {found.prompts} prompts done,"
+        f" {found.partitions_sealed} of {found.partitions} partitions sealed, {found.owed} owed,"
+        f" {found.errors} errors"
+    )
+    print(json.dumps(asdict(found)) if args.json else f"{line}\n{counts_table(found.counts)}")
 
 
-def report(args: argparse.Namespace) -> int:
+def print_report(args: argparse.Namespace) -> None:
     """A run's report, or two compared."""
     from ..report import report_of, write_report
     from ..run.remote import upload_copy
     from .show import report_lines
 
     if args.compare is not None:
-        return _report_compare(args)
+        _compare_reports(args)
+        return
     if args.run_dir is None or args.out is not None:
         raise SettingsError(
             "give RUN_DIR (its report is written into it), or --compare A B with or without"
@@ -186,10 +182,9 @@ def report(args: argparse.Namespace) -> int:
     print(
         json.dumps(report) if args.json else "\n".join([*report_lines(report), *map(str, written)])
     )
-    return 0
 
 
-def _report_compare(args: argparse.Namespace) -> int:
+def _compare_reports(args: argparse.Namespace) -> None:
     from ..report.compare import compared, write_comparison
     from ..report.sides import side_of
     from .show import compare_lines
@@ -199,29 +194,24 @@ def _report_compare(args: argparse.Namespace) -> int:
     tree = compared(side_of(args.compare[0]), side_of(args.compare[1]))
     written = write_comparison(args.out or Path(), tree)
     print(json.dumps(tree) if args.json else "\n".join([*compare_lines(tree), *map(str, written)]))
-    return 0
 
 
-def weights(args: argparse.Namespace) -> int:
+def print_weights(args: argparse.Namespace) -> None:
     """Weights of the dimensions that reach a target."""
-    from ..errors import SettingsError
     from ..report.target import lines, weights_of
     from ..settings import parse_override
 
     target = dict(parse_override(text) for text in args.target)
+    wanted = {}
     for d, v in target.items():
         if isinstance(v, bool) or not isinstance(v, (int, float)):
             raise SettingsError(f"--target {d}={v}: the value must be a number in [0, 1]")
-    found = weights_of(
-        args.run_dir,
-        {d: float(v) for d, v in target.items() if isinstance(v, (int, float))},
-        args.arm,
-    )
+        wanted[d] = float(v)
+    found = weights_of(args.run_dir, wanted, args.arm)
     print(json.dumps(found) if args.json else "\n".join(lines(found)))
-    return 0
 
 
-def view(args: argparse.Namespace) -> int:
+def view_folder(args: argparse.Namespace) -> None:
     """Pages that show a folder, served or written."""
     if args.freeze is not None:
         from ..viewer.freeze import freeze
@@ -231,27 +221,26 @@ def view(args: argparse.Namespace) -> int:
             f"{done['pages']:,} pages, {done['pairs']:,} of {done['of']:,}"
             f" pairs\n{args.freeze / 'index.html'}"
         )
-        return 0
+        return
     from ..viewer.server import serve
 
     serve(args.folder, args.port, not args.no_open, args.review, args.other)
-    return 0
 
 
-def push(args: argparse.Namespace) -> int:
+def push_run(args: argparse.Namespace) -> None:
     """A dataset folder to the Hub."""
-    return _push_run(args, args.run_dir, args.repo_id)
+    _push_run(args, args.run_dir, args.repo_id)
 
 
-def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> int:
-    if not args.split_unsafe:
-        return _push_once(args, run_dir, repo_id, None)
-    return _push_once(args, run_dir, f"{repo_id}-gated", "gate") or _push_once(
-        args, run_dir, repo_id, "drop"
-    )
+def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> None:
+    if args.split_unsafe:
+        _push_once(args, run_dir, f"{repo_id}-gated", "gate")
+        _push_once(args, run_dir, repo_id, "drop")
+    else:
+        _push_once(args, run_dir, repo_id, None)
 
 
-def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: str | None) -> int:
+def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: str | None) -> None:
     from ..dataset.push import push
     from ..run.folder import finished_manifest
 
@@ -274,18 +263,11 @@ def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: st
         file=sys.stderr,
     )
     if args.dry_run:
-        print(
-            "\n".join(
-                [
-                    *(f"add {name}" for name in result.added),
-                    *(f"delete {name}" for name in result.deleted),
-                ]
-            )
-        )
-    return 0
+        changes = [("add", result.added), ("delete", result.deleted)]
+        print("\n".join(f"{verb} {name}" for verb, names in changes for name in names))
 
 
-def export(args: argparse.Namespace) -> int:
+def export_dataset(args: argparse.Namespace) -> None:
     """One config, somewhere else."""
     from ..dataset.export import export_config
     from ..run.remote import destination
@@ -293,57 +275,42 @@ def export(args: argparse.Namespace) -> int:
     with destination(str(args.to)) as to:
         for path in export_config(args.run_dir / "dataset", args.config, to, args.format):
             print(f"{args.to}/{path.relative_to(to)}")
-    return 0
 
 
-def diff(args: argparse.Namespace) -> int:
+def print_diff(args: argparse.Namespace) -> None:
     """Two datasets, config by config."""
     from dataclasses import asdict
 
     from ..dataset.diff import compare, lines
 
     deltas = compare(args.before, args.after)
-    print(
-        json.dumps({name: asdict(d) for name, d in deltas.items()})
-        if args.json
-        else "\n".join(lines(deltas))
-    )
-    return 0
+    tree = {name: asdict(d) for name, d in deltas.items()}
+    print(json.dumps(tree) if args.json else "\n".join(lines(deltas)))
 
 
-def list_names(args: argparse.Namespace) -> int:
+def print_names(args: argparse.Namespace) -> None:
     """What there is to choose from."""
     from .show import names_of
 
     print("\n".join(names_of(args.what)))
-    return 0
 
 
-def recipe_list(args: argparse.Namespace) -> int:
-    """The recipes."""
-    from .show import names_of
-
-    print("\n".join(names_of("recipes")))
-    return 0
-
-
-def recipe_copy(args: argparse.Namespace) -> int:
+def copy_recipe_to(args: argparse.Namespace) -> None:
     """A recipe, copied."""
     from .recipes import copy_recipe
 
     for path in copy_recipe(args.name, args.to):
         print(path)
-    return 0
 
 
-def recipe_run(args: argparse.Namespace) -> int:
+def run_recipe_on(args: argparse.Namespace) -> int:
     """A recipe, run."""
     from .recipes import run_recipe
 
     return run_recipe(args.name, args.dataset, args.revision, args.config, args.overrides)
 
 
-def evaluate_models(args: argparse.Namespace) -> int:
+def evaluate_models(args: argparse.Namespace) -> None:
     """Models on held-out prompts."""
     from ..evaluate import Options, evaluate
     from ..evaluate.tables import markdown
@@ -381,7 +348,6 @@ def evaluate_models(args: argparse.Namespace) -> int:
         f"requests {stats.requests}   replayed {stats.replayed}   {args.out / 'evaluation.md'}",
         file=sys.stderr,
     )
-    return 0
 
 
 def fail(text: str) -> None:

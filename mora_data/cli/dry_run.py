@@ -4,11 +4,11 @@
 more presamples, and how many are mined. Tokens are counted from the prompts themselves and the
 longest answers allowed, so `high` is an upper bound.
 
-`probe` (--probe) measures instead. Sixteen mined prompts, drawn by the run seed, go through every
-stage in a folder that is thrown away; what they took is scaled to all prompts. Intervals are 95 %
-percentile bootstraps over the probed prompts (2,000 resamples). Time: at the low end the server
-keeps the latency that it had and fills every permit, at the high end it gets no more done than in
-the probe.
+`probe_build` (--probe) measures instead. Sixteen mined prompts, drawn by the run seed, go through
+every stage in a folder that is thrown away; what they took is scaled to all prompts. Intervals are
+95 % percentile bootstraps over the probed prompts (2,000 resamples). Time: at the low end the
+server keeps the latency that it had and fills every permit, at the high end it gets no more done
+than in the probe.
 
 `capacity` (--gpus 8 --tokens-per-s 20000) is a small calculator: the requests and tokens, low and
 high, scaled to the prompts asked for, on GPUs whose speed is stated by whoever asks, in prompt and
@@ -167,53 +167,38 @@ def _volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) 
     stops and all are (1)."""
     dims = sum(len(s.reward_sources(d)) for d in s.dimensions)
     answer = s.policy.max_tokens * (1.0 if upper else ANSWER_SHARE)
-    counts = s.presample.looks()
-    presamples = (counts[-1] if upper else counts[0]) if s.presample.enabled else 0
-    steps = (len(counts) if upper else 1) if presamples else 0
-    arms = n_prompts * (1.0 if upper or not presamples else 0.5) * len(s.fuse.arms)
+    looks, n_arms = s.presample.looks(), len(s.fuse.arms)
+    presamples = (looks[-1] if upper else looks[0]) if s.presample.enabled else 0
+    steps = (len(looks) if upper else 1) if presamples else 0
+    arms = n_prompts * (1.0 if upper or not presamples else 0.5) * n_arms
     rewriting = sum(a not in ("identity", "concat") for a in s.fuse.arms)
-    fused = arms * rewriting / max(len(s.fuse.arms), 1) * s.fuse.candidates
-    checked = fused * len(s.fuse.checks) + (
-        arms / len(s.fuse.arms) if rewriting and "harm" in s.fuse.checks else 0
-    )
+    fused = arms * rewriting / max(n_arms, 1) * s.fuse.candidates
+    harm_before = arms / n_arms if rewriting and "harm" in s.fuse.checks else 0
     tries = (s.fuse.retries + 1) if upper else 1
+    checked = (fused * len(s.fuse.checks) + harm_before) * tries
     probes = fused * tries * s.fuse.probe if presamples else 0.0
-    confirmed = (
-        arms * min(2 * s.select.confirm_top, s.rollout.n) * dims if s.select.confirm else 0.0
-    )
+    confirmed_answers = arms * min(2 * s.select.confirm_top, s.rollout.n)
+    confirmed = confirmed_answers * dims if s.select.confirm else 0.0
+    heldout = confirmed_answers * len(s.dimensions) * upper if s.heldout_judge else 0.0
+    n_canaries = CANARIES if s.presample.canaries == "auto" else int(s.presample.canaries)
+    canaries = 2 * n_canaries * dims * upper if presamples else 0
     policy = n_prompts * _requests(s, presamples, steps) + arms * _requests(s, s.rollout.n, 1)
     policy += fused * tries * _requests(s, s.fuse.probe, 1) if probes else 0.0
     samples = n_prompts * presamples + arms * s.rollout.n + probes
-    heldout = (
-        arms * min(2 * s.select.confirm_top, s.rollout.n) * len(s.dimensions) * upper
-        if s.heldout_judge is not None
-        else 0.0
-    )
-    canaries = (
-        2
-        * (CANARIES if s.presample.canaries == "auto" else int(s.presample.canaries))
-        * dims
-        * upper
-        if presamples
-        else 0
-    )
     judged = samples * dims + confirmed + heldout + canaries
     rewrites = fused * tries
     asked = rewrites / s.fuse.candidates  # one request for all candidates
     return _Volume(
         answers=round(samples),
-        requests=round(policy + judged + asked + checked * tries),
+        requests=round(policy + judged + asked + checked),
         tokens_in=round(
             policy * prompt_tokens
             + judged * (JUDGE_PROMPT_TOKENS + prompt_tokens + answer)
             + asked * (FUSE_PROMPT_TOKENS + prompt_tokens)
-            + checked * tries * (JUDGE_PROMPT_TOKENS + 4 * prompt_tokens)
+            + checked * (JUDGE_PROMPT_TOKENS + 4 * prompt_tokens)
         ),
         tokens_out=round(
-            samples * answer
-            + judged * 8
-            + rewrites * 4 * max(prompt_tokens, 20)
-            + checked * tries * 12
+            samples * answer + judged * 8 + rewrites * 4 * max(prompt_tokens, 20) + checked * 12
         ),
     )
 
@@ -224,7 +209,7 @@ def _requests(s: BuildSettings, samples: int, steps: int) -> float:
     return float(steps) if size == "all" else float(-(-samples // size))
 
 
-def probe(
+def probe_build(
     settings: BuildSettings, sample: bool, data: Sequence[Path], quiet: bool = False
 ) -> Estimate:
     """The estimate of a dry run with `FROM_PROBE` measured, and what the probe itself took.
@@ -360,54 +345,38 @@ def capacity(
 def _row(
     found: Estimate, n: int, gpus: int, tokens_per_s: float, price: float | None
 ) -> CapacityRow:
-    low, high = (_row_end(found, n, gpus, tokens_per_s, end) for end in (0, 1))
-    rates = sorted(end.requests / max(end.hours * 3600, 1e-9) for end in (low, high))
-    clients = [max(1, math.ceil(rate / CLIENT_REQUESTS_PER_S)) for rate in rates]
-    gpu_hours = low.hours * gpus, high.hours * gpus
+    requests, answers, tokens_in, tokens_out = (
+        (low * n / found.prompts, high * n / found.prompts)
+        for low, high in (found.requests, found.answers, found.tokens_in, found.tokens_out)
+    )
+    tokens = tokens_in[0] + tokens_out[0], tokens_in[1] + tokens_out[1]
+    hours = tokens[0] / (gpus * tokens_per_s * 3600), tokens[1] / (gpus * tokens_per_s * 3600)
+    rates = sorted(r / max(h * 3600, 1e-9) for r, h in zip(requests, hours, strict=True))
+    stored = [
+        ANSWER_BYTES_PER_TOKEN * tokens_out[i]
+        + BYTES_PER_ANSWER * answers[i]
+        + BYTES_PER_REQUEST * requests[i]
+        for i in (0, 1)
+    ]
+    gpu_hours = hours[0] * gpus, hours[1] * gpus
     return CapacityRow(
         prompts=n,
         gpus=gpus,
-        requests=(low.requests, high.requests),
-        answers=(low.answers, high.answers),
-        tokens=(low.tokens, high.tokens),
-        hours=(low.hours, high.hours),
+        requests=requests,
+        answers=answers,
+        tokens=tokens,
+        hours=hours,
         gpu_hours=gpu_hours,
         requests_per_s=(rates[0], rates[1]),
-        clients=(clients[0], clients[1]),
-        storage_gb=(low.storage_gb, high.storage_gb),
+        clients=(_clients(rates[0]), _clients(rates[1])),
+        storage_gb=((1 + DATASET_SHARE) * stored[0] / 1e9, (1 + DATASET_SHARE) * stored[1] / 1e9),
         after_hours=n * AFTER_CPU_S_PER_PROMPT / 3600,
         cost=None if price is None else (gpu_hours[0] * price, gpu_hours[1] * price),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _RowEnd:
-    """A row's low or its high numbers."""
-
-    requests: float
-    answers: float
-    tokens: float
-    hours: float
-    storage_gb: float
-
-
-def _row_end(found: Estimate, n: int, gpus: int, tokens_per_s: float, end: int) -> _RowEnd:
-    requests, answers, tokens_in, tokens_out = (
-        ends[end] * n / found.prompts
-        for ends in (found.requests, found.answers, found.tokens_in, found.tokens_out)
-    )
-    stored = (
-        ANSWER_BYTES_PER_TOKEN * tokens_out
-        + BYTES_PER_ANSWER * answers
-        + BYTES_PER_REQUEST * requests
-    )
-    return _RowEnd(
-        requests=requests,
-        answers=answers,
-        tokens=tokens_in + tokens_out,
-        hours=(tokens_in + tokens_out) / (gpus * tokens_per_s * 3600),
-        storage_gb=(1 + DATASET_SHARE) * stored / 1e9,
-    )
+def _clients(requests_per_s: float) -> int:
+    return max(1, math.ceil(requests_per_s / CLIENT_REQUESTS_PER_S))
 
 
 def capacity_table(rows: Sequence[CapacityRow], tokens_per_s: float) -> str:

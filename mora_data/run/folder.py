@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import orjson
@@ -17,7 +16,7 @@ import orjson
 from ..errors import RunFolderError
 from .manifest import StageCounts
 from .partitions import Partition, write_whole
-from .remote import OF_A_COPY, Remote, url_of
+from .remote import OF_A_COPY, Remote, remote_url
 
 LIVE = "live.json"  # how far a running build is, for the viewer
 
@@ -49,12 +48,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             if self._remote is not None:
                 self._remote.close()
@@ -69,16 +63,12 @@ class RunFolder:
         """Write a JSON file at the top of the folder."""
         if self._remote is not None:
             self._remote.check()
-        write_whole(
-            self.path / name,
-            orjson.dumps(tree, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS),
-        )
+        options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
+        write_whole(self.path / name, orjson.dumps(tree, option=options))
 
-    @contextlib.contextmanager
-    def delegated(self) -> Iterator[None]:
+    def delegated(self) -> AbstractContextManager[None]:
         """Around a time in which other machines write the partitions."""
-        with self._remote.delegated("parts/") if self._remote else contextlib.nullcontext():
-            yield
+        return self._remote.delegated("parts/") if self._remote else nullcontext()
 
     def parts(self) -> list[Partition]:
         """The partitions that exist, in order."""
@@ -92,7 +82,7 @@ class RunFolder:
                 f"run folder {self.path} is in use by another mora-data process: wait for it, "
                 "or give another --out"
             ) from e
-        if url_of(self.path) is not None:
+        if remote_url(self.path) is not None:
             remote = Remote(self.path)
             remote.take()
             self._remote = remote
@@ -138,9 +128,8 @@ class RunFolder:
 def parts_of(run_dir: Path) -> list[Partition]:
     """The partitions that the run's mining made, in order; those of an earlier, larger limit stay
     on disk, uncounted."""
-    return [
-        Partition(run_dir, n) for n in range(read_json(run_dir / "mine.json").get("n_parts", 0))
-    ]
+    n_parts = read_json(run_dir / "mine.json").get("n_parts", 0)
+    return [Partition(run_dir, n) for n in range(n_parts)]
 
 
 @dataclass(frozen=True, slots=True)

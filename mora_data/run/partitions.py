@@ -68,12 +68,13 @@ class Partition:
 
     def keep_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Write the mined prompts, unless they are there already."""
-        if (self.folder / "prompts.jsonl").exists() and _same(self.prompts(), prompts):
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(
-            self.folder / "prompts.jsonl", b"".join(orjson.dumps(p) + b"\n" for p in prompts)
-        )
+        path = self.folder / "prompts.jsonl"
+        before = self.prompts() if path.exists() else []
+        if not prompts or [(p.prompt_id, p.recorded) for p in before] != [
+            (p.prompt_id, p.recorded) for p in prompts
+        ]:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, _json_lines(prompts))
 
     def finalized_answers(self) -> dict[bytes, bytes]:
         """Key to record JSON of the answers of an earlier build; empty when there was none."""
@@ -84,11 +85,8 @@ class Partition:
 
         try:
             table = pq.read_table(path, memory_map=True)
-            return dict(
-                zip(
-                    table.column("key").to_pylist(), table.column("record").to_pylist(), strict=True
-                )
-            )
+            keys, records = (table.column(name).to_pylist() for name in ("key", "record"))
+            return dict(zip(keys, records, strict=True))
         except (OSError, ValueError, KeyError) as e:
             raise RunFolderError(
                 f"{path} is damaged ({' '.join(str(e).split())[:80]}): delete it to ask its answers"
@@ -109,17 +107,14 @@ class Partition:
             records.append(record)
             spent = orjson.loads(record).get("t") or (0, 0)
             tokens = [tokens[0] + spent[0], tokens[1] + spent[1]]
-        write_table(
-            self.folder / "answers.parquet", {"key": keys, "record": records}, answers_schema()
-        )
+        columns = {"key": keys, "record": records}
+        write_table(self.folder / "answers.parquet", columns, answers_schema())
         for name, table in tables.items():
             write_table(self.folder / f"{name}.parquet", table.columns, table.schema)
-        write_whole(self.folder / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
-        sorted_keys = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
-        write_whole(
-            self.folder / "manifest.json",
-            orjson.dumps({**manifest, "tokens": tokens}, option=sorted_keys),
-        )
+        write_whole(self.folder / "errors.jsonl", _json_lines(errors))
+        options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
+        tree = orjson.dumps({**manifest, "tokens": tokens}, option=options)
+        write_whole(self.folder / "manifest.json", tree)
         self.log_path.unlink(missing_ok=True)
 
     def give_up(self, why: str) -> None:
@@ -128,7 +123,7 @@ class Partition:
         errors = [
             {"prompt_id": p.prompt_id, "stage": "partition", "error": why} for p in self.prompts()
         ]
-        write_whole(self.folder / "errors.jsonl", b"".join(orjson.dumps(e) + b"\n" for e in errors))
+        write_whole(self.folder / "errors.jsonl", _json_lines(errors))
 
     def invalidate(self) -> None:
         """Take the manifest away: the partition is open again, its answers serve as log."""
@@ -139,9 +134,8 @@ class Partition:
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.folder / f"{name}.parquet", memory_map=True) as file:
-            return file.read(
-                columns=list(columns) if columns is not None else None, use_threads=False
-            )
+            names = None if columns is None else list(columns)
+            return file.read(columns=names, use_threads=False)
 
     def errors(self) -> Iterator[dict[str, object]]:
         """The failed rows."""
@@ -165,10 +159,8 @@ class Table:
             column.append(values.get(name))
 
 
-def _same(before: Sequence[Prompt], prompts: Sequence[Prompt]) -> bool:
-    return [(p.prompt_id, p.recorded) for p in before] == [
-        (p.prompt_id, p.recorded) for p in prompts
-    ]
+def _json_lines(rows: Iterable[object]) -> bytes:
+    return b"".join(orjson.dumps(row) + b"\n" for row in rows)
 
 
 def _prompt_of(tree: Mapping[str, Any]) -> Prompt:

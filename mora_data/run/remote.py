@@ -52,7 +52,7 @@ _SIGNS_OF_CHANGE = ("size", "ETag", "etag", "mtime", "created", "LastModified", 
 FileState = list[int]  # size, time of change, inode of a local file
 
 
-def url_of(path: Path) -> str | None:
+def remote_url(path: Path) -> str | None:
     """The URL whose working copy `path` is; None for an ordinary folder."""
     try:
         return (path / URL_FILE).read_text("utf-8")
@@ -74,7 +74,7 @@ def current_copy(place: str) -> Path:
         RunFolderError: the storage can't be read.
     """
     path = local_path(place)
-    if url_of(path) is not None:
+    if remote_url(path) is not None:
         remote = Remote(path)
         remote.freshen(remote.is_ahead())
     return path
@@ -82,7 +82,7 @@ def current_copy(place: str) -> Path:
 
 def upload_copy(path: Path) -> None:
     """Upload what was written into a working copy without a build, as a report."""
-    if url_of(path) is not None:
+    if remote_url(path) is not None:
         Remote(path).push()
 
 
@@ -106,7 +106,7 @@ def destination(place: str) -> Iterator[Path]:
 
 def shared_address(path: Path) -> str:
     """What another machine opens to reach a run folder."""
-    return url_of(path) or str(path.resolve())
+    return remote_url(path) or str(path.resolve())
 
 
 class WorkerCopy:
@@ -152,7 +152,7 @@ class Remote:
     """The storage behind a working copy."""
 
     def __init__(self, path: Path, only: str = "") -> None:
-        self.url, self.path = url_of(path) or "", path
+        self.url, self.path = remote_url(path) or "", path
         self._fs, self._root = filesystem(self.url)
         self._only = only  # what is uploaded: names that begin so
         self._copy = _copy_id(path)

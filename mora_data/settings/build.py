@@ -31,20 +31,15 @@ from .stages import (
     SourceSettings,
 )
 
-_ENDPOINT = (
-    "engine",
-    "base_url",
-    "replicas",
-    "transport",
-    "model",
-    "served_as",
-    "revision",
-    "api_key_env",
-    "requests_per_min",
-    "tokens_per_min",
-    "local",
-    "batch",
-)  # what a role takes over from the one that it uses
+# what a role takes over from the one that it uses
+_ENDPOINT = tuple(
+    "engine base_url replicas transport model served_as revision api_key_env requests_per_min"
+    " tokens_per_min local batch".split()
+)
+_ROLE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "rewriter": {"use": "policy", "temperature": 0.7},
+    "judge": {"use": "policy", "temperature": 0.0, "max_tokens": 256},
+}
 REWARD_ROLE = "reward:"  # and then dimension:number
 GUARD_ROLE = "guard"
 
@@ -76,9 +71,9 @@ class BuildSettings(Settings):
     """Reward dimensions, in the order of the columns."""
     policy: RoleSettings = RoleSettings()
     """The model to be aligned."""
-    rewriter: RoleSettings = RoleSettings(use="policy", temperature=0.7)
+    rewriter: RoleSettings = RoleSettings(**_ROLE_DEFAULTS["rewriter"])
     """The model that fuses intents."""
-    judge: RoleSettings = RoleSettings(use="policy", temperature=0.0, max_tokens=256)
+    judge: RoleSettings = RoleSettings(**_ROLE_DEFAULTS["judge"])
     """The model that scores."""
     heldout_judge: RoleSettings | None = None
     """A second judge, for confirmation and reports only."""
@@ -120,12 +115,8 @@ class BuildSettings(Settings):
         judge's `use`)."""
         if not isinstance(values, dict):
             return values
-        own = {
-            "rewriter": {"use": "policy", "temperature": 0.7},
-            "judge": {"use": "policy", "temperature": 0.0, "max_tokens": 256},
-        }
         merged = dict(values)
-        for role, defaults in own.items():
+        for role, defaults in _ROLE_DEFAULTS.items():
             given = values.get(role)
             if given is None or isinstance(given, dict):
                 merged[role] = {**defaults, **(given or {})}
@@ -135,9 +126,8 @@ class BuildSettings(Settings):
     def _dimensions_known(self) -> BuildSettings:
         if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions):
             raise ValueError("dimensions must be a list of different names")
-        if isinstance(self.fuse.targets, list) and (
-            bad := set(self.fuse.targets) - set(self.dimensions)
-        ):
+        targets = [] if self.fuse.targets == "auto" else self.fuse.targets
+        if bad := set(targets) - set(self.dimensions):
             raise ValueError(
                 f"fuse.targets names {sorted(bad)}, not in dimensions {self.dimensions}"
             )

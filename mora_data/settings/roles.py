@@ -94,7 +94,7 @@ class RoleSettings(Settings):
     base_url: str | None = None
     """Base URL of an OpenAI-compatible endpoint, up to and including /v1."""
     replicas: list[str] = []
-    """Further base URLs that serve the same model; each gets `concurrency` slots."""
+    """Further base URLs that serve the same model; each gets `concurrency` requests."""
     transport: str = "auto"
     """auto; openai: over the openai package; module:function: over the AsyncOpenAI that
     function(base_url) returns."""

@@ -68,15 +68,14 @@ class PresampleSettings(Settings):
     """Sample counts of the adaptive schedule; later ones only for prompts still undecided."""
     step: Annotated[int, Field(ge=2)] | None = None
     """Look after every so many samples, up to the last of n, and stop when the kind that all of
-    them would give is known;
-    null: look at the counts in n."""
+    them would give is known; null: look at the counts in n."""
     error: Annotated[float, Field(gt=0, lt=0.5)] = 0.04
     """With step: chance that the last of n samples would have given another kind, at most, whenever
     sampling stops."""
     foresee: Foresee = "decision"
     """With step. decision: the kind that the last of n samples would decide, where they decide;
     label: undecided is a kind of its own, to be foreseen like the others, which takes half as many
-        samples again."""
+    samples again."""
     split: bool = True
     """Samples of even index decide, those of odd index give the numbers before fusion; false: all
     decide."""
@@ -84,8 +83,8 @@ class PresampleSettings(Settings):
     """Prompts that go on, about: in all, or per stratum; those with the least to be had in several
     dimensions at once come first. null: all of the accepted kinds."""
     floors: Literal["auto"] | dict[str, float] = "auto"
-    """Pass mark per dimension in [0, 1]; auto: that of the first reward source with an absolute
-    scale."""
+    """Pass threshold per dimension in [0, 1]; auto: that of the first reward source with an
+    absolute scale."""
     accept: list[Literal["flat", "one_dim", "conflict", "multi", "undecided"]] = [
         "flat",
         "one_dim",
@@ -234,8 +233,8 @@ class SelectSettings(Settings):
     weights: dict[str, float] = {}
     """weighted_sum: weight per dimension; missing ones are 1."""
     kappa: Annotated[float, Field(ge=0)] | None = None
-    """Doubt: disagreements of the sources that a score is lowered by for chosen and raised by for
-    rejected; null: 1 in dimensions of two or more sources, else 0."""
+    """Weight of the uncertainty, the disagreement of the sources, by which a score is lowered for
+    chosen and raised for rejected; null: 1 in dimensions of two or more sources, else 0."""
     allow_unreliable: bool = False
     """Select on dimensions whose scores are measured to be mostly noise, too; written down in
     manifest and card."""

@@ -36,8 +36,7 @@ class Benchmarks:
     """The benchmarks at hand.
 
     Attributes:
-        at_hand: name to a fingerprint of its hashes, of each benchmark that there is to compare
-            with.
+        at_hand: name to a hash over its hashes, of each benchmark that there is to compare with.
         not_measured: the known benchmarks that are neither given nor cached.
     """
 

@@ -93,13 +93,13 @@ class _Bands:
         self, sketch: NDArray[np.uint32], hashed: NDArray[np.uint64]
     ) -> Iterator[NDArray[np.uint32]]:
         """The sketches that share a band with this one, each once."""
-        told: set[int] = set()
+        compared: set[int] = set()
         for band, number in self._found(hashed):
             other = self._chunks[number // CHUNK][number % CHUNK]
-            if number not in told and np.array_equal(
+            if number not in compared and np.array_equal(
                 self._cut(other)[band], self._cut(sketch)[band]
             ):
-                told.add(number)
+                compared.add(number)
                 yield other
 
     def add(self, sketch: NDArray[np.uint32], hashed: NDArray[np.uint64]) -> None:

@@ -22,26 +22,11 @@ from ..settings import SourceSettings
 from ..types import Recorded, Row
 from . import ParsedRow, number_in, prompt_in, reply_notes, user_turn
 
-CATEGORIES = (
-    "Endangering National Security",
-    "Insulting Behavior",
-    "Discriminatory Behavior",
-    "Endangering Public Health",
-    "Copyright Issues",
-    "Violence",
-    "Drugs",
-    "Privacy Violation",
-    "Economic Crime",
-    "Mental Manipulation",
-    "Human Trafficking",
-    "Physical Harm",
-    "Sexual Content",
-    "Cybercrime",
-    "Disrupting Public Order",
-    "Environmental Damage",
-    "Psychological Harm",
-    "White-Collar Crime",
-    "Animal Abuse",
+CATEGORIES = tuple(
+    "Endangering National Security, Insulting Behavior, Discriminatory Behavior, Endangering Public"
+    " Health, Copyright Issues, Violence, Drugs, Privacy Violation, Economic Crime, Mental"
+    " Manipulation, Human Trafficking, Physical Harm, Sexual Content, Cybercrime, Disrupting Public"
+    " Order, Environmental Damage, Psychological Harm, White-Collar Crime, Animal Abuse".split(", ")
 )
 _FOLDERS = {"alpaca-7b": "Alpaca-7B", "alpaca2-7b": "Alpaca2-7B", "alpaca3-8b": "Alpaca3-8B"}
 _SIDES = (0, 1)
@@ -52,15 +37,8 @@ class PkuSafeRlhf:
 
     required = (
         frozenset(
-            {
-                "prompt",
-                "response_0",
-                "response_1",
-                "is_response_0_safe",
-                "is_response_1_safe",
-                "better_response_id",
-                "safer_response_id",
-            }
+            "prompt response_0 response_1 is_response_0_safe is_response_1_safe better_response_id"
+            " safer_response_id".split()
         ),
     )
     absolute = False  # better and safer compare the two replies of one row
@@ -89,21 +67,14 @@ class PkuSafeRlhf:
         labels = _labels(row)
         out = []
         for i in _SIDES:
-            found = {
-                "severity": labels.severity[i],
-                "safe": labels.safe[i],
-                **{
-                    name: row[f"{name}_response_id"] == i
-                    if row.get(f"{name}_response_id") in _SIDES
-                    else None
-                    for name in ("better", "safer")
-                },
-            }
+            found = {"severity": labels.severity[i], "safe": labels.safe[i]}
+            for name in ("better", "safer"):
+                winner = row.get(f"{name}_response_id")
+                found[name] = winner == i if winner in _SIDES else None
             text = row.get(f"response_{i}")
             if isinstance(text, str):
-                out.append(
-                    Recorded(text, {name: float(v) for name, v in found.items() if v is not None})
-                )
+                ratings = {name: float(v) for name, v in found.items() if v is not None}
+                out.append(Recorded(text, ratings))
         return tuple(out)
 
 
@@ -118,15 +89,14 @@ class _Labels(NamedTuple):
 
 def _labels(row: Row) -> _Labels:
     return _Labels(
-        safe=[_flag(row.get(f"is_response_{i}_safe")) for i in _SIDES],
+        safe=[
+            v if isinstance(v, bool) else None
+            for v in (row.get(f"is_response_{i}_safe") for i in _SIDES)
+        ],
         severity=[_level(row.get(f"response_{i}_severity_level")) for i in _SIDES],
         harms=[_harms(row.get(f"response_{i}_harm_category")) for i in _SIDES],
         old="response_0_severity_level" not in row and "response_0_harm_category" not in row,
     )
-
-
-def _flag(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None
 
 
 def _level(value: object) -> int | None:

@@ -25,9 +25,9 @@ from mora_data.run.remote import (
     current_copy,
     destination,
     local_path,
+    remote_url,
     shared_address,
     upload_copy,
-    url_of,
 )
 from mora_data.run.storage import Lease
 from mora_data.types import Answer
@@ -353,7 +353,7 @@ def test_a_worker_has_only_what_it_works_on(tmp_path: Path, storage: Any) -> Non
 def test_ordinary_folders_have_no_storage(tmp_path: Path) -> None:
     assert (
         local_path(str(tmp_path)) == current_copy(str(tmp_path)) == tmp_path
-        and url_of(tmp_path) is None
+        and remote_url(tmp_path) is None
     )
     upload_copy(tmp_path)
     visit = WorkerCopy(str(tmp_path))
