@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..engines import connect
 from ..engines.cached_client import CachedClient
@@ -19,7 +18,7 @@ from ..rewards.rules import flags
 from ..run.log import AnswerLog
 from ..run.progress import Progress
 from ..run.stats import RunStats
-from ..run.tasks import all_of, wind_down
+from ..run.tasks import all_of, run_prompts
 from ..settings import BuildSettings
 from ..templating import load as load_template
 from ..templating import nonce
@@ -28,7 +27,6 @@ from ..types import DEGENERATE, Answer, Request, Sampling
 from .benchmarks import BENCHMARKS, BY_ANSWER, LETTER, EvalPrompt, chosen
 from .inputs import Model, Options, read_answers, role_of
 
-T = TypeVar("T")
 RETRIES = 2
 WINNER = {
     "type": "object",
@@ -37,52 +35,6 @@ WINNER = {
     "additionalProperties": False,
 }
 PATTERN = r'\{"winner": "(first|second|tie)"\}'
-
-
-async def windowed(
-    work: Callable[[EvalPrompt], Awaitable[T]],
-    prompts: Sequence[EvalPrompt],
-    engines: Sequence[Engine],
-    stats: RunStats,
-) -> list[T]:
-    """The results in order. A prompt is begun while every engine wants more, so that few of them
-    are open at once."""
-    tasks: list[asyncio.Future[T]] = []
-    ended, failed = asyncio.Event(), asyncio.Event()
-
-    def end(task: asyncio.Future[T]) -> None:
-        stats.open_prompts -= 1
-        ended.set()
-        if task.cancelled() or task.exception() is not None:
-            failed.set()
-
-    async def room() -> None:
-        ended.clear()
-        waits = [
-            asyncio.ensure_future(w)
-            for w in (ended.wait(), *(e.changed() for e in engines if not e.wants_more))
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for w in waits:
-                w.cancel()
-
-    try:
-        for prompt in prompts:
-            while not failed.is_set() and not all(e.wants_more for e in engines):
-                await room()
-            if failed.is_set():
-                break
-            stats.prompts_begun += 1
-            stats.open_prompts += 1
-            tasks.append(asyncio.ensure_future(work(prompt)))
-            tasks[-1].add_done_callback(end)
-            await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        await wind_down([t for t in tasks if not t.done()], None)
-        raise
-    return await all_of(tasks)
 
 
 class Evaluation:
@@ -148,9 +100,7 @@ class Evaluation:
                 self.judge = made["judge"].model
                 self._asks[model.label] = CachedClient(made, log, self.settings.seed, self.stats)
             self.progress.start("prompts", len(prompts))
-            for rows in await windowed(
-                self._prompt, prompts, list({id(e): e for e in engines}.values()), self.stats
-            ):
+            for rows in await run_prompts(self._prompt, prompts, engines, self.stats):
                 self.rows += rows
             self.progress.finish()
         finally:
