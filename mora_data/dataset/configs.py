@@ -240,7 +240,7 @@ def unpaired(view: View) -> Rows:
     left out."""
     t, plan = view.table, view.plan
     judged = [
-        (t.levels_R_D[:, j], t.doubts_R_D[:, j], plan.floors[d], plan.grey.get(d, GREY))
+        (t.absolute_R_D[:, j], t.uncertainty_R_D[:, j], plan.floors[d], plan.grey.get(d, GREY))
         for j, d in enumerate(plan.dims)
         if d in plan.live and d in plan.floors
     ]

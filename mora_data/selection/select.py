@@ -17,7 +17,7 @@ import numpy as np
 from ..prompts.flow import JudgeStats
 from ..prompts.result import Counts
 from ..run.partitions import Partition
-from ..run.table import Pairs, ScoredTable, read
+from ..run.table import Pairs, ScoredTable, scored_tables
 from ..settings import BuildSettings
 from ..sources.near import NearDuplicates
 from ..text import context_id, digest, seed_of
@@ -74,7 +74,7 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
     before = after = 0.0
     for part in parts:
         out.counts.update(_controls(part, settings.published_arms))
-        for table in read(part, settings.dimensions, settings.published_arms, texts=False):
+        for table in scored_tables(part, settings.dimensions, settings.published_arms, texts=False):
             mask = (
                 confirmed_pairs(table, table.pairs)
                 if settings.select.confirm
@@ -114,7 +114,7 @@ def selected(
     """Every published arm of every prompt in order, with the pairs that were chosen."""
     for part in parts:
         chosen = selection.chosen.get(part.number, np.empty(0, np.int64))
-        for table in read(part, settings.dimensions, settings.published_arms):
+        for table in scored_tables(part, settings.dimensions, settings.published_arms):
             first = int(table.pairs.at_Q[0]) if len(table.pairs) else 0
             mine = chosen[(chosen >= first) & (chosen < first + len(table.pairs))]
             yield replace(table, pairs=table.pairs.take(mine - first))
@@ -137,7 +137,7 @@ def picker(
             index, there = table.padded(rows)
             rewards = np.where(there[..., None], table.rewards_R_D[index], np.nan)
             with np.errstate(invalid="ignore"):
-                passing = (table.levels_R_D - table.doubts_R_D)[
+                passing = (table.absolute_R_D - table.uncertainty_R_D)[
                     index, t
                 ] >= reference.pass_thresholds[target] - 1e-9
             batch = Batch(

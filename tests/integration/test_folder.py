@@ -13,13 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.scored import DIMS, MANIFEST, ORIGIN, many, one, pick, settings, write
+from support.scored import (
+    DIMS,
+    MANIFEST,
+    ORIGIN,
+    Scored,
+    many,
+    one,
+    pick,
+    settings,
+    table_of,
+    write,
+)
 
 from mora_data.dataset import configs, folder, lint, schemas, shards
 from mora_data.dataset.export import export_config
 from mora_data.errors import PublishError
-from mora_data.run.table import ScoredTable
-from mora_data.types import Scored
 
 
 def table(out: Path, config: str) -> list[dict[str, Any]]:
@@ -237,15 +246,6 @@ def test_only_the_configs_that_were_asked_for(tmp_path: Path) -> None:
         write(tmp_path / "b", [], settings=settings(publish={"configs": ["preferences"]}))
 
 
-def test_text_that_utf8_cannot_hold_is_replaced(tmp_path: Path) -> None:
-    write(
-        tmp_path / "dataset",
-        [one(0, answers=("ok \ud800 é", "b"), rewards=dict.fromkeys(DIMS, (1.0, 0.0)))],
-    )
-    (row,) = table(tmp_path / "dataset", "preference")
-    assert row["chosen"][0]["content"] == "ok \ufffd é"
-
-
 def test_the_model_name_of_a_local_path_is_published_without_it(tmp_path: Path) -> None:
     manifest = {
         **MANIFEST,
@@ -319,7 +319,7 @@ def test_memory_does_not_hold_the_rows(tmp_path: Path) -> None:
                 one(i, answers=(f"Count {i} of them.", "no"), rewards=rewards)
                 for i in range(at, at + 100)
             ]
-            made = ScoredTable.of(rows, DIMS)
+            made = table_of(rows, DIMS)
             seen.append(weakref.ref(made.rewards_R_D))
             yield made
         gc.collect()
@@ -339,9 +339,7 @@ def test_memory_does_not_hold_the_rows(tmp_path: Path) -> None:
 def test_rows_of_a_config_equal_what_is_on_disk(tmp_path: Path) -> None:
     scored: list[Scored] = list(many(3))
     write(tmp_path / "dataset", scored, settings=settings(publish={"test_share": 0.0}))
-    view = configs.View(
-        ScoredTable.of(scored, DIMS), configs.Plan(dims=DIMS, origin=ORIGIN, pick=pick)
-    )
+    view = configs.View(table_of(scored, DIMS), configs.Plan(dims=DIMS, origin=ORIGIN, pick=pick))
     assert (
         table(tmp_path / "dataset", "preference")
         == configs.batch_of(view, "preference")[1].to_pylist()

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from support.scored import DIMS, many, one, settings, write
+from support.scored import DIMS, Scored, many, one, settings, write
 
 from mora_data.dataset import lint, papers
 from mora_data.dataset.unsafe import public_copy
 from mora_data.errors import PublishError
-from mora_data.types import Pair, Scored
+from mora_data.types import Pair
 
 BAD, RUDE = "THE-BAD-ANSWER", "THE-BAD-QUESTION"
 

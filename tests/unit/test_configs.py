@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.scored import DIMS, FLOORS, ORIGIN, one, pick
+from support.scored import DIMS, FLOORS, ORIGIN, Scored, one, pick, table_of
 
 from mora_data import text
 from mora_data.dataset import configs, schemas
 from mora_data.dataset.configs import Plan, View, batch_of
 from mora_data.run.table import Pairs, ScoredTable
-from mora_data.types import Pair, Scored
+from mora_data.types import Pair
 
 
 def view(scored: Scored, **changes: Any) -> View:
@@ -30,7 +30,7 @@ def view(scored: Scored, **changes: Any) -> View:
         "stages": DIMS,
         **changes,
     }
-    return View(ScoredTable.of([scored], given["dims"]), Plan(**given))
+    return View(table_of([scored], given["dims"]), Plan(**given))
 
 
 def rows(of: View, config: str) -> list[dict[str, Any]]:
