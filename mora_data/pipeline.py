@@ -153,7 +153,7 @@ class Builder:
         self._prices = load_prices(s.limits.prices)
         kit = load_kit(s, self.options.until, self._benchmarks)
         if s.publish.pii and self.reaches("publish"):
-            from .dataset.pii import recognizers
+            from .dataset.privacy import recognizers
 
             recognizers()  # says at once that the extra is missing
         return kit

@@ -266,10 +266,10 @@ def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> int:
 
 
 def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: str | None) -> int:
-    from ..dataset.push import push
+    from ..dataset.push import push_folder
     from .tables import run_manifest
 
-    result = push(
+    result = push_folder(
         run_dir / "dataset",
         repo_id,
         args.tag,
@@ -314,13 +314,13 @@ def diff(args: argparse.Namespace) -> int:
     """Two datasets, config by config."""
     from dataclasses import asdict
 
-    from ..dataset.diff import compare, lines
+    from ..dataset.diff import diff_datasets, diff_lines
 
-    deltas = compare(args.before, args.after)
+    deltas = diff_datasets(args.before, args.after)
     print(
         json.dumps({name: asdict(d) for name, d in deltas.items()})
         if args.json
-        else "\n".join(lines(deltas))
+        else "\n".join(diff_lines(deltas))
     )
     return 0
 

@@ -219,7 +219,7 @@ def write(out: Path, rows: list[Scored], **overrides: Any) -> FolderResult:
         "settings": settings(),
         "origin": ORIGIN,
         "manifest": MANIFEST,
-        "floors": FLOORS,
+        "thresholds": FLOORS,
         "pick": pick,
         **overrides,
     }
