@@ -359,8 +359,8 @@ def recipe_run(args: argparse.Namespace) -> int:
 
 def evaluate_models(args: argparse.Namespace) -> int:
     """Models on held-out prompts."""
-    from ..evaluate import Options, evaluate
-    from ..evaluate.tables import markdown
+    from ..evaluate import evaluate, markdown
+    from ..evaluate.models import EvaluateOptions
     from ..run.progress import Progress
     from ..run.stats import RunStats
     from ..settings import parse_override
@@ -373,7 +373,7 @@ def evaluate_models(args: argparse.Namespace) -> int:
     }
     overrides.update({k: v for k, v in flags.items() if v is not None})
     files = {"prompts": args.prompts, "harmful": args.harmful_prompts, "safe": args.safe_prompts}
-    options = Options(
+    options = EvaluateOptions(
         args.dataset,
         args.source,
         {k: v for k, v in files.items() if v},

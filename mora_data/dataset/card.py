@@ -32,17 +32,9 @@ FENCE_WIDTH = 100
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|#~$!^])")
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SIZES = (
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-    (10_000_000, "1M<n<10M"),
-    (100_000_000, "10M<n<100M"),
-    (1_000_000_000, "100M<n<1B"),
-    (10_000_000_000, "1B<n<10B"),
-    (100_000_000_000, "10B<n<100B"),
-    (1_000_000_000_000, "100B<n<1T"),
+_SIZES = (  # by the number of digits
+    *("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"),
+    *("100M<n<1B", "1B<n<10B", "10B<n<100B", "100B<n<1T", "n>1T"),
 )
 _TRAINERS = {
     "preference": "DPO, IPO, ORPO, CPO, SimPO",
@@ -180,24 +172,40 @@ def render_card(published: Published, example: Example | None = None) -> str:
     Raises:
         PublishError: the template uses something that the manifest lacks.
     """
+    head = header(published)
+    body = render(
+        "dataset.md.j2",
+        {
+            **_context(published),
+            "header": head,
+            "example": example,
+            "not_measured": not_measured(published),
+        },
+    )
+    yaml_text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)
+    return f"---\n{yaml_text}---\n\n" + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+
+
+def render(template: str, values: Mapping[str, object]) -> str:
+    """A template of cards/, every value escaped.
+
+    Raises:
+        PublishError: it uses something that the values lack.
+    """
     env = ImmutableSandboxedEnvironment(
         loader=FileSystemLoader(resources.folder("cards")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         autoescape=False,
         finalize=escape,
     )
-    env.filters |= {"code": code, "fence": fence}
-    head = header(published)
+    env.filters |= {"code": code, "fence": fence, "commercial": _commercial}
     try:
-        body = env.get_template("dataset.md.j2").render(
-            _context(published), header=head, example=example, not_measured=not_measured(published)
-        )
+        return env.get_template(template).render(values)
     except TemplateError as e:
-        raise PublishError(f"cards/{getattr(e, 'name', None) or 'dataset.md.j2'}: {e}") from e
-    yaml_text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)
-    return f"---\n{yaml_text}---\n\n" + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+        raise PublishError(f"cards/{getattr(e, 'name', None) or template}: {e}") from e
 
 
 def _context(published: Published) -> dict[str, Any]:
@@ -278,6 +286,12 @@ def is_non_commercial(licence: str) -> bool:
     return bool(re.search(r"(?:^|-)nc(?:-|$)|non-?commercial", licence.lower()))
 
 
+def _commercial(licence: str) -> str:
+    if is_non_commercial(licence):
+        return "no"
+    return "not known" if licence in ("unknown", "other", "") else "see the licence"
+
+
 def licence_warnings(folder: FolderInfo) -> list[str]:
     """One sentence (Markdown) for each way in which licences don't go together."""
     by_licence: dict[str, int] = {}
@@ -341,7 +355,7 @@ def header(published: Published) -> Header:
             *(["simulated"] if _is_simulated(published) else []),
             *(["not-for-all-audiences"] if "harmless" in dims else []),
         ],
-        "size_categories": [next((name for most, name in _SIZES if rows < most), "n>1T")],
+        "size_categories": [_SIZES[min(max(len(str(rows)) - 3, 0), 10)]],
         "annotations_creators": ["machine-generated"],
         "language_creators": ["found", "machine-generated"],
         **({"source_datasets": ids} if ids else {}),

@@ -216,21 +216,16 @@ class Hub:
 
     def _explain(self, status: int | None, e: Exception) -> str:
         host = urlsplit(endpoint()).netloc
-        if status == 401:
-            return (
-                f"the Hub at {host} refused the token (401): set HF_TOKEN to a valid one, or run"
-                " `hf auth login`"
-            )
-        if status == 403:
-            return (
-                f"the token may not write to {self._repo_id} (403): use one with write access, or"
-                " another repository"
-            )
-        if status == 404:
-            return (
-                f"{self._repo_id} is not on {host}, or the token may not see it (404): check the"
-                " name"
-            )
+        known = {
+            401: f"the Hub at {host} refused the token (401): set HF_TOKEN to a valid one, or run"
+            " `hf auth login`",
+            403: f"the token may not write to {self._repo_id} (403): use one with write access, or"
+            " another repository",
+            404: f"{self._repo_id} is not on {host}, or the token may not see it (404): check the"
+            " name",
+        }
+        if status in known:
+            return known[status]
         what = _last_line(e)
         if status is not None:
             return f"the Hub at {host} answered {status}: {what}; run the command again to finish"

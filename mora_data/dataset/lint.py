@@ -199,7 +199,7 @@ def _values(tree: object) -> Iterator[object]:
 
 
 def _fixed_texts() -> Iterator[str]:
-    for path in sorted(resources.folder("cards").rglob("*.j2")):
+    for path in sorted(resources.folder("cards").glob("parts/*.j2")):
         yield re.sub(r"\{[{%].*?[%}]\}", " ", path.read_text("utf-8"))
     for config in schemas.config_names(["x"], ["x"]):
         yield from (c.meaning for c in schemas.columns(config, ["x"]))

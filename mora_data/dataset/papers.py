@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from .. import resources
 from . import card, schemas
 from .card import ConfigInfo, Example, FolderInfo, Published
 
@@ -229,46 +230,14 @@ def _example_pair(out: Path, folder: FolderInfo) -> Example | None:
 def licence_md(published: Published) -> str:
     """LICENSE.md: what each source and each model brings, and where they don't go together."""
     folder = published["folder"]
-    lines = [
-        "# Licence",
-        "",
-        (
-            f"The dataset as a whole: {card.escape(card.licence_of(folder))}. Each row names its"
-            " source's licence in `source_licence`."
-        ),
-        *(
-            line
-            for warning in card.licence_warnings(folder)
-            for line in ("", f"> **Note.** {warning}")
-        ),
-        "",
-        "## Sources",
-        "",
-        "| source | config | revision | licence | commercial use | prompts |",
-        "|---|---|---|---|---|---:|",
-        *(
-            f"| {card.escape(s['dataset'])} | {card.escape(s['config'])} |"
-            f" {card.code(s['revision'])} | {card.escape(s['licence'])} |"
-            f" {_commercial(s['licence'])} | {card.format_value(s['prompts'])} |"
-            for s in folder["sources"]
-        ),
-        "",
-        "## Models",
-        "",
-        "Their own terms apply to what they wrote; this file does not know them.",
-        "",
-        "| role | model | wrote |",
-        "|---|---|---|",
-        *(
-            f"| {role} | {card.escape(folder['origin'][role])} | {wrote} |"
-            for role, wrote in (
-                ("policy", "the answers"),
-                ("rewriter", "the fused prompts"),
-                ("judge", "the scores"),
-            )
-        ),
-    ]
-    return "\n".join(lines) + "\n"
+    return card.render(
+        "licence.md.j2",
+        {
+            "folder": folder,
+            "licence": card.licence_of(folder),
+            "licence_warnings": [card.Raw(w) for w in card.licence_warnings(folder)],
+        },
+    )
 
 
 def citation(published: Published) -> str:
@@ -306,33 +275,13 @@ def citation(published: Published) -> str:
 def _croissant(published: Published) -> dict[str, Any]:
     """The files and columns, and the responsible-AI properties (RAI 1.0) of the manifest."""
     folder, manifest = published["folder"], published["manifest"]
-    settings = manifest.get("settings") or {}
+    name = (manifest.get("settings") or {}).get("name") or "mora-data pairs"
+    fixed: dict[str, Any] = json.loads(
+        (resources.folder("cards") / "croissant.json").read_text("utf-8")
+    )
     return {
-        "@context": {
-            "@language": "en",
-            "@vocab": "https://schema.org/",
-            "sc": "https://schema.org/",
-            "cr": "http://mlcommons.org/croissant/",
-            "rai": "http://mlcommons.org/croissant/RAI/",
-            "dct": "http://purl.org/dc/terms/",
-            "conformsTo": "dct:conformsTo",
-            "column": "cr:column",
-            "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-            "extract": "cr:extract",
-            "field": "cr:field",
-            "fileSet": "cr:fileSet",
-            "includes": "cr:includes",
-            "recordSet": "cr:recordSet",
-            "repeated": "cr:repeated",
-            "source": "cr:source",
-            "subField": "cr:subField",
-        },
-        "@type": "sc:Dataset",
-        "conformsTo": [
-            "http://mlcommons.org/croissant/1.0",
-            "http://mlcommons.org/croissant/RAI/1.0",
-        ],
-        "name": str(settings.get("name") or "mora-data pairs"),
+        **fixed,
+        "name": str(name),
         "description": (
             "Preference pairs for alignment with several objectives:"
             f" {', '.join(folder['dimensions'])}."
@@ -364,21 +313,15 @@ def _rai(published: Published) -> dict[str, object]:
     return {
         "dataCollection": f"Prompts mined from {sources}; answers sampled from {origin['policy']};"
         f" prompts rewritten by {origin['rewriter']}.",
-        "dataCollectionType": ["Secondary Data analysis", "Software Collection"],
         "machineAnnotationTools": [origin["judge"]],
         "annotationsPerItem": "one verdict per dimension"
         + (f"; scored twice: {repeats}" if repeats else ""),
-        "annotatorDemographics": "none: all scores are a model's or a rule's",
         "dataManipulationProtocol": f"pairs chosen by {origin['selector']};"
         " counts of every stage in provenance/drops.json",
-        "dataBiases": "scores carry the judge's biases;"
-        " prompts carry the sources' topics and languages",
         "dataLimitations": "simulated: of no use for training"
         if origin["simulated"]
         else "scores are verdicts of a model, not of people",
-        "dataUseCases": ["training and studying alignment with several objectives"],
         "personalSensitiveInformation": _personal(manifest.get("pii")),
-        "dataReleaseMaintenancePlan": "releases are tags; CHANGELOG.md says what changed",
     }
 
 
@@ -425,9 +368,3 @@ def _field(name: str, config: str, column: str, kind: pa.DataType, meaning: str)
     else:
         field["dataType"] = _FORMATS[str(inner)]
     return {**field, "source": {"fileSet": {"@id": config}, "extract": {"column": column}}}
-
-
-def _commercial(licence: str) -> str:
-    if card.is_non_commercial(licence):
-        return "no"
-    return "not known" if licence in ("unknown", "other", "") else "see the licence"

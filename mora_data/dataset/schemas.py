@@ -24,14 +24,7 @@ STRING, INT, FLOAT, BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 MESSAGES = pa.list_(pa.struct([("role", STRING), ("content", STRING)]))
 TEXTS = pa.list_(STRING)
 INTS = pa.list_(INT)
-_WITHOUT_DIMENSION = (
-    "unpaired",
-    "prompt_only",
-    "scored",
-    "reward_modeling",
-    "multilabel",
-    "sft",
-)
+_WITHOUT_DIMENSION = ("unpaired", "prompt_only", "scored", "reward_modeling", "multilabel", "sft")
 BATCH_ROWS = 1000
 BATCH_BYTES = 32 << 20
 SHARD_BYTES = 500 << 20

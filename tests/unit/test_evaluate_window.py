@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mora_data.errors import EndpointError
-from mora_data.evaluate.benchmarks import EvalPrompt
+from mora_data.evaluate.prompts import EvalPrompt
 from mora_data.run.stats import RunStats
 from mora_data.run.tasks import run_prompts
 
