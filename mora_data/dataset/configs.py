@@ -20,7 +20,7 @@ the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from .. import text
 from ..errors import PublishError
 from ..run.table import Pairs, ScoredTable, has_flag
-from ..types import DEGENERATE, Messages, Origin
+from ..types import DEGENERATE, Messages, Origin, Prompt
 from . import schemas
 
 if TYPE_CHECKING:
@@ -43,17 +43,6 @@ Pick = Callable[[ScoredTable, str, tuple[str, ...]], Pairs]
 UNFIT = DEGENERATE | {"duplicate", "wrong_language"}
 # a reward this close under its pass threshold is no evidence of failure, where the noise is unknown
 GREY = 0.05
-OF_PROMPTS = (
-    "prompt_id",
-    "source_dataset",
-    "source_config",
-    "source_split",
-    "source_revision",
-    "source_row",
-    "source_licence",
-    "stratum",
-    "category",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +85,14 @@ class TableView:
     @cached_property
     def provenance(self) -> Columns:
         """The prompt and the provenance columns, one value per row of the table."""
-        t, o, n = self.table, self.plan.origin, len(self.table)
+        t = self.table
+        own = {f.name for f in fields(Prompt)}
         by_row: dict[str, Sequence[Any]] = {
-            **{name: [getattr(p, name) for p in t.prompts] for name in OF_PROMPTS},
+            **{
+                c.name: [getattr(p, c.name) for p in t.prompts]
+                for c in schemas.PROVENANCE
+                if c.name in own
+            },
             "source_prompt": [source_prompt(p.messages) for p in t.prompts],
             "arm": t.arms,
             "kind": t.kinds,
@@ -106,21 +100,14 @@ class TableView:
             "target_dims": list(map(list, t.targets)),
             "binding_dims": list(map(list, t.bindings)),
         }
-        alike = {
-            "dims": list(self.plan.dims),
-            **{k: getattr(o, k) for k in ("simulated", "policy", "judge", "rewriter", "seed")},
-        }
-        return {
-            "prompt": conversations(t.messages),
-            **{
-                c.name: (
-                    pa.repeat(pa.scalar(alike[c.name], c.type), n)
-                    if c.name in alike
-                    else pa.array(by_row[c.name], c.type)
-                )
-                for c in schemas.PROVENANCE
-            },
-        }
+        alike = {**asdict(self.plan.origin), "dims": list(self.plan.dims)}
+        columns = {"prompt": conversations(t.messages)}
+        for name, kind, _ in schemas.PROVENANCE:
+            if name in alike:
+                columns[name] = pa.repeat(pa.scalar(alike[name], kind), len(t))
+            else:
+                columns[name] = pa.array(by_row[name], kind)
+        return columns
 
     @cached_property
     def unfit_R(self) -> NDArray[np.bool_]:

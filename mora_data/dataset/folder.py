@@ -11,7 +11,6 @@ end.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -83,33 +82,12 @@ def write_dataset(
         PublishError: a pair breaks a law of its selector, publish.configs names an unknown config,
             or the disk refuses.
     """
-    fresh = out_dir.with_name(f".{out_dir.name}.new")
-    old = out_dir.with_name(f".{out_dir.name}.old")
-    wanted = _wanted(release.settings)
-    try:
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        o = release.origin
-        origin = replace(
-            o,
-            policy=scrub_text(o.policy),
-            judge=scrub_text(o.judge),
-            rewriter=scrub_text(o.rewriter),
-        )
-        result = _write_all(scored, replace(release, origin=origin), fresh, wanted)
-        if out_dir.exists():
-            out_dir.rename(old)
-        fresh.rename(out_dir)
-    except OSError as e:
-        raise PublishError(
-            f"can't write the dataset folder {out_dir}: {e.strerror or e}; free space or choose"
-            " another --out"
-        ) from e
-    finally:
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-    return result
+    wanted, o = _wanted(release.settings), release.origin
+    origin = replace(
+        o, policy=scrub_text(o.policy), judge=scrub_text(o.judge), rewriter=scrub_text(o.rewriter)
+    )
+    with schemas.replacement(out_dir) as fresh:
+        return _write_all(scored, replace(release, origin=origin), fresh, wanted)
 
 
 def split_share(group: str) -> float:

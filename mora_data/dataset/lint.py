@@ -139,30 +139,20 @@ def _file_faults(folder: Path, header: Header) -> Iterator[str]:
     }
     declared = declared_files(header)
     named = {f for by_split in declared.values() for files in by_split.values() for f in files}
-    for missing in sorted(named - have):
-        yield f"{missing} is declared but not there"
+    yield from (f"{missing} is declared but not there" for missing in sorted(named - have))
     for stray in sorted(have - named - OWN_TEXTS):
-        if not stray.startswith("provenance/") and not (
-            stray.startswith("report/") and stray.endswith(".png")
-        ):
+        if not re.fullmatch(r"provenance/.+|report/.+\.png", stray):
             yield f"{stray} is there but not declared"
     for info in header.get("dataset_info") or []:
-        by_split = declared.get(info["config_name"], {})
         for split in info["splits"]:
-            footers = [
-                pq.read_metadata(folder / f) for f in by_split.get(split["name"], []) if f in have
-            ]
+            where = f"{info['config_name']}/{split['name']}"
+            files = declared.get(info["config_name"], {}).get(split["name"], [])
+            footers = [pq.read_metadata(folder / f) for f in files if f in have]
             if (rows := sum(f.num_rows for f in footers)) != split["num_examples"]:
-                yield (
-                    f"{info['config_name']}/{split['name']} has {rows} rows, README.md says"
-                    f" {split['num_examples']}"
-                )
+                yield f"{where} has {rows} rows, README.md says {split['num_examples']}"
             for footer in footers:
                 if schemas.features(footer.schema.to_arrow_schema()) != info["features"]:
-                    yield (
-                        f"{info['config_name']}/{split['name']} has other columns than README.md"
-                        " says"
-                    )
+                    yield f"{where} has other columns than README.md says"
 
 
 def _number_faults(body: str, published: Published) -> Iterator[str]:

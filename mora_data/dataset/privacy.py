@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -40,25 +39,11 @@ from .card import Published
 from .schemas import Row, row_batches
 
 WITHHELD = "(withheld)"
-_PRIVATE_KEYS = frozenset(
-    {
-        "base_url",
-        "replicas",
-        "transport",
-        "prices",
-        "api_key_env",
-        "files",
-        "decontaminate_from",
-        "extra_body",
-        "run_dir",
-        "dataset_dir",
-        "out_dir",
-        "hostname",
-        "username",
-        "cwd",
-        "argv",
-    }
-)
+_KEYS = """
+base_url replicas transport prices api_key_env files decontaminate_from extra_body run_dir
+dataset_dir out_dir hostname username cwd argv
+"""
+_PRIVATE_KEYS = frozenset(_KEYS.split())
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.I)
 _ADDRESS = re.compile(
     r"\b(?:localhost|\d{1,3}(?:\.\d{1,3}){3})(?::\d+)?\b|\b[\w.-]+@[\w-]+\.[\w.-]+"
@@ -81,28 +66,17 @@ _SIDES = {
 How = Literal["drop", "redact"]
 Key = tuple[str, str]
 DIM = "harmless"
-STRATA = frozenset(
-    {
-        "one_safe",
-        "both_unsafe",
-        "unlabelled",
-        "harmless-base",
-        "red-team-attempts",
-        "unsafe",
-        "harmful",
-    }
-)
-CATEGORIES = frozenset(
-    (
-        "unsafe;harmful;endangering national security;insulting behavior;discriminatory "
-        "behavior;endangering public health; copyright issues;violence;drugs;privacy "
-        "violation;economic crime;mental manipulation;human trafficking;physical harm; sexual "
-        "content;cybercrime;disrupting public order;environmental damage;psychological "
-        "harm;white-collar crime; animal abuse"
-    )
-    .replace("; ", ";")
-    .split(";")
-)
+_STRATA = """
+one_safe both_unsafe unlabelled harmless-base red-team-attempts unsafe harmful
+"""
+_CATEGORIES = """
+unsafe;harmful;endangering national security;insulting behavior;discriminatory behavior;
+endangering public health;copyright issues;violence;drugs;privacy violation;economic crime;
+mental manipulation;human trafficking;physical harm;sexual content;cybercrime;
+disrupting public order;environmental damage;psychological harm;white-collar crime;animal abuse
+"""
+STRATA = frozenset(_STRATA.split())
+CATEGORIES = frozenset(_CATEGORIES.replace("\n", "").split(";"))
 _PARALLEL = ("completions", "flags", "finish_reasons", "lengths")
 
 
@@ -169,14 +143,14 @@ class PersonalData(TypedDict):
     found: dict[str, dict[str, int]]
 
 
-def screen(folder: Path, given: Mapping[str, Recognizer] | None = None) -> PersonalData:
+def screen(folder: Path) -> PersonalData:
     """How many texts hold each entity type; every row of `scored` is read, of all other configs
     where there is no `scored`.
 
     Raises:
         PublishError: Presidio is not installed.
     """
-    by_kind = recognizers() if given is None else given
+    by_kind = recognizers()
     names = sorted({p.parent.name for p in folder.glob("*/*.parquet")})
     names = ["scored"] if "scored" in names else names
     texts = dict.fromkeys(_SIDES, 0)
@@ -187,7 +161,7 @@ def screen(folder: Path, given: Mapping[str, Recognizer] | None = None) -> Perso
             for kind, recognize in by_kind.items():
                 likely = column.filter(pc.match_substring_regex(column, KINDS[kind].needs))
                 found[kind][side] += sum(recognize(text) for text in likely.to_pylist())
-    by = f"presidio-analyzer {version('presidio-analyzer')}" if given is None else "given"
+    by = f"presidio-analyzer {version('presidio-analyzer')}"
     return {"by": by, "configs": names, "texts": texts, "found": found}
 
 
@@ -199,16 +173,12 @@ def _columns(config: Path) -> Iterator[tuple[str, pa.Array]]:
     """(side, its texts) of one config, a row group at a time; a conversation counts as one text."""
     for path in sorted(config.glob("*.parquet")):
         file = pq.ParquetFile(path)
-        have = [
-            (side, c)
-            for side, columns in _SIDES.items()
-            for c in columns
-            if c in file.schema_arrow.names
-        ]
+        sides = {c: side for side, columns in _SIDES.items() for c in columns}
+        have = [c for c in sides if c in file.schema_arrow.names]
         for k in range(file.num_row_groups):
-            rows = file.read_row_group(k, columns=[c for _, c in have])
-            for side, column in have:
-                yield side, _texts(rows[column].combine_chunks())
+            rows = file.read_row_group(k, columns=have)
+            for c in have:
+                yield sides[c], _texts(rows[c].combine_chunks())
 
 
 def _texts(values: Any) -> pa.Array:
@@ -241,17 +211,8 @@ def public_copy(folder: Path, how: How) -> Path:
             " set publish.unsafe=gate"
         )
     out = folder.with_name(f"{folder.name}-public")
-    fresh = folder.with_name(f".{folder.name}-public.new")
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+    with schemas.replacement(out) as fresh:
         _PublicCopy(folder, how, float(threshold)).write(fresh, published)
-        shutil.rmtree(out, ignore_errors=True)
-        fresh.rename(out)
-    except OSError as e:
-        raise PublishError(f"can't write {out}: {e.strerror or e}; free space") from e
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return out
 
 

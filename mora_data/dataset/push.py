@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
@@ -92,7 +93,9 @@ def push_folder(
     if faults := lint.lint(folder, readme):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise PublishError(f"the dataset folder fails its check: {faults[0]}{more}")
-    files, note = _local_files(folder, readme), _licence_note(folder)
+    files = _local_files(folder, readme)
+    published = json.loads((folder / "provenance/manifest.json").read_text("utf-8"))
+    note = " ".join(card.licence_warnings(published["folder"])).replace("`", "")
     gated = decision == "gate"
     planned = PushResult(
         status="planned",
@@ -183,11 +186,9 @@ def _check_folder(
             f"the Parquet files in {folder} were changed since the build (fingerprint is not"
             f" {known[:12]}): build again"
         )
-    if (
-        (manifest.get("simulated") or _simulated(folder))
-        and not allow_simulated
-        and not is_loopback(endpoint())
-    ):
+    rows = pq.read_table(folder / DEFAULT_CONFIG, columns=["simulated"], partitioning=None)
+    simulated = manifest.get("simulated") or pc.any(rows["simulated"]).as_py()
+    if simulated and not allow_simulated and not is_loopback(endpoint()):
         raise PublishError(
             "these rows are simulated (engine scripted), so they are not published: build with a"
             " model, or give --allow-simulated"
@@ -195,28 +196,10 @@ def _check_folder(
     return counts
 
 
-def _simulated(folder: Path) -> bool:
-    """Whether a row of the default config says so, read from the column itself."""
-    return any(
-        True
-        in pq.read_table(f, columns=["simulated"], partitioning=None)["simulated"]
-        .unique()
-        .to_pylist()
-        for f in (folder / DEFAULT_CONFIG).glob("*.parquet")
-    )
-
-
 def _local_files(folder: Path, readme: str) -> dict[str, LocalFile]:
     """Path in the repository -> file, in a fixed order."""
-    texts = [p for p in folder.iterdir() if p.name in lint.OWN_TEXTS]
-    paths = sorted(
-        [
-            *folder.glob("*/*.parquet"),
-            *folder.glob("provenance/*"),
-            *folder.glob("report/*.png"),
-            *texts,
-        ]
-    )
+    patterns = ("*/*.parquet", "provenance/*", "report/*.png", *lint.OWN_TEXTS)
+    paths = sorted(p for pattern in patterns for p in folder.glob(pattern))
     return {p.relative_to(folder).as_posix(): local_file(p) for p in paths} | {
         "README.md": local_file(readme.encode())
     }
@@ -263,27 +246,18 @@ def _check_history(hub: Hub, state: RepoState, repo_id: str) -> None:
         return
     for commit in hub.history(state.head):
         tree = hub.tree(commit)
-        if any(_OWNED.fullmatch(path) for path in tree) and not _is_screened(hub, commit, tree):
+        if not any(_OWNED.fullmatch(path) for path in tree):
+            continue
+        name, published = "provenance/manifest.json", {}
+        if name in tree:
+            with tempfile.TemporaryDirectory(prefix="mora-past-") as tmp:
+                published = json.loads(hub.fetch(name, commit, Path(tmp)).read_text("utf-8"))
+        if not (published.get("folder") or {}).get("unsafe"):
             raise PublishError(
                 f"{repo_id} holds an earlier release whose unsafe text was kept (commit"
                 f" {commit[:8]}), which would become public with it: give another repository, or"
                 " publish.unsafe=gate"
             )
-
-
-def _is_screened(hub: Hub, commit: str, tree: Mapping[str, str]) -> bool:
-    name = "provenance/manifest.json"
-    if name not in tree:
-        return False
-    with tempfile.TemporaryDirectory(prefix="mora-past-") as tmp:
-        published = json.loads(hub.fetch(name, commit, Path(tmp)).read_text("utf-8"))
-    return bool((published.get("folder") or {}).get("unsafe"))
-
-
-def _licence_note(folder: Path) -> str:
-    """What the licences forbid together, for the command line."""
-    published = json.loads((folder / "provenance" / "manifest.json").read_text("utf-8"))
-    return " ".join(card.licence_warnings(published["folder"])).replace("`", "")
 
 
 def _difference(

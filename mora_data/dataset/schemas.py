@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ..errors import PublishError
 
 Row = dict[str, Any]  # of a Parquet file; the schema of its config says what it holds
 DEFAULT_CONFIG = "preference"
@@ -83,11 +86,7 @@ _BEHIND_PAIRS = {
 
 
 def columns(config: str, dims: Sequence[str]) -> tuple[Column, ...]:
-    """The columns of a config, in file order.
-
-    Raises:
-        KeyError: there is no such config.
-    """
+    """The columns of a config, in file order."""
     family = family_of(config)
     if family in _BEHIND_PAIRS:
         return (PROMPT, *_pair(dims), *PROVENANCE, *_BEHIND_PAIRS[family])
@@ -163,11 +162,7 @@ def _per_dim(
 
 
 def schema(config: str, dims: Sequence[str]) -> pa.Schema:
-    """The Arrow schema of a config.
-
-    Raises:
-        KeyError: there is no such config.
-    """
+    """The Arrow schema of a config."""
     return pa.schema([pa.field(c.name, c.type) for c in columns(config, dims)])
 
 
@@ -214,6 +209,34 @@ def _feature(kind: pa.DataType) -> dict[str, object]:
 
 def _scalar(kind: pa.DataType) -> str:
     return {"double": "float64"}.get(str(kind), str(kind))
+
+
+@contextlib.contextmanager
+def replacement(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` at the end; after an error all stays as it
+    was.
+
+    Raises:
+        PublishError: the disk refuses.
+    """
+    fresh = folder.with_name(f".{folder.name}.new")
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+    except OSError as e:
+        raise PublishError(
+            f"can't write the dataset folder {folder}: {e.strerror or e}; free space or choose"
+            " another --out"
+        ) from e
+    finally:
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def row_batches(files: Iterable[Path]) -> Iterator[list[Row]]:

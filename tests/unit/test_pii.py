@@ -54,8 +54,15 @@ def dataset(out: Path, configs: str | list[str] = "all") -> Path:
     return out
 
 
-def test_each_text_counts_once_per_type(tmp_path: Path) -> None:
-    got = privacy.screen(dataset(tmp_path / "dataset"), LOOKING)
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Presidio: simple recognizers of two types."""
+    monkeypatch.setattr(privacy, "recognizers", lambda: LOOKING)
+    monkeypatch.setattr(privacy, "version", lambda name: "2.2.360")
+
+
+def test_each_text_counts_once_per_type(tmp_path: Path, looking: None) -> None:
+    got = privacy.screen(dataset(tmp_path / "dataset"))
     assert got["configs"] == ["scored"] and got["texts"] == {
         "prompts": 13,
         "source_prompts": 13,
@@ -65,8 +72,8 @@ def test_each_text_counts_once_per_type(tmp_path: Path) -> None:
     assert got["found"]["IP_ADDRESS"] == {"prompts": 1, "source_prompts": 1, "answers": 0}
 
 
-def test_without_scored_every_config_is_read(tmp_path: Path) -> None:
-    got = privacy.screen(dataset(tmp_path / "dataset", ["preference", "prompt_only"]), LOOKING)
+def test_without_scored_every_config_is_read(tmp_path: Path, looking: None) -> None:
+    got = privacy.screen(dataset(tmp_path / "dataset", ["preference", "prompt_only"]))
     assert got["configs"] == ["preference", "prompt_only"]
     assert (
         got["texts"] == {"prompts": 26, "source_prompts": 26, "answers": 26}
@@ -75,10 +82,8 @@ def test_without_scored_every_config_is_read(tmp_path: Path) -> None:
 
 
 def test_the_card_and_the_manifest_have_the_counts_and_no_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, looking: None
 ) -> None:
-    monkeypatch.setattr(privacy, "recognizers", lambda: LOOKING)
-    monkeypatch.setattr(privacy, "version", lambda name: "2.2.360")
     rows = [
         *many(12),
         one(12, answers=("Mail ann@example.org.", "no"), rewards=dict.fromkeys(DIMS, (1.0, 0.0))),
@@ -94,9 +99,7 @@ def test_the_card_and_the_manifest_have_the_counts_and_no_text(
         assert "ann@" not in path.read_text("utf-8")
 
 
-def test_the_public_copy_is_counted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(privacy, "recognizers", lambda: LOOKING)
-    monkeypatch.setattr(privacy, "version", lambda name: "2.2.360")
+def test_the_public_copy_is_counted_anew(tmp_path: Path, looking: None) -> None:
     rewards = dict.fromkeys(DIMS, (1.0, 0.75, 0.0))  # the last answer is under every floor
     rows = [
         one(
