@@ -179,7 +179,7 @@ def render_card(published: Published, example: Example | None = None) -> str:
             **_context(published),
             "header": head,
             "example": example,
-            "not_measured": not_measured(published),
+            "not_measured": unmeasured_blocks(published),
         },
     )
     yaml_text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)
@@ -323,7 +323,7 @@ def header(published: Published) -> Header:
     licence, tags."""
     manifest, folder = published["manifest"], published["folder"]
     dims, configs = folder["dimensions"], folder["configs"]
-    listed = [*configs, *([folder["union"]] if folder["union"] else [])]
+    declared = [*configs, *([folder["union"]] if folder["union"] else [])]
     licence = licence_of(folder)
     rows = sum(s["num_examples"] for c in configs[:1] for s in c["splits"].values())
     ids = sorted(
@@ -359,13 +359,13 @@ def header(published: Published) -> Header:
         "annotations_creators": ["machine-generated"],
         "language_creators": ["found", "machine-generated"],
         **({"source_datasets": ids} if ids else {}),
-        "configs": [_declared(c, i == 0) for i, c in enumerate(listed)],
-        "dataset_info": [_info(c, dims) for c in listed],
+        "configs": [_declared(c, i == 0) for i, c in enumerate(declared)],
+        "dataset_info": [_info(c, dims) for c in declared],
     }
     return cast(Header, head)
 
 
-def not_measured(published: Published) -> list[str]:
+def unmeasured_blocks(published: Published) -> list[str]:
     """Blocks that the manifest has no data for, by name."""
     m, folder = published["manifest"], published["folder"]
     stats, feedback = folder.get("statistics") or {}, m.get("feedback") or {}

@@ -348,11 +348,11 @@ def pair_rows(view: TableView, pairs: Pairs, selector: str, weight_Q: NDArray[np
 
 
 def pro_weights(rewards_Q_D: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights of the dimensions that a preferred answer suggests, w_d = exp(r_d) / sum exp(r); Q x
-    D, rows sum to 1.
+    """Weights of the dimensions that a preferred answer suggests; Q x D, rows sum to 1.
 
-    The target of the weight adapter of Preference Orchestrator (METHOD 2), with the calibrated
-    rewards as they are and temperature 1; NaN where a reward is missing.
+    w_d = exp(r_d) / sum exp(r), with the calibrated rewards as they are and temperature 1; NaN
+    where a reward is missing. The target of the weight adapter of Preference Orchestrator
+    (docs/numbers.md).
     """
     grown = np.exp(rewards_Q_D)
     return np.asarray(grown / grown.sum(1, keepdims=True))

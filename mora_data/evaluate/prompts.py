@@ -291,10 +291,10 @@ def _choices(row: Row, seed: int) -> Iterator[EvalPrompt]:
         random.Random(f"{seed} {metric} {question}").shuffle(options)
         if len({true for _, true in options}) < 2:
             continue
-        listed = "\n".join(
+        choices = "\n".join(
             f"{letter}. {text}" for letter, (text, _) in zip(LETTERS, options, strict=False)
         )
-        text = f"{question}\n\n{listed}\n\nWhich answer is true? Reply with its letter."
+        text = f"{question}\n\n{choices}\n\nWhich answer is true? Reply with its letter."
         asked: Messages = (Message(role="user", content=text),)
         yield EvalPrompt(
             "truthfulqa",

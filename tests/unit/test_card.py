@@ -162,16 +162,18 @@ def test_every_key_of_the_manifest_may_be_missing(missing: str | None) -> None:
 
 
 def test_what_is_measured_is_not_listed_as_missing() -> None:
-    listed = card.not_measured(published())
+    listed = card.unmeasured_blocks(published())
     assert "noise of the scorers" not in listed
     assert "counts per stage" not in listed
     assert any("confirmed" in line for line in listed)
-    sets = card.not_measured(published({**MANIFEST, "not_measured": ["XSTest", "MT-Bench"]}))
+    sets = card.unmeasured_blocks(published({**MANIFEST, "not_measured": ["XSTest", "MT-Bench"]}))
     assert (
         "overlap with evaluation sets: XSTest, MT-Bench" in sets
         and "overlap with evaluation sets" in listed
     )
-    assert card.not_measured(published(unscored=["truthful"]))[0].startswith("rewards in truthful")
+    assert card.unmeasured_blocks(published(unscored=["truthful"]))[0].startswith(
+        "rewards in truthful"
+    )
 
 
 @pytest.mark.parametrize("place", ["example", "category", "note", "model", "reason", "name"])
