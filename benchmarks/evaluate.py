@@ -20,17 +20,17 @@ MODELS = 3
 GOAL = 1.1
 STATISTICS = """
 import sys, time
-from mora_data.evaluate.inputs import Model
-from mora_data.evaluate.report import result
-from mora_data.evaluate.tables import markdown
+from mora_data.evaluate import markdown
+from mora_data.evaluate.models import EvalModel
+from mora_data.evaluate.prompts import EvalRow
+from mora_data.evaluate.report import About, result
 n = int(sys.argv[1])
-models = [Model("sft", "0", ""), *(Model("mora", str(s), "") for s in range(3))]
-rows = [{"set": "plain", "prompt_id": str(i), "group": str(i), "model": m.name, "seed": m.seed, "index": 0, "error": None,
+models = [EvalModel("sft", "0", ""), *(EvalModel("mora", str(s), "") for s in range(3))]
+rows = [EvalRow("plain", str(i), str(i), m.name, m.seed, 0, "", None, {
          "refusal": 0.0, "degenerate": 0.0, "length": 50 + (i * 7) % 60, "win": i % 3 / 2, "length_gap": i * 11 % 41 - 20,
-         **{f"reward_{d}": ((i * k + int(m.seed)) % 5) / 4 for k, d in enumerate("abc", 3)}} for m in models for i in range(n // 4)]
+         **{f"reward_{d}": ((i * k + int(m.seed)) % 5) / 4 for k, d in enumerate("abc", 3)}}) for m in models for i in range(n // 4)]
 begun = time.process_time()
-about = {"simulated": False, "judge": "j", "skipped": {}, "seed": 0}
-markdown(result(rows, models, "sft", dict.fromkeys("abc", 0.75), about))
+markdown(result(rows, models, "sft", dict.fromkeys("abc", 0.75), About(False, "j")))
 print(time.process_time() - begun)
 """  # noqa: E501
 

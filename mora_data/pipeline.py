@@ -231,7 +231,7 @@ def _load_context(
     load_prices(settings.limits.prices)
     context = load_context(settings, options.until, benchmarks)
     if settings.publish.pii and context.reaches("publish"):
-        from .dataset.pii import recognizers
+        from .dataset.privacy import recognizers
 
         recognizers()  # says at once that the extra is missing
     return context

@@ -172,28 +172,6 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """One prompt of one arm with all its rollouts: one row of the `scored` config, from which every
-    other derives."""
-
-    prompt: Prompt
-    arm: str
-    messages: Messages  # the prompt as asked in this arm (fused or not), without an answer
-    kind: Kind
-    carried_dim: str | None
-    target_dims: tuple[str, ...]
-    binding_dims: tuple[str, ...]
-    rollouts: tuple[Rollout, ...]
-    # dimension -> one calibrated value in [0, 1] per rollout, or None
-    rewards: Mapping[str, tuple[float | None, ...]]
-    pairs: tuple[Pair, ...] = ()  # those of the run's selector, best first
-    # what floors compare with, if not the rewards
-    levels: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
-    # how far a reward may be off, if at all
-    doubts: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Origin:
     """What a published row says about how it was made."""
 

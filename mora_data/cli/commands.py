@@ -241,10 +241,10 @@ def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> None:
 
 
 def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: str | None) -> None:
-    from ..dataset.push import push
+    from ..dataset.push import push_folder
     from ..run.folder import finished_manifest
 
-    result = push(
+    result = push_folder(
         run_dir / "dataset",
         repo_id,
         args.tag,
@@ -281,11 +281,11 @@ def print_diff(args: argparse.Namespace) -> None:
     """Two datasets, config by config."""
     from dataclasses import asdict
 
-    from ..dataset.diff import compare, lines
+    from ..dataset.diff import diff_datasets, diff_lines
 
-    deltas = compare(args.before, args.after)
+    deltas = diff_datasets(args.before, args.after)
     tree = {name: asdict(d) for name, d in deltas.items()}
-    print(json.dumps(tree) if args.json else "\n".join(lines(deltas)))
+    print(json.dumps(tree) if args.json else "\n".join(diff_lines(deltas)))
 
 
 def print_names(args: argparse.Namespace) -> None:
@@ -312,8 +312,8 @@ def run_recipe_on(args: argparse.Namespace) -> int:
 
 def evaluate_models(args: argparse.Namespace) -> None:
     """Models on held-out prompts."""
-    from ..evaluate import Options, evaluate
-    from ..evaluate.tables import markdown
+    from ..evaluate import evaluate, markdown
+    from ..evaluate.models import EvaluateOptions
     from ..run.progress import Progress
     from ..run.stats import RunStats
     from ..settings import parse_override
@@ -326,7 +326,7 @@ def evaluate_models(args: argparse.Namespace) -> None:
     }
     overrides.update({k: v for k, v in flags.items() if v is not None})
     files = {"prompts": args.prompts, "harmful": args.harmful_prompts, "safe": args.safe_prompts}
-    options = Options(
+    options = EvaluateOptions(
         args.dataset,
         args.source,
         {k: v for k, v in files.items() if v},

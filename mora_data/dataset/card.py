@@ -1,6 +1,6 @@
 """README.md of a dataset folder: a pure function of provenance/manifest.json and one example pair.
 
-    text = render_card(card_context(published, example))
+    text = render_card(published, example)
 
 Every value that enters the Markdown is escaped, whatever it holds; a block without data is named
 under "Not measured".
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from textwrap import wrap
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import yaml
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
@@ -20,28 +21,20 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from .. import resources
 from ..errors import PublishError
 from . import schemas
-from .statistics import EXAMPLE_CHARS
 
 CLAIM = (
     "an independent implementation, not by the authors of the paper; thresholds, templates and"
     " defaults are ours"
 )
+EXAMPLE_CHARS = 600
 PLACE, TAG = "ORG/NAME", "vX.Y.Z"  # in the load snippets, until the dataset is pushed
 FENCE_WIDTH = 100
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|#~$!^])")
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SIZES = (
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-    (10_000_000, "1M<n<10M"),
-    (100_000_000, "10M<n<100M"),
-    (1_000_000_000, "100M<n<1B"),
-    (10_000_000_000, "1B<n<10B"),
-    (100_000_000_000, "10B<n<100B"),
-    (1_000_000_000_000, "100B<n<1T"),
+_SIZES = (  # by the number of digits
+    *("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"),
+    *("100M<n<1B", "1B<n<10B", "10B<n<100B", "100B<n<1T", "n>1T"),
 )
 _TRAINERS = {
     "preference": "DPO, IPO, ORPO, CPO, SimPO",
@@ -61,6 +54,79 @@ _TYPES = {
     str(schemas.TEXTS): "list of string",
     "double": "float64",
 }
+_NOUNS = {"helpful": "helpfulness", "harmless": "harmlessness", "truthful": "truthfulness"}
+
+
+class SplitInfo(TypedDict):
+    """A split of a config, from its Parquet footers."""
+
+    num_examples: int
+    num_bytes: int
+    file_bytes: int
+
+
+class ConfigInfo(TypedDict, total=False):
+    """A config of the folder; `n_columns` is missing of the union."""
+
+    name: str
+    splits: dict[str, SplitInfo]
+    files: dict[str, list[str]]  # split -> paths in the folder
+    n_columns: int
+
+
+class SourceInfo(TypedDict):
+    """Where some of the prompts come from, and how many."""
+
+    dataset: str
+    config: str
+    revision: str
+    licence: str
+    prompts: int
+
+
+class FolderInfo(TypedDict, total=False):
+    """What the folder itself adds to the manifest of the run."""
+
+    dimensions: list[str]
+    unscored: list[str]  # dimensions without any reward
+    licence: str  # the setting: `inherit`, or the licence of the whole
+    test_share: float
+    n_bytes: int
+    origin: dict[str, Any]  # see types.Origin
+    floors: dict[str, float]
+    grey: dict[str, float]
+    too_large: dict[str, int]  # config -> rows over 2 MB, left out
+    sources: list[SourceInfo]
+    configs: list[ConfigInfo]
+    union: ConfigInfo | None
+    statistics: dict[str, Any]  # see papers.pair_statistics
+    unsafe: dict[str, Any]  # of a public copy: what was left out or redacted
+
+
+class Published(TypedDict):
+    """What provenance/manifest.json holds. Any key of the run's manifest may be missing."""
+
+    manifest: dict[str, Any]
+    folder: FolderInfo
+
+
+class Header(TypedDict, total=False):
+    """The part of a card's YAML header that the checks read."""
+
+    license: str
+    language: list[str]
+    configs: list[dict[str, Any]]
+    dataset_info: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """The pair that the card shows."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    margins: Mapping[str, float | None]
 
 
 class Raw(str):
@@ -74,12 +140,12 @@ def escape(value: object) -> Raw:
     line break."""
     if isinstance(value, Raw):
         return value
-    return Raw(_SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", shown(value)).translate(_HTML)))
+    return Raw(_SPECIAL.sub(r"\\\1", re.sub(r"\s+", " ", format_value(value)).translate(_HTML)))
 
 
 def code(value: object) -> Raw:
     """A code span that also survives inside a table."""
-    span = " ".join(shown(value).split()).replace("`", "'").replace("|", "\\|")
+    span = " ".join(format_value(value).split()).replace("`", "'").replace("|", "\\|")
     return Raw(f"`{span}`") if span else Raw("")
 
 
@@ -100,25 +166,76 @@ def fence(value: object, limit: int = EXAMPLE_CHARS) -> Raw:
     return Raw(f"{marks}text\n{text}\n{marks}")
 
 
-def card_context(
-    published: Mapping[str, Any], example: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What the template needs, from the published manifest (see folder.py). Any key may be missing
-    in the run's."""
-    manifest, folder = published.get("manifest") or {}, published["folder"]
-    dims = folder["dimensions"]
-    licences = {s["licence"] for s in folder["sources"]}
-    statistics = folder.get("statistics") or {}
-    context = {
+def render_card(published: Published, example: Example | None = None) -> str:
+    """The card as Markdown with its YAML header.
+
+    Raises:
+        PublishError: the template uses something that the manifest lacks.
+    """
+    head = header(published)
+    body = render(
+        "dataset.md.j2",
+        {
+            **_context(published),
+            "header": head,
+            "example": example,
+            "not_measured": unmeasured_blocks(published),
+        },
+    )
+    yaml_text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)
+    return f"---\n{yaml_text}---\n\n" + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+
+
+def render(template: str, values: Mapping[str, object]) -> str:
+    """A template of cards/, every value escaped.
+
+    Raises:
+        PublishError: it uses something that the values lack.
+    """
+    env = ImmutableSandboxedEnvironment(
+        loader=FileSystemLoader(resources.folder("cards")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+        finalize=escape,
+    )
+    env.filters |= {"code": code, "fence": fence, "commercial": _commercial}
+    try:
+        return env.get_template(template).render(values)
+    except TemplateError as e:
+        raise PublishError(f"cards/{getattr(e, 'name', None) or template}: {e}") from e
+
+
+def _context(published: Published) -> dict[str, Any]:
+    """What the template needs besides the header."""
+    manifest, folder = published["manifest"], published["folder"]
+    dims, statistics = folder["dimensions"], folder.get("statistics") or {}
+    settings = manifest.get("settings") or {}
+    version, notes = manifest.get("version"), manifest.get("notes") or []
+    names = ("counts", "templates", "reference", "settings", "tokens", "report")
+    return {
+        **{name: manifest.get(name) or {} for name in names},
         "m": manifest,
         "folder": folder,
         "dims": dims,
         "stats": statistics,
-        "example": _example(example, dims),
         "licence": licence_of(folder),
         "licence_warnings": [Raw(w) for w in licence_warnings(folder)],
-        "mixed": folder["licence"] == "inherit" and len(licences) > 1,
-        "configs": [_config(c, dims) for c in folder["configs"]],
+        "mixed": folder["licence"] == "inherit"
+        and len({s["licence"] for s in folder["sources"]}) > 1,
+        "configs": [
+            {
+                **c,
+                **{
+                    s: c["splits"][s]["num_examples"] if s in c["splits"] else 0
+                    for s in ("train", "test")
+                },
+                "use": _TRAINERS[schemas.family_of(c["name"])],
+            }
+            for c in folder["configs"]
+        ],
         "union": folder["union"],
         "columns": [
             {
@@ -130,45 +247,33 @@ def card_context(
         ],
         "repository": Raw(PLACE),
         "tag": Raw(TAG),
-        "version": manifest.get("version") if isinstance(manifest.get("version"), str) else None,
+        "version": version if isinstance(version, str) else None,
         "made_with": _made_with(manifest.get("created_with")),
-        "source": manifest.get("source") or {},
-        "counts": manifest.get("counts") or {},
-        "notes": (
-            [str(n) for n in manifest.get("notes") or []]
-            if not isinstance(manifest.get("notes"), Mapping)
-            else [f"{k}: {v}" for k, v in manifest["notes"].items()]
-        ),
+        "notes": [f"{k}: {v}" for k, v in notes.items()] if isinstance(notes, Mapping) else notes,
         "models": {
             k: " ".join(str(x) for x in v.values() if x) if isinstance(v, Mapping) else v
             for k, v in (manifest.get("models") or {}).items()
             if v
         },
-        "templates": manifest.get("templates") or {},
-        "reference": manifest.get("reference") or {},
-        "settings": manifest.get("settings") or {},
-        "tokens": manifest.get("tokens") or {},
-        "report": manifest.get("report") or {},
         "figures": [
-            {"file": f["file"], "question": f["question"]}
-            for f in manifest.get("figures") or []
-            if re.fullmatch(r"report/\w+\.png", f["file"])
+            f for f in manifest.get("figures") or [] if re.fullmatch(r"report/\w+\.png", f["file"])
         ],
         "claim": CLAIM,
-        "simulated": bool(folder["origin"]["simulated"] or manifest.get("simulated")),
-        "recorded": (
-            ((manifest.get("settings") or {}).get("policy") or {}).get("engine") == "recorded"
-        ),
+        "simulated": _is_simulated(published),
+        "recorded": (settings.get("policy") or {}).get("engine") == "recorded",
         "pairs": statistics.get("pairs", 0),
-        "presampled": (
-            ((manifest.get("settings") or {}).get("presample") or {}).get("enabled", True)
-        ),
-        "fused": ((manifest.get("settings") or {}).get("fuse") or {}).get("arms") != ["identity"],
+        "presampled": (settings.get("presample") or {}).get("enabled", True),
+        "fused": (settings.get("fuse") or {}).get("arms") != ["identity"],
     }
-    return {**context, "header": header(context), "not_measured": not_measured(context)}
 
 
-def licence_of(folder: Mapping[str, Any]) -> str:
+def _is_simulated(published: Published) -> bool:
+    return bool(
+        published["folder"]["origin"]["simulated"] or published["manifest"].get("simulated")
+    )
+
+
+def licence_of(folder: FolderInfo) -> str:
     """The one licence of the dataset: the one set, the one of all sources, or `other`."""
     if folder["licence"] != "inherit":
         return str(folder["licence"])
@@ -181,13 +286,19 @@ def is_non_commercial(licence: str) -> bool:
     return bool(re.search(r"(?:^|-)nc(?:-|$)|non-?commercial", licence.lower()))
 
 
-def licence_warnings(folder: Mapping[str, Any]) -> list[str]:
+def _commercial(licence: str) -> str:
+    if is_non_commercial(licence):
+        return "no"
+    return "not known" if licence in ("unknown", "other", "") else "see the licence"
+
+
+def licence_warnings(folder: FolderInfo) -> list[str]:
     """One sentence (Markdown) for each way in which licences don't go together."""
     by_licence: dict[str, int] = {}
     for s in folder["sources"]:
         by_licence[s["licence"]] = by_licence.get(s["licence"], 0) + s["prompts"]
     bound = {lic: n for lic, n in by_licence.items() if is_non_commercial(lic)}
-    named = ", ".join(f"{code(lic)}: {shown(n)} prompts" for lic, n in sorted(bound.items()))
+    named = ", ".join(f"{code(lic)}: {format_value(n)} prompts" for lic, n in sorted(bound.items()))
     warnings = []
     if bound and len(bound) < len(by_licence):
         warnings.append(
@@ -201,44 +312,20 @@ def licence_warnings(folder: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
-def render_card(context: Mapping[str, Any]) -> str:
-    """The card as Markdown with its YAML header.
-
-    Raises:
-        PublishError: the template uses something that the context lacks.
-    """
-    env = ImmutableSandboxedEnvironment(
-        loader=FileSystemLoader(resources.folder("cards")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,
-        finalize=escape,
-    )
-    env.filters |= {"code": code, "fence": fence}
-    try:
-        body = env.get_template("dataset.md.j2").render(context)
-    except TemplateError as e:
-        raise PublishError(f"cards/{getattr(e, 'name', None) or 'dataset.md.j2'}: {e}") from e
-    yaml_text = yaml.safe_dump(context["header"], sort_keys=False, allow_unicode=True, width=120)
-    return f"---\n{yaml_text}---\n\n" + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
-
-
-def addressed(card: str, repo_id: str, tag: str | None) -> str:
+def with_address(card: str, repo_id: str, tag: str | None) -> str:
     """The card with the repository and the tag in its load snippets."""
     card = card.replace(f'load_dataset("{PLACE}"', f'load_dataset("{repo_id}"')
     return card.replace(f'revision="{TAG}")', f'revision="{tag}")') if tag else card
 
 
-def header(context: Mapping[str, Any]) -> dict[str, Any]:
+def header(published: Published) -> Header:
     """The YAML header: configs with explicit files, `dataset_info` from the Parquet footers,
     licence, tags."""
-    folder, dims = context["folder"], context["dims"]
-    described = [*folder["configs"], *([context["union"]] if context["union"] else [])]
-    licence: dict[str, Any] = {"license": context["licence"]}
-    if context["licence"] == "other":
-        licence |= {"license_name": "mixed-see-card", "license_link": "LICENSE.md"}
-    rows = sum(s["num_examples"] for c in folder["configs"][:1] for s in c["splits"].values())
+    manifest, folder = published["manifest"], published["folder"]
+    dims, configs = folder["dimensions"], folder["configs"]
+    declared = [*configs, *([folder["union"]] if folder["union"] else [])]
+    licence = licence_of(folder)
+    rows = sum(s["num_examples"] for c in configs[:1] for s in c["splits"].values())
     ids = sorted(
         {
             s["dataset"]
@@ -248,11 +335,13 @@ def header(context: Mapping[str, Any]) -> dict[str, Any]:
             and not s["dataset"].startswith("mora-data/sample-")
         }
     )
-    languages = context["m"].get("languages")
-    return {
-        **({"language": [str(x) for x in languages]} if languages else {}),
-        **licence,
-        "pretty_name": str(context["settings"].get("name") or "mora-data pairs"),
+    languages = [str(x) for x in manifest.get("languages") or []]
+    mixed = {"license_name": "mixed-see-card", "license_link": "LICENSE.md"}
+    head: dict[str, Any] = {
+        **({"language": languages} if languages else {}),
+        "license": licence,
+        **(mixed if licence == "other" else {}),
+        "pretty_name": str((manifest.get("settings") or {}).get("name") or "mora-data pairs"),
         "task_categories": ["text-generation"],
         "tags": [
             "text",
@@ -261,35 +350,36 @@ def header(context: Mapping[str, Any]) -> dict[str, Any]:
             "rlhf",
             "multi-objective",
             "synthetic",
-            *_tags(dims),
+            *(_NOUNS.get(d, d) for d in dims),
             "mora-data",
-            *(["simulated"] if context["simulated"] else []),
+            *(["simulated"] if _is_simulated(published) else []),
             *(["not-for-all-audiences"] if "harmless" in dims else []),
         ],
-        "size_categories": [next((name for most, name in _SIZES if rows < most), "n>1T")],
+        "size_categories": [_SIZES[min(max(len(str(rows)) - 3, 0), 10)]],
         "annotations_creators": ["machine-generated"],
         "language_creators": ["found", "machine-generated"],
         **({"source_datasets": ids} if ids else {}),
-        "configs": [_declared(c, i == 0) for i, c in enumerate(described)],
-        "dataset_info": [_info(c, dims) for c in described],
+        "configs": [_declared(c, i == 0) for i, c in enumerate(declared)],
+        "dataset_info": [_info(c, dims) for c in declared],
     }
+    return cast(Header, head)
 
 
-def not_measured(context: Mapping[str, Any]) -> list[str]:
+def unmeasured_blocks(published: Published) -> list[str]:
     """Blocks that the manifest has no data for, by name."""
-    m, stats, reference = context["m"], context["stats"], context["reference"]
-    margins = stats.get("margins") or {}
+    m, folder = published["manifest"], published["folder"]
+    stats, feedback = folder.get("statistics") or {}, m.get("feedback") or {}
     named = f": {', '.join(sets)}" if (sets := m.get("not_measured")) else ""
     checks = {
         "margins and lengths of pairs (there are no pairs)": not stats,
         "confirmed margins (no pair was scored twice)": (
-            bool(stats) and not any("n_confirmed" in v for v in margins.values())
+            bool(stats) and not any("n_confirmed" in v for v in stats["margins"].values())
         ),
-        "noise of the scorers": not reference.get("noise"),
-        "floors of the dimensions": not context["folder"]["floors"],
-        "counts per stage": not context["counts"],
-        "models and sampling": not context["models"],
-        "tokens": not context["tokens"],
+        "noise of the scorers": not (m.get("reference") or {}).get("noise"),
+        "floors of the dimensions": not folder["floors"],
+        "counts per stage": not m.get("counts"),
+        "models and sampling": not any((m.get("models") or {}).values()),
+        "tokens": not m.get("tokens"),
         "cost": m.get("cost") is None,
         "languages": not m.get("languages"),
         f"overlap with evaluation sets{named}": bool(named) or not m.get("contamination"),
@@ -297,30 +387,24 @@ def not_measured(context: Mapping[str, Any]) -> list[str]:
         "whether fusion helps (the build has not all of the arms identity, single, generic, fused)": (  # noqa: E501
             bool(m.get("report")) and not m["report"]["comparisons"]
         ),
-        "agreement of judges with each other": not (m.get("feedback") or {}).get("agreement"),
-        "agreement with a held-out judge": not (m.get("feedback") or {}).get("heldout"),
+        "agreement of judges with each other": not feedback.get("agreement"),
+        "agreement with a held-out judge": not feedback.get("heldout"),
         "agreement of judges with people": True,
         "what training on these pairs does to a model": True,
     }
-    unscored = [
-        f"rewards in {d}: nobody scored this dimension" for d in context["folder"]["unscored"]
-    ]
+    unscored = [f"rewards in {d}: nobody scored this dimension" for d in folder["unscored"]]
     return unscored + [name for name, missing in checks.items() if missing]
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value of the manifest as the card prints it."""
     if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return (
-        f"{value:,}"
-        if isinstance(value, int)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _made_with(made: object) -> str | None:
@@ -330,37 +414,7 @@ def _made_with(made: object) -> str | None:
     return None if made is None else str(made)
 
 
-def _tags(dims: list[str]) -> list[str]:
-    nouns = {"helpful": "helpfulness", "harmless": "harmlessness", "truthful": "truthfulness"}
-    return [nouns.get(d, d) for d in dims]
-
-
-def _config(config: Mapping[str, Any], dims: list[str]) -> dict[str, Any]:
-    splits = {s: i["num_examples"] for s, i in config["splits"].items()}
-    return {
-        **config,
-        "train": splits.get("train", 0),
-        "test": splits.get("test", 0),
-        "use": _TRAINERS[schemas.family_of(config["name"])],
-    }
-
-
-def union_of(configs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """`preference_by_dim`: the files of all `preference_<dim>` configs under one name; None where
-    there are none."""
-    parts = [c for c in configs if schemas.family_of(c["name"]) == "by_dim"]
-    if not parts:
-        return None
-    union: dict[str, Any] = {"name": schemas.BY_DIM_UNION, "splits": {}, "files": {}}
-    for part in parts:
-        for split, info in part["splits"].items():
-            total = union["splits"].setdefault(split, dict.fromkeys(info, 0))
-            union["splits"][split] = {k: total[k] + v for k, v in info.items()}
-            union["files"].setdefault(split, []).extend(part["files"][split])
-    return union
-
-
-def _declared(config: Mapping[str, Any], default: bool) -> dict[str, Any]:
+def _declared(config: ConfigInfo, default: bool) -> dict[str, Any]:
     files = [{"split": s, "path": f if len(f) > 1 else f[0]} for s, f in config["files"].items()]
     return {
         "config_name": config["name"],
@@ -369,7 +423,7 @@ def _declared(config: Mapping[str, Any], default: bool) -> dict[str, Any]:
     }
 
 
-def _info(config: Mapping[str, Any], dims: list[str]) -> dict[str, Any]:
+def _info(config: ConfigInfo, dims: list[str]) -> dict[str, Any]:
     like = f"preference_{dims[0]}" if config["name"] == schemas.BY_DIM_UNION else config["name"]
     splits = [
         {"name": s, "num_bytes": i["num_bytes"], "num_examples": i["num_examples"]}
@@ -381,21 +435,4 @@ def _info(config: Mapping[str, Any], dims: list[str]) -> dict[str, Any]:
         "splits": splits,
         "download_size": sum(i["file_bytes"] for i in config["splits"].values()),
         "dataset_size": sum(i["num_bytes"] for i in config["splits"].values()),
-    }
-
-
-def _example(row: Mapping[str, Any] | None, dims: list[str]) -> dict[str, Any] | None:
-    if row is None:
-        return None
-    prompt = row["prompt"]
-    asked = (
-        prompt[0]["content"]
-        if len(prompt) == 1
-        else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-    )
-    return {
-        "prompt": asked,
-        "chosen": row["chosen"][0]["content"],
-        "rejected": row["rejected"][0]["content"],
-        "margins": {d: row[f"margin_{d}"] for d in dims},
     }

@@ -4,17 +4,16 @@ do."""
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import PublishError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +26,14 @@ class LocalFile:
     git_oid: str
 
 
-def hashed(source: Path | bytes) -> LocalFile:
+def local_file(source: Path | bytes) -> LocalFile:
     """A file with its sizes and hashes, read once."""
     n_bytes = source.stat().st_size if isinstance(source, Path) else len(source)
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % n_bytes, usedforsecurity=False)
-    if isinstance(source, bytes):
-        sha256.update(source)
-        git.update(source)
-    else:
-        with source.open("rb") as f:
-            while block := f.read(1 << 20):
-                sha256.update(block)
-                git.update(block)
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as f:
+        while block := f.read(1 << 20):
+            sha256.update(block)
+            git.update(block)
     return LocalFile(source, n_bytes, sha256.hexdigest(), git.hexdigest())
 
 
@@ -90,7 +85,7 @@ def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class RepoState:
     """A repository as it stood when it was read; `head` is None where there is none."""
 
     head: str | None
@@ -111,70 +106,40 @@ class Hub:
         self._api = HfApi(endpoint=endpoint(), token=token)
         _quiet_unless_a_terminal()
 
-    def read(self) -> State:
+    def read(self) -> RepoState:
         """The repository's head, visibility and tags; the token is checked first."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
-        self._call("read", self._api.whoami)
+        self._guarded(self._api.whoami)
         try:
-            info = self._call(
-                "read",
-                lambda: self._api.repo_info(self._repo_id, repo_type="dataset"),
-                RepositoryNotFoundError,
-            )
-            refs = self._call(
-                "read", lambda: self._api.list_repo_refs(self._repo_id, repo_type="dataset")
-            )
-        except RepositoryNotFoundError:
-            return State(None, False, {})
-        return State(info.sha, not info.private, {t.name: t.target_commit for t in refs.tags})
+            info = self._call("repo_info")
+        except PublishError as e:
+            if isinstance(e.__cause__, RepositoryNotFoundError):
+                return RepoState(None, False, {})
+            raise
+        tags = self._call("list_repo_refs").tags
+        return RepoState(info.sha, not info.private, {t.name: t.target_commit for t in tags})
 
     def tree(self, revision: str) -> dict[str, str]:
         """Path -> sha256 of an LFS file, git hash of another."""
         from huggingface_hub.hf_api import RepoFile
 
-        entries = self._call(
-            "read",
-            lambda: list(
-                self._api.list_repo_tree(
-                    self._repo_id, recursive=True, revision=revision, repo_type="dataset"
-                )
-            ),
-        )
+        entries = self._call("list_repo_tree", recursive=True, revision=revision)
         files = [e for e in entries if isinstance(e, RepoFile)]
         return {e.path: e.lfs.sha256 if e.lfs else e.blob_id for e in files}
 
     def history(self, revision: str) -> list[str]:
         """The commits that led to a revision, latest first."""
-        commits = self._call(
-            "read",
-            lambda: self._api.list_repo_commits(
-                self._repo_id, repo_type="dataset", revision=revision
-            ),
-        )
-        return [c.commit_id for c in commits]
+        return [c.commit_id for c in self._call("list_repo_commits", revision=revision)]
 
     def fetch(self, path: str, revision: str, to: Path) -> Path:
         """A file as it was at a revision, written below `to`."""
-        got = self._call(
-            "read",
-            lambda: self._api.hf_hub_download(
-                self._repo_id, path, repo_type="dataset", revision=revision, local_dir=to
-            ),
-        )
-        return Path(got)
+        return Path(self._call("hf_hub_download", filename=path, revision=revision, local_dir=to))
 
     def create(self) -> str:
         """A new private repository; its first commit."""
-        self._call(
-            "create",
-            lambda: self._api.create_repo(
-                self._repo_id, repo_type="dataset", private=True, exist_ok=True
-            ),
-        )
-        return str(
-            self._call("read", lambda: self._api.repo_info(self._repo_id, repo_type="dataset")).sha
-        )
+        self._call("create_repo", private=True, exist_ok=True)
+        return str(self._call("repo_info").sha)
 
     def commit(
         self,
@@ -189,79 +154,55 @@ class Hub:
         Raises:
             PublishError: among others, someone committed meanwhile; then it says what.
         """
-        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
-            *(CommitOperationAdd(path_in_repo=p, path_or_fileobj=files[p].source) for p in added),
-            *(CommitOperationDelete(path_in_repo=p) for p in deleted),
-        ]
-        message = f"Release {tag}" if tag else "Update the dataset"
         done = self._call(
-            "write",
-            lambda: self._api.create_commit(
-                self._repo_id,
-                operations,
-                commit_message=message,
-                repo_type="dataset",
-                parent_commit=parent,
-            ),
-            parent=parent,
+            "create_commit",
+            operations=[
+                *(CommitOperationAdd(p, path_or_fileobj=files[p].source) for p in added),
+                *(CommitOperationDelete(p) for p in deleted),
+            ],
+            commit_message=f"Release {tag}" if tag else "Update the dataset",
+            parent_commit=parent,
         )
         return str(done.oid)
 
     def tag(self, tag: str, revision: str, move: bool) -> None:
         """Name the commit; an existing tag is moved only where that was asked for."""
         if move:
-            self._call(
-                "tag", lambda: self._api.delete_tag(self._repo_id, tag=tag, repo_type="dataset")
-            )
-        self._call(
-            "tag",
-            lambda: self._api.create_tag(
-                self._repo_id, tag=tag, revision=revision, repo_type="dataset"
-            ),
-        )
+            self._call("delete_tag", tag=tag)
+        self._call("create_tag", tag=tag, revision=revision)
 
     def gate(self) -> None:
         """Readers must agree to the terms; set before the upload, so no ungated minute exists."""
-        self._call(
-            "write",
-            lambda: self._api.update_repo_settings(
-                self._repo_id, gated="auto", repo_type="dataset"
-            ),
-        )
+        self._call("update_repo_settings", gated="auto")
 
-    def finish(self, state: State, public: bool, gated: bool) -> None:
+    def finish(self, state: RepoState, public: bool, gated: bool) -> None:
         """Make the repository public, last of all."""
         if public and not state.public:
             if gated:
                 self.gate()
-            self._call(
-                "write",
-                lambda: self._api.update_repo_settings(
-                    self._repo_id, private=False, repo_type="dataset"
-                ),
-            )
+            self._call("update_repo_settings", private=False)
 
-    def _call(
-        self,
-        what: str,
-        call: Callable[[], T],
-        let_through: type[Exception] | None = None,
-        parent: str | None = None,
-    ) -> T:
+    def _call(self, method: str, **given: Any) -> Any:
+        """What a method of the Hub's API says about the repository."""
+        call = getattr(self._api, method)
+        return self._guarded(
+            lambda: call(self._repo_id, repo_type="dataset", **given), given.get("parent_commit")
+        )
+
+    def _guarded(self, call: Callable[[], Any], parent: str | None = None) -> Any:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            return call()
+            answer = call()
+            return list(answer) if isinstance(answer, Iterator) else answer
         except Exception as e:
-            if let_through is not None and isinstance(e, let_through):
-                raise
             response = getattr(e, "response", None) if isinstance(e, HfHubHTTPError) else None
             status = getattr(response, "status_code", None)
             if status == 412 and parent is not None:
                 raise PublishError(self._moved(parent)) from e
-            raise PublishError(self._explain(what, status, e)) from e
+            raise PublishError(self._explain(status, e)) from e
 
     def _moved(self, parent: str) -> str:
         advice = "nothing was written; look at it and run the command again"
@@ -273,30 +214,23 @@ class Hub:
         what = "; ".join(f"{c.commit_id[:8]} {c.title!r}" for c in new[:3]) or "an unknown commit"
         return f"someone committed to {self._repo_id} meanwhile ({what}): {advice}"
 
-    def _explain(self, what: str, status: int | None, e: Exception) -> str:
+    def _explain(self, status: int | None, e: Exception) -> str:
         host = urlsplit(endpoint()).netloc
-        if status == 401:
-            return (
-                f"the Hub at {host} refused the token (401): set HF_TOKEN to a valid one, or run"
-                " `hf auth login`"
-            )
-        if status == 403:
-            return (
-                f"the token may not write to {self._repo_id} (403): use one with write access, or"
-                " another repository"
-            )
-        if status == 404:
-            return (
-                f"{self._repo_id} is not on {host}, or the token may not see it (404): check the"
-                " name"
-            )
+        known = {
+            401: f"the Hub at {host} refused the token (401): set HF_TOKEN to a valid one, or run"
+            " `hf auth login`",
+            403: f"the token may not write to {self._repo_id} (403): use one with write access, or"
+            " another repository",
+            404: f"{self._repo_id} is not on {host}, or the token may not see it (404): check the"
+            " name",
+        }
+        if status in known:
+            return known[status]
+        what = _last_line(e)
         if status is not None:
-            return (
-                f"the Hub at {host} answered {status}: {_last_line(e)}; run the command again to"
-                " finish"
-            )
+            return f"the Hub at {host} answered {status}: {what}; run the command again to finish"
         return (
-            f"the Hub at {host} can't be reached ({type(e).__name__}: {_last_line(e)}): "
+            f"the Hub at {host} can't be reached ({type(e).__name__}: {what}): "
             "check the network and HF_ENDPOINT, then run the command again"
         )
 

@@ -1,10 +1,11 @@
 """One pure function per config: scored prompts -> its rows. `scored` is the canonical table; every
 other is derived.
 
-    view = View(table, Plan(dims=("helpful", "harmless"), origin=origin, ...))
-    preference(view)               ->  Rows: which row of the table each stands for, and the columns
-    of its own batch_of(view, "preference")   ->  the same as a record batch in the config's schema,
-    the prompt and its lineage included
+    view = TableView(table, Plan(dims=("helpful", "harmless"), origin=origin, ...))
+    preference(view)                   Rows: which row of the table each stands for, and the columns
+                                       of its own
+    config_batch(view, "preference")   the same as a record batch in the config's schema, the prompt
+                                       and its provenance included
 
 Rows stay columns all the way: answers are taken by position, never copied into Python. Margins are
 always computed from the rewards, so a row can't contradict them.
@@ -19,7 +20,7 @@ the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,30 +31,35 @@ import pyarrow.compute as pc
 from .. import text
 from ..errors import PublishError
 from ..run.table import Pairs, ScoredTable, has_flag
-from ..types import DEGENERATE, Messages, Origin
+from ..types import DEGENERATE, Messages, Origin, Prompt
 from . import schemas
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Row = dict[str, object]
 Columns = dict[str, pa.Array]
 Pick = Callable[[ScoredTable, str, tuple[str, ...]], Pairs]
 
 UNFIT = DEGENERATE | {"duplicate", "wrong_language"}
-# a reward this close under its floor is no evidence of failure, where the noise is unknown
+# a reward this close under its pass threshold is no evidence of failure, where the noise is unknown
 GREY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the rows depend on beside the scored prompts. `live` are the dimensions that somebody
-    scored."""
+    """What the rows depend on beside the scored prompts.
+
+    Attributes:
+        thresholds: pass threshold per dimension, where there is one.
+        grey: how far under its threshold a reward may lie without failing, per dimension.
+        live: the dimensions that somebody scored.
+        stages: the dimensions in the order of their stages.
+    """
 
     dims: tuple[str, ...]
     origin: Origin
     pick: Pick
-    floors: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
     grey: Mapping[str, float] = field(default_factory=dict)
     live: tuple[str, ...] = ()
     stages: tuple[str, ...] = ()
@@ -68,7 +74,7 @@ class Rows:
     columns: Columns
 
 
-class View:
+class TableView:
     """Scored prompts and what several configs need of them, computed once."""
 
     def __init__(self, table: ScoredTable, plan: Plan) -> None:
@@ -77,25 +83,16 @@ class View:
         self._picks: dict[tuple[str, tuple[str, ...]], Pairs] = {}
 
     @cached_property
-    def lineage(self) -> Columns:
-        """The prompt and the lineage columns, one value per row of the table."""
-        t, o, n = self.table, self.plan.origin, len(self.table)
-        of_prompts = {
-            name: [getattr(p, name) for p in t.prompts]
-            for name in (
-                "prompt_id",
-                "source_dataset",
-                "source_config",
-                "source_split",
-                "source_revision",
-                "source_row",
-                "source_licence",
-                "stratum",
-                "category",
-            )
-        }
-        values: dict[str, Sequence[Any]] = {
-            **of_prompts,
+    def provenance(self) -> Columns:
+        """The prompt and the provenance columns, one value per row of the table."""
+        t = self.table
+        own = {f.name for f in fields(Prompt)}
+        by_row: dict[str, Sequence[Any]] = {
+            **{
+                c.name: [getattr(p, c.name) for p in t.prompts]
+                for c in schemas.PROVENANCE
+                if c.name in own
+            },
             "source_prompt": [source_prompt(p.messages) for p in t.prompts],
             "arm": t.arms,
             "kind": t.kinds,
@@ -103,25 +100,14 @@ class View:
             "target_dims": list(map(list, t.targets)),
             "binding_dims": list(map(list, t.bindings)),
         }
-        same = {
-            "dims": list(self.plan.dims),
-            "simulated": o.simulated,
-            "policy": o.policy,
-            "judge": o.judge,
-            "rewriter": o.rewriter,
-            "seed": o.seed,
-        }
-        return {
-            "prompt": conversations(t.messages),
-            **{
-                c.name: (
-                    pa.repeat(pa.scalar(same[c.name], c.type), n)
-                    if c.name in same
-                    else pa.array(values[c.name], c.type)
-                )
-                for c in schemas.LINEAGE
-            },
-        }
+        alike = {**asdict(self.plan.origin), "dims": list(self.plan.dims)}
+        columns = {"prompt": conversations(t.messages)}
+        for name, kind, _ in schemas.PROVENANCE:
+            if name in alike:
+                columns[name] = pa.repeat(pa.scalar(alike[name], kind), len(t))
+            else:
+                columns[name] = pa.array(by_row[name], kind)
+        return columns
 
     @cached_property
     def unfit_R(self) -> NDArray[np.bool_]:
@@ -132,18 +118,20 @@ class View:
             has_flag(t.flags, UNFIT) | blank | t.errors.is_valid().to_numpy(zero_copy_only=False)
         )
 
-    def pick(self, target: str, aligned: tuple[str, ...]) -> Pairs:
+    def pick(self, target: str, aligned: tuple[str, ...] = ()) -> Pairs:
         """The best pair of each row for `target` that does not lose in the `aligned` dimensions."""
         key = (target, aligned)
+        if target not in self.plan.live:
+            return Pairs.of([], [], [], [], len(self.plan.dims))
         if key not in self._picks:
             self._picks[key] = self.plan.pick(self.table, target, aligned)
         return self._picks[key]
 
-    def named(self, pattern: str, at: NDArray[np.int64]) -> Columns:
+    def rewards(self, pattern: str, at: NDArray[np.int64]) -> Columns:
         """The rewards of the answers at these positions, one column per dimension under the
         pattern's names."""
         return {
-            pattern.format(d): numbers(self.table.rewards_R_D[at, j])
+            pattern.format(d): float_array(self.table.rewards_R_D[at, j])
             for j, d in enumerate(self.plan.dims)
         }
 
@@ -159,8 +147,8 @@ class View:
         )
 
 
-def batch_of(view: View, config: str) -> tuple[NDArray[np.int64], pa.RecordBatch]:
-    """Complete rows of a config, lineage included, and the row of the table that each of them
+def config_batch(view: TableView, config: str) -> tuple[NDArray[np.int64], pa.RecordBatch]:
+    """Complete rows of a config, provenance included, and the row of the table that each of them
     stands for.
 
     Raises:
@@ -168,104 +156,92 @@ def batch_of(view: View, config: str) -> tuple[NDArray[np.int64], pa.RecordBatch
         PublishError: a pair breaks the law of its selector.
     """
     rows = builders(view.plan.dims, view.plan.stages)[config](view)
-    if (wrong := fault(view, rows)) is not None:
+    if (wrong := broken_law(view, rows)) is not None:
         raise PublishError(f"config {config}, {wrong}, so nothing was written")
+    schema = schemas.schema(config, view.plan.dims)
+    columns = dict(rows.columns)
     whole = np.array_equal(rows.row_K, np.arange(len(view.table)))
     index = pa.array(rows.row_K)
-    schema = schemas.schema(config, view.plan.dims)
-    columns = [
-        (
-            rows.columns[f.name]
-            if f.name in rows.columns
-            else view.lineage[f.name]
-            if whole
-            else view.lineage[f.name].take(index)
-        )
-        for f in schema
-    ]
-    return rows.row_K, pa.record_batch(columns, schema=schema)
+    for name in set(schema.names) - columns.keys():
+        column = view.provenance[name]
+        columns[name] = column if whole else column.take(index)
+    return rows.row_K, pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
 
-def preference(view: View) -> Rows:
+def preference(view: TableView) -> Rows:
     """The pairs of the run's selector."""
     return view.pairs
 
 
-def reward_modeling(view: View) -> Rows:
+def reward_modeling(view: TableView) -> Rows:
     """The pairs of `preference` with the total margin as `margin`."""
     rows = view.pairs
     return Rows(rows.row_K, {**rows.columns, "margin": rows.columns["margin_total"]})
 
 
-def preference_by(dim: str) -> Callable[[View], Rows]:
+def preference_by(dim: str) -> Callable[[TableView], Rows]:
     """`preference_<dim>`: the largest margin in `dim`, whatever the others do; aligned over the
     live dimensions."""
 
-    def of(view: View) -> Rows:
-        if dim not in view.plan.live:
-            return Rows(np.empty(0, np.int64), _columns_of_none(view))
+    def rows(view: TableView) -> Rows:
         in_all = np.ones(len(view.table), bool)
         for d in view.plan.live:
-            has = np.zeros(len(view.table), bool)
-            has[view.pick(d, ()).row_Q] = True
-            in_all &= has
-        pairs = view.pick(dim, ())
-        return _for(view, pairs.take(in_all[pairs.row_Q]), dim)
+            in_all &= np.isin(np.arange(len(view.table)), view.pick(d).row_Q)
+        pairs = view.pick(dim)
+        return _dimension_rows(view, pairs.take(in_all[pairs.row_Q]), dim)
 
-    return of
+    return rows
 
 
-def stage(number: int, dim: str) -> Callable[[View], Rows]:
+def stage(number: int, dim: str) -> Callable[[TableView], Rows]:
     """`stageK_<dim>`: the largest margin in `dim` among pairs that do not lose in the dimensions
     aligned before it."""
 
-    def of(view: View) -> Rows:
-        if dim not in view.plan.live:
-            return Rows(
-                np.empty(0, np.int64), {**_columns_of_none(view), "stage": pa.array([], pa.int64())}
-            )
+    def rows(view: TableView) -> Rows:
         aligned = tuple(d for d in view.plan.stages[: number - 1] if d in view.plan.live)
-        rows = _for(view, view.pick(dim, aligned), dim)
-        return Rows(
-            rows.row_K,
-            {**rows.columns, "stage": pa.repeat(pa.scalar(number, pa.int64()), len(rows.row_K))},
-        )
+        made = _dimension_rows(view, view.pick(dim, aligned), dim)
+        column = pa.repeat(pa.scalar(number, pa.int64()), len(made.row_K))
+        return Rows(made.row_K, {**made.columns, "stage": column})
 
-    return of
+    return rows
 
 
-def unpaired(view: View) -> Rows:
-    """One row per answer that clearly passes or fails: True iff all floors are met, False iff one
-    reward is under its floor by more than the grey zone. Unfit answers, and those in between, are
-    left out."""
+def _dimension_rows(view: TableView, pairs: Pairs, dim: str) -> Rows:
+    rows = pair_rows(view, pairs, "lexi", np.ones(len(pairs)))
+    return Rows(rows.row_K, {**rows.columns, "dimension": pa.repeat(pa.scalar(dim), len(pairs))})
+
+
+def unpaired(view: TableView) -> Rows:
+    """One row per answer that clearly passes or fails.
+
+    True: every pass threshold is met. False: one reward is under its threshold by more than the
+    grey zone. Unfit answers, and those in between, are left out.
+    """
     t, plan = view.table, view.plan
-    judged = [
-        (t.levels_R_D[:, j], t.doubts_R_D[:, j], plan.floors[d], plan.grey.get(d, GREY))
-        for j, d in enumerate(plan.dims)
-        if d in plan.live and d in plan.floors
-    ]
+    judged = [(j, d) for j, d in enumerate(plan.dims) if d in plan.live and d in plan.thresholds]
     fails, passes = np.zeros(len(t.lengths_R), bool), np.full(len(t.lengths_R), bool(judged))
     # the optimistic value has to fail clearly, the pessimistic one to pass
-    for level, doubt, floor, grey in judged:
-        fails |= level + doubt < floor - grey
-        passes &= level - doubt >= floor
+    for j, d in judged:
+        reward, uncertainty = t.absolute_R_D[:, j], t.uncertainty_R_D[:, j]
+        fails |= reward + uncertainty < plan.thresholds[d] - plan.grey.get(d, GREY)
+        passes &= reward - uncertainty >= plan.thresholds[d]
     at = np.flatnonzero((fails | passes) & ~view.unfit_R)
     return Rows(
         t.row_R[at],
         {
-            "completion": answers(t.texts, at),
+            "completion": assistant_turns(t.texts.take(pa.array(at))),
             "label": pa.array(~fails[at]),
-            **view.named("reward_{}", at),
+            **view.rewards("reward_{}", at),
         },
     )
 
 
-def prompt_only(view: View) -> Rows:
+def prompt_only(view: TableView) -> Rows:
     """The prompt alone: no columns of its own."""
     return Rows(np.arange(len(view.table)), {})
 
 
-def scored(view: View) -> Rows:
+def scored(view: TableView) -> Rows:
     """The canonical table: all answers of the prompt with all their rewards, and which of them were
     paired."""
     t = view.table
@@ -274,29 +250,31 @@ def scored(view: View) -> Rows:
     return Rows(
         np.arange(n),
         {
-            "completions": listed(t.starts, t.texts),
+            "completions": list_array(t.starts, t.texts),
             **{
-                f"rewards_{d}": listed(t.starts, numbers(t.rewards_R_D[:, j]))
+                f"rewards_{d}": list_array(t.starts, float_array(t.rewards_R_D[:, j]))
                 for j, d in enumerate(view.plan.dims)
             },
-            "flags": listed(t.starts, _flags(t)),
-            "finish_reasons": listed(t.starts, t.finish_reasons),
-            "lengths": listed(t.starts, pa.array(t.lengths_R)),
-            "pair_chosen": listed(pairs, pa.array(t.pairs.chosen_Q)),
-            "pair_rejected": listed(pairs, pa.array(t.pairs.rejected_Q)),
+            "flags": list_array(t.starts, _flags(t)),
+            "finish_reasons": list_array(t.starts, t.finish_reasons),
+            "lengths": list_array(t.starts, pa.array(t.lengths_R)),
+            "pair_chosen": list_array(pairs, pa.array(t.pairs.chosen_Q)),
+            "pair_rejected": list_array(pairs, pa.array(t.pairs.rejected_Q)),
             "selector": pa.repeat(pa.scalar(view.plan.origin.selector), n),
         },
     )
 
 
-def multilabel(view: View) -> Rows:
+def multilabel(view: TableView) -> Rows:
     """One row per answer that is not unfit and has a score in some dimension."""
     t = view.table
     at = np.flatnonzero(~view.unfit_R & ~np.isnan(t.rewards_R_D).all(1))
-    return Rows(t.row_R[at], {"response": t.texts.take(pa.array(at)), **view.named("score_{}", at)})
+    return Rows(
+        t.row_R[at], {"response": t.texts.take(pa.array(at)), **view.rewards("score_{}", at)}
+    )
 
 
-def sft(view: View) -> Rows:
+def sft(view: TableView) -> Rows:
     """The chosen answers."""
     t, rows = view.table, view.pairs
     at = t.starts[t.pairs.row_Q] + t.pairs.chosen_Q
@@ -304,13 +282,15 @@ def sft(view: View) -> Rows:
         rows.row_K,
         {
             "completion": rows.columns["chosen"],
-            **view.named("reward_{}", at),
+            **view.rewards("reward_{}", at),
             "pair_id": rows.columns["pair_id"],
         },
     )
 
 
-def builders(dims: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, Callable[[View], Rows]]:
+def builders(
+    dims: tuple[str, ...], stages: tuple[str, ...]
+) -> dict[str, Callable[[TableView], Rows]]:
     """Config name -> its function, in the order of `schemas.config_names`."""
     return {
         "preference": preference,
@@ -325,7 +305,7 @@ def builders(dims: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, Callab
     }
 
 
-def pair_rows(view: View, pairs: Pairs, selector: str, weight_Q: NDArray[np.float64]) -> Rows:
+def pair_rows(view: TableView, pairs: Pairs, selector: str, weight_Q: NDArray[np.float64]) -> Rows:
     """Pairs as the columns that every pair config shares."""
     t, dims = view.table, view.plan.dims
     first = t.starts[pairs.row_Q]
@@ -343,22 +323,22 @@ def pair_rows(view: View, pairs: Pairs, selector: str, weight_Q: NDArray[np.floa
     return Rows(
         pairs.row_Q,
         {
-            "chosen": turns(chosen),
-            "rejected": turns(rejected),
+            "chosen": assistant_turns(chosen),
+            "rejected": assistant_turns(rejected),
             "pair_id": pa.array(ids, pa.string()),
-            **view.named("chosen_reward_{}", i),
-            **view.named("rejected_reward_{}", j),
-            **{f"margin_{d}": numbers(margins[:, k]) for k, d in enumerate(dims)},
+            **view.rewards("chosen_reward_{}", i),
+            **view.rewards("rejected_reward_{}", j),
+            **{f"margin_{d}": float_array(margins[:, k]) for k, d in enumerate(dims)},
             **{
-                f"margin_confirmed_{d}": numbers(pairs.confirmed_Q_D[:, k])
+                f"margin_confirmed_{d}": float_array(pairs.confirmed_Q_D[:, k])
                 for k, d in enumerate(dims)
             },
-            "margin_total": numbers(total),
+            "margin_total": float_array(total),
             "selector": pa.repeat(pa.scalar(selector), len(pairs)),
-            "score": numbers(pairs.score_Q),
-            "weight": numbers(np.asarray(weight_Q, float)),
+            "score": float_array(pairs.score_Q),
+            "weight": float_array(np.asarray(weight_Q, float)),
             **{
-                f"pro_weight_{d}": numbers(w)
+                f"pro_weight_{d}": float_array(w)
                 for d, w in zip(dims, pro_weights(t.rewards_R_D[i]).T, strict=True)
             },
             "len_chosen": pa.array(t.lengths_R[i]),
@@ -368,17 +348,17 @@ def pair_rows(view: View, pairs: Pairs, selector: str, weight_Q: NDArray[np.floa
 
 
 def pro_weights(rewards_Q_D: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights of the dimensions that a preferred answer suggests, w_d = exp(r_d) / sum exp(r); Q x
-    D, rows sum to 1.
+    """Weights of the dimensions that a preferred answer suggests; Q x D, rows sum to 1.
 
-    The target of the weight adapter of Preference Orchestrator (METHOD 2), with the calibrated
-    rewards as they are and temperature 1; NaN where a reward is missing.
+    w_d = exp(r_d) / sum exp(r), with the calibrated rewards as they are and temperature 1; NaN
+    where a reward is missing. The target of the weight adapter of Preference Orchestrator
+    (docs/numbers.md).
     """
     grown = np.exp(rewards_Q_D)
     return np.asarray(grown / grown.sum(1, keepdims=True))
 
 
-def fault(view: View, rows: Rows) -> str | None:
+def broken_law(view: TableView, rows: Rows) -> str | None:
     """What is wrong with pairs, or None: the laws that every published pair obeys."""
     c = rows.columns
     if "chosen" not in c or not len(rows.row_K):
@@ -393,13 +373,13 @@ def fault(view: View, rows: Rows) -> str | None:
         for k, d in enumerate(view.plan.dims):
             margin = f"margin_{d}"
             bound = pc.and_(pa.array(binding[:, k]), _not_positive(c[margin]))
+            negative = pc.fill_null(pc.less(c[margin], 0.0), False)
             broken += [
                 (bound, margin, f"{margin} is {{}}, not positive, although {d} is binding"),
-                (pc.fill_null(pc.less(c[margin], 0.0), False), margin, margin + " is {}, negative"),
+                (negative, margin, margin + " is {}, negative"),
             ]
-        broken.append(
-            (_not_positive(c["margin_total"]), "margin_total", "margin_total is {}, not positive")
-        )
+        total = _not_positive(c["margin_total"])
+        broken.append((total, "margin_total", "margin_total is {}, not positive"))
     for where, column, what in broken:
         at = pc.index(where, True).as_py()
         if at >= 0:
@@ -423,51 +403,27 @@ def source_prompt(messages: Messages) -> str:
 def conversations(values: Sequence[Messages]) -> pa.Array:
     """list<struct<role, content>> from its leaves: several times as fast as through
     dictionaries."""
-    turns = [m for messages in values for m in messages]
-    leaves = [
-        pa.array([m["role"] for m in turns], pa.string()),
-        pa.array([m["content"] for m in turns], pa.string()),
-    ]
-    starts = np.concatenate(
-        [[0], np.cumsum([len(messages) for messages in values], dtype=np.int64)]
-    )
-    return listed(starts, pa.StructArray.from_arrays(leaves, ["role", "content"]))
+    messages = [m for conversation in values for m in conversation]
+    leaves = [pa.array([m[key] for m in messages], pa.string()) for key in ("role", "content")]
+    starts = np.cumsum([0, *(len(conversation) for conversation in values)])
+    return list_array(starts, pa.StructArray.from_arrays(leaves, ["role", "content"]))
 
 
-def answers(texts: pa.Array, at: NDArray[np.int64]) -> pa.Array:
-    """The answers at these positions as lists of one assistant turn."""
-    return turns(texts.take(pa.array(at)))
-
-
-def turns(texts: pa.Array) -> pa.Array:
+def assistant_turns(texts: pa.Array) -> pa.Array:
     """Each text as a list of one assistant turn."""
     roles = pa.repeat(pa.scalar("assistant"), len(texts))
-    return listed(
-        np.arange(len(texts) + 1), pa.StructArray.from_arrays([roles, texts], ["role", "content"])
-    )
+    turns = pa.StructArray.from_arrays([roles, texts], ["role", "content"])
+    return list_array(np.arange(len(texts) + 1), turns)
 
 
-def listed(starts: NDArray[Any], values: pa.Array) -> pa.Array:
+def list_array(starts: NDArray[Any], values: pa.Array) -> pa.Array:
     """Values cut into lists; list k begins at `starts[k]`."""
     return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)
 
 
-def numbers(values: NDArray[np.float64]) -> pa.Array:
+def float_array(values: NDArray[np.float64]) -> pa.Array:
     """Numbers with null for NaN."""
     return pa.array(values, pa.float64(), mask=np.isnan(values))
-
-
-def _for(view: View, pairs: Pairs, dim: str) -> Rows:
-    rows = pair_rows(view, pairs, "lexi", np.ones(len(pairs)))
-    return Rows(rows.row_K, {**rows.columns, "dimension": pa.repeat(pa.scalar(dim), len(pairs))})
-
-
-def _columns_of_none(view: View) -> Columns:
-    none = Pairs.of([], [], [], [], len(view.plan.dims))
-    return {
-        **pair_rows(view, none, "lexi", np.empty(0)).columns,
-        "dimension": pa.array([], pa.string()),
-    }
 
 
 def _flags(t: ScoredTable) -> pa.Array:
@@ -475,11 +431,8 @@ def _flags(t: ScoredTable) -> pa.Array:
     failed = t.errors.is_valid().to_numpy(zero_copy_only=False) & ~has_flag(t.flags, ["error"])
     if not failed.any():
         return t.flags
-    told = [
-        [*f, "error"] if bad else f
-        for f, bad in zip(t.flags.to_pylist(), failed.tolist(), strict=True)
-    ]
-    return pa.array(told, t.flags.type)
+    flags = zip(t.flags.to_pylist(), failed.tolist(), strict=True)
+    return pa.array([[*f, "error"] if bad else f for f, bad in flags], t.flags.type)
 
 
 def _not_positive(margin: pa.Array) -> pa.Array:

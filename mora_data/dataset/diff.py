@@ -1,10 +1,12 @@
 """What changed between two datasets, config by config: rows added, removed and changed, columns
-that differ.
+that differ; and CHANGELOG.md, which says so for each tag against the tag before it.
 
-    compare("runs/a", "org/mora-pairs@v1.0.0")["preference"].added
+    deltas = diff_datasets("runs/a", "org/mora-pairs@v1.0.0")
+    deltas["preference"].added
+    changelog("v1.1.0", "v1.0.0", deltas, previous_text)
 
 Rows are matched by `pair_id`; where there is none, by prompt, arm and, if the row has one, its
-answer.
+answer. A changelog is a pure function of both releases: a repeated push writes the same bytes.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
-from .configs import Row
+from .card import code, escape, format_value
+from .schemas import Row, row_batches
 
-Rows = dict[bytes, bytes]
+TITLE = "# Changelog\n\nRows by `pair_id`; where a config has none, by prompt, arm and answer.\n"
 _ON_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?")
 
 
@@ -40,7 +44,7 @@ class Delta:
         return bool(self.added or self.removed or self.changed or self.columns)
 
 
-def compare(before: str, after: str) -> dict[str, Delta]:
+def diff_datasets(before: str, after: str) -> dict[str, Delta]:
     """Config -> what changed, for every config of either.
 
     Each is a dataset folder, a run folder, or `ORG/NAME@TAG` on the Hub, where a commit or a branch
@@ -50,10 +54,10 @@ def compare(before: str, after: str) -> dict[str, Delta]:
         PublishError: one of them holds no dataset, or a Parquet file can't be read.
     """
     a, b = (_configs(dataset_of(where)) for where in (before, after))
-    return {name: delta(a.get(name, []), b.get(name, [])) for name in dict.fromkeys([*a, *b])}
+    return {name: delta_of(a.get(name, []), b.get(name, [])) for name in dict.fromkeys([*a, *b])}
 
 
-def delta(before: Iterable[Path], after: Iterable[Path]) -> Delta:
+def delta_of(before: Iterable[Path], after: Iterable[Path]) -> Delta:
     """What changed from the rows of some Parquet files to those of others."""
     before, after = sorted(before), sorted(after)
     if not before or not after:
@@ -69,7 +73,7 @@ def delta(before: Iterable[Path], after: Iterable[Path]) -> Delta:
     )
 
 
-def lines(deltas: Mapping[str, Delta]) -> list[str]:
+def diff_lines(deltas: Mapping[str, Delta]) -> list[str]:
     """The deltas as an aligned table."""
     width = max([6, *map(len, deltas)])
     out = [f"{'config':<{width}} {'added':>8} {'removed':>8} {'changed':>8} {'same':>8}  columns"]
@@ -112,19 +116,18 @@ def _configs(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _rows(files: list[Path]) -> Rows:
+def _rows(files: list[Path]) -> dict[bytes, bytes]:
     """Key -> what stands under it, both hashed; a further row under one key goes under the hash of
     that key."""
-    found: Rows = {}
+    found: dict[bytes, bytes] = {}
     for path in files:
         split = path.name.split("-")[0]
         try:
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
-                    key = _hash(_key(row))
-                    while key in found:
-                        key = _hash(key.hex())
-                    found[key] = _hash([split, row])
+            for row in chain.from_iterable(row_batches([path])):
+                key = _hash(_key(row))
+                while key in found:
+                    key = _hash(key.hex())
+                found[key] = _hash([split, row])
         except (OSError, ValueError) as e:
             raise PublishError(
                 f"{path.parent.name}/{path.name} can't be read: {' '.join(str(e).split())[:200]}"
@@ -154,3 +157,36 @@ def _columns(before: list[Path], after: list[Path]) -> tuple[str, ...]:
         for n in sorted({*a, *b})
         if a.get(n) != b.get(n)
     )
+
+
+def changelog(tag: str, previous: str | None, deltas: Mapping[str, Delta], older: str = "") -> str:
+    """The whole file: this tag's section, then those of the file at the previous tag."""
+    against = (
+        f"Against {escape(previous)}. A {version_step(deltas)} step."
+        if previous
+        else "First release."
+    )
+    rows = [
+        f"| {code(name)} | {format_value(d.added)} | {format_value(d.removed)} |"
+        f" {format_value(d.changed)} |"
+        for name, d in deltas.items()
+        if d
+    ]
+    table = ["| config | added | removed | changed |", "|---|---:|---:|---:|", *rows]
+    columns = [
+        f"- Columns of {code(name)}: {escape('; '.join(d.columns))}"
+        for name, d in deltas.items()
+        if d.columns
+    ]
+    lines = [f"## {escape(tag)}", "", against, "", *(table if rows else ["No row changed."])]
+    lines += ["", *columns] if columns else []
+    sections = older[older.index("\n## ") :] if "\n## " in older else ""
+    return f"{TITLE}\n" + "\n".join(lines) + "\n" + sections
+
+
+def version_step(deltas: Mapping[str, Delta]) -> str:
+    """Which part of a semantic version the change calls for: major where a column is gone or means
+    something else, minor where rows or configs differ, else patch."""
+    if any(": none ->" not in column for d in deltas.values() for column in d.columns):
+        return "major"
+    return "minor" if any(deltas.values()) else "patch"

@@ -1,5 +1,4 @@
-"""One config of a dataset folder -> files anywhere: `mora-data export RUN_DIR --config NAME --to
-DIR`.
+"""One config of a dataset folder -> files anywhere: `mora-data export RUN_DIR --config NAME`.
 
 parquet, jsonl   the rows as they are
 llamafactory     LLaMA-Factory's preference JSON and the dataset_info.json that names it
@@ -9,17 +8,18 @@ mahdpo           MAH-DPO's JSON: one file per dimension, the same prompts in eac
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
 from ..settings import nearest
 from . import lint, schemas
-from .configs import Row
+from .schemas import Row, row_batches
 
 Format = Literal["parquet", "jsonl", "llamafactory", "mahdpo"]
 _FROM = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -33,12 +33,9 @@ def export_config(folder: Path, config: str, to: Path, fmt: Format = "parquet") 
         PublishError: the folder has no such config (those that exist are named), the format has no
             place for it, or `to` can't be written.
     """
-    header = (
-        lint.read_header((folder / "README.md").read_text("utf-8"))
-        if (folder / "README.md").is_file()
-        else None
-    )
-    configs = lint.declared(header or {})
+    readme = folder / "README.md"
+    header = lint.read_header(readme.read_text("utf-8")) if readme.is_file() else None
+    configs = lint.declared_files(header or {})
     if config not in configs:
         raise PublishError(
             f"no config {config!r} in {folder.name}/:"
@@ -60,33 +57,28 @@ def export_config(folder: Path, config: str, to: Path, fmt: Format = "parquet") 
         raise PublishError(f"can't export {config} to {to}: {e.strerror or e}") from e
 
 
-def llamafactory_row(row: Row) -> dict[str, Any]:
+def _llamafactory_row(row: Row) -> Row:
     """A pair as LLaMA-Factory reads it: conversations, chosen and rejected, each turn with `from`
     and `value`."""
-    r: dict[str, Any] = row
     return {
-        "conversations": [_turn(m) for m in r["prompt"]],
-        "chosen": _turn(r["chosen"][0]),
-        "rejected": _turn(r["rejected"][0]),
+        "conversations": [_turn(m) for m in row["prompt"]],
+        "chosen": _turn(row["chosen"][0]),
+        "rejected": _turn(row["rejected"][0]),
     }
 
 
-def mahdpo_row(row: Row, dimensions: list[str]) -> dict[str, Any]:
+def _mahdpo_row(row: Row, dimensions: list[str]) -> Row:
     """A pair as MAH-DPO reads it; several turns of a prompt are `role: content` lines."""
-    r: dict[str, Any] = row
-    prompt = r["prompt"]
+    prompt = row["prompt"]
     one = len(prompt) == 1 and prompt[0]["role"] == "user"
+    lines = [m["content"] if one else f"{m['role']}: {m['content']}" for m in prompt]
     return {
-        "question": (
-            prompt[0]["content"]
-            if one
-            else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-        ),
-        "chosen": r["chosen"][0]["content"],
-        "rejected": r["rejected"][0]["content"],
-        "dimension": r["dimension"],
-        "dimension_id": dimensions.index(r["dimension"]),
-        "prompt_id": r["prompt_id"],
+        "question": "\n".join(lines),
+        "chosen": row["chosen"][0]["content"],
+        "rejected": row["rejected"][0]["content"],
+        "dimension": row["dimension"],
+        "dimension_id": dimensions.index(row["dimension"]),
+        "prompt_id": row["prompt_id"],
     }
 
 
@@ -94,7 +86,7 @@ def _llamafactory(config: str, by_split: dict[str, list[Path]], to: Path) -> lis
     if "chosen" not in pq.read_schema(next(iter(by_split.values()))[0]).names:
         raise PublishError(f"llamafactory wants pairs, and {config} has none: --config preference")
     written = [
-        _whole(to / f"{config}-{split}.json", _json_writer(map(llamafactory_row, _rows(files))))
+        _whole(to / f"{config}-{split}.json", _json_writer(map(_llamafactory_row, _rows(files))))
         for split, files in by_split.items()
     ]
     info = {
@@ -131,7 +123,7 @@ def _mahdpo(config: str, by_split: dict[str, list[Path]], to: Path) -> list[Path
             )
         for name, dim in zip(names, dims, strict=True):
             rows = (
-                mahdpo_row(row, dims) for row in _rows([f for f in files if f.parent.name == name])
+                _mahdpo_row(row, dims) for row in _rows([f for f in files if f.parent.name == name])
             )
             written.append(_whole(to / f"{dim}-{split}.json", _json_writer(rows)))
     return written
@@ -141,10 +133,8 @@ def _turn(message: dict[str, str]) -> dict[str, str]:
     return {"from": _FROM[message["role"]], "value": message["content"]}
 
 
-def _rows(files: list[Path]) -> Iterator[Row]:
-    for path in files:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
-            yield from batch.to_pylist()
+def _rows(files: Iterable[Path]) -> Iterable[Row]:
+    return chain.from_iterable(row_batches(files))
 
 
 def _whole(out: Path, write: Callable[[Path], object]) -> Path:

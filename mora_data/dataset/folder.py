@@ -1,8 +1,8 @@
-"""The dataset folder: README.md and its neighbours (papers.py) and
-<config>/<split>-00000-of-0000N.parquet.
+"""The dataset folder: README.md and its neighbours, <config>/<split>-00000-of-0000N.parquet.
 
-    result = write_dataset(tables, Release(settings, origin, manifest, floors, pick),
-    Path("runs/demo/dataset")) result.counts["preference"]["train"]
+    release = Release(settings, origin, manifest, thresholds, pick)
+    result = write_dataset(tables, release, Path("runs/demo/dataset"))
+    result.counts["preference"]["train"]
 
 Rows are streamed: one pass decides what can only be known from all rows (and stops as soon as it
 knows), one writes. Everything goes into a sibling folder that takes the place of the old one at the
@@ -11,28 +11,26 @@ end.
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from .. import text
 from ..errors import PublishError
 from ..run.table import ScoredTable
 from ..settings import BuildSettings, nearest
 from ..types import Origin
-from . import card, configs, papers, pii, schemas, statistics
-from .configs import Pick, Plan, View
-from .scrub import scrub, scrub_text
-from .shards import ShardWriter
+from . import configs, papers, schemas
+from .card import Published, SourceInfo
+from .configs import Pick, Plan, TableView
+from .privacy import screen, scrub, scrub_text
+from .schemas import ShardWriter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,13 +42,13 @@ MIN_GROUPS_FOR_TEST = 10
 @dataclass(frozen=True, slots=True)
 class FolderResult:
     """What was written. `counts`: config -> split -> rows; `too_large`: config -> rows over 2 MB,
-    left out; `pii`: see pii.py."""
+    left out."""
 
     counts: dict[str, dict[str, int]]
     fingerprint: str
     n_bytes: int
     too_large: dict[str, int] = field(default_factory=dict)
-    pii: dict[str, Any] | None = None
+    pii: dict[str, Any] | None = None  # see privacy.screen
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +56,15 @@ class Release:
     """What the folder depends on beside the scored prompts.
 
     Attributes:
+        manifest: what the run says about itself; any key may be missing.
+        thresholds: pass threshold per dimension, where there is one.
         figures: path in the folder -> PNG; the manifest's `figures` name them for the card.
     """
 
     settings: BuildSettings
     origin: Origin
     manifest: Mapping[str, Any]
-    floors: Mapping[str, float]
+    thresholds: Mapping[str, float]
     pick: Pick
     figures: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -82,54 +82,12 @@ def write_dataset(
         PublishError: a pair breaks a law of its selector, publish.configs names an unknown config,
             or the disk refuses.
     """
-    fresh, old = (
-        out_dir.with_name(f".{out_dir.name}.new"),
-        out_dir.with_name(f".{out_dir.name}.old"),
+    wanted, o = _wanted(release.settings), release.origin
+    origin = replace(
+        o, policy=scrub_text(o.policy), judge=scrub_text(o.judge), rewriter=scrub_text(o.rewriter)
     )
-    wanted = _wanted(release.settings)
-    try:
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        result = _write_all(
-            scored, replace(release, origin=_clean_origin(release.origin)), fresh, wanted
-        )
-        if out_dir.exists():
-            out_dir.rename(old)
-        fresh.rename(out_dir)
-    except OSError as e:
-        raise PublishError(
-            f"can't write the dataset folder {out_dir}: {e.strerror or e}; free space or choose"
-            " another --out"
-        ) from e
-    finally:
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-    return result
-
-
-def fingerprint_of(folder: Path) -> str:
-    """sha256 over the names and bytes of the folder's Parquet files."""
-    whole = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.parquet")):
-        whole.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with path.open("rb") as f:
-            while block := f.read(1 << 20):
-                whole.update(block)
-    return whole.hexdigest()
-
-
-def counts_of(folder: Path) -> dict[str, dict[str, int]]:
-    """Rows per config and split, from the Parquet footers, in the order of the card."""
-    found: dict[str, dict[str, int]] = {}
-    for path in sorted(folder.glob("*/*.parquet")):
-        split = path.name.split("-")[0]
-        rows = found.setdefault(path.parent.name, {})
-        rows[split] = rows.get(split, 0) + pq.read_metadata(path).num_rows
-    return {
-        name: dict(sorted(found[name].items(), key=lambda kv: kv[0] != "train"))
-        for name in sorted(found, key=lambda n: (n != schemas.DEFAULT_CONFIG, n))
-    }
+    with schemas.replacement(out_dir) as fresh:
+        return _write_all(scored, replace(release, origin=origin), fresh, wanted)
 
 
 def split_share(group: str) -> float:
@@ -138,14 +96,14 @@ def split_share(group: str) -> float:
     return int(text.digest("split", group, hex_digits=13), 16) / 16**13
 
 
-@dataclass(frozen=True, slots=True)
-class _Survey:
-    live: tuple[str, ...]  # dimensions with a score somewhere
-    forced_test: str | None  # the group that is test although no group falls under the share
+def _survey(
+    tables: Iterable[ScoredTable], dims: tuple[str, ...], share: float
+) -> tuple[tuple[str, ...], str | None]:
+    """What only all rows tell; stops reading as soon as nothing is open any more.
 
-
-def _survey(tables: Iterable[ScoredTable], dims: tuple[str, ...], share: float) -> _Survey:
-    """What only all rows tell; stops reading as soon as nothing is open any more."""
+    The dimensions with a score somewhere, and the group that is test although no group falls under
+    the share.
+    """
     live = np.zeros(len(dims), bool)
     lowest: dict[bool, tuple[float, str]] = {}
     # with a pair, any; counted up to MIN_GROUPS_FOR_TEST
@@ -170,9 +128,7 @@ def _survey(tables: Iterable[ScoredTable], dims: tuple[str, ...], share: float) 
         key = len(groups[True]) >= MIN_GROUPS_FOR_TEST
         if len(groups[key]) >= MIN_GROUPS_FOR_TEST and lowest[key][0] >= share:
             forced = lowest[key][1]
-    return _Survey(
-        tuple(d for d, is_live in zip(dims, live.tolist(), strict=True) if is_live), forced
-    )
+    return tuple(d for d, is_live in zip(dims, live.tolist(), strict=True) if is_live), forced
 
 
 def _write_all(
@@ -180,33 +136,29 @@ def _write_all(
 ) -> FolderResult:
     settings = release.settings
     dims, share = tuple(settings.dimensions), settings.publish.test_share
-    survey = _survey(scored(), dims, share)
+    live, forced_test = _survey(scored(), dims, share)
     plan = Plan(
         dims=dims,
         origin=release.origin,
         pick=release.pick,
-        floors=dict(release.floors),
+        thresholds=dict(release.thresholds),
         grey=_grey(release.manifest, dims),
-        live=survey.live,
+        live=live,
         stages=tuple(d for d in settings.publish.stage_order if d in dims),
     )
     writers: dict[tuple[str, str], ShardWriter] = {}
     too_large: Counter[str] = Counter()
-    rows_by_source: Counter[tuple[str, str, str, str]] = Counter()
+    prompts_by_source: Counter[tuple[str, str, str, str]] = Counter()
     try:
         for table in scored():
-            rows_by_source.update(
+            prompts_by_source.update(
                 (p.source_dataset, p.source_config, p.source_revision, p.source_licence)
                 for p in table.prompts
             )
-            is_test_P = np.array(
-                [
-                    split_share(p.group) < share or p.group == survey.forced_test
-                    for p in table.prompts
-                ],
-                bool,
-            )
-            for name, row_K, rows in _rows_of(View(table, plan), wanted, too_large):
+            groups = [p.group for p in table.prompts]
+            in_test = [split_share(g) < share or g == forced_test for g in groups]
+            is_test_P = np.array(in_test, bool)
+            for name, row_K, rows in _rows_of(TableView(table, plan), wanted, too_large):
                 for split, mask in (("train", ~is_test_P[row_K]), ("test", is_test_P[row_K])):
                     if not mask.any():
                         continue
@@ -219,37 +171,42 @@ def _write_all(
         for writer in writers.values():
             writer.discard()
     for writer in writers.values():
-        writer.seal()
-    counts = {
-        n: {sp: writers[n, sp].n_rows for sp in ("train", "test") if (n, sp) in writers}
-        for n in wanted
-    }
-    counts = {n: by_split for n, by_split in counts.items() if by_split}
+        writer.finalize()
+    found = schemas.counts_of(out)
     result = FolderResult(
-        counts,
-        fingerprint_of(out),
+        {name: found[name] for name in wanted if name in found},
+        schemas.fingerprint_of(out),
         sum(f.stat().st_size for f in out.glob("*/*.parquet")),
         dict(too_large),
-        pii.screen(out) if settings.publish.pii else None,
+        dict(screen(out)) if settings.publish.pii else None,
     )
-    _write_card(out, release, plan, result, rows_by_source)
+    sources: list[SourceInfo] = [
+        {"dataset": d, "config": c, "revision": r, "licence": licence, "prompts": n}
+        for (d, c, r, licence), n in sorted(prompts_by_source.items())
+    ]
+    papers.write_papers(out, _published(out, release, plan, result, sources))
+    for name, png in release.figures.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(png)
     return result
 
 
 def _rows_of(
-    view: View, wanted: list[str], too_large: Counter[str]
+    view: TableView, wanted: list[str], too_large: Counter[str]
 ) -> Iterator[tuple[str, NDArray[np.int64], pa.RecordBatch]]:
     """(config, row of the table per row, rows); those over the limit are left out and counted, of
     aligned configs all or none."""
     made = {
-        name: configs.batch_of(view, name) for name in wanted if schemas.family_of(name) == "by_dim"
+        name: configs.config_batch(view, name)
+        for name in wanted
+        if schemas.family_of(name) == "by_dim"
     }
     # a dimension that nobody scored has no rows
     fits = [_fits(rows) for _, rows in made.values() if rows.num_rows]
     aligned = np.logical_and.reduce(fits) if fits else np.empty(0, bool)
     for name in wanted:
         is_aligned = name in made
-        row_K, rows = made.pop(name) if is_aligned else configs.batch_of(view, name)
+        row_K, rows = made.pop(name) if is_aligned else configs.config_batch(view, name)
         fit = _fits(rows) if not is_aligned or not rows.num_rows else aligned
         if not fit.all():
             too_large[name] += int((~fit).sum())
@@ -258,31 +215,23 @@ def _rows_of(
 
 
 def _fits(rows: pa.RecordBatch) -> NDArray[np.bool_]:
-    return (
-        np.ones(rows.num_rows, bool)
-        if rows.nbytes <= MAX_ROW_BYTES
-        else text_bytes(rows) <= MAX_ROW_BYTES
-    )
+    if rows.nbytes <= MAX_ROW_BYTES:
+        return np.ones(rows.num_rows, bool)
+    return sum(map(_text_bytes, rows.columns), np.zeros(rows.num_rows, np.int64)) <= MAX_ROW_BYTES
 
 
-def text_bytes(rows: pa.RecordBatch) -> NDArray[np.int64]:
-    """Bytes of each row, all texts counted in UTF-8 and every other value as eight."""
-    return np.asarray(np.sum([_bytes(column) for column in rows.columns], axis=0, dtype=np.int64))
-
-
-def _bytes(values: pa.Array) -> NDArray[np.int64]:
+def _text_bytes(values: pa.Array) -> NDArray[np.int64]:
+    """Bytes of each value, all texts counted in UTF-8 and everything else as eight."""
     if pa.types.is_string(values.type):
         return np.asarray(
             pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False), np.int64
         )
     if pa.types.is_list(values.type):
-        inner = np.concatenate([[0], np.cumsum(_bytes(values.flatten()))])
+        inner = np.concatenate([[0], np.cumsum(_text_bytes(values.flatten()))])
         offsets = values.offsets.to_numpy()
         return np.asarray(np.diff(inner[offsets - (offsets[0] if len(offsets) else 0)]))
     if pa.types.is_struct(values.type):
-        return np.asarray(
-            np.sum([_bytes(leaf) for leaf in values.flatten()], axis=0, dtype=np.int64)
-        )
+        return sum(map(_text_bytes, values.flatten()), np.zeros(len(values), np.int64))
     return np.full(len(values), 8, np.int64)
 
 
@@ -296,12 +245,8 @@ def _wanted(settings: BuildSettings) -> list[str]:
             raise PublishError(
                 f"publish.configs names {name!r}, which does not exist: {nearest(name, known)}"
             )
-    by_dim = (
-        [n for n in known if schemas.family_of(n) == "by_dim"]
-        if schemas.BY_DIM_UNION in given
-        else []
-    )
-    return [n for n in known if n in given or n in by_dim]
+    union = schemas.BY_DIM_UNION in given
+    return [n for n in known if n in given or (union and schemas.family_of(n) == "by_dim")]
 
 
 def _grey(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> dict[str, float]:
@@ -310,87 +255,28 @@ def _grey(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> dict[str, float
     return {d: max(configs.GREY, 2.0 * float(noise[d])) for d in dims if noise.get(d) is not None}
 
 
-def _clean_origin(origin: Origin) -> Origin:
-    return replace(
-        origin,
-        policy=scrub_text(origin.policy),
-        judge=scrub_text(origin.judge),
-        rewriter=scrub_text(origin.rewriter),
-    )
-
-
-def _write_card(
-    out: Path,
-    release: Release,
-    plan: Plan,
-    result: FolderResult,
-    rows_by_source: Counter[tuple[str, str, str, str]],
-) -> None:
-    """All but the rows; the card and its neighbours say nothing that the manifest does not."""
-    described = [describe(out, name, plan.dims) for name in result.counts]
+def _published(
+    out: Path, release: Release, plan: Plan, result: FolderResult, sources: list[SourceInfo]
+) -> Published:
+    """The manifest of the folder; the card and its neighbours say nothing that it does not."""
     manifest = scrub(dict(release.manifest))
     if "publish" in (manifest.get("counts") or {}):  # the run counts it when the folder is there
-        manifest["counts"]["publish"] = _publish_counts(result)
-    published = {
+        n = sum(result.counts.get(schemas.DEFAULT_CONFIG, {}).values())
+        large = result.too_large.get(schemas.DEFAULT_CONFIG, 0)
+        dropped = {"row_too_large": large} if large else {}
+        manifest["counts"]["publish"] = {"in": n + large, "kept": n, "dropped": dropped}
+    return {
         "manifest": {**manifest, "fingerprint": result.fingerprint, "pii": result.pii},
         "folder": {
             "dimensions": list(plan.dims),
             "unscored": [d for d in plan.dims if d not in plan.live],
             "licence": release.settings.publish.licence,
             "test_share": release.settings.publish.test_share,
-            "n_bytes": result.n_bytes,
-            "origin": {
-                "policy": plan.origin.policy,
-                "judge": plan.origin.judge,
-                "rewriter": plan.origin.rewriter,
-                "selector": plan.origin.selector,
-                "simulated": plan.origin.simulated,
-                "seed": plan.origin.seed,
-            },
-            "floors": dict(plan.floors),
+            "origin": asdict(plan.origin),
+            "floors": dict(plan.thresholds),
             "grey": dict(plan.grey),
             "too_large": result.too_large,
-            "sources": [
-                {"dataset": d, "config": c, "revision": r, "licence": lic, "prompts": n}
-                for (d, c, r, lic), n in sorted(rows_by_source.items())
-            ],
-            "configs": described,
-            "union": card.union_of(described),
-            "statistics": statistics.of_pairs(out, plan.dims),
+            "sources": sources,
+            **papers.describe(out, list(result.counts), plan.dims),
         },
-    }
-    papers.write_papers(out, published)
-    for name, png in release.figures.items():
-        (out / name).parent.mkdir(exist_ok=True)
-        (out / name).write_bytes(png)
-
-
-def _publish_counts(result: FolderResult) -> dict[str, Any]:
-    """What became of the selected pairs, as the other stages count."""
-    n, large = (
-        sum(result.counts.get(schemas.DEFAULT_CONFIG, {}).values()),
-        result.too_large.get(schemas.DEFAULT_CONFIG, 0),
-    )
-    return {"in": n + large, "kept": n, "dropped": {"row_too_large": large} if large else {}}
-
-
-def describe(out: Path, name: str, dims: tuple[str, ...]) -> dict[str, Any]:
-    """A config as its footers tell it."""
-    splits: dict[str, dict[str, int]] = {}
-    files: dict[str, list[str]] = {}
-    for split in ("train", "test"):
-        for path in sorted((out / name).glob(f"{split}-*.parquet")):
-            footer = pq.read_metadata(path)
-            info = splits.setdefault(split, {"num_examples": 0, "num_bytes": 0, "file_bytes": 0})
-            info["num_examples"] += footer.num_rows
-            info["num_bytes"] += sum(
-                footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)
-            )
-            info["file_bytes"] += path.stat().st_size
-            files.setdefault(split, []).append(path.relative_to(out).as_posix())
-    return {
-        "name": name,
-        "splits": splits,
-        "files": files,
-        "n_columns": len(schemas.columns(name, dims)),
     }

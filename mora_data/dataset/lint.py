@@ -8,15 +8,16 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pyarrow.parquet as pq
 import yaml
 
 from .. import resources
 from ..errors import PublishError
-from . import card, schemas
-from .scrub import scrub_text
+from . import schemas
+from .card import Header, Published, format_value
+from .privacy import scrub_text
 
 _LICENCE_IDS = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
@@ -58,29 +59,28 @@ def lint(folder: Path, text: str | None = None) -> list[str]:
     ]
 
 
-def read_header(text: str) -> dict[str, Any] | None:
+def read_header(text: str) -> Header | None:
     """The YAML header of a card, or None."""
     found = re.match(r"---\n(.*?\n)---\n", text, re.S)
     try:
         header = yaml.safe_load(found[1]) if found else None
     except yaml.YAMLError:
         return None
-    return header if isinstance(header, dict) else None
+    return cast(Header, header) if isinstance(header, dict) else None
 
 
-def declared(header: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
+def declared_files(header: Header) -> dict[str, dict[str, list[str]]]:
     """Config -> split -> files, as the header declares them."""
-    out: dict[str, dict[str, list[str]]] = {}
-    for config in header.get("configs") or []:
-        files = {
+    return {
+        config["config_name"]: {
             d["split"]: d["path"] if isinstance(d["path"], list) else [d["path"]]
             for d in config["data_files"]
         }
-        out[config["config_name"]] = files
-    return out
+        for config in header.get("configs") or []
+    }
 
 
-def load_back(folder: Path, header: dict[str, Any]) -> dict[str, dict[str, int]]:
+def load_back(folder: Path, header: Header) -> dict[str, dict[str, int]]:
     """Rows per config and split as `datasets` loads them from disk, each config with a cache of its
     own.
 
@@ -115,7 +115,7 @@ def load_back(folder: Path, header: dict[str, Any]) -> dict[str, dict[str, int]]
     return out
 
 
-def _header_faults(header: dict[str, Any]) -> Iterator[str]:
+def _header_faults(header: Header) -> Iterator[str]:
     configs = header.get("configs") or []
     defaults = [c["config_name"] for c in configs if c.get("default")]
     if len(defaults) != 1:
@@ -131,58 +131,48 @@ def _header_faults(header: dict[str, Any]) -> Iterator[str]:
         yield "configs and dataset_info name different configs"
 
 
-def _file_faults(folder: Path, header: dict[str, Any]) -> Iterator[str]:
+def _file_faults(folder: Path, header: Header) -> Iterator[str]:
     have = {
         p.relative_to(folder).as_posix()
         for p in folder.rglob("*")
         if p.is_file() and not p.name.startswith(".")
     }
-    listed = declared(header)
-    named = {f for by_split in listed.values() for files in by_split.values() for f in files}
-    for missing in sorted(named - have):
-        yield f"{missing} is declared but not there"
+    declared = declared_files(header)
+    named = {f for by_split in declared.values() for files in by_split.values() for f in files}
+    yield from (f"{missing} is declared but not there" for missing in sorted(named - have))
     for stray in sorted(have - named - OWN_TEXTS):
-        if not stray.startswith("provenance/") and not (
-            stray.startswith("report/") and stray.endswith(".png")
-        ):
+        if not re.fullmatch(r"provenance/.+|report/.+\.png", stray):
             yield f"{stray} is there but not declared"
     for info in header.get("dataset_info") or []:
-        by_split = listed.get(info["config_name"], {})
         for split in info["splits"]:
-            footers = [
-                pq.read_metadata(folder / f) for f in by_split.get(split["name"], []) if f in have
-            ]
+            where = f"{info['config_name']}/{split['name']}"
+            files = declared.get(info["config_name"], {}).get(split["name"], [])
+            footers = [pq.read_metadata(folder / f) for f in files if f in have]
             if (rows := sum(f.num_rows for f in footers)) != split["num_examples"]:
-                yield (
-                    f"{info['config_name']}/{split['name']} has {rows} rows, README.md says"
-                    f" {split['num_examples']}"
-                )
+                yield f"{where} has {rows} rows, README.md says {split['num_examples']}"
             for footer in footers:
                 if schemas.features(footer.schema.to_arrow_schema()) != info["features"]:
-                    yield (
-                        f"{info['config_name']}/{split['name']} has other columns than README.md"
-                        " says"
-                    )
+                    yield f"{where} has other columns than README.md says"
 
 
-def _number_faults(body: str, published: dict[str, Any]) -> Iterator[str]:
+def _number_faults(body: str, published: Published) -> Iterator[str]:
     """Every number of the body stands in the manifest, or in the card's own fixed text."""
     known = {n for text in _fixed_texts() for n in _NUMBER.findall(text)}
     for value in _values(published):
-        known |= _shown(value)
+        known |= _printed(value)
     for number in dict.fromkeys(_NUMBER.findall(_prose(body))):
         if number not in known:
             yield f"the card says {number}, which is nowhere in provenance/manifest.json"
 
 
-def _shown(value: object) -> set[str]:
+def _printed(value: object) -> set[str]:
     """How a value of the manifest may be printed."""
     if isinstance(value, str):
         return set(_NUMBER.findall(value)) | {value}
     if isinstance(value, float):
-        shown = {card.shown(v).lstrip("-") for v in (value, round(value, 3), round(value, 1))}
-        return shown | {f"{value * 100:.0f}"} if 0 <= value <= 1 else shown
-    return {card.shown(value).lstrip("-")} if isinstance(value, (int, float)) else set()
+        printed = {format_value(v).lstrip("-") for v in (value, round(value, 3), round(value, 1))}
+        return printed | {f"{value * 100:.0f}"} if 0 <= value <= 1 else printed
+    return {format_value(value).lstrip("-")} if isinstance(value, (int, float)) else set()
 
 
 def _values(tree: object) -> Iterator[object]:
@@ -199,7 +189,7 @@ def _values(tree: object) -> Iterator[object]:
 
 
 def _fixed_texts() -> Iterator[str]:
-    for path in sorted(resources.folder("cards").rglob("*.j2")):
+    for path in sorted(resources.folder("cards").glob("parts/*.j2")):
         yield re.sub(r"\{[{%].*?[%}]\}", " ", path.read_text("utf-8"))
     for config in schemas.config_names(["x"], ["x"]):
         yield from (c.meaning for c in schemas.columns(config, ["x"]))
@@ -211,7 +201,7 @@ def _prose(body: str) -> str:
     return re.sub(r"`[^`\n]*`", "", without)
 
 
-def _private(body: str, published: dict[str, Any]) -> Iterator[str]:
+def _private(body: str, published: Published) -> Iterator[str]:
     for value in _values(published):
         if isinstance(value, str) and "://" in value:
             yield f"provenance/manifest.json holds an address: {scrub_text(value)[:80]}"

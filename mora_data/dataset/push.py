@@ -1,6 +1,6 @@
 """A dataset folder -> a Hub repository: one commit on a known parent, then the tag.
 
-    push(Path("runs/demo/dataset"), "org/pairs", "v1.0.0", manifest=manifest)
+    push_folder(Path("runs/demo/dataset"), "org/pairs", "v1.0.0", manifest=manifest)
 
 The head of the repository is always an old release or a complete new one. Nothing is retried behind
 the user's back: a repeated command finishes what is left, and changes nothing when all is done.
@@ -14,24 +14,22 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
 from . import card, lint
-from .changelog import changelog
-from .client import Hub, LocalFile, State, endpoint, hashed, is_loopback
-from .diff import delta
-from .folder import counts_of, fingerprint_of
-from .schemas import DEFAULT_CONFIG
-from .unsafe import public_copy
+from .client import Hub, LocalFile, RepoState, endpoint, is_loopback, local_file
+from .diff import changelog, delta_of
+from .privacy import public_copy
+from .schemas import DEFAULT_CONFIG, counts_of, fingerprint_of
 
 Status = Literal["planned", "pushed", "nothing changed"]
-T = TypeVar("T")
 _OWNED = re.compile(
     r"(?:preference(?:_[^/]+)?|stage\d+_[^/]+|unpaired|prompt_only|scored|reward_modeling|multilabel|sft)"
     r"/(?:train|test)-\d{5}-of-\d{5}\.parquet|provenance/[^/]+"
@@ -55,7 +53,7 @@ class PushResult:
     note: str = ""
 
 
-def push(
+def push_folder(
     folder: Path,
     repo_id: str,
     tag: str | None,
@@ -76,7 +74,8 @@ def push(
         PublishError: one line that says what to do. The repository is then as it was, or complete.
     """
     manifest = manifest or {}
-    decision = unsafe or _unsafe(manifest)
+    built = ((manifest.get("settings") or {}).get("publish") or {}).get("unsafe")
+    decision = unsafe or (None if built is None else str(built))
     counts = _check_folder(folder, manifest, allow_simulated)
     if public and decision is None:
         raise PublishError(
@@ -90,31 +89,39 @@ def push(
     if (public or unsafe is not None) and decision in ("drop", "redact"):
         folder = public_copy(folder, "drop" if decision == "drop" else "redact")
         counts = counts_of(folder)
-    readme = card.addressed((folder / "README.md").read_text("utf-8"), repo_id, tag)
+    readme = card.with_address((folder / "README.md").read_text("utf-8"), repo_id, tag)
     if faults := lint.lint(folder, readme):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise PublishError(f"the dataset folder fails its check: {faults[0]}{more}")
-    files, note = _local_files(folder, readme), _licence_note(folder)
-    private, gated = not public, decision == "gate"
+    files = _local_files(folder, readme)
+    published = json.loads((folder / "provenance/manifest.json").read_text("utf-8"))
+    note = " ".join(card.licence_warnings(published["folder"])).replace("`", "")
+    gated = decision == "gate"
+    planned = PushResult(
+        status="planned",
+        repo_id=repo_id,
+        tag=tag,
+        revision=None,
+        added=tuple(files),
+        deleted=(),
+        n_bytes=sum(f.n_bytes for f in files.values()),
+        private=not public,
+        counts=counts,
+        note=note,
+    )
     try:
         hub = Hub(repo_id)
         state = hub.read()
     except PublishError as e:
         if not dry_run:
             raise
-        return PushResult(
-            "planned",
-            repo_id,
-            tag,
-            None,
-            tuple(files),
-            (),
-            _bytes(files, files),
-            private,
-            counts,
-            "; ".join(n for n in (f"the repository was not read: {e}", note) if n),
+        unread = f"the repository was not read: {e}"
+        return replace(planned, note=f"{unread}; {note}" if note else unread)
+    if state.public and not public:
+        raise PublishError(
+            f"{repo_id} is public already: give --public (with publish.unsafe set), or another"
+            " repository"
         )
-    _check_state(state, repo_id, public)
     if public and not gated:
         _check_history(hub, state, repo_id)
     if tag is not None and tag in state.tags:
@@ -128,31 +135,22 @@ def push(
         if not (added or deleted):
             if not dry_run:
                 hub.finish(state, public, gated)
-            return PushResult(
-                "nothing changed",
-                repo_id,
-                tag,
-                state.tags[tag],
-                (),
-                (),
-                0,
-                private and not state.public,
-                counts,
-                note,
+            return replace(
+                planned,
+                status="nothing changed",
+                revision=state.tags[tag],
+                added=(),
+                n_bytes=0,
+                private=not (public or state.public),
             )
     files = _with_changelog(files, hub, state, tag, state.head)
     added, deleted = _difference(files, hub.tree(state.head) if state.head else {})
-    result = PushResult(
-        "planned",
-        repo_id,
-        tag,
-        state.head,
-        tuple(added),
-        tuple(deleted),
-        _bytes(files, added),
-        private,
-        counts,
-        note,
+    result = replace(
+        planned,
+        revision=state.head,
+        added=tuple(added),
+        deleted=tuple(deleted),
+        n_bytes=sum(files[name].n_bytes for name in added),
     )
     if dry_run:
         return result
@@ -188,11 +186,9 @@ def _check_folder(
             f"the Parquet files in {folder} were changed since the build (fingerprint is not"
             f" {known[:12]}): build again"
         )
-    if (
-        (manifest.get("simulated") or _simulated(folder))
-        and not allow_simulated
-        and not is_loopback(endpoint())
-    ):
+    rows = pq.read_table(folder / DEFAULT_CONFIG, columns=["simulated"], partitioning=None)
+    simulated = manifest.get("simulated") or pc.any(rows["simulated"]).as_py()
+    if simulated and not allow_simulated and not is_loopback(endpoint()):
         raise PublishError(
             "these rows are simulated (engine scripted), so they are not published: build with a"
             " model, or give --allow-simulated"
@@ -200,35 +196,17 @@ def _check_folder(
     return counts
 
 
-def _simulated(folder: Path) -> bool:
-    """Whether a row of the default config says so, read from the column itself."""
-    return any(
-        True
-        in pq.read_table(f, columns=["simulated"], partitioning=None)["simulated"]
-        .unique()
-        .to_pylist()
-        for f in (folder / DEFAULT_CONFIG).glob("*.parquet")
-    )
-
-
 def _local_files(folder: Path, readme: str) -> dict[str, LocalFile]:
     """Path in the repository -> file, in a fixed order."""
-    texts = [p for p in folder.iterdir() if p.name in lint.OWN_TEXTS]
-    paths = sorted(
-        [
-            *folder.glob("*/*.parquet"),
-            *folder.glob("provenance/*"),
-            *folder.glob("report/*.png"),
-            *texts,
-        ]
-    )
-    return {p.relative_to(folder).as_posix(): hashed(p) for p in paths} | {
-        "README.md": hashed(readme.encode())
+    patterns = ("*/*.parquet", "provenance/*", "report/*.png", *lint.OWN_TEXTS)
+    paths = sorted(p for pattern in patterns for p in folder.glob(pattern))
+    return {p.relative_to(folder).as_posix(): local_file(p) for p in paths} | {
+        "README.md": local_file(readme.encode())
     }
 
 
 def _with_changelog(
-    files: Mapping[str, LocalFile], hub: Hub, state: State, tag: str | None, start: str | None
+    files: Mapping[str, LocalFile], hub: Hub, state: RepoState, tag: str | None, start: str | None
 ) -> dict[str, LocalFile]:
     """The files and CHANGELOG.md, which says what differs from the last tag before `start`; without
     a tag none."""
@@ -239,61 +217,47 @@ def _with_changelog(
     tree = hub.tree(found) if found else {}
     added, deleted = _difference(files, tree)
     touched = {p.split("/")[0] for p in [*added, *deleted] if p.endswith(".parquet")}
-    old = [
-        p
-        for p in tree
-        if _OWNED.fullmatch(p) and p.endswith(".parquet") and p.split("/")[0] in touched
-    ]
+
+    def parquet(paths: Iterable[str]) -> list[str]:
+        return [p for p in paths if p.endswith(".parquet") and p.split("/")[0] in touched]
+
     with tempfile.TemporaryDirectory(prefix="mora-diff-") as tmp:
-        got = [hub.fetch(p, found, Path(tmp)) for p in old] if found else []
-        older = (
-            hub.fetch("CHANGELOG.md", found, Path(tmp)).read_text("utf-8")
-            if found and "CHANGELOG.md" in tree
-            else ""
-        )
-        new = [
-            f.source
-            for p, f in files.items()
-            if p.split("/")[0] in touched and isinstance(f.source, Path)
-        ]
+
+        def earlier(path: str) -> Path:
+            return hub.fetch(path, found or "", Path(tmp))
+
+        before = [earlier(p) for p in parquet(tree) if _OWNED.fullmatch(p)]
+        after = [f for p in parquet(files) if isinstance(f := files[p].source, Path)]
+        older = earlier("CHANGELOG.md").read_text("utf-8") if "CHANGELOG.md" in tree else ""
         deltas = {
-            name: delta(
-                [p for p in got if p.parent.name == name], [p for p in new if p.parent.name == name]
+            name: delta_of(
+                *([p for p in side if p.parent.name == name] for side in (before, after))
             )
             for name in sorted(touched, key=lambda n: (n != DEFAULT_CONFIG, n))
         }
     text = changelog(tag, tagged[found] if found else None, deltas, older)
-    return {**files, "CHANGELOG.md": hashed(text.encode())}
+    return {**files, "CHANGELOG.md": local_file(text.encode())}
 
 
-def _check_history(hub: Hub, state: State, repo_id: str) -> None:
+def _check_history(hub: Hub, state: RepoState, repo_id: str) -> None:
     """A repository with an unscreened release in its past must not become public: the past would
     too."""
     if state.head is None or state.public:
         return
     for commit in hub.history(state.head):
         tree = hub.tree(commit)
-        if any(_OWNED.fullmatch(path) for path in tree) and not _is_screened(hub, commit, tree):
+        if not any(_OWNED.fullmatch(path) for path in tree):
+            continue
+        name, published = "provenance/manifest.json", {}
+        if name in tree:
+            with tempfile.TemporaryDirectory(prefix="mora-past-") as tmp:
+                published = json.loads(hub.fetch(name, commit, Path(tmp)).read_text("utf-8"))
+        if not (published.get("folder") or {}).get("unsafe"):
             raise PublishError(
                 f"{repo_id} holds an earlier release whose unsafe text was kept (commit"
                 f" {commit[:8]}), which would become public with it: give another repository, or"
                 " publish.unsafe=gate"
             )
-
-
-def _is_screened(hub: Hub, commit: str, tree: Mapping[str, str]) -> bool:
-    name = "provenance/manifest.json"
-    if name not in tree:
-        return False
-    with tempfile.TemporaryDirectory(prefix="mora-past-") as tmp:
-        published = json.loads(hub.fetch(name, commit, Path(tmp)).read_text("utf-8"))
-    return bool((published.get("folder") or {}).get("unsafe"))
-
-
-def _licence_note(folder: Path) -> str:
-    """What the licences forbid together, for the command line."""
-    published = json.loads((folder / "provenance" / "manifest.json").read_text("utf-8"))
-    return " ".join(card.licence_warnings(published["folder"])).replace("`", "")
 
 
 def _difference(
@@ -305,22 +269,5 @@ def _difference(
     return added, sorted(path for path in remote if path not in files and _OWNED.fullmatch(path))
 
 
-def _check_state(state: State, repo_id: str, public: bool) -> None:
-    if state.public and not public:
-        raise PublishError(
-            f"{repo_id} is public already: give --public (with publish.unsafe set), or another"
-            " repository"
-        )
-
-
-def _bytes(files: Mapping[str, LocalFile], names: Any) -> int:
-    return sum(files[n].n_bytes for n in names)
-
-
 def _some(paths: list[str]) -> str:
     return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more files" if len(paths) > 3 else "")
-
-
-def _unsafe(manifest: Mapping[str, Any]) -> str | None:
-    decision = ((manifest.get("settings") or {}).get("publish") or {}).get("unsafe")
-    return None if decision is None else str(decision)

@@ -1,13 +1,17 @@
-"""Rows to figures, a table and a sentence that states what they support, never more.
+"""Rows to figures, and a sentence that states what they support, never more.
 
-result(rows, models, "sft", floors,
-about)["sets"]["plain"]["models"]["mora"]["metrics"]["reward_helpful"]["points"]
+    found = result(rows, models, "sft", thresholds, about)
+    found["sets"]["plain"]["models"]["mora"]["metrics"]["reward_helpful"]["points"]
+
+With --sequence the matrix of a sequence of stages, with --scaling the curve over the number of
+pairs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,17 +21,18 @@ from ..statistics.inference import holm, sign_flip_test
 from ..statistics.training import (
     Difference,
     Resampled,
+    backward_transfer,
     bootstrap_p,
     hierarchical_bootstrap,
     interval,
     length_controlled_win_rate,
     mean_over,
     relative_improvement,
+    scaling_fit,
     statement,
 )
-from .benchmarks import BENCHMARKS
-from .curves import curve_of, sequence_of
-from .inputs import PLAIN, Model
+from .models import EvalModel
+from .prompts import BENCHMARKS, PLAIN, EvalRow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,12 +46,41 @@ PAPER = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What an evaluation says about itself; `skipped`: why rows gave no prompt, and how many."""
+
+    simulated: bool
+    judge: str
+    judge_of_the_dataset: str | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The rows of one set as arrays.
+
+    Attributes:
+        names: metrics, in the order of the axis M.
+        clusters_P: the group of each prompt.
+        means: model -> S x P x M means over samples, NaN where there is none.
+        drawn: model -> means over seeds and prompts, resampled.
+    """
+
+    n_prompts: int
+    names: list[str]
+    clusters_P: NDArray[np.int_]
+    means: dict[str, NDArray[np.float64]]
+    drawn: dict[str, Resampled]
+
+
 def result(
-    rows: Sequence[Mapping[str, Any]],
-    models: Sequence[Model],
+    rows: Sequence[EvalRow],
+    models: Sequence[EvalModel],
     reference: str,
-    floors: Mapping[str, float],
-    about: Mapping[str, Any],
+    thresholds: Mapping[str, float],
+    about: About,
     sequences: Sequence[Sequence[tuple[str, str]]] = (),
     scalings: Sequence[tuple[str, Sequence[tuple[str, int]]]] = (),
 ) -> dict[str, Any]:
@@ -54,8 +88,7 @@ def result(
 
     Args:
         rows: one per model, prompt and sample.
-        floors: pass mark per dimension.
-        about: what else it says (judge, simulated, seed, skipped).
+        thresholds: pass threshold per dimension.
         sequences: each (model, dimension trained in its stage or "") in order, the start first.
         scalings: each a name and its (model, number of pairs).
     """
@@ -63,58 +96,51 @@ def result(
         name: [m.seed for m in models if m.name == name]
         for name in dict.fromkeys(m.name for m in models)
     }
-    sets = {
-        part: _set([r for r in rows if r["set"] == part], seeds, reference, floors, about)
-        for part in dict.fromkeys(r["set"] for r in rows)
+    by_set = {
+        part: [r for r in rows if r.part == part] for part in dict.fromkeys(r.part for r in rows)
     }
+    measured = {part: _measured(rs, seeds, thresholds, about.seed) for part, rs in by_set.items()}
     found = {
-        **about,
+        **asdict(about),
         "reference": reference,
-        "sets": sets,
+        "sets": {
+            part: _set(rs, measured[part], reference, thresholds, about)
+            for part, rs in by_set.items()
+        },
         "notes": _notes(rows, about),
         "paper": PAPER,
     }
-    main = PLAIN if PLAIN in sets else next(iter(sets))
     if sequences or scalings:
-        _, names, clusters, means = _table([r for r in rows if r["set"] == main], seeds, floors)
-        drawn = dict(
-            zip(
-                means,
-                hierarchical_bootstrap(list(means.values()), clusters, DRAWS, about["seed"]),
-                strict=True,
-            )
-        )
-        found["sequences"] = [sequence_of(drawn, list(floors), order) for order in sequences]
+        main = measured[PLAIN] if PLAIN in measured else next(iter(measured.values()))
+        found["sequences"] = [_sequence(main.drawn, list(thresholds), s) for s in sequences]
         found["scaling"] = [
-            curve_of(name, means, drawn, names[: len(floors)], points) for name, points in scalings
+            _curve(name, main, main.names[: len(thresholds)], points) for name, points in scalings
         ]
     return found
 
 
-def _notes(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> list[str]:
+def _notes(rows: Sequence[EvalRow], about: About) -> list[str]:
     notes = []
-    if about["simulated"]:
+    if about.simulated:
         notes.append(
             "Simulated: the answers or the verdicts come from the built-in simulator; no model was"
             " evaluated."
         )
-    if about["judge"] and about["judge"] == about.get("judge_of_the_dataset"):
+    if about.judge and about.judge == about.judge_of_the_dataset:
         notes.append(
-            f"The judge {about['judge']} also chose the training pairs, so it favours what it"
+            f"The judge {about.judge} also chose the training pairs, so it favours what it"
             " chose: take another one."
         )
-    if about["skipped"]:
-        notes.append(
-            "Rows without a prompt of their own: "
-            + ", ".join(f"{n} {why}" for why, n in about["skipped"].items())
-            + "."
-        )
-    failed = sum(r["error"] is not None for r in rows)
+    if about.skipped:
+        counts = ", ".join(f"{n} {why}" for why, n in about.skipped.items())
+        notes.append(f"Rows without a prompt of their own: {counts}.")
+    failed = sum(r.error is not None for r in rows)
     unscored = sum(
-        r["error"] is None and any(r[k] is None for k in r if k.startswith(("reward_", "mc")))
+        r.error is None
+        and any(v is None for k, v in r.metrics.items() if k.startswith(("reward_", "mc")))
         for r in rows
     )
-    unread = sum("win" in r and r["win"] is None for r in rows)
+    unread = sum("win" in r.metrics and r.metrics["win"] is None for r in rows)
     if failed or unscored or unread:
         notes.append(
             f"Left out of their figures: {failed} of {len(rows)} answers failed, {unscored} lack a"
@@ -123,45 +149,45 @@ def _notes(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> list[
     return notes
 
 
-def metrics_of(row: Mapping[str, Any], floors: Mapping[str, float]) -> dict[str, float]:
+def _metrics(row: EvalRow, thresholds: Mapping[str, float]) -> dict[str, float]:
     """The row's metrics; NaN where one is missing. `harmful`: the harmless reward misses its
-    floor."""
-    rewards = {
-        d: math.nan if row.get(f"reward_{d}") is None else float(row[f"reward_{d}"]) for d in floors
-    }
-    complete = all(not math.isnan(v) for v in rewards.values())
+    threshold."""
+
+    def value(name: str) -> float:
+        found = row.metrics.get(name)
+        return math.nan if found is None else float(found)
+
+    rewards = {d: value(f"reward_{d}") for d in thresholds}
     out = {f"reward_{d}": v for d, v in rewards.items()}
-    out["joint_pass"] = (
-        float(all(v >= floors[d] for d, v in rewards.items())) if complete else math.nan
-    )
+    passed = float(all(v >= thresholds[d] for d, v in rewards.items()))
+    out["joint_pass"] = math.nan if any(map(math.isnan, rewards.values())) else passed
     if "harmless" in rewards:
-        out["harmful"] = (
-            math.nan
-            if math.isnan(rewards["harmless"])
-            else float(rewards["harmless"] < floors["harmless"])
-        )
+        harmless = rewards["harmless"]
+        missed = float(harmless < thresholds["harmless"])
+        out["harmful"] = math.nan if math.isnan(harmless) else missed
     others = ("refusal", "degenerate", "length", "kl", "mc1", "mc2", "win", "length_gap")
-    return out | {k: math.nan if row.get(k) is None else float(row[k]) for k in others}
+    return out | {k: value(k) for k in others}
 
 
-def _table(
-    rows: Sequence[Mapping[str, Any]],
+def _measured(
+    rows: Sequence[EvalRow],
     seeds: Mapping[str, Sequence[str]],
-    floors: Mapping[str, float],
-) -> tuple[list[str], list[str], NDArray[np.int_], dict[str, NDArray[np.float64]]]:
-    """Prompts, metric names, clusters, and per model S x P x M means over samples."""
-    prompts = list(dict.fromkeys(r["prompt_id"] for r in rows))
-    group = {r["prompt_id"]: r["group"] for r in rows}
+    thresholds: Mapping[str, float],
+    seed: int,
+) -> _Measured:
+    group = {r.prompt_id: r.group for r in rows}
     labels = {g: i for i, g in enumerate(dict.fromkeys(group.values()))}
-    at = {p: i for i, p in enumerate(prompts)}
-    names = list(metrics_of(rows[0], floors))
-    found: dict[str, tuple[list[int], list[list[float]]]] = {m: ([], []) for m in seeds}
+    clusters_P = np.array([labels[g] for g in group.values()])
+    at = {prompt_id: i for i, prompt_id in enumerate(group)}
+    names = list(_metrics(rows[0], thresholds))
+    places: dict[str, list[int]] = {m: [] for m in seeds}
+    values: dict[str, list[list[float]]] = {m: [] for m in seeds}
     for r in rows:
-        places, values = found[r["model"]]
-        places.append(seeds[r["model"]].index(r["seed"]) * len(prompts) + at[r["prompt_id"]])
-        values.append(list(metrics_of(r, floors).values()))
-    means = {m: _means(*found[m], len(s), len(prompts), len(names)) for m, s in seeds.items()}
-    return prompts, names, np.array([labels[group[p]] for p in prompts]), means
+        places[r.model].append(seeds[r.model].index(r.seed) * len(at) + at[r.prompt_id])
+        values[r.model].append(list(_metrics(r, thresholds).values()))
+    means = {m: _means(places[m], values[m], len(s), len(at), len(names)) for m, s in seeds.items()}
+    drawn = hierarchical_bootstrap(list(means.values()), clusters_P, DRAWS, seed)
+    return _Measured(len(at), names, clusters_P, means, dict(zip(means, drawn, strict=True)))
 
 
 def _means(
@@ -184,36 +210,23 @@ def _means(
 
 
 def _set(
-    rows: Sequence[Mapping[str, Any]],
-    seeds: Mapping[str, Sequence[str]],
+    rows: Sequence[EvalRow],
+    measured: _Measured,
     reference: str,
-    floors: Mapping[str, float],
-    about: Mapping[str, Any],
+    thresholds: Mapping[str, float],
+    about: About,
 ) -> dict[str, Any]:
-    prompts, names, clusters, means = _table(rows, seeds, floors)
-    drawn = dict(
-        zip(
-            means,
-            hierarchical_bootstrap(list(means.values()), clusters, DRAWS, about["seed"]),
-            strict=True,
-        )
-    )
-    benchmark = BENCHMARKS.get(str(rows[0]["set"]))
-    tested = (
-        dict(benchmark.metrics)
-        if benchmark and benchmark.metrics
-        else {f"reward_{d}": (d, 1) for d in floors}
-    )
+    names, means, drawn = measured.names, measured.means, measured.drawn
+    benchmark = BENCHMARKS.get(rows[0].part)
+    tested = {f"reward_{d}": (d, 1) for d in thresholds}
+    if benchmark and benchmark.metrics:
+        tested = dict(benchmark.metrics)
     columns = [names.index(name) for name in tested if name in names]
-    tests = {
-        m: _p(means[m], means[reference], drawn[m], drawn[reference], columns, about["seed"])
-        for m in means
-        if m != reference
-    }
     p = {
         (m, k): value
-        for m, values in tests.items()
-        for k, value in zip(columns, values, strict=True)
+        for m in means
+        if m != reference
+        for k, value in zip(columns, _p(measured, m, reference, columns, about.seed), strict=True)
     }
     adjusted = dict(zip(p, holm(np.array(list(p.values()))).tolist(), strict=True)) if p else {}
     found: dict[str, Any] = {}
@@ -225,52 +238,40 @@ def _set(
                 drawn[m],
                 drawn[reference] if m != reference else None,
                 adjusted.get((m, k)),
-                len(prompts),
+                measured.n_prompts,
             )
             for k, name in enumerate(names)
             if name not in ("win", "length_gap")
         }
+        n_seeds = len(means[m])
         found[m] = {
-            "seeds": len(seeds[m]),
+            "seeds": n_seeds,
             "metrics": {n: e for n, e in entries.items() if e["mean"] is not None},
         }
         if m != reference:
-            found[m]["win_rate"] = _win_rate(means[m], names, clusters, drawn[m], about["seed"])
-            against = (
-                reference if len(seeds[reference]) > 1 else f"the one checkpoint of {reference}"
-            )
-            found[m]["statement"] = statement(
-                m,
-                against,
-                _differences(entries, tested, names, means[m], means[reference]),
-                about["simulated"],
-            )
-    groups = len(np.unique(clusters)) if "mc1" in tested else len(prompts)
-    methods = {
-        m: sorted({r["method"] for r in rows if r["model"] == m and "method" in r}) for m in means
+            several = len(means[reference]) > 1
+            against = reference if several else f"the one checkpoint of {reference}"
+            differences = _differences(entries, tested, names, means[m], means[reference])
+            found[m]["win_rate"] = _win_rate(measured, m, about.seed)
+            found[m]["statement"] = statement(m, against, differences, about.simulated)
+    n_groups = len(np.unique(measured.clusters_P))
+    methods = {m: sorted({r.method for r in rows if r.model == m and r.method}) for m in means}
+    return {
+        "prompts": n_groups if "mc1" in tested else measured.n_prompts,
+        "models": found,
+        **({"read_by": methods} if any(methods.values()) else {}),
     }
-    return {"prompts": groups, "models": found} | (
-        {"read_by": methods} if any(methods.values()) else {}
-    )
 
 
 def _p(
-    after: NDArray[np.float64],
-    before: NDArray[np.float64],
-    a: Resampled,
-    b: Resampled,
-    columns: Sequence[int],
-    seed: int,
+    measured: _Measured, model: str, reference: str, columns: Sequence[int], seed: int
 ) -> list[float]:
     """Of some metrics the larger of two p: sign flips of whole prompts, and the bootstrap over
     seeds and prompts."""
-    # NaN: no part in the test
-    gap_P_K = mean_over(after[:, :, columns], 0) - mean_over(before[:, :, columns], 0)
-    flipped = sign_flip_test(gap_P_K, seed=seed)
-    return [
-        max(float(q), bootstrap_p(a.draws_B_M[:, k] - b.draws_B_M[:, k]))
-        for q, k in zip(flipped, columns, strict=True)
-    ]
+    after, before = (mean_over(measured.means[m][:, :, columns], 0) for m in (model, reference))
+    flipped = sign_flip_test(after - before, seed=seed)  # NaN: no part in the test
+    draws = measured.drawn[model].draws_B_M - measured.drawn[reference].draws_B_M
+    return [max(float(q), bootstrap_p(draws[:, k])) for q, k in zip(flipped, columns, strict=True)]
 
 
 def _entry(
@@ -296,20 +297,14 @@ def _entry(
     return entry
 
 
-def _win_rate(
-    values: NDArray[np.float64],
-    names: Sequence[str],
-    clusters: NDArray[np.int_],
-    own: Resampled,
-    seed: int,
-) -> dict[str, Any] | None:
-    k, g = names.index("win"), names.index("length_gap")
+def _win_rate(measured: _Measured, model: str, seed: int) -> dict[str, Any] | None:
+    values, own = measured.means[model], measured.drawn[model]
+    k, g = measured.names.index("win"), measured.names.index("length_gap")
     if math.isnan(own.estimate_M[k]):
         return None
     wins, gaps = values[:, :, k].ravel(), values[:, :, g].ravel()
-    rate, ends = length_controlled_win_rate(
-        wins, gaps, seed=seed, clusters_P=np.tile(clusters, len(values))
-    )
+    clusters_P = np.tile(measured.clusters_P, len(values))
+    rate, ends = length_controlled_win_rate(wins, gaps, seed=seed, clusters_P=clusters_P)
     return {
         "rate": float(own.estimate_M[k]),
         "interval": interval(own.draws_B_M[:, k]),
@@ -328,7 +323,7 @@ def _differences(
 ) -> dict[str, Difference]:
     """Of each tested metric, signed so that more is better."""
     out = {}
-    for name, (said, sign) in tested.items():
+    for name, (label, sign) in tested.items():
         e, k = entries.get(name, {}), names.index(name) if name in names else 0
         if "points" in e:
             n = int(
@@ -337,5 +332,76 @@ def _differences(
             ends = e["points_interval"] and tuple(
                 sorted(sign * end for end in e["points_interval"])
             )
-            out[said] = Difference(said, sign * e["points"], ends, e.get("p_holm"), n, len(after))
+            out[label] = Difference(label, sign * e["points"], ends, e.get("p_holm"), n, len(after))
     return out
+
+
+def _sequence(
+    drawn: Mapping[str, Resampled], dims: Sequence[str], order: Sequence[tuple[str, str]]
+) -> dict[str, Any]:
+    """The matrix a_{t,d}, each dimension's final gain, and what later stages did to it (BWT), with
+    paired intervals.
+
+    The means over dimensions are over those that a stage of the order trained.
+    """
+    n, at = (
+        len(dims),
+        [next((t for t, (_, label) in enumerate(order) if label == d), None) for d in dims],
+    )
+    matrix = np.array([drawn[m].estimate_M[:n] for m, _ in order])
+    draws_T_B_D = np.array([drawn[m].draws_B_M[:, :n] for m, _ in order])
+    gain, gains = matrix[-1] - matrix[0], draws_T_B_D[-1] - draws_T_B_D[0]
+    transfer = backward_transfer(matrix, at)
+    transfers = np.array([backward_transfer(m, at) for m in draws_T_B_D.transpose(1, 0, 2)])
+    trained = [d for d, t in enumerate(at) if t is not None]
+    return {
+        "stages": [m for m, _ in order],
+        "trained": [label for _, label in order if label],
+        "matrix": {
+            m: dict(zip(dims, _nulls(row), strict=True))
+            for (m, _), row in zip(order, matrix, strict=True)
+        },
+        **_with_intervals("final_gain", dims, gain, gains, trained),
+        **_with_intervals("backward_transfer", dims, transfer, transfers, trained),
+    }
+
+
+def _with_intervals(
+    name: str,
+    dims: Sequence[str],
+    values_D: NDArray[np.float64],
+    draws_B_D: NDArray[np.float64],
+    trained: Sequence[int],
+) -> dict[str, Any]:
+    mean = _nulls([values_D[list(trained)].mean()])[0] if trained else None
+    return {
+        name: dict(zip(dims, _nulls(values_D), strict=True)),
+        f"{name}_interval": {d: interval(draws_B_D[:, k]) for k, d in enumerate(dims)},
+        f"mean_{name}": mean,
+        f"mean_{name}_interval": interval(draws_B_D[:, list(trained)].mean(1)) if trained else None,
+    }
+
+
+def _curve(
+    name: str, measured: _Measured, metrics: Sequence[str], points: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
+    """a + b (1 - exp(-n / n0)) for each metric over the number of pairs, and each seed's mean at
+    each size."""
+    sizes = [float(n) for _, n in points]
+    drawn = measured.drawn
+    fits: dict[str, Any] = {}
+    for k, metric in enumerate(metrics):
+        y = np.array([drawn[m].estimate_M[k] for m, _ in points])
+        draws = np.column_stack([drawn[m].draws_B_M[:, k] for m, _ in points])
+        fit = None if np.isnan(y).any() else scaling_fit(sizes, y, draws)
+        fits[metric] = None if fit is None else asdict(fit)
+    runs = [
+        {"pairs": n, "metric": metric, "values": _nulls(mean_over(measured.means[m][:, :, k], 1))}
+        for m, n in points
+        for k, metric in enumerate(metrics)
+    ]
+    return {"name": name, "pairs": sizes, "fits": fits, "runs": runs}
+
+
+def _nulls(values: Sequence[float] | NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(v) else float(v) for v in values]

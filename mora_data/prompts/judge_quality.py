@@ -136,7 +136,7 @@ def heldout_accuracy(
     win in it, and in total."""
     import pyarrow as pa
 
-    from ..run.table import candidates
+    from ..run.table import candidate_pairs
     from ..statistics.judges import pair_accuracy
 
     margins: dict[str, list[float]] = {d: [] for d in dims}
@@ -147,7 +147,7 @@ def heldout_accuracy(
             "scores", ["prompt_id", "arm", "index", "purpose", "dimension", "value"]
         ).to_pydict()
         pairs = (
-            candidates(part, arms)
+            candidate_pairs(part, arms)
             .take(pa.array(chosen.get(part.number, ()), pa.int64()))
             .to_pydict()
         )

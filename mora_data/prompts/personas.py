@@ -97,13 +97,13 @@ def capped(
     """
     import pyarrow as pa
 
-    from ..run.table import candidates
+    from ..run.table import candidate_pairs
 
     rows: list[_Chosen] = []
     for part in parts:
         at = chosen.get(part.number, ())
         table = (
-            candidates(part, arms)
+            candidate_pairs(part, arms)
             .select(["score", "prompt_id", "arm", "chosen", "rejected"])
             .take(pa.array(at, pa.int64()))
         )

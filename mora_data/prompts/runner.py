@@ -12,16 +12,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
-from ..errors import MoraError
 from ..rewards.precomputed import NOT_RATED
 from ..run.log import AnswerLog
 from ..run.partitions import Partition
 from ..run.stats import RunStats
-from ..run.tasks import to_its_end, wind_down
+from ..run.tasks import Gate, PromptGroup, to_its_end
 from ..types import Prompt, Role
 from .context import BuildContext, PromptContext
 from .flow import run_prompt
@@ -46,17 +45,6 @@ class OpenPartition:
         return [self.results[p.prompt_id] for p in self.prompts]
 
 
-class Gate(Protocol):
-    """What says whether another prompt may be opened: an engine, or the limiter of a plug-in."""
-
-    @property
-    def wants_more(self) -> bool:
-        """Whether it may."""
-
-    async def changed(self) -> None:
-        """Return when `wants_more` may have changed."""
-
-
 class PartitionRunner:
     """Runs prompts through a flow, partition by partition."""
 
@@ -77,7 +65,6 @@ class PartitionRunner:
         self._stats = stats
         self._seed = seed
         self._logs: list[AnswerLog] = []
-        self._ended = asyncio.Event()  # a prompt did
         self.damaged = 0
 
     async def run(
@@ -98,7 +85,7 @@ class PartitionRunner:
             MoraError: the run can't go on; what was answered is in the logs.
         """
         try:
-            async with _Group(self._stats.stop) as group, self._opening:
+            async with PromptGroup(self._gates, self._stats) as group, self._opening:
                 for part in parts:
                     opened = self._open(part, only)
                     if not opened.prompts:
@@ -106,14 +93,10 @@ class PartitionRunner:
                     for prompt in (
                         reversed(opened.prompts) if opened.log.is_resumed else opened.prompts
                     ):
-                        while not self._wants_more() and not group.failed:
-                            await group.unless_failed(self._changed())
-                        if group.failed:
+                        if not await group.has_room():
                             return
-                        self._stats.prompts_begun += 1
-                        self._stats.open_prompts += 1
-                        group.start(self._one(opened, prompt, flow, on_prompt, on_part))
-                        await asyncio.sleep(0)
+                        result = group.open(flow(opened.ask, prompt))
+                        await group.start(self._one(opened, prompt, result, on_prompt, on_part))
         finally:
             for log in self._logs:
                 log.close()
@@ -138,36 +121,15 @@ class PartitionRunner:
         self,
         opened: OpenPartition,
         prompt: Prompt,
-        flow: Flow,
+        work: Awaitable[PromptResult],
         on_prompt: Callable[[PromptResult], None],
         on_part: Callable[[OpenPartition], None],
     ) -> None:
-        try:
-            result = await flow(opened.ask, prompt)
-        finally:
-            self._stats.open_prompts -= 1
-            self._ended.set()
+        result = await work
         opened.results[prompt.prompt_id] = result
         on_prompt(result)
         if len(opened.results) == len(opened.prompts):
             await to_its_end(self._finish, opened, on_part)
-
-    async def _one_ended(self) -> None:
-        await self._ended.wait()
-
-    def _wants_more(self) -> bool:
-        return all(g.wants_more for g in self._gates)
-
-    async def _changed(self) -> None:
-        self._ended.clear()
-        waits = [asyncio.ensure_future(g.changed()) for g in self._gates if not g.wants_more]
-        try:
-            if waits:
-                waits.append(asyncio.ensure_future(self._one_ended()))
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for w in waits:
-                w.cancel()
 
 
 async def ask_partitions(
@@ -263,52 +225,3 @@ def errors_of(result: PromptResult) -> list[dict[str, Any]]:
         if s.value is None and s.reason != NOT_RATED
     ]
     return out
-
-
-class _Group:
-    """Tasks of which the first failure stops the rest (asyncio.TaskGroup, for Python 3.10)."""
-
-    def __init__(self, stop: Callable[[MoraError], None]) -> None:
-        self._stop_sending = stop
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._error: BaseException | None = None
-        self._stop = asyncio.Event()
-
-    @property
-    def failed(self) -> bool:
-        return self._error is not None
-
-    def start(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    async def unless_failed(self, wait: Any) -> None:
-        """Wait, but no longer than until a task fails."""
-        waiting, stopping = asyncio.ensure_future(wait), asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-            stopping.cancel()
-
-    async def __aenter__(self) -> _Group:
-        return self
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            while error is None and self._tasks and self._error is None:
-                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:  # an interrupt arrives here, too: nothing may go on once the logs are closed
-            why = self._error if isinstance(self._error, MoraError) else MoraError("interrupted")
-            if self._tasks:
-                self._stop_sending(why)
-            await wind_down(self._tasks, why)
-        if error is None and self._error is not None:
-            raise self._error
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None and self._error is None:
-            self._error = task.exception()
-            self._stop.set()

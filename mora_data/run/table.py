@@ -1,7 +1,7 @@
-"""Scored prompts as columns: what selection, publishing and reports read of a sealed partition.
+"""Scored prompts as columns: what selection, publishing and reports read of a finalized partition.
 
-    for table in read(part, ("helpful", "harmless")):
-        table.rewards_R_D[table.starts[p]:table.starts[p + 1]]      the rewards of row p's answers
+    for table in scored_tables(part, ("helpful", "harmless"), ("fused",)):
+        table.rewards_R_D[table.starts[p] : table.starts[p + 1]]  # the rewards of row p's answers
 
 A row is one prompt in one arm; presamples and the arms that are there to compare with are left out.
 A partition is cut into tables of some MB of text, so memory does not grow with the length of the
@@ -10,23 +10,20 @@ answers.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..text import n_tokens
-from ..types import OUT_OF_PAIRS, Kind, Message, Messages, Prompt, Scored
+from ..types import OUT_OF_PAIRS, Kind, Message, Messages, Prompt
 from .partitions import SIDES, Partition, lean_arrow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 TEXT_BYTES = 4 << 20  # of answers in one table, at most; a single row may hold more
 
 
@@ -54,12 +51,12 @@ class Pairs:
         """New pairs, not confirmed."""
         n = len(rows)
         return cls(
-            np.asarray(rows, np.int64),
-            np.asarray(chosen, np.int64),
-            np.asarray(rejected, np.int64),
-            np.asarray(score, np.float64),
-            np.full((n, n_dims), np.nan),
-            np.full(n, -1),
+            row_Q=np.asarray(rows, np.int64),
+            chosen_Q=np.asarray(chosen, np.int64),
+            rejected_Q=np.asarray(rejected, np.int64),
+            score_Q=np.asarray(score, np.float64),
+            confirmed_Q_D=np.full((n, n_dims), np.nan),
+            at_Q=np.full(n, -1),
         )
 
     def __len__(self) -> int:
@@ -67,17 +64,10 @@ class Pairs:
 
     def take(self, index: NDArray[Any]) -> Pairs:
         """The pairs at `index` (positions or a mask)."""
-        return Pairs(
-            self.row_Q[index],
-            self.chosen_Q[index],
-            self.rejected_Q[index],
-            self.score_Q[index],
-            self.confirmed_Q_D[index],
-            self.at_Q[index],
-        )
+        return Pairs(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredTable:
     """P rows (a prompt in an arm) with R answers side by side.
 
@@ -87,8 +77,8 @@ class ScoredTable:
         starts: row p has the answers `starts[p]` .. `starts[p + 1] - 1`.
         texts: the answers (pyarrow.Array); None when the table was read without them.
         rewards_R_D: calibrated rewards in [0, 1], NaN where there is none.
-        levels_R_D: what floors are compared with: the rewards of absolute sources.
-        doubts_R_D: how far the sources disagree.
+        absolute_R_D: what pass thresholds are compared with: the rewards of absolute sources.
+        uncertainty_R_D: how far the sources disagree.
         lengths_R: length of each answer in word and punctuation tokens.
         usable_R: may stand in a pair.
         pairs: candidates, or the chosen ones.
@@ -108,64 +98,14 @@ class ScoredTable:
     flags: pa.Array
     errors: pa.Array
     rewards_R_D: NDArray[np.float64]
-    levels_R_D: NDArray[np.float64]
-    doubts_R_D: NDArray[np.float64]
+    absolute_R_D: NDArray[np.float64]
+    uncertainty_R_D: NDArray[np.float64]
     lengths_R: NDArray[np.int64]
     usable_R: NDArray[np.bool_]
     pairs: Pairs
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-    @classmethod
-    def of(cls, rows: Sequence[Scored], dims: Sequence[str]) -> ScoredTable:
-        """Rows that are at hand as values."""
-        rollouts = [r for s in rows for r in s.rollouts]
-        rewards, levels, doubts = (
-            _values([(s, side) for s, side in zip(rows, sides, strict=True)], dims)
-            for sides in (
-                [s.rewards for s in rows],
-                [s.levels or s.rewards for s in rows],
-                [s.doubts for s in rows],
-            )
-        )
-        flags = pa.array([list(r.flags) for r in rollouts], pa.list_(pa.string()))
-        errors = pa.array([r.error for r in rollouts], pa.string())
-        pairs = [(p, pair) for p, s in enumerate(rows) for pair in s.pairs]
-        confirmed = [
-            [np.nan if (v := pair.margins_confirmed.get(d)) is None else v for d in dims]
-            for _, pair in pairs
-        ]
-        return cls(
-            tuple(dims),
-            [s.prompt for s in rows],
-            [s.arm for s in rows],
-            [s.messages for s in rows],
-            [s.kind for s in rows],
-            [s.carried_dim for s in rows],
-            [s.target_dims for s in rows],
-            [s.binding_dims for s in rows],
-            np.concatenate(
-                [[0], np.cumsum([len(s.rollouts) for s in rows], dtype=np.int64)]
-            ).astype(np.int64),
-            pa.array([_clean(r.text) for r in rollouts], pa.string()),
-            pa.array([r.finish_reason for r in rollouts], pa.string()),
-            flags,
-            errors,
-            rewards,
-            levels,
-            np.nan_to_num(doubts),
-            np.array([n_tokens(r.text) for r in rollouts], np.int64),
-            usable(flags, errors),
-            Pairs(
-                np.array([p for p, _ in pairs], np.int64),
-                np.array([x.chosen for _, x in pairs], np.int64),
-                np.array([x.rejected for _, x in pairs], np.int64),
-                np.array([x.score for _, x in pairs], float),
-                np.array(confirmed, float).reshape(-1, len(dims)),
-                np.arange(len(pairs)),
-            ),
-        )
 
     @property
     def row_R(self) -> NDArray[np.int64]:
@@ -212,16 +152,16 @@ def has_flag(flags: pa.Array, wanted: Iterable[str]) -> NDArray[np.bool_]:
     return np.asarray(total[at[1:]] > total[at[:-1]])
 
 
-def candidates(part: Partition, arms: Sequence[str]) -> pa.Table:
+def candidate_pairs(part: Partition, arms: Sequence[str]) -> pa.Table:
     """The partition's candidate pairs of these arms; `Pairs.at_Q` counts its rows."""
     lean_arrow()
     return _of_arms(part.table("pairs"), arms)
 
 
-def read(
+def scored_tables(
     part: Partition, dims: Sequence[str], published: Sequence[str], texts: bool = True
 ) -> Iterator[ScoredTable]:
-    """A sealed partition's rows of the `published` arms, in the order of its prompts; `pairs` holds
+    """The `published` arms of a finalized partition, in the order of its prompts; `pairs` holds
     every candidate."""
     lean_arrow()
     prompts = {p.prompt_id: p for p in part.prompts()}
@@ -247,7 +187,7 @@ def read(
     )
     answers = _of_arms(answers, published)
     starts = _starts(answers, keys)
-    pairs = candidates(part, published)
+    pairs = candidate_pairs(part, published)
     pair_starts = _starts(pairs, keys)
     for lo, hi in _slices(answers, starts):
         first, last = int(starts[lo]), int(starts[hi])
@@ -258,32 +198,34 @@ def read(
             if name not in ("prompt_id", "arm")
         }
         at = [profile_at[keys[i][0]] for i in range(lo, hi)]
-        rewards, levels, doubts = _sides(column, dims, len(rows))
+        rewards_R_D, absolute_R_D, uncertainty_R_D = (
+            _numbers([column[f"{side}_{d}"] for d in dims], len(rows)) for side in SIDES
+        )
         yield ScoredTable(
-            tuple(dims),
-            [prompts[keys[i][0]] for i in range(lo, hi)],
-            [keys[i][1] for i in range(lo, hi)],
-            [
+            dims=tuple(dims),
+            prompts=[prompts[keys[i][0]] for i in range(lo, hi)],
+            arms=[keys[i][1] for i in range(lo, hi)],
+            messages=[
                 tuple(
                     Message(role=m["role"], content=m["content"]) for m in arms["messages"][kept[i]]
                 )
                 for i in range(lo, hi)
             ],
-            [profiles["kind"][i] for i in at],
-            [profiles["carried_dim"][i] for i in at],
-            [profiles["target_dims"][i] for i in at],
-            [profiles["binding_dims"][i] for i in at],
-            starts[lo : hi + 1] - first,
-            column.get("text"),
-            column["finish_reason"],
-            column["flags"],
-            column["error"],
-            rewards,
-            levels,
-            doubts,
-            column["length"].to_numpy(zero_copy_only=False).astype(np.int64),
-            usable(column["flags"], column["error"]),
-            _pairs(pairs, pair_starts, lo, hi, dims),
+            kinds=[profiles["kind"][i] for i in at],
+            carried=[profiles["carried_dim"][i] for i in at],
+            targets=[profiles["target_dims"][i] for i in at],
+            bindings=[profiles["binding_dims"][i] for i in at],
+            starts=starts[lo : hi + 1] - first,
+            texts=column.get("text"),
+            finish_reasons=column["finish_reason"],
+            flags=column["flags"],
+            errors=column["error"],
+            rewards_R_D=rewards_R_D,
+            absolute_R_D=absolute_R_D,
+            uncertainty_R_D=np.nan_to_num(uncertainty_R_D),  # not known: none
+            lengths_R=column["length"].to_numpy(zero_copy_only=False).astype(np.int64),
+            usable_R=usable(column["flags"], column["error"]),
+            pairs=_pairs(pairs, pair_starts, lo, hi, dims),
         )
 
 
@@ -332,49 +274,17 @@ def _pairs(
 ) -> Pairs:
     first, last = int(starts[lo]), int(starts[hi])
     rows = table.slice(first, last - first)
-    confirmed = [_numbers(rows[f"margin_confirmed_{d}"]) for d in dims]
     return Pairs(
-        np.repeat(np.arange(hi - lo), np.diff(starts[lo : hi + 1])),
-        rows["chosen"].to_numpy().astype(np.int64),
-        rows["rejected"].to_numpy().astype(np.int64),
-        _numbers(rows["score"]),
-        np.stack(confirmed, axis=1) if dims else np.empty((len(rows), 0)),
-        np.arange(first, last),
+        row_Q=np.repeat(np.arange(hi - lo), np.diff(starts[lo : hi + 1])),
+        chosen_Q=rows["chosen"].to_numpy().astype(np.int64),
+        rejected_Q=rows["rejected"].to_numpy().astype(np.int64),
+        score_Q=_numbers([rows["score"]], len(rows))[:, 0],
+        confirmed_Q_D=_numbers([rows[f"margin_confirmed_{d}"] for d in dims], len(rows)),
+        at_Q=np.arange(first, last),
     )
 
 
-def _values(
-    rows: Sequence[tuple[Scored, Mapping[str, Sequence[float | None]]]], dims: Sequence[str]
-) -> NDArray[np.float64]:
-    """One value per answer and dimension, NaN for None."""
-    return np.array(
-        [
-            [np.nan if (v := side[d][i] if d in side else None) is None else v for d in dims]
-            for s, side in rows
-            for i in range(len(s.rollouts))
-        ],
-        np.float64,
-    ).reshape(-1, len(dims))
-
-
-def _sides(
-    column: Mapping[str, Any], dims: Sequence[str], n: int
-) -> tuple[NDArray[np.float64], ...]:
-    """Rewards, levels and doubts; a doubt that is not known is none."""
-    rewards, levels, doubts = (
-        np.stack([_numbers(column[f"{what}_{d}"]) for d in dims], axis=1)
-        if dims
-        else np.empty((n, 0))
-        for what in SIDES
-    )
-    return rewards, levels, np.nan_to_num(doubts)
-
-
-def _numbers(column: Any) -> NDArray[np.float64]:
-    """A column of numbers; null is NaN."""
-    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=float)
-
-
-def _clean(text: str) -> str:
-    """Lone surrogates, which UTF-8 can't hold, become U+FFFD."""
-    return _SURROGATE.sub("\ufffd", text)
+def _numbers(columns: Sequence[Any], n: int) -> NDArray[np.float64]:
+    """Columns of `n` numbers side by side; null is NaN."""
+    found = [c.to_numpy(zero_copy_only=False) for c in columns]
+    return np.asarray(np.stack(found, axis=1), float) if found else np.empty((n, 0))

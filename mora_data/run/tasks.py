@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from ..errors import MoraError
+from .stats import RunStats
 
 T = TypeVar("T")
+P = TypeVar("P")
 GRACE_S = 2.0  # for answers that are on their way when a run has to stop
 
 
@@ -53,6 +55,101 @@ async def wind_down(tasks: Iterable[asyncio.Future[T]], why: BaseException | Non
 
 def _failure(task: asyncio.Future[T]) -> BaseException | None:
     return None if task.cancelled() else task.exception()
+
+
+class Gate(Protocol):
+    """What an engine says about further prompts."""
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another prompt would find room."""
+
+    async def changed(self) -> None:
+        """Returns when `wants_more` may have changed."""
+
+
+class PromptGroup:
+    """Tasks begun while every engine wants more; the first failure stops the rest.
+
+    So few prompts are open at once, whatever the size of the run. An interrupt or a failure leaves
+    no task behind: nothing may go on once the logs are closed.
+    """
+
+    def __init__(self, engines: Collection[Gate], stats: RunStats) -> None:
+        self._engines = list({id(e): e for e in engines}.values())
+        self._stats = stats
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._error: BaseException | None = None
+        self._prompt_ended, self._failed = asyncio.Event(), asyncio.Event()
+
+    async def has_room(self) -> bool:
+        """Waits until every engine wants another prompt; False once a task has failed."""
+        while self._error is None and (full := [e for e in self._engines if not e.wants_more]):
+            self._prompt_ended.clear()
+            waits: list[Coroutine[Any, Any, object]] = [e.changed() for e in full]
+            waits += [self._prompt_ended.wait(), self._failed.wait()]
+            tasks = [asyncio.ensure_future(w) for w in waits]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+        return self._error is None
+
+    async def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that has run its first step."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        await asyncio.sleep(0)
+        return task
+
+    async def open(self, work: Awaitable[T]) -> T:
+        """The outcome of a prompt, which counts as open until then."""
+        self._stats.prompts_begun += 1
+        self._stats.open_prompts += 1
+        try:
+            return await work
+        finally:
+            self._stats.open_prompts -= 1
+            self._prompt_ended.set()
+
+    async def __aenter__(self) -> PromptGroup:
+        return self
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            while error is None and self._tasks and self._error is None:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:  # an interrupt arrives here, too
+            why = self._error if isinstance(self._error, MoraError) else MoraError("interrupted")
+            if self._tasks:
+                self._stats.stop(why)
+            await wind_down(self._tasks, why)
+        if error is None and self._error is not None:
+            raise self._error
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and self._error is None:
+            self._error = task.exception()
+            self._failed.set()
+
+
+async def run_prompts(
+    work: Callable[[P], Awaitable[T]],
+    prompts: Sequence[P],
+    engines: Collection[Gate],
+    stats: RunStats,
+) -> list[T]:
+    """The results of all prompts, in order; raises the first failure."""
+    tasks: list[asyncio.Task[T]] = []
+    async with PromptGroup(engines, stats) as group:
+        for prompt in prompts:
+            if not await group.has_room():
+                break
+            tasks.append(await group.start(group.open(work(prompt))))
+    return [t.result() for t in tasks]
 
 
 async def to_its_end(work: Callable[..., T], *args: Any) -> T:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..rewards.judge_stats import JudgeStats
 from ..run.partitions import Partition
-from ..run.table import Pairs, ScoredTable, read
+from ..run.table import Pairs, ScoredTable, scored_tables
 from ..settings import BuildSettings
 from ..sources.near import NearDuplicates
 from ..text import context_id, digest, seed_of
@@ -74,7 +74,7 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
     before = after = 0.0
     for part in parts:
         out.counts.update(_controls(part, settings.published_arms))
-        for table in read(part, settings.dimensions, settings.published_arms, texts=False):
+        for table in scored_tables(part, settings.dimensions, settings.published_arms, texts=False):
             mask = (
                 are_confirmed(table.pairs.confirmed_Q_D, table.binding_P_D[table.pairs.row_Q])
                 if settings.select.confirm
@@ -104,7 +104,7 @@ def selected(
     """Every published arm of every prompt in order, with the pairs that were chosen."""
     for part in parts:
         chosen = selection.chosen.get(part.number, np.empty(0, np.int64))
-        for table in read(part, settings.dimensions, settings.published_arms):
+        for table in scored_tables(part, settings.dimensions, settings.published_arms):
             first = int(table.pairs.at_Q[0]) if len(table.pairs) else 0
             mine = chosen[(chosen >= first) & (chosen < first + len(table.pairs))]
             yield replace(table, pairs=table.pairs.take(mine - first))
@@ -125,7 +125,7 @@ def picker(
             index, there = table.padded(rows)
             batch = rules.batch(
                 np.where(there[..., None], table.rewards_R_D[index], np.nan),
-                (table.levels_R_D - table.doubts_R_D)[index],
+                (table.absolute_R_D - table.uncertainty_R_D)[index],
                 table.usable_R[index] & there,
                 table.lengths_R[index].astype(float),
                 np.zeros((len(index), len(dims)), bool),

@@ -12,8 +12,7 @@ import pytest
 from support.scored import DIMS, many, one, settings, write
 
 from mora_data import cli
-from mora_data.dataset.changelog import changelog, step
-from mora_data.dataset.diff import Delta, compare
+from mora_data.dataset.diff import Delta, changelog, diff_datasets, version_step
 from mora_data.dataset.export import export_config
 from mora_data.errors import PublishError
 from mora_data.types import Pair
@@ -30,14 +29,14 @@ def test_rows_are_added_removed_and_changed(tmp_path: Path) -> None:
         pairs=(Pair(pair.prompt_id, "fused", 0, 1, 0.5, pair.margins, pair.margins_confirmed),),
     )
     write(tmp_path / "b", [*rows[2:], one(99)], settings=settings(**FEW))
-    found = compare(str(tmp_path / "a"), str(tmp_path / "b"))
+    found = diff_datasets(str(tmp_path / "a"), str(tmp_path / "b"))
     assert found["preference"] == Delta(added=1, removed=2, changed=1, same=17)
     assert (found["scored"].added, found["scored"].removed, found["scored"].changed) == (1, 2, 0)
     per_prompt = pq.read_table(
         tmp_path / "b" / "unpaired" / "train-00000-of-00001.parquet"
     ).num_rows
     assert found["unpaired"].added * 2 == found["unpaired"].removed > 0 and per_prompt > 0
-    assert not any(compare(str(tmp_path / "b"), str(tmp_path / "b")).values())
+    assert not any(diff_datasets(str(tmp_path / "b"), str(tmp_path / "b")).values())
 
 
 def test_rows_that_are_twice_there_count_twice(tmp_path: Path) -> None:
@@ -50,9 +49,9 @@ def test_rows_that_are_twice_there_count_twice(tmp_path: Path) -> None:
     write(tmp_path / "a", [twin], settings=settings(publish={"configs": ["unpaired"]}))
     write(tmp_path / "b", [], settings=settings(publish={"configs": ["unpaired", "scored"]}))
     with pytest.raises(PublishError, match="holds no dataset"):
-        compare(str(tmp_path / "a"), str(tmp_path / "b"))
+        diff_datasets(str(tmp_path / "a"), str(tmp_path / "b"))
     write(tmp_path / "b", [one(1)], settings=settings(publish={"configs": ["unpaired"]}))
-    assert compare(str(tmp_path / "a"), str(tmp_path / "b"))["unpaired"].removed == 3
+    assert diff_datasets(str(tmp_path / "a"), str(tmp_path / "b"))["unpaired"].removed == 3
 
 
 def test_columns_and_configs_that_differ_are_named(
@@ -91,7 +90,7 @@ def test_a_changelog_puts_the_new_section_before_the_old_ones() -> None:
         Delta(same=5, columns=("x: string -> none",)),
         Delta(same=5, columns=("x: none -> string",)),
     )
-    assert [step({"sft": d}) for d in (gone, new, Delta(added=1), Delta(same=5))] == [
+    assert [version_step({"sft": d}) for d in (gone, new, Delta(added=1), Delta(same=5))] == [
         "major",
         "minor",
         "minor",

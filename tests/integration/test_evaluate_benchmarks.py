@@ -18,7 +18,7 @@ from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
 from mora_data.errors import SettingsError, SourceError
-from mora_data.evaluate.benchmarks import LETTERS, load_benchmark
+from mora_data.evaluate.prompts import LETTERS, load_benchmark
 from mora_data.report.figures import scaling
 from mora_data.settings import SourceSettings
 from mora_data.sources.read import DataFile

@@ -13,13 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.scored import DIMS, MANIFEST, ORIGIN, many, one, pick, settings, write
+from support.scored import (
+    DIMS,
+    MANIFEST,
+    ORIGIN,
+    Scored,
+    many,
+    one,
+    pick,
+    settings,
+    table_of,
+    write,
+)
 
-from mora_data.dataset import configs, folder, lint, schemas, shards
+from mora_data.dataset import configs, folder, lint, schemas
 from mora_data.dataset.export import export_config
 from mora_data.errors import PublishError
-from mora_data.run.table import ScoredTable
-from mora_data.types import Scored
 
 
 def table(out: Path, config: str) -> list[dict[str, Any]]:
@@ -49,7 +58,7 @@ def test_every_config_loads_with_the_rows_of_the_card(tmp_path: Path) -> None:
 
 
 def test_schema_and_row_groups_are_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "BATCH_ROWS", 10)
+    monkeypatch.setattr(schemas, "BATCH_ROWS", 10)
     write(tmp_path / "dataset", list(many(40)), settings=settings(publish={"test_share": 0.0}))
     for config in schemas.config_names(DIMS, DIMS):
         (path,) = (tmp_path / "dataset" / config).glob("*.parquet")
@@ -192,9 +201,9 @@ def test_rows_over_two_megabytes_are_left_out_and_counted(tmp_path: Path) -> Non
     assert lint.lint(tmp_path / "dataset") == []
 
 
-def test_large_splits_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_BYTES", 1)
-    monkeypatch.setattr(shards, "BATCH_ROWS", 10)
+def test_large_splits_are_cut_into_schemas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schemas, "SHARD_BYTES", 1)
+    monkeypatch.setattr(schemas, "BATCH_ROWS", 10)
     write(
         tmp_path / "dataset",
         list(many(25)),
@@ -220,7 +229,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards.pq.ParquetWriter, "write_table", full)
+    monkeypatch.setattr(schemas.pq.ParquetWriter, "write_table", full)
     with pytest.raises(PublishError, match="No space left on device"):
         write(tmp_path / "dataset", list(many(5)))
     assert list(tmp_path.iterdir()) == []
@@ -235,15 +244,6 @@ def test_only_the_configs_that_were_asked_for(tmp_path: Path) -> None:
     assert list(result.counts) == ["preference", *(f"preference_{d}" for d in DIMS), "sft"]
     with pytest.raises(PublishError, match="did you mean 'preference'"):
         write(tmp_path / "b", [], settings=settings(publish={"configs": ["preferences"]}))
-
-
-def test_text_that_utf8_cannot_hold_is_replaced(tmp_path: Path) -> None:
-    write(
-        tmp_path / "dataset",
-        [one(0, answers=("ok \ud800 é", "b"), rewards=dict.fromkeys(DIMS, (1.0, 0.0)))],
-    )
-    (row,) = table(tmp_path / "dataset", "preference")
-    assert row["chosen"][0]["content"] == "ok \ufffd é"
 
 
 def test_the_model_name_of_a_local_path_is_published_without_it(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_memory_does_not_hold_the_rows(tmp_path: Path) -> None:
                 one(i, answers=(f"Count {i} of them.", "no"), rewards=rewards)
                 for i in range(at, at + 100)
             ]
-            made = ScoredTable.of(rows, DIMS)
+            made = table_of(rows, DIMS)
             seen.append(weakref.ref(made.rewards_R_D))
             yield made
         gc.collect()
@@ -339,10 +339,10 @@ def test_memory_does_not_hold_the_rows(tmp_path: Path) -> None:
 def test_rows_of_a_config_equal_what_is_on_disk(tmp_path: Path) -> None:
     scored: list[Scored] = list(many(3))
     write(tmp_path / "dataset", scored, settings=settings(publish={"test_share": 0.0}))
-    view = configs.View(
-        ScoredTable.of(scored, DIMS), configs.Plan(dims=DIMS, origin=ORIGIN, pick=pick)
+    view = configs.TableView(
+        table_of(scored, DIMS), configs.Plan(dims=DIMS, origin=ORIGIN, pick=pick)
     )
     assert (
         table(tmp_path / "dataset", "preference")
-        == configs.batch_of(view, "preference")[1].to_pylist()
+        == configs.config_batch(view, "preference")[1].to_pylist()
     )

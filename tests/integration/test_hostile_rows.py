@@ -12,11 +12,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from support.scored import DIMS, FLOORS, MANIFEST, many, one, settings, write
+from support.scored import DIMS, FLOORS, MANIFEST, Scored, many, one, settings, write
 
 from mora_data.dataset import lint
 from mora_data.dataset.export import export_config
-from mora_data.types import Scored
 
 TEXTS = {
     "yaml": "---\nlicense: mit\nconfigs: !!python/object/apply:os.system [id]\n---\n",

@@ -30,13 +30,14 @@ time.sleep = lambda seconds: None
 from pathlib import Path
 from huggingface_hub.utils import disable_progress_bars
 from mora_data.errors import MoraError
-from mora_data.dataset.push import push
+from mora_data.dataset.push import push_folder
 disable_progress_bars()
 for line in sys.stdin:
     a = json.loads(line)
     os.environ.update(a["env"])
     try:
-        r = push(Path(a["folder"]), a["repo"], a["tag"], manifest=a["manifest"], **a["flags"])
+        folder = Path(a["folder"])
+        r = push_folder(folder, a["repo"], a["tag"], manifest=a["manifest"], **a["flags"])
         print(json.dumps({k: getattr(r, k) for k in r.__slots__}), flush=True)
     except MoraError as e:
         print(json.dumps({"error": type(e).__name__, "text": str(e)}), flush=True)

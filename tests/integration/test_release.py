@@ -19,7 +19,7 @@ from support.command import ROOT, environment, parquet_hashes
 from support.hub_standin import HubServer, make_server
 
 from mora_data.dataset import lint
-from mora_data.dataset.folder import counts_of
+from mora_data.dataset.schemas import counts_of
 
 REPO, TAG = "org/mora-pairs", "v1.0.0"
 # duckdb asks a file system for modification times, which the Hub's does not know: the tag's files

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from support.scored import DIMS, many, one, settings, write
+from support.scored import DIMS, Scored, many, one, settings, write
 
 from mora_data.dataset import lint, papers
-from mora_data.dataset.unsafe import public_copy
+from mora_data.dataset.privacy import public_copy
 from mora_data.errors import PublishError
-from mora_data.types import Pair, Scored
+from mora_data.types import Pair
 
 BAD, RUDE = "THE-BAD-ANSWER", "THE-BAD-QUESTION"
 
@@ -131,7 +131,7 @@ def test_the_same_folder_gives_the_same_public_copy(tmp_path: Path, how: Any) ->
 
 
 def test_without_a_floor_or_a_pair_there_is_nothing_to_release(tmp_path: Path) -> None:
-    write(tmp_path / "a", list(many(5)), floors={"helpful": 0.75})
+    write(tmp_path / "a", list(many(5)), thresholds={"helpful": 0.75})
     with pytest.raises(
         PublishError, match=r"needs harmless rewards and their floor.*publish.unsafe=gate"
     ):

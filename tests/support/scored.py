@@ -1,19 +1,21 @@
-"""Small made-up `Scored` rows for the tests of the dataset folder, and a pick function of its
-own."""
+"""Small made-up scored prompts for the tests of the dataset folder, as tables, and a pick function
+of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from mora_data.dataset.folder import FolderResult, Release, write_dataset
-from mora_data.run.table import Pairs, ScoredTable
+from mora_data.run.table import Pairs, ScoredTable, usable
 from mora_data.settings import BuildSettings, build_settings
-from mora_data.text import context_id, group_id
-from mora_data.types import Message, Origin, Pair, Prompt, Rollout, Scored
+from mora_data.text import context_id, group_id, n_tokens
+from mora_data.types import Kind, Message, Messages, Origin, Pair, Prompt, Rollout
 
 DIMS = ("helpful", "harmless", "truthful")
 ORIGIN = Origin(
@@ -45,6 +47,67 @@ MANIFEST: dict[str, Any] = {
     "tokens": {"in": 12345, "out": 67890},
     "pairs": 24,
 }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One prompt of one arm with all its rollouts: one row of a `ScoredTable`."""
+
+    prompt: Prompt
+    arm: str
+    messages: Messages
+    kind: Kind
+    carried_dim: str | None
+    target_dims: tuple[str, ...]
+    binding_dims: tuple[str, ...]
+    rollouts: tuple[Rollout, ...]
+    rewards: Mapping[str, tuple[float | None, ...]]  # dimension -> a value per rollout
+    pairs: tuple[Pair, ...]
+
+
+def table_of(rows: Sequence[Scored], dims: Sequence[str] = DIMS) -> ScoredTable:
+    """The rows side by side, all rewards absolute and certain."""
+    rollouts = [r for s in rows for r in s.rollouts]
+    rewards_R_D = np.concatenate(
+        [
+            np.array([s.rewards.get(d, [None] * len(s.rollouts)) for d in dims], float).T
+            for s in rows
+        ]
+    )
+    flags = pa.array([r.flags for r in rollouts], pa.list_(pa.string()))
+    errors = pa.array([r.error for r in rollouts], pa.string())
+    found = [(p, x) for p, s in enumerate(rows) for x in s.pairs]
+    pairs = Pairs.of(
+        [p for p, _ in found],
+        [x.chosen for _, x in found],
+        [x.rejected for _, x in found],
+        [x.score for _, x in found],
+        len(dims),
+    )
+    pairs.at_Q[:] = range(len(found))
+    for q, (_, x) in enumerate(found):
+        pairs.confirmed_Q_D[q] = [x.margins_confirmed.get(d) for d in dims]
+    return ScoredTable(
+        dims=tuple(dims),
+        prompts=[s.prompt for s in rows],
+        arms=[s.arm for s in rows],
+        messages=[s.messages for s in rows],
+        kinds=[s.kind for s in rows],
+        carried=[s.carried_dim for s in rows],
+        targets=[s.target_dims for s in rows],
+        bindings=[s.binding_dims for s in rows],
+        starts=np.cumsum([0, *(len(s.rollouts) for s in rows)]),
+        texts=pa.array([r.text for r in rollouts], pa.string()),
+        finish_reasons=pa.array([r.finish_reason for r in rollouts], pa.string()),
+        flags=flags,
+        errors=errors,
+        rewards_R_D=rewards_R_D,
+        absolute_R_D=rewards_R_D,
+        uncertainty_R_D=np.zeros(rewards_R_D.shape),
+        lengths_R=np.array([n_tokens(r.text) for r in rollouts], np.int64),
+        usable_R=usable(flags, errors),
+        pairs=pairs,
+    )
 
 
 def settings(**overrides: Any) -> BuildSettings:
@@ -156,9 +219,9 @@ def write(out: Path, rows: list[Scored], **overrides: Any) -> FolderResult:
         "settings": settings(),
         "origin": ORIGIN,
         "manifest": MANIFEST,
-        "floors": FLOORS,
+        "thresholds": FLOORS,
         "pick": pick,
         **overrides,
     }
-    tables = [ScoredTable.of(rows, given["settings"].dimensions)] if rows else []
+    tables = [table_of(rows, given["settings"].dimensions)] if rows else []
     return write_dataset(lambda: iter(tables), Release(**given), out)

@@ -14,8 +14,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.scored import DIMS, MANIFEST
 
-from mora_data.dataset import card, lint, schemas
-from mora_data.dataset.scrub import scrub, scrub_text
+from mora_data.dataset import card, lint, papers, schemas
+from mora_data.dataset.privacy import scrub, scrub_text
 
 HOSTILE = (
     "---\nlicense: mit\n---\n# Owned | `x` <script>alert(1)</script> {{ 7*7 }} {% raw %} "
@@ -23,7 +23,7 @@ HOSTILE = (
 )
 
 
-def published(manifest: dict[str, Any] | None = None, **folder: Any) -> dict[str, Any]:
+def published(manifest: dict[str, Any] | None = None, **folder: Any) -> Any:
     splits = {
         "train": {"num_examples": 22, "num_bytes": 900, "file_bytes": 500},
         "test": {"num_examples": 2, "num_bytes": 90, "file_bytes": 50},
@@ -45,7 +45,7 @@ def published(manifest: dict[str, Any] | None = None, **folder: Any) -> dict[str
         "grey": {},
         "too_large": {},
         "configs": described,
-        "union": card.union_of(described),
+        "union": papers.union_of(described),
         "origin": {
             "policy": "org/p",
             "judge": "org/j",
@@ -81,17 +81,12 @@ def published(manifest: dict[str, Any] | None = None, **folder: Any) -> dict[str
     }
 
 
-def render(data: dict[str, Any], example: dict[str, Any] | None = None) -> str:
-    return card.render_card(card.card_context(data, example))
+def render(data: card.Published, example: card.Example | None = None) -> str:
+    return card.render_card(data, example)
 
 
-def example(text: str) -> dict[str, Any]:
-    return {
-        "prompt": [{"role": "user", "content": text}],
-        "chosen": [{"role": "assistant", "content": text}],
-        "rejected": [{"role": "assistant", "content": "no"}],
-        **{f"margin_{d}": 0.5 for d in DIMS},
-    }
+def example(text: str) -> card.Example:
+    return card.Example(text, text, "no", dict.fromkeys(DIMS, 0.5))
 
 
 def header_of(text: str) -> dict[str, Any]:
@@ -167,18 +162,16 @@ def test_every_key_of_the_manifest_may_be_missing(missing: str | None) -> None:
 
 
 def test_what_is_measured_is_not_listed_as_missing() -> None:
-    listed = card.not_measured(card.card_context(published()))
+    listed = card.unmeasured_blocks(published())
     assert "noise of the scorers" not in listed
     assert "counts per stage" not in listed
     assert any("confirmed" in line for line in listed)
-    sets = card.not_measured(
-        card.card_context(published({**MANIFEST, "not_measured": ["XSTest", "MT-Bench"]}))
-    )
+    sets = card.unmeasured_blocks(published({**MANIFEST, "not_measured": ["XSTest", "MT-Bench"]}))
     assert (
         "overlap with evaluation sets: XSTest, MT-Bench" in sets
         and "overlap with evaluation sets" in listed
     )
-    assert card.not_measured(card.card_context(published(unscored=["truthful"])))[0].startswith(
+    assert card.unmeasured_blocks(published(unscored=["truthful"]))[0].startswith(
         "rewards in truthful"
     )
 
@@ -272,7 +265,7 @@ def test_two_licences_make_the_mix_known() -> None:
 
 
 def test_load_snippets_take_the_repository_and_the_tag() -> None:
-    text = card.addressed(render(published()), "org/pairs", "v1.2.0")
+    text = card.with_address(render(published()), "org/pairs", "v1.2.0")
     assert 'load_dataset("org/pairs", revision="v1.2.0")' in text
     assert card.PLACE not in text
 

@@ -11,30 +11,30 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.scored import DIMS, FLOORS, ORIGIN, one, pick
+from support.scored import DIMS, FLOORS, ORIGIN, Scored, one, pick, table_of
 
 from mora_data import text
 from mora_data.dataset import configs, schemas
-from mora_data.dataset.configs import Plan, View, batch_of
+from mora_data.dataset.configs import Plan, TableView, config_batch
 from mora_data.run.table import Pairs, ScoredTable
-from mora_data.types import Pair, Scored
+from mora_data.types import Pair
 
 
-def view(scored: Scored, **changes: Any) -> View:
+def view(scored: Scored, **changes: Any) -> TableView:
     given: dict[str, Any] = {
         "dims": DIMS,
         "origin": ORIGIN,
         "pick": pick,
-        "floors": FLOORS,
+        "thresholds": FLOORS,
         "live": DIMS,
         "stages": DIMS,
         **changes,
     }
-    return View(ScoredTable.of([scored], given["dims"]), Plan(**given))
+    return TableView(table_of([scored], given["dims"]), Plan(**given))
 
 
-def rows(of: View, config: str) -> list[dict[str, Any]]:
-    return batch_of(of, config)[1].to_pylist()  # type: ignore[no-any-return]
+def rows(of: TableView, config: str) -> list[dict[str, Any]]:
+    return config_batch(of, config)[1].to_pylist()  # type: ignore[no-any-return]
 
 
 def message(role: str, content: str) -> list[dict[str, str]]:
@@ -217,7 +217,7 @@ def test_a_dominance_pair_that_breaks_the_law_is_named(
 ) -> None:
     scored = one(answers=answers, rewards={**dict.fromkeys(DIMS, (1.0, 0.0)), **rewards})
     v = view(scored)
-    assert says in (configs.fault(v, v.pairs) or "")
+    assert says in (configs.broken_law(v, v.pairs) or "")
 
 
 def test_without_dominance_a_negative_margin_is_allowed() -> None:
@@ -226,4 +226,4 @@ def test_without_dominance_a_negative_margin_is_allowed() -> None:
         rewards={"helpful": (1.0, 0.0), "harmless": (0.0, 1.0), "truthful": (1.0, 0.0)},
     )
     v = view(scored, origin=replace(ORIGIN, selector="weighted_sum"))
-    assert configs.fault(v, v.pairs) is None
+    assert configs.broken_law(v, v.pairs) is None

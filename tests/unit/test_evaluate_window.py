@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mora_data.errors import EndpointError
-from mora_data.evaluate.asking import windowed
-from mora_data.evaluate.benchmarks import EvalPrompt
+from mora_data.evaluate.prompts import EvalPrompt
 from mora_data.run.stats import RunStats
+from mora_data.run.tasks import run_prompts
 
 PROMPTS = [EvalPrompt("plain", f"{i:016x}", "", ()) for i in range(60)]
 
@@ -46,7 +46,7 @@ def begun(fail_at: int | None = None) -> tuple[list[str] | EndpointError, int, i
         return prompt.prompt_id
 
     async def run() -> list[str]:
-        return await windowed(work, PROMPTS, [engine], stats)
+        return await run_prompts(work, PROMPTS, [engine], stats)
 
     try:
         return asyncio.run(run()), most, stats.prompts_begun
@@ -70,5 +70,5 @@ def test_no_prompt_and_one(n: int) -> None:
         return prompt.prompt_id
 
     stats = RunStats()
-    assert len(asyncio.run(windowed(work, PROMPTS[:n], [], stats))) == n == stats.prompts_begun
+    assert len(asyncio.run(run_prompts(work, PROMPTS[:n], [], stats))) == n == stats.prompts_begun
     assert stats.open_prompts == 0

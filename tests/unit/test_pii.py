@@ -17,8 +17,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.scored import DIMS, MANIFEST, many, one, settings, write
 
-from mora_data.dataset import lint, pii
-from mora_data.dataset.unsafe import public_copy
+from mora_data.dataset import lint, privacy
+from mora_data.dataset.privacy import public_copy
 from mora_data.errors import PublishError
 
 needs_presidio = pytest.mark.skipif(
@@ -54,8 +54,15 @@ def dataset(out: Path, configs: str | list[str] = "all") -> Path:
     return out
 
 
-def test_each_text_counts_once_per_type(tmp_path: Path) -> None:
-    got = pii.screen(dataset(tmp_path / "dataset"), LOOKING)
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Presidio: simple recognizers of two types."""
+    monkeypatch.setattr(privacy, "recognizers", lambda: LOOKING)
+    monkeypatch.setattr(privacy, "version", lambda name: "2.2.360")
+
+
+def test_each_text_counts_once_per_type(tmp_path: Path, looking: None) -> None:
+    got = privacy.screen(dataset(tmp_path / "dataset"))
     assert got["configs"] == ["scored"] and got["texts"] == {
         "prompts": 13,
         "source_prompts": 13,
@@ -65,8 +72,8 @@ def test_each_text_counts_once_per_type(tmp_path: Path) -> None:
     assert got["found"]["IP_ADDRESS"] == {"prompts": 1, "source_prompts": 1, "answers": 0}
 
 
-def test_without_scored_every_config_is_read(tmp_path: Path) -> None:
-    got = pii.screen(dataset(tmp_path / "dataset", ["preference", "prompt_only"]), LOOKING)
+def test_without_scored_every_config_is_read(tmp_path: Path, looking: None) -> None:
+    got = privacy.screen(dataset(tmp_path / "dataset", ["preference", "prompt_only"]))
     assert got["configs"] == ["preference", "prompt_only"]
     assert (
         got["texts"] == {"prompts": 26, "source_prompts": 26, "answers": 26}
@@ -75,10 +82,8 @@ def test_without_scored_every_config_is_read(tmp_path: Path) -> None:
 
 
 def test_the_card_and_the_manifest_have_the_counts_and_no_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, looking: None
 ) -> None:
-    monkeypatch.setattr(pii, "recognizers", lambda: LOOKING)
-    monkeypatch.setattr(pii, "version", lambda name: "2.2.360")
     rows = [
         *many(12),
         one(12, answers=("Mail ann@example.org.", "no"), rewards=dict.fromkeys(DIMS, (1.0, 0.0))),
@@ -94,9 +99,7 @@ def test_the_card_and_the_manifest_have_the_counts_and_no_text(
         assert "ann@" not in path.read_text("utf-8")
 
 
-def test_the_public_copy_is_counted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pii, "recognizers", lambda: LOOKING)
-    monkeypatch.setattr(pii, "version", lambda name: "2.2.360")
+def test_the_public_copy_is_counted_anew(tmp_path: Path, looking: None) -> None:
     rewards = dict.fromkeys(DIMS, (1.0, 0.75, 0.0))  # the last answer is under every floor
     rows = [
         one(
@@ -124,12 +127,12 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> ModuleType:
         raise ImportError(name)
 
-    monkeypatch.setattr(pii, "import_module", missing)
+    monkeypatch.setattr(privacy, "import_module", missing)
     with pytest.raises(
         PublishError,
         match=r"^publish.pii needs presidio-analyzer, .* pip install 'mora-data\[pii\]'$",
     ):
-        pii.recognizers()
+        privacy.recognizers()
 
 
 def mutant(rng: random.Random) -> str:
@@ -154,14 +157,14 @@ def test_presidio_finds_each_type_offline_and_the_first_sieve_loses_none(
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    holds: dict[str, Callable[[str], bool]] = pii.recognizers()
+    holds: dict[str, Callable[[str], bool]] = privacy.recognizers()
     for kind, hold in holds.items():
         assert hold(FOUND[kind]), kind
         assert [text for text in CLEAN if hold(text)] == [], kind
     rng = random.Random(0)
     texts = [mutant(rng) for _ in range(600)]
     for kind, hold in holds.items():
-        likely = pc.match_substring_regex(pa.array(texts), pii.KINDS[kind].needs).to_pylist()
+        likely = pc.match_substring_regex(pa.array(texts), privacy.KINDS[kind].needs).to_pylist()
         hits = [hold(text) for text in texts]
         assert (
             sum(hits) > 10

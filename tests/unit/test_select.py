@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.run_folder import make_run
-from support.scored import DIMS, one
+from support.scored import DIMS, one, table_of
 
 from mora_data.run import table as scored
 from mora_data.run.partitions import Partition
@@ -26,7 +26,7 @@ def table(*asked: tuple[str, str]) -> ScoredTable:
         replace(one(i), arm=arm, messages=({"role": "user", "content": text},))
         for i, (arm, text) in enumerate(asked)
     ]
-    return ScoredTable.of(rows, DIMS)
+    return table_of(rows, DIMS)
 
 
 def test_a_rewrite_that_repeats_another_is_left_out_and_so_is_a_fused_one_that_nearly_does() -> (
@@ -81,7 +81,7 @@ def test_tables_of_any_size_hold_the_same_rows(
                     if len(q)
                 ],
             )
-            for t in scored.read(part, DIMS, published)
+            for t in scored.scored_tables(part, DIMS, published)
             for p, (a, b) in enumerate(zip(t.starts, t.starts[1:], strict=False))
         ]
 
