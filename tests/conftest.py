@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+# One thread for linear algebra, here and in every process that is started: the arrays are small,
+# and threads that wait for a core that another process has take up to six times the CPU.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when numpy and torch are imported
+    os.environ.setdefault(name, "1")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cached_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> None:
