@@ -446,7 +446,7 @@ def random_fault(rng: random.Random) -> Fault:
     return fault
 
 
-@pytest.mark.parametrize("n_faults", [15, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_faults", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_random_faults_leave_the_old_release_or_the_new(world: World, n_faults: int) -> None:
     rng = random.Random(n_faults)
     world.push(dataset(world, 12, configs=["preference"]))

@@ -138,6 +138,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         *build[build.index("--out") :],
         "--set",
         "rollout.n=8",
+        "--set",
+        "presample.n=[8]",
     ]
     made = World(home, server, build, [])
     made.said = [made.run(argv) for argv in (build, [*login, "--token", "W"], *pushes)]
