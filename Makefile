@@ -8,6 +8,7 @@ VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 OUT ?= runs/demo
+unexport PYTHONDONTWRITEBYTECODE  # each process would compile the package and the tests anew
 
 .PHONY: demo picture install test test-slow test-server check bench ci clean
 
@@ -41,8 +42,9 @@ demo: $(VENV)/.base
 picture: demo
 	$(BIN)/python -m benchmarks.reward_space $(OUT) docs/reward-space.svg
 
+# two workers; a file's tests share one, which makes the fixtures of the file once
 test: $(VENV)/.train
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.train
 	$(BIN)/python -m pytest -m slow -rs --durations=0

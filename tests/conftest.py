@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.recipe_cases import Recipes
+
+# One thread for linear algebra, here and in every process that is started: the arrays are small,
+# and threads that wait for a core that another process has take up to six times the CPU.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when numpy and torch are imported
+    os.environ.setdefault(name, "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,3 +40,12 @@ def shared_data() -> Path:
             f"no real rows at {found}: set MORA_TEST_DATA to the folder that holds hh-rlhf/"
         )
     return found
+
+
+@pytest.fixture(scope="session")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipes]:
+    """One process that runs the training scripts of all tests, one after the other."""
+    with (tmp_path_factory.mktemp("recipes") / "stderr").open("w") as errors:
+        process = Recipes(errors)
+        yield process
+        process.close()

@@ -15,16 +15,17 @@ def beta_tail(a: NDArray[np.float64], b: NDArray[np.float64], x: float) -> NDArr
     """P(p >= x) for p ~ Beta(a, b), by the continued fraction of the incomplete beta function
     (Lentz's method)."""
     a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
-    return _beta_tail(a, b, np.full(a.shape, x))
+    return _beta_tail(a, b, np.full(a.shape, x), _log_beta(a, b))
 
 
 def beta_quantile(a: NDArray[np.float64], b: NDArray[np.float64], q: float) -> NDArray[np.float64]:
     """The x with P(p <= x) = q for p ~ Beta(a, b), by bisection to 1e-12."""
     a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
     low, high = np.zeros(a.shape), np.ones(a.shape)
+    log_beta = _log_beta(a, b)
     for _ in range(40):
         middle = (low + high) / 2
-        under = _beta_tail(a, b, middle) > 1 - q
+        under = _beta_tail(a, b, middle, log_beta) > 1 - q
         low, high = np.where(under, middle, low), np.where(under, high, middle)
     return np.asarray((low + high) / 2)
 
@@ -89,12 +90,15 @@ def moment_prior(
 
 
 def _beta_tail(
-    a: NDArray[np.float64], b: NDArray[np.float64], x: NDArray[np.float64]
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    x: NDArray[np.float64],
+    log_beta: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     swap = x > (a + 1) / (a + b + 2)
     p, q = np.where(swap, b, a), np.where(swap, a, b)
     y = np.where(swap, 1 - x, x)
-    lower = np.exp(p * np.log(y) + q * np.log1p(-y) - _log_beta(p, q)) * _beta_fraction(p, q, y) / p
+    lower = np.exp(p * np.log(y) + q * np.log1p(-y) - log_beta) * _beta_fraction(p, q, y) / p
     return np.asarray(np.where(swap, lower, 1 - lower))
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -131,6 +132,15 @@ def bad(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     monkeypatch.setattr(openai, "_wait_s", lambda state: 0.01)
     monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.2)
     return Bad(tmp_path, capsys)
+
+
+@pytest.fixture(scope="module")
+def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of twelve sample rows."""
+    run = tmp_path_factory.mktemp("sample") / "run"
+    argv = ["build", "--source", "pku-saferlhf", "--sample", "--limit", "12", "--out", str(run)]
+    assert main([*argv, "--set", "presample.n=[4]", "--set", "rollout.n=6"]) == 0
+    return run
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -669,22 +679,8 @@ def test_commands_on_a_folder_that_is_no_run(bad: Bad) -> None:
         )
 
 
-def test_export_of_an_unknown_config(bad: Bad) -> None:
-    bad.main(
-        "build",
-        "--source",
-        "pku-saferlhf",
-        "--sample",
-        "--limit",
-        12,
-        "--out",
-        bad.run,
-        "--set",
-        "presample.n=[4]",
-        "--set",
-        "rollout.n=6",
-        code=0,
-    )
+def test_export_of_an_unknown_config(bad: Bad, sample_run: Path) -> None:
+    shutil.copytree(sample_run, bad.run)
     bad(
         "export",
         bad.run,
@@ -728,26 +724,12 @@ def test_hub_unreachable(bad: Bad) -> None:
         one_line(err, "can't fetch", "--data", "--sample")
 
 
-def test_push_without_a_token(bad: Bad) -> None:
+def test_push_without_a_token(bad: Bad, sample_run: Path) -> None:
     import threading
 
     from support.hub_standin import make_server
 
-    bad.main(
-        "build",
-        "--source",
-        "pku-saferlhf",
-        "--sample",
-        "--limit",
-        12,
-        "--out",
-        bad.run,
-        "--set",
-        "presample.n=[4]",
-        "--set",
-        "rollout.n=6",
-        code=0,
-    )
+    shutil.copytree(sample_run, bad.run)
     hub = make_server(bad.tmp / "hub", token="T")
     thread = threading.Thread(target=hub.serve_forever)
     thread.start()
@@ -778,6 +760,12 @@ def limited(n_bytes: int) -> Callable[[], None]:
     return set_limit
 
 
+@pytest.fixture(scope="module")
+def whole() -> dict[int, dict[str, str]]:
+    """Partition size -> the files of a run that nothing stopped."""
+    return {}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit works so on Linux alone")
 @pytest.mark.parametrize(
     ("n_bytes", "size", "where"),
@@ -788,7 +776,9 @@ def limited(n_bytes: int) -> Callable[[], None]:
         (8000, 12, "answers.log"),
     ],
 )
-def test_disk_full_keeps_what_was_answered(bad: Bad, n_bytes: int, size: int, where: str) -> None:
+def test_disk_full_keeps_what_was_answered(
+    bad: Bad, whole: dict[int, dict[str, str]], n_bytes: int, size: int, where: str
+) -> None:
     rows_file(bad.tmp / "rows.jsonl", 12)
     argv = [
         "build",
@@ -806,17 +796,16 @@ def test_disk_full_keeps_what_was_answered(bad: Bad, n_bytes: int, size: int, wh
     ]
     with FakeOpenAI(steady) as server:
         url = ("--base-url", server.base_url)
-        finish([*argv, "clean", *url], bad.tmp)
-        server.answered.clear()
+        if size not in whole:
+            bad.main(*argv, "clean", *url, code=0)
+            whole[size] = parquet_hashes(bad.tmp / "clean")
+            server.answered.clear()
         process = start([*argv, "run", *url], bad.tmp, limit=limited(n_bytes))
         err = process.communicate(timeout=60)[1]
         assert process.returncode == 1, err
         one_line(err, "can't write", where, "space")
-        finish([*argv, "run", *url], bad.tmp)
-        assert (
-            parquet_hashes(bad.tmp / "run") == parquet_hashes(bad.tmp / "clean")
-            and server.repeated() <= 64
-        )
+        bad.main(*argv, "run", *url, code=0)
+        assert parquet_hashes(bad.tmp / "run") == whole[size] and server.repeated() <= 64
 
 
 def test_interrupt_while_the_endpoint_is_away(bad: Bad) -> None:

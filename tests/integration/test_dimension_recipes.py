@@ -6,25 +6,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from support.published import MESSAGES, pair, write_table
+from support.recipe_cases import RECIPES, Recipes
 
-RECIPES = Path(__file__).parents[2] / "train_recipes"
 SCRIPT = Path(__file__).parents[1] / "support" / "by_dimension.py"
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-}
 pytestmark = [
     pytest.mark.train,
     pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs the train extra"),
@@ -90,23 +81,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        str(RECIPES),
-        str(folder),
-        str(tmp_path_factory.mktemp("out")),
-    ]
-    done = subprocess.run(
-        command,
-        input=json.dumps(CASES),
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        env=ENVIRONMENT,
-    )
+def found(
+    recipes: Recipes, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("out")
+    done = recipes.run(SCRIPT, RECIPES, folder, out, given=json.dumps(CASES))
     assert done.returncode == 0, done.stderr[-3000:]
     read: dict[str, Any] = json.loads(done.stdout)
     return read
@@ -231,17 +210,10 @@ def test_bad_settings_are_one_line(found: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mahdpo", "raco"])
-def test_smoke_config(folder: Path, tmp_path: Path, name: str) -> None:
-    command = [
-        sys.executable,
-        str(RECIPES / f"{name}.py"),
-        "--config",
-        str(RECIPES / name / "smoke.yaml"),
-        f"dataset={folder}",
-        f"output_dir={tmp_path}",
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, check=False, env=ENVIRONMENT
+def test_smoke_config(recipes: Recipes, folder: Path, tmp_path: Path, name: str) -> None:
+    config = RECIPES / name / "smoke.yaml"
+    done = recipes.run(
+        f"{name}.py", "--config", config, f"dataset={folder}", f"output_dir={tmp_path}"
     )
     assert done.returncode == 0, done.stderr[-2000:]
     m = json.loads((tmp_path / "metrics.json").read_text("utf-8"))

@@ -1,37 +1,32 @@
-"""The DPO recipe, run as a user runs it: in a process of its own, on a dataset folder in the
-published layout."""
+"""The DPO recipe's command lines, on a dataset folder in the published layout."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from support.published import MESSAGES, write_dataset, write_table
-from support.recipe_cases import run_cases
+from support.recipe_cases import RECIPES, Recipes
 
-RECIPES = Path(__file__).parents[2] / "train_recipes"
 SMOKE = ["--config", str(RECIPES / "dpo" / "smoke.yaml")]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+Run = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = [
     pytest.mark.train,
     pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs the train extra"),
 ]
 
 
-def dpo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run dpo.py with the smoke config, offline and where no GPU is seen."""
-    command = [sys.executable, str(RECIPES / "dpo.py"), *SMOKE, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT
-    )
+@pytest.fixture(scope="module")
+def dpo(recipes: Recipes) -> Run:
+    """Runs dpo.py with the smoke config."""
+    return lambda *arguments: recipes.run("dpo.py", *SMOKE, *arguments)
 
 
 def metrics(out: Path) -> dict[str, Any]:
@@ -52,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("published"))
 
 
-def test_smoke_config_learns_in_under_two_minutes(folder: Path, tmp_path: Path) -> None:
+def test_smoke_config_learns_in_under_two_minutes(dpo: Run, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = dpo(f"dataset={folder}", f"output_dir={out}", "eval_split=test")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -66,7 +61,7 @@ def test_smoke_config_learns_in_under_two_minutes(folder: Path, tmp_path: Path) 
     assert (out / "model.safetensors").is_file() and f"{out / 'metrics.json'}" in done.stdout
 
 
-def test_lora_weighted_losses_and_long_pairs(folder: Path, tmp_path: Path) -> None:
+def test_lora_weighted_losses_and_long_pairs(dpo: Run, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     mixed = ("loss_type=[sigmoid, sft]", "loss_weights=[1, 0.1]")
     short = ("max_steps=3", "max_length=40", "learning_rate=1e-3")
@@ -77,7 +72,7 @@ def test_lora_weighted_losses_and_long_pairs(folder: Path, tmp_path: Path) -> No
     assert "longer than max_length=40" in done.stderr
 
 
-def test_a_killed_run_resumes_to_the_same_loss(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_loss(dpo: Run, folder: Path, tmp_path: Path) -> None:
     common = (
         f"dataset={folder}",
         "save_strategy=steps",
@@ -111,7 +106,7 @@ def losses(checkpoint: Path) -> list[float]:
     ]
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(folder: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_the_run(dpo: Run, folder: Path, tmp_path: Path) -> None:
     """The first step has a learning rate of 0, so that its checkpoint is good; the second step's
     weights are not."""
     done = dpo(
@@ -189,34 +184,31 @@ def string_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def bare_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare_model(recipes: Recipes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose tokenizer has no chat template."""
     out = tmp_path_factory.mktemp("models") / "base"
-    subprocess.run(
-        [sys.executable, str(RECIPES / "tiny_model.py"), str(out)], check=True, capture_output=True
-    )
+    assert recipes.run("tiny_model.py", out).returncode == 0
     (out / "chat_template.jinja").unlink()
     return out
 
 
 @pytest.fixture(scope="module")
 def bad_input_replies(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
+    recipes: Recipes, dpo: Run, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[tuple[int, str, Path]]:
     """Exit code, stderr and output folder of each case."""
     outs = [tmp_path_factory.mktemp("bad") for _ in BAD_INPUT]
     places = {
         "FOLDER": folder,
         "STRINGS": string_prompts(tmp_path_factory),
-        "BARE": bare_model(tmp_path_factory),
+        "BARE": bare_model(recipes, tmp_path_factory),
     }
     filled = [
         [re.sub("FOLDER|STRINGS|BARE", lambda m: str(places[m[0]]), a) for a in arguments]
         for arguments, _ in BAD_INPUT
     ]
-    cases = [[*SMOKE, *a, f"output_dir={out}"] for a, out in zip(filled, outs, strict=True)]
-    found = run_cases(RECIPES / "dpo.py", cases, ENVIRONMENT)
-    return [(code, said, out) for (code, said), out in zip(found, outs, strict=True)]
+    found = [dpo(*a, f"output_dir={out}") for a, out in zip(filled, outs, strict=True)]
+    return [(done.returncode, done.stderr, out) for done, out in zip(found, outs, strict=True)]
 
 
 @pytest.mark.parametrize("case", range(len(BAD_INPUT)), ids=[" ".join(a) for a, _ in BAD_INPUT])

@@ -1,5 +1,5 @@
-"""Every recipe's smoke config, run as a user runs it. DPO has a file of its own; all but SFT are
-slow (make test-slow)."""
+"""Every recipe's smoke config, run as a user runs it: SFT in the process that the tests share, the
+others in processes of their own (make test-slow). DPO has a file of its own."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import pyarrow as pa
 import pytest
 import yaml
 from support.published import MESSAGES, write_dataset, write_table
+from support.recipe_cases import RECIPES, Recipes
 
-RECIPES = Path(__file__).parents[2] / "train_recipes"
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 pytestmark = [
     pytest.mark.train,
@@ -58,11 +58,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("published"))
 
 
-def test_sft_learns_from_a_mix_and_its_card_says_on_what(folder: Path, tmp_path: Path) -> None:
+def test_sft_learns_from_a_mix_and_its_card_says_on_what(
+    recipes: Recipes, folder: Path, tmp_path: Path
+) -> None:
     mix = f"dataset_mix={{original: {folder}, fraction: 0.25}}"
-    done = recipe(
-        "sft", f"dataset={folder}", f"output_dir={tmp_path}", mix, "max_length=30", "max_steps=12"
-    )
+    smoke = ("--config", RECIPES / "sft" / "smoke.yaml")
+    more = (f"dataset={folder}", f"output_dir={tmp_path}", mix, "max_length=30", "max_steps=12")
+    done = recipes.run("sft.py", *smoke, *more)
     m = trained(done, tmp_path)
     assert m["loss_last"] < m["loss_first"] - 0.5 and m["rows"] == 112 + 28
     assert m["rows_longer_than_max_length"] > 100 and "are longer than max_length=30" in done.stderr

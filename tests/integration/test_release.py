@@ -22,16 +22,23 @@ from mora_data.dataset import lint
 from mora_data.dataset.schemas import counts_of
 
 REPO, TAG = "org/mora-pairs", "v1.0.0"
-# duckdb asks a file system for modification times, which the Hub's does not know: the tag's files
-# never change
+# No thread of a library may hold a file of `fs` when the interpreter ends: a thread that then wants
+# the interpreter's lock aborts the process ("terminate called without an active exception",
+# apache/arrow#34314). `pq.read_table` leaves such threads, which drop their reader after the table
+# is there; ParquetFile, read so, works on the calling thread alone. A closed duckdb has ended its
+# threads; polars reads Python files on the calling thread.
 READERS = {
     "pyarrow": (
         """
 import pyarrow.parquet as pq
 def read(paths):
-    tables = [pq.read_table(p.removeprefix("hf://"), filesystem=fs, partitioning=None) for p in paths]
-    return sum(t.num_rows for t in tables), tables[0].column_names
-"""  # noqa: E501
+    rows, columns = 0, None
+    for path in paths:
+        with fs.open(path, "rb") as f, pq.ParquetFile(f, pre_buffer=False) as file:
+            table = file.read(use_threads=False)
+        rows, columns = rows + table.num_rows, columns or table.column_names
+    return rows, columns
+"""
     ),
     "polars": (
         """
@@ -45,14 +52,16 @@ def read(paths):
     "duckdb": (
         """
 import datetime, duckdb
+# duckdb asks a file system for modification times, which the Hub's does not know: the tag's files
+# never change
 class Dated(HfFileSystem):
     def modified(self, path):
         return datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
-db = duckdb.connect()
-db.register_filesystem(Dated())
 def read(paths):
-    rows = db.sql(f"SELECT * FROM read_parquet({paths!r})")
-    return len(rows.fetchall()), rows.columns
+    with duckdb.connect() as db:
+        db.register_filesystem(Dated())
+        found = db.execute(f"SELECT * FROM read_parquet({paths!r})")
+        return len(found.fetchall()), [column[0] for column in found.description]
 """
     ),
 }
@@ -129,6 +138,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         *build[build.index("--out") :],
         "--set",
         "rollout.n=8",
+        "--set",
+        "presample.n=[8]",
     ]
     made = World(home, server, build, [])
     made.said = [made.run(argv) for argv in (build, [*login, "--token", "W"], *pushes)]

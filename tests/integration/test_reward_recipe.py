@@ -1,31 +1,23 @@
-"""The reward recipe, run as a user runs it: in a process of its own, on a dataset folder in the
-published layout."""
+"""The reward recipe's command lines, on a dataset folder in the published layout."""
 
 from __future__ import annotations
 
 import gzip
 import importlib.util
 import json
-import os
 import random
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from support.published import MESSAGES, write_table
-from support.recipe_cases import run_cases
+from support.recipe_cases import RECIPES, Recipes
 
-RECIPES = Path(__file__).parents[2] / "train_recipes"
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_NUM_THREADS": "1",
-}
+Run = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = [
     pytest.mark.train,
     pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs the train extra"),
@@ -105,16 +97,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def reward(config: str, *arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(RECIPES / "reward.py"),
-        "--config",
-        str(RECIPES / "reward" / f"{config}.yaml"),
-        *arguments,
-    ]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, check=False, env=ENVIRONMENT
+@pytest.fixture(scope="module")
+def reward(recipes: Recipes) -> Run:
+    """Runs reward.py with one of its configs."""
+    return lambda config, *arguments: recipes.run(
+        "reward.py", "--config", RECIPES / "reward" / f"{config}.yaml", *arguments
     )
 
 
@@ -125,7 +112,7 @@ def metrics(done: subprocess.CompletedProcess[str], out: Path) -> dict[str, Any]
 
 
 def test_pairs_with_margins_are_learnt_and_the_classifier_loads(
-    folder: Path, tmp_path: Path
+    reward: Run, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     m = metrics(
@@ -144,7 +131,9 @@ def test_pairs_with_margins_are_learnt_and_the_classifier_loads(
     )
 
 
-def test_several_scores_at_once_some_of_them_missing(folder: Path, tmp_path: Path) -> None:
+def test_several_scores_at_once_some_of_them_missing(
+    reward: Run, folder: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     m = metrics(
         reward(
@@ -169,21 +158,11 @@ BAD_SETTINGS = {
 }
 
 
-def test_bad_settings_are_one_line(folder: Path, tmp_path: Path) -> None:
-    cases = [
-        [
-            "--config",
-            str(RECIPES / "reward" / "smoke.yaml"),
-            f"dataset={folder}",
-            f"output_dir={tmp_path}",
-            argument,
-        ]
-        for argument in BAD_SETTINGS
-    ]
-    found = run_cases(RECIPES / "reward.py", cases, ENVIRONMENT)
-    for (code, err), why in zip(found, BAD_SETTINGS.values(), strict=True):
-        (line,) = (x for x in err.splitlines() if x.startswith("error: "))
-        assert code == 1 and why in line
+def test_bad_settings_are_one_line(reward: Run, folder: Path, tmp_path: Path) -> None:
+    for argument, why in BAD_SETTINGS.items():
+        done = reward("smoke", f"dataset={folder}", f"output_dir={tmp_path}", argument)
+        (line,) = (x for x in done.stderr.splitlines() if x.startswith("error: "))
+        assert done.returncode == 1 and why in line
 
 
 # --- real rows
@@ -233,7 +212,7 @@ def against_shuffled(
 
 @pytest.mark.slow
 def test_own_replies_are_told_from_shuffled_ones_on_real_rows(
-    shared_data: Path, tmp_path: Path
+    reward: Run, shared_data: Path, tmp_path: Path
 ) -> None:
     """HH rows, a classifier of half a million parameters from nothing, CPU minutes. Counts and
     rates only."""
@@ -273,7 +252,6 @@ def test_own_replies_are_told_from_shuffled_ones_on_real_rows(
             f"output_dir={tmp_path / 'own'}",
             "max_steps=300",
             *shared,
-            timeout=3600,
         ),
         tmp_path / "own",
     )
@@ -296,7 +274,6 @@ def test_own_replies_are_told_from_shuffled_ones_on_real_rows(
             "max_steps=60",
             shared[0],
             *shared[2:],
-            timeout=3600,
         ),
         tmp_path / "preference",
     )

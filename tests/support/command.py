@@ -17,6 +17,8 @@ from typing import Any
 from .fake_openai import FakeOpenAI, Fault
 
 ROOT = Path(__file__).parents[2]
+NO_PICTURES = Path(__file__).with_name("no_pictures")
+KEPT = "PATH", "LANG", "TMPDIR", "SYSTEMROOT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 _ANSWER = re.compile(r"<answer-\w+>\n(.*?)\n</answer-", re.S)
 _DIMENSION = re.compile(r"^Dimension: (\w+)$", re.M)
 
@@ -55,13 +57,13 @@ def parquet_hashes(run: Path) -> dict[str, str]:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """An environment without keys, proxies and caches of its own."""
-    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "TMPDIR", "SYSTEMROOT")}
+    """An environment without keys, proxies and caches of its own; no card gets pictures in it."""
+    kept = {k: v for k, v in os.environ.items() if k in KEPT}
     return {
         **kept,
         "HOME": str(home),
         "HF_HOME": str(home / "hf"),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{NO_PICTURES}:{ROOT}",
         "PYTHONWARNINGS": "error",
         "PYTHONASYNCIODEBUG": "0",
         **more,

@@ -1,40 +1,67 @@
-"""A training script run on many command lines by one process: importing torch and trl takes longer
+"""Training scripts run on many command lines by one process: importing torch and trl takes longer
 than any of them."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
-_IN_ONE_PROCESS = """
-import contextlib, io, json, runpy, sys
-script = sys.argv[1]
-for case in json.load(sys.stdin):
-    sys.argv, said, code = [script, *case], io.StringIO(), 0
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+RECIPES = Path(__file__).parents[2] / "train_recipes"
+_LOOP = """
+import contextlib, io, json, os, runpy, sys, traceback
+asked, replies = sys.stdin, os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+for line in asked:
+    script, argv, given = json.loads(line)
+    sys.argv, sys.stdin, code = [script, *argv], io.StringIO(given), 0
+    out, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
         try:
             runpy.run_path(script, run_name="__main__")
         except SystemExit as e:
-            code = e.code
-    print(json.dumps([code, said.getvalue()]), flush=True)
+            code = e.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    print(json.dumps([code, out.getvalue(), said.getvalue()]), file=replies, flush=True)
 """
 
 
-def run_cases(
-    script: Path, cases: Sequence[Sequence[str]], env: Mapping[str, str]
-) -> list[tuple[int, str]]:
-    """Exit code and stderr of each command line."""
-    done = subprocess.run(
-        [sys.executable, "-c", _IN_ONE_PROCESS, str(script)],
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**env, "PYTHONPATH": str(script.parent)},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [(code, said) for code, said in map(json.loads, done.stdout.splitlines())]
+class Recipes:
+    """A process with the recipes on its path, offline and where no GPU is seen; its own stderr goes
+    to a file."""
+
+    def __init__(self, errors: IO[str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _LOOP],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+                "PYTHONPATH": str(RECIPES),
+            },
+        )
+
+    def run(
+        self, script: str | Path, *argv: object, given: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """`python SCRIPT ARGV` with `given` as its stdin; a script of train_recipes by its name."""
+        path, words = str(RECIPES / script), [str(a) for a in argv]
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([path, words, given]) + "\n")
+        self._process.stdin.flush()
+        return subprocess.CompletedProcess(
+            [path, *words], *json.loads(self._process.stdout.readline())
+        )
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
