@@ -204,7 +204,7 @@ class Builder:
             if only is None or p.prompt_id in only
         )
         if self._n_generated():
-            from .simulator.world import generated_prompts
+            from .simulator.writing import generated_prompts
 
             rows = enumerate(generated_prompts(self._n_generated(), self.settings.seed))
             generated = OpenedSource(

@@ -17,7 +17,7 @@ from mora_data.errors import SettingsError
 from mora_data.prompts.before import before_half
 from mora_data.run.partitions import Partition
 from mora_data.settings import load_settings
-from mora_data.simulator.world import planted_kind
+from mora_data.simulator.engine import prompt_kind
 from mora_data.statistics import before
 
 BUILD = [
@@ -51,7 +51,7 @@ def test_planted_kinds_and_numbers_before(
         orjson.loads(line)
         for line in (tmp_path / "parts/00000/prompts.jsonl").read_bytes().splitlines()
     ]
-    planted = {p["prompt_id"]: planted_kind(p["messages"][-1]["content"]) for p in prompts}
+    planted = {p["prompt_id"]: prompt_kind(p["messages"][-1]["content"]) for p in prompts}
     found = profiles(tmp_path)
     assert len(found) > 80 and np.mean([planted[p["prompt_id"]] == p["kind"] for p in found]) >= 0.9
     rollouts = pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mora_data.settings import PresampleSettings
+from mora_data.simulator.engine import JUDGE_NOISE, draw_levels
 from mora_data.simulator.reading import DIMENSIONS, clip, read
-from mora_data.simulator.world import JUDGE_NOISE, draw_levels, generated_prompts
+from mora_data.simulator.writing import generated_prompts
 from mora_data.statistics import (
     BeforeHalf,
     DecidingHalf,
