@@ -21,9 +21,8 @@ import orjson
 
 from . import __version__
 from .cluster import check as check_cluster
-from .engines import connect, resolve
+from .engines import connect, resolve, role_warnings
 from .engines.engine import Engine
-from .engines.warnings import warnings_of
 from .errors import NothingSelected, UnreliableScores
 from .prompts.context import BuildContext
 from .prompts.context import load as load_kit
@@ -107,7 +106,7 @@ class Builder:
                 check_cluster(self.settings)
             for line in [
                 *self._said,
-                *warnings_of(self.settings, self.options.sample, bool(self._said)),
+                *role_warnings(self.settings, self.options.sample, bool(self._said)),
             ]:
                 self.progress.say(line)
             self._kit = self._load_kit()

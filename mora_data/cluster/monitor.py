@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..engines.rates import RateLimiter
+from ..engines.limiter import Limits, LocalRateLimiter
 from ..errors import LimitReached
 from ..run.cost import check_totals
 from ..run.prices import Prices
 from ..run.stats import RunStats
 from ..settings import LimitSettings
-
-Limits = tuple[float | None, float | None]  # requests, tokens a minute
 
 
 class State(NamedTuple):
@@ -36,7 +34,7 @@ class UsageMonitor:
         self, limits: LimitSettings, prices: Prices, before: Mapping[str, Sequence[int]]
     ) -> None:
         self._limits, self._prices, self._before = limits, prices, before
-        self._paces: dict[str, RateLimiter] = {}
+        self._rate_limiters: dict[str, LocalRateLimiter] = {}
         self._usages: dict[str, RunStats] = {}
         self._prompts: dict[int, int] = {}
         self._stopped: str | None = None
@@ -45,15 +43,15 @@ class UsageMonitor:
         self, key: str, limits: Limits, body_bytes: int, longest: int
     ) -> tuple[float, float]:
         """A turn under the limits that `key` names."""
-        if key not in self._paces:
-            self._paces[key] = RateLimiter(*limits)
-        return await self._paces[key].reserve(body_bytes, longest)
+        if key not in self._rate_limiters:
+            self._rate_limiters[key] = LocalRateLimiter(*limits)
+        return await self._rate_limiters[key].reserve(body_bytes, longest)
 
     async def settle(
         self, key: str, reserved: float, tokens_in: int, tokens_out: int, longest: int
     ) -> None:
         """What a reserved turn brought."""
-        await self._paces[key].settle(reserved, tokens_in, tokens_out, longest)
+        await self._rate_limiters[key].settle(reserved, tokens_in, tokens_out, longest)
 
     async def report(self, worker: str, stats: RunStats, prompts: Mapping[int, int]) -> str | None:
         """A worker's numbers so far; why the build has to stop, if it has to."""
@@ -81,7 +79,7 @@ class UsageMonitor:
         return dict(summed.by_model)
 
 
-class SharedPace:
+class SharedRateLimiter:
     """The limits of one model for all workers: asks the meter."""
 
     def __init__(self, meter: Any, key: str, limits: Limits) -> None:

@@ -21,7 +21,8 @@ from typing import Any
 
 from .. import __version__, resources
 from ..engines import connect
-from ..engines.engine import Engine
+from ..engines.engine import Engine, Shared
+from ..engines.limiter import Limits
 from ..errors import (
     EndpointError,
     ExtraMissing,
@@ -42,7 +43,7 @@ from ..run.tasks import to_its_end
 from ..settings import BuildSettings
 from ..sources.benchmarks import Benchmarks
 from ..types import Role
-from .monitor import Limits, SharedPace
+from .monitor import SharedRateLimiter
 from .schedule import Ended
 
 REPORT_S = 0.25
@@ -108,10 +109,8 @@ class Worker:
             reason = skew(job.versions, versions()) or self._unseen()
             if reason is not None:
                 return f"node {platform.node()} {reason}"
-            self._kit = load(job.settings, job.until, job.benchmarks).with_calibration(
-                job.reference
-            )
-            shared = {"turns": self._turns}
+            self._kit = load(job.settings, job.until, job.benchmarks).with_calibration(job.reference)
+            shared = Shared(rate_limiter=self._rate_limiter)
             self._engines = connect(
                 job.settings, job.sample, self._stats, self._visit.path, lambda text: None, shared
             )
@@ -185,8 +184,8 @@ class Worker:
     def _one_more(self, number: int, outcome: PromptResult) -> None:
         self._prompts[number] += 1
 
-    def _turns(self, key: str, limits: Limits) -> SharedPace:
-        return SharedPace(self._meter, key, limits)
+    def _rate_limiter(self, key: str, limits: Limits) -> SharedRateLimiter:
+        return SharedRateLimiter(self._meter, key, limits)
 
     async def _tell(self) -> None:
         why = await self._meter.report.remote(

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import orjson
 import torch
 import transformers
 from transformers import (
@@ -24,8 +23,9 @@ from transformers import (
 
 from ..errors import SettingsError
 from ..settings import LocalSettings
+from ..text import one_line
 from ..types import Answer, Messages, Request
-from .batching import Piece, Refused
+from .local_model import Piece, fitting, outputs_answer, templated
 
 Logprobs = tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
 
@@ -63,7 +63,7 @@ class Generator:
 
     def encode(self, request: Request) -> list[int]:
         """The prompt's tokens, up to where the answer begins."""
-        return _fitting(_templated(self._tokenizer, request.messages, True), self._limit)
+        return _encode(self._tokenizer, request.messages, self._limit, True)
 
     def run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
         """One answer for each piece; all must have the same sampling.
@@ -156,7 +156,7 @@ class _Picker:
     ) -> None:
         self._temperature, self._top_p, self._top = temperature, top_p, top
         self._step = 0
-        self._said: list[tuple[Any, Any, Any]] = []
+        self._logprobs: list[tuple[Any, Any, Any]] = []
         if temperature > 0:
             draws = [torch.rand(steps, generator=torch.Generator().manual_seed(s)) for s in seeds]
             self._draws_N_T = torch.stack(draws).to(device)
@@ -170,7 +170,7 @@ class _Picker:
         )
         if self._top:
             top = torch.log_softmax(logits, -1).topk(self._top)
-            self._said.append((chosen.cpu(), top.indices.cpu(), top.values.cpu()))
+            self._logprobs.append((chosen.cpu(), top.indices.cpu(), top.values.cpu()))
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
 
@@ -200,7 +200,7 @@ class _Picker:
                     for i, v in zip(ids[row].tolist(), values[row].tolist(), strict=True)
                 ),
             )
-            for chosen, ids, values in self._said
+            for chosen, ids, values in self._logprobs
         )
 
 
@@ -220,7 +220,7 @@ class _Ended:
         return self._room <= input_ids.shape[1] - self._prompt
 
 
-class Classifier:
+class SequenceClassifier:
     """Raw outputs of a sequence classifier: a reward model."""
 
     def __init__(self, name: str, revision: str | None, settings: LocalSettings) -> None:
@@ -239,9 +239,9 @@ class Classifier:
     def encode(self, request: Request) -> list[int]:
         """The tokens of a conversation that ends with the answer."""
         if not self._pair:
-            return _fitting(_templated(self._tokenizer, request.messages, False), self._limit + 1)
+            return _encode(self._tokenizer, request.messages, self._limit, False)
         ids: list[int] = self._tokenizer(*_pair(request.messages), verbose=False)["input_ids"]
-        return _fitting(ids, self._limit + 1)
+        return fitting(ids, self._limit, False)
 
     def run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
         """One JSON list of raw outputs for each piece.
@@ -266,17 +266,7 @@ class Classifier:
             ids, mask = _padded([p.tokens for p in pieces], pad, self._device, left=False)
             inputs = {"input_ids": ids, "attention_mask": mask}
         logits_N_L = self._model(**inputs).logits.float().cpu()
-        whole = torch.isfinite(logits_N_L).all(-1).tolist()
-        return [
-            (
-                (
-                    Answer(orjson.dumps(row).decode())
-                    if ok
-                    else Answer("", "error", error="outputs_not_finite")
-                ),
-            )
-            for row, ok in zip(logits_N_L.tolist(), whole, strict=True)
-        ]
+        return [(outputs_answer(row),) for row in logits_N_L.tolist()]
 
     def _padding(self, pieces: Sequence[Piece]) -> int:
         """A token that no text of the batch holds: decoder classifiers read their output at the
@@ -303,7 +293,7 @@ def _tokenizer(name: str, revision: str | None) -> Any:
         return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as e:
         raise SettingsError(
-            f"model {name} can't be read ({' '.join(str(e).split())[:200]}): give a folder or the"
+            f"model {name} can't be read ({one_line(e)}): give a folder or the"
             " name of a model on the Hub"
         ) from e
 
@@ -331,9 +321,7 @@ def _load(kind: Any, name: str, revision: str | None, settings: LocalSettings) -
         )
         model = made.to(device).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise SettingsError(
-            f"model {name} can't be loaded on {device} ({' '.join(str(e).split())[:200]})"
-        ) from e
+        raise SettingsError(f"model {name} can't be loaded on {device} ({one_line(e)})") from e
     missing = sorted(report["missing_keys"])
     if missing:
         raise SettingsError(
@@ -343,24 +331,10 @@ def _load(kind: Any, name: str, revision: str | None, settings: LocalSettings) -
     return model, torch.device(device)
 
 
-def _templated(tokenizer: Any, messages: Messages, answer_follows: bool) -> list[int]:
-    try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=answer_follows
-        )
-    # a template is the model's own program: whatever it raises, this conversation is not for it
-    except Exception as e:
-        raise Refused(
-            f"the model's chat template refuses the conversation: {' '.join(str(e).split())[:150]}"
-        ) from e
+def _encode(tokenizer: Any, messages: Messages, limit: int, answer_follows: bool) -> list[int]:
+    text = templated(tokenizer, messages, answer_follows)
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
-
-
-def _fitting(ids: list[int], limit: int) -> list[int]:
-    if not ids or len(ids) >= limit:
-        raise Refused(f"the prompt has {len(ids)} tokens, the model takes {limit} with its answer")
-    return ids
+    return fitting(ids, limit, answer_follows)
 
 
 def _limit(config: Any, tokenizer: Any, settings: LocalSettings) -> int:
@@ -390,14 +364,14 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, device: Any, left: bool) ->
 def _on_device(
     device: Any, work: Callable[[], list[tuple[Answer, ...]]]
 ) -> list[tuple[Answer, ...]]:
-    """Run without gradients; memory that ran out is given back before it is said."""
+    """Run without gradients; memory that ran out is given back before that is raised."""
     try:
         with torch.inference_mode():
             return work()
     except torch.OutOfMemoryError as e:
-        said = str(e).split(".")[0]
+        message = str(e).split(".")[0]
     _empty(device)
-    raise MemoryError(said)
+    raise MemoryError(message)
 
 
 def _empty(device: Any) -> None:

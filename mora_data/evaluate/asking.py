@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ..engines import connect
 from ..engines.cached_client import CachedClient
-from ..engines.engine import Engine
+from ..engines.engine import Engine, Shared
 from ..errors import PendingRetry
 from ..rewards import Reward
 from ..rewards import load as load_reward
@@ -125,7 +125,7 @@ class Evaluation:
         Raises:
             MoraError: an endpoint can't be used; what was answered is in the log.
         """
-        shared: dict[str, Any] = {}
+        shared = Shared()
         engines: list[Engine] = []
         try:
             for model in self.models:

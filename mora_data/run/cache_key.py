@@ -19,7 +19,7 @@ from ..types import Request
 
 def encode(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
     """The canonical JSON object of the request body, without `n` and `seed`: one encode serves key
-    and wire."""
+    and request_body."""
     if request.task != "chat":
         return _rating(request, model, extra)
     s = request.sampling
@@ -76,6 +76,6 @@ def request_key(request_bytes: bytes, purpose: str, seed: int, revision: str | N
     return hashlib.sha256(request_bytes + tail).digest()[:12]
 
 
-def wire(request_bytes: bytes, n: int, seed: int) -> bytes:
+def request_body(request_bytes: bytes, n: int, seed: int) -> bytes:
     """The request body for `n` samples, the first of them with `seed`."""
     return b'%s,"n":%d,"seed":%d}' % (request_bytes[:-1], n, seed)

@@ -19,8 +19,8 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..engines.names import same_model
 from ..errors import SettingsError
+from .model_names import same_model
 
 PER = 1_000_000
 

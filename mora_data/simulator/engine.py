@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from ..engines.engine import OnRecord
+from ..engines.engine import OnRecord, Shared
 from ..errors import SettingsError
 from ..run.log import Record
 from ..run.stats import RunStats
@@ -58,8 +58,8 @@ _CLOSING = re.compile(r"</(?:answer|question)-([0-9a-f]+)>")
 Write = Callable[[random.Random], Answer]
 
 
-def opened(
-    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
+def open_simulator(
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
 ) -> SimulatorEngine:
     """The embedded simulator: no model, no download; for --sample, tests and demos."""
     return SimulatorEngine(build.scripted, build.seed, stats)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mora_data.engines.names import same_model
 from mora_data.errors import LimitReached, SettingsError
 from mora_data.run.cost import CostTracker
 from mora_data.run.folder import RunFolder, read_json
+from mora_data.run.model_names import same_model
 from mora_data.run.prices import load_prices
 from mora_data.run.stats import RunStats
 from mora_data.settings import LimitSettings

@@ -13,8 +13,8 @@ from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.engines import openai, replicas
 from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.limiter import LocalRateLimiter
 from mora_data.engines.openai import Endpoint, HttpEngine
-from mora_data.engines.rates import RateLimiter
 from mora_data.errors import EndpointError
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats
@@ -48,7 +48,7 @@ def ask(
     requests: list[Request],
     at_once: bool = True,
     between: Any = None,
-    pace: RateLimiter | None = None,
+    pace: LocalRateLimiter | None = None,
     **settings: Any,
 ) -> list[list[Answer]]:
     async def run() -> list[list[Answer]]:
@@ -107,7 +107,7 @@ def test_a_replica_that_fails_three_in_a_row_is_out_and_comes_back(
             if i == 20:
                 broken[0] = False
                 inside.all[0].probe_at = 0.0
-                inside.look()
+                inside.probe_due()
                 await asyncio.wait(inside._probing)
                 assert inside.all[0].out_since is None
             elif i == 10:
@@ -181,6 +181,6 @@ def test_requests_per_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             RunStats(),
             [server.base_url],
             MANY,
-            pace=RateLimiter(60.0, None, lambda: 1000.0),
+            pace=LocalRateLimiter(60.0, None, lambda: 1000.0),
         )
     assert waited == [float(i) for i in range(1, len(MANY) - 1)]
