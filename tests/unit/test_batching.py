@@ -286,6 +286,32 @@ def test_an_extra_that_is_missing_is_named(
         connect(settings, False, RunStats())
 
 
+@pytest.mark.parametrize(
+    ("policy", "needs"),
+    [
+        ({"engine": "batch"}, "engine 'batch' needs"),
+        ({"engine": "openai", "transport": "openai"}, "transport: openai needs"),
+    ],
+)
+def test_the_openai_package_is_an_extra(
+    policy: dict[str, str], needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mora_data.settings import build_settings
+
+    role = {"model": "m", "base_url": "http://127.0.0.1:9/v1", **policy}
+    settings = build_settings({"name": "x", "source": {"kind": "jsonl"}, "policy": role})
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "openai" else object()
+    )
+    with pytest.raises(ExtraMissing) as e:
+        connect(settings, False, RunStats(), tmp_path)
+    assert str(e.value) == f"{needs} the openai package: pip install 'mora-data[openai]'"
+    if policy["engine"] == "batch":  # files for another program need no client
+        role["batch"] = {"mode": "files"}
+        settings = build_settings({"name": "x", "source": {"kind": "jsonl"}, "policy": role})
+        assert connect(settings, False, RunStats(), tmp_path)["policy"].model == "m"
+
+
 def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from mora_data.settings import build_settings
 
