@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from . import __version__
-from .cluster import check as check_cluster
+from .cluster import check_cluster
 from .engines import connect, resolve, role_warnings
 from .engines.engine import Engine
 from .errors import NothingSelected, UnreliableScores

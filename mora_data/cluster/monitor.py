@@ -1,4 +1,4 @@
-"""The small actor that holds what the workers of a build share: rate limits, spending, how far each
+"""The small actor that holds what the workers of a build share: rate limits, cost, how far each
 partition is.
 
 A worker reports four times a second and learns whether the build has to stop; a request waits for
@@ -18,10 +18,10 @@ from ..run.stats import RunStats
 from ..settings import LimitSettings
 
 
-class State(NamedTuple):
+class UsageState(NamedTuple):
     """What the driver sees of all workers."""
 
-    usages: Sequence[RunStats]
+    stats: Sequence[RunStats]
     prompts: Mapping[int, int]  # done, by partition
     stopped: str | None
 
@@ -64,9 +64,9 @@ class UsageMonitor:
                 self._stopped = str(e)
         return self._stopped
 
-    async def state(self) -> State:
+    async def state(self) -> UsageState:
         """All workers, those that are gone too."""
-        return State(list(self._usages.values()), dict(self._prompts), self._stopped)
+        return UsageState(list(self._usages.values()), dict(self._prompts), self._stopped)
 
     def _totals(self) -> dict[str, Sequence[int]]:
         summed = RunStats()
@@ -80,16 +80,16 @@ class UsageMonitor:
 
 
 class SharedRateLimiter:
-    """The limits of one model for all workers: asks the meter."""
+    """The limits of one model for all workers: asks the monitor."""
 
-    def __init__(self, meter: Any, key: str, limits: Limits) -> None:
-        self._meter, self._key, self._limits = meter, key, limits
+    def __init__(self, monitor: Any, key: str, limits: Limits) -> None:
+        self._monitor, self._key, self._limits = monitor, key, limits
 
     async def reserve(self, body_bytes: int, longest: int) -> tuple[float, float]:
-        wait_s, reserved = await self._meter.reserve.remote(
+        wait_s, reserved = await self._monitor.reserve.remote(
             self._key, self._limits, body_bytes, longest
         )
         return float(wait_s), float(reserved)
 
     async def settle(self, reserved: float, tokens_in: int, tokens_out: int, longest: int) -> None:
-        self._meter.settle.remote(self._key, reserved, tokens_in, tokens_out, longest)
+        self._monitor.settle.remote(self._key, reserved, tokens_in, tokens_out, longest)
