@@ -42,7 +42,7 @@ async def work_off(
     stats: RunStats,
     progress: Progress,
 ) -> tuple[dict[int, str], int]:
-    """Have workers of the cluster finalize every partition of `tasks`; returns those that were given
+    """Have workers of the cluster finalize all `tasks`; returns the partitions that were given
     up, with the reason, and the number of damaged log lines.
 
     Raises:
@@ -154,7 +154,7 @@ class _Tally:
 
     def __init__(self, stats: RunStats, progress: Progress, cost: CostTracker) -> None:
         self._stats, self._progress, self._cost = stats, progress, cost
-        self._before = stats.numbers()
+        self._before = stats.snapshot()
         for limiter in stats.limiters:
             limiter.forget()  # idle while the workers ask, which is no news about them
         self._prompts = 0

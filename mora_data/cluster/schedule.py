@@ -120,7 +120,7 @@ class Backlog:
 async def distribute(
     numbers: Sequence[int], hire: Hire, size: int, tries: int, log: Callable[[str], None]
 ) -> Backlog:
-    """Work all partitions off; the board says which were left out.
+    """Work all partitions off; the backlog says which were left out.
 
     Raises:
         RunFolderError: the storage refuses to be written.

@@ -190,7 +190,7 @@ class Worker:
 
     async def _report_once(self) -> None:
         why = await self._monitor.report.remote(
-            self._name, self._stats.numbers(), dict(self._prompts)
+            self._name, self._stats.snapshot(), dict(self._prompts)
         )
         if why is not None:
             self._stats.stop(LimitReached(why))

@@ -155,7 +155,7 @@ class Waves:
         """Return when every call that is under way waits here, so that nothing more comes before an
         answer does."""
         while True:
-            await self._stats.settled()
+            await self._stats.until_still()
             if self._stats.under_way <= len(self._waiting):
                 return
             await asyncio.sleep(LOOK_AGAIN_S)  # other engines are at work

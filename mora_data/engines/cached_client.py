@@ -29,7 +29,7 @@ class _Call:
     request: Request
     engine: Engine
     request_bytes: bytes
-    base: bytes
+    key: bytes
     seed: int
     answers: list[Answer | None]
 
@@ -65,8 +65,8 @@ class CachedClient:
         engine = self._engines[request.role]
         request_bytes = encode(request, engine.model, engine.extra)
         seed = seed_of(self._seed, request.prompt_id, request.purpose)
-        base = request_key(request_bytes, request.purpose, seed, engine.revision)
-        call = _Call(request, engine, request_bytes, base, seed, [None] * request.n)
+        key = request_key(request_bytes, request.purpose, seed, engine.revision)
+        call = _Call(request, engine, request_bytes, key, seed, [None] * request.n)
         groups = self._replay(call)
         if len(groups) == 1:
             await self._group(call, *groups[0])
@@ -87,11 +87,11 @@ class CachedClient:
         groups: list[tuple[int, int]] = []
         i = short_until = 0
         while i < end:
-            record = log.get(call.base, i)
+            record = log.get(call.key, i)
             if record is not None:
                 call.fill(i, record)
                 n = len(record.answers)
-                if log.is_old(call.base, i):
+                if log.is_old(call.key, i):
                     self._stats.replayed += max(0, min(i + n, end) - max(i, request.first))
                 short_until = i + record.asked if n < record.asked else short_until
                 i += n
@@ -102,7 +102,7 @@ class CachedClient:
                 i += 1
             else:
                 stop = i + 1
-                while stop < end and not log.has(call.base, stop):
+                while stop < end and not log.has(call.key, stop):
                     stop += 1
                 # vLLM refuses greedy n > 1
                 step = call.engine.n_per_request if request.sampling.temperature > 0 else 1
@@ -119,7 +119,7 @@ class CachedClient:
 
     async def _once(self, call: _Call, first: int, n: int) -> Record:
         """One server call; a second caller with the same key waits for the first one's reply."""
-        key = (call.base, first)
+        key = (call.key, first)
         running = self._pending.get(key)
         if running is not None:
             return await asyncio.shield(running)
@@ -149,7 +149,7 @@ class CachedClient:
             del self._pending[key]
 
     def _keep(self, call: _Call, first: int, record: Record) -> None:
-        if self._log.has(call.base, first):
+        if self._log.has(call.key, first):
             self._stats.repeated += len(record.answers)
-        self._log.put(call.base, first, record)
+        self._log.put(call.key, first, record)
         self._stats.count(call.engine.model, call.request.prompt_id, record.tokens)

@@ -189,7 +189,7 @@ class ModelQueue:
         jobs: list[_Pending] = []
         try:
             while self.waiting:
-                await self._stats.settled(lambda: self.waiting >= self._window)
+                await self._stats.until_still(lambda: self.waiting >= self._window)
                 if key not in self._lanes:
                     key = max(self._lanes, key=lambda k: sum(j.n for j in self._lanes[k]))
                 jobs = self._lanes.pop(key)

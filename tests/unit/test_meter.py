@@ -88,9 +88,9 @@ def test_reports_replace_each_other_and_a_dead_workers_last_one_stays() -> None:
     assert total.retries == Counter({"429": 11}) and total.slots_busy == 0.5
 
 
-def test_numbers_are_a_copy() -> None:
+def test_a_snapshot_is_a_copy() -> None:
     stats = used(3)
-    copy = stats.numbers()
+    copy = stats.snapshot()
     stats.by_model["m"][0] += 1
     stats.retries["429"] += 1
     assert copy.by_model == {"m": [30, 3, 0]} and copy.retries == Counter({"429": 3})
