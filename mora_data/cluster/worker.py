@@ -110,7 +110,9 @@ class Worker:
             reason = version_mismatch(job.versions, versions()) or self._folder_mismatch()
             if reason is not None:
                 return f"node {platform.node()} {reason}"
-            self._context = load(job.settings, job.until, job.benchmarks).with_calibration(job.judge_stats)
+            self._context = load(job.settings, job.until, job.benchmarks).with_calibration(
+                job.judge_stats
+            )
             shared = Shared(rate_limiter=self._rate_limiter)
             self._engines = connect(
                 job.settings, job.sample, self._stats, self._visit.path, lambda text: None, shared
