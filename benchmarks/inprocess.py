@@ -69,7 +69,7 @@ async def ours(task: str, folder: str, asked: Sequence[Any]) -> tuple[float, flo
     """CPU seconds, share of padding, and the batches that were run."""
     from mora_data.engines import hf
     from mora_data.engines.cached_client import CachedClient
-    from mora_data.engines.in_process import InProcessEngine, ModelQueue, SharedModel
+    from mora_data.engines.in_process import InProcessEngine, LazyModel, ModelQueue
     from mora_data.run.log import AnswerLog
     from mora_data.run.stats import RunStats
     from mora_data.settings import LocalSettings, RoleSettings
@@ -85,7 +85,7 @@ async def ours(task: str, folder: str, asked: Sequence[Any]) -> tuple[float, flo
     batches: list[Any] = []
     bare = model.run
     model.run = lambda pieces: [batches.append(pieces), bare(pieces)][1]
-    source = SharedModel("model", lambda: model, local)
+    source = LazyModel("model", lambda: model, local)
     engine = InProcessEngine(
         queue, lambda task: source, RoleSettings(model="model", local=local), stats
     )

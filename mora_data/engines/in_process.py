@@ -43,7 +43,7 @@ GAIN = 1.1  # a doubled batch that is not this much faster is not worth its memo
 
 
 @dataclass(slots=True, eq=False)
-class SharedModel:
+class LazyModel:
     """A model that is loaded when it is first asked, in the worker thread; roles that name the same
     one share it.
 
@@ -140,16 +140,16 @@ class ModelQueue:
         self.stop = threading.Event()
         self.tokens = self.padded = self.waiting = 0
         self._stats, self._clock = stats, clock
-        self._lanes: dict[tuple[SharedModel, Hashable], list[_Pending]] = {}
-        self._sizers: dict[tuple[SharedModel, Hashable], BatchSizer] = {}
-        self._shared_models: list[SharedModel] = []
+        self._lanes: dict[tuple[LazyModel, Hashable], list[_Pending]] = {}
+        self._sizers: dict[tuple[LazyModel, Hashable], BatchSizer] = {}
+        self._models: list[LazyModel] = []
         self._taken = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, "model")
         self._task: asyncio.Task[None] | None = None
         self._window = 1
 
     async def ask(
-        self, shared_model: SharedModel, lane: Hashable, piece: Piece, on_record: OnRecord
+        self, lazy: LazyModel, lane: Hashable, piece: Piece, on_record: OnRecord
     ) -> Record:
         """The record of answers to a request, once it is in the log.
 
@@ -157,10 +157,10 @@ class ModelQueue:
             PendingRetry: not even alone does it fit into memory.
             MoraError: the model can't be loaded, or failed.
         """
-        pieces = [piece] if shared_model.whole else piece.singles()
+        pieces = [piece] if lazy.whole else piece.singles()
         job = _Pending(pieces, piece.n, on_record, asyncio.get_running_loop().create_future())
-        self._lanes.setdefault((shared_model, lane), []).append(job)
-        self._window = shared_model.settings.window
+        self._lanes.setdefault((lazy, lane), []).append(job)
+        self._window = lazy.settings.window
         self.waiting += piece.n
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._drive())
@@ -177,15 +177,15 @@ class ModelQueue:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait((self._task,))
-        shared_models, self._shared_models = self._shared_models, []
-        for shared_model in shared_models:
-            model, shared_model.model = shared_model.model, None
+        models, self._models = self._models, []
+        for lazy in models:
+            model, lazy.model = lazy.model, None
             if model is not None:
                 await asyncio.get_running_loop().run_in_executor(self._pool, model.close)
         await asyncio.to_thread(self._pool.shutdown)
 
     async def _drive(self) -> None:
-        key: tuple[SharedModel, Hashable] | None = None
+        key: tuple[LazyModel, Hashable] | None = None
         jobs: list[_Pending] = []
         try:
             while self.waiting:
@@ -202,32 +202,28 @@ class ModelQueue:
             self._lanes.clear()
             self.waiting = 0
 
-    async def _run(self, key: tuple[SharedModel, Hashable], jobs: Sequence[_Pending]) -> None:
-        shared_model = key[0]
-        if shared_model.model is None:
-            self._shared_models.append(shared_model)
-        model = await self._call(shared_model, shared_model.loaded)
+    async def _run(self, key: tuple[LazyModel, Hashable], jobs: Sequence[_Pending]) -> None:
+        lazy = key[0]
+        if lazy.model is None:
+            self._models.append(lazy)
+        model = await self._call(lazy, lazy.loaded)
         work: list[tuple[Piece, _Pending]] = []
-        for job, tokens in zip(
-            jobs, await self._call(shared_model, _encode_all, model, jobs), strict=True
-        ):
+        for job, tokens in zip(jobs, await self._call(lazy, _encode_all, model, jobs), strict=True):
             if isinstance(tokens, str):
                 job.deliver(refusal(job.n, tokens))
             else:
                 job.tokens_in = len(tokens)
                 work += [(replace(p, tokens=tokens), job) for p in job.pieces]
         work.sort(key=lambda w: -len(w[0].tokens))  # the largest first: what fits then, fits later
-        sizer = self._sizers.setdefault(
-            key, BatchSizer(shared_model.settings.max_batch, shared_model.whole)
-        )
+        sizer = self._sizers.setdefault(key, BatchSizer(lazy.settings.max_batch, lazy.whole))
         while work := [w for w in work if not w[1].done.done()]:
             batch = work[: sizer.size]
-            if await self._batch(shared_model, model, sizer, batch):
+            if await self._batch(lazy, model, sizer, batch):
                 del work[: len(batch)]
 
     async def _batch(
         self,
-        shared_model: SharedModel,
+        lazy: LazyModel,
         model: LocalModel,
         sizer: BatchSizer,
         batch: Sequence[tuple[Piece, _Pending]],
@@ -235,14 +231,14 @@ class ModelQueue:
         """Run one batch; False when memory ended and a smaller one is to be tried."""
         pieces, started = [p for p, _ in batch], self._clock()
         try:
-            answers = await self._call(shared_model, model.run, pieces)
+            answers = await self._call(lazy, model.run, pieces)
         except MemoryError as e:
             if sizer.out_of_memory(len(batch)):
                 return False
             batch[0][1].fail(
                 PendingRetry(
                     f"out of memory on a single prompt of {len(pieces[0].tokens)} tokens with model"
-                    f" {shared_model.name} ({e}): use a larger device, or a smaller max_tokens or"
+                    f" {lazy.name} ({e}): use a larger device, or a smaller max_tokens or"
                     " local.max_length"
                 )
             )
@@ -254,14 +250,12 @@ class ModelQueue:
             self._clock() - started,
         )
         self.tokens += n_tokens
-        self.padded += (
-            n_tokens if shared_model.whole else max(len(p.tokens) for p in pieces) * len(pieces)
-        )
+        self.padded += n_tokens if lazy.whole else max(len(p.tokens) for p in pieces) * len(pieces)
         for (piece, job), some in zip(batch, answers, strict=True):
             job.put(piece, some)
         return True
 
-    async def _call(self, shared_model: SharedModel, work: Callable[..., Any], *args: Any) -> Any:
+    async def _call(self, lazy: LazyModel, work: Callable[..., Any], *args: Any) -> Any:
         """Run in the worker thread; whatever it raises becomes one line."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
@@ -269,7 +263,7 @@ class ModelQueue:
             raise
         except Exception as e:
             raise EndpointError(
-                f"model {shared_model.name} failed ({type(e).__name__}: {one_line(e)}): what was"
+                f"model {lazy.name} failed ({type(e).__name__}: {one_line(e)}): what was"
                 " answered is kept, the same command goes on"
             ) from e
 
@@ -293,7 +287,7 @@ class InProcessEngine:
     def __init__(
         self,
         queue: ModelQueue,
-        model_for: Callable[[Task], SharedModel],
+        model_for: Callable[[Task], LazyModel],
         role: RoleSettings,
         stats: RunStats,
     ) -> None:
@@ -327,15 +321,15 @@ class InProcessEngine:
         seed: int,
         on_record: OnRecord,
     ) -> Record:
-        shared_model = self._model_for("chat" if request.task == "chat" else "classify")
+        lazy = self._model_for("chat" if request.task == "chat" else "classify")
         lane = (
             None
-            if shared_model.whole
+            if lazy.whole
             else (request.task, replace(request.sampling, schema=None, pattern=None))
         )
         self._stats.sent += 1
         return await self._queue.ask(
-            shared_model, lane, Piece(request, first, n, (seed + first) & 0x7FFFFFFF), on_record
+            lazy, lane, Piece(request, first, n, (seed + first) & 0x7FFFFFFF), on_record
         )
 
     @property
@@ -416,13 +410,11 @@ def _open(
     """The engine of a role; roles that name the same model in the same way share it."""
     queue = shared.once("model queue", lambda: ModelQueue(stats))
 
-    def model_for(task: Task) -> SharedModel:
+    def model_for(task: Task) -> LazyModel:
         key = f"{role.engine} {role.model} {role.revision} {task} {role.local.model_dump_json()}"
         return shared.once(
             key,
-            lambda: SharedModel(
-                role.model or "", lambda: load(task, queue.stop), role.local, whole
-            ),
+            lambda: LazyModel(role.model or "", lambda: load(task, queue.stop), role.local, whole),
         )
 
     return InProcessEngine(queue, model_for, role, stats)

@@ -19,7 +19,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.cache_key import request_body, with_pattern
@@ -43,9 +43,6 @@ from .replies import (
     parse_rating,
     refusal,
 )
-
-if TYPE_CHECKING:
-    from tenacity import RetryCallState
 
 CHAT = "/chat/completions"
 TRIES = 8
@@ -278,28 +275,18 @@ class Endpoint:
         return record
 
     async def _retry(self, call: Call, fault: TransientFault) -> Record:
-        from tenacity import AsyncRetrying, RetryError, retry_if_exception_type
-
-        pending: TransientFault | None = fault
-        try:
-            passing = retry_if_exception_type(TransientFault)
-            async for attempt in AsyncRetrying(
-                sleep=self._pause, retry=passing, wait=_wait_s, stop=_stop
-            ):
-                with attempt:
-                    if pending is not None:
-                        first, pending = pending, None
-                        raise first
-                    return await self._once(call)
-                failure = attempt.retry_state.outcome
-                error = failure.exception() if failure is not None else None
-                if isinstance(error, TransientFault):
-                    self.stats.retries[error.kind] += 1
-                    self._check_alive(error)
-        except RetryError as e:
-            last = e.last_attempt.exception()
-            raise PendingRetry(f"{last} ({e.last_attempt.attempt_number} tries)") from last
-        raise AssertionError("unreachable")
+        started, tries = time.monotonic(), 1
+        while True:
+            self.stats.retries[fault.kind] += 1
+            self._check_alive(fault)
+            if _is_last_try(fault, tries, time.monotonic() - started):
+                raise PendingRetry(f"{fault} ({tries} tries)") from fault
+            await self._pause(_wait_s(fault, tries))
+            tries += 1
+            try:
+                return await self._once(call)
+            except TransientFault as e:
+                fault = e
 
     def _check_alive(self, error: TransientFault) -> None:
         """Stop the whole run when nothing has worked for long enough: each row would only fail the
@@ -390,18 +377,15 @@ class HttpEngine:
         await self.endpoint.close()
 
 
-def _wait_s(state: RetryCallState) -> float:
+def _wait_s(fault: TransientFault, tries: int) -> float:
     """Retry-After (times 1 to 1.25), else 0.25 s doubling to 8 s (times 0.5 to 1)."""
-    fault = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(fault, TransientFault) and fault.wait_s is not None:
+    if fault.wait_s is not None:
         return fault.wait_s * random.uniform(1.0, 1.25)
-    return float(min(8.0, 0.25 * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1.0))
+    return float(min(8.0, 0.25 * 2 ** (tries - 1)) * random.uniform(0.5, 1.0))
 
 
-def _stop(state: RetryCallState) -> bool:
-    fault = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(fault, TransientFault) and fault.kind == "429":
-        return (state.seconds_since_start or 0.0) > REFUSED_S
-    if isinstance(fault, TransientFault) and fault.kind in ("refused", "dns"):
-        return False  # nothing was asked: the endpoint's health decides
-    return state.attempt_number >= TRIES
+def _is_last_try(fault: TransientFault, tries: int, seconds: float) -> bool:
+    if fault.kind == "429":
+        return seconds > REFUSED_S
+    # where nothing was asked, the endpoint's health decides
+    return fault.kind not in ("refused", "dns") and tries >= TRIES

@@ -14,7 +14,7 @@ import pytest
 
 from mora_data.engines import connect
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.in_process import BatchSizer, InProcessEngine, ModelQueue, SharedModel
+from mora_data.engines.in_process import BatchSizer, InProcessEngine, LazyModel, ModelQueue
 from mora_data.engines.local_model import Piece, RefusedRequest
 from mora_data.errors import EndpointError, ExtraMissing, PendingRetry, SettingsError
 from mora_data.run.log import AnswerLog
@@ -90,7 +90,7 @@ class Asked:
 
     async def _run(self, requests: Sequence[Request]) -> list[Any]:
         self.queue = ModelQueue(self.stats, self.clock) if self.clock else ModelQueue(self.stats)
-        source = SharedModel("words", self.load, self.role.local, self.whole)
+        source = LazyModel("words", self.load, self.role.local, self.whole)
         engine = InProcessEngine(self.queue, lambda task: source, self.role, self.stats)
         other = InProcessEngine(self.queue, lambda task: source, self.role, self.stats)
         log = AnswerLog(self.path)
@@ -221,7 +221,7 @@ def test_the_window_says_when_more_prompts_are_opened(tmp_path: Path) -> None:
         stats = RunStats()
         queue = ModelQueue(stats)
         gate = threading.Event()
-        source = SharedModel(
+        source = LazyModel(
             "words",
             lambda: Words(before=lambda pieces: gate.wait(10) and None),
             LocalSettings(window=4),

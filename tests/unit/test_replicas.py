@@ -38,7 +38,7 @@ MANY = [
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.0)
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.0)
 
 
 def ask(
@@ -143,7 +143,7 @@ def test_a_replica_that_cannot_be_used_is_out_and_the_last_one_stops_the_run(
 
 def test_all_dead_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.1)
-    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.05)
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.05)
     with FakeOpenAI() as one, FakeOpenAI() as two:
         urls = [one.base_url, two.base_url]
     with pytest.raises(EndpointError, match=r"and 1 more never answered"):
