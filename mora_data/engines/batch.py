@@ -15,9 +15,9 @@ and asks nothing twice.
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, NamedTuple
 
 from ..errors import AnswersPending, EndpointError, PendingRetry, SettingsError
@@ -260,7 +260,7 @@ class Waves:
         """
         missing = []
         for job in files:
-            if self._folder.answers(job).is_file():
+            if self._folder.file(job, "answers").is_file():
                 job.step = "got"
                 self._folder.save()
                 self._folder.read(job)
@@ -270,9 +270,9 @@ class Waves:
         if missing:
             self._tidy()
             commands = "; ".join(
-                f"vllm run-batch --model {shlex.quote(j.model)}"
-                f" -i {shlex.quote(str(self._folder.requests(j)))}"
-                f" -o {shlex.quote(str(self._folder.answers(j)))}"
+                f"vllm run-batch --model {quote(j.model)}"
+                f" -i {quote(str(self._folder.file(j, 'requests')))}"
+                f" -o {quote(str(self._folder.file(j, 'answers')))}"
                 for j in sorted(missing, key=lambda j: j.name)
             )
             raise AnswersPending(

@@ -87,24 +87,17 @@ class BatchFolder:
             BatchJob(**{k: v for k, v in tree.items() if k in known})
             for tree in state.get("jobs", [])
         ]
-        self.jobs = [j for j in self.jobs if self.requests(j).is_file()]
+        self.jobs = [j for j in self.jobs if self.file(j, "requests").is_file()]
         self._at: dict[str, tuple[BatchJob, Path, int, int]] = {}
         for job in self.jobs:
             job.left = set(self._ids(job))
             if job.step == "got":
                 self.read(job)
 
-    def requests(self, job: BatchJob) -> Path:
-        """The file of a batch's requests."""
-        return self.path / f"{job.name}.requests.jsonl"
-
-    def answers(self, job: BatchJob) -> Path:
-        """The file of its answers."""
-        return self.path / f"{job.name}.answers.jsonl"
-
-    def errors(self, job: BatchJob) -> Path:
-        """The provider's file of requests that failed."""
-        return self.path / f"{job.name}.errors.jsonl"
+    def file(self, job: BatchJob, what: str) -> Path:
+        """The file of a batch's `requests`, of its `answers`, or of the `errors` that the provider
+        lists."""
+        return self.path / f"{job.name}.{what}.jsonl"
 
     def write(
         self, mode: str, url: str, model: str, requests: Iterable[tuple[str, bytes]]
@@ -116,7 +109,7 @@ class BatchFolder:
         """
         self._last += 1
         job = BatchJob(f"{self._last:04d}", mode, url, model, 0)
-        target = self.requests(job)
+        target = self.file(job, "requests")
         part = target.with_name(target.name + ".tmp")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -146,10 +139,10 @@ class BatchFolder:
         )
 
     def read(self, job: BatchJob) -> None:
-        """Note where each outcome stands in a batch's answer files; lines that are not in form are
+        """Note where each reply stands in a batch's answer files; lines that are not in form are
         passed over."""
-        for path in (self.errors(job), self.answers(job)):  # an answer outweighs an error
-            at = 0
+        for what in ("errors", "answers"):  # an answer outweighs an error
+            path, at = self.file(job, what), 0
             for line in _lines(path):
                 try:
                     key = orjson.loads(line)["custom_id"]
@@ -178,11 +171,11 @@ class BatchFolder:
         """Forget a batch, with its files."""
         self.jobs.remove(job)
         self.save()
-        for path in (self.requests(job), self.answers(job), self.errors(job)):
-            path.unlink(missing_ok=True)
+        for what in ("requests", "answers", "errors"):
+            self.file(job, what).unlink(missing_ok=True)
 
     def _ids(self, job: BatchJob) -> Iterator[str]:
-        for line in _lines(self.requests(job)):
+        for line in _lines(self.file(job, "requests")):
             yield line[len(_HEAD) : len(_HEAD) + ID_CHARS].decode("ascii", "replace")
 
 
@@ -237,7 +230,7 @@ class Provider:
         """
         try:
             if job.step == "written":
-                job.file_id = await self._upload(folder.requests(job))
+                job.file_id = await self._upload(folder.file(job, "requests"))
                 job.step = "uploaded"
                 folder.save()
             if job.step == "uploaded":
@@ -265,8 +258,8 @@ class Provider:
             Unreachable: it can't be asked now.
         """
         for file_id, path in (
-            (batch.error_file_id, folder.errors(job)),
-            (batch.output_file_id, folder.answers(job)),
+            (batch.error_file_id, folder.file(job, "errors")),
+            (batch.output_file_id, folder.file(job, "answers")),
         ):
             if file_id:
                 await self._download(file_id, path)

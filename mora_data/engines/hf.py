@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +26,7 @@ from transformers import (
 from ..errors import SettingsError
 from ..settings import LocalSettings
 from ..text import one_line
-from ..types import Answer, Messages, Request
+from ..types import Answer, Messages, Request, Sampling
 from .local_model import Piece, fitting, outputs_answer, templated
 
 Logprobs = tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
@@ -81,20 +83,11 @@ class Generator:
         sampling = pieces[0].request.sampling
         ids, mask = _padded([p.tokens for p in pieces], self._pad, self._device, left=True)
         room = [min(sampling.max_tokens, self._limit - len(p.tokens)) for p in pieces]
-        picker = _Picker(
-            [p.seed for p in pieces],
-            max(room),
-            sampling.temperature,
-            sampling.top_p,
-            sampling.logprobs,
-            self._device,
-        )
+        picker = _Picker([p.seed for p in pieces], max(room), sampling, self._device)
         ended = _Ended(room, ids.shape[1], self._stop, self._device)
-        stops = (
-            {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer}
-            if sampling.stop
-            else {}
-        )
+        stops: dict[str, Any] = {}
+        if sampling.stop:
+            stops = {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer}
         out = self._model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -145,19 +138,12 @@ class _Picker:
     as on vLLM. Log-probabilities are those of the model, before temperature and top_p.
     """
 
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        steps: int,
-        temperature: float,
-        top_p: float,
-        top: int,
-        device: Any,
-    ) -> None:
-        self._temperature, self._top_p, self._top = temperature, top_p, top
+    def __init__(self, seeds: Sequence[int], steps: int, sampling: Sampling, device: Any) -> None:
+        self._temperature, self._top_p = sampling.temperature, sampling.top_p
+        self._top = sampling.logprobs
         self._step = 0
         self._logprobs: list[tuple[Any, Any, Any]] = []
-        if temperature > 0:
+        if self._temperature > 0:
             draws = [torch.rand(steps, generator=torch.Generator().manual_seed(s)) for s in seeds]
             self._draws_N_T = torch.stack(draws).to(device)
 
@@ -191,17 +177,12 @@ class _Picker:
         """What was recorded for a row, step by step; None where nothing was asked for."""
         if not self._top:
             return None
-        word = tokenizer.decode
-        return tuple(
-            (
-                word([int(chosen[row, 0])]),
-                tuple(
-                    (word([i]), v)
-                    for i, v in zip(ids[row].tolist(), values[row].tolist(), strict=True)
-                ),
-            )
-            for chosen, ids, values in self._logprobs
-        )
+        text = tokenizer.decode
+        steps = []
+        for chosen, ids, values in self._logprobs:
+            top = zip(ids[row].tolist(), values[row].tolist(), strict=True)
+            steps.append((text([int(chosen[row, 0])]), tuple((text([i]), v) for i, v in top)))
+        return tuple(steps)
 
 
 class _Ended:
@@ -276,11 +257,8 @@ class SequenceClassifier:
         own = self._tokenizer.pad_token_id
         if own is not None and own not in used:
             return int(own)
-        return next(
-            t
-            for t in range(self._model.config.get_text_config().vocab_size - 1, -1, -1)
-            if t not in used
-        )
+        vocabulary = range(self._model.config.get_text_config().vocab_size)
+        return next(t for t in reversed(vocabulary) if t not in used)
 
 
 def _pair(messages: Messages) -> tuple[str, str]:
@@ -300,16 +278,11 @@ def _tokenizer(name: str, revision: str | None) -> Any:
 
 def _load(kind: Any, name: str, revision: str | None, settings: LocalSettings) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()  # the progress line is ours
-    device = (
-        settings.device
-        if settings.device != "auto"
-        else "cuda"
-        if torch.cuda.is_available()
-        else "cpu"
-    )
-    dtype = (
-        settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
-    )
+    device, dtype = settings.device, settings.dtype
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
         made, report = kind.from_pretrained(
@@ -340,25 +313,16 @@ def _encode(tokenizer: Any, messages: Messages, limit: int, answer_follows: bool
 def _limit(config: Any, tokenizer: Any, settings: LocalSettings) -> int:
     """Longest sequence, in tokens."""
     own = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(
-        min(
-            x
-            for x in (own, tokenizer.model_max_length, settings.max_length, 1 << 20)
-            if x is not None and x > 0
-        )
-    )
+    limits = (own, tokenizer.model_max_length, settings.max_length, 1 << 20)
+    return int(min(x for x in limits if x is not None and x > 0))
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: Any, left: bool) -> tuple[Any, Any]:
     """ids_N_T and its mask."""
-    width = max(len(r) for r in rows)
-    fill = [[pad] * (width - len(r)) for r in rows]
-    ids = [[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)]
-    mask = [
-        [0] * len(f) + [1] * len(r) if left else [1] * len(r) + [0] * len(f)
-        for r, f in zip(rows, fill, strict=True)
-    ]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    pad_to = partial(pad_sequence, batch_first=True, padding_side="left" if left else "right")
+    ids = pad_to([torch.tensor(r) for r in rows], padding_value=pad)
+    mask = pad_to([torch.ones(len(r), dtype=torch.long) for r in rows])
+    return ids.to(device), mask.to(device)
 
 
 def _on_device(

@@ -100,7 +100,8 @@ def test_tokens_come_as_often_as_the_model_says(temperature: float, top_p: float
     degrees of freedom."""
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
     n = 20_000
-    picker = _Picker(list(range(n)), 1, temperature, top_p, 0, torch.device("cpu"))
+    sampling = Sampling(temperature, top_p, 1)
+    picker = _Picker(list(range(n)), 1, sampling, torch.device("cpu"))
     drawn = Counter(picker(None, logits.expand(n, -1)).argmax(-1).tolist())
     probs = torch.softmax(logits / temperature, 0).tolist()
     kept, mass = [], 0.0

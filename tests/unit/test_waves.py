@@ -103,8 +103,10 @@ def test_answer_files_may_hold_anything(tmp_path: Path) -> None:
     keys = [f"{i:032x}" for i in range(3)]
     job = folder.write("provider", "", "m", [(k, b"{}") for k in keys])
     good = {"response": {"status_code": 200, "body": {"a": 1}}}
-    folder.errors(job).write_text(json.dumps({"custom_id": keys[0], "error": {"code": "x"}}) + "\n")
-    folder.answers(job).write_bytes(
+    folder.file(job, "errors").write_text(
+        json.dumps({"custom_id": keys[0], "error": {"code": "x"}}) + "\n"
+    )
+    folder.file(job, "answers").write_bytes(
         b"\xff\xfe not json\n[]\n7\n"
         + json.dumps({"custom_id": keys[0], **good}).encode()
         + b"\n"
