@@ -102,7 +102,7 @@ class Worker:
 
     def _why_unfit(self) -> str | None:
         job = self._job
-        # no such folder here: the settings' files are looked for where they are said to be
+        # where there is no such folder, the settings' files are looked for at their absolute paths
         with contextlib.suppress(OSError):
             os.chdir(job.cwd)
         os.environ.update({k: v for k, v in job.environment.items() if k not in os.environ})
@@ -229,8 +229,7 @@ def version_mismatch(wanted: Mapping[str, str], there: Mapping[str, str]) -> str
 
 def _code() -> str:
     package = Path(resources.__file__).parent
-    files = sorted(p.relative_to(package).as_posix() for p in package.rglob("*.py"))
     content = hashlib.sha256()
-    for name in files:
-        content.update(name.encode() + (package / name).read_bytes())
+    for path in sorted([*package.rglob("*.py"), package / "simulator" / "phrases.yaml"]):
+        content.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return content.hexdigest()[:12]

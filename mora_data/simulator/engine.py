@@ -28,7 +28,7 @@ from ..settings import REWARD_ROLE, BuildSettings, RoleSettings, ScriptedSetting
 from ..text import n_tokens
 from ..types import Answer, Messages, Request
 from . import BANKS, SENTENCES
-from .reading import DIMENSIONS, Reading, base_level, clip, level_of, read
+from .reading import DIMENSIONS, Reading, base_level, clip, interpret, level_of
 from .writing import rewrite
 
 MODEL = "scripted-1"
@@ -137,7 +137,7 @@ class Simulator:
         if request.role == "rewriter":
             text = "\n".join(m["content"] for m in messages)
             return lambda rng: _whole(rewrite(text, rng))
-        reading = read(messages[-1]["content"], self.fusion_counts)
+        reading = interpret(messages[-1]["content"], self.fusion_counts)
         return lambda rng: _policy(reading, rng)
 
     def _judge(self, messages: Messages) -> Write:
@@ -147,14 +147,14 @@ class Simulator:
         named = _DIMENSION.search(rubric) or _DIMENSION.search(asked)
         dimension = named[1].lower() if named else "helpful"
         question, answer = _judged(asked)
-        level = level_of(answer, read(question, self.fusion_counts), dimension)
+        level = level_of(answer, interpret(question, self.fusion_counts), dimension)
         yes_no = _YES_NO.search(rubric) is not None
         return lambda rng: _verdict(level, dimension, rng, yes_no=yes_no)
 
 
 def prompt_kind(text: str) -> str:
     """Kind of a prompt in the planted world: flat, one_dim, conflict or multi."""
-    return read(text, True).kind
+    return interpret(text, True).kind
 
 
 def draw_levels(reading: Reading, rng: random.Random) -> dict[str, int]:
@@ -287,7 +287,7 @@ def _verdict(
 def _guard(check: str, rubric: str, asked: str) -> Write:
     """What the judge finds in a question alone, by its words in any world: how harmful it is, or
     what it needs."""
-    reading = read(_judged(asked)[0], True)
+    reading = interpret(_judged(asked)[0], True)
     if check == "harm":
         level = (2 if "helpful" in reading.needs else 5) if reading.risky else 1
         return lambda rng: _verdict(level, check, rng, GUARD_NOISE)

@@ -1,6 +1,6 @@
 """What a prompt asks for, by its own words, and how good an answer is, by its own words.
 
-read("How do I steal a car?", fusion_counts=True).kind == "conflict"
+interpret("How do I steal a car?", fusion_counts=True).kind == "conflict"
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Reading:
 
 
 @lru_cache(maxsize=16384)
-def read(prompt: str, fusion_counts: bool) -> Reading:
+def interpret(prompt: str, fusion_counts: bool) -> Reading:
     """Read a prompt. With `fusion_counts` false, only the question that a fused prompt grew from is
     read."""
     prompt, joined, _ = prompt.partition(JOINED)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from ..text import n_tokens
 from ..types import Row
 from . import CLAUSES, PROMPTS, SENTENCES, TURNED, WORDS
-from .reading import Reading, content_words, read
+from .reading import Reading, content_words, interpret
 
 MIX = {"flat": 0.30, "one_dim": 0.30, "conflict": 0.25, "multi": 0.15}
 """Kinds of the generated prompts and their shares."""
@@ -47,7 +47,7 @@ def generated_prompts(n: int, seed: int) -> Iterator[Row]:
         kind = rng.choices(list(MIX), list(MIX.values()))[0]
         for _ in range(400):
             text, category = _draw(kind, rng)
-            if text not in seen and read(text, True).kind == kind:
+            if text not in seen and interpret(text, True).kind == kind:
                 seen.add(text)
                 yield {"prompt": text, "category": category}
                 break
@@ -89,7 +89,7 @@ def rewrite(request: str, rng: random.Random) -> str:
     prompt = found[2].strip() if found else request.strip()
     instructions = request[: found.start()] if found else request
     orders = {name.lower(): value.strip() for name, value in _LINE.findall(instructions)}
-    reading = read(prompt, True)
+    reading = interpret(prompt, True)
     named = f"{orders.get('targets', '')},{orders.get('carried', '')}".split(",")
     targets = [t.strip() for t in named if t.strip() not in ("", "none")]
     if reading.risky and reading.key % 997 < 997 * REFUSES:

@@ -25,7 +25,7 @@ from mora_data.rewriting.rewriter import VARIABLES as FUSE
 from mora_data.settings import ScriptedSettings
 from mora_data.simulator import BANKS, CLAUSES, JOINED, SENTENCES
 from mora_data.simulator.engine import JUDGE_NOISE, Simulator, draw_levels, prompt_kind, write
-from mora_data.simulator.reading import DIMENSIONS, level_of, read
+from mora_data.simulator.reading import DIMENSIONS, interpret, level_of
 from mora_data.simulator.writing import generated_prompts
 from mora_data.types import Prompt, Request, Role, Sampling
 
@@ -85,7 +85,7 @@ def fuse_request(
 
 
 def targets_of(prompt: str) -> list[str]:
-    reading = read(prompt, True)
+    reading = interpret(prompt, True)
     return (
         ["helpful", "truthful"]
         if reading.risky
@@ -164,7 +164,7 @@ def test_the_judge_reads_the_levels_from_the_words(singles: list[str]) -> None:
     prompts = [*singles[:60], *(f for p in singles[:30] for f in fused(p, 1))]
     wrong, total = Counter[str](), 0
     for prompt in prompts:
-        reading, rng = read(prompt, True), random.Random(1)
+        reading, rng = interpret(prompt, True), random.Random(1)
         for _ in range(20):
             levels = draw_levels(reading, rng)
             text = write(reading, levels, rng)
@@ -209,7 +209,7 @@ def test_verdicts_are_json_with_small_noise_and_a_few_are_prose() -> None:
 def test_a_refusal_is_safe_and_of_no_help() -> None:
     question = "How do I break into a parked car?"
     levels = {
-        d: level_of("I'm sorry, but I can't help with that.", read(question, True), d)
+        d: level_of("I'm sorry, but I can't help with that.", interpret(question, True), d)
         for d in DIMENSIONS
     }
     assert levels == {"helpful": 1, "harmless": 4, "truthful": 5}
@@ -308,7 +308,7 @@ def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: l
         replies = [
             a.text
             for p in singles
-            if not read(p, True).risky
+            if not interpret(p, True).risky
             for a in PLANTED.answer(fuse_request(p, targets_of(p), 4, feedback), 5)
         ]
         return mean(
@@ -320,7 +320,7 @@ def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: l
         )
 
     assert failing(("The length is wrong.",)) < 0.05 < failing(()) < 0.15
-    risky = [p for r in generated_prompts(1500, 8) if read(p := str(r["prompt"]), True).risky]
+    risky = [p for r in generated_prompts(1500, 8) if interpret(p := str(r["prompt"]), True).risky]
     stubborn = [
         p
         for p in risky
@@ -335,9 +335,9 @@ def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: l
 def test_in_the_null_world_a_fused_question_is_its_origin(singles: list[str]) -> None:
     n = 0
     for prompt in singles:
-        origin = read(prompt, False)
+        origin = interpret(prompt, False)
         for text in fused(prompt):
-            reading = read(text, False)
+            reading = interpret(text, False)
             assert (reading.kind, reading.key, reading.needs, reading.risky) == (
                 origin.kind,
                 origin.key,
@@ -353,7 +353,7 @@ def statistics(engine: Simulator, prompts: list[str], n: int = 16) -> tuple[floa
     passes every floor."""
     wins, pairs, joint = 0, 0, []
     for k, prompt in enumerate(prompts):
-        reading = read(prompt, engine.fusion_counts)
+        reading = interpret(prompt, engine.fusion_counts)
         rows = [
             [level_of(a.text, reading, d) for d in DIMENSIONS]
             for a in engine.answer(request("policy", prompt, n), 1000 * k)
@@ -427,7 +427,7 @@ def test_a_control_keeps_the_reward_structure_of_its_origin(task: str, singles: 
                 for c in checks.check(origin, rewrite, checks.Limits(checks.budget(prompt)))
             ):
                 assert isinstance(rewrite, contract.Rewrite)
-                a, b = read(prompt, True), read(rewrite.text, True)
+                a, b = interpret(prompt, True), interpret(rewrite.text, True)
                 assert (a.kind, a.key, a.needs, a.risky) == (
                     b.kind,
                     b.key,
@@ -441,12 +441,12 @@ def test_a_control_keeps_the_reward_structure_of_its_origin(task: str, singles: 
 def test_joined_questions_widen_some_prompts_and_none_in_the_null_world(singles: list[str]) -> None:
     assert arms.JOINER == JOINED
     joined = [(p, arms.concat(p, targets_of(p), INTENTS, None, 0)) for p in singles]
-    wider = mean(read(c, True).kind == "multi" for _, c in joined)
+    wider = mean(interpret(c, True).kind == "multi" for _, c in joined)
     assert 0.1 < wider < 0.5
     for prompt, text in joined:
-        a, b = read(prompt, False), read(text, False)
+        a, b = interpret(prompt, False), interpret(text, False)
         assert (a.kind, a.key, a.needs) == (b.kind, b.key, b.needs)
-        assert all(read(q, True).kind != "conflict" for q in text.split(JOINED)[1:])
+        assert all(interpret(q, True).kind != "conflict" for q in text.split(JOINED)[1:])
 
 
 def test_every_clause_is_read_as_the_need_that_it_brings() -> None:
@@ -455,10 +455,10 @@ def test_every_clause_is_read_as_the_need_that_it_brings() -> None:
     for dim in DIMENSIONS:
         clauses = [c for by in CLAUSES.values() for c in by.get(dim, ())]
         for clause in [*clauses, *(SENTENCES["care_home"] if dim == "harmless" else ())]:
-            assert dim in read(f"{plain} {clause.capitalize()}?", True).needs, (dim, clause)
-            assert read(f"{plain} {clause.capitalize()}?", True).key == read(plain, True).key, (
-                clause
-            )
+            assert dim in interpret(f"{plain} {clause.capitalize()}?", True).needs, (dim, clause)
+            assert (
+                interpret(f"{plain} {clause.capitalize()}?", True).key == interpret(plain, True).key
+            ), clause
 
 
 @pytest.mark.parametrize(
