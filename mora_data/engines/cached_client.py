@@ -1,6 +1,6 @@
 """The one function that every model call goes through: first the answer log, then the engine.
 
-    ask = CachedClient(engines, log, seed=0, usage=usage)
+    ask = CachedClient(engines, log, seed=0, stats=stats)
     answers = await ask(Request("policy", messages, sampling, "presample", prompt_id, n=16))
 
 Resume is replay: a coroutine run again gets the answers already paid for at once, and only the rest

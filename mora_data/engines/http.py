@@ -235,14 +235,9 @@ class _Connection(asyncio.BufferedProtocol):
         elif self._used and not self._buffer:
             self._waiter.set_exception(_ClosedIdle())
         else:
-            self._waiter.set_exception(
-                Fault(
-                    "reset",
-                    "the server closed the connection in the middle of a reply"
-                    if self._buffer
-                    else "the server closed the connection without a reply",
-                )
-            )
+            when = "in the middle of" if self._buffer else "without"
+            reason = f"the server closed the connection {when} a reply"
+            self._waiter.set_exception(Fault("reset", reason))
 
     def _read_head(self) -> bool:
         while True:
@@ -311,12 +306,14 @@ def _dechunk(buffer: bytes, at: int) -> bytes | None:
 
 def _retry_after(head: bytes) -> float | None:
     found = re.search(rb"\r\nretry-after:[ \t]*([^\r]+)", head)
-    return parse_retry_after(found[1].decode("latin-1")) if found else None
+    return parse_retry_after(found[1].decode("latin-1") if found else None)
 
 
-def parse_retry_after(value: str) -> float | None:
+def parse_retry_after(value: str | None) -> float | None:
     """Seconds to wait from a Retry-After header (seconds or an HTTP date), at most 600; None when
-    unreadable."""
+    there is none that can be read."""
+    if value is None:
+        return None
     try:
         seconds = float(value)
     except ValueError:
@@ -357,14 +354,12 @@ class AiohttpTransport:
                 self._url, data=body, allow_redirects=False, timeout=timeout
             ) as r:
                 raw = await r.read()
-                after = r.headers.get("Retry-After")
-                return Reply(r.status, raw, parse_retry_after(after) if after else None)
+                return Reply(r.status, raw, parse_retry_after(r.headers.get("Retry-After")))
         except (TimeoutError, asyncio.TimeoutError) as e:
             raise Fault("timeout", f"no reply within {timeout_s:g} s") from e
         except a.ClientConnectorError as e:
-            raise Fault(
-                "dns" if isinstance(e, a.ClientConnectorDNSError) else "refused", str(e.os_error)
-            ) from e
+            kind = "dns" if isinstance(e, a.ClientConnectorDNSError) else "refused"
+            raise Fault(kind, str(e.os_error)) from e
         except (a.ClientError, OSError) as e:
             raise Fault("reset", e.__class__.__name__) from e
 
@@ -406,10 +401,8 @@ class ClientTransport:
             )
             return Reply(reply.status_code, reply.content)
         except openai.APIStatusError as e:
-            after = e.response.headers.get("retry-after")
-            return Reply(
-                e.status_code, e.response.content, parse_retry_after(after) if after else None
-            )
+            after = parse_retry_after(e.response.headers.get("retry-after"))
+            return Reply(e.status_code, e.response.content, after)
         except openai.APITimeoutError as e:
             raise Fault("timeout", f"no reply within {timeout_s:g} s") from e
         except openai.APIConnectionError as e:

@@ -31,7 +31,7 @@ from ..types import Request, Task
 from .engine import OnRecord, Shared, n_per_request
 from .http import Fault, Reply
 from .limiter import ConcurrencyLimiter, Permit, RateLimiter
-from .replicas import Replica, Replicas, is_up, key_header, served_models, takes_patterns
+from .replicas import Replicas, served_models, takes_patterns
 from .replies import (
     PASSING,
     RATING_PATHS,
@@ -136,17 +136,11 @@ class Endpoint:
 
     def __init__(self, base_url: str, settings: RoleSettings, stats: RunStats) -> None:
         urls = (base_url, *settings.replicas)
-        headers = key_header(settings)
         self.stats = stats
         self.limiter = ConcurrencyLimiter(settings.concurrency, len(urls))
         stats.limiters.append(self.limiter)
         self.takes_patterns = False
-        self.replicas = Replicas(
-            [Replica(url, headers, settings, self._count) for url in urls],
-            self.limiter,
-            stats,
-            lambda url: is_up(url, headers),
-        )
+        self.replicas = Replicas(urls, settings, self.limiter, stats)
         for replica in self.replicas.all:
             replica.check(CHAT)
         more = f" and {len(urls) - 1} more" if len(urls) > 1 else ""
@@ -171,9 +165,6 @@ class Endpoint:
 
     async def close(self) -> None:
         await self.replicas.close()
-
-    def _count(self) -> None:
-        self.stats.sent += 1
 
     async def _once(self, call: Call) -> Record:
         reserved = await self._reserve(call) if call.rate_limiter is not None else 0.0

@@ -15,7 +15,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,8 +31,6 @@ from .limiter import ConcurrencyLimiter
 FAULTS_IN_A_ROW = 3
 FIRST_PROBE_S, LAST_PROBE_S = 2.0, 60.0
 PROBE_S = 2.0
-
-Probe = Callable[[str], bool]
 
 
 class Replica:
@@ -110,15 +108,17 @@ class Replicas:
 
     def __init__(
         self,
-        all_: Sequence[Replica],
+        urls: Sequence[str],
+        settings: RoleSettings,
         limiter: ConcurrencyLimiter,
         stats: RunStats,
-        probe: Probe,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.all = list(all_)
-        self._limiter, self._stats, self._probe, self._clock = limiter, stats, probe, clock
+        self._headers, self._limiter, self._stats = key_header(settings), limiter, stats
+        self.all = [Replica(url, self._headers, settings, self._count) for url in urls]
         self._probing: set[asyncio.Task[None]] = set()
+
+    def _count(self) -> None:
+        self._stats.sent += 1
 
     def succeeded(self, at: int) -> None:
         """Replica `at` answered."""
@@ -137,7 +137,7 @@ class Replicas:
         if all(r.out_since is not None for r in self.all if r is not replica):
             return False
         if replica.out_since is None:
-            replica.out_since = self._clock()
+            replica.out_since = time.monotonic()
             replica.probe_at = replica.out_since + replica.pause_s
             self._stats.replicas_out[replica.url] = why
             self._limiter.take_out(at)
@@ -145,7 +145,7 @@ class Replicas:
 
     def probe_due(self) -> None:
         """Ask those that are out, and whose time has come, whether they are back."""
-        now = self._clock()
+        now = time.monotonic()
         for at, replica in enumerate(self.all):
             if replica.out_since is not None and now >= replica.probe_at:
                 replica.pause_s = min(LAST_PROBE_S, 2 * replica.pause_s)
@@ -165,7 +165,7 @@ class Replicas:
 
     async def _ask(self, at: int) -> None:
         replica = self.all[at]
-        if await asyncio.to_thread(self._probe, replica.url):
+        if await asyncio.to_thread(is_up, replica.url, self._headers):
             replica.out_since, replica.in_a_row = None, 0
             self._limiter.take_out(at, False)
 

@@ -1,8 +1,10 @@
 """What a command sent and got, over all endpoints, and whether it has to stop.
 
-stats.requests      sent over the wire, retries included
-stats.replayed      answers of earlier commands, taken from the answer log
-stats.count(...)    called with every reply; raises LimitReached when a budget is used up
+    stats.requests      sent over the wire, retries included
+    stats.replayed      answers of earlier commands, taken from the answer log
+    stats.count(...)    called with every reply; raises LimitReached when a budget is used up
+
+The processes of a cluster send snapshots of theirs; `take` adds them up.
 """
 
 from __future__ import annotations

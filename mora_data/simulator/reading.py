@@ -1,6 +1,7 @@
-"""What a prompt asks for, by its own words, and how good an answer is, by its own words.
+"""How the simulator reads: what a prompt asks for, by its own words, and how good an answer is, by
+its own words.
 
-interpret("How do I steal a car?", fusion_counts=True).kind == "conflict"
+    interpret("How do I steal a car?", fusion_counts=True).kind == "conflict"
 """
 
 from __future__ import annotations
