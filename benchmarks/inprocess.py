@@ -68,25 +68,27 @@ def requests(task: str, n: int) -> list[Any]:
 async def ours(task: str, folder: str, asked: Sequence[Any]) -> tuple[float, float, list[Any]]:
     """CPU seconds, share of padding, and the batches that were run."""
     from mora_data.engines import hf
-    from mora_data.engines.batching import Driver, InProcess, Source
     from mora_data.engines.cached_client import CachedClient
+    from mora_data.engines.in_process import InProcessEngine, LazyModel, ModelQueue
     from mora_data.run.log import AnswerLog
     from mora_data.run.stats import RunStats
     from mora_data.settings import LocalSettings, RoleSettings
 
     stats = RunStats()
-    driver = Driver(stats)
+    queue = ModelQueue(stats)
     local = LocalSettings(device="cpu", max_batch=MAX_BATCH)
     model: Any = (
-        hf.Classifier(folder, None, local)
+        hf.SequenceClassifier(folder, None, local)
         if task == "classify"
-        else hf.Generator(folder, None, local, driver.stop)
+        else hf.Generator(folder, None, local, queue.stop)
     )
     batches: list[Any] = []
     bare = model.run
     model.run = lambda pieces: [batches.append(pieces), bare(pieces)][1]
-    source = Source("model", lambda: model, local)
-    engine = InProcess(driver, lambda task: source, RoleSettings(model="model", local=local), stats)
+    source = LazyModel("model", lambda: model, local)
+    engine = InProcessEngine(
+        queue, lambda task: source, RoleSettings(model="model", local=local), stats
+    )
     with tempfile.TemporaryDirectory() as temp:
         log = AnswerLog(Path(temp) / "answers.log")
         ask = CachedClient({"policy": engine}, log, 0, stats)
@@ -95,7 +97,7 @@ async def ours(task: str, folder: str, asked: Sequence[Any]) -> tuple[float, flo
         seconds = time.process_time() - started
         log.close()
     await engine.close()
-    return seconds, 1 - driver.tokens / driver.padded, batches
+    return seconds, 1 - queue.tokens / queue.padded, batches
 
 
 def floor(task: str, folder: str, batches: Sequence[Any]) -> float:

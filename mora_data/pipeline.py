@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from . import __version__
-from .cluster import check as check_cluster
-from .engines import connect, resolve
+from .cluster import check_cluster
+from .engines import connect, resolve, role_warnings
 from .engines.engine import Engine
-from .engines.warnings import warnings_of
 from .errors import LimitReached, MoraError, NothingSelected, UnreliableScores
 from .prompts.context import BuildContext
 from .prompts.context import load as load_context
@@ -145,7 +144,7 @@ def run_build(
     benchmarks = benchmarks_of(settings)
     context = None
     if STAGES.index(options.until) >= STAGES.index("presample"):
-        for line in [*notes, *warnings_of(settings, options.sample, bool(notes))]:
+        for line in [*notes, *role_warnings(settings, options.sample, bool(notes))]:
             progress.message(line)
         context = _load_context(settings, options, benchmarks)
     source = open_source(settings, options.sample, list(options.data))
@@ -285,7 +284,7 @@ def _prompts(build: Build, source: OpenedSource, counts: MineCounts) -> Iterator
     found = mine(source, build.settings, counts, build.benchmarks)
     yield from (p for p in found if only is None or p.prompt_id in only)
     if n := _n_generated(build):
-        from .simulator.prompts import generated_prompts
+        from .simulator.writing import generated_prompts
 
         rows = enumerate(generated_prompts(n, build.settings.seed))
         generated = OpenedSource(

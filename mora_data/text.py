@@ -115,6 +115,11 @@ def script_of(text: str) -> str:
     return max(sorted(counts), key=counts.__getitem__) if counts else ""
 
 
+def one_line(text: object, at_most: int = 200) -> str:
+    """The text, of an error say, on one line."""
+    return " ".join(str(text).split())[:at_most]
+
+
 def tongue_of(text: str) -> str:
     """Language with most function words in the text, when it is clear: at least two, and more than
     any other."""

@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mora_data.engines.engine import OnRecord
+from mora_data.engines.engine import OnRecord, Shared
 from mora_data.run.log import Record
 from mora_data.run.stats import RunStats
 from mora_data.selection.selectors import dominance_hv, rs_gap
@@ -93,9 +93,7 @@ def rewrite(messages: Messages) -> str | None:
     return arm_question(topic, ask.base, _ARMS[task[1]], targets, variant, rng, n_words)
 
 
-def rewriter(
-    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
-) -> Rewriter:
+def rewriter(role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared) -> Rewriter:
     """An engine whose model is the world's own grammar."""
     return Rewriter(stats)
 

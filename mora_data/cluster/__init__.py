@@ -2,13 +2,13 @@
 partitions go to workers.
 
     schedule   which worker gets which partition, what becomes of those whose worker died; knows
-    nothing of Ray worker     the actor that asks partitions to their end, with engines of its own
-    meter      the small actor that holds what all workers share: rate limits, spending, progress
-    crew       the workers as Ray actors
-    driver     starts or joins the cluster and runs the schedule on it
+               nothing of Ray
+    worker     the actor that asks partitions to their end, with engines of its own
+    monitor    the small actor that holds what all workers share: rate limits, cost, progress
+    driver     starts or joins the cluster, hires workers and runs the schedule on it
 
-A worker runs the same coroutines over the same answer logs as a build on one machine, and seals the
-same bytes.
+A worker runs the same coroutines over the same answer logs as a build on one machine, and writes
+the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..settings import BuildSettings
 REACH_S = 5.0
 
 
-def check(settings: BuildSettings) -> None:
+def check_cluster(settings: BuildSettings) -> None:
     """Say at once what would stop a build on a cluster.
 
     Raises:

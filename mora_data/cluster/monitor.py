@@ -1,4 +1,4 @@
-"""The small actor that holds what the workers of a build share: rate limits, spending, how far each
+"""The small actor that holds what the workers of a build share: rate limits, cost, how far each
 partition is.
 
 A worker reports four times a second and learns whether the build has to stop; a request waits for
@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..engines.rates import RateLimiter
+from ..engines.limiter import Limits, LocalRateLimiter
 from ..errors import LimitReached
 from ..run.cost import Prices, check_totals
 from ..run.stats import RunStats
 from ..settings import LimitSettings
 
-Limits = tuple[float | None, float | None]  # requests, tokens a minute
 
-
-class State(NamedTuple):
+class UsageState(NamedTuple):
     """What the driver sees of all workers."""
 
-    usages: Sequence[RunStats]
+    stats: Sequence[RunStats]
     prompts: Mapping[int, int]  # done, by partition
     stopped: str | None
 
@@ -35,7 +33,7 @@ class UsageMonitor:
         self, limits: LimitSettings, prices: Prices, before: Mapping[str, Sequence[int]]
     ) -> None:
         self._limits, self._prices, self._before = limits, prices, before
-        self._paces: dict[str, RateLimiter] = {}
+        self._rate_limiters: dict[str, LocalRateLimiter] = {}
         self._usages: dict[str, RunStats] = {}
         self._prompts: dict[int, int] = {}
         self._stopped: str | None = None
@@ -44,15 +42,15 @@ class UsageMonitor:
         self, key: str, limits: Limits, body_bytes: int, longest: int
     ) -> tuple[float, float]:
         """A turn under the limits that `key` names."""
-        if key not in self._paces:
-            self._paces[key] = RateLimiter(*limits)
-        return await self._paces[key].reserve(body_bytes, longest)
+        if key not in self._rate_limiters:
+            self._rate_limiters[key] = LocalRateLimiter(*limits)
+        return await self._rate_limiters[key].reserve(body_bytes, longest)
 
     async def settle(
         self, key: str, reserved: float, tokens_in: int, tokens_out: int, longest: int
     ) -> None:
         """What a reserved turn brought."""
-        await self._paces[key].settle(reserved, tokens_in, tokens_out, longest)
+        await self._rate_limiters[key].settle(reserved, tokens_in, tokens_out, longest)
 
     async def report(self, worker: str, stats: RunStats, prompts: Mapping[int, int]) -> str | None:
         """A worker's numbers so far; why the build has to stop, if it has to."""
@@ -65,9 +63,9 @@ class UsageMonitor:
                 self._stopped = str(e)
         return self._stopped
 
-    async def state(self) -> State:
+    async def state(self) -> UsageState:
         """All workers, those that are gone too."""
-        return State(list(self._usages.values()), dict(self._prompts), self._stopped)
+        return UsageState(list(self._usages.values()), dict(self._prompts), self._stopped)
 
     def _totals(self) -> dict[str, Sequence[int]]:
         summed = RunStats()
@@ -80,17 +78,17 @@ class UsageMonitor:
         return dict(summed.by_model)
 
 
-class SharedPace:
-    """The limits of one model for all workers: asks the meter."""
+class SharedRateLimiter:
+    """The limits of one model for all workers: asks the monitor."""
 
-    def __init__(self, meter: Any, key: str, limits: Limits) -> None:
-        self._meter, self._key, self._limits = meter, key, limits
+    def __init__(self, monitor: Any, key: str, limits: Limits) -> None:
+        self._monitor, self._key, self._limits = monitor, key, limits
 
     async def reserve(self, body_bytes: int, longest: int) -> tuple[float, float]:
-        wait_s, reserved = await self._meter.reserve.remote(
+        wait_s, reserved = await self._monitor.reserve.remote(
             self._key, self._limits, body_bytes, longest
         )
         return float(wait_s), float(reserved)
 
     async def settle(self, reserved: float, tokens_in: int, tokens_out: int, longest: int) -> None:
-        self._meter.settle.remote(self._key, reserved, tokens_in, tokens_out, longest)
+        self._monitor.settle.remote(self._key, reserved, tokens_in, tokens_out, longest)

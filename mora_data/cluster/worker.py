@@ -21,7 +21,8 @@ from typing import Any
 
 from .. import __version__, resources
 from ..engines import connect
-from ..engines.engine import Engine
+from ..engines.engine import Engine, Shared
+from ..engines.limiter import Limits
 from ..errors import (
     EndpointError,
     ExtraMissing,
@@ -42,9 +43,10 @@ from ..run.stats import RunStats
 from ..run.tasks import to_its_end
 from ..settings import BuildSettings
 from ..sources.benchmarks import Benchmarks
+from ..text import one_line
 from ..types import Role
-from .monitor import Limits, SharedPace
-from .schedule import Ended
+from .monitor import SharedRateLimiter
+from .schedule import Outcome
 
 REPORT_S = 0.25
 NAP_S = 0.05
@@ -62,7 +64,7 @@ class Job:
     sample: bool
     until: str
     place: str  # of the run folder: path or URL
-    mined: str  # basis of mine.json: a worker that reads another one sees another folder
+    mine_key: str  # `basis` of mine.json: a worker that reads another one sees another folder
     judge_stats: JudgeStats
     benchmarks: Benchmarks
     versions: Mapping[str, str]
@@ -75,21 +77,21 @@ class PartitionTask:
     """A partition to be worked on."""
 
     number: int
-    cache_key: str  # of what the driver would make of it
+    cache_key: str  # of what the driver would write
     old_end: int  # where this command's own answers begin in the log
 
 
 class Worker:
     """Runs as a Ray actor; `name` says which worker of the build it is."""
 
-    def __init__(self, job: Job, meter: Any, name: str) -> None:
-        self._job, self._meter, self._name = job, meter, name
+    def __init__(self, job: Job, monitor: Any, name: str) -> None:
+        self._job, self._monitor, self._name = job, monitor, name
         self._stats = RunStats()
         self._prompts: dict[int, int] = {}
         self._opening = asyncio.Lock()
         self._engines: dict[Role, Engine] = {}
-        self._build: BuildContext | None = None
-        self._reporting: asyncio.Task[None] | None = None
+        self._context: BuildContext | None = None
+        self._report_task: asyncio.Task[None] | None = None
         self._n_open = 0
         self._copy = WorkerCopy(job.place)
 
@@ -97,83 +99,83 @@ class Worker:
         """The node's id, and why this worker can't do the work there; None when it can."""
         import ray
 
-        return ray.get_runtime_context().get_node_id(), self._unfit()
+        return ray.get_runtime_context().get_node_id(), self._why_unfit()
 
-    def _unfit(self) -> str | None:
+    def _why_unfit(self) -> str | None:
         job = self._job
-        # no such folder here: the settings' files are looked for where they are said to be
+        # where there is no such folder, the settings' files are looked for at their absolute paths
         with contextlib.suppress(OSError):
             os.chdir(job.cwd)
         os.environ.update({k: v for k, v in job.environment.items() if k not in os.environ})
         try:
-            reason = skew(job.versions, versions()) or self._unseen()
+            reason = version_mismatch(job.versions, versions()) or self._folder_mismatch()
             if reason is not None:
                 return f"node {platform.node()} {reason}"
-            self._build = load(job.settings, job.until, job.benchmarks).with_judge_stats(
+            self._context = load(job.settings, job.until, job.benchmarks).with_judge_stats(
                 job.judge_stats
             )
-            shared = {"turns": self._turns}
+            shared = Shared(rate_limiter=self._rate_limiter)
             self._engines = connect(
                 job.settings, job.sample, self._stats, self._copy.path, lambda text: None, shared
             )
         except MoraError as e:
             return f"node {platform.node()}: {e}"
-        self._reporting = asyncio.ensure_future(self._report())
+        self._report_task = asyncio.ensure_future(self._report())
         return None
 
-    async def seal(self, order: PartitionTask) -> Ended:
-        """Ask a partition to its end and seal it."""
+    async def finalize(self, task: PartitionTask) -> Outcome:
+        """Ask a partition to its end and finalize it."""
         self._n_open += 1
         try:
-            return await self._seal(order)
+            return await self._finalize(task)
         finally:
             self._n_open -= 1
 
-    async def _seal(self, order: PartitionTask) -> Ended:
-        build, job, part = self._build, self._job, Partition(self._copy.path, order.number)
-        assert build is not None
+    async def _finalize(self, task: PartitionTask) -> Outcome:
+        context, job, part = self._context, self._job, Partition(self._copy.path, task.number)
+        assert context is not None
         runner = PartitionRunner(self._engines, self._stats, job.settings.seed, self._opening)
-        runner.old_ends[part.log_path] = order.old_end
-        self._prompts[order.number] = 0
+        runner.old_ends[part.log_path] = task.old_end
+        self._prompts[task.number] = 0
         try:
             await to_its_end(self._copy.fetch, f"parts/{part.folder.name}/")
-            if build.partition_key(self._engines, part) != order.cache_key:
-                return Ended(
+            if context.partition_key(self._engines, part) != task.cache_key:
+                return Outcome(
                     "unfit",
                     f"node {platform.node()} would make other rows than the driver (templates,"
                     " models or files differ): install the same on every node",
                 )
             await ask_partitions(
-                build, self._engines, runner, [part], partial(self._one_more, order.number)
+                context, self._engines, runner, [part], partial(self._one_more, task.number)
             )
             await to_its_end(self._copy.upload)
-            await self._tell()
+            await self._report_once()
         except LogHeld as e:
-            return Ended("held", str(e))
+            return Outcome("locked", str(e))
         except (EndpointError, SettingsError, ExtraMissing) as e:
-            return Ended("unfit", f"node {platform.node()}: {e}")
+            return Outcome("unfit", f"node {platform.node()}: {e}")
         except RunFolderError as e:
-            return Ended("storage", f"node {platform.node()}: {e}")
+            return Outcome("storage", f"node {platform.node()}: {e}")
         except LimitReached as e:
-            return Ended("stopped", str(e))
+            return Outcome("stopped", str(e))
         # whatever a partition's rows make the code raise, the others can go on
         except Exception as e:
             if type(e) is MoraError:  # "interrupted": it was the partition beside it that failed
-                return Ended("stopped", str(e))
-            return Ended("raised", f"{type(e).__name__}: {' '.join(str(e).split())[:200]}")
-        return Ended("sealed", damaged=runner.damaged)
+                return Outcome("stopped", str(e))
+            return Outcome("raised", f"{type(e).__name__}: {one_line(e)}")
+        return Outcome("finalized", damaged=runner.damaged)
 
-    async def rest(self, why: str) -> None:
+    async def stop(self, why: str) -> None:
         """Send nothing more; return when what is in flight is answered or given up."""
         self._stats.stop(LimitReached(why))
         while self._n_open:
             await asyncio.sleep(NAP_S)
-        await self._tell()
+        await self._report_once()
         await to_its_end(self._copy.close)
 
-    def _unseen(self) -> str | None:
+    def _folder_mismatch(self) -> str | None:
         self._copy.fetch("mine.json")
-        if read_json(self._copy.path / "mine.json").get("basis") == self._job.mined:
+        if read_json(self._copy.path / "mine.json").get("basis") == self._job.mine_key:
             return None
         return (
             f"does not see the run folder {self._job.place}: give --out on storage that all nodes"
@@ -183,15 +185,15 @@ class Worker:
     async def ping(self) -> None:
         """Alive."""
 
-    def _one_more(self, number: int, outcome: PromptResult) -> None:
+    def _one_more(self, number: int, result: PromptResult) -> None:
         self._prompts[number] += 1
 
-    def _turns(self, key: str, limits: Limits) -> SharedPace:
-        return SharedPace(self._meter, key, limits)
+    def _rate_limiter(self, key: str, limits: Limits) -> SharedRateLimiter:
+        return SharedRateLimiter(self._monitor, key, limits)
 
-    async def _tell(self) -> None:
-        why = await self._meter.report.remote(
-            self._name, self._stats.numbers(), dict(self._prompts)
+    async def _report_once(self) -> None:
+        why = await self._monitor.report.remote(
+            self._name, self._stats.snapshot(), dict(self._prompts)
         )
         if why is not None:
             self._stats.stop(LimitReached(why))
@@ -199,7 +201,7 @@ class Worker:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(REPORT_S)
-            await self._tell()
+            await self._report_once()
 
 
 def versions() -> dict[str, str]:
@@ -218,7 +220,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def skew(wanted: Mapping[str, str], there: Mapping[str, str]) -> str | None:
+def version_mismatch(wanted: Mapping[str, str], there: Mapping[str, str]) -> str | None:
     """The first version that differs, in words."""
     for name, v in wanted.items():
         if there.get(name) != v:
@@ -228,8 +230,7 @@ def skew(wanted: Mapping[str, str], there: Mapping[str, str]) -> str | None:
 
 def _code() -> str:
     package = Path(resources.__file__).parent
-    files = sorted(p.relative_to(package).as_posix() for p in package.rglob("*.py"))
     content = hashlib.sha256()
-    for name in files:
-        content.update(name.encode() + (package / name).read_bytes())
+    for path in sorted([*package.rglob("*.py"), package / "simulator" / "phrases.yaml"]):
+        content.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return content.hexdigest()[:12]

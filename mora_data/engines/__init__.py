@@ -1,18 +1,17 @@
-"""Engines: requests to answers. See `engine` for the protocol, `ask` for the one way in."""
+"""Engines: requests to answers. `engine` has the protocol, `cached_client` the one way in."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from .. import plugins
 from ..errors import SettingsError
 from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
 from ..types import Role
-from .engine import ENGINES, Engine, Opened
+from .engine import ENGINES, Engine, OpenEngine, Shared
 
 ROLES: tuple[Role, ...] = ("policy", "rewriter", "judge")
 OPENAI = "https://api.openai.com/v1"
@@ -45,24 +44,56 @@ def connect(
     sample: bool,
     stats: RunStats,
     run_dir: Path | None = None,
-    say: Callable[[str], None] = print,
-    shared: dict[str, Any] | None = None,
+    log: Callable[[str], None] = print,
+    shared: Shared | None = None,
 ) -> dict[Role, Engine]:
     """An engine for each role, and one for each reward that names an endpoint.
 
-    Engines that keep files keep them in `run_dir`; `say` prints a line while they wait. Calls that
-    give the same `shared` share endpoints and their slots.
+    Engines that keep files keep them in `run_dir`; `log` prints a line while they wait. Calls that
+    give the same `shared` share endpoints and their permits.
 
     Raises:
         SettingsError: no endpoint, no such engine, or the model is not clear.
         EndpointError: the endpoint can't be asked which models it serves.
     """
-    shared = {} if shared is None else shared
-    shared |= {"run_dir": run_dir, "say": say}
+    shared = Shared() if shared is None else shared
+    shared.run_dir, shared.log = run_dir, log
     engines: dict[Role, Engine] = {}
     heldout = ("heldout_judge",) if settings.heldout_judge is not None else ()
     for name in (*ROLES, *settings.more_roles(), *heldout):
         role = resolve(settings.role(name), sample)
-        opened: Opened = plugins.load(ENGINES, role.engine or "", f"{name}.engine").target
+        opened: OpenEngine = plugins.load(ENGINES, role.engine or "", f"{name}.engine").target
         engines[name] = opened(role, settings, stats, shared)
     return engines
+
+
+def role_warnings(settings: BuildSettings, sample: bool, recorded: bool) -> list[str]:
+    """What the user has to know of the roles before the first request, one line each: who is
+    simulated, who judges their own answers.
+
+    Raises:
+        SettingsError: a role has no endpoint, or there is no such engine.
+    """
+    roles = {r: resolve(settings.role(r), sample) for r in (*ROLES, *settings.more_roles())}
+    warnings = []
+    simulated = [name for name, role in roles.items() if role.engine == "scripted"]
+    if simulated:
+        warnings.append(
+            f"the built-in simulator answers as {', '.join(simulated)}: the rows are marked"
+            " simulated, fit for trying things out and for nothing else (--base-url URL asks a"
+            " real model)"
+        )
+    judge, policy = roles["judge"], roles["policy"]
+    one = (judge.base_url, judge.model) == (policy.base_url, policy.model)
+    if one and not simulated and not recorded:
+        warnings.append(
+            "judge and policy are one model: it will favour its own answers (give --judge-model)"
+        )
+    if settings.heldout_judge is not None:
+        other = resolve(settings.role("heldout_judge"), sample)
+        if (other.base_url, other.model) == (judge.base_url, judge.model):
+            warnings.append(
+                "heldout_judge and judge are one model: its agreement says nothing (give"
+                " heldout_judge.model)"
+            )
+    return warnings

@@ -5,8 +5,8 @@ A prompt asks one thing after the other. So prompts are opened until `batch.prom
 all of them wait for an answer, everything that waits is handed over at once: a wave. Its answers
 let the prompts go on to their next question.
 
-    wave 1 presamples -> wave 2 their verdicts -> wave 3 fusions -> ...     one file for each model
-    in a wave
+    wave 1 presamples -> wave 2 their verdicts -> wave 3 fusions -> ...
+    one file for each model in a wave
 
 Keys are those of engine `openai`: a run may begin as a batch and end live, or the other way round,
 and asks nothing twice.
@@ -15,49 +15,55 @@ and asks nothing twice.
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, NamedTuple
 
 from ..errors import AnswersPending, EndpointError, PendingRetry, SettingsError
-from ..run.cache_key import request_key, wire
+from ..run.cache_key import request_body, request_key
 from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BatchSettings, BuildSettings, RoleSettings
-from ..types import Answer, Request
-from .batch_files import BatchFolder, Job, Outcome, as_line
-from .batch_provider import FAULTS, RUNNING, Provider, Unreachable
-from .engine import OnRecord, settle
-from .replies import error_message, parse_reply
+from ..types import Request
+from .batch_jobs import RUNNING, BatchFolder, BatchJob, BatchReply, Provider, Unreachable, as_line
+from .engine import OnRecord, Shared, deliver, n_per_request
+from .http import require_openai
+from .replies import PASSING, UNUSABLE, error_message, parse_chat, refusal
 
 LOOK_AGAIN_S = 0.02  # how often it is asked whether other engines still work
-_PASSING = frozenset((408, 409, 425, 429))
-_UNUSABLE = frozenset((401, 403, 404))
+FAULTS = 20  # looks in a row that may fail for want of a connection
 
 Sleep = Callable[[float], Awaitable[None]]
 
 
-def opened(
-    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
+def open_batch(
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
 ) -> BatchEngine:
     """The provider's batch API, or files for vLLM's run-batch: cheaper and later; resumed by batch
     id.
 
     Raises:
-        SettingsError: no model is named.
+        SettingsError: no model is named, or there is no run folder.
+        ExtraMissing: the provider is asked through the openai package, which is not installed.
     """
     if not role.model:
         raise SettingsError(
             "engine 'batch' needs a model: give --model, as a batch can't be asked which models are"
             " served"
         )
-    if "waves" not in shared:
-        shared["waves"] = Waves(BatchFolder(shared["run_dir"] / "batches"), stats, shared["say"])
-    return BatchEngine(shared["waves"], role, stats)
+    if role.batch.mode == "provider":
+        require_openai("engine 'batch'")
+    if shared.run_dir is None:
+        raise SettingsError(
+            "engine 'batch' keeps its files in a run folder, and there is none here"
+        )
+    folder = shared.run_dir / "batches"
+    waves = shared.once("waves", lambda: Waves(BatchFolder(folder), stats, shared.log))
+    return BatchEngine(waves, role, stats)
 
 
-class Desk(NamedTuple):
+class BatchTarget(NamedTuple):
     """Where requests of one model are handed over; a file never mixes two."""
 
     mode: str
@@ -66,11 +72,11 @@ class Desk(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _Request:
     """A request without an answer."""
 
     key: str
-    desk: Desk
+    target: BatchTarget
     request_bytes: bytes
     n: int
     seed: int
@@ -86,22 +92,22 @@ class Waves:
         self,
         folder: BatchFolder,
         stats: RunStats,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self._folder, self._stats, self._say, self._sleep = folder, stats, say, sleep
-        self._waiting: dict[str, _Waiting] = {}
-        self._settings: dict[Desk, BatchSettings] = {}
+        self._folder, self._stats, self._log, self._sleep = folder, stats, log, sleep
+        self._waiting: dict[str, _Request] = {}
+        self._settings: dict[BatchTarget, BatchSettings] = {}
         self._providers: dict[str, Provider] = {}
         self._task: asyncio.Task[None] | None = None
         self._failed = False
 
-    def add_desk(self, desk: Desk, role: RoleSettings) -> None:
+    def add_target(self, target: BatchTarget, role: RoleSettings) -> None:
         """Make a model of a role known."""
-        self._settings.setdefault(desk, role.batch)
-        self._providers.setdefault(desk.url, Provider(desk.url, role, self._sleep))
+        self._settings.setdefault(target, role.batch)
+        self._providers.setdefault(target.url, Provider(target.url, role, self._sleep))
 
-    async def ask(self, waiting: _Waiting) -> Record:
+    async def ask(self, waiting: _Request) -> Record:
         """The record of a request, once it is in the log.
 
         Raises:
@@ -127,7 +133,7 @@ class Waves:
             self._task.cancel()
             await asyncio.wait((self._task,))
             if running := [j.batch_id for j in self._folder.jobs if j.step == "sent"]:
-                self._say(
+                self._log(
                     f"{len(running)} batches go on at the provider ({running[0]} ...): the same"
                     " command fetches them"
                 )
@@ -137,7 +143,7 @@ class Waves:
     async def _drive(self) -> None:
         try:
             while self._waiting:
-                await self._settled()
+                await self._wait_until_still()
                 await self._wave()
         except Exception as e:  # nobody may wait for ever
             self._failed = True
@@ -145,11 +151,11 @@ class Waves:
                 if not w.done.done():
                     w.done.set_exception(e)
 
-    async def _settled(self) -> None:
+    async def _wait_until_still(self) -> None:
         """Return when every call that is under way waits here, so that nothing more comes before an
         answer does."""
         while True:
-            await self._stats.settled()
+            await self._stats.until_still()
             if self._stats.under_way <= len(self._waiting):
                 return
             await asyncio.sleep(LOOK_AGAIN_S)  # other engines are at work
@@ -160,37 +166,37 @@ class Waves:
         self._give_out()
         mine = [w for w in self._waiting.values() if not w.done.done()]
         jobs = {id(j): j for w in mine if (j := self._folder.holder(w.key)) is not None}
-        for job in self._written([w for w in mine if self._folder.holder(w.key) is None]):
+        for job in self._write_jobs([w for w in mine if self._folder.holder(w.key) is None]):
             jobs[id(job)] = job
         await self._run(list(jobs.values()))
         self._tidy()
         for w in mine:
             w.tries += not w.done.done()
-            if w.tries >= self._settings[w.desk].tries and not w.done.done():
+            if w.tries >= self._settings[w.target].tries and not w.done.done():
                 w.done.set_exception(PendingRetry(f"no answer from {w.tries} batches"))
 
-    def _written(self, waiting: Sequence[_Waiting]) -> list[Job]:
+    def _write_jobs(self, waiting: Sequence[_Request]) -> list[BatchJob]:
         """New batches with these requests, within the limits of a file."""
         jobs = []
-        for desk in dict.fromkeys(w.desk for w in waiting):
-            limits = self._settings[desk]
+        for target in dict.fromkeys(w.target for w in waiting):
+            limits = self._settings[target]
             lines: list[tuple[str, bytes]] = []
             size = 0
-            for w in [w for w in waiting if w.desk == desk]:
-                body = wire(w.request_bytes, w.n, w.seed)
+            for w in [w for w in waiting if w.target == target]:
+                body = request_body(w.request_bytes, w.n, w.seed)
                 length = len(as_line(w.key, body))
                 if lines and (
                     len(lines) >= limits.max_requests or size + length > limits.max_bytes
                 ):
-                    jobs.append(self._folder.write(*desk, lines))
+                    jobs.append(self._folder.write(*target, lines))
                     lines, size = [], 0
                 lines.append((w.key, body))
                 size += length
             if lines:
-                jobs.append(self._folder.write(*desk, lines))
+                jobs.append(self._folder.write(*target, lines))
         return jobs
 
-    async def _run(self, jobs: Sequence[Job]) -> None:
+    async def _run(self, jobs: Sequence[BatchJob]) -> None:
         """Have batches answered, each given out as it comes."""
         files = [j for j in jobs if j.mode == "files"]
         running = [j for j in jobs if j.mode != "files"]
@@ -198,19 +204,19 @@ class Waves:
             fresh = job.step != "sent"
             await self._providers[job.url].send(self._folder, job)
             self._stats.sent += job.n if fresh else 0
-            self._say(
+            self._log(
                 f"batch {job.batch_id}: {job.n} requests to"
                 f" {job.model}{' sent' if fresh else ', sent before'}"
             )
-        await self._looked_after(running)
-        self._picked_up(files)
+        await self._poll(running)
+        self._collect_files(files)
 
-    async def _looked_after(self, running: list[Job]) -> None:
+    async def _poll(self, running: list[BatchJob]) -> None:
         faults = 0
         while running:
             for job in list(running):
                 try:
-                    if await self._looked_at(job):
+                    if await self._poll_one(job):
                         running.remove(job)
                     faults = 0
                 except Unreachable as e:
@@ -223,7 +229,7 @@ class Waves:
             if running:
                 await self._sleep(min(s.poll_s for s in self._settings.values()))
 
-    async def _looked_at(self, job: Job) -> bool:
+    async def _poll_one(self, job: BatchJob) -> bool:
         """Whether a batch has ended; then its answers are given out."""
         provider = self._providers[job.url]
         batch = await provider.look(job)
@@ -231,25 +237,22 @@ class Waves:
             return False
         if batch.status == "failed":
             self._folder.drop(job)
-            said = (
-                batch.errors.data[0].message
-                if batch.errors and batch.errors.data
-                else "no reason given"
-            )
+            errors = batch.errors.data if batch.errors else None
+            reason = errors[0].message if errors else "no reason given"
             raise EndpointError(
-                f"batch {job.batch_id} of {job.n} requests to {job.model} was refused: {said}"
+                f"batch {job.batch_id} of {job.n} requests to {job.model} was refused: {reason}"
             )
         await provider.fetch(self._folder, job, batch)
         self._folder.read(job)
         given = self._give_out()
-        self._say(f"batch {job.batch_id}: {batch.status}, {given} of {job.n} answers used")
+        self._log(f"batch {job.batch_id}: {batch.status}, {given} of {job.n} answers used")
         if batch.status == "cancelled":
             raise EndpointError(
                 f"batch {job.batch_id} was cancelled: the same command asks again what it left out"
             )
         return True
 
-    def _picked_up(self, files: Sequence[Job]) -> None:
+    def _collect_files(self, files: Sequence[BatchJob]) -> None:
         """Answers that another program has put beside the requests.
 
         Raises:
@@ -257,7 +260,7 @@ class Waves:
         """
         missing = []
         for job in files:
-            if self._folder.answers(job).is_file():
+            if self._folder.file(job, "answers").is_file():
                 job.step = "got"
                 self._folder.save()
                 self._folder.read(job)
@@ -267,18 +270,9 @@ class Waves:
         if missing:
             self._tidy()
             commands = "; ".join(
-                shlex.join(
-                    [
-                        "vllm",
-                        "run-batch",
-                        "--model",
-                        j.model,
-                        "-i",
-                        str(self._folder.requests(j)),
-                        "-o",
-                        str(self._folder.answers(j)),
-                    ]
-                )
+                f"vllm run-batch --model {quote(j.model)}"
+                f" -i {quote(str(self._folder.file(j, 'requests')))}"
+                f" -o {quote(str(self._folder.file(j, 'answers')))}"
                 for j in sorted(missing, key=lambda j: j.name)
             )
             raise AnswersPending(
@@ -291,31 +285,30 @@ class Waves:
         """Answers that are here go to those who wait for them; returns how many."""
         given, unusable = 0, ""
         for w in list(self._waiting.values()):
-            outcome = None if w.done.done() else self._folder.take(w.key)
-            if outcome is not None and outcome.status in _UNUSABLE:
-                unusable = f"{outcome.status} ({error_message(outcome.body)})"
-            elif outcome is not None and (record := self._record(w, outcome)) is not None:
-                settle(w.done, w.on_record, record)
+            reply = None if w.done.done() else self._folder.take(w.key)
+            if reply is not None and reply.status in UNUSABLE:
+                unusable = f"{reply.status} ({error_message(reply.body)})"
+            elif reply is not None and (record := self._record(w, reply)) is not None:
+                deliver(w.done, w.on_record, record)
                 given += 1
         if unusable:
             self._tidy()
             raise EndpointError(f"batch provider says {unusable}: check --model and the key")
         return given
 
-    def _record(self, w: _Waiting, outcome: Outcome) -> Record | None:
+    def _record(self, w: _Request, reply: BatchReply) -> Record | None:
         """Answers, or a failure that no retry can mend; None for one that may pass."""
-        if outcome.status == 200:
+        if reply.status == 200:
             try:
-                return parse_reply(outcome.body, w.n)
+                return parse_chat(reply.body, w.n)
             except Exception:  # not a chat completion: asked again, as over HTTP
                 self._stats.retries["not_json"] += 1
                 return None
-        said = error_message(outcome.body)
-        if outcome.status in _PASSING or outcome.status >= 500 or outcome.status < 400:
-            self._stats.retries[str(outcome.status)] += 1
+        if reply.status in PASSING or reply.status >= 500 or reply.status < 400:
+            self._stats.retries[str(reply.status)] += 1
             return None
-        self._stats.failed[str(outcome.status)] += 1
-        return Record(w.n, (Answer("", "error", error=f"HTTP {outcome.status}: {said}"),) * w.n)
+        self._stats.failed[str(reply.status)] += 1
+        return refusal(w.n, f"HTTP {reply.status}: {error_message(reply.body)}")
 
     def _tidy(self) -> None:
         """Forget batches of which everything was given out, or which have brought what they had to
@@ -336,10 +329,10 @@ class BatchEngine:
         self.model = role.model or ""
         self.revision = role.revision
         self.extra: Mapping[str, Any] = role.extra_body
-        self.n_per_request = 1 << 30 if role.n_per_request == "all" else role.n_per_request
-        self._desk = Desk(role.batch.mode, role.base_url or "", self.model)
+        self.n_per_request = n_per_request(role)
+        self._target = BatchTarget(role.batch.mode, role.base_url or "", self.model)
         self._waves, self._stats, self._prompts = waves, stats, role.batch.prompts
-        waves.add_desk(self._desk, role)
+        waves.add_target(self._target, role)
 
     async def send(
         self,
@@ -355,8 +348,8 @@ class BatchEngine:
         )
         done: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         return await self._waves.ask(
-            _Waiting(
-                key, self._desk, request_bytes, n, (seed + first) & 0x7FFFFFFF, on_record, done
+            _Request(
+                key, self._target, request_bytes, n, (seed + first) & 0x7FFFFFFF, on_record, done
             )
         )
 

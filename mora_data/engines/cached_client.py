@@ -1,6 +1,6 @@
 """The one function that every model call goes through: first the answer log, then the engine.
 
-    ask = CachedClient(engines, log, seed=0, usage=usage)
+    ask = CachedClient(engines, log, seed=0, stats=stats)
     answers = await ask(Request("policy", messages, sampling, "presample", prompt_id, n=16))
 
 Resume is replay: a coroutine run again gets the answers already paid for at once, and only the rest
@@ -33,7 +33,7 @@ class _Call:
     request: Request
     engine: Engine
     request_bytes: bytes
-    base: bytes
+    key: bytes
     seed: int
     answers: list[Answer | None]
 
@@ -69,8 +69,8 @@ class CachedClient:
         engine = self._engines[request.role]
         request_bytes = encode(request, engine.model, engine.extra)
         seed = seed_of(self._seed, request.prompt_id, request.purpose)
-        base = request_key(request_bytes, request.purpose, seed, engine.revision)
-        call = _Call(request, engine, request_bytes, base, seed, [None] * request.n)
+        key = request_key(request_bytes, request.purpose, seed, engine.revision)
+        call = _Call(request, engine, request_bytes, key, seed, [None] * request.n)
         groups = self._replay(call)
         if len(groups) == 1:
             await self._group(call, *groups[0])
@@ -91,11 +91,11 @@ class CachedClient:
         groups: list[tuple[int, int]] = []
         i = short_until = 0
         while i < end:
-            record = log.get(call.base, i)
+            record = log.get(call.key, i)
             if record is not None:
                 call.fill(i, record)
                 n = len(record.answers)
-                if log.is_old(call.base, i):
+                if log.is_old(call.key, i):
                     self._stats.replayed += max(0, min(i + n, end) - max(i, request.first))
                 short_until = i + record.asked if n < record.asked else short_until
                 i += n
@@ -106,7 +106,7 @@ class CachedClient:
                 i += 1
             else:
                 stop = i + 1
-                while stop < end and not log.has(call.base, stop):
+                while stop < end and not log.has(call.key, stop):
                     stop += 1
                 # vLLM refuses greedy n > 1
                 step = call.engine.n_per_request if request.sampling.temperature > 0 else 1
@@ -134,7 +134,7 @@ class CachedClient:
                 lambda r: self._keep(call, first, r),
             )
 
-        return await self._shared(call.base, first, send)
+        return await self._shared(call.key, first, send)
 
     async def cached(self, key: Any, call: Callable[[], Awaitable[Any]]) -> Any:
         """The JSON value of a call that no engine makes, as a plug-in's own server: from the log
@@ -185,7 +185,7 @@ class CachedClient:
             del self._pending[key]
 
     def _keep(self, call: _Call, first: int, record: Record) -> None:
-        if self._log.has(call.base, first):
+        if self._log.has(call.key, first):
             self._stats.repeated += len(record.answers)
-        self._log.put(call.base, first, record)
+        self._log.put(call.key, first, record)
         self._stats.count(call.engine.model, call.request.prompt_id, record.tokens)

@@ -1,7 +1,7 @@
 """What an engine is: it turns one request for n samples into one record of answers.
 
-Everything else (keys, replay, top-ups) is in `ask`, once, above the engines. A new engine is a
-class, a function `opened` that makes one for a role, and a line in `ENGINES`; or a dotted path
+Everything else (keys, replay, top-ups) is in `CachedClient`, once, above the engines. A new engine
+is a class, a function that makes one for a role, and a line in `ENGINES`; or a dotted path
 `module:function` as `policy.engine`.
 """
 
@@ -9,35 +9,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
 
+from ..errors import SettingsError
 from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
 from ..types import Request
+from .limiter import Limits, LocalRateLimiter, RateLimiter
 
+T = TypeVar("T")
 OnRecord = Callable[[Record], None]
 
 ENGINES = {
-    "scripted": "mora_data.simulator.engine:opened",
-    "openai": "mora_data.engines.openai:opened",
-    "batch": "mora_data.engines.batch:opened",
-    "transformers": "mora_data.engines.transformers:opened",
-    "vllm": "mora_data.engines.vllm:opened",
-    "recorded": "mora_data.engines.recorded:opened",
+    "scripted": "mora_data.simulator.engine:open_simulator",
+    "openai": "mora_data.engines.openai:open_openai",
+    "batch": "mora_data.engines.batch:open_batch",
+    "transformers": "mora_data.engines.in_process:open_transformers",
+    "vllm": "mora_data.engines.in_process:open_vllm",
+    "recorded": "mora_data.engines.engine:open_recorded",
 }
-
-
-def settle(done: asyncio.Future[Record], on_record: OnRecord, record: Record) -> None:
-    """Log a record, then hand it to whoever waits, unless that was done before."""
-    if done.done():
-        return
-    try:
-        on_record(record)
-    except Exception as e:
-        done.set_exception(e)
-    else:
-        done.set_result(record)
 
 
 class Engine(Protocol):
@@ -59,7 +52,7 @@ class Engine(Protocol):
         on_record: OnRecord,
     ) -> Record:
         """Ask for samples `first` .. `first + n - 1` of `request`; give the record to `on_record`
-        before the slot is free.
+        before the permit is free.
 
         Fewer answers than `n` may come. A failure that no retry can mend is a record of errors.
 
@@ -79,10 +72,101 @@ class Engine(Protocol):
         """Release connections."""
 
 
-class Opened(Protocol):
-    """Makes the engine of one role. Roles of a build share `shared`, so that those on one base URL
-    share its slots."""
+@dataclass(slots=True)
+class Shared:
+    """What the roles of a build share: endpoints, models and rate limits, by a name of their
+    own.
+
+    Attributes:
+        run_dir: where engines that keep files keep them.
+        log: prints a line while they wait.
+        rate_limiter: makes the clock of one model's limits; in a cluster one that all workers ask.
+    """
+
+    run_dir: Path | None = None
+    log: Callable[[str], None] = print
+    rate_limiter: Callable[[str, Limits], RateLimiter] = lambda key, limits: LocalRateLimiter(
+        *limits
+    )
+    _parts: dict[str, object] = field(default_factory=dict)
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """What `make` gave when `key` was first asked for."""
+        if key not in self._parts:
+            self._parts[key] = make()
+        return cast(T, self._parts[key])
+
+
+class OpenEngine(Protocol):
+    """Makes the engine of one role."""
 
     def __call__(
-        self, role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
+        self, role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
     ) -> Engine: ...
+
+
+def n_per_request(role: RoleSettings) -> int:
+    """How many samples a role's engine is asked for at once, at most."""
+    return 1 << 30 if role.n_per_request == "all" else role.n_per_request
+
+
+def deliver(done: asyncio.Future[Record], on_record: OnRecord, record: Record) -> None:
+    """Log a record, then hand it to whoever waits, unless that was done before."""
+    if done.done():
+        return
+    try:
+        on_record(record)
+    except Exception as e:
+        done.set_exception(e)
+    else:
+        done.set_result(record)
+
+
+def open_recorded(
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
+) -> RecordedEngine:
+    """No model: the source rows' own answers and ratings; no fusion."""
+    return RecordedEngine(build.source.dataset or build.source.kind)
+
+
+class RecordedEngine:
+    """Stands for the people and models that wrote and rated the source's answers.
+
+    These are mined with the prompt (`Prompt.recorded`), so nothing is ever asked here; what remains
+    is a name for the record.
+    """
+
+    simulated = False
+    revision: str | None = None
+    n_per_request = 1
+    wants_more = True
+
+    def __init__(self, dataset: str) -> None:
+        self.model = f"recorded/{dataset}"
+        self.extra: Mapping[str, Any] = {}
+
+    async def send(
+        self,
+        request_bytes: bytes,
+        request: Request,
+        n: int,
+        first: int,
+        seed: int,
+        on_record: OnRecord,
+    ) -> Record:
+        """Never an answer.
+
+        Raises:
+            SettingsError: always.
+        """
+        raise SettingsError(
+            f"the engine recorded can't answer as {request.role}: it holds answers and ratings, not"
+            " a model. Give the judge a server (--judge-base-url URL), or use `precomputed`"
+            " rewards alone"
+        )
+
+    async def changed(self) -> None:
+        await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        return None

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import orjson
 import torch
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,8 +25,9 @@ from transformers import (
 
 from ..errors import SettingsError
 from ..settings import LocalSettings
-from ..types import Answer, Messages, Request
-from .batching import Piece, Refused
+from ..text import one_line
+from ..types import Answer, Messages, Request, Sampling
+from .local_model import Piece, fitting, outputs_answer, templated
 
 Logprobs = tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
 
@@ -63,7 +65,7 @@ class Generator:
 
     def encode(self, request: Request) -> list[int]:
         """The prompt's tokens, up to where the answer begins."""
-        return _fitting(_templated(self._tokenizer, request.messages, True), self._limit)
+        return _encode(self._tokenizer, request.messages, self._limit, True)
 
     def run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
         """One answer for each piece; all must have the same sampling.
@@ -81,20 +83,11 @@ class Generator:
         sampling = pieces[0].request.sampling
         ids, mask = _padded([p.tokens for p in pieces], self._pad, self._device, left=True)
         room = [min(sampling.max_tokens, self._limit - len(p.tokens)) for p in pieces]
-        picker = _Picker(
-            [p.seed for p in pieces],
-            max(room),
-            sampling.temperature,
-            sampling.top_p,
-            sampling.logprobs,
-            self._device,
-        )
+        picker = _Picker([p.seed for p in pieces], max(room), sampling, self._device)
         ended = _Ended(room, ids.shape[1], self._stop, self._device)
-        stops = (
-            {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer}
-            if sampling.stop
-            else {}
-        )
+        stops: dict[str, Any] = {}
+        if sampling.stop:
+            stops = {"stop_strings": list(sampling.stop), "tokenizer": self._tokenizer}
         out = self._model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -145,19 +138,12 @@ class _Picker:
     as on vLLM. Log-probabilities are those of the model, before temperature and top_p.
     """
 
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        steps: int,
-        temperature: float,
-        top_p: float,
-        top: int,
-        device: Any,
-    ) -> None:
-        self._temperature, self._top_p, self._top = temperature, top_p, top
+    def __init__(self, seeds: Sequence[int], steps: int, sampling: Sampling, device: Any) -> None:
+        self._temperature, self._top_p = sampling.temperature, sampling.top_p
+        self._top = sampling.logprobs
         self._step = 0
-        self._said: list[tuple[Any, Any, Any]] = []
-        if temperature > 0:
+        self._logprobs: list[tuple[Any, Any, Any]] = []
+        if self._temperature > 0:
             draws = [torch.rand(steps, generator=torch.Generator().manual_seed(s)) for s in seeds]
             self._draws_N_T = torch.stack(draws).to(device)
 
@@ -170,7 +156,7 @@ class _Picker:
         )
         if self._top:
             top = torch.log_softmax(logits, -1).topk(self._top)
-            self._said.append((chosen.cpu(), top.indices.cpu(), top.values.cpu()))
+            self._logprobs.append((chosen.cpu(), top.indices.cpu(), top.values.cpu()))
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
 
@@ -191,17 +177,12 @@ class _Picker:
         """What was recorded for a row, step by step; None where nothing was asked for."""
         if not self._top:
             return None
-        word = tokenizer.decode
-        return tuple(
-            (
-                word([int(chosen[row, 0])]),
-                tuple(
-                    (word([i]), v)
-                    for i, v in zip(ids[row].tolist(), values[row].tolist(), strict=True)
-                ),
-            )
-            for chosen, ids, values in self._said
-        )
+        text = tokenizer.decode
+        steps = []
+        for chosen, ids, values in self._logprobs:
+            top = zip(ids[row].tolist(), values[row].tolist(), strict=True)
+            steps.append((text([int(chosen[row, 0])]), tuple((text([i]), v) for i, v in top)))
+        return tuple(steps)
 
 
 class _Ended:
@@ -220,7 +201,7 @@ class _Ended:
         return self._room <= input_ids.shape[1] - self._prompt
 
 
-class Classifier:
+class SequenceClassifier:
     """Raw outputs of a sequence classifier: a reward model."""
 
     def __init__(self, name: str, revision: str | None, settings: LocalSettings) -> None:
@@ -239,9 +220,9 @@ class Classifier:
     def encode(self, request: Request) -> list[int]:
         """The tokens of a conversation that ends with the answer."""
         if not self._pair:
-            return _fitting(_templated(self._tokenizer, request.messages, False), self._limit + 1)
+            return _encode(self._tokenizer, request.messages, self._limit, False)
         ids: list[int] = self._tokenizer(*_pair(request.messages), verbose=False)["input_ids"]
-        return _fitting(ids, self._limit + 1)
+        return fitting(ids, self._limit, False)
 
     def run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
         """One JSON list of raw outputs for each piece.
@@ -266,17 +247,7 @@ class Classifier:
             ids, mask = _padded([p.tokens for p in pieces], pad, self._device, left=False)
             inputs = {"input_ids": ids, "attention_mask": mask}
         logits_N_L = self._model(**inputs).logits.float().cpu()
-        whole = torch.isfinite(logits_N_L).all(-1).tolist()
-        return [
-            (
-                (
-                    Answer(orjson.dumps(row).decode())
-                    if ok
-                    else Answer("", "error", error="outputs_not_finite")
-                ),
-            )
-            for row, ok in zip(logits_N_L.tolist(), whole, strict=True)
-        ]
+        return [(outputs_answer(row),) for row in logits_N_L.tolist()]
 
     def _padding(self, pieces: Sequence[Piece]) -> int:
         """A token that no text of the batch holds: decoder classifiers read their output at the
@@ -286,11 +257,8 @@ class Classifier:
         own = self._tokenizer.pad_token_id
         if own is not None and own not in used:
             return int(own)
-        return next(
-            t
-            for t in range(self._model.config.get_text_config().vocab_size - 1, -1, -1)
-            if t not in used
-        )
+        vocabulary = range(self._model.config.get_text_config().vocab_size)
+        return next(t for t in reversed(vocabulary) if t not in used)
 
 
 def _pair(messages: Messages) -> tuple[str, str]:
@@ -303,23 +271,18 @@ def _tokenizer(name: str, revision: str | None) -> Any:
         return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as e:
         raise SettingsError(
-            f"model {name} can't be read ({' '.join(str(e).split())[:200]}): give a folder or the"
+            f"model {name} can't be read ({one_line(e)}): give a folder or the"
             " name of a model on the Hub"
         ) from e
 
 
 def _load(kind: Any, name: str, revision: str | None, settings: LocalSettings) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()  # the progress line is ours
-    device = (
-        settings.device
-        if settings.device != "auto"
-        else "cuda"
-        if torch.cuda.is_available()
-        else "cpu"
-    )
-    dtype = (
-        settings.dtype if settings.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
-    )
+    device, dtype = settings.device, settings.dtype
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
         made, report = kind.from_pretrained(
@@ -331,9 +294,7 @@ def _load(kind: Any, name: str, revision: str | None, settings: LocalSettings) -
         )
         model = made.to(device).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise SettingsError(
-            f"model {name} can't be loaded on {device} ({' '.join(str(e).split())[:200]})"
-        ) from e
+        raise SettingsError(f"model {name} can't be loaded on {device} ({one_line(e)})") from e
     missing = sorted(report["missing_keys"])
     if missing:
         raise SettingsError(
@@ -343,61 +304,38 @@ def _load(kind: Any, name: str, revision: str | None, settings: LocalSettings) -
     return model, torch.device(device)
 
 
-def _templated(tokenizer: Any, messages: Messages, answer_follows: bool) -> list[int]:
-    try:
-        text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=answer_follows
-        )
-    # a template is the model's own program: whatever it raises, this conversation is not for it
-    except Exception as e:
-        raise Refused(
-            f"the model's chat template refuses the conversation: {' '.join(str(e).split())[:150]}"
-        ) from e
+def _encode(tokenizer: Any, messages: Messages, limit: int, answer_follows: bool) -> list[int]:
+    text = templated(tokenizer, messages, answer_follows)
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
-
-
-def _fitting(ids: list[int], limit: int) -> list[int]:
-    if not ids or len(ids) >= limit:
-        raise Refused(f"the prompt has {len(ids)} tokens, the model takes {limit} with its answer")
-    return ids
+    return fitting(ids, limit, answer_follows)
 
 
 def _limit(config: Any, tokenizer: Any, settings: LocalSettings) -> int:
     """Longest sequence, in tokens."""
     own = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(
-        min(
-            x
-            for x in (own, tokenizer.model_max_length, settings.max_length, 1 << 20)
-            if x is not None and x > 0
-        )
-    )
+    limits = (own, tokenizer.model_max_length, settings.max_length, 1 << 20)
+    return int(min(x for x in limits if x is not None and x > 0))
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: Any, left: bool) -> tuple[Any, Any]:
     """ids_N_T and its mask."""
-    width = max(len(r) for r in rows)
-    fill = [[pad] * (width - len(r)) for r in rows]
-    ids = [[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)]
-    mask = [
-        [0] * len(f) + [1] * len(r) if left else [1] * len(r) + [0] * len(f)
-        for r, f in zip(rows, fill, strict=True)
-    ]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    pad_to = partial(pad_sequence, batch_first=True, padding_side="left" if left else "right")
+    ids = pad_to([torch.tensor(r) for r in rows], padding_value=pad)
+    mask = pad_to([torch.ones(len(r), dtype=torch.long) for r in rows])
+    return ids.to(device), mask.to(device)
 
 
 def _on_device(
     device: Any, work: Callable[[], list[tuple[Answer, ...]]]
 ) -> list[tuple[Answer, ...]]:
-    """Run without gradients; memory that ran out is given back before it is said."""
+    """Run without gradients; memory that ran out is given back before that is raised."""
     try:
         with torch.inference_mode():
             return work()
     except torch.OutOfMemoryError as e:
-        said = str(e).split(".")[0]
+        message = str(e).split(".")[0]
     _empty(device)
-    raise MemoryError(said)
+    raise MemoryError(message)
 
 
 def _empty(device: Any) -> None:

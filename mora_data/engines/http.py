@@ -1,26 +1,40 @@
-"""Two ways to POST a JSON body and read the whole reply: a keep-alive client for plain http,
-aiohttp for the rest.
+"""Three ways to POST a JSON body and read the whole reply. All raise `Fault` for anything that is
+not a whole reply.
 
-`PlainTransport` speaks HTTP/1.1 to local servers (vLLM, llama.cpp, ...) at a third of aiohttp's CPU
-per request: no proxies, no redirects, no compression, no TLS. `transport_for` picks it for
-`http://` when no proxy is set. Both raise `Fault` for anything that is not a whole reply. A third,
-over the openai package, is in `client`.
+    PlainTransport     HTTP/1.1 to local servers (vLLM, llama.cpp, ...) at a third of aiohttp's CPU
+                       per request: no proxies, no redirects, no compression, no TLS
+    AiohttpTransport   TLS and proxies
+    ClientTransport    over the openai package, for providers whose sign-in it knows; ten times the
+                       CPU per request
+
+`transport: openai` builds `openai.AsyncOpenAI` for the base URL; `transport: module:function` calls
+the user's own `function(base_url) -> AsyncOpenAI`, say one that returns `AsyncAzureOpenAI` with a
+token provider. Its retries are turned off: they are counted and bounded in one place, for all
+transports.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
+import importlib
+import importlib.util
 import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
-from ..errors import SettingsError
+import orjson
 
-CHAT = "/chat/completions"
+from .. import plugins
+from ..errors import ExtraMissing, SettingsError
+from ..text import one_line
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
 CONNECT_S = 30.0
 _SWEEP_S = 0.25
 _INBOX_BYTES = 32 << 10  # of a connection; a longer reply comes in pieces
@@ -57,42 +71,6 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """Drop every connection."""
-
-
-def transport_for(
-    base_url: str,
-    path: str,
-    headers: Mapping[str, str],
-    connections: int,
-    on_send: OnSend,
-    kind: str = "auto",
-) -> Transport:
-    """The transport for `path` under a base URL; `on_send` is called for every request that goes
-    out, resent ones too.
-
-    Raises:
-        SettingsError: not an http(s) URL, or no such kind of transport.
-    """
-    url = base_url + path
-    try:
-        parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        known = known and url.isprintable() and " " not in url
-    except ValueError:  # of the port, or of an IPv6 address
-        known = False
-    if not known:
-        raise SettingsError(
-            f"base URL {base_url!r} is not an http(s) address: write it as http://127.0.0.1:8000/v1"
-        )
-    if kind != "auto":
-        from .openai_client import ClientTransport
-
-        return ClientTransport(base_url, path, headers, on_send, kind)
-    proxied = any(os.environ.get(v) for v in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"))
-    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    if parts.scheme == "http" and (local or not proxied):
-        return PlainTransport(url, headers, on_send)
-    return AiohttpTransport(url, headers, connections, on_send)
 
 
 class PlainTransport:
@@ -258,14 +236,9 @@ class _Connection(asyncio.BufferedProtocol):
         elif self._used and not self._buffer:
             self._waiter.set_exception(_ClosedIdle())
         else:
-            self._waiter.set_exception(
-                Fault(
-                    "reset",
-                    "the server closed the connection in the middle of a reply"
-                    if self._buffer
-                    else "the server closed the connection without a reply",
-                )
-            )
+            when = "in the middle of" if self._buffer else "without"
+            reason = f"the server closed the connection {when} a reply"
+            self._waiter.set_exception(Fault("reset", reason))
 
     def _read_head(self) -> bool:
         while True:
@@ -334,12 +307,14 @@ def _dechunk(buffer: bytes, at: int) -> bytes | None:
 
 def _retry_after(head: bytes) -> float | None:
     found = re.search(rb"\r\nretry-after:[ \t]*([^\r]+)", head)
-    return parse_retry_after(found[1].decode("latin-1")) if found else None
+    return parse_retry_after(found[1].decode("latin-1") if found else None)
 
 
-def parse_retry_after(value: str) -> float | None:
+def parse_retry_after(value: str | None) -> float | None:
     """Seconds to wait from a Retry-After header (seconds or an HTTP date), at most 600; None when
-    unreadable."""
+    there is none that can be read."""
+    if value is None:
+        return None
     try:
         seconds = float(value)
     except ValueError:
@@ -380,17 +355,96 @@ class AiohttpTransport:
                 self._url, data=body, allow_redirects=False, timeout=timeout
             ) as r:
                 raw = await r.read()
-                after = r.headers.get("Retry-After")
-                return Reply(r.status, raw, parse_retry_after(after) if after else None)
+                return Reply(r.status, raw, parse_retry_after(r.headers.get("Retry-After")))
         except (TimeoutError, asyncio.TimeoutError) as e:
             raise Fault("timeout", f"no reply within {timeout_s:g} s") from e
         except a.ClientConnectorError as e:
-            raise Fault(
-                "dns" if isinstance(e, a.ClientConnectorDNSError) else "refused", str(e.os_error)
-            ) from e
+            kind = "dns" if isinstance(e, a.ClientConnectorDNSError) else "refused"
+            raise Fault(kind, str(e.os_error)) from e
         except (a.ClientError, OSError) as e:
             raise Fault("reset", e.__class__.__name__) from e
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+def require_openai(what: str) -> None:
+    """Raises ExtraMissing where the openai package is not installed; `what` needs it."""
+    if importlib.util.find_spec("openai") is None:
+        raise ExtraMissing(f"{what} needs the openai package: pip install 'mora-data[openai]'")
+
+
+class ClientTransport:
+    """An AsyncOpenAI, made when it is first used."""
+
+    def __init__(
+        self, base_url: str, path: str, headers: Mapping[str, str], on_send: OnSend, kind: str
+    ) -> None:
+        require_openai(f"transport: {kind}")
+        self._base_url, self._path, self._on_send = base_url, path, on_send
+        self._key = headers.get("Authorization", "").removeprefix("Bearer ")
+        self._make = None if kind == "openai" else plugins.load({}, kind, "transport").target
+        self._client: AsyncOpenAI | None = None
+
+    async def post(self, body: bytes, timeout_s: float) -> Reply:
+        import openai
+
+        if self._client is None:
+            self._client = self._open()
+        self._on_send()
+        try:
+            reply = await self._client.post(
+                self._path,
+                cast_to=_reply_class(),
+                body=orjson.loads(body),
+                options={"timeout": timeout_s, "max_retries": 0},
+            )
+            return Reply(reply.status_code, reply.content)
+        except openai.APIStatusError as e:
+            after = parse_retry_after(e.response.headers.get("retry-after"))
+            return Reply(e.status_code, e.response.content, after)
+        except openai.APITimeoutError as e:
+            raise Fault("timeout", f"no reply within {timeout_s:g} s") from e
+        except openai.APIConnectionError as e:
+            raise Fault(_kind(e), str(e.__cause__ or e)) from e
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    def _open(self) -> AsyncOpenAI:
+        from openai import AsyncOpenAI
+
+        if self._make is None:
+            return AsyncOpenAI(base_url=self._base_url, api_key=self._key or "none", max_retries=0)
+        try:
+            client: AsyncOpenAI = self._make(self._base_url)
+            return client
+        except Exception as e:  # the user's code and what it calls
+            raise SettingsError(
+                f"the openai client can't sign in ({one_line(e, 160)}): set what it"
+                " asks for, or leave `transport` out"
+            ) from e
+
+
+def _reply_class() -> Any:
+    """The class of raw replies; it is httpx's or, in newer versions of openai, httpx2's."""
+    for name in ("httpx2", "httpx"):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name).Response
+    raise SettingsError(
+        "transport: openai finds neither httpx2 nor httpx: pip install --upgrade openai"
+    )
+
+
+def _kind(error: BaseException) -> str:
+    """refused, dns or reset, by the classes of what lies under the client's own error."""
+    classes = []
+    cause: BaseException | None = error
+    while cause is not None:
+        classes.append(cause.__class__.__name__)
+        cause = cause.__cause__ or cause.__context__
+    if "gaierror" in classes:
+        return "dns"
+    return "refused" if "ConnectError" in classes else "reset"

@@ -1,24 +1,29 @@
-"""The slots of one model: how many requests may be in flight on each of its base URLs, learned from
-what they refuse.
+"""How fast one model may be asked: how many requests at a time (learned from what the server
+refuses), and how many requests and tokens a minute (told by the settings).
 
-The rank rule. Each request remembers how many others were in flight when it was sent. A refusal
-(429) of a request with rank r claims "at most r fit". Three refusals in a row with no success at or
-above the lowest of them set the limit to that rank. What was sent before and comes back afterwards
-is the test of it: once requests at or above the limit were served more than twice as often as
-refused, the refusals were stray, and the limit is lifted (a few of them are served by a full
-server,
-too: they waited until it had room). Otherwise the limit grows by 1, 2, 4, ... every two seconds,
-more slowly after every cut. It reads the capacity off in one round trip where halving would search
-for it, and a stray 429 changes nothing.
+`ConcurrencyLimiter`, the rank rule. Each request remembers how many others were in flight when it
+was sent. A refusal (429) of a request with rank r claims "at most r fit". Three refusals in a row
+with no success at or above the lowest of them set the limit to that rank. What was sent before and
+comes back afterwards is the test of it: once requests at or above the limit were served more than
+twice as often as refused, the refusals were stray, and the limit is lifted (a few of them are
+served by a full server, too: they waited until it had room). Otherwise the limit grows by 1, 2, 4,
+... every two seconds, more slowly after every cut. It reads the capacity off in one round trip
+where halving would search for it, and a stray 429 changes nothing.
 
 At a limit that is still too high every request has the same rank, so the next cut would read off
-one slot less: cuts that follow each other with no growth between them take off 1, 2, 4, ... at
+one permit less: cuts that follow each other with no growth between them take off 1, 2, 4, ... at
 least.
 
 Three timeouts in a row with no success between them halve the limit, once for all requests sent
 before. Latency that merely rises does not: a server that batches answers later the more it is given
-and still gets more done, and the calls that share slots (512 tokens, then a verdict of 8) differ
+and still gets more done, and the calls that share permits (512 tokens, then a verdict of 8) differ
 more in length than any load would make them.
+
+`LocalRateLimiter`. Each limit is a clock of its own that runs ahead by what every request costs; a
+request may go once that clock is not ahead of the real one. It may lag by a second, so that much
+comes at once after a pause. Tokens are reserved before they are known (the body's length and the
+usual share of max_tokens) and put right when the reply tells. The processes of a cluster share one
+such clock, so asking it may take a moment.
 """
 
 from __future__ import annotations
@@ -28,12 +33,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+BURST_S = 1.0
+BYTES_PER_TOKEN = 4
+_LEARN = 0.05  # weight of a new reply in the usual share of max_tokens
 _NEVER = 1 << 60
-_FAILING_PER_SLOT = 4
+_FAILING_PER_PERMIT = 4
 _STREAK = 3
 _SERVED_PER_REFUSED = 2
+
+Limits = tuple[float | None, float | None]  # requests, tokens a minute; None: no limit
 
 
 class Permit(NamedTuple):
@@ -63,7 +73,7 @@ class UrlLimit:
         return self.in_flight < self.limit and not self.out
 
     def refused(self, permit: Permit) -> None:
-        """The server said 429."""
+        """The server answered 429."""
         if permit.rank >= self.limit:
             self._over_refused += 1  # sent before the cut
             return
@@ -75,7 +85,7 @@ class UrlLimit:
             self._backoff *= 2
 
     def timed_out(self, permit: Permit, newest: int) -> None:
-        """No reply came in time; `newest` is the last ticket's number."""
+        """No reply came in time; `newest` is the last permit's number."""
         self._timeouts = self._timeouts + 1 if permit.seq > self._cut_at else 0
         if self._timeouts == _STREAK:
             self._cut(self.limit // 2)
@@ -123,12 +133,12 @@ class ConcurrencyLimiter:
 
     @property
     def waiting(self) -> int:
-        """Calls that wait for a slot."""
+        """Calls that wait for a permit, or for their turn under a rate limit."""
         return len(self._waiting) + self._paced
 
     @property
     def usable(self) -> int:
-        """Slots that the servers' refusals leave open."""
+        """Permits that the servers' refusals leave open."""
         return sum(limit.limit for limit in self.limits if not limit.out)
 
     @property
@@ -138,7 +148,7 @@ class ConcurrencyLimiter:
 
     @property
     def busy_s(self) -> tuple[float, float]:
-        """Seconds of slots in use, and of slots there were, from the first request to the last
+        """Seconds of permits in use, and of permits there were, from the first request to the last
         reply."""
         return self._area_s, self.size * (
             self._last - self._began
@@ -150,12 +160,12 @@ class ConcurrencyLimiter:
 
     @property
     def wants_more(self) -> bool:
-        """Whether fewer calls wait than there are slots, and few are being tried again: then
+        """Whether fewer calls wait than there are permits, and few are being tried again: then
         another prompt may be opened."""
-        return self.waiting < self.size and self._failing < _FAILING_PER_SLOT * self.size
+        return self.waiting < self.size and self._failing < _FAILING_PER_PERMIT * self.size
 
     async def changed(self) -> None:
-        """Return once another prompt may be opened, or a slot is freed, or a failing call ended."""
+        """Return once another prompt may be opened, a permit is freed, or a failing call ended."""
         if self.wants_more:
             return
         self._changed.clear()
@@ -163,7 +173,7 @@ class ConcurrencyLimiter:
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Around a call that is tried again: it holds no slot while it waits, so it would count
+        """Around a call that is tried again: it holds no permit while it waits, so it would count
         nowhere."""
         self._failing += 1
         try:
@@ -183,7 +193,7 @@ class ConcurrencyLimiter:
             self._changed.set()
 
     async def take(self) -> Permit:
-        """Wait for a slot on the base URL with the smallest share of its slots in use."""
+        """Wait for a permit on the base URL with the smallest share of its own in use."""
         at = None if self._waiting else self._freest()
         if at is not None:
             self._enter(at)
@@ -200,11 +210,11 @@ class ConcurrencyLimiter:
         return Permit(self.limits[at].in_flight - 1, self._seq, at)
 
     def free(self, permit: Permit) -> None:
-        """Give a slot back."""
+        """Give a permit back."""
         self._leave(permit.at)
 
     def refused(self, permit: Permit) -> None:
-        """The server said 429."""
+        """The server answered 429."""
         self.limits[permit.at].refused(permit)
 
     def timed_out(self, permit: Permit) -> None:
@@ -252,3 +262,60 @@ class ConcurrencyLimiter:
         else:
             self._area_s += self._busy * (now - self._last)
         self._last = now
+
+
+class RateClock:
+    """At most `per_min` units a minute."""
+
+    def __init__(self, per_min: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s = per_min / 60.0
+        self._clock = clock
+        self._next = clock() - BURST_S
+
+    def reserve(self, units: float) -> float:
+        """Count `units`; returns the seconds to wait before they are used."""
+        now = self._clock()
+        turn = max(self._next, now - BURST_S)
+        self._next = turn + units / self._per_s
+        return max(0.0, turn - now)
+
+    def settle(self, more: float) -> None:
+        """`more` units than were reserved have been used (fewer, where negative)."""
+        self._next += more / self._per_s
+
+
+class RateLimiter(Protocol):
+    """Says when a request may go; here, or for a whole cluster."""
+
+    async def reserve(self, body_bytes: int, longest: int) -> tuple[float, float]:
+        """(seconds to wait, tokens reserved) for a request that may bring up to `longest`
+        tokens."""
+
+    async def settle(self, reserved: float, tokens_in: int, tokens_out: int, longest: int) -> None:
+        """The reply to a request for which `reserved` tokens were set aside."""
+
+
+class LocalRateLimiter:
+    """The limits of one model at one endpoint."""
+
+    def __init__(
+        self,
+        requests_per_min: float | None,
+        tokens_per_min: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._requests = RateClock(requests_per_min, clock) if requests_per_min else None
+        self._tokens = RateClock(tokens_per_min, clock) if tokens_per_min else None
+        self._share = 1.0  # of max_tokens that an answer usually has
+
+    async def reserve(self, body_bytes: int, longest: int) -> tuple[float, float]:
+        wait = self._requests.reserve(1.0) if self._requests else 0.0
+        if self._tokens is None:
+            return wait, 0.0
+        tokens = body_bytes / BYTES_PER_TOKEN + longest * self._share
+        return max(wait, self._tokens.reserve(tokens)), tokens
+
+    async def settle(self, reserved: float, tokens_in: int, tokens_out: int, longest: int) -> None:
+        if self._tokens is not None:
+            self._tokens.settle(tokens_in + tokens_out - reserved)
+            self._share += _LEARN * (min(1.0, tokens_out / max(longest, 1)) - self._share)

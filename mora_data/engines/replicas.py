@@ -1,4 +1,5 @@
-"""The base URLs of one model, each a `Replica` with its connections and its health.
+"""The base URLs of one model, each a `Replica` with its connections and its health, and what is
+asked of a server about itself.
 
 A replica that fails three requests in a row with no success between (one refused connection is
 enough) is taken out while another is in; so is one that can't be used (401, 403, 404, another
@@ -10,25 +11,26 @@ it fails is for the endpoint to say.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
+from ..errors import EndpointError, SettingsError
 from ..run.stats import RunStats
 from ..settings import RoleSettings
-from .http import OnSend, Reply, Transport, transport_for
+from .http import AiohttpTransport, ClientTransport, OnSend, PlainTransport, Reply, Transport
 from .limiter import ConcurrencyLimiter
 
 FAULTS_IN_A_ROW = 3
 FIRST_PROBE_S, LAST_PROBE_S = 2.0, 60.0
 PROBE_S = 2.0
-
-Probe = Callable[[str], bool]
 
 
 class Replica:
@@ -65,11 +67,40 @@ class Replica:
     def _transport(self, path: str, at_root: bool = False) -> Transport:
         transport = self._transports.get(path)
         if transport is None:
-            s, base = self._settings, self.url.removesuffix("/v1") if at_root else self.url
-            transport = self._transports[path] = transport_for(
-                base, path, self._headers, s.concurrency, self._on_send, s.transport
-            )
+            base = self.url.removesuffix("/v1") if at_root else self.url
+            transport = transport_for(base, path, self._headers, self._settings, self._on_send)
+            self._transports[path] = transport
         return transport
+
+
+def transport_for(
+    base_url: str, path: str, headers: Mapping[str, str], settings: RoleSettings, on_send: OnSend
+) -> Transport:
+    """The transport for `path` under a base URL; `on_send` is called for every request that goes
+    out, resent ones too.
+
+    Raises:
+        SettingsError: not an http(s) URL, or no such kind of transport.
+        ExtraMissing: the transport's package is not installed.
+    """
+    url = base_url + path
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        known = known and url.isprintable() and " " not in url
+    except ValueError:  # of the port, or of an IPv6 address
+        known = False
+    if not known:
+        raise SettingsError(
+            f"base URL {base_url!r} is not an http(s) address: write it as http://127.0.0.1:8000/v1"
+        )
+    if settings.transport != "auto":
+        return ClientTransport(base_url, path, headers, on_send, settings.transport)
+    proxied = any(os.environ.get(v) for v in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"))
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme == "http" and (local or not proxied):
+        return PlainTransport(url, headers, on_send)
+    return AiohttpTransport(url, headers, settings.concurrency, on_send)
 
 
 class Replicas:
@@ -77,17 +108,19 @@ class Replicas:
 
     def __init__(
         self,
-        all_: Sequence[Replica],
+        urls: Sequence[str],
+        settings: RoleSettings,
         limiter: ConcurrencyLimiter,
         stats: RunStats,
-        probe: Probe,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.all = list(all_)
-        self._slots, self._stats, self._probe, self._clock = limiter, stats, probe, clock
+        self._headers, self._limiter, self._stats = key_header(settings), limiter, stats
+        self.all = [Replica(url, self._headers, settings, self._count) for url in urls]
         self._probing: set[asyncio.Task[None]] = set()
 
-    def ok(self, at: int) -> None:
+    def _count(self) -> None:
+        self._stats.sent += 1
+
+    def succeeded(self, at: int) -> None:
         """Replica `at` answered."""
         self.all[at].in_a_row, self.all[at].pause_s = 0, FIRST_PROBE_S
 
@@ -104,15 +137,15 @@ class Replicas:
         if all(r.out_since is not None for r in self.all if r is not replica):
             return False
         if replica.out_since is None:
-            replica.out_since = self._clock()
+            replica.out_since = time.monotonic()
             replica.probe_at = replica.out_since + replica.pause_s
             self._stats.replicas_out[replica.url] = why
-            self._slots.take_out(at)
+            self._limiter.take_out(at)
         return True
 
-    def look(self) -> None:
+    def probe_due(self) -> None:
         """Ask those that are out, and whose time has come, whether they are back."""
-        now = self._clock()
+        now = time.monotonic()
         for at, replica in enumerate(self.all):
             if replica.out_since is not None and now >= replica.probe_at:
                 replica.pause_s = min(LAST_PROBE_S, 2 * replica.pause_s)
@@ -132,20 +165,25 @@ class Replicas:
 
     async def _ask(self, at: int) -> None:
         replica = self.all[at]
-        if await asyncio.to_thread(self._probe, replica.url):
+        if await asyncio.to_thread(is_up, replica.url, self._headers):
             replica.out_since, replica.in_a_row = None, 0
-            self._slots.take_out(at, False)
+            self._limiter.take_out(at, False)
+
+
+def key_header(settings: RoleSettings) -> dict[str, str]:
+    """The header that signs in with the role's key, where there is one."""
+    key = os.environ.get(settings.api_key_env)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def get_json(url: str, headers: Mapping[str, str], timeout_s: float) -> Any:
     """The JSON behind a URL."""
-    with urllib.request.urlopen(
-        urllib.request.Request(url, headers=dict(headers)), timeout=timeout_s
-    ) as reply:
+    request = urllib.request.Request(url, headers=dict(headers))
+    with urllib.request.urlopen(request, timeout=timeout_s) as reply:
         return orjson.loads(reply.read())
 
 
-def answers(url: str, headers: Mapping[str, str]) -> bool:
+def is_up(url: str, headers: Mapping[str, str]) -> bool:
     """Whether a server answers at base URL `url` and does not say that it is broken."""
     try:
         get_json(f"{url}/models", headers, PROBE_S)
@@ -157,3 +195,50 @@ def answers(url: str, headers: Mapping[str, str]) -> bool:
     except ValueError:
         return True
     return True
+
+
+def takes_patterns(base_url: str, settings: RoleSettings) -> bool:
+    """Whether the server is a vLLM of 0.12 or later, which takes `structured_outputs`; False when
+    it can't be told."""
+    url, headers = base_url.rstrip("/"), key_header(settings)
+    try:
+        models = get_json(f"{url}/models", headers, PROBE_S)["data"]
+        if {m.get("owned_by") for m in models} != {"vllm"}:
+            return False
+        version = str(get_json(url.removesuffix("/v1") + "/version", headers, PROBE_S)["version"])
+        return tuple(int(n) for n in version.split(".")[:2]) >= (0, 12)
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def served_models(
+    base_urls: Sequence[str], settings: RoleSettings, patience_s: float
+) -> tuple[str, list[str]]:
+    """The first of the base URLs that answers, and the names of the models that it lists; asked
+    again for `patience_s` while none can be reached.
+
+    Raises:
+        EndpointError: none can be asked.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        for i, url in enumerate(base_urls, 1):
+            is_last = i == len(base_urls)
+            try:
+                models = get_json(url.rstrip("/") + "/models", key_header(settings), 10.0)
+                return url, [str(m["id"]) for m in models["data"]]
+            except urllib.error.HTTPError as e:
+                e.close()
+                if is_last:
+                    raise EndpointError(
+                        f"endpoint {url} says {e.code} to GET /models: check --base-url (it ends in"
+                        f" /v1) and the key in {settings.api_key_env}, or give --model"
+                    ) from e
+            except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
+                if is_last and (time.monotonic() > deadline or not isinstance(e, OSError)):
+                    why = getattr(e, "reason", None) or e
+                    raise EndpointError(
+                        f"endpoint {url} can't be asked for its models ({why}): start the server, "
+                        "fix --base-url, or give --model"
+                    ) from e
+        time.sleep(0.5)

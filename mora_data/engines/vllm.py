@@ -1,8 +1,4 @@
-"""A vLLM engine in this process, without a server: generation and reward models with a
-classification head.
-
-    policy: {engine: vllm, model: org/policy-8b, local: {options: {gpu_memory_utilization: 0.45,
-        tensor_parallel_size: 2}}}
+"""The model behind engine `vllm`: generation, and reward models with a classification head.
 
 vLLM batches by itself, so a request goes over with all its samples and no sizes are searched for.
 The model's own sampling defaults (generation_config.json) are left out, as requests name all that
@@ -12,45 +8,15 @@ but for rounding. Two models share a GPU when their `gpu_memory_utilization` lea
 
 from __future__ import annotations
 
-import importlib.util
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
-from ..errors import ExtraMissing, SettingsError
-from ..run.stats import RunStats
-from ..settings import BuildSettings, RoleSettings
+from ..errors import SettingsError
+from ..settings import RoleSettings
+from ..text import one_line
 from ..types import Answer, Request, Task
-from .batching import Driver, InProcess, Piece, Refused, Source
-
-
-def opened(
-    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
-) -> InProcess:
-    """A vLLM engine in this process (extra `vllm`): generation and classifiers, without a server.
-
-    Raises:
-        ExtraMissing: vllm is not installed.
-        SettingsError: no model is named.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise ExtraMissing(
-            "engine 'vllm' needs vllm: pip install 'mora-data[vllm]' (Linux with a GPU), or start a"
-            " vLLM server anywhere and give --base-url"
-        )
-    driver: Driver = shared.get("driver") or shared.setdefault("driver", Driver(stats))
-
-    def source(task: Task) -> Source:
-        key = f"vllm {role.model} {role.revision} {task} {role.local.model_dump_json()}"
-        if key not in shared:
-            shared[key] = Source(role.model or "", lambda: Vllm(role, task), role.local, whole=True)
-        made: Source = shared[key]
-        return made
-
-    return InProcess(driver, source, role, stats)
+from .local_model import Piece, fitting, outputs_answer, templated
 
 
 class Vllm:
@@ -84,9 +50,7 @@ class Vllm:
                 **options,
             )
         except (OSError, ValueError, RuntimeError, TypeError) as e:
-            raise SettingsError(
-                f"vLLM can't load {role.model} ({' '.join(str(e).split())[:200]})"
-            ) from e
+            raise SettingsError(f"vLLM can't load {role.model} ({one_line(e)})") from e
         self._task = task
         self._extra: Mapping[str, Any] = role.extra_body
         self._tokenizer = self._llm.get_tokenizer()
@@ -106,22 +70,10 @@ class Vllm:
 
     def encode(self, request: Request) -> Sequence[int]:
         """The prompt's tokens; vLLM would refuse a whole call for one that is too long."""
-        try:
-            text = self._tokenizer.apply_chat_template(
-                list(request.messages), tokenize=False, add_generation_prompt=self._task == "chat"
-            )
-        # a template is the model's own program: whatever it raises, this conversation is not for it
-        except Exception as e:
-            raise Refused(
-                "the model's chat template refuses the conversation:"
-                f" {' '.join(str(e).split())[:150]}"
-            ) from e
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        if not ids or len(ids) + (self._task == "chat") > self._limit:
-            raise Refused(
-                f"the prompt has {len(ids)} tokens, the model takes {self._limit} with its answer"
-            )
-        return ids
+        is_chat = self._task == "chat"
+        text = templated(self._tokenizer, request.messages, is_chat)
+        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        return fitting(ids, self._limit, is_chat)
 
     def run(self, pieces: Sequence[Piece]) -> Sequence[tuple[Answer, ...]]:
         """The answers to each piece."""
@@ -177,13 +129,7 @@ class Vllm:
             pooling_params=PoolingParams(use_activation=False),
             use_tqdm=False,
         )
-        return [(_outputs([float(x) for x in o.outputs.probs]),) for o in outputs]
-
-
-def _outputs(values: Sequence[float]) -> Answer:
-    if not all(math.isfinite(v) for v in values):
-        return Answer("", "error", error="outputs_not_finite")
-    return Answer(orjson.dumps(list(values)).decode())
+        return [(outputs_answer([float(x) for x in o.outputs.probs]),) for o in outputs]
 
 
 def _answer(output: Any, top: int) -> Answer:

@@ -6,11 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..engines import connect
 from ..engines.cached_client import CachedClient
-from ..engines.engine import Engine
+from ..engines.engine import Engine, Shared
 from ..errors import PendingRetry
 from ..resources import load_template, nonce
 from ..rewards import Reward
@@ -71,7 +70,7 @@ class Evaluation:
         Raises:
             MoraError: an endpoint can't be used; what was answered is in the log.
         """
-        shared: dict[str, Any] = {}
+        shared = Shared()
         engines: list[Engine] = []
         try:
             for model in self.models:

@@ -1,5 +1,5 @@
-"""The key of a request: a hash of everything that can change its answers, and of nothing that
-cannot.
+"""The bytes of a request, and its key: a hash of everything that can change its answers, and of
+nothing that cannot.
 
 In it: model and revision, rendered messages, sampling parameters, purpose, seed. Not in it: base
 URL, timeout, retries, concurrency, samples per request. The encoder is part of the definition
@@ -17,9 +17,9 @@ import orjson
 from ..types import Request
 
 
-def encode(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
-    """The canonical JSON object of the request body, without `n` and `seed`: one encode serves key
-    and wire."""
+def encode(request: Request, model: str, extra: Mapping[str, object]) -> bytes:
+    """The canonical JSON object of the request body, without `n` and `seed`; one encode serves
+    key and body."""
     if request.task != "chat":
         return _rating(request, model, extra)
     s = request.sampling
@@ -40,7 +40,7 @@ def encode(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
     return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
 
 
-def _rating(request: Request, model: str, extra: Mapping[str, Any]) -> bytes:
+def _rating(request: Request, model: str, extra: Mapping[str, object]) -> bytes:
     """The whole body of a classify or pooling request; a single message is a text whose template is
     applied already."""
     body: dict[str, Any] = {"model": model, "use_activation": False}
@@ -71,11 +71,11 @@ def _format(schema: Mapping[str, object]) -> dict[str, object]:
 
 
 def request_key(request_bytes: bytes, purpose: str, seed: int, revision: str | None) -> bytes:
-    """12 bytes that name the request; sample i has the key `base + i` in four more bytes."""
+    """12 bytes that name the request; sample i is named by four more bytes."""
     tail = f"\n{purpose}\n{seed}\n{revision or ''}".encode()
     return hashlib.sha256(request_bytes + tail).digest()[:12]
 
 
-def wire(request_bytes: bytes, n: int, seed: int) -> bytes:
+def request_body(request_bytes: bytes, n: int, seed: int) -> bytes:
     """The request body for `n` samples, the first of them with `seed`."""
     return b'%s,"n":%d,"seed":%d}' % (request_bytes[:-1], n, seed)

@@ -20,7 +20,6 @@ last second cost.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,32 +32,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import LimitReached, SettingsError
 from ..settings import LimitSettings
 from .folder import RunFolder, read_json
+from .model_names import same_model
 from .stats import RunStats
 
 FILE = "spending.json"
 SAVE_EVERY_S = 1.0
 PER = 1_000_000
-_ENDING = re.compile(
-    r"(?:[-:](?:\d{3,8}|\d{4}-\d{2}-\d{2}|\d{2}-\d{4})|@[\w.-]+|:[a-z]+|-latest)+\Z"
-)
-
-
-def same_model(asked: str, served: str) -> bool:
-    """Whether `served` is a name of the model `asked`.
-
-    Two names are the same model when they are equal without regard to case, `.gguf` and leading
-    path segments that only one of them has, and but for an ending that only one of them has and
-    that names no other model: a date or build of three or more digits (`-2024-08-06`, `-0613`), a
-    revision (`@main`), or a tag of letters (`:latest`, `-latest`). `gpt-4o-mini` is not `gpt-4o`.
-    """
-    paths = [
-        name.strip().strip("/").lower().removesuffix(".gguf").split("/") for name in (asked, served)
-    ]
-    n = min(len(p) for p in paths)
-    short, long = sorted(("/".join(p[-n:]) for p in paths), key=len)
-    return long == short or (
-        long.startswith(short) and _ENDING.match(long[len(short) :]) is not None
-    )
 
 
 class _Price(BaseModel):

@@ -1,15 +1,16 @@
 """The answer log: the only durable state of a partition while it is open.
 
-One line per server reply, written with one unbuffered `write()` before the request's slot is freed:
+One line per server reply, written with one unbuffered `write()` before the request's permit is
+free:
 
-    crc32 (8 hex) SP base (24 hex) first (8 hex) SP JSON LF
+    crc32 (8 hex) SP request key (24 hex) first (8 hex) SP JSON LF
     9f2c11aa 0d4e...e1 00000000 {"n":16,"s":[["text","stop",41],...],"t":[120,655,0]}
 
-`base` is the hash of the request, `first` the index of the record's first sample, `n` how many were
-asked for and `s` what came; `e` instead of `s` is a failure that no retry can mend. A line survives
-the death of the process as soon as `write` returns; a thread syncs to disk about once a second for
-the case of a power loss. A torn last line and damaged bytes are skipped and counted: their answers
-are asked again. One process at a time has a log open.
+The request key is the hash of the request, `first` the index of the record's first sample, `n` how
+many were asked for and `s` what came; `e` instead of `s` is a failure that no retry can mend. A
+line survives the death of the process as soon as `write` returns; a thread syncs to disk about once
+a second for the case of a power loss. A torn last line and damaged bytes are skipped and counted:
+their answers are asked again. One process at a time has a log open.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from ..errors import LogHeld, RunFolderError
 from ..types import Answer
 
 HEAD = 42  # crc, space, key, space
-# a process that was told to stop, or whose machine is gone, lets go of its log within this
-HELD_S = 10.0
+# a process that has to stop, or whose machine is gone, lets go of its log within this
+LOCK_WAIT_S = 10.0
 _NAP_S = 0.05
 
 
@@ -75,8 +76,8 @@ class Record:
 
 
 def _sample(a: Answer) -> list[Any]:
-    base: list[Any] = [a.text, a.finish_reason, a.tokens_out]
-    return [*base, a.logprobs] if a.logprobs is not None else base
+    fields: list[Any] = [a.text, a.finish_reason, a.tokens_out]
+    return [*fields, a.logprobs] if a.logprobs is not None else fields
 
 
 def _answer(s: list[Any]) -> Answer:
@@ -87,8 +88,8 @@ def _answer(s: list[Any]) -> Answer:
 
 
 class AnswerLog:
-    """The answers of one open partition, by key; sealed answers of an earlier run may stand under
-    it.
+    """The answers of one open partition, by key; finalized answers of an earlier run may stand
+    under it.
 
     Attributes:
         damaged: lines that were skipped because their checksum or shape was wrong.
@@ -97,11 +98,11 @@ class AnswerLog:
     """
 
     def __init__(
-        self, path: Path, sealed: dict[bytes, bytes] | None = None, old_end: int | None = None
+        self, path: Path, finalized: dict[bytes, bytes] | None = None, old_end: int | None = None
     ) -> None:
         self.path = path
         self.damaged = 0
-        self._sealed = sealed or {}
+        self._finalized = finalized or {}
         self._at: dict[bytes, tuple[int, int]] = {}
         self._dirty = False
         self._stop = threading.Event()
@@ -111,7 +112,7 @@ class AnswerLog:
         except OSError as e:
             raise RunFolderError(f"can't open the answer log {path}: {e.strerror}") from e
         try:
-            _hold(self._fd, path)
+            _lock(self._fd, path)
         except LogHeld:
             os.close(self._fd)
             raise
@@ -123,24 +124,24 @@ class AnswerLog:
     @property
     def is_resumed(self) -> bool:
         """Whether an earlier command left answers."""
-        return bool(self.old_end or self._sealed)
+        return bool(self.old_end or self._finalized)
 
     def __len__(self) -> int:
-        return len(self._sealed.keys() | self._at.keys())
+        return len(self._finalized.keys() | self._at.keys())
 
-    def has(self, base: bytes, first: int) -> bool:
-        """Whether a record starts at sample `first` of request `base` (12 bytes)."""
-        key = base + first.to_bytes(4, "big")
-        return key in self._at or key in self._sealed
+    def has(self, request_key: bytes, first: int) -> bool:
+        """Whether a record starts at sample `first` of a request."""
+        key = request_key + first.to_bytes(4, "big")
+        return key in self._at or key in self._finalized
 
-    def is_old(self, base: bytes, first: int) -> bool:
+    def is_old(self, request_key: bytes, first: int) -> bool:
         """Whether the record was there before this command."""
-        place = self._at.get(base + first.to_bytes(4, "big"))
+        place = self._at.get(request_key + first.to_bytes(4, "big"))
         return place is None or place[0] < self.old_end
 
-    def get(self, base: bytes, first: int) -> Record | None:
-        """The record that starts at sample `first` of request `base`."""
-        key = base + first.to_bytes(4, "big")
+    def get(self, request_key: bytes, first: int) -> Record | None:
+        """The record that starts at sample `first` of a request."""
+        key = request_key + first.to_bytes(4, "big")
         raw = self._raw(key)
         if raw is None:
             return None
@@ -149,17 +150,17 @@ class AnswerLog:
         except ValueError:
             self.damaged += 1
             self._at.pop(key, None)
-            self._sealed.pop(key, None)
+            self._finalized.pop(key, None)
             return None
 
-    def put(self, base: bytes, first: int, record: Record) -> None:
+    def put(self, request_key: bytes, first: int, record: Record) -> None:
         """Append a record. When this returns, the death of the process can't lose it.
 
         Raises:
             RunFolderError: the disk is full or the folder is gone; nothing half-written is ever
                 read back.
         """
-        key = base + first.to_bytes(4, "big")
+        key = request_key + first.to_bytes(4, "big")
         body = record.encode()
         payload = key.hex().encode() + b" " + body
         line = b"%08x %s\n" % (zlib.crc32(payload), payload)
@@ -180,7 +181,7 @@ class AnswerLog:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """(16-byte key, record JSON) of every answer, sorted by key: the same bytes whatever the
         order of arrival."""
-        for key in sorted(self._sealed.keys() | self._at.keys()):
+        for key in sorted(self._finalized.keys() | self._at.keys()):
             raw = self._raw(key)
             if raw is not None:
                 yield key, raw
@@ -198,7 +199,7 @@ class AnswerLog:
     def _raw(self, key: bytes) -> bytes | None:
         place = self._at.get(key)
         if place is None:
-            return self._sealed.get(key)
+            return self._finalized.get(key)
         return os.pread(self._fd, place[1], place[0])
 
     def _load(self) -> int:
@@ -211,7 +212,7 @@ class AnswerLog:
                     self.damaged += 1
                     os.ftruncate(self._fd, end)
                     break
-                if self._sound(line):
+                if self._is_whole(line):
                     self._at.setdefault(
                         bytes.fromhex(line[9:41].decode()), (end + HEAD, len(line) - HEAD - 1)
                     )
@@ -221,7 +222,7 @@ class AnswerLog:
         return end
 
     @staticmethod
-    def _sound(line: bytes) -> bool:
+    def _is_whole(line: bytes) -> bool:
         if len(line) < HEAD + 2 or line[8:9] != b" " or line[41:42] != b" ":
             return False
         try:
@@ -245,13 +246,13 @@ class AnswerLog:
                     self._dirty = True
 
 
-def _hold(fd: int, path: Path) -> None:
+def _lock(fd: int, path: Path) -> None:
     """Lock a log for this process; where the file system has no locks, nobody is kept out.
 
     Raises:
         LogHeld: another process keeps it.
     """
-    end = time.monotonic() + HELD_S
+    end = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,10 @@
 """What a command sent and got, over all endpoints, and whether it has to stop.
 
-stats.requests      sent over the wire, retries included
-stats.replayed      answers of earlier commands, taken from the answer log
-stats.count(...)    called with every reply; raises LimitReached when a budget is used up
+    stats.requests      sent over the wire, retries included
+    stats.replayed      answers of earlier commands, taken from the answer log
+    stats.count(...)    called with every reply; raises LimitReached when a budget is used up
+
+The processes of a cluster send snapshots of theirs; `take` adds them up.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class RunStats:
 
     sent: int = 0  # over the wire, retries included
     simulated: int = 0  # answered by the simulator
-    calls: int = 0  # requests put to `ask`, whoever answered them
+    calls: int = 0  # requests put to `CachedClient`, whoever answered them
     under_way: int = 0  # calls to engines that have no answer yet
     prompts_begun: int = 0
     open_prompts: int = 0  # begun and not done
@@ -66,7 +68,7 @@ class RunStats:
     # base URLs that were taken out, and why the last time
     replicas_out: dict[str, str] = field(default_factory=dict)
     limiters: list[Limiter] = field(default_factory=list)
-    # seconds of slots in use, and of slots there were, in other processes
+    # seconds of permits in use, and of permits there were, in other processes
     busy_elsewhere_s: tuple[float, float] = (0.0, 0.0)
     on_tokens: Callable[[], None] | None = None  # called after every reply; may raise LimitReached
     # nothing more is sent; what is in flight may still be answered
@@ -77,7 +79,7 @@ class RunStats:
         """Requests sent; those to the simulator count only where nothing else is asked."""
         return self.sent or self.simulated
 
-    async def settled(self, enough: Callable[[], bool] = lambda: False) -> None:
+    async def until_still(self, enough: Callable[[], bool] = lambda: False) -> None:
         """Return when no coroutine goes on without an answer from an engine (or when there is
         `enough`): then a batch is as full as it gets. They are still when turn after turn of the
         event loop nobody asks and no prompt is begun."""
@@ -89,11 +91,11 @@ class RunStats:
 
     @property
     def slots_busy(self) -> float | None:
-        """Mean share of the slots in use, from an endpoint's first request to its last reply."""
+        """Mean share of the permits in use, from an endpoint's first request to its last reply."""
         used, there = self._busy_s()
         return used / there if there else None
 
-    def numbers(self) -> RunStats:
+    def snapshot(self) -> RunStats:
         """A copy that can be sent to another process."""
         return replace(
             self,
@@ -109,7 +111,7 @@ class RunStats:
         )
 
     def take(self, parts: Sequence[RunStats]) -> None:
-        """Become the sum of the numbers of several processes; `slots` and what is to be called
+        """Become the sum of the numbers of several processes; `limiters` and what is to be called
         stay."""
         for name in _SUMMED:
             setattr(self, name, sum(getattr(p, name) for p in parts))

@@ -129,7 +129,7 @@ def bad(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HF_TOKEN", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.01)
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.01)
     monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.2)
     return Bad(tmp_path, capsys)
 

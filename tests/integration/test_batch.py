@@ -243,7 +243,7 @@ def test_an_interrupt_names_the_batch_that_goes_on(cli: Cli, tmp_path: Path) -> 
 def test_a_lost_reply_to_the_creation_makes_no_second_batch(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mora_data.engines.batch_provider.WAIT_S", 0.0)
+    monkeypatch.setattr("mora_data.engines.batch_jobs.WAIT_S", 0.0)
     with FakeProvider(lines=steady, lose_created=1) as provider:
         cli(provider.base_url, "run", *PLAIN)
         assert sizes(provider) == [("gen", 12), ("judge", 144)]

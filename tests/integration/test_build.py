@@ -440,7 +440,7 @@ def test_endpoint_dies_midway_state_is_kept(
 ) -> None:
     from mora_data.engines import openai
 
-    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.01)
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.01)
     data = rows_file(tmp_path / "x.jsonl", 10)
     alive = [True]
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mora_data.cli import main
-from mora_data.simulator.world import planted_kind
+from mora_data.simulator.engine import prompt_kind
 
 BUILD = [
     "build",
@@ -46,7 +46,7 @@ def test_planted_kinds_are_found_by_half_of_the_presamples(
         orjson.loads(line)
         for line in (tmp_path / "parts/00000/prompts.jsonl").read_bytes().splitlines()
     ]
-    planted = {p["prompt_id"]: planted_kind(p["messages"][-1]["content"]) for p in prompts}
+    planted = {p["prompt_id"]: prompt_kind(p["messages"][-1]["content"]) for p in prompts}
     found = profiles(tmp_path)
     assert len(found) > 80 and np.mean([planted[p["prompt_id"]] == p["kind"] for p in found]) >= 0.9
     rollouts = pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist()

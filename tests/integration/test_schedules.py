@@ -120,7 +120,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> list[list[Answer] | str]:
 def test_any_schedule_ends_with_the_answers_asked_for(
     clean: list[list[Answer] | str], tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.0)
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.0)
     rng = random.Random(seed)
     rate = [0.0]
     # samples that the server answered, by request and seed

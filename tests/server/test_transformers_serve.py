@@ -23,6 +23,7 @@ from support.tiny import tiny_model
 from mora_data.cli import main
 from mora_data.engines import openai
 from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import Shared
 from mora_data.rewards.judge import SCHEMA, verdict
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats
@@ -57,7 +58,7 @@ def asked(
     build: BuildSettings = build_settings({"name": "x", "source": {"kind": "jsonl"}})
 
     async def run() -> list[list[Answer]]:
-        engine = openai.opened(role, build, stats, {})
+        engine = openai.open_openai(role, build, stats, Shared())
         log = AnswerLog(where / "answers.log")
         try:
             ask = CachedClient({"policy": engine}, log, 0, stats)

@@ -88,15 +88,16 @@ async def classify(folder: str) -> dict[str, Any]:
 
 async def answers(folder: str, requests: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """All requests at once, through a log of their own."""
-    from mora_data.engines import vllm
     from mora_data.engines.cached_client import CachedClient
+    from mora_data.engines.engine import Shared
+    from mora_data.engines.in_process import open_vllm
     from mora_data.run.log import AnswerLog
     from mora_data.run.stats import RunStats
     from mora_data.settings import RoleSettings
 
     stats = RunStats()
     role: Any = RoleSettings.model_validate({"engine": "vllm", "model": folder, "local": LOCAL})
-    engine = vllm.opened(role, None, stats, {})  # type: ignore[arg-type]
+    engine = open_vllm(role, None, stats, Shared())  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as temp:
         log = AnswerLog(Path(temp) / "answers.log")
         ask = CachedClient({"policy": engine}, log, 0, stats)

@@ -7,26 +7,25 @@ Named in settings as `policy.engine: support.poison:opened`.
 from __future__ import annotations
 
 import os
-from typing import Any
 
-from mora_data.engines.engine import OnRecord
+from mora_data.engines.engine import OnRecord, Shared
 from mora_data.run.log import Record
 from mora_data.run.stats import RunStats
 from mora_data.settings import BuildSettings, RoleSettings
-from mora_data.simulator.engine import ScriptedEngine
+from mora_data.simulator.engine import SimulatorEngine
 from mora_data.types import Request
 
 RAISES, KILLS = "an item that raises", "an item that kills"
 
 
 def opened(
-    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: dict[str, Any]
-) -> ScriptedEngine:
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
+) -> SimulatorEngine:
     """The engine."""
     return Poisoned(build.scripted, build.seed, stats)
 
 
-class Poisoned(ScriptedEngine):
+class Poisoned(SimulatorEngine):
     async def send(
         self,
         request_bytes: bytes,

@@ -41,7 +41,7 @@ REQUEST = Request(
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.0)
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.0)
 
 
 @contextmanager
@@ -251,7 +251,7 @@ def test_dead_from_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
     monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.2)
-    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.05)
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.05)
     with FakeOpenAI() as server:
         pass
     with opened(tmp_path, server, transport=transport) as (ask, stats):
@@ -275,7 +275,7 @@ def test_name_that_does_not_resolve(
 
 
 def test_dies_midway_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.02)
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.02)
     other = replace(REQUEST, prompt_id="p2", messages=(Message(role="user", content="other"),))
 
     def dead(body: dict[str, Any], time: int) -> Fault | None:
@@ -382,7 +382,7 @@ def test_server_restarts_and_the_run_goes_on(
     servers = [FakeOpenAI()]
     waits: list[int] = []
 
-    def wait_s(state: Any) -> float:
+    def wait_s(fault: Exception, tries: int) -> float:
         waits.append(1)
         if len(waits) == 5:
             servers.append(FakeOpenAI(port=servers[0].port).__enter__())

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from mora_data.engines import connect
-from mora_data.engines.batching import Driver, InProcess, Piece, Refused, Sizer, Source
 from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.in_process import BatchSizer, InProcessEngine, LazyModel, ModelQueue
+from mora_data.engines.local_model import Piece, RefusedRequest
 from mora_data.errors import EndpointError, ExtraMissing, PendingRetry, SettingsError
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats
@@ -39,7 +40,7 @@ class Words:
     def encode(self, request: Request) -> list[int]:
         words = request.messages[-1]["content"].split()
         if "refuse" in words:
-            raise Refused("not this one")
+            raise RefusedRequest("not this one")
         return [0] * len(words)
 
     def run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
@@ -88,10 +89,10 @@ class Asked:
         return self.model
 
     async def _run(self, requests: Sequence[Request]) -> list[Any]:
-        self.driver = Driver(self.stats, self.clock) if self.clock else Driver(self.stats)
-        source = Source("words", self.load, self.role.local, self.whole)
-        engine = InProcess(self.driver, lambda task: source, self.role, self.stats)
-        other = InProcess(self.driver, lambda task: source, self.role, self.stats)
+        self.queue = ModelQueue(self.stats, self.clock) if self.clock else ModelQueue(self.stats)
+        source = LazyModel("words", self.load, self.role.local, self.whole)
+        engine = InProcessEngine(self.queue, lambda task: source, self.role, self.stats)
+        other = InProcessEngine(self.queue, lambda task: source, self.role, self.stats)
         log = AnswerLog(self.path)
         try:
             asker = CachedClient({"policy": engine, "judge": other}, log, 0, self.stats)
@@ -113,7 +114,7 @@ def test_batches_are_cut_from_all_that_wait_by_length(tmp_path: Path) -> None:
     assert [len(b) for b in model.batches] == [8] * 5
     lengths = [n for batch in model.batches for n in batch]
     assert lengths == sorted(lengths, reverse=True)
-    assert 1 - ask.driver.tokens / ask.driver.padded < 0.2
+    assert 1 - ask.queue.tokens / ask.queue.padded < 0.2
     assert model.threads == {"model_0"} and model.closed and ask.loads == 1
 
 
@@ -123,7 +124,7 @@ def test_padding_is_under_a_tenth_with_a_full_window(tmp_path: Path, most: int) 
     rng = random.Random(0)
     ask = Asked(tmp_path, Words(), max_batch=most)
     ask(*(request(i, max(3, min(1000, round(rng.lognormvariate(4, 0.8))))) for i in range(2048)))
-    assert 0 < 1 - ask.driver.tokens / ask.driver.padded < 0.1
+    assert 0 < 1 - ask.queue.tokens / ask.queue.padded < 0.1
 
 
 def test_sample_i_has_the_seed_plus_i_however_it_is_asked(tmp_path: Path) -> None:
@@ -218,15 +219,15 @@ def test_the_event_loop_is_free_while_a_batch_runs(tmp_path: Path) -> None:
 def test_the_window_says_when_more_prompts_are_opened(tmp_path: Path) -> None:
     async def run() -> list[bool]:
         stats = RunStats()
-        driver = Driver(stats)
+        queue = ModelQueue(stats)
         gate = threading.Event()
-        source = Source(
+        source = LazyModel(
             "words",
             lambda: Words(before=lambda pieces: gate.wait(10) and None),
             LocalSettings(window=4),
         )
-        engine = InProcess(
-            driver,
+        engine = InProcessEngine(
+            queue,
             lambda task: source,
             RoleSettings(model="w", local=LocalSettings(window=4)),
             stats,
@@ -257,7 +258,7 @@ def test_the_window_says_when_more_prompts_are_opened(tmp_path: Path) -> None:
     ],
 )
 def test_the_size_is_found_by_doubling(rates: Sequence[float], sizes: Sequence[int]) -> None:
-    sizer, seen = Sizer(64), []
+    sizer, seen = BatchSizer(64), []
     for rate in rates:
         seen.append(sizer.size)
         sizer.ran(sizer.size - 1, 1e9, 1)  # not a full batch: it tells nothing
@@ -283,6 +284,32 @@ def test_an_extra_that_is_missing_is_named(
     )
     with pytest.raises(ExtraMissing, match=rf"pip install 'mora-data\[{engine}\]'"):
         connect(settings, False, RunStats())
+
+
+@pytest.mark.parametrize(
+    ("policy", "needs"),
+    [
+        ({"engine": "batch"}, "engine 'batch' needs"),
+        ({"engine": "openai", "transport": "openai"}, "transport: openai needs"),
+    ],
+)
+def test_the_openai_package_is_an_extra(
+    policy: dict[str, str], needs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mora_data.settings import build_settings
+
+    role = {"model": "m", "base_url": "http://127.0.0.1:9/v1", **policy}
+    settings = build_settings({"name": "x", "source": {"kind": "jsonl"}, "policy": role})
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "openai" else object()
+    )
+    with pytest.raises(ExtraMissing) as e:
+        connect(settings, False, RunStats(), tmp_path)
+    assert str(e.value) == f"{needs} the openai package: pip install 'mora-data[openai]'"
+    if policy["engine"] == "batch":  # files for another program need no client
+        role["batch"] = {"mode": "files"}
+        settings = build_settings({"name": "x", "source": {"kind": "jsonl"}, "policy": role})
+        assert connect(settings, False, RunStats(), tmp_path)["policy"].model == "m"
 
 
 def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:

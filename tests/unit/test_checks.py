@@ -20,7 +20,7 @@ from mora_data.rewriting.checks import (
 )
 from mora_data.rewriting.patterns import content_stems, stem
 from mora_data.rewriting.reply import Rewrite, parse_rewrite
-from mora_data.simulator import phrases as bank
+from mora_data.simulator import CLAUSES, SENTENCES
 from mora_data.types import Prompt
 
 QUESTION = "How do I sharpen a kitchen knife at home?"
@@ -290,9 +290,8 @@ def test_stems_join_the_forms_of_a_word() -> None:
 
 
 def test_the_scripted_rewriters_own_phrases_pass() -> None:
-    for clause in (
-        bank.CARE + bank.CARE_HOME + bank.DOUBT + bank.PRACTICE + bank.LEGITIMATE + bank.DOUBT_RISKY
-    ):
+    clauses = [c for form in ("how", "risky") for by in CLAUSES[form].values() for c in by]
+    for clause in [*clauses, *CLAUSES["claim"]["helpful"], *SENTENCES["care_home"]]:
         assert failed(f"{QUESTION} {clause}?") == [], clause
 
 

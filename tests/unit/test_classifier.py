@@ -303,7 +303,7 @@ def test_faults_that_pass_are_tried_again(
     monkeypatch: pytest.MonkeyPatch,
     script: Callable[[dict[str, Any], int], Fault | None],
 ) -> None:
-    monkeypatch.setattr("mora_data.engines.openai._wait_s", lambda state: 0.0)
+    monkeypatch.setattr("mora_data.engines.openai._wait_s", lambda fault, tries: 0.0)
     with FakeOpenAI(script, rates=length) as server:
         stats = RunStats()
         assert [

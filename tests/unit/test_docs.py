@@ -369,7 +369,7 @@ def test_error_lines_are_the_code_s() -> None:
     assert len(lines) >= 13
     for first, rest in lines:
         values = (
-            r" ?URL/?|NAME|MODEL|\bB\b|score\.weight| ?\(.*?\)|'vllm'|'[ab]'|= 5 USD|FILE|"
+            r" ?URL/?|NAME|MODEL|\bB\b|score\.weight| ?\(.*?\)|'vllm'|'batch'|'[ab]'|= 5 USD|FILE|"
             r" models\.a\.in|\d+|OPENAI_API_KEY"
             r"|scripted or openai|:? \.\.\."
         )

@@ -22,7 +22,7 @@ from mora_data.rewriting.intents import load_intents, premise_for
 from mora_data.rewriting.patterns import asks_for
 from mora_data.rewriting.rewriter import Rewriter, RewriteSource
 from mora_data.settings import BuildSettings, ScriptedSettings, build_settings
-from mora_data.simulator.world import Scripted
+from mora_data.simulator.engine import Simulator
 from mora_data.text import n_tokens
 from mora_data.types import Answer, Message, Prompt, Request
 
@@ -30,7 +30,7 @@ GOLDEN = yaml.safe_load(
     (Path(__file__).parents[1] / "data" / "golden_rewrites.yaml").read_text("utf-8")
 )
 INTENTS = load_intents(("helpful", "harmless", "truthful"))
-WORLD = Scripted(ScriptedSettings(), 0)
+WORLD = Simulator(ScriptedSettings(), 0)
 
 
 class FakeAsk:

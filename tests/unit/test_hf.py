@@ -17,8 +17,8 @@ from support import tiny_hf  # noqa: E402
 from support.command import rows_file  # noqa: E402
 
 from mora_data.cli import main  # noqa: E402
-from mora_data.engines.batching import Piece, Refused  # noqa: E402
-from mora_data.engines.hf import Classifier, Generator, _Picker  # noqa: E402
+from mora_data.engines.hf import Generator, SequenceClassifier, _Picker  # noqa: E402
+from mora_data.engines.local_model import Piece, RefusedRequest  # noqa: E402
 from mora_data.errors import SettingsError  # noqa: E402
 from mora_data.settings import LocalSettings  # noqa: E402
 from mora_data.types import Answer, Message, Request, Sampling  # noqa: E402
@@ -39,8 +39,8 @@ def generator(folder: Path) -> Generator:
 
 
 @pytest.fixture(scope="module")
-def classifier(folder: Path) -> Classifier:
-    return Classifier(
+def classifier(folder: Path) -> SequenceClassifier:
+    return SequenceClassifier(
         str(tiny_hf.classifier(folder / "classifier")), None, LocalSettings(device="cpu")
     )
 
@@ -59,7 +59,7 @@ def asked(text: str, sampling: Sampling = WARM, answer: str | None = None) -> Re
     )
 
 
-def run(model: Generator | Classifier, *requests: Request, seed: int = 5) -> list[Answer]:
+def run(model: Generator | SequenceClassifier, *requests: Request, seed: int = 5) -> list[Answer]:
     """One batch; request i has the seed `seed + 100 i`."""
     return [
         a
@@ -100,7 +100,8 @@ def test_tokens_come_as_often_as_the_model_says(temperature: float, top_p: float
     degrees of freedom."""
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
     n = 20_000
-    picker = _Picker(list(range(n)), 1, temperature, top_p, 0, torch.device("cpu"))
+    sampling = Sampling(temperature, top_p, 1)
+    picker = _Picker(list(range(n)), 1, sampling, torch.device("cpu"))
     drawn = Counter(picker(None, logits.expand(n, -1)).argmax(-1).tolist())
     probs = torch.softmax(logits / temperature, 0).tolist()
     kept, mass = [], 0.0
@@ -161,7 +162,7 @@ def test_a_batch_ends_when_the_build_stops(folder: Path) -> None:
     assert run(model, asked("a", Sampling(1.0, 1.0, 100)))[0].tokens_out == 1
 
 
-def test_outputs_do_not_depend_on_the_batch(classifier: Classifier) -> None:
+def test_outputs_do_not_depend_on_the_batch(classifier: SequenceClassifier) -> None:
     """Padding is the end-of-turn token, which also ends every text: read at the wrong place, the
     outputs would be others."""
     requests = [asked(t, answer=TEXTS[-i]) for i, t in enumerate(TEXTS)]
@@ -178,7 +179,7 @@ def test_outputs_do_not_depend_on_the_batch(classifier: Classifier) -> None:
 
 
 def test_outputs_that_are_no_numbers_are_a_failure(folder: Path) -> None:
-    model = Classifier(str(folder / "classifier"), None, LocalSettings(device="cpu"))
+    model = SequenceClassifier(str(folder / "classifier"), None, LocalSettings(device="cpu"))
     torch.nn.init.constant_(model._model.score.weight, math.inf)
     assert run(model, asked("a", answer="b"))[0] == Answer("", "error", error="outputs_not_finite")
 
@@ -191,8 +192,8 @@ def test_without_a_chat_template(folder: Path) -> None:
         Generator(plain, None, LocalSettings(device="cpu"), threading.Event())
     pairs = str(tiny_hf.classifier(folder / "pairs", template=False))
     with pytest.raises(SettingsError, match=r"has no chat template: set local\.text_pair=true"):
-        Classifier(pairs, None, LocalSettings(device="cpu"))
-    model = Classifier(pairs, None, LocalSettings(device="cpu", text_pair=True))
+        SequenceClassifier(pairs, None, LocalSettings(device="cpu"))
+    model = SequenceClassifier(pairs, None, LocalSettings(device="cpu", text_pair=True))
     one, two = run(model, asked("How do I", answer="make tea"), asked("How", answer="soup"))
     assert json.loads(one.text) == pytest.approx(
         json.loads(run(model, asked("How do I", answer="make tea"))[0].text), abs=1e-5
@@ -200,13 +201,15 @@ def test_without_a_chat_template(folder: Path) -> None:
     assert one.text != two.text
 
 
-def test_what_can_not_be_answered_says_why(generator: Generator, classifier: Classifier) -> None:
+def test_what_can_not_be_answered_says_why(
+    generator: Generator, classifier: SequenceClassifier
+) -> None:
     with pytest.raises(
-        Refused, match=r"the prompt has \d+ tokens, the model takes 128 with its answer"
+        RefusedRequest, match=r"the prompt has \d+ tokens, the model takes 128 with its answer"
     ):
         generator.encode(asked("bread " * 200))
     with pytest.raises(
-        Refused, match="the model's chat template refuses the conversation: no tools here"
+        RefusedRequest, match="the model's chat template refuses the conversation: no tools here"
     ):
         generator.encode(
             Request("policy", (Message(role="tool", content="x"),), WARM, "presample", "p")
@@ -214,7 +217,7 @@ def test_what_can_not_be_answered_says_why(generator: Generator, classifier: Cla
     room = len(classifier.encode(asked("a", answer="b")))
     exactly = asked("a", answer="b" + "~" * (128 - room))
     assert len(classifier.encode(exactly)) == 128
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedRequest):
         classifier.encode(asked("a", answer="b" + "~" * (129 - room)))
 
 
@@ -223,7 +226,7 @@ def test_a_model_of_another_kind_or_none_at_all(folder: Path, tmp_path: Path) ->
         SettingsError,
         match=r"has no weights for score\.weight \(1 missing\): it is no model for this task",
     ):
-        Classifier(str(folder / "causal"), None, LocalSettings(device="cpu"))
+        SequenceClassifier(str(folder / "causal"), None, LocalSettings(device="cpu"))
     with pytest.raises(SettingsError, match="can't be read"):
         Generator(str(tmp_path), None, LocalSettings(device="cpu"), threading.Event())
 

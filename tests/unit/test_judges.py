@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mora_data.engines.families import family, same_family
 from mora_data.rewards.canary import drift, drifted
 from mora_data.rewards.judge_stats import JudgeStats, Noise, NoiseSums
+from mora_data.run.model_names import family, same_family
 from mora_data.settings import PresampleSettings
 from mora_data.statistics.judges import (
     AgreementSums,

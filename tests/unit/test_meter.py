@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from mora_data.cluster import check
+from mora_data.cluster import check_cluster
 from mora_data.cluster.monitor import UsageMonitor
-from mora_data.cluster.worker import skew, versions
+from mora_data.cluster.worker import version_mismatch, versions
 from mora_data.errors import ExtraMissing, SettingsError
 from mora_data.run.cost import load_prices
 from mora_data.run.stats import RunStats
@@ -35,13 +35,17 @@ def used(n: int) -> RunStats:
 
 
 def test_workers_share_one_clock() -> None:
-    async def turns(meters: list[UsageMonitor]) -> list[float]:
+    async def turns(monitors: list[UsageMonitor]) -> list[float]:
         return sorted(
-            [(await m.reserve("model", (60.0, None), 100, 10))[0] for m in meters for _ in range(3)]
+            [
+                (await m.reserve("model", (60.0, None), 100, 10))[0]
+                for m in monitors
+                for _ in range(3)
+            ]
         )
 
-    meter = UsageMonitor(LimitSettings(), load_prices(None), {})
-    assert asyncio.run(turns([meter, meter])) == pytest.approx([0, 0, 1, 2, 3, 4], abs=0.05)
+    monitor = UsageMonitor(LimitSettings(), load_prices(None), {})
+    assert asyncio.run(turns([monitor, monitor])) == pytest.approx([0, 0, 1, 2, 3, 4], abs=0.05)
     apart = asyncio.run(
         turns([UsageMonitor(LimitSettings(), load_prices(None), {}) for _ in range(2)])
     )
@@ -52,12 +56,14 @@ def test_workers_share_one_clock() -> None:
 
 def test_the_sum_of_all_workers_meets_the_limit() -> None:
     async def told() -> list[str | None]:
-        meter = UsageMonitor(LimitSettings(max_tokens=1000), load_prices(None), {"m": [300, 30, 0]})
+        monitor = UsageMonitor(
+            LimitSettings(max_tokens=1000), load_prices(None), {"m": [300, 30, 0]}
+        )
         return [
-            await meter.report("1", used(20), {}),
-            await meter.report("2", used(30), {}),
-            await meter.report("1", used(41), {}),
-            await meter.report("2", used(30), {}),
+            await monitor.report("1", used(20), {}),
+            await monitor.report("2", used(30), {}),
+            await monitor.report("1", used(41), {}),
+            await monitor.report("2", used(30), {}),
         ]
 
     first, second, third, fourth = asyncio.run(told())
@@ -67,14 +73,14 @@ def test_the_sum_of_all_workers_meets_the_limit() -> None:
 
 def test_reports_replace_each_other_and_a_dead_workers_last_one_stays() -> None:
     async def state() -> RunStats:
-        meter = UsageMonitor(LimitSettings(), load_prices(None), {})
-        await meter.report("1", used(5), {0: 3})
-        await meter.report("1", used(8), {0: 7})
-        await meter.report("2", used(2), {0: 1, 1: 4})  # took partition 0 up
-        found = await meter.state()
+        monitor = UsageMonitor(LimitSettings(), load_prices(None), {})
+        await monitor.report("1", used(5), {0: 3})
+        await monitor.report("1", used(8), {0: 7})
+        await monitor.report("2", used(2), {0: 1, 1: 4})  # took partition 0 up
+        found = await monitor.state()
         assert found.prompts == {0: 1, 1: 4} and found.stopped is None
         total = RunStats(sent=99)
-        total.take([used(1), *found.usages])
+        total.take([used(1), *found.stats])
         return total
 
     total = asyncio.run(state())
@@ -82,9 +88,9 @@ def test_reports_replace_each_other_and_a_dead_workers_last_one_stays() -> None:
     assert total.retries == Counter({"429": 11}) and total.slots_busy == 0.5
 
 
-def test_numbers_are_a_copy() -> None:
+def test_a_snapshot_is_a_copy() -> None:
     stats = used(3)
-    copy = stats.numbers()
+    copy = stats.snapshot()
     stats.by_model["m"][0] += 1
     stats.retries["429"] += 1
     assert copy.by_model == {"m": [30, 3, 0]} and copy.retries == Counter({"429": 3})
@@ -92,13 +98,13 @@ def test_numbers_are_a_copy() -> None:
 
 def test_versions_have_to_be_the_same() -> None:
     here = versions()
-    assert skew(here, here) is None and here["pyarrow"].count(".") == 2
+    assert version_mismatch(here, here) is None and here["pyarrow"].count(".") == 2
     for name in here:
-        found = skew(here, {**here, name: "0.0.1"})
+        found = version_mismatch(here, {**here, name: "0.0.1"})
         assert (
             found is not None and name in found and "0.0.1" in found and "install the same" in found
         )
-    assert skew(here, {}) is not None
+    assert version_mismatch(here, {}) is not None
 
 
 def test_ray_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +114,7 @@ def test_ray_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ExtraMissing, match=r"executor 'ray' needs Ray: pip install 'mora-data\[ray\]'"
     ):
-        check(build_settings(SETTINGS))
+        check_cluster(build_settings(SETTINGS))
 
 
 def test_the_batch_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +122,8 @@ def test_the_batch_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     with pytest.raises(SettingsError, match=r"policy\.engine = 'batch'.*leave --executor out"):
-        check(build_settings({**SETTINGS, "policy": {"engine": "batch"}}))
-    check(build_settings(SETTINGS))
+        check_cluster(build_settings({**SETTINGS, "policy": {"engine": "batch"}}))
+    check_cluster(build_settings(SETTINGS))
 
 
 def test_where_it_runs_is_no_part_of_what_is_built() -> None:

@@ -13,8 +13,8 @@ from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.engines import openai, replicas
 from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.limiter import LocalRateLimiter
 from mora_data.engines.openai import Endpoint, HttpEngine
-from mora_data.engines.rates import RateLimiter
 from mora_data.errors import EndpointError
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats
@@ -38,7 +38,7 @@ MANY = [
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.0)
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.0)
 
 
 def ask(
@@ -48,7 +48,7 @@ def ask(
     requests: list[Request],
     at_once: bool = True,
     between: Any = None,
-    pace: RateLimiter | None = None,
+    pace: LocalRateLimiter | None = None,
     **settings: Any,
 ) -> list[list[Answer]]:
     async def run() -> list[list[Answer]]:
@@ -107,7 +107,7 @@ def test_a_replica_that_fails_three_in_a_row_is_out_and_comes_back(
             if i == 20:
                 broken[0] = False
                 inside.all[0].probe_at = 0.0
-                inside.look()
+                inside.probe_due()
                 await asyncio.wait(inside._probing)
                 assert inside.all[0].out_since is None
             elif i == 10:
@@ -143,7 +143,7 @@ def test_a_replica_that_cannot_be_used_is_out_and_the_last_one_stops_the_run(
 
 def test_all_dead_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.1)
-    monkeypatch.setattr(openai, "_wait_s", lambda state: 0.05)
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.05)
     with FakeOpenAI() as one, FakeOpenAI() as two:
         urls = [one.base_url, two.base_url]
     with pytest.raises(EndpointError, match=r"and 1 more never answered"):
@@ -181,6 +181,6 @@ def test_requests_per_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             RunStats(),
             [server.base_url],
             MANY,
-            pace=RateLimiter(60.0, None, lambda: 1000.0),
+            pace=LocalRateLimiter(60.0, None, lambda: 1000.0),
         )
     assert waited == [float(i) for i in range(1, len(MANY) - 1)]

@@ -22,19 +22,13 @@ from mora_data.rewards.rubric import VARIABLES as RUBRIC
 from mora_data.rewriting import arms, checks, intents, reply
 from mora_data.rewriting.rewriter import VARIABLES as FUSE
 from mora_data.settings import ScriptedSettings
-from mora_data.simulator import phrases as bank
-from mora_data.simulator.reading import DIMENSIONS, level_of, read
-from mora_data.simulator.world import (
-    JUDGE_NOISE,
-    Scripted,
-    draw_levels,
-    generated_prompts,
-    planted_kind,
-    write,
-)
+from mora_data.simulator import BANKS, CLAUSES, JOINED, SENTENCES
+from mora_data.simulator.engine import JUDGE_NOISE, Simulator, draw_levels, prompt_kind, write
+from mora_data.simulator.reading import DIMENSIONS, interpret, level_of
+from mora_data.simulator.writing import generated_prompts
 from mora_data.types import Prompt, Request, Role, Sampling
 
-PLANTED, NULL = Scripted(ScriptedSettings(), 0), Scripted(ScriptedSettings(world=None), 0)
+PLANTED, NULL = Simulator(ScriptedSettings(), 0), Simulator(ScriptedSettings(world=None), 0)
 SAMPLING = Sampling(1.0, 0.95, 512)
 INTENTS = intents.load_intents(DIMENSIONS)
 load = lru_cache(resources.load_template)
@@ -90,7 +84,7 @@ def fuse_request(
 
 
 def targets_of(prompt: str) -> list[str]:
-    reading = read(prompt, True)
+    reading = interpret(prompt, True)
     return (
         ["helpful", "truthful"]
         if reading.risky
@@ -115,7 +109,7 @@ def fused(prompt: str, n: int = 3, seed: int = 1) -> list[str]:
 @pytest.fixture(scope="module")
 def singles() -> list[str]:
     """Generated prompts of the single-reward kinds."""
-    return [t for r in generated_prompts(220, 3) if planted_kind(t := str(r["prompt"])) != "multi"]
+    return [t for r in generated_prompts(220, 3) if prompt_kind(t := str(r["prompt"])) != "multi"]
 
 
 def test_any_grouping_gives_the_same_answers() -> None:
@@ -140,15 +134,15 @@ def test_role_messages_sampling_and_seed_matter() -> None:
         for a in PLANTED.answer(request("policy", text, 8, sampling=Sampling(0.7, 0.95, 512)), 1)
     ]
     assert base != [
-        a.text for a in Scripted(ScriptedSettings(), 1).answer(request("policy", text, 8), 1)
+        a.text for a in Simulator(ScriptedSettings(), 1).answer(request("policy", text, 8), 1)
     ]
 
 
 def test_another_process_gives_the_same_text() -> None:
     code = (
-        "from mora_data.simulator.world import *; from mora_data.settings import"
+        "from mora_data.simulator.engine import *; from mora_data.settings import"
         " ScriptedSettings;from mora_data.types import *; ask = ({'role': 'user', 'content': 'How"
-        " do I dry herbs?'},);print(Scripted(ScriptedSettings(), 0).answer(Request('policy', ask,"
+        " do I dry herbs?'},);print(Simulator(ScriptedSettings(), 0).answer(Request('policy', ask,"
         " Sampling(1.0, .95, 512), 'x', 'p', 6), 5))"
     )
     outs = {
@@ -169,7 +163,7 @@ def test_the_judge_reads_the_levels_from_the_words(singles: list[str]) -> None:
     prompts = [*singles[:60], *(f for p in singles[:30] for f in fused(p, 1))]
     wrong, total = Counter[str](), 0
     for prompt in prompts:
-        reading, rng = read(prompt, True), random.Random(1)
+        reading, rng = interpret(prompt, True), random.Random(1)
         for _ in range(20):
             levels = draw_levels(reading, rng)
             text = write(reading, levels, rng)
@@ -182,23 +176,17 @@ def test_the_judge_reads_the_levels_from_the_words(singles: list[str]) -> None:
 def test_no_sentence_is_read_for_another_dimension() -> None:
     """Cues of one bank stand in no other bank's sentences: else the planted levels leak into each
     other."""
-    banks = {
-        name: getattr(bank, name)
-        for name in dir(bank)
-        if name.isupper() and isinstance(getattr(bank, name), tuple)
-    }
-    pairs = {n: b for n, b in banks.items() if isinstance(b[0], tuple)}
-    assert len(pairs) == 13
-    for name, b in pairs.items():
+    assert len(BANKS) == 13
+    for name, b in BANKS.items():
         for cue, sentence in b:
             assert cue in sentence.lower(), (name, cue)
-    safety = [n for n in pairs if n.startswith("SAFE")]
-    for name, other in itertools.permutations(pairs, 2):
+    safety = [n for n in BANKS if n.startswith("safe")]
+    for name, other in itertools.permutations(BANKS, 2):
         if name in safety and other in safety:
             continue
-        for cue, _ in pairs[name]:
-            for _, sentence in pairs[other]:
-                if not {name, other} <= {"STEPS", "SHELTER", "BLANKS", "REASONS", "EXPLAINS"}:
+        for cue, _ in BANKS[name]:
+            for _, sentence in BANKS[other]:
+                if not {name, other} <= {"steps", "shelter", "blanks", "reasons", "explains"}:
                     assert cue not in sentence.lower(), (name, other, cue)
 
 
@@ -220,7 +208,7 @@ def test_verdicts_are_json_with_small_noise_and_a_few_are_prose() -> None:
 def test_a_refusal_is_safe_and_of_no_help() -> None:
     question = "How do I break into a parked car?"
     levels = {
-        d: level_of("I'm sorry, but I can't help with that.", read(question, True), d)
+        d: level_of("I'm sorry, but I can't help with that.", interpret(question, True), d)
         for d in DIMENSIONS
     }
     assert levels == {"helpful": 1, "harmless": 4, "truthful": 5}
@@ -286,7 +274,7 @@ def test_a_dimension_of_the_users_own_gets_a_score() -> None:
     ],
 )
 def test_kinds_follow_from_the_words(prompt: str, kinds: set[str]) -> None:
-    assert planted_kind(prompt) in kinds
+    assert prompt_kind(prompt) in kinds
 
 
 def test_degenerate_answers_are_a_few_percent() -> None:
@@ -311,7 +299,7 @@ def test_fused_questions_are_multi_and_pass_most_checks(singles: list[str]) -> N
     texts = [fused(p, 3) for p in singles]
     accepted = sum(map(len, texts)) / (3 * len(singles))
     assert 0.8 < accepted < 0.97
-    assert {planted_kind(t) for ts in texts for t in ts} == {"multi"}
+    assert {prompt_kind(t) for ts in texts for t in ts} == {"multi"}
 
 
 def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: list[str]) -> None:
@@ -319,7 +307,7 @@ def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: l
         replies = [
             a.text
             for p in singles
-            if not read(p, True).risky
+            if not interpret(p, True).risky
             for a in PLANTED.answer(fuse_request(p, targets_of(p), 4, feedback), 5)
         ]
         return mean(
@@ -331,7 +319,7 @@ def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: l
         )
 
     assert failing(("The length is wrong.",)) < 0.05 < failing(()) < 0.15
-    risky = [p for r in generated_prompts(1500, 8) if read(p := str(r["prompt"]), True).risky]
+    risky = [p for r in generated_prompts(1500, 8) if interpret(p := str(r["prompt"]), True).risky]
     stubborn = [
         p
         for p in risky
@@ -346,9 +334,9 @@ def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: l
 def test_in_the_null_world_a_fused_question_is_its_origin(singles: list[str]) -> None:
     n = 0
     for prompt in singles:
-        origin = read(prompt, False)
+        origin = interpret(prompt, False)
         for text in fused(prompt):
-            reading = read(text, False)
+            reading = interpret(text, False)
             assert (reading.kind, reading.key, reading.needs, reading.risky) == (
                 origin.kind,
                 origin.key,
@@ -359,12 +347,12 @@ def test_in_the_null_world_a_fused_question_is_its_origin(singles: list[str]) ->
     assert n > 300
 
 
-def statistics(engine: Scripted, prompts: list[str], n: int = 16) -> tuple[float, float]:
+def statistics(engine: Simulator, prompts: list[str], n: int = 16) -> tuple[float, float]:
     """Dominance rate in two or more dimensions by at least a level, nowhere worse; share that
     passes every floor."""
     wins, pairs, joint = 0, 0, []
     for k, prompt in enumerate(prompts):
-        reading = read(prompt, engine.fusion_counts)
+        reading = interpret(prompt, engine.fusion_counts)
         rows = [
             [level_of(a.text, reading, d) for d in DIMENSIONS]
             for a in engine.answer(request("policy", prompt, n), 1000 * k)
@@ -396,7 +384,7 @@ def test_generated_prompts_are_distinct_seeded_and_mixed() -> None:
     assert len(set(texts)) == 2000
     assert rows == list(generated_prompts(2000, 0))
     assert rows != list(generated_prompts(2000, 1))
-    shares = {k: n / 2000 for k, n in Counter(map(planted_kind, texts)).items()}
+    shares = {k: n / 2000 for k, n in Counter(map(prompt_kind, texts)).items()}
     assert shares == pytest.approx(
         {"flat": 0.3, "one_dim": 0.3, "conflict": 0.25, "multi": 0.15}, abs=0.04
     )
@@ -438,7 +426,7 @@ def test_a_control_keeps_the_reward_structure_of_its_origin(task: str, singles: 
                 for c in checks.check(origin, rewrite, checks.Limits(checks.budget(prompt)))
             ):
                 assert isinstance(rewrite, reply.Rewrite)
-                a, b = read(prompt, True), read(rewrite.text, True)
+                a, b = interpret(prompt, True), interpret(rewrite.text, True)
                 assert (a.kind, a.key, a.needs, a.risky) == (
                     b.kind,
                     b.key,
@@ -450,26 +438,26 @@ def test_a_control_keeps_the_reward_structure_of_its_origin(task: str, singles: 
 
 
 def test_joined_questions_widen_some_prompts_and_none_in_the_null_world(singles: list[str]) -> None:
-    assert arms.JOINER == bank.JOINED
+    assert arms.JOINER == JOINED
     joined = [(p, arms.concat(p, targets_of(p), INTENTS, None, 0)) for p in singles]
-    wider = mean(read(c, True).kind == "multi" for _, c in joined)
+    wider = mean(interpret(c, True).kind == "multi" for _, c in joined)
     assert 0.1 < wider < 0.5
     for prompt, text in joined:
-        a, b = read(prompt, False), read(text, False)
+        a, b = interpret(prompt, False), interpret(text, False)
         assert (a.kind, a.key, a.needs) == (b.kind, b.key, b.needs)
-        assert all(read(q, True).kind != "conflict" for q in text.split(bank.JOINED)[1:])
+        assert all(interpret(q, True).kind != "conflict" for q in text.split(JOINED)[1:])
 
 
 def test_every_clause_is_read_as_the_need_that_it_brings() -> None:
     plain = "How do I tune a zither in the hall?"
-    for name, dim in (("CARE", "harmless"), ("DOUBT", "truthful"), ("PRACTICE", "helpful")):
-        banks = [b for b in dir(bank) if b.startswith(name) and b != "CARELESS"]
-        assert len(banks) >= 4
-        for clause in itertools.chain(*(getattr(bank, b) for b in banks)):
-            assert dim in read(f"{plain} {clause.capitalize()}?", True).needs, (name, clause)
-            assert read(f"{plain} {clause.capitalize()}?", True).key == read(plain, True).key, (
-                clause
-            )
+    assert len(CLAUSES) == 6
+    for dim in DIMENSIONS:
+        clauses = [c for by in CLAUSES.values() for c in by.get(dim, ())]
+        for clause in [*clauses, *(SENTENCES["care_home"] if dim == "harmless" else ())]:
+            assert dim in interpret(f"{plain} {clause.capitalize()}?", True).needs, (dim, clause)
+            assert (
+                interpret(f"{plain} {clause.capitalize()}?", True).key == interpret(plain, True).key
+            ), clause
 
 
 @pytest.mark.parametrize(

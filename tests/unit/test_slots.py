@@ -7,10 +7,9 @@ import asyncio
 import pytest
 
 from mora_data.engines.http import parse_retry_after
-from mora_data.engines.limiter import ConcurrencyLimiter, Permit
+from mora_data.engines.limiter import ConcurrencyLimiter, LocalRateLimiter, Permit, RateClock
 from mora_data.engines.openai import _wait_s
-from mora_data.engines.rates import Rate, RateLimiter
-from mora_data.engines.replies import Passing
+from mora_data.engines.replies import TransientFault
 
 
 class Clock:
@@ -27,12 +26,12 @@ async def take(limiter: ConcurrencyLimiter, n: int) -> list[Permit]:
 def test_least_loaded_base_url_first() -> None:
     async def run() -> None:
         limiter = ConcurrencyLimiter(4, 2)
-        tickets = await take(limiter, 8)
-        assert [t.at for t in tickets] == [0, 1, 0, 1, 0, 1, 0, 1]
+        permits = await take(limiter, 8)
+        assert [t.at for t in permits] == [0, 1, 0, 1, 0, 1, 0, 1]
         waiting = asyncio.ensure_future(limiter.take())
         await asyncio.sleep(0)
         assert limiter.waiting == 1 and limiter.in_flight == 8
-        limiter.free(tickets[1])
+        limiter.free(permits[1])
         assert (await waiting).at == 1 and limiter.waiting == 0
 
     asyncio.run(run())
@@ -56,13 +55,13 @@ def test_one_that_is_out_gets_nothing_and_its_queue_goes_elsewhere() -> None:
 def test_a_stray_refusal_changes_nothing_and_three_at_a_rank_set_the_limit() -> None:
     async def run() -> None:
         limiter = ConcurrencyLimiter(64)
-        tickets = await take(limiter, 64)
-        limiter.refused(tickets[40])
-        limiter.succeeded(tickets[63])
-        limiter.refused(tickets[41])
-        limiter.refused(tickets[42])
+        permits = await take(limiter, 64)
+        limiter.refused(permits[40])
+        limiter.succeeded(permits[63])
+        limiter.refused(permits[41])
+        limiter.refused(permits[42])
         assert limiter.limits[0].limit == 64
-        limiter.refused(tickets[33])
+        limiter.refused(permits[33])
         assert limiter.limits[0].limit == 33
 
     asyncio.run(run())
@@ -71,11 +70,11 @@ def test_a_stray_refusal_changes_nothing_and_three_at_a_rank_set_the_limit() -> 
 def test_requests_that_waited_until_there_was_room_lift_no_limit() -> None:
     async def run() -> None:
         limiter = ConcurrencyLimiter(64)
-        tickets = await take(limiter, 64)
+        permits = await take(limiter, 64)
         # refused at once; the rest is read by a busy server when the first are done
-        for t in tickets[33:56]:
+        for t in permits[33:56]:
             limiter.refused(t)
-        for t in tickets[56:]:
+        for t in permits[56:]:
             limiter.succeeded(t)
         assert limiter.limits[0].limit == 33
 
@@ -85,11 +84,11 @@ def test_requests_that_waited_until_there_was_room_lift_no_limit() -> None:
 def test_three_stray_refusals_in_a_row_are_found_out() -> None:
     async def run() -> None:
         limiter = ConcurrencyLimiter(64)
-        tickets = await take(limiter, 64)
-        for t in tickets[50:53]:
+        permits = await take(limiter, 64)
+        for t in permits[50:53]:
             limiter.refused(t)
         assert limiter.limits[0].limit == 50
-        for t in tickets[53:60]:
+        for t in permits[53:60]:
             limiter.succeeded(t)
         assert limiter.limits[0].limit == 60
 
@@ -113,12 +112,12 @@ def test_timeouts_in_a_row_halve_the_limit_once_and_it_grows_again() -> None:
     async def run() -> None:
         clock = Clock()
         limiter = ConcurrencyLimiter(64, clock=clock)
-        tickets = await take(limiter, 64)
-        limiter.timed_out(tickets[0])
-        limiter.timed_out(tickets[1])
-        limiter.succeeded(tickets[2])
+        permits = await take(limiter, 64)
+        limiter.timed_out(permits[0])
+        limiter.timed_out(permits[1])
+        limiter.succeeded(permits[2])
         assert limiter.limits[0].limit == 64
-        for t in tickets[3:40]:
+        for t in permits[3:40]:
             limiter.timed_out(t)
         assert limiter.limits[0].limit == 32, "all of them were sent before the cut"
         for _ in range(20):
@@ -146,7 +145,7 @@ def test_share_of_slots_in_use() -> None:
 @pytest.mark.parametrize(("per_min", "n"), [(60, 30), (600, 300), (6, 5)])
 def test_rate_over_any_window(per_min: float, n: int) -> None:
     clock = Clock()
-    rate = Rate(per_min, clock)
+    rate = RateClock(per_min, clock)
     starts = []
     for _ in range(n):
         clock.now += rate.reserve(1.0)
@@ -160,7 +159,7 @@ def test_rate_over_any_window(per_min: float, n: int) -> None:
 
 def test_tokens_are_reserved_and_put_right() -> None:
     clock = Clock()
-    pace = RateLimiter(None, 600.0, clock)
+    pace = LocalRateLimiter(None, 600.0, clock)
     wait, reserved = asyncio.run(pace.reserve(400, 100))
     assert (wait, reserved) == (0.0, 200.0)
     asyncio.run(pace.settle(reserved, 100, 10, 100))
@@ -173,15 +172,8 @@ def test_tokens_are_reserved_and_put_right() -> None:
     ("wait_s", "low", "high"), [(None, 0.5, 1.0), (7.0, 7.0, 8.75), (0.0, 0.0, 0.0)]
 )
 def test_retry_after_is_kept_to_and_spread(wait_s: float | None, low: float, high: float) -> None:
-    class State:
-        attempt_number = 3
-        outcome = asyncio.Future[None](loop=asyncio.new_event_loop())
-
-    State.outcome.set_exception(Passing("429", "busy", wait_s))
-    waits = [_wait_s(State()) for _ in range(200)]  # type: ignore[arg-type]
+    waits = [_wait_s(TransientFault("429", "busy", wait_s), 3) for _ in range(200)]
     assert low <= min(waits) <= max(waits) <= high
-    State.outcome.exception()
-    State.outcome.get_loop().close()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mora_data.settings import PresampleSettings
-from mora_data.simulator.reading import DIMENSIONS, clip, read
-from mora_data.simulator.world import JUDGE_NOISE, draw_levels, generated_prompts
+from mora_data.simulator.engine import JUDGE_NOISE, draw_levels
+from mora_data.simulator.reading import DIMENSIONS, clip, interpret
+from mora_data.simulator.writing import generated_prompts
 from mora_data.statistics import (
     BeforeHalf,
     DecidingHalf,
@@ -31,7 +32,7 @@ def planted() -> tuple[list[str], np.ndarray]:
     """Kinds of 300 generated prompts of the scripted world, and their judged answers: presamples,
     then fresh ones."""
     rng = random.Random(0)
-    readings = [read(str(r["prompt"]), True) for r in generated_prompts(300, 5)]
+    readings = [interpret(str(r["prompt"]), True) for r in generated_prompts(300, 5)]
     rows = [
         [
             [(clip(levels[d] + rng.gauss(0, JUDGE_NOISE)) - 1) / 4 for d in DIMENSIONS]

@@ -12,7 +12,7 @@ import pytest
 from support.fake_batches import FakeProvider
 
 from mora_data.engines.batch import BatchEngine, Waves
-from mora_data.engines.batch_files import BatchFolder, outcome_of
+from mora_data.engines.batch_jobs import BatchFolder, reply_of
 from mora_data.engines.cached_client import CachedClient
 from mora_data.errors import RunFolderError
 from mora_data.run.log import AnswerLog
@@ -94,7 +94,7 @@ def test_a_disk_that_is_full_is_said_in_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_line_of_an_answer_file_says(line: dict[str, Any], status: int) -> None:
-    assert outcome_of(line).status == status
+    assert reply_of(line).status == status
 
 
 def test_answer_files_may_hold_anything(tmp_path: Path) -> None:
@@ -103,8 +103,10 @@ def test_answer_files_may_hold_anything(tmp_path: Path) -> None:
     keys = [f"{i:032x}" for i in range(3)]
     job = folder.write("provider", "", "m", [(k, b"{}") for k in keys])
     good = {"response": {"status_code": 200, "body": {"a": 1}}}
-    folder.errors(job).write_text(json.dumps({"custom_id": keys[0], "error": {"code": "x"}}) + "\n")
-    folder.answers(job).write_bytes(
+    folder.file(job, "errors").write_text(
+        json.dumps({"custom_id": keys[0], "error": {"code": "x"}}) + "\n"
+    )
+    folder.file(job, "answers").write_bytes(
         b"\xff\xfe not json\n[]\n7\n"
         + json.dumps({"custom_id": keys[0], **good}).encode()
         + b"\n"

@@ -1,74 +1,49 @@
-"""In-process models: a queue, batches of like length, one worker thread for all models of a build.
+"""Models in this process: a queue, batches of like length, one worker thread for all models of a
+build.
 
-    requests that wait -> all of one lane -> sorted by length -> batches -> worker thread -> sink,
-    as each batch ends
+    requests that wait -> all of one lane -> sorted by length -> batches -> worker thread
+        -> on_record, as each batch ends
 
 A lane is what may share a batch: one model, one task, one way of sampling. The current lane goes on
 until it is dry, then comes the one with most waiting, so that phases appear by themselves where
 models take turns on one device. The event loop stays free: it opens prompts and writes the log
 while a batch runs.
+
+    policy: {engine: transformers, model: org/policy-1b}
+    policy: {engine: vllm, model: org/policy-8b,
+             local: {options: {gpu_memory_utilization: 0.45, tensor_parallel_size: 2}}}
+
+The models are in `hf` and `vllm`. Sample i of a request depends on seed + i and on nothing that
+shares its batch, but for rounding: see `hf.Generator`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
-from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
+from ..errors import EndpointError, ExtraMissing, MoraError, PendingRetry, SettingsError
 from ..run.log import Record
 from ..run.stats import RunStats
-from ..settings import LocalSettings, RoleSettings
+from ..settings import BuildSettings, LocalSettings, RoleSettings
+from ..text import one_line
 from ..types import Answer, Request, Task
-from .engine import OnRecord, settle
+from .engine import OnRecord, Shared, deliver, n_per_request
+from .local_model import LocalModel, Piece, RefusedRequest
+from .replies import refusal
 
 SMALLEST_BATCH = 8  # where doubling begins
 GAIN = 1.1  # a doubled batch that is not this much faster is not worth its memory
 
 
-class Refused(Exception):
-    """This model can't take this request, now or later; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What a model answers in one go: samples `first` .. `first + n - 1` of a request, the first of
-    them with `seed`."""
-
-    request: Request
-    first: int
-    n: int
-    seed: int
-    tokens: Sequence[int] = ()
-
-
-class Model(Protocol):
-    """A loaded model. The worker thread alone calls it."""
-
-    def encode(self, request: Request) -> Sequence[int]:
-        """The request's tokens.
-
-        Raises:
-            Refused: it can't be answered.
-        """
-
-    def run(self, pieces: Sequence[Piece]) -> Sequence[tuple[Answer, ...]]:
-        """The answers to each piece of a batch.
-
-        Raises:
-            MemoryError: the batch is too large; a smaller one may fit.
-        """
-
-    def close(self) -> None:
-        """Let go of the device."""
-
-
 @dataclass(slots=True, eq=False)
-class Source:
+class LazyModel:
     """A model that is loaded when it is first asked, in the worker thread; roles that name the same
     one share it.
 
@@ -78,19 +53,19 @@ class Source:
     """
 
     name: str
-    load: Callable[[], Model]
+    load: Callable[[], LocalModel]
     settings: LocalSettings
     whole: bool = False
-    model: Model | None = None
+    model: LocalModel | None = None
 
-    def loaded(self) -> Model:
+    def loaded(self) -> LocalModel:
         """The model; loads it on the first call."""
         if self.model is None:
             self.model = self.load()
         return self.model
 
 
-class Sizer:
+class BatchSizer:
     """Finds the batch size: doubled while that pays, halved when memory ends, then left alone."""
 
     def __init__(self, most: int, fixed: bool = False) -> None:
@@ -125,7 +100,7 @@ class Sizer:
 
 
 @dataclass(slots=True, eq=False)
-class _Job:
+class _Pending:
     """A request on its way, and where its answers go."""
 
     pieces: list[Piece]
@@ -142,24 +117,17 @@ class _Job:
         self.answers.update(enumerate(answers, piece.first))
         if len(self.answers) == self.n:
             kept = tuple(self.answers[i] for i in sorted(self.answers))
-            settle(
-                self.done,
-                self.on_record,
-                Record(self.n, kept, (self.tokens_in, sum(a.tokens_out for a in kept), 0)),
-            )
+            self.deliver(Record(self.n, kept, (self.tokens_in, sum(a.tokens_out for a in kept), 0)))
 
-    def refuse(self, reason: str) -> None:
-        """A failure that no retry can mend."""
-        settle(
-            self.done, self.on_record, Record(self.n, (Answer("", "error", error=reason),) * self.n)
-        )
+    def deliver(self, record: Record) -> None:
+        deliver(self.done, self.on_record, record)
 
     def fail(self, error: Exception) -> None:
         if not self.done.done():
             self.done.set_exception(error)
 
 
-class Driver:
+class ModelQueue:
     """The queue and the worker thread of a build.
 
     Attributes:
@@ -172,16 +140,16 @@ class Driver:
         self.stop = threading.Event()
         self.tokens = self.padded = self.waiting = 0
         self._stats, self._clock = stats, clock
-        self._lanes: dict[tuple[Source, Hashable], list[_Job]] = {}
-        self._sizers: dict[tuple[Source, Hashable], Sizer] = {}
-        self._sources: list[Source] = []
+        self._lanes: dict[tuple[LazyModel, Hashable], list[_Pending]] = {}
+        self._sizers: dict[tuple[LazyModel, Hashable], BatchSizer] = {}
+        self._models: list[LazyModel] = []
         self._taken = asyncio.Event()
         self._pool = ThreadPoolExecutor(1, "model")
         self._task: asyncio.Task[None] | None = None
         self._window = 1
 
     async def ask(
-        self, source: Source, lane: Hashable, piece: Piece, on_record: OnRecord
+        self, lazy: LazyModel, lane: Hashable, piece: Piece, on_record: OnRecord
     ) -> Record:
         """The record of answers to a request, once it is in the log.
 
@@ -189,17 +157,10 @@ class Driver:
             PendingRetry: not even alone does it fit into memory.
             MoraError: the model can't be loaded, or failed.
         """
-        pieces = (
-            [piece]
-            if source.whole
-            else [
-                replace(piece, first=piece.first + i, n=1, seed=(piece.seed + i) & 0x7FFFFFFF)
-                for i in range(piece.n)
-            ]
-        )
-        job = _Job(pieces, piece.n, on_record, asyncio.get_running_loop().create_future())
-        self._lanes.setdefault((source, lane), []).append(job)
-        self._window = source.settings.window
+        pieces = [piece] if lazy.whole else piece.singles()
+        job = _Pending(pieces, piece.n, on_record, asyncio.get_running_loop().create_future())
+        self._lanes.setdefault((lazy, lane), []).append(job)
+        self._window = lazy.settings.window
         self.waiting += piece.n
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._drive())
@@ -216,19 +177,19 @@ class Driver:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait((self._task,))
-        sources, self._sources = self._sources, []
-        for source in sources:
-            model, source.model = source.model, None
+        models, self._models = self._models, []
+        for lazy in models:
+            model, lazy.model = lazy.model, None
             if model is not None:
                 await asyncio.get_running_loop().run_in_executor(self._pool, model.close)
         await asyncio.to_thread(self._pool.shutdown)
 
     async def _drive(self) -> None:
-        key: tuple[Source, Hashable] | None = None
-        jobs: list[_Job] = []
+        key: tuple[LazyModel, Hashable] | None = None
+        jobs: list[_Pending] = []
         try:
             while self.waiting:
-                await self._stats.settled(lambda: self.waiting >= self._window)
+                await self._stats.until_still(lambda: self.waiting >= self._window)
                 if key not in self._lanes:
                     key = max(self._lanes, key=lambda k: sum(j.n for j in self._lanes[k]))
                 jobs = self._lanes.pop(key)
@@ -241,39 +202,43 @@ class Driver:
             self._lanes.clear()
             self.waiting = 0
 
-    async def _run(self, key: tuple[Source, Hashable], jobs: Sequence[_Job]) -> None:
-        source = key[0]
-        if source.model is None:
-            self._sources.append(source)
-        model = await self._call(source, source.loaded)
-        work: list[tuple[Piece, _Job]] = []
-        for job, tokens in zip(jobs, await self._call(source, _encoded, model, jobs), strict=True):
+    async def _run(self, key: tuple[LazyModel, Hashable], jobs: Sequence[_Pending]) -> None:
+        lazy = key[0]
+        if lazy.model is None:
+            self._models.append(lazy)
+        model = await self._call(lazy, lazy.loaded)
+        work: list[tuple[Piece, _Pending]] = []
+        for job, tokens in zip(jobs, await self._call(lazy, _encode_all, model, jobs), strict=True):
             if isinstance(tokens, str):
-                job.refuse(tokens)
+                job.deliver(refusal(job.n, tokens))
             else:
                 job.tokens_in = len(tokens)
                 work += [(replace(p, tokens=tokens), job) for p in job.pieces]
         work.sort(key=lambda w: -len(w[0].tokens))  # the largest first: what fits then, fits later
-        sizer = self._sizers.setdefault(key, Sizer(source.settings.max_batch, source.whole))
+        sizer = self._sizers.setdefault(key, BatchSizer(lazy.settings.max_batch, lazy.whole))
         while work := [w for w in work if not w[1].done.done()]:
             batch = work[: sizer.size]
-            if await self._batch(source, model, sizer, batch):
+            if await self._batch(lazy, model, sizer, batch):
                 del work[: len(batch)]
 
     async def _batch(
-        self, source: Source, model: Model, sizer: Sizer, batch: Sequence[tuple[Piece, _Job]]
+        self,
+        lazy: LazyModel,
+        model: LocalModel,
+        sizer: BatchSizer,
+        batch: Sequence[tuple[Piece, _Pending]],
     ) -> bool:
         """Run one batch; False when memory ended and a smaller one is to be tried."""
         pieces, started = [p for p, _ in batch], self._clock()
         try:
-            answers = await self._call(source, model.run, pieces)
+            answers = await self._call(lazy, model.run, pieces)
         except MemoryError as e:
             if sizer.out_of_memory(len(batch)):
                 return False
             batch[0][1].fail(
                 PendingRetry(
                     f"out of memory on a single prompt of {len(pieces[0].tokens)} tokens with model"
-                    f" {source.name} ({e}): use a larger device, or a smaller max_tokens or"
+                    f" {lazy.name} ({e}): use a larger device, or a smaller max_tokens or"
                     " local.max_length"
                 )
             )
@@ -285,45 +250,46 @@ class Driver:
             self._clock() - started,
         )
         self.tokens += n_tokens
-        self.padded += (
-            n_tokens if source.whole else max(len(p.tokens) for p in pieces) * len(pieces)
-        )
+        self.padded += n_tokens if lazy.whole else max(len(p.tokens) for p in pieces) * len(pieces)
         for (piece, job), some in zip(batch, answers, strict=True):
             job.put(piece, some)
         return True
 
-    async def _call(self, source: Source, work: Callable[..., Any], *args: Any) -> Any:
-        """Run in the worker thread; whatever it raises is said in one line."""
+    async def _call(self, lazy: LazyModel, work: Callable[..., Any], *args: Any) -> Any:
+        """Run in the worker thread; whatever it raises becomes one line."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
         except (MoraError, MemoryError):
             raise
         except Exception as e:
-            said = " ".join(str(e).split())[:200]
             raise EndpointError(
-                f"model {source.name} failed ({type(e).__name__}: {said}): what was answered is"
-                " kept, the same command goes on"
+                f"model {lazy.name} failed ({type(e).__name__}: {one_line(e)}): what was"
+                " answered is kept, the same command goes on"
             ) from e
 
 
-def _encoded(model: Model, jobs: Sequence[_Job]) -> list[Sequence[int] | str]:
+def _encode_all(model: LocalModel, jobs: Sequence[_Pending]) -> list[Sequence[int] | str]:
     """The tokens of each request, or why the model can't take it."""
     out: list[Sequence[int] | str] = []
     for job in jobs:
         try:
             out.append(model.encode(job.pieces[0].request))
-        except Refused as e:
+        except RefusedRequest as e:
             out.append(str(e))
     return out
 
 
-class InProcess:
+class InProcessEngine:
     """One role's model in this process."""
 
     simulated = False
 
     def __init__(
-        self, driver: Driver, source: Callable[[Task], Source], role: RoleSettings, stats: RunStats
+        self,
+        queue: ModelQueue,
+        model_for: Callable[[Task], LazyModel],
+        role: RoleSettings,
+        stats: RunStats,
     ) -> None:
         if not role.model:
             raise SettingsError(
@@ -338,8 +304,13 @@ class InProcess:
             **({"max_length": local.max_length} if local.max_length else {}),
             **({"text_pair": True} if local.text_pair else {}),
         }
-        self.n_per_request = 1 << 30 if role.n_per_request == "all" else role.n_per_request
-        self._driver, self._source, self._stats, self._window = driver, source, stats, local.window
+        self.n_per_request = n_per_request(role)
+        self._queue, self._model_for, self._stats, self._window = (
+            queue,
+            model_for,
+            stats,
+            local.window,
+        )
 
     async def send(
         self,
@@ -350,24 +321,100 @@ class InProcess:
         seed: int,
         on_record: OnRecord,
     ) -> Record:
-        source = self._source("chat" if request.task == "chat" else "classify")
+        lazy = self._model_for("chat" if request.task == "chat" else "classify")
         lane = (
             None
-            if source.whole
+            if lazy.whole
             else (request.task, replace(request.sampling, schema=None, pattern=None))
         )
         self._stats.sent += 1
-        return await self._driver.ask(
-            source, lane, Piece(request, first, n, (seed + first) & 0x7FFFFFFF), on_record
+        return await self._queue.ask(
+            lazy, lane, Piece(request, first, n, (seed + first) & 0x7FFFFFFF), on_record
         )
 
     @property
     def wants_more(self) -> bool:
-        return self._driver.waiting < self._window
+        return self._queue.waiting < self._window
 
     async def changed(self) -> None:
         if not self.wants_more:
-            await self._driver.taken()
+            await self._queue.taken()
 
     async def close(self) -> None:
-        await self._driver.close()
+        await self._queue.close()
+
+
+def open_transformers(
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
+) -> InProcessEngine:
+    """A transformers model in this process (extra `transformers`): generation and classifiers, on
+    one GPU or the CPU.
+
+    Slower than a server that batches continuously; right for small models, for classifiers, and
+    where no server can be run.
+
+    Raises:
+        ExtraMissing: torch or transformers is not installed.
+        SettingsError: no model is named, or `extra_body` is given.
+    """
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+        raise ExtraMissing(
+            "engine 'transformers' needs torch and transformers: pip install"
+            " 'mora-data[transformers]'"
+        )
+    if role.extra_body:
+        raise SettingsError(
+            f"extra_body = {role.extra_body} means nothing to engine 'transformers': leave it empty"
+        )
+
+    def load(task: Task, stop: threading.Event) -> LocalModel:
+        from .hf import Generator, SequenceClassifier
+
+        if task == "chat":
+            return Generator(role.model or "", role.revision, role.local, stop)
+        return SequenceClassifier(role.model or "", role.revision, role.local)
+
+    return _open(role, stats, shared, load, whole=False)
+
+
+def open_vllm(
+    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
+) -> InProcessEngine:
+    """A vLLM engine in this process (extra `vllm`): generation and classifiers, without a server.
+
+    Raises:
+        ExtraMissing: vllm is not installed.
+        SettingsError: no model is named.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ExtraMissing(
+            "engine 'vllm' needs vllm: pip install 'mora-data[vllm]' (Linux with a GPU), or start a"
+            " vLLM server anywhere and give --base-url"
+        )
+
+    def load(task: Task, stop: threading.Event) -> LocalModel:
+        from .vllm import Vllm
+
+        return Vllm(role, task)
+
+    return _open(role, stats, shared, load, whole=True)
+
+
+def _open(
+    role: RoleSettings,
+    stats: RunStats,
+    shared: Shared,
+    load: Callable[[Task, threading.Event], LocalModel],
+    whole: bool,
+) -> InProcessEngine:
+    """The engine of a role; roles that name the same model in the same way share it."""
+    queue = shared.once("model queue", lambda: ModelQueue(stats))
+
+    def model_for(task: Task) -> LazyModel:
+        key = f"{role.engine} {role.model} {role.revision} {task} {role.local.model_dump_json()}"
+        return shared.once(
+            key,
+            lambda: LazyModel(role.model or "", lambda: load(task, queue.stop), role.local, whole),
+        )
+
+    return InProcessEngine(queue, model_for, role, stats)
