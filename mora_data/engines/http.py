@@ -155,16 +155,22 @@ class _ClosedIdle(Exception):
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)")
 
 
+class _ReplyHead(NamedTuple):
+    """What the head of a reply says: `end` is where the body ends, -1 where no length is given."""
+
+    status: int
+    body_at: int
+    end: int
+    chunked: bool
+    close_after: bool
+    retry_after: float | None
+
+
 class _Connection(asyncio.BufferedProtocol):
     __slots__ = (
-        "_body_at",
         "_buffer",
-        "_chunked",
-        "_close_after",
+        "_head",
         "_inbox",
-        "_need",
-        "_retry_after",
-        "_status",
         "_transport",
         "_used",
         "_waiter",
@@ -178,11 +184,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Reply] | None = None
         self._buffer = b""
-        self._need = -1
-        self._body_at = 0
-        self._status = 0
-        self._retry_after: float | None = None
-        self._chunked = self._close_after = self._used = False
+        self._head: _ReplyHead | None = None  # None until it is all there
+        self._used = False
         self.deadline = self.timeout_s = 0.0
 
     @property
@@ -222,17 +225,19 @@ class _Connection(asyncio.BufferedProtocol):
         data = self._inbox[:nbytes].tobytes()
         self._buffer = self._buffer + data if self._buffer else data
         try:
-            if self._body_at == 0 and not self._read_head():
-                return
-            self._read_body()
+            if self._head is None:
+                self._head = self._read_head()
+            if self._head is not None:
+                self._read_body(self._head)
         except ValueError as e:
             self.fail(Fault("protocol", f"not an HTTP reply ({e})"))
 
     def _lost(self, exc: Exception | None) -> None:
         if self._waiter is None or self._waiter.done():
             return
-        if self._body_at and self._need < 0 and not self._chunked and exc is None:
-            self._finish(self._buffer[self._body_at :])  # a body that ends with the connection
+        head = self._head
+        if head is not None and head.end < 0 and not head.chunked and exc is None:
+            self._finish(head, self._buffer[head.body_at :])  # it ends with the connection
         elif self._used and not self._buffer:
             self._waiter.set_exception(_ClosedIdle())
         else:
@@ -240,48 +245,52 @@ class _Connection(asyncio.BufferedProtocol):
             reason = f"the server closed the connection {when} a reply"
             self._waiter.set_exception(Fault("reset", reason))
 
-    def _read_head(self) -> bool:
+    def _read_head(self) -> _ReplyHead | None:
         while True:
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
                 if len(self._buffer) > 65536:
                     raise ValueError("64 kB without the end of its head")
-                return False
+                return None
             head = self._buffer[: end + 2].lower()
             if not head.startswith(b"http/1."):
                 raise ValueError(repr(head[:20]))
-            self._status = int(head[9:12])
-            if self._status >= 200:
+            status = int(head[9:12])
+            if status >= 200:
                 break
             self._buffer = self._buffer[end + 4 :]
-        self._body_at = end + 4
+        body_at = end + 4
         length = _LENGTH.search(head)
-        self._need = self._body_at + int(length[1]) if length else -1
-        self._chunked = length is None and b"\r\ntransfer-encoding:" in head and b"chunked" in head
-        self._close_after = b"\r\nconnection: close" in head or head.startswith(b"http/1.0")
-        self._retry_after = _retry_after(head) if self._status in (429, 503) else None
-        if self._status in (204, 304):
-            self._need = self._body_at
-        return True
+        if status in (204, 304):
+            body_end = body_at
+        else:
+            body_end = body_at + int(length[1]) if length else -1
+        return _ReplyHead(
+            status,
+            body_at,
+            body_end,
+            length is None and b"\r\ntransfer-encoding:" in head and b"chunked" in head,
+            b"\r\nconnection: close" in head or head.startswith(b"http/1.0"),
+            _retry_after(head) if status in (429, 503) else None,
+        )
 
-    def _read_body(self) -> None:
-        if self._need >= 0:
-            if len(self._buffer) >= self._need:
-                self._finish(self._buffer[self._body_at : self._need])
+    def _read_body(self, head: _ReplyHead) -> None:
+        if head.end >= 0:
+            if len(self._buffer) >= head.end:
+                self._finish(head, self._buffer[head.body_at : head.end])
         elif (
-            self._chunked
+            head.chunked
             and self._buffer.endswith(b"0\r\n\r\n")
-            and (body := _dechunk(self._buffer, self._body_at)) is not None
+            and (body := _dechunk(self._buffer, head.body_at)) is not None
         ):
-            self._finish(body)
+            self._finish(head, body)
 
-    def _finish(self, body: bytes) -> None:
-        reply = Reply(self._status, body, self._retry_after)
-        self._buffer, self._body_at, self._need, self._used = b"", 0, -1, True
-        if self._close_after and self._transport is not None:
+    def _finish(self, head: _ReplyHead, body: bytes) -> None:
+        self._buffer, self._head, self._used = b"", None, True
+        if head.close_after and self._transport is not None:
             self._transport.close()
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(reply)
+            self._waiter.set_result(Reply(head.status, body, head.retry_after))
 
 
 def _dechunk(buffer: bytes, at: int) -> bytes | None:

@@ -33,6 +33,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 BURST_S = 1.0
@@ -54,6 +55,18 @@ class Permit(NamedTuple):
     at: int = 0  # the base URL's index
 
 
+@dataclass(slots=True)
+class _SinceCut:
+    """What replies have shown since the limit was cut."""
+
+    refused: int = 0  # at or above the limit: sent before the cut
+    served: int = 0  # the same
+    streak: int = 0  # refusals in a row below the limit
+    lowest: int = _NEVER  # rank among them
+    timeouts: int = 0  # in a row
+    step: int = 1  # of the next growth
+
+
 class UrlLimit:
     """One base URL: requests in flight, and how many may be."""
 
@@ -63,10 +76,10 @@ class UrlLimit:
         self.in_flight = 0
         self.out = False  # takes no requests
         self._clock = clock
-        self._streak, self._low = 0, _NEVER
-        self._over_refused = self._over_served = 0  # since the cut, at or above the limit
-        self._timeouts, self._cut_at = 0, 0
-        self._step, self._pause, self._probe_at, self._backoff = 1, 2.0, 0.0, 1
+        self._seen = _SinceCut()
+        self._newest_at_cut = 0  # permits up to this one were sent before a cut for timeouts
+        self._backoff = 1  # how much the next cut takes off at least
+        self._pause_s, self._grow_at = 2.0, 0.0
 
     @property
     def has_room(self) -> bool:
@@ -74,47 +87,49 @@ class UrlLimit:
 
     def refused(self, permit: Permit) -> None:
         """The server answered 429."""
+        seen = self._seen
         if permit.rank >= self.limit:
-            self._over_refused += 1  # sent before the cut
+            seen.refused += 1
             return
-        self._low = min(self._low, permit.rank)
-        self._streak += 1
-        if self._streak == _STREAK:
-            self._cut(min(self._low, self.limit - self._backoff))
-            self._over_refused = _STREAK
+        seen.lowest = min(seen.lowest, permit.rank)
+        seen.streak += 1
+        if seen.streak == _STREAK:
+            self._cut(min(seen.lowest, self.limit - self._backoff), _STREAK)
             self._backoff *= 2
 
     def timed_out(self, permit: Permit, newest: int) -> None:
         """No reply came in time; `newest` is the last permit's number."""
-        self._timeouts = self._timeouts + 1 if permit.seq > self._cut_at else 0
-        if self._timeouts == _STREAK:
-            self._cut(self.limit // 2)
-            self._cut_at, self._over_refused = newest, _NEVER
+        seen = self._seen
+        seen.timeouts = seen.timeouts + 1 if permit.seq > self._newest_at_cut else 0
+        if seen.timeouts == _STREAK:
+            self._cut(self.limit // 2, _NEVER)
+            self._newest_at_cut = newest
 
     def succeeded(self, permit: Permit) -> None:
         """The server answered."""
-        self._timeouts = 0
-        if permit.rank >= self._low:
-            self._streak, self._low = 0, _NEVER
+        seen = self._seen
+        seen.timeouts = 0
+        if permit.rank >= seen.lowest:
+            seen.streak, seen.lowest = 0, _NEVER
         if self.limit >= self.size:
             return
         if permit.rank >= self.limit:
-            self._over_served += 1
-            if self._over_served > _SERVED_PER_REFUSED * self._over_refused:
+            seen.served += 1
+            if seen.served > _SERVED_PER_REFUSED * seen.refused:
                 self._grow(permit.rank + 1)
-        elif (now := self._clock()) >= self._probe_at:
-            self._grow(min(self.size, self.limit + self._step))
-            self._step *= 2
-            self._probe_at = now + self._pause
+        elif (now := self._clock()) >= self._grow_at:
+            self._grow(min(self.size, self.limit + seen.step))
+            seen.step *= 2
+            self._grow_at = now + self._pause_s
 
     def _grow(self, limit: int) -> None:
         self.limit, self._backoff = limit, 1
 
-    def _cut(self, limit: int) -> None:
+    def _cut(self, limit: int, refused: int) -> None:
         self.limit = max(1, limit)
-        self._streak, self._low, self._timeouts, self._step, self._over_served = 0, _NEVER, 0, 1, 0
-        self._probe_at = self._clock() + self._pause
-        self._pause = min(30.0, self._pause * 1.5)
+        self._seen = _SinceCut(refused)
+        self._grow_at = self._clock() + self._pause_s
+        self._pause_s = min(30.0, self._pause_s * 1.5)
 
 
 class ConcurrencyLimiter:

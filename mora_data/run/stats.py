@@ -57,9 +57,6 @@ class RunStats:
     open_prompts: int = 0  # begun and not done
     replayed: int = 0  # answers of earlier commands, taken from the log
     repeated: int = 0  # answers that came for a key the log already held
-    tokens_in: int = 0
-    tokens_out: int = 0
-    tokens_cached: int = 0
     retries: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)  # permanent failures by status
     by_model: dict[str, list[int]] = field(default_factory=dict)  # tokens in, out, cached
@@ -73,6 +70,21 @@ class RunStats:
     on_tokens: Callable[[], None] | None = None  # called after every reply; may raise LimitReached
     # nothing more is sent; what is in flight may still be answered
     stopped: MoraError | None = None
+
+    @property
+    def tokens_in(self) -> int:
+        """Prompt tokens."""
+        return sum(t[0] for t in self.by_model.values())
+
+    @property
+    def tokens_out(self) -> int:
+        """Answer tokens."""
+        return sum(t[1] for t in self.by_model.values())
+
+    @property
+    def tokens_cached(self) -> int:
+        """Prompt tokens that the server had in its cache."""
+        return sum(t[2] for t in self.by_model.values())
 
     @property
     def requests(self) -> int:
@@ -136,9 +148,6 @@ class RunStats:
         Raises:
             LimitReached: with it, a limit is used up; the reply is counted and logged.
         """
-        self.tokens_in += tokens[0]
-        self.tokens_out += tokens[1]
-        self.tokens_cached += tokens[2]
         _add(self.by_model, model, tokens)
         if self.by_prompt is not None:
             _add(self.by_prompt.setdefault(prompt_id, {}), model, (*tokens, 1))
@@ -157,9 +166,6 @@ _SUMMED = (
     "calls",
     "replayed",
     "repeated",
-    "tokens_in",
-    "tokens_out",
-    "tokens_cached",
 )
 
 

@@ -26,8 +26,6 @@ SETTINGS = {
 def used(n: int) -> RunStats:
     return RunStats(
         sent=n,
-        tokens_in=10 * n,
-        tokens_out=n,
         by_model={"m": [10 * n, n, 0]},
         retries=Counter({"429": n}),
         busy_elsewhere_s=(float(n), 2.0 * n),
