@@ -103,7 +103,7 @@ class FolderInfo(TypedDict, total=False):
     unsafe: dict[str, Any]  # of a public copy: what was left out or redacted
 
 
-class Published(TypedDict):
+class PublishedManifest(TypedDict):
     """What provenance/manifest.json holds. Any key of the run's manifest may be missing."""
 
     manifest: dict[str, Any]
@@ -166,14 +166,14 @@ def fence(value: object, limit: int = EXAMPLE_CHARS) -> Raw:
     return Raw(f"{marks}text\n{text}\n{marks}")
 
 
-def render_card(published: Published, example: Example | None = None) -> str:
+def render_card(published: PublishedManifest, example: Example | None = None) -> str:
     """The card as Markdown with its YAML header.
 
     Raises:
         PublishError: the template uses something that the manifest lacks.
     """
     head = header(published)
-    body = render(
+    body = render_template(
         "dataset.md.j2",
         {
             **_context(published),
@@ -186,7 +186,7 @@ def render_card(published: Published, example: Example | None = None) -> str:
     return f"---\n{yaml_text}---\n\n" + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
-def render(template: str, values: Mapping[str, object]) -> str:
+def render_template(template: str, values: Mapping[str, object]) -> str:
     """A template of cards/, every value escaped.
 
     Raises:
@@ -208,7 +208,7 @@ def render(template: str, values: Mapping[str, object]) -> str:
         raise PublishError(f"cards/{getattr(e, 'name', None) or template}: {e}") from e
 
 
-def _context(published: Published) -> dict[str, Any]:
+def _context(published: PublishedManifest) -> dict[str, Any]:
     """What the template needs besides the header."""
     manifest, folder = published["manifest"], published["folder"]
     dims, statistics = folder["dimensions"], folder.get("statistics") or {}
@@ -267,7 +267,7 @@ def _context(published: Published) -> dict[str, Any]:
     }
 
 
-def _is_simulated(published: Published) -> bool:
+def _is_simulated(published: PublishedManifest) -> bool:
     return bool(
         published["folder"]["origin"]["simulated"] or published["manifest"].get("simulated")
     )
@@ -318,7 +318,7 @@ def with_address(card: str, repo_id: str, tag: str | None) -> str:
     return card.replace(f'revision="{TAG}")', f'revision="{tag}")') if tag else card
 
 
-def header(published: Published) -> Header:
+def header(published: PublishedManifest) -> Header:
     """The YAML header: configs with explicit files, `dataset_info` from the Parquet footers,
     licence, tags."""
     manifest, folder = published["manifest"], published["folder"]
@@ -365,7 +365,7 @@ def header(published: Published) -> Header:
     return cast(Header, head)
 
 
-def unmeasured_blocks(published: Published) -> list[str]:
+def unmeasured_blocks(published: PublishedManifest) -> list[str]:
     """Blocks that the manifest has no data for, by name."""
     m, folder = published["manifest"], published["folder"]
     stats, feedback = folder.get("statistics") or {}, m.get("feedback") or {}

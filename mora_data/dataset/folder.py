@@ -27,7 +27,7 @@ from ..run.table import ScoredTable
 from ..settings import BuildSettings, nearest
 from ..types import Origin
 from . import configs, papers, schemas
-from .card import Published, SourceInfo
+from .card import PublishedManifest, SourceInfo
 from .configs import Pick, Plan, TableView
 from .privacy import screen, scrub, scrub_text
 from .schemas import ShardWriter
@@ -257,7 +257,7 @@ def _grey(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> dict[str, float
 
 def _published(
     out: Path, release: Release, plan: Plan, result: FolderResult, sources: list[SourceInfo]
-) -> Published:
+) -> PublishedManifest:
     """The manifest of the folder; the card and its neighbours say nothing that it does not."""
     manifest = scrub(dict(release.manifest))
     if "publish" in (manifest.get("counts") or {}):  # the run counts it when the folder is there

@@ -16,7 +16,7 @@ import yaml
 from .. import resources
 from ..errors import PublishError
 from . import schemas
-from .card import Header, Published, format_value
+from .card import Header, PublishedManifest, format_value
 from .privacy import scrub_text
 
 _LICENCE_IDS = """
@@ -155,7 +155,7 @@ def _file_faults(folder: Path, header: Header) -> Iterator[str]:
                     yield f"{where} has other columns than README.md says"
 
 
-def _number_faults(body: str, published: Published) -> Iterator[str]:
+def _number_faults(body: str, published: PublishedManifest) -> Iterator[str]:
     """Every number of the body stands in the manifest, or in the card's own fixed text."""
     known = {n for text in _fixed_texts() for n in _NUMBER.findall(text)}
     for value in _values(published):
@@ -201,7 +201,7 @@ def _prose(body: str) -> str:
     return re.sub(r"`[^`\n]*`", "", without)
 
 
-def _private(body: str, published: Published) -> Iterator[str]:
+def _private(body: str, published: PublishedManifest) -> Iterator[str]:
     for value in _values(published):
         if isinstance(value, str) and "://" in value:
             yield f"provenance/manifest.json holds an address: {scrub_text(value)[:80]}"

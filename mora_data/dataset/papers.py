@@ -24,7 +24,7 @@ import yaml
 
 from .. import resources
 from . import card, schemas
-from .card import ConfigInfo, Example, FolderInfo, Published
+from .card import ConfigInfo, Example, FolderInfo, PublishedManifest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,7 +161,7 @@ def _tally(files: Sequence[Path], column: str) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
 
 
-def write_papers(out: Path, published: Published) -> None:
+def write_papers(out: Path, published: PublishedManifest) -> None:
     """All files of the folder but the Parquet files; the same manifest and rows give the same
     bytes."""
     folder, manifest = published["folder"], published["manifest"]
@@ -227,10 +227,10 @@ def _example_pair(out: Path, folder: FolderInfo) -> Example | None:
     )
 
 
-def licence_md(published: Published) -> str:
+def licence_md(published: PublishedManifest) -> str:
     """LICENSE.md: what each source and each model brings, and where they don't go together."""
     folder = published["folder"]
-    return card.render(
+    return card.render_template(
         "licence.md.j2",
         {
             "folder": folder,
@@ -240,7 +240,7 @@ def licence_md(published: Published) -> str:
     )
 
 
-def citation(published: Published) -> str:
+def citation(published: PublishedManifest) -> str:
     """CITATION.cff: the dataset, the paper and the sources."""
     folder, settings = published["folder"], published["manifest"].get("settings") or {}
     sources = dict.fromkeys(s["dataset"] for s in folder["sources"])
@@ -272,7 +272,7 @@ def citation(published: Published) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _croissant(published: Published) -> dict[str, Any]:
+def _croissant(published: PublishedManifest) -> dict[str, Any]:
     """The files and columns, and the responsible-AI properties (RAI 1.0) of the manifest."""
     folder, manifest = published["folder"], published["manifest"]
     name = (manifest.get("settings") or {}).get("name") or "mora-data pairs"
@@ -302,7 +302,7 @@ def _croissant(published: Published) -> dict[str, Any]:
     }
 
 
-def _rai(published: Published) -> dict[str, object]:
+def _rai(published: PublishedManifest) -> dict[str, object]:
     folder, manifest = published["folder"], published["manifest"]
     origin, twice = folder["origin"], (manifest.get("reference") or {}).get("scored_twice") or {}
     sources = "; ".join(

@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 
 from ..errors import PublishError
 from . import papers, schemas
-from .card import Published
+from .card import PublishedManifest
 from .schemas import Row, row_batches
 
 WITHHELD = "(withheld)"
@@ -201,7 +201,9 @@ def public_copy(folder: Path, how: How) -> Path:
     Raises:
         PublishError: there is nothing to judge answers by, no pair is left, or the disk refuses.
     """
-    published: Published = json.loads((folder / "provenance/manifest.json").read_text("utf-8"))
+    published: PublishedManifest = json.loads(
+        (folder / "provenance/manifest.json").read_text("utf-8")
+    )
     described = published["folder"]
     threshold = described["floors"].get(DIM)
     scored = DIM in described["dimensions"] and DIM not in described["unscored"]
@@ -243,7 +245,7 @@ class _PublicCopy:
                     keys = (_key(row) for row in self._rows(name) if not self._is_lost(row))
                     self._pairs[name] = Counter(keys)
 
-    def write(self, out: Path, published: Published) -> None:
+    def write(self, out: Path, published: PublishedManifest) -> None:
         """The screened rows, and the card and its neighbours about them."""
         dims = published["folder"]["dimensions"]
         counts: dict[str, dict[str, int]] = {}

@@ -189,7 +189,7 @@ def paths_of(dataset: Path) -> dict[str, list[str]]:
     assert header is not None
     return {
         name: [f"hf://datasets/{REPO}@{TAG}/{f}" for files in by_split.values() for f in files]
-        for name, by_split in lint.declared(header).items()
+        for name, by_split in lint.declared_files(header).items()
     }
 
 

@@ -81,7 +81,7 @@ def published(manifest: dict[str, Any] | None = None, **folder: Any) -> Any:
     }
 
 
-def render(data: card.Published, example: card.Example | None = None) -> str:
+def render(data: card.PublishedManifest, example: card.Example | None = None) -> str:
     return card.render_card(data, example)
 
 
