@@ -800,7 +800,9 @@ def test_disk_full_keeps_what_was_answered(
             bad.main(*argv, "clean", *url, code=0)
             whole[size] = parquet_hashes(bad.tmp / "clean")
             server.answered.clear()
-        process = start([*argv, "run", *url], bad.tmp, limit=limited(n_bytes))
+        # else it would leave module caches cut off at the limit
+        uncached = {"PYTHONDONTWRITEBYTECODE": "1"}
+        process = start([*argv, "run", *url], bad.tmp, limit=limited(n_bytes), env=uncached)
         err = process.communicate(timeout=60)[1]
         assert process.returncode == 1, err
         one_line(err, "can't write", where, "space")

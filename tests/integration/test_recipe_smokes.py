@@ -83,6 +83,14 @@ def test_sft_learns_from_a_mix_and_its_card_says_on_what(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", "sft"])
+def test_in_a_process_of_its_own(folder: Path, tmp_path: Path, name: str) -> None:
+    """What the tests of `make test` ask the shared process, asked as a user does."""
+    done = recipe(name, f"dataset={folder}", f"output_dir={tmp_path}", "max_steps=2")
+    assert trained(done, tmp_path)["recipe"] == name and "metrics.json" in done.stdout
+
+
+@pytest.mark.slow
 def test_kto_weighs_the_rarer_label(folder: Path, tmp_path: Path) -> None:
     m = trained(recipe("kto", f"dataset={folder}", f"output_dir={tmp_path}"), tmp_path)
     assert m["reward_chosen_last"] - m["reward_rejected_last"] > 0.5

@@ -59,9 +59,9 @@ class Recipes:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([path, words, given]) + "\n")
         self._process.stdin.flush()
-        return subprocess.CompletedProcess(
-            [path, *words], *json.loads(self._process.stdout.readline())
-        )
+        reply = self._process.stdout.readline()
+        assert reply, f"{path} ended the process"
+        return subprocess.CompletedProcess([path, *words], *json.loads(reply))
 
     def close(self) -> None:
         self._process.communicate(timeout=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def tree(runs: Path) -> dict[str, Any]:
 
 def row(tree: dict[str, Any], arm: str, metric: str) -> dict[str, Any]:
     return next(r for r in tree["arms"] + tree["pairs"] if (r["arm"], r["metric"]) == (arm, metric))
+
+
+side_of = cache(side_of)  # sides are only read here
 
 
 def test_a_planted_gain_is_found_and_nothing_else(tree: dict[str, Any]) -> None:
