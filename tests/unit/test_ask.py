@@ -361,7 +361,7 @@ def test_own_client_and_its_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for name, says in {
             "own_client:unsigned": "can't sign in",
             "own_client:no": "can't load",
-            "nonsense": "can't load",
+            "nonsense": "unknown transport",
         }.items():
             with (
                 opened(tmp_path / "b", server, transport=name) as (ask, _),
