@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type
+
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.cache_key import request_body, with_pattern
 from ..run.log import Record
@@ -266,18 +268,33 @@ class Endpoint:
         return record
 
     async def _retry(self, call: Call, fault: TransientFault) -> Record:
-        started, tries = time.monotonic(), 1
-        while True:
-            self.stats.retries[fault.kind] += 1
-            self._check_alive(fault)
-            if _is_last_try(fault, tries, time.monotonic() - started):
-                raise PendingRetry(f"{fault} ({tries} tries)") from fault
-            await self._pause(_wait_s(fault, tries))
-            tries += 1
-            try:
-                return await self._once(call)
-            except TransientFault as e:
-                fault = e
+        """Further tries; the fault that led here counts as the first one."""
+        faults = [fault]
+
+        async def attempt() -> Record:
+            if faults:
+                raise faults.pop()
+            return await self._once(call)
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(TransientFault),
+            sleep=self._pause,
+            wait=lambda state: _wait_s(_fault_of(state), state.attempt_number),
+            stop=lambda state: _is_last_try(
+                _fault_of(state), state.attempt_number, state.seconds_since_start or 0.0
+            ),
+            after=lambda state: self._note_fault(_fault_of(state)),
+        )
+        try:
+            return await retrying(attempt)
+        except RetryError as e:
+            last = e.last_attempt.exception()
+            tries = e.last_attempt.attempt_number
+            raise PendingRetry(f"{last} ({tries} tries)") from last
+
+    def _note_fault(self, fault: TransientFault) -> None:
+        self.stats.retries[fault.kind] += 1
+        self._check_alive(fault)
 
     def _check_alive(self, error: TransientFault) -> None:
         """Stop the whole run when nothing has worked for long enough: each row would only fail the
@@ -366,6 +383,12 @@ class HttpEngine:
 
     async def close(self) -> None:
         await self.endpoint.close()
+
+
+def _fault_of(state: RetryCallState) -> TransientFault:
+    fault = state.outcome.exception() if state.outcome is not None else None
+    assert isinstance(fault, TransientFault)
+    return fault
 
 
 def _wait_s(fault: TransientFault, tries: int) -> float:
