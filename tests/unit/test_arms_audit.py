@@ -59,7 +59,7 @@ def part(tmp_path: Path) -> Partition:
         ],
         [],
     ]
-    outcomes = [PromptResult(p, fusions=list(f)) for p, f in zip(prompts, fusions, strict=True)]
+    outcomes = [PromptResult(p, attempts=list(f)) for p, f in zip(prompts, fusions, strict=True)]
     found.finalize(tables(outcomes, ["helpful"]), [], [], {})
     return found
 
