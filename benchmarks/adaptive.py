@@ -103,8 +103,7 @@ def schedule(rewards: Any, counts: Sequence[int] = (16, 32, 64)) -> tuple[Any, A
 def foresight(rewards: Any, step: int, prior_from: int = 256) -> Any:
     """Chance of each kind at every look, P x looks x kinds, by `presample.step`; after a look that
     settles all, NaN."""
-    from mora_data.statistics.adaptive import foreseen, likeliest, rate_prior
-    from mora_data.statistics.split import undivided
+    from mora_data.statistics.kinds import foreseen, likeliest, rate_prior, undivided
 
     rule = _rule()
     first = rewards[:prior_from, :16] >= rule[0]
@@ -127,8 +126,8 @@ def stopped(
     chances: Any, reference: Any, step: int, error: float, foresee: str, prior_from: int = 256
 ) -> tuple[Any, Any]:
     """The kinds found and the samples used: the first look that is sure, else all N."""
-    from mora_data.statistics.adaptive import likeliest
     from mora_data.statistics.kinds import KINDS as NAMES
+    from mora_data.statistics.kinds import likeliest
 
     kinds, used = reference.copy(), np.full(len(reference), LAST)
     for p in range(len(reference)):
@@ -150,7 +149,7 @@ def _rule() -> tuple[Any, Any, Any]:
 def interval(values: Any) -> list[float]:
     """Mean with its 95 % interval over prompts: `rate_interval` for shares of prompts, else
     normal."""
-    from mora_data.statistics import rate_interval
+    from mora_data.statistics.beta import rate_interval
 
     mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
     low, high = (mean - half, mean + half)

@@ -32,7 +32,8 @@ def estimators(prompts: int, rollouts: int, chunk: int) -> dict[str, float]:
     """CPU seconds per estimator on one core, rewards drawn chunk by chunk outside the clock."""
     import numpy as np
 
-    from mora_data import statistics as s
+    from mora_data.statistics import rollouts as s
+    from mora_data.statistics.beta import moment_prior
 
     floors, sigma, delta = np.full(3, 0.75), np.full(3, 0.05), np.full(3, 0.125)
     work: dict[str, Callable[[np.ndarray], object]] = {
@@ -41,20 +42,15 @@ def estimators(prompts: int, rollouts: int, chunk: int) -> dict[str, float]:
             s.all_pass_at_k((r >= floors).sum(1), (~np.isnan(r)).sum(1), 16),
         ),
         "joint_pass@16": lambda r: s.joint_pass_at_k(r, floors, 16),
-        "best_of_16_mean": lambda r: s.best_of_k_mean(r, 16),
         "best_of_16_distribution": lambda r: s.best_of_k_distribution(r, 16, np.arange(5) / 4),
         "range@16": lambda r: s.range_at_k(r, 16),
-        "scaling_slope": lambda r: s.scaling_slope(r, 16, 32),
         "gini": s.gini_mean_difference,
         "erd": lambda r: s.effective_dimensionality(r, sigma),
         "dominance": lambda r: s.dominance_rate(
             r, np.arange(len(r) * 3).reshape(-1, 3) % 5 > 0, delta
         ),
         "dominance_everywhere": lambda r: s.dominance_rate_everywhere(r, delta),
-        "posterior, prior": lambda r: (
-            s.beta_interval((r >= floors).sum(1), (~np.isnan(r)).sum(1)),
-            s.moment_prior((r >= floors).sum(1)[:, 0], (~np.isnan(r)).sum(1)[:, 0]),
-        ),
+        "prior": lambda r: moment_prior((r >= floors).sum(1)[:, 0], (~np.isnan(r)).sum(1)[:, 0]),
     }
     spent = dict.fromkeys(work, 0.0)
     for r in _chunks(prompts, rollouts, chunk):
@@ -67,7 +63,7 @@ def estimators(prompts: int, rollouts: int, chunk: int) -> dict[str, float]:
 
 def hypervolume(prompts: int, chunk: int) -> dict[str, float]:
     """Exact HV_8 from 16 rollouts in three dimensions."""
-    from mora_data.statistics import hypervolume_at_k
+    from mora_data.statistics.rollouts import hypervolume_at_k
 
     spent = 0.0
     for r in _chunks(prompts, 16, chunk):
@@ -81,7 +77,7 @@ def bootstrap(prompts: int) -> dict[str, float]:
     """2,000 draws of 60 columns: 10 metrics in 6 arms, with both intervals."""
     import numpy as np
 
-    from mora_data.statistics import cluster_bootstrap
+    from mora_data.statistics.inference import cluster_bootstrap
 
     values = np.random.default_rng(0).random((prompts, 60))
     start = time.perf_counter()
@@ -95,7 +91,7 @@ def sign_flip(prompts: int) -> dict[str, float]:
     """10,000 flips of the six primary comparisons."""
     import numpy as np
 
-    from mora_data.statistics import sign_flip_test
+    from mora_data.statistics.inference import sign_flip_test
 
     values = np.random.default_rng(0).normal(size=(prompts, 6))
     start = time.perf_counter()

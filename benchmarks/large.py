@@ -112,11 +112,12 @@ def _rss_mb() -> int:
 
 def step_report(run_dir: Path) -> dict[str, Any]:
     """report.json and report.html; what the partitions alone take is told apart."""
-    from mora_data.report import arms_report, finished, write_report
+    from mora_data.report.document import arms_report, finish_report
+    from mora_data.report.page import write_report
 
     arms = arms_report(run_dir)
     arms_by = {"arms_cpu_s": round(time.process_time(), 1), "arms_rss_mb": _rss_mb()}
-    report = finished(arms, run_dir)
+    report = finish_report(arms, run_dir)
     write_report(run_dir, report)
     return {**arms_by, "verdict": report["verdict"], "pairs": report["pairs"]["n"]}
 

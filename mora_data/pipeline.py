@@ -61,6 +61,8 @@ from .sources.read import SourceRow
 from .types import STAGES, Origin, Prompt, Role
 
 if TYPE_CHECKING:
+    from .report.arms import LengthAudit
+    from .report.values import ArmsReport
     from .selection.select import Selection
 
 Counts = Counter[tuple[str, str]]
@@ -124,7 +126,7 @@ class Published:
     selection: Mapping[str, Any] = field(default_factory=dict)
     personas: Mapping[str, Any] = field(default_factory=dict)
     feedback: Mapping[str, Any] = field(default_factory=dict)
-    report: Mapping[str, Any] = field(default_factory=dict)
+    report: ArmsReport | None = None
     fingerprint: str | None = None
     pii: Mapping[str, Any] | None = None
 
@@ -198,9 +200,10 @@ def _finish(
     manifest = {**manifest, **_selected(counts, published)}
     _write_manifest(build, asked, manifest, published, "empty" if failure else "done")
     if published.report and failure is None:
-        from .report import finished, write_report
+        from .report.document import finish_report
+        from .report.page import write_report
 
-        write_report(build.folder.path, finished(dict(published.report), build.folder.path))
+        write_report(build.folder.path, finish_report(published.report, build.folder.path))
     return published, failure
 
 
@@ -451,12 +454,13 @@ def _totals(
     return counts, tokens
 
 
-def _audit_arms(build: Build, parts: Sequence[Partition]) -> dict[str, Any]:
+def _audit_arms(build: Build, parts: Sequence[Partition]) -> dict[str, LengthAudit]:
     """Are the controls as long as the fused prompts that they are compared with? The manifest says
     so; so does a line."""
     if not build.reaches("fuse"):
         return {}
-    from .report.arms_audit import MAX_GAP, arms_audit
+    from .report.arms import arms_audit
+    from .statistics.inference import MOST_LENGTH_GAP
 
     fuse = build.settings.fuse
     controls = [a for a in fuse.arms if a in fuse.length_matched and "fused" in fuse.arms]
@@ -464,7 +468,7 @@ def _audit_arms(build: Build, parts: Sequence[Partition]) -> dict[str, Any]:
     off = [f"{arm} ({a['mean_log_gap']:+.3f})" for arm, a in audit.items() if a["matched"] is False]
     if off:
         build.progress.message(
-            f"arms not length-matched to fused (mean log ratio beyond +-{MAX_GAP}):"
+            f"arms not length-matched to fused (mean log ratio beyond +-{MOST_LENGTH_GAP}):"
             f" {', '.join(off)}; what they show may be length alone"
         )
     return audit
@@ -560,18 +564,19 @@ def _cap_personas(
 
 def _arms_report(
     build: Build, selection: Selection, manifest: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, bytes]]:
+) -> tuple[ArmsReport | None, dict[str, bytes]]:
     """The part of the report that the card shows, with its figures; `manifest` gets their summary.
     Plain sampling has nothing to compare."""
     s = build.settings
     if not selection.n_pairs or not (s.presample.enabled or len(s.fuse.arms) > 1):
-        return {}, {}
-    from .report import arms_report, png, summary_of
+        return None, {}
+    from .report import png
+    from .report.document import arms_report, summary_of
 
     report = arms_report(build.folder.path, manifest)
     manifest["report"] = summary_of(report)
     drawn = png.pictures(report)
-    manifest["figures"] = png.listed(drawn)
+    manifest["figures"] = png.picture_list(drawn)
     return report, {f"report/{name}.png": p.png for name, p in drawn.items()}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mora_data.statistics import cluster_bootstrap, holm, sign_flip_test
+from mora_data.statistics.inference import cluster_bootstrap, holm, sign_flip_test
 from mora_data.statistics.training import bootstrap_p, hierarchical_bootstrap, interval, mean_over
 
 from .building import LEVEL

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from mora_data import statistics as st
+from mora_data.statistics import rollouts as st
 from mora_data.text import seed_of
 
 from .plugins import topics

@@ -164,7 +164,8 @@ def print_status(args: argparse.Namespace) -> None:
 
 def print_report(args: argparse.Namespace) -> None:
     """A run's report, or two compared."""
-    from ..report import report_of, write_report
+    from ..report.document import report_of
+    from ..report.page import write_report
     from ..run.remote import upload_copy
     from .show import report_lines
 
@@ -185,20 +186,20 @@ def print_report(args: argparse.Namespace) -> None:
 
 
 def _compare_reports(args: argparse.Namespace) -> None:
-    from ..report.compare import compared, write_comparison
-    from ..report.sides import side_of
+    from ..report.compare import compare_sides, side_of
+    from ..report.page import write_comparison
     from .show import compare_lines
 
     if args.run_dir is not None:
         raise SettingsError(f"report --compare takes two folders and no RUN_DIR ({args.run_dir})")
-    tree = compared(side_of(args.compare[0]), side_of(args.compare[1]))
+    tree = compare_sides(side_of(args.compare[0]), side_of(args.compare[1]))
     written = write_comparison(args.out or Path(), tree)
     print(json.dumps(tree) if args.json else "\n".join([*compare_lines(tree), *map(str, written)]))
 
 
 def print_weights(args: argparse.Namespace) -> None:
     """Weights of the dimensions that reach a target."""
-    from ..report.target import lines, weights_of
+    from ..report.weights import weights_lines, weights_of
     from ..settings import parse_override
 
     target = dict(parse_override(text) for text in args.target)
@@ -208,7 +209,7 @@ def print_weights(args: argparse.Namespace) -> None:
             raise SettingsError(f"--target {d}={v}: the value must be a number in [0, 1]")
         wanted[d] = float(v)
     found = weights_of(args.run_dir, wanted, args.arm)
-    print(json.dumps(found) if args.json else "\n".join(lines(found)))
+    print(json.dumps(found) if args.json else "\n".join(weights_lines(found)))
 
 
 def view_folder(args: argparse.Namespace) -> None:

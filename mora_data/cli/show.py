@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import resources
 
 if TYPE_CHECKING:
+    from ..report.values import ComparisonReport, Report
     from ..run.manifest import StageCounts
 
 WIDTH = 54
@@ -31,7 +32,7 @@ def counts_table(counts: Mapping[str, StageCounts]) -> str:
     return "\n".join(lines)
 
 
-def report_lines(report: Mapping[str, Any]) -> list[str]:
+def report_lines(report: Report) -> list[str]:
     """The verdict, the arms with their intervals, and what to doubt, as text."""
     k = report["settings"]["k"]
     lines = [
@@ -61,14 +62,14 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def compare_lines(tree: Mapping[str, Any]) -> list[str]:
+def compare_lines(tree: ComparisonReport) -> list[str]:
     """What to doubt of a comparison, then which numbers differ, as text."""
-    from ..report.compare_page import label, summary
+    from ..report.page import differing_numbers, side_label
 
-    differences = summary(tree)
+    differences = differing_numbers(tree)
     lines = [
-        f"A: {label(tree['a'])}",
-        f"B: {label(tree['b'])}",
+        f"A: {side_label(tree['a'])}",
+        f"B: {side_label(tree['b'])}",
         "",
         *(f"- {d}" for d in tree["doubts"]),
         "",

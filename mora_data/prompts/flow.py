@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..statistics import PromptStats
+    from ..statistics.kinds import PromptStats
 
 RAISED = "raised "  # how the reason begins where a plug-in's own code failed
 
@@ -411,8 +411,7 @@ def _prompt_stats(context: PromptContext, arm: Arm, last: int) -> tuple[PromptSt
     may be spared."""
     import numpy as np
 
-    from ..statistics import profiles, split, undivided
-    from ..statistics.adaptive import foreseen, likeliest
+    from ..statistics.kinds import foreseen, likeliest, profiles, split, undivided
 
     dims, settings = context.build.dims, context.settings.presample
     rewards, absolutes, uncertainties = (side[None] for side in _arrays(context, arm))

@@ -28,8 +28,9 @@ def pilot_check(
     """The check `probe`; its value is the share of the new answers that reach every threshold."""
     import numpy as np
 
-    from ..statistics import effective_dimensionality, rate_interval
+    from ..statistics.beta import rate_interval
     from ..statistics.kinds import Z95
+    from ..statistics.rollouts import effective_dimensionality
 
     (x, x_levels), (y, y_levels) = (_scored(side) for side in (before, after))
     if len(y) < 2:

@@ -1,70 +1,32 @@
-"""Figures about pairs, scores and the run itself, drawn from report.json."""
+"""Figures about pairs, scorers and the run itself: its funnel, what it took, and what training on
+its pairs brought; drawn from report.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from .figure import Figure, interval, percent, shown
-from .svg import Frame, axes, box, line, panel, rule, short, text, whisker
+from .figure import Figure, IntervalRow, arm_style, interval, interval_rows, percent, shown
+from .svg import Frame, axes, band, box, dot, line, panel, short, text, ticks, upright
+from .values import LengthFigure, MarginNumbers, PairNumbers, Repeats, Report, ScorerNoise
 
 NO_PAIRS = "Not drawn: the run has no pairs (it was not built to the end, or nothing was selected)."
 
 
-def margins(r: Mapping[str, Any]) -> Figure:
+def margins(r: Report) -> Figure:
     """Distribution of the margins, as selected and as scored once more."""
-    p, panels, rows = r["pairs"], [], []
-    dims = r["settings"]["dimensions"]
-    for j, d in enumerate(dims if p["n"] else []):
-        m, sigma = p["margins"][d], r["judge"]["dimensions"][d]["sigma"]
-        f = Frame((min(-0.25, *m["quantiles"][:1], *m["quantiles_confirmed"][:1]), 1), (0, 1))
-        marks = [
-            *axes(f, f"margin, {d}", "share of pairs with at least this"),
-            rule(f.px(0), f.top, f.px(0), f.height - f.bottom, "a"),
-        ]
-        if 0 < 2 * sigma < 1:
-            marks += [
-                rule(f.px(2 * sigma), f.top, f.px(2 * sigma), f.height - f.bottom, "z"),
-                text(f.px(2 * sigma) + 3, f.top + 10, "2σ", "s"),
-            ]
-        for q, dash in ((m["quantiles"], ""), (m["quantiles_confirmed"], " dash")):
-            marks.append(
-                line(
-                    f,
-                    [
-                        (x, 1 - i / (len(q) - 1))
-                        for i, v in enumerate(q)
-                        for x in (v, q[min(i + 1, len(q) - 1)])
-                    ],
-                    f"d{j % 3}{dash}",
-                )
-            )
-        panels.append(
-            panel(
-                f"{d} · n = {m['mean']['n']:,}",
-                f"mean {interval(m['mean'])}, scored once more {interval(m['confirmed'])}",
-                f,
-                marks,
-            )
-        )
-        rows.append(
-            [
-                d,
-                m["mean"]["n"],
-                interval(m["mean"]),
-                interval(m["confirmed"]),
-                interval(m["above_noise"]),
-            ]
-        )
+    p, noise = r["pairs"], r["judge"]["dimensions"]
+    drawn = list(enumerate(r["settings"]["dimensions"] if p["n"] else []))
     shrink = r["figures"]["margins"]["shrinkage"]
-    said = (
-        f"Before any pair was dropped for it, the best pair of each of {shrink['n']:,} prompts and"
-        f" arms kept {percent(shrink['ratio'])} of its margins when scored once more. "
-        if shrink
-        else "No pair was scored once more. "
-    )
+    note = NO_PAIRS
     if p["n"]:
-        said += (
+        note = (
+            f"Before any pair was dropped for it, the best pair of each of {shrink['n']:,} prompts"
+            f" and arms kept {percent(shrink['ratio'])} of its margins when scored once more. "
+            if shrink
+            else "No pair was scored once more. "
+        )
+        note += (
             f"Pairs that lose in some dimension: {percent(p['neg_dim_rate']['value'])} as selected,"
             f" {percent(p['neg_dim_rate_confirmed']['value'])} as scored once more."
         )
@@ -72,88 +34,68 @@ def margins(r: Mapping[str, Any]) -> Figure:
         "margins",
         "Are the margins large, in which dimensions, and are they real?",
         f"unit: pair; intervals over {p.get('prompts', 0):,} source prompts",
-        panels,
+        [_margin_panel(d, j, p["margins"][d], noise[d]["sigma"] or 0.0) for j, d in drawn],
         ["dimension", "pairs", "mean margin", "scored once more", "share above 2 sigma"],
-        rows,
-        said if p["n"] else NO_PAIRS,
+        [
+            [d, m["mean"]["n"], *map(interval, (m["mean"], m["confirmed"], m["above_noise"]))]
+            for d, m in ((d, p["margins"][d]) for _, d in drawn)
+        ],
+        note,
         [("ink", 0, "as selected (solid)"), ("ink", 5, "scored once more (dashed)")],
     )
 
 
-def length(r: Mapping[str, Any]) -> Figure:
+def _margin_panel(d: str, j: int, m: MarginNumbers, sigma: float) -> str:
+    curves = (m["quantiles"], ""), (m["quantiles_confirmed"], " dash")
+    known = [([v for v in q if v is not None], dash) for q, dash in curves]
+    f = Frame((min([-0.25, *(v for q, _ in known for v in q[:1])]), 1), (0, 1))
+    marks = [*axes(f, f"margin, {d}", "share of pairs with at least this"), upright(f, 0, "a")]
+    if 0 < 2 * sigma < 1:
+        marks += [upright(f, 2 * sigma, "z"), text(f.px(2 * sigma) + 3, f.top + 10, "2σ", "s")]
+    for q, dash in known:
+        steps = [(v, 1 - i / (len(q) - 1)) for i, v in enumerate(q)]
+        after = [(q[min(i + 1, len(q) - 1)], y) for i, (_, y) in enumerate(steps)]
+        points = [point for both in zip(steps, after, strict=True) for point in both]
+        marks.append(line(f, points, f"d{j % 3}{dash}"))
+    description = f"mean {interval(m['mean'])}, scored once more {interval(m['confirmed'])}"
+    return panel(f"{d} · n = {m['mean']['n']:,}", description, f, marks)
+
+
+def length(r: Report) -> Figure:
     """Length and refusals of the two sides."""
     p, data = r["pairs"], r["figures"]["length"]
+    question = "Is the chosen answer just longer, or just not a refusal?"
     unit = f"unit: pair, {p['n']:,} pairs"
     if not p["n"] or data is None:
-        return Figure(
-            "length",
-            "Is the chosen answer just longer, or just not a refusal?",
-            unit,
-            [],
-            [],
-            [],
-            NO_PAIRS,
-        )
-    f = Frame((-2, 2), (0, data["y_max"]), height=260)
-    n = len(data["counts"])
-    most = max(max(row) for row in data["counts"]) or 1
-    side, tall = (f.px(2) - f.px(-2)) / n, (f.py(0) - f.py(data["y_max"])) / n
-    marks = axes(
-        f,
-        "chosen length / rejected length",
-        "total margin",
-        [(-2, "¼"), (-1, "½"), (0, "1"), (1, "2"), (2, "4")],
-    )
-    for i, row in enumerate(data["counts"]):
-        for j, v in enumerate(row):
-            if v:
-                marks.append(
-                    box(
-                        f.px(-2) + i * side,
-                        f.py(0) - (j + 1) * tall,
-                        side,
-                        tall,
-                        "a4",
-                        0.1 + 0.9 * (v / most) ** 0.5,
-                        f"{v} pairs",
-                    )
-                )
-    marks.append(rule(f.px(0), f.top, f.px(0), f.height - f.bottom, "a"))
-    gap = p["length"]["log_ratio"]
-    panels = [
-        panel(
-            "length against margin",
-            f"mean log ratio {interval(gap)}, rank correlation"
-            f" {shown(p['length']['margin_correlation'])}",
-            f,
-            marks,
-        ),
-        _shares_panel(p),
-    ]
+        return Figure("length", question, unit, [], [], [], NO_PAIRS)
+    size, refusal = p["length"], p["refusal"]
     rows = [
-        ["mean log length ratio", interval(gap)],
-        ["chosen longer", interval(p["length"]["chosen_longer"])],
-        ["equal length", interval(p["length"]["equal"])],
-        ["AUC of length alone", shown(p["length"]["auc"])],
-        ["rank correlation of length ratio and margin", shown(p["length"]["margin_correlation"])],
-        ["chosen refuses", interval(p["refusal"]["chosen"])],
-        ["rejected refuses", interval(p["refusal"]["rejected"])],
+        ["mean log length ratio", interval(size["log_ratio"])],
+        ["chosen longer", interval(size["chosen_longer"])],
+        ["equal length", interval(size["equal"])],
+        ["AUC of length alone", shown(size["auc"])],
+        ["rank correlation of length ratio and margin", shown(size["margin_correlation"])],
+        ["chosen refuses", interval(refusal["chosen"])],
+        ["rejected refuses", interval(refusal["rejected"])],
         [
             "refusal is rejected, where one side refuses",
-            interval(p["refusal"]["rejected_where_one_refuses"]),
+            interval(refusal["rejected_where_one_refuses"]),
         ],
         *(
             [f"{side} refuses, prompts that carry {c}", interval(v[side])]
-            for c, v in p["refusal"]["by_class"].items()
+            for c, v in refusal["by_class"].items()
             for side in ("chosen", "rejected")
         ),
-        ["AUC of wording alone (unseen prompts)", shown((p["wording"] or {}).get("auc"))],
+        [
+            "AUC of wording alone (unseen prompts)",
+            shown(p["wording"]["auc"] if p["wording"] else None),
+        ],
     ]
     return Figure(
         "length",
-        "Is the chosen answer just longer, or just not a refusal?",
+        question,
         unit,
-        panels,
+        [_length_panel(p, data), _short_cuts_panel(p)],
         ["", "value [95 % interval]"],
         rows,
         "A bar at 0.5 means that length, or refusing, gives nothing away. Refusals are those that"
@@ -162,72 +104,62 @@ def length(r: Mapping[str, Any]) -> Figure:
     )
 
 
-def _shares_panel(p: Mapping[str, Any]) -> str:
-    cells = [
-        ("chosen longer", p["length"]["chosen_longer"]),
-        ("chosen refuses", p["refusal"]["chosen"]),
-        ("rejected refuses", p["refusal"]["rejected"]),
-        ("refusal loses", p["refusal"]["rejected_where_one_refuses"]),
-    ]
-    if p["wording"]:
-        cells.append(("wording ranks right", p["wording"]["pairs_right"]))
-    f = Frame((0, 1), (0, 1), height=66 + 26 * len(cells), left=128, right=16)
-    marks = [
-        *axes(f, "share of pairs", "", None, []),
-        rule(f.px(0.5), f.top, f.px(0.5), f.height - f.bottom, "z"),
-    ]
-    for i, (name, c) in enumerate(cells):
-        y = f.top + 12 + 26 * i
-        marks += [
-            text(f.left - 8, y + 4, name, "e"),
-            whisker(
-                f,
-                y,
-                c["low"],
-                c["value"],
-                c["high"],
-                "a4",
-                0,
-                f"{name}: {interval(c)}, n = {c['n']}",
-            ),
-        ]
-    return panel(
-        "what would be a short cut", "; ".join(f"{n} {interval(c)}" for n, c in cells), f, marks
+def _length_panel(p: PairNumbers, data: LengthFigure) -> str:
+    f = Frame((-2, 2), (0, data["y_max"]), height=260)
+    n = len(data["counts"])
+    most = max(max(row) for row in data["counts"]) or 1
+    side, tall = (f.px(2) - f.px(-2)) / n, (f.py(0) - f.py(data["y_max"])) / n
+    ratios = [(-2.0, "¼"), (-1.0, "½"), (0.0, "1"), (1.0, "2"), (2.0, "4")]
+    marks = axes(f, "chosen length / rejected length", "total margin", ratios)
+    for i, row in enumerate(data["counts"]):
+        for j, v in enumerate(row):
+            if v:
+                x, y, shade = f.px(-2) + i * side, f.py(0) - (j + 1) * tall, (v / most) ** 0.5
+                marks.append(box(x, y, side, tall, "a4", 0.1 + 0.9 * shade, f"{v} pairs"))
+    marks.append(upright(f, 0, "a"))
+    size = p["length"]
+    description = (
+        f"mean log ratio {interval(size['log_ratio'])}, rank correlation"
+        f" {shown(size['margin_correlation'])}"
     )
+    return panel("length against margin", description, f, marks)
 
 
-def judges(r: Mapping[str, Any]) -> Figure:
+def _short_cuts_panel(p: PairNumbers) -> str:
+    cells = {
+        "chosen longer": p["length"]["chosen_longer"],
+        "chosen refuses": p["refusal"]["chosen"],
+        "rejected refuses": p["refusal"]["rejected"],
+        "refusal loses": p["refusal"]["rejected_where_one_refuses"],
+    }
+    if p["wording"]:
+        cells["wording ranks right"] = p["wording"]["pairs_right"]
+    rows = [
+        IntervalRow(name, c, "a4", 0, f"{name}: {interval(c)}, n = {c['n']}")
+        for name, c in cells.items()
+    ]
+    title, half = "what would be a short cut", (0.5, "z")
+    return interval_rows(title, rows, (0, 1), "share of pairs", half, step=26, left=128)
+
+
+def judges(r: Report) -> Figure:
     """Reliability of each dimension and how second scores follow the first."""
     panels, rows = [], []
-    data = r["figures"]["repeats"]
     for j, d in enumerate(r["settings"]["dimensions"]):
-        v, again = r["judge"]["dimensions"][d], data.get(d)
-        rows.append(
-            [
-                d,
-                shown(v["reliability"]),
-                shown(v["sigma"]),
-                v["scored_twice"],
-                again["n"] if again else 0,
-                interval(again["same"]) if again else "–",
-                shown(again["kappa"]) if again else "–",
-            ]
-        )
+        v, again = r["judge"]["dimensions"][d], r["figures"]["repeats"].get(d)
+        row: list[object] = [d, shown(v["reliability"]), shown(v["sigma"]), v["scored_twice"]]
         if again:
             panels.append(_repeat_panel(d, again, v, j))
+            row += [again["n"], interval(again["same"]), shown(again["kappa"])]
+        rows.append(row if again else [*row, 0, "–", "–"])
     return Figure(
         "judges",
         "Can the scorers be trusted?",
         "unit: answer that was scored twice",
         panels,
         [
-            "dimension",
-            "reliability",
-            "sigma of one score",
-            "scored twice at random",
-            "confirmed",
-            "same score",
-            "weighted kappa",
+            *("dimension", "reliability", "sigma of one score", "scored twice at random"),
+            *("confirmed", "same score", "weighted kappa"),
         ],
         rows,
         "Reliability = 1 − noise / variance between answers of a prompt, from a random share of the"
@@ -238,123 +170,236 @@ def judges(r: Mapping[str, Any]) -> Figure:
     )
 
 
-def _repeat_panel(d: str, again: Mapping[str, Any], v: Mapping[str, Any], j: int) -> str:
+def _repeat_panel(d: str, again: Repeats, v: ScorerNoise, j: int) -> str:
     f = Frame((-0.125, 1.125), (-0.125, 1.125), height=300, right=20)
-    names = [(i / 4, f"{i / 4:g}") for i in range(5)]
-    marks = axes(f, "first score", "second score", names, names)
+    levels = [(i / 4, f"{i / 4:g}") for i in range(5)]
+    marks = axes(f, "first score", "second score", levels, levels)
     side, tall = f.px(0.25) - f.px(0), f.py(0) - f.py(0.25)
     for i, row in enumerate(again["counts"]):
-        total = sum(row)
         for k, n in enumerate(row):
             if n:
-                marks += [
-                    box(
-                        f.px(i / 4) - side / 2,
-                        f.py(k / 4) - tall / 2,
-                        side,
-                        tall,
-                        f"d{j % 3}",
-                        0.06 + 0.64 * n / total,
-                        f"{i / 4:g} then {k / 4:g}: {n}",
-                    ),
-                    text(f.px(i / 4), f.py(k / 4) + 4, f"{n}", "m"),
-                ]
-    rho = v["reliability"]
-    return panel(
-        f"{d} · reliability {shown(rho)}",
-        f"same score {interval(again['same'])}, weighted kappa {shown(again['kappa'])}, n ="
-        f" {again['n']}",
-        f,
-        marks,
+                x, y, shade = f.px(i / 4), f.py(k / 4), 0.06 + 0.64 * n / sum(row)
+                tip = f"{i / 4:g} then {k / 4:g}: {n}"
+                corner = x - side / 2, y - tall / 2
+                marks.append(box(*corner, side, tall, f"d{j % 3}", shade, tip))
+                marks.append(text(x, y + 4, f"{n}", "m"))
+    description = (
+        f"same score {interval(again['same'])}, weighted kappa {shown(again['kappa'])},"
+        f" n = {again['n']}"
     )
+    return panel(f"{d} · reliability {shown(v['reliability'])}", description, f, marks)
 
 
-def composition(r: Mapping[str, Any]) -> Figure:
+def composition(r: Report) -> Figure:
     """Category by kind of the pairs, and what was mined."""
-    data, panels, rows = r["figures"]["composition"], [], []
+    data, p, pairs = r["figures"]["composition"], r["prompts"], r["pairs"]
+    diversity = p["diversity"].items()
+    of_pairs: dict[str, dict[str, int]] = {}
+    if pairs["n"]:
+        of_pairs = {"source": pairs["source"], "arm": pairs["arm"], "carried": pairs["carried"]}
+    rows: list[list[object]] = [
+        *([f"mined, kind {k}", n] for k, n in p["kinds"].items()),
+        *([f"mined, category {c}", n] for c, n in p["categories"].items()),
+        *([f"pairs, {k} {v}", n] for k, counts in of_pairs.items() for v, n in counts.items()),
+    ]
+    for a, v in diversity:
+        rows += [
+            [f"prompts, {a}: distinct words", shown(v["distinct_1"])],
+            [f"prompts, {a}: distinct word pairs", shown(v["distinct_2"])],
+            [f"prompts, {a}: compression", shown(v["compression"])],
+            [f"prompts, {a}: near-duplicates", interval(v["near_duplicates"])],
+        ]
+    rows += [
+        [f"prompts, {a}: Vendi score of {v['vendi_n']}", shown(v["vendi"])] for a, v in diversity
+    ]
+    note = NO_PAIRS
     if data:
-        cells = data["counts"]
-        f = Frame(
-            (0, len(data["columns"])),
-            (0, 1),
-            height=70 + 24 * len(data["rows"]),
-            left=138,
-            right=16,
+        note = (
+            f"The mined categories weigh as much as {shown(p['category_entropy'])} equal ones"
+            " (exp of the entropy)."
         )
-        most = max((max(row) for row in cells), default=0) or 1
-        marks = axes(
-            f,
-            "kind of the prompt",
-            "",
-            [(i + 0.5, short(k, 10)) for i, k in enumerate(data["columns"])],
-            [],
-        )
-        for i, (name, row) in enumerate(zip(data["rows"], cells, strict=True)):
-            y = f.top + 24 * i
-            marks.append(text(f.left - 8, y + 15, short(name, 21), "e"))
-            for j, n in enumerate(row):
-                if n:
-                    marks += [
-                        box(
-                            f.px(j) + 1,
-                            y,
-                            f.px(j + 1) - f.px(j) - 2,
-                            22,
-                            "a1",
-                            0.1 + 0.6 * n / most,
-                            f"{name}, {data['columns'][j]}: {n}",
-                        ),
-                        text(f.px(j + 0.5), y + 15, f"{n}", "m"),
-                    ]
-        panels.append(
-            panel(
-                "pairs by category and kind",
-                f"{r['pairs']['n']} pairs in {len(data['rows'])} categories",
-                f,
-                marks,
-            )
-        )
-    p, diversity = r["prompts"], r["prompts"]["diversity"]
-    rows += [[f"mined, kind {k}", n] for k, n in p["kinds"].items()] + [
-        [f"mined, category {c}", n] for c, n in p["categories"].items()
-    ]
-    rows += [
-        [f"pairs, {what} {k}", n]
-        for what in ("source", "arm", "carried")
-        for k, n in (r["pairs"].get(what) or {}).items()
-    ]
-    rows += [
-        [f"prompts, {a}: {what}", shown(v[key]) if key != "near_duplicates" else interval(v[key])]
-        for a, v in diversity.items()
-        for what, key in (
-            ("distinct words", "distinct_1"),
-            ("distinct word pairs", "distinct_2"),
-            ("compression", "compression"),
-            ("near-duplicates", "near_duplicates"),
-        )
-    ]
-    rows += [
-        [f"prompts, {a}: Vendi score of {v['vendi_n']}", shown(v["vendi"])]
-        for a, v in diversity.items()
-    ]
-    more = (
-        f" {data['left_out']} smaller categories are in the table."
-        if data and data["left_out"]
-        else ""
-    )
+        if data["left_out"]:
+            note += f" {data['left_out']} smaller categories are in the table."
     return Figure(
         "composition",
         "What is in it?",
-        f"unit: pair, {r['pairs']['n']:,} pairs; prompts for diversity",
-        panels,
+        f"unit: pair, {pairs['n']:,} pairs; prompts for diversity",
+        [_composition_panel(r)] if data else [],
         ["", "number"],
         rows,
-        (
-            (
-                f"The mined categories weigh as much as {shown(p['category_entropy'])} equal ones"
-                " (exp of the entropy)." + more
-            )
-            if data
-            else NO_PAIRS
-        ),
+        note,
     )
+
+
+def _composition_panel(r: Report) -> str:
+    data = r["figures"]["composition"]
+    assert data is not None
+    names, kinds, cells = data["rows"], data["columns"], data["counts"]
+    f = Frame((0, len(kinds)), (0, 1), height=70 + 24 * len(names), left=138, right=16)
+    most = max((max(row) for row in cells), default=0) or 1
+    labels = [(i + 0.5, short(k, 10)) for i, k in enumerate(kinds)]
+    marks = axes(f, "kind of the prompt", "", labels, [])
+    for i, (name, row) in enumerate(zip(names, cells, strict=True)):
+        y = f.top + 24 * i
+        marks.append(text(f.left - 8, y + 15, short(name, 21), "e"))
+        for j, n in enumerate(row):
+            if n:
+                x, width = f.px(j) + 1, f.px(j + 1) - f.px(j) - 2
+                shade, tip = 0.1 + 0.6 * n / most, f"{name}, {kinds[j]}: {n}"
+                marks.append(box(x, y, width, 22, "a1", shade, tip))
+                marks.append(text(f.px(j + 0.5), y + 15, f"{n}", "m"))
+    description = f"{r['pairs']['n']} pairs in {len(names)} categories"
+    return panel("pairs by category and kind", description, f, marks)
+
+
+def scaling(r: Report) -> Figure:
+    """The paper's Fig. 5, only with evaluation results given."""
+    data = r["figures"]["scaling"]
+    by: dict[str, dict[float, list[float]]] = {}
+    for e in data["evaluations"]:
+        by.setdefault(e["metric"], {}).setdefault(e["fraction"], []).append(e["value"])
+    drawn = sorted(by.items())
+    note = (
+        "Line: mean over seeds; area: from the lowest to the highest seed."
+        if drawn
+        else "Not drawn: no evaluation results (evals.jsonl in the run folder, one {fraction,"
+        " seed, metric, value} a line)."
+    )
+    return Figure(
+        "scaling",
+        "What do more pairs buy?",
+        "unit: training run (seed)",
+        [_scaling_panel(metric, points, f"d{j % 3}") for j, (metric, points) in enumerate(drawn)],
+        ["metric", "fraction", "seeds", "mean", "lowest", "highest"],
+        [
+            [metric, x, len(v), *map(shown, (sum(v) / len(v), min(v), max(v)))]
+            for metric, points in drawn
+            for x, v in sorted(points.items())
+        ],
+        f"{note} This run gives {shown(data['pairs_per_1000_prompts'])} pairs per 1,000 mined"
+        " prompts, which says nothing about a model.",
+    )
+
+
+def _scaling_panel(metric: str, points: Mapping[float, list[float]], style: str) -> str:
+    xs = sorted(points)
+    values = [v for vs in points.values() for v in vs]
+    pad = (max(values) - min(values)) * 0.1 or 0.1
+    f = Frame((0, max(xs) or 1), (min(values) - pad, max(values) + pad))
+    lows, highs = ([(x, pick(points[x])) for x in xs] for pick in (min, max))
+    means = [(x, sum(points[x]) / len(points[x])) for x in xs]
+    marks = [
+        *axes(f, "fraction of the pairs added", metric),
+        band(f, lows, highs, style),
+        line(f, means, style),
+        *(dot(f.px(x), f.py(y), style, 0, f"{x:g}: {y:.3f}") for x, y in means),
+    ]
+    description = f"mean {means[0][1]:.3f} at {xs[0]:g}, {means[-1][1]:.3f} at {xs[-1]:g}"
+    return panel(metric, description, f, marks)
+
+
+def funnel(r: Report) -> Figure:
+    """What every stage kept and dropped, and how rewriting went per category."""
+    stages = {s: c for s, c in r["figures"]["cost"]["stages"].items() if c["in"]}
+    panels = [_stages_panel(stages)] if stages else []
+    rows: list[list[object]] = []
+    for stage, c in stages.items():
+        dropped = sorted(c["dropped"].items(), key=lambda kv: -kv[1])
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in dropped)
+        rows.append([stage, c["in"], c["kept"], reasons or "–"])
+    by_category = r["figures"]["funnel"]["by_category"]
+    for arm, by in by_category.items():
+        if arm == "fused" or len(by_category) == 1:
+            accepted = {c: v["accepted"] for c, v in list(by.items())[:12]}
+            marks = [
+                IntervalRow(c, a, *arm_style(arm), f"{c}: {interval(a)}, n = {a['n']}")
+                for c, a in accepted.items()
+            ]
+            description = "; ".join(f"{c} {percent(a['value'])}" for c, a in accepted.items())
+            panels.append(
+                interval_rows(
+                    f"rewrites accepted · {arm}",
+                    marks,
+                    (0, 1),
+                    "accepted share",
+                    left=138,
+                    letters=21,
+                    description=description,
+                )
+            )
+        for category, shares in by.items():
+            a, refused = shares["accepted"], percent(shares["refused"]["value"])
+            kept = round((a["value"] or 0) * a["n"])
+            rows.append([f"fuse, {arm}, {category}", a["n"], kept, f"rewriter refused {refused}"])
+    return Figure(
+        "funnel",
+        "Where do prompts and answers go?",
+        "unit of each stage: see the table (mine: rows; presample, fuse: prompts; "
+        "rollout, score: answers; select: prompt and arm; publish: pairs)",
+        panels,
+        ["stage", "in", "kept", "dropped"],
+        rows,
+        "In each stage what goes in is what is kept and what is dropped. Intervals of shares:"
+        " 95 %.",
+        [
+            ("q3", None, "kept"),
+            ("x0", None, "dropped, commonest reason"),
+            ("x1", None, "dropped, second reason"),
+            ("x2", None, "dropped, other reason"),
+        ],
+    )
+
+
+def _stages_panel(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    f = Frame((0, 1), (0, 1), height=66 + 26 * len(stages), left=84, right=16)
+    marks = axes(f, "share of what went in", "", None, [])
+    for i, (stage, c) in enumerate(stages.items()):
+        y, x = f.top + 3 + 26 * i, 0.0
+        dropped = sorted(c["dropped"].items(), key=lambda kv: (-kv[1], kv[0]))
+        rest = sum(n for _, n in dropped[2:])
+        segments = [("kept", c["kept"], "q3")]
+        segments += [(reason, n, f"x{j}") for j, (reason, n) in enumerate(dropped[:2])]
+        segments += [("other reasons", rest, "x2")] if rest else []
+        marks.append(text(f.left - 6, y + 13, stage, "e"))
+        for reason, n, style in segments:
+            width = f.px(n / c["in"]) - f.px(0)
+            tip = f"{stage}: {n:,} {reason} of {c['in']:,}"
+            marks.append(box(f.px(x), y, width, 18, style, tip=tip))
+            x += n / c["in"]
+        marks.append(text(f.left + 6, y + 13, f"{c['kept']:,} of {c['in']:,}", "s i"))
+    description = "; ".join(f"{s}: {c['kept']:,} of {c['in']:,} kept" for s, c in stages.items())
+    return panel("stages", description, f, marks)
+
+
+def cost(r: Report) -> Figure:
+    """What the run took."""
+    c = r["figures"]["cost"]
+    stages = {s: v["in"] for s, v in c["stages"].items() if v["in"]}
+    return Figure(
+        "cost",
+        "What did it take, and what failed?",
+        "unit: the run",
+        [_handled_panel(stages)] if stages else [],
+        ["", "number"],
+        [
+            ["tokens in", shown(c["tokens"].get("in"))],
+            ["tokens out", shown(c["tokens"].get("out"))],
+            ["rows that failed", shown(c["errors"])],
+            ["tokens per pair", shown(c["tokens_per_pair"])],
+            ["money", shown(c["money"])],
+        ],
+        "The numbers of the manifest. Money is not measured without a price table.",
+    )
+
+
+def _handled_panel(stages: Mapping[str, int]) -> str:
+    most = max(1.0, *map(float, stages.values()))
+    f = Frame((0, most), (0, 1), height=66 + 22 * len(stages), left=84, right=30)
+    places = [v for v, _ in ticks(0, most)][:5]
+    labels = [(v, f"{v / 1000:g}k" if most >= 2000 else f"{v:g}") for v in places]
+    marks = axes(f, "rows handled", "", labels, [])
+    for i, (stage, n) in enumerate(stages.items()):
+        y, width = f.top + 2 + 22 * i, f.px(n) - f.px(0)
+        marks.append(text(f.left - 6, y + 12, stage, "e"))
+        marks.append(box(f.px(0), y, width, 16, "a0", tip=f"{stage}: {n:,}"))
+    return panel("rows per stage", "see the table", f, marks)

@@ -1,54 +1,199 @@
 """Two runs, arms or releases against each other: which numbers differ, by how much, and what else
 differs.
 
-    tree = compared(side_of("runs/a"), side_of("runs/b"))       tree["arms"][0]["difference"]["low"]
+    compare_sides(side_of("runs/a"), side_of("runs/b:single"))["arms"][0]["difference"]
+    side_of("org/mora-pairs@v1.0.0")
 
 A and B are numbers of the two report.json, each over its own prompts. Their difference, B minus A,
 is taken on the prompts that both have, which are resampled for both at once: a paired interval.
-Where none is shared it is over all prompts, and each side is resampled by itself.
+Where none is shared it is over all prompts, and each side is resampled by itself. Of a published
+dataset only the means of the arms are known.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import orjson
 
-from .. import statistics as st
-from ..errors import RunFolderError
-from ..run.partitions import write_whole
-from .arms import DRAWS, in_order
-from .differ import doubts, settings_that_differ
+from ..errors import RunFolderError, SettingsError
+from ..run.folder import read_json
+from ..statistics.inference import Bootstrap, cluster_bootstrap, holm
+from .arms import DRAWS, in_arm_order
+from .caveats import comparison_caveats, settings_that_differ
+from .document import arms_of_run, finish_report, measure_run, run_facts
 from .gather import HEADLINE
-from .measure import names
-from .numbers import number
-from .sides import Side
+from .measure import metric_names
+from .pairs import PairTable, pair_numbers, read_pairs
+from .values import (
+    ComparedNumber,
+    ComparisonReport,
+    Estimate,
+    PairedDifference,
+    PairNumbers,
+    RunFacts,
+    SideFacts,
+    rounded,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..statistics import Bools, Floats
 
 FORMAT = 1
 LEVEL = 0.05  # of the adjusted p under which a number counts as another one
 OF_K = ("joint_pass", "hypervolume")  # not comparable at different k
 
 
-def compared(a: Side, b: Side) -> dict[str, Any]:
-    """report-compare.json: who is compared, the doubts, the settings that differ, the numbers with
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What is compared.
+
+    Attributes:
+        where: as it was given, without the arm.
+        arm: the only arm that is looked at; None for all.
+        settings: those of the build.
+        metrics: arm -> metric -> its cell of the report.
+        ids, values: prompts, and arm -> values_P_M of them; empty of a published dataset.
+        table, pairs: the rows of `preference`, and what the report says of them.
+    """
+
+    where: str
+    arm: str | None
+    run: RunFacts
+    settings: Mapping[str, Any]
+    verdict: str
+    caveats: list[str]
+    dims: list[str]
+    floors: dict[str, float]
+    k: int | None
+    metrics: Mapping[str, Mapping[str, Estimate]]
+    sigma: dict[str, float | None]
+    reliability: dict[str, float | None]
+    pairs: PairNumbers
+    table: PairTable
+    ids: Sequence[str] = ()
+    values: Mapping[str, Floats] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int:
+        """Of the resampling."""
+        return int(self.settings["seed"])
+
+
+def side_of(given: str) -> Side:
+    """A run folder, a dataset folder or ORG/NAME@TAG, with :ARM where one arm is meant.
+
+    Raises:
+        RunFolderError: neither a run nor a dataset, or one of another version.
+        SettingsError: it has no such arm.
+        PublishError: the Hub does not have it.
+    """
+    where, arm = _split_arm(given)
+    is_run = "identity" in read_json(Path(where) / "manifest.json")
+    side = _run_side(where, arm) if is_run else _published_side(where, arm)
+    if arm is not None and arm not in side.metrics:
+        raise SettingsError(
+            f"{given}: {where} has no arm {arm!r}, only {', '.join(side.metrics) or 'none'}"
+        )
+    return side
+
+
+def _split_arm(given: str) -> tuple[str, str | None]:
+    if Path(given).exists() or ":" not in given:
+        return given, None
+    where, _, arm = given.rpartition(":")
+    return where, arm
+
+
+def _run_side(where: str, arm: str | None) -> Side:
+    ids: list[str] = []
+    values: dict[str, list[Floats]] = {}
+
+    def keep(some: list[str], by_arm: Mapping[str, Floats]) -> None:
+        for name, v in by_arm.items():
+            values.setdefault(name, [np.full((len(ids), v.shape[1]), np.nan)]).append(v)
+        ids.extend(some)
+        for name in values.keys() - by_arm.keys():
+            values[name].append(np.full((len(some), values[name][0].shape[1]), np.nan))
+
+    run = measure_run(Path(where), keep=keep)
+    report = finish_report(arms_of_run(run, Path(where)), Path(where))
+    dims, noise = report["settings"]["dimensions"], report["judge"]["dimensions"]
+    return Side(
+        where,
+        arm,
+        report["run"],
+        run.settings,
+        report["verdict"],
+        report["doubts"],
+        dims,
+        report["settings"]["floors"],
+        report["settings"]["k"],
+        {a: v["metrics"] for a, v in report["arms"].items()},
+        {d: v["sigma"] for d, v in noise.items()},
+        {d: v["reliability"] for d, v in noise.items()},
+        report["pairs"],
+        read_pairs(Path(where) / "dataset", dims),
+        ids,
+        {name: np.concatenate(v) for name, v in values.items()},
+    )
+
+
+def _published_side(where: str, arm: str | None) -> Side:
+    from ..dataset.diff import dataset_of
+
+    folder = dataset_of(where)
+    tree = read_json(folder / "provenance" / "manifest.json")
+    try:
+        manifest, dims = tree["manifest"], list(tree["folder"]["dimensions"])
+        settings, noise = manifest["settings"], manifest["reference"]
+        summary = manifest.get("report") or {}
+        prompts = int((manifest["counts"].get("mine") or {}).get("kept") or 0)
+        table = read_pairs(folder, dims)
+        sigma = {d: noise["noise"][d] for d in dims}
+        return Side(
+            where,
+            arm,
+            run_facts(manifest, settings, 0, {"prompts": prompts, "partitions_sealed": 0}),
+            settings,
+            summary.get("verdict", "not measured"),
+            [],
+            dims,
+            dict(tree["folder"]["floors"]),
+            summary.get("k"),
+            {
+                a: {m: cast(Estimate, c) for m, c in v.items() if isinstance(c, dict)}
+                for a, v in (summary.get("arms") or {}).items()
+            },
+            sigma,
+            {d: noise["reliability"][d] for d in dims},
+            pair_numbers(table, dims, [float(s) for s in sigma.values()], int(settings["seed"])),
+            table,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise RunFolderError(
+            f"{where} can't be compared: its provenance/manifest.json is missing, damaged, or of"
+            " another version"
+        ) from e
+
+
+def compare_sides(a: Side, b: Side) -> ComparisonReport:
+    """report-compare.json: who is compared, the caveats, the settings that differ, the numbers with
     their differences."""
-    dims = [
-        d for d in a.report["settings"]["dimensions"] if d in b.report["settings"]["dimensions"]
-    ]
+    dims = [d for d in a.dims if d in b.dims]
     whole = a.arm is None and b.arm is None
     rows = [*_arms(a, b, dims), *(_pairs(a, b, dims) if whole else [])]
-    _judge(rows)
-    out = {
+    _adjust(rows)
+    report: ComparisonReport = {
         "format": FORMAT,
-        "a": _about(a),
-        "b": _about(b),
+        "a": _facts(a),
+        "b": _facts(b),
         "doubts": [],
         "dimensions": dims,
         "settings": settings_that_differ(a.settings, b.settings),
@@ -58,43 +203,23 @@ def compared(a: Side, b: Side) -> dict[str, Any]:
         "arms": [r for r in rows if r["arm"]],
         "pairs": [r for r in rows if not r["arm"]],
     }
-    out["doubts"] = doubts(out)
-    return out
+    report["doubts"] = comparison_caveats(report)
+    return report
 
 
-def write_comparison(folder: Path, tree: Mapping[str, Any]) -> list[Path]:
-    """Write report-compare.json and report-compare.html; returns the paths.
-
-    Raises:
-        RunFolderError: they can't be written.
-    """
-    from .compare_page import page
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise RunFolderError(
-            f"can't make the folder {folder}: {e.strerror}; give another --out"
-        ) from e
-    paths = [folder / "report-compare.json", folder / "report-compare.html"]
-    write_whole(paths[0], orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n")
-    write_whole(paths[1], page(tree).encode())
-    return paths
-
-
-def _about(s: Side) -> dict[str, Any]:
-    r = s.report
+def _facts(s: Side) -> SideFacts:
     return {
         "where": s.where,
         "arm": s.arm,
         "kind": "run" if s.ids else "dataset",
-        **r["run"],
-        "pairs": r["pairs"]["n"],
-        "verdict": r["verdict"],
-        "doubts": r["doubts"],
-        **{k: r["settings"][k] for k in ("floors", "k")},
-        "sigma": {d: v["sigma"] for d, v in r["judge"]["dimensions"].items()},
-        "reliability": {d: v["reliability"] for d, v in r["judge"]["dimensions"].items()},
+        **s.run,
+        "pairs": s.pairs["n"],
+        "verdict": s.verdict,
+        "doubts": s.caveats,
+        "floors": s.floors,
+        "k": s.k,
+        "sigma": s.sigma,
+        "reliability": s.reliability,
     }
 
 
@@ -102,157 +227,138 @@ def _shared(a: Side, b: Side) -> dict[str, int]:
     """Prompts of each side, by what is known of them: those of the partitions, of a release those
     with a pair."""
     whole = bool(a.ids and b.ids)
-    one, two = (set(s.ids if whole else s.pairs.prompts_Q.tolist()) for s in (a, b))
+    one, two = (set(s.ids if whole else s.table.prompts_Q.tolist()) for s in (a, b))
     return {"a": len(one), "b": len(two), "shared": len(one & two)}
 
 
-def _arms(a: Side, b: Side, dims: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _arms(a: Side, b: Side, dims: Sequence[str]) -> Iterator[ComparedNumber]:
     """The arms that are compared, metric by metric."""
-    both = in_order(x for x in a.report["arms"] if x in b.report["arms"])
-    matched = [(x, x) for x in both]
+    matched = [(x, x) for x in in_arm_order(x for x in a.metrics if x in b.metrics)]
     if a.arm or b.arm:
         matched = [(a.arm or str(b.arm), b.arm or str(a.arm))]
-    metrics = [
-        *HEADLINE,
-        "scored",
-        "refusal",
-        "tokens",
-        *(f"{m}_{d}" for d in dims for m in ("reward", "pass")),
-    ]
-    same_k = a.report["settings"]["k"] == b.report["settings"]["k"]
+    metrics = [*HEADLINE, "scored", "refusal", "tokens"]
+    metrics += [f"{m}_{d}" for d in dims for m in ("reward", "pass")]
     for one, two in matched:
-        cells = [
-            (s.report["arms"].get(x) or {"metrics": {}})["metrics"] for s, x in ((a, one), (b, two))
-        ]
-        kept = [m for m in metrics if m in cells[0] and m in cells[1] and (same_k or m not in OF_K)]
-        found: list[dict[str, Any] | None] = [None] * len(kept)
+        cells, others = a.metrics.get(one, {}), b.metrics.get(two, {})
+        kept = [m for m in metrics if m in cells and m in others and (a.k == b.k or m not in OF_K)]
+        found: list[PairedDifference] | list[None] = [None] * len(kept)
         if one in a.values and two in b.values:
             columns = [_columns(s, x, kept) for s, x in ((a, one), (b, two))]
-            found = _differences(columns[0], a.ids, columns[1], b.ids, a.report["settings"]["seed"])
+            found = _differences(columns[0], a.ids, columns[1], b.ids, a.seed)
         for m, difference in zip(kept, found, strict=True):
-            yield _row(
-                one if one == two else f"{two} − {one}", m, cells[0][m], cells[1][m], difference
-            )
+            name = one if one == two else f"{two} − {one}"
+            yield _row(name, m, cells[m], others[m], difference)
 
 
-def _columns(s: Side, arm: str, metrics: Sequence[str]) -> NDArray[np.float64]:
-    at = {m: i for i, m in enumerate(names(s.report["settings"]["dimensions"]))}
+def _columns(s: Side, arm: str, metrics: Sequence[str]) -> Floats:
+    at = {m: i for i, m in enumerate(metric_names(s.dims))}
     return s.values[arm][:, [at[m] for m in metrics]]
 
 
-def _pairs(a: Side, b: Side, dims: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _pairs(a: Side, b: Side, dims: Sequence[str]) -> Iterator[ComparedNumber]:
     """What the published pairs say, over source prompts."""
-    if not (a.report["pairs"]["n"] and b.report["pairs"]["n"]):
+    if not (a.pairs["n"] and b.pairs["n"]):
         return
-    one, two = (_of_pairs(s, dims) for s in (a, b))
+    one, two = _pair_metrics(a, dims), _pair_metrics(b, dims)
     columns = [np.stack([c for _, c in x.values()], axis=1) for x in (one, two)]
-    found = _differences(
-        columns[0], a.pairs.prompts_Q, columns[1], b.pairs.prompts_Q, a.report["settings"]["seed"]
-    )
+    found = _differences(columns[0], a.table.prompts_Q, columns[1], b.table.prompts_Q, a.seed)
     for (m, (cell, _)), (other, _), difference in zip(
         one.items(), two.values(), found, strict=True
     ):
         yield _row("", m, cell, other, difference)
 
 
-def _of_pairs(s: Side, dims: Sequence[str]) -> dict[str, tuple[Any, NDArray[np.float64]]]:
+def _pair_metrics(s: Side, dims: Sequence[str]) -> dict[str, tuple[Estimate | None, Floats]]:
     """Metric -> its cell of report.json, and the values that it is the mean of."""
-    r, p = s.report["pairs"], s.pairs
-    at = {d: i for i, d in enumerate(s.report["settings"]["dimensions"])}
-    ratio = np.log(np.maximum(p.lengths_Q_2[:, 0], 1) / np.maximum(p.lengths_Q_2[:, 1], 1))
+    r, t, at = s.pairs, s.table, {d: i for i, d in enumerate(s.dims)}
+    ratio, refused = np.log(t.length_ratio_Q()), t.refused_Q_2.astype(float)
+    margins = r["margins"]
     return {
-        **{f"margin_{d}": (r["margins"][d]["mean"], p.margins_Q_D[:, at[d]]) for d in dims},
+        **{f"margin_{d}": (margins[d]["mean"], t.margins_Q_D[:, at[d]]) for d in dims},
         **{
-            f"margin_confirmed_{d}": (r["margins"][d]["confirmed"], p.confirmed_Q_D[:, at[d]])
+            f"margin_confirmed_{d}": (margins[d]["confirmed"], t.confirmed_Q_D[:, at[d]])
             for d in dims
         },
         "log_length_ratio": (r["length"]["log_ratio"], ratio),
         "chosen_longer": (r["length"]["chosen_longer"], (ratio > 0).astype(float)),
-        "refusal_chosen": (r["refusal"]["chosen"], p.refused_Q_2[:, 0].astype(float)),
-        "refusal_rejected": (r["refusal"]["rejected"], p.refused_Q_2[:, 1].astype(float)),
+        "refusal_chosen": (r["refusal"]["chosen"], refused[:, 0]),
+        "refusal_rejected": (r["refusal"]["rejected"], refused[:, 1]),
     }
 
 
-def _row(arm: str, metric: str, a: Any, b: Any, found: dict[str, Any] | None) -> dict[str, Any]:
-    known = a is not None and b is not None and a["value"] is not None and b["value"] is not None
-    bare = dict.fromkeys(("low", "high", "n", "p", "paired")) | {
-        "value": number(b["value"] - a["value"]) if known else None
-    }
+def _row(
+    arm: str, metric: str, a: Estimate | None, b: Estimate | None, found: PairedDifference | None
+) -> ComparedNumber:
+    if found is None:
+        one, two = (None if c is None else c["value"] for c in (a, b))
+        gap = None if one is None or two is None else rounded(two - one)
+        found = {"low": None, "high": None, "n": None, "p": None, "paired": None, "value": gap}
     return {
         "arm": arm,
         "metric": metric,
         "a": a,
         "b": b,
-        "difference": found or bare,
+        "difference": found,
         "p_holm": None,
         "differs": None,
     }
 
 
-def _judge(rows: list[dict[str, Any]]) -> None:
+def _adjust(rows: list[ComparedNumber]) -> None:
     """Holm's adjustment over all numbers that have an interval."""
     tested = [r for r in rows if r["difference"]["p"] is not None]
-    for r, p in zip(tested, st.holm(np.array([r["difference"]["p"] for r in tested])), strict=True):
-        r["p_holm"], r["differs"] = number(p), bool(p < LEVEL)
+    adjusted = holm(np.array([r["difference"]["p"] for r in tested], float))
+    for r, p in zip(tested, adjusted, strict=True):
+        r["p_holm"], r["differs"] = rounded(p), bool(p < LEVEL)
 
 
 def _differences(
-    a_P_M: NDArray[np.float64],
+    a_P_M: Floats,
     a_ids: Sequence[str] | NDArray[Any],
-    b_P_M: NDArray[np.float64],
+    b_P_M: Floats,
     b_ids: Sequence[str] | NDArray[Any],
     seed: int,
-) -> list[dict[str, Any] | None]:
+) -> list[PairedDifference]:
     """B minus A of each column, on the prompts that have a value on both sides; on all, unpaired,
     where they share none."""
     labels, at = np.unique(
         np.concatenate([np.asarray(a_ids), np.asarray(b_ids)]), return_inverse=True
     )
     a_at, b_at = at[: len(a_ids)], at[len(a_ids) :]
-    both_C_M = _there(a_P_M, a_at, len(labels)) & _there(b_P_M, b_at, len(labels))
     shared = bool(np.isin(a_at, b_at).any())
     if shared:
-        a_P_M, b_P_M = (
-            np.where(both_C_M[a_at], a_P_M, np.nan),
-            np.where(both_C_M[b_at], b_P_M, np.nan),
-        )
-    return [{**cell, "paired": shared} for cell in _bootstrapped(a_P_M, b_P_M, at, seed)]
+        both_C_M = _known(a_P_M, a_at, len(labels)) & _known(b_P_M, b_at, len(labels))
+        a_P_M = np.where(both_C_M[a_at], a_P_M, np.nan)
+        b_P_M = np.where(both_C_M[b_at], b_P_M, np.nan)
+    m = a_P_M.shape[1]
+    stacked = np.full((len(at), 2 * m), np.nan)
+    stacked[: len(a_P_M), :m], stacked[len(a_P_M) :, m:] = a_P_M, b_P_M
+    boot = cluster_bootstrap(stacked, at, DRAWS, seed)
+    value = boot.estimate_M[m:] - boot.estimate_M[:m]
+    draws = boot.draws_B_M[:, m:] - boot.draws_B_M[:, :m]
+    n_M, none = np.minimum(boot.n_M[:m], boot.n_M[m:]), np.zeros(m)  # a difference is no rate
+    low, high = Bootstrap(value, draws, none, n_M, n_M, none, none.astype(int)).percentile()
+    return [
+        {
+            "value": rounded(value[i]),
+            "low": rounded(low[i]),
+            "high": rounded(high[i]),
+            "n": int(n_M[i]),
+            "p": _p(value[i], draws[:, i]) if rounded(low[i]) is not None else None,
+            "paired": shared,
+        }
+        for i in range(m)
+    ]
 
 
-def _there(values_P_M: NDArray[np.float64], at_P: NDArray[np.intp], n: int) -> NDArray[np.bool_]:
+def _known(values_P_M: Floats, at_P: NDArray[np.intp], n: int) -> Bools:
     """Which of n prompts has a value in each column."""
     out = np.zeros((n, values_P_M.shape[1]), bool)
     np.logical_or.at(out, at_P, ~np.isnan(values_P_M))
     return out
 
 
-def _bootstrapped(
-    a_P_M: NDArray[np.float64], b_P_M: NDArray[np.float64], clusters_P: NDArray[np.intp], seed: int
-) -> list[dict[str, Any]]:
-    m = a_P_M.shape[1]
-    stacked = np.full((len(clusters_P), 2 * m), np.nan)
-    stacked[: len(a_P_M), :m], stacked[len(a_P_M) :, m:] = a_P_M, b_P_M
-    boot = st.cluster_bootstrap(stacked, clusters_P, DRAWS, seed)
-    value = boot.estimate_M[m:] - boot.estimate_M[:m]
-    n_M = np.minimum(boot.n_M[:m], boot.n_M[m:])
-    none = np.zeros(m)  # a difference is no rate
-    paired = st.Bootstrap(
-        value, boot.draws_B_M[:, m:] - boot.draws_B_M[:, :m], none, n_M, n_M, none, none.astype(int)
-    )
-    low, high = paired.percentile()
-    return [
-        {
-            "value": number(value[i]),
-            "low": number(low[i]),
-            "high": number(high[i]),
-            "n": int(paired.n_M[i]),
-            "p": _p(value[i], paired.draws_B_M[:, i]) if number(low[i]) is not None else None,
-        }
-        for i in range(m)
-    ]
-
-
-def _p(value: float, draws: NDArray[np.float64]) -> float:
+def _p(value: float, draws: Floats) -> float:
     """Two-sided, the bootstrap's spread taken as normal: Holm over many numbers needs p far below 1
     / draws."""
     spread = float(np.nanstd(draws))

@@ -4,7 +4,7 @@ of each figure.
     report = report_of(Path("runs/demo"))        report["verdict"],
     report["arms"]["fused"]["metrics"]["joint_pass"]
 
-A pure function of the run folder: the same files give the same bytes. PartitionRunner are streamed.
+A pure function of the run folder: the same files give the same bytes. Partitions are streamed.
 """
 
 from __future__ import annotations
@@ -19,55 +19,65 @@ import yaml
 
 from ..errors import RunFolderError
 from ..run.folder import parts_of, read_json
-from ..run.partitions import write_whole
-from . import figures
-from .arms import arms_of, profile_of
-from .doubts import doubts
+from ..statistics.inference import Verdict
+from .arms import answer_figures, arms_of, control_gains, mined_prompts, verdict_on
+from .caveats import caveats_of, unmeasured
 from .gather import Gathered, Keep, gather
-from .measure import scale
-from .numbers import number
-from .pairs import examples, pairs_of_run, read_pairs
+from .measure import scale_of
+from .pairs import composition_figure, examples, length_figure, pair_numbers, read_pairs
 from .read import blocks
 from .reviews import agreement
+from .values import (
+    ArmsReport,
+    CostFigure,
+    EvaluationPoint,
+    Report,
+    RunFacts,
+    ScalingFigure,
+    Scorers,
+    Shrinkage,
+    rounded,
+)
 
 FORMAT = 1
 CLAIM = (
     "This is about the data only, not about training: whether training on these pairs helps a model"
     " is not tested here."
 )
+BEFORE = {"identity": "identity arm", "before": "presamples that decided nothing"}
 
 
-def report_of(run_dir: Path) -> dict[str, Any]:
+def report_of(run_dir: Path) -> Report:
     """The whole report.
 
     Raises:
         RunFolderError: not a run folder, nothing in it is finished, or a file of it is damaged.
     """
-    arms = arms_report(run_dir)
-    return finished(arms, run_dir)
+    return finish_report(arms_report(run_dir), run_dir)
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredRun:
     """A run's partitions, measured once.
 
     Attributes:
-        run: its manifest and its settings, as trees.
+        manifest, settings: of the run, as trees.
         reference: floors and noise.
         n_parts: finished partitions.
         n_each: answers that each prompt has at least in the arms that are compared.
     """
 
-    run: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    settings: Mapping[str, Any]
     reference: Mapping[str, Any]
     n_parts: int
     n_each: int
     gathered: Gathered
 
 
-def measured(
+def measure_run(
     run_dir: Path, manifest: Mapping[str, Any] | None = None, keep: Keep | None = None
-) -> Measured:
+) -> MeasuredRun:
     """One pass over the finished partitions.
 
     `manifest`: the run's, where a build is about to write it. `keep` is shown every prompt's
@@ -76,16 +86,16 @@ def measured(
     Raises:
         RunFolderError: not a run folder, nothing in it is finished, or a file of it is damaged.
     """
-    run = _run(run_dir, manifest)
-    settings, dims = run["settings"], tuple(run["settings"]["dimensions"])
+    manifest, settings = _run(run_dir, manifest)
+    dims = tuple(settings["dimensions"])
     parts = [p for p in parts_of(run_dir) if p.manifest() is not None]
     n_prompts = sum(p.n_prompts() for p in parts)
     if not parts or not n_prompts:
         raise RunFolderError(
-            f"{run_dir} has no finished partition to report on ({run['manifest'].get('status')}):"
+            f"{run_dir} has no finished partition to report on ({manifest.get('status')}):"
             " run its `mora-data build` to the end first"
         )
-    reference = read_json(run_dir / "reference.json") or _reference_of(run["manifest"], dims)
+    reference = read_json(run_dir / "reference.json") or _reference_of(manifest, dims)
     if not reference.get("floors") or not all(d in reference["floors"] for d in dims):
         raise RunFolderError(
             f"{run_dir} has no floors (reference.json): run its `mora-data build` again with"
@@ -94,123 +104,147 @@ def measured(
     split = bool(settings["presample"].get("split"))
     n_each = _answers_each(settings, split)
     sigma = {d: reference["noise"][d]["sigma"] for d in dims}
-    s = scale(dims, reference["floors"], sigma, n_each, n_prompts)
-    g = gather(blocks(parts, dims, split), s, n_each, n_prompts, keep)
-    if not g.values:
+    scale = scale_of(dims, reference["floors"], sigma, n_each, n_prompts)
+    gathered = gather(blocks(parts, dims, split), scale, n_each, n_prompts, keep)
+    if not gathered.values:
         raise RunFolderError(
             f"{run_dir} holds no answers of an arm yet: run its `mora-data build` with --until"
             " score or later"
         )
-    return Measured(run, reference, len(parts), n_each, g)
+    return MeasuredRun(manifest, settings, reference, len(parts), n_each, gathered)
 
 
-def arms_report(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def arms_report(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> ArmsReport:
     """The part that needs the partitions only: verdict, arms, and the figures about prompts and
     answers."""
-    return arms_of_measured(measured(run_dir, manifest), run_dir)
+    return arms_of_run(measure_run(run_dir, manifest), run_dir)
 
 
-def arms_of_measured(m: Measured, run_dir: Path) -> dict[str, Any]:
+def arms_of_run(run: MeasuredRun, run_dir: Path) -> ArmsReport:
     """`arms_report` of what is measured already."""
-    settings, g = m.run["settings"], m.gathered
-    dims, s, seed = g.scale.dims, g.scale, int(settings["seed"])
-    tested = arms_of(g, seed)
+    g, scale, seed = run.gathered, run.gathered.scale, int(run.settings["seed"])
+    verdict, (arms, differences, coverage) = verdict_on(g, seed), arms_of(g, seed)
     return {
         "format": FORMAT,
-        "verdict": tested.pop("verdict"),
-        "reasons": tested.pop("reasons"),
+        "verdict": verdict.line,
+        "reasons": [verdict.reason],
         "claim": CLAIM,
         "doubts": [],
-        "run": {"prompts": g.n, "partitions_sealed": m.n_parts},
+        "run": {"prompts": g.n, "partitions_sealed": run.n_parts},
         "settings": {
-            "dimensions": list(dims),
-            "floors": {d: m.reference["floors"][d] for d in dims},
-            "k": s.k,
-            "rollouts": int(settings["rollout"]["n"]),
-            "hypervolume_every": s.every,
+            "dimensions": list(scale.dims),
+            "floors": {d: run.reference["floors"][d] for d in scale.dims},
+            "k": scale.k,
+            "rollouts": int(run.settings["rollout"]["n"]),
+            "hypervolume_every": scale.every,
             "bootstrap_draws": 2000,
             "seed": seed,
-            "before": (
-                {"identity": "identity arm", "before": "presamples that decided nothing"}.get(
-                    g.before or ""
-                )
-            ),
+            "before": BEFORE.get(g.before or ""),
         },
-        **tested,
-        "judge": _judge(m.reference, run_dir, dims),
-        "prompts": figures.prompts(g),
-        "figures": {"profile": profile_of(g, m.n_each, seed), **figures.of_answers(g)},
-        "_shrinkage": _shrinkage(g),
+        "arms": arms,
+        "differences": differences,
+        "coverage": coverage,
+        "comparisons": control_gains(verdict),
+        "over_best": _over_best(verdict),
+        "judge": _scorers(run.reference, run_dir, scale.dims),
+        "prompts": mined_prompts(g),
+        "figures": answer_figures(g, run.n_each, seed),
+        "shrinkage": _shrinkage(g),
     }
 
 
-def finished(arms: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+def _over_best(verdict: Verdict) -> dict[str, dict[str, float | None] | None]:
+    return {
+        m: ends and {"low": rounded(ends[0]), "high": rounded(ends[1])}
+        for m, ends in verdict.over_best.items()
+    }
+
+
+def finish_report(arms: ArmsReport, run_dir: Path) -> Report:
     """`arms_report` with what the written pairs and the manifest add."""
-    run, out = _run(run_dir), dict(arms)
-    shrinkage, dims = out.pop("_shrinkage"), out["settings"]["dimensions"]
-    held = read_pairs(run_dir / "dataset", dims)
-    sigma = [out["judge"]["dimensions"][d]["sigma"] for d in dims]
-    out["run"] = about(run, len(parts_of(run_dir)), out["run"])
-    out["pairs"] = pairs_of_run(held, dims, sigma, out["settings"]["seed"])
-    out["figures"] |= figures.of_pairs(held, out["pairs"], shrinkage)
-    out["figures"]["cost"] = figures.cost(run["manifest"], out["pairs"]["n"])
-    out["figures"]["scaling"] = figures.scaling(run_dir, out["pairs"]["n"], out["run"]["prompts"])
-    out["examples"] = examples(held)
-    out["reviews"] = agreement(run_dir, held, out["settings"]["seed"])
-    out["contamination"] = run["manifest"].get("contamination")
-    out["not_measured"] = figures.not_measured(out, run["manifest"])
-    out["doubts"] = doubts(out)
-    return out
+    manifest, settings = _run(run_dir)
+    dims, seed = arms["settings"]["dimensions"], arms["settings"]["seed"]
+    table = read_pairs(run_dir / "dataset", dims)
+    sigma = [arms["judge"]["dimensions"][d]["sigma"] or 0.0 for d in dims]
+    pairs = pair_numbers(table, dims, sigma, seed)
+    report: Report = {
+        "format": arms["format"],
+        "verdict": arms["verdict"],
+        "reasons": arms["reasons"],
+        "claim": arms["claim"],
+        "doubts": [],
+        "run": run_facts(manifest, settings, len(parts_of(run_dir)), arms["run"]),
+        "settings": arms["settings"],
+        "arms": arms["arms"],
+        "differences": arms["differences"],
+        "coverage": arms["coverage"],
+        "comparisons": arms["comparisons"],
+        "over_best": arms["over_best"],
+        "judge": arms["judge"],
+        "prompts": arms["prompts"],
+        "figures": {
+            **arms["figures"],
+            "margins": {"shrinkage": arms["shrinkage"]},
+            "length": length_figure(table),
+            "composition": composition_figure(table),
+            "cost": _cost(manifest, pairs["n"]),
+            "scaling": scaling_figure(run_dir, pairs["n"], arms["run"]["prompts"]),
+        },
+        "pairs": pairs,
+        "examples": examples(table),
+        "reviews": agreement(run_dir, table, seed),
+        "contamination": manifest.get("contamination"),
+        "not_measured": [],
+    }
+    report["not_measured"] = unmeasured(report, bool(manifest.get("pii")))
+    report["doubts"] = caveats_of(report)
+    return report
 
 
-def write_report(run_dir: Path, report: Mapping[str, Any]) -> list[Path]:
-    """Write RUN_DIR/report.json and report.html; returns the paths."""
-    from .page import page
-
-    paths = [run_dir / "report.json", run_dir / "report.html"]
-    write_whole(paths[0], orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")
-    write_whole(paths[1], page(report, run_dir).encode())
-    return paths
-
-
-def summary_of(arms: Mapping[str, Any]) -> dict[str, Any]:
+def summary_of(arms: ArmsReport | Report) -> dict[str, object]:
     """What the card prints of a report, rounded to three decimals: verdict, reasons, primary
     metrics of the arms, gains."""
     primary = ("dominance_rate", "joint_pass", "hypervolume", "erd")
-    shown = {
-        "comparisons": arms["comparisons"],
-        "arms": {
-            a: {
-                "n": v["n"],
-                **{m: v["metrics"][m] for m in primary},
-                "log_ratio_to_fused": v["prompt_length"]["log_ratio_to_fused"],
+    return {
+        "verdict": arms["verdict"],
+        "reasons": arms["reasons"],
+        "claim": arms["claim"],
+        "k": arms["settings"]["k"],
+        "comparisons": _three_decimals(arms["comparisons"]),
+        "arms": _three_decimals(
+            {
+                a: {
+                    "n": v["n"],
+                    **{m: v["metrics"][m] for m in primary},
+                    "log_ratio_to_fused": v["prompt_length"]["log_ratio_to_fused"],
+                }
+                for a, v in arms["arms"].items()
             }
-            for a, v in arms["arms"].items()
-        },
+        ),
     }
-    head = {name: arms[name] for name in ("verdict", "reasons", "claim")}
-    return {**head, "k": arms["settings"]["k"], **_rounded(shown)}
 
 
-def _rounded(tree: Any) -> Any:
+def _three_decimals(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return {k: _rounded(v) for k, v in tree.items()}
+        return {k: _three_decimals(v) for k, v in tree.items()}
     if isinstance(tree, list):
-        return [_rounded(v) for v in tree]
+        return [_three_decimals(v) for v in tree]
     return round(tree, 3) + 0.0 if isinstance(tree, float) else tree
 
 
-def settings_of(run_dir: Path) -> dict[str, Any]:
-    """The settings that a run was built with, as a tree.
+def settings_of(run_dir: Path) -> Mapping[str, Any]:
+    """The settings that a run was built with.
 
     Raises:
         RunFolderError: not a run folder, or of another version.
     """
-    settings: dict[str, Any] = _run(run_dir)["settings"]
-    return settings
+    return _run(run_dir)[1]
 
 
-def _run(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _run(
+    run_dir: Path, manifest: Mapping[str, Any] | None = None
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Manifest and settings."""
     manifest = read_json(run_dir / "manifest.json") if manifest is None else manifest
     if "identity" not in manifest:
         raise RunFolderError(f"{run_dir} is not a run folder: give the --out of a build")
@@ -231,10 +265,10 @@ def _run(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> dict[str, 
             f"the settings of {run_dir} are of another version of mora-data: build it again with"
             " this one"
         )
-    return {"manifest": manifest, "settings": settings}
+    return manifest, settings
 
 
-def _reference_of(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> dict[str, Any]:
+def _reference_of(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> Mapping[str, Any]:
     """A run without presamples has no reference.json; the manifest says which floors it used."""
     published = manifest.get("reference") or {}
     if "noise" not in published:
@@ -264,53 +298,48 @@ def _answers_each(settings: Mapping[str, Any], split: bool) -> int:
     return min(n, int(presample.get("step") or presample["n"][0]) // 2)
 
 
-def about(run: Mapping[str, Any], n_parts: int, read: Mapping[str, int]) -> dict[str, Any]:
-    """`run` of report.json: what was built, by whom, and how far. `read`: prompts and finished
-    partitions."""
-    m = run["manifest"]
-    models = m.get("models") or {}
-    judge = run["settings"].get("judge") or {}
-    one = (
-        models.get("policy") is not None
-        and models.get("policy") == models.get("judge")
-        and not judge.get("base_url")
-    )
+def run_facts(
+    manifest: Mapping[str, Any], settings: Mapping[str, Any], n_parts: int, read: Mapping[str, int]
+) -> RunFacts:
+    """`run` of report.json."""
+    models = manifest.get("models") or {}
+    policy, judge_url = models.get("policy"), (settings.get("judge") or {}).get("base_url")
+    one_model = policy is not None and policy == models.get("judge") and not judge_url
     return {
-        "status": m.get("status"),
-        "source": m["identity"],
+        "status": manifest.get("status"),
+        "source": manifest["identity"],
         "prompts": read["prompts"],
         "partitions": n_parts,
         "partitions_sealed": read["partitions_sealed"],
-        "simulated": m.get("simulated"),
+        "simulated": manifest.get("simulated"),
         "models": models,
-        "selector": run["settings"]["select"]["selector"],
-        "arms": run["settings"]["fuse"]["arms"],
-        "settings_hash": m.get("settings_hash"),
-        "fingerprint": m.get("fingerprint"),
-        "judge_is_policy": bool(one and not m.get("simulated")),
+        "selector": settings["select"]["selector"],
+        "arms": settings["fuse"]["arms"],
+        "settings_hash": manifest.get("settings_hash"),
+        "fingerprint": manifest.get("fingerprint"),
+        "judge_is_policy": bool(one_model and not manifest.get("simulated")),
     }
 
 
-def _judge(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...]) -> dict[str, Any]:
-    noise = {
-        d: {
-            "sigma": number(v["sigma"]),
-            "reliability": number(v["reliability"]),
-            "scored_twice": v["n"],
-            "measured": v["measured"],
-        }
-        for d, v in reference["noise"].items()
-        if d in dims
-    }
+def _scorers(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...]) -> Scorers:
     return {
-        "dimensions": noise,
+        "dimensions": {
+            d: {
+                "sigma": rounded(v["sigma"]),
+                "reliability": rounded(v["reliability"]),
+                "scored_twice": v["n"],
+                "measured": v["measured"],
+            }
+            for d, v in reference["noise"].items()
+            if d in dims
+        },
         "n_rollouts": reference.get("n_rollouts"),
         "provisional": bool(reference.get("provisional")),
         "feedback": read_json(run_dir / "feedback.json") or None,
     }
 
 
-def _shrinkage(g: Gathered) -> dict[str, Any] | None:
+def _shrinkage(g: Gathered) -> Shrinkage | None:
     """Mean margin of each prompt's best pair as selected and as scored once more, before any was
     dropped for it."""
     total, n = g.candidates
@@ -319,9 +348,47 @@ def _shrinkage(g: Gathered) -> dict[str, Any] | None:
     first, second = total / n
     return {
         "n": n,
-        "ratio": number(second.sum() / first.sum()) if first.sum() else None,
+        "ratio": rounded(second.sum() / first.sum()) if first.sum() else None,
         "by_dimension": {
-            d: {"selected": number(first[j]), "confirmed": number(second[j])}
+            d: {"selected": rounded(first[j]), "confirmed": rounded(second[j])}
             for j, d in enumerate(g.scale.dims)
         },
+    }
+
+
+def _cost(manifest: Mapping[str, Any], n_pairs: int) -> CostFigure:
+    """Tokens and failures of the run; per pair where there are pairs. Nothing that depends on how
+    often it was interrupted."""
+    tokens = manifest.get("tokens") or {}
+    both = sum(v for v in tokens.values() if v)
+    return {
+        "tokens": tokens,
+        "errors": manifest.get("errors"),
+        "money": manifest.get("cost"),
+        "tokens_per_pair": rounded(both / n_pairs) if n_pairs else None,
+        "stages": manifest.get("counts") or {},
+    }
+
+
+def scaling_figure(run_dir: Path, n_pairs: int, n_prompts: int) -> ScalingFigure:
+    """evals.jsonl of the run folder ({"fraction", "seed", "metric", "value"} a line); without it,
+    only what pairs per prompt say."""
+    found: list[EvaluationPoint] = []
+    path = run_dir / "evals.jsonl"
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = orjson.loads(line)
+            found.append(
+                {
+                    "fraction": float(row["fraction"]),
+                    "seed": row["seed"],
+                    "metric": str(row["metric"]),
+                    "value": float(row["value"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError):
+            continue
+    return {
+        "evaluations": found,
+        "pairs_per_1000_prompts": rounded(1000 * n_pairs / n_prompts) if n_prompts else None,
     }

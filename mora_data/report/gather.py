@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import statistics as st
-from ..statistics import Sums
-from ..statistics.expansion import CONTROLS, differences
-from .clusters import Added, Clusters
-from .measure import PRIMARY, Scale, measure, names, sampled
+from ..statistics import rollouts as st
+from ..statistics.inference import CONTROLS, Sums, gains_by_prompt
+from .measure import PRIMARY, Added, Clusters, Scale, in_sample, measure, metric_names
 from .read import BEFORE, ArmBlock, Block
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..statistics import Bools, Floats, Ints
 
 LEVELS = 21  # bins of a reward in [0, 1], centred on 0, 0.05, ..., 1
 CELLS = 9  # bins of each side of a reward plane
@@ -27,24 +27,24 @@ TEXTS = 5000  # prompts whose wording is looked at
 HEADLINE = ("dominance_rate", "joint_pass", "hypervolume", "erd")
 BASES = ("identity", BEFORE)  # arms that others are compared with, the first that a run has
 # ids and, by arm, P x metrics of a partition
-Keep = Callable[[list[str], Mapping[str, "NDArray[np.float64]"]], None]
+Keep = Callable[[list[str], Mapping[str, "Floats"]], None]
 _GAINS = len(CONTROLS) * len(PRIMARY)
 
 
 @dataclass
 class Gathered:
-    """What the partitions say. A value of a prompt is added to its cluster (clusters.py); metrics
-    as in `measure.names`.
+    """What the partitions say. A value of a prompt is added to its cluster (`Clusters`); metrics
+    as in `metric_names`.
 
     Attributes:
         n: prompts.
         kind, carried, category: prompts by each.
         n_arm: arm -> prompts that have a metric of it.
         values: arm -> metrics.
-        differences: (arm, other) -> `compared` metrics of the first minus those of the other, over
+        differences: (arm, other) -> `compared_metrics` of the first minus those of the other, over
             prompts that have both.
         gains: fused minus the controls in the primary metrics, paired and over the prompts common
-            to all (expansion.Gains).
+            to all (inference.Gains).
         words: arm -> summed length of the prompt as asked, and prompts.
         gaps: arm -> log(length of its prompt / of the fused one).
         profile: (class, arm) -> for each k, best-of-k grades of the first dimension, then any- and
@@ -55,8 +55,8 @@ class Gathered:
         coverage: C(fused, before), C(before, fused).
         texts: arm -> last user turns of the sampled prompts ("source" as mined).
         repeats: dimension -> counts of (first, second) score on a 5 x 5 grid.
-        fusion: arm -> category -> counts of "" (accepted) or the failed check; `tries`: arm ->
-            (accepted, tries).
+        rewrites: arm -> category -> counts of "" (accepted) or the failed check; `tries`: arm ->
+            accepted prompts by the number of tries.
         candidates: summed selected and confirmed margins of the best pairs, 2 x D, and their
             number.
     """
@@ -74,17 +74,15 @@ class Gathered:
     words: dict[str, tuple[float, int]] = field(default_factory=dict)
     gaps: dict[str, Added] = field(default_factory=dict)
     profile: dict[tuple[str, str], Added] = field(default_factory=dict)
-    levels: dict[str, tuple[NDArray[np.float64], int]] = field(default_factory=dict)
-    planes: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    levels: dict[str, tuple[Floats, int]] = field(default_factory=dict)
+    planes: dict[str, Floats] = field(default_factory=dict)
     coverage: Added = field(default_factory=lambda: Added(2))
     texts: dict[str, list[str]] = field(default_factory=dict)
-    repeats: dict[str, NDArray[np.int_]] = field(default_factory=dict)
-    fusion: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
+    repeats: dict[str, Ints] = field(default_factory=dict)
+    rewrites: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
     tries: dict[str, Counter[int]] = field(default_factory=dict)
     checks: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
-    candidates: tuple[NDArray[np.float64], int] = field(
-        default_factory=lambda: (np.zeros((2, 1)), 0)
-    )
+    candidates: tuple[Floats, int] = field(default_factory=lambda: (np.zeros((2, 1)), 0))
 
     @property
     def before(self) -> str | None:
@@ -105,12 +103,12 @@ def ks_of(n: int) -> list[int]:
     ]
 
 
-def pairs_of(dims: Sequence[str]) -> list[tuple[int, int]]:
+def plane_pairs(dims: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of dimensions, in order; the first three."""
     return [(i, j) for i in range(len(dims)) for j in range(i + 1, len(dims))][:3]
 
 
-def compared(dims: Sequence[str]) -> list[str]:
+def compared_metrics(dims: Sequence[str]) -> list[str]:
     """The metrics that arms are compared in."""
     return [*HEADLINE, *(f"reward_{d}" for d in dims)]
 
@@ -128,63 +126,62 @@ def gather(
         out.kind.update(block.kind_P)
         out.carried.update(c or "none" for c in block.carried_P)
         out.category.update(p.category or "none" for p in block.prompts)
-        taken = sampled(ids, scale.every)
-        measured = {
-            name: _whole(len(ids), arm.rows_P, measure(arm, scale, taken[arm.rows_P]))
+        taken = in_sample(ids, scale.every)
+        values = {
+            name: _by_prompt(len(ids), arm.rows_P, measure(arm, scale, taken[arm.rows_P]))
             for name, arm in block.arms.items()
         }
         if keep is not None:
-            keep(ids, measured)
+            keep(ids, values)
         for name, arm in block.arms.items():
-            out.n_arm[name] += int((~np.isnan(measured[name])).any(1).sum())
-            _added(out.values, name, at_P, measured[name])
+            out.n_arm[name] += int((~np.isnan(values[name])).any(1).sum())
+            _add_values(out.values, name, at_P, values[name])
             _add_pictures(out, name, arm)
-        _add_differences(out, at_P, measured)
+        _add_differences(out, at_P, values)
         _add_profiles(out, block, at_P, ids, ks_of(n_each))
         _add_lengths(out, block, at_P)
         out.coverage.add(at_P, _coverage(block, taken))
         margins = block.candidates_Q_2_D[~np.isnan(block.candidates_Q_2_D).any((1, 2))]
         out.candidates = (out.candidates[0] + margins.sum(0), out.candidates[1] + len(margins))
         _add_texts(out, block)
-        _add_fusions(out, block)
+        _add_rewrites(out, block)
         _add_repeats(out, block)
     return out
 
 
-def _added(
+def _add_values(
     into: dict[Any, Added],
     key: Any,
     at_P: NDArray[np.int64],
-    values_P_M: NDArray[np.float64],
+    values_P_M: Floats,
     whole: bool = False,
 ) -> None:
     into.setdefault(key, Added(values_P_M.shape[1], whole)).add(at_P, values_P_M)
 
 
-def _whole(n: int, rows: NDArray[np.intp], values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _by_prompt(n: int, rows: NDArray[np.intp], values: Floats) -> Floats:
     whole = np.full((n, values.shape[1]), np.nan)
     whole[rows] = values
     return whole
 
 
-def _add_differences(
-    out: Gathered, at_P: NDArray[np.int64], measured: Mapping[str, NDArray[np.float64]]
-) -> None:
-    order = names(out.scale.dims)
-    columns = [order.index(m) for m in compared(out.scale.dims)]
+def _add_differences(out: Gathered, at_P: NDArray[np.int64], values: Mapping[str, Floats]) -> None:
+    order = metric_names(out.scale.dims)
+    columns = [order.index(m) for m in compared_metrics(out.scale.dims)]
     pairs = dict.fromkeys(
-        [(a, b) for a in measured for b in BASES if b in measured]
-        + [("fused", a) for a in measured]
+        [(a, b) for a in values for b in BASES if b in values] + [("fused", a) for a in values]
     )
     for a, b in pairs:
-        if a != b and a in measured:
-            _added(out.differences, (a, b), at_P, measured[a][:, columns] - measured[b][:, columns])
-    if "fused" in measured:
+        if a != b and a in values:
+            _add_values(
+                out.differences, (a, b), at_P, values[a][:, columns] - values[b][:, columns]
+            )
+    if "fused" in values:
         primary = [order.index(m) for m in PRIMARY]
         none = np.full((len(at_P), len(primary)), np.nan)
-        arms = {a: measured[a][:, primary] if a in measured else none for a in ("fused", *CONTROLS)}
-        for added, values in zip(out.gains, differences(arms), strict=True):
-            added.add(at_P, values)
+        arms = {a: values[a][:, primary] if a in values else none for a in ("fused", *CONTROLS)}
+        for added, gains in zip(out.gains, gains_by_prompt(arms), strict=True):
+            added.add(at_P, gains)
 
 
 def _add_profiles(
@@ -199,25 +196,25 @@ def _add_profiles(
         for c, rows in rows_of.items()
     }
     for name, arm in block.arms.items():
-        values = _whole(len(ids), arm.rows_P, _profile(arm, out.scale, ks))
+        values = _by_prompt(len(ids), arm.rows_P, _profile(arm, out.scale, ks))
         for c, rows in rows_of.items():
             if len(rows):
-                _added(out.profile, (c, name), at_of[c], values[rows], whole=True)
+                _add_values(out.profile, (c, name), at_of[c], values[rows], whole=True)
 
 
 def _add_lengths(out: Gathered, block: Block, at_P: NDArray[np.int64]) -> None:
     words = {
-        name: _whole(len(at_P), arm.rows_P, arm.words_P[:, None])
+        name: _by_prompt(len(at_P), arm.rows_P, arm.words_P[:, None])
         for name, arm in block.arms.items()
     }
     for name, w in words.items():
         total, n = out.words.get(name, (0.0, 0))
         out.words[name] = (total + float(np.nansum(w)), n + int((~np.isnan(w)).sum()))
         if "fused" in words:
-            _added(out.gaps, name, at_P, np.log(w) - np.log(words["fused"]))
+            _add_values(out.gaps, name, at_P, np.log(w) - np.log(words["fused"]))
 
 
-def _profile(arm: ArmBlock, s: Scale, ks: Sequence[int]) -> NDArray[np.float64]:
+def _profile(arm: ArmBlock, s: Scale, ks: Sequence[int]) -> Floats:
     """Per prompt and k: P(best of k in the first dimension <= grade) for four grades, then any- and
     all-pass of the others."""
     r = arm.rewards_P_N_D
@@ -246,14 +243,14 @@ def _add_pictures(out: Gathered, name: str, arm: ArmBlock) -> None:
     whole = np.all(there, axis=-1)
     weight = whole / np.maximum(whole.sum(1, keepdims=True), 1)
     cell = np.rint(np.where(whole[..., None], r, 0) * (CELLS - 1)).astype(int)
-    plane = out.planes.setdefault(name, np.zeros((len(pairs_of(dims)), CELLS, CELLS)))
-    for p, (i, j) in enumerate(pairs_of(dims)):
+    plane = out.planes.setdefault(name, np.zeros((len(plane_pairs(dims)), CELLS, CELLS)))
+    for p, (i, j) in enumerate(plane_pairs(dims)):
         plane[p] += np.bincount(
             (cell[..., i] * CELLS + cell[..., j]).ravel(), weight.ravel(), CELLS**2
         ).reshape(CELLS, CELLS)
 
 
-def _coverage(block: Block, taken_P: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _coverage(block: Block, taken_P: Bools) -> Floats:
     out = np.full((len(block.prompts), 2), np.nan)
     before = block.arms.get("identity")
     fused = block.arms.get("fused")
@@ -272,16 +269,14 @@ def _add_texts(out: Gathered, block: Block) -> None:
     out.texts["source"] += [p.text for p in block.prompts[: max(room, 0)]]
     for name, arm in block.arms.items():
         if name not in ("identity", BEFORE):
-            held = out.texts.setdefault(name, [])
-            held += arm.texts[: max(TEXTS - len(held), 0)]
+            texts = out.texts.setdefault(name, [])
+            texts += arm.texts[: max(TEXTS - len(texts), 0)]
 
 
-def _add_fusions(out: Gathered, block: Block) -> None:
-    for arm, f in block.fusions.items():
-        by_category = out.fusion.setdefault(arm, {})
-        for row, failed, tries in zip(
-            f.rows_P.tolist(), f.failed_P, f.tries_P.tolist(), strict=True
-        ):
+def _add_rewrites(out: Gathered, block: Block) -> None:
+    for arm, by_row in block.rewrites.items():
+        by_category = out.rewrites.setdefault(arm, {})
+        for row, (failed, tries) in by_row.items():
             by_category.setdefault(block.prompts[row].category or "none", Counter())[failed] += 1
             if not failed:
                 out.tries.setdefault(arm, Counter())[tries] += 1

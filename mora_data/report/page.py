@@ -1,263 +1,186 @@
-"""report.html: one file that opens anywhere, prints, and needs no script. Drawn from report.json;
-only the examples' texts come from the dataset folder. Whatever a source, a model or a setting says
-is text: escaped, isolated, never markup."""
+"""report.html and report-compare.html: files that open anywhere, print, and need no script.
+
+Drawn from report.json and report-compare.json by the templates of templates/report; only the
+examples' texts come from the dataset folder. Whatever a source, a model or a setting says is text:
+escaped, isolated, never markup (templates.py).
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import charts_pairs, charts_prompts, charts_run
-from .figure import Figure, interval, percent, shown
-from .pairs import rows_of
-from .svg import dot
+import orjson
+from markupsafe import Markup
 
-CHARTS = (
-    charts_prompts.arms,
-    charts_prompts.forest,
-    charts_prompts.profile,
-    charts_prompts.rewards,
-    charts_prompts.planes,
-    charts_pairs.margins,
-    charts_pairs.length,
-    charts_pairs.judges,
-    charts_run.funnel,
-    charts_pairs.composition,
-    charts_run.scaling,
-    charts_run.cost,
-)
-HELD = {  # where report.json holds a figure's numbers
-    "arms": "arms",
-    "forest": "differences",
-    "margins": "pairs.margins",
-    "length": "pairs.length, pairs.refusal, pairs.wording",
-    "judges": "judge, figures.repeats",
-    "composition": "figures.composition, prompts",
+from ..errors import RunFolderError
+from ..run.partitions import write_whole
+from . import charts_pairs, charts_prompts
+from .charts_prompts import METRIC_NAMES
+from .figure import Figure, IntervalRow, arm_style, interval, interval_rows, percent, shown
+from .gather import HEADLINE
+from .pairs import PER_DIMENSION, example_rows
+from .templates import render
+from .values import ComparedNumber, ComparisonReport, Report, ReviewNumbers, SideFacts
+
+CHARTS = {  # each with the place of its numbers in report.json
+    charts_prompts.arms: "arms",
+    charts_prompts.forest: "differences",
+    charts_prompts.profile: "figures.profile",
+    charts_prompts.rewards: "figures.rewards",
+    charts_prompts.planes: "figures.planes",
+    charts_pairs.margins: "pairs.margins",
+    charts_pairs.length: "pairs.length, pairs.refusal, pairs.wording",
+    charts_pairs.judges: "judge, figures.repeats",
+    charts_pairs.funnel: "figures.funnel",
+    charts_pairs.composition: "figures.composition, prompts",
+    charts_pairs.scaling: "figures.scaling",
+    charts_pairs.cost: "figures.cost",
 }
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action"
-    " 'none'"
-)
-TEXT_CHARS = 1200
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
-)
-_SAID = {"supports expansion": "supports", "not supported": "not"}
+STYLES = {"supports expansion": "supports", "not supported": "not"}
+EXAMPLES = {
+    "random": "Six pairs drawn at random, by their ids",
+    "worst": "Six pairs to doubt: smallest confirmed margin, largest length gap",
+}
+ROLES = ("policy", "rewriter", "judge")
+METRIC_TITLES = METRIC_NAMES | {
+    "log_length_ratio": "log length ratio",
+    "scored": "share scored",
+    "refusal": "share refused",
+    "tokens": "tokens an answer",
+}
 
 
-def page(report: Mapping[str, Any], run_dir: Path) -> str:
-    """The whole page."""
-    figures = [chart(report) for chart in CHARTS]
-    body = [
-        _head(report),
-        _doubts(report),
-        _tiles(report),
-        "<section><h2>The figures</h2>",
-        *(figure(f, f"report.json, {HELD.get(f.name, 'figures.' + f.name)}") for f in figures),
-        "</section>",
-        _people(report.get("reviews")),
-        _examples(report, run_dir),
-        _ending(report),
-    ]
-    return whole(f"{report['verdict']} · mora-data report", body)
+def write_report(run_dir: Path, report: Report) -> list[Path]:
+    """Write RUN_DIR/report.json and report.html; returns the paths."""
+    return _write(run_dir / "report", report, report_html(report, run_dir))
 
 
-def whole(title: str, body: Sequence[str]) -> str:
-    """A page in one file: style inside, no script, nothing fetched."""
-    css = (Path(__file__).parent / "style.css").read_text("utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
-        ' content="width=device-width, initial-scale=1"><meta http-equiv="Content-Security-Policy"'
-        f' content="{POLICY}"><meta name="color-scheme" content="light'
-        f' dark"><title>{line(title)}</title><style>\n{css}</style></head><body><main>\n'
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
+def write_comparison(folder: Path, report: ComparisonReport) -> list[Path]:
+    """Write report-compare.json and report-compare.html; returns the paths.
+
+    Raises:
+        RunFolderError: they can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise RunFolderError(
+            f"can't make the folder {folder}: {e.strerror}; give another --out"
+        ) from e
+    return _write(folder / "report-compare", report, comparison_html(report))
+
+
+def _write(path: Path, report: Report | ComparisonReport, page: str) -> list[Path]:
+    paths = [path.with_suffix(".json"), path.with_suffix(".html")]
+    write_whole(paths[0], orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")
+    write_whole(paths[1], page.encode())
+    return paths
+
+
+def style_sheet() -> str:
+    """The style of both pages and of the pictures."""
+    return (Path(__file__).parent / "style.css").read_text("utf-8")
+
+
+def report_html(r: Report, run_dir: Path) -> str:
+    """report.html."""
+    return render(
+        "report/report.html",
+        title=f"{r['verdict']} · mora-data report",
+        css=Markup(style_sheet()),
+        r=r,
+        style=STYLES.get(r["verdict"], ""),
+        source=_source(r["run"]["source"]),
+        tested=_tested_rows(r),
+        tiles=_tiles(r),
+        figures=[(chart(r), f"report.json, {place}") for chart, place in CHARTS.items()],
+        votes=_vote_rows(r.get("reviews")),
+        examples=[(title, _examples(r, name, run_dir)) for name, title in EXAMPLES.items()],
     )
 
 
-def told(text: str, most: int = TEXT_CHARS) -> str:
-    """Hostile text as it is: escaped, cut, with characters that hide or turn others around shown by
-    their code."""
-    cut = text if len(text) <= most else text[:most].rstrip() + " … [cut]"
-    return escape(_HIDDEN.sub(lambda m: f"⟦U+{ord(m[0]):04X}⟧", cut.replace("\r\n", "\n")))
+def _source(source: Mapping[str, Any]) -> str:
+    return " ".join(str(source.get(k) or "") for k in ("dataset", "config", "split"))
 
 
-def line(value: Any) -> str:
-    """A value as hostile text on one line."""
-    return told(" ".join(str(value).split()), 300)
-
-
-def _head(r: Mapping[str, Any]) -> str:
-    run = r["run"]
-    source = " ".join(str(run["source"].get(k) or "") for k in ("dataset", "config", "split"))
-    rows = [
+def _tested_rows(r: Report) -> list[Sequence[object]]:
+    if not r["comparisons"]:
+        return []
+    gains: list[Sequence[object]] = [
         [
-            c["metric"].replace("_", " "),
-            f"fused − {c['control']}",
-            c["n"],
-            interval({**c, "value": c["gain"]}),
-            f"{c['p_holm']:.4f}",
+            *(c["metric"].replace("_", " "), f"fused − {c['control']}", c["n"]),
+            *(interval({**c, "value": c["gain"]}), f"{c['p_holm']:.4f}"),
         ]
         for c in r["comparisons"]
     ]
-    over = [
+    over_best: list[Sequence[object]] = [
         [
-            m.replace("_", " "),
-            "fused − best control",
-            "",
-            f"[{shown(e['low'])}, {shown(e['high'])}]",
-            "",
+            *(m.replace("_", " "), "fused − best control", ""),
+            *(f"[{shown(e['low'])}, {shown(e['high'])}]", ""),
         ]
         for m, e in r["over_best"].items()
         if e
     ]
-    head = ["metric", "difference", "prompts", "value [95 % interval]", "p (Holm)"]
-    tested = table(head, [*rows, *over], "comparisons") if rows else ""
-    return (
-        f"<header><h1>Does fusion help? What is in these pairs?</h1><p class=dim>{line(source)},"
-        f" {run['prompts']:,} "
-        f"prompts, {r['pairs']['n']:,} pairs"
-        f"{', simulated' if run['simulated'] else ''}</p></header>"
-        '<div class="verdict'
-        f' {_SAID.get(r["verdict"], "")}"><strong>{line(r["verdict"][0].upper() + r["verdict"][1:])}</strong>'  # noqa: E501
-        + "".join(f"<p>Because {line(x)}.</p>" for x in r["reasons"])
-        + f"<p class=dim>{line(r['claim'])}</p>{tested}</div>"
-    )
+    return [*gains, *over_best]
 
 
-def _doubts(r: Mapping[str, Any]) -> str:
-    said = (
-        "".join(f"<li>{line(d)}</li>" for d in r["doubts"])
-        or "<li>None of the checks of this page found anything.</li>"
-    )
-    return f"<section><h2>What to doubt</h2><ul>{said}</ul></section>"
-
-
-def _tiles(r: Mapping[str, Any]) -> str:
-    p, run = r["pairs"], r["run"]
-    shrink = r["figures"]["margins"]["shrinkage"]
-    tiles = [
+def _tiles(r: Report) -> list[tuple[str, str]]:
+    p, run, shrinkage = r["pairs"], r["run"], r["figures"]["margins"]["shrinkage"]
+    longer = percent(p["length"]["chosen_longer"]["value"]) if p["n"] else "–"
+    noise = r["judge"]["dimensions"].items()
+    return [
         ("prompts", shown(run["prompts"])),
         ("pairs", shown(p["n"])),
-        *(
-            (f"reliability, {d}", shown(v["reliability"]))
-            for d, v in r["judge"]["dimensions"].items()
-        ),
-        ("margins kept when scored again", percent(shrink["ratio"]) if shrink else "–"),
-        ("chosen longer", percent(p["length"]["chosen_longer"]["value"]) if p["n"] else "–"),
+        *((f"reliability, {d}", shown(v["reliability"])) for d, v in noise),
+        ("margins kept when scored again", percent(shrinkage["ratio"]) if shrinkage else "–"),
+        ("chosen longer", longer),
         ("policy", run["models"].get("policy") or "–"),
         ("judge", run["models"].get("judge") or "–"),
         ("selector", run["selector"]),
         ("tokens", shown(sum(v or 0 for v in r["figures"]["cost"]["tokens"].values()))),
     ]
-    return (
-        '<dl class="tiles">'
-        + "".join(f"<div><dt>{line(k)}</dt><dd>{line(v)}</dd></div>" for k, v in tiles)
-        + "</dl>"
-    )
 
 
-def figure(f: Figure, held: str) -> str:
-    """A figure with its question, legend, panels, reading and table. `held`: where its numbers
-    are."""
-    keys = "".join(
-        '<li><svg width="14" height="14"'
-        f' aria-hidden="true">{_key(style, mark)}</svg>{line(name)}</li>'
-        for style, mark, name in f.legend
-    )
-    legend = f'<ul class="legend">{keys}</ul>' if keys and f.panels else ""
-    panels = f'<div class="panels">{"".join(f.panels)}</div>' if f.panels else ""
-    numbers = table(f.head, f.rows, f"numbers of {f.name}")
-    data = (
-        f'<details class="data"><summary>The numbers ({len(f.rows)}'
-        f" rows)</summary>{numbers}</details>"
-        if f.rows
-        else ""
-    )
-    return (
-        f'<figure id="{f.name}"><h2>{line(f.question)}</h2><p'
-        f' class="unit">{line(f.unit)}</p>{legend}{panels}<figcaption>{told(f.note)} Data:'
-        f" {held}.</figcaption>{data}</figure>"
-    )
-
-
-def _key(style: str, mark: int | None) -> str:
-    return (
-        f'<rect class="f {style}" width="13" height="13" y=".5"/>'
-        if mark is None
-        else dot(7, 7, style, mark)
-    )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]], label: str = "table") -> str:
-    """Cells are text or numbers."""
-    top = "".join(f"<th scope=col>{line(h)}</th>" if h else "<td></td>" for h in head)
-    lines = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=w' if isinstance(c, str) and len(c) > 50 else ''}>{told(shown(c), 400)}</td>"  # noqa: E501
-            for c in row
-        )
-        + "</tr>"
-        for row in rows
-    )
-    frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
-    return f"{frame}<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
-
-
-def _examples(r: Mapping[str, Any], run_dir: Path) -> str:
-    dims = r["settings"]["dimensions"]
-    out = []
-    for name, said in (
-        ("random", "Six pairs drawn at random, by their ids"),
-        ("worst", "Six pairs to doubt: smallest confirmed margin, largest length gap"),
-    ):
-        rows = list(rows_of(run_dir / "dataset", r["examples"][name], dims))
-        if rows:
-            out.append(
-                f"<section><h2>{said}</h2>"
-                + "".join(_pair(row, dims, r["settings"]["floors"]) for row in rows)
-                + "</section>"
-            )
-    return "".join(out)
-
-
-def _pair(row: Mapping[str, Any], dims: Sequence[str], floors: Mapping[str, float]) -> str:
-    numbers = [
-        [
-            d,
-            *(
-                row[f"{k}_{d}"]
-                for k in ("chosen_reward", "rejected_reward", "margin", "margin_confirmed")
-            ),
-        ]
-        for d in dims
+def _vote_rows(v: ReviewNumbers | None) -> list[tuple[str, str]]:
+    if v is None:
+        return []
+    alpha = v["between_people"]["alpha"] if v["between_people"] else None
+    return [
+        ("votes", shown(v["votes"])),
+        ("pairs", shown(v["pairs"])),
+        ("people", shown(v["reviewers"])),
+        ("prefer the chosen answer", interval(v["agree"])),
+        ("kappa, people and scores", interval(v["kappa"])),
+        ("alpha, people among themselves", shown(alpha)),
+        ("took the first answer (0.5 where the place plays no part)", interval(v["first"])),
+        ("equally good", shown(v["equal"])),
+        ("neither will do", shown(v["neither"])),
     ]
-    asked = "\n".join(
-        f"{m['role']}: {m['content']}" if len(row["prompt"]) > 1 else m["content"]
-        for m in row["prompt"]
-    )
-    sides = "".join(
-        f"<div><h3>{side} ({row[f'len_{side}']} tokens)</h3><div"
-        f" class=said>{told(row[side][0]['content'])}</div></div>"
-        for side in ("chosen", "rejected")
-    )
-    texts = f"<h3>prompt</h3><div class=said>{told(asked)}</div><div class=sides>{sides}</div>"
-    if _may_harm(row, floors):
-        texts = f"<details><summary>Show the texts (they may be harmful)</summary>{texts}</details>"
-    about = ", ".join(str(row[k]) for k in ("arm", "kind", "category") if row[k])
-    scores = table(
-        ["", "chosen", "rejected", "margin", "scored once more"],
-        numbers,
-        f"scores of {row['pair_id']}",
-    )
-    return (
-        f'<article class="pair"><p class=dim>{line(row["pair_id"])} ·'
-        f" {line(about)}</p>{scores}{texts}</article>"
-    )
+
+
+def _examples(r: Report, name: str, run_dir: Path) -> list[dict[str, object]]:
+    """Pairs as the page shows them."""
+    dims, floors = r["settings"]["dimensions"], r["settings"]["floors"]
+    ids = r["examples"]["random" if name == "random" else "worst"]
+    return [
+        {
+            "pair_id": row["pair_id"],
+            "about": ", ".join(str(row[k]) for k in ("arm", "kind", "category") if row[k]),
+            "scores": [[d, *(row[f"{k}_{d}"] for k in PER_DIMENSION)] for d in dims],
+            "fold": _may_harm(row, floors),
+            "prompt": "\n".join(
+                f"{m['role']}: {m['content']}" if len(row["prompt"]) > 1 else m["content"]
+                for m in row["prompt"]
+            ),
+            "sides": [
+                (side, row[f"len_{side}"], row[side][0]["content"])
+                for side in ("chosen", "rejected")
+            ],
+        }
+        for row in example_rows(run_dir / "dataset", ids, dims)
+    ]
 
 
 def _may_harm(row: Mapping[str, Any], floors: Mapping[str, float]) -> bool:
@@ -269,42 +192,170 @@ def _may_harm(row: Mapping[str, Any], floors: Mapping[str, float]) -> bool:
     return any(v is None or v < floors["harmless"] for v in rewards)
 
 
-def _people(v: Mapping[str, Any] | None) -> str:
-    if v is None:
-        return ""
-    rows = [
-        ["votes", shown(v["votes"])],
-        ["pairs", shown(v["pairs"])],
-        ["people", shown(v["reviewers"])],
-        ["prefer the chosen answer", interval(v["agree"])],
-        ["kappa, people and scores", interval(v["kappa"])],
-        ["alpha, people among themselves", shown((v["between_people"] or {}).get("alpha"))],
-        ["took the first answer (0.5 where the place plays no part)", interval(v["first"])],
-        ["equally good", shown(v["equal"])],
-        ["neither will do", shown(v["neither"])],
+def comparison_html(t: ComparisonReport) -> str:
+    """report-compare.html; what to doubt stands before any number."""
+    return render(
+        "report/comparison.html",
+        title="comparison · mora-data report",
+        css=Markup(style_sheet()),
+        found=differing_numbers(t),
+        sides=_side_rows(t),
+        **_details(t),
+    )
+
+
+def comparison_details(t: ComparisonReport) -> Markup:
+    """All figures and numbers of a comparison, as a part of another page."""
+    return Markup(render("report/details.html", **_details(t)))
+
+
+def _details(t: ComparisonReport) -> dict[str, object]:
+    changes = [
+        [
+            s["setting"],
+            *(", ".join(map(str, v)) if isinstance(v, list) else v for v in (s["a"], s["b"])),
+        ]
+        for s in t["settings"]
     ]
-    numbers = table(["of the blind votes", "value [95 % interval]"], rows, "reviews")
-    return (
-        f'<section><h2>Do people agree with the scores?</h2>{numbers}<p class="dim">Blind votes on'
-        " two answers whose places were drawn by chance; kappa counts those for one side, its"
-        " interval resamples source prompts. Data: report.json, reviews.</p></section>"
+    labels = [side_label(t["a"]), side_label(t["b"])]
+    figures = [_arms_figure(t), _pairs_figure(t)]
+    return {"t": t, "figures": figures, "labels": labels, "changes": changes}
+
+
+def differing_numbers(t: ComparisonReport) -> list[str]:
+    """What differs, in a few sentences, the clearest first."""
+    found = sorted(
+        (r for r in [*t["arms"], *t["pairs"]] if r["differs"]),
+        key=lambda r: (r["p_holm"] or 0.0, r["arm"], r["metric"]),
+    )
+    return [
+        f"{_metric_title(r['metric'])}, {r['arm'] or 'pairs'}: {_value(r['a'])} in A,"
+        f" {_value(r['b'])} in B, difference {interval(r['difference'])}"
+        for r in found
+    ]
+
+
+def _value(cell: Mapping[str, Any] | None) -> str:
+    return shown(cell["value"] if cell else None)
+
+
+def side_label(side: SideFacts) -> str:
+    """A side as it was given."""
+    return side["where"] + (f", arm {side['arm']}" if side["arm"] else "")
+
+
+def _metric_title(metric: str) -> str:
+    if metric.startswith("margin_confirmed_"):
+        return f"margin {metric.removeprefix('margin_confirmed_')}, scored once more"
+    return METRIC_TITLES.get(metric) or metric.replace("_", " ")
+
+
+def _side_rows(t: ComparisonReport) -> list[Sequence[object]]:
+    a, b, n = t["a"], t["b"], t["prompts"]
+    return [
+        ["folder", side_label(a), side_label(b)],
+        ["source", _source(a["source"]), _source(b["source"])],
+        *([role, *(s["models"].get(role) for s in (a, b))] for role in ROLES),
+        ["selector", a["selector"], b["selector"]],
+        ["prompts", n["a"], n["b"]],
+        ["of which in both", n["shared"], n["shared"]],
+        ["pairs", a["pairs"], b["pairs"]],
+        ["verdict", a["verdict"], b["verdict"]],
+        *([f"floor, {d}", a["floors"][d], b["floors"][d]] for d in t["dimensions"]),
+        *(
+            [f"reliability, {d}", *(s["reliability"].get(d) for s in (a, b))]
+            for d in t["dimensions"]
+        ),
+    ]
+
+
+_HEAD = ["number", "A", "B", "B − A [95 % interval]", "prompts", "p (Holm)", "differs"]
+
+
+def _arms_figure(t: ComparisonReport) -> Figure:
+    """Differences of the answers of each arm."""
+    panels = []
+    for m in (*HEADLINE, *(f"reward_{d}" for d in t["dimensions"])):
+        rows = [r for r in t["arms"] if r["metric"] == m]
+        if rows:
+            panels.append(_differences_panel(m, rows, [r["arm"] for r in rows]))
+    return Figure(
+        "arms",
+        "Do the answers differ, arm by arm?",
+        f"unit: source prompt, {t['prompts']['shared']:,} in both",
+        panels,
+        ["arm", *_HEAD],
+        [[r["arm"], *_cells(r)] for r in t["arms"]],
+        "A point right of the line: larger in B. 95 % intervals, cluster bootstrap over source"
+        " prompts."
+        if panels
+        else "Not drawn: the two sides have no arm in common.",
     )
 
 
-def _ending(r: Mapping[str, Any]) -> str:
-    s = r["settings"]
-    missing = (
-        "".join(f"<li>{line(x)}</li>" for x in r["not_measured"])
-        or "<li>nothing on the list of this page</li>"
+def _pairs_figure(t: ComparisonReport) -> Figure:
+    """Differences of the published pairs."""
+    dims = t["dimensions"]
+    groups = {
+        "margin": [(f"margin_{d}", d) for d in dims],
+        "margin, scored once more": [(f"margin_confirmed_{d}", d) for d in dims],
+        "what would be a short cut": [
+            (m, _metric_title(m))
+            for m in ("log_length_ratio", "chosen_longer", "refusal_chosen", "refusal_rejected")
+        ],
+    }
+    known = {r["metric"]: r for r in t["pairs"] if r["difference"]["value"] is not None}
+    panels = []
+    for title, metrics in groups.items():
+        drawn = [(known[m], label) for m, label in metrics if m in known]
+        if drawn:
+            rows, labels = [r for r, _ in drawn], [label for _, label in drawn]
+            panels.append(_differences_panel(title, rows, labels))
+    note = "Not drawn: a side has no pairs."
+    if panels:
+        note = (
+            "A point right of the line: larger in B. Margins are means over pairs; log length"
+            " ratio: chosen over rejected."
+        )
+    elif t["a"]["arm"] or t["b"]["arm"]:
+        note = "Not compared: an arm was named, and pairs belong to whole runs."
+    return Figure(
+        "pairs",
+        "Do the published pairs differ?",
+        f"unit: source prompt; {t['a']['pairs']:,} pairs in A, {t['b']['pairs']:,} in B",
+        panels,
+        _HEAD,
+        [_cells(r) for r in t["pairs"]],
+        note,
     )
-    return (
-        f"<section><h2>Not measured</h2><ul>{missing}</ul></section><section><h2>How to read the"
-        f" numbers</h2><p>Intervals and tests resample source prompts ({s['bootstrap_draws']:,}"
-        f" draws, seed {s['seed']}), never answers; arms are compared on the same prompts."
-        ' "Before" numbers come from'
-        f" {line(s['before'] or 'nowhere: the run has neither an identity arm nor split presamples')},"  # noqa: E501
-        " never from the samples that chose the prompts. Formulas and defaults are this project's,"
-        " an independent implementation, not by the authors of the paper; docs/numbers.md has"
-        f" them. Settings {line(shown(r['run']['settings_hash']))}, data"
-        f" {line(shown(r['run']['fingerprint']))}.</p></section>"
+
+
+def _cells(r: ComparedNumber) -> list[object]:
+    p = "–" if r["p_holm"] is None else f"{r['p_holm']:.4f}"
+    return [
+        *(_metric_title(r["metric"]), interval(r["a"]), interval(r["b"])),
+        *(interval(r["difference"]), r["difference"]["n"], p),
+        "not tested" if r["differs"] is None else "yes" if r["differs"] else "no",
+    ]
+
+
+def _differences_panel(title: str, numbers: Sequence[ComparedNumber], labels: Sequence[str]) -> str:
+    gaps = [r["difference"] for r in numbers]
+    ends = [v for d in gaps for v in (d["low"], d["value"], d["high"]) if v is not None]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = (high - low or 1.0) * 0.06
+    rows = []
+    for r, d, label in zip(numbers, gaps, labels, strict=True):
+        style = arm_style(r["arm"]) if r["arm"] else ("a4", 0)
+        rows.append(IntervalRow(label, d, *style, f"{label}: {interval(d)}"))
+    return interval_rows(
+        _metric_title(title),
+        rows,
+        (low - room, high + room),
+        "B − A",
+        (0.0, "a"),
+        step=24,
+        right=14,
+        top=13,
+        letters=18,
     )

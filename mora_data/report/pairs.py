@@ -1,44 +1,51 @@
-"""What the pairs are worth: margins and how they held, length, refusals, wording. From `preference`
-and its candidates."""
+"""What the published pairs are worth: margins, confirmed or not, length, refusals, wording."""
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .. import statistics as st
 from ..rewards.rules import is_refusal
 from ..run.partitions import lean_arrow
+from ..statistics.inference import cluster_bootstrap
 from ..text import digest
-from .clusters import MOST, batch_of
-from .numbers import number, share
-from .texts import auc, probe
+from .arms import by_number
+from .measure import MOST, cluster_batch
+from .texts import auc, wording_probe
+from .values import (
+    Composition,
+    Estimate,
+    LengthFigure,
+    MarginNumbers,
+    PairNumbers,
+    cell,
+    rounded,
+    share,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..statistics import Bools, Floats, Ints
 
 PROBED = 1000  # pairs whose wording is looked at
 SHOWN = 6
 QUANTILES = np.linspace(0, 1, 41)
 DRAWS = 1000
 SIDES = ("chosen", "rejected")
-TALLIED = {
-    "arm": "arm",
-    "kind": "kind",
-    "category": "category",
-    "source_dataset": "source",
-    "carried_dim": "carried",
-}
+PER_DIMENSION = ("chosen_reward", "rejected_reward", "margin", "margin_confirmed")
+GRID = 24  # cells of a side of the length x margin figure
+TALLIED = ("arm", "kind", "category", "source_dataset", "carried_dim")
 
 
 @dataclass
-class Pairs:
+class PairTable:
     """Numbers of `preference`, all splits together, in columns: 75 bytes a pair. Texts only of the
     pairs that the probe reads.
 
@@ -58,15 +65,15 @@ class Pairs:
 
     ids_Q: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     prompts_Q: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    margins_Q_D: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
-    confirmed_Q_D: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    margins_Q_D: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    confirmed_Q_D: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     lengths_Q_2: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
-    refused_Q_2: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 2), bool))
+    refused_Q_2: Bools = field(default_factory=lambda: np.zeros((0, 2), bool))
     tallies: dict[str, Counter[str]] = field(
         default_factory=lambda: {name: Counter() for name in TALLIED}
     )
     composition: Counter[tuple[str, str]] = field(default_factory=Counter)
-    by_class: dict[str, NDArray[np.int_]] = field(default_factory=dict)
+    by_class: dict[str, Ints] = field(default_factory=dict)
     first: list[str] = field(default_factory=list)
     probed: list[int] = field(default_factory=list)
     chosen: list[str] = field(default_factory=list)
@@ -75,8 +82,13 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.ids_Q)
 
+    def length_ratio_Q(self) -> Floats:
+        """The chosen answer's length over the rejected one's."""
+        lengths = np.maximum(self.lengths_Q_2, 1)
+        return np.asarray(lengths[:, 0] / lengths[:, 1])
 
-def read_pairs(dataset: Path, dims: Sequence[str]) -> Pairs:
+
+def read_pairs(dataset: Path, dims: Sequence[str]) -> PairTable:
     """The rows of `preference`; none where it was not written."""
     import pyarrow.parquet as pq
 
@@ -93,7 +105,7 @@ def read_pairs(dataset: Path, dims: Sequence[str]) -> Pairs:
         *(f"{m}_{d}" for m in ("margin", "margin_confirmed") for d in dims),
     ]
     shape = (n, len(dims))
-    out = Pairs(
+    out = PairTable(
         np.zeros(n, np.uint64),
         np.zeros(n, np.uint64),
         np.zeros(shape),
@@ -109,14 +121,16 @@ def read_pairs(dataset: Path, dims: Sequence[str]) -> Pairs:
     return out
 
 
-def _add(out: Pairs, at: int, column: Mapping[str, Any], dims: Sequence[str], every: int) -> None:
+def _add(
+    out: PairTable, at: int, column: Mapping[str, Any], dims: Sequence[str], every: int
+) -> None:
     ids, n = column["pair_id"].to_pylist(), len(column["pair_id"])
     here = slice(at, at + n)
     out.ids_Q[here] = [int(i, 16) for i in ids]
     out.prompts_Q[here] = [int(i, 16) for i in column["prompt_id"].to_pylist()]
     values = {name: [v or "none" for v in column[name].to_pylist()] for name in TALLIED}
-    for name, held in values.items():
-        out.tallies[name].update(held)
+    for name, labels in values.items():
+        out.tallies[name].update(labels)
     out.composition.update(zip(values["category"], values["kind"], strict=True))
     out.first = heapq.nsmallest(SHOWN, [*out.first, *ids], key=lambda i: digest("example", i))
     sides = [_text_of(column[s]) for s in SIDES]
@@ -146,25 +160,26 @@ def _text_of(messages: Any) -> list[str]:
     return [str(t) for t in pc.list_flatten(messages).field("content").to_pylist()]
 
 
-def pairs_of_run(
-    p: Pairs, dims: Sequence[str], sigma: Sequence[float], seed: int
-) -> dict[str, Any]:
+def pair_numbers(
+    p: PairTable, dims: Sequence[str], sigma: Sequence[float], seed: int
+) -> PairNumbers:
     """`pairs` of report.json; {"n": 0} without pairs."""
     n = len(p)
     if not n:
-        return {"n": 0}
+        return cast(PairNumbers, {"n": 0})
     prompts, clusters = np.unique(p.prompts_Q, return_inverse=True)
     if len(prompts) > MOST:
-        clusters = batch_of(p.prompts_Q)
-    gap = np.log(np.maximum(p.lengths_Q_2[:, 0], 1) / np.maximum(p.lengths_Q_2[:, 1], 1))
-    low, value, high = _mean(gap, clusters, seed)
-    longer = int((gap > 0).sum())
-    total = p.margins_Q_D.sum(1)
+        clusters = cluster_batch(p.prompts_Q)
+    gap = np.log(p.length_ratio_Q())
     by_rule = p.refused_Q_2[:, 0].astype(int) - p.refused_Q_2[:, 1]
     return {
         "n": n,
         "prompts": len(prompts),
-        **{name: _tally(p.tallies[column]) for column, name in TALLIED.items()},
+        "arm": by_number(p.tallies["arm"]),
+        "kind": by_number(p.tallies["kind"]),
+        "category": by_number(p.tallies["category"]),
+        "source": by_number(p.tallies["source_dataset"]),
+        "carried": by_number(p.tallies["carried_dim"]),
         "margins": {
             d: _margin(p.margins_Q_D[:, j], p.confirmed_Q_D[:, j], sigma[j], clusters, seed)
             for j, d in enumerate(dims)
@@ -175,11 +190,11 @@ def pairs_of_run(
             int((~np.isnan(p.confirmed_Q_D)).all(1).sum()),
         ),
         "length": {
-            "log_ratio": {"value": value, "low": low, "high": high, "n": n},
-            "chosen_longer": share(longer, n),
+            "log_ratio": _mean(gap, clusters, seed),
+            "chosen_longer": share(int((gap > 0).sum()), n),
             "equal": share(int((gap == 0).sum()), n),
-            "auc": number(auc(*p.lengths_Q_2.T.astype(float))),
-            "margin_correlation": _spearman(gap, total),
+            "auc": rounded(auc(*p.lengths_Q_2.T.astype(float))),
+            "margin_correlation": _spearman(gap, p.margins_Q_D.sum(1)),
         },
         "refusal": {
             "chosen": share(int(p.refused_Q_2[:, 0].sum()), n),
@@ -188,118 +203,109 @@ def pairs_of_run(
             "rejected_where_one_refuses": share(
                 int((by_rule < 0).sum()), int((by_rule != 0).sum())
             ),
-            "by_class": _refusal_by_class(p),
+            "by_class": {
+                c: {s: share(int(n_3[k]), int(n_3[2])) for k, s in enumerate(SIDES)}
+                for c, n_3 in sorted(p.by_class.items())
+            },
         },
-        "wording": probe(
+        "wording": wording_probe(
             p.chosen, p.rejected, np.unique(p.prompts_Q[p.probed], return_inverse=True)[1]
         ),
         "wording_pairs": len(p.probed),
     }
 
 
-def examples(p: Pairs) -> dict[str, list[str]]:
-    """Ids of pairs to read: six by the hash of their ids; three that held least, three of the
-    largest length gap."""
+def length_figure(p: PairTable) -> LengthFigure | None:
+    """Pairs by length ratio and total margin."""
+    if not len(p):
+        return None
+    gap = np.log2(p.length_ratio_Q())
+    total = np.nansum(p.margins_Q_D, axis=1)
+    most = max(1.0, float(np.ceil(total.max())))
+    x = np.clip(((gap + 2) / 4 * GRID).astype(int), 0, GRID - 1)
+    y = np.clip((total / most * GRID).astype(int), 0, GRID - 1)
+    cells = np.bincount(x * GRID + y, minlength=GRID**2).reshape(GRID, GRID)
+    return {
+        "x": "log2 length ratio, -2 to 2",
+        "y": f"total margin, 0 to {most:g}",
+        "y_max": most,
+        "counts": cells.tolist(),
+    }
+
+
+def composition_figure(p: PairTable) -> Composition | None:
+    """Pairs by category, the twelve largest, and kind."""
+    if not len(p):
+        return None
+    categories, kinds = list(by_number(p.tallies["category"])), list(by_number(p.tallies["kind"]))
+    return {
+        "rows": categories[:12],
+        "columns": kinds,
+        "counts": [[p.composition[c, k] for k in kinds] for c in categories[:12]],
+        "left_out": max(0, len(categories) - 12),
+    }
+
+
+def examples(p: PairTable) -> dict[str, list[str]]:
+    """Ids of pairs to read: six by the hash of their ids; three of the smallest confirmed margin,
+    three of the largest length gap."""
     if not len(p):
         return {"random": [], "worst": []}
     confirmed = np.where(np.isnan(p.confirmed_Q_D).any(1), np.inf, p.confirmed_Q_D.sum(1))
-    gap = np.abs(np.log(np.maximum(p.lengths_Q_2[:, 0], 1) / np.maximum(p.lengths_Q_2[:, 1], 1)))
-    held = np.lexsort((p.ids_Q, confirmed))[: SHOWN // 2].tolist()
-    far = [i for i in np.lexsort((p.ids_Q, -gap))[: 2 * SHOWN].tolist() if i not in held][
-        : SHOWN - len(held)
-    ]
-    return {"random": p.first, "worst": [f"{int(p.ids_Q[i]):016x}" for i in (*held, *far)]}
+    gap = np.abs(np.log(p.length_ratio_Q()))
+    least = np.lexsort((p.ids_Q, confirmed))[: SHOWN // 2].tolist()
+    far = [i for i in np.lexsort((p.ids_Q, -gap))[: 2 * SHOWN].tolist() if i not in least]
+    worst = [*least, *far[: SHOWN - len(least)]]
+    return {"random": p.first, "worst": [f"{int(p.ids_Q[i]):016x}" for i in worst]}
 
 
-def rows_of(
-    dataset: Path, pair_ids: Sequence[str], dims: Sequence[str]
-) -> Iterator[dict[str, Any]]:
+def example_rows(dataset: Path, ids: Sequence[str], dims: Sequence[str]) -> list[dict[str, Any]]:
     """The pairs of these ids with their texts, in the order given."""
     import pyarrow.parquet as pq
 
-    names = [
-        "pair_id",
-        "arm",
-        "kind",
-        "category",
-        "source_prompt",
-        "prompt",
-        "chosen",
-        "rejected",
-        "len_chosen",
-        "len_rejected",
-        *(
-            f"{m}_{d}"
-            for d in dims
-            for m in ("chosen_reward", "rejected_reward", "margin", "margin_confirmed")
-        ),
-    ]
-    found = {}
-    for f in sorted((dataset / "preference").glob("*.parquet")):
-        for row in (
-            pq.read_table(f, columns=names, filters=[("pair_id", "in", list(pair_ids))]).to_pylist()
-            if pair_ids
-            else []
-        ):
-            found[row["pair_id"]] = row
-    yield from (found[i] for i in pair_ids if i in found)
+    names = ["pair_id", "arm", "kind", "category", "prompt", *SIDES, "len_chosen", "len_rejected"]
+    names += [f"{m}_{d}" for d in dims for m in PER_DIMENSION]
+    files = sorted((dataset / "preference").glob("*.parquet")) if ids else []
+    wanted = [("pair_id", "in", list(ids))]
+    found = {
+        row["pair_id"]: row
+        for f in files
+        for row in pq.read_table(f, columns=names, filters=wanted).to_pylist()
+    }
+    return [found[i] for i in ids if i in found]
 
 
 def _margin(
-    first: NDArray[np.float64],
-    second: NDArray[np.float64],
-    sigma: float,
-    clusters: NDArray[np.int_],
-    seed: int,
-) -> dict[str, Any]:
+    first: Floats, second: Floats, sigma: float, clusters: Ints, seed: int
+) -> MarginNumbers:
     known, again = first[~np.isnan(first)], second[~np.isnan(second)]
-    low, value, high = _mean(first, clusters, seed)
-    out = {
-        "mean": {"value": value, "low": low, "high": high, "n": len(known)},
-        "quantiles": [number(q) for q in np.quantile(known, QUANTILES)] if len(known) else [],
-        "above_noise": share(int((known > 2 * sigma).sum()), len(known)),
-        "confirmed": None,
-        "quantiles_confirmed": [],
-    }
-    if len(again):
-        low, value, high = _mean(second, clusters, seed)
-        out |= {
-            "confirmed": {"value": value, "low": low, "high": high, "n": len(again)},
-            "quantiles_confirmed": [number(q) for q in np.quantile(again, QUANTILES)],
-        }
-    return out
-
-
-def _mean(
-    values: NDArray[np.float64], clusters: NDArray[np.int_], seed: int
-) -> tuple[float | None, float | None, float | None]:
-    boot = st.cluster_bootstrap(values[:, None], clusters, DRAWS, seed)
-    low, high = boot.percentile()
-    return number(low[0]), number(boot.estimate_M[0]), number(high[0])
-
-
-def _refusal_by_class(p: Pairs) -> dict[str, Any]:
     return {
-        c: {
-            side: share(int(p.by_class[c][k]), int(p.by_class[c][2]))
-            for k, side in enumerate(SIDES)
-        }
-        for c in sorted(p.by_class)
+        "mean": _mean(first, clusters, seed),
+        "quantiles": _quantiles(known),
+        "above_noise": share(int((known > 2 * sigma).sum()), len(known)),
+        "confirmed": _mean(second, clusters, seed) if len(again) else None,
+        "quantiles_confirmed": _quantiles(again),
     }
 
 
-def _tally(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
+def _mean(values: Floats, clusters: Ints, seed: int) -> Estimate:
+    boot = cluster_bootstrap(values[:, None], clusters, DRAWS, seed)
+    low, high = boot.percentile()
+    return cell(boot.estimate_M[0], low[0], high[0], (~np.isnan(values)).sum())
 
 
-def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
+def _quantiles(values: Floats) -> list[float | None]:
+    return [rounded(q) for q in np.quantile(values, QUANTILES)] if len(values) else []
+
+
+def _spearman(a: Floats, b: Floats) -> float | None:
     ok = ~np.isnan(a) & ~np.isnan(b)
     ranks = [_ranks(v[ok]) for v in (a, b)]
     if ok.sum() < 3 or any(r.std() == 0 for r in ranks):
         return None
-    return number(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    return rounded(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ranks(values: Floats) -> Floats:
     _, at, count = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(count) - (count - 1) / 2)[at])

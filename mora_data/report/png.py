@@ -10,17 +10,17 @@ so pixels, unlike everything else of a dataset folder, may differ between machin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
-from typing import Any
 
 from . import charts_prompts
 from .figure import Figure
+from .page import style_sheet
 from .svg import dot
+from .values import ArmsReport, Report
 
-CHARTS: tuple[Callable[[Mapping[str, Any]], Figure], ...] = (
+CHARTS: tuple[Callable[[ArmsReport | Report], Figure], ...] = (
     charts_prompts.arms,
     charts_prompts.profile,
     charts_prompts.rewards,
@@ -40,7 +40,7 @@ class Picture:
     png: bytes
 
 
-def pictures(report: Mapping[str, Any]) -> dict[str, Picture]:
+def pictures(report: ArmsReport | Report) -> dict[str, Picture]:
     """Name -> picture of each main figure that has something to show; empty without the extra, or
     without any font."""
     try:
@@ -74,15 +74,15 @@ def sheet(f: Figure) -> str:
     unit = f'<text class="n" x="{MARGIN}" y="48">{escape(f.unit)}</text>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}"'
-        f' height="{y}"><style>{style()}</style>'
+        f' height="{y}"><style>{svg_style()}</style>'
         f"{head}{unit}{_legend(f)[0]}{''.join(placed)}</svg>"
     )
 
 
-def style() -> str:
+def svg_style() -> str:
     """The report's rules for SVG, light, with their variables put in: resvg knows classes, no
     variables."""
-    css = (Path(__file__).parent / "style.css").read_text("utf-8")
+    css = style_sheet()
     values = dict(re.findall(r"--([\w]+):([^;}]+)", css.split("@media", 1)[0]))
     rules = re.findall(
         r"((?:svg )?(?:text|\.\w+)(?:,[^{}]+)?)\{([^{}]*)\}", css.split("@media print")[0]
@@ -102,7 +102,7 @@ def style() -> str:
 def _letters(words: str) -> str:
     place = 'width="20" height="20"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {place}><style>{style()}</style><text x="2"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {place}><style>{svg_style()}</style><text x="2"'
         f' y="18">{words}</text></svg>'
     )
 
@@ -131,6 +131,6 @@ def _legend(f: Figure) -> tuple[str, int]:
     return "".join(out), line + 1 if f.legend else 0
 
 
-def listed(found: Mapping[str, Picture]) -> Sequence[dict[str, str]]:
+def picture_list(found: Mapping[str, Picture]) -> list[dict[str, str]]:
     """What the manifest says of them, for the card."""
     return [{"file": f"report/{name}.png", "question": p.question} for name, p in found.items()]

@@ -1,7 +1,7 @@
-"""A run's sealed partitions as arrays, one partition at a time: memory holds one block, whatever
+"""A run's finished partitions as arrays, one partition at a time: memory holds one block, whatever
 the size of the run.
 
-for block in blocks(parts, dims, want): block.arms["fused"].rewards_P_N_D
+    for block in blocks(parts, dims, split): block.arms["fused"].rewards_P_N_D
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from ..types import Prompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..statistics import Floats, Ints
 
 PRESAMPLE = "presample"
 BEFORE = "before"  # half B of split presamples, as an arm
@@ -39,27 +41,12 @@ class ArmBlock:
     """
 
     rows_P: NDArray[np.intp]
-    rewards_P_N_D: NDArray[np.float64]
-    tokens_P_N: NDArray[np.float64]
-    refusal_P_N: NDArray[np.float64]
-    asked_P: NDArray[np.int_]
+    rewards_P_N_D: Floats
+    tokens_P_N: Floats
+    refusal_P_N: Floats
+    asked_P: Ints
     texts: list[str]
-    words_P: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Fusions:
-    """The rewriting of one arm in a partition: one entry for each prompt that was tried.
-
-    Attributes:
-        rows_P: positions of the prompts.
-        failed_P: "" where a try was accepted, else the first check that the last try failed.
-        tries_P: how many tries it took.
-    """
-
-    rows_P: NDArray[np.intp]
-    failed_P: list[str]
-    tries_P: NDArray[np.int_]
+    words_P: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +54,22 @@ class Block:
     """One partition.
 
     Attributes:
+        rewrites: arm -> position of a prompt that was tried -> "" where a try was accepted, else
+            the first check that the last try failed; and how many tries it took.
         confirms: dimension -> (first, second) scores of the answers that were scored once more.
         checks: (arm, check) -> (sum, n) of the values that the accepted rewrites have.
         candidates_Q_2_D: selected and confirmed margins of the best pair of each prompt and arm,
-            held or not.
+            confirmed or not.
     """
 
     prompts: list[Prompt]
     kind_P: list[str]
     carried_P: list[str | None]
     arms: dict[str, ArmBlock]
-    fusions: dict[str, Fusions]
-    confirms: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = field(
-        default_factory=dict
-    )
+    rewrites: dict[str, dict[int, tuple[str, int]]]
+    confirms: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
     checks: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
-    candidates_Q_2_D: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2, 0)))
+    candidates_Q_2_D: Floats = field(default_factory=lambda: np.zeros((0, 2, 0)))
 
 
 def blocks(parts: Sequence[Partition], dims: Sequence[str], split: bool) -> Iterator[Block]:
@@ -114,18 +101,8 @@ def _block(part: Partition, dims: Sequence[str], split: bool) -> Block:
     prompts = [p for p in prompts if p.prompt_id in place]
     prompts.sort(key=lambda p: place[p.prompt_id])
     ids = profiles.column("prompt_id").combine_chunks()
-    rollouts = part.table(
-        "rollouts",
-        [
-            "prompt_id",
-            "arm",
-            "index",
-            "tokens_out",
-            "flags",
-            "error",
-            *(f"reward_{d}" for d in dims),
-        ],
-    )
+    columns = ["prompt_id", "arm", "index", "tokens_out", "flags", "error"]
+    rollouts = part.table("rollouts", [*columns, *(f"reward_{d}" for d in dims)])
     if not split:
         rollouts = rollouts.filter(pc.not_equal(rollouts.column("arm"), PRESAMPLE))
     asked = _texts(part, place)
@@ -150,13 +127,13 @@ def _block(part: Partition, dims: Sequence[str], split: bool) -> Block:
             refused[at],
             asked.get(name, {}),
         )
-    fusions, checks = _fusions(part, place)
+    rewrites, checks = _rewrites(part, place)
     return Block(
         prompts,
         profiles.column("kind").to_pylist(),
         profiles.column("carried_dim").to_pylist(),
         arms,
-        fusions,
+        rewrites,
         _confirmed(part, arms, place, dims),
         checks,
         _candidates(part, dims),
@@ -166,9 +143,9 @@ def _block(part: Partition, dims: Sequence[str], split: bool) -> Block:
 def _arm(
     row: NDArray[Any],
     index: NDArray[Any],
-    values: NDArray[np.float64],
-    tokens: NDArray[np.float64],
-    refused: NDArray[np.float64],
+    values: Floats,
+    tokens: Floats,
+    refused: Floats,
     asked: dict[int, str],
 ) -> ArmBlock:
     rows, at = np.unique(row, return_inverse=True)
@@ -191,7 +168,7 @@ def _arm(
 
 def _confirmed(
     part: Partition, arms: dict[str, ArmBlock], place: dict[str, int], dims: Sequence[str]
-) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+) -> dict[str, tuple[Floats, Floats]]:
     """First and second score of each answer that was scored once more, by dimension; with several
     sources, each of the second."""
     import pyarrow.compute as pc
@@ -213,7 +190,7 @@ def _confirmed(
     return {d: (np.array(a), np.array(b)) for d, (a, b) in found.items()}
 
 
-def _candidates(part: Partition, dims: Sequence[str]) -> NDArray[np.float64]:
+def _candidates(part: Partition, dims: Sequence[str]) -> Floats:
     table = part.table(
         "pairs", ["rank", *(f"{m}_{d}" for m in ("margin", "margin_confirmed") for d in dims)]
     )
@@ -227,13 +204,13 @@ def _candidates(part: Partition, dims: Sequence[str]) -> NDArray[np.float64]:
     )
 
 
-def _floats(column: Any) -> NDArray[np.float64]:
+def _floats(column: Any) -> Floats:
     import pyarrow as pa
 
     return np.asarray(column.cast(pa.float64()), float)
 
 
-def _refusals(rollouts: Any) -> NDArray[np.float64]:
+def _refusals(rollouts: Any) -> Floats:
     import pyarrow.compute as pc
 
     flags = rollouts.column("flags").combine_chunks()
@@ -257,9 +234,9 @@ def _texts(part: Partition, place: dict[str, int]) -> dict[str, dict[int, str]]:
     return out
 
 
-def _fusions(
+def _rewrites(
     part: Partition, place: dict[str, int]
-) -> tuple[dict[str, Fusions], dict[tuple[str, str], tuple[float, int]]]:
+) -> tuple[dict[str, dict[int, tuple[str, int]]], dict[tuple[str, str], tuple[float, int]]]:
     table = part.table("fusions", ["prompt_id", "arm", "attempt", "accepted", "failed", "checks"])
     tried: dict[str, dict[int, tuple[str, int]]] = {}
     columns = [
@@ -270,15 +247,7 @@ def _fusions(
         passed_over = not accepted and not failed  # a better candidate of the same try was taken
         if not passed_over and before.get(row, ("-", 0))[0] != "":
             before[row] = ("" if accepted else failed[0], attempt + 1)
-    out = {}
-    for arm, by_row in tried.items():
-        rows = sorted(by_row)
-        out[arm] = Fusions(
-            np.array(rows, np.intp),
-            [by_row[r][0] for r in rows],
-            np.array([by_row[r][1] for r in rows]),
-        )
-    return out, _checks(table)
+    return tried, _checks(table)
 
 
 def _checks(table: Any) -> dict[tuple[str, str], tuple[float, int]]:

@@ -1,4 +1,4 @@
-"""What people said of pairs, blindly, and whether the scores agree with them: reviews.jsonl of a
+"""What people think of pairs, blindly, and whether the scores agree with them: reviews.jsonl of a
 run folder, a line a vote.
 
     {"pair_id": "c1760df9722a3a0e", "reviewer": "ada", "first": "rejected", "vote": "second", "at":
@@ -11,27 +11,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import orjson
 
-from .. import statistics as st
-from ..statistics.judges import krippendorff_alpha
-from .numbers import number, share
-from .pairs import Pairs
+from ..statistics.inference import cluster_bootstrap
+from ..statistics.judges import AgreementSums
+from .pairs import PairTable
+from .values import Estimate, ReviewNumbers, cell, rounded, share
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from ..statistics import Floats
 
 FILE = "reviews.jsonl"
 VOTES = ("first", "second", "equal", "neither")
 DRAWS = 2000
 
 
-def read_reviews(run_dir: Path) -> list[dict[str, Any]]:
+class Vote(TypedDict):
+    """A line of reviews.jsonl."""
+
+    pair_id: str
+    reviewer: str
+    first: str
+    vote: str
+    at: str
+
+
+def read_reviews(run_dir: Path) -> list[Vote]:
     """The votes that count, in the order of their pairs' last votes; damaged lines are left out."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str], Vote] = {}
     try:
         lines = (run_dir / FILE).read_bytes().splitlines()
     except OSError:
@@ -49,7 +59,7 @@ def read_reviews(run_dir: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def prefers(row: dict[str, Any]) -> str | None:
+def prefers(row: Vote) -> str | None:
     """The side that a vote is for; None for equal and neither."""
     if row["vote"] not in ("first", "second"):
         return None
@@ -57,7 +67,7 @@ def prefers(row: dict[str, Any]) -> str | None:
     return str(row["first"]) if row["vote"] == "first" else other[row["first"]]
 
 
-def agreement(run_dir: Path, p: Pairs, seed: int) -> dict[str, Any] | None:
+def agreement(run_dir: Path, p: PairTable, seed: int) -> ReviewNumbers | None:
     """`reviews` of report.json: people against scores; None without a vote on a pair that is in the
     dataset."""
     prompt_of = {
@@ -82,9 +92,7 @@ def agreement(run_dir: Path, p: Pairs, seed: int) -> dict[str, Any] | None:
     }
 
 
-def _kappa(
-    rows: Sequence[dict[str, Any]], prompts: Sequence[str], seed: int
-) -> dict[str, Any] | None:
+def _kappa(rows: Sequence[Vote], prompts: Sequence[str], seed: int) -> Estimate | None:
     """Cohen's kappa (1960) of the side that people took and the side that the scores chose;
     interval over prompts."""
     if not rows:
@@ -94,7 +102,7 @@ def _kappa(
     cells_V_4 = np.stack(
         [human & judge, human & ~judge, ~human & judge, ~human & ~judge], axis=1
     ).astype(float)
-    boot = st.cluster_bootstrap(
+    boot = cluster_bootstrap(
         cells_V_4, np.unique(np.array(prompts), return_inverse=True)[1], DRAWS, seed
     )
     value, draws = _of_cells(boot.estimate_M[None])[0], _of_cells(boot.draws_B_M)
@@ -102,10 +110,10 @@ def _kappa(
     low, high = (
         np.quantile(known, [0.025, 0.975]) if len(known) and boot.n_M[0] > 1 else (np.nan, np.nan)
     )
-    return {"value": number(value), "low": number(low), "high": number(high), "n": len(rows)}
+    return cell(value, low, high, len(rows))
 
 
-def _of_cells(shares_B_4: NDArray[np.float64]) -> NDArray[np.float64]:
+def _of_cells(shares_B_4: Floats) -> Floats:
     both, human, judge, none = shares_B_4.T
     agree = both + none
     chance = (both + human) * (both + judge) + (judge + none) * (human + none)
@@ -113,16 +121,15 @@ def _of_cells(shares_B_4: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(np.where(chance < 1 - 1e-12, (agree - chance) / (1 - chance), np.nan))
 
 
-def _between(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def _between(rows: Sequence[Vote]) -> dict[str, float | int | None] | None:
     """Krippendorff's alpha of the people among themselves, over pairs that two of them decided."""
-    people = sorted({r["reviewer"] for r in rows})
-    pairs = sorted({r["pair_id"] for r in rows})
-    ratings = np.full((len(people), len(pairs)), np.nan)
-    at, where = {x: i for i, x in enumerate(people)}, {x: i for i, x in enumerate(pairs)}
+    by_pair: dict[str, list[float]] = {}
     for r in rows:
-        ratings[at[r["reviewer"]], where[r["pair_id"]]] = prefers(r) == "chosen"
-    twice = int(((~np.isnan(ratings)).sum(0) > 1).sum())
+        by_pair.setdefault(r["pair_id"], []).append(float(prefers(r) == "chosen"))
+    twice = sum(len(votes) > 1 for votes in by_pair.values())
     if not twice:
         return None
-    alpha = krippendorff_alpha(ratings)
-    return {"alpha": None if alpha is None else number(alpha), "pairs": twice}
+    sums = AgreementSums()
+    for votes in by_pair.values():
+        sums.add(votes)
+    return {"alpha": rounded(sums.alpha()), "pairs": twice}

@@ -40,9 +40,9 @@ class Frame:
         return _place(v, self.y, self.height - self.bottom, self.top)
 
 
-def panel(title: str, said: str, f: Frame, marks: Sequence[str], role: str = "img") -> str:
-    """One picture: its title is drawn and read aloud, `said` tells those who can't see it what is
-    in it.
+def panel(title: str, description: str, f: Frame, marks: Sequence[str], role: str = "img") -> str:
+    """One picture: its title is drawn and read aloud, `description` tells those who can't see it
+    what is in it.
 
     `role`: `group` where its marks are links.
     """
@@ -50,7 +50,7 @@ def panel(title: str, said: str, f: Frame, marks: Sequence[str], role: str = "im
     return (
         f'<svg viewBox="0 0 {f.width} {f.height}" width="{f.width}" height="{f.height}"'
         f' role="{role}" aria-label="{escape(title)}. '
-        f'{escape(said)}"><title>{escape(title)}</title><desc>{escape(said)}</desc>{head}{"".join(marks)}</svg>'
+        f'{escape(description)}"><title>{escape(title)}</title><desc>{escape(description)}</desc>{head}{"".join(marks)}</svg>'
     )
 
 
@@ -103,16 +103,13 @@ def ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 def line(f: Frame, points: Sequence[Point], style: str) -> str:
     """A line through points."""
-    return f'<polyline class="l {style}" points="{_path(f, points)}"/>' if len(points) > 1 else ""
+    return _mark("polyline", f"l {style}", _path(f, points)) if len(points) > 1 else ""
 
 
 def band(f: Frame, lows: Sequence[Point], highs: Sequence[Point], style: str) -> str:
     """The area between two lines."""
-    return (
-        f'<polygon class="b {style}" points="{_path(f, [*lows, *reversed(highs)])}"/>'
-        if len(lows) > 1
-        else ""
-    )
+    path = _path(f, [*lows, *reversed(highs)])
+    return _mark("polygon", f"b {style}", path) if len(lows) > 1 else ""
 
 
 def box(
@@ -122,41 +119,28 @@ def box(
     height: float,
     style: str,
     opacity: float | None = None,
-    said: str = "",
+    tip: str = "",
 ) -> str:
-    """A rectangle in pixels; `said` is shown when pointed at."""
+    """A rectangle in pixels; `tip` is shown when pointed at."""
+    size = f'width="{_n(max(width, 0))}" height="{_n(max(height, 0))}"'
     shade = f' fill-opacity="{_n(opacity)}"' if opacity is not None else ""
-    inside = f"<title>{escape(said)}</title>" if said else ""
-    place = (
-        f'x="{_n(x)}" y="{_n(y)}" width="{_n(max(width, 0))}" height="{_n(max(height, 0))}"{shade}'
-    )
-    return (
-        f'<rect class="f {style}" {place}>{inside}</rect>'
-        if inside
-        else f'<rect class="f {style}" {place}/>'
-    )
+    return _mark("rect", f"f {style}", f'x="{_n(x)}" y="{_n(y)}" {size}{shade}', tip)
 
 
-def dot(x: float, y: float, style: str, mark: int = 0, said: str = "") -> str:
+def dot(x: float, y: float, style: str, mark: int = 0, tip: str = "") -> str:
     """A mark of one of six shapes, in pixels, so that colour is not needed to tell series apart."""
     x, y = round(x, 1), round(y, 1)
-    inside = f"<title>{escape(said)}</title>" if said else ""
     shape = MARKS[mark % len(MARKS)]
     if shape in ("circle", "ring"):
-        return (
-            f'<circle class="{"r" if shape == "ring" else "f"} {style}" cx="{_n(x)}" cy="{_n(y)}"'
-            f' r="4">{inside}</circle>'
-        )
-    paths = {
+        kind = "r" if shape == "ring" else "f"
+        return _mark("circle", f"{kind} {style}", f'cx="{_n(x)}" cy="{_n(y)}" r="4"', tip)
+    path = {
         "square": f"M{_n(x - 3.6)} {_n(y - 3.6)}h7.2v7.2h-7.2z",
         "triangle": f"M{_n(x)} {_n(y - 4.8)}l4.6 8h-9.2z",
         "diamond": f"M{_n(x)} {_n(y - 5)}l5 5l-5 5l-5-5z",
         "cross": f"M{_n(x - 4)} {_n(y - 4)}l8 8m0-8l-8 8",
-    }
-    return (
-        f'<path class="{"l" if shape == "cross" else "f"} {style}"'
-        f' d="{paths[shape]}">{inside}</path>'
-    )
+    }[shape]
+    return _mark("path", f"{'l' if shape == 'cross' else 'f'} {style}", f'd="{path}"', tip)
 
 
 def whisker(
@@ -167,27 +151,30 @@ def whisker(
     high: float | None,
     style: str,
     mark: int,
-    said: str,
+    tip: str,
 ) -> str:
     """A value with its interval on row `y` (pixels); a missing value says so."""
     if value is None:
         return text(f.left + 4, y + 4, "not measured", "s")
-    ends = (
-        rule(f.px(low), y, f.px(high), y, f"w {style}")
-        if low is not None and high is not None
-        else ""
-    )
-    return ends + dot(f.px(value), y, style, mark, said)
+    ends = ""
+    if low is not None and high is not None:
+        ends = rule(f.px(low), y, f.px(high), y, f"w {style}")
+    return ends + dot(f.px(value), y, style, mark, tip)
 
 
 def rule(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
     """A straight line in pixels."""
-    return f'<line class="{style}" x1="{_n(x1)}" y1="{_n(y1)}" x2="{_n(x2)}" y2="{_n(y2)}"/>'
+    return _mark("line", style, f'x1="{_n(x1)}" y1="{_n(y1)}" x2="{_n(x2)}" y2="{_n(y2)}"')
 
 
-def text(x: float, y: float, said: str, style: str) -> str:
+def upright(f: Frame, x: float, style: str) -> str:
+    """A straight line from top to bottom at a value."""
+    return rule(f.px(x), f.top, f.px(x), f.height - f.bottom, style)
+
+
+def text(x: float, y: float, words: str, style: str) -> str:
     """Words in pixels; style `m` centred, `e` ending there, `s` starting there."""
-    return f'<text class="{style}" x="{_n(x)}" y="{_n(y)}">{escape(said)}</text>'
+    return f'<text class="{style}" x="{_n(x)}" y="{_n(y)}">{escape(words)}</text>'
 
 
 def short(words: str, most: int) -> str:
@@ -195,8 +182,14 @@ def short(words: str, most: int) -> str:
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
+def _mark(tag: str, style: str, place: str, tip: str = "") -> str:
+    """An element; `tip` is shown when pointed at."""
+    inside = f"<title>{escape(tip)}</title></{tag}>" if tip else ""
+    return f'<{tag} class="{style}" {place}{">" if tip else "/>"}{inside}'
+
+
 def _path(f: Frame, points: Sequence[Point]) -> str:
-    return " ".join(f"{_n(f.px(x))},{_n(f.py(y))}" for x, y in points)
+    return f'points="{" ".join(f"{_n(f.px(x))},{_n(f.py(y))}" for x, y in points)}"'
 
 
 def _place(v: float, domain: tuple[float, float], start: float, stop: float) -> float:

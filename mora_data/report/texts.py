@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .numbers import number, share
+from .values import Diversity, Wording, rounded, share
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..statistics import Floats, Ints
 
 COLUMNS = 2048
 FOLDS = 5
@@ -30,9 +32,7 @@ _BANDS = 8
 VENDI = 500  # texts of the Vendi score: its eigenvalues cost the cube
 
 
-def probe(
-    chosen: Sequence[str], rejected: Sequence[str], groups: NDArray[np.int_]
-) -> dict[str, Any] | None:
+def wording_probe(chosen: Sequence[str], rejected: Sequence[str], groups: Ints) -> Wording | None:
     """Can wording alone tell chosen from rejected? AUC on held-out prompts, and the share of pairs
     ranked right.
 
@@ -58,15 +58,15 @@ def probe(
     n = len(chosen)
     right = int((scores[:n] > scores[n:]).sum())
     return {
-        "auc": number(float(np.mean(aucs))),
-        "auc_low": number(min(aucs)),
-        "auc_high": number(max(aucs)),
+        "auc": rounded(float(np.mean(aucs))),
+        "auc_low": rounded(min(aucs)),
+        "auc_high": rounded(max(aucs)),
         "pairs_right": share(right, n),
         "prompts": len(labels),
     }
 
 
-def auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
+def auc(positive: Floats, negative: Floats) -> float:
     """P(a positive scores higher than a negative), ties half."""
     both = np.concatenate([positive, negative])
     _, at, count = np.unique(both, return_inverse=True, return_counts=True)
@@ -75,7 +75,7 @@ def auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float:
     return float((rank[:n].sum() - n * (n + 1) / 2) / (n * m)) if n and m else math.nan
 
 
-def diversity(texts: Sequence[str]) -> dict[str, Any]:
+def diversity(texts: Sequence[str]) -> Diversity:
     """Of a list of prompts: distinct-1, distinct-2 (share of n-grams that are new), zlib ratio,
     near-duplicate share.
 
@@ -91,9 +91,9 @@ def diversity(texts: Sequence[str]) -> dict[str, Any]:
         "n": len(texts),
         "distinct_1": _new(once),
         "distinct_2": _new(twice),
-        "compression": number(len(data) / len(zlib.compress(data, 6))) if data else None,
+        "compression": rounded(len(data) / len(zlib.compress(data, 6))) if data else None,
         "near_duplicates": share(_near_duplicates(words), len(texts)),
-        "vendi": number(vendi(texts)),
+        "vendi": rounded(vendi(texts)),
         "vendi_n": len(texts[:: max(1, -(-len(texts) // VENDI))]),
     }
 
@@ -118,14 +118,14 @@ def entropy(counts: Sequence[int]) -> float | None:
     """Effective number of categories, exp(H)."""
     total = sum(counts)
     return (
-        number(math.exp(-sum(c / total * math.log(c / total) for c in counts if c)))
+        rounded(math.exp(-sum(c / total * math.log(c / total) for c in counts if c)))
         if total
         else None
     )
 
 
 def _new(counts: Counter[Any]) -> float | None:
-    return number(len(counts) / counts.total()) if counts else None
+    return rounded(len(counts) / counts.total()) if counts else None
 
 
 def _near_duplicates(words: Sequence[Sequence[str]]) -> int:
@@ -160,7 +160,7 @@ def _hashed(texts: Sequence[str]) -> NDArray[np.float32]:
     return np.asarray(np.log1p(out))
 
 
-def _logistic(x: NDArray[np.float32], y: NDArray[np.float64]) -> tuple[NDArray[np.float32], float]:
+def _logistic(x: NDArray[np.float32], y: Floats) -> tuple[NDArray[np.float32], float]:
     """Ridge logistic regression by accelerated gradient steps; rows of x have norm 1, so 1/L is
     known."""
     target = y.astype(np.float32)

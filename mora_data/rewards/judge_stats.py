@@ -64,7 +64,7 @@ class JudgeStats:
         pass_thresholds: per dimension, in [0, 1].
         calibration: calibration maps per dimension, one per reward source.
         n_rollouts: answers that they rest on; `provisional` under 1,000.
-        prior: per dimension, how pass rates spread over prompts (`statistics.adaptive`); empty:
+        prior: per dimension, how pass rates spread over prompts (`statistics.kinds`); empty:
             not measured.
         mining: threshold per stratum (`prompts.budget`); empty: no budget.
         cache_key: of the settings that they rest on; None: something was missing, so the next run
@@ -260,7 +260,7 @@ class PassRates:
         """`rate_prior` per dimension, whatever the order in which the prompts came."""
         import numpy as np
 
-        from ..statistics.adaptive import rate_prior
+        from ..statistics.kinds import rate_prior
 
         counts = {d: np.array(sorted(p), dtype=int).reshape(-1, 2) for d, p in self._passes.items()}
         return {

@@ -31,7 +31,7 @@ from .intents import load_intents, premise_for
 from .reply import SCHEMA, Rewrite, parse_rewrite
 
 if TYPE_CHECKING:
-    from ..statistics import PromptStats
+    from ..statistics.kinds import PromptStats
 
 VARIABLES = frozenset(
     (

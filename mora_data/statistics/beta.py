@@ -1,4 +1,4 @@
-"""Beta distributions in numpy: tails, posterior intervals of a pass rate, and the prior that many
+"""Beta distributions in numpy: tails, quantiles, the interval of a share, and the prior that many
 prompts share."""
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from . import Floats, Ints
 
 
-def beta_tail(a: NDArray[np.float64], b: NDArray[np.float64], x: float) -> NDArray[np.float64]:
+def beta_tail(a: Floats, b: Floats, x: float) -> Floats:
     """P(p >= x) for p ~ Beta(a, b), by the continued fraction of the incomplete beta function
     (Lentz's method)."""
     a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
     return _beta_tail(a, b, np.full(a.shape, x), _log_beta(a, b))
 
 
-def beta_quantile(a: NDArray[np.float64], b: NDArray[np.float64], q: float) -> NDArray[np.float64]:
+def beta_quantile(a: Floats, b: Floats, q: float) -> Floats:
     """The x with P(p <= x) = q for p ~ Beta(a, b), by bisection to 1e-12."""
     a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
     low, high = np.zeros(a.shape), np.ones(a.shape)
@@ -30,30 +30,7 @@ def beta_quantile(a: NDArray[np.float64], b: NDArray[np.float64], q: float) -> N
     return np.asarray((low + high) / 2)
 
 
-def beta_interval(
-    c: NDArray[np.int_],
-    n: NDArray[np.int_],
-    prior: tuple[float, float] = (0.5, 0.5),
-    level: float = 0.95,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Equal-tailed posterior interval of a pass rate, p | data ~ Beta(a + c, b + n - c) (METHOD
-    (b), robustness).
-
-    `c` passes of `n`, shapes that broadcast. The default prior is Jeffreys'; as its interval is
-    used, the lower end is 0 where c = 0 and the upper end 1 where c = n (Brown, Cai and DasGupta
-    2001, 4.1). Each distinct (c, n) is solved once.
-    """
-    c, n = np.broadcast_arrays(np.asarray(c), np.asarray(n))
-    pairs, back = np.unique(np.stack([c.ravel(), n.ravel()]), axis=1, return_inverse=True)
-    a, b = prior[0] + pairs[0], prior[1] + pairs[1] - pairs[0]
-    low = np.where(pairs[0] == 0, 0.0, beta_quantile(a, b, (1 - level) / 2))
-    high = np.where(pairs[0] == pairs[1], 1.0, beta_quantile(a, b, (1 + level) / 2))
-    return low[back.ravel()].reshape(c.shape), high[back.ravel()].reshape(c.shape)
-
-
-def rate_interval(
-    c: NDArray[np.float64], n: NDArray[np.float64], level: float = 0.95
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def rate_interval(c: Floats, n: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
     """Confidence interval of a share c / n, also where both are effective numbers and not whole;
     (0, 1) where n = 0.
 
@@ -69,11 +46,9 @@ def rate_interval(
     return np.where(n > 0, low, 0.0), np.where(n > 0, high, 1.0)
 
 
-def moment_prior(
-    c_P: NDArray[np.int_], n_P: NDArray[np.int_], most: float = 64.0
-) -> tuple[float, float]:
+def moment_prior(c_P: Ints, n_P: Ints, most: float = 64.0) -> tuple[float, float]:
     """Beta prior (a, b) of the pass rates of one dataset and dimension, by the method of moments
-    (METHOD (b)).
+    (docs/method.md, "Budget").
 
     E[c/n] = E[p] and E[c(c-1) / n(n-1)] = E[p^2] hold for every n >= 2; prompts with fewer scores
     are left out. a and b are at least 0.5 and weigh together at most `most` rollouts, also where
@@ -89,12 +64,7 @@ def moment_prior(
     return max(mean * strength, 0.5), max((1 - mean) * strength, 0.5)
 
 
-def _beta_tail(
-    a: NDArray[np.float64],
-    b: NDArray[np.float64],
-    x: NDArray[np.float64],
-    log_beta: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def _beta_tail(a: Floats, b: Floats, x: Floats, log_beta: Floats) -> Floats:
     swap = x > (a + 1) / (a + b + 2)
     p, q = np.where(swap, b, a), np.where(swap, a, b)
     y = np.where(swap, 1 - x, x)
@@ -102,11 +72,11 @@ def _beta_tail(
     return np.asarray(np.where(swap, lower, 1 - lower))
 
 
-def _log_beta(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def _log_beta(a: Floats, b: Floats) -> Floats:
     return _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
 
 
-def _log_gamma(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _log_gamma(x: Floats) -> Floats:
     """Stirling's series after shifting the argument above 7; relative error under 1e-10."""
     shift = np.zeros_like(x)
     y = x.astype(float).copy()
@@ -118,9 +88,7 @@ def _log_gamma(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((y - 0.5) * np.log(y) - y + 0.5 * np.log(2 * np.pi) + series - shift)
 
 
-def _beta_fraction(
-    a: NDArray[np.float64], b: NDArray[np.float64], x: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _beta_fraction(a: Floats, b: Floats, x: Floats) -> Floats:
     tiny = 1e-300
     c = np.ones_like(a)
     d = 1 - (a + b) * x / (a + 1)

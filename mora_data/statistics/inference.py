@@ -1,4 +1,4 @@
-"""Intervals and tests over prompts: METHOD 3.1.
+"""Intervals and tests over prompts, and the verdict (docs/method.md, "Comparing arms", "Verdict").
 
 The unit is the source prompt. `values_P_M` holds one row per prompt and one column per metric (and
 arm), NaN where a prompt has no value; a metric is the mean of its column. Rows of one cluster are
@@ -7,17 +7,17 @@ drawn together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from .beta import rate_interval
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from . import Bools, Floats, Ints
 
 CHUNK = 1 << 20  # numbers per block of draws
 
@@ -36,15 +36,15 @@ class Bootstrap:
         mixed_M: cases whose mean is not 0, or those whose mean is not 1, whichever are fewer.
     """
 
-    estimate_M: NDArray[np.float64]
-    draws_B_M: NDArray[np.float64]
-    acceleration_M: NDArray[np.float64]
-    n_M: NDArray[np.int_]
-    cases_M: NDArray[np.int_]
-    variance_M: NDArray[np.float64]
-    mixed_M: NDArray[np.int_]
+    estimate_M: Floats
+    draws_B_M: Floats
+    acceleration_M: Floats
+    n_M: Ints
+    cases_M: Ints
+    variance_M: Floats
+    mixed_M: Ints
 
-    def percentile(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def percentile(self, level: float = 0.95) -> tuple[Floats, Floats]:
         """Ends of the percentile interval (Efron and Tibshirani 1993, 13.3); NaN with fewer than
         two clusters."""
         low, high = _quantiles(
@@ -52,7 +52,7 @@ class Bootstrap:
         )
         return np.where(self.n_M > 1, low, np.nan), np.where(self.n_M > 1, high, np.nan)
 
-    def bca(self, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def bca(self, level: float = 0.95) -> tuple[Floats, Floats]:
         """Ends of the bias-corrected and accelerated interval (Efron 1987, eq. 2.3), for rare
         rates; NaN as above.
 
@@ -72,9 +72,7 @@ class Bootstrap:
         low, high = _quantiles(self.draws_B_M, ends)
         return np.where(self.n_M > 1, low, np.nan), np.where(self.n_M > 1, high, np.nan)
 
-    def rate(
-        self, of_M: NDArray[np.bool_] | slice = slice(None), level: float = 0.95
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def rate(self, of_M: Bools | slice = slice(None), level: float = 0.95) -> tuple[Floats, Floats]:
         """Ends for the columns `of_M`, means of values in [0, 1] and rare ones too: `rate_interval`
         of the effective cases.
 
@@ -92,10 +90,7 @@ class Bootstrap:
 
 
 def cluster_bootstrap(
-    values_P_M: NDArray[np.float64],
-    clusters_P: NDArray[np.int_] | None = None,
-    draws: int = 2000,
-    seed: int = 0,
+    values_P_M: Floats, clusters_P: Ints | None = None, draws: int = 2000, seed: int = 0
 ) -> Bootstrap:
     """Means of the columns over `draws` resamplings of the clusters (rows, when `clusters_P` is
     None) with replacement.
@@ -117,9 +112,9 @@ class Sums:
     clusters are the cases.
     """
 
-    sums_C_M: NDArray[np.float64]
-    numbers_C_M: NDArray[np.float64]
-    mixed_M: NDArray[np.int_] | None = None
+    sums_C_M: Floats
+    numbers_C_M: Floats
+    mixed_M: Ints | None = None
 
     @classmethod
     def beside(cls, parts: Sequence[Sums]) -> Sums:
@@ -177,9 +172,7 @@ def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
         )
 
 
-def by_cluster(
-    values_P_M: NDArray[np.float64], clusters_P: NDArray[np.int_] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def by_cluster(values_P_M: Floats, clusters_P: Ints | None = None) -> tuple[Floats, Floats]:
     """Sum and number of the values of each cluster, both C x M, clusters in the order of their
     labels."""
     there = ~np.isnan(values_P_M)
@@ -193,11 +186,9 @@ def by_cluster(
     return sums, numbers
 
 
-def sign_flip_test(
-    differences_P_M: NDArray[np.float64], draws: int = 10_000, seed: int = 0
-) -> NDArray[np.float64]:
+def sign_flip_test(differences_P_M: Floats, draws: int = 10_000, seed: int = 0) -> Floats:
     """Two-sided p of each column's mean being 0 when the signs of whole prompts are exchangeable;
-    shape M (METHOD 3.1).
+    shape M.
 
     A row may be the sum over a batch of prompts: signs of batches are exchangeable where those of
     prompts are.
@@ -225,7 +216,7 @@ def sign_flip_test(
     return np.asarray((1 + extreme) / (1 + draws))
 
 
-def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+def holm(p_values: Floats) -> Floats:
     """Adjusted p, max over smaller ones of (m - rank) p, at most 1, in the order given (Holm
     1979)."""
     p = np.asarray(p_values, float)
@@ -236,15 +227,13 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     return out
 
 
-def _counts(rng: np.random.Generator, n: int, size: int) -> NDArray[np.float64]:
+def _counts(rng: np.random.Generator, n: int, size: int) -> Floats:
     """`size` x n multinomial counts of n draws among n."""
     flat = rng.integers(0, n, (size, n), dtype=np.int32) + n * np.arange(size)[:, None]
     return np.bincount(flat.ravel(), minlength=size * n).reshape(size, n).astype(float)
 
 
-def _quantiles(
-    draws_B_M: NDArray[np.float64], levels: list[NDArray[np.float64]]
-) -> list[NDArray[np.float64]]:
+def _quantiles(draws_B_M: Floats, levels: list[Floats]) -> list[Floats]:
     """One quantile per column for each row of levels, over the draws that held a value of that
     column."""
     ordered = np.sort(draws_B_M, axis=0)  # NaN comes last
@@ -258,3 +247,170 @@ def _quantiles(
         over = np.minimum(under + 1, last)
         out.append(ordered[under, columns] * (1 - share) + ordered[over, columns] * share)
     return out
+
+
+Line = Literal["supports expansion", "not supported", "inconclusive"]
+CONTROLS = ("identity", "single", "generic")
+LEAST_GAIN = 0.02
+# (1 - 0.02)^n <= 0.025: with fewer, a gain of 0.02 that sits in few prompts can be missed
+# altogether
+LEAST_PROMPTS = 183
+MOST_LENGTH_GAP = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Fused against one control in one primary metric.
+
+    Attributes:
+        n: prompts that have the metric in both arms.
+        gain: mean paired difference, fused minus control; None without prompts.
+        low: lower end of its 95 % percentile interval.
+        high: upper end.
+        p: two-sided sign-flip p, adjusted by Holm over all comparisons.
+    """
+
+    metric: str
+    control: str
+    n: int
+    gain: float | None
+    low: float | None
+    high: float | None
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The line, why, and the comparisons that it rests on.
+
+    Attributes:
+        over_best: per metric, ends of the 95 % interval of fused minus best control (see
+            `_over_best`); None where it can't be had.
+    """
+
+    line: Line
+    reason: str
+    comparisons: tuple[Comparison, ...]
+    over_best: dict[str, tuple[float, float] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Gains:
+    """Fused minus each control, in the order of CONTROLS, metrics side by side: by cluster of
+    prompts (one or a batch of them).
+
+    Attributes:
+        paired: over the prompts that have both arms.
+        common: over the prompts that have all of them.
+    """
+
+    paired: Sums
+    common: Sums
+
+
+def gains_by_prompt(arms: Mapping[str, Floats]) -> tuple[Floats, Floats]:
+    """(paired, common) of `Gains`, one row per prompt, NaN where an arm that counts is missing."""
+    stacked = np.stack([arms[a] for a in ("fused", *CONTROLS)])
+    common = np.where(np.isnan(stacked).any(0), np.nan, stacked)
+    return np.hstack(list(stacked[0] - stacked[1:])), np.hstack(list(common[0] - common[1:]))
+
+
+def verdict_of(
+    gains: Gains,
+    metrics: Sequence[str],
+    length_gaps: Mapping[str, float],
+    *,
+    draws: int = 2000,
+    flips: int = 10_000,
+    seed: int = 0,
+) -> Verdict:
+    """The verdict on the primary metrics (dominance rate and joint pass A_k).
+
+    "supports expansion": fused beats identity, single and generic in every metric with
+    Holm-adjusted p < 0.05, and the length-matched arms are matched. "not supported": in some metric
+    the interval of fused minus best control ends below 0.02 and rests on at least 183 prompts (this
+    goes first: a gain that small is no expansion, however sure). Else "inconclusive".
+
+    Args:
+        metrics: names of the M columns.
+        length_gaps: per control but identity, mean of log(length of its prompt / of the fused
+            prompt) over paired prompts.
+    """
+    comparisons = _comparisons(gains.paired, metrics, draws, flips, seed)
+    over_best = _over_best(gains.common, metrics, draws, seed)
+    small = [m for m in metrics if (ends := over_best[m]) is not None and ends[1] < LEAST_GAIN]
+    unmatched = [c for c in CONTROLS[1:] if not abs(length_gaps.get(c, np.nan)) <= MOST_LENGTH_GAP]
+    weak = [
+        f"{_readable(c.metric)} over {c.control}"
+        for c in comparisons
+        if not (c.p < 0.05 and c.gain is not None and c.gain > 0)
+    ]
+    n = min(c.n for c in comparisons)
+    line: Line = "inconclusive"
+    if small and n >= LEAST_PROMPTS:
+        line = "not supported"
+        reason = f"the gain over the best control is below {LEAST_GAIN} in {_all(small)}"
+    elif weak or small:
+        few = f" ({n} prompts, too few to tell whether there is none)" if n < LEAST_PROMPTS else ""
+        reason = f"there is no sure gain in {', '.join(weak) or _all(small)}{few}"
+    elif unmatched:
+        names = " and ".join(unmatched)
+        reason = f"the prompts of {names} do not match the fused ones in length"
+    else:
+        line, reason = "supports expansion", "fused beats every control in every primary metric"
+    return Verdict(line, reason, comparisons, over_best)
+
+
+def _all(metrics: Sequence[str]) -> str:
+    return " and ".join(map(_readable, metrics))
+
+
+def _readable(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _comparisons(
+    gains: Sums, metrics: Sequence[str], draws: int, flips: int, seed: int
+) -> tuple[Comparison, ...]:
+    boot = bootstrap_of(gains, draws, seed)
+    low, high = boot.percentile()
+    p = holm(sign_flip_test(gains.sums_C_M, flips, seed))
+    n_M = gains.numbers_C_M.sum(0)
+    names = [(m, c) for c in CONTROLS for m in metrics]
+    return tuple(
+        Comparison(
+            m,
+            c,
+            int(n_M[i]),
+            _number(boot.estimate_M[i]),
+            _number(low[i]),
+            _number(high[i]),
+            float(p[i]),
+        )
+        for i, (m, c) in enumerate(names)
+    )
+
+
+def _over_best(
+    gains: Sums, metrics: Sequence[str], draws: int, seed: int
+) -> dict[str, tuple[float, float] | None]:
+    """Interval of fused minus the best control, that is of the smallest of its gains, over prompts
+    that all arms have.
+
+    The lower end is the smallest of the gains' BCa lower ends (2.5 %). The upper end is the
+    smallest of their upper ends, each at 2.5 % shared among the controls (Bonferroni): the smallest
+    of several estimates lies too low, and an interval round it ended below a true gain of 0.02 in
+    up to 17 % of simulations (tests/unit/test_verdict_errors.py).
+    """
+    boot = bootstrap_of(gains, draws, seed)
+    low, _ = boot.bca(0.95)
+    _, high = boot.bca(1 - 0.05 / len(CONTROLS))
+    out: dict[str, tuple[float, float] | None] = {}
+    for j, m in enumerate(metrics):
+        ends = low[j :: len(metrics)].min(), high[j :: len(metrics)].min()
+        out[m] = (float(ends[0]), float(ends[1])) if np.all(np.isfinite(ends)) else None
+    return out
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,9 +1,8 @@
 """How far scorers can be trusted: ties, readable verdicts, length, position, agreement, family.
-METHOD 3.1 items 4 and 9.
+docs/method.md, "Noise and reliability".
 
-What a run measures is kept as sums (`SourceSums`, `AgreementSums`) that add up over prompts and
-partitions, so memory does not grow; the same figures of arrays are `tie_rate`, `length_correlation`
-and `krippendorff_alpha`.
+What a run measures is kept as sums that add up over prompts and partitions, so memory does not
+grow.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,13 +19,13 @@ import numpy as np
 from .beta import rate_interval
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    pass
 
 ROUNDING = 1e-12  # sums of squares under it are none
 Z975 = NormalDist().inv_cdf(0.975)
 
 
-class Rate(NamedTuple):
+class RateInterval(NamedTuple):
     """A share with its 95 % interval; `rate` None where n is 0."""
 
     rate: float | None
@@ -45,7 +44,35 @@ class Correlation(NamedTuple):
 
 
 @dataclass(slots=True)
-class SourceSums:
+class _Sums:
+    """Numbers, lists and counts that add up over prompts and partitions."""
+
+    def tree(self) -> dict[str, Any]:
+        """The sums as JSON."""
+        out: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Counter):
+                value = dict(sorted(value.items()))
+            out[f.name] = value.tree() if isinstance(value, _Sums) else value
+        return out
+
+    def merge(self, tree: Mapping[str, Any]) -> None:
+        """Add the sums of another part of the run."""
+        for name, value in tree.items():
+            mine = getattr(self, name)
+            if isinstance(mine, Counter):
+                mine.update(value)
+            elif isinstance(mine, _Sums):
+                mine.merge(value)
+            elif isinstance(mine, list):
+                setattr(self, name, [a + b for a, b in zip(mine, value, strict=True)])
+            else:
+                setattr(self, name, mine + value)
+
+
+@dataclass(slots=True)
+class SourceSums(_Sums):
     """What one source of reward did, as sums.
 
     Attributes:
@@ -102,29 +129,6 @@ class SourceSums:
         products = (s[0] * s[0], s[1] * s[1], s[2] * s[2], s[0] * s[1], s[0] * s[2], s[1] * s[2])
         self.moments = [a + b for a, b in zip(self.moments, products, strict=True)]
 
-    def tree(self) -> dict[str, Any]:
-        """The sums as JSON."""
-        return {
-            "n": self.n,
-            "valued": self.valued,
-            "reasons": dict(sorted(self.reasons.items())),
-            "pairs": self.pairs,
-            "ties": self.ties,
-            "prompts": self.prompts,
-            "total": self.total,
-            "moments": self.moments,
-            "position": self.position.tree(),
-        }
-
-    def merge(self, tree: Mapping[str, Any]) -> None:
-        """Add the sums of another part of the run."""
-        for name in ("n", "valued", "pairs", "ties", "prompts"):
-            setattr(self, name, getattr(self, name) + tree[name])
-        self.reasons.update(tree["reasons"])
-        self.position.merge(tree.get("position", {}))
-        self.total = [a + b for a, b in zip(self.total, tree["total"], strict=True)]
-        self.moments = [a + b for a, b in zip(self.moments, tree["moments"], strict=True)]
-
     def figures(self) -> dict[str, Any]:
         """Parse rate, tie rate, length correlation and position bias, as feedback.json holds
         them."""
@@ -157,7 +161,7 @@ class SourceSums:
 
 
 @dataclass(slots=True)
-class AgreementSums:
+class AgreementSums(_Sums):
     """Krippendorff's alpha for interval data, as sums over units: ratings, their sum and squares,
     disagreement within units."""
 
@@ -175,15 +179,6 @@ class AgreementSums:
             self.n, self.total, self.squares = self.n + m, self.total + s, self.squares + q
             self.within += 2 * (m * q - s * s) / (m - 1)
 
-    def tree(self) -> dict[str, Any]:
-        """The sums as JSON."""
-        return {"n": self.n, "total": self.total, "squares": self.squares, "within": self.within}
-
-    def merge(self, tree: Mapping[str, Any]) -> None:
-        """Add the sums of another part of the run."""
-        self.n, self.total = self.n + tree["n"], self.total + tree["total"]
-        self.squares, self.within = self.squares + tree["squares"], self.within + tree["within"]
-
     def alpha(self) -> float | None:
         """1 - D_observed / D_expected (Krippendorff 2004, 11.3); None where the ratings do not
         vary."""
@@ -192,7 +187,7 @@ class AgreementSums:
 
 
 @dataclass(slots=True)
-class PositionSums:
+class PositionSums(_Sums):
     """What a judge said that saw each pair in both orders.
 
     Attributes:
@@ -225,18 +220,9 @@ class PositionSums:
             self.verdicts += len(placed)
             self.first += placed.count(1)
 
-    def tree(self) -> dict[str, int]:
-        """The sums as JSON."""
-        return asdict(self)
-
-    def merge(self, tree: Mapping[str, int]) -> None:
-        """Add the sums of another part of the run."""
-        for name, n in tree.items():
-            setattr(self, name, getattr(self, name) + n)
-
     def figures(self) -> dict[str, Any]:
-        """As feedback.json holds them, each a `Rate`. Without bias `first` is 0.5; `flips` is that
-        of the decided games."""
+        """As feedback.json holds them, each a `RateInterval`. Without bias `first` is 0.5;
+        `flips` is that of the decided games."""
         shares = {
             "parse_rate": (self.read, self.games),
             "tie_rate": (self.ties, self.read),
@@ -249,31 +235,9 @@ class PositionSums:
         }
 
 
-def tie_rate(values_P_N: NDArray[np.float64]) -> float | None:
-    """Share of pairs of answers to one prompt that got the same value; NaN is no value."""
-    return _sums(values_P_N, np.ones_like(values_P_N)).figures()["tie_rate"]  # type: ignore[no-any-return]
-
-
-def length_correlation(
-    values_P_N: NDArray[np.float64], lengths_P_N: NDArray[np.float64]
-) -> Correlation:
-    """Correlation of value and log length within prompts. Above 0: longer answers score higher,
-    whatever the prompt."""
-    return _sums(values_P_N, lengths_P_N).correlation()
-
-
-def krippendorff_alpha(ratings_S_N: NDArray[np.float64]) -> float | None:
-    """Agreement of S sources over N answers, interval scale, NaN where a rating is missing; 1 =
-    perfect, 0 = by chance."""
-    sums = AgreementSums()
-    for unit in ratings_S_N.T.tolist():
-        sums.add(unit)
-    return sums.alpha()
-
-
-def pair_accuracy(margins: Sequence[float]) -> dict[str, Any]:
+def pair_accuracy(margins: Sequence[float]) -> dict[str, float | int | None]:
     """Agreement of a held-out judge with chosen over rejected, from its own margins: ties apart,
-    share of the rest with its interval (METHOD 3.1 item 4)."""
+    share of the rest with its interval."""
     agreed, ties = sum(m > 0 for m in margins), sum(m == 0 for m in margins)
     found = rate(agreed, len(margins) - ties)
     return {
@@ -285,14 +249,7 @@ def pair_accuracy(margins: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def rate(c: int, n: int) -> Rate:
+def rate(c: int, n: int) -> RateInterval:
     """c of n with its interval."""
     low, high = rate_interval(np.array(c), np.array(n))
-    return Rate(c / n if n else None, float(low), float(high), n)
-
-
-def _sums(values_P_N: NDArray[np.float64], lengths_P_N: NDArray[np.float64]) -> SourceSums:
-    sums = SourceSums()
-    for values, lengths in zip(values_P_N.tolist(), lengths_P_N.tolist(), strict=True):
-        sums.add([None if math.isnan(v) else v for v in values], lengths)
-    return sums
+    return RateInterval(c / n if n else None, float(low), float(high), n)

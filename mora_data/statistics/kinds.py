@@ -1,4 +1,28 @@
-"""The kind of a prompt, from its presamples."""
+"""The kind of a prompt, from its presamples, and when to stop presampling: as soon as what all N
+samples would decide is known.
+
+At any look, the answers still to come are drawn from their posterior, the decision rule is run on
+each completed sample, and sampling stops when one kind comes out with probability 1 - error or
+more:
+
+    P(kind_N = k | first n) = mean over draws of 1[rule(first n, N - n answers drawn) = k]
+    `foreseen`
+    decision: P(kind_N = k | first n, kind_N decided);  label: `undecided` is a kind like the others
+        `likeliest`
+
+The bound holds however often one looks: whenever sampling stops, the chance that all N samples
+would have said something else is at most `error` given the data, so over many prompts at most that
+share of the kinds differs in expectation, as far as the model of the answers holds. Whether N
+samples would fall short of a decision is the hardest thing to foresee, since it hangs on one answer
+more or less, and is nothing about the prompt: hence `decision` by default.
+
+The model: the answers to come are like those seen, with weights of the Bayesian bootstrap (Rubin
+1981) and one further answer of a sort not seen yet. In a dimension whose answers so far all pass,
+or all fail, the pass rate is drawn from its posterior, and an answer that differs lies at the other
+end of the scale. Pass rates have the prior that the dataset's prompts show (`rate_prior`): the
+empirical Bayes step of docs/method.md, "Adaptive sampling", with a free form instead of a Beta,
+since such rates pile up at both ends.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +35,41 @@ import numpy as np
 
 from ..types import Kind
 from .beta import beta_tail
-from .spread import dominance_rate, effective_dimensionality, gini_mean_difference
+from .rollouts import dominance_rate, effective_dimensionality, gini_mean_difference
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..settings import PresampleSettings
-    from .split import DecidingHalf
+    from ..settings import Foresee, PresampleSettings
+    from . import Floats, Ints
 
 KINDS: tuple[Kind, ...] = ("flat", "one_dim", "conflict", "multi", "undecided")
 STATES = ("informative", "saturated", "starved", "static", "undecided")
 Z95 = 1.6448536269514722  # one-sided 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class DecidingHalf:
+    """Presamples that decide; P x N x D, NaN where a score is missing. Thresholds are compared with
+    `levels_P_N_D`."""
+
+    rewards_P_N_D: Floats
+    levels_P_N_D: Floats
+
+
+def split(rewards_P_N_D: Floats, levels_P_N_D: Floats | None = None) -> tuple[DecidingHalf, Floats]:
+    """Samples of even index decide; those of odd index give the numbers "before" fusion.
+
+    Prompts picked for low rewards score higher the next time by chance alone, so a number from the
+    samples that picked them is biased (docs/method.md, "Before and after"): rules take a
+    `DecidingHalf`. Axis 1 is in the order of the sample index; levels are the rewards where none
+    are given.
+    """
+    levels = rewards_P_N_D if levels_P_N_D is None else levels_P_N_D
+    return DecidingHalf(rewards_P_N_D[:, ::2], levels[:, ::2]), rewards_P_N_D[:, 1::2]
+
+
+def undivided(rewards_P_N_D: Floats, levels_P_N_D: Floats | None = None) -> DecidingHalf:
+    """All presamples decide, and none is left for numbers before [`presample.split: false`]."""
+    return DecidingHalf(rewards_P_N_D, rewards_P_N_D if levels_P_N_D is None else levels_P_N_D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +100,16 @@ class PromptStats:
 def profiles(
     deciding: DecidingHalf,
     dims: Sequence[str],
-    floors_D: NDArray[np.float64],
-    sigma_D: NDArray[np.float64],
+    floors_D: Floats,
+    sigma_D: Floats,
     settings: PresampleSettings,
 ) -> list[PromptStats]:
     """The kind of each prompt from the presamples that decide.
 
     A dimension is informative when its expected difference exceeds noise by gamma (one-sided 95 %);
     else saturated or starved when the posterior of its pass rate says so; else static when the
-    difference is surely below gamma; else undecided. `static` is ours: METHOD leaves such a
-    dimension undecided for ever.
+    difference is surely below gamma; else undecided. `static` keeps such a dimension from
+    being undecided for ever.
     """
     rewards_P_N_D = deciding.rewards_P_N_D
     found = decisions(rewards_P_N_D, floors_D, sigma_D, settings, deciding.levels_P_N_D)
@@ -100,25 +148,25 @@ class Decisions:
         state_P_D: index into STATES.
     """
 
-    kind_P: NDArray[np.int_]
-    state_P_D: NDArray[np.int_]
-    n_P_D: NDArray[np.int_]
-    passes_P_D: NDArray[np.int_]
-    gini_P_D: NDArray[np.float64]
-    dominance_P: NDArray[np.float64]
-    erd_P: NDArray[np.float64]
-    joint_P: NDArray[np.float64]
+    kind_P: Ints
+    state_P_D: Ints
+    n_P_D: Ints
+    passes_P_D: Ints
+    gini_P_D: Floats
+    dominance_P: Floats
+    erd_P: Floats
+    joint_P: Floats
 
 
 def decisions(
-    rewards_P_N_D: NDArray[np.float64],
-    floors_D: NDArray[np.float64],
-    sigma_D: NDArray[np.float64],
+    rewards_P_N_D: Floats,
+    floors_D: Floats,
+    sigma_D: Floats,
     settings: PresampleSettings,
-    levels_P_N_D: NDArray[np.float64] | None = None,
+    levels_P_N_D: Floats | None = None,
 ) -> Decisions:
-    """METHOD (b)'s decision rule, see `profiles`. Floors are compared with the levels, by default
-    the rewards."""
+    """The rule of docs/method.md, "Kinds of prompts". Thresholds are compared with the levels, by
+    default the rewards."""
     n = (~np.isnan(rewards_P_N_D)).sum(1)
     levels = rewards_P_N_D if levels_P_N_D is None else levels_P_N_D
     passes = np.where(np.isnan(levels), False, levels >= floors_D)
@@ -138,17 +186,152 @@ def decisions(
     return Decisions(kind, state, n, c, gini, rate, erd, np.mean(np.all(passes, axis=-1), axis=1))
 
 
-def _tails(
-    c_P_D: NDArray[np.int_], n_P_D: NDArray[np.int_], eps: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _tails(c_P_D: Ints, n_P_D: Ints, eps: float) -> tuple[Floats, Floats]:
     """P(p >= 1 - eps) and P(p >= eps) under Jeffreys' prior."""
     high, low = _tail_tables(int(n_P_D.max(initial=0)), eps)
     return high[n_P_D, c_P_D], low[n_P_D, c_P_D]
 
 
 @lru_cache(maxsize=64)
-def _tail_tables(most: int, eps: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _tail_tables(most: int, eps: float) -> tuple[Floats, Floats]:
     """The same for every n <= `most` and c <= n: each is solved once."""
     n, c = np.arange(most + 1)[:, None], np.arange(most + 1)[None, :]
     a, b = np.broadcast_arrays(c + 0.5, np.maximum(n - c, 0) + 0.5)
     return beta_tail(a, b, 1 - eps), beta_tail(a, b, eps)
+
+
+# fmt: off
+BINS = np.array([
+    0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15,
+    0.25, 0.4, 0.6, 0.75, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 1.0,
+])
+# fmt: on
+DRAWS = 128
+
+
+def rate_prior(c_P: Ints, n_P: Ints, rounds: int = 200) -> Floats:
+    """How pass rates of one dimension spread over prompts: mass in each of BINS' intervals, against
+    Jeffreys' prior.
+
+    Nonparametric maximum likelihood by EM (Kiefer and Wolfowitz 1956; Laird 1978) over interval
+    masses with Jeffreys' density inside. One prompt's worth of Jeffreys' prior is mixed in, so that
+    no interval is impossible. All ones without data.
+    """
+    jeffreys = _jeffreys(0, 0)
+    seen = n_P > 0
+    if not seen.any():
+        return np.ones(len(jeffreys))
+    likelihood = (
+        _masses(np.asarray(c_P[seen] + 0.5, float), np.asarray((n_P - c_P)[seen] + 0.5, float))
+        / jeffreys
+    )
+    mass = jeffreys.copy()
+    for _ in range(rounds):
+        share = likelihood * mass
+        mass = (share / share.sum(1, keepdims=True)).sum(0) + jeffreys
+        mass /= mass.sum()
+    return np.asarray(mass / jeffreys)
+
+
+def foreseen(
+    deciding: DecidingHalf,
+    last: int,
+    floors_D: Floats,
+    sigma_D: Floats,
+    settings: PresampleSettings,
+    prior_D_B: Floats | None = None,
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Floats:
+    """Probability of each of KINDS after `last` deciding samples of one prompt, given those seen;
+    sums to 1.
+
+    Args:
+        prior_D_B: `rate_prior` per dimension; None: Jeffreys'.
+        seed: of the draws.
+    """
+    seen = deciding.rewards_P_N_D[0]
+    prior = np.ones((seen.shape[1], len(BINS) - 1)) if prior_D_B is None else prior_D_B
+    completed, weight = _completions(
+        seen, last, floors_D, prior, np.random.default_rng(seed), draws
+    )
+    votes = np.bincount(
+        decisions(completed, floors_D, sigma_D, settings).kind_P, weight, minlength=len(KINDS)
+    )
+    return np.asarray(votes / votes.sum())
+
+
+def likeliest(chance_K: Floats, foresee: Foresee, draws: int = DRAWS) -> tuple[Kind, float]:
+    """The kind to be expected from `foreseen`, and how sure it is: in [0, 1].
+
+    `decision`: among the kinds other than undecided, given that one of them comes out, one draw
+    being counted against it, so that few draws with a decision settle nothing.
+    """
+    if foresee == "label":
+        best = int(chance_K.argmax())
+        return KINDS[best], float(chance_K[best])
+    decided = np.where(np.array(KINDS) == "undecided", 0.0, chance_K)
+    best = int(decided.argmax())
+    return KINDS[best], float(decided[best] / (decided.sum() + 1 / draws))
+
+
+def _completions(
+    seen_N_D: Floats,
+    last: int,
+    floors_D: Floats,
+    prior_D_B: Floats,
+    rng: np.random.Generator,
+    draws: int,
+) -> tuple[Floats, Floats]:
+    """`draws` completed samples, draws x last x D, and their weights."""
+    n, dims = seen_N_D.shape
+    there = ~np.isnan(seen_N_D)
+    with np.errstate(invalid="ignore"):
+        passed = there & (seen_N_D >= floors_D)
+    c, scored = passed.sum(0), there.sum(0)
+    # an answer of a sort not seen yet, with the weight of one
+    unlike = rng.integers(0, 2, (draws, dims))
+    mass = rng.standard_exponential((draws, n + 1))
+    mass /= mass.sum(1, keepdims=True)
+    which = (rng.random((draws, last - n))[..., None] > np.cumsum(mass, axis=1)[:, None, :-1]).sum(
+        -1
+    )
+    future = np.where(
+        (which < n)[..., None], seen_N_D[np.minimum(which, n - 1)], unlike[:, None, :]
+    )
+    weight = np.ones(draws)
+    for d in range(dims):
+        if 0 < c[d] < scored[d]:
+            rate = (mass[:, :n] @ passed[:, d] + mass[:, n] * unlike[:, d]) / (
+                mass[:, :n] @ there[:, d] + mass[:, n]
+            )
+            weight *= prior_D_B[
+                d, np.clip(np.searchsorted(BINS, rate, side="right") - 1, 0, len(BINS) - 2)
+            ]
+        else:
+            rate = _rates(c[d], scored[d], prior_D_B[d], rng, draws)
+            flipped = rng.random((draws, last - n)) < (rate if c[d] == 0 else 1 - rate)[:, None]
+            same = np.where(which < n, future[..., d], float(c[d] > 0))
+            future[..., d] = np.where(flipped, float(c[d] == 0), same)
+    return np.concatenate([np.broadcast_to(seen_N_D, (draws, n, dims)), future], axis=1), weight
+
+
+def _rates(c: int, n: int, prior_B: Floats, rng: np.random.Generator, draws: int) -> Floats:
+    """Pass rates from their posterior, uniform within an interval."""
+    posterior = prior_B * _jeffreys(int(c), int(n))
+    at = rng.choice(len(posterior), draws, p=posterior / posterior.sum())
+    return np.asarray(BINS[at] + rng.random(draws) * np.diff(BINS)[at])
+
+
+@lru_cache(maxsize=4096)
+def _jeffreys(c: int, n: int) -> Floats:
+    """Mass in each interval after c passes of n, with Jeffreys' prior."""
+    return np.asarray(_masses(np.array([c + 0.5]), np.array([n - c + 0.5]))[0])
+
+
+def _masses(a_P: Floats, b_P: Floats) -> Floats:
+    """Mass of Beta(a, b) in each interval; P x bins."""
+    above = np.stack([beta_tail(a_P, b_P, float(x)) for x in BINS[1:-1]], axis=1)
+    ends = np.concatenate([np.ones((len(a_P), 1)), above, np.zeros((len(a_P), 1))], axis=1)
+    return np.asarray(np.maximum(-np.diff(ends, axis=1), 1e-300))

@@ -1,4 +1,4 @@
-"""Whether training helped: METHOD 3.2.
+"""Whether training helped: docs/method.md, "Training".
 
 Axes: S training seeds x P prompts x M metrics; NaN where a prompt has no value. The unit is the
 source prompt: intervals of differences are paired by prompt, and cover the seeds where there is
@@ -16,7 +16,7 @@ import numpy as np
 from .inference import cluster_bootstrap
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from . import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +29,13 @@ class Resampled:
         n_seeds: seeds; with one, the draws hold no training noise.
     """
 
-    estimate_M: NDArray[np.float64]
-    draws_B_M: NDArray[np.float64]
+    estimate_M: Floats
+    draws_B_M: Floats
     n_seeds: int
 
 
 def hierarchical_bootstrap(
-    models: Sequence[NDArray[np.float64]],
-    clusters_P: NDArray[np.int_] | None = None,
-    draws: int = 2000,
-    seed: int = 0,
+    models: Sequence[Floats], clusters_P: Ints | None = None, draws: int = 2000, seed: int = 0
 ) -> list[Resampled]:
     """One `Resampled` per model; each of `models` is S x P x M, S its own.
 
@@ -61,7 +58,7 @@ def hierarchical_bootstrap(
     return out
 
 
-def interval(draws_B: NDArray[np.float64], level: float = 0.95) -> tuple[float, float] | None:
+def interval(draws_B: Floats, level: float = 0.95) -> tuple[float, float] | None:
     """Percentile interval of draws; None where they are not numbers."""
     there = draws_B[np.isfinite(draws_B)]
     if len(there) < 0.9 * len(draws_B) or not len(there):
@@ -70,7 +67,7 @@ def interval(draws_B: NDArray[np.float64], level: float = 0.95) -> tuple[float, 
     return float(low), float(high)
 
 
-def bootstrap_p(draws_B: NDArray[np.float64]) -> float:
+def bootstrap_p(draws_B: Floats) -> float:
     """Two-sided p of a difference being 0, by the share of draws on the far side, never under 2 /
     (B + 1)."""
     b = len(draws_B)
@@ -78,17 +75,17 @@ def bootstrap_p(draws_B: NDArray[np.float64]) -> float:
 
 
 def relative_improvement(after: float, reference: float) -> float | None:
-    """RI = 100 (after - reference) / reference in percent (METHOD 3.2), for bounded metrics >= 0;
+    """RI = 100 (after - reference) / reference in percent, for bounded metrics >= 0;
     None where reference is 0."""
     return 100 * (after - reference) / reference if reference > 0 else None
 
 
 def length_controlled_win_rate(
-    wins_P: NDArray[np.float64],
-    length_gap_P: NDArray[np.float64],
+    wins_P: Floats,
+    length_gap_P: Floats,
     draws: int = 400,
     seed: int = 0,
-    clusters_P: NDArray[np.int_] | None = None,
+    clusters_P: Ints | None = None,
 ) -> tuple[float, tuple[float, float] | None]:
     """Win rate at equal length, with its percentile interval over rows, or over clusters of them.
 
@@ -125,11 +122,8 @@ def length_controlled_win_rate(
 
 
 def _in_bins(
-    counts_B_C: NDArray[np.float64],
-    labels_P: NDArray[np.int_],
-    y_P: NDArray[np.float64],
-    starts_U: NDArray[np.int_],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    counts_B_C: Floats, labels_P: Ints, y_P: Floats, starts_U: Ints
+) -> tuple[Floats, Floats]:
     """Weight and weighted wins of each bin, both B x U; rows are in the order of their bins."""
     weights = counts_B_C[:, labels_P]
     return np.add.reduceat(weights, starts_U, axis=1), np.add.reduceat(
@@ -137,9 +131,7 @@ def _in_bins(
     )
 
 
-def _rate_at_zero(
-    x_U: NDArray[np.float64], weight_B_U: NDArray[np.float64], wins_B_U: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _rate_at_zero(x_U: Floats, weight_B_U: Floats, wins_B_U: Floats) -> Floats:
     """sigmoid(intercept) of B logistic fits over U bins, by Newton's method."""
     a, b = np.zeros((2, len(weight_B_U)))
     for _ in range(12):
@@ -155,9 +147,7 @@ def _rate_at_zero(
     return np.asarray(1 / (1 + np.exp(-a)))
 
 
-def backward_transfer(
-    scores_T_D: NDArray[np.float64], trained_at_D: Sequence[int | None]
-) -> NDArray[np.float64]:
+def backward_transfer(scores_T_D: Floats, trained_at_D: Sequence[int | None]) -> Floats:
     """BWT_d = a_{T,d} - a_{t(d),d}: what later stages did to dimension d after its own stage t(d);
     shape D.
 
@@ -196,7 +186,7 @@ class Scaling:
 
 
 def scaling_fit(
-    n_K: Sequence[float], y_K: NDArray[np.float64], draws_B_K: NDArray[np.float64] | None = None
+    n_K: Sequence[float], y_K: Floats, draws_B_K: Floats | None = None
 ) -> Scaling | None:
     """Least squares over a grid of n0 from a tenth of the smallest size to ten times the largest;
     None under 3 sizes."""
@@ -297,7 +287,7 @@ def _and(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
 
 
-def mean_over(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+def mean_over(values: Floats, axis: int) -> Floats:
     """Mean over what is there; NaN where nothing is."""
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from markupsafe import Markup
 
-from ..report.compare import compared
-from ..report.compare_page import arms_figure, own_doubts, pairs_figure, settings_table, summary
-from ..report.page import figure
-from ..report.sides import side_of
+from ..report.compare import compare_sides, side_of
+from ..report.page import comparison_details, differing_numbers
+from ..report.values import ComparisonReport
 from .folder import ViewedFolder
 from .index import PairRow, read_pair
 from .provenance import PromptProvenance, read_provenance
@@ -81,23 +80,19 @@ class ComparisonPage:
     first: int
     total: int
     rows: list[ComparedPrompt]
-    numbers: Mapping[str, Any] | None
+    numbers: ComparisonReport | None
     query: dict[str, str]
     on: bool = True
 
     @property
     def differences(self) -> list[str]:
         """The clearest differences of the numbers, as sentences."""
-        return summary(self.numbers)[:6] if self.numbers is not None else []
+        return differing_numbers(self.numbers)[:6] if self.numbers is not None else []
 
     @property
     def figures(self) -> Markup:
         """Figures and tables of the report that compares the two."""
-        t = self.numbers or {}
-        drawn = [
-            figure(f, "report-compare.json, " + f.name) for f in (arms_figure(t), pairs_figure(t))
-        ]
-        return Markup("".join([*drawn, settings_table(t), own_doubts(t)]))
+        return comparison_details(self.numbers) if self.numbers is not None else Markup()
 
 
 def comparison_page(
@@ -114,7 +109,7 @@ def comparison_page(
     first = int(start) if start.isdecimal() else 0
     numbers = None
     if query.get("numbers") == "1":
-        numbers = compared(*(side_of(str(p.folder.root)) for p in (a, b)))
+        numbers = compare_sides(*(side_of(str(p.folder.root)) for p in (a, b)))
     return ComparisonPage(
         names=_names(a, b),
         dimensions=_shared_dims(a, b),

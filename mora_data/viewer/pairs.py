@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from secrets import token_urlsafe
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import orjson
 
 from ..errors import RunFolderError, SettingsError
-from ..report.reviews import FILE, VOTES, prefers, read_reviews
+from ..report.reviews import FILE, VOTES, Vote, prefers, read_reviews
 from ..report.templates import url
 from ..text import digest
 from ..types import Message
@@ -219,7 +219,7 @@ class ReviewSession:
         self.run, self.reviewer, self.token = run, reviewer, token_urlsafe(24)
         self._writing = threading.Lock()
         self._order: tuple[FileStamp | None, list[str]] = (None, [])
-        self._votes: tuple[FileStamp | None, dict[str, dict[str, Any]]] = (None, {})
+        self._votes: tuple[FileStamp | None, dict[str, Vote]] = (None, {})
 
     def order(self, ix: PairIndex) -> list[str]:
         """All pairs in this person's order."""
@@ -232,7 +232,7 @@ class ReviewSession:
         """The side that is shown first."""
         return ("chosen", "rejected")[int(digest("first", self.reviewer, pair_id)[:8], 16) % 2]
 
-    def votes(self) -> dict[str, dict[str, Any]]:
+    def votes(self) -> dict[str, Vote]:
         """This person's votes by pair, those of another viewer too."""
         now = stamp_files([self.run / FILE])
         if self._votes[0] != now:
@@ -358,11 +358,11 @@ def review_page(
     )
 
 
-def _last_vote(ix: PairIndex, vote: Mapping[str, Any] | None) -> LastVote | None:
+def _last_vote(ix: PairIndex, vote: Vote | None) -> LastVote | None:
     at = ix.row_of.get(vote["pair_id"]) if vote is not None else None
     if vote is None or at is None:
         return None
-    side, margin = prefers(dict(vote)), float(ix.numbers["margin_total"][at])
+    side, margin = prefers(vote), float(ix.numbers["margin_total"][at])
     return LastVote(
         ix.ids[at],
         vote["vote"],

@@ -13,8 +13,6 @@ import pytest
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
-from mora_data.report.arms_audit import funnel
-from mora_data.run.partitions import Partition
 from mora_data.text import n_tokens
 from mora_data.types import ARMS
 
@@ -125,13 +123,19 @@ def test_in_the_null_world_no_arm_differs(tmp_path: Path) -> None:
     assert set(published) == {"identity", "fused"}
 
 
-def test_the_funnel_of_a_run(run: Path) -> None:
-    found = funnel([Partition(run, 0)])["arms"]
-    assert set(found) == {"fused", "single", "generic", "random", "concat"}
-    fused = found["fused"]
-    assert fused["accepted"] <= fused["prompts"] == 40 and fused["tries"] > 40
-    assert fused["harm_shift"]["mean"] < -0.05 < found["single"]["harm_shift"]["mean"]
-    assert set(fused["checks"]) >= {
+def test_what_the_checks_of_a_run_saw(run: Path) -> None:
+    by_arm = defaultdict(list)
+    for row in rows(run, "fusions"):
+        by_arm[row["arm"]].append(row)
+    assert set(by_arm) == {"fused", "single", "generic", "random", "concat"}
+    fused = by_arm["fused"]
+    assert len({r["prompt_id"] for r in fused}) == 40 < len(fused)
+    shift = {}
+    for arm in ("fused", "single"):
+        kept = [{c["name"]: c["value"] for c in r["checks"]} for r in by_arm[arm] if r["accepted"]]
+        shift[arm] = mean(v["harm"] - v["harm_before"] for v in kept)
+    assert shift["fused"] < -0.05 < shift["single"]
+    assert {c["name"] for r in fused for c in r["checks"]} >= {
         "parse",
         "rewriter_refusal",
         "length",
@@ -145,10 +149,10 @@ def test_the_funnel_of_a_run(run: Path) -> None:
         "harm",
     }
     assert all(
-        r["value"] is not None
-        for row in rows(run, "fusions")
-        for r in row["checks"]
-        if r["name"] == "harm"
+        c["value"] is not None
+        for r in rows(run, "fusions")
+        for c in r["checks"]
+        if c["name"] == "harm"
     )
 
 

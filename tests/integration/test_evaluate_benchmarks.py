@@ -19,7 +19,7 @@ from support.fake_openai import FakeOpenAI, Fault
 from mora_data.cli import main
 from mora_data.errors import SettingsError, SourceError
 from mora_data.evaluate.prompts import LETTERS, load_benchmark
-from mora_data.report.figures import scaling
+from mora_data.report.document import scaling_figure
 from mora_data.settings import SourceSettings
 from mora_data.sources.read import DataFile
 
@@ -362,7 +362,7 @@ def test_orders_and_curves_of_several_models(
         "saturation"
     ] == pytest.approx(0.5, abs=0.02)
     assert epochs["fits"]["reward_helpful"]["at_edge"]  # 0, 0.25, 0.75: no saturation
-    drawn = scaling(run, 10, 10)["evaluations"]
+    drawn = scaling_figure(run, 10, 10)["evaluations"]
     assert {e["metric"] for e in drawn} == {
         f"reward_{d} (equal {k})" for d in ("helpful", "harmless") for k in ("steps", "epochs")
     }

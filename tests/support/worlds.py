@@ -9,15 +9,30 @@ distribution: `common` (mean 0.3), `rare` (mean 0.01, most prompts near 0) and `
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from mora_data.statistics import verdict
-from mora_data.statistics.expansion import CONTROLS
+from mora_data.statistics.inference import (
+    CONTROLS,
+    Gains,
+    Sums,
+    Verdict,
+    by_cluster,
+    gains_by_prompt,
+    verdict_of,
+)
 
 METRICS = ["dominance_rate", "joint_pass"]
 MATCHED = {"single": 0.01, "generic": -0.02}
 SHAPES = {"common": (0.3, 2.0), "rare": (0.01, 1.0), "split": (0.1, 0.5)}
+
+
+def verdict(arms: Mapping[str, np.ndarray], *args: Any, **settings: Any) -> Verdict:
+    """The verdict on values_P_M of each arm, every prompt a cluster of its own."""
+    gains = Gains(*(Sums(*by_cluster(d)) for d in gains_by_prompt(arms)))
+    return verdict_of(gains, *args, **settings)
 
 
 def arms(

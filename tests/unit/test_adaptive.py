@@ -7,9 +7,15 @@ import pytest
 
 from mora_data.errors import SettingsError
 from mora_data.settings import PresampleSettings
-from mora_data.statistics.adaptive import BINS, foreseen, likeliest, rate_prior
-from mora_data.statistics.kinds import KINDS, decisions
-from mora_data.statistics.split import undivided
+from mora_data.statistics.kinds import (
+    BINS,
+    KINDS,
+    decisions,
+    foreseen,
+    likeliest,
+    rate_prior,
+    undivided,
+)
 
 FLOORS, SIGMA, RULE = np.full(2, 0.5), np.full(2, 0.02), PresampleSettings()
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.worlds import verdict
 
-from mora_data.report import clusters
-from mora_data.report.clusters import Added, Clusters
-from mora_data.statistics import Gains, Sums, bootstrap_of, cluster_bootstrap, verdict, verdict_of
-from mora_data.statistics.expansion import CONTROLS, differences
+from mora_data.report import measure as clusters
+from mora_data.report.measure import Added, Clusters
+from mora_data.statistics.inference import (
+    CONTROLS,
+    Gains,
+    Sums,
+    bootstrap_of,
+    cluster_bootstrap,
+    gains_by_prompt,
+    verdict_of,
+)
 
 PROMPTS = 40_000
 
@@ -82,7 +90,7 @@ def test_the_verdict_on_batches_is_that_on_prompts(gain: float) -> None:
     }
     arms["single"][::7] = np.nan
     many = Clusters(clusters.MOST + 1)
-    batched = Gains(*(added_up(d, many) for d in differences(arms)))
+    batched = Gains(*(added_up(d, many) for d in gains_by_prompt(arms)))
     gaps = {"single": 0.0, "generic": 0.01}
     ours, theirs = (
         f(x, ["a", "b"], gaps, draws=300, flips=300, seed=1)

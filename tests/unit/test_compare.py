@@ -17,9 +17,8 @@ from support.scored import many, write
 
 from mora_data.cli import main
 from mora_data.errors import PublishError, RunFolderError, SettingsError
-from mora_data.report.compare import _differences, compared, write_comparison
-from mora_data.report.compare_page import page
-from mora_data.report.sides import side_of
+from mora_data.report.compare import _differences, compare_sides, side_of
+from mora_data.report.page import comparison_html, write_comparison
 
 RATES = {"identity": 0.2, "single": 0.2, "fused": 0.3}
 
@@ -35,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tree(runs: Path) -> dict[str, Any]:
-    return compared(side_of(str(runs / "a")), side_of(str(runs / "b")))
+    return compare_sides(side_of(str(runs / "a")), side_of(str(runs / "b")))
 
 
 def row(tree: dict[str, Any], arm: str, metric: str) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def test_differences_are_those_of_the_two_reports(runs: Path, tree: dict[str, An
     sides = [side_of(str(runs / name)) for name in "ab"]
     for r in tree["arms"]:
         for side, s in zip("ab", sides, strict=True):
-            assert r[side] == s.report["arms"][r["arm"]]["metrics"][r["metric"]]
+            assert r[side] == s.metrics[r["arm"]][r["metric"]]
         assert r["difference"]["value"] == pytest.approx(
             r["b"]["value"] - r["a"]["value"], abs=2e-5
         )
@@ -82,7 +81,7 @@ def test_a_prompt_without_a_value_on_one_side_is_left_out_of_the_difference() ->
 
 
 def test_without_shared_prompts_nothing_is_paired(runs: Path) -> None:
-    tree = compared(side_of(str(runs / "a")), side_of(str(runs / "other")))
+    tree = compare_sides(side_of(str(runs / "a")), side_of(str(runs / "other")))
     assert tree["prompts"]["shared"] == 0 and any(
         "No prompt is in both" in d for d in tree["doubts"]
     )
@@ -94,10 +93,10 @@ def test_without_shared_prompts_nothing_is_paired(runs: Path) -> None:
 
 def test_two_arms_of_one_run(runs: Path) -> None:
     b = str(runs / "b")
-    tree = compared(side_of(f"{b}:single"), side_of(f"{b}:fused"))
+    tree = compare_sides(side_of(f"{b}:single"), side_of(f"{b}:fused"))
     assert {r["arm"] for r in tree["arms"]} == {"fused − single"} and not tree["pairs"]
     assert row(tree, "fused − single", "joint_pass")["differs"]
-    same = compared(side_of(b), side_of(b))
+    same = compare_sides(side_of(b), side_of(b))
     assert same["differ"] == 0 and same["doubts"][0] == "Both sides are the same folder."
     assert all(r["difference"]["value"] == 0 for r in same["arms"] if r["a"]["value"] is not None)
 
@@ -111,7 +110,7 @@ def test_what_else_differs_stands_first(runs: Path, tmp_path: Path) -> None:
     reference = json.loads((other / "reference.json").read_text())
     reference["floors"]["helpful"] = 0.5
     (other / "reference.json").write_text(json.dumps(reference))
-    tree = compared(side_of(str(runs / "a")), side_of(str(other)))
+    tree = compare_sides(side_of(str(runs / "a")), side_of(str(other)))
     said = " ".join(tree["doubts"])
     assert tree["doubts"][0].startswith("The judges differ (org/judge and org/another<judge>)")
     floors, setting = (
@@ -122,7 +121,7 @@ def test_what_else_differs_stands_first(runs: Path, tmp_path: Path) -> None:
         assert part in said, part
     assert tree["settings"] == [{"setting": "select.selector", "a": "dominance_hv", "b": "maxmin"}]
     assert tree["prompts"] == {"a": 60, "b": 30, "shared": 30}
-    html = page(tree)
+    html = comparison_html(tree)
     assert html.index("What to doubt") < html.index("numbers differ") and "<judge>" not in html
 
 
@@ -152,7 +151,7 @@ def test_a_published_dataset_is_compared_as_far_as_its_numbers_go(
             "arms": {"fused": {"n": 30, "joint_pass": cell}},
         }
         path.write_text(json.dumps(tree))
-    tree = compared(side_of(str(tmp_path / "one")), side_of(str(tmp_path / "two")))
+    tree = compare_sides(side_of(str(tmp_path / "one")), side_of(str(tmp_path / "two")))
     assert tree["a"]["kind"] == tree["b"]["kind"] == "dataset"
     joint = row(tree, "fused", "joint_pass")
     assert (
@@ -161,7 +160,7 @@ def test_a_published_dataset_is_compared_as_far_as_its_numbers_go(
         and joint["differs"] is None
     )
     assert row(tree, "", "margin_helpful")["difference"]["n"] == tree["prompts"]["shared"] > 0
-    assert "not tested" in page(tree)
+    assert "not tested" in comparison_html(tree)
 
     def fetched(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
         assert (repo, revision) == (
@@ -171,7 +170,9 @@ def test_a_published_dataset_is_compared_as_far_as_its_numbers_go(
         return tmp_path / "one"
 
     monkeypatch.setattr("mora_data.dataset.client.snapshot", fetched)
-    tag = compared(side_of("org/pairs@v1.0.0:fused"), side_of(str(tmp_path / "one") + ":fused"))
+    tag = compare_sides(
+        side_of("org/pairs@v1.0.0:fused"), side_of(str(tmp_path / "one") + ":fused")
+    )
     assert (
         tag["a"]["where"] == "org/pairs@v1.0.0" and tag["a"]["arm"] == "fused" and not tag["pairs"]
     )
@@ -182,7 +183,7 @@ def test_the_page_is_one_harmless_file_of_the_same_bytes(
 ) -> None:
     written = write_comparison(tmp_path, tree)
     assert [p.name for p in written] == ["report-compare.json", "report-compare.html"]
-    html, again = written[1].read_text(), page(orjson.loads(written[0].read_bytes()))
+    html, again = written[1].read_text(), comparison_html(orjson.loads(written[0].read_bytes()))
     assert html == again and "<script" not in html and "default-src 'none'" in html
     assert not re.findall(r'(?:src|href)="', html)
     for figure in re.findall(r"<figure.*?</figure>", html, re.S):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mora_data.report.numbers import share
-from mora_data.statistics import cluster_bootstrap, rate_interval
+from mora_data.report.values import share
+from mora_data.statistics.beta import rate_interval
+from mora_data.statistics.inference import cluster_bootstrap
 
 RATES, SIZES = (0.002, 0.01, 0.05, 0.5), (50, 200, 1000)
 SHAPES = ("one answer a prompt", "16 alike", "16 alike, prompts in groups")

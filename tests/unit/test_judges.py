@@ -14,15 +14,31 @@ from mora_data.run.model_names import family, same_family
 from mora_data.settings import PresampleSettings
 from mora_data.statistics.judges import (
     AgreementSums,
+    Correlation,
     PositionSums,
     SourceSums,
-    krippendorff_alpha,
-    length_correlation,
     pair_accuracy,
-    tie_rate,
 )
 
 GAMMA = PresampleSettings().gamma
+
+
+def sums_of(values: np.ndarray, lengths: np.ndarray) -> SourceSums:
+    sums = SourceSums()
+    for v, n in zip(values.tolist(), lengths.tolist(), strict=True):
+        sums.add([None if math.isnan(x) else x for x in v], n)
+    return sums
+
+
+def length_correlation(values: np.ndarray, lengths: np.ndarray) -> Correlation:
+    return sums_of(values, lengths).correlation()
+
+
+def krippendorff_alpha(ratings_S_N: np.ndarray) -> float | None:
+    sums = AgreementSums()
+    for unit in ratings_S_N.T.tolist():
+        sums.add(unit)
+    return sums.alpha()
 
 
 def noise_of(
@@ -159,7 +175,8 @@ def test_games_are_counted_by_what_could_be_read() -> None:
 
 
 def test_ties_and_parse_rate_are_counted() -> None:
-    assert tie_rate(np.array([[1.0, 1.0, 2.0, np.nan]])) == pytest.approx(1 / 3)
+    values = np.array([[1.0, 1.0, 2.0, np.nan]])
+    assert sums_of(values, np.ones((1, 4))).figures()["tie_rate"] == pytest.approx(1 / 3)
     sums = SourceSums()
     sums.add([0.5, None, 0.5], [3.0, 3.0, 3.0], ["no_verdict"])
     figures = sums.figures()

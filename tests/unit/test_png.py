@@ -16,8 +16,8 @@ from support.run_folder import make_run
 from mora_data.api import build
 from mora_data.dataset.lint import lint
 from mora_data.dataset.push import _local_files
-from mora_data.report import arms_report
-from mora_data.report.png import CHARTS, pictures, sheet, style
+from mora_data.report.document import arms_report
+from mora_data.report.png import CHARTS, pictures, sheet, svg_style
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_the_pictures_of_a_run(tmp_path: Path, resvg: Any) -> None:
 
 
 def test_nothing_is_left_for_the_browser_to_look_up() -> None:
-    css = style()
+    css = svg_style()
     assert (
         "var(" not in css
         and "@media" not in css

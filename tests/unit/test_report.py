@@ -16,10 +16,12 @@ from support.run_folder import DIMS, make_run
 
 from mora_data.cli import main
 from mora_data.errors import RunFolderError
-from mora_data.report import report_of, summary_of, write_report
-from mora_data.report.page import page, told
-from mora_data.report.target import weights_of
-from mora_data.report.texts import auc, diversity, probe, vendi
+from mora_data.report.document import report_of, summary_of
+from mora_data.report.page import report_html, write_report
+from mora_data.report.templates import escape_text
+from mora_data.report.texts import auc, diversity, vendi, wording_probe
+from mora_data.report.values import Report
+from mora_data.report.weights import weights_of
 
 ARMS = {"identity": 0.1, "single": 0.1, "generic": 0.12, "random": 0.1, "fused": 0.7}
 NULL = {"identity": 0.3, "single": 0.3, "generic": 0.3, "fused": 0.3}
@@ -31,13 +33,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(run: Path) -> dict[str, Any]:
+def report(run: Path) -> Report:
     return report_of(run)
 
 
-def test_a_planted_gain_is_supported_and_a_null_is_not(
-    report: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_planted_gain_is_supported_and_a_null_is_not(report: Report, tmp_path: Path) -> None:
     assert report["verdict"] == "supports expansion", report["reasons"]
     assert len(report["comparisons"]) == 6 and all(
         c["p_holm"] < 0.05 and c["low"] > 0 for c in report["comparisons"]
@@ -49,7 +49,7 @@ def test_a_planted_gain_is_supported_and_a_null_is_not(
     assert any("40 % shorter" in d for d in gap["doubts"])
 
 
-def test_the_numbers_are_those_of_the_run(run: Path, report: dict[str, Any]) -> None:
+def test_the_numbers_are_those_of_the_run(run: Path, report: Report) -> None:
     import pyarrow.parquet as pq
 
     rows = [
@@ -84,15 +84,14 @@ def test_the_numbers_are_those_of_the_run(run: Path, report: dict[str, Any]) -> 
 
 
 def test_a_large_run_is_told_by_batches(
-    run: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    run: Path, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same numbers of the same prompts; intervals over batches of them, about as wide."""
-    from mora_data.report import clusters
-    from mora_data.report import pairs as pairs_of
+    from mora_data.report import measure, pairs
 
-    for module in (clusters, pairs_of):
+    for module in (measure, pairs):
         monkeypatch.setattr(module, "MOST", 50)
-    monkeypatch.setattr(clusters, "BATCHES", 100)
+    monkeypatch.setattr(measure, "BATCHES", 100)
     batched = report_of(run)
     assert (
         batched["verdict"] == report["verdict"]
@@ -116,7 +115,7 @@ def test_a_large_run_is_told_by_batches(
     )
 
 
-def test_pairs_are_described(report: dict[str, Any]) -> None:
+def test_pairs_are_described(report: Report) -> None:
     p = report["pairs"]
     assert p["n"] == 12 and p["margins"]["helpful"]["mean"]["value"] == 0.75
     assert p["length"]["chosen_longer"]["value"] == 1 and p["length"]["auc"] == 1
@@ -124,7 +123,7 @@ def test_pairs_are_described(report: dict[str, Any]) -> None:
     assert len(report["examples"]["random"]) == 6 and len(set(report["examples"]["worst"])) == 6
 
 
-def test_doubts_are_said_in_words(report: dict[str, Any]) -> None:
+def test_doubts_are_said_in_words(report: Report) -> None:
     said = " ".join(report["doubts"])
     assert (
         "truthful: reliability 0.20" in said
@@ -135,7 +134,7 @@ def test_doubts_are_said_in_words(report: dict[str, Any]) -> None:
     assert "keep 50 % of their margins" in said
 
 
-def test_the_same_run_gives_the_same_bytes(run: Path, report: dict[str, Any]) -> None:
+def test_the_same_run_gives_the_same_bytes(run: Path, report: Report) -> None:
     first = [p.read_bytes() for p in write_report(run, report)]
     assert first == [p.read_bytes() for p in write_report(run, report_of(run))]
     assert orjson.loads(first[0])["verdict"] == "supports expansion" and len(first[1]) < 3_000_000
@@ -163,9 +162,9 @@ class Page(HTMLParser):
 
 
 def test_the_page_has_every_figure_with_its_question_table_and_words(
-    run: Path, report: dict[str, Any]
+    run: Path, report: Report
 ) -> None:
-    text = page(report, run)
+    text = report_html(report, run)
     found = Page(text)
     assert found.open == []
     figures = [a["id"] for t, a in found.tags if t == "figure"]
@@ -201,12 +200,12 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     manifest = orjson.loads((run / "manifest.json").read_bytes())
     manifest["models"]["policy"] = manifest["identity"]["dataset"] = HOSTILE
     (run / "manifest.json").write_bytes(orjson.dumps(manifest))
-    text = page(report_of(run), run)
+    text = report_html(report_of(run), run)
     assert "<script" not in text and not [t for t, _ in Page(text).tags if t == "script"]
     assert not re.search("[\x00\u202e\u200b]", text)
-    assert told("a\u202eb\ud800<") == "a⟦U+202E⟧b⟦U+D800⟧&lt;" and told("x" * 5000).endswith(
-        "… [cut]"
-    )
+    assert escape_text("a\u202eb\ud800<") == "a⟦U+202E⟧b⟦U+D800⟧&lt;" and escape_text(
+        "x" * 5000
+    ).endswith("… [cut]")
 
 
 def test_without_controls_it_says_only_what_can_be_said(
@@ -307,12 +306,12 @@ def test_the_probe_finds_a_planted_word_and_nothing_else() -> None:
     words = np.array([f"w{i}" for i in range(300)])
     plain = [" ".join(rng.choice(words, 30)) for _ in range(400)]
     groups = np.arange(200)
-    none = probe(plain[:200], plain[200:], groups)
-    told_apart = probe([t + " certainly" for t in plain[:200]], plain[200:], groups)
+    none = wording_probe(plain[:200], plain[200:], groups)
+    told_apart = wording_probe([t + " certainly" for t in plain[:200]], plain[200:], groups)
     assert none is not None and 0.35 < none["auc"] < 0.65
     assert told_apart is not None and told_apart["auc"] > 0.85
-    assert probe(plain[:40], plain[40:80], np.arange(40)) is None
-    same = probe(
+    assert wording_probe(plain[:40], plain[40:80], np.arange(40)) is None
+    same = wording_probe(
         [t for t in plain[:100] for _ in (0, 1)],
         [t for t in plain[200:300] for _ in (0, 1)],
         np.repeat(np.arange(100), 2),

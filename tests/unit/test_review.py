@@ -17,9 +17,9 @@ from support.viewing import HOSTILE, Viewer, viewing
 
 from mora_data.cli import main
 from mora_data.errors import SettingsError
-from mora_data.report import report_of
-from mora_data.report.page import page
-from mora_data.report.pairs import Pairs, read_pairs
+from mora_data.report.document import report_of
+from mora_data.report.page import report_html
+from mora_data.report.pairs import PairTable, read_pairs
 from mora_data.report.reviews import agreement, read_reviews
 from mora_data.viewer.pairs import ReviewSession
 from mora_data.viewer.server import server_of
@@ -158,10 +158,10 @@ def test_kappa_goes_to_the_report(run: Path, tmp_path: Path) -> None:
         v["kappa"]["low"] <= v["kappa"]["value"] <= v["kappa"]["high"]
         and v["between_people"]["pairs"] == 12
     )
-    html = page(report, run)
+    html = report_html(report, run)
     assert "Do people agree with the scores?" in html and "kappa, people and scores" in html
     assert not any("agreement with people" in x for x in report["not_measured"])
-    assert agreement(run, Pairs(), 0) is None
+    assert agreement(run, PairTable(), 0) is None
 
 
 def test_hostile_text_and_bad_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,15 +13,9 @@ from mora_data.settings import PresampleSettings
 from mora_data.simulator.engine import JUDGE_NOISE, draw_levels
 from mora_data.simulator.reading import DIMENSIONS, clip, interpret
 from mora_data.simulator.writing import generated_prompts
-from mora_data.statistics import (
-    BeforeHalf,
-    DecidingHalf,
-    before,
-    cluster_bootstrap,
-    profiles,
-    split,
-    undivided,
-)
+from mora_data.statistics.inference import cluster_bootstrap
+from mora_data.statistics.kinds import DecidingHalf, profiles, split, undivided
+from mora_data.statistics.rollouts import joint_pass_at_k
 
 FLOORS, SIGMA = np.full(3, 0.75) - 1e-9, np.full(3, 0.09)
 N_PRESAMPLES, N_FRESH = 64, 16
@@ -59,20 +53,20 @@ def test_kinds_are_recovered_by_the_schedule(halved: bool) -> None:
 def gain(rewards: np.ndarray, mined: np.ndarray, earlier: np.ndarray) -> tuple[float, float, float]:
     """Identity arm: joint pass of fresh answers minus `earlier`, over the mined prompts, with its
     95 % interval."""
-    fresh = before(BeforeHalf(rewards[:, N_PRESAMPLES:]), FLOORS, SIGMA).joint_P
+    fresh = joint_pass_at_k(rewards[:, N_PRESAMPLES:], FLOORS, 1)
     boot = cluster_bootstrap((fresh - earlier)[mined][:, None])
     low, high = boot.percentile()
     return float(boot.estimate_M[0]), float(low[0]), float(high[0])
 
 
 def test_nothing_is_gained_where_nothing_changed_and_reuse_would_say_otherwise() -> None:
-    """METHOD (b): mined for a joint pass of at most 0.25; the same samples then show a gain that no
+    """Mined for a joint pass of at most 0.25; the same samples then show a gain that no
     arm made."""
     _, rewards = planted()
     deciding, rest = split(rewards[:, :32])
     passed = np.all(deciding.rewards_P_N_D >= FLOORS, axis=-1).mean(1)
     mined = passed <= 0.25
-    honest = gain(rewards, mined, before(rest, FLOORS, SIGMA).joint_P)
+    honest = gain(rewards, mined, joint_pass_at_k(rest, FLOORS, 1))
     reused = gain(rewards, mined, passed)
     assert honest[1] <= 0 <= honest[2], honest
     assert reused[1] > 0, reused
@@ -87,26 +81,13 @@ def test_the_spurious_gain_is_as_large_as_stated() -> None:
     seen = rewards[:, :16, 0].mean(1)
     estimate, low, _ = gain(rewards, seen <= 0.25, seen)
     assert low > 0 and 0.04 < estimate < 0.1, estimate
-    honest = gain(
-        rewards, seen <= 0.25, before(BeforeHalf(rewards[:, 16:32]), FLOORS, SIGMA).joint_P
-    )
+    honest = gain(rewards, seen <= 0.25, joint_pass_at_k(rewards[:, 16:32], FLOORS, 1))
     assert honest[1] <= 0 <= honest[2], honest
 
 
-def test_the_halves_share_nothing_and_are_two_types() -> None:
+def test_the_halves_share_nothing() -> None:
     rewards = np.arange(2 * 7 * 3, dtype=float).reshape(2, 7, 3)
     deciding, rest = split(rewards)
-    assert deciding.rewards_P_N_D.shape[1] == 4 and rest.rewards_P_N_D.shape[1] == 3
-    assert not set(deciding.rewards_P_N_D.ravel()) & set(rest.rewards_P_N_D.ravel())
-    assert isinstance(deciding, DecidingHalf) and not isinstance(deciding, BeforeHalf)
-    for wrong in (deciding, undivided(rewards), rewards):
-        with pytest.raises(TypeError, match="half that decided nothing"):
-            before(wrong, FLOORS, SIGMA)  # type: ignore[arg-type]
-
-
-def test_numbers_before_are_those_of_the_odd_samples() -> None:
-    rng = np.random.default_rng(0)
-    rewards = rng.integers(0, 5, (4, 16, 3)) / 4
-    got = before(split(rewards)[1], FLOORS, SIGMA, k=1)
-    np.testing.assert_allclose(got.joint_P, np.all(rewards[:, 1::2] >= 0.75, axis=-1).mean(1))
-    assert got.gini_P_D.shape == (4, 3) and got.dominance_P.shape == got.erd_P.shape == (4,)
+    assert isinstance(deciding, DecidingHalf)
+    np.testing.assert_array_equal(deciding.rewards_P_N_D, rewards[:, ::2])
+    np.testing.assert_array_equal(rest, rewards[:, 1::2])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from support.worlds import SHAPES, arms, lines
 
-from mora_data.report.numbers import interval_of
-from mora_data.statistics import cluster_bootstrap
+from mora_data.report.values import interval_of
+from mora_data.statistics.inference import cluster_bootstrap
 
 
 def error(rate: float, runs: int) -> float:

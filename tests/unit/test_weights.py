@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mora_data.statistics import weights
+from mora_data.report.weights import solve_dual
 
 
 def world(rho: float, p: int = 200, n: int = 16) -> np.ndarray:
@@ -16,7 +16,7 @@ def world(rho: float, p: int = 200, n: int = 16) -> np.ndarray:
 
 def test_a_target_in_reach_is_met_with_the_least_change() -> None:
     r = world(-0.5)
-    found = weights(r, np.array([0.55, 0.52]))
+    found = solve_dual(r, np.array([0.55, 0.52]))
     assert found.feasible and found.trusted and found.ess > 8 and found.n == 200
     np.testing.assert_allclose(found.reached_D, [0.55, 0.52], atol=1e-3)
     optimize = pytest.importorskip("scipy.optimize")
@@ -29,15 +29,15 @@ def test_a_target_in_reach_is_met_with_the_least_change() -> None:
 
 
 def test_a_target_below_the_mean_needs_no_weight() -> None:
-    found = weights(world(0.0), np.array([0.55, 0.1]))
+    found = solve_dual(world(0.0), np.array([0.55, 0.1]))
     assert found.weights_D[1] == 0 and found.weights_D[0] > 0 and found.reached_D[1] > 0.4
-    assert weights(world(0.0), np.array([0.1, 0.1])).weights_D.tolist() == [0, 0]
+    assert solve_dual(world(0.0), np.array([0.1, 0.1])).weights_D.tolist() == [0, 0]
 
 
 def test_a_target_out_of_reach_is_refused_with_the_nearest_point() -> None:
     r = world(-0.9)
     target = np.array([0.8, 0.8])
-    found = weights(r, target)
+    found = solve_dual(r, target)
     assert not found.feasible and not found.trusted
     assert np.all(found.nearest_D < target) and np.all(found.reached_D >= found.nearest_D - 1e-3)
     # no direction's best rollouts reach past a feasible point; at the frontier some direction's
@@ -53,8 +53,8 @@ def test_missing_scores_are_left_out() -> None:
     more = np.concatenate([r, np.full_like(r, np.nan)], axis=1)
     more[:, 16:, 0] = 0.9
     np.testing.assert_allclose(
-        weights(more, np.array([0.55, 0.55])).weights_D,
-        weights(r, np.array([0.55, 0.55])).weights_D,
+        solve_dual(more, np.array([0.55, 0.55])).weights_D,
+        solve_dual(r, np.array([0.55, 0.55])).weights_D,
     )
     with pytest.raises(ValueError, match="no rollout"):
-        weights(np.full((2, 3, 2), np.nan), np.array([0.5, 0.5]))
+        solve_dual(np.full((2, 3, 2), np.nan), np.array([0.5, 0.5]))

@@ -1,4 +1,4 @@
-"""The funnel and the length audit, over partitions written by hand."""
+"""The length audit, over partitions written by hand."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from mora_data.prompts.result import PromptResult, RewriteAttempt, tables
-from mora_data.report.arms_audit import MAX_GAP, arms_audit, funnel
+from mora_data.report.arms import arms_audit
 from mora_data.run.partitions import Partition
-from mora_data.statistics.expansion import MOST_LENGTH_GAP
 from mora_data.types import Prompt
 
 PROMPT = Prompt(
@@ -60,37 +59,9 @@ def part(tmp_path: Path) -> Partition:
         ],
         [],
     ]
-    outcomes = [PromptResult(p, fusions=list(f)) for p, f in zip(prompts, fusions, strict=True)]
+    outcomes = [PromptResult(p, attempts=list(f)) for p, f in zip(prompts, fusions, strict=True)]
     found.finalize(tables(outcomes, ["helpful"]), [], [], {})
     return found
-
-
-def test_funnel_counts_prompts_tries_checks_and_categories(part: Partition) -> None:
-    fused = funnel([part])["arms"]["fused"]
-    assert {k: fused[k] for k in ("prompts", "accepted", "tries", "first_try")} == {
-        "prompts": 3,
-        "accepted": 2,
-        "tries": 5,
-        "first_try": 1,
-    }
-    assert fused["checks"]["rewriter_refusal"] == {"seen": 5, "failed": 2, "last": 1}
-    assert fused["checks"]["length"] == {"seen": 3, "failed": 1, "last": 0}
-    assert fused["categories"] == {
-        "Drugs": {"prompts": 2, "accepted": 1, "refused": 1},
-        "Food": {"prompts": 1, "accepted": 1, "refused": 0},
-    }
-    assert fused["harm_shift"] == {"n": 2, "before": 0.5, "after": 0.125, "mean": -0.375}
-    assert fused["values"]["length"] == {"n": 2, "mean": 9.0}
-    assert funnel([part])["arms"]["single"]["harm_shift"] is None
-
-
-def test_funnel_adds_up_over_partitions(part: Partition) -> None:
-    once, twice = funnel([part])["arms"]["fused"], funnel([part, part])["arms"]["fused"]
-    assert (
-        twice["tries"] == 2 * once["tries"]
-        and twice["harm_shift"]["mean"] == once["harm_shift"]["mean"]
-    )
-    assert funnel([]) == {"arms": {}}
 
 
 def test_audit_compares_prompt_by_prompt(part: Partition) -> None:
@@ -106,4 +77,3 @@ def test_audit_compares_prompt_by_prompt(part: Partition) -> None:
     }
     assert found["generic"] == {"n": 0, "mean_log_gap": None, "worst": None, "matched": None}
     assert arms_audit([part], []) == {}
-    assert MAX_GAP == MOST_LENGTH_GAP
