@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,9 +68,9 @@ class Plugin:
         source = origin.read_bytes() if origin is not None and origin.suffix == ".py" else b""
         return digest(self.path, source.hex())
 
-    def options(self, given: Mapping[str, Any]) -> BaseModel | None:
+    def options(self, given: Mapping[str, Any], beside: Iterable[str] = ()) -> BaseModel | None:
         """What the settings say of the part's own, checked by the `Settings` model of its class;
-        None where it has no such model.
+        None where it has no such model. `beside` are the keys that every part of its kind has.
 
         Raises:
             SettingsError: an unknown option (the nearest is named) or a bad value.
@@ -80,15 +80,16 @@ class Plugin:
         model: type[BaseModel] | None = getattr(self.target, "Settings", None)
         if model is None:
             if given:
+                key = next(iter(given))
                 raise SettingsError(
-                    f"unknown setting {self.where}.{next(iter(given))}: {self.name} has no"
-                    " settings of its own"
+                    f"unknown setting {self.where}.{key}: {self.name} has no settings of its own,"
+                    f" {nearest(key, beside)}"
                 )
             return None
         try:
             return model.model_validate(dict(given))
         except ValidationError as e:
-            raise SettingsError(explain(e, model, self.where)) from e
+            raise SettingsError(explain(e, model, self.where, beside)) from e
 
 
 def load(table: Mapping[str, str], name: str, where: str) -> Plugin:

@@ -91,7 +91,7 @@ def load(
         SettingsError: there is none, or one of its settings is wrong.
     """
     plugin = plugins.load(REWARDS, settings.kind, f"rewards.{dimension}")
-    options = plugin.options(settings.options)
+    options = plugin.options(settings.options, RewardSettings.model_fields)
     role = role or build.reward_role(dimension, settings)
     model = settings.endpoint.model if settings.endpoint else None
     context = RewardContext(

@@ -297,15 +297,22 @@ def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
     node[last] = value
 
 
-def explain(error: ValidationError, model: type[BaseModel], inside: str = "") -> str:
-    """The first fault of settings of `model` as one line; `inside` is where they stand."""
+def explain(
+    error: ValidationError,
+    model: type[BaseModel],
+    inside: str = "",
+    beside: Iterable[str] = (),
+) -> str:
+    """The first fault of settings of `model` as one line; `inside` is where they stand, `beside`
+    are further keys that may stand there."""
     faults = error.errors()  # an unknown key tells more than the missing one that it was meant for
     fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
     path = [*([inside] if inside else []), *(str(p) for p in fault["loc"])]
     where = ".".join(path) or "settings"
     if fault["type"] == "extra_forbidden":
         parents, last = list(fault["loc"][:-1]), str(fault["loc"][-1])
-        return f"unknown setting {where!r}: {nearest(last, _fields_at(model, parents))}"
+        known = [*_fields_at(model, parents), *(() if parents else beside)]
+        return f"unknown setting {where!r}: {nearest(last, known)}"
     if fault["type"] == "missing":
         return f"setting {where!r} is missing: add it to the builder file or give --set {where}=..."
     message = fault["msg"].removeprefix("Value error, ")

@@ -277,7 +277,7 @@ BAD_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a setting set below a value": (("--set", "seed.x=1"), ("seed", "integer")),
     "selector": (
         ("--set", "select.selector=dominanse_hv"),
-        ("unknown selector 'dominanse_hv'", "did you mean 'dominance_hv'?", "module:function"),
+        ("unknown select.selector 'dominanse_hv'", "did you mean 'dominance_hv'?", "module:name"),
     ),
     "selector module": (
         ("--set", "select.selector=no_such_module:f"),
@@ -285,7 +285,7 @@ BAD_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "reward kind": (
         ("--set", "rewards={helpful: [{kind: juge}]}"),
-        ("unknown reward kind 'juge'", "did you mean 'judge'?"),
+        ("unknown rewards.helpful 'juge'", "did you mean 'judge'?"),
     ),
     "engine": (("--engine", "opnai"), ("engine 'opnai'", "did you mean 'openai'?")),
     "engine not there": (
