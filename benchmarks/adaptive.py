@@ -149,7 +149,7 @@ def _rule() -> tuple[Any, Any, Any]:
 def interval(values: Any) -> list[float]:
     """Mean with its 95 % interval over prompts: `rate_interval` for shares of prompts, else
     normal."""
-    from mora_data.statistics.beta import rate_interval
+    from mora_data.statistics.inference import rate_interval
 
     mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
     low, high = (mean - half, mean + half)

@@ -33,7 +33,7 @@ def estimators(prompts: int, rollouts: int, chunk: int) -> dict[str, float]:
     import numpy as np
 
     from mora_data.statistics import rollouts as s
-    from mora_data.statistics.beta import moment_prior
+    from mora_data.statistics.inference import moment_prior
 
     floors, sigma, delta = np.full(3, 0.75), np.full(3, 0.05), np.full(3, 0.125)
     work: dict[str, Callable[[np.ndarray], object]] = {

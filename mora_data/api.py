@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunFolderError
-from .run.folder import run_status
-from .run.manifest import StageCounts
+from .run.folder import StageCounts, run_status
 from .run.remote import current_copy, local_path
 from .settings import BuildSettings, build_settings, load_settings
 

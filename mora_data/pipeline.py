@@ -39,8 +39,15 @@ from .prompts.judge_quality import quality, self_preference
 from .prompts.personas import capped
 from .prompts.runner import PartitionRunner, ask_partitions, is_finalized
 from .run.cost import CostTracker, Prices, load_prices
-from .run.folder import RunFolder, read_json
-from .run.manifest import Summary, counts_tree, emptied_by, json_hash, too_many_errors
+from .run.folder import (
+    RunFolder,
+    Summary,
+    counts_tree,
+    emptied_by,
+    json_hash,
+    read_json,
+    too_many_errors,
+)
 from .run.partitions import Partition, choose_malloc, give_back, write_whole
 from .run.progress import Progress, heartbeat
 from .run.remote import shared_address

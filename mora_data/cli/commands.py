@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import SettingsError
 
 if TYPE_CHECKING:
-    from ..run.manifest import Summary
+    from ..run.folder import Summary
     from ..settings import BuildSettings
 
 

@@ -17,7 +17,7 @@ from .. import resources
 
 if TYPE_CHECKING:
     from ..report.values import ComparisonReport, Report
-    from ..run.manifest import StageCounts
+    from ..run.folder import StageCounts
 
 WIDTH = 54
 

@@ -25,8 +25,8 @@ from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_excepti
 
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.cache_key import request_body, with_pattern
+from ..run.cost import same_model
 from ..run.log import Record
-from ..run.model_names import same_model
 from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
 from ..types import Request, Task

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..statistics.beta import rate_interval
-from ..statistics.inference import holm, sign_flip_test
+from ..statistics.inference import holm, rate_interval, sign_flip_test
 from ..statistics.training import (
     Difference,
     Resampled,

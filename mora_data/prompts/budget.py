@@ -125,7 +125,7 @@ def _threshold(group: Sequence[Mined], wanted: float, accept: Sequence[str]) -> 
     """The `wanted` quantile of J among those of the group that pass the rule."""
     import numpy as np
 
-    from ..statistics.beta import moment_prior
+    from ..statistics.inference import moment_prior
 
     n = np.array([m.profile.n for m in group])
     dominance = np.array([m.profile.dominance for m in group])

@@ -29,7 +29,7 @@ from ..rewards.combine import (
 from ..rewards.judge import heldout_judges
 from ..rewards.judge_stats import JudgeStats, unmeasured
 from ..rewriting.rewriter import Rewriter
-from ..run.manifest import json_hash
+from ..run.folder import json_hash
 from ..run.partitions import Partition
 from ..selection import SELECTORS, Selector
 from ..settings import BuildSettings, cache_tree

@@ -18,9 +18,8 @@ from ..rewards.combine import Anchors, RewardSource, Value, calibrated
 from ..rewards.combine import combine as combine_sources
 from ..rewards.judge import second_opinion
 from ..rewards.rules import flags
-from ..rewriting.arms import in_order, matched
-from ..rewriting.checks import Check
-from ..rewriting.rewriter import Probe, RewriteSource
+from ..rewriting.checks import Check, pilot_check
+from ..rewriting.rewriter import Probe, RewriteSource, in_order, matched
 from ..run.tasks import all_of
 from ..settings import BuildSettings
 from ..text import is_foreign, language_of, n_tokens, normalise, seed_of
@@ -28,7 +27,6 @@ from ..types import OUT_OF_PAIRS, Answer, Messages, Pair, Prompt, Request, Rollo
 from .budget import goes_on
 from .context import PromptContext
 from .personas import as_persona, dealt
-from .pilot import pilot_check
 from .result import Arm, PromptResult
 
 if TYPE_CHECKING:

@@ -183,7 +183,7 @@ def heldout_accuracy(
 def self_preference(engines: Mapping[Role, Engine]) -> dict[str, Any]:
     """Whether judge and policy are one model or of one family, by their names; the simulator is
     neither."""
-    from ..run.model_names import same_family
+    from ..run.cost import same_family
 
     policy, judge = engines["policy"], engines["judge"]
     if policy.simulated or judge.simulated:

@@ -6,8 +6,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .figure import Figure, IntervalRow, arm_style, interval, interval_rows, percent, shown
-from .svg import Frame, axes, band, box, dot, line, panel, short, text, ticks, upright
+from .svg import (
+    Figure,
+    Frame,
+    IntervalRow,
+    arm_style,
+    axes,
+    band,
+    box,
+    dot,
+    interval,
+    interval_rows,
+    line,
+    panel,
+    percent,
+    short,
+    shown,
+    text,
+    ticks,
+    upright,
+)
 from .values import LengthFigure, MarginNumbers, PairNumbers, Repeats, Report, ScorerNoise
 
 NO_PAIRS = "Not drawn: the run has no pairs (it was not built to the end, or nothing was selected)."

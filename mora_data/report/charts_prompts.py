@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .figure import Figure, IntervalRow, arm_style, interval, interval_rows, percent, shown
-from .svg import Frame, axes, box, dot, line, panel
+from .svg import (
+    Figure,
+    Frame,
+    IntervalRow,
+    arm_style,
+    axes,
+    box,
+    dot,
+    interval,
+    interval_rows,
+    line,
+    panel,
+    percent,
+    shown,
+)
 from .values import ArmDifference, ArmsReport, Estimate, Plane, Profile, ProfilePanel, Report
 
 BOOT = "95 % interval by cluster bootstrap over source prompts"

@@ -24,9 +24,8 @@ from .arms import answer_figures, arms_of, control_gains, mined_prompts, verdict
 from .caveats import caveats_of, unmeasured
 from .gather import Gathered, Keep, gather
 from .measure import scale_of
-from .pairs import composition_figure, examples, length_figure, pair_numbers, read_pairs
+from .pairs import agreement, composition_figure, examples, length_figure, pair_numbers, read_pairs
 from .read import blocks
-from .reviews import agreement
 from .values import (
     ArmsReport,
     CostFigure,

@@ -18,9 +18,9 @@ from ..errors import RunFolderError
 from ..run.partitions import write_whole
 from . import charts_pairs, charts_prompts
 from .charts_prompts import METRIC_NAMES
-from .figure import Figure, IntervalRow, arm_style, interval, interval_rows, percent, shown
 from .gather import HEADLINE
 from .pairs import PER_DIMENSION, example_rows
+from .svg import Figure, IntervalRow, arm_style, interval, interval_rows, percent, shown
 from .templates import render
 from .values import ComparedNumber, ComparisonReport, Report, ReviewNumbers, SideFacts
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from html import escape
 
 from . import charts_prompts
-from .figure import Figure
 from .page import style_sheet
-from .svg import dot
+from .svg import Figure, dot
 from .values import ArmsReport, Report
 
 CHARTS: tuple[Callable[[ArmsReport | Report], Figure], ...] = (

@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import resources
-from .figure import interval, percent, shown
+from .svg import interval, percent, shown
 
 TEXT_CHARS = 1200
 LINE_CHARS = 300

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from ..statistics.beta import rate_interval
-from ..statistics.inference import Bootstrap
+from ..statistics.inference import Bootstrap, rate_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,21 +1,24 @@
 """Intent fusion: the rewriter makes one question that needs several virtues; checks decide, failed
 ones are named on retry.
 
-    fuser = Rewriter(settings)
-    source = await fuser.prepare(ask, prompt, profile, target_dims, rollouts)   # measures what the
-    checks compare with messages, tries = await fuser.fuse(ask, source, "fused")
-    control, more = await fuser.fuse(ask, source, "single", arms.matched(messages[-1]["content"]))
+    rewriter = Rewriter(settings)
+    source = await rewriter.prepare(ask, prompt, stats, target_dims, rollouts)
+    messages, attempts = await rewriter.fuse(ask, source, "fused")
+    control, more = await rewriter.fuse(ask, source, "single", matched(messages[-1]["content"]))
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import plugins
+from ..errors import SettingsError
 from ..resources import load_template, nonce
 from ..rewards import Ask
 from ..run.tasks import all_of
@@ -24,10 +27,10 @@ from ..sources.benchmarks import Benchmarks
 from ..sources.mine import benchmarks_of
 from ..text import n_tokens, seed_of
 from ..types import Answer, Message, Messages, Prompt, Request, Sampling
-from . import arms, checks
-from .checks import cosine, folder_hash
+from . import checks
+from .checks import Budget, cosine, folder_hash
 from .guard import Guard
-from .intents import load_intents, premise_for
+from .intents import Intent, load_intents, premise_for
 from .reply import SCHEMA, Rewrite, parse_rewrite
 
 if TYPE_CHECKING:
@@ -335,7 +338,7 @@ class Rewriter:
         self, source: RewriteSource, within: checks.Budget | None
     ) -> tuple[Messages | None, list[RewriteAttempt]]:
         """No model: the questions that are joined are shipped ones. Only the length is checked."""
-        text = arms.concat(
+        text = concat(
             source.prompt.text, source.target_dims, self._specs, within, self._settings.seed
         )
         n = n_tokens(text)
@@ -355,3 +358,66 @@ class Rewriter:
 def _asked_instead(prompt: Prompt, text: str) -> Messages:
     """The prompt's conversation with another last turn."""
     return (*prompt.messages[:-1], Message(role="user", content=text))
+
+
+# Arms: ways from one mined prompt to what is asked; samples, judge and selector are the same.
+#     identity   the prompt itself, freshly sampled
+#     single     more detail on the need that it has already
+#     generic    longer and clearer
+#     random     something unrelated to ask for besides
+#     concat     questions of other subjects joined to it, unfused
+#     fused      several needs in one question
+# Controls keep to the length of the accepted fused prompt, +-15 %, so they run after it.
+
+TOLERANCE = 0.15
+JOINER = "And something else:"
+
+
+def in_order(arms: Sequence[str]) -> list[str]:
+    """The arms as they are run: fused before those that follow its length."""
+    return sorted(arms, key=lambda arm: arm != "fused")
+
+
+def matched(text: str) -> Budget:
+    """Length of a control of a prompt whose fused form is `text`."""
+    n = n_tokens(text)
+    return Budget(math.ceil((1 - TOLERANCE) * n), math.floor((1 + TOLERANCE) * n))
+
+
+def concat(
+    prompt: str,
+    target_dims: Sequence[str],
+    specs: Mapping[str, Intent],
+    within: Budget | None,
+    seed: int,
+) -> str:
+    """The prompt, and behind it a question of another subject for each target dimension, joined
+    without fusion.
+
+    Of all combinations, the one nearest to the middle of `within`; where none is in it, one target
+    has to do. Among equals, and without `within`, `seed` draws.
+
+    Raises:
+        SettingsError: a target dimension has no such questions.
+    """
+    for d in target_dims:
+        if not specs[d].alone:
+            raise SettingsError(
+                f"arm concat needs questions of dimension {d!r}: add `alone` to"
+                f" templates/intents/{d}.yaml"
+            )
+    best = prompt
+    for dims in ((tuple(target_dims),), [(d,) for d in target_dims]):
+        texts = [
+            " ".join([prompt.strip(), *(f"{JOINER} {q}" for q in questions)])
+            for some in dims
+            for questions in product(*(specs[d].alone for d in some))
+        ]
+        best = min(texts, key=lambda t: (_distance(t, within), seed_of(seed, t)), default=prompt)
+        if within is None or within.min <= n_tokens(best) <= within.max:
+            break
+    return best
+
+
+def _distance(text: str, within: Budget | None) -> float:
+    return 0.0 if within is None else abs(n_tokens(text) - (within.min + within.max) / 2)

@@ -23,8 +23,16 @@ from .build import (
     parse_override,
     to_yaml,
 )
-from .rewards import CalibrationSettings, RewardSettings
-from .roles import ROLES, BatchSettings, LocalSettings, RoleSettings, Settings, cache_tree
+from .roles import (
+    ROLES,
+    BatchSettings,
+    CalibrationSettings,
+    LocalSettings,
+    RewardSettings,
+    RoleSettings,
+    Settings,
+    cache_tree,
+)
 from .stages import (
     Foresee,
     FuseSettings,

@@ -15,8 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .. import resources
 from ..errors import SettingsError
-from .rewards import RewardSettings
-from .roles import RoleSettings, Settings
+from .roles import RewardSettings, RoleSettings, Settings
 from .stages import (
     FuseSettings,
     LimitSettings,

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..types import ARMS
-from .rewards import RewardSettings
-from .roles import RoleSettings, Settings
+from .roles import RewardSettings, RoleSettings, Settings
 
 Foresee = Literal["decision", "label"]
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 from .. import sources
 from ..errors import DropRow, SettingsError, SourceError
-from ..run.manifest import StageCounts
+from ..run.folder import StageCounts
 from ..settings import BuildSettings, MineSettings, SourceSettings
 from ..text import context_and_group, digest
 from ..types import Prompt

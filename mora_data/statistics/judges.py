@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .beta import rate_interval
+from .inference import rate_interval
 
 if TYPE_CHECKING:
     pass

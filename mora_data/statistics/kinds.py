@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..types import Kind
-from .beta import beta_tail
+from .inference import beta_tail
 from .rollouts import dominance_rate, effective_dimensionality, gini_mean_difference
 
 if TYPE_CHECKING:

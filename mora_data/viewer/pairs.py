@@ -22,7 +22,7 @@ from typing import ClassVar
 import orjson
 
 from ..errors import RunFolderError, SettingsError
-from ..report.reviews import FILE, VOTES, Vote, prefers, read_reviews
+from ..report.pairs import FILE, VOTES, Vote, prefers, read_reviews
 from ..report.templates import url
 from ..text import digest
 from ..types import Message

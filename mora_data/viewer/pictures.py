@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from ..report.figure import shown
-from ..report.svg import Frame, axes, dot, panel, rule, short, text
+from ..report.svg import Frame, axes, dot, panel, rule, short, shown, text
 from ..report.templates import url
 from .index import PairRow
 from .provenance import BEFORE, PromptProvenance, ScoredAnswer

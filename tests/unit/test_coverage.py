@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from mora_data.report.values import share
-from mora_data.statistics.beta import rate_interval
-from mora_data.statistics.inference import cluster_bootstrap
+from mora_data.statistics.inference import cluster_bootstrap, rate_interval
 
 RATES, SIZES = (0.002, 0.01, 0.05, 0.5), (50, 200, 1000)
 SHAPES = ("one answer a prompt", "16 alike", "16 alike, prompts in groups")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mora_data.statistics import rollouts as s
-from mora_data.statistics.beta import beta_quantile, moment_prior
+from mora_data.statistics.inference import beta_quantile, moment_prior
 
 FLOORS = np.array([0.5, 0.4, 0.6])
 

@@ -16,11 +16,10 @@ import pytest
 import yaml
 
 from mora_data.errors import SettingsError
-from mora_data.rewriting.arms import JOINER, concat, in_order, matched
 from mora_data.rewriting.checks import Budget, cosine
 from mora_data.rewriting.intents import load_intents, premise_for
 from mora_data.rewriting.patterns import asks_for
-from mora_data.rewriting.rewriter import Rewriter, RewriteSource
+from mora_data.rewriting.rewriter import JOINER, Rewriter, RewriteSource, concat, in_order, matched
 from mora_data.settings import BuildSettings, ScriptedSettings, build_settings
 from mora_data.simulator.engine import Simulator
 from mora_data.text import n_tokens

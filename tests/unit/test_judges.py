@@ -10,7 +10,7 @@ import pytest
 
 from mora_data.rewards.canary import drift, drifted
 from mora_data.rewards.judge_stats import JudgeStats, Noise, NoiseSums
-from mora_data.run.model_names import family, same_family
+from mora_data.run.cost import family, same_family
 from mora_data.settings import PresampleSettings
 from mora_data.statistics.judges import (
     AgreementSums,

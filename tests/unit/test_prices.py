@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from mora_data.errors import LimitReached, SettingsError
-from mora_data.run.cost import CostTracker, load_prices
+from mora_data.run.cost import CostTracker, load_prices, same_model
 from mora_data.run.folder import RunFolder, read_json
-from mora_data.run.model_names import same_model
 from mora_data.run.stats import RunStats
 from mora_data.settings import LimitSettings
 

@@ -19,8 +19,7 @@ from mora_data.cli import main
 from mora_data.errors import SettingsError
 from mora_data.report.document import report_of
 from mora_data.report.page import report_html
-from mora_data.report.pairs import PairTable, read_pairs
-from mora_data.report.reviews import agreement, read_reviews
+from mora_data.report.pairs import PairTable, agreement, read_pairs, read_reviews
 from mora_data.viewer.pairs import ReviewSession
 from mora_data.viewer.server import server_of
 

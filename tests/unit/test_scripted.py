@@ -19,7 +19,7 @@ import pytest
 from mora_data import resources
 from mora_data.rewards.judge import VARIABLES as JUDGE
 from mora_data.rewards.rubric import VARIABLES as RUBRIC
-from mora_data.rewriting import arms, checks, intents, reply
+from mora_data.rewriting import checks, intents, reply, rewriter
 from mora_data.rewriting.rewriter import VARIABLES as FUSE
 from mora_data.settings import ScriptedSettings
 from mora_data.simulator import BANKS, CLAUSES, JOINED, SENTENCES
@@ -438,8 +438,8 @@ def test_a_control_keeps_the_reward_structure_of_its_origin(task: str, singles: 
 
 
 def test_joined_questions_widen_some_prompts_and_none_in_the_null_world(singles: list[str]) -> None:
-    assert arms.JOINER == JOINED
-    joined = [(p, arms.concat(p, targets_of(p), INTENTS, None, 0)) for p in singles]
+    assert rewriter.JOINER == JOINED
+    joined = [(p, rewriter.concat(p, targets_of(p), INTENTS, None, 0)) for p in singles]
     wider = mean(interpret(c, True).kind == "multi" for _, c in joined)
     assert 0.1 < wider < 0.5
     for prompt, text in joined:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mora_data.errors import SettingsError
-from mora_data.prompts.pilot import pilot_check
+from mora_data.rewriting.checks import pilot_check
 
 FLOORS, SIGMA = np.full(2, 0.75), np.full(2, 0.05)
 # two dimensions, a quarter passes both
