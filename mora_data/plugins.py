@@ -101,6 +101,6 @@ def load(table: Mapping[str, str], name: str, where: str) -> Plugin:
     """
     path = table.get(name, name)
     if not all(path.partition(":")):
-        hint = f"{nearest(name, table)}, or give module:name" if table else "write module:name"
+        hint = f"{nearest(name, table)} Or give module:name" if table else "write module:name"
         raise SettingsError(f"unknown {where} {name!r}: {hint}")
     return Plugin(name, path, where)

@@ -23,7 +23,7 @@ from .. import plugins
 from ..engines.limiter import ConcurrencyLimiter
 from ..errors import SettingsError
 from ..run.folder import json_hash
-from ..settings import BuildSettings, CalibrationSettings, RewardSettings, cache_tree
+from ..settings import BuildSettings, CalibrationSettings, RewardSettings, Settings, cache_tree
 from ..types import Score
 from . import REWARDS, Reward
 
@@ -322,9 +322,12 @@ def _source(reward: Reward, number: int, settings: RewardSettings) -> RewardSour
 
 def cache_key_of(reward: Reward, settings: RewardSettings) -> str:
     """Hash of all that a reward source is made of, besides the model that it asks."""
-    code = plugins.load(REWARDS, settings.kind, f"rewards.{reward.dimension}").code_hash
+    plugin = plugins.load(REWARDS, settings.kind, f"rewards.{reward.dimension}")
+    options = plugin.options(settings.options)
+    own = cache_tree(options) if isinstance(options, Settings) else settings.options
+    common = {k: v for k, v in cache_tree(settings).items() if k not in settings.options}
     files = calibration_files(settings)
-    return json_hash([code, cache_tree(settings), getattr(reward, "fingerprint", ""), files])
+    return json_hash([plugin.code_hash, common, own, getattr(reward, "fingerprint", ""), files])
 
 
 def calibration_files(settings: RewardSettings) -> list[str]:

@@ -274,8 +274,11 @@ def emptied_by(counts: Mapping[str, StageCounts], dataset_dir: str | None) -> st
     for stage, c in counts.items():
         if c["in"] and not c["kept"]:
             reason, n = max(c["dropped"].items(), key=lambda kv: (kv[0] != "control_arm", kv[1]))
+            why = ""
+            if reason in ("failed", "unscored"):
+                why = " for reasons in errors.jsonl, and the same command asks again"
             return (
-                f"no pair was selected: stage {stage} kept none of {c['in']} ({n} {reason}); "
-                f"the folder {dataset_dir} is written without pairs"
+                f"no pair was selected: stage {stage} kept none of {c['in']} ({n} {reason}{why});"
+                f" the folder {dataset_dir} is written without pairs"
             )
     return "no pair was selected: no prompt came through; see `mora-data status`"

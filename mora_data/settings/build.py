@@ -59,8 +59,8 @@ class BuildSettings(Settings):
     """One build, end to end: what a file in builders/ holds."""
 
     not_in_rows = frozenset(
-        "name source mine publish limits recorded executor ray partition_size".split()
-    )  # prompts come in by their hash, models by their names
+        "name source mine publish limits recorded executor ray partition_size rewards".split()
+    )  # prompts come in by their hash, models by their names, rewards by a key of their own
 
     name: str
     """Name of the build."""
@@ -313,7 +313,8 @@ def explain(
         known = [*_fields_at(model, parents), *(() if parents else beside)]
         return f"unknown setting {where!r}: {nearest(last, known)}"
     if fault["type"] == "missing":
-        return f"setting {where!r} is missing: add it to the builder file or give --set {where}=..."
+        flag = "" if inside else f" or give --set {where}=..."
+        return f"setting {where!r} is missing: add it to the builder file{flag}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"setting {where} = {fault.get('input')!r}: {message}"
 

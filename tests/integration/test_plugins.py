@@ -241,6 +241,10 @@ def test_a_reward_with_its_own_server_and_setting(here: Path, server: CalmServer
     new = server.calls[asked:]
     assert new and not set(new) & set(server.calls[:asked])
 
+    asked = len(server.calls)
+    tree["rewards"]["calm"][0]["url"] += "/moved"
+    assert run(here, tree).requests == 0 and len(server.calls) == asked
+
     tree["rewards"]["calm"][0]["loudest"] = 0.5
     run(here, tree)
     assert max(scores(here, "calm")) <= 0.5

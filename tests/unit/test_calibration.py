@@ -204,7 +204,7 @@ def one(
             "source": {"kind": "jsonl"},
             "dimensions": ["d"],
             "presample": {"enabled": not plain},
-            "rewards": {"d": [{"kind": "fake:Fake", **reward}]},
+            "rewards": {"d": [{"kind": "unit.test_calibration:Fake", **reward}]},
         }
     )
     return sources_of({"d": [Fake("d", own, pass_threshold)]}, settings)["d"]
