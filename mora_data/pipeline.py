@@ -36,7 +36,7 @@ from .prompts.judge_calibration import (
     measure_judges,
 )
 from .prompts.judge_quality import quality, self_preference
-from .prompts.personas import capped
+from .prompts.personas import cap_shares
 from .prompts.runner import PartitionRunner, ask_partitions, is_finalized
 from .run.cost import CostTracker, Prices, load_prices
 from .run.folder import (
@@ -564,7 +564,7 @@ def _cap_personas(
     names = [p.name for p in context.personas]
     if not names:
         return {}
-    shares, lost = capped(parts, selection.chosen, settings.published_arms, names)
+    shares, lost = cap_shares(parts, selection.chosen, settings.published_arms, names)
     selection.counts.update({("select", "kept"): -lost, ("select", "persona_share"): lost})
     return shares
 

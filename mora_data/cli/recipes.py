@@ -54,7 +54,7 @@ class Recipe:
         found, todo = set[Path](), [self.script]
         while todo:
             tree = ast.parse(todo.pop().read_text("utf-8"))
-            names = {name for node in ast.walk(tree) for name in _named(node)}
+            names = {name for node in ast.walk(tree) for name in _names_in(node)}
             new = (
                 {path for n in names if (path := self.script.with_name(f"{n}.py")).is_file()}
                 - found
@@ -65,7 +65,7 @@ class Recipe:
         return sorted(found)
 
 
-def _named(node: ast.AST) -> list[str]:
+def _names_in(node: ast.AST) -> list[str]:
     """Modules that a node of a script's syntax tree imports or, as the text `name.py`, starts."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]

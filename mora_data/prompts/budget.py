@@ -36,21 +36,21 @@ class Mined:
 
     prompt_id: str
     stratum: str
-    profile: PromptStats
+    stats: PromptStats
 
 
-def joint_score(profile: PromptStats, dominance_prior: Score, joint_prior: Score) -> Score:
+def joint_score(stats: PromptStats, dominance_prior: Score, joint_prior: Score) -> Score:
     """J = (posterior mean of the dominance rate, posterior mean of A_16), both in [0, 1]; low =
     little to be had at once.
 
     n answers make n / 2 pairs that share none, which is what the dominance rate is taken to rest
     on. A_16 under p ~ Beta(a, b) is 1 - prod_{i<16} (b + i) / (a + b + i).
     """
-    pairs, (a, b) = profile.n // 2, dominance_prior
-    dominance = (a + profile.dominance * pairs) / (a + b + pairs)
+    pairs, (a, b) = stats.n // 2, dominance_prior
+    dominance = (a + stats.dominance * pairs) / (a + b + pairs)
     a, b = (
-        joint_prior[0] + profile.joint * profile.n,
-        joint_prior[1] + (1 - profile.joint) * profile.n,
+        joint_prior[0] + stats.joint * stats.n,
+        joint_prior[1] + (1 - stats.joint) * stats.n,
     )
     none = 1.0
     for i in range(K):
@@ -106,19 +106,19 @@ def fit(
 
 
 def goes_on(
-    mining: Mapping[str, Mapping[str, Any]], stratum: str, prompt_id: str, profile: PromptStats
+    mining: Mapping[str, Mapping[str, Any]], stratum: str, prompt_id: str, stats: PromptStats
 ) -> bool:
     """Whether a prompt that passes the rule is within its stratum's budget."""
     limit = mining.get(stratum)
     if limit is None:
         return True
-    own = joint_score(profile, tuple(limit["dominance_prior"]), tuple(limit["joint_prior"]))
+    own = joint_score(stats, tuple(limit["dominance_prior"]), tuple(limit["joint_prior"]))
     most = (limit["dominance"], limit["joint"])
     return own < most or (own == most and seed_of("budget", prompt_id) < limit["share"] * UNITS)
 
 
 def _share(group: Sequence[Mined], accept: Sequence[str]) -> float:
-    return sum(m.profile.kind in accept for m in group) / len(group) if group else 0.0
+    return sum(m.stats.kind in accept for m in group) / len(group) if group else 0.0
 
 
 def _threshold(group: Sequence[Mined], wanted: float, accept: Sequence[str]) -> dict[str, Any]:
@@ -127,14 +127,14 @@ def _threshold(group: Sequence[Mined], wanted: float, accept: Sequence[str]) -> 
 
     from ..statistics.inference import moment_prior
 
-    n = np.array([m.profile.n for m in group])
-    dominance = np.array([m.profile.dominance for m in group])
-    joint = np.array([m.profile.joint for m in group])
+    n = np.array([m.stats.n for m in group])
+    dominance = np.array([m.stats.dominance for m in group])
+    joint = np.array([m.stats.joint for m in group])
     priors = (
         moment_prior(np.rint(dominance * (n // 2)).astype(int), n // 2),
         moment_prior(np.rint(joint * n).astype(int), n),
     )
-    scores = sorted(joint_score(m.profile, *priors) for m in group if m.profile.kind in accept)
+    scores = sorted(joint_score(m.stats, *priors) for m in group if m.stats.kind in accept)
     most, share = (1.0, 1.0), 1.0
     if scores:
         target = wanted * len(scores)

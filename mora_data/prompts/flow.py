@@ -19,14 +19,14 @@ from ..rewards.combine import combine as combine_sources
 from ..rewards.judge import second_opinion
 from ..rewards.rules import flags
 from ..rewriting.checks import Check, pilot_check
-from ..rewriting.rewriter import Probe, RewriteSource, in_order, matched
+from ..rewriting.rewriter import Probe, RewriteSource, in_arm_order, matched_length
 from ..run.tasks import all_of
 from ..settings import BuildSettings
 from ..text import is_foreign, language_of, n_tokens, normalise, seed_of
 from ..types import OUT_OF_PAIRS, Answer, Messages, Pair, Prompt, Request, Rollout, Score
 from .budget import goes_on
 from .context import PromptContext
-from .personas import as_persona, dealt
+from .personas import as_persona, interleave
 from .result import Arm, PromptResult
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ async def _stages(context: PromptContext, result: PromptResult) -> None:
         source = await build.rewriter.prepare(
             context.ask, prompt, result.stats, result.target_dims, leaks
         )
-        for name in in_order(settings.fuse.arms):
+        for name in in_arm_order(settings.fuse.arms):
             await _run_arm(context, result, name, source)
 
 
@@ -186,7 +186,7 @@ async def _question(
         if not accepted:
             result.count("fuse", not_fused=1)
             return None
-        within = matched(accepted[0])
+        within = matched_length(accepted[0])
     before = result.presample if fuse.probe else None
     probe = _pilot(context, name, before) if before else None
     messages, attempts = await context.build.rewriter.fuse(context.ask, source, name, within, probe)
@@ -233,7 +233,7 @@ async def _rollouts(context: PromptContext, result: PromptResult, arm: Arm) -> l
         )
         for k, p in enumerate(personas)
     ]
-    answers = dealt(await all_of(context.ask(r) for r in requests))
+    answers = interleave(await all_of(context.ask(r) for r in requests))
     asked = arm.messages[-1]["content"]
     rollouts = [
         replace(r, persona=p.name) if (p := personas[i % len(personas)]) else r

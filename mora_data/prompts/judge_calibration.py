@@ -80,7 +80,7 @@ async def measure_judges(
         stats = await _with_mining_thresholds(measured, run, parts, first, ids)
     run.folder.write("reference.json", stats.to_json())
     if n_canaries:
-        items = canary.chosen(found, sources, n_canaries)
+        items = canary.choose_items(found, sources, n_canaries)
         start = await _score_canaries(replace(build, sources=sources), run, items, "start")
         tree = {"basis": stats.cache_key, "n": n_canaries, "items": items, "start": start}
         run.folder.write("canary.json", tree)
@@ -102,7 +102,7 @@ async def measure_drift(build: BuildContext, run: Running, settled: str) -> Drif
 
 def check_drift(drift: Drift, limit: float) -> None:
     """Raises UnreliableScores when the scorers are not what they were at the start."""
-    for d in canary.drifted(drift, limit):
+    for d in canary.drifting_dims(drift, limit):
         v = drift[d]
         raise UnreliableScores(
             f"the scorers changed during the run: {v['n']} canary answers moved by"
@@ -201,7 +201,9 @@ async def _score_canaries(
     log = AnswerLog(run.folder.path / "canary.log")
     try:
         ask = CachedClient(run.engines, log, build.settings.seed, run.stats)
-        return await canary.measured(ask, build.sources, items, when, build.settings.select.kappa)
+        return await canary.score_items(
+            ask, build.sources, items, when, build.settings.select.kappa
+        )
     finally:
         log.close()
 

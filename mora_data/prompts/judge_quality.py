@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from ..engines.engine import Engine
 
 
-def sums_of(outcomes: Sequence[PromptResult]) -> dict[str, Any]:
+def sums_of(results: Sequence[PromptResult]) -> dict[str, Any]:
     """Sums over a partition's first scores: dimension -> number of the source -> SourceSums, and
     per dimension agreement."""
     from ..statistics.judges import AgreementSums, SourceSums
 
     sources: dict[str, dict[str, SourceSums]] = {}
     agreement: dict[str, AgreementSums] = {}
-    for o in outcomes:
+    for o in results:
         lengths = {
             (a.name, r.index): float(r.length)
             for a in [*([o.presample] if o.presample else []), *o.arms]

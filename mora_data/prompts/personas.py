@@ -71,13 +71,13 @@ def as_persona(messages: Messages, persona: Persona | None) -> Messages:
     return (Message(role="system", content=persona.system), *messages)
 
 
-def dealt(shares: Sequence[Sequence[T]]) -> list[T]:
+def interleave(shares: Sequence[Sequence[T]]) -> list[T]:
     """The shares as one list, dealt in turn: more answers only append."""
     k, n = len(shares), sum(map(len, shares))
     return [shares[i % k][i // k] for i in range(n)]
 
 
-def capped(
+def cap_shares(
     parts: Iterable[Partition],
     chosen: dict[int, NDArray[np.int64]],
     arms: Sequence[str],

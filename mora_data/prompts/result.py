@@ -65,7 +65,7 @@ def schemas(dims: Sequence[str]) -> dict[str, Any]:
 
     text, number, whole = pa.string(), pa.float64(), pa.int32()
     message = pa.list_(pa.struct([("role", text), ("content", text)]))
-    profile = [
+    stats = [
         ("prompt_id", text),
         ("kind", text),
         ("n", whole),
@@ -78,7 +78,7 @@ def schemas(dims: Sequence[str]) -> dict[str, Any]:
         ("owed", text),
     ]
     for d in dims:
-        profile += [(f"state_{d}", text), (f"passed_{d}", number), (f"gini_{d}", number)]
+        stats += [(f"state_{d}", text), (f"passed_{d}", number), (f"gini_{d}", number)]
     pairs = [
         ("prompt_id", text),
         ("arm", text),
@@ -91,7 +91,7 @@ def schemas(dims: Sequence[str]) -> dict[str, Any]:
         pairs += [(f"margin_{d}", number), (f"margin_confirmed_{d}", number)]
     check = pa.list_(pa.struct([("name", text), ("passed", pa.bool_()), ("value", number)]))
     return {
-        "profiles": pa.schema(profile),
+        "profiles": pa.schema(stats),
         "fusions": pa.schema(
             [
                 ("prompt_id", text),
@@ -137,10 +137,10 @@ def schemas(dims: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def tables(outcomes: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, Table]:
+def tables(results: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, Table]:
     """The outcomes as tables; rows in the order of the prompts, then arms, then samples."""
     out = {name: Table(schema) for name, schema in schemas(dims).items()}
-    for o in outcomes:
+    for o in results:
         _add_profile(out["profiles"], o, dims)
         for f in o.attempts:
             out["fusions"].add(

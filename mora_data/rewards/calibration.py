@@ -228,13 +228,13 @@ def _fit_labelled(
             f"{kind} can't be fitted: all {len(x)} {'labels' if np.ptp(y) == 0 else 'raw scores'}"
             " are the same"
         )
-    fitted = _fit_isotonic(x, y) if kind == "isotonic" else _fit_platt(x, y)
-    if fitted.get("slope", 1.0) <= 0 or len(set(fitted.get("y", (0, 1)))) < 2:
+    fit_maps = _fit_isotonic(x, y) if kind == "isotonic" else _fit_platt(x, y)
+    if fit_maps.get("slope", 1.0) <= 0 or len(set(fit_maps.get("y", (0, 1)))) < 2:
         raise SettingsError(
             f"{kind} can't be fitted: the labels do not rise with the raw scores (is the sign"
             " turned?)"
         )
-    return fitted
+    return fit_maps
 
 
 def _fit_isotonic(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Canaries: a few reference answers scored when a run begins and once more when it ends, to see
 whether the scorers changed.
 
-    items = chosen(found, 50)
-    start = await measured(ask, sources, items, "start", kappa)
-    end = await measured(ask, sources, items, "end:<what was built>", kappa)
+    items = choose_items(found, 50)
+    start = await score_items(ask, sources, items, "start", kappa)
+    end = await score_items(ask, sources, items, "end:<what was built>", kappa)
     drift(start, end, sigma)     # {"helpful": {"shift": -0.02, "error": 0.01, "n": 50}, ...}
 
 Both are fresh measurements under the conditions of ordinary scores: each has a purpose of its own,
@@ -32,7 +32,7 @@ Item = dict[str, Any]
 Values = dict[str, list[float | None]]
 
 
-def chosen(found: Measurements, sources: RewardSources, n: int) -> list[Item]:
+def choose_items(found: Measurements, sources: RewardSources, n: int) -> list[Item]:
     """Up to `n` scored reference rollouts, a fixed draw by their names, each with the anchors of
     its prompt."""
     drawn = sorted(
@@ -55,7 +55,7 @@ def chosen(found: Measurements, sources: RewardSources, n: int) -> list[Item]:
     ]
 
 
-async def measured(
+async def score_items(
     ask: Ask, sources: RewardSources, items: Sequence[Item], when: str, kappa: float | None
 ) -> Values:
     """Per dimension the value of each item, None where there is none now."""
@@ -92,7 +92,7 @@ def drift(
     return out
 
 
-def drifted(found: Mapping[str, Mapping[str, Any]], limit: float) -> list[str]:
+def drifting_dims(found: Mapping[str, Mapping[str, Any]], limit: float) -> list[str]:
     """The dimensions that shifted by more than `limit` and by more than their error explains."""
     return [
         d

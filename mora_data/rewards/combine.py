@@ -141,7 +141,7 @@ def with_calibration_maps(
     }
 
 
-def described(sources: RewardSources) -> dict[str, list[dict[str, Any]]]:
+def maps_as_json(sources: RewardSources) -> dict[str, list[dict[str, Any]]]:
     """The maps as reference.json and the published calibration.json hold them."""
     return {
         d: [{"source": s.reward.name, **(s.calibration_map or {"kind": s.kind})} for s in found]
@@ -244,7 +244,7 @@ def combine(
     )
 
 
-def fitted(
+def fit_maps(
     sources: RewardSources, raw: Mapping[tuple[str, int], Sequence[Sequence[float | None]]]
 ) -> dict[str, list[RewardSource]]:
     """The sources with maps fitted on the raw scores of the reference prompts, one list of scores

@@ -22,8 +22,8 @@ from .combine import (
     anchor,
     calibrated,
     combine,
-    described,
-    fitted,
+    fit_maps,
+    maps_as_json,
     steps_of,
 )
 
@@ -284,7 +284,7 @@ def conclude(
     dims = list(sources)
     ready: RewardSources = sources
     if any(s.needs_fit for group in sources.values() for s in group):
-        ready = fitted(sources, _raw_scores(found, sources))
+        ready = fit_maps(sources, _raw_scores(found, sources))
     sums, n_rollouts = NoiseSums(dims), 0
     for m in found.in_order():
         anchors: Anchors = {}
@@ -299,7 +299,7 @@ def conclude(
                 sums.add(d, values[i], _reward(ready, d, again.get(i, {}), kappa))
     maps = {
         d: [{**c, "provisional": c["n"] < PROVISIONAL_UNDER} if "n" in c else c for c in group]
-        for d, group in described(ready).items()
+        for d, group in maps_as_json(ready).items()
     }
     stats = JudgeStats(
         sums.result(steps_of(ready)),
@@ -315,7 +315,7 @@ def conclude(
 def unmeasured(sources: RewardSources, pass_thresholds: Mapping[str, float]) -> JudgeStats:
     """The statistics of a build without presamples: nothing was scored twice."""
     noise = NoiseSums(list(sources)).result(dict.fromkeys(sources, 0.0))
-    return JudgeStats(noise, pass_thresholds, described(sources))
+    return JudgeStats(noise, pass_thresholds, maps_as_json(sources))
 
 
 def columns_of(

@@ -177,7 +177,7 @@ class Rewriter:
         self,
         ask: Ask,
         prompt: Prompt,
-        profile: PromptStats | None,
+        stats: PromptStats | None,
         target_dims: tuple[str, ...],
         rollouts: Sequence[str],
     ) -> RewriteSource:
@@ -189,13 +189,13 @@ class Rewriter:
             else None
         )
         conflict = (
-            profile is not None
-            and profile.kind == "conflict"
-            and "harmless" in (profile.carried_dim, *target_dims)
+            stats is not None
+            and stats.kind == "conflict"
+            and "harmless" in (stats.carried_dim, *target_dims)
         )
         return RewriteSource(
             prompt,
-            profile.carried_dim if profile else None,
+            stats.carried_dim if stats else None,
             target_dims,
             rollouts,
             harm,
@@ -373,12 +373,12 @@ TOLERANCE = 0.15
 JOINER = "And something else:"
 
 
-def in_order(arms: Sequence[str]) -> list[str]:
+def in_arm_order(arms: Sequence[str]) -> list[str]:
     """The arms as they are run: fused before those that follow its length."""
     return sorted(arms, key=lambda arm: arm != "fused")
 
 
-def matched(text: str) -> Budget:
+def matched_length(text: str) -> Budget:
     """Length of a control of a prompt whose fused form is `text`."""
     n = n_tokens(text)
     return Budget(math.ceil((1 - TOLERANCE) * n), math.floor((1 + TOLERANCE) * n))

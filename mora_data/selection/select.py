@@ -87,7 +87,7 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
                 before += float(table.margins_Q_D(good).sum())
                 after += float(np.nansum(good.confirmed_Q_D))
             repeats = seen.repeats(table)
-            out.counts.update(_counted(table, repeats, good))
+            out.counts.update(_count_rows(table, repeats, good))
             confirmed.append(
                 _as_confirmed(part.number, n_rows, table, good.take(repeats[good.row_Q] == ""))
             )
@@ -197,7 +197,7 @@ class _Seen:
         return out
 
 
-def _counted(
+def _count_rows(
     table: ScoredTable, repeats: NDArray[np.str_], good: Pairs
 ) -> Counter[tuple[str, str]]:
     """Rows by what became of them."""

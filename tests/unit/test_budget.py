@@ -15,7 +15,7 @@ from mora_data.statistics.kinds import PromptStats
 ACCEPT = ("flat", "one_dim", "conflict", "undecided")
 
 
-def profile(dominance: float, joint: float, kind: str = "one_dim", n: int = 16) -> PromptStats:
+def stats(dominance: float, joint: float, kind: str = "one_dim", n: int = 16) -> PromptStats:
     return PromptStats(
         kind, n, "helpful", ("harmless",), ("informative",), (0.5,), (0.2,), dominance, 1.0, joint
     )  # type: ignore[arg-type]
@@ -27,7 +27,7 @@ def prompts(n: int, seed: int, ties: float = 0.4) -> list[Mined]:
     out = []
     for i in range(n):
         none = rng.random() < ties
-        p = profile(
+        p = stats(
             0.0 if none else rng.random() * 0.3,
             0.0 if none else rng.randint(0, 16) / 16,
             "multi" if rng.random() < 0.2 else "one_dim",
@@ -40,9 +40,9 @@ def kept(
     found: list[Mined], mining: dict[str, dict[str, object]], stratum: str | None = None
 ) -> int:
     return sum(
-        goes_on(mining, m.stratum, m.prompt_id, m.profile)
+        goes_on(mining, m.stratum, m.prompt_id, m.stats)
         for m in found
-        if m.profile.kind in ACCEPT and stratum in (None, m.stratum)
+        if m.stats.kind in ACCEPT and stratum in (None, m.stratum)
     )
 
 
@@ -63,7 +63,7 @@ def test_a_budget_of_its_own_for_a_stratum() -> None:
     mining = fit(prompts(1000, 2), {"a": 3000, "b": 1000}, {"b": 100}, ACCEPT)
     found = prompts(4000, 1)
     assert set(mining) == {"b"} and kept(found, mining, "a") == sum(
-        m.profile.kind in ACCEPT for m in found if m.stratum == "a"
+        m.stats.kind in ACCEPT for m in found if m.stratum == "a"
     )
     assert 50 < kept(found, mining, "b") < 150
 
@@ -76,12 +76,12 @@ def test_those_with_the_least_come_first() -> None:
         m
         for m in found
         if m.stratum == "a"
-        and m.profile.kind in ACCEPT
-        and goes_on(mining, "a", m.prompt_id, m.profile)
+        and m.stats.kind in ACCEPT
+        and goes_on(mining, "a", m.prompt_id, m.stats)
     ]
-    staying = [m for m in found if m.stratum == "a" and m.profile.kind in ACCEPT and m not in going]
+    staying = [m for m in found if m.stratum == "a" and m.stats.kind in ACCEPT and m not in going]
     scores = [
-        [joint_score(m.profile, limit["dominance_prior"], limit["joint_prior"]) for m in side]
+        [joint_score(m.stats, limit["dominance_prior"], limit["joint_prior"]) for m in side]
         for side in (going, staying)
     ]
     assert max(scores[0]) <= min(scores[1])
@@ -89,7 +89,7 @@ def test_those_with_the_least_come_first() -> None:
 
 def test_no_budget_or_a_large_one_lets_all_pass() -> None:
     assert fit(prompts(100, 1), {"a": 75, "b": 25}, 1000, ACCEPT) == {}
-    assert goes_on({}, "a", "x", profile(1.0, 1.0))
+    assert goes_on({}, "a", "x", stats(1.0, 1.0))
 
 
 def test_a_stratum_that_the_reference_lacks_gets_the_threshold_of_all() -> None:
@@ -108,6 +108,6 @@ def test_an_unknown_stratum_is_one_line() -> None:
 def test_the_posterior_means() -> None:
     """Against 400,000 draws of p ~ Beta(a + c, b + n - c): E[1 - (1 - p)^16]; tolerance 0.002."""
     p = np.random.default_rng(0).beta(1 + 4, 3 + 12, 400_000)
-    dominance, a_16 = joint_score(profile(0.25, 0.25), (0.5, 2.0), (1.0, 3.0))
+    dominance, a_16 = joint_score(stats(0.25, 0.25), (0.5, 2.0), (1.0, 3.0))
     assert a_16 == pytest.approx((1 - (1 - p) ** 16).mean(), abs=0.002)
     assert dominance == pytest.approx((0.5 + 2) / (2.5 + 8))

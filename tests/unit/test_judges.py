@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mora_data.rewards.canary import drift, drifted
+from mora_data.rewards.canary import drift, drifting_dims
 from mora_data.rewards.judge_stats import JudgeStats, Noise, NoiseSums
 from mora_data.run.cost import family, same_family
 from mora_data.settings import PresampleSettings
@@ -253,10 +253,10 @@ def test_drift_has_to_exceed_the_limit_and_its_error() -> None:
     assert (
         found["d"]["shift"] == pytest.approx(-0.2)
         and found["d"]["n"] == 40
-        and drifted(found, 0.1) == ["d"]
+        and drifting_dims(found, 0.1) == ["d"]
     )
-    assert not drifted(drift(start, start, {"d": 0.05}), 0.1)
+    assert not drifting_dims(drift(start, start, {"d": 0.05}), 0.1)
     # one item of a noisy judge proves nothing
     few = drift({"d": [0.5, None]}, {"d": [0.25, 0.5]}, {"d": 0.3})
-    assert few["d"]["n"] == 1 and not drifted(few, 0.1)
+    assert few["d"]["n"] == 1 and not drifting_dims(few, 0.1)
     assert drift({"d": [None]}, {"d": [0.5]}, {})["d"]["shift"] is None

@@ -32,7 +32,7 @@ from benchmarks.mini_mora.world import (
 from mora_data.rewards import load as load_reward
 from mora_data.rewriting import checks
 from mora_data.rewriting.reply import Rewrite
-from mora_data.rewriting.rewriter import Rewriter, RewriteSource, matched
+from mora_data.rewriting.rewriter import Rewriter, RewriteSource, matched_length
 from mora_data.selection.batch import Batch
 from mora_data.selection.selectors import weighted_sum
 from mora_data.settings import build_settings
@@ -89,7 +89,7 @@ def test_the_worlds_rewrites_pass_the_builds_own_checks_in_every_arm(base: str) 
             found = read(fused[-1]["content"], plugins.topics())
             assert found is not None and found[:2] == (topic, Ask(base, targets))  # type: ignore[arg-type]
             for arm in ("single", "generic", "random"):
-                within = matched(fused[-1]["content"])
+                within = matched_length(fused[-1]["content"])
                 control, tries = asyncio.run(fuser.fuse(answer, source, arm, within))  # type: ignore[arg-type]
                 if arm == "random" and tries[-1].failed == ("natural",):
                     continue  # its words make no sentence: such a prompt has no such arm

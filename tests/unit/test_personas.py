@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from mora_data.cli import main
 from mora_data.errors import SettingsError
-from mora_data.prompts.personas import MAX_SHARE, Persona, as_persona, capped, dealt, load_personas
+from mora_data.prompts.personas import (
+    MAX_SHARE,
+    Persona,
+    as_persona,
+    cap_shares,
+    interleave,
+    load_personas,
+)
 
 NAMES = ["concise", "cautious", "skeptical"]
 
@@ -26,9 +33,9 @@ def test_more_answers_only_append() -> None:
     def shares(n: int) -> list[list[str]]:
         return [[f"{k}:{j}" for j in range(len(range(k, n, 3)))] for k in range(3)]
 
-    assert dealt(shares(7)) == ["0:0", "1:0", "2:0", "0:1", "1:1", "2:1", "0:2"]
-    assert dealt(shares(11))[:7] == dealt(shares(7))
-    assert dealt([["a", "b"]]) == ["a", "b"]
+    assert interleave(shares(7)) == ["0:0", "1:0", "2:0", "0:1", "1:1", "2:1", "0:2"]
+    assert interleave(shares(11))[:7] == interleave(shares(7))
+    assert interleave([["a", "b"]]) == ["a", "b"]
 
 
 def test_a_persona_is_a_system_turn_in_front() -> None:
@@ -98,7 +105,7 @@ def all_chosen(pairs: list[tuple[int, int]]) -> dict[int, Any]:
 @example([])  # a partition without a pair
 def test_no_persona_has_more_than_its_share(pairs: list[tuple[int, int]]) -> None:
     chosen = all_chosen(pairs)
-    shares, lost = capped([Pairs(pairs)], chosen, ["fused"], NAMES)  # type: ignore[list-item]
+    shares, lost = cap_shares([Pairs(pairs)], chosen, ["fused"], NAMES)  # type: ignore[list-item]
     left = [pairs[i] for i in chosen[0].tolist()]
     assert shares["dropped"] == lost == len(pairs) - len(left)
     for side, word in enumerate(("chosen", "rejected")):
@@ -110,7 +117,7 @@ def test_no_persona_has_more_than_its_share(pairs: list[tuple[int, int]]) -> Non
 def test_the_lowest_scores_go_and_no_more_than_needed() -> None:
     pairs = [(0, 1), (0, 2), (0, 1), (0, 2), (0, 1), (1, 2), (2, 1)]  # concise: 5 of 7 chosen
     chosen = all_chosen(pairs)
-    assert capped([Pairs(pairs)], chosen, ["fused"], NAMES)[0]["dropped"] == 2  # type: ignore[list-item]
+    assert cap_shares([Pairs(pairs)], chosen, ["fused"], NAMES)[0]["dropped"] == 2  # type: ignore[list-item]
     assert chosen[0].tolist() == [2, 3, 4, 5, 6]
 
 
