@@ -232,7 +232,7 @@ def _pairs(pairs: Sequence[tuple[str, object]]) -> _Scores:
         if k == "score"
         and isinstance(v, (int, float))
         and not isinstance(v, bool)
-        and math.isfinite(v)
+        and abs(v) <= 1e6  # neither infinite nor of more digits than a float can hold
         and v == int(v)
     )
 

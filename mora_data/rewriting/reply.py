@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..rewards.rules import is_refusal
 from . import patterns
@@ -54,48 +55,61 @@ def parse_rewrite(text: str, finish_reason: str = "stop") -> Rewrite | str:
     """
     if not text.strip():
         return "empty"
-    found = _json_object(text)
+    found, objects = _json_object(text)
     if found is None:
-        tagged = patterns.TAGGED.search(text)
-        if tagged:
-            named = patterns.TAGGED_SUBJECT.search(text)
-            return Rewrite(
-                tagged[1].strip(),
-                named[1] if named else "",
-                tuple(patterns.TAGGED_INTENT.findall(text)),
-            )
-        if is_refusal(text):
-            return Rewrite("", refused=True)
-        return "cut_off" if finish_reason == "length" else "no_rewrite"
-    rewritten, subject, refused = (
-        found.get("rewritten"),
-        found.get("subject", ""),
-        found.get("refused", False),
-    )
-    if (
-        not isinstance(rewritten, str)
-        or not isinstance(subject, str)
-        or not isinstance(refused, bool)
-    ):
+        return _without_object(text, finish_reason, objects)
+    rewritten, subject = found["rewritten"], found.get("subject", "")
+    refused = found.get("refused", False)
+    fields = isinstance(rewritten, str) and isinstance(subject, str) and isinstance(refused, bool)
+    if not fields or not _encodable(rewritten, subject):
         return "wrong_fields"
     return Rewrite(rewritten.strip(), subject.strip(), _intents(found.get("intents")), refused)
 
 
-def _json_object(text: str) -> dict[str, object] | None:
-    """The first JSON object in the text that has a `rewritten` field, else the first object."""
+def _without_object(text: str, finish_reason: str, objects: int) -> Rewrite | str:
+    """What a reply says in which no object has the wanted field."""
+    tagged = patterns.TAGGED.search(text)
+    if tagged:
+        named = patterns.TAGGED_SUBJECT.search(text)
+        return Rewrite(
+            tagged[1].strip(),
+            named[1] if named else "",
+            tuple(patterns.TAGGED_INTENT.findall(text)),
+        )
+    if not objects and is_refusal(text):
+        return Rewrite("", refused=True)
+    if finish_reason == "length":
+        return "cut_off"
+    return "wrong_fields" if objects else "no_rewrite"
+
+
+def _json_object(text: str) -> tuple[dict[str, Any] | None, int]:
+    """The first JSON object in the text that has a `rewritten` field, and how many objects were
+    seen. An object inside a cut one is not the reply."""
     decoder = json.JSONDecoder()
-    found: list[dict[str, object]] = []
+    objects = 0
     at = text.find("{")
-    while at >= 0 and len(found) < 8:
+    while at >= 0 and objects < 8:
         try:
             value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError: a number of thousands of digits, too
             at = text.find("{", at + 1)
             continue
         if isinstance(value, dict):
-            found.append(value)
+            objects += 1
+            if "rewritten" in value:
+                return value, objects
         at = text.find("{", end)
-    return next((f for f in found if "rewritten" in f), found[0] if found else None)
+    return None, objects
+
+
+def _encodable(*texts: str) -> bool:
+    """Whether texts can be sent on: JSON may hold half a surrogate pair."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _intents(value: object) -> tuple[tuple[str, str], ...]:

@@ -3,11 +3,14 @@ nothing that cannot.
 
 In it: model and revision, rendered messages, sampling parameters, purpose, seed. Not in it: base
 URL, timeout, retries, concurrency, samples per request. The encoder is part of the definition
-(orjson, sorted keys): a golden test holds it.
+(orjson, sorted keys): a golden test holds it. Only the properties of a JSON schema keep the order
+in which they are written: a server that decodes by the schema makes the model write them in that
+order, so that order can change the answer.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +38,7 @@ def encode(request: Request, model: str, extra: Mapping[str, object]) -> bytes:
     if s.logprobs:
         body["logprobs"], body["top_logprobs"] = True, s.logprobs
     if s.schema is not None:
-        body["response_format"] = _format(s.schema)
+        body["response_format"] = orjson.Fragment(_format(orjson.dumps(s.schema)))
     body.update(extra)
     return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
 
@@ -57,17 +60,29 @@ def _rating(request: Request, model: str, extra: Mapping[str, object]) -> bytes:
 def with_pattern(request_bytes: bytes, schema: Mapping[str, object], pattern: str) -> bytes:
     """The body with its schema replaced by vLLM's `structured_outputs` pattern, which leaves no
     room for white space."""
-    field = orjson.dumps({"response_format": _format(schema)}, option=orjson.OPT_SORT_KEYS)[1:-1]
+    field = b'"response_format":' + _format(orjson.dumps(schema))
     return request_bytes.replace(
         field, orjson.dumps({"structured_outputs": {"regex": pattern}})[1:-1], 1
     )
 
 
-def _format(schema: Mapping[str, object]) -> dict[str, object]:
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "reply", "strict": True, "schema": schema},
-    }
+@functools.lru_cache(maxsize=64)
+def _format(schema: bytes) -> bytes:
+    """The `response_format` of a schema, given as JSON in the order in which it is written."""
+    tree = {"name": "reply", "schema": _in_order(orjson.loads(schema)), "strict": True}
+    return orjson.dumps({"json_schema": tree, "type": "json_schema"})
+
+
+def _in_order(schema: Any) -> Any:
+    """A schema with its keys sorted, but for the properties."""
+    if isinstance(schema, list):
+        return [_in_order(x) for x in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {k: _in_order(v) for k, v in sorted(schema.items()) if k != "properties"}
+    if "properties" in schema:
+        out["properties"] = {k: _in_order(v) for k, v in schema["properties"].items()}
+    return dict(sorted(out.items()))
 
 
 def request_key(request_bytes: bytes, purpose: str, seed: int, revision: str | None) -> bytes:

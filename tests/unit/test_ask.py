@@ -4,6 +4,7 @@ server."""
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 import time
@@ -21,8 +22,9 @@ from mora_data.engines import openai
 from mora_data.engines.cached_client import CachedClient
 from mora_data.engines.openai import Endpoint, HttpEngine
 from mora_data.errors import EndpointError, PendingRetry, SettingsError
+from mora_data.rewriting.reply import SCHEMA
 from mora_data.run import tasks
-from mora_data.run.cache_key import encode, request_key
+from mora_data.run.cache_key import encode, request_key, with_pattern
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats
 from mora_data.run.tasks import all_of
@@ -75,6 +77,29 @@ def test_golden_key() -> None:
         b'"temperature":1.0,"top_p":0.95}'
     )
     assert request_key(request_bytes, "presample", 7, None).hex() == "9428539ac9555036f7e5aa26"
+
+
+def test_a_schema_keeps_the_order_of_its_properties_and_sorts_the_rest() -> None:
+    """A server that decodes by the schema makes the model write them in this order."""
+    schema = {"type": "object", "properties": {"text": {"type": "string"}, "notes": {}, "a": {}}}
+    sampling = replace(REQUEST.sampling, schema=schema)
+    sent = encode(replace(REQUEST, sampling=sampling), "m", {"zeta": {"b": 1, "a": 2}, "alpha": 1})
+    assert b'"properties":{"text":{"type":"string"},"notes":{},"a":{}},"type":"object"' in sent
+    assert sent.startswith(b'{"alpha":1,') and sent.endswith(b'"zeta":{"a":2,"b":1}}')
+    assert b'"response_format"' not in with_pattern(sent, schema, "x+")
+    other = {**schema, "properties": dict(reversed(schema["properties"].items()))}
+    again = replace(REQUEST, sampling=replace(sampling, schema=other))
+    assert encode(again, "m", {}) != encode(replace(REQUEST, sampling=sampling), "m", {})
+    order = list(
+        json.loads(encode(rewrite_request(), "m", {}))["response_format"]["json_schema"]["schema"][
+            "properties"
+        ]
+    )
+    assert order == ["rewritten", "subject", "intents", "refused"]
+
+
+def rewrite_request() -> Request:
+    return replace(REQUEST, sampling=replace(REQUEST.sampling, schema=SCHEMA))
 
 
 def test_key_holds_what_changes_the_answer_and_nothing_else() -> None:

@@ -79,6 +79,13 @@ def test_tags_are_the_fallback() -> None:
     assert parse_rewrite(f"Well. <rewritten>\n{GOOD}\n</rewritten>") == Rewrite(GOOD)
 
 
+def test_a_reply_that_was_cut_off_is_called_that() -> None:
+    """A whole object inside the cut one is not the reply (seen of a 1.5B model at 300 tokens)."""
+    cut = '{"intents": [{"dim": "helpful", "span": "a"}, {"dim": "x", "span": "y"}], "rewritten": "'
+    assert parse_rewrite(cut + "How do I", "length") == "cut_off"
+    assert parse_rewrite(cut + "How do I", "stop") == "wrong_fields"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -91,6 +98,8 @@ def test_tags_are_the_fallback() -> None:
         ('{"rewritten": "x", "refused": "no"}', "wrong_fields"),
         ("{" * 5000, "no_rewrite"),
         ('{"rewritten":' + "[" * 100_000, "no_rewrite"),
+        ('{"rewritten": "How?", "subject": ' + "9" * 6000 + "}", "no_rewrite"),
+        ('{"rewritten": "How \\ud800?"}', "wrong_fields"),
     ],
 )
 def test_what_cannot_be_parsed_has_a_reason(text: str, reason: str) -> None:

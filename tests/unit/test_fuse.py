@@ -19,7 +19,14 @@ from mora_data.errors import SettingsError
 from mora_data.rewriting.checks import Budget, cosine
 from mora_data.rewriting.intents import load_intents, premise_for
 from mora_data.rewriting.patterns import asks_for
-from mora_data.rewriting.rewriter import JOINER, Rewriter, RewriteSource, concat, in_order, matched
+from mora_data.rewriting.rewriter import (
+    JOINER,
+    Rewriter,
+    RewriteSource,
+    concat,
+    in_arm_order,
+    matched_length,
+)
 from mora_data.settings import BuildSettings, ScriptedSettings, build_settings
 from mora_data.simulator.engine import Simulator
 from mora_data.text import n_tokens
@@ -412,7 +419,7 @@ def test_controls_keep_to_the_length_of_the_fused_prompt(world: str, arm: str) -
         from_ = await fuser.prepare(ask, prompt(world), None, ("harmless", "truthful"), ())
         fused, _ = await fuser.fuse(ask, from_, "fused")
         assert fused is not None
-        return fused, (await fuser.fuse(ask, from_, arm, matched(fused[-1]["content"])))[0]
+        return fused, (await fuser.fuse(ask, from_, arm, matched_length(fused[-1]["content"])))[0]
 
     fused, control = asyncio.run(both())
     a, b = n_tokens(fused[-1]["content"]), n_tokens(control[-1]["content"])
@@ -421,7 +428,7 @@ def test_controls_keep_to_the_length_of_the_fused_prompt(world: str, arm: str) -
 
 
 def test_fused_runs_before_what_follows_it() -> None:
-    assert in_order(["identity", "single", "fused", "mine"]) == [
+    assert in_arm_order(["identity", "single", "fused", "mine"]) == [
         "fused",
         "identity",
         "single",

@@ -46,6 +46,8 @@ def test_readable_verdicts(text: str, level: int) -> None:
         ("four", "no_verdict"),
         ("Rating: 5", "no_verdict"),
         ("4/5", "no_verdict"),
+        ('{"score": ' + "9" * 400 + "}", "no_verdict"),
+        ('{"score": ' + "9" * 6000 + "}", "no_verdict"),
         ('{"score": 0}', "no_verdict"),
         ('{"score": 6}', "no_verdict"),
         ('{"score": 3.5}', "no_verdict"),
