@@ -319,15 +319,12 @@ async def _ask(build: Build, context: BuildContext, parts: Sequence[Partition]) 
         cost = CostTracker(folder, settings.limits, prices, build.stats)
         try:
             cost.start([e.model for e in engines.values()])
-            limiters = [s.limiter for group in context.sources.values() for s in group]
-            runner = PartitionRunner(engines, build.stats, settings.seed, limiters=limiters)
+            runner = PartitionRunner(engines, build.stats, settings.seed, limiters=context.limiters)
             running = Running(folder, engines, build.stats, progress, runner)
             context = context.with_judge_stats(await measure_judges(context, running, parts))
             _warn_of_family(engines, progress)
             check_reliability(context, progress.message)
-            given_up, damaged = await _run_partitions(
-                build, context, running, parts, prices, cost
-            )
+            given_up, damaged = await _run_partitions(build, context, running, parts, prices, cost)
             drift: Mapping[str, Any] = {}
             if context.reaches("select"):
                 keys = [context.partition_key(engines, p) for p in parts]

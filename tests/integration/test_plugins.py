@@ -172,6 +172,55 @@ def test_what_the_partition_key_holds(here: Path) -> None:
     assert changed == {"fuse.subject"}
 
 
+@pytest.mark.parametrize(
+    ("changed", "reopened", "measured"),
+    [
+        ({"policy.local": {"window": 7, "max_batch": 3}}, False, False),
+        (
+            {"policy.concurrency": 3, "policy.timeout_s": 5, "judge.local": {"window": 7}},
+            False,
+            False,
+        ),
+        ({"scripted.n_prompts": 3}, False, False),
+        ({"rewards": {"helpful": [{"kind": "judge", "concurrency": 3}]}}, False, False),
+        ({"publish.test_share": 0.5, "limits.max_tokens": 9, "mine.limit": 3}, False, False),
+        ({"ray.workers": 3, "name": "other", "presample.canaries": 3}, False, False),
+        ({"heldout_judge": {"engine": "scripted"}}, True, False),
+        ({"select.selector": "weighted_sum"}, True, False),
+        ({"fuse.retries": 1, "rollout.n": 7, "rewriter.top_p": 0.5}, True, False),
+        ({"policy.temperature": 0.5}, True, True),
+        ({"scripted.world": None}, True, True),
+        ({"rewards": {"helpful": [{"kind": "judge", "weight": 3}]}}, True, True),
+        ({"policy.extra_body": {"top_k": 3}, "policy.engine": "openai"}, True, True),
+    ],
+    ids=str,
+)
+def test_what_a_changed_setting_opens_again(
+    tmp_path: Path, changed: dict[str, Any], reopened: bool, measured: bool
+) -> None:
+    from mora_data.engines import connect
+    from mora_data.run.partitions import Partition
+    from mora_data.settings import load_settings
+
+    part = Partition(tmp_path, 0)
+    part.folder.mkdir(parents=True)
+    (part.folder / "prompts.jsonl").write_text("{}")
+    base = {
+        "policy.engine": "scripted",
+        "policy.model": "m",
+        "policy.base_url": "http://127.0.0.1:1",
+    }
+
+    def keys(more: dict[str, Any]) -> tuple[str, str]:
+        settings = load_settings("pku-saferlhf", {**base, **more})
+        engines = connect(settings, False, RunStats(), tmp_path, lambda text: None)
+        context = load(settings, "publish", Benchmarks({}))
+        return context.partition_key(engines, part), context.judge_stats_key(engines)
+
+    before, after = keys({}), keys(changed)
+    assert [a != b for a, b in zip(before, after, strict=True)] == [reopened, measured]
+
+
 class CalmServer(ThreadingHTTPServer):
     """The server of the page's example, which counts its calls; it refuses connections until it is
     started."""
