@@ -108,7 +108,6 @@ class Asked:
 
     Attributes:
         given_up: partitions that no worker could do, and why.
-        replayed: answers of partitions that were finalized before.
     """
 
     context: BuildContext | None = None
@@ -117,7 +116,6 @@ class Asked:
     drift: Mapping[str, Any] = field(default_factory=dict)
     damaged: int = 0
     given_up: Mapping[int, str] = field(default_factory=dict)
-    replayed: int = 0
 
     @property
     def simulated(self) -> bool:
@@ -328,15 +326,12 @@ async def _ask(build: Build, context: BuildContext, parts: Sequence[Partition]) 
         cost = CostTracker(folder, settings.limits, prices, build.stats)
         try:
             cost.start([e.model for e in engines.values()])
-            limiters = [s.limiter for group in context.sources.values() for s in group]
-            runner = PartitionRunner(engines, build.stats, settings.seed, limiters=limiters)
+            runner = PartitionRunner(engines, build.stats, settings.seed, limiters=context.limiters)
             running = Running(folder, engines, build.stats, progress, runner)
             context = context.with_judge_stats(await measure_judges(context, running, parts))
             _warn_of_family(engines, progress)
             check_reliability(context, progress.message)
-            replayed, given_up, damaged = await _run_partitions(
-                build, context, running, parts, prices, cost
-            )
+            given_up, damaged = await _run_partitions(build, context, running, parts, prices, cost)
             drift: Mapping[str, Any] = {}
             if context.reaches("select"):
                 keys = [context.partition_key(engines, p) for p in parts]
@@ -347,7 +342,7 @@ async def _ask(build: Build, context: BuildContext, parts: Sequence[Partition]) 
                     f"{damaged} damaged lines in the answer logs of {folder.path}/parts: their"
                     " answers were asked again"
                 )
-            return Asked(context, engines, cost, drift, damaged, given_up, replayed)
+            return Asked(context, engines, cost, drift, damaged, given_up)
         finally:
             for engine in {id(e): e for e in engines.values()}.values():
                 await engine.close()
@@ -361,12 +356,12 @@ async def _run_partitions(
     parts: Sequence[Partition],
     prices: Prices,
     cost: CostTracker,
-) -> tuple[int, Mapping[int, str], int]:
-    """Ask the partitions that are not finalized: answers of those that are, partitions given up and
-    why, damaged log lines seen by workers."""
+) -> tuple[Mapping[int, str], int]:
+    """Ask the partitions that are not finalized: partitions given up and why, damaged log lines
+    seen by workers."""
     done = [p for p in parts if is_finalized(context, running.engines, p)]
     todo = [p for p in parts if p not in done]
-    replayed = sum(int((p.manifest() or {}).get("answers", 0)) for p in done)
+    build.stats.finalized = sum(int((p.manifest() or {}).get("answers", 0)) for p in done)
     n_done = sum(p.n_prompts() for p in done)
     build.progress.start("prompts", n_done + sum(p.n_prompts() for p in todo), n_done)
     given_up: Mapping[int, str] = {}
@@ -378,7 +373,7 @@ async def _run_partitions(
             context, running.engines, running.runner, todo, lambda result: build.progress.step()
         )
     build.progress.finish()
-    return replayed, given_up, damaged
+    return given_up, damaged
 
 
 async def _on_cluster(
@@ -698,7 +693,7 @@ def _summary(
         published.pairs,
         requests=stats.requests,
         repeated=stats.repeated,
-        replayed=stats.replayed + asked.replayed,
+        replayed=stats.replayed + stats.finalized,
         tokens={"in": stats.tokens_in, "out": stats.tokens_out, "cached": stats.tokens_cached},
         cost=_command_cost(build),
         errors=errors,

@@ -127,6 +127,7 @@ class Score:
     `orders`: of a judge that compares, for the games that are counted with this rollout, what it
     said when this one stood first and when it stood second: the better place, 1 or 2, 0 for
     neither, None where it could not be read.
+    `may_pass`: the value is missing, and the next run may bring it.
     """
 
     dimension: str
@@ -135,6 +136,7 @@ class Score:
     raw: float | None = None
     reason: str = ""
     orders: tuple[tuple[int | None, int | None], ...] = ()
+    may_pass: bool = False
 
 
 @dataclass(frozen=True, slots=True)

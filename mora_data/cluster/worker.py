@@ -134,7 +134,9 @@ class Worker:
     async def _finalize(self, task: PartitionTask) -> Outcome:
         context, job, part = self._context, self._job, Partition(self._copy.path, task.number)
         assert context is not None
-        runner = PartitionRunner(self._engines, self._stats, job.settings.seed, self._opening)
+        runner = PartitionRunner(
+            self._engines, self._stats, job.settings.seed, self._opening, context.limiters
+        )
         runner.old_ends[part.log_path] = task.old_end
         self._prompts[task.number] = 0
         try:

@@ -10,6 +10,7 @@ is asked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,10 @@ class _Call:
         for i, answer in enumerate(record.answers, start):
             if 0 <= i < len(self.answers):
                 self.answers[i] = answer
+
+
+class _Abandoned(Exception):
+    """The caller that sent was cancelled; another that waits for the same reply sends anew."""
 
 
 class CachedClient:
@@ -163,9 +168,9 @@ class CachedClient:
     ) -> Record:
         """What `send` brings; a second caller with the same key waits for the first one's reply."""
         key = (base, first)
-        running = self._pending.get(key)
-        if running is not None:
-            return await asyncio.shield(running)
+        while (running := self._pending.get(key)) is not None:
+            with contextlib.suppress(_Abandoned):
+                return await asyncio.shield(running)
         done: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         self._pending[key] = done
         self._stats.under_way += 1
@@ -174,11 +179,8 @@ class CachedClient:
             done.set_result(record)
             return record
         except BaseException as e:
-            if isinstance(e, Exception):
-                done.set_exception(e)
-                done.exception()  # seen: nobody else may be waiting
-            else:
-                done.cancel()
+            done.set_exception(e if isinstance(e, Exception) else _Abandoned())
+            done.exception()  # seen: nobody else may be waiting
             raise
         finally:
             self._stats.under_way -= 1

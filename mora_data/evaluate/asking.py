@@ -10,15 +10,17 @@ from pathlib import Path
 from ..engines import connect
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine, Shared
+from ..engines.limiter import ConcurrencyLimiter
 from ..errors import PendingRetry
 from ..resources import load_template, nonce
-from ..rewards import Reward
+from ..rewards import Reward, RewardClient, scores_of
 from ..rewards import load as load_reward
+from ..rewards.combine import cache_key_of
 from ..rewards.rules import flags
 from ..run.log import AnswerLog
 from ..run.progress import Progress
 from ..run.stats import RunStats
-from ..run.tasks import all_of, run_prompts
+from ..run.tasks import Gate, all_of, run_prompts
 from ..settings import BuildSettings
 from ..text import n_tokens
 from ..types import DEGENERATE, Answer, Request, Sampling
@@ -51,6 +53,11 @@ class Evaluation:
         self.rewards: dict[str, list[Reward]] = {
             d: [load_reward(d, r, settings) for r in settings.reward_sources(d)]
             for d in settings.dimensions
+        }
+        self._own_calls = {
+            (d, i): (cache_key_of(self.rewards[d][i], r), ConcurrencyLimiter(r.concurrency))
+            for d in settings.dimensions
+            for i, r in enumerate(settings.reward_sources(d))
         }
         self._pairwise = load_template(
             "evaluate",
@@ -93,7 +100,8 @@ class Evaluation:
                 self.judge = made["judge"].model
                 self._asks[model.label] = CachedClient(made, log, self.settings.seed, self.stats)
             self.progress.start("prompts", len(prompts))
-            for rows in await run_prompts(self._prompt, prompts, engines, self.stats):
+            gates: list[Gate] = [*engines, *(limiter for _, limiter in self._own_calls.values())]
+            for rows in await run_prompts(self._prompt, prompts, gates, self.stats):
                 self.rows += rows
             self.progress.finish()
         finally:
@@ -207,18 +215,28 @@ class Evaluation:
         sources = self.rewards[dimension]
         try:
             found = await all_of(
-                r.scores(ask, prompt.prompt_id, prompt.messages, [text], "score:evaluate")
-                for r in sources
+                scores_of(
+                    r,
+                    self._client(ask, dimension, i),
+                    prompt.prompt_id,
+                    prompt.messages,
+                    [text],
+                )
+                for i, r in enumerate(sources)
             )
         except PendingRetry:
             return None
         total = 0.0
         weights = [s.weight for s in self.settings.reward_sources(dimension)]
         for weight, scores in zip(weights, found, strict=True):
-            if (value := scores[0].value) is None:
+            if len(scores) != 1 or (value := scores[0].value) is None:
                 return None
             total += weight * value
         return total / sum(weights)
+
+    def _client(self, ask: CachedClient, dimension: str, number: int) -> RewardClient:
+        cache_key, limiter = self._own_calls[dimension, number]
+        return RewardClient(ask, cache_key, "score:evaluate", limiter)
 
     async def _compare(
         self, row: EvalRow, prompt: EvalPrompt, answers: Mapping[str, list[Answer]]

@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import plugins
 from ..engines.engine import Engine
+from ..engines.limiter import ConcurrencyLimiter
 from ..rewards import Ask, Reward
 from ..rewards import load as load_reward
 from ..rewards.combine import (
@@ -32,7 +33,7 @@ from ..rewriting.rewriter import Rewriter
 from ..run.folder import json_hash
 from ..run.partitions import Partition
 from ..selection import SELECTORS, Selector
-from ..settings import BuildSettings, cache_tree
+from ..settings import GUARD_ROLE, BuildSettings, cache_tree
 from ..sources.benchmarks import Benchmarks
 from ..text import digest
 from ..types import STAGES, Role, Sampling
@@ -41,7 +42,8 @@ from .personas import Persona, load_personas
 FORMAT = 3  # of the partitions; raised when the same settings would make other rows
 
 # what the judges' statistics do not rest on; everything else that the settings hold counts
-NOT_IN_JUDGE_STATS = ("fuse", "rewriter", "rollout", "select")
+NOT_IN_JUDGE_STATS = ("fuse", "rewriter", "rollout", "select", "heldout_judge")
+NO_RATERS = ("rewriter", "heldout_judge", GUARD_ROLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,11 @@ class BuildContext:
     def steps(self) -> dict[str, float]:
         """Resolution of each dimension's scale."""
         return steps_of(self.sources)
+
+    @property
+    def limiters(self) -> list[ConcurrencyLimiter]:
+        """Of the calls that reward sources make themselves."""
+        return [s.limiter for group in self.sources.values() for s in group]
 
     def reaches(self, stage: str) -> bool:
         """Whether the run goes as far as `stage`."""
@@ -112,11 +119,12 @@ class BuildContext:
         kappa = tree["select"]["kappa"]
         for section in NOT_IN_JUDGE_STATS:
             del tree[section]
-        raters = [r for r in engines if r not in ("rewriter", "heldout_judge")]
+        raters = [r for r in engines if r not in NO_RATERS]
         judges = {k: v for k, v in self.templates.items() if k.startswith("judge/")}
         return json_hash(
             {
                 **self._inputs({r: engines[r] for r in raters}),
+                "code": {k: v for k, v in self.code.items() if k.startswith("rewards.")},
                 "settings": tree,
                 "kappa": kappa,
                 "templates": judges,

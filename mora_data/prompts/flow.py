@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..errors import MoraError, PendingRetry
-from ..rewards import RewardClient
+from ..errors import PendingRetry
+from ..rewards import RewardClient, scores_of
 from ..rewards.combine import Anchors, RewardSource, Value, calibrated
 from ..rewards.combine import combine as combine_sources
 from ..rewards.judge import second_opinion
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from ..statistics.kinds import PromptStats
 
-RAISED = "raised "  # how the reason begins where a plug-in's own code failed
-
 
 async def run_prompt(context: PromptContext, prompt: Prompt) -> PromptResult:
     """Everything that comes of one prompt. Never raises for a row: a prompt that a passing fault
@@ -45,7 +43,7 @@ async def run_prompt(context: PromptContext, prompt: Prompt) -> PromptResult:
     result = PromptResult(prompt)
     try:
         await _stages(context, result)
-        result.pending = next((s.reason for _, _, _, s in result.scores if _may_pass(s)), None)
+        result.pending = next((s.reason for _, _, _, s in result.scores if s.may_pass), None)
     except PendingRetry as e:
         result.pending = str(e)
         result.count(_stage_of(result), owed=1)
@@ -328,20 +326,8 @@ async def _scores(
     texts: Sequence[str],
     purpose: str,
 ) -> list[Score]:
-    """A source's scores; what its code raises is the reason of a missing one."""
     ask = RewardClient(context.ask, source.cache_key, purpose, source.limiter, context.ratings)
-    try:
-        return await source.reward.scores(ask, prompt_id, messages, texts, purpose)
-    except (MoraError, PendingRetry):
-        raise
-    except Exception as e:  # a plug-in's, and whatever it calls
-        reason = f"{RAISED}{type(e).__name__}: {' '.join(str(e).split())[:160]}"
-        return [Score(source.dimension, source.reward.name, None, None, reason)] * len(texts)
-
-
-def _may_pass(score: Score) -> bool:
-    """Whether the next run may bring a score that is missing: what a plug-in raises may pass."""
-    return score.value is None and score.reason.startswith(RAISED)
+    return await scores_of(source.reward, ask, prompt_id, messages, texts)
 
 
 async def _select(context: PromptContext, result: PromptResult, arm: Arm) -> None:

@@ -139,7 +139,9 @@ async def _measure_prompts(
 
     async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
         try:
-            found.prompts[prompt.prompt_id] = await measure(PromptContext(build, ask), prompt)
+            measured = await measure(PromptContext(build, ask), prompt)
+            found.prompts[prompt.prompt_id] = measured
+            found.pending += any(s.may_pass for _, s in [*measured.first, *measured.again])
         except PendingRetry:  # left out for now
             found.pending += 1
         return PromptResult(prompt)
@@ -178,7 +180,9 @@ async def _with_mining_thresholds(
 
     async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
         try:
-            stats, _, _ = await presample(PromptContext(build, ask), prompt)
+            stats, _, scores = await presample(PromptContext(build, ask), prompt)
+            if any(s.may_pass for _, s in scores):
+                pending.append(prompt.prompt_id)
             found.append(Mined(prompt.prompt_id, prompt.stratum or "all", stats))
         except PendingRetry:
             pending.append(prompt.prompt_id)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Protocol
 
 from .. import plugins
 from ..engines.limiter import ConcurrencyLimiter
+from ..errors import MoraError, PendingRetry
 from ..settings import BuildSettings, RewardSettings, RoleSettings
 from ..types import Answer, Messages, Request, Role, Score
 
@@ -157,3 +159,39 @@ class RewardClient:
                 self.limiter.free(permit)
 
         return await self.ask.cached([self.cache_key, self.purpose, key], limited)
+
+
+async def scores_of(
+    reward: Reward, ask: RewardClient, prompt_id: str, messages: Messages, answers: Sequence[str]
+) -> list[Score]:
+    """The reward's scores of the answers. What its code raises, or gives in place of scores, is the
+    reason of missing ones, which may pass: a server that is down, code that gets corrected.
+
+    Raises:
+        MoraError: the run can't go on.
+        PendingRetry: what it asked can't be had now.
+    """
+    try:
+        found = await reward.scores(ask, prompt_id, messages, answers, ask.purpose)
+        reason = _not_scores(found)
+    except (MoraError, PendingRetry):
+        raise
+    except Exception as e:  # a plug-in's, and whatever it calls
+        reason = f"raised {type(e).__name__}: {' '.join(str(e).split())[:160]}"
+    if not reason:
+        return list(found)
+    missing = Score(reward.dimension, reward.name, None, None, reason, may_pass=True)
+    return [missing] * len(answers)
+
+
+def _not_scores(found: object) -> str:
+    """Why this is no list of scores; empty where it is one."""
+    if not isinstance(found, (list, tuple)):
+        return f"gave {type(found).__name__} in place of scores"
+    for score in found:
+        if not isinstance(score, Score):
+            return f"gave {type(score).__name__} in place of a score"
+        for number in (score.value, score.raw):
+            if number is not None and not isinstance(number, Real):
+                return f"gave a score of {type(number).__name__} in place of a number"
+    return ""

@@ -21,7 +21,7 @@ from ..errors import PendingRetry
 from ..run.tasks import all_of
 from ..text import seed_of
 from ..types import Message, Score
-from . import Ask, RewardClient
+from . import Ask, RewardClient, scores_of
 from .combine import ANCHORED, Anchors, RewardSource, RewardSources, anchor, calibrated, combine
 from .judge_stats import Measured, Measurements, columns_of
 
@@ -120,9 +120,7 @@ async def _column(
 ) -> list[Score]:
     try:
         client = RewardClient(ask, source.cache_key, purpose, source.limiter)
-        return await source.reward.scores(
-            client, item["prompt_id"], messages, [item["text"]], purpose
-        )
+        return await scores_of(source.reward, client, item["prompt_id"], messages, [item["text"]])
     except PendingRetry as e:  # a passing fault costs this item, not the run
         return [Score(source.dimension, source.reward.name, None, None, str(e))]
 

@@ -56,6 +56,7 @@ class RunStats:
     prompts_begun: int = 0
     open_prompts: int = 0  # begun and not done
     replayed: int = 0  # answers of earlier commands, taken from the log
+    finalized: int = 0  # answers of partitions that earlier commands finalized
     repeated: int = 0  # answers that came for a key the log already held
     retries: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)  # permanent failures by status

@@ -80,6 +80,7 @@ class PromptGroup:
         self._stats = stats
         self._tasks: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
+        self._closing = False
         self._prompt_ended, self._failed = asyncio.Event(), asyncio.Event()
 
     async def has_room(self) -> bool:
@@ -122,6 +123,7 @@ class PromptGroup:
             while error is None and self._tasks and self._error is None:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:  # an interrupt arrives here, too
+            self._closing = True
             why = self._error if isinstance(self._error, MoraError) else MoraError("interrupted")
             if self._tasks:
                 self._stats.stop(why)
@@ -131,8 +133,14 @@ class PromptGroup:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None and self._error is None:
-            self._error = task.exception()
+        if task.cancelled():
+            error: BaseException | None = None
+            if not self._closing:
+                error = RuntimeError("the work on a prompt cancelled itself: a plug-in's code did")
+        else:
+            error = task.exception()
+        if error is not None and self._error is None:
+            self._error = error
             self._failed.set()
 
 

@@ -59,8 +59,9 @@ class BuildSettings(Settings):
     """One build, end to end: what a file in builders/ holds."""
 
     not_in_rows = frozenset(
-        "name source mine publish limits recorded executor ray partition_size rewards".split()
-    )  # prompts come in by their hash, models by their names, rewards by a key of their own
+        "name source mine rewards publish limits scripted recorded executor ray"
+        " partition_size".split()
+    )  # prompts come in by their hash, reward sources by theirs, models by their names
 
     name: str
     """Name of the build."""

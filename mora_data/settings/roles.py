@@ -83,7 +83,7 @@ class RoleSettings(Settings):
 
     not_in_rows = frozenset(
         "use engine base_url replicas transport model served_as revision api_key_env concurrency"
-        " requests_per_min tokens_per_min timeout_s give_up_s extra_body batch".split()
+        " requests_per_min tokens_per_min timeout_s give_up_s extra_body local batch".split()
     )  # models come in by name, revision and extra fields, as the engine knows them
 
     use: Literal["policy", "rewriter", "judge"] | None = None

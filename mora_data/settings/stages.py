@@ -276,8 +276,6 @@ class LimitSettings(Settings):
 class ScriptedSettings(Settings):
     """The embedded simulator."""
 
-    not_in_rows = frozenset({"n_prompts"})
-
     world: Literal["planted"] | None = "planted"
     """planted: fusion widens what answers differ in; null: a world where fusion changes nothing."""
     n_prompts: Annotated[int, Field(ge=0)] = 0

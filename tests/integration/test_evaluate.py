@@ -82,6 +82,62 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return code, said.out, said.err
 
 
+PLUGINS = """
+from mora_data.types import Score
+
+class Remote:
+    pass_threshold, calibration, step, fingerprint = 0.5, "identity", 0.0, ""
+    worth = 0.25
+
+    def __init__(self, dimension, options, context):
+        self.dimension, self.name = dimension, "remote"
+
+    async def scores(self, ask, prompt_id, messages, answers, purpose):
+        async def call():
+            return self.worth
+
+        values = [await ask.cached({"text": a}, call) for a in answers]
+        return [Score(self.dimension, self.name, v) for v in values]
+
+class Better(Remote):
+    worth = 0.75
+
+class Broken(Remote):
+    async def scores(self, ask, prompt_id, messages, answers, purpose):
+        raise OSError("down")
+"""
+
+
+def test_rewards_with_servers_of_their_own_share_no_call_and_end_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "remotes.py").write_text(PLUGINS)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "What is tea?"}\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kinds = {"helpful": "Remote", "harmless": "Better", "truthful": "Broken"}
+    rewards = {d: [{"kind": f"remotes:{k}"}] for d, k in kinds.items()}
+    with policy("plain") as a, judge() as j:
+        code, _, err = run(
+            capsys,
+            f"a={a.base_url}",
+            "--prompts",
+            tmp_path / "prompts.jsonl",
+            "--source",
+            "pku-saferlhf",
+            "--set",
+            f"rewards={json.dumps(rewards)}",
+            "--judge-base-url",
+            j.base_url,
+            "--out",
+            tmp_path / "out",
+            "--json",
+        )
+    assert code == 0, err
+    (row,) = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+    metrics = json.loads(row)
+    assert [metrics[f"reward_{d}"] for d in kinds] == [0.25, 0.75, None]
+
+
 def test_models_are_compared_on_plain_and_fused_prompts_and_nothing_is_asked_twice(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,18 @@ def test_stops_on_the_reply_that_is_too_much_and_goes_on_with_a_higher_limit(
     )
 
 
+def test_what_was_finalized_before_counts_as_replayed_where_a_limit_stops_the_build(
+    build: Build, tmp_path: Path
+) -> None:
+    with FakeOpenAI() as server:
+        given = "--base-url", server.base_url, "--set", "partition_size=1", "--max-tokens"
+        assert build(*given, TOKENS // 2)[0] == 1
+        done = (tmp_path / "run/parts").glob("*/manifest.json")
+        finalized = sum(json.loads(p.read_text())["answers"] for p in done)
+        code, again, _ = build(*given, TOKENS * 3 // 4)
+        assert code == 1 and 0 < finalized <= again["replayed"]
+
+
 def test_unknown_price_is_null_and_refuses_a_money_limit(build: Build, tmp_path: Path) -> None:
     with FakeOpenAI() as server:
         code, summary, _ = build("--base-url", server.base_url, "--judge-model", "judge")

@@ -171,6 +171,55 @@ def test_what_the_partition_key_holds(here: Path) -> None:
     assert changed == {"fuse.subject"}
 
 
+@pytest.mark.parametrize(
+    ("changed", "reopened", "measured"),
+    [
+        ({"policy.local": {"window": 7, "max_batch": 3}}, False, False),
+        (
+            {"policy.concurrency": 3, "policy.timeout_s": 5, "judge.local": {"window": 7}},
+            False,
+            False,
+        ),
+        ({"scripted.n_prompts": 3}, False, False),
+        ({"rewards": {"helpful": [{"kind": "judge", "concurrency": 3}]}}, False, False),
+        ({"publish.test_share": 0.5, "limits.max_tokens": 9, "mine.limit": 3}, False, False),
+        ({"ray.workers": 3, "name": "other", "presample.canaries": 3}, False, False),
+        ({"heldout_judge": {"engine": "scripted"}}, True, False),
+        ({"select.selector": "weighted_sum"}, True, False),
+        ({"fuse.retries": 1, "rollout.n": 7, "rewriter.top_p": 0.5}, True, False),
+        ({"policy.temperature": 0.5}, True, True),
+        ({"scripted.world": None}, True, True),
+        ({"rewards": {"helpful": [{"kind": "judge", "weight": 3}]}}, True, True),
+        ({"policy.extra_body": {"top_k": 3}, "policy.engine": "openai"}, True, True),
+    ],
+    ids=str,
+)
+def test_what_a_changed_setting_opens_again(
+    tmp_path: Path, changed: dict[str, Any], reopened: bool, measured: bool
+) -> None:
+    from mora_data.engines import connect
+    from mora_data.run.partitions import Partition
+    from mora_data.settings import load_settings
+
+    part = Partition(tmp_path, 0)
+    part.folder.mkdir(parents=True)
+    (part.folder / "prompts.jsonl").write_text("{}")
+    base = {
+        "policy.engine": "scripted",
+        "policy.model": "m",
+        "policy.base_url": "http://127.0.0.1:1",
+    }
+
+    def keys(more: dict[str, Any]) -> tuple[str, str]:
+        settings = load_settings("pku-saferlhf", {**base, **more})
+        engines = connect(settings, False, RunStats(), tmp_path, lambda text: None)
+        context = load(settings, "publish", Benchmarks({}))
+        return context.partition_key(engines, part), context.judge_stats_key(engines)
+
+    before, after = keys({}), keys(changed)
+    assert [a != b for a, b in zip(before, after, strict=True)] == [reopened, measured]
+
+
 class CalmServer(ThreadingHTTPServer):
     """The server of the page's example, which counts its calls; it refuses connections until it is
     started."""
@@ -258,6 +307,81 @@ def reasons_without_a_server(here: Path, tree: dict[str, Any]) -> set[str]:
     assert failure is not None and "\n" not in str(failure)
     lines = (here / "run" / "errors.jsonl").read_text().splitlines()
     return {json.loads(line)["error"] for line in lines}
+
+
+LEVELS = """
+from mora_data.types import Score
+
+class Levels:
+    pass_threshold, calibration, step, fingerprint = 0.1, "identity", 0.0, ""
+
+    def __init__(self, dimension, options, context):
+        self.dimension, self.name = dimension, "levels"
+
+    async def scores(self, ask, prompt_id, messages, answers, purpose):
+        {first}
+        return [Score(self.dimension, self.name, len(a) % 7 / 7) for a in answers]
+"""
+
+
+def levels(here: Path, first: str, **more: Any) -> dict[str, Any]:
+    """A build with a reward whose method begins with the line `first`."""
+    (here / "levels.py").write_text(LEVELS.format(first=first))
+    for name in ("levels", "rule"):  # of another test's folder
+        sys.modules.pop(name, None)
+    return {
+        **TREE,
+        "dimensions": ["helpful", "level"],
+        "rewards": {"level": [{"kind": "levels:Levels"}]},
+        "publish": {"stage_order": ["helpful", "level"]},
+        "limits": {"max_error_share": 1},
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "reason"),
+    [
+        ("return None", "gave NoneType in place of scores"),
+        ("return [0.5 for a in answers]", "gave float in place of a score"),
+        (
+            "return [Score(self.dimension, self.name, 'high') for a in answers]",
+            "gave a score of str in place of a number",
+        ),
+        ("raise ValueError('of no\\nuse')", "raised ValueError: of no use"),
+    ],
+)
+def test_what_is_no_score_is_a_row_with_a_reason(here: Path, first: str, reason: str) -> None:
+    presample = {"enabled": False, "floors": {"helpful": 0.1, "level": 0.1}}
+    assert reasons_without_a_server(here, levels(here, first, presample=presample)) == {reason}
+
+
+def test_what_a_function_raises_is_final(here: Path) -> None:
+    (here / "rule.py").write_text("def of(messages, answer):\n    raise KeyError(answer[:0])\n")
+    tree = levels(here, "", rewards={"level": [{"kind": "python", "path": "rule:of"}]})
+    tree["presample"] = {"enabled": False, "floors": {"helpful": 0.1, "level": 0.1}}
+    assert reasons_without_a_server(here, tree) == {"raised KeyError: ''"}
+    assert read_json(here / "run/parts/00000/manifest.json")["owed"] == []
+
+
+def test_judges_are_measured_again_where_a_reward_raised(here: Path) -> None:
+    presample = {"reference": 4, "n": [4, 8], "canaries": 0, "repeat_share": 1}
+    down = "if not __import__('os').path.exists('up'): raise OSError('down')"
+    tree = levels(here, down, presample=presample)
+    reasons_without_a_server(here, tree)
+    assert read_json(here / "run/reference.json")["basis"] is None
+    (here / "up").touch()
+    run(here, tree)
+    measured = read_json(here / "run/reference.json")
+    assert measured["basis"] is not None and measured["noise"]["level"]["measured"]
+
+
+def test_a_reward_that_raises_costs_a_canary_and_not_the_run(here: Path) -> None:
+    presample = {"reference": 4, "n": [4, 8], "canaries": 6}
+    first = "assert not purpose.startswith('score:canary:end'), 'down'"
+    run(here, levels(here, first, presample=presample))
+    drift = read_json(here / "run/canary.json")["drift"]
+    assert drift["helpful"]["n"] == 6 and drift["level"]["n"] == 0
 
 
 def test_an_unknown_setting_of_a_plug_in_names_the_nearest(here: Path) -> None:

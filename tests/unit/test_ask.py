@@ -548,3 +548,27 @@ def test_timeout_grows_with_max_tokens(
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(run())
     assert seen == [expected]
+
+
+def test_a_caller_that_is_cancelled_leaves_its_call_to_the_next(tmp_path: Path) -> None:
+    stats, made = RunStats(), []
+    log = AnswerLog(tmp_path / "answers.log")
+    ask = CachedClient({}, log, 0, stats)
+
+    async def call() -> int:
+        made.append(1)
+        await asyncio.sleep(0.05)
+        return 7
+
+    async def run() -> list[Any]:
+        first = asyncio.ensure_future(ask.cached({"x": 1}, call))
+        others = [asyncio.ensure_future(ask.cached({"x": 1}, call)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        for task in (first, others[0]):
+            task.cancel()
+        return await asyncio.gather(first, *others, return_exceptions=True)
+
+    *gone, second, third = asyncio.run(run())
+    log.close()
+    assert [type(e) for e in gone] == [asyncio.CancelledError] * 2
+    assert (second, third, len(made), stats.sent) == (7, 7, 2, 1)

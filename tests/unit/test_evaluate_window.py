@@ -72,3 +72,11 @@ def test_no_prompt_and_one(n: int) -> None:
     stats = RunStats()
     assert len(asyncio.run(run_prompts(work, PROMPTS[:n], [], stats))) == n == stats.prompts_begun
     assert stats.open_prompts == 0
+
+
+def test_a_prompt_that_cancels_itself_fails_the_run() -> None:
+    async def work(prompt: Any) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="cancelled itself"):
+        asyncio.run(run_prompts(work, [1, 2], [], RunStats()))
