@@ -1,16 +1,17 @@
 # make demo   install and run the main job on the bundled rows     make test         install what the tests need, run them
 # make check  ruff, mypy, layers                                     make test-server  the engines against real servers
 # make bench  speed and memory, next to a floor                      make test-slow    what takes minutes
-# make picture  the picture of the README, from the demo
+# make picture  the picture of the README, from the demo             make test-llm     against a real instruct model
 # make ci     everything CI runs
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+LLM_VENV ?= .venv-llm
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 unexport PYTHONDONTWRITEBYTECODE  # each process would compile the package and the tests anew
 
-.PHONY: demo picture install test test-slow test-server check bench ci clean
+.PHONY: demo picture install test test-slow test-server test-llm check bench ci clean
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,12 @@ $(VLLM_VENV)/.ready:
 	$(VLLM_VENV)/bin/pip install -q orjson accelerate
 	touch $@
 
+$(LLM_VENV)/.ready:
+	$(PYTHON) -m venv $(LLM_VENV)
+	@$(LLM_VENV)/bin/pip install -q "xllamacpp==2026.10.11549" 2>$(LLM_VENV)/install.log || \
+	  { echo "the package registry does not give the model server: see $(LLM_VENV)/install.log"; exit 1; }
+	touch $@
+
 install: $(VENV)/.base
 
 demo: $(VENV)/.base
@@ -52,6 +59,11 @@ test-slow: $(VENV)/.train
 test-server: $(VENV)/.dev $(VLLM_VENV)/.ready
 	MORA_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m server tests/server
 
+# 1.1 GB of weights, downloaded once; without them it says so and fails
+test-llm: $(VENV)/.dev $(LLM_VENV)/.ready
+	$(BIN)/python -m tests.support.real_model fetch
+	MORA_LLM_PYTHON=$(abspath $(LLM_VENV)/bin/python) $(BIN)/python -m pytest -m llm -rP tests/llm
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -64,4 +76,4 @@ bench: $(VENV)/.dev
 ci: demo check test test-slow test-server
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(LLM_VENV) runs build dist *.egg-info

@@ -1,4 +1,4 @@
-"""A real vLLM server on the CPU, for the tests marked `server`.
+"""A real vLLM server on the CPU, for the tests marked `server`; llama.cpp's for those marked `llm`.
 
     with RealServer(tiny_model(vllm_python()), log=tmp_path / "server.log") as server:
         server.base_url            # http://127.0.0.1:<port>/v1
@@ -21,6 +21,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from . import real_model
 
 ROOT = Path(__file__).parents[2]
 CHAT = "/v1/chat/completions"
@@ -214,6 +216,18 @@ class TransformersServer(RealServer):
             "cpu",
             *self.flags,
         ]
+
+
+class LlamaServer(RealServer):
+    """llama.cpp's server with the real instruct model, at a low priority; it ends with the process
+    that started it."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(real_model.weights(), log, real_model.NAME)
+
+    def command(self) -> list[str]:
+        program = str(Path(real_model.__file__))
+        return ["nice", "-n", "10", real_model.llm_python(), program, "serve", str(self.port)]
 
 
 def _send(request: urllib.request.Request, timeout_s: float) -> tuple[int, Any]:

@@ -1,0 +1,105 @@
+"""What the tool does today with a real instruct model. Two cores read some 30 prompt tokens a
+second, so each test sends as few as it can; `-rP` shows what the model said.
+
+Its words differ between machines: what is asserted holds whatever it says. Replies that were
+recorded are in tests/data/real_replies.jsonl; tests/unit/test_real_replies.py reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.real_model import NAME, settings, source_prompt, through
+from support.real_server import LlamaServer
+
+from mora_data.cli import main
+from mora_data.engines.cached_client import CachedClient
+from mora_data.rewriting.reply import Rewrite, parse_rewrite
+from mora_data.rewriting.rewriter import Rewriter, RewriteSource
+from mora_data.sources.benchmarks import Benchmarks
+from mora_data.types import Answer, Request, Sampling
+
+pytestmark = pytest.mark.llm
+
+QUESTION = "How do I keep basil alive on a windowsill?"
+
+
+def test_the_server_serves_the_one_model_by_its_name(server: LlamaServer) -> None:
+    status, body = server.get("/v1/models")
+    assert status == 200 and [m["id"] for m in body["data"]] == [NAME]
+
+
+def test_one_answer_through_the_engine(server: LlamaServer, tmp_path: Path) -> None:
+    """The second ask is answered by the log."""
+    request = Request(
+        "policy", source_prompt(QUESTION).messages, Sampling(1.0, 0.95, 24), "presample", "p"
+    )
+
+    async def twice(ask: CachedClient) -> list[Answer]:
+        return [*await ask(request), *await ask(request)]
+
+    first, again = through(server.base_url, tmp_path / "answers.log", twice)
+    print(repr(first.text))
+    assert first == again and first.error is None and len(first.text.split()) > 2
+    assert first.finish_reason in ("stop", "length") and 0 < first.tokens_out <= 24
+
+
+def test_a_rewrite_is_asked_for_and_read(server: LlamaServer, tmp_path: Path) -> None:
+    """Wrong today: the schema travels with its keys sorted, so the model has to write the
+    `intents`, spans of a question that is not there yet, before the question."""
+    build = settings(server.base_url)
+    replies: list[Answer] = []
+
+    async def rewrite(ask: CachedClient) -> tuple[object, ...]:
+        async def heard(request: Request) -> list[Answer]:
+            replies.extend(await ask(request))
+            return replies
+
+        source = RewriteSource(source_prompt(QUESTION), "helpful", ("truthful",), (), None, False)
+        return tuple((await Rewriter(build, Benchmarks({})).fuse(heard, source, "fused"))[1])
+
+    tries = through(server.base_url, tmp_path / "answers.log", rewrite)
+    assert len(tries) == len(replies) == build.fuse.candidates
+    for tried, reply in zip(tries, replies, strict=True):
+        read = parse_rewrite(reply.text, reply.finish_reason)
+        print(repr(reply.text), reply.finish_reason, read, tried, sep="\n")
+        assert isinstance(read, Rewrite) or read in ("cut_off", "no_rewrite", "wrong_fields")
+        if reply.finish_reason == "stop":
+            assert list(json.loads(reply.text)) == ["intents", "refused", "rewritten", "subject"]
+
+
+def test_a_build_of_one_prompt(
+    server: LlamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As sent: two rollouts and a verdict on each. Whether a pair comes out is the model's luck;
+    the counts add up, and a second run asks nothing."""
+    rows, run = tmp_path / "rows.jsonl", tmp_path / "run"
+    rows.write_text(json.dumps({"prompt": f"In one short sentence: {QUESTION}"}) + "\n")
+    sets = (
+        "presample.enabled=false",
+        "fuse.arms=[identity]",
+        "dimensions=[helpful]",
+        "rollout.n=2",
+        "policy.max_tokens=64",
+        "policy.concurrency=2",
+        "policy.timeout_s=600",
+        "select.confirm=false",
+    )
+    command = ["build", "--source", "jsonl", "--data", str(rows), "--base-url", server.base_url]
+    command += ["--out", str(run), "--json", *(w for s in sets for w in ("--set", s))]
+    said = []
+    for asks in (True, False):
+        code = main(command)
+        out, err = capsys.readouterr()
+        assert out, err
+        said += [out, err]
+        summary = json.loads(out)
+        assert code == 0 or (code == 1 and "no pair was selected" in err), err
+        assert (summary["requests"] > 0) == asks and summary["errors"] == 0
+        for stage, c in summary["counts"].items():
+            assert c["in"] == c["kept"] + sum(c["dropped"].values()), stage
+        assert summary["counts"]["rollout"]["in"] == 2
+        assert summary["counts"]["score"]["kept"] >= 1
+    print(*said)
