@@ -220,7 +220,7 @@ class Recorder:
                 "role": request.role,
                 "prompt": request.prompt_id,
                 "request": request.messages,
-                "schema": request.sampling.schema is not None,
+                "schema": "as written" if request.sampling.schema is not None else None,
                 "max_tokens": request.sampling.max_tokens,
                 "reply": a.text,
                 "finish_reason": a.finish_reason,
@@ -257,7 +257,8 @@ async def converse(ask: Recorder, build: Any) -> None:
 
 
 def record() -> None:
-    """Write REPLIES anew: what the model says on a server started for it."""
+    """Write REPLIES anew: what the model says on a server started for it. Rows whose schema had its
+    keys sorted, as it had at first, can't be asked for again: they stay."""
     from .real_server import LlamaServer
 
     with tempfile.TemporaryDirectory() as folder, LlamaServer(Path(folder, "log")) as server:
@@ -269,6 +270,8 @@ def record() -> None:
 
         rows = through(server.base_url, Path(folder, "answers.log"), work)
     rows.sort(key=lambda row: ("policy", "judge", "rewriter").index(row["role"]))
+    before = map(json.loads, REPLIES.read_text("utf-8").splitlines())
+    rows += [row for row in before if row["schema"] == "sorted"]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     REPLIES.write_text(text, "utf-8")
 

@@ -1,9 +1,11 @@
 """What a real 1.5B instruct model replied (tests/data/real_replies.jsonl), as it is read today.
 
-    {"role": "rewriter", "prompt": "How do I ...?", "request": [...], "schema": true,
+    {"role": "rewriter", "prompt": "How do I ...?", "request": [...], "schema": "as written",
      "max_tokens": 300, "reply": "...", "finish_reason": "stop"}
 
-`schema` false: the same request without its JSON schema, as a server hears it that knows none.
+`schema` null: the same request without its JSON schema, as a server hears it that knows none;
+"sorted": with the schema's keys sorted, as it was sent at first, so that the model had to write the
+intents, spans of a question that was not there yet, before the question.
 `python -m tests.support.real_model record` writes the file anew.
 """
 
@@ -37,7 +39,7 @@ def test_the_replies_are_few_and_to_known_prompts(replies: dict[str, list[Reply]
     assert {role: len(rows) for role, rows in replies.items()} == {
         "policy": 4,
         "judge": 16,
-        "rewriter": 15,
+        "rewriter": 25,
     }
     prompts = {row["prompt"] for rows in replies.values() for row in rows}
     assert prompts == {prompt for prompt, _ in ASKED}
@@ -46,28 +48,28 @@ def test_the_replies_are_few_and_to_known_prompts(replies: dict[str, list[Reply]
 
 def test_every_verdict_is_read(replies: dict[str, list[Reply]]) -> None:
     """With and without a schema alike; they hardly differ between the answers."""
-    levels: dict[bool, list[int | None]] = {True: [], False: []}
+    levels: dict[str | None, list[int | None]] = {"as written": [], None: []}
     for row in replies["judge"]:
         level, reason = verdict(Answer(row["reply"], row["finish_reason"]))
         assert reason == ""
         levels[row["schema"]].append(level)
-    assert levels[True] == levels[False] == [4, 4, 4, 3, 4, 4, 5, 5]
+    assert levels["as written"] == levels[None] == [4, 4, 4, 3, 4, 4, 5, 5]
 
 
-def test_whole_rewrites_are_read_and_cut_ones_are_misnamed(
+def test_whole_rewrites_are_read_and_cut_ones_are_called_that(
     replies: dict[str, list[Reply]],
 ) -> None:
-    """Wrong today: of a reply under the schema that is cut off, the first whole inner object is
-    taken for the reply, so that it counts as `wrong_fields`. It was cut off, and it is called so
-    where no inner object is whole."""
+    """Of the sorted ones that are cut off, each begins with a whole inner object, an intent."""
     found = Counter(
         (row["schema"], row["finish_reason"], outcome(row)) for row in replies["rewriter"]
     )
     assert found == {
-        (True, "stop", "rewrite"): 5,
-        (True, "length", "wrong_fields"): 5,
-        (False, "stop", "rewrite"): 4,
-        (False, "length", "cut_off"): 1,
+        ("as written", "stop", "rewrite"): 7,
+        (None, "stop", "rewrite"): 4,
+        ("as written", "length", "cut_off"): 3,
+        (None, "length", "cut_off"): 1,
+        ("sorted", "length", "cut_off"): 5,
+        ("sorted", "stop", "rewrite"): 5,
     }
 
 
@@ -76,21 +78,16 @@ def outcome(row: Reply) -> str:
     return "rewrite" if isinstance(read, Rewrite) else read
 
 
-def test_the_schema_makes_the_model_annotate_before_it_writes(
-    replies: dict[str, list[Reply]],
-) -> None:
-    """Wrong today: the schema is sent with its keys sorted, and the intents come first. Without it
-    the model keeps to the order of the template."""
+def test_the_model_writes_in_the_order_of_the_schema(replies: dict[str, list[Reply]]) -> None:
     for row in replies["rewriter"]:
         reply = row["reply"]
-        first = "intents" if row["schema"] else "rewritten"
+        first = "intents" if row["schema"] == "sorted" else "rewritten"
         assert reply[reply.index("{") :].lstrip("{ \n").startswith(f'"{first}"')
 
 
-def test_few_intents_quote_their_rewrite_or_name_a_target(replies: dict[str, list[Reply]]) -> None:
-    """Under the schema, written before the rewrite, one span of six stands in it, and no intent
-    names a target; written after it, three of six do, and one is a target."""
-    found: Counter[tuple[bool, str]] = Counter()
+def test_intents_seldom_name_a_target(replies: dict[str, list[Reply]]) -> None:
+    """The model invents dimensions ("targets", "prevention"); so intents decide nothing."""
+    found: Counter[tuple[str | None, str]] = Counter()
     targets = dict(ASKED)
     for row in replies["rewriter"]:
         read = parse_rewrite(row["reply"], row["finish_reason"])
@@ -99,10 +96,13 @@ def test_few_intents_quote_their_rewrite_or_name_a_target(replies: dict[str, lis
             found[row["schema"], "quoted"] += span.lower() in read.text.lower()
             found[row["schema"], "targets"] += dimension in targets[row["prompt"]]
     assert found == {
-        (True, "intents"): 6,
-        (True, "quoted"): 1,
-        (True, "targets"): 0,
-        (False, "intents"): 6,
-        (False, "quoted"): 3,
-        (False, "targets"): 1,
+        ("as written", "intents"): 14,
+        ("as written", "quoted"): 10,
+        ("as written", "targets"): 2,
+        (None, "intents"): 6,
+        (None, "quoted"): 3,
+        (None, "targets"): 1,
+        ("sorted", "intents"): 6,
+        ("sorted", "quoted"): 1,
+        ("sorted", "targets"): 0,
     }
