@@ -30,7 +30,7 @@ def test_scripts_never_import_the_package_and_have_a_pep_723_header() -> None:
     for script in SCRIPTS:
         text = script.read_text("utf-8")
         assert text.startswith("# /// script\n"), script.name
-        names = [n for node in ast.walk(ast.parse(text)) for n in recipes._named(node)]
+        names = [n for node in ast.walk(ast.parse(text)) for n in recipes._names_in(node)]
         assert not [n for n in names if n.split(".")[0] == "mora_data"], script.name
 
 
