@@ -292,7 +292,7 @@ sys.exit(cli.main(sys.argv[1:]))
             r"has pyarrow \S+, the driver 1\.0",
         ),
         (
-            "pipeline.shared = lambda path: '/nowhere'",
+            "pipeline.shared_address = lambda path: '/nowhere'",
             "does not see the run folder /nowhere: give --out on storage that all nodes",
         ),
     ],
