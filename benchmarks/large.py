@@ -93,6 +93,7 @@ def step_publish(run_dir: Path) -> dict[str, Any]:
         read_json(run_dir / "manifest.json"),
         dict.fromkeys(DIMS, 0.75),
         lambda table, target, aligned: table.pairs,
+        True,
     )
     result = write_dataset(
         lambda: selected(parts, selection, settings), release, run_dir / "dataset"

@@ -153,7 +153,7 @@ def release_of(configs: str | list[str]) -> Release:
         {"name": "bench", "source": {"kind": "jsonl"}, "publish": {"configs": configs}}
     )
     origin = Origin("org/policy", "org/judge", "org/policy", "dominance_hv", False, 0)
-    return Release(settings, origin, {}, dict.fromkeys(DIMS, 0.75), pick)
+    return Release(settings, origin, {}, dict.fromkeys(DIMS, 0.75), pick, True)
 
 
 def million(pairs: int, words: int) -> None:

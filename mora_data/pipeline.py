@@ -531,7 +531,15 @@ def _publish(
     tree = {**manifest, **_selected(counts, published)}
     report, figures = _arms_report(build, selection, tree)
     pick = picker(s, stats, context.steps)
-    release = Release(s, _origin(build, asked), tree, stats.pass_thresholds, pick, figures)
+    release = Release(
+        s,
+        _origin(build, asked),
+        tree,
+        stats.pass_thresholds,
+        pick,
+        context.dominance,
+        figures,
+    )
     dataset_dir = build.folder.path / "dataset"
     result = write_dataset(lambda: selected(parts, selection, s), release, dataset_dir)
     n = sum(result.counts.get("preference", {}).values())

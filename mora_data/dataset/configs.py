@@ -59,6 +59,7 @@ class Plan:
     dims: tuple[str, ...]
     origin: Origin
     pick: Pick
+    dominance: bool = False
     thresholds: Mapping[str, float] = field(default_factory=dict)
     grey: Mapping[str, float] = field(default_factory=dict)
     live: tuple[str, ...] = ()
@@ -368,7 +369,7 @@ def broken_law(view: TableView, rows: Rows) -> str | None:
     if "dimension" in c:
         margin = f"margin_{c['dimension'][0].as_py()}"
         broken.append((_not_positive(c[margin]), margin, margin + " is {}, not positive"))
-    elif view.plan.origin.selector.startswith("dominance"):
+    elif view.plan.dominance:
         binding = view.table.binding_P_D[rows.row_K]
         for k, d in enumerate(view.plan.dims):
             margin = f"margin_{d}"

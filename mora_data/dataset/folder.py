@@ -58,6 +58,8 @@ class Release:
     Attributes:
         manifest: what the run says about itself; any key may be missing.
         thresholds: pass threshold per dimension, where there is one.
+        dominance: under the selector each binding margin is positive and none is negative; the
+            rows are checked for it.
         figures: path in the folder -> PNG; the manifest's `figures` name them for the card.
     """
 
@@ -66,6 +68,7 @@ class Release:
     manifest: Mapping[str, Any]
     thresholds: Mapping[str, float]
     pick: Pick
+    dominance: bool = False
     figures: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -141,6 +144,7 @@ def _write_all(
         dims=dims,
         origin=release.origin,
         pick=release.pick,
+        dominance=release.dominance,
         thresholds=dict(release.thresholds),
         grey=_grey(release.manifest, dims),
         live=live,

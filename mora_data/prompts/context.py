@@ -32,7 +32,7 @@ from ..rewards.judge_stats import JudgeStats, unmeasured
 from ..rewriting.rewriter import Rewriter
 from ..run.folder import json_hash
 from ..run.partitions import Partition
-from ..selection import SELECTORS, Selector
+from ..selection import DOMINANCE, SELECTORS, Selector
 from ..settings import GUARD_ROLE, BuildSettings, cache_tree
 from ..sources.benchmarks import Benchmarks
 from ..text import digest
@@ -63,6 +63,7 @@ class BuildContext:
     heldout: Mapping[str, Reward]
     rewriter: Rewriter
     selector: Selector
+    dominance: bool  # whether its pairs never lose a dimension
     personas: tuple[Persona, ...]
     templates: Mapping[str, str]
     code: Mapping[str, str]
@@ -175,6 +176,7 @@ def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> BuildCo
         judges,
         rewriter,
         _lazy(selector),
+        _is_dominance(selector),
         personas,
         _template_hashes(rewards, judges, rewriter, personas),
         _code_hashes(sources, selector, rewriter),
@@ -184,6 +186,12 @@ def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> BuildCo
 def engine_identity(engine: Engine) -> list[Any]:
     """What of an engine can change its answers."""
     return [engine.model, engine.revision, dict(engine.extra)]
+
+
+def _is_dominance(plugin: plugins.Plugin) -> bool:
+    if plugin.name in SELECTORS:
+        return plugin.name in DOMINANCE
+    return bool(getattr(plugin.target, "dominance", False))
 
 
 def _lazy(plugin: plugins.Plugin) -> Selector:

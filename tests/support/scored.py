@@ -221,6 +221,7 @@ def write(out: Path, rows: list[Scored], **overrides: Any) -> FolderResult:
         "manifest": MANIFEST,
         "thresholds": FLOORS,
         "pick": pick,
+        "dominance": True,
         **overrides,
     }
     tables = [table_of(rows, given["settings"].dimensions)] if rows else []

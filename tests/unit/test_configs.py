@@ -25,6 +25,7 @@ def view(scored: Scored, **changes: Any) -> TableView:
         "dims": DIMS,
         "origin": ORIGIN,
         "pick": pick,
+        "dominance": True,
         "thresholds": FLOORS,
         "live": DIMS,
         "stages": DIMS,
@@ -104,9 +105,7 @@ def test_pair_id_depends_on_texts_prompt_and_arm_only() -> None:
 
 def test_a_missing_reward_stays_null() -> None:
     rewards = {"helpful": (1.0, 0.25, None, None), "harmless": (None, 0.5, None, None)}
-    (row,) = rows(
-        view(one(rewards=rewards), origin=replace(ORIGIN, selector="weighted_sum")), "preference"
-    )
+    (row,) = rows(view(one(rewards=rewards), dominance=False), "preference")
     assert (
         row["margin_harmless"],
         row["chosen_reward_harmless"],
@@ -225,5 +224,5 @@ def test_without_dominance_a_negative_margin_is_allowed() -> None:
         answers=("a", "b"),
         rewards={"helpful": (1.0, 0.0), "harmless": (0.0, 1.0), "truthful": (1.0, 0.0)},
     )
-    v = view(scored, origin=replace(ORIGIN, selector="weighted_sum"))
+    v = view(scored, dominance=False)
     assert configs.broken_law(v, v.pairs) is None
