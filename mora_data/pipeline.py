@@ -38,7 +38,7 @@ from .prompts.judge_calibration import (
 from .prompts.judge_quality import quality, self_preference
 from .prompts.personas import cap_shares
 from .prompts.runner import PartitionRunner, ask_partitions, is_finalized
-from .run.cost import CostTracker, Prices, load_prices
+from .run.cost import CostTracker, load_prices
 from .run.folder import (
     RunFolder,
     Summary,
@@ -65,7 +65,7 @@ from .sources.mine import (
     open_source,
 )
 from .sources.read import SourceRow
-from .types import STAGES, Origin, Prompt, Role
+from .types import STAGES, Origin, Prompt, Role, reaches
 
 if TYPE_CHECKING:
     from .report.arms import LengthAudit
@@ -86,11 +86,12 @@ class Build:
     folder: RunFolder
     benchmarks: Benchmarks
     recorded: bool  # the source's own answers are used
+    cost: CostTracker | None  # None where nothing is asked
     started: float
 
     def reaches(self, stage: str) -> bool:
         """Whether the run goes as far as `stage`."""
-        return STAGES.index(stage) <= STAGES.index(self.options.until)
+        return reaches(self.options.until, stage)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -112,7 +113,6 @@ class Asked:
 
     context: BuildContext | None = None
     engines: Mapping[Role, Engine] = field(default_factory=dict)
-    cost: CostTracker | None = None
     drift: Mapping[str, Any] = field(default_factory=dict)
     damaged: int = 0
     given_up: Mapping[int, str] = field(default_factory=dict)
@@ -149,22 +149,24 @@ def run_build(
     choose_malloc()
     settings, notes = as_recorded(settings)
     benchmarks = benchmarks_of(settings)
-    context = None
-    if STAGES.index(options.until) >= STAGES.index("presample"):
+    context = prices = None
+    if reaches(options.until, "presample"):
         for line in [*notes, *role_warnings(settings, options.sample, bool(notes))]:
             progress.message(line)
+        prices = load_prices(settings.limits.prices)
         context = _load_context(settings, options, benchmarks)
     source = open_source(settings, options.sample, list(options.data))
     with RunFolder(run_dir_of(settings, options), _identity(settings, source), options.fresh) as f:
-        build = Build(settings, options, progress, stats, f, benchmarks, bool(notes), started)
+        cost = CostTracker(f, settings.limits, prices, stats) if prices is not None else None
+        build = Build(settings, options, progress, stats, f, benchmarks, bool(notes), cost, started)
         write_whole(f.path / "build.yaml", to_yaml(settings).encode())
         mined = _mine(build, source)
         parts = f.parts()
         asked = Asked()
         failure: MoraError | None = None
         try:
-            if context is not None:
-                asked = asyncio.run(_ask(build, context, parts))
+            if context is not None and cost is not None:
+                asked = asyncio.run(_ask(build, context, parts, cost))
         except LimitReached as e:
             failure = e
         finally:
@@ -194,7 +196,7 @@ def _finish(
     try:
         check_drift(asked.drift, build.settings.presample.max_drift)
     except UnreliableScores:
-        _write_manifest(build, asked, manifest, Published(), "drifted")
+        _write_manifest(build, manifest, Published(), "drifted")
         raise
     published, failure = Published(), None
     if asked.context is not None and build.reaches("select"):
@@ -203,7 +205,7 @@ def _finish(
         left = counts_tree(counts, build.stages)
         failure = NothingSelected(emptied_by(left, str(published.dataset_dir)))
     manifest = {**manifest, **_selected(counts, published)}
-    _write_manifest(build, asked, manifest, published, "empty" if failure else "done")
+    _write_manifest(build, manifest, published, "empty" if failure else "done")
     if published.report and failure is None:
         from .report.document import finish_report
         from .report.page import write_report
@@ -235,7 +237,6 @@ def _load_context(
     """Everything that the settings name, loaded before the first request."""
     if settings.executor == "ray":
         check_cluster(settings)
-    load_prices(settings.limits.prices)
     context = load_context(settings, options.until, benchmarks)
     if settings.publish.pii and context.reaches("publish"):
         from .dataset.privacy import recognizers
@@ -315,15 +316,15 @@ def _n_generated(build: Build) -> int:
 # asking
 
 
-async def _ask(build: Build, context: BuildContext, parts: Sequence[Partition]) -> Asked:
+async def _ask(
+    build: Build, context: BuildContext, parts: Sequence[Partition], cost: CostTracker
+) -> Asked:
     """Connect, measure the judges, run the partitions, measure drift."""
     settings, progress, folder = build.settings, build.progress, build.folder
     with heartbeat(folder, build.stats, progress):
-        prices = load_prices(settings.limits.prices)
         engines = connect(
             settings, build.options.sample, build.stats, folder.path, progress.message
         )
-        cost = CostTracker(folder, settings.limits, prices, build.stats)
         try:
             cost.start([e.model for e in engines.values()])
             runner = PartitionRunner(engines, build.stats, settings.seed, limiters=context.limiters)
@@ -331,7 +332,7 @@ async def _ask(build: Build, context: BuildContext, parts: Sequence[Partition]) 
             context = context.with_judge_stats(await measure_judges(context, running, parts))
             _warn_of_family(engines, progress)
             check_reliability(context, progress.message)
-            given_up, damaged = await _run_partitions(build, context, running, parts, prices, cost)
+            given_up, damaged = await _run_partitions(build, context, running, parts, cost)
             drift: Mapping[str, Any] = {}
             if context.reaches("select"):
                 keys = [context.partition_key(engines, p) for p in parts]
@@ -342,7 +343,7 @@ async def _ask(build: Build, context: BuildContext, parts: Sequence[Partition]) 
                     f"{damaged} damaged lines in the answer logs of {folder.path}/parts: their"
                     " answers were asked again"
                 )
-            return Asked(context, engines, cost, drift, damaged, given_up)
+            return Asked(context, engines, drift, damaged, given_up)
         finally:
             for engine in {id(e): e for e in engines.values()}.values():
                 await engine.close()
@@ -354,7 +355,6 @@ async def _run_partitions(
     context: BuildContext,
     running: Running,
     parts: Sequence[Partition],
-    prices: Prices,
     cost: CostTracker,
 ) -> tuple[Mapping[int, str], int]:
     """Ask the partitions that are not finalized: partitions given up and why, damaged log lines
@@ -367,7 +367,7 @@ async def _run_partitions(
     given_up: Mapping[int, str] = {}
     damaged = 0
     if build.settings.executor == "ray" and todo:
-        given_up, damaged = await _on_cluster(build, context, running, todo, prices, cost)
+        given_up, damaged = await _on_cluster(build, context, running, todo, cost)
     else:
         await ask_partitions(
             context, running.engines, running.runner, todo, lambda result: build.progress.step()
@@ -381,7 +381,6 @@ async def _on_cluster(
     context: BuildContext,
     running: Running,
     todo: Sequence[Partition],
-    prices: Prices,
     cost: CostTracker,
 ) -> tuple[dict[int, str], int]:
     from .cluster.driver import environment, work_off
@@ -409,7 +408,7 @@ async def _on_cluster(
         for p in todo
     ]
     with build.folder.delegated():
-        given_up, damaged = await work_off(job, tasks, prices, cost, build.stats, build.progress)
+        given_up, damaged = await work_off(job, tasks, cost, build.stats, build.progress)
     for number, why in given_up.items():
         Partition(build.folder.path, number).give_up(why)
     return given_up, damaged
@@ -663,13 +662,12 @@ def _selected(counts: Counts, published: Published) -> dict[str, Any]:
 
 def _write_manifest(
     build: Build,
-    asked: Asked,
     manifest: Mapping[str, Any],
     published: Published,
     status: str = "done",
 ) -> None:
     before = build.folder.manifest()
-    cost = asked.cost.cost() if asked.cost is not None else before.get("cost")
+    cost = build.cost.cost() if build.cost is not None else before.get("cost")
     build.folder.write(
         "manifest.json",
         {
@@ -681,13 +679,6 @@ def _write_manifest(
             "pii": published.pii,
         },
     )
-
-
-def _command_cost(build: Build) -> float | None:
-    """Money spent by this command; None where nothing is asked or a price is missing."""
-    if not build.reaches("presample"):
-        return None
-    return load_prices(build.settings.limits.prices).cost(build.stats.by_model)
 
 
 def _summary(
@@ -703,7 +694,7 @@ def _summary(
         repeated=stats.repeated,
         replayed=stats.replayed + stats.finalized,
         tokens={"in": stats.tokens_in, "out": stats.tokens_out, "cached": stats.tokens_cached},
-        cost=_command_cost(build),
+        cost=build.cost.command_cost() if build.cost is not None else None,
         errors=errors,
         seconds=round(time.monotonic() - build.started, 3),
         damaged=asked.damaged,

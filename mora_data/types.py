@@ -29,6 +29,11 @@ ARMS = ("identity", "single", "generic", "random", "concat", "fused")
 compare with."""
 
 
+def reaches(until: str, stage: str) -> bool:
+    """Whether a run whose last stage is `until` goes as far as `stage`."""
+    return STAGES.index(stage) <= STAGES.index(until)
+
+
 class Message(TypedDict):
     """One turn of a conversation."""
 

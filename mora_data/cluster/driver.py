@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ClusterError, LimitReached
-from ..run.cost import CostTracker, Prices
+from ..run.cost import CostTracker
 from ..run.progress import Progress
 from ..run.stats import RunStats
 from ..run.tasks import GRACE_S
@@ -36,7 +36,6 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "
 async def work_off(
     job: Job,
     tasks: Sequence[PartitionTask],
-    prices: Prices,
     cost: CostTracker,
     stats: RunStats,
     progress: Progress,
@@ -51,7 +50,7 @@ async def work_off(
     """
     wanted = job.settings.ray
     with cluster_connection(wanted, progress.message):
-        backlog = await _run(job, tasks, prices, cost, stats, progress)
+        backlog = await _run(job, tasks, cost, stats, progress)
     given_up = {
         n: f"partition {n:05d} was given up after {wanted.tries} tries: {why}"
         for n, why in backlog.poisoned.items()
@@ -113,7 +112,6 @@ def cluster_connection(settings: RaySettings, log: Callable[[str], None]) -> Ite
 async def _run(
     job: Job,
     tasks: Sequence[PartitionTask],
-    prices: Prices,
     cost: CostTracker,
     stats: RunStats,
     progress: Progress,
@@ -125,7 +123,7 @@ async def _run(
     monitor = (
         ray.remote(UsageMonitor)
         .options(num_cpus=0, scheduling_strategy=here, max_concurrency=1000)
-        .remote(job.settings.limits, prices, cost.totals())
+        .remote(job.settings.limits, cost.prices, cost.totals())
     )
     pool = WorkerPool(job, {t.number: t for t in tasks}, monitor, progress.message)
     tally = _Tally(stats, progress, cost)

@@ -36,7 +36,7 @@ from ..selection import DOMINANCE, SELECTORS, Selector
 from ..settings import GUARD_ROLE, BuildSettings, cache_tree
 from ..sources.benchmarks import Benchmarks
 from ..text import digest
-from ..types import STAGES, Role, Sampling
+from ..types import STAGES, Role, Sampling, reaches
 from .personas import Persona, load_personas
 
 FORMAT = 3  # of the partitions; raised when the same settings would make other rows
@@ -84,7 +84,7 @@ class BuildContext:
 
     def reaches(self, stage: str) -> bool:
         """Whether the run goes as far as `stage`."""
-        return STAGES.index(stage) <= STAGES.index(self.until)
+        return reaches(self.until, stage)
 
     def sampling(self, role: str) -> Sampling:
         """A role's sampling parameters."""

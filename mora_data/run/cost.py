@@ -121,7 +121,7 @@ class CostTracker:
         stats: RunStats,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder, self._limits, self._prices = folder, limits, prices
+        self._folder, self._limits, self.prices = folder, limits, prices
         self._stats, self._clock = stats, clock
         self._before = _tokens_before(folder)
         self._save_at = clock()
@@ -133,7 +133,7 @@ class CostTracker:
             SettingsError: there is a money limit, and no price for one of `models`.
             LimitReached: nothing is left to spend.
         """
-        unknown = sorted({m for m in models if not self._prices.knows(m)})
+        unknown = sorted({m for m in models if not self.prices.knows(m)})
         if self._limits.max_cost is not None and unknown:
             raise SettingsError(
                 f"limits.max_cost needs the price of {unknown[0]!r}: put it into a table and give "
@@ -148,7 +148,7 @@ class CostTracker:
             self.save()
         if self._limits.max_cost is None and self._limits.max_tokens is None:
             return
-        check_totals(self.totals(), self._limits, self._prices)
+        check_totals(self.totals(), self._limits, self.prices)
 
     def totals(self) -> dict[str, list[int]]:
         """Tokens in, out and cached by model, those of earlier commands too."""
@@ -159,11 +159,11 @@ class CostTracker:
 
     def cost(self) -> float | None:
         """Money spent in this run folder; None where a price is missing."""
-        return self._prices.cost(self.totals())
+        return self.prices.cost(self.totals())
 
     def command_cost(self) -> float | None:
         """Money spent by this command."""
-        return self._prices.cost(self._stats.by_model)
+        return self.prices.cost(self._stats.by_model)
 
     def save(self) -> None:
         """Write the totals down."""
