@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import SettingsError
 from .types import Message, Messages
@@ -59,6 +59,23 @@ def cache() -> Path:
         Path(base)
         if base
         else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mora-data"
+    )
+
+
+def document_environment(name: str, sandboxed: bool = False, **options: Any) -> Environment:
+    """Jinja for the shipped documents in folder `name` (pages, cards): undefined values refused,
+    lines of tags leave no trace; `options` go to the environment."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    kind = ImmutableSandboxedEnvironment if sandboxed else Environment
+    return kind(
+        loader=FileSystemLoader(folder(name)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
     )
 
 

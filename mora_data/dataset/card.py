@@ -15,8 +15,7 @@ from textwrap import wrap
 from typing import Any, TypedDict, cast
 
 import yaml
-from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError
 
 from .. import resources
 from ..errors import PublishError
@@ -192,15 +191,7 @@ def render_template(template: str, values: Mapping[str, object]) -> str:
     Raises:
         PublishError: it uses something that the values lack.
     """
-    env = ImmutableSandboxedEnvironment(
-        loader=FileSystemLoader(resources.folder("cards")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-        finalize=escape,
-    )
+    env = resources.document_environment("cards", sandboxed=True, finalize=escape)
     env.filters |= {"code": code, "fence": fence, "commercial": _commercial}
     try:
         return env.get_template(template).render(values)

@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .. import resources
 from ..errors import SettingsError
@@ -93,14 +92,7 @@ def evaluate(
 
 def markdown(found: Mapping[str, Any]) -> str:
     """evaluation.md: a table per set of prompts, and under each what it supports."""
-    env = Environment(
-        loader=FileSystemLoader(resources.folder("cards")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
+    env = resources.document_environment("cards")
     env.filters |= {"number": _number, "within": _within, "percent": _percent}
     return env.get_template("evaluation.md.j2").render(found)
 

@@ -19,7 +19,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from .. import resources
@@ -41,14 +41,10 @@ def render(name: str, **values: Any) -> str:
 @cache
 def environment() -> Environment:
     """The one environment of all pages; a template is read once."""
-    env = Environment(
-        loader=FileSystemLoader(resources.folder("templates")),
+    env = resources.document_environment(
+        "templates",
         autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
         finalize=escape_value,
-        keep_trailing_newline=True,
         extensions=["jinja2.ext.do"],
         auto_reload=False,
         cache_size=-1,
