@@ -105,7 +105,7 @@ class BuildContext:
         del stats["basis"], stats["n_rollouts"], stats["provisional"]
         return json_hash(
             {
-                **self._inputs(engines),
+                **self._inputs(engines, self.code),
                 "settings": cache_tree(self.settings),
                 "until": min(self.until, "select", key=STAGES.index),
                 "templates": dict(self.templates),
@@ -122,10 +122,10 @@ class BuildContext:
             del tree[section]
         raters = [r for r in engines if r not in NO_RATERS]
         judges = {k: v for k, v in self.templates.items() if k.startswith("judge/")}
+        rewards = {k: v for k, v in self.code.items() if k.startswith("rewards.")}
         return json_hash(
             {
-                **self._inputs({r: engines[r] for r in raters}),
-                "code": {k: v for k, v in self.code.items() if k.startswith("rewards.")},
+                **self._inputs({r: engines[r] for r in raters}, rewards),
                 "settings": tree,
                 "kappa": kappa,
                 "templates": judges,
@@ -133,11 +133,11 @@ class BuildContext:
             }
         )
 
-    def _inputs(self, engines: Mapping[Role, Engine]) -> dict[str, Any]:
+    def _inputs(self, engines: Mapping[Role, Engine], code: Mapping[str, str]) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "models": {r: engine_identity(e) for r, e in engines.items()},
-            "code": dict(self.code),
+            "code": dict(code),
             "compared": self.rewriter.compared,
         }
 
