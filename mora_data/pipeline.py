@@ -38,6 +38,7 @@ from .prompts.judge_calibration import (
 from .prompts.judge_quality import quality, self_preference
 from .prompts.personas import cap_shares
 from .prompts.runner import PartitionRunner, ask_partitions, is_finalized
+from .resources import Secret
 from .run.cost import CostTracker, load_prices
 from .run.folder import (
     RunFolder,
@@ -150,13 +151,15 @@ def run_build(
     settings, notes = as_recorded(settings)
     benchmarks = benchmarks_of(settings)
     context = prices = None
+    secret = Secret()
     if reaches(options.until, "presample"):
         for line in [*notes, *role_warnings(settings, options.sample, bool(notes))]:
             progress.message(line)
         prices = load_prices(settings.limits.prices)
-        context = _load_context(settings, options, benchmarks)
+        context = _load_context(settings, options, benchmarks, secret)
     source = open_source(settings, options.sample, list(options.data))
     with RunFolder(run_dir_of(settings, options), _identity(settings, source), options.fresh) as f:
+        secret.key = f.secret
         cost = CostTracker(f, settings.limits, prices, stats) if prices is not None else None
         build = Build(settings, options, progress, stats, f, benchmarks, bool(notes), cost, started)
         write_whole(f.path / "build.yaml", to_yaml(settings).encode())
@@ -232,12 +235,12 @@ def _identity(settings: BuildSettings, source: OpenedSource) -> dict[str, str]:
 
 
 def _load_context(
-    settings: BuildSettings, options: BuildOptions, benchmarks: Benchmarks
+    settings: BuildSettings, options: BuildOptions, benchmarks: Benchmarks, secret: Secret
 ) -> BuildContext:
     """Everything that the settings name, loaded before the first request."""
     if settings.executor == "ray":
         check_cluster(settings)
-    context = load_context(settings, options.until, benchmarks)
+    context = load_context(settings, options.until, benchmarks, secret)
     if settings.publish.pii and context.reaches("publish"):
         from .dataset.privacy import recognizers
 
@@ -394,6 +397,7 @@ async def _on_cluster(
         read_json(build.folder.path / "mine.json")["basis"],
         context.judge_stats,
         build.benchmarks,
+        build.folder.secret,
         versions(),
         environment(),
         str(Path.cwd()),

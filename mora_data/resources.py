@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import re
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,14 +149,48 @@ def load_template(folder_name: str, name: str, known: frozenset[str]) -> Templat
     return Template(f"{folder_name}/{path.stem}", source, known)
 
 
-def nonce(seed: int, *content: str) -> str:
-    """12 hex digits that delimit untrusted text: they stand nowhere in it, and are the same on
-    every resume."""
-    key, text = str(seed).encode(), "\x1f".join(content).encode("utf-8", "surrogatepass")
-    found = hmac.digest(key, text, "sha256").hex()[:12]
-    while found.encode() in text.lower():
-        found = hmac.digest(key, found.encode() + text, "sha256").hex()[:12]
-    return found
+SECRET_BYTES = 16
+
+
+@dataclass(slots=True)
+class Secret:
+    """What the nonces of a run are made from, so that whoever writes a row can't tell them before.
+
+    Attributes:
+        key: random; a run folder has one of its own, which is put here once the folder is open.
+    """
+
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(SECRET_BYTES), repr=False)
+
+
+def quoted(secret: Secret, messages: Messages, **texts: str) -> dict[str, Any]:
+    """Template variables for what strangers wrote: `question` and `history` of a conversation, and
+    `texts` by name, all of it inert; and the `nonce` of the tags that a template puts round it."""
+    said = [Message(role=m["role"], content=inert(m["content"])) for m in messages]
+    shown = {name: inert(text) for name, text in texts.items()}
+    return {
+        "question": said[-1]["content"],
+        "history": said[:-1],
+        **shown,
+        "nonce": nonce(secret, said, *shown.values()),
+    }
+
+
+def nonce(secret: Secret, messages: Iterable[Message], *texts: str) -> str:
+    """12 hex digits that stand neither in the conversation nor in `texts`.
+
+    They are the conversation's, whatever `texts` goes with it, so that the requests on its answers
+    begin alike and a server computes that beginning once; another number is taken for the one whose
+    text holds the first.
+    """
+    said = [[m["role"], m["content"]] for m in messages]
+    within = "\x1f".join([*(content for _, content in said), *texts]).lower()
+    number = 0
+    while True:
+        drawn = hmac.digest(secret.key, json.dumps([number, said]).encode(), "sha256")
+        if (found := drawn.hex()[:12]) not in within:
+            return found
+        number += 1
 
 
 _CONTROL = re.compile(

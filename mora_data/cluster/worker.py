@@ -13,7 +13,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,6 +67,7 @@ class Job:
     mine_key: str  # `basis` of mine.json: a worker that reads another one sees another folder
     judge_stats: JudgeStats
     benchmarks: Benchmarks
+    secret: bytes = field(repr=False)  # of the run folder's nonces
     versions: Mapping[str, str]
     environment: Mapping[str, str]
     cwd: str  # what relative paths in the settings start from
@@ -111,9 +112,8 @@ class Worker:
             reason = version_mismatch(job.versions, versions()) or self._folder_mismatch()
             if reason is not None:
                 return f"node {platform.node()} {reason}"
-            self._context = load(job.settings, job.until, job.benchmarks).with_judge_stats(
-                job.judge_stats
-            )
+            context = load(job.settings, job.until, job.benchmarks, resources.Secret(job.secret))
+            self._context = context.with_judge_stats(job.judge_stats)
             shared = Shared(rate_limiter=self._rate_limiter)
             self._engines = connect(
                 job.settings, job.sample, self._stats, self._copy.path, lambda text: None, shared

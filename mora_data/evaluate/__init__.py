@@ -60,9 +60,11 @@ def evaluate(
     prompts = load_prompts(
         folder, options.files, options.benchmarks, options.limit, skipped, settings.seed
     )
-    work = Evaluation(parsed, settings, options, stats, progress)
+    secret = resources.Secret()
+    work = Evaluation(parsed, settings, options, secret, stats, progress)
     identity = {"evaluate": "1", "seed": str(settings.seed)}
     with RunFolder(options.out, identity, options.fresh) as out:
+        secret.key = out.secret
         log = AnswerLog(out.path / "answers.log")
         try:
             asyncio.run(work.run(prompts, log))

@@ -12,7 +12,7 @@ from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine, Shared
 from ..engines.limiter import ConcurrencyLimiter
 from ..errors import PendingRetry
-from ..resources import load_template, nonce
+from ..resources import Secret, load_template, quoted
 from ..rewards import Reward, RewardClient, scores_of
 from ..rewards import load as load_reward
 from ..rewards.combine import cache_key_of
@@ -45,13 +45,15 @@ class Evaluation:
         models: Sequence[EvalModel],
         settings: BuildSettings,
         options: EvaluateOptions,
+        secret: Secret,
         stats: RunStats,
         progress: Progress,
     ) -> None:
         self.models, self.settings, self.options = models, settings, options
+        self._secret = secret
         self.stats, self.progress = stats, progress
         self.rewards: dict[str, list[Reward]] = {
-            d: [load_reward(d, r, settings) for r in settings.reward_sources(d)]
+            d: [load_reward(d, r, settings, secret=secret) for r in settings.reward_sources(d)]
             for d in settings.dimensions
         }
         self._own_calls = {
@@ -270,15 +272,10 @@ class Evaluation:
         if first == second:
             return 0.5
         r = self.settings.role("judge")
-        question = prompt.messages[-1]["content"]
         asked = self._pairwise.render(
             {
-                "question": question,
-                "history": prompt.messages[:-1],
-                "first": first,
-                "second": second,
+                **quoted(self._secret, prompt.messages, first=first, second=second),
                 "dimensions": self.settings.dimensions,
-                "nonce": nonce(self.settings.seed, question, first, second),
             }
         )
         sampling = Sampling(r.temperature, r.top_p, r.max_tokens, tuple(r.stop), WINNER, PATTERN)

@@ -18,6 +18,7 @@ from typing import Any
 from .. import plugins
 from ..engines.engine import Engine
 from ..engines.limiter import ConcurrencyLimiter
+from ..resources import Secret
 from ..rewards import Ask, Reward
 from ..rewards import load as load_reward
 from ..rewards.combine import (
@@ -155,17 +156,21 @@ class PromptContext:
         return self.build.settings
 
 
-def load(settings: BuildSettings, until: str, benchmarks: Benchmarks) -> BuildContext:
+def load(
+    settings: BuildSettings, until: str, benchmarks: Benchmarks, secret: Secret
+) -> BuildContext:
     """The context of a build; rewrites are compared with `benchmarks`.
 
     Raises:
         SettingsError: a reward, template, selector or persona is missing or wrong.
     """
     s = settings
-    rewards = {d: [load_reward(d, r, s) for r in s.reward_sources(d)] for d in s.dimensions}
+    rewards = {
+        d: [load_reward(d, r, s, secret=secret) for r in s.reward_sources(d)] for d in s.dimensions
+    }
     sources = sources_of(rewards, s)
-    judges = heldout_judges(s)
-    rewriter = Rewriter(s, benchmarks)
+    judges = heldout_judges(s, secret)
+    rewriter = Rewriter(s, benchmarks, secret)
     selector = plugins.load(SELECTORS, s.select.selector, "select.selector")
     personas = load_personas(s.rollout.personas, s.rollout.n)
     return BuildContext(

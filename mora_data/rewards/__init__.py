@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from .. import plugins
 from ..engines.limiter import ConcurrencyLimiter
 from ..errors import MoraError, PendingRetry
+from ..resources import Secret
 from ..settings import BuildSettings, RewardSettings, RoleSettings
 from ..types import Answer, Messages, Request, Role, Score
 
@@ -38,6 +39,7 @@ class RewardContext:
         role: the role that it asks as: its own endpoint's, else the judge.
         model: that role's sampling parameters.
         seed: the run's.
+        secret: of the nonces; see `resources.quoted`.
         suffix: `@model` where it has a model of its own, to sign its scores with.
         recorded: the answers are the source's own.
     """
@@ -45,6 +47,7 @@ class RewardContext:
     role: Role
     model: RoleSettings
     seed: int
+    secret: Secret = field(default_factory=Secret)
     suffix: str = ""
     recorded: bool = False
 
@@ -84,10 +87,15 @@ class Reward(Protocol):
 
 
 def load(
-    dimension: str, settings: RewardSettings, build: BuildSettings, role: Role | None = None
+    dimension: str,
+    settings: RewardSettings,
+    build: BuildSettings,
+    role: Role | None = None,
+    secret: Secret | None = None,
 ) -> Reward:
     """The reward source that the settings name, with its own settings checked; `role` is whom it
-    asks, by default its own endpoint, else the judge.
+    asks, by default its own endpoint, else the judge. A run that is to be resumed gives its own
+    `secret`.
 
     Raises:
         SettingsError: there is none, or one of its settings is wrong.
@@ -100,6 +108,7 @@ def load(
         role,
         build.role(role),
         build.seed,
+        secret or Secret(),
         f"@{model.rpartition('/')[2]}" if model else "",
         build.policy.engine == "recorded",
     )

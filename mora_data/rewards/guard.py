@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from ..errors import SettingsError
-from ..resources import inert, load_template
+from ..resources import load_template, quoted
 from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..settings import nearest
@@ -40,7 +40,6 @@ from ..text import digest
 from ..types import Answer, Messages, Request, Sampling, Score
 from . import Ask, RewardContext
 from .classifier import as_asked
-from .judge import as_variables
 
 FAMILIES = ("llama-guard-3", "wildguard", "shieldgemma")
 CODES = frozenset(f"S{i}" for i in range(1, 15))
@@ -96,6 +95,7 @@ class Guard:
             "guard", family, self._template.sha256 if self._template else "", repr(self._policies)
         )
         self._role = context.role
+        self._secret = context.secret
         self._sampling = GREEDY
 
     async def scores(
@@ -128,8 +128,7 @@ class Guard:
             if self._template is None
             else self._template.render(
                 {
-                    **as_variables(messages),
-                    "answer": inert(answer),
+                    **quoted(self._secret, messages, answer=answer),
                     "policy": self._policies[policy],
                     "dimension": self.dimension,
                 }

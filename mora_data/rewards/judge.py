@@ -19,9 +19,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from ..resources import inert, load_template, nonce
+from ..resources import Secret, load_template, quoted
 from ..run.tasks import all_of
 from ..settings import BuildSettings, RewardSettings, RoleSettings
 from ..settings import Settings as PluginSettings
@@ -71,7 +70,7 @@ class Judge:
         self.fingerprint = self._template.sha256
         self._role = context.role
         self._sampling = verdict_sampling(context.model, 1, TOP_LOGPROBS if options.expected else 0)
-        self._seed = context.seed
+        self._secret = context.secret
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
@@ -81,14 +80,11 @@ class Judge:
     async def _score(
         self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str
     ) -> Score:
-        question = messages[-1]["content"]
         asked = self._template.render(
             {
-                **as_variables(messages),
-                "answer": inert(answer),
+                **quoted(self._secret, messages, answer=answer),
                 "reverse": is_fresh(purpose),
                 "dimension": self.dimension,
-                "nonce": nonce(self._seed, self.dimension, question, answer),
             }
         )
         level, reason, reply = await ask_verdict(
@@ -104,14 +100,6 @@ class Judge:
 def is_fresh(purpose: str) -> bool:
     """Whether a purpose (repeat, confirm) wants another measurement than the first."""
     return not purpose.startswith("score")
-
-
-def as_variables(messages: Messages) -> dict[str, Any]:
-    """`question` and `history` of a conversation, for a template."""
-    return {
-        "question": inert(messages[-1]["content"]),
-        "history": [{"role": m["role"], "content": inert(m["content"])} for m in messages[:-1]],
-    }
 
 
 def verdict_sampling(
@@ -244,7 +232,7 @@ HELDOUT_ROLE = "heldout_judge"
 HELDOUT_PURPOSE = "score:heldout"
 
 
-def heldout_judges(settings: BuildSettings) -> dict[str, Reward]:
+def heldout_judges(settings: BuildSettings, secret: Secret) -> dict[str, Reward]:
     """One judge per dimension, with the rubric of the dimension's first judge; empty when no
     held-out judge is set.
 
@@ -260,7 +248,8 @@ def heldout_judges(settings: BuildSettings) -> dict[str, Reward]:
         rubric = (
             {"template": rubrics[0]["template"]} if rubrics and "template" in rubrics[0] else {}
         )
-        out[d] = load_reward(d, RewardSettings.model_validate(rubric), settings, HELDOUT_ROLE)
+        judge = RewardSettings.model_validate(rubric)
+        out[d] = load_reward(d, judge, settings, HELDOUT_ROLE, secret)
     return out
 
 

@@ -24,13 +24,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ..resources import inert, load_template, nonce
+from ..resources import load_template, quoted
 from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Request, Score
 from . import Ask, RewardContext
-from .judge import as_variables, ask_verdict, verdict_sampling
+from .judge import ask_verdict, verdict_sampling
 
 VARIABLES = frozenset(("question", "history", "first", "second", "nonce", "dimension"))
 
@@ -58,7 +58,7 @@ class Pairwise:
         self.fingerprint = digest(self._template.sha256, str(options.opponents))
         self._role = context.role
         self._sampling = verdict_sampling(context.model, 0, highest=2)
-        self._seed = context.seed
+        self._secret = context.secret
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
@@ -109,11 +109,8 @@ class Pairwise:
     ) -> tuple[int | None, str]:
         asked = self._template.render(
             {
-                **as_variables(messages),
-                "first": inert(first),
-                "second": inert(second),
+                **quoted(self._secret, messages, first=first, second=second),
                 "dimension": self.dimension,
-                "nonce": nonce(self._seed, self.dimension, messages[-1]["content"], first, second),
             }
         )
         level, reason, _ = await ask_verdict(

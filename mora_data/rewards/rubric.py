@@ -16,13 +16,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ..errors import SettingsError
-from ..resources import inert, load_template, nonce
+from ..resources import load_template, quoted
 from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Request, Score
 from . import Ask, RewardContext
-from .judge import LEVELS, as_variables, ask_verdict, is_fresh, verdict_sampling
+from .judge import LEVELS, ask_verdict, is_fresh, verdict_sampling
 
 VARIABLES = frozenset(
     ("question", "history", "answer", "nonce", "reverse", "dimension", "criterion", "scale")
@@ -70,7 +70,7 @@ class Rubric:
         )
         self._role = context.role
         self._model = context.model
-        self._seed = context.seed
+        self._secret = context.secret
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
@@ -109,15 +109,11 @@ class Rubric:
         lowest, highest = (0, 1) if criterion.scale == "yes_no" else (1, LEVELS)
         asked = self._template.render(
             {
-                **as_variables(messages),
-                "answer": inert(answer),
+                **quoted(self._secret, messages, answer=answer),
                 "dimension": self.dimension,
                 "criterion": criterion.text,
                 "scale": criterion.scale,
                 "reverse": is_fresh(purpose),
-                "nonce": nonce(
-                    self._seed, self.dimension, criterion.text, messages[-1]["content"], answer
-                ),
             }
         )
         request = Request(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ..resources import Template, load_template, nonce
+from ..resources import Secret, Template, load_template, quoted
 from ..rewards import Ask
 from ..rewards.guard import GREEDY, request_is_safe
 from ..rewards.judge import (
@@ -27,7 +27,6 @@ from ..rewards.judge import (
     PATTERN,
     RETRIES,
     SCHEMA,
-    as_variables,
     verdict,
 )
 from ..run.tasks import all_of
@@ -61,7 +60,9 @@ class Guard:
         SettingsError: a template is missing or wrong.
     """
 
-    def __init__(self, settings: BuildSettings, specs: Mapping[str, Intent]) -> None:
+    def __init__(
+        self, settings: BuildSettings, specs: Mapping[str, Intent], secret: Secret
+    ) -> None:
         known = frozenset(("question", "history", "nonce"))
         self._checks, self._model = settings.fuse.checks, settings.fuse.guard
         self.risky = RISKY if self._model is None else RISKY_GUARD
@@ -73,7 +74,7 @@ class Guard:
         if self._model is not None and self._model.template is not None:
             self.templates["harm"] = load_template("guard", self._model.template, GUARD_VARIABLES)
         self._specs = specs
-        self._seed = settings.seed
+        self._seed, self._secret = settings.seed, secret
         role = settings.role("judge")
         self._sampling = Sampling(role.temperature, role.top_p, role.max_tokens, tuple(role.stop))
 
@@ -98,7 +99,7 @@ class Guard:
         asked = (
             messages
             if template is None
-            else template.render({**as_variables(messages), "answer": ""})
+            else template.render(quoted(self._secret, messages, answer=""))
         )
         (reply,) = await ask(Request(GUARD_ROLE, asked, GREEDY, "guard:harm", prompt_id))
         value = None if reply.error is not None else request_is_safe(family, reply)[0]
@@ -188,15 +189,7 @@ class Guard:
         ]
 
     def _render(self, name: str, messages: Messages, **more: object) -> Messages:
-        question = messages[-1]["content"]
-        return self.templates[name].render(
-            {
-                "question": question,
-                "history": messages[:-1],
-                "nonce": nonce(self._seed, name, question),
-                **more,
-            }
-        )
+        return self.templates[name].render({**quoted(self._secret, messages), **more})
 
     async def _ask(
         self,

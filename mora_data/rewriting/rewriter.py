@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from .. import plugins
 from ..errors import SettingsError
-from ..resources import load_template, nonce
+from ..resources import Secret, load_template, quoted
 from ..rewards import Ask
 from ..run.tasks import all_of
 from ..settings import BuildSettings
@@ -147,8 +147,14 @@ class Rewriter:
             loaded.
     """
 
-    def __init__(self, settings: BuildSettings, benchmarks: Benchmarks | None = None) -> None:
+    def __init__(
+        self,
+        settings: BuildSettings,
+        benchmarks: Benchmarks | None = None,
+        secret: Secret | None = None,
+    ) -> None:
         self._settings = settings
+        self._secret = secret or Secret()
         rewritten = [a for a in settings.fuse.arms if a != "identity"]
         self.templates = {
             arm: load_template("fuse", arm, VARIABLES) for arm in rewritten if arm != "concat"
@@ -157,7 +163,7 @@ class Rewriter:
         self.intents_sha256 = {
             d: hashlib.sha256(repr(spec).encode()).hexdigest() for d, spec in self._specs.items()
         }
-        self.guard = Guard(settings, self._specs)
+        self.guard = Guard(settings, self._specs, self._secret)
         embedding = settings.fuse.embedding if rewritten else None
         self._similarity: Similarity | None = cosine(embedding) if embedding else None
         self.code_hashes: dict[str, str] = {}  # by setting
@@ -315,10 +321,11 @@ class Rewriter:
             k: v[seed_of(seed, prompt.prompt_id, k, attempt) % len(v)] for k, v in STYLES.items()
         }
         premise = premise_for(prompt.text, (self._specs[d] for d in source.target_dims))
+        shown = quoted(self._secret, prompt.messages)
         return self.templates[arm].render(
             {
-                "prompt": prompt.text,
-                "history": prompt.messages[:-1],
+                "prompt": shown["question"],
+                "history": shown["history"],
                 "carried_dim": source.carried_dim,
                 "target_dims": list(source.target_dims),
                 "dim_specs": self._specs,
@@ -330,7 +337,7 @@ class Rewriter:
                 "n_candidates": self._settings.fuse.candidates,
                 "feedback": list(feedback),
                 "premise": premise,
-                "nonce": nonce(seed, prompt.prompt_id, prompt.text),
+                "nonce": shown["nonce"],
             }
         )
 

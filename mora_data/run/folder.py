@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,16 +15,21 @@ from typing import Any, TypedDict
 import orjson
 
 from ..errors import LimitReached, RunFolderError
+from ..resources import SECRET_BYTES
 from ..settings import BuildSettings
 from ..text import digest
 from .partitions import Partition, write_whole
-from .remote import OF_A_COPY, Remote, remote_url
+from .remote import OF_A_COPY, SECRET_FILE, Remote, remote_url
 
 LIVE = "live.json"  # how far a running build is, for the viewer
 
 
 class RunFolder:
     """A run folder, locked by this process.
+
+    Attributes:
+        secret: what the run's nonces are made from (`resources.Secret`): made with the folder, kept
+            in it, and never published.
 
     Raises:
         RunFolderError: in use, not a run folder, or the build of another source.
@@ -94,6 +100,7 @@ class RunFolder:
             except OSError as e:
                 raise RunFolderError(f"can't empty the run folder {self.path}: {e.strerror}") from e
         self._check_identity(identity)
+        self.secret = self._own_secret()
 
     def _check_is_ours(self) -> None:
         inside = {p.name for p in self.path.iterdir()} - {".lock", "manifest.json.tmp", *OF_A_COPY}
@@ -102,6 +109,23 @@ class RunFolder:
                 f"{self.path} is not a run folder (it holds {sorted(inside)[0]!r}): give another"
                 " --out"
             )
+
+    def _own_secret(self) -> bytes:
+        """The folder's secret; a new one where there is none or it is damaged, and then requests
+        with a nonce are asked anew."""
+        path = self.path / SECRET_FILE
+        try:
+            found = bytes.fromhex(path.read_text("ascii"))
+        except (FileNotFoundError, ValueError):
+            found = b""
+        except OSError as e:
+            raise RunFolderError(
+                f"can't read {path}: {e.strerror}; build as the user who made the run folder"
+            ) from e
+        if len(found) != SECRET_BYTES:
+            found = secrets.token_bytes(SECRET_BYTES)
+            write_whole(path, found.hex().encode(), 0o600)
+        return found
 
     def _clear(self) -> None:
         # last: until then it is ours

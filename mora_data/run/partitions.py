@@ -204,14 +204,16 @@ def write_table(
         ) from e
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of it.
+def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half of it; `mode` is
+    what the umask leaves of it.
 
     Raises:
         RunFolderError: it can't be written.
     """
     part = path.with_name(path.name + ".tmp")
     try:
+        part.touch(mode)
         part.write_bytes(data)
         part.replace(path)
     except OSError as e:

@@ -45,6 +45,7 @@ URL_FILE, COPY_FILE, INDEX_FILE, DELEGATED_FILE = OF_A_COPY = (
     ".synced",
     ".lent",
 )
+SECRET_FILE = "secret"  # in a run folder, for its owner alone
 LOG = ".log"
 MANIFEST = "manifest.json"
 _SIGNS_OF_CHANGE = ("size", "ETag", "etag", "mtime", "created", "LastModified", "updated")
@@ -341,6 +342,7 @@ class Remote:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".tmp")
+        part.touch(0o600 if name == SECRET_FILE else 0o666)
         self._fs.get_file(f"{self._root}/{name}", str(part))
         part.replace(target)
         self._index[name], self._signed[name] = _state(target) or [0, 0, 0], signature

@@ -53,7 +53,7 @@ _NEED_CUES = {
     "chess": "chess move",
 }
 _TOKEN = re.compile(r"\w+|[^\w\s]")  # as text.n_tokens counts
-_CLOSING = re.compile(r"</(?:answer|question)-([0-9a-f]+)>")
+_CLOSING = re.compile(r"</\w+-([0-9a-f]{12})>")
 
 Write = Callable[[random.Random], Answer]
 
@@ -143,10 +143,10 @@ class Simulator:
     def _judge(self, messages: Messages) -> Write:
         rubric, asked = messages[0]["content"], messages[-1]["content"]
         if checked := _CHECK.search(rubric):
-            return _guard(checked[1], rubric, asked)
+            return _guard(checked[1], asked)
         named = _DIMENSION.search(rubric) or _DIMENSION.search(asked)
         dimension = named[1].lower() if named else "helpful"
-        question, answer = _judged(asked)
+        question, answer, _ = _judged(asked)
         level = level_of(answer, interpret(question, self.fusion_counts), dimension)
         yes_no = _YES_NO.search(rubric) is not None
         return lambda rng: _verdict(level, dimension, rng, yes_no=yes_no)
@@ -284,14 +284,15 @@ def _verdict(
     return Answer(text=f'{{"score": {int(seen >= 4) if yes_no else seen}}}', tokens_out=7)
 
 
-def _guard(check: str, rubric: str, asked: str) -> Write:
+def _guard(check: str, asked: str) -> Write:
     """What the judge finds in a question alone, by its words in any world: how harmful it is, or
     what it needs."""
-    reading = interpret(_judged(asked)[0], True)
+    question, _, rest = _judged(asked)
+    reading = interpret(question, True)
     if check == "harm":
         level = (2 if "helpful" in reading.needs else 5) if reading.risky else 1
         return lambda rng: _verdict(level, check, rng, GUARD_NOISE)
-    needs = {letter: _needed(text, reading) for letter, text in _LETTERED.findall(rubric)}
+    needs = {letter: _needed(text, reading) for letter, text in _LETTERED.findall(rest)}
     return lambda rng: _whole(
         json.dumps({letter: clip(n + rng.gauss(0, GUARD_NOISE)) for letter, n in needs.items()})
     )
@@ -306,14 +307,15 @@ def _needed(need: str, reading: Reading) -> int:
     return 1 if named else 5
 
 
-def _judged(text: str) -> tuple[str, str]:
-    """Question and answer of a judge message: between their tags, else the whole text is the
-    answer."""
-    nonces = _CLOSING.findall(text)
-    if not nonces:
-        return "", text
-    nonce = nonces[-1]  # the template's own: what the answer may hold of the kind stands before it
-    return _between(text, "question", nonce), _between(text, "answer", nonce)
+def _judged(text: str) -> tuple[str, str, str]:
+    """Question and answer of a judge message, and what stands below: between their tags, else the
+    whole text is the answer."""
+    closing = list(_CLOSING.finditer(text))
+    if not closing:
+        return "", text, ""
+    # the template's own: what the answer may hold of the kind stands before it
+    nonce, end = closing[-1][1], closing[-1].end()
+    return _between(text, "question", nonce), _between(text, "answer", nonce), text[end:]
 
 
 def _between(text: str, tag: str, nonce: str) -> str:
@@ -328,6 +330,8 @@ def _salt(request: Request, seed: int) -> int:
     text = json.dumps(
         [seed, request.role, turns, s.temperature, s.top_p, s.max_tokens, list(s.stop)]
     )
+    for nonce in sorted(set(_CLOSING.findall(text))):  # two runs of the same prompts draw the same
+        text = text.replace(nonce, "")
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from support.command import parquet_hashes
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
@@ -78,13 +78,6 @@ def rows_file(path: Path, n: int) -> Path:
     return path
 
 
-def parquet_hashes(run: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(run.rglob("*.parquet"))
-    }
-
-
 def roles(server: FakeOpenAI) -> Counter[str]:
     return Counter("judge" if "response_format" in r else "policy" for r in server.requests)
 
@@ -137,6 +130,19 @@ def test_demo_writes_the_run_folder(demo: Path) -> None:
         "guard/harm",
         *(f"{kind}/{d}" for kind in ("judge", "intents") for d in DIMS),
     }
+
+
+def test_the_secret_of_the_nonces_stays_in_its_file(demo: Path) -> None:
+    """It is what the run's nonces follow from; its owner alone reads it."""
+    kept = demo / "secret"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    key = bytes.fromhex(kept.read_text("ascii"))
+    assert len(key) == 16
+    elsewhere = [p for p in demo.rglob("*") if p.is_file() and p != kept]
+    assert len(elsewhere) > 40
+    for path in elsewhere:
+        content = path.read_bytes()
+        assert key not in content and key.hex().encode() not in content, path
 
 
 def test_the_report_counts_what_was_asked_before_fusion(demo: Path) -> None:

@@ -18,6 +18,7 @@ from unit.test_docs import blocks, written
 from mora_data import resources
 from mora_data.pipeline import run_build
 from mora_data.prompts.context import load
+from mora_data.resources import Secret
 from mora_data.run.folder import Summary, read_json
 from mora_data.run.progress import Progress
 from mora_data.run.stats import RunStats
@@ -160,7 +161,7 @@ def test_what_the_partition_key_holds(here: Path) -> None:
     }
 
     def context_of(tree: dict[str, Any]) -> Any:
-        return load(build_settings(tree), "publish", Benchmarks({}))
+        return load(build_settings(tree), "publish", Benchmarks({}), Secret())
 
     before = context_of(tree)
     assert {"heldout/helpful", "heldout/harmless", "heldout/truthful"} <= before.templates.keys()
@@ -213,7 +214,7 @@ def test_what_a_changed_setting_opens_again(
     def keys(more: dict[str, Any]) -> tuple[str, str]:
         settings = load_settings("pku-saferlhf", {**base, **more})
         engines = connect(settings, False, RunStats(), tmp_path, lambda text: None)
-        context = load(settings, "publish", Benchmarks({}))
+        context = load(settings, "publish", Benchmarks({}), Secret())
         return context.partition_key(engines, part), context.judge_stats_key(engines)
 
     before, after = keys({}), keys(changed)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from .fake_openai import FakeOpenAI, Fault
 
 ROOT = Path(__file__).parents[2]
@@ -49,11 +51,18 @@ def rows_file(path: Path, n: int) -> Path:
 
 
 def parquet_hashes(run: Path) -> dict[str, str]:
-    """Every Parquet file in a run folder, with the hash of its bytes."""
+    """Every Parquet file in a run folder, with the hash of its bytes; of answers, whose keys follow
+    the folder's own secret, the hash of the records."""
     return {
-        str(p.relative_to(run)): hashlib.sha256(p.read_bytes()).hexdigest()
+        str(p.relative_to(run)): hashlib.sha256(_content(p)).hexdigest()
         for p in sorted(run.rglob("*.parquet"))
     }
+
+
+def _content(path: Path) -> bytes:
+    if path.name != "answers.parquet":
+        return path.read_bytes()
+    return b"\n".join(sorted(pq.read_table(path)["record"].to_pylist()))
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:

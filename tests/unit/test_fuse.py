@@ -59,7 +59,7 @@ class FakeAsk:
             return [Answer(text, self.finish_reason, 9) for text in self.replies[turn]]
         if self.levels is None or "Check: intent" not in request.messages[0]["content"]:
             return WORLD.answer(request, 0)
-        lines = re.findall(r"^([A-Z]): (.+)$", request.messages[0]["content"], re.M)
+        lines = re.findall(r"^([A-Z]): (.+)$", request.messages[1]["content"], re.M)
         named = {
             letter: next((d for d, i in INTENTS.items() if i.definition in text), "decoy")
             for letter, text in lines

@@ -12,6 +12,7 @@ from mora_data.errors import SettingsError
 from mora_data.prompts.context import PromptContext
 from mora_data.prompts.context import load as load_context
 from mora_data.prompts.flow import as_rollouts, score
+from mora_data.resources import Secret
 from mora_data.rewards import REWARDS, load
 from mora_data.rewards.judge import Judge, verdict
 from mora_data.settings import RewardSettings, RoleSettings, build_settings
@@ -19,6 +20,7 @@ from mora_data.sources.benchmarks import Benchmarks
 from mora_data.types import Answer, Message, Request
 
 BUILD = build_settings({"name": "x", "source": {"kind": "jsonl"}})
+SECRET = Secret()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ class Recorder:
 def scores(
     ask: Recorder, purpose: str = "score:fused", answer: str = "An answer."
 ) -> list[float | None]:
-    judge = load("helpful", RewardSettings(), BUILD)
+    judge = load("helpful", RewardSettings(), BUILD, secret=SECRET)
     messages = (Message(role="user", content="A question?"),)
     return [s.value for s in asyncio.run(judge.scores(ask, "p", messages, [answer], purpose))]
 
@@ -165,7 +167,7 @@ def test_the_order_of_the_dimensions_is_drawn_for_each_prompt() -> None:
     their own names."""
     build = BUILD.model_copy(update={"seed": 3})
 
-    loaded = load_context(build, "publish", Benchmarks({}))
+    loaded = load_context(build, "publish", Benchmarks({}), Secret())
 
     def asked(prompt_id: str) -> list[str]:
         ask = Recorder('{"score": 2}')

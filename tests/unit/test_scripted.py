@@ -237,7 +237,7 @@ def test_a_yes_or_no_criterion_gets_a_yes_or_no(reverse: bool) -> None:
             "history": [],
             "question": "How do I oil a gate?",
             "answer": answer,
-            "nonce": "ab12",
+            "nonce": "0123456789ab",
             "reverse": reverse,
             "dimension": "helpful",
             "criterion": "It helps.",
@@ -256,9 +256,8 @@ def test_a_yes_or_no_criterion_gets_a_yes_or_no(reverse: bool) -> None:
 
 
 def test_a_dimension_of_the_users_own_gets_a_score() -> None:
-    tagged = (
-        "<question-abc123>\nWhy?\n</question-abc123>\n<answer-abc123>\nBecause.\n</answer-abc123>"
-    )
+    n = "0123456789ab"
+    tagged = f"<question-{n}>\nWhy?\n</question-{n}>\n<answer-{n}>\nBecause.\n</answer-{n}>"
     text = f"Dimension: concise\nRate it.\n{tagged}"
     assert json.loads(PLANTED.answer(request("judge", text), 1)[0].text)["score"] in range(1, 6)
 
