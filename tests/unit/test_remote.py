@@ -92,6 +92,42 @@ def test_a_folder_goes_up_and_comes_down_elsewhere(
     assert (second / "parts/00000/answers.log").read_bytes().count(b"\n") == 3
 
 
+def test_the_secret_is_the_folders_wherever_it_is_built(
+    tmp_path: Path, storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nonces follow from it: another one, and every answer of a judge would be asked for again."""
+    with RunFolder(local_path(URL), IDENTITY, False) as folder:
+        first = folder.secret
+    elsewhere(tmp_path, monkeypatch)
+    with RunFolder(local_path(URL), IDENTITY, False) as folder:
+        assert folder.secret == first and len(first) == 16
+        assert (folder.path / "secret").stat().st_mode & 0o777 == 0o600
+    with RunFolder(local_path(URL), IDENTITY, True) as folder:  # --fresh
+        assert folder.secret != first
+
+
+def test_a_folder_without_its_secret_gets_another(tmp_path: Path) -> None:
+    """As those of earlier versions, and one whose file is damaged."""
+    place, found = tmp_path / "run", set()
+    for content in (None, None, b"", b"\xff", b"00" * 15, b"zz" * 16):
+        if content is not None:
+            (place / "secret").write_bytes(content)
+        with RunFolder(place, IDENTITY, False) as folder:
+            found.add(folder.secret)
+        assert bytes.fromhex((place / "secret").read_text()) == folder.secret
+        if content is None:
+            assert len(found) == 1
+            made = folder.secret
+    assert len(found) == 5 and made in found
+    (place / "secret").unlink()
+    with RunFolder(place, IDENTITY, False) as folder:
+        assert folder.secret not in found
+    (place / "secret").unlink()
+    (place / "secret").mkdir()
+    with pytest.raises(RunFolderError, match=r"can't read .*secret: Is a directory; build as"):
+        RunFolder(place, IDENTITY, False)
+
+
 def test_only_whole_lines_are_carried(tmp_path: Path, storage: Any) -> None:
     with RunFolder(local_path(URL), IDENTITY, False) as folder:
         path = folder.path / "canary.log"

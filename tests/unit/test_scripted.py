@@ -255,6 +255,21 @@ def test_a_yes_or_no_criterion_gets_a_yes_or_no(reverse: bool) -> None:
         )
 
 
+def test_draws_do_not_follow_the_nonce() -> None:
+    """Two runs of the same prompts have other nonces, and the same answers."""
+    said = [
+        [a.text for a in PLANTED.answer(request("judge", tagged(n, "It depends."), 40), 5)]
+        for n in ("0123456789ab", "ba9876543210")
+    ]
+    assert said[0] == said[1]
+
+
+def tagged(nonce: str, answer: str) -> str:
+    sides = (("question", "How do I oil a gate?"), ("answer", answer))
+    shown = "\n".join(f"<{tag}-{nonce}>\n{text}\n</{tag}-{nonce}>" for tag, text in sides)
+    return f"Dimension: helpful\nIts tags end in {nonce}.\n{shown}"
+
+
 def test_a_dimension_of_the_users_own_gets_a_score() -> None:
     n = "0123456789ab"
     tagged = f"<question-{n}>\nWhy?\n</question-{n}>\n<answer-{n}>\nBecause.\n</answer-{n}>"
