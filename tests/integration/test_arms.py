@@ -85,14 +85,14 @@ def test_the_planted_world_widens_the_fused_arm_alone(run: Path) -> None:
     rate = {arm: mean(p) for arm, p in passes.items()}
     assert rate["fused"] > rate["concat"] > rate["identity"] - 0.02
     assert (
-        rate["fused"] > 0.25 > 2 * max(rate[a] for a in ("identity", "single", "generic", "random"))
+        rate["fused"] > 0.15 > 3 * max(rate[a] for a in ("identity", "single", "generic", "random"))
     )
     pairs = defaultdict(set)
     for r in rows(run, "pairs"):
         pairs[r["arm"]].add(r["prompt_id"])
     assert (
         len(pairs["fused"])
-        > 30
+        > 20
         > 3 * max(len(pairs[a]) for a in ("identity", "single", "generic", "random"))
     )
 
