@@ -99,7 +99,7 @@ class Template:
         try:
             tree = env.parse(source)
             _check_variables(name, tree, known)
-            self._template = env.from_string(source)
+            self._template = env.from_string(tree)
         except TemplateError as e:
             raise SettingsError(f"template {name}: {e} (line {getattr(e, 'lineno', '?')})") from e
         self._blocks = self._template.blocks

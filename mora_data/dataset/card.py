@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from textwrap import wrap
 from typing import Any, TypedDict, cast
 
 import yaml
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 
 from .. import resources
 from ..errors import PublishError
@@ -191,12 +192,18 @@ def render_template(template: str, values: Mapping[str, object]) -> str:
     Raises:
         PublishError: it uses something that the values lack.
     """
-    env = resources.document_environment("cards", sandboxed=True, finalize=escape)
-    env.filters |= {"code": code, "fence": fence, "commercial": _commercial}
     try:
-        return env.get_template(template).render(values)
+        return _environment().get_template(template).render(values)
     except TemplateError as e:
         raise PublishError(f"cards/{getattr(e, 'name', None) or template}: {e}") from e
+
+
+@cache
+def _environment() -> Environment:
+    """The one environment of all cards."""
+    env = resources.document_environment("cards", sandboxed=True, finalize=escape)
+    env.filters |= {"code": code, "fence": fence, "commercial": _commercial}
+    return env
 
 
 def _context(published: PublishedManifest) -> dict[str, Any]:

@@ -184,10 +184,10 @@ def test_corrected_dimensionality_tells_prompts_apart_and_the_raw_one_does_not()
 
 def test_beta_quantile_agrees_with_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
-    a = np.array([0.5, 3.0, 40.0, 64.5])
-    np.testing.assert_allclose(
-        beta_quantile(a, a[::-1], 0.3), stats.beta.ppf(0.3, a, a[::-1]), atol=1e-9
-    )
+    ends = np.array([1 / 3, 0.5, 2 / 3, 3.0, 40.0, 64.5, 1e3, 1e6])
+    a, b = np.meshgrid(ends, ends)
+    for q in (0.0005, 0.025, 0.3, 0.995):
+        np.testing.assert_allclose(beta_quantile(a, b, q), stats.beta.ppf(q, a, b), atol=1e-11)
 
 
 def test_moment_prior_recovers_the_prior() -> None:
