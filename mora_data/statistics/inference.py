@@ -500,19 +500,15 @@ def _log_gamma(x: Floats) -> Floats:
 
 
 def _beta_fraction(a: Floats, b: Floats, x: Floats) -> Floats:
-    tiny = 1e-300
+    tiny = 1e-300  # added where a zero would be divided by; no other number changes
     c = np.ones_like(a)
-    d = 1 - (a + b) * x / (a + 1)
-    d = 1 / np.where(np.abs(d) < tiny, tiny, d)
-    value = d.copy()
+    value = d = 1 / (1 - (a + b) * x / (a + 1) + tiny)
     for m in range(1, 200):
         even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
         odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
         for term in (even, odd):
-            d = 1 + term * d
-            d = 1 / np.where(np.abs(d) < tiny, tiny, d)
-            c = 1 + term / c
-            c = np.where(np.abs(c) < tiny, tiny, c)
+            d = 1 / (1 + term * d + tiny)
+            c = 1 + term / c + tiny
             step = c * d
             value = value * step
         if np.all(np.abs(step - 1) < 1e-12):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import finish, kill, parquet_hashes, rows_file, start, steady
+from support.command import finish_here, kill, parquet_hashes, rows_file, start, steady
 from support.fake_batches import FakeProvider, run_batch
 from support.fake_openai import FakeOpenAI, Fault
 
@@ -221,7 +221,9 @@ def test_kill_while_a_batch_runs(cli: Cli, tmp_path: Path) -> None:
             kill(process, signal.SIGKILL)
             # ended while nobody looked
             provider.looked.update(dict.fromkeys(provider.batches, 10**9))
-        done, said = finish(arguments(provider.base_url, "run", *PLAIN, where=tmp_path), tmp_path)
+        done, said = finish_here(
+            arguments(provider.base_url, "run", *PLAIN, where=tmp_path), tmp_path
+        )
         assert sizes(provider)[n:] == wanted and done["requests"] == 0 and done["repeated"] == 0
         assert "sent before" in said
         assert parquet_hashes(tmp_path / "run") == parquet_hashes(tmp_path / "clean")

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import asked_since, finish, kill, parquet_hashes, rows_file, start, steady
+from support.command import (
+    asked_since,
+    finish,
+    finish_here,
+    kill,
+    parquet_hashes,
+    rows_file,
+    start,
+    steady,
+)
 from support.fake_openai import FakeOpenAI
 
 PROMPTS = 8
@@ -60,7 +69,7 @@ class Clean:
     def __init__(self, where: Path) -> None:
         rows_file(where / "rows.jsonl", PROMPTS)
         with FakeOpenAI(steady) as server:
-            self.summary, _ = finish(build(server, where), where)
+            self.summary, _ = finish_here(build(server, where), where)
             assert server.repeated() == self.summary["repeated"] == 0
             self.needed = len(server.requests)
         self.files = parquet_hashes(where / "run")
@@ -90,7 +99,7 @@ def quiet(err: str) -> None:
     assert "Traceback" not in err and "never retrieved" not in err and "Warning" not in err, err
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(KILLS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(KILLS, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments_of_asking(clean: Clean, tmp_path: Path, kills: int) -> None:
     rng = random.Random(20)
     with slow_server(tmp_path) as server:
@@ -104,7 +113,7 @@ def test_sigkill_at_random_moments_of_asking(clean: Clean, tmp_path: Path, kills
             server.drain()
             assert len(server.requests) > before
         server.run = kills
-        summary, err = finish(argv, tmp_path)
+        summary, err = finish_here(argv, tmp_path)
         repeats = server.repeated_by_run()
         assert parquet_hashes(tmp_path / "run") == clean.files
         assert (
@@ -123,7 +132,7 @@ def died_then_again(clean: Clean, server: FakeOpenAI, where: Path) -> dict[str, 
     """After any death: the same command ends like the clean run."""
     server.drain()
     server.run += 1
-    summary, err = finish(build(server, where), where)
+    summary, err = finish_here(build(server, where), where)
     assert parquet_hashes(where / "run") == clean.files
     assert (
         len(server.answered_in) == clean.needed + server.repeated()
@@ -188,7 +197,7 @@ def test_interrupt_keeps_what_was_answered_and_says_how_to_go_on(
         assert again == ["mora-data", *build(server, tmp_path)]
         server.drain()
         server.run = 1
-        finish(again[1:], tmp_path)
+        finish_here(again[1:], tmp_path)
         assert parquet_hashes(tmp_path / "run") == clean.files
         # what was in flight is waited for; 3.10 has no orderly Ctrl-C
         lost = 0 if sys.version_info >= (3, 11) else SLOTS

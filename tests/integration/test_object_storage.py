@@ -7,7 +7,7 @@ import json
 import signal
 from pathlib import Path
 
-from support.command import asked_since, finish, kill, parquet_hashes, rows_file, start, steady
+from support.command import asked_since, finish_here, kill, parquet_hashes, rows_file, start, steady
 from support.fake_openai import FakeOpenAI
 
 SLOTS = 16
@@ -51,7 +51,7 @@ def test_interrupted_here_finished_there(tmp_path: Path) -> None:
     rows_file(tmp_path / "rows.jsonl", 12)
     url = f"file://{tmp_path}/bucket/run"
     with FakeOpenAI(steady, delay_s=0.01) as server:
-        needed = finish(argv(server, "plain"), tmp_path)[0]["requests"]
+        needed = finish_here(argv(server, "plain"), tmp_path)[0]["requests"]
         server.requests.clear()
         server.answered.clear()
         process = start(argv(server, url), tmp_path, env=machine(tmp_path, "one"))
@@ -59,7 +59,7 @@ def test_interrupted_here_finished_there(tmp_path: Path) -> None:
         code, said = kill(process, signal.SIGINT)
         assert code == 130 and f"--out {url}" in said and "Traceback" not in said
         assert list((tmp_path / "bucket/run").glob("parts/*/answers.log/000000-*"))
-        summary, said = finish(argv(server, url), tmp_path, env=machine(tmp_path, "two"))
+        summary, said = finish_here(argv(server, url), tmp_path, env=machine(tmp_path, "two"))
         assert parquet_hashes(tmp_path / "bucket/run") == parquet_hashes(tmp_path / "plain")
         assert (
             summary["replayed"] > 0
@@ -69,9 +69,9 @@ def test_interrupted_here_finished_there(tmp_path: Path) -> None:
         assert not list((tmp_path / "bucket/run").rglob("answers.log")) and "working copy" in said
         before = len(server.requests)
         for name in ("one", "three"):
-            found, _ = finish(["status", url, "--json"], tmp_path, env=machine(tmp_path, name))
+            found, _ = finish_here(["status", url, "--json"], tmp_path, env=machine(tmp_path, name))
             assert found["status"] == "done" and found["partitions_sealed"] == 3
-        finish(["report", url], tmp_path, env=machine(tmp_path, "three"))
+        finish_here(["report", url], tmp_path, env=machine(tmp_path, "three"))
         assert (
             json.loads((tmp_path / "bucket/run/report.json").read_text())["verdict"]
             and len(server.requests) == before

@@ -30,8 +30,16 @@ time.sleep = lambda seconds: None
 from pathlib import Path
 from huggingface_hub.utils import disable_progress_bars
 from mora_data.errors import MoraError
+from mora_data.dataset import lint
 from mora_data.dataset.push import push_folder
 disable_progress_bars()
+load_back, loaded = lint.load_back, {}
+def once(folder, header):  # many tests push a folder with the same card; it loads as it did
+    text = (folder / "README.md").read_text("utf-8")
+    if text not in loaded:
+        loaded[text] = load_back(folder, header)
+    return loaded[text]
+lint.load_back = once
 for line in sys.stdin:
     a = json.loads(line)
     os.environ.update(a["env"])
@@ -52,9 +60,9 @@ for line in sys.stdin:
     out = {}
     for name in configs or datasets.get_dataset_config_names(repo, revision=revision):
         loaded = datasets.load_dataset(repo, name, revision=revision)
-        streamed = datasets.load_dataset(repo, name, revision=revision, streaming=True)
-        ids = {s: sorted(str(r.get("prompt_id")) for r in d) for s, d in loaded.items()}
-        out[name] = {s: [ids[s], sum(1 for _ in streamed[s])] for s in loaded}
+        out[name] = {s: sorted(str(r.get("prompt_id")) for r in d) for s, d in loaded.items()}
+    streamed = datasets.load_dataset(repo, revision=revision, streaming=True)  # the default config
+    out["streamed"] = {s: sum(1 for _ in d) for s, d in streamed.items()}
     out["default"] = datasets.get_dataset_default_config_name(repo, revision=revision)
     print(json.dumps(out), flush=True)
 # Arrow's threads may still hold the Python files that were streamed, and would abort the process
@@ -205,10 +213,10 @@ def test_a_release_goes_round(world: World) -> None:
     assert world.repo()["tags"] == {"v0.1.0": done["revision"]}
     read = world.read("v0.1.0")
     assert read.pop("default") == "preference"
+    assert read.pop("streamed") == done["counts"]["preference"]
     assert set(read) == {*done["counts"], "preference_by_dim"}
     for name, splits in done["counts"].items():
-        assert {s: len(v[0]) for s, v in read[name].items()} == splits
-        assert all(len(ids) == streamed for ids, streamed in read[name].values())
+        assert {s: len(ids) for s, ids in read[name].items()} == splits
     card = world.server.store.blob(world.files()["README.md"]["sha"]).read_text()
     assert f'load_dataset("{REPO}", revision="v0.1.0")' in card
 
@@ -225,7 +233,7 @@ def test_a_release_goes_round(world: World) -> None:
     again = world.read("v0.1.0", "preference")
     assert again["preference"] == read["preference"]
     new = world.read("v0.2.0", "preference")
-    assert sum(len(v[0]) for v in new["preference"].values()) == 31
+    assert sum(len(ids) for ids in new["preference"].values()) == 31
 
     moved = world.push(dataset(world, 28, "third"), "v0.2.0", move_tag=True)
     assert world.repo()["tags"]["v0.2.0"] == moved["revision"]

@@ -86,11 +86,15 @@ class Tab:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        await self.ask("Emulation.setEmulatedMedia", features=[scheme])
+        await self.scheme(dark)
         self._loaded.clear()
         await self.ask("Page.navigate", url=url)
         await asyncio.wait_for(self._loaded.wait(), 60)
+
+    async def scheme(self, dark: bool) -> None:
+        """Turn the page dark or light, as it stands."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.ask("Emulation.setEmulatedMedia", features=[scheme])
 
     async def press(self, key: str, alt: bool = False) -> None:
         """A key, and the page that it leads to; access keys are known by what is typed."""

@@ -3,7 +3,9 @@ killed."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -15,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
+
+from mora_data.cli import main
 
 from .fake_openai import FakeOpenAI, Fault
 
@@ -108,6 +113,24 @@ def finish(argv: list[str], cwd: Path, code: int = 0, **more: Any) -> tuple[dict
     out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     return json.loads(out) if out.startswith("{") else {}, err
+
+
+def finish_here(
+    argv: list[str], cwd: Path, code: int = 0, env: dict[str, str] | None = None
+) -> tuple[dict[str, Any], str]:
+    """`finish` in this process: where what counts is the command before it, which died."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+            patch.delenv(name, raising=False)
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            got = main(argv)
+    assert got == code, err.getvalue()
+    printed = out.getvalue()
+    return json.loads(printed) if printed.startswith("{") else {}, err.getvalue()
 
 
 def kill(process: subprocess.Popen[str], how: signal.Signals) -> tuple[int, str]:

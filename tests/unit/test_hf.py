@@ -8,22 +8,34 @@ import math
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from support import tiny_hf
+from support.command import rows_file
 
-torch = pytest.importorskip("torch", reason="needs torch: pip install 'mora-data[transformers]'")
-from support import tiny_hf  # noqa: E402
-from support.command import rows_file  # noqa: E402
+from mora_data.cli import main
+from mora_data.engines.local_model import Piece, RefusedRequest
+from mora_data.errors import SettingsError
+from mora_data.settings import LocalSettings
+from mora_data.types import Answer, Message, Request, Sampling
 
-from mora_data.cli import main  # noqa: E402
-from mora_data.engines.hf import Generator, SequenceClassifier, _Picker  # noqa: E402
-from mora_data.engines.local_model import Piece, RefusedRequest  # noqa: E402
-from mora_data.errors import SettingsError  # noqa: E402
-from mora_data.settings import LocalSettings  # noqa: E402
-from mora_data.types import Answer, Message, Request, Sampling  # noqa: E402
+if TYPE_CHECKING:
+    import torch
+
+    from mora_data.engines.hf import Generator, SequenceClassifier, _Picker
 
 WARM = Sampling(1.0, 0.9, 12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """torch takes two seconds to import: here, and not in every process that lists the tests."""
+    global torch, Generator, SequenceClassifier, _Picker
+    torch = pytest.importorskip(
+        "torch", reason="needs torch: pip install 'mora-data[transformers]'"
+    )
+    from mora_data.engines.hf import Generator, SequenceClassifier, _Picker
 
 
 @pytest.fixture(scope="module")
