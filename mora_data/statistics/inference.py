@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -500,8 +500,17 @@ def _log_gamma(x: Floats) -> Floats:
 
 
 def _beta_fraction(a: Floats, b: Floats, x: Floats) -> Floats:
+    if a.size > 16:
+        return np.asarray(_lentz(a, b, x))
+    # one by one: on few numbers the overhead of an array operation is most of its time
+    each = zip(a.ravel().tolist(), b.ravel().tolist(), x.ravel().tolist(), strict=True)
+    return np.array([_lentz(*one) for one in each]).reshape(a.shape)
+
+
+def _lentz(a: Any, b: Any, x: Any) -> Any:
+    """The continued fraction of numbers or of arrays."""
     tiny = 1e-300  # added where a zero would be divided by; no other number changes
-    c = np.ones_like(a)
+    c = 1.0
     value = d = 1 / (1 - (a + b) * x / (a + 1) + tiny)
     for m in range(1, 200):
         even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
@@ -511,6 +520,6 @@ def _beta_fraction(a: Floats, b: Floats, x: Floats) -> Floats:
             c = 1 + term / c + tiny
             step = c * d
             value = value * step
-        if np.all(np.abs(step - 1) < 1e-12):
+        if np.all(abs(step - 1) < 1e-12):
             break
     return value
