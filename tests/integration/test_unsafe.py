@@ -75,9 +75,6 @@ def test_no_unsafe_text_is_left_in_any_config(tmp_path: Path, how: Any) -> None:
         for word in (BAD, RUDE)
     )
     assert lint.lint(out) == []
-    header = lint.read_header((out / "README.md").read_text("utf-8"))
-    assert header is not None
-    lint.load_back(out, header)
     found = json.loads((out / "provenance" / "manifest.json").read_text("utf-8"))["folder"][
         "unsafe"
     ]
