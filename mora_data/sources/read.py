@@ -234,11 +234,14 @@ def _parquet(file: DataFile) -> Iterator[Row | DropRow]:
     import pyarrow.parquet as pq
 
     try:
-        with _open(file) as stream:
-            packed = file.path.name.lower().endswith(".gz")
-            for batch in pq.ParquetFile(
-                io.BytesIO(stream.read()) if packed else stream
-            ).iter_batches(batch_size=1024):
+        # Arrow reads by itself: a thread of its that still held a Python file when the interpreter
+        # ends would abort the process (apache/arrow#34314)
+        source: Any = file.path
+        if file.path.name.lower().endswith(".gz"):
+            with _open(file) as stream:
+                source = pa.BufferReader(stream.read())
+        with pq.ParquetFile(source) as parquet:
+            for batch in parquet.iter_batches(batch_size=1024):
                 yield from _batch(batch)
     except pa.ArrowException as e:
         why = str(e).splitlines()[0]
