@@ -16,7 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.command import asked_since, finish, kill, parquet_hashes, rows_file, start, steady
+from support.command import (
+    HANGS_S,
+    asked_since,
+    finish,
+    kill,
+    parquet_hashes,
+    rows_file,
+    start,
+    steady,
+)
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
@@ -811,7 +820,7 @@ def test_disk_full_keeps_what_was_answered(
         # else it would leave module caches cut off at the limit
         uncached = {"PYTHONDONTWRITEBYTECODE": "1"}
         process = start([*argv, "run", *url], bad.tmp, limit=limited(n_bytes), env=uncached)
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=HANGS_S)[1]
         assert process.returncode == 1, err
         one_line(err, "can't write", where, "space")
         bad.main(*argv, "run", *url, code=0)

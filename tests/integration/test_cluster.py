@@ -20,6 +20,7 @@ from support.command import (
     asked_since,
     environment,
     finish,
+    finish_here,
     kill,
     parquet_hashes,
     rows_file,
@@ -93,7 +94,7 @@ def poisoned(where: Path) -> list[str]:
 def test_two_workers_make_the_bytes_of_one_process(tmp_path: Path) -> None:
     rows_file(tmp_path / "rows.jsonl", PROMPTS)
     there, said = finish(scripted("ray", *SIMULATED, *TWO), tmp_path, env=ENV)
-    here, _ = finish(scripted("local", *SIMULATED), tmp_path)
+    here, _ = finish_here(scripted("local", *SIMULATED), tmp_path)
     files = parquet_hashes(tmp_path / "ray")
     assert files == parquet_hashes(tmp_path / "local") and len(files) >= PARTS * 7
     kept = (

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from support.command import (
+    HANGS_S,
     asked_since,
     finish,
     finish_here,
@@ -220,6 +221,6 @@ def test_two_processes_on_one_run_folder(clean: Clean, tmp_path: Path) -> None:
             and "--out" in lines[0]
         )
         quiet(err)
-        assert first.wait(60) == 0
+        assert first.wait(HANGS_S) == 0
         first.communicate()
         assert parquet_hashes(tmp_path / "run") == clean.files and server.repeated() == 0

@@ -90,7 +90,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pope
     assert process.stdout is not None
     process.stdin.close()
     process.stdout.close()
-    assert process.wait(60) == 0, (home / "stderr").read_text()[-2000:]
+    assert process.wait(600) == 0, (home / "stderr").read_text()[-2000:]
 
 
 def client_env(home: Path) -> dict[str, str]:
@@ -134,7 +134,7 @@ class World:
 
     def close(self) -> None:
         if self.reader is not None:
-            self.reader.communicate(timeout=60)
+            self.reader.communicate(timeout=600)
             assert self.reader.returncode == 0, (self.tmp / "stderr").read_text()[-2000:]
 
     def push(
@@ -568,7 +568,7 @@ def test_tags_on_the_hub_are_compared(world: World) -> None:
             capture_output=True,
             text=True,
             env={**client_env(world.tmp), **world.env},
-            timeout=120,
+            timeout=600,
         )
 
     found = json.loads(diff(f"{REPO}@v1.0.0", f"{REPO}@v1.1.0").stdout)

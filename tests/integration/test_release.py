@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from support.command import ROOT, environment, finish_here, parquet_hashes
+from support.command import HANGS_S, ROOT, environment, finish_here, parquet_hashes
 from support.hub_standin import HubServer, make_server
 
 from mora_data.dataset import lint
@@ -100,7 +100,7 @@ class World:
             input=given,
             text=True,
             capture_output=True,
-            timeout=240,
+            timeout=HANGS_S,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout if given else done.stdout + done.stderr
@@ -224,7 +224,7 @@ def test_a_reader_without_a_token_is_told_that_there_is_nothing(world: World) ->
         env=env,
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=HANGS_S,
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert (

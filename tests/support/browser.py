@@ -64,7 +64,7 @@ class Tab:
         self._waiting[number] = asyncio.get_running_loop().create_future()
         session = {"sessionId": self._session} if self._session else {}
         await self._socket.send_json({"id": number, "method": method, "params": params, **session})
-        reply = await asyncio.wait_for(self._waiting[number], 60)
+        reply = await asyncio.wait_for(self._waiting[number], 600)
         assert "error" not in reply, (method, reply["error"])
         return reply["result"]
 
@@ -89,7 +89,7 @@ class Tab:
         await self.scheme(dark)
         self._loaded.clear()
         await self.ask("Page.navigate", url=url)
-        await asyncio.wait_for(self._loaded.wait(), 60)
+        await asyncio.wait_for(self._loaded.wait(), 600)
 
     async def scheme(self, dark: bool) -> None:
         """Turn the page dark or light, as it stands."""
@@ -115,7 +115,7 @@ class Tab:
             "Input.dispatchKeyEvent", type="char", text=typed, unmodifiedText=typed, **named
         )
         await self.ask("Input.dispatchKeyEvent", type="keyUp", **named)
-        await asyncio.wait_for(self._loaded.wait(), 60)
+        await asyncio.wait_for(self._loaded.wait(), 600)
 
     async def run(self, script: str) -> Any:
         """The value of an expression in the page, as the browser's tools run it, whatever the
@@ -144,7 +144,7 @@ async def browser(home: Path) -> AsyncIterator[Tab]:
         assert process.stderr is not None
         url = ""
         while not url:
-            line = await asyncio.wait_for(process.stderr.readline(), 60)
+            line = await asyncio.wait_for(process.stderr.readline(), 600)
             assert line, "the browser did not start"
             found = re.search(rb"listening on (ws://\S+)", line)
             url = found[1].decode() if found else ""

@@ -23,6 +23,9 @@ from mora_data.cli import main
 
 from .fake_openai import FakeOpenAI, Fault
 
+HANGS_S = (
+    600  # whatever takes longer will not end; a busy machine takes a minute for a second's work
+)
 ROOT = Path(__file__).parents[2]
 NO_PICTURES = Path(__file__).with_name("no_pictures")
 KEPT = "PATH", "LANG", "TMPDIR", "SYSTEMROOT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"
@@ -110,7 +113,12 @@ def start(
 def finish(argv: list[str], cwd: Path, code: int = 0, **more: Any) -> tuple[dict[str, Any], str]:
     """Run to the end: (the JSON object of stdout, stderr)."""
     process = start(argv, cwd, **more)
-    out, err = process.communicate(timeout=120)
+    with process:
+        try:
+            out, err = process.communicate(timeout=HANGS_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
     assert process.returncode == code, err
     return json.loads(out) if out.startswith("{") else {}, err
 
@@ -137,7 +145,7 @@ def kill(process: subprocess.Popen[str], how: signal.Signals) -> tuple[int, str]
     """Send a signal to a live process; (its exit code, stderr)."""
     assert process.poll() is None, process.communicate()[1]
     process.send_signal(how)
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=HANGS_S)[1]
     return process.returncode, err
 
 

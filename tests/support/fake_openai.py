@@ -150,7 +150,7 @@ class FakeOpenAI:
             last.recv(1)
         self.wait_for(lambda: self.connections == 0)
 
-    def wait_for(self, true: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    def wait_for(self, true: Callable[[], bool], timeout_s: float = 600.0) -> None:
         """Return as soon as `true()` holds; it is asked after every request and closed
         connection."""
         with self.changed:

@@ -64,4 +64,4 @@ class Recipes:
         return subprocess.CompletedProcess([path, *words], *json.loads(reply))
 
     def close(self) -> None:
-        self._process.communicate(timeout=60)
+        self._process.communicate(timeout=600)

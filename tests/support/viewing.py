@@ -99,7 +99,7 @@ class Viewer:
             self.url + path, method=method, headers=headers, data=b"" if method == "POST" else None
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as reply:
+            with urllib.request.urlopen(request, timeout=600) as reply:
                 return Reply(reply.status, dict(reply.headers), reply.read())
         except urllib.error.HTTPError as e:
             with e:
@@ -108,7 +108,7 @@ class Viewer:
     def post(self, path: str, fields: dict[str, str], **headers: str) -> Reply:
         """A form sent as a browser would, not followed."""
         connection = http.client.HTTPConnection(
-            "127.0.0.1", self.server.server_address[1], timeout=30
+            "127.0.0.1", self.server.server_address[1], timeout=600
         )
         kind = {"Content-Type": "application/x-www-form-urlencoded", "Origin": self.url}
         try:

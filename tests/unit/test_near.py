@@ -146,7 +146,7 @@ def test_fetched_once_and_kept_as_hashes(tmp_path: Path) -> None:
             env=env,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
     finally:
         server.shutdown()

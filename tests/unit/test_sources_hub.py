@@ -158,7 +158,7 @@ def ask(url: str, cache: Path, *builds: tuple[str, dict[str, object]]) -> list[d
         env=env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

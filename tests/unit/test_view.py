@@ -622,11 +622,11 @@ def test_the_command_serves_until_it_is_ended(
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        with urllib.request.urlopen(f"{url}pairs.json", timeout=30) as reply:
+        with urllib.request.urlopen(f"{url}pairs.json", timeout=600) as reply:
             assert orjson.loads(reply.read())["total"] == 12
     finally:
         process.send_signal(ended_by)
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=600)[1]
     assert (
         process.returncode == 0 and url.startswith("http://127.0.0.1:") and "Traceback" not in err
     ), err
