@@ -23,9 +23,7 @@ from mora_data.cli import main
 
 from .fake_openai import FakeOpenAI, Fault
 
-HANGS_S = (
-    600  # whatever takes longer will not end; a busy machine takes a minute for a second's work
-)
+HANGS_S = 600  # what takes longer will not end; a busy machine needs a minute for seconds of work
 ROOT = Path(__file__).parents[2]
 NO_PICTURES = Path(__file__).with_name("no_pictures")
 KEPT = "PATH", "LANG", "TMPDIR", "SYSTEMROOT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"
