@@ -27,9 +27,10 @@ from ..run.stats import RunStats
 from ..settings import BatchSettings, BuildSettings, RoleSettings
 from ..types import Request
 from .batch_jobs import RUNNING, BatchFolder, BatchJob, BatchReply, Provider, Unreachable, as_line
+from .dialect import Refusal
 from .engine import OnRecord, Shared, deliver, n_per_request
 from .http import require_openai
-from .replies import PASSING, UNUSABLE, error_message, parse_chat, refusal
+from .replies import PASSING, UNUSABLE, failure, parse_chat
 
 LOOK_AGAIN_S = 0.02  # how often it is asked whether other engines still work
 FAULTS = 20  # looks in a row that may fail for want of a connection
@@ -287,7 +288,7 @@ class Waves:
         for w in list(self._waiting.values()):
             reply = None if w.done.done() else self._folder.take(w.key)
             if reply is not None and reply.status in UNUSABLE:
-                unusable = f"{reply.status} ({error_message(reply.body)})"
+                unusable = f"{reply.status} ({Refusal(reply.status, reply.body).message})"
             elif reply is not None and (record := self._record(w, reply)) is not None:
                 deliver(w.done, w.on_record, record)
                 given += 1
@@ -308,7 +309,7 @@ class Waves:
             self._stats.retries[str(reply.status)] += 1
             return None
         self._stats.failed[str(reply.status)] += 1
-        return refusal(w.n, f"HTTP {reply.status}: {error_message(reply.body)}")
+        return failure(w.n, f"HTTP {reply.status}: {Refusal(reply.status, reply.body).message}")
 
     def _tidy(self) -> None:
         """Forget batches of which everything was given out, or which have brought what they had to

@@ -36,7 +36,7 @@ from ..text import one_line
 from ..types import Answer, Request, Task
 from .engine import OnRecord, Shared, deliver, n_per_request
 from .local_model import LocalModel, Piece, RefusedRequest
-from .replies import refusal
+from .replies import failure
 
 SMALLEST_BATCH = 8  # where doubling begins
 GAIN = 1.1  # a doubled batch that is not this much faster is not worth its memory
@@ -210,7 +210,7 @@ class ModelQueue:
         work: list[tuple[Piece, _Pending]] = []
         for job, tokens in zip(jobs, await self._call(lazy, _encode_all, model, jobs), strict=True):
             if isinstance(tokens, str):
-                job.deliver(refusal(job.n, tokens))
+                job.deliver(failure(job.n, tokens))
             else:
                 job.tokens_in = len(tokens)
                 work += [(replace(p, tokens=tokens), job) for p in job.pieces]

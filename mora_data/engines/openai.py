@@ -1,15 +1,19 @@
 """Any OpenAI-compatible HTTP endpoint: one `Endpoint` per list of base URLs, one `HttpEngine` per
 role on it.
 
-What a reply means, by type and status code, never by its words:
+What a reply means:
 
     200                       answers; counted, and fewer than asked are topped up by the caller
     200 of another model      the base URL can't be used: it is taken out, and with the last one the
                               run stops, state kept
-    401 403 404               the same
+    401 402 403 404           the same; so does 429 where a quota is used up
     408 409 425 429 5xx       may pass: tried again with backoff, the permit free while waiting
     no reply, no JSON         the same
-    any other 4xx             this request can't be answered: a logged failure, never asked again
+    any other 4xx             the row, the request's form or the endpoint is at fault: `_settle`
+
+A refused form is written otherwise and sent again (`dialect`). The refusal of a row, which is too
+long or was moderated, is a logged failure, never asked again. Where a short harmless request of the
+same form is refused, too, every row would be: the run stops, and nothing is logged.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import orjson
 from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type
 
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
@@ -30,6 +36,7 @@ from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
 from ..types import Request, Task
+from .dialect import PLAIN, Dialect, Known, Learner, Refusal, probe_of
 from .engine import OnRecord, Shared, n_per_request
 from .http import Fault, Reply
 from .limiter import ConcurrencyLimiter, Permit, RateLimiter
@@ -37,16 +44,15 @@ from .replicas import Replicas, served_models, takes_patterns
 from .replies import (
     PASSING,
     RATING_PATHS,
-    UNUSABLE,
     Served,
     TransientFault,
-    error_message,
+    failure,
     parse_chat,
     parse_rating,
-    refusal,
 )
 
 CHAT = "/chat/completions"
+MAY_PASS = frozenset((*PASSING, 502, 503, 504, 529))  # whatever else a server says
 TRIES = 8
 REFUSED_S = 900.0  # 429s are bounded by time, not by tries
 NEVER_ANSWERED_S = 5.0
@@ -60,6 +66,14 @@ class _WrongModel(Exception):
 
 class _Unusable(Exception):
     """The base URL can't be used by this run."""
+
+
+class _Refused(Exception):
+    """A request that was written in `dialect` is refused."""
+
+    def __init__(self, refusal: Refusal, dialect: Dialect, url: str) -> None:
+        super().__init__(refusal.message)
+        self.refusal, self.dialect, self.url = refusal, dialect, url
 
 
 class Route(NamedTuple):
@@ -95,6 +109,8 @@ class Call(NamedTuple):
     timeout_s: float
     rate_limiter: RateLimiter | None = None
     route: Route = CHAT_ROUTE
+    learner: Learner | None = None  # of chat requests
+    shape: object = None  # what of the form differs between requests to one model
 
 
 def open_openai(
@@ -129,7 +145,21 @@ def open_openai(
     limits = (role.requests_per_min, role.tokens_per_min)
     key = f"{name} {model} {limits}"
     limiter = shared.once(key, lambda: shared.rate_limiter(key, limits)) if any(limits) else None
-    return HttpEngine(endpoint, role, model, limiter)
+    known = shared.once("dialects", lambda: Known(shared.run_dir))
+
+    def learner() -> Learner:
+        place = f"{endpoint.url} {model}"
+
+        def note(dialect: Dialect) -> None:
+            known.put(place, dialect)
+            stats.dialects[place] = dialect.lines()
+            shared.log(f"{model} at {endpoint.url} is asked {'; '.join(dialect.lines())}")
+
+        found = known.get(place)
+        stats.dialects.update({place: found.lines()} if found.lines() else {})
+        return Learner(found, on_change=note)
+
+    return HttpEngine(endpoint, role, model, limiter, shared.once(f"{name} {model}", learner))
 
 
 class Endpoint:
@@ -160,7 +190,7 @@ class Endpoint:
             EndpointError: the endpoint can't be used.
         """
         try:
-            return await self._once(call)
+            return await self._settled(call)
         except TransientFault as fault:
             with self.limiter.failing():
                 return await self._retry(call, fault)
@@ -194,20 +224,26 @@ class Endpoint:
             self.limiter.free(permit)
 
     async def _exchange(self, call: Call, permit: Permit) -> Record:
-        replica = self.replicas.all[permit.at]
+        replica, learner = self.replicas.all[permit.at], call.learner
+        dialect = PLAIN if learner is None else learner.dialect
         try:
             reply = await replica.post(
-                call.route.path, call.body, call.timeout_s, call.route.at_root
+                dialect.path + call.route.path,
+                dialect.write(call.body),
+                call.timeout_s,
+                call.route.at_root,
             )
             if reply.status == 200:
                 record = call.route.parse(reply.body, call.n, call.served)
                 self._note_success(permit)
                 self.limiter.succeeded(permit)
+                if learner is not None:
+                    learner.works.add(call.shape)
                 call.on_record(record)
                 return record
             if reply.status == 429:
                 self.limiter.refused(permit)
-            return self._no_answer(reply, call, permit)
+            return self._no_answer(reply, call, permit, dialect)
         except _WrongModel as e:
             raise _Unusable(f"endpoint {replica.url} {e}") from e
         except Fault as e:
@@ -239,31 +275,123 @@ class Endpoint:
         while (left := end - time.monotonic()) > 0 and self.stats.stopped is None:
             await asyncio.sleep(min(left, _NAP_S))
 
-    def _no_answer(self, reply: Reply, call: Call, permit: Permit) -> Record:
+    def _no_answer(self, reply: Reply, call: Call, permit: Permit, dialect: Dialect) -> Record:
         """What becomes of a request whose reply is not 200: a record of failure, where no retry can
         mend it."""
-        message, url = error_message(reply.body), self.replicas.all[permit.at].url
+        refusal, url = Refusal(reply.status, reply.body), self.replicas.all[permit.at].url
+        says = f"endpoint {url} says {reply.status} ({refusal.message})"
+        learner = call.learner
+        new = learner is not None and call.shape not in learner.works
+        if refusal.of_account:
+            raise _Unusable(f"{says}: add credit or raise the limit; what was answered is kept")
         if reply.status in PASSING or reply.status >= 500:
-            detail = f"HTTP {reply.status} {message}"
+            if new and reply.status not in MAY_PASS and self._other_form(refusal, call, dialect):
+                raise _Refused(refusal, dialect, url)
+            detail = f"HTTP {reply.status} {refusal.message}"
             raise TransientFault(str(reply.status), detail, reply.retry_after)
-        if reply.status == 404:
+        if reply.status == 404 and not (learner is not None and learner.works):
+            if new and not (dialect.path or url.endswith("/v1") or refusal.of_model):
+                raise _Refused(refusal, dialect, url)
             hint = call.route.missing or (
                 f"check --model (GET {url}/models lists what it serves) and that --base-url ends in"
                 " /v1"
             )
-            raise _Unusable(f"endpoint {url} says 404 ({message}): {hint}")
-        if reply.status in UNUSABLE:
+            raise _Unusable(f"{says}: {hint}")
+        if reply.status == 401 or (reply.status == 403 and new and not refusal.of_row):
             raise _Unusable(
-                f"endpoint {url} says {reply.status} ({message}): put a valid key into the"
-                f" environment variable {self._key_env}"
+                f"{says}: put a valid key into the environment variable {self._key_env}"
             )
         if reply.status < 400:
             raise _Unusable(
                 f"endpoint {url} answered HTTP {reply.status}: check --base-url (it ends in /v1)"
             )
         self._note_success(permit)
-        self.stats.failed[str(reply.status)] += 1
-        record = refusal(call.n, f"HTTP {reply.status}: {message}")
+        raise _Refused(refusal, dialect, url)
+
+    @staticmethod
+    def _other_form(refusal: Refusal, call: Call, dialect: Dialect) -> Dialect | None:
+        """How to write instead, where the refusal names a field."""
+        if refusal.status == 404:
+            return replace(dialect, path="/v1")
+        tree = dialect.apply(orjson.loads(call.body))
+        name = refusal.field(tree)
+        return dialect.next_for(name, tree) if name else None
+
+    async def _settled(self, call: Call) -> Record:
+        """One request, written otherwise as long as a refusal teaches how."""
+        while True:
+            try:
+                return await self._once(call)
+            except _Refused as refused:
+                record = await self._settle(call, refused)
+                if record is not None:
+                    return record
+
+    async def _settle(self, call: Call, refused: _Refused) -> Record | None:
+        """What a refusal means: a record of failure where the row is at fault, None where the
+        request is to be sent again in another form.
+
+        Raises:
+            EndpointError: every request would be refused.
+            TransientFault: it can't be told now.
+        """
+        learner, refusal = call.learner, refused.refusal
+        if learner is None or refusal.of_row:
+            return self._row_failed(call, refusal)
+        async with learner.lock:
+            if self.stats.stopped is not None:
+                raise self.stats.stopped
+            if learner.dialect != refused.dialect:
+                return None  # another request has learned since
+            if call.shape in learner.works:
+                return self._row_failed(call, refusal)
+            other = self._other_form(refusal, call, refused.dialect)
+            if other is None:
+                other = await self._try_forms(call, refused.dialect)
+            if other is None:
+                error = EndpointError(
+                    f"endpoint {refused.url} refuses every request of this form (HTTP"
+                    f" {refusal.status}: {refusal.message}): correct the setting that it names, or"
+                    " see docs/endpoints.md"
+                )
+                self.stats.stop(error)
+                raise error
+            if other == refused.dialect:
+                learner.works.add(call.shape)
+                return self._row_failed(call, refusal)
+            learner.adopt(other)
+            return None
+
+    async def _try_forms(self, call: Call, dialect: Dialect) -> Dialect | None:
+        """A form in which a short harmless request is answered: the same one (then the row is at
+        fault), the fullest that works, or None."""
+        body = probe_of(call.body)
+        forms = [dialect, *dialect.simpler(orjson.loads(body))]
+        for form in forms[:2]:
+            if await self._takes(call, body, form):
+                break
+        else:
+            return None
+        if form == dialect:
+            return dialect
+        for form in forms[2:]:
+            if await self._takes(call, body, form):
+                return form
+        return forms[1]
+
+    async def _takes(self, call: Call, body: bytes, form: Dialect) -> bool:
+        try:
+            await self._once(
+                call._replace(body=body, on_record=lambda r: None, learner=Learner(form))
+            )
+        except _Refused:
+            return False
+        return True
+
+    def _row_failed(self, call: Call, refusal: Refusal) -> Record:
+        """Log a failure that no retry can mend."""
+        self.stats.failed[str(refusal.status)] += 1
+        record = failure(call.n, f"HTTP {refusal.status}: {refusal.message}")
         call.on_record(record)
         return record
 
@@ -274,7 +402,7 @@ class Endpoint:
         async def attempt() -> Record:
             if faults:
                 raise faults.pop()
-            return await self._once(call)
+            return await self._settled(call)
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TransientFault),
@@ -328,12 +456,14 @@ class HttpEngine:
         settings: RoleSettings,
         model: str,
         rate_limiter: RateLimiter | None = None,
+        learner: Learner | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self.learner = Learner() if learner is None else learner
         self.model = model
         self.revision = settings.revision
         self.extra: Mapping[str, Any] = settings.extra_body
-        self.n_per_request = n_per_request(settings)
+        self._n_per_request = n_per_request(settings)
         self._rate_limiter = rate_limiter
         self._timeout_s = settings.timeout_s
         self._names = {model, *settings.served_as}
@@ -358,9 +488,19 @@ class HttpEngine:
         if endpoint.takes_patterns and sampling.pattern is not None and sampling.schema is not None:
             request_bytes = with_pattern(request_bytes, sampling.schema, sampling.pattern)
         body = request_body(request_bytes, n, (seed + first) & 0x7FFFFFFF)
-        longest = n * sampling.max_tokens
+        shape = (n > 1, sampling.temperature > 0, sampling.schema is None, not sampling.logprobs)
         return await endpoint.post(
-            Call(body, n, on_record, self._served, longest, timeout_s, limiter)
+            Call(
+                body,
+                n,
+                on_record,
+                self._served,
+                n * sampling.max_tokens,
+                timeout_s,
+                limiter,
+                learner=self.learner,
+                shape=(*shape, len(request.messages) > 1),
+            )
         )
 
     def _served(self, name: object) -> None:
@@ -373,6 +513,10 @@ class HttpEngine:
                 " that name into served_as where it is the same model"
             )
         self._names.add(name)
+
+    @property
+    def n_per_request(self) -> int:
+        return self._n_per_request if self.learner.dialect.many else 1
 
     @property
     def wants_more(self) -> bool:

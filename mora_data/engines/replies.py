@@ -1,5 +1,4 @@
-"""What a server's reply holds: the answers of a chat completion, the outputs of a classifier, the
-message of an error.
+"""What a server's reply holds: the answers of a chat completion, the outputs of a classifier.
 
 vLLM's `/classify` and `/pooling` stand at the root of the server, not under /v1:
 
@@ -23,7 +22,6 @@ from typing import Any
 import orjson
 
 from ..run.log import Record
-from ..text import one_line
 from ..types import Answer, Task
 
 RATING_PATHS: Mapping[Task, str] = {"classify": "/classify", "pooling": "/pooling"}
@@ -110,18 +108,6 @@ def _number(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def refusal(n: int, reason: str) -> Record:
+def failure(n: int, reason: str) -> Record:
     """A failure that no retry can mend, for `n` samples."""
     return Record(n, (Answer("", "error", error=reason),) * n)
-
-
-def error_message(raw: bytes) -> str:
-    """The message in an error body, on one line, at most 200 characters."""
-    try:
-        tree = orjson.loads(raw)
-        inner = tree.get("error", tree)
-        message = inner.get("message") if isinstance(inner, dict) else inner
-        message = message if isinstance(message, str) else json.dumps(message or tree)
-    except (ValueError, AttributeError):
-        message = raw[:200].decode("utf-8", "replace")
-    return one_line(message) or "no message"

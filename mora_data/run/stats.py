@@ -65,6 +65,8 @@ class RunStats:
     by_prompt: dict[str, dict[str, list[int]]] | None = None
     # base URLs that were taken out, and why the last time
     replicas_out: dict[str, str] = field(default_factory=dict)
+    # what endpoints were found to refuse: how they are asked instead, in words
+    dialects: dict[str, list[str]] = field(default_factory=dict)
     limiters: list[Limiter] = field(default_factory=list)
     # seconds of permits in use, and of permits there were, in other processes
     busy_elsewhere_s: tuple[float, float] = (0.0, 0.0)
@@ -115,6 +117,7 @@ class RunStats:
             retries=Counter(self.retries),
             failed=Counter(self.failed),
             replicas_out=dict(self.replicas_out),
+            dialects=dict(self.dialects),
             by_model={m: list(t) for m, t in self.by_model.items()},
             by_prompt=None,
             limiters=[],
@@ -132,6 +135,7 @@ class RunStats:
             sum((getattr(p, c) for p in parts), Counter[str]()) for c in ("retries", "failed")
         )
         self.replicas_out = {url: why for p in parts for url, why in p.replicas_out.items()}
+        self.dialects = {name: lines for p in parts for name, lines in p.dialects.items()}
         self.by_model = {}
         for p in parts:
             for model, tokens in p.by_model.items():

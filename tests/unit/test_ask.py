@@ -234,12 +234,13 @@ def test_permanent_failure_is_logged_and_never_asked_again(
     tmp_path: Path, status: int, transport: str
 ) -> None:
     with (
-        FakeOpenAI(lambda b, t: Fault(status)) as server,
+        FakeOpenAI(lambda b, t: Fault(status) if "tea" in str(b["messages"]) else None) as server,
         opened(tmp_path, server, transport=transport) as (ask, stats),
     ):
         (answers,) = ask(REQUEST)
         assert {a.error for a in answers} == {f"HTTP {status}: told to say {status}"}
-        assert ask(REQUEST) == [answers] and len(server.requests) == 1
+        asked = len(server.requests)
+        assert ask(REQUEST) == [answers] and len(server.requests) == asked <= 2
         assert stats.failed == {str(status): 1}
 
 

@@ -1,0 +1,475 @@
+"""What an endpoint takes of the chat protocol, learned from what it refuses.
+
+A request is written in full: both sampling parameters, `n`, `seed`, a JSON schema, a system turn.
+Many servers refuse one of them. A refusal that names a field (in `param`, in `loc`, or by a word of
+its message) changes the form at once: the field is renamed, made plainer or left out, and the
+request is sent again. Where a refusal names nothing, a short request of the same form tells whether
+the row, the form or the endpoint is at fault (`Learner.settle`).
+
+What was learned holds for one endpoint and model. It stands in the run folder's `endpoints.json`,
+so that the next run begins with it. It is not part of the request key: a refused request has no
+answers that could be mixed with later ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ..text import one_line
+
+FILE = "endpoints.json"
+WARM = 0.01  # sent for a temperature of 0 where only larger ones are taken
+PROBE_TOKENS = 16
+_JSON_STEPS = ("with its schema", "with a schema without bounds", "without a schema", "unasked")
+_NUMBERS = ("minimum", "maximum")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How requests have to be written for one endpoint and model; the default is all in full."""
+
+    without: tuple[str, ...] = ()  # fields left out
+    tokens_field: str = "max_tokens"
+    json_step: int = 0  # how JSON is asked for: an index of _JSON_STEPS
+    system: bool = True  # takes a system turn; else it opens the first user turn
+    any_turns: bool = True  # else user and assistant have to alternate, the user first
+    many: bool = True  # takes n > 1
+    zero: bool = True  # takes temperature 0
+    stream: bool = False
+    path: str = ""  # between base URL and /chat/completions
+
+    def write(self, body: bytes) -> bytes:
+        """A full request body in this form."""
+        return body if self == PLAIN else orjson.dumps(self.apply(orjson.loads(body)))
+
+    def apply(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """The same for a parsed body, which is changed."""
+        if not self.system:
+            tree["messages"] = _without_system(tree["messages"])
+        if not self.any_turns:
+            tree["messages"] = _in_turns(tree["messages"])
+        if self.tokens_field not in tree and "max_tokens" in tree:
+            tree[self.tokens_field] = tree.pop("max_tokens")
+        if not self.many:
+            tree.pop("n", None)
+        if not self.zero and tree.get("temperature") == 0:
+            tree["temperature"] = WARM
+        wanted = tree.get("response_format")
+        if isinstance(wanted, dict) and self.json_step:
+            tree.pop("response_format")
+            if self.json_step == 1:
+                tree["response_format"] = _without_bounds(wanted)
+            elif self.json_step == 2:
+                tree["response_format"] = {"type": "json_object"}
+        for name in self.without:
+            tree.pop(name, None)
+        if self.stream:
+            tree["stream"], tree["stream_options"] = True, {"include_usage": True}
+        return tree
+
+    def next_for(self, name: str, tree: Mapping[str, Any]) -> Dialect | None:
+        """The form after a refusal of field `name` in the body `tree`; None where there is none."""
+        if name == "response_format":
+            known = self.json_step < len(_JSON_STEPS) - 1 and "response_format" in tree
+            return replace(self, json_step=self.json_step + 1) if known else None
+        if name == "max_tokens":
+            other = {"max_tokens": "max_completion_tokens"}.get(self.tokens_field)
+            return replace(self, tokens_field=other) if other else self._less("max_tokens", tree)
+        if name == "messages.system":
+            has = any(m["role"] == "system" for m in tree["messages"])
+            return replace(self, system=False) if self.system and has else None
+        if name == "messages":
+            return replace(self, any_turns=False) if self.any_turns else None
+        if name == "n":
+            return replace(self, many=False) if self.many and tree.get("n", 1) != 1 else None
+        if name == "stream":
+            return replace(self, stream=True) if not self.stream else None
+        if name == "temperature" and tree.get("temperature") == 0 and self.zero:
+            return replace(self, zero=False)
+        if name == "logprobs":
+            fewer = self._less("top_logprobs", tree) or self
+            return fewer._less("logprobs", tree)
+        return self._less(name, tree)
+
+    def simpler(self, tree: Mapping[str, Any]) -> Iterator[Dialect]:
+        """Forms to try where a refusal names nothing: first the barest, then each with one thing
+        less."""
+        steps = []
+        for name in _TRIED:
+            step = self.next_for(name, tree)
+            if step is not None:
+                steps.append(step)
+        if "response_format" in tree:
+            steps += [replace(self, json_step=i) for i in (2, 3) if i > self.json_step + 1]
+        bare = self
+        for name in (*_TRIED, *["response_format"] * 2):
+            bare = bare.next_for(name, tree) or bare
+        if bare != self:
+            yield bare
+            yield from steps
+
+    def _less(self, name: str, tree: Mapping[str, Any]) -> Dialect | None:
+        if name in self.without or (name not in tree and name != self.tokens_field):
+            return None
+        return replace(self, without=tuple(sorted({*self.without, name})))
+
+    def lines(self) -> list[str]:
+        """What differs from a full request, in words."""
+        out = [f"without {', '.join(self.without)}"] if self.without else []
+        if self.tokens_field != "max_tokens":
+            out.append(f"{self.tokens_field} for max_tokens")
+        if self.json_step:
+            out.append(f"JSON {_JSON_STEPS[self.json_step]}")
+        if not self.system:
+            out.append("the system turn put before the first user turn")
+        if not self.any_turns:
+            out.append("turns of user and assistant in alternation")
+        if not self.many:
+            out.append("one answer a request")
+        if not self.zero:
+            out.append(f"temperature {WARM} for 0")
+        if self.stream:
+            out.append("as a stream")
+        if self.path:
+            out.append(f"{self.path} added to the base URL")
+        return out
+
+
+PLAIN = Dialect()
+# tried one by one where a refusal names nothing, likeliest first
+_TRIED = (
+    "response_format",
+    "n",
+    "messages.system",
+    "seed",
+    "top_p",
+    "logprobs",
+    "stop",
+    "max_tokens",
+    "temperature",
+    "stream",
+)
+
+
+def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """System turns put before the first user turn."""
+    system = [m["content"] for m in messages if m["role"] == "system"]
+    rest = [dict(m) for m in messages if m["role"] != "system"]
+    if system:
+        at = next((i for i, m in enumerate(rest) if m["role"] == "user"), None)
+        if at is None:
+            rest.insert(0, {"role": "user", "content": "\n\n".join(system)})
+        else:
+            rest[at]["content"] = "\n\n".join([*system, rest[at]["content"]])
+    return rest
+
+
+def _in_turns(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Neighbours of one role joined; a conversation that the assistant begins gets a user turn
+    before it."""
+    out: list[dict[str, Any]] = []
+    for m in messages:
+        if out and out[-1]["role"] == m["role"]:
+            out[-1]["content"] += "\n\n" + m["content"]
+        else:
+            if m["role"] == "assistant" and (not out or out[-1]["role"] == "system"):
+                out.append({"role": "user", "content": "..."})
+            out.append(dict(m))
+    return out
+
+
+def _without_bounds(wanted: dict[str, Any]) -> dict[str, Any]:
+    """A response format that asks for whole numbers without saying between which."""
+
+    def plain(tree: Any) -> Any:
+        if isinstance(tree, list):
+            return [plain(x) for x in tree]
+        if isinstance(tree, dict):
+            return {k: plain(v) for k, v in tree.items() if k not in _NUMBERS or k == "properties"}
+        return tree
+
+    return dict(plain(wanted))
+
+
+# what a refusal is about
+
+
+class Refusal:
+    """What a server says when it refuses a request.
+
+    Attributes:
+        status: of HTTP, or the code in a body that came with another one.
+        message: its sentence, on one line, cut.
+    """
+
+    __slots__ = ("_named", "code", "message", "status")
+
+    def __init__(self, status: int, body: bytes) -> None:
+        self.status = status
+        try:
+            tree = orjson.loads(body)
+        except ValueError:
+            tree = None
+        inner = _error_of(tree)
+        said = _message_of(inner, tree, body)
+        self.message = one_line(said) or "no message"
+        names = [inner.get("param")] if isinstance(inner, dict) else []
+        names += [".".join(map(str, x["loc"])) for x in _details(tree) if x.get("loc")]
+        self._named = [n for n in names if isinstance(n, str)]
+        self.code = (
+            " ".join(str(inner.get(k)) for k in ("code", "type", "status") if inner.get(k))
+            if isinstance(inner, dict)
+            else ""
+        )
+
+    @property
+    def of_row(self) -> bool:
+        """The text of this request is at fault: too long for the model, or moderated."""
+        return self.status == 413 or bool(_ROW_CODE.search(self.code) or _ROW.search(self.message))
+
+    @property
+    def of_account(self) -> bool:
+        """No request will be answered until somebody pays."""
+        return self.status == 402 or bool(
+            _ACCOUNT.search(self.code) or (self.status == 429 and _ACCOUNT.search(self.message))
+        )
+
+    @property
+    def of_model(self) -> bool:
+        """The endpoint does not know the model."""
+        return bool(_NO_MODEL.search(f"{self.code} {self.message}"))
+
+    def field(self, tree: Mapping[str, Any]) -> str | None:
+        """The field of the body `tree` that is refused, as `Dialect.next_for` names it."""
+        for name in self._named:
+            for known, pattern in _NAMES:
+                if pattern.search(name) and _is_in(known, tree):
+                    return known
+        for known, pattern in _WORDS:
+            if _is_in(known, tree) and pattern.search(self.message):
+                return known
+        return None
+
+
+def _error_of(tree: Any) -> Any:
+    """The error object of a body: `error`, the first item of a list, or the body itself."""
+    if isinstance(tree, list) and tree:
+        tree = tree[0]
+    return tree.get("error", tree) if isinstance(tree, dict) else tree
+
+
+def _details(tree: Any) -> list[dict[str, Any]]:
+    found = tree.get("detail") if isinstance(tree, dict) else None
+    return [x for x in found if isinstance(x, dict)] if isinstance(found, list) else []
+
+
+def _message_of(inner: Any, tree: Any, body: bytes) -> str:
+    details = _details(tree)
+    if details:
+        return "; ".join(
+            f"{'.'.join(map(str, x.get('loc') or ()))} {x.get('msg') or ''}" for x in details
+        )
+    if isinstance(inner, dict):
+        for key in ("message", "detail", "msg", "error"):
+            if isinstance(inner.get(key), str):
+                return str(inner[key])
+    if isinstance(inner, str):
+        return inner
+    return json.dumps(inner) if inner else body[:200].decode("utf-8", "replace")
+
+
+def _is_in(name: str, tree: Mapping[str, Any]) -> bool:
+    if name == "messages.system":
+        return any(m["role"] == "system" for m in tree["messages"])
+    if name == "messages":
+        return len(tree["messages"]) > 1
+    if name == "n":
+        return bool(tree.get("n", 1) != 1)
+    if name == "max_tokens":
+        return "max_tokens" in tree or "max_completion_tokens" in tree
+    return name == "stream" or name in tree
+
+
+def _any(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+_ROW_CODE = _any(
+    "context_length",
+    "content_filter",
+    "content_policy",
+    "string_above_max",
+    "data_inspection",
+    "moderation",
+    "ResponsibleAI",
+)
+_ROW = _any(
+    r"context (length|size|window)",
+    r"prompt is too long",
+    r"too many tokens",
+    r"input is too long",
+    r"maximum (prompt|input|sequence|model) length",
+    r"exceed\w* .{0,40}(token|context|length)",
+    r"content (filter|policy|management)",
+    r"moderation",
+    r"flagged",
+    r"safety (system|filter)",
+)
+_ACCOUNT = _any(
+    r"insufficient.{0,3}(quota|credit|balance|fund)",
+    r"billing",
+    r"out of credit",
+    r"exceeded your current quota",
+    r"credit balance",
+)
+_NO_MODEL = _any(
+    r"model.?not.?found",
+    r"model.{0,80}(does not exist|not exist|unknown|not found)",
+    r"(no such|unknown|invalid) model",
+    r"deployment.{0,40}not (exist|found)",
+)
+_NAMES = (
+    ("messages.system", _any(r"messages?\W+\d+\W+role", r"system")),
+    ("response_format", _any("response_format", "json_schema", "output_config", "response_schema")),
+    ("max_tokens", _any("max_(completion_|output_)?tokens")),
+    ("n", _any(r"(^|\.)n$", "candidate_?count")),
+    ("logprobs", _any("logprobs")),
+    *(
+        (name, _any(rf"(^|\.){name}$"))
+        for name in ("top_p", "temperature", "seed", "stop", "stream")
+    ),
+)
+_WORDS = (
+    (
+        "messages",
+        _any(
+            r"alternat",
+            r"conversation roles",
+            r"(start|begin)\w* with .{0,20}user",
+            r"first (message|turn).{0,40}user",
+            r"consecutive",
+        ),
+    ),
+    (
+        "messages.system",
+        _any(
+            r"(system|developer).{0,3} (role|message|instruction|prompt|turn)",
+            r"role.{0,20}\bsystem\b",
+            r"\bsystem\b.{0,40}(not|un)\W?(support|allow)",
+        ),
+    ),
+    (
+        "response_format",
+        _any(
+            r"response.?(format|schema|mime)",
+            r"json.?(schema|object|mode)",
+            r"structured.?output",
+            r"guided",
+            r"\bgrammar\b",
+            r"\b(minimum|maximum)\b",
+            r"'?strict'?\b",
+            r"output_config",
+        ),
+    ),
+    ("max_tokens", _any(r"max_(completion_|output_)?tokens", r"maxOutputTokens")),
+    (
+        "n",
+        _any(
+            r"\bn\b['\"`]? .{0,40}(must|most|support|allow|only|1\b)",
+            r"\bn ?> ?1",
+            r"\bn=",
+            r"(one|1|single|multiple) (completion|choice|candidate|sample|response)",
+            r"completion choice",
+            r"candidate.?count",
+            r"best_of",
+            r"\bn['\"`]? (is|param)",
+            r"param\w*:? ['\"`]?n['\"`]?(\W|$)",
+        ),
+    ),
+    ("logprobs", _any(r"log.?prob")),
+    ("top_p", _any(r"top_?p\b", r"topP")),
+    ("temperature", _any(r"temperature")),
+    ("seed", _any(r"\bseed\b")),
+    ("stop", _any(r"\bstop\b")),
+    ("stream", _any(r"\bstream", r"SSE")),
+)
+
+
+@dataclass(slots=True)
+class Learner:
+    """What is known of one endpoint and model, and how more is found out.
+
+    Attributes:
+        dialect: how it is written to now.
+        works: kinds of requests (`Call.shape`) that were answered; of these a refusal is the row's.
+        on_change: called when the dialect has changed.
+    """
+
+    dialect: Dialect = PLAIN
+    works: set[object] = field(default_factory=set)
+    on_change: Callable[[Dialect], None] = lambda dialect: None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def adopt(self, dialect: Dialect) -> None:
+        """Write so from now on."""
+        if dialect != self.dialect:
+            self.dialect = dialect
+            self.on_change(dialect)
+
+
+def probe_of(body: bytes) -> bytes:
+    """A short harmless request of the same form."""
+    tree = orjson.loads(body)
+    system = [m for m in tree["messages"] if m["role"] == "system"][:1]
+    turns = [{"role": "system", "content": "You answer briefly, in JSON."}] if system else []
+    tree["messages"] = [*turns, {"role": "user", "content": 'Reply with {"score": 1}.'}]
+    tree["max_tokens"] = min(tree.get("max_tokens", PROBE_TOKENS), PROBE_TOKENS)
+    return orjson.dumps(tree)
+
+
+class Known:
+    """The dialects in a run folder's `endpoints.json`, by endpoint and model."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = None if folder is None else folder / FILE
+        self._trees: dict[str, dict[str, Any]] = {}
+        if self._path is not None:
+            with contextlib.suppress(OSError, ValueError):
+                trees = orjson.loads(self._path.read_bytes())
+                self._trees = trees if isinstance(trees, dict) else {}
+
+    def get(self, name: str) -> Dialect:
+        """What was learned of `name`; the default where nothing was, or where it can't be read."""
+        try:
+            return _dialect(self._trees.get(name) or {})
+        except (TypeError, ValueError):
+            return PLAIN
+
+    def put(self, name: str, dialect: Dialect) -> None:
+        """Keep what was learned; a folder that can't be written keeps nothing."""
+        self._trees[name] = {k: v for k, v in asdict(dialect).items() if v != getattr(PLAIN, k)}
+        if self._path is not None:
+            temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+            with contextlib.suppress(OSError):
+                temporary.write_bytes(orjson.dumps(self._trees, option=orjson.OPT_INDENT_2))
+                temporary.replace(self._path)
+
+
+def _dialect(tree: Mapping[str, Any]) -> Dialect:
+    found = replace(PLAIN, **tree)
+    found = replace(found, without=tuple(str(x) for x in found.without))
+    if not 0 <= int(found.json_step) < len(_JSON_STEPS):
+        raise ValueError("json_step")
+    if found.tokens_field not in ("max_tokens", "max_completion_tokens"):
+        raise ValueError("tokens_field")
+    return replace(found, path="/v1" if found.path == "/v1" else "")
