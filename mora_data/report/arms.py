@@ -40,6 +40,7 @@ from .values import (
     Repeats,
     RewardLevels,
     Rewrites,
+    Shrinkage,
     estimates,
     rounded,
     share,
@@ -222,7 +223,7 @@ def by_number(counts: Mapping[str, int]) -> dict[str, int]:
 
 def answer_figures(g: Gathered, n_each: int, seed: int) -> AnswerFigures:
     """Best-of-k profile, reward distributions, the plane of two rewards, the funnel of the
-    rewrites, first against second scores."""
+    rewrites, first against second scores, what margins keep."""
     return {
         "profile": _profile(g, n_each, seed),
         "rewards": _rewards(g),
@@ -231,6 +232,24 @@ def answer_figures(g: Gathered, n_each: int, seed: int) -> AnswerFigures:
         },
         "funnel": _funnel(g),
         "repeats": {d: _repeats(c) for d, c in g.repeats.items() if c.sum()},
+        "margins": {"shrinkage": _shrinkage(g)},
+    }
+
+
+def _shrinkage(g: Gathered) -> Shrinkage | None:
+    """Mean margin of each prompt's best pair as selected and as scored once more, before any was
+    dropped for it."""
+    total, n = g.candidates
+    if not n:
+        return None
+    first, second = total / n
+    return {
+        "n": n,
+        "ratio": rounded(second.sum() / first.sum()) if first.sum() else None,
+        "by_dimension": {
+            d: {"selected": rounded(first[j]), "confirmed": rounded(second[j])}
+            for j, d in enumerate(g.scale.dims)
+        },
     }
 
 

@@ -25,7 +25,7 @@ from ..run.folder import read_json
 from ..statistics.inference import Bootstrap, cluster_bootstrap, holm
 from .arms import DRAWS, in_arm_order
 from .caveats import comparison_caveats, settings_that_differ
-from .document import arms_of_run, finish_report, measure_run, run_facts
+from .document import arms_report, finish_report, run_facts, settings_of
 from .gather import HEADLINE
 from .measure import metric_names
 from .pairs import PairTable, pair_numbers, read_pairs
@@ -35,7 +35,6 @@ from .values import (
     Estimate,
     PairedDifference,
     PairNumbers,
-    RunFacts,
     SideFacts,
     rounded,
 )
@@ -55,35 +54,21 @@ class Side:
     """What is compared.
 
     Attributes:
-        where: as it was given, without the arm.
-        arm: the only arm that is looked at; None for all.
+        facts: what the comparison says of it.
         settings: those of the build.
         metrics: arm -> metric -> its cell of the report.
         ids, values: prompts, and arm -> values_P_M of them; empty of a published dataset.
         table, pairs: the rows of `preference`, and what the report says of them.
     """
 
-    where: str
-    arm: str | None
-    run: RunFacts
+    facts: SideFacts
     settings: Mapping[str, Any]
-    verdict: str
-    caveats: list[str]
     dims: list[str]
-    floors: dict[str, float]
-    k: int | None
     metrics: Mapping[str, Mapping[str, Estimate]]
-    sigma: dict[str, float | None]
-    reliability: dict[str, float | None]
     pairs: PairNumbers
     table: PairTable
     ids: Sequence[str] = ()
     values: Mapping[str, Floats] = field(default_factory=dict)
-
-    @property
-    def seed(self) -> int:
-        """Of the resampling."""
-        return int(self.settings["seed"])
 
 
 def side_of(given: str) -> Side:
@@ -122,24 +107,29 @@ def _run_side(where: str, arm: str | None) -> Side:
         for name in values.keys() - by_arm.keys():
             values[name].append(np.full((len(some), values[name][0].shape[1]), np.nan))
 
-    run = measure_run(Path(where), keep=keep)
-    report = finish_report(arms_of_run(run, Path(where)), Path(where))
+    folder = Path(where)
+    report = finish_report(arms_report(folder, keep=keep), folder)
     dims, noise = report["settings"]["dimensions"], report["judge"]["dimensions"]
+    facts: SideFacts = {
+        "where": where,
+        "arm": arm,
+        "kind": "run",
+        **report["run"],
+        "pairs": report["pairs"]["n"],
+        "verdict": report["verdict"],
+        "doubts": report["doubts"],
+        "floors": report["settings"]["floors"],
+        "k": report["settings"]["k"],
+        "sigma": {d: v["sigma"] for d, v in noise.items()},
+        "reliability": {d: v["reliability"] for d, v in noise.items()},
+    }
     return Side(
-        where,
-        arm,
-        report["run"],
-        run.settings,
-        report["verdict"],
-        report["doubts"],
+        facts,
+        settings_of(folder),
         dims,
-        report["settings"]["floors"],
-        report["settings"]["k"],
         {a: v["metrics"] for a, v in report["arms"].items()},
-        {d: v["sigma"] for d, v in noise.items()},
-        {d: v["reliability"] for d, v in noise.items()},
         report["pairs"],
-        read_pairs(Path(where) / "dataset", dims),
+        read_pairs(folder / "dataset", dims),
         ids,
         {name: np.concatenate(v) for name, v in values.items()},
     )
@@ -157,25 +147,25 @@ def _published_side(where: str, arm: str | None) -> Side:
         prompts = int((manifest["counts"].get("mine") or {}).get("kept") or 0)
         table = read_pairs(folder, dims)
         sigma = {d: noise["noise"][d] for d in dims}
-        return Side(
-            where,
-            arm,
-            run_facts(manifest, settings, 0, {"prompts": prompts, "partitions_sealed": 0}),
-            settings,
-            summary.get("verdict", "not measured"),
-            [],
-            dims,
-            dict(tree["folder"]["floors"]),
-            summary.get("k"),
-            {
-                a: {m: cast(Estimate, c) for m, c in v.items() if isinstance(c, dict)}
-                for a, v in (summary.get("arms") or {}).items()
-            },
-            sigma,
-            {d: noise["reliability"][d] for d in dims},
-            pair_numbers(table, dims, [float(s) for s in sigma.values()], int(settings["seed"])),
-            table,
-        )
+        pairs = pair_numbers(table, dims, list(map(float, sigma.values())), int(settings["seed"]))
+        facts: SideFacts = {
+            "where": where,
+            "arm": arm,
+            "kind": "dataset",
+            **run_facts(manifest, settings, 0, {"prompts": prompts, "partitions_sealed": 0}),
+            "pairs": pairs["n"],
+            "verdict": summary.get("verdict", "not measured"),
+            "doubts": [],
+            "floors": dict(tree["folder"]["floors"]),
+            "k": summary.get("k"),
+            "sigma": sigma,
+            "reliability": {d: noise["reliability"][d] for d in dims},
+        }
+        metrics = {
+            a: {m: cast(Estimate, c) for m, c in v.items() if isinstance(c, dict)}
+            for a, v in (summary.get("arms") or {}).items()
+        }
+        return Side(facts, settings, dims, metrics, pairs, table)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise RunFolderError(
             f"{where} can't be compared: its provenance/manifest.json is missing, damaged, or of"
@@ -187,40 +177,29 @@ def compare_sides(a: Side, b: Side) -> ComparisonReport:
     """report-compare.json: who is compared, the caveats, the settings that differ, the numbers with
     their differences."""
     dims = [d for d in a.dims if d in b.dims]
-    whole = a.arm is None and b.arm is None
-    rows = [*_arms(a, b, dims), *(_pairs(a, b, dims) if whole else [])]
-    _adjust(rows)
+    seed = int(a.settings["seed"])
+    rows = list(_arms(a, b, dims, seed))
+    if a.facts["arm"] is None and b.facts["arm"] is None:
+        rows += _pairs(a, b, dims, seed)
+    tested = [r for r in rows if r["difference"]["p"] is not None]
+    adjusted = holm(np.array([r["difference"]["p"] for r in tested], float))
+    for r, p in zip(tested, adjusted, strict=True):
+        r["p_holm"], r["differs"] = rounded(p), bool(p < LEVEL)
     report: ComparisonReport = {
         "format": FORMAT,
-        "a": _facts(a),
-        "b": _facts(b),
+        "a": a.facts,
+        "b": b.facts,
         "doubts": [],
         "dimensions": dims,
         "settings": settings_that_differ(a.settings, b.settings),
         "prompts": _shared(a, b),
         "differ": sum(bool(r["differs"]) for r in rows),
-        "tested": sum(r["p_holm"] is not None for r in rows),
+        "tested": len(tested),
         "arms": [r for r in rows if r["arm"]],
         "pairs": [r for r in rows if not r["arm"]],
     }
     report["doubts"] = comparison_caveats(report)
     return report
-
-
-def _facts(s: Side) -> SideFacts:
-    return {
-        "where": s.where,
-        "arm": s.arm,
-        "kind": "run" if s.ids else "dataset",
-        **s.run,
-        "pairs": s.pairs["n"],
-        "verdict": s.verdict,
-        "doubts": s.caveats,
-        "floors": s.floors,
-        "k": s.k,
-        "sigma": s.sigma,
-        "reliability": s.reliability,
-    }
 
 
 def _shared(a: Side, b: Side) -> dict[str, int]:
@@ -231,20 +210,22 @@ def _shared(a: Side, b: Side) -> dict[str, int]:
     return {"a": len(one), "b": len(two), "shared": len(one & two)}
 
 
-def _arms(a: Side, b: Side, dims: Sequence[str]) -> Iterator[ComparedNumber]:
+def _arms(a: Side, b: Side, dims: Sequence[str], seed: int) -> Iterator[ComparedNumber]:
     """The arms that are compared, metric by metric."""
     matched = [(x, x) for x in in_arm_order(x for x in a.metrics if x in b.metrics)]
-    if a.arm or b.arm:
-        matched = [(a.arm or str(b.arm), b.arm or str(a.arm))]
+    given, other = a.facts["arm"], b.facts["arm"]
+    if given or other:
+        matched = [(given or str(other), other or str(given))]
+    same_k = a.facts["k"] == b.facts["k"]
     metrics = [*HEADLINE, "scored", "refusal", "tokens"]
     metrics += [f"{m}_{d}" for d in dims for m in ("reward", "pass")]
     for one, two in matched:
         cells, others = a.metrics.get(one, {}), b.metrics.get(two, {})
-        kept = [m for m in metrics if m in cells and m in others and (a.k == b.k or m not in OF_K)]
+        kept = [m for m in metrics if m in cells and m in others and (same_k or m not in OF_K)]
         found: list[PairedDifference] | list[None] = [None] * len(kept)
         if one in a.values and two in b.values:
             columns = [_columns(s, x, kept) for s, x in ((a, one), (b, two))]
-            found = _differences(columns[0], a.ids, columns[1], b.ids, a.seed)
+            found = _differences(columns[0], a.ids, columns[1], b.ids, seed)
         for m, difference in zip(kept, found, strict=True):
             name = one if one == two else f"{two} − {one}"
             yield _row(name, m, cells[m], others[m], difference)
@@ -255,13 +236,13 @@ def _columns(s: Side, arm: str, metrics: Sequence[str]) -> Floats:
     return s.values[arm][:, [at[m] for m in metrics]]
 
 
-def _pairs(a: Side, b: Side, dims: Sequence[str]) -> Iterator[ComparedNumber]:
+def _pairs(a: Side, b: Side, dims: Sequence[str], seed: int) -> Iterator[ComparedNumber]:
     """What the published pairs say, over source prompts."""
     if not (a.pairs["n"] and b.pairs["n"]):
         return
     one, two = _pair_metrics(a, dims), _pair_metrics(b, dims)
     columns = [np.stack([c for _, c in x.values()], axis=1) for x in (one, two)]
-    found = _differences(columns[0], a.table.prompts_Q, columns[1], b.table.prompts_Q, a.seed)
+    found = _differences(columns[0], a.table.prompts_Q, columns[1], b.table.prompts_Q, seed)
     for (m, (cell, _)), (other, _), difference in zip(
         one.items(), two.values(), found, strict=True
     ):
@@ -302,14 +283,6 @@ def _row(
         "p_holm": None,
         "differs": None,
     }
-
-
-def _adjust(rows: list[ComparedNumber]) -> None:
-    """Holm's adjustment over all numbers that have an interval."""
-    tested = [r for r in rows if r["difference"]["p"] is not None]
-    adjusted = holm(np.array([r["difference"]["p"] for r in tested], float))
-    for r, p in zip(tested, adjusted, strict=True):
-        r["p_holm"], r["differs"] = rounded(p), bool(p < LEVEL)
 
 
 def _differences(

@@ -10,22 +10,21 @@ A pure function of the run folder: the same files give the same bytes. Partition
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import yaml
 
 from ..errors import RunFolderError
 from ..run.folder import parts_of, read_json
-from ..statistics.inference import Verdict
-from .arms import answer_figures, arms_of, control_gains, mined_prompts, verdict_on
+from .arms import DRAWS, answer_figures, arms_of, control_gains, mined_prompts, verdict_on
 from .caveats import caveats_of, unmeasured
-from .gather import Gathered, Keep, gather
-from .measure import scale_of
+from .gather import HEADLINE, Keep, gather
+from .measure import HYPERVOLUME_PROMPTS, Scale
 from .pairs import agreement, composition_figure, examples, length_figure, pair_numbers, read_pairs
-from .read import blocks
+from .read import blocks, finished_parts
 from .values import (
     ArmsReport,
     CostFigure,
@@ -34,7 +33,6 @@ from .values import (
     RunFacts,
     ScalingFigure,
     Scorers,
-    Shrinkage,
     rounded,
 )
 
@@ -55,29 +53,11 @@ def report_of(run_dir: Path) -> Report:
     return finish_report(arms_report(run_dir), run_dir)
 
 
-@dataclass(frozen=True, slots=True)
-class MeasuredRun:
-    """A run's partitions, measured once.
-
-    Attributes:
-        manifest, settings: of the run, as trees.
-        reference: floors and noise.
-        n_parts: finished partitions.
-        n_each: answers that each prompt has at least in the arms that are compared.
-    """
-
-    manifest: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    reference: Mapping[str, Any]
-    n_parts: int
-    n_each: int
-    gathered: Gathered
-
-
-def measure_run(
+def arms_report(
     run_dir: Path, manifest: Mapping[str, Any] | None = None, keep: Keep | None = None
-) -> MeasuredRun:
-    """One pass over the finished partitions.
+) -> ArmsReport:
+    """The part that needs the partitions only, in one pass over the finished ones: verdict, arms,
+    and the figures about prompts and answers.
 
     `manifest`: the run's, where a build is about to write it. `keep` is shown every prompt's
     values.
@@ -86,42 +66,36 @@ def measure_run(
         RunFolderError: not a run folder, nothing in it is finished, or a file of it is damaged.
     """
     manifest, settings = _run(run_dir, manifest)
-    dims = tuple(settings["dimensions"])
-    parts = [p for p in parts_of(run_dir) if p.manifest() is not None]
+    dims, seed = tuple(settings["dimensions"]), int(settings["seed"])
+    parts = finished_parts(run_dir)
     n_prompts = sum(p.n_prompts() for p in parts)
-    if not parts or not n_prompts:
+    if not n_prompts:
         raise RunFolderError(
             f"{run_dir} has no finished partition to report on ({manifest.get('status')}):"
             " run its `mora-data build` to the end first"
         )
     reference = read_json(run_dir / "reference.json") or _reference_of(manifest, dims)
-    if not reference.get("floors") or not all(d in reference["floors"] for d in dims):
+    floors = reference.get("floors")
+    if not floors or not all(d in floors for d in dims):
         raise RunFolderError(
             f"{run_dir} has no floors (reference.json): run its `mora-data build` again with"
             " --until score or later"
         )
     split = bool(settings["presample"].get("split"))
     n_each = _answers_each(settings, split)
-    sigma = {d: reference["noise"][d]["sigma"] for d in dims}
-    scale = scale_of(dims, reference["floors"], sigma, n_each, n_prompts)
-    gathered = gather(blocks(parts, dims, split), scale, n_each, n_prompts, keep)
-    if not gathered.values:
+    scale = Scale(
+        dims,
+        floors_D=np.array([floors[d] for d in dims]) - 1e-9,
+        sigma_D=np.array([reference["noise"][d]["sigma"] for d in dims]),
+        k=max(1, min(8, n_each // 2)),
+        every=max(1, -(-n_prompts // HYPERVOLUME_PROMPTS)),
+    )
+    g = gather(blocks(parts, dims, split), scale, n_each, n_prompts, keep)
+    if not g.values:
         raise RunFolderError(
             f"{run_dir} holds no answers of an arm yet: run its `mora-data build` with --until"
             " score or later"
         )
-    return MeasuredRun(manifest, settings, reference, len(parts), n_each, gathered)
-
-
-def arms_report(run_dir: Path, manifest: Mapping[str, Any] | None = None) -> ArmsReport:
-    """The part that needs the partitions only: verdict, arms, and the figures about prompts and
-    answers."""
-    return arms_of_run(measure_run(run_dir, manifest), run_dir)
-
-
-def arms_of_run(run: MeasuredRun, run_dir: Path) -> ArmsReport:
-    """`arms_report` of what is measured already."""
-    g, scale, seed = run.gathered, run.gathered.scale, int(run.settings["seed"])
     verdict, (arms, differences, coverage) = verdict_on(g, seed), arms_of(g, seed)
     return {
         "format": FORMAT,
@@ -129,14 +103,14 @@ def arms_of_run(run: MeasuredRun, run_dir: Path) -> ArmsReport:
         "reasons": [verdict.reason],
         "claim": CLAIM,
         "doubts": [],
-        "run": {"prompts": g.n, "partitions_sealed": run.n_parts},
+        "run": {"prompts": g.n, "partitions_sealed": len(parts)},
         "settings": {
-            "dimensions": list(scale.dims),
-            "floors": {d: run.reference["floors"][d] for d in scale.dims},
+            "dimensions": list(dims),
+            "floors": {d: floors[d] for d in dims},
             "k": scale.k,
-            "rollouts": int(run.settings["rollout"]["n"]),
+            "rollouts": int(settings["rollout"]["n"]),
             "hypervolume_every": scale.every,
-            "bootstrap_draws": 2000,
+            "bootstrap_draws": DRAWS,
             "seed": seed,
             "before": BEFORE.get(g.before or ""),
         },
@@ -144,18 +118,13 @@ def arms_of_run(run: MeasuredRun, run_dir: Path) -> ArmsReport:
         "differences": differences,
         "coverage": coverage,
         "comparisons": control_gains(verdict),
-        "over_best": _over_best(verdict),
-        "judge": _scorers(run.reference, run_dir, scale.dims),
+        "over_best": {
+            m: ends and {"low": rounded(ends[0]), "high": rounded(ends[1])}
+            for m, ends in verdict.over_best.items()
+        },
+        "judge": _scorers(reference, run_dir, dims),
         "prompts": mined_prompts(g),
-        "figures": answer_figures(g, run.n_each, seed),
-        "shrinkage": _shrinkage(g),
-    }
-
-
-def _over_best(verdict: Verdict) -> dict[str, dict[str, float | None] | None]:
-    return {
-        m: ends and {"low": rounded(ends[0]), "high": rounded(ends[1])}
-        for m, ends in verdict.over_best.items()
+        "figures": answer_figures(g, n_each, seed),
     }
 
 
@@ -167,23 +136,10 @@ def finish_report(arms: ArmsReport, run_dir: Path) -> Report:
     sigma = [arms["judge"]["dimensions"][d]["sigma"] or 0.0 for d in dims]
     pairs = pair_numbers(table, dims, sigma, seed)
     report: Report = {
-        "format": arms["format"],
-        "verdict": arms["verdict"],
-        "reasons": arms["reasons"],
-        "claim": arms["claim"],
-        "doubts": [],
+        **arms,
         "run": run_facts(manifest, settings, len(parts_of(run_dir)), arms["run"]),
-        "settings": arms["settings"],
-        "arms": arms["arms"],
-        "differences": arms["differences"],
-        "coverage": arms["coverage"],
-        "comparisons": arms["comparisons"],
-        "over_best": arms["over_best"],
-        "judge": arms["judge"],
-        "prompts": arms["prompts"],
         "figures": {
             **arms["figures"],
-            "margins": {"shrinkage": arms["shrinkage"]},
             "length": length_figure(table),
             "composition": composition_figure(table),
             "cost": _cost(manifest, pairs["n"]),
@@ -203,7 +159,6 @@ def finish_report(arms: ArmsReport, run_dir: Path) -> Report:
 def summary_of(arms: ArmsReport | Report) -> dict[str, object]:
     """What the card prints of a report, rounded to three decimals: verdict, reasons, primary
     metrics of the arms, gains."""
-    primary = ("dominance_rate", "joint_pass", "hypervolume", "erd")
     return {
         "verdict": arms["verdict"],
         "reasons": arms["reasons"],
@@ -214,7 +169,7 @@ def summary_of(arms: ArmsReport | Report) -> dict[str, object]:
             {
                 a: {
                     "n": v["n"],
-                    **{m: v["metrics"][m] for m in primary},
+                    **{m: v["metrics"][m] for m in HEADLINE},
                     "log_ratio_to_fused": v["prompt_length"]["log_ratio_to_fused"],
                 }
                 for a, v in arms["arms"].items()
@@ -335,23 +290,6 @@ def _scorers(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...])
         "n_rollouts": reference.get("n_rollouts"),
         "provisional": bool(reference.get("provisional")),
         "feedback": read_json(run_dir / "feedback.json") or None,
-    }
-
-
-def _shrinkage(g: Gathered) -> Shrinkage | None:
-    """Mean margin of each prompt's best pair as selected and as scored once more, before any was
-    dropped for it."""
-    total, n = g.candidates
-    if not n:
-        return None
-    first, second = total / n
-    return {
-        "n": n,
-        "ratio": rounded(second.sum() / first.sum()) if first.sum() else None,
-        "by_dimension": {
-            d: {"selected": rounded(first[j]), "confirmed": rounded(second[j])}
-            for j, d in enumerate(g.scale.dims)
-        },
     }
 
 

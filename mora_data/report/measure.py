@@ -46,7 +46,8 @@ class Scale:
     """What the metrics are measured against.
 
     Attributes:
-        k: of joint pass and hypervolume, the same for every arm.
+        k: of joint pass and hypervolume, the same for every arm: 8, or half of an arm's rollouts
+            where that is less, so that an answer or two may fail without losing the prompt.
         every: hypervolume and coverage are taken for one prompt in so many.
     """
 
@@ -55,24 +56,6 @@ class Scale:
     sigma_D: Floats
     k: int
     every: int
-
-
-def scale_of(
-    dims: Sequence[str],
-    floors: dict[str, float],
-    sigma: dict[str, float],
-    n_rollouts: int,
-    n_prompts: int,
-) -> Scale:
-    """k = 8, or half of the rollouts of an arm where that is less: an answer or two may fail
-    without losing the prompt."""
-    return Scale(
-        tuple(dims),
-        np.array([floors[d] for d in dims]) - 1e-9,
-        np.array([sigma[d] for d in dims]),
-        max(1, min(8, n_rollouts // 2)),
-        max(1, -(-n_prompts // HYPERVOLUME_PROMPTS)),
-    )
 
 
 def metric_names(dims: Sequence[str]) -> list[str]:

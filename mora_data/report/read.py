@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import RunFolderError
+from ..run.folder import parts_of
 from ..run.partitions import Partition, lean_arrow
 from ..text import n_tokens
 from ..types import Prompt
@@ -70,6 +72,11 @@ class Block:
     confirms: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
     checks: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
     candidates_Q_2_D: Floats = field(default_factory=lambda: np.zeros((0, 2, 0)))
+
+
+def finished_parts(run_dir: Path) -> list[Partition]:
+    """The partitions that are worked through, in order."""
+    return [p for p in parts_of(run_dir) if p.manifest() is not None]
 
 
 def blocks(parts: Sequence[Partition], dims: Sequence[str], split: bool) -> Iterator[Block]:

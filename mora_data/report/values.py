@@ -215,6 +215,14 @@ class Repeats(TypedDict):
     kappa: float | None
 
 
+class Shrinkage(TypedDict):
+    """What the best pairs keep of their margins; `ratio` of the sums over dimensions."""
+
+    n: int
+    ratio: float | None
+    by_dimension: dict[str, dict[str, float | None]]
+
+
 class AnswerFigures(TypedDict):
     """Data of the figures that the partitions alone give."""
 
@@ -223,14 +231,7 @@ class AnswerFigures(TypedDict):
     planes: dict[str, list[Plane]]
     funnel: Rewrites
     repeats: dict[str, Repeats]
-
-
-class Shrinkage(TypedDict):
-    """What the best pairs keep of their margins; `ratio` of the sums over dimensions."""
-
-    n: int
-    ratio: float | None
-    by_dimension: dict[str, dict[str, float | None]]
+    margins: dict[str, Shrinkage | None]
 
 
 class LengthFigure(TypedDict):
@@ -280,7 +281,6 @@ class ScalingFigure(TypedDict):
 class Figures(AnswerFigures):
     """Data of all figures that have no other place in the report."""
 
-    margins: dict[str, Shrinkage | None]
     length: LengthFigure | None
     composition: Composition | None
     cost: CostFigure
@@ -381,7 +381,6 @@ class ArmsReport(_Common):
 
     run: dict[str, int]
     figures: AnswerFigures
-    shrinkage: Shrinkage | None
 
 
 class Report(_Common):

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from ..errors import RunFolderError, SettingsError
-from ..run.folder import parts_of
 from .document import settings_of
-from .read import blocks
+from .read import blocks, finished_parts
 from .values import rounded
 
 if TYPE_CHECKING:
@@ -126,9 +125,8 @@ def weights_lines(found: WeightsReport) -> list[str]:
 
 def _rewards(run_dir: Path, dims: list[str], arm: str | None) -> tuple[str, Floats]:
     """rewards_P_N_D of one arm, the first prompts of the run."""
-    parts = [p for p in parts_of(run_dir) if p.manifest() is not None]
     kept: list[Floats] = []
-    for block in blocks(parts, dims, split=False):
+    for block in blocks(finished_parts(run_dir), dims, split=False):
         name = arm or ("fused" if "fused" in block.arms else next(reversed(block.arms), None))
         if name is None or name not in block.arms:
             if arm:
