@@ -583,14 +583,17 @@ def _arms_report(
     s = build.settings
     if not selection.n_pairs or not (s.presample.enabled or len(s.fuse.arms) > 1):
         return None, {}
-    from .report import png
     from .report.document import arms_report, summary_of
+    from .report.png import pictures
 
     report = arms_report(build.folder.path, manifest)
     manifest["report"] = summary_of(report)
-    drawn = png.pictures(report)
-    manifest["figures"] = png.picture_list(drawn)
-    return report, {f"report/{name}.png": p.png for name, p in drawn.items()}
+    drawn = pictures(report)
+    manifest["figures"] = [
+        {"file": f"report/{name}.png", "question": question}
+        for name, (question, _) in drawn.items()
+    ]
+    return report, {f"report/{name}.png": png for name, (_, png) in drawn.items()}
 
 
 def _origin(build: Build, asked: Asked) -> Origin:

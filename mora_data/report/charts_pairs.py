@@ -9,8 +9,6 @@ from typing import Any
 from .svg import (
     Figure,
     Frame,
-    IntervalRow,
-    arm_style,
     axes,
     band,
     box,
@@ -152,10 +150,7 @@ def _short_cuts_panel(p: PairNumbers) -> str:
     }
     if p["wording"]:
         cells["wording ranks right"] = p["wording"]["pairs_right"]
-    rows = [
-        IntervalRow(name, c, "a4", 0, f"{name}: {interval(c)}, n = {c['n']}")
-        for name, c in cells.items()
-    ]
+    rows = [(name, c, "pairs") for name, c in cells.items()]
     title, half = "what would be a short cut", (0.5, "z")
     return interval_rows(title, rows, (0, 1), "share of pairs", half, step=26, left=128)
 
@@ -329,10 +324,7 @@ def funnel(r: Report) -> Figure:
     for arm, by in by_category.items():
         if arm == "fused" or len(by_category) == 1:
             accepted = {c: v["accepted"] for c, v in list(by.items())[:12]}
-            marks = [
-                IntervalRow(c, a, *arm_style(arm), f"{c}: {interval(a)}, n = {a['n']}")
-                for c, a in accepted.items()
-            ]
+            marks = [(c, a, arm) for c, a in accepted.items()]
             description = "; ".join(f"{c} {percent(a['value'])}" for c, a in accepted.items())
             panels.append(
                 interval_rows(

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from .svg import (
     Figure,
     Frame,
-    IntervalRow,
     arm_style,
     axes,
     box,
@@ -19,7 +18,7 @@ from .svg import (
     percent,
     shown,
 )
-from .values import ArmDifference, ArmsReport, Estimate, Plane, Profile, ProfilePanel, Report
+from .values import ArmDifference, ArmsReport, Plane, Profile, ProfilePanel, Report
 
 BOOT = "95 % interval by cluster bootstrap over source prompts"
 METRIC_NAMES = {
@@ -168,8 +167,7 @@ def arms(r: ArmsReport | Report) -> Figure:
     for m in METRIC_NAMES:
         cells = [(a, v["metrics"][m]) for a, v in r["arms"].items()]
         top = max([1e-9, *(c["high"] or c["value"] or 0 for _, c in cells)]) * 1.05
-        marks = [_row(a, c, a) for a, c in cells]
-        panels.append(interval_rows(_title(m, r), marks, (0, top)))
+        panels.append(interval_rows(_title(m, r), [(a, c, a) for a, c in cells], (0, top)))
     columns = (*METRIC_NAMES, "eigen_entropy", "scored", "refusal")
     return Figure(
         "arms",
@@ -204,7 +202,7 @@ def forest(r: ArmsReport | Report) -> Figure:
             ends = [v for c in cells for v in (c["low"], c["high"], c["value"]) if v is not None]
             span = max(0.03, *(abs(v) for v in ends)) * 1.08 if ends else 1.0
             low = -span if min([*ends, 0]) < -0.15 * span else -0.15 * span
-            marks = [_row(_minus(d), d, d["minus"]) for d in cells]
+            marks = [(_minus(d), d, d["minus"]) for d in cells]
             panels.append(interval_rows(_title(m, r), marks, (low, span), "difference", (0.0, "a")))
     p_holm = {(c["metric"], c["control"]): f"{c['p_holm']:.4f}" for c in r["comparisons"]}
     rows = [
@@ -240,10 +238,6 @@ def forest(r: ArmsReport | Report) -> Figure:
 
 def _minus(d: ArmDifference) -> str:
     return f"{d['arm']} − {d['minus']}"
-
-
-def _row(label: str, c: Estimate, arm: str) -> IntervalRow:
-    return IntervalRow(label, c, *arm_style(arm), f"{label}: {interval(c)}, n = {c['n']}")
 
 
 def _title(metric: str, r: ArmsReport | Report) -> str:

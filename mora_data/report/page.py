@@ -20,9 +20,9 @@ from . import charts_pairs, charts_prompts
 from .charts_prompts import METRIC_NAMES
 from .gather import HEADLINE
 from .pairs import PER_DIMENSION, example_rows
-from .svg import Figure, IntervalRow, arm_style, interval, interval_rows, percent, shown
+from .svg import Figure, interval, interval_rows, shown
 from .templates import render
-from .values import ComparedNumber, ComparisonReport, Report, ReviewNumbers, SideFacts
+from .values import ComparedNumber, ComparisonReport, Report, SideFacts
 
 CHARTS = {  # each with the place of its numbers in report.json
     charts_prompts.arms: "arms",
@@ -94,9 +94,7 @@ def report_html(r: Report, run_dir: Path) -> str:
         style=STYLES.get(r["verdict"], ""),
         source=_source(r["run"]["source"]),
         tested=_tested_rows(r),
-        tiles=_tiles(r),
         figures=[(chart(r), f"report.json, {place}") for chart, place in CHARTS.items()],
-        votes=_vote_rows(r.get("reviews")),
         examples=[(title, _examples(r, name, run_dir)) for name, title in EXAMPLES.items()],
     )
 
@@ -124,40 +122,6 @@ def _tested_rows(r: Report) -> list[Sequence[object]]:
         if e
     ]
     return [*gains, *over_best]
-
-
-def _tiles(r: Report) -> list[tuple[str, str]]:
-    p, run, shrinkage = r["pairs"], r["run"], r["figures"]["margins"]["shrinkage"]
-    longer = percent(p["length"]["chosen_longer"]["value"]) if p["n"] else "–"
-    noise = r["judge"]["dimensions"].items()
-    return [
-        ("prompts", shown(run["prompts"])),
-        ("pairs", shown(p["n"])),
-        *((f"reliability, {d}", shown(v["reliability"])) for d, v in noise),
-        ("margins kept when scored again", percent(shrinkage["ratio"]) if shrinkage else "–"),
-        ("chosen longer", longer),
-        ("policy", run["models"].get("policy") or "–"),
-        ("judge", run["models"].get("judge") or "–"),
-        ("selector", run["selector"]),
-        ("tokens", shown(sum(v or 0 for v in r["figures"]["cost"]["tokens"].values()))),
-    ]
-
-
-def _vote_rows(v: ReviewNumbers | None) -> list[tuple[str, str]]:
-    if v is None:
-        return []
-    alpha = v["between_people"]["alpha"] if v["between_people"] else None
-    return [
-        ("votes", shown(v["votes"])),
-        ("pairs", shown(v["pairs"])),
-        ("people", shown(v["reviewers"])),
-        ("prefer the chosen answer", interval(v["agree"])),
-        ("kappa, people and scores", interval(v["kappa"])),
-        ("alpha, people among themselves", shown(alpha)),
-        ("took the first answer (0.5 where the place plays no part)", interval(v["first"])),
-        ("equally good", shown(v["equal"])),
-        ("neither will do", shown(v["neither"])),
-    ]
 
 
 def _examples(r: Report, name: str, run_dir: Path) -> list[dict[str, object]]:
@@ -344,13 +308,10 @@ def _differences_panel(title: str, numbers: Sequence[ComparedNumber], labels: Se
     ends = [v for d in gaps for v in (d["low"], d["value"], d["high"]) if v is not None]
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = (high - low or 1.0) * 0.06
-    rows = []
-    for r, d, label in zip(numbers, gaps, labels, strict=True):
-        style = arm_style(r["arm"]) if r["arm"] else ("a4", 0)
-        rows.append(IntervalRow(label, d, *style, f"{label}: {interval(d)}"))
+    arms = [r["arm"] or "pairs" for r in numbers]
     return interval_rows(
         _metric_title(title),
-        rows,
+        list(zip(labels, gaps, arms, strict=True)),
         (low - room, high + room),
         "B − A",
         (0.0, "a"),

@@ -1,7 +1,7 @@
 """The main figures as PNG for the card, where `pip install 'mora-data[png]'` is there: a card's
 page shows no inline SVG.
 
-    pictures(report)        {"arms": Picture(question="Are prompts ...", png=b"...")}
+    pictures(report)        {"arms": ("Are prompts ...?", b"...")}
 
 resvg draws them: one wheel of 1.4 MB without dependencies. Letters come from the machine's fonts,
 so pixels, unlike everything else of a dataset folder, may differ between machines.
@@ -10,8 +10,7 @@ so pixels, unlike everything else of a dataset folder, may differ between machin
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from html import escape
 
 from . import charts_prompts
@@ -31,17 +30,9 @@ MOST_PANELS = 12
 _SIZE = re.compile(r'<svg viewBox="0 0 (\d+) (\d+)" width="\d+" height="\d+"')
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure as PNG. `question`: its title, which is its alternative text, too."""
-
-    question: str
-    png: bytes
-
-
-def pictures(report: ArmsReport | Report) -> dict[str, Picture]:
-    """Name -> picture of each main figure that has something to show; empty without the extra, or
-    without any font."""
+def pictures(report: ArmsReport | Report) -> dict[str, tuple[str, bytes]]:
+    """Name -> question and PNG of each main figure that has something to show; empty without the
+    extra, or without any font."""
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
@@ -51,10 +42,8 @@ def pictures(report: ArmsReport | Report) -> dict[str, Picture]:
     out = {}
     for f in (chart(report) for chart in CHARTS):
         if f.panels:
-            out[f.name] = Picture(
-                f.question,
-                bytes(svg_to_bytes(svg_string=sheet(f), background="#ffffff", zoom=ZOOM)),
-            )
+            png = svg_to_bytes(svg_string=sheet(f), background="#ffffff", zoom=ZOOM)
+            out[f.name] = f.question, bytes(png)
     return out
 
 
@@ -128,8 +117,3 @@ def _legend(f: Figure) -> tuple[str, int]:
         )
         x += width + 10
     return "".join(out), line + 1 if f.legend else 0
-
-
-def picture_list(found: Mapping[str, Picture]) -> list[dict[str, str]]:
-    """What the manifest says of them, for the card."""
-    return [{"file": f"report/{name}.png", "question": p.question} for name, p in found.items()]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 
@@ -95,7 +95,7 @@ def ticks(low: float, high: float) -> list[tuple[float, str]]:
     span = high - low
     if span <= 0:
         return [(low, f"{low:g}")]
-    step = 10.0 ** _floor_log10(span)
+    step = 10.0 ** int(f"{span:e}".split("e")[1])
     step = next(s for s in (step / 5, step / 2, step, step * 2) if span / s <= 5.01)
     first = -(-low // step)
     out = []
@@ -108,13 +108,13 @@ def ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 def line(f: Frame, points: Sequence[Point], style: str) -> str:
     """A line through points."""
-    return _mark("polyline", f"l {style}", _path(f, points)) if len(points) > 1 else ""
+    return _through("polyline", f"l {style}", f, points) if len(points) > 1 else ""
 
 
 def band(f: Frame, lows: Sequence[Point], highs: Sequence[Point], style: str) -> str:
     """The area between two lines."""
-    path = _path(f, [*lows, *reversed(highs)])
-    return _mark("polygon", f"b {style}", path) if len(lows) > 1 else ""
+    points = [*lows, *reversed(highs)]
+    return _through("polygon", f"b {style}", f, points) if len(lows) > 1 else ""
 
 
 def box(
@@ -148,25 +148,6 @@ def dot(x: float, y: float, style: str, mark: int = 0, tip: str = "") -> str:
     return _mark("path", f"{'l' if shape == 'cross' else 'f'} {style}", f'd="{path}"', tip)
 
 
-def whisker(
-    f: Frame,
-    y: float,
-    low: float | None,
-    value: float | None,
-    high: float | None,
-    style: str,
-    mark: int,
-    tip: str,
-) -> str:
-    """A value with its interval on row `y` (pixels); a missing value says so."""
-    if value is None:
-        return text(f.left + 4, y + 4, "not measured", "s")
-    ends = ""
-    if low is not None and high is not None:
-        ends = rule(f.px(low), y, f.px(high), y, f"w {style}")
-    return ends + dot(f.px(value), y, style, mark, tip)
-
-
 def rule(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
     """A straight line in pixels."""
     return _mark("line", style, f'x1="{_n(x1)}" y1="{_n(y1)}" x2="{_n(x2)}" y2="{_n(y2)}"')
@@ -193,18 +174,15 @@ def _mark(tag: str, style: str, place: str, tip: str = "") -> str:
     return f'<{tag} class="{style}" {place}{">" if tip else "/>"}{inside}'
 
 
-def _path(f: Frame, points: Sequence[Point]) -> str:
-    return f'points="{" ".join(f"{_n(f.px(x))},{_n(f.py(y))}" for x, y in points)}"'
+def _through(tag: str, style: str, f: Frame, points: Sequence[Point]) -> str:
+    path = " ".join(f"{_n(f.px(x))},{_n(f.py(y))}" for x, y in points)
+    return _mark(tag, style, f'points="{path}"')
 
 
 def _place(v: float, domain: tuple[float, float], start: float, stop: float) -> float:
     span = domain[1] - domain[0]
     share = (v - domain[0]) / span if span else 0.5
     return start + min(max(share, -0.02), 1.02) * (stop - start)
-
-
-def _floor_log10(v: float) -> int:
-    return int(f"{v:e}".split("e")[1])
 
 
 def _n(v: float) -> str:
@@ -221,6 +199,7 @@ ARM_STYLES = {  # colour class and mark
     "random": ("a3", 4),
     "concat": ("a5", 5),
     "fused": ("a4", 3),
+    "pairs": ("a4", 0),  # no arm: what the pairs of all of them say
 }
 
 
@@ -260,21 +239,11 @@ class Figure:
         return [(Markup(m), name) for m, (*_, name) in zip(marks, self.legend, strict=True)]
 
 
-class IntervalRow(NamedTuple):
-    """A value with its interval on a row of its own; `tip` is shown when pointed at."""
-
-    label: str
-    cell: Estimate | PairedDifference
-    style: str
-    mark: int
-    tip: str
-
-
 def interval_rows(
     title: str,
-    rows: Sequence[IntervalRow],
+    rows: Sequence[tuple[str, Estimate | PairedDifference, str]],
     x: tuple[float, float],
-    label: str = "",
+    axis: str = "",
     zero: tuple[float, str] | None = None,
     *,
     step: int = 22,
@@ -284,19 +253,25 @@ def interval_rows(
     letters: int = 20,
     description: str | None = None,
 ) -> str:
-    """A panel with a row for each value; `zero`: place and style of an upright line."""
+    """A panel with a row for each (label, value, arm whose style it has); `zero`: place and style
+    of an upright line. A missing value says so."""
     f = Frame(x, (0, 1), height=66 + step * len(rows), left=left, right=right)
-    marks = axes(f, label, "", None, [])
+    marks = axes(f, axis, "", None, [])
     if zero is not None:
         marks.append(upright(f, *zero))
-    for i, (name, c, style, mark, tip) in enumerate(rows):
-        y = f.top + top + step * i
-        marks += [
-            text(f.left - 8, y + 4, short(name, letters), "e"),
-            whisker(f, y, c["low"], c["value"], c["high"], style, mark, tip),
-        ]
+    for i, (label, c, arm) in enumerate(rows):
+        y, (style, mark) = f.top + top + step * i, arm_style(arm)
+        marks.append(text(f.left - 8, y + 4, short(label, letters), "e"))
+        value, low, high = c["value"], c["low"], c["high"]
+        if value is None:
+            marks.append(text(f.left + 4, y + 4, "not measured", "s"))
+            continue
+        if low is not None and high is not None:
+            marks.append(rule(f.px(low), y, f.px(high), y, f"w {style}"))
+        tip = f"{label}: {interval(c)}" + ("" if c["n"] is None else f", n = {c['n']}")
+        marks.append(dot(f.px(value), y, style, mark, tip))
     if description is None:
-        description = "; ".join(f"{r.label} {interval(r.cell)}" for r in rows)
+        description = "; ".join(f"{label} {interval(c)}" for label, c, _ in rows)
     return panel(title, description, f, marks)
 
 
