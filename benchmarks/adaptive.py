@@ -103,7 +103,7 @@ def schedule(rewards: Any, counts: Sequence[int] = (16, 32, 64)) -> tuple[Any, A
 def foresight(rewards: Any, step: int, prior_from: int = 256) -> Any:
     """Chance of each kind at every look, P x looks x kinds, by `presample.step`; after a look that
     settles all, NaN."""
-    from mora_data.statistics.kinds import foreseen, likeliest, rate_prior, undivided
+    from mora_data.statistics.kinds import foreseen, likeliest, rate_prior
 
     rule = _rule()
     first = rewards[:prior_from, :16] >= rule[0]
@@ -112,9 +112,7 @@ def foresight(rewards: Any, step: int, prior_from: int = 256) -> Any:
     out = np.full((len(rewards), len(looks), 5), np.nan)
     for p in range(len(rewards)):
         for i, n in enumerate(looks):
-            out[p, i] = foreseen(
-                undivided(rewards[p : p + 1, :n]), LAST, *rule, prior_D_B=prior, seed=p
-            )
+            out[p, i] = foreseen(rewards[p, :n], LAST, *rule, prior_D_B=prior, seed=p)
             if min(likeliest(out[p, i], which)[1] for which in ("decision", "label")) >= 1 - min(
                 ERRORS
             ):

@@ -395,20 +395,21 @@ def _prompt_stats(context: PromptContext, arm: Arm, last: int) -> tuple[PromptSt
     may be spared."""
     import numpy as np
 
-    from ..statistics.kinds import foreseen, likeliest, profiles, split, undivided
+    from ..statistics.kinds import foreseen, likeliest, profiles, split
 
     dims, settings = context.build.dims, context.settings.presample
     rewards, absolutes, uncertainties = (side[None] for side in _arrays(context, arm))
     certain = absolutes - uncertainties
-    deciding = split(rewards, certain)[0] if settings.split else undivided(rewards, certain)
+    if settings.split:
+        rewards, certain = split(rewards)[0], split(certain)[0]
     thresholds, sigma = _thresholds_and_noise(context)
-    stats = profiles(deciding, dims, thresholds, sigma, settings)[0]
+    stats = profiles(rewards, dims, thresholds, sigma, settings, certain)[0]
     n = len(arm.rollouts)
     if settings.step is None or n >= last:
         return stats, stats.kind != "undecided"
     known = context.build.judge_stats.prior
     chances = foreseen(
-        deciding,
+        rewards[0],
         (last + 1) // 2 if settings.split else last,
         thresholds,
         sigma,

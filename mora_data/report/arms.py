@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from ..run.partitions import Partition
 from ..statistics.inference import (
     CONTROLS,
     MOST_LENGTH_GAP,
-    Gains,
     Sums,
     Verdict,
     bootstrap_of,
@@ -165,24 +165,15 @@ def verdict_on(g: Gathered, seed: int) -> Verdict:
             f" [{', '.join((*CONTROLS, 'fused'))}] has)"
         )
         return Verdict("inconclusive", reason, (), {})
-    gains = Gains(*(g.sums(added) for added in g.gains))
+    gains = g.sums(g.gains[0]), g.sums(g.gains[1])
     return verdict_of(gains, list(PRIMARY), _length_gaps(g), draws=DRAWS, flips=FLIPS, seed=seed)
 
 
 def control_gains(verdict: Verdict) -> list[ControlGain]:
     """`comparisons` of report.json."""
-    return [
-        {
-            "metric": c.metric,
-            "control": c.control,
-            "n": c.n,
-            "gain": rounded(c.gain),
-            "low": rounded(c.low),
-            "high": rounded(c.high),
-            "p_holm": rounded(c.p),
-        }
-        for c in verdict.comparisons
-    ]
+    found = (asdict(c).items() for c in verdict.comparisons)
+    rows = [{k: rounded(v) if isinstance(v, float) else v for k, v in row} for row in found]
+    return cast(list[ControlGain], rows)
 
 
 def _length_gaps(g: Gathered) -> dict[str, float]:

@@ -44,7 +44,7 @@ class Gathered:
         differences: (arm, other) -> `compared_metrics` of the first minus those of the other, over
             prompts that have both.
         gains: fused minus the controls in the primary metrics, paired and over the prompts common
-            to all (inference.Gains).
+            to all (`gains_by_prompt`).
         words: arm -> summed length of the prompt as asked, and prompts.
         gaps: arm -> log(length of its prompt / of the fused one).
         profile: (class, arm) -> for each k, best-of-k grades of the first dimension, then any- and

@@ -97,7 +97,7 @@ def cluster_bootstrap(
     over counts x numbers. The counts are shared by all metrics: differences of columns of
     `draws_B_M` are paired differences.
     """
-    return bootstrap_of(Sums(*by_cluster(values_P_M, clusters_P)), draws, seed)
+    return bootstrap_of(by_cluster(values_P_M, clusters_P), draws, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +124,6 @@ class Sums:
             np.concatenate(mixed) if mixed else None,
         )
 
-    def columns(self, at: Sequence[int]) -> Sums:
-        """Some of the columns."""
-        return Sums(
-            self.sums_C_M[:, at],
-            self.numbers_C_M[:, at],
-            None if self.mixed_M is None else self.mixed_M[at],
-        )
-
 
 def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
     """`cluster_bootstrap` of values that are added up already."""
@@ -143,7 +135,7 @@ def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
     step = max(1, CHUNK // max(n, 1))
     for first in range(0, draws, step):
         size = min(step, draws - first)
-        out[first : first + size] = _counts(rng, n, size) @ both
+        out[first : first + size] = resampled_counts(rng, n, size) @ both
     m = sums.shape[1]
     total, number = sums.sum(0), numbers.sum(0)
     left = (total - sums) / np.maximum(number - numbers, 1)
@@ -170,18 +162,18 @@ def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
         )
 
 
-def by_cluster(values_P_M: Floats, clusters_P: Ints | None = None) -> tuple[Floats, Floats]:
+def by_cluster(values_P_M: Floats, clusters_P: Ints | None = None) -> Sums:
     """Sum and number of the values of each cluster, both C x M, clusters in the order of their
     labels."""
     there = ~np.isnan(values_P_M)
     values, there = np.where(there, values_P_M, 0.0), there.astype(float)
     if clusters_P is None:
-        return values, there
+        return Sums(values, there)
     labels, index = np.unique(clusters_P, return_inverse=True)
     sums, numbers = np.zeros((2, len(labels), values.shape[1]))
     np.add.at(sums, index, values)
     np.add.at(numbers, index, there)
-    return sums, numbers
+    return Sums(sums, numbers)
 
 
 def sign_flip_test(differences_P_M: Floats, draws: int = 10_000, seed: int = 0) -> Floats:
@@ -225,7 +217,7 @@ def holm(p_values: Floats) -> Floats:
     return out
 
 
-def _counts(rng: np.random.Generator, n: int, size: int) -> Floats:
+def resampled_counts(rng: np.random.Generator, n: int, size: int) -> Floats:
     """`size` x n multinomial counts of n draws among n."""
     flat = rng.integers(0, n, (size, n), dtype=np.int32) + n * np.arange(size)[:, None]
     return np.bincount(flat.ravel(), minlength=size * n).reshape(size, n).astype(float)
@@ -265,7 +257,7 @@ class Comparison:
         gain: mean paired difference, fused minus control; None without prompts.
         low: lower end of its 95 % percentile interval.
         high: upper end.
-        p: two-sided sign-flip p, adjusted by Holm over all comparisons.
+        p_holm: two-sided sign-flip p, adjusted by Holm over all comparisons.
     """
 
     metric: str
@@ -274,7 +266,7 @@ class Comparison:
     gain: float | None
     low: float | None
     high: float | None
-    p: float
+    p_holm: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,29 +284,16 @@ class Verdict:
     over_best: dict[str, tuple[float, float] | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Gains:
-    """Fused minus each control, in the order of CONTROLS, metrics side by side: by cluster of
-    prompts (one or a batch of them).
-
-    Attributes:
-        paired: over the prompts that have both arms.
-        common: over the prompts that have all of them.
-    """
-
-    paired: Sums
-    common: Sums
-
-
 def gains_by_prompt(arms: Mapping[str, Floats]) -> tuple[Floats, Floats]:
-    """(paired, common) of `Gains`, one row per prompt, NaN where an arm that counts is missing."""
+    """Fused minus each control, in the order of CONTROLS, metrics side by side: over the prompts
+    that have both arms, and over those that have all of them. One row per prompt, NaN elsewhere."""
     stacked = np.stack([arms[a] for a in ("fused", *CONTROLS)])
     common = np.where(np.isnan(stacked).any(0), np.nan, stacked)
     return np.hstack(list(stacked[0] - stacked[1:])), np.hstack(list(common[0] - common[1:]))
 
 
 def verdict_of(
-    gains: Gains,
+    gains: tuple[Sums, Sums],
     metrics: Sequence[str],
     length_gaps: Mapping[str, float],
     *,
@@ -330,41 +309,35 @@ def verdict_of(
     goes first: a gain that small is no expansion, however sure). Else "inconclusive".
 
     Args:
+        gains: both of `gains_by_prompt`, by cluster of prompts (one or a batch of them).
         metrics: names of the M columns.
         length_gaps: per control but identity, mean of log(length of its prompt / of the fused
             prompt) over paired prompts.
     """
-    comparisons = _comparisons(gains.paired, metrics, draws, flips, seed)
-    over_best = _over_best(gains.common, metrics, draws, seed)
+    comparisons = _comparisons(gains[0], metrics, draws, flips, seed)
+    over_best = _over_best(gains[1], metrics, draws, seed)
     small = [m for m in metrics if (ends := over_best[m]) is not None and ends[1] < LEAST_GAIN]
     unmatched = [c for c in CONTROLS[1:] if not abs(length_gaps.get(c, np.nan)) <= MOST_LENGTH_GAP]
     weak = [
-        f"{_readable(c.metric)} over {c.control}"
+        f"{c.metric.replace('_', ' ')} over {c.control}"
         for c in comparisons
-        if not (c.p < 0.05 and c.gain is not None and c.gain > 0)
+        if not (c.p_holm < 0.05 and c.gain is not None and c.gain > 0)
     ]
+    all_small = " and ".join(small).replace("_", " ")
     n = min(c.n for c in comparisons)
     line: Line = "inconclusive"
     if small and n >= LEAST_PROMPTS:
         line = "not supported"
-        reason = f"the gain over the best control is below {LEAST_GAIN} in {_all(small)}"
+        reason = f"the gain over the best control is below {LEAST_GAIN} in {all_small}"
     elif weak or small:
         few = f" ({n} prompts, too few to tell whether there is none)" if n < LEAST_PROMPTS else ""
-        reason = f"there is no sure gain in {', '.join(weak) or _all(small)}{few}"
+        reason = f"there is no sure gain in {', '.join(weak) or all_small}{few}"
     elif unmatched:
         names = " and ".join(unmatched)
         reason = f"the prompts of {names} do not match the fused ones in length"
     else:
         line, reason = "supports expansion", "fused beats every control in every primary metric"
     return Verdict(line, reason, comparisons, over_best)
-
-
-def _all(metrics: Sequence[str]) -> str:
-    return " and ".join(map(_readable, metrics))
-
-
-def _readable(metric: str) -> str:
-    return metric.replace("_", " ")
 
 
 def _comparisons(

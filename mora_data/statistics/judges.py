@@ -12,14 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .inference import rate_interval
-
-if TYPE_CHECKING:
-    pass
 
 ROUNDING = 1e-12  # sums of squares under it are none
 Z975 = NormalDist().inv_cdf(0.975)

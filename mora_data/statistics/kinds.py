@@ -46,30 +46,15 @@ STATES = ("informative", "saturated", "starved", "static", "undecided")
 Z95 = 1.6448536269514722  # one-sided 95 %
 
 
-@dataclass(frozen=True, slots=True)
-class DecidingHalf:
-    """Presamples that decide; P x N x D, NaN where a score is missing. Thresholds are compared with
-    `levels_P_N_D`."""
-
-    rewards_P_N_D: Floats
-    levels_P_N_D: Floats
-
-
-def split(rewards_P_N_D: Floats, levels_P_N_D: Floats | None = None) -> tuple[DecidingHalf, Floats]:
-    """Samples of even index decide; those of odd index give the numbers "before" fusion.
+def split(samples_P_N_D: Floats) -> tuple[Floats, Floats]:
+    """Samples of even index, which decide, and those of odd index, which give the numbers "before"
+    fusion [`presample.split`].
 
     Prompts picked for low rewards score higher the next time by chance alone, so a number from the
-    samples that picked them is biased (docs/method.md, "Before and after"): rules take a
-    `DecidingHalf`. Axis 1 is in the order of the sample index; levels are the rewards where none
-    are given.
+    samples that picked them is biased (docs/method.md, "Before and after"). Axis 1 is in the order
+    of the sample index.
     """
-    levels = rewards_P_N_D if levels_P_N_D is None else levels_P_N_D
-    return DecidingHalf(rewards_P_N_D[:, ::2], levels[:, ::2]), rewards_P_N_D[:, 1::2]
-
-
-def undivided(rewards_P_N_D: Floats, levels_P_N_D: Floats | None = None) -> DecidingHalf:
-    """All presamples decide, and none is left for numbers before [`presample.split: false`]."""
-    return DecidingHalf(rewards_P_N_D, rewards_P_N_D if levels_P_N_D is None else levels_P_N_D)
+    return samples_P_N_D[:, ::2], samples_P_N_D[:, 1::2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +83,21 @@ class PromptStats:
 
 
 def profiles(
-    deciding: DecidingHalf,
+    rewards_P_N_D: Floats,
     dims: Sequence[str],
     floors_D: Floats,
     sigma_D: Floats,
     settings: PresampleSettings,
+    levels_P_N_D: Floats | None = None,
 ) -> list[PromptStats]:
-    """The kind of each prompt from the presamples that decide.
+    """The kind of each prompt from the presamples that decide, as in `decisions`.
 
     A dimension is informative when its expected difference exceeds noise by gamma (one-sided 95 %);
     else saturated or starved when the posterior of its pass rate says so; else static when the
     difference is surely below gamma; else undecided. `static` keeps such a dimension from
     being undecided for ever.
     """
-    rewards_P_N_D = deciding.rewards_P_N_D
-    found = decisions(rewards_P_N_D, floors_D, sigma_D, settings, deciding.levels_P_N_D)
+    found = decisions(rewards_P_N_D, floors_D, sigma_D, settings, levels_P_N_D)
     n, c = found.n_P_D, found.passes_P_D
     a, b = c + 0.5, n - c + 0.5
     p_low = (a / (a + b)) - Z95 * np.sqrt(a * b / ((a + b) ** 2 * (a + b + 1)))
@@ -165,8 +150,8 @@ def decisions(
     settings: PresampleSettings,
     levels_P_N_D: Floats | None = None,
 ) -> Decisions:
-    """The rule of docs/method.md, "Kinds of prompts". Thresholds are compared with the levels, by
-    default the rewards."""
+    """The rule of docs/method.md, "Kinds of prompts"; NaN where a score is missing. Thresholds are
+    compared with the levels, by default the rewards."""
     n = (~np.isnan(rewards_P_N_D)).sum(1)
     levels = rewards_P_N_D if levels_P_N_D is None else levels_P_N_D
     passes = np.where(np.isnan(levels), False, levels >= floors_D)
@@ -234,7 +219,7 @@ def rate_prior(c_P: Ints, n_P: Ints, rounds: int = 200) -> Floats:
 
 
 def foreseen(
-    deciding: DecidingHalf,
+    seen_N_D: Floats,
     last: int,
     floors_D: Floats,
     sigma_D: Floats,
@@ -251,14 +236,11 @@ def foreseen(
         prior_D_B: `rate_prior` per dimension; None: Jeffreys'.
         seed: of the draws.
     """
-    seen = deciding.rewards_P_N_D[0]
-    prior = np.ones((seen.shape[1], len(BINS) - 1)) if prior_D_B is None else prior_D_B
-    completed, weight = _completions(
-        seen, last, floors_D, prior, np.random.default_rng(seed), draws
-    )
-    votes = np.bincount(
-        decisions(completed, floors_D, sigma_D, settings).kind_P, weight, minlength=len(KINDS)
-    )
+    prior = np.ones((seen_N_D.shape[1], len(BINS) - 1)) if prior_D_B is None else prior_D_B
+    rng = np.random.default_rng(seed)
+    completed, weight = _completions(seen_N_D, last, floors_D, prior, rng, draws)
+    kinds = decisions(completed, floors_D, sigma_D, settings).kind_P
+    votes = np.bincount(kinds, weight, minlength=len(KINDS))
     return np.asarray(votes / votes.sum())
 
 

@@ -221,26 +221,21 @@ def _at_least_one(k: int) -> int:
     return k
 
 
-def hypervolume_at_k(
-    rewards_P_N_D: Floats, k: int = 8, reference_D: Floats | None = None
-) -> Floats:
-    """HV_k = E[vol(union over a k-subset of [ref, r_i])] / prod_d (1 - ref_d); shape P, in [0, 1].
+def hypervolume_at_k(rewards_P_N_D: Floats, k: int = 8) -> Floats:
+    """HV_k = E[vol(union over a k-subset of [0, r_i])]; shape P, in [0, 1].
 
     Exact over all C(n, k) subsets: on the grid of the points' coordinates a cell that c of n points
     dominate lies under a k-subset with probability 1 - C(n - c, k) / C(n, k). At most three
     dimensions and 64 rollouts; work grows with N^D. Grows with k, so only equal k compare. NaN with
-    fewer than k scored rollouts; the reference point is 0 unless given.
+    fewer than k scored rollouts.
     """
     p, n, d = rewards_P_N_D.shape
     if not 1 <= d <= 3 or n > 64:
         raise ValueError(
             f"hypervolume takes 1 to 3 dimensions and up to 64 rollouts, got {d} and {n}"
         )
-    reference = np.zeros(d) if reference_D is None else reference_D
-    if np.any(reference >= 1):
-        raise ValueError(f"the reference point must lie below 1, got {reference.tolist()}")
     step = max(1, GRID_CELLS // n**d)
-    blocks = [_hypervolume(rewards_P_N_D[i : i + step], k, reference) for i in range(0, p, step)]
+    blocks = [_hypervolume(rewards_P_N_D[i : i + step], k) for i in range(0, p, step)]
     return np.concatenate(blocks) if blocks else np.zeros(0)
 
 
@@ -258,17 +253,14 @@ def coverage(ours_P_N_D: Floats, theirs_P_M_D: Floats) -> Floats:
     return np.where(number > 0, (dominated & there).sum(1) / np.maximum(number, 1), np.nan)
 
 
-def _hypervolume(rewards_P_N_D: Floats, k: int, reference_D: Floats) -> Floats:
+def _hypervolume(rewards_P_N_D: Floats, k: int) -> Floats:
     p, n, d = rewards_P_N_D.shape
     whole = ~np.any(np.isnan(rewards_P_N_D), axis=-1)
-    points = np.where(whole[..., None], np.clip(rewards_P_N_D, reference_D, 1.0), reference_D)
+    points = np.where(whole[..., None], np.clip(rewards_P_N_D, 0.0, 1.0), 0.0)
     order = np.argsort(points, axis=1, kind="stable")
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(n)[None, :, None], axis=1)
-    edges = np.concatenate(
-        [np.broadcast_to(reference_D, (p, 1, d)), np.take_along_axis(points, order, 1)], axis=1
-    )
-    width = np.diff(edges, axis=1)
+    width = np.diff(np.take_along_axis(points, order, 1), axis=1, prepend=0.0)
     count = np.zeros((p, *[n] * d), np.uint8)
     count[(np.arange(p)[:, None], *(rank[..., j] for j in range(d)))] = whole
     for axis in range(1, d + 1):
@@ -280,4 +272,4 @@ def _hypervolume(rewards_P_N_D: Floats, k: int, reference_D: Floats) -> Floats:
     )
     for j in reversed(range(d)):
         volume = np.einsum("p...n,pn->p...", volume, width[..., j])
-    return np.asarray(volume / np.prod(1 - reference_D))
+    return volume

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .inference import cluster_bootstrap
+from .inference import cluster_bootstrap, resampled_counts
 
 if TYPE_CHECKING:
     from . import Floats, Ints
@@ -115,8 +115,7 @@ def length_controlled_win_rate(
     step = max(1, (1 << 21) // len(y))
     for first in range(0, draws, step):
         size = min(step, draws - first)
-        flat = rng.integers(0, n, (size, n), dtype=np.int32) + n * np.arange(size)[:, None]
-        counts = np.bincount(flat.ravel(), minlength=size * n).reshape(size, n).astype(float)
+        counts = resampled_counts(rng, n, size)
         rates += list(_rate_at_zero(x, *_in_bins(counts, labels, y, starts)))
     return float(rates[0]), interval(np.array(rates[1:]))
 

@@ -16,8 +16,6 @@ import numpy as np
 
 from mora_data.statistics.inference import (
     CONTROLS,
-    Gains,
-    Sums,
     Verdict,
     by_cluster,
     gains_by_prompt,
@@ -31,8 +29,8 @@ SHAPES = {"common": (0.3, 2.0), "rare": (0.01, 1.0), "split": (0.1, 0.5)}
 
 def verdict(arms: Mapping[str, np.ndarray], *args: Any, **settings: Any) -> Verdict:
     """The verdict on values_P_M of each arm, every prompt a cluster of its own."""
-    gains = Gains(*(Sums(*by_cluster(d)) for d in gains_by_prompt(arms)))
-    return verdict_of(gains, *args, **settings)
+    paired, common = (by_cluster(d) for d in gains_by_prompt(arms))
+    return verdict_of((paired, common), *args, **settings)
 
 
 def arms(

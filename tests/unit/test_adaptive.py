@@ -14,7 +14,6 @@ from mora_data.statistics.kinds import (
     foreseen,
     likeliest,
     rate_prior,
-    undivided,
 )
 
 FLOORS, SIGMA, RULE = np.full(2, 0.5), np.full(2, 0.02), PresampleSettings()
@@ -48,12 +47,12 @@ def test_clear_prompts_stop_early_and_borderline_ones_do_not() -> None:
     prior = np.stack(
         [rate_prior(rng.binomial(16, rng.choice([0.005, 0.5, 0.995], 500)), np.full(500, 16))] * 2
     )
-    kind, sure = likeliest(foreseen(undivided(steady), 64, FLOORS, SIGMA, RULE, prior), "label")
+    kind, sure = likeliest(foreseen(steady[0], 64, FLOORS, SIGMA, RULE, prior), "label")
     assert kind == "flat" and sure > 0.9
-    settled = likeliest(foreseen(undivided(at_odds), 64, FLOORS, SIGMA, RULE, prior), "label")
+    settled = likeliest(foreseen(at_odds[0], 64, FLOORS, SIGMA, RULE, prior), "label")
     assert settled == ("conflict", pytest.approx(1, abs=0.05))
-    assert likeliest(foreseen(undivided(border), 64, FLOORS, SIGMA, RULE, prior), "label")[1] < 0.9
-    again = [foreseen(undivided(border), 64, FLOORS, SIGMA, RULE, seed=3) for _ in range(2)]
+    assert likeliest(foreseen(border[0], 64, FLOORS, SIGMA, RULE, prior), "label")[1] < 0.9
+    again = [foreseen(border[0], 64, FLOORS, SIGMA, RULE, seed=3) for _ in range(2)]
     assert np.array_equal(*again)
 
 
@@ -74,7 +73,7 @@ def test_a_decision_is_foreseen_apart_from_whether_it_comes() -> None:
 
 def test_missing_scores_do_not_stop_it() -> None:
     gone = np.full((1, 8, 2), np.nan)
-    chances = foreseen(undivided(gone), 16, FLOORS, SIGMA, RULE)
+    chances = foreseen(gone[0], 16, FLOORS, SIGMA, RULE)
     assert chances.shape == (len(KINDS),) and chances.sum() == pytest.approx(1)
 
 
@@ -92,8 +91,7 @@ def test_the_error_budget_holds() -> None:
     wrong, used = {"label": 0, "decision": 0}, {"label": 0, "decision": 0}
     for i in range(len(rewards)):
         chances = {
-            n: foreseen(undivided(rewards[i : i + 1, :n]), 64, FLOORS, SIGMA, RULE, prior, seed=i)
-            for n in (12, 32)
+            n: foreseen(rewards[i, :n], 64, FLOORS, SIGMA, RULE, prior, seed=i) for n in (12, 32)
         }
         for foresee in ("label", "decision"):
             sure = [

@@ -11,7 +11,6 @@ from mora_data.report import measure as clusters
 from mora_data.report.measure import Added, Clusters
 from mora_data.statistics.inference import (
     CONTROLS,
-    Gains,
     Sums,
     bootstrap_of,
     cluster_bootstrap,
@@ -90,7 +89,7 @@ def test_the_verdict_on_batches_is_that_on_prompts(gain: float) -> None:
     }
     arms["single"][::7] = np.nan
     many = Clusters(clusters.MOST + 1)
-    batched = Gains(*(added_up(d, many) for d in gains_by_prompt(arms)))
+    batched = tuple(added_up(d, many) for d in gains_by_prompt(arms))
     gaps = {"single": 0.0, "generic": 0.01}
     ours, theirs = (
         f(x, ["a", "b"], gaps, draws=300, flips=300, seed=1)

@@ -14,7 +14,7 @@ from mora_data.simulator.engine import JUDGE_NOISE, draw_levels
 from mora_data.simulator.reading import DIMENSIONS, clip, interpret
 from mora_data.simulator.writing import generated_prompts
 from mora_data.statistics.inference import cluster_bootstrap
-from mora_data.statistics.kinds import DecidingHalf, profiles, split, undivided
+from mora_data.statistics.kinds import profiles, split
 from mora_data.statistics.rollouts import joint_pass_at_k
 
 FLOORS, SIGMA = np.full(3, 0.75) - 1e-9, np.full(3, 0.09)
@@ -43,7 +43,7 @@ def test_kinds_are_recovered_by_the_schedule(halved: bool) -> None:
     kinds, rewards = planted()
     found = ["undecided"] * len(kinds)
     for n in PresampleSettings().looks():
-        deciding = split(rewards[:, :n])[0] if halved else undivided(rewards[:, :n])
+        deciding = split(rewards[:, :n])[0] if halved else rewards[:, :n]
         now = profiles(deciding, DIMENSIONS, FLOORS, SIGMA, PresampleSettings())
         found = [p.kind if f == "undecided" else f for f, p in zip(found, now, strict=True)]
     recovered = np.mean([a == b for a, b in zip(found, kinds, strict=True)])
@@ -64,7 +64,7 @@ def test_nothing_is_gained_where_nothing_changed_and_reuse_would_say_otherwise()
     arm made."""
     _, rewards = planted()
     deciding, rest = split(rewards[:, :32])
-    passed = np.all(deciding.rewards_P_N_D >= FLOORS, axis=-1).mean(1)
+    passed = np.all(deciding >= FLOORS, axis=-1).mean(1)
     mined = passed <= 0.25
     honest = gain(rewards, mined, joint_pass_at_k(rest, FLOORS, 1))
     reused = gain(rewards, mined, passed)
@@ -88,6 +88,5 @@ def test_the_spurious_gain_is_as_large_as_stated() -> None:
 def test_the_halves_share_nothing() -> None:
     rewards = np.arange(2 * 7 * 3, dtype=float).reshape(2, 7, 3)
     deciding, rest = split(rewards)
-    assert isinstance(deciding, DecidingHalf)
-    np.testing.assert_array_equal(deciding.rewards_P_N_D, rewards[:, ::2])
+    np.testing.assert_array_equal(deciding, rewards[:, ::2])
     np.testing.assert_array_equal(rest, rewards[:, 1::2])
