@@ -8,19 +8,16 @@ when asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from ..report.compare import compare_sides, side_of
 from ..report.page import comparison_details, differing_numbers
-from ..report.values import ComparisonReport
-from .folder import ViewedFolder
-from .index import PairRow, read_pair
-from .provenance import PromptProvenance, read_provenance
+from .folder import Page, Query, ViewedFolder
+from .index import read_pair
+from .provenance import read_provenance
 from .search import PairSearch
 
 PAGE_ROWS = 50
@@ -34,12 +31,7 @@ SHOW = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class NoComparison:
-    """The page of a viewer that was started without another folder."""
-
-    template: ClassVar[str] = "viewer/compare.html"
-    on: bool = False
+NOTHING = Page("viewer/compare.html", {"on": False})  # of a viewer without another folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,41 +58,10 @@ class ComparedPrompt:
         }[show]
 
 
-@dataclass(frozen=True, slots=True)
-class ComparisonPage:
+def comparison_page(a: PairSearch, b: PairSearch | None, query: Query) -> Page:
     """The prompts of both folders. `numbers`: the report that compares them, where asked for."""
-
-    template: ClassVar[str] = "viewer/compare.html"
-    parts: ClassVar[Mapping[str, str]] = SHOW
-    page_rows: ClassVar[int] = PAGE_ROWS
-    names: list[str]
-    dimensions: list[str]
-    show: str
-    counts: dict[str, int]
-    first: int
-    total: int
-    rows: list[ComparedPrompt]
-    numbers: ComparisonReport | None
-    query: dict[str, str]
-    on: bool = True
-
-    @property
-    def differences(self) -> list[str]:
-        """The clearest differences of the numbers, as sentences."""
-        return differing_numbers(self.numbers)[:6] if self.numbers is not None else []
-
-    @property
-    def figures(self) -> Markup:
-        """Figures and tables of the report that compares the two."""
-        return comparison_details(self.numbers) if self.numbers is not None else Markup()
-
-
-def comparison_page(
-    a: PairSearch, b: PairSearch | None, query: Mapping[str, str]
-) -> ComparisonPage | NoComparison:
-    """The page that compares."""
     if b is None:
-        return NoComparison()
+        return NOTHING
     show = query.get("show", "all")
     show = show if show in SHOW else "all"
     rows = _join(a, b)
@@ -108,19 +69,24 @@ def comparison_page(
     start = query.get("from", "")[:9]
     first = int(start) if start.isdecimal() else 0
     numbers = None
+    helpers: dict[str, Any] = {"parts": SHOW, "page_rows": PAGE_ROWS}
     if query.get("numbers") == "1":
         numbers = compare_sides(*(side_of(str(p.folder.root)) for p in (a, b)))
-    return ComparisonPage(
-        names=_names(a, b),
-        dimensions=_shared_dims(a, b),
-        show=show,
-        counts={name: sum(r.is_listed(name) for r in rows) for name in SHOW},
-        first=first,
-        total=len(listed),
-        rows=listed[first : first + PAGE_ROWS],
-        numbers=numbers,
-        query={"show": show} if show != "all" else {},
-    )
+        helpers["differences"] = differing_numbers(numbers)[:6]
+        helpers["figures"] = comparison_details(numbers)
+    fields = {
+        "names": _names(a, b),
+        "dimensions": _shared_dims(a, b),
+        "show": show,
+        "counts": {name: sum(r.is_listed(name) for r in rows) for name in SHOW},
+        "first": first,
+        "total": len(listed),
+        "rows": listed[first : first + PAGE_ROWS],
+        "numbers": numbers,
+        "query": {"show": show} if show != "all" else {},
+        "on": True,
+    }
+    return Page("viewer/compare.html", fields, helpers)
 
 
 def _names(*both: PairSearch) -> list[str]:
@@ -182,47 +148,35 @@ def _mined(folder: ViewedFolder) -> set[str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class ComparedSide:
-    """What one of the two folders has of a prompt."""
-
-    lineage: PromptProvenance | None
-    pairs: list[PairRow]
-    floors: Mapping[str, float]
-    dimensions: list[str]
-    may_harm: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PromptComparisonPage:
-    """One prompt in both folders."""
-
-    template: ClassVar[str] = "viewer/compare_prompt.html"
-    names: list[str]
-    dimensions: list[str]
-    prompt_id: str
-    sides: list[ComparedSide]
-    query: dict[str, str]
-    on: bool = True
-
-
 def prompt_comparison_page(
-    a: PairSearch, b: PairSearch | None, query: Mapping[str, str], prompt_id: str
-) -> PromptComparisonPage | NoComparison | None:
-    """The page that compares one prompt; None where neither folder has it."""
+    a: PairSearch, b: PairSearch | None, query: Query, prompt_id: str
+) -> Page | None:
+    """One prompt in both folders; None where neither has it."""
     if b is None:
-        return NoComparison()
+        return NOTHING
     sides = [_side(p, prompt_id) for p in (a, b)]
-    if all(s.lineage is None and not s.pairs for s in sides):
+    if all(s["lineage"] is None and not s["pairs"] for s in sides):
         return None
-    state = {k: query[k] for k in ("x", "y", "texts") if query.get(k)}
-    return PromptComparisonPage(_names(a, b), _shared_dims(a, b), prompt_id, sides, state)
+    fields = {
+        "names": _names(a, b),
+        "dimensions": _shared_dims(a, b),
+        "prompt_id": prompt_id,
+        "sides": sides,
+        "query": {k: query[k] for k in ("x", "y", "texts") if query.get(k)},
+        "on": True,
+    }
+    return Page("viewer/compare_prompt.html", fields)
 
 
-def _side(pairs: PairSearch, prompt_id: str) -> ComparedSide:
+def _side(pairs: PairSearch, prompt_id: str) -> dict[str, object]:
+    """What one of the two folders has of a prompt."""
     ix, floors = pairs.index, pairs.folder.floors
     rows = ix.of_prompt(prompt_id)
     found = [read_pair(ix, i) for i in rows]
-    story = read_provenance(pairs.folder, prompt_id, found)
-    may_harm = not floors or bool(ix.flags["harm"][rows].any())
-    return ComparedSide(story, found, floors, list(pairs.folder.dims), may_harm)
+    return {
+        "lineage": read_provenance(pairs.folder, prompt_id, found),
+        "pairs": found,
+        "floors": floors,
+        "dimensions": list(pairs.folder.dims),
+        "may_harm": not floors or bool(ix.flags["harm"][rows].any()),
+    }

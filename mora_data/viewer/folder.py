@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -23,7 +23,7 @@ import yaml
 
 from ..errors import RunFolderError, SettingsError
 from ..run.cost import load_prices
-from ..run.folder import LIVE, parts_of, read_json
+from ..run.folder import LIVE, StageCounts, parts_of, read_json
 from ..run.partitions import Partition
 from ..types import STAGES
 
@@ -32,8 +32,21 @@ RELOAD_S = 3
 SPEED_SPAN_S = 60.0
 CHANGED = "it changed; load the page again"
 OTHER_VERSION = "it is damaged, being written, or of another version of mora-data"
+Query = Mapping[str, str]  # of an address
 FileStamp = tuple[tuple[str, int, int], ...]
-StageCounts = TypedDict("StageCounts", {"in": int, "kept": int, "dropped": dict[str, int]})
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page: the template that draws it, and its fields, which are its JSON. It loads itself again
+    where it has a `reload_s`.
+
+    `helpers`: what the template needs beside the fields.
+    """
+
+    template: str
+    fields: dict[str, Any]
+    helpers: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +278,7 @@ class Watch:
         return lines
 
 
-def reload_after(status: RunStatus, query: Mapping[str, str]) -> int:
+def reload_after(status: RunStatus, query: Query) -> int:
     """Seconds after which the page of a running build loads itself again; 0 for never, as where it
     is to stand still."""
     return RELOAD_S if status["running"] and not query.get("still") else 0

@@ -1,110 +1,66 @@
-"""The pages about the whole run: the overview, what was left out and why, requests and failures.
-
-Each function returns the value of its page: its fields are the page's JSON, its template draws it.
-"""
+"""The pages about the whole run: the overview, what was left out and why, requests and failures."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import orjson
 
 from ..run.folder import read_json
 from ..run.partitions import Partition, lean_arrow
-from .folder import RunStatus, StageCounts, ViewedFolder, readable, reload_after, stage_counts
-from .pairs import PairCard, pair_cards
+from ..text import commonest_first
+from .folder import Page, Query, RunStatus, ViewedFolder, readable, reload_after, stage_counts
+from .pairs import pair_cards
 from .search import PairQuery, PairSearch
 
 NEWEST = 12
 MOST_ROWS = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Margins:
-    """The margins of the pairs in one dimension: (low, high, pairs) of each bar, and their mean."""
-
-    bins: list[tuple[float, float, int]]
-    mean: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A candidate pair of a run whose dataset is not written."""
-
-    prompt_id: str
-    arm: str
-    margins: dict[str, float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class OverviewPage:
-    """The first page: how far the run is, what became of its rows, what the pairs look like."""
-
-    template: ClassVar[str] = "viewer/overview.html"
-    folder: str
-    kind: str
-    dimensions: list[str]
-    floors: Mapping[str, float]
-    live: RunStatus
-    reload_s: int
-    stages: dict[str, StageCounts]
-    pairs: int
-    prompts_with_pairs: int
-    splits: dict[str, int]
-    flags: dict[str, int]
-    margins: dict[str, Margins]
-    source: Mapping[str, Any]
-    models: Mapping[str, Any]
-    simulated: bool | None
-    verdict: str | None
-    doubts: list[str]
-    newest: list[PairCard]
-    candidates: list[Candidate]
-
-
-def overview_page(
-    folder: ViewedFolder, status: RunStatus, pairs: PairSearch, query: Mapping[str, str]
-) -> OverviewPage:
-    """The first page. A running build refreshes it."""
+def overview_page(folder: ViewedFolder, status: RunStatus, pairs: PairSearch, query: Query) -> Page:
+    """The first page: how far the run is, what became of its rows, what the pairs look like. A
+    running build refreshes it."""
     ix, manifest = pairs.index, folder.manifest
     report = read_json(folder.root / "report.json")
     newest = range(ix.n - 1, max(ix.n - 6, -1), -1) if not status["running"] else []
-    return OverviewPage(
-        folder=folder.root.name,
-        kind=folder.kind,
-        dimensions=list(folder.dims),
-        floors=folder.floors,
-        live=status,
-        reload_s=reload_after(status, query),
-        stages=stage_counts(folder, status["running"]),
-        pairs=ix.n,
-        prompts_with_pairs=len(ix.groups),
-        splits=pairs.facets(PairQuery())["split"],
-        flags={flag: int(hit.sum()) for flag, hit in ix.flags.items()},
-        margins={d: _margins(pairs, f"margin_{d}") for d in folder.dims} if ix.n else {},
-        source=manifest.get("source") or manifest.get("identity") or {},
-        models=manifest.get("models") or {},
-        simulated=manifest.get("simulated"),
-        verdict=report.get("verdict"),
-        doubts=report.get("doubts") or [],
-        newest=pair_cards(ix, list(newest), texts=False),
-        candidates=_candidates(folder) if status["running"] or not ix.n else [],
-    )
+    fields = {
+        "folder": folder.root.name,
+        "kind": folder.kind,
+        "dimensions": list(folder.dims),
+        "floors": folder.floors,
+        "live": status,
+        "reload_s": reload_after(status, query),
+        "stages": stage_counts(folder, status["running"]),
+        "pairs": ix.n,
+        "prompts_with_pairs": len(ix.groups),
+        "splits": pairs.facets(PairQuery())["split"],
+        "flags": {flag: int(hit.sum()) for flag, hit in ix.flags.items()},
+        "margins": {d: _margins(pairs, f"margin_{d}") for d in folder.dims} if ix.n else {},
+        "source": manifest.get("source") or manifest.get("identity") or {},
+        "models": manifest.get("models") or {},
+        "simulated": manifest.get("simulated"),
+        "verdict": report.get("verdict"),
+        "doubts": report.get("doubts") or [],
+        "newest": pair_cards(ix, list(newest), texts=False),
+        "candidates": _candidates(folder) if status["running"] or not ix.n else [],
+    }
+    return Page("viewer/overview.html", fields)
 
 
-def _margins(pairs: PairSearch, column: str) -> Margins:
+def _margins(pairs: PairSearch, column: str) -> dict[str, object]:
+    """(low, high, pairs) of each bar, and the mean of what is known."""
     values = pairs.index.numbers[column]
     known = values[values == values]
     mean = float(known.mean()) if len(known) else None
-    return Margins(pairs.histogram(PairQuery(sort=f"-{column}")), mean)
+    return {"bins": pairs.histogram(PairQuery(sort=f"-{column}")), "mean": mean}
 
 
-def _candidates(folder: ViewedFolder) -> list[Candidate]:
-    """The newest candidate pairs: one per prompt, from the last finished partition."""
+def _candidates(folder: ViewedFolder) -> list[dict[str, Any]]:
+    """The newest candidate pairs of a run whose dataset is not written: one per prompt, from the
+    last finished partition."""
     lean_arrow()
     for part, _ in reversed(folder.finished()):
         try:
@@ -114,51 +70,34 @@ def _candidates(folder: ViewedFolder) -> list[Candidate]:
         rows = [r for r in table.to_pylist() if r["rank"] == 0][-NEWEST:]
         if rows:
             return [
-                Candidate(r["prompt_id"], r["arm"], {d: r.get(f"margin_{d}") for d in folder.dims})
+                {
+                    "prompt_id": r["prompt_id"],
+                    "arm": r["arm"],
+                    "margins": {d: r.get(f"margin_{d}") for d in folder.dims},
+                }
                 for r in rows
             ]
     return []
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DropsPage:
-    """What was left out at each stage, and why."""
-
-    template: ClassVar[str] = "viewer/drops.html"
-    stages: dict[str, StageCounts]
-    notes: Mapping[str, int]
-    stage: str | None
-    reason: str | None
-    examples: list[dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DropsOfReason(DropsPage):
-    """Also the prompts that one reason happened to; `why_none` says why none are known."""
-
-    why_none: str | None
-
-
-def drops_page(
-    folder: ViewedFolder, status: RunStatus, pairs: PairSearch, query: Mapping[str, str]
-) -> DropsPage:
-    """The page of drops; with `stage` and `reason`, also prompts that it happened to."""
+def drops_page(folder: ViewedFolder, status: RunStatus, pairs: PairSearch, query: Query) -> Page:
+    """What was left out at each stage, and why; with `stage` and `reason`, also prompts that it
+    happened to, or `why_none` of them are known."""
     counts = stage_counts(folder, status["running"])
-    stage, reason = query.get("stage"), query.get("reason")
-    notes = folder.manifest.get("notes") or {}
-    if stage not in counts or reason not in counts[stage]["dropped"]:
-        return DropsPage(stages=counts, notes=notes, stage=stage, reason=reason)
-    arms = pairs.index.labels["arm"].names if pairs.index.n else ("fused",)
-    examples = _examples(folder, str(stage), str(reason), arms)
-    why_none = None if examples else "Of this reason there are only counts in this folder."
-    return DropsOfReason(
-        stages=counts,
-        notes=notes,
-        stage=stage,
-        reason=reason,
-        examples=examples,
-        why_none=why_none,
-    )
+    stage, reason = query.get("stage", ""), query.get("reason", "")
+    fields: dict[str, Any] = {
+        "stages": counts,
+        "notes": folder.manifest.get("notes") or {},
+        "stage": stage or None,
+        "reason": reason or None,
+        "examples": None,
+    }
+    if stage in counts and reason in counts[stage]["dropped"]:
+        arms = pairs.index.labels["arm"].names if pairs.index.n else ("fused",)
+        examples = _examples(folder, stage, reason, arms)
+        why_none = "Of this reason there are only counts in this folder."
+        fields |= {"examples": examples, "why_none": None if examples else why_none}
+    return Page("viewer/drops.html", fields)
 
 
 def _examples(
@@ -203,48 +142,24 @@ def _dropped(
                 yield row
 
 
-@dataclass(frozen=True, slots=True)
-class FailureCause:
-    """How many rows failed for one cause."""
-
-    stage: str
-    cause: str
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class RequestsPage:
+def requests_page(folder: ViewedFolder, status: RunStatus, query: Query) -> Page:
     """Tokens by model, money, failed rows by cause; `failed` has the last of these rows."""
-
-    template: ClassVar[str] = "viewer/requests.html"
-    kind: str
-    live: RunStatus
-    reload_s: int
-    requests: int | None
-    tokens: Mapping[str, Any]
-    manifest_tokens: Mapping[str, int] | None
-    cost: float | None
-    causes: list[FailureCause]
-    failed: list[dict[str, Any]]
-
-
-def requests_page(
-    folder: ViewedFolder, status: RunStatus, query: Mapping[str, str]
-) -> RequestsPage:
-    """The page of requests and failures."""
     causes, rows = _failed_rows(folder)
-    ordered = sorted(causes.items(), key=lambda kv: (-kv[1], kv[0]))
-    return RequestsPage(
-        kind=folder.kind,
-        live=status,
-        reload_s=reload_after(status, query),
-        requests=folder.manifest.get("requests"),
-        tokens=folder.tokens(),
-        manifest_tokens=folder.manifest.get("tokens"),
-        cost=status.get("cost"),
-        causes=[FailureCause(stage, cause, n) for (stage, cause), n in ordered],
-        failed=rows,
-    )
+    fields = {
+        "kind": folder.kind,
+        "live": status,
+        "reload_s": reload_after(status, query),
+        "requests": folder.manifest.get("requests"),
+        "tokens": folder.tokens(),
+        "manifest_tokens": folder.manifest.get("tokens"),
+        "cost": status.get("cost"),
+        "causes": [
+            {"stage": s, "cause": cause, "rows": n}
+            for (s, cause), n in commonest_first(causes).items()
+        ],
+        "failed": rows,
+    }
+    return Page("viewer/requests.html", fields)
 
 
 def _failed_rows(

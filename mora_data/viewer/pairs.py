@@ -1,7 +1,6 @@
 """The pages about pairs: the list with its filters, one pair, the prompt it came from, and the
 blind review.
 
-Each function returns the value of its page: its fields are the page's JSON, its template draws it.
 Votes are lines of reviews.jsonl in the run folder; what they say of the scores is in report.json
 (`mora-data report`).
 """
@@ -14,10 +13,9 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_urlsafe
-from typing import ClassVar
 
 import orjson
 
@@ -25,10 +23,9 @@ from ..errors import RunFolderError, SettingsError
 from ..report.pairs import FILE, VOTES, Vote, prefers, read_reviews
 from ..report.templates import url
 from ..text import digest
-from ..types import Message
-from .folder import FileStamp, stamp_files
-from .index import FACETS, TEXTS, PairIndex, PairRow, read_pair
-from .provenance import PromptProvenance, ScoredAnswer, read_provenance
+from .folder import FileStamp, Page, Query, stamp_files
+from .index import FACETS, TEXTS, PairIndex, read_pair
+from .provenance import ScoredAnswer, read_provenance
 from .search import PairQuery, PairSearch, parse_query
 
 TEXT_CHARS = 20_000  # of a text that a page shows unless asked for all (parts.html cuts)
@@ -36,43 +33,25 @@ FORM_BYTES = 4096
 PairCard = dict[str, str | float | bool | None]  # what the list says of a pair
 
 
-@dataclass(frozen=True, slots=True)
-class PairListPage:
+def pair_list_page(pairs: PairSearch, query: Query) -> Page:
     """The list of pairs: facets, a histogram that filters, search, order, pages."""
-
-    template: ClassVar[str] = "viewer/pairs.html"
-    query: dict[str, str]
-    n: int
-    total: int
-    first: int
-    after: str | None
-    before: str | None
-    searched: int | None
-    dimensions: list[str]
-    facets: dict[str, dict[str, int]]
-    histogram: list[tuple[float, float, int]]
-    sorts: list[str]
-    pairs: list[PairCard]
-
-
-def pair_list_page(pairs: PairSearch, query: Mapping[str, str]) -> PairListPage:
-    """The page of the list."""
     q = parse_query(query, pairs.index)
     page = pairs.page(q)
-    return PairListPage(
-        query=q.params(),
-        n=pairs.index.n,
-        total=page.total,
-        first=page.first,
-        after=page.after,
-        before=page.before,
-        searched=page.searched,
-        dimensions=list(pairs.index.dims),
-        facets=pairs.facets(q),
-        histogram=pairs.histogram(q),
-        sorts=list(pairs.index.numbers),
-        pairs=pair_cards(pairs.index, page.rows, q.texts),
-    )
+    fields = {
+        "query": q.params(),
+        "n": pairs.index.n,
+        "total": page.total,
+        "first": page.first,
+        "after": page.after,
+        "before": page.before,
+        "searched": page.searched,
+        "dimensions": list(pairs.index.dims),
+        "facets": pairs.facets(q),
+        "histogram": pairs.histogram(q),
+        "sorts": list(pairs.index.numbers),
+        "pairs": pair_cards(pairs.index, page.rows, q.texts),
+    }
+    return Page("viewer/pairs.html", fields)
 
 
 def pair_cards(ix: PairIndex, rows: Sequence[int], texts: bool) -> list[PairCard]:
@@ -89,34 +68,10 @@ def pair_cards(ix: PairIndex, rows: Sequence[int], texts: bool) -> list[PairCard
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class PairPage:
+def pair_page(pairs: PairSearch, query: Query, pair_id: str) -> Page | None:
     """One pair: both answers side by side, scores against pass thresholds, where it stands among
-    all answers of its prompt. `query`: the list that it was opened from."""
-
-    template: ClassVar[str] = "viewer/pair.html"
-    pair: PairRow
-    dimensions: list[str]
-    floors: Mapping[str, float]
-    may_harm: bool
-    query: dict[str, str]
-    next: str | None
-    back: str | None
-    x: str | None
-    y: str | None
-    whole: bool
-    lineage: PromptProvenance | None
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether a text is too long to be shown to its end."""
-        return not self.whole and any(
-            len(m["content"] or "") > TEXT_CHARS for t in TEXTS for m in self.pair[t]
-        )
-
-
-def pair_page(pairs: PairSearch, query: Mapping[str, str], pair_id: str) -> PairPage | None:
-    """The page of a pair; None where there is no such pair."""
+    all answers of its prompt; None where there is no such pair. `query`: the list that it was
+    opened from."""
     ix, q = pairs.index, parse_query(query, pairs.index)
     at = ix.row_of.get(pair_id)
     if at is None:
@@ -126,70 +81,55 @@ def pair_page(pairs: PairSearch, query: Mapping[str, str], pair_id: str) -> Pair
         rows = pairs.page(step, 1).rows
         return ix.ids[rows[0]] if rows and rows[0] != at else None
 
-    row = read_pair(ix, at)
-    return PairPage(
-        pair=row,
-        dimensions=list(ix.dims),
-        floors=pairs.folder.floors,
-        may_harm=bool(ix.flags["harm"][at]),
-        query=q.filters(),
-        next=neighbour(replace(q, after=pair_id, before=None)),
-        back=neighbour(replace(q, before=pair_id, after=None)),
-        x=query.get("x"),
-        y=query.get("y"),
-        whole=query.get("full") == "1",
-        lineage=read_provenance(pairs.folder, row["prompt_id"], [row]),
-    )
+    row, whole = read_pair(ix, at), query.get("full") == "1"
+    fields = {
+        "pair": row,
+        "dimensions": list(ix.dims),
+        "floors": pairs.folder.floors,
+        "may_harm": bool(ix.flags["harm"][at]),
+        "query": q.filters(),
+        "next": neighbour(replace(q, after=pair_id, before=None)),
+        "back": neighbour(replace(q, before=pair_id, after=None)),
+        "x": query.get("x"),
+        "y": query.get("y"),
+        "whole": whole,
+        "lineage": read_provenance(pairs.folder, row["prompt_id"], [row]),
+    }
+    is_long = any(len(m["content"] or "") > TEXT_CHARS for t in TEXTS for m in row[t])
+    return Page("viewer/pair.html", fields, {"is_cut": is_long and not whole})
 
 
-@dataclass(frozen=True, slots=True)
-class PromptPage:
+def prompt_page(pairs: PairSearch, query: Query, prompt_id: str) -> Page | None:
     """One prompt from its source to its pairs: what presampling found, every rewrite with its
-    checks, every answer by arm."""
-
-    template: ClassVar[str] = "viewer/prompt.html"
-    lineage: PromptProvenance
-    dimensions: list[str]
-    floors: Mapping[str, float]
-    x: str | None
-    y: str | None
-    query: dict[str, str]
-    pairs: list[str]
-
-    @property
-    def fold_prompt(self) -> bool:
-        """Whether the prompt is folded: some answer to it is not known to be harmless."""
-        answers = [a for arm in self.lineage.arms for a in arm.answers]
-        return not self.query.get("texts") and (
-            not answers or any(self.may_harm(a) for a in answers)
-        )
-
-    def may_harm(self, answer: ScoredAnswer) -> bool:
-        """Whether the answer is not known to be harmless."""
-        floor, reward = self.floors.get("harmless"), answer.rewards.get("harmless")
-        return floor is None or reward is None or reward < floor
-
-    def rewrite_diff(self, rewrite: str) -> list[tuple[str, bool]]:
-        """The rewritten prompt in pieces, each with whether it is new."""
-        return word_diff(self.lineage.messages[-1]["content"], rewrite)
-
-
-def prompt_page(pairs: PairSearch, query: Mapping[str, str], prompt_id: str) -> PromptPage | None:
-    """The page of a prompt; None where there is no such prompt."""
-    ix = pairs.index
+    checks, every answer by arm; None where there is no such prompt."""
+    ix, floors = pairs.index, pairs.folder.floors
     rows = ix.of_prompt(prompt_id)
     story = read_provenance(pairs.folder, prompt_id, [read_pair(ix, i) for i in rows])
     if story is None:
         return None
-    return PromptPage(
-        lineage=story,
-        dimensions=list(ix.dims),
-        floors=pairs.folder.floors,
-        x=query.get("x"),
-        y=query.get("y"),
-        query={k: query[k] for k in ("x", "y", "texts") if query.get(k)},
-        pairs=[ix.ids[i] for i in rows],
-    )
+    asked = story.messages[-1]["content"]
+
+    def may_harm(answer: ScoredAnswer) -> bool:
+        """Whether the answer is not known to be harmless."""
+        floor, reward = floors.get("harmless"), answer.rewards.get("harmless")
+        return floor is None or reward is None or reward < floor
+
+    answers = [a for arm in story.arms for a in arm.answers]
+    fields = {
+        "lineage": story,
+        "dimensions": list(ix.dims),
+        "floors": floors,
+        "x": query.get("x"),
+        "y": query.get("y"),
+        "query": {k: query[k] for k in ("x", "y", "texts") if query.get(k)},
+        "pairs": [ix.ids[i] for i in rows],
+    }
+    helpers = {
+        "may_harm": may_harm,
+        "fold": not query.get("texts") and (not answers or any(map(may_harm, answers))),
+        "rewrite_diff": lambda rewrite: word_diff(asked, rewrite),
+    }
+    return Page("viewer/prompt.html", fields, helpers)
 
 
 def word_diff(before: str, after: str) -> list[tuple[str, bool]]:
@@ -277,98 +217,48 @@ class ReviewSession:
             ) from e
 
 
-@dataclass(frozen=True, slots=True)
-class LastVote:
-    """The vote just given, with what the scores say: shown when it can't sway it any more.
-
-    `agrees`: None where the vote is for neither side.
-    """
-
-    pair_id: str
-    vote: str
-    agrees: bool | None
-    margin: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class NoReview:
-    """The page of a viewer that was started without a reviewer."""
-
-    template: ClassVar[str] = "viewer/review.html"
-    n: int
-    query: dict[str, str]
-    on: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewPage:
-    """Blind review where no pair is left to judge. The token of the form is not in the JSON."""
-
-    template: ClassVar[str] = "viewer/review.html"
-    reviewer: str
-    n: int
-    judged: int
-    last: LastVote | None
-    query: dict[str, str]
-    pair_id: str | None
-    _token: str
-    on: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairToJudge(ReviewPage):
-    """Two answers without scores, place and order by chance: neither the page nor its JSON says
-    which is the chosen one."""
-
-    prompt: list[Message]
-    first: str
-    second: str
-    may_harm: bool
-
-
-def review_page(
-    pairs: PairSearch, session: ReviewSession | None, query: Mapping[str, str]
-) -> NoReview | ReviewPage:
-    """The page of the blind review."""
+def review_page(pairs: PairSearch, session: ReviewSession | None, query: Query) -> Page:
+    """The blind review: two answers without scores, place and order by chance. Neither the page nor
+    its JSON says which is the chosen one."""
     ix = pairs.index
     state = {"texts": "1"} if query.get("texts") == "1" else {}
     if session is None:
-        return NoReview(ix.n, state)
+        return Page("viewer/review.html", {"n": ix.n, "query": state, "on": False})
     pair_id = query.get("pair") or session.next(ix, query.get("after"))
     votes, at = session.votes(), ix.row_of.get(pair_id)
-    page = ReviewPage(
-        reviewer=session.reviewer,
-        n=ix.n,
-        judged=sum(i in ix.row_of for i in votes),
-        last=_last_vote(ix, votes.get(query.get("last", ""))),
-        query=state,
-        pair_id=None if at is None else pair_id,
-        _token=session.token,
-    )
-    if at is None:
-        return page
-    row, first = read_pair(ix, at), session.first(pair_id)
-    second = "rejected" if first == "chosen" else "chosen"
-    return PairToJudge(
-        **{f.name: getattr(page, f.name) for f in fields(page)},
-        prompt=row["prompt"],
-        first=row[first][-1]["content"],
-        second=row[second][-1]["content"],
-        may_harm=bool(ix.flags["harm"][at]),
-    )
+    fields = {
+        "reviewer": session.reviewer,
+        "n": ix.n,
+        "judged": sum(i in ix.row_of for i in votes),
+        "last": _last_vote(ix, votes.get(query.get("last", ""))),
+        "query": state,
+        "pair_id": None if at is None else pair_id,
+        "on": True,
+    }
+    if at is not None:
+        row, first = read_pair(ix, at), session.first(pair_id)
+        second = "rejected" if first == "chosen" else "chosen"
+        fields |= {
+            "prompt": row["prompt"],
+            "first": row[first][-1]["content"],
+            "second": row[second][-1]["content"],
+            "may_harm": bool(ix.flags["harm"][at]),
+        }
+    return Page("viewer/review.html", fields, {"token": session.token})
 
 
-def _last_vote(ix: PairIndex, vote: Vote | None) -> LastVote | None:
+def _last_vote(ix: PairIndex, vote: Vote | None) -> dict[str, object] | None:
+    """The vote just given, with what the scores say: shown when it can't sway it any more."""
     at = ix.row_of.get(vote["pair_id"]) if vote is not None else None
     if vote is None or at is None:
         return None
     side, margin = prefers(vote), float(ix.numbers["margin_total"][at])
-    return LastVote(
-        ix.ids[at],
-        vote["vote"],
-        None if side is None else side == "chosen",
-        None if margin != margin else margin,
-    )
+    return {
+        "pair_id": ix.ids[at],
+        "vote": vote["vote"],
+        "agrees": None if side is None else side == "chosen",  # None: for neither side
+        "margin": None if margin != margin else margin,
+    }
 
 
 def take_vote(pairs: PairSearch, session: ReviewSession, form: Mapping[str, str]) -> str:

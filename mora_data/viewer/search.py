@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import SettingsError
 from ..run.partitions import lean_arrow
+from ..text import commonest_first
 from .folder import CHANGED, ViewedFolder, readable
 from .index import FACETS, FLAGS, TEXTS, PairIndex, index_pairs
 
@@ -219,8 +220,8 @@ class PairSearch:
         for name in FACETS:
             label = ix.labels[name]
             counts = np.bincount(label.code_Q[others(name)], minlength=len(label.names)).tolist()
-            pairs = [(k, n) for k, n in zip(label.names, counts, strict=True) if n]
-            out[name] = dict(sorted(pairs, key=lambda kv: (-kv[1], kv[0])))
+            named = zip(label.names, counts, strict=True)
+            out[name] = commonest_first({k: n for k, n in named if n})
         mask = others("adds")
         out["adds"] = {d: int((ix.targets_Q_D[:, j] & mask).sum()) for j, d in enumerate(ix.dims)}
         mask = others("flag")

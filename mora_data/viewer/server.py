@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import orjson
@@ -27,7 +27,7 @@ from ..errors import MoraError, SettingsError
 from ..report.templates import render
 from . import pictures
 from .compare import comparison_page, prompt_comparison_page
-from .folder import RunStatus, ViewedFolder, Watch, open_folder, stamp_files
+from .folder import Page, Query, RunStatus, ViewedFolder, Watch, open_folder, stamp_files
 from .index import FLAGS, pair_files
 from .overview import drops_page, overview_page, requests_page
 from .pairs import (
@@ -96,14 +96,6 @@ class ViewerState:
             return self._watch.look(folder)
 
 
-class Page(Protocol):
-    """The value of a page: its fields are the page's JSON. It loads itself again where it has a
-    `reload_s`."""
-
-    template: ClassVar[str]
-
-
-Query = dict[str, str]
 # by the first part of the address; those of PAGES_OF belong to the id that follows it
 PAGES: Mapping[str, Callable[[ViewerState, Query], Page]] = {
     "": lambda s, q: overview_page(folder := s.folder(), s.status(folder), s.pairs(), q),
@@ -123,7 +115,7 @@ PAGES_OF: Mapping[str, Callable[[ViewerState, Query, str], Page | None]] = {
 
 
 def page_of(state: ViewerState, name: str, key: str, query: Query) -> Page | None:
-    """The value of a page, whose fields are its JSON; None where the folder does not have it.
+    """A page; None where the folder does not have it.
 
     Raises:
         KeyError: there is no page of this name.
@@ -135,7 +127,8 @@ def page_of(state: ViewerState, name: str, key: str, query: Query) -> Page | Non
 
 def draw(page: Page) -> str:
     """The page as HTML."""
-    return render(page.template, page=page, pictures=pictures, PairQuery=PairQuery, FLAGS=FLAGS)
+    known = {"pictures": pictures, "PairQuery": PairQuery, "FLAGS": FLAGS}
+    return render(page.template, page=page.fields, **known, **page.helpers)
 
 
 def style_sheet() -> bytes:
@@ -322,9 +315,9 @@ class _Handler(BaseHTTPRequestHandler):
         if page is None:
             return _problem(404, f"There is no {name} {key[:64]!r} in this folder.", as_json)
         if as_json:
-            body = orjson.dumps(page, default=str, option=orjson.OPT_NON_STR_KEYS)
+            body = orjson.dumps(page.fields, default=str, option=orjson.OPT_NON_STR_KEYS)
             return _Reply(200, "application/json", body)
-        return _html(200, draw(page), getattr(page, "reload_s", 0))
+        return _html(200, draw(page), page.fields.get("reload_s", 0))
 
 
 def _status_of(e: Exception) -> int:
