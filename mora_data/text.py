@@ -6,9 +6,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
-from .types import Messages
+from .types import Message, Messages
+
+K = TypeVar("K", bound="str | tuple[str, str]")
 
 ENOUGH_WORDS = 4  # different function words of one language, with which no other is surely meant
 READ = 240  # characters that tell the language
@@ -113,6 +116,18 @@ def script_of(text: str) -> str:
             name = "CJK" if name in ("CJK", "HIRAGANA", "KATAKANA") else name
             counts[name] = counts.get(name, 0) + 1
     return max(sorted(counts), key=counts.__getitem__) if counts else ""
+
+
+def commonest_first(counts: Mapping[K, int]) -> dict[K, int]:
+    """The counts in falling order; equal ones in the order of their names."""
+    return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """A conversation as one text: a single turn as it is, several as `role: content` lines."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
 
 
 def one_line(text: object, at_most: int = 200) -> str:

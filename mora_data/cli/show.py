@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import resources
+from ..text import commonest_first
 
 if TYPE_CHECKING:
     from ..report.values import ComparisonReport, Report
@@ -26,14 +27,17 @@ def counts_table(counts: Mapping[str, StageCounts]) -> str:
     """Counts per stage as aligned text: in, kept, and what was dropped for which reason."""
     lines = [f"{'stage':<10} {'in':>8} {'kept':>8}  dropped"]
     for stage, c in counts.items():
-        ranked = sorted(c["dropped"].items(), key=lambda kv: (-kv[1], kv[0]))
-        reasons = ", ".join(f"{n} {reason}" for reason, n in ranked)
+        dropped = commonest_first(c["dropped"])
+        reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
         lines.append(f"{stage:<10} {c['in']:>8} {c['kept']:>8}  {reasons or '-'}")
     return "\n".join(lines)
 
 
 def report_lines(report: Report) -> list[str]:
     """The verdict, the arms with their intervals, and what to doubt, as text."""
+    from ..report.gather import HEADLINE
+    from ..report.svg import interval
+
     k = report["settings"]["k"]
     lines = [
         f"verdict: {report['verdict']} (data level only, not training)",
@@ -45,15 +49,12 @@ def report_lines(report: Report) -> list[str]:
         ),
     ]
     for arm, v in report["arms"].items():
-        cells = [
-            _interval(v["metrics"][m])
-            for m in ("dominance_rate", "joint_pass", "hypervolume", "erd")
-        ]
+        cells = [interval(v["metrics"][m]) for m in HEADLINE]
         lines.append(f"{arm:<10} {v['n']:>8}  " + " ".join(f"{c:<24}" for c in cells).rstrip())
     if report["comparisons"]:
         lines += ["", "fused minus each control (p by sign flips, Holm over all):"]
         lines += [
-            f"  {c['metric']:<16} {c['control']:<10} {_interval({**c, 'value': c['gain']}):<26} p ="
+            f"  {c['metric']:<16} {c['control']:<10} {interval({**c, 'value': c['gain']}):<26} p ="
             f" {c['p_holm']:.4f}   n = {c['n']}"
             for c in report["comparisons"]
         ]
@@ -78,13 +79,6 @@ def compare_lines(tree: ComparisonReport) -> list[str]:
     ]
     more = len(differences) - 12
     return [*lines, *([f"  and {more} more"] if more > 0 else []), ""]
-
-
-def _interval(cell: Mapping[str, Any]) -> str:
-    if cell["value"] is None:
-        return "not measured"
-    ends = f" [{cell['low']:.3f}, {cell['high']:.3f}]" if cell["low"] is not None else ""
-    return f"{cell['value']:.3f}{ends}"
 
 
 def names_of(what: str) -> list[str]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ..errors import PublishError
 from ..settings import nearest
+from ..text import transcript
 from . import lint, schemas
 from .schemas import Row, row_batches
 
@@ -69,11 +70,8 @@ def _llamafactory_row(row: Row) -> Row:
 
 def _mahdpo_row(row: Row, dimensions: list[str]) -> Row:
     """A pair as MAH-DPO reads it; several turns of a prompt are `role: content` lines."""
-    prompt = row["prompt"]
-    one = len(prompt) == 1 and prompt[0]["role"] == "user"
-    lines = [m["content"] if one else f"{m['role']}: {m['content']}" for m in prompt]
     return {
-        "question": "\n".join(lines),
+        "question": transcript(row["prompt"]),
         "chosen": row["chosen"][0]["content"],
         "rejected": row["rejected"][0]["content"],
         "dimension": row["dimension"],

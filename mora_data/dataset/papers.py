@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from .. import resources
+from ..text import commonest_first, transcript
 from . import card, schemas
-from .card import ConfigInfo, Example, FolderInfo, PublishedManifest
+from .card import ConfigInfo, Example, FolderInfo, PublishedManifest, SplitInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,9 +68,8 @@ def _config(out: Path, name: str, dims: Sequence[str]) -> ConfigInfo:
     for split in ("train", "test"):
         for path in sorted((out / name).glob(f"{split}-*.parquet")):
             footer = pq.read_metadata(path)
-            sizes = info["splits"].setdefault(
-                split, {"num_examples": 0, "num_bytes": 0, "file_bytes": 0}
-            )
+            none: SplitInfo = {"num_examples": 0, "num_bytes": 0, "file_bytes": 0}
+            sizes = info["splits"].setdefault(split, none)
             sizes["num_examples"] += footer.num_rows
             sizes["num_bytes"] += sum(
                 footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)
@@ -158,7 +158,7 @@ def _tally(files: Sequence[Path], column: str) -> dict[str, int]:
     for values in _batches(files, column):
         found = pc.value_counts(values).to_pylist()
         counts.update({str(v["values"]): v["counts"] for v in found if v["values"] is not None})
-    return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
+    return commonest_first(counts)
 
 
 def write_papers(out: Path, published: PublishedManifest) -> None:
@@ -214,13 +214,8 @@ def _example_pair(out: Path, folder: FolderInfo) -> Example | None:
     if not safe:
         return None
     row = min(safe, key=lambda r: sum(len(m["content"]) for k in names[:3] for m in r[k]))
-    prompt = row["prompt"]
     return Example(
-        (
-            prompt[0]["content"]
-            if len(prompt) == 1
-            else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-        ),
+        transcript(row["prompt"]),
         row["chosen"][0]["content"],
         row["rejected"][0]["content"],
         {d: row[f"margin_{d}"] for d in dims},

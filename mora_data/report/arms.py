@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 
-from ..run.partitions import Partition
+from ..run.partitions import Partition, row_tuples
 from ..statistics.inference import (
     CONTROLS,
     MOST_LENGTH_GAP,
@@ -22,7 +22,7 @@ from ..statistics.inference import (
     bootstrap_of,
     verdict_of,
 )
-from ..text import n_tokens
+from ..text import commonest_first, n_tokens
 from .gather import CELLS, GRADES, LEVELS, Gathered, compared_metrics, ks_of, plane_pairs
 from .measure import PRIMARY, Added, is_rate, metric_names
 from .texts import diversity, entropy
@@ -70,10 +70,7 @@ def arms_audit(parts: Iterable[Partition], arms: Sequence[str]) -> dict[str, Len
     for part in parts if arms else ():
         table = part.table("fusions", ["prompt_id", "arm", "accepted", "text"])
         table = table.filter(table.column("accepted"))
-        rows = zip(
-            *(table.column(c).to_pylist() for c in ("prompt_id", "arm", "text")), strict=True
-        )
-        for _, tries in groupby(rows, key=lambda r: r[0]):
+        for _, tries in groupby(row_tuples(table, "prompt_id", "arm", "text"), lambda r: r[0]):
             length = {arm: n_tokens(text) for _, arm, text in tries}
             for arm in arms:
                 if arm in length and "fused" in length:
@@ -191,9 +188,9 @@ def mined_prompts(g: Gathered) -> MinedPrompts:
     arms = ["source", *in_arm_order(a for a in g.texts if a != "source")]
     return {
         "n": g.n,
-        "kinds": by_number(g.kind),
-        "carried": by_number(g.carried),
-        "categories": by_number(g.category),
+        "kinds": commonest_first(g.kind),
+        "carried": commonest_first(g.carried),
+        "categories": commonest_first(g.category),
         "category_entropy": entropy(list(g.category.values())),
         "diversity": {a: diversity(g.texts[a]) for a in arms},
         "checks": {
@@ -205,11 +202,6 @@ def mined_prompts(g: Gathered) -> MinedPrompts:
             for arm in in_arm_order({a for a, _ in g.checks})
         },
     }
-
-
-def by_number(counts: Mapping[str, int]) -> dict[str, int]:
-    """The commonest first."""
-    return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])))
 
 
 def answer_figures(g: Gathered, n_each: int, seed: int) -> AnswerFigures:
@@ -346,7 +338,7 @@ def _funnel(g: Gathered) -> Rewrites:
             a: {
                 "tried": total[a].total(),
                 "accepted": share(total[a][""], total[a].total()),
-                "failed": by_number({k: n for k, n in total[a].items() if k}),
+                "failed": commonest_first({k: n for k, n in total[a].items() if k}),
                 "tries": {str(k): n for k, n in sorted(g.tries.get(a, Counter()).items())},
             }
             for a in in_arm_order(total)

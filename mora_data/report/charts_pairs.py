@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..text import commonest_first
 from .svg import (
     Figure,
     Frame,
@@ -365,7 +366,7 @@ def _stages_panel(stages: Mapping[str, Mapping[str, Any]]) -> str:
     marks = axes(f, "share of what went in", "", None, [])
     for i, (stage, c) in enumerate(stages.items()):
         y, x = f.top + 3 + 26 * i, 0.0
-        dropped = sorted(c["dropped"].items(), key=lambda kv: (-kv[1], kv[0]))
+        dropped = list(commonest_first(c["dropped"]).items())
         rest = sum(n for _, n in dropped[2:])
         segments = [("kept", c["kept"], "q3")]
         segments += [(reason, n, f"x{j}") for j, (reason, n) in enumerate(dropped[:2])]

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from ..errors import RunFolderError
 from ..run.partitions import write_whole
+from ..text import transcript
 from . import charts_pairs, charts_prompts
 from .charts_prompts import METRIC_NAMES
 from .gather import HEADLINE
@@ -134,10 +135,7 @@ def _examples(r: Report, name: str, run_dir: Path) -> list[dict[str, object]]:
             "about": ", ".join(str(row[k]) for k in ("arm", "kind", "category") if row[k]),
             "scores": [[d, *(row[f"{k}_{d}"] for k in PER_DIMENSION)] for d in dims],
             "fold": _may_harm(row, floors),
-            "prompt": "\n".join(
-                f"{m['role']}: {m['content']}" if len(row["prompt"]) > 1 else m["content"]
-                for m in row["prompt"]
-            ),
+            "prompt": transcript(row["prompt"]),
             "sides": [
                 (side, row[f"len_{side}"], row[side][0]["content"])
                 for side in ("chosen", "rejected")

@@ -16,8 +16,7 @@ from ..rewards.rules import is_refusal
 from ..run.partitions import lean_arrow
 from ..statistics.inference import cluster_bootstrap
 from ..statistics.judges import AgreementSums
-from ..text import digest
-from .arms import by_number
+from ..text import commonest_first, digest
 from .measure import MOST, cluster_batch
 from .texts import auc, wording_probe
 from .values import (
@@ -178,11 +177,11 @@ def pair_numbers(
     return {
         "n": n,
         "prompts": len(prompts),
-        "arm": by_number(p.tallies["arm"]),
-        "kind": by_number(p.tallies["kind"]),
-        "category": by_number(p.tallies["category"]),
-        "source": by_number(p.tallies["source_dataset"]),
-        "carried": by_number(p.tallies["carried_dim"]),
+        "arm": commonest_first(p.tallies["arm"]),
+        "kind": commonest_first(p.tallies["kind"]),
+        "category": commonest_first(p.tallies["category"]),
+        "source": commonest_first(p.tallies["source_dataset"]),
+        "carried": commonest_first(p.tallies["carried_dim"]),
         "margins": {
             d: _margin(p.margins_Q_D[:, j], p.confirmed_Q_D[:, j], sigma[j], clusters, seed)
             for j, d in enumerate(dims)
@@ -240,7 +239,10 @@ def composition_figure(p: PairTable) -> Composition | None:
     """Pairs by category, the twelve largest, and kind."""
     if not len(p):
         return None
-    categories, kinds = list(by_number(p.tallies["category"])), list(by_number(p.tallies["kind"]))
+    categories, kinds = (
+        list(commonest_first(p.tallies["category"])),
+        list(commonest_first(p.tallies["kind"])),
+    )
     return {
         "rows": categories[:12],
         "columns": kinds,

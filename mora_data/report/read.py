@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import RunFolderError
 from ..run.folder import parts_of
-from ..run.partitions import Partition, lean_arrow
+from ..run.partitions import Partition, lean_arrow, row_tuples
 from ..text import n_tokens
 from ..types import Prompt
 
@@ -184,10 +184,8 @@ def _confirmed(
     scores = scores.filter(pc.equal(scores.column("purpose"), "confirm"))
     found: dict[str, tuple[list[float], list[float]]] = {d: ([], []) for d in dims}
     slots = {name: {int(r): i for i, r in enumerate(a.rows_P)} for name, a in arms.items()}
-    columns = (
-        scores.column(c).to_pylist() for c in ("prompt_id", "arm", "index", "dimension", "value")
-    )
-    for prompt_id, arm, index, d, value in zip(*columns, strict=True):
+    rows = row_tuples(scores, "prompt_id", "arm", "index", "dimension", "value")
+    for prompt_id, arm, index, d, value in rows:
         if value is None or arm not in arms or d not in found:
             continue
         first = arms[arm].rewards_P_N_D[slots[arm][place[prompt_id]], index, dims.index(d)]
@@ -234,9 +232,7 @@ def _texts(part: Partition, place: dict[str, int]) -> dict[str, dict[int, str]]:
     """Arm -> position of the prompt -> last user turn as asked."""
     out: dict[str, dict[int, str]] = {}
     table = part.table("arms", ["prompt_id", "arm", "messages"])
-    for prompt_id, arm, messages in zip(
-        *(table.column(c).to_pylist() for c in ("prompt_id", "arm", "messages")), strict=True
-    ):
+    for prompt_id, arm, messages in row_tuples(table, "prompt_id", "arm", "messages"):
         out.setdefault(arm, {})[place[prompt_id]] = messages[-1]["content"]
     return out
 
@@ -246,10 +242,8 @@ def _rewrites(
 ) -> tuple[dict[str, dict[int, tuple[str, int]]], dict[tuple[str, str], tuple[float, int]]]:
     table = part.table("fusions", ["prompt_id", "arm", "attempt", "accepted", "failed", "checks"])
     tried: dict[str, dict[int, tuple[str, int]]] = {}
-    columns = [
-        table.column(c).to_pylist() for c in ("prompt_id", "arm", "attempt", "accepted", "failed")
-    ]
-    for prompt_id, arm, attempt, accepted, failed in zip(*columns, strict=True):
+    rows = row_tuples(table, "prompt_id", "arm", "attempt", "accepted", "failed")
+    for prompt_id, arm, attempt, accepted, failed in rows:
         row, before = place[prompt_id], tried.setdefault(arm, {})
         passed_over = not accepted and not failed  # a better candidate of the same try was taken
         if not passed_over and before.get(row, ("-", 0))[0] != "":

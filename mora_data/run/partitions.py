@@ -159,6 +159,11 @@ class Table:
             column.append(values.get(name))
 
 
+def row_tuples(table: Any, *names: str) -> Iterator[tuple[Any, ...]]:
+    """Some columns of a table, row by row."""
+    return zip(*(table.column(name).to_pylist() for name in names), strict=True)
+
+
 def _json_lines(rows: Iterable[object]) -> bytes:
     return b"".join(orjson.dumps(row) + b"\n" for row in rows)
 

@@ -53,22 +53,10 @@ class Selection:
         return sum(map(len, self.chosen.values()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Confirmed:
-    """Candidates that hold, of any number of tables; `row_Q` counts rows over all of them."""
-
-    part_Q: NDArray[np.int32]
-    at_Q: NDArray[np.int32]
-    row_Q: NDArray[np.int32]
-    score_Q: NDArray[np.float64]
-    gap_Q: NDArray[np.float64]
-    sides_Q_2: NDArray[np.int16]
-
-
 def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
     """The run's pairs; the same partitions always give the same ones."""
     out = Selection()
-    confirmed: list[_Confirmed] = []
+    confirmed: list[list[NDArray[Any]]] = []
     seen = _Seen(settings.mine.near_duplicates if settings.mine.dedup else None)
     n_rows = n_confirmed = n_held = 0
     before = after = 0.0
@@ -89,7 +77,7 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
             repeats = seen.repeats(table)
             out.counts.update(_count_rows(table, repeats, good))
             confirmed.append(
-                _as_confirmed(part.number, n_rows, table, good.take(repeats[good.row_Q] == ""))
+                _columns_of(part.number, n_rows, table, good.take(repeats[good.row_Q] == ""))
             )
             n_rows += len(table)
     _choose(out, confirmed, settings)
@@ -221,27 +209,31 @@ def _count_rows(
     )
 
 
-def _as_confirmed(part: int, first_row: int, table: ScoredTable, pairs: Pairs) -> _Confirmed:
+def _columns_of(part: int, first_row: int, table: ScoredTable, pairs: Pairs) -> list[NDArray[Any]]:
+    """Partition, place in its table of candidates, row over all tables, score, log length gap and
+    both sides of each pair."""
     first = table.starts[pairs.row_Q]
     length = np.log(np.maximum(table.lengths_R, 1))
-    return _Confirmed(
+    return [
         np.full(len(pairs), part, np.int32),
         pairs.at_Q.astype(np.int32),
         (first_row + pairs.row_Q).astype(np.int32),
         pairs.score_Q,
         length[first + pairs.chosen_Q] - length[first + pairs.rejected_Q],
         np.stack([pairs.chosen_Q, pairs.rejected_Q], axis=1).astype(np.int16),
-    )
+    ]
 
 
-def _choose(out: Selection, confirmed: Sequence[_Confirmed], settings: BuildSettings) -> None:
-    """Pairs per prompt, greedily; no answer twice on one side or on both sides."""
-    part, at, row, score, gap, sides = (
-        np.concatenate([getattr(h, f) for h in confirmed]) if confirmed else np.empty(0)
-        for f in ("part_Q", "at_Q", "row_Q", "score_Q", "gap_Q", "sides_Q_2")
-    )
-    if not len(row):
+def _choose(
+    out: Selection, confirmed: Sequence[list[NDArray[Any]]], settings: BuildSettings
+) -> None:
+    """Pairs per prompt, greedily; no answer twice on one side or on both sides. `confirmed`: as
+    `_columns_of` gives them."""
+    if not any(len(columns[0]) for columns in confirmed):
         return
+    part, at, row, score, gap, sides = (
+        np.concatenate(column) for column in zip(*confirmed, strict=True)
+    )
     _, first, n = np.unique(row, return_index=True, return_counts=True)
     place = np.arange(len(row)) - np.repeat(first, n)
     shape = (len(first), int(n.max()))

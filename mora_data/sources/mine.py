@@ -34,7 +34,7 @@ from .. import sources
 from ..errors import DropRow, SettingsError, SourceError
 from ..run.folder import StageCounts
 from ..settings import BuildSettings, MineSettings, SourceSettings
-from ..text import context_and_group, digest
+from ..text import commonest_first, context_and_group, digest
 from ..types import Prompt
 from . import ParsedRow, SourceAdapter, as_rating_source, load_source, read
 from .benchmarks import Benchmarks, cache_dir
@@ -95,8 +95,7 @@ class MineCounts:
 
     def as_dict(self) -> StageCounts:
         """`in`, `kept` and `dropped`, commonest reason first."""
-        ranked = sorted(self.dropped.items(), key=lambda item: (-item[1], item[0]))
-        return {"in": self.rows, "kept": self.kept, "dropped": dict(ranked)}
+        return {"in": self.rows, "kept": self.kept, "dropped": commonest_first(self.dropped)}
 
 
 def open_source(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> OpenedSource:
