@@ -59,7 +59,6 @@ from .sources.benchmarks import Benchmarks
 from .sources.mine import (
     MineCounts,
     OpenedSource,
-    Provenance,
     as_recorded,
     benchmarks_of,
     mine,
@@ -224,13 +223,12 @@ def run_dir_of(settings: BuildSettings, options: BuildOptions) -> Path:
 
 def _identity(settings: BuildSettings, source: OpenedSource) -> dict[str, str]:
     """What a run folder is a build of: another source is another run."""
-    p = source.provenance
     return {
         "source": settings.source.kind,
-        "dataset": p.dataset,
-        "config": p.config,
-        "split": p.split,
-        "revision": p.revision,
+        "dataset": source.dataset,
+        "config": source.config,
+        "split": source.split,
+        "revision": source.revision,
     }
 
 
@@ -261,7 +259,7 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
             "source": s.source.model_dump(),
             "code": code,
             "size": s.partition_size,
-            "revision": source.provenance.revision,
+            "revision": source.revision,
             "generated": _n_generated(build),
             "benchmarks": build.benchmarks.at_hand,
             "recorded": build.recorded,
@@ -302,7 +300,7 @@ def _prompts(build: Build, source: OpenedSource, counts: MineCounts) -> Iterator
         generated = OpenedSource(
             load_source(SourceSettings(kind="jsonl")),
             [SourceRow(i, "generated", row) for i, row in rows],
-            Provenance("mora-data/generated", "generated", "generated", "generated", "apache-2.0"),
+            *("mora-data/generated", "generated", "generated", "generated", "apache-2.0"),
         )
         yield from mine(generated, build.settings, counts, build.benchmarks)
 

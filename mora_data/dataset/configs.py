@@ -66,13 +66,8 @@ class Plan:
     stages: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of a config: `row_K` is the row of the table that each stands for, `columns` what only
-    this config has."""
-
-    row_K: NDArray[np.int64]
-    columns: Columns
+# of a config: the row of the table that each row stands for, and the columns that only it has
+Rows = tuple["NDArray[np.int64]", Columns]
 
 
 class TableView:
@@ -131,10 +126,7 @@ class TableView:
     def rewards(self, pattern: str, at: NDArray[np.int64]) -> Columns:
         """The rewards of the answers at these positions, one column per dimension under the
         pattern's names."""
-        return {
-            pattern.format(d): float_array(self.table.rewards_R_D[at, j])
-            for j, d in enumerate(self.plan.dims)
-        }
+        return _columns(pattern, self.plan.dims, self.table.rewards_R_D[at])
 
     @cached_property
     def pairs(self) -> Rows:
@@ -156,17 +148,17 @@ def config_batch(view: TableView, config: str) -> tuple[NDArray[np.int64], pa.Re
         KeyError: there is no such config.
         PublishError: a pair breaks the law of its selector.
     """
-    rows = builders(view.plan.dims, view.plan.stages)[config](view)
-    if (wrong := broken_law(view, rows)) is not None:
+    row_K, own = builders(view.plan.dims, view.plan.stages)[config](view)
+    if (wrong := broken_law(view, (row_K, own))) is not None:
         raise PublishError(f"config {config}, {wrong}, so nothing was written")
     schema = schemas.schema(config, view.plan.dims)
-    columns = dict(rows.columns)
-    whole = np.array_equal(rows.row_K, np.arange(len(view.table)))
-    index = pa.array(rows.row_K)
+    columns = dict(own)
+    whole = np.array_equal(row_K, np.arange(len(view.table)))
+    index = pa.array(row_K)
     for name in set(schema.names) - columns.keys():
         column = view.provenance[name]
         columns[name] = column if whole else column.take(index)
-    return rows.row_K, pa.record_batch([columns[name] for name in schema.names], schema=schema)
+    return row_K, pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
 
 def preference(view: TableView) -> Rows:
@@ -176,8 +168,8 @@ def preference(view: TableView) -> Rows:
 
 def reward_modeling(view: TableView) -> Rows:
     """The pairs of `preference` with the total margin as `margin`."""
-    rows = view.pairs
-    return Rows(rows.row_K, {**rows.columns, "margin": rows.columns["margin_total"]})
+    row_K, columns = view.pairs
+    return row_K, {**columns, "margin": columns["margin_total"]}
 
 
 def preference_by(dim: str) -> Callable[[TableView], Rows]:
@@ -200,16 +192,16 @@ def stage(number: int, dim: str) -> Callable[[TableView], Rows]:
 
     def rows(view: TableView) -> Rows:
         aligned = tuple(d for d in view.plan.stages[: number - 1] if d in view.plan.live)
-        made = _dimension_rows(view, view.pick(dim, aligned), dim)
-        column = pa.repeat(pa.scalar(number, pa.int64()), len(made.row_K))
-        return Rows(made.row_K, {**made.columns, "stage": column})
+        row_K, columns = _dimension_rows(view, view.pick(dim, aligned), dim)
+        column = pa.repeat(pa.scalar(number, pa.int64()), len(row_K))
+        return row_K, {**columns, "stage": column}
 
     return rows
 
 
 def _dimension_rows(view: TableView, pairs: Pairs, dim: str) -> Rows:
-    rows = pair_rows(view, pairs, "lexi", np.ones(len(pairs)))
-    return Rows(rows.row_K, {**rows.columns, "dimension": pa.repeat(pa.scalar(dim), len(pairs))})
+    row_K, columns = pair_rows(view, pairs, "lexi", np.ones(len(pairs)))
+    return row_K, {**columns, "dimension": pa.repeat(pa.scalar(dim), len(pairs))}
 
 
 def unpaired(view: TableView) -> Rows:
@@ -227,19 +219,16 @@ def unpaired(view: TableView) -> Rows:
         fails |= reward + uncertainty < plan.thresholds[d] - plan.grey.get(d, GREY)
         passes &= reward - uncertainty >= plan.thresholds[d]
     at = np.flatnonzero((fails | passes) & ~view.unfit_R)
-    return Rows(
-        t.row_R[at],
-        {
-            "completion": assistant_turns(t.texts.take(pa.array(at))),
-            "label": pa.array(~fails[at]),
-            **view.rewards("reward_{}", at),
-        },
-    )
+    return t.row_R[at], {
+        "completion": assistant_turns(t.texts.take(pa.array(at))),
+        "label": pa.array(~fails[at]),
+        **view.rewards("reward_{}", at),
+    }
 
 
 def prompt_only(view: TableView) -> Rows:
     """The prompt alone: no columns of its own."""
-    return Rows(np.arange(len(view.table)), {})
+    return np.arange(len(view.table)), {}
 
 
 def scored(view: TableView) -> Rows:
@@ -248,45 +237,38 @@ def scored(view: TableView) -> Rows:
     t = view.table
     n = len(t)
     pairs = np.searchsorted(t.pairs.row_Q, np.arange(n + 1))
-    return Rows(
-        np.arange(n),
-        {
-            "completions": list_array(t.starts, t.texts),
-            **{
-                f"rewards_{d}": list_array(t.starts, float_array(t.rewards_R_D[:, j]))
-                for j, d in enumerate(view.plan.dims)
-            },
-            "flags": list_array(t.starts, _flags(t)),
-            "finish_reasons": list_array(t.starts, t.finish_reasons),
-            "lengths": list_array(t.starts, pa.array(t.lengths_R)),
-            "pair_chosen": list_array(pairs, pa.array(t.pairs.chosen_Q)),
-            "pair_rejected": list_array(pairs, pa.array(t.pairs.rejected_Q)),
-            "selector": pa.repeat(pa.scalar(view.plan.origin.selector), n),
+    return np.arange(n), {
+        "completions": list_array(t.starts, t.texts),
+        **{
+            f"rewards_{d}": list_array(t.starts, float_array(t.rewards_R_D[:, j]))
+            for j, d in enumerate(view.plan.dims)
         },
-    )
+        "flags": list_array(t.starts, _flags(t)),
+        "finish_reasons": list_array(t.starts, t.finish_reasons),
+        "lengths": list_array(t.starts, pa.array(t.lengths_R)),
+        "pair_chosen": list_array(pairs, pa.array(t.pairs.chosen_Q)),
+        "pair_rejected": list_array(pairs, pa.array(t.pairs.rejected_Q)),
+        "selector": pa.repeat(pa.scalar(view.plan.origin.selector), n),
+    }
 
 
 def multilabel(view: TableView) -> Rows:
     """One row per answer that is not unfit and has a score in some dimension."""
     t = view.table
     at = np.flatnonzero(~view.unfit_R & ~np.isnan(t.rewards_R_D).all(1))
-    return Rows(
-        t.row_R[at], {"response": t.texts.take(pa.array(at)), **view.rewards("score_{}", at)}
-    )
+    columns = {"response": t.texts.take(pa.array(at)), **view.rewards("score_{}", at)}
+    return t.row_R[at], columns
 
 
 def sft(view: TableView) -> Rows:
     """The chosen answers."""
-    t, rows = view.table, view.pairs
+    t, (row_K, columns) = view.table, view.pairs
     at = t.starts[t.pairs.row_Q] + t.pairs.chosen_Q
-    return Rows(
-        rows.row_K,
-        {
-            "completion": rows.columns["chosen"],
-            **view.rewards("reward_{}", at),
-            "pair_id": rows.columns["pair_id"],
-        },
-    )
+    return row_K, {
+        "completion": columns["chosen"],
+        **view.rewards("reward_{}", at),
+        "pair_id": columns["pair_id"],
+    }
 
 
 def builders(
@@ -321,31 +303,27 @@ def pair_rows(view: TableView, pairs: Pairs, selector: str, weight_Q: NDArray[np
             pairs.row_Q.tolist(), chosen.to_pylist(), rejected.to_pylist(), strict=True
         )
     ]
-    return Rows(
-        pairs.row_Q,
-        {
-            "chosen": assistant_turns(chosen),
-            "rejected": assistant_turns(rejected),
-            "pair_id": pa.array(ids, pa.string()),
-            **view.rewards("chosen_reward_{}", i),
-            **view.rewards("rejected_reward_{}", j),
-            **{f"margin_{d}": float_array(margins[:, k]) for k, d in enumerate(dims)},
-            **{
-                f"margin_confirmed_{d}": float_array(pairs.confirmed_Q_D[:, k])
-                for k, d in enumerate(dims)
-            },
-            "margin_total": float_array(total),
-            "selector": pa.repeat(pa.scalar(selector), len(pairs)),
-            "score": float_array(pairs.score_Q),
-            "weight": float_array(np.asarray(weight_Q, float)),
-            **{
-                f"pro_weight_{d}": float_array(w)
-                for d, w in zip(dims, pro_weights(t.rewards_R_D[i]).T, strict=True)
-            },
-            "len_chosen": pa.array(t.lengths_R[i]),
-            "len_rejected": pa.array(t.lengths_R[j]),
-        },
-    )
+    return pairs.row_Q, {
+        "chosen": assistant_turns(chosen),
+        "rejected": assistant_turns(rejected),
+        "pair_id": pa.array(ids, pa.string()),
+        **view.rewards("chosen_reward_{}", i),
+        **view.rewards("rejected_reward_{}", j),
+        **_columns("margin_{}", dims, margins),
+        **_columns("margin_confirmed_{}", dims, pairs.confirmed_Q_D),
+        "margin_total": float_array(total),
+        "selector": pa.repeat(pa.scalar(selector), len(pairs)),
+        "score": float_array(pairs.score_Q),
+        "weight": float_array(np.asarray(weight_Q, float)),
+        **_columns("pro_weight_{}", dims, pro_weights(t.rewards_R_D[i])),
+        "len_chosen": pa.array(t.lengths_R[i]),
+        "len_rejected": pa.array(t.lengths_R[j]),
+    }
+
+
+def _columns(pattern: str, dims: Sequence[str], values_K_D: NDArray[np.float64]) -> Columns:
+    """One column per dimension under the pattern's names."""
+    return {pattern.format(d): float_array(v) for d, v in zip(dims, values_K_D.T, strict=True)}
 
 
 def pro_weights(rewards_Q_D: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -361,8 +339,8 @@ def pro_weights(rewards_Q_D: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def broken_law(view: TableView, rows: Rows) -> str | None:
     """What is wrong with pairs, or None: the laws that every published pair obeys."""
-    c = rows.columns
-    if "chosen" not in c or not len(rows.row_K):
+    row_K, c = rows
+    if "chosen" not in c or not len(row_K):
         return None
     same = pc.equal(c["chosen"].flatten().field(1), c["rejected"].flatten().field(1))
     broken = [(same, "pair_id", "chosen and rejected are the same text in pair {}")]
@@ -370,7 +348,7 @@ def broken_law(view: TableView, rows: Rows) -> str | None:
         margin = f"margin_{c['dimension'][0].as_py()}"
         broken.append((_not_positive(c[margin]), margin, margin + " is {}, not positive"))
     elif view.plan.dominance:
-        binding = view.table.binding_P_D[rows.row_K]
+        binding = view.table.binding_P_D[row_K]
         for k, d in enumerate(view.plan.dims):
             margin = f"margin_{d}"
             bound = pc.and_(pa.array(binding[:, k]), _not_positive(c[margin]))
@@ -384,7 +362,7 @@ def broken_law(view: TableView, rows: Rows) -> str | None:
     for where, column, what in broken:
         at = pc.index(where, True).as_py()
         if at >= 0:
-            p = int(rows.row_K[at])
+            p = int(row_K[at])
             return (
                 f"prompt {view.table.prompts[p].prompt_id}, arm {view.table.arms[p]}:"
                 f" {what.format(c[column][at].as_py())}; the selector {c['selector'][at].as_py()!r}"

@@ -50,23 +50,17 @@ _PEEK = 50  # rows looked at before a source is taken to be of the right schema
 
 
 @dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where the rows are from, as every published row will have it."""
+class OpenedSource:
+    """A source ready to be mined: its adapter, its rows, unread, and where they are from, as every
+    published row will have it."""
 
+    source: SourceAdapter
+    rows: Iterable[read.SourceRow]
     dataset: str
     config: str
     split: str
     revision: str
     licence: str
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedSource:
-    """A source ready to be mined: its adapter, its rows, unread, and their provenance."""
-
-    source: SourceAdapter
-    rows: Iterable[read.SourceRow]
-    provenance: Provenance
 
 
 @dataclass(slots=True)
@@ -111,28 +105,27 @@ def open_source(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> 
     if sample:
         files = read.find([sources.sample_path(wanted.kind)], [])
         name = f"mora-data/sample-{wanted.kind}"
-        provenance = Provenance(name, "sample", "sample", "sample", "apache-2.0")
-        return OpenedSource(source, read.rows(files), provenance)
+        where = (name, "sample", "sample", "sample", "apache-2.0")
+        return OpenedSource(source, read.rows(files), *where)
     if data:
         files = read.find(data, patterns)
         of_split = all(Path(f.name).name.startswith(wanted.split) for f in files)
-        provenance = Provenance(
-            wanted.dataset or "local",
-            "local",
-            wanted.split if of_split else "local",
-            f"local:{read.sha256(files)[:12]}",
-            wanted.licence,
+        return OpenedSource(
+            source,
+            read.rows(files),
+            dataset=wanted.dataset or "local",
+            config="local",
+            split=wanted.split if of_split else "local",
+            revision=f"local:{read.sha256(files)[:12]}",
+            licence=wanted.licence,
         )
-        return OpenedSource(source, read.rows(files), provenance)
     if wanted.dataset and re.fullmatch("[0-9a-f]{40}", wanted.revision or ""):
         rows, commit = _fetched_rows(wanted, patterns), wanted.revision or ""
     else:
         files, commit = read.fetch_dataset(wanted, patterns)
         rows = read.rows(files)
-    provenance = Provenance(
-        wanted.dataset or "", wanted.config, wanted.split, commit, wanted.licence
-    )
-    return OpenedSource(source, rows, provenance)
+    where = (wanted.dataset or "", wanted.config, wanted.split, commit, wanted.licence)
+    return OpenedSource(source, rows, *where)
 
 
 def _fetched_rows(wanted: SourceSettings, patterns: Sequence[str]) -> Iterator[read.SourceRow]:
@@ -244,17 +237,16 @@ class _Filters:
             self._refuse_contaminated(parsed)
         if self._near and self._near.seen("\n".join(m["content"] for m in parsed.messages)):
             raise DropRow("near_duplicate")
-        where = opened.provenance
         return Prompt(
             prompt_id=prompt_id,
             messages=parsed.messages,
             group=group,
-            source_dataset=where.dataset,
-            source_config=where.config,
-            source_split=where.split,
-            source_revision=where.revision,
+            source_dataset=opened.dataset,
+            source_config=opened.config,
+            source_split=opened.split,
+            source_revision=opened.revision,
             source_row=number,
-            source_licence=where.licence,
+            source_licence=opened.licence,
             stratum=parsed.stratum if self._mine.strata == "auto" else "all",
             category=parsed.category,
             priors=parsed.priors,

@@ -18,12 +18,12 @@ from mora_data import sources
 from mora_data.errors import SourceError
 from mora_data.settings import BuildSettings, load_settings
 from mora_data.sources import read
-from mora_data.sources.mine import MineCounts, OpenedSource, Provenance, mine, open_source
+from mora_data.sources.mine import MineCounts, OpenedSource, mine, open_source
 from mora_data.sources.pku import CATEGORIES
 from mora_data.text import context_id, group_id, normalise
 from mora_data.types import Prompt
 
-WHERE = Provenance("me/data", "default", "train", "abc", "mit")
+WHERE = ("me/data", "default", "train", "abc", "mit")
 LONG = (
     "please tell me in some detail how the old lighthouse keeper cleaned the great lamp every"
     " single morning"
@@ -36,7 +36,7 @@ def run(
     """Rows given by hand, mined."""
     settings = load_settings(kind, overrides)
     numbered = (read.SourceRow(i, "folder/x.jsonl", row) for i, row in enumerate(rows))
-    return mined(OpenedSource(sources.load_source(settings.source), numbered, WHERE), settings)
+    return mined(OpenedSource(sources.load_source(settings.source), numbered, *WHERE), settings)
 
 
 def mined(opened: OpenedSource, settings: BuildSettings) -> tuple[list[Prompt], MineCounts]:
