@@ -287,10 +287,7 @@ def _scaled(
         tokens_in=rounded(interval([t.tokens_in for t in took])),
         tokens_out=rounded(interval([t.tokens_out for t in took])),
         cost=cost and (float(f"{cost[0]:.4g}"), float(f"{cost[1]:.4g}")),
-        seconds=(
-            round(requests[0] / sent * filled_s, 1),
-            round(requests[1] / sent * probed_s, 1),
-        ),
+        seconds=(round(requests[0] / sent * filled_s, 1), round(requests[1] / sent * probed_s, 1)),
     )
 
 

@@ -34,11 +34,7 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "
 
 
 async def work_off(
-    job: Job,
-    tasks: Sequence[PartitionTask],
-    cost: CostTracker,
-    stats: RunStats,
-    progress: Progress,
+    job: Job, tasks: Sequence[PartitionTask], cost: CostTracker, stats: RunStats, progress: Progress
 ) -> tuple[dict[int, str], int]:
     """Have workers of the cluster finalize all `tasks`; returns the partitions that were given
     up, with the reason, and the number of damaged log lines.
@@ -110,11 +106,7 @@ def cluster_connection(settings: RaySettings, log: Callable[[str], None]) -> Ite
 
 
 async def _run(
-    job: Job,
-    tasks: Sequence[PartitionTask],
-    cost: CostTracker,
-    stats: RunStats,
-    progress: Progress,
+    job: Job, tasks: Sequence[PartitionTask], cost: CostTracker, stats: RunStats, progress: Progress
 ) -> Backlog:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -22,20 +22,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from .. import text
 from ..errors import PublishError
 from ..run.table import Pairs, ScoredTable, has_flag
 from ..types import DEGENERATE, Messages, Origin, Prompt
 from . import schemas
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Columns = dict[str, pa.Array]
 Pick = Callable[[ScoredTable, str, tuple[str, ...]], Pairs]

@@ -15,11 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from .. import text
 from ..errors import PublishError
@@ -31,9 +32,6 @@ from .card import PublishedManifest, SourceInfo
 from .configs import Pick, Plan, TableView
 from .privacy import screen, scrub, scrub_text
 from .schemas import ShardWriter
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MAX_ROW_BYTES = 2_000_000
 MIN_GROUPS_FOR_TEST = 10

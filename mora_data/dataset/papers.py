@@ -14,21 +14,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from numpy.typing import NDArray
 
 from .. import resources
 from ..text import commonest_first, transcript
 from . import card, schemas
 from .card import ConfigInfo, Example, FolderInfo, PublishedManifest, SplitInfo
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PAPER = {
     "title": (

@@ -218,11 +218,7 @@ class Evaluation:
         try:
             found = await all_of(
                 scores_of(
-                    r,
-                    self._client(ask, dimension, i),
-                    prompt.prompt_id,
-                    prompt.messages,
-                    [text],
+                    r, self._client(ask, dimension, i), prompt.prompt_id, prompt.messages, [text]
                 )
                 for i, r in enumerate(sources)
             )

@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..statistics import Floats, Ints
 from ..statistics.inference import holm, rate_interval, sign_flip_test
 from ..statistics.training import (
     Difference,
@@ -32,9 +33,6 @@ from ..statistics.training import (
 )
 from .models import EvalModel
 from .prompts import BENCHMARKS, PLAIN, EvalRow
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 DRAWS = 2000
 RATES = ("joint_pass", "harmful", "refusal", "degenerate")
@@ -69,8 +67,8 @@ class _Measured:
 
     n_prompts: int
     names: list[str]
-    clusters_P: NDArray[np.int_]
-    means: dict[str, NDArray[np.float64]]
+    clusters_P: Ints
+    means: dict[str, Floats]
     drawn: dict[str, Resampled]
 
 
@@ -195,7 +193,7 @@ def _means(
     n_seeds: int,
     n_prompts: int,
     n_metrics: int,
-) -> NDArray[np.float64]:
+) -> Floats:
     """Means of the rows that share a place; S x P x M, NaN where none has a value."""
     out = np.full((n_seeds * n_prompts, n_metrics), np.nan)
     table = np.asarray(values, float).reshape(len(places), n_metrics)
@@ -317,8 +315,8 @@ def _differences(
     entries: Mapping[str, Mapping[str, Any]],
     tested: Mapping[str, tuple[str, int]],
     names: Sequence[str],
-    after: NDArray[np.float64],
-    before: NDArray[np.float64],
+    after: Floats,
+    before: Floats,
 ) -> dict[str, Difference]:
     """Of each tested metric, signed so that more is better."""
     out = {}
@@ -366,11 +364,7 @@ def _sequence(
 
 
 def _with_intervals(
-    name: str,
-    dims: Sequence[str],
-    values_D: NDArray[np.float64],
-    draws_B_D: NDArray[np.float64],
-    trained: Sequence[int],
+    name: str, dims: Sequence[str], values_D: Floats, draws_B_D: Floats, trained: Sequence[int]
 ) -> dict[str, Any]:
     mean = _nulls([values_D[list(trained)].mean()])[0] if trained else None
     return {
@@ -402,5 +396,5 @@ def _curve(
     return {"name": name, "pairs": sizes, "fits": fits, "runs": runs}
 
 
-def _nulls(values: Sequence[float] | NDArray[np.float64]) -> list[float | None]:
+def _nulls(values: Sequence[float] | Floats) -> list[float | None]:
     return [None if np.isnan(v) else float(v) for v in values]

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TypedDict, cast
 
 import numpy as np
 
 from ..run.partitions import Partition, row_tuples
+from ..statistics import Ints
 from ..statistics.inference import (
     CONTROLS,
     MOST_LENGTH_GAP,
@@ -45,9 +46,6 @@ from .values import (
     rounded,
     share,
 )
-
-if TYPE_CHECKING:
-    from ..statistics import Ints
 
 ORDER = ("before", "identity", "concat", "single", "generic", "random", "fused")
 DRAWS = 2000

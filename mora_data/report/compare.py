@@ -16,12 +16,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import RunFolderError, SettingsError
 from ..run.folder import read_json
+from ..statistics import Bools, Floats
 from ..statistics.inference import Bootstrap, cluster_bootstrap, holm
 from .arms import DRAWS, in_arm_order
 from .caveats import comparison_caveats, settings_that_differ
@@ -38,11 +40,6 @@ from .values import (
     SideFacts,
     rounded,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..statistics import Bools, Floats
 
 FORMAT = 1
 LEVEL = 0.05  # of the adjusted p under which a number counts as another one

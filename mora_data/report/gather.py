@@ -6,19 +6,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..statistics import Bools, Floats, Ints
 from ..statistics import rollouts as st
 from ..statistics.inference import CONTROLS, Sums, gains_by_prompt
 from .measure import PRIMARY, Added, Clusters, Scale, in_sample, measure, metric_names
 from .read import BEFORE, ArmBlock, Block
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..statistics import Bools, Floats, Ints
 
 LEVELS = 21  # bins of a reward in [0, 1], centred on 0, 0.05, ..., 1
 CELLS = 9  # bins of each side of a reward plane

@@ -22,18 +22,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..statistics import Bools, Floats
 from ..statistics import rollouts as st
 from ..statistics.inference import Sums
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..statistics import Bools, Floats
-    from .read import ArmBlock
+from .read import ArmBlock
 
 MOST = 50_000
 BATCHES = 20_000

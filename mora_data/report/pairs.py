@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from ..rewards.rules import is_refusal
 from ..run.partitions import lean_arrow
+from ..statistics import Bools, Floats, Ints
 from ..statistics.inference import cluster_bootstrap
 from ..statistics.judges import AgreementSums
 from ..text import commonest_first, digest
@@ -30,11 +32,6 @@ from .values import (
     rounded,
     share,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..statistics import Bools, Floats, Ints
 
 PROBED = 1000  # pairs whose wording is looked at
 SHOWN = 6

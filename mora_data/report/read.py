@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import RunFolderError
 from ..run.folder import parts_of
 from ..run.partitions import Partition, lean_arrow, row_tuples
+from ..statistics import Floats, Ints
 from ..text import n_tokens
 from ..types import Prompt
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..statistics import Floats, Ints
 
 PRESAMPLE = "presample"
 BEFORE = "before"  # half B of split presamples, as an arm

@@ -12,16 +12,13 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..statistics import Floats, Ints
 from .values import Diversity, Wording, rounded, share
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..statistics import Floats, Ints
 
 COLUMNS = 2048
 FOLDS = 5

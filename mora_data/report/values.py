@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..statistics import Bools, Floats
 from ..statistics.inference import Bootstrap, rate_interval
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..statistics import Bools, Floats
 
 DIGITS = 5  # decimals: what the order of a sum may change lies below
 

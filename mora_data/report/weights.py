@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
 from ..errors import RunFolderError, SettingsError
+from ..statistics import Bools, Floats
 from .document import settings_of
 from .read import blocks, finished_parts
 from .values import rounded
-
-if TYPE_CHECKING:
-    from ..statistics import Bools, Floats
 
 MOST_WEIGHT = 200.0  # a larger weight tells rollouts apart that differ by less than 0.005
 LEAST_ESS = 4.0

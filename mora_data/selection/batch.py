@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ..rewards.judge_stats import JudgeStats
-    from ..settings import BuildSettings
+from ..rewards.judge_stats import JudgeStats
+from ..settings import BuildSettings
+from ..statistics import Bools, Floats
 
 BLOCK_PAIRS = 1 << 17
 _PER_PROMPT = (
@@ -55,23 +54,23 @@ class Batch:
         uncertainty_P_N_D: kappa times the disagreement about each reward; None: none.
     """
 
-    rewards_P_N_D: NDArray[np.float64]
-    usable_P_N: NDArray[np.bool_]
-    passing_P_N: NDArray[np.bool_]
-    binding_P_D: NDArray[np.bool_]
-    delta_D: NDArray[np.float64]
-    length_P_N: NDArray[np.float64]
-    weights_D: NDArray[np.float64] | None = None
+    rewards_P_N_D: Floats
+    usable_P_N: Bools
+    passing_P_N: Bools
+    binding_P_D: Bools
+    delta_D: Floats
+    length_P_N: Floats
+    weights_D: Floats | None = None
     target: int = 0
     guarded: tuple[int, ...] | None = None
     max_length_ratio: float = np.inf
     text_hash_P_N: NDArray[np.uint64] | None = None
-    reference_P_D: NDArray[np.float64] | None = None
-    uncertainty_P_N_D: NDArray[np.float64] | None = None
-    _margins: list[NDArray[np.float64]] = field(default_factory=list, repr=False)
+    reference_P_D: Floats | None = None
+    uncertainty_P_N_D: Floats | None = None
+    _margins: list[Floats] = field(default_factory=list, repr=False)
 
     @property
-    def margins_P_N_N_D(self) -> NDArray[np.float64]:
+    def margins_P_N_N_D(self) -> Floats:
         """m[p, i, j, d] = r[p, i, d] - r[p, j, d]."""
         if not self._margins:
             r = self.rewards_P_N_D
@@ -79,25 +78,21 @@ class Batch:
         return self._margins[0]
 
     @property
-    def log_length_gap_P_N_N(self) -> NDArray[np.float64]:
+    def log_length_gap_P_N_N(self) -> Floats:
         """log(length of i / length of j)."""
         log = np.log(np.maximum(self.length_P_N, 1.0))
         return np.asarray(log[:, :, None] - log[:, None, :])
 
-    def margin_P_N_N(self, d: int) -> NDArray[np.float64]:
+    def margin_P_N_N(self, d: int) -> Floats:
         """The margins of one dimension."""
         r = self.rewards_P_N_D[..., d]
         return np.asarray(r[:, :, None] - r[:, None, :])
 
-    def least_margin(
-        self, p: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]
-    ) -> NDArray[np.float64]:
+    def least_margin(self, p: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]) -> Floats:
         """Smallest margin over the dimensions of each pair (i, j) of prompt p."""
         return np.asarray((self.rewards_P_N_D[p, i] - self.rewards_P_N_D[p, j]).min(-1))
 
-    def length_gap(
-        self, p: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]
-    ) -> NDArray[np.float64]:
+    def length_gap(self, p: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]) -> Floats:
         """|log(length of i / length of j)| of each pair."""
         log = np.log(np.maximum(self.length_P_N, 1.0))
         return np.asarray(np.abs(log[p, i] - log[p, j]))
@@ -115,7 +110,7 @@ class Batch:
             rows = {f: value[some] for f in _PER_PROMPT if (value := getattr(self, f)) is not None}
             yield replace(self, **rows, _margins=[])
 
-    def allowed_P_N_N(self) -> NDArray[np.bool_]:
+    def allowed_P_N_N(self) -> Bools:
         """Pairs that any selector may take: both usable and scored, chosen passes the thresholds,
         lengths comparable."""
         scored = ~np.any(np.isnan(self.rewards_P_N_D), axis=-1)
@@ -131,7 +126,7 @@ class Batch:
         allowed[:, np.arange(n), np.arange(n)] = False
         return np.asarray(allowed)
 
-    def _certain_P_N_N(self, uncertainty_P_N_D: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def _certain_P_N_N(self, uncertainty_P_N_D: Floats) -> Bools:
         """Pairs whose pessimistic chosen still beats the optimistic rejected: in every binding
         dimension, or in one at least where none is binding (docs/method.md,
         Selection)."""
@@ -155,9 +150,9 @@ class PairRules:
     """
 
     dims: tuple[str, ...]
-    delta_D: NDArray[np.float64]
-    thresholds_D: NDArray[np.float64]
-    weights_D: NDArray[np.float64]
+    delta_D: Floats
+    thresholds_D: Floats
+    weights_D: Floats
     max_length_ratio: float
 
     @classmethod
@@ -176,13 +171,13 @@ class PairRules:
 
     def batch(
         self,
-        rewards_P_N_D: NDArray[np.float64],
-        certain_P_N_D: NDArray[np.float64],
-        usable_P_N: NDArray[np.bool_],
-        length_P_N: NDArray[np.float64],
-        binding_P_D: NDArray[np.bool_],
+        rewards_P_N_D: Floats,
+        certain_P_N_D: Floats,
+        usable_P_N: Bools,
+        length_P_N: Floats,
+        binding_P_D: Bools,
         text_hash_P_N: NDArray[np.uint64] | None = None,
-        uncertainty_P_N_D: NDArray[np.float64] | None = None,
+        uncertainty_P_N_D: Floats | None = None,
         target: int | None = None,
         guarded: tuple[int, ...] | None = None,
     ) -> Batch:
@@ -206,9 +201,7 @@ class PairRules:
         )
 
 
-def are_confirmed(
-    confirmed_Q_D: NDArray[np.float64], binding_Q_D: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def are_confirmed(confirmed_Q_D: Floats, binding_Q_D: Bools) -> Bools:
     """Whether the fresh margins confirm a pair: no binding one turns negative, and the total stays
     positive; a missing one (NaN) confirms nothing."""
     with np.errstate(invalid="ignore"):
@@ -220,12 +213,10 @@ class Picks(NamedTuple):
 
     chosen_P_K: NDArray[np.int64]
     rejected_P_K: NDArray[np.int64]
-    score_P_K: NDArray[np.float64]
+    score_P_K: Floats
 
 
-def top_pairs(
-    batch: Batch, scores_P_N_N: NDArray[np.float64], k: int, tie_hash: TieHash | None = None
-) -> Picks:
+def top_pairs(batch: Batch, scores_P_N_N: Floats, k: int, tie_hash: TieHash | None = None) -> Picks:
     """The `k` best pairs of each prompt."""
     p, n, _ = scores_P_N_N.shape
     chosen, rejected = np.full((p, k), -1), np.full((p, k), -1)
@@ -249,9 +240,7 @@ def top_pairs(
     return Picks(chosen, rejected, score)
 
 
-def _best(
-    flat: NDArray[np.float64], batch: Batch, first: int, tie_hash: TieHash | None
-) -> NDArray[np.intp]:
+def _best(flat: Floats, batch: Batch, first: int, tie_hash: TieHash | None) -> NDArray[np.intp]:
     """Position of each prompt's best pair; `first` is the number of the batch's first prompt."""
     best: NDArray[np.intp] = flat.argmax(1)
     top = np.take_along_axis(flat, best[:, None], 1)

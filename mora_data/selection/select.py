@@ -10,21 +10,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..rewards.judge_stats import JudgeStats
 from ..run.partitions import Partition
 from ..run.table import Pairs, ScoredTable, scored_tables
 from ..settings import BuildSettings
 from ..sources.near import NearDuplicates
+from ..statistics import Floats
 from ..text import context_id, digest, seed_of
 from .batch import PairRules, are_confirmed, top_pairs
 from .selectors import lexi
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 CELLS = 2_000_000  # pairs x dimensions looked at together
 
@@ -99,9 +98,7 @@ def selected(
 
 
 def picker(
-    settings: BuildSettings,
-    stats: JudgeStats,
-    steps: Mapping[str, float],
+    settings: BuildSettings, stats: JudgeStats, steps: Mapping[str, float]
 ) -> Callable[[ScoredTable, str, tuple[str, ...]], Pairs]:
     """The pair that is best for one dimension while the `aligned` ones do not get worse: `lexi`."""
     dims = settings.dimensions
@@ -277,7 +274,7 @@ def _greedy(candidates: Sequence[int], sides: NDArray[Any], n: int) -> list[int]
 # Length balancing over the whole dataset: chosen must not be the longer answer on average
 
 
-def balance(score_P_K: NDArray[np.float64], log_gap_P_K: NDArray[np.float64]) -> NDArray[np.int64]:
+def balance(score_P_K: Floats, log_gap_P_K: Floats) -> NDArray[np.int64]:
     """Which of each prompt's K candidates to take, so that the mean log length gap comes as near to
     0 as they allow.
 

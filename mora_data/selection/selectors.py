@@ -3,21 +3,18 @@ where it is not allowed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from .batch import Batch
+from ..statistics import Floats
+from .batch import Batch
 
 TEMPERATURE = 0.1
 LEAST_REWARD = 0.01
 LEAST_GAP = 0.1
 
 
-def dominance_hv(batch: Batch) -> NDArray[np.float64]:
+def dominance_hv(batch: Batch) -> Floats:
     """Volume of the box between the two points over the binding dimensions; no dimension may lose.
 
     prod_d m_d over binding d with m_d >= delta_d (and > 0), m_d >= 0 elsewhere (docs/method.md,
@@ -28,12 +25,12 @@ def dominance_hv(batch: Batch) -> NDArray[np.float64]:
     return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
 
-def weighted_sum(batch: Batch) -> NDArray[np.float64]:
+def weighted_sum(batch: Batch) -> Floats:
     """sum_d w_d m_d, if it is positive; a dimension may lose by less than its noise, no more."""
     return _constrained(batch, (batch.margins_P_N_N_D * _weights(batch)).sum(-1))
 
 
-def maxmin(batch: Batch) -> NDArray[np.float64]:
+def maxmin(batch: Batch) -> Floats:
     """min_d w_d m_d over the binding dimensions (all, when none is), above noise there; no other
     dimension may lose.
 
@@ -49,7 +46,7 @@ def maxmin(batch: Batch) -> NDArray[np.float64]:
     return np.where(allowed_here, np.where(binding, m * _weights(batch), np.inf).min(-1), -np.inf)
 
 
-def lsc(batch: Batch) -> NDArray[np.float64]:
+def lsc(batch: Batch) -> Floats:
     """U_i - U_j with U = sum_d w_d log sigma((r_d - ref_d) / T): high only where every dimension is
     good; T = 0.1.
 
@@ -63,7 +60,7 @@ def lsc(batch: Batch) -> NDArray[np.float64]:
     return _of_utility(batch, good @ _weights(batch))
 
 
-def nash(batch: Batch) -> NDArray[np.float64]:
+def nash(batch: Batch) -> Floats:
     """U_i - U_j with U = sum_d w_d log max(r_d, 0.01): the log Nash product of the two answers'
     rewards above 0.
 
@@ -74,7 +71,7 @@ def nash(batch: Batch) -> NDArray[np.float64]:
     )
 
 
-def lexi(batch: Batch) -> NDArray[np.float64]:
+def lexi(batch: Batch) -> Floats:
     """Margin of one target dimension, the guarded ones not made worse by more than noise
     (sequential stages)."""
     m = batch.margins_P_N_N_D
@@ -89,7 +86,7 @@ def lexi(batch: Batch) -> NDArray[np.float64]:
     return np.where(allowed_here, target, -np.inf)
 
 
-def rs_gap(batch: Batch) -> NDArray[np.float64]:
+def rs_gap(batch: Batch) -> Floats:
     """U_i - U_j with U = sum_d w_d r_d, where it exceeds 0.1: RS-DPO's pairs, which may lose a
     dimension (baseline).
 
@@ -101,7 +98,7 @@ def rs_gap(batch: Batch) -> NDArray[np.float64]:
         return np.where(batch.allowed_P_N_N() & (gap > LEAST_GAP), gap, -np.inf)
 
 
-def best_vs_mu2s(batch: Batch) -> NDArray[np.float64]:
+def best_vs_mu2s(batch: Batch) -> Floats:
     """U_i - |U_j - (mean - 2 sd)|: the best answer against the one nearest two standard deviations
     under the mean.
 
@@ -120,7 +117,7 @@ def best_vs_mu2s(batch: Batch) -> NDArray[np.float64]:
     )
 
 
-def random(batch: Batch) -> NDArray[np.float64]:
+def random(batch: Batch) -> Floats:
     """A random pair among those that weighted_sum would allow, drawn by the hash of the two texts
     alone (ablation).
 
@@ -134,7 +131,7 @@ def random(batch: Batch) -> NDArray[np.float64]:
     return np.where(np.isfinite(weighted_sum(batch)), (draw >> np.uint64(11)) * 2.0**-53, -np.inf)
 
 
-def _dominance_hv(batch: Batch) -> NDArray[np.float64]:
+def _dominance_hv(batch: Batch) -> Floats:
     """One dimension at a time: planes of P x N x N are several times as fast as reductions over a
     last axis of D."""
     allowed_here, some = batch.allowed_P_N_N(), np.zeros(1, bool)
@@ -150,11 +147,11 @@ def _dominance_hv(batch: Batch) -> NDArray[np.float64]:
     return np.where(allowed_here & some, np.where(plain, total, volume), -np.inf)
 
 
-def _of_utility(batch: Batch, utility_P_N: NDArray[np.float64]) -> NDArray[np.float64]:
+def _of_utility(batch: Batch, utility_P_N: Floats) -> Floats:
     return _constrained(batch, utility_P_N[:, :, None] - utility_P_N[:, None, :])
 
 
-def _constrained(batch: Batch, gap_P_N_N: NDArray[np.float64]) -> NDArray[np.float64]:
+def _constrained(batch: Batch, gap_P_N_N: Floats) -> Floats:
     """The gap where it is positive, no margin is below minus its noise and one reaches its
     noise."""
     m = batch.margins_P_N_N_D
@@ -166,13 +163,13 @@ def _constrained(batch: Batch, gap_P_N_N: NDArray[np.float64]) -> NDArray[np.flo
     return np.where(allowed_here, gap_P_N_N, -np.inf)
 
 
-def _weights(batch: Batch) -> NDArray[np.float64]:
+def _weights(batch: Batch) -> Floats:
     return (
         batch.weights_D if batch.weights_D is not None else np.ones(batch.rewards_P_N_D.shape[-1])
     )
 
 
-def _median_rollout(batch: Batch) -> NDArray[np.float64]:
+def _median_rollout(batch: Batch) -> Floats:
     """Per dimension, the (lower) median over the usable rollouts that have all their scores; P x D,
     0 where there is none."""
     r = batch.rewards_P_N_D

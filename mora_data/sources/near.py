@@ -15,16 +15,13 @@ the order of the texts and on nothing else. Memory: some 700 bytes a text (docs/
 from __future__ import annotations
 
 import array
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..text import words
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
 
 RUN, HASHES, SEED = 5, 128, 42
 GROUP, FULLEST = 8, 0.6  # slots that are looked at together; share of all slots in use at most

@@ -4,12 +4,9 @@ Arrays carry their axes: `rewards_P_N_D` holds P prompts x N rollouts x D dimens
 1], NaN where a score is missing. The formulas are those of docs/method.md.
 """
 
-from typing import TYPE_CHECKING
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int_]
-    Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int_]
+Bools = NDArray[np.bool_]

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from . import Bools, Floats, Ints
+from . import Bools, Floats, Ints
 
 CHUNK = 1 << 20  # numbers per block of draws
 

@@ -29,17 +29,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..settings import Foresee, PresampleSettings
 from ..types import Kind
+from . import Floats, Ints
 from .inference import beta_tail
 from .rollouts import dominance_rate, effective_dimensionality, gini_mean_difference
-
-if TYPE_CHECKING:
-    from ..settings import Foresee, PresampleSettings
-    from . import Floats, Ints
 
 KINDS: tuple[Kind, ...] = ("flat", "one_dim", "conflict", "multi", "undecided")
 STATES = ("informative", "saturated", "starved", "static", "undecided")

@@ -7,14 +7,10 @@ missing. Formulas: docs/method.md, "Kinds of prompts" and "What k samples bring"
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from . import Bools, Floats, Ints
+from . import Bools, Floats, Ints
 
 BLOCK = 512  # prompts at a time, so that the gaps of a pass over the pairs stay in the cache
 GRID_CELLS = 1 << 22  # per block of prompts, for the hypervolume

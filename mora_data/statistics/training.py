@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import Floats, Ints
 from .inference import cluster_bootstrap, resampled_counts
-
-if TYPE_CHECKING:
-    from . import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import RunFolderError
 from ..rewards.rules import is_refusal
 from ..run.partitions import lean_arrow
+from ..statistics import Bools
 from .folder import CHANGED, OTHER_VERSION, FileStamp, ViewedFolder, readable, stamp_files
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PROMPT_BYTES, ANSWER_BYTES = 160, 100  # of each text that are kept in memory
 TEXTS = ("prompt", "chosen", "rejected")
@@ -72,8 +71,8 @@ class PairIndex:
     prompt_Q: NDArray[np.int32]
     labels: Mapping[str, Labels]
     numbers: Mapping[str, NDArray[np.float32]]
-    targets_Q_D: NDArray[np.bool_]
-    flags: Mapping[str, NDArray[np.bool_]]
+    targets_Q_D: Bools
+    flags: Mapping[str, Bools]
     texts: Mapping[str, Any]
 
     @property
@@ -215,8 +214,8 @@ def _array(column: Any) -> NDArray[Any]:
 
 
 def _flags(
-    numbers: Mapping[str, NDArray[np.float32]], folder: ViewedFolder, refused: NDArray[np.bool_]
-) -> dict[str, NDArray[np.bool_]]:
+    numbers: Mapping[str, NDArray[np.float32]], folder: ViewedFolder, refused: Bools
+) -> dict[str, Bools]:
     if not numbers:
         return dict.fromkeys(FLAGS, refused)
     lost = np.zeros(len(refused), bool)

@@ -162,9 +162,7 @@ def requests_page(folder: ViewedFolder, status: RunStatus, query: Query) -> Page
     return Page("viewer/requests.html", fields)
 
 
-def _failed_rows(
-    folder: ViewedFolder,
-) -> tuple[Counter[tuple[str, str]], list[dict[str, Any]]]:
+def _failed_rows(folder: ViewedFolder) -> tuple[Counter[tuple[str, str]], list[dict[str, Any]]]:
     """How often each cause was met, and the last rows, the newest first; lines that can't be read
     are counted as such."""
     causes: Counter[tuple[str, str]] = Counter()

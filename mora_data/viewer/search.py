@@ -13,18 +13,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import SettingsError
 from ..run.partitions import lean_arrow
+from ..statistics import Bools
 from ..text import commonest_first
 from .folder import CHANGED, ViewedFolder, readable
 from .index import FACETS, FLAGS, TEXTS, PairIndex, index_pairs
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 PAGE_ROWS = 50
 SEARCH_S = 10.0  # for reading whole texts
@@ -151,7 +150,7 @@ class PairSearch:
     def __init__(self, folder: ViewedFolder) -> None:
         self.folder, self.index = folder, index_pairs(folder)
         self._orders: dict[str, NDArray[np.int64]] = {}
-        self._hits: dict[tuple[str, bool], tuple[NDArray[np.bool_], int | None]] = {}
+        self._hits: dict[tuple[str, bool], tuple[Bools, int | None]] = {}
 
     def page(self, q: PairQuery, size: int = PAGE_ROWS) -> ResultPage:
         """One page of the pairs that pass."""
@@ -185,7 +184,7 @@ class PairSearch:
             place, step = int(np.searchsorted(rank[rows], rank[at])), 0
         return place + step if q.after else max(place - size, 0)
 
-    def _mask(self, q: PairQuery, without: str = "") -> tuple[NDArray[np.bool_], int | None]:
+    def _mask(self, q: PairQuery, without: str = "") -> tuple[Bools, int | None]:
         """Which pairs pass all filters but `without`; and how many were searched where not all
         were."""
         ix, searched = self.index, None
@@ -214,7 +213,7 @@ class PairSearch:
         first."""
         ix, passing, out = self.index, self._mask(q)[0], {}
 
-        def others(name: str) -> NDArray[np.bool_]:
+        def others(name: str) -> Bools:
             return passing if getattr(q, name) is None else self._mask(q, name)[0]
 
         for name in FACETS:
@@ -251,7 +250,7 @@ class PairSearch:
             self._orders[sort] = np.argsort(-column if sort[:1] == "-" else column, kind="stable")
         return self._orders[sort]
 
-    def _search(self, words: str, whole: bool) -> tuple[NDArray[np.bool_], int | None]:
+    def _search(self, words: str, whole: bool) -> tuple[Bools, int | None]:
         key = words, whole
         if key not in self._hits:
             if len(self._hits) > 8:
@@ -261,7 +260,7 @@ class PairSearch:
         return self._hits[key]
 
 
-def _search_heads(index: PairIndex, words: str) -> tuple[NDArray[np.bool_], None]:
+def _search_heads(index: PairIndex, words: str) -> tuple[Bools, None]:
     """Pairs with the words in the beginning of a text, whatever their case."""
     hit = np.zeros(index.n, bool)
     for text in TEXTS:
@@ -272,7 +271,7 @@ def _search_heads(index: PairIndex, words: str) -> tuple[NDArray[np.bool_], None
     return hit, None
 
 
-def _contains(texts: Any, words: str) -> NDArray[np.bool_]:
+def _contains(texts: Any, words: str) -> Bools:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -280,7 +279,7 @@ def _contains(texts: Any, words: str) -> NDArray[np.bool_]:
     return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False), bool)
 
 
-def _search_files(index: PairIndex, words: str) -> tuple[NDArray[np.bool_], int | None]:
+def _search_files(index: PairIndex, words: str) -> tuple[Bools, int | None]:
     """The same in whole texts, read from disk for at most SEARCH_S seconds; also how many pairs
     were read where the time did not suffice.
 
@@ -302,7 +301,7 @@ def _search_files(index: PairIndex, words: str) -> tuple[NDArray[np.bool_], int 
     return hit, None
 
 
-def _any_turn_contains(messages: Any, words: str) -> NDArray[np.bool_]:
+def _any_turn_contains(messages: Any, words: str) -> Bools:
     first = messages.offsets.to_numpy()
     found = _contains(messages.flatten().field("content"), words)
     total = np.concatenate([[0], np.cumsum(found)])
