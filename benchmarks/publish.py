@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import Figure, Scale, checked, run
 from mora_data.dataset import lint, schemas
-from mora_data.dataset.folder import Release, write_dataset
+from mora_data.dataset.configs import Release
+from mora_data.dataset.folder import write_dataset
 from mora_data.run.table import Pairs, ScoredTable
 from mora_data.settings import BuildSettings, build_settings
 from mora_data.text import digest

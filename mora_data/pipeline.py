@@ -516,7 +516,8 @@ def _publish(
     published: Published,
 ) -> Published:
     """Write the dataset folder."""
-    from .dataset.folder import Release, write_dataset
+    from .dataset.configs import Release
+    from .dataset.folder import write_dataset
     from .selection.select import picker, selected
 
     s, stats = build.settings, context.judge_stats

@@ -1,7 +1,7 @@
 """One pure function per config: scored prompts -> its rows. `scored` is the canonical table; every
 other is derived.
 
-    view = TableView(table, Plan(dims=("helpful", "harmless"), origin=origin, ...))
+    view = TableView(table, Release(settings, origin, manifest, thresholds, pick))
     preference(view)                   Rows: which row of the table each stands for, and the columns
                                        of its own
     config_batch(view, "preference")   the same as a record batch in the config's schema, the prompt
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from .. import text
 from ..errors import PublishError
 from ..run.table import Pairs, ScoredTable, has_flag
+from ..settings import BuildSettings
 from ..types import DEGENERATE, Messages, Origin, Prompt
 from . import schemas
 
@@ -44,24 +45,44 @@ GREY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What the rows depend on beside the scored prompts.
+class Release:
+    """What a dataset depends on beside the scored prompts.
 
     Attributes:
+        manifest: what the run says about itself; any key may be missing.
         thresholds: pass threshold per dimension, where there is one.
-        grey: how far under its threshold a reward may lie without failing, per dimension.
-        live: the dimensions that somebody scored.
-        stages: the dimensions in the order of their stages.
+        dominance: under the selector each binding margin is positive and none is negative; the
+            rows are checked for it.
+        figures: path in the folder -> PNG; the manifest's `figures` name them for the card.
+        live: the dimensions that somebody scored, known once all rows were seen.
     """
 
-    dims: tuple[str, ...]
+    settings: BuildSettings
     origin: Origin
+    manifest: Mapping[str, Any]
+    thresholds: Mapping[str, float]
     pick: Pick
     dominance: bool = False
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    grey: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, bytes] = field(default_factory=dict)
     live: tuple[str, ...] = ()
-    stages: tuple[str, ...] = ()
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """The dimensions, in the order of the columns."""
+        return tuple(self.settings.dimensions)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The dimensions in the order of their stages."""
+        return tuple(d for d in self.settings.publish.stage_order if d in self.dims)
+
+    @property
+    def grey(self) -> dict[str, float]:
+        """How far under its threshold a reward may lie without failing: twice the noise of each
+        dimension, where the manifest has it."""
+        noise = (self.manifest.get("reference") or {}).get("noise") or {}
+        known = [d for d in self.dims if noise.get(d) is not None]
+        return {d: max(GREY, 2.0 * float(noise[d])) for d in known}
 
 
 # of a config: the row of the table that each row stands for, and the columns that only it has
@@ -71,9 +92,10 @@ Rows = tuple["NDArray[np.int64]", Columns]
 class TableView:
     """Scored prompts and what several configs need of them, computed once."""
 
-    def __init__(self, table: ScoredTable, plan: Plan) -> None:
+    def __init__(self, table: ScoredTable, release: Release) -> None:
         self.table = table
-        self.plan = plan
+        self.release = release
+        self.dims = release.dims
         self._picks: dict[tuple[str, tuple[str, ...]], Pairs] = {}
 
     @cached_property
@@ -94,7 +116,7 @@ class TableView:
             "target_dims": list(map(list, t.targets)),
             "binding_dims": list(map(list, t.bindings)),
         }
-        alike = {**asdict(self.plan.origin), "dims": list(self.plan.dims)}
+        alike = {**asdict(self.release.origin), "dims": list(self.dims)}
         columns = {"prompt": conversations(t.messages)}
         for name, kind, _ in schemas.PROVENANCE:
             if name in alike:
@@ -115,16 +137,16 @@ class TableView:
     def pick(self, target: str, aligned: tuple[str, ...] = ()) -> Pairs:
         """The best pair of each row for `target` that does not lose in the `aligned` dimensions."""
         key = (target, aligned)
-        if target not in self.plan.live:
-            return Pairs.of([], [], [], [], len(self.plan.dims))
+        if target not in self.release.live:
+            return Pairs.of([], [], [], [], len(self.dims))
         if key not in self._picks:
-            self._picks[key] = self.plan.pick(self.table, target, aligned)
+            self._picks[key] = self.release.pick(self.table, target, aligned)
         return self._picks[key]
 
     def rewards(self, pattern: str, at: NDArray[np.int64]) -> Columns:
         """The rewards of the answers at these positions, one column per dimension under the
         pattern's names."""
-        return _columns(pattern, self.plan.dims, self.table.rewards_R_D[at])
+        return _columns(pattern, self.dims, self.table.rewards_R_D[at])
 
     @cached_property
     def pairs(self) -> Rows:
@@ -133,7 +155,7 @@ class TableView:
         return pair_rows(
             self,
             pairs,
-            self.plan.origin.selector,
+            self.release.origin.selector,
             1.0 / np.bincount(pairs.row_Q, minlength=1)[pairs.row_Q],
         )
 
@@ -146,10 +168,10 @@ def config_batch(view: TableView, config: str) -> tuple[NDArray[np.int64], pa.Re
         KeyError: there is no such config.
         PublishError: a pair breaks the law of its selector.
     """
-    row_K, own = builders(view.plan.dims, view.plan.stages)[config](view)
+    row_K, own = builders(view.dims, view.release.stages)[config](view)
     if (wrong := broken_law(view, (row_K, own))) is not None:
         raise PublishError(f"config {config}, {wrong}, so nothing was written")
-    schema = schemas.schema(config, view.plan.dims)
+    schema = schemas.schema(config, view.dims)
     columns = dict(own)
     whole = np.array_equal(row_K, np.arange(len(view.table)))
     index = pa.array(row_K)
@@ -176,7 +198,7 @@ def preference_by(dim: str) -> Callable[[TableView], Rows]:
 
     def rows(view: TableView) -> Rows:
         in_all = np.ones(len(view.table), bool)
-        for d in view.plan.live:
+        for d in view.release.live:
             in_all &= np.isin(np.arange(len(view.table)), view.pick(d).row_Q)
         pairs = view.pick(dim)
         return _dimension_rows(view, pairs.take(in_all[pairs.row_Q]), dim)
@@ -189,7 +211,7 @@ def stage(number: int, dim: str) -> Callable[[TableView], Rows]:
     aligned before it."""
 
     def rows(view: TableView) -> Rows:
-        aligned = tuple(d for d in view.plan.stages[: number - 1] if d in view.plan.live)
+        aligned = tuple(d for d in view.release.stages[: number - 1] if d in view.release.live)
         row_K, columns = _dimension_rows(view, view.pick(dim, aligned), dim)
         column = pa.repeat(pa.scalar(number, pa.int64()), len(row_K))
         return row_K, {**columns, "stage": column}
@@ -208,14 +230,15 @@ def unpaired(view: TableView) -> Rows:
     True: every pass threshold is met. False: one reward is under its threshold by more than the
     grey zone. Unfit answers, and those in between, are left out.
     """
-    t, plan = view.table, view.plan
-    judged = [(j, d) for j, d in enumerate(plan.dims) if d in plan.live and d in plan.thresholds]
+    t, live, thresholds = view.table, view.release.live, view.release.thresholds
+    judged = [(j, d) for j, d in enumerate(view.dims) if d in live and d in thresholds]
+    grey = view.release.grey
     fails, passes = np.zeros(len(t.lengths_R), bool), np.full(len(t.lengths_R), bool(judged))
     # the optimistic value has to fail clearly, the pessimistic one to pass
     for j, d in judged:
         reward, uncertainty = t.absolute_R_D[:, j], t.uncertainty_R_D[:, j]
-        fails |= reward + uncertainty < plan.thresholds[d] - plan.grey.get(d, GREY)
-        passes &= reward - uncertainty >= plan.thresholds[d]
+        fails |= reward + uncertainty < thresholds[d] - grey.get(d, GREY)
+        passes &= reward - uncertainty >= thresholds[d]
     at = np.flatnonzero((fails | passes) & ~view.unfit_R)
     return t.row_R[at], {
         "completion": assistant_turns(t.texts.take(pa.array(at))),
@@ -239,14 +262,14 @@ def scored(view: TableView) -> Rows:
         "completions": list_array(t.starts, t.texts),
         **{
             f"rewards_{d}": list_array(t.starts, float_array(t.rewards_R_D[:, j]))
-            for j, d in enumerate(view.plan.dims)
+            for j, d in enumerate(view.dims)
         },
         "flags": list_array(t.starts, _flags(t)),
         "finish_reasons": list_array(t.starts, t.finish_reasons),
         "lengths": list_array(t.starts, pa.array(t.lengths_R)),
         "pair_chosen": list_array(pairs, pa.array(t.pairs.chosen_Q)),
         "pair_rejected": list_array(pairs, pa.array(t.pairs.rejected_Q)),
-        "selector": pa.repeat(pa.scalar(view.plan.origin.selector), n),
+        "selector": pa.repeat(pa.scalar(view.release.origin.selector), n),
     }
 
 
@@ -288,7 +311,7 @@ def builders(
 
 def pair_rows(view: TableView, pairs: Pairs, selector: str, weight_Q: NDArray[np.float64]) -> Rows:
     """Pairs as the columns that every pair config shares."""
-    t, dims = view.table, view.plan.dims
+    t, dims = view.table, view.dims
     first = t.starts[pairs.row_Q]
     i, j = first + pairs.chosen_Q, first + pairs.rejected_Q
     margins = t.margins_Q_D(pairs)
@@ -345,9 +368,9 @@ def broken_law(view: TableView, rows: Rows) -> str | None:
     if "dimension" in c:
         margin = f"margin_{c['dimension'][0].as_py()}"
         broken.append((_not_positive(c[margin]), margin, margin + " is {}, not positive"))
-    elif view.plan.dominance:
+    elif view.release.dominance:
         binding = view.table.binding_P_D[row_K]
-        for k, d in enumerate(view.plan.dims):
+        for k, d in enumerate(view.dims):
             margin = f"margin_{d}"
             bound = pc.and_(pa.array(binding[:, k]), _not_positive(c[margin]))
             negative = pc.fill_null(pc.less(c[margin], 0.0), False)

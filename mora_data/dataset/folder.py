@@ -12,7 +12,7 @@ end.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,9 @@ from .. import text
 from ..errors import PublishError
 from ..run.table import ScoredTable
 from ..settings import BuildSettings, nearest
-from ..types import Origin
 from . import configs, papers, schemas
 from .card import PublishedManifest, SourceInfo
-from .configs import Pick, Plan, TableView
+from .configs import Release, TableView
 from .privacy import screen, scrub, scrub_text
 from .schemas import ShardWriter
 
@@ -47,27 +46,6 @@ class FolderResult:
     n_bytes: int
     too_large: dict[str, int] = field(default_factory=dict)
     pii: dict[str, Any] | None = None  # see privacy.screen
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """What the folder depends on beside the scored prompts.
-
-    Attributes:
-        manifest: what the run says about itself; any key may be missing.
-        thresholds: pass threshold per dimension, where there is one.
-        dominance: under the selector each binding margin is positive and none is negative; the
-            rows are checked for it.
-        figures: path in the folder -> PNG; the manifest's `figures` name them for the card.
-    """
-
-    settings: BuildSettings
-    origin: Origin
-    manifest: Mapping[str, Any]
-    thresholds: Mapping[str, float]
-    pick: Pick
-    dominance: bool = False
-    figures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def write_dataset(
@@ -135,19 +113,9 @@ def _survey(
 def _write_all(
     scored: Callable[[], Iterable[ScoredTable]], release: Release, out: Path, wanted: list[str]
 ) -> FolderResult:
-    settings = release.settings
-    dims, share = tuple(settings.dimensions), settings.publish.test_share
-    live, forced_test = _survey(scored(), dims, share)
-    plan = Plan(
-        dims=dims,
-        origin=release.origin,
-        pick=release.pick,
-        dominance=release.dominance,
-        thresholds=dict(release.thresholds),
-        grey=_grey(release.manifest, dims),
-        live=live,
-        stages=tuple(d for d in settings.publish.stage_order if d in dims),
-    )
+    share = release.settings.publish.test_share
+    live, forced_test = _survey(scored(), release.dims, share)
+    release = replace(release, live=live)
     writers: dict[tuple[str, str], ShardWriter] = {}
     too_large: Counter[str] = Counter()
     prompts_by_source: Counter[tuple[str, str, str, str]] = Counter()
@@ -160,7 +128,7 @@ def _write_all(
             groups = [p.group for p in table.prompts]
             in_test = [split_share(g) < share or g == forced_test for g in groups]
             is_test_P = np.array(in_test, bool)
-            for name, row_K, rows in _rows_of(TableView(table, plan), wanted, too_large):
+            for name, row_K, rows in _rows_of(TableView(table, release), wanted, too_large):
                 for split, mask in (("train", ~is_test_P[row_K]), ("test", is_test_P[row_K])):
                     if not mask.any():
                         continue
@@ -180,13 +148,13 @@ def _write_all(
         schemas.fingerprint_of(out),
         sum(f.stat().st_size for f in out.glob("*/*.parquet")),
         dict(too_large),
-        dict(screen(out)) if settings.publish.pii else None,
+        dict(screen(out)) if release.settings.publish.pii else None,
     )
     sources: list[SourceInfo] = [
         {"dataset": d, "config": c, "revision": r, "licence": licence, "prompts": n}
         for (d, c, r, licence), n in sorted(prompts_by_source.items())
     ]
-    papers.write_papers(out, _published(out, release, plan, result, sources))
+    papers.write_papers(out, _published(out, release, result, sources))
     for name, png in release.figures.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_bytes(png)
@@ -251,14 +219,8 @@ def _wanted(settings: BuildSettings) -> list[str]:
     return [n for n in known if n in given or (union and schemas.family_of(n) == "by_dim")]
 
 
-def _grey(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> dict[str, float]:
-    """Twice the noise of each dimension, where the manifest has it."""
-    noise = (manifest.get("reference") or {}).get("noise") or {}
-    return {d: max(configs.GREY, 2.0 * float(noise[d])) for d in dims if noise.get(d) is not None}
-
-
 def _published(
-    out: Path, release: Release, plan: Plan, result: FolderResult, sources: list[SourceInfo]
+    out: Path, release: Release, result: FolderResult, sources: list[SourceInfo]
 ) -> PublishedManifest:
     """The manifest of the folder; the card and its neighbours say nothing that it does not."""
     manifest = scrub(dict(release.manifest))
@@ -270,15 +232,15 @@ def _published(
     return {
         "manifest": {**manifest, "fingerprint": result.fingerprint, "pii": result.pii},
         "folder": {
-            "dimensions": list(plan.dims),
-            "unscored": [d for d in plan.dims if d not in plan.live],
+            "dimensions": list(release.dims),
+            "unscored": [d for d in release.dims if d not in release.live],
             "licence": release.settings.publish.licence,
             "test_share": release.settings.publish.test_share,
-            "origin": asdict(plan.origin),
-            "floors": dict(plan.thresholds),
-            "grey": dict(plan.grey),
+            "origin": asdict(release.origin),
+            "floors": dict(release.thresholds),
+            "grey": release.grey,
             "too_large": result.too_large,
             "sources": sources,
-            **papers.describe(out, list(result.counts), plan.dims),
+            **papers.describe(out, list(result.counts), release.dims),
         },
     }

@@ -195,15 +195,13 @@ def _means(
     n_metrics: int,
 ) -> Floats:
     """Means of the rows that share a place; S x P x M, NaN where none has a value."""
-    out = np.full((n_seeds * n_prompts, n_metrics), np.nan)
     table = np.asarray(values, float).reshape(len(places), n_metrics)
     there = ~np.isnan(table)
-    for k in range(n_metrics):
-        at = np.asarray(places, np.int64)[there[:, k]]
-        n = np.bincount(at, minlength=len(out))
-        total = np.bincount(at, table[there[:, k], k], len(out))
-        out[:, k] = np.where(n > 0, total / np.maximum(n, 1), np.nan)
-    return out.reshape(n_seeds, n_prompts, n_metrics)
+    total, n = np.zeros((2, n_seeds * n_prompts, n_metrics))
+    np.add.at(total, list(places), np.where(there, table, 0.0))
+    np.add.at(n, list(places), there)
+    means = np.where(n > 0, total / np.maximum(n, 1), np.nan)
+    return means.reshape(n_seeds, n_prompts, n_metrics)
 
 
 def _set(

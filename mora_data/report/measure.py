@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from ..statistics import Bools, Floats
 from ..statistics import rollouts as st
 from ..statistics.inference import Sums
+from ..statistics.training import mean_over
 from .read import ArmBlock
 
 MOST = 50_000
@@ -85,8 +86,8 @@ def measure(arm: ArmBlock, s: Scale, sampled_P: Bools) -> Floats:
         np.where(two, st.effective_dimensionality(r, s.sigma_D), np.nan),
         np.where(two, _entropy(eigen), np.nan),
         whole.sum(1) / arm.asked_P,
-        _mean(arm.refusal_P_N),
-        _mean(arm.tokens_P_N),
+        mean_over(arm.refusal_P_N, 1),
+        mean_over(arm.tokens_P_N, 1),
     ]
     gini, _ = st.gini_mean_difference(r)
     at_k = st.range_at_k(r, s.k)
@@ -94,8 +95,8 @@ def measure(arm: ArmBlock, s: Scale, sampled_P: Bools) -> Floats:
         there = ~np.isnan(r[..., j])
         n = there.sum(1)
         columns += [
-            _mean(r[..., j]),
-            _mean(np.where(there, r[..., j] >= s.floors_D[j], np.nan)),
+            mean_over(r[..., j], 1),
+            mean_over(np.where(there, r[..., j] >= s.floors_D[j], np.nan), 1),
             np.where(two, cov[:, j, j], np.nan),
             np.where(n >= 2, gini[:, j], np.nan),
             at_k[:, j],
@@ -122,14 +123,6 @@ def _entropy(eigen_P_D: Floats) -> Floats:
     share = eigen_P_D / np.where(total > 1e-12, total, 1.0)[:, None]
     h = -(share * np.log(np.where(share > 0, share, 1.0))).sum(1)
     return np.asarray(np.where(total > 1e-12, np.exp(h), 0.0))
-
-
-def _mean(values_P_N: Floats) -> Floats:
-    there = ~np.isnan(values_P_N)
-    n = there.sum(1)
-    return np.asarray(
-        np.where(n > 0, np.where(there, values_P_N, 0.0).sum(1) / np.maximum(n, 1), np.nan)
-    )
 
 
 class Clusters:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from ..rewards.rules import is_refusal
 from ..run.partitions import lean_arrow
-from ..statistics import Bools, Floats, Ints
+from ..statistics import Floats, Ints
 from ..statistics.inference import cluster_bootstrap
 from ..statistics.judges import AgreementSums
 from ..text import commonest_first, digest
 from .measure import MOST, cluster_batch
-from .texts import auc, wording_probe
+from .texts import auc, ranks, wording_probe
 from .values import (
     Composition,
     Estimate,
@@ -43,7 +41,6 @@ GRID = 24  # cells of a side of the length x margin figure
 TALLIED = ("arm", "kind", "category", "source_dataset", "carried_dim")
 
 
-@dataclass
 class PairTable:
     """Numbers of `preference`, all splits together, in columns: 75 bytes a pair. Texts only of the
     pairs that the probe reads.
@@ -62,21 +59,18 @@ class PairTable:
             texts.
     """
 
-    ids_Q: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    prompts_Q: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    margins_Q_D: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    confirmed_Q_D: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    lengths_Q_2: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
-    refused_Q_2: Bools = field(default_factory=lambda: np.zeros((0, 2), bool))
-    tallies: dict[str, Counter[str]] = field(
-        default_factory=lambda: {name: Counter() for name in TALLIED}
-    )
-    composition: Counter[tuple[str, str]] = field(default_factory=Counter)
-    by_class: dict[str, Ints] = field(default_factory=dict)
-    first: list[str] = field(default_factory=list)
-    probed: list[int] = field(default_factory=list)
-    chosen: list[str] = field(default_factory=list)
-    rejected: list[str] = field(default_factory=list)
+    def __init__(self, n: int = 0, n_dims: int = 0) -> None:
+        self.ids_Q, self.prompts_Q = np.zeros((2, n), np.uint64)
+        self.margins_Q_D, self.confirmed_Q_D = np.zeros((2, n, n_dims))
+        self.lengths_Q_2 = np.zeros((n, 2), np.int32)
+        self.refused_Q_2 = np.zeros((n, 2), bool)
+        self.tallies = {name: Counter[str]() for name in TALLIED}
+        self.composition: Counter[tuple[str, str]] = Counter()
+        self.by_class: dict[str, Ints] = {}
+        self.first: list[str] = []
+        self.probed: list[int] = []
+        self.chosen: list[str] = []
+        self.rejected: list[str] = []
 
     def __len__(self) -> int:
         return len(self.ids_Q)
@@ -103,15 +97,7 @@ def read_pairs(dataset: Path, dims: Sequence[str]) -> PairTable:
         *SIDES,
         *(f"{m}_{d}" for m in ("margin", "margin_confirmed") for d in dims),
     ]
-    shape = (n, len(dims))
-    out = PairTable(
-        np.zeros(n, np.uint64),
-        np.zeros(n, np.uint64),
-        np.zeros(shape),
-        np.zeros(shape),
-        np.zeros((n, 2), np.int32),
-        np.zeros((n, 2), bool),
-    )
+    out = PairTable(n, len(dims))
     at = 0
     for f in files:
         for batch in pq.ParquetFile(f).iter_batches(1000, columns=wanted, use_threads=False):
@@ -302,15 +288,10 @@ def _quantiles(values: Floats) -> list[float | None]:
 
 def _spearman(a: Floats, b: Floats) -> float | None:
     ok = ~np.isnan(a) & ~np.isnan(b)
-    ranks = [_ranks(v[ok]) for v in (a, b)]
-    if ok.sum() < 3 or any(r.std() == 0 for r in ranks):
+    by_rank = [ranks(v[ok]) for v in (a, b)]
+    if ok.sum() < 3 or any(r.std() == 0 for r in by_rank):
         return None
-    return rounded(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: Floats) -> Floats:
-    _, at, count = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(count) - (count - 1) / 2)[at])
+    return rounded(np.corrcoef(by_rank[0], by_rank[1])[0, 1])
 
 
 # what people think of pairs, blindly, and whether the scores agree with them

@@ -65,11 +65,14 @@ def wording_probe(chosen: Sequence[str], rejected: Sequence[str], groups: Ints) 
 
 def auc(positive: Floats, negative: Floats) -> float:
     """P(a positive scores higher than a negative), ties half."""
-    both = np.concatenate([positive, negative])
-    _, at, count = np.unique(both, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[at]
-    n, m = len(positive), len(negative)
+    rank, n, m = ranks(np.concatenate([positive, negative])), len(positive), len(negative)
     return float((rank[:n].sum() - n * (n + 1) / 2) / (n * m)) if n and m else math.nan
+
+
+def ranks(values: Floats) -> Floats:
+    """Rank of each value from 1 up; equal ones share the mean of theirs."""
+    _, at, count = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(count) - (count - 1) / 2)[at])
 
 
 def diversity(texts: Sequence[str]) -> Diversity:

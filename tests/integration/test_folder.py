@@ -327,7 +327,7 @@ def test_memory_does_not_hold_the_rows(tmp_path: Path) -> None:
         gc.collect()
         alive_at_end.append(sum(r() is not None for r in seen))
 
-    release = folder.Release(
+    release = configs.Release(
         settings(publish={"test_share": 0.0}),
         ORIGIN,
         MANIFEST,
@@ -342,7 +342,7 @@ def test_rows_of_a_config_equal_what_is_on_disk(tmp_path: Path) -> None:
     scored: list[Scored] = list(many(3))
     write(tmp_path / "dataset", scored, settings=settings(publish={"test_share": 0.0}))
     view = configs.TableView(
-        table_of(scored, DIMS), configs.Plan(dims=DIMS, origin=ORIGIN, pick=pick)
+        table_of(scored, DIMS), configs.Release(settings(), ORIGIN, MANIFEST, {}, pick)
     )
     assert (
         table(tmp_path / "dataset", "preference")

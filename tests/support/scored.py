@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mora_data.dataset.folder import FolderResult, Release, write_dataset
+from mora_data.dataset.configs import Release
+from mora_data.dataset.folder import FolderResult, write_dataset
 from mora_data.run.table import Pairs, ScoredTable, usable
 from mora_data.settings import BuildSettings, build_settings
 from mora_data.text import context_id, group_id, n_tokens

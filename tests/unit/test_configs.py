@@ -11,27 +11,27 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.scored import DIMS, FLOORS, ORIGIN, Scored, one, pick, table_of
+from support.scored import DIMS, FLOORS, ORIGIN, Scored, one, pick, settings, table_of
 
 from mora_data import text
 from mora_data.dataset import configs, schemas
-from mora_data.dataset.configs import Plan, TableView, config_batch
+from mora_data.dataset.configs import Release, TableView, config_batch
 from mora_data.run.table import Pairs, ScoredTable
 from mora_data.types import Pair
 
 
 def view(scored: Scored, **changes: Any) -> TableView:
     given: dict[str, Any] = {
-        "dims": DIMS,
+        "settings": settings(),
         "origin": ORIGIN,
+        "manifest": {},
+        "thresholds": FLOORS,
         "pick": pick,
         "dominance": True,
-        "thresholds": FLOORS,
         "live": DIMS,
-        "stages": DIMS,
         **changes,
     }
-    return TableView(table_of([scored], given["dims"]), Plan(**given))
+    return TableView(table_of([scored], DIMS), Release(**given))
 
 
 def rows(of: TableView, config: str) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ def test_unpaired_labels_pass_fail_and_drops_the_grey_zone() -> None:
         (message("assistant", "good"), True),
         (message("assistant", "bad"), False),
     ]
-    noisy = rows(view(scored, grey={"helpful": 0.8}), "unpaired")
+    noisy = rows(view(scored, manifest={"reference": {"noise": {"helpful": 0.4}}}), "unpaired")
     assert [r["label"] for r in noisy] == [True]
 
 
@@ -159,8 +159,9 @@ def test_a_stage_constrains_the_dimensions_aligned_before_it() -> None:
         return pick(table, target, aligned)
 
     order = ("harmless", "helpful", "truthful")
+    of_order = view(one(), settings=settings(publish={"stage_order": list(order)}), pick=spy)
     for number, dim in enumerate(order, 1):
-        (row,) = rows(view(one(), stages=order, pick=spy), f"stage{number}_{dim}")
+        (row,) = rows(of_order, f"stage{number}_{dim}")
         assert (row["stage"], row["dimension"]) == (number, dim)
     assert asked == [
         ("harmless", ()),
