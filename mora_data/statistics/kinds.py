@@ -156,7 +156,8 @@ def decisions(
     gini, se = gini_mean_difference(rewards_P_N_D)
     above = gini - 2 * sigma_D / np.sqrt(np.pi)
     informative = above - Z95 * se >= settings.gamma
-    high, low = _tails(c, n, settings.eps)
+    above_eps = _tail_tables(int(n.max(initial=0)), settings.eps)
+    high, low = (table[n, c] for table in above_eps)
     tests = [informative, high >= 0.95, low <= 0.05, (above + Z95 * se < settings.gamma) & (n >= 8)]
     state = np.select(tests, [0, 1, 2, 3], 4)
     rate, rate_se = dominance_rate(rewards_P_N_D, informative, 2 * sigma_D)
@@ -168,15 +169,10 @@ def decisions(
     return Decisions(kind, state, n, c, gini, rate, erd, np.mean(np.all(passes, axis=-1), axis=1))
 
 
-def _tails(c_P_D: Ints, n_P_D: Ints, eps: float) -> tuple[Floats, Floats]:
-    """P(p >= 1 - eps) and P(p >= eps) under Jeffreys' prior."""
-    high, low = _tail_tables(int(n_P_D.max(initial=0)), eps)
-    return high[n_P_D, c_P_D], low[n_P_D, c_P_D]
-
-
 @lru_cache(maxsize=64)
 def _tail_tables(most: int, eps: float) -> tuple[Floats, Floats]:
-    """The same for every n <= `most` and c <= n: each is solved once."""
+    """P(p >= 1 - eps) and P(p >= eps) under Jeffreys' prior, for every n <= `most` and c <= n: each
+    is solved once."""
     n, c = np.arange(most + 1)[:, None], np.arange(most + 1)[None, :]
     a, b = np.broadcast_arrays(c + 0.5, np.maximum(n - c, 0) + 0.5)
     return beta_tail(a, b, 1 - eps), beta_tail(a, b, eps)

@@ -68,7 +68,7 @@ def reward_spaces(
             arms[n].answers,
             plane,
             floors,
-            [(p.chosen, p.rejected) for p in arms[n].selected],
+            [(p["chosen"], p["rejected"]) for p in arms[n].selected],
             None if link is None else f"{link}#{n}-",
         )
         for n in names

@@ -44,34 +44,20 @@ class ScoredAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class CandidatePair:
-    """Two answers of an arm, by index, that selection had to choose from."""
-
-    chosen: int
-    rejected: int
-    score: float | None
-    margins: Mapping[str, float | None]
-    confirmed: Mapping[str, float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class SelectedPair:
-    """A published pair, by answer index."""
-
-    pair_id: str
-    chosen: int
-    rejected: int
-
-
-@dataclass(frozen=True, slots=True)
 class PromptArm:
-    """The prompt in one arm: as it was asked, and what came of it."""
+    """The prompt in one arm: as it was asked, and what came of it.
+
+    Attributes:
+        candidates: pairs that selection had to choose from: `chosen` and `rejected` by answer
+            index, `score`, and by dimension `margins` and `confirmed` ones.
+        selected: published pairs: `pair_id`, `chosen`, `rejected`.
+    """
 
     name: str
     messages: Sequence[Message]
     answers: Sequence[ScoredAnswer]
-    candidates: Sequence[CandidatePair]
-    selected: Sequence[SelectedPair]
+    candidates: Sequence[Row]
+    selected: Sequence[Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +151,13 @@ def _arms(
             **{k: r[k] for k in named},
         )
         answers[r["arm"]].append(answer)
-    candidates: dict[str, list[CandidatePair]] = defaultdict(list)
+    candidates: dict[str, list[Row]] = defaultdict(list)
     for r in _rows(part, "pairs", prompt_id):
-        margins, confirmed = (
-            {d: r[f"{name}_{d}"] for d in dims} for name in ("margin", "margin_confirmed")
-        )
-        pair = CandidatePair(r["chosen"], r["rejected"], r["score"], margins, confirmed)
+        pair = {
+            **{name: r[name] for name in ("chosen", "rejected", "score")},
+            "margins": {d: r[f"margin_{d}"] for d in dims},
+            "confirmed": {d: r[f"margin_confirmed_{d}"] for d in dims},
+        }
         candidates[r["arm"]].append(pair)
     return [
         PromptArm(
@@ -184,13 +171,11 @@ def _arms(
     ]
 
 
-def _selected(
-    arm: str, answers: Sequence[ScoredAnswer], pairs: Sequence[PairRow]
-) -> list[SelectedPair]:
+def _selected(arm: str, answers: Sequence[ScoredAnswer], pairs: Sequence[PairRow]) -> list[Row]:
     """The published pairs of an arm; their answers are found by their texts."""
     by_text = {a.text: a.index for a in reversed(answers)}
     return [
-        SelectedPair(p["pair_id"], by_text[c], by_text[r])
+        {"pair_id": p["pair_id"], "chosen": by_text[c], "rejected": by_text[r]}
         for p in pairs
         if p["arm"] == arm
         and (c := p["chosen"][-1]["content"]) in by_text
@@ -263,7 +248,11 @@ def _scored_arm(r: Row, dims: Sequence[str], pairs: Sequence[PairRow]) -> Prompt
         for i, text in enumerate(r["completions"])
     ]
     candidates = [
-        CandidatePair(c, x, None, {d: margin(d, c, x) for d in dims}, dict.fromkeys(dims))
+        {
+            **{"chosen": c, "rejected": x, "score": None},
+            "margins": {d: margin(d, c, x) for d in dims},
+            "confirmed": dict.fromkeys(dims),
+        }
         for c, x in zip(r["pair_chosen"] or (), r["pair_rejected"] or (), strict=True)
     ]
     return PromptArm(
