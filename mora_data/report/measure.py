@@ -122,7 +122,7 @@ def _entropy(eigen_P_D: Floats) -> Floats:
     total = eigen_P_D.sum(1)
     share = eigen_P_D / np.where(total > 1e-12, total, 1.0)[:, None]
     h = -(share * np.log(np.where(share > 0, share, 1.0))).sum(1)
-    return np.asarray(np.where(total > 1e-12, np.exp(h), 0.0))
+    return np.where(total > 1e-12, np.exp(h), 0.0)
 
 
 class Clusters:

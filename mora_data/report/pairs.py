@@ -78,7 +78,7 @@ class PairTable:
     def length_ratio_Q(self) -> Floats:
         """The chosen answer's length over the rejected one's."""
         lengths = np.maximum(self.lengths_Q_2, 1)
-        return np.asarray(lengths[:, 0] / lengths[:, 1])
+        return lengths[:, 0] / lengths[:, 1]
 
 
 def read_pairs(dataset: Path, dims: Sequence[str]) -> PairTable:
@@ -390,7 +390,7 @@ def _of_cells(shares_B_4: Floats) -> Floats:
     agree = both + none
     chance = (both + human) * (both + judge) + (judge + none) * (human + none)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(chance < 1 - 1e-12, (agree - chance) / (1 - chance), np.nan))
+        return np.where(chance < 1 - 1e-12, (agree - chance) / (1 - chance), np.nan)
 
 
 def _between(rows: Sequence[Vote]) -> dict[str, float | int | None] | None:

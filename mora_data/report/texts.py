@@ -72,7 +72,7 @@ def auc(positive: Floats, negative: Floats) -> float:
 def ranks(values: Floats) -> Floats:
     """Rank of each value from 1 up; equal ones share the mean of theirs."""
     _, at, count = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(count) - (count - 1) / 2)[at])
+    return (np.cumsum(count) - (count - 1) / 2)[at]
 
 
 def diversity(texts: Sequence[str]) -> Diversity:
@@ -157,7 +157,7 @@ def _hashed(texts: Sequence[str]) -> NDArray[np.float32]:
             zlib.crc32(w.encode("utf-8", "replace")) % COLUMNS for w in t.lower().split()[:400]
         ]
         np.add.at(out[i], columns, 1)
-    return np.asarray(np.log1p(out))
+    return np.log1p(out)
 
 
 def _logistic(x: NDArray[np.float32], y: Floats) -> tuple[NDArray[np.float32], float]:

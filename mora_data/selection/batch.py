@@ -81,12 +81,12 @@ class Batch:
     def log_length_gap_P_N_N(self) -> Floats:
         """log(length of i / length of j)."""
         log = np.log(np.maximum(self.length_P_N, 1.0))
-        return np.asarray(log[:, :, None] - log[:, None, :])
+        return log[:, :, None] - log[:, None, :]
 
     def margin_P_N_N(self, d: int) -> Floats:
         """The margins of one dimension."""
         r = self.rewards_P_N_D[..., d]
-        return np.asarray(r[:, :, None] - r[:, None, :])
+        return r[:, :, None] - r[:, None, :]
 
     def least_margin(self, p: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]) -> Floats:
         """Smallest margin over the dimensions of each pair (i, j) of prompt p."""

@@ -202,7 +202,7 @@ def sign_flip_test(differences_P_M: Floats, draws: int = 10_000, seed: int = 0) 
         )
         flipped = 2 * (bits.astype(float) @ values) - values.sum(0)
         extreme += (np.abs(flipped) >= seen * (1 - 1e-9) - 1e-12).sum(0)
-    return np.asarray((1 + extreme) / (1 + draws))
+    return (1 + extreme) / (1 + draws)
 
 
 def holm(p_values: Floats) -> Floats:

@@ -208,7 +208,7 @@ def rate_prior(c_P: Ints, n_P: Ints, rounds: int = 200) -> Floats:
         share = likelihood * mass
         mass = (share / share.sum(1, keepdims=True)).sum(0) + jeffreys
         mass /= mass.sum()
-    return np.asarray(mass / jeffreys)
+    return mass / jeffreys
 
 
 def foreseen(
@@ -296,7 +296,7 @@ def _rates(c: int, n: int, prior_B: Floats, rng: np.random.Generator, draws: int
     """Pass rates from their posterior, uniform within an interval."""
     posterior = prior_B * _jeffreys(int(c), int(n))
     at = rng.choice(len(posterior), draws, p=posterior / posterior.sum())
-    return np.asarray(BINS[at] + rng.random(draws) * np.diff(BINS)[at])
+    return BINS[at] + rng.random(draws) * np.diff(BINS)[at]
 
 
 @lru_cache(maxsize=4096)
@@ -309,4 +309,4 @@ def _masses(a_P: Floats, b_P: Floats) -> Floats:
     """Mass of Beta(a, b) in each interval; P x bins."""
     above = np.stack([beta_tail(a_P, b_P, float(x)) for x in BINS[1:-1]], axis=1)
     ends = np.concatenate([np.ones((len(a_P), 1)), above, np.zeros((len(a_P), 1))], axis=1)
-    return np.asarray(np.maximum(-np.diff(ends, axis=1), 1e-300))
+    return np.maximum(-np.diff(ends, axis=1), 1e-300)

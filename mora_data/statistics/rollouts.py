@@ -92,12 +92,10 @@ def effective_dimensionality(rewards_P_N_D: Floats, sigma_D: Floats) -> Floats:
     eigen = np.clip(np.linalg.eigvalsh(cov), 0.0, None)
     total, square = eigen.sum(-1), (eigen**2).sum(-1)
     bound = 2 * (sigma_D**2).sum() * np.sqrt(2 / np.maximum(n_P - 1, 1))
-    return np.asarray(
-        np.where(
-            (total > np.maximum(bound, 1e-12)) & (n_P > 1),
-            total**2 / np.where(square > 0, square, 1.0),
-            0.0,
-        )
+    return np.where(
+        (total > np.maximum(bound, 1e-12)) & (n_P > 1),
+        total**2 / np.where(square > 0, square, 1.0),
+        0.0,
     )
 
 

@@ -140,7 +140,7 @@ def _rate_at_zero(x_U: Floats, weight_B_U: Floats, wins_B_U: Floats) -> Floats:
             a + np.clip((hbb * ga - hab * gb) / det, -2, 2),
             b + np.clip((haa * gb - hab * ga) / det, -2, 2),
         )
-    return np.asarray(1 / (1 + np.exp(-a)))
+    return 1 / (1 + np.exp(-a))
 
 
 def backward_transfer(scores_T_D: Floats, trained_at_D: Sequence[int | None]) -> Floats:
