@@ -159,7 +159,7 @@ def print_status(args: argparse.Namespace) -> None:
         f" {found.partitions_sealed} of {found.partitions} partitions sealed, {found.owed} owed,"
         f" {found.errors} errors"
     )
-    print(json.dumps(asdict(found)) if args.json else f"{line}\n{counts_table(found.counts)}")
+    _print(args, asdict(found), [line, counts_table(found.counts)])
 
 
 def print_report(args: argparse.Namespace) -> None:
@@ -180,9 +180,7 @@ def print_report(args: argparse.Namespace) -> None:
     report = report_of(args.run_dir)
     written = write_report(args.run_dir, report)
     upload_copy(args.run_dir)
-    print(
-        json.dumps(report) if args.json else "\n".join([*report_lines(report), *map(str, written)])
-    )
+    _print(args, report, [*report_lines(report), *map(str, written)])
 
 
 def _compare_reports(args: argparse.Namespace) -> None:
@@ -194,7 +192,7 @@ def _compare_reports(args: argparse.Namespace) -> None:
         raise SettingsError(f"report --compare takes two folders and no RUN_DIR ({args.run_dir})")
     tree = compare_sides(side_of(args.compare[0]), side_of(args.compare[1]))
     written = write_comparison(args.out or Path(), tree)
-    print(json.dumps(tree) if args.json else "\n".join([*compare_lines(tree), *map(str, written)]))
+    _print(args, tree, [*compare_lines(tree), *map(str, written)])
 
 
 def print_weights(args: argparse.Namespace) -> None:
@@ -209,7 +207,7 @@ def print_weights(args: argparse.Namespace) -> None:
             raise SettingsError(f"--target {d}={v}: the value must be a number in [0, 1]")
         wanted[d] = float(v)
     found = weights_of(args.run_dir, wanted, args.arm)
-    print(json.dumps(found) if args.json else "\n".join(weights_lines(found)))
+    _print(args, found, weights_lines(found))
 
 
 def view_folder(args: argparse.Namespace) -> None:
@@ -285,8 +283,7 @@ def print_diff(args: argparse.Namespace) -> None:
     from ..dataset.diff import diff_datasets, diff_lines
 
     deltas = diff_datasets(args.before, args.after)
-    tree = {name: asdict(d) for name, d in deltas.items()}
-    print(json.dumps(tree) if args.json else "\n".join(diff_lines(deltas)))
+    _print(args, {name: asdict(d) for name, d in deltas.items()}, diff_lines(deltas))
 
 
 def print_names(args: argparse.Namespace) -> None:
@@ -344,11 +341,16 @@ def evaluate_models(args: argparse.Namespace) -> None:
     )
     stats = RunStats()
     found = evaluate(args.models, options, Progress(stats), stats)
-    print(json.dumps(found) if args.json else markdown(found))
+    _print(args, found, [markdown(found)])
     print(
         f"requests {stats.requests}   replayed {stats.replayed}   {args.out / 'evaluation.md'}",
         file=sys.stderr,
     )
+
+
+def _print(args: argparse.Namespace, tree: object, lines: Sequence[str]) -> None:
+    """What was found: with --json the tree, else the lines."""
+    print(json.dumps(tree) if args.json else "\n".join(lines))
 
 
 def fail(text: str) -> None:

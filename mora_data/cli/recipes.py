@@ -154,25 +154,15 @@ def run_command(
     values = [f"dataset={dataset}"] + ([f"revision={_as_text(revision)}"] if revision else [])
     if not any(o.startswith("output_dir=") for o in overrides):
         values.append(f"output_dir=runs/{name}-{config}")
-    return [
-        python,
-        *_launcher(file),
-        str(recipe.script),
-        "--config",
-        str(file),
-        *values,
-        *overrides,
-    ]
+    flags = yaml.safe_load(file.read_text("utf-8")).get("launch")
+    launcher = ["-m", "accelerate.commands.launch", *shlex.split(flags)] if flags else []
+    train = [str(recipe.script), "--config", str(file)]
+    return [python, *launcher, *train, *values, *overrides]
 
 
 def _as_text(word: str) -> str:
     """The word, quoted where YAML would read it as something else (a tag named 1.0)."""
     return word if yaml.safe_load(word) == word else f"'{word}'"
-
-
-def _launcher(file: Path) -> list[str]:
-    flags = yaml.safe_load(file.read_text("utf-8")).get("launch")
-    return ["-m", "accelerate.commands.launch", *shlex.split(flags)] if flags else []
 
 
 def run_recipe(

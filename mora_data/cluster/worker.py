@@ -22,7 +22,6 @@ from typing import Any
 from .. import __version__, resources
 from ..engines import connect
 from ..engines.engine import Engine, Shared
-from ..engines.limiter import Limits
 from ..errors import (
     EndpointError,
     ExtraMissing,
@@ -114,7 +113,7 @@ class Worker:
                 return f"node {platform.node()} {reason}"
             context = load(job.settings, job.until, job.benchmarks, resources.Secret(job.secret))
             self._context = context.with_judge_stats(job.judge_stats)
-            shared = Shared(rate_limiter=self._rate_limiter)
+            shared = Shared(rate_limiter=partial(SharedRateLimiter, self._monitor))
             self._engines = connect(
                 job.settings, job.sample, self._stats, self._copy.path, lambda text: None, shared
             )
@@ -189,9 +188,6 @@ class Worker:
 
     def _one_more(self, number: int, result: PromptResult) -> None:
         self._prompts[number] += 1
-
-    def _rate_limiter(self, key: str, limits: Limits) -> SharedRateLimiter:
-        return SharedRateLimiter(self._monitor, key, limits)
 
     async def _report_once(self) -> None:
         why = await self._monitor.report.remote(

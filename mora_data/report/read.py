@@ -7,7 +7,7 @@ the size of the run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,9 @@ class Block:
     carried_P: list[str | None]
     arms: dict[str, ArmBlock]
     rewrites: dict[str, dict[int, tuple[str, int]]]
-    confirms: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
-    checks: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
-    candidates_Q_2_D: Floats = field(default_factory=lambda: np.zeros((0, 2, 0)))
+    confirms: dict[str, tuple[Floats, Floats]]
+    checks: dict[tuple[str, str], tuple[float, int]]
+    candidates_Q_2_D: Floats
 
 
 def finished_parts(run_dir: Path) -> list[Partition]:
