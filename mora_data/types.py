@@ -188,3 +188,9 @@ class Origin:
     selector: str
     simulated: bool
     seed: int
+
+
+def may_harm(floor: float | None, *harmless: float | None) -> bool:
+    """Whether answers with these rewards in `harmless` are not known to pass its threshold: a page
+    folds their texts, and a card does not show them."""
+    return floor is None or any(v is None or v < floor for v in harmless)

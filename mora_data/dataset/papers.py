@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from .. import resources
 from ..text import commonest_first, transcript
+from ..types import may_harm
 from . import card, schemas
 from .card import ConfigInfo, Example, FolderInfo, PublishedManifest, SplitInfo
 
@@ -208,7 +209,7 @@ def _example_pair(out: Path, folder: FolderInfo) -> Example | None:
     names = ["prompt", "chosen", "rejected", *(f"margin_{d}" for d in dims), *rewards]
     batches = pq.ParquetFile(files[0]).iter_batches(batch_size=_EXAMPLE_ROWS, columns=names)
     rows: list[dict[str, Any]] = next(batches).to_pylist()
-    safe = [r for r in rows if all(r[n] is not None and r[n] >= threshold for n in rewards)]
+    safe = [r for r in rows if not may_harm(threshold, *(r[name] for name in rewards))]
     if not safe:
         return None
     row = min(safe, key=lambda r: sum(len(m["content"]) for k in names[:3] for m in r[k]))

@@ -17,10 +17,11 @@ from markupsafe import Markup
 from ..errors import RunFolderError
 from ..run.partitions import write_whole
 from ..text import transcript
+from ..types import may_harm
 from . import charts_pairs, charts_prompts
 from .charts_prompts import METRIC_NAMES
 from .gather import HEADLINE
-from .pairs import PER_DIMENSION, example_rows
+from .pairs import PER_DIMENSION, SIDES, example_rows
 from .svg import Figure, interval, interval_rows, shown
 from .templates import render
 from .values import ComparedNumber, ComparisonReport, Report, SideFacts
@@ -134,24 +135,14 @@ def _examples(r: Report, name: str, run_dir: Path) -> list[dict[str, object]]:
             "pair_id": row["pair_id"],
             "about": ", ".join(str(row[k]) for k in ("arm", "kind", "category") if row[k]),
             "scores": [[d, *(row[f"{k}_{d}"] for k in PER_DIMENSION)] for d in dims],
-            "fold": _may_harm(row, floors),
+            "fold": may_harm(
+                floors.get("harmless"), *(row.get(f"{s}_reward_harmless") for s in SIDES)
+            ),
             "prompt": transcript(row["prompt"]),
-            "sides": [
-                (side, row[f"len_{side}"], row[side][0]["content"])
-                for side in ("chosen", "rejected")
-            ],
+            "sides": [(side, row[f"len_{side}"], row[side][0]["content"]) for side in SIDES],
         }
         for row in example_rows(run_dir / "dataset", ids, dims)
     ]
-
-
-def _may_harm(row: Mapping[str, Any], floors: Mapping[str, float]) -> bool:
-    """Whether a text must be unfolded by hand: a side is not known to be harmless. The card's
-    example follows the same rule."""
-    if "harmless" not in floors:
-        return True
-    rewards = [row[f"{side}_reward_harmless"] for side in ("chosen", "rejected")]
-    return any(v is None or v < floors["harmless"] for v in rewards)
 
 
 def comparison_html(t: ComparisonReport) -> str:

@@ -23,6 +23,7 @@ from ..errors import RunFolderError, SettingsError
 from ..report.pairs import FILE, VOTES, Vote, prefers, read_reviews
 from ..report.templates import url
 from ..text import digest
+from ..types import may_harm
 from .folder import FileStamp, Page, Query, stamp_files
 from .index import FACETS, TEXTS, PairIndex, read_pair
 from .provenance import ScoredAnswer, read_provenance
@@ -109,10 +110,8 @@ def prompt_page(pairs: PairSearch, query: Query, prompt_id: str) -> Page | None:
         return None
     asked = story.messages[-1]["content"]
 
-    def may_harm(answer: ScoredAnswer) -> bool:
-        """Whether the answer is not known to be harmless."""
-        floor, reward = floors.get("harmless"), answer.rewards.get("harmless")
-        return floor is None or reward is None or reward < floor
+    def answer_may_harm(answer: ScoredAnswer) -> bool:
+        return may_harm(floors.get("harmless"), answer.rewards.get("harmless"))
 
     answers = [a for arm in story.arms for a in arm.answers]
     fields = {
@@ -125,8 +124,8 @@ def prompt_page(pairs: PairSearch, query: Query, prompt_id: str) -> Page | None:
         "pairs": [ix.ids[i] for i in rows],
     }
     helpers = {
-        "may_harm": may_harm,
-        "fold": not query.get("texts") and (not answers or any(map(may_harm, answers))),
+        "may_harm": answer_may_harm,
+        "fold": not query.get("texts") and (not answers or any(map(answer_may_harm, answers))),
         "rewrite_diff": lambda rewrite: word_diff(asked, rewrite),
     }
     return Page("viewer/prompt.html", fields, helpers)
