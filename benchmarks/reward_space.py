@@ -49,7 +49,7 @@ def draw(run: Path, pair_id: str | None = None) -> str:
     after, dims = arms[row["arm"]], pairs.index.dims
     x = row["carried_dim"] or dims[0]
     plane = (x, next(d for d in (*(row["target_dims"] or ()), *dims) if d != x))
-    selected = [(p.chosen, p.rejected) for p in after.selected]
+    selected = [(p["chosen"], p["rejected"]) for p in after.selected]
     prompts = [row["source_prompt"], row["prompt"][-1]["content"]]
     lines = [textwrap.wrap(" ".join(t.split()), 58)[:5] for t in prompts]
     floors = pairs.folder.floors
