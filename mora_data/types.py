@@ -160,8 +160,13 @@ class Rollout:
     persona: str | None = None  # whose system prompt it answered under
 
     @property
+    def is_scored(self) -> bool:
+        """Whether it gets scores: it came, and is not degenerate."""
+        return self.error is None and not DEGENERATE.intersection(self.flags)
+
+    @property
     def is_usable(self) -> bool:
-        """Whether it may stand in a pair."""
+        """Whether it may stand in a pair: scored, and no duplicate."""
         return self.error is None and not OUT_OF_PAIRS.intersection(self.flags)
 
 

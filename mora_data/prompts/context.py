@@ -40,7 +40,7 @@ from ..text import digest
 from ..types import STAGES, Role, Sampling, reaches
 from .personas import Persona, load_personas
 
-FORMAT = 3  # of the partitions; raised when the same settings would make other rows
+FORMAT = 4  # of the partitions; raised when the same settings would make other rows
 
 # what the judges' statistics do not rest on; everything else that the settings hold counts
 NOT_IN_JUDGE_STATS = ("fuse", "rewriter", "rollout", "select", "heldout_judge")

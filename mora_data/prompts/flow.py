@@ -23,7 +23,7 @@ from ..rewriting.rewriter import Probe, RewriteSource, in_arm_order, matched_len
 from ..run.tasks import all_of
 from ..settings import BuildSettings
 from ..text import is_foreign, language_of, n_tokens, normalise, seed_of
-from ..types import OUT_OF_PAIRS, Answer, Messages, Pair, Prompt, Request, Rollout, Score
+from ..types import DEGENERATE, Answer, Messages, Pair, Prompt, Request, Rollout, Score
 from .budget import goes_on
 from .context import PromptContext
 from .personas import as_persona, interleave
@@ -93,10 +93,9 @@ async def presample(
     kept: list[tuple[int, Score]] = []
     schedule = context.settings.presample.looks()
     for first, stop in zip([0, *schedule], schedule, strict=False):
-        rollouts, scored = await sample_and_score(context, prompt, first, stop, arm.anchors)
-        arm.rollouts += rollouts
+        scored = await sample_and_score(context, prompt, arm, stop)
         kept += [(first + i, s) for i, s in scored]
-        _add_rewards(context, arm, rollouts, scored)
+        _add_rewards(context, arm, arm.rollouts[first:], scored)
         stats, decided = _prompt_stats(context, arm, schedule[-1])
         if decided:
             break
@@ -104,17 +103,18 @@ async def presample(
 
 
 async def sample_and_score(
-    context: PromptContext, prompt: Prompt, first: int, stop: int, anchors: Anchors | None = None
-) -> tuple[list[Rollout], list[tuple[int, Score]]]:
-    """Presamples `first` .. `stop - 1` of the bare prompt with their scores; the judges' statistics
-    and the schedule ask for them alike."""
-    sampling = context.build.sampling("policy")
+    context: PromptContext, prompt: Prompt, arm: Arm, stop: int
+) -> list[tuple[int, Score]]:
+    """Fill `arm` up to `stop` presamples of the bare prompt; (position among the new ones, score)
+    of each. The judges' statistics and the schedule ask for them alike."""
+    sampling, first = context.build.sampling("policy"), len(arm.rollouts)
     request = Request(
         "policy", prompt.messages, sampling, "presample", prompt.prompt_id, stop - first, first
     )
     answers = await context.ask(request)
-    rollouts = as_rollouts(prompt.prompt_id, "presample", answers, first, prompt.text)
-    return rollouts, await score(context, prompt.messages, rollouts, "score:presample", anchors)
+    rollouts = as_rollouts(prompt.prompt_id, arm.name, answers, prompt.text, arm.rollouts)
+    arm.rollouts += rollouts
+    return await score(context, prompt.messages, rollouts, "score:presample", arm.anchors)
 
 
 def targets(settings: BuildSettings, stats: PromptStats) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -242,21 +242,26 @@ async def _rollouts(context: PromptContext, result: PromptResult, arm: Arm) -> l
 
 
 def as_rollouts(
-    prompt_id: str, arm: str, answers: Sequence[Answer], first: int = 0, asked: str = ""
+    prompt_id: str,
+    arm: str,
+    answers: Sequence[Answer],
+    asked: str = "",
+    before: Sequence[Rollout] = (),
 ) -> list[Rollout]:
-    """Answers to the turn `asked` as rollouts with their flags; a text that came before among them
-    is a duplicate."""
-    seen: set[str] = set()
+    """Answers to the turn `asked` as rollouts with their flags; a text that came earlier, or
+    `before` them, is a duplicate."""
+    seen = {normalise(r.text) for r in before if r.error is None}
     language = language_of(asked)
     out = []
-    for i, a in enumerate(answers, first):
+    for i, a in enumerate(answers, len(before)):
         found = flags(a.text, a.finish_reason) if a.error is None else ()
         if a.error is None and is_foreign(language, a.text):
             found = (*found, "language")
-        same = normalise(a.text)
-        if arm != "presample" and a.error is None and same in seen:
-            found = (*found, "duplicate")
-        seen.add(same)
+        if a.error is None:
+            text = normalise(a.text)
+            if text in seen:
+                found = (*found, "duplicate")
+            seen.add(text)
         length = n_tokens(a.text)
         out.append(
             Rollout(
@@ -268,9 +273,9 @@ def as_rollouts(
 
 def _count_rollouts(result: PromptResult, rollouts: Sequence[Rollout]) -> None:
     dropped = [
-        "failed" if r.error is not None else next(f for f in r.flags if f in OUT_OF_PAIRS)
+        "failed" if r.error is not None else next(f for f in r.flags if f in DEGENERATE)
         for r in rollouts
-        if not r.is_usable
+        if not r.is_scored
     ]
     reasons = {reason: dropped.count(reason) for reason in sorted(set(dropped))}
     result.count("rollout", kept=len(rollouts) - len(dropped), **reasons)
@@ -280,10 +285,10 @@ async def _score_arm(context: PromptContext, result: PromptResult, arm: Arm) -> 
     scored = await score(context, arm.messages, arm.rollouts, f"score:{arm.name}", arm.anchors)
     result.scores += [(arm.name, arm.rollouts[i].index, "score", s) for i, s in scored]
     _add_rewards(context, arm, arm.rollouts, scored)
-    usable = [i for i, r in enumerate(arm.rollouts) if r.is_usable]
+    asked = [i for i, r in enumerate(arm.rollouts) if r.is_scored]
     dims = context.build.dims
-    whole = sum(all(arm.rewards[d][i] is not None for d in dims) for i in usable)
-    result.count("score", kept=whole, unscored=len(usable) - whole)
+    whole = sum(all(arm.rewards[d][i] is not None for d in dims) for i in asked)
+    result.count("score", kept=whole, unscored=len(asked) - whole)
 
 
 async def score(
@@ -293,14 +298,16 @@ async def score(
     purpose: str,
     anchors: Anchors | None = None,
 ) -> list[tuple[int, Score]]:
-    """(position, score) of each usable rollout from each reward source; judges see the question
-    asked, never the arm.
+    """(position, score) of each rollout that is scored from each reward source; judges see the
+    question asked, never the arm.
 
-    `anchors` belong to the prompt as asked: the first scores set them, later ones are measured by
-    them.
+    Answers that differ in case and spaces alone are shown as the first of them, so that one call
+    serves them all. `anchors` belong to the prompt as asked: the first scores set them, later ones
+    are measured by them.
     """
-    usable = [i for i, r in enumerate(rollouts) if r.is_usable]
-    texts = [rollouts[i].text for i in usable]
+    positions = [i for i, r in enumerate(rollouts) if r.is_scored]
+    shown: dict[str, str] = {}
+    texts = [shown.setdefault(normalise(t), t) for t in (rollouts[i].text for i in positions)]
     if not texts:
         return []
     build, prompt_id = context.build, rollouts[0].prompt_id
@@ -315,7 +322,7 @@ async def score(
         for d in build.dims
         for s in build.sources[d]
     ]
-    return [(usable[i], s) for column in ready for i, s in enumerate(column)]
+    return [(positions[i], s) for column in ready for i, s in enumerate(column)]
 
 
 async def _scores(

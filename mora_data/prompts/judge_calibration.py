@@ -18,7 +18,6 @@ from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
 from ..errors import PendingRetry, UnreliableScores
 from ..rewards import canary
-from ..rewards.combine import Anchors
 from ..rewards.judge_stats import JudgeStats, Measured, Measurements, PassRates, conclude
 from ..run.folder import RunFolder, read_json
 from ..run.log import AnswerLog
@@ -30,7 +29,7 @@ from ..types import Prompt, Role
 from .budget import Mined, fit
 from .context import BuildContext, PromptContext
 from .flow import presample, sample_and_score, score
-from .result import PromptResult
+from .result import Arm, PromptResult
 from .runner import PartitionRunner
 
 REPEAT_UNIT = 10_000
@@ -147,17 +146,18 @@ async def _measure_prompts(
         return PromptResult(prompt)
 
     async def measure(context: PromptContext, prompt: Prompt) -> Measured:
-        anchors: Anchors = {}
+        arm = Arm("presample", prompt.messages)
         settings = context.settings.presample
-        rollouts, first = await sample_and_score(context, prompt, 0, settings.n[0], anchors)
+        first = await sample_and_score(context, prompt, arm, settings.n[0])
+        # of equal texts one: their second scores would be one verdict
         again = [
             i
-            for i, r in enumerate(rollouts)
-            if is_repeated(prompt.prompt_id, r.index, settings.repeat_share)
+            for i, r in enumerate(arm.rollouts)
+            if r.is_usable and is_repeated(prompt.prompt_id, r.index, settings.repeat_share)
         ]
-        chosen = [rollouts[i] for i in again]
-        fresh = await score(context, prompt.messages, chosen, "repeat", anchors)
-        return Measured(prompt, rollouts, first, [(again[k], s) for k, s in fresh], again)
+        chosen = [arm.rollouts[i] for i in again]
+        fresh = await score(context, prompt.messages, chosen, "repeat", arm.anchors)
+        return Measured(prompt, arm.rollouts, first, [(again[k], s) for k, s in fresh], again)
 
     run.progress.start("reference: prompts", len(ids))
     await run.runner.run(parts, flow, lambda r: run.progress.step(), lambda opened: None, ids)

@@ -168,7 +168,7 @@ def arms(r: ArmsReport | Report) -> Figure:
         cells = [(a, v["metrics"][m]) for a, v in r["arms"].items()]
         top = max([1e-9, *(c["high"] or c["value"] or 0 for _, c in cells)]) * 1.05
         panels.append(interval_rows(_title(m, r), [(a, c, a) for a, c in cells], (0, top)))
-    columns = (*METRIC_NAMES, "eigen_entropy", "scored", "refusal")
+    columns = (*METRIC_NAMES, "eigen_entropy", "scored", "refusal", "repeats")
     return Figure(
         "arms",
         "Are prompts single-reward, and does fusion change that?",
@@ -176,7 +176,7 @@ def arms(r: ArmsReport | Report) -> Figure:
         panels,
         [
             *("arm", "prompts", *METRIC_NAMES.values()),
-            *("exp(H) of eigenvalues", "answers scored", "refusals", "prompt words"),
+            *("exp(H) of eigenvalues", "answers scored", "refusals", "repeats", "prompt words"),
         ],
         [
             [

@@ -214,7 +214,7 @@ def _arms(a: Side, b: Side, dims: Sequence[str], seed: int) -> Iterator[Compared
     if given or other:
         matched = [(given or str(other), other or str(given))]
     same_k = a.facts["k"] == b.facts["k"]
-    metrics = [*HEADLINE, "scored", "refusal", "tokens"]
+    metrics = [*HEADLINE, "scored", "refusal", "repeats", "tokens"]
     metrics += [f"{m}_{d}" for d in dims for m in ("reward", "pass")]
     for one, two in matched:
         cells, others = a.metrics.get(one, {}), b.metrics.get(two, {})

@@ -59,15 +59,15 @@ def metric_names(dims: Sequence[str]) -> list[str]:
     """The metrics of an arm, in the order of their columns."""
     return [
         *("dominance_rate", "joint_pass", "joint_pass_1", "hypervolume", "erd", "eigen_entropy"),
-        *("scored", "refusal", "tokens"),
+        *("scored", "refusal", "repeats", "tokens"),
         *(f"{m}_{d}" for d in dims for m in ("reward", "pass", "variance", "gini", "range")),
     ]
 
 
 def is_rate(name: str) -> bool:
     """Whether a metric is a share in [0, 1], which has an interval of its own."""
-    rates = ("dominance_rate", "joint_pass", "joint_pass_1", "scored", "refusal", "hypervolume")
-    return name in rates or name.startswith("pass_")
+    rates = ("dominance_rate", "joint_pass", "joint_pass_1", "hypervolume")
+    return name in (*rates, "scored", "refusal", "repeats") or name.startswith("pass_")
 
 
 def measure(arm: ArmBlock, s: Scale, sampled_P: Bools) -> Floats:
@@ -87,6 +87,7 @@ def measure(arm: ArmBlock, s: Scale, sampled_P: Bools) -> Floats:
         np.where(two, _entropy(eigen), np.nan),
         whole.sum(1) / arm.asked_P,
         mean_over(arm.refusal_P_N, 1),
+        mean_over(arm.repeats_P_N, 1),
         mean_over(arm.tokens_P_N, 1),
     ]
     gini, _ = st.gini_mean_difference(r)

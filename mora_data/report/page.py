@@ -50,6 +50,7 @@ METRIC_TITLES = METRIC_NAMES | {
     "log_length_ratio": "log length ratio",
     "scored": "share scored",
     "refusal": "share refused",
+    "repeats": "share that repeats another answer",
     "tokens": "tokens an answer",
 }
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import RunFolderError
 from ..run.folder import parts_of
 from ..run.partitions import Partition, lean_arrow, row_tuples
+from ..run.table import has_flag
 from ..statistics import Floats, Ints
 from ..text import n_tokens
 from ..types import Prompt
@@ -35,6 +36,7 @@ class ArmBlock:
         tokens_P_N: length of each answer in the model's tokens, NaN for none.
         asked_P: how many answers of it there are, failed ones among them; N is the most.
         refusal_P_N: 1 where the rules saw a refusal, else 0, NaN where there is no answer.
+        repeats_P_N: 1 where the text came before among the prompt's answers, else the same.
         texts: last user turn of each prompt as asked.
         words_P: its length in word and punctuation tokens.
     """
@@ -43,6 +45,7 @@ class ArmBlock:
     rewards_P_N_D: Floats
     tokens_P_N: Floats
     refusal_P_N: Floats
+    repeats_P_N: Floats
     asked_P: Ints
     texts: list[str]
     words_P: Floats
@@ -115,7 +118,10 @@ def _block(part: Partition, dims: Sequence[str], split: bool) -> Block:
     encoded = rollouts.column("arm").combine_chunks().dictionary_encode()
     names, place_of = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
     values = np.stack([_floats(rollouts.column(f"reward_{d}")) for d in dims], axis=1)
-    tokens, refused = _floats(rollouts.column("tokens_out")), _refusals(rollouts)
+    columns_of_R = [
+        _floats(rollouts.column("tokens_out")),
+        *(_flagged(rollouts, flag) for flag in ("refusal", "duplicate")),
+    ]
     arms = {}
     for name in sorted(names):
         at = place_of == names.index(name)
@@ -127,8 +133,7 @@ def _block(part: Partition, dims: Sequence[str], split: bool) -> Block:
             row[at],
             index[at] // 2 if name == PRESAMPLE else index[at],
             values[at],
-            tokens[at],
-            refused[at],
+            [column[at] for column in columns_of_R],
             asked.get(name, {}),
         )
     rewrites, checks = _rewrites(part, place)
@@ -148,22 +153,25 @@ def _arm(
     row: NDArray[Any],
     index: NDArray[Any],
     values: Floats,
-    tokens: Floats,
-    refused: Floats,
+    columns: Sequence[Floats],
     asked: dict[int, str],
 ) -> ArmBlock:
+    """`columns`: tokens, refusals, repeats of the answers."""
     rows, at = np.unique(row, return_inverse=True)
     shape = (len(rows), int(index.max()) + 1)
     rewards = np.full((*shape, values.shape[1]), np.nan)
-    long, refusal = np.full(shape, np.nan), np.full(shape, np.nan)
-    rewards[at, index], long[at, index], refusal[at, index] = values, tokens, refused
+    rewards[at, index] = values
+    tokens, refusal, repeats = (np.full(shape, np.nan) for _ in columns)
+    for table, column in zip((tokens, refusal, repeats), columns, strict=True):
+        table[at, index] = column
     texts = [asked.get(int(r), "") for r in rows]
     words = np.array([max(n_tokens(t), 1) for t in texts], float)
     return ArmBlock(
         rows.astype(np.intp),
         rewards,
-        long,
+        tokens,
         refusal,
+        repeats,
         np.bincount(at, minlength=len(rows)),
         texts,
         words,
@@ -212,17 +220,13 @@ def _floats(column: Any) -> Floats:
     return np.asarray(column.cast(pa.float64()), float)
 
 
-def _refusals(rollouts: Any) -> Floats:
+def _flagged(rollouts: Any, flag: str) -> Floats:
+    """1 for the answers that have the flag, 0 for others, NaN for failed ones."""
     import pyarrow.compute as pc
 
-    flags = rollouts.column("flags").combine_chunks()
-    refused = np.zeros(len(flags))
-    hit = pc.list_parent_indices(flags).to_numpy()[
-        pc.equal(pc.list_flatten(flags), "refusal").to_numpy(zero_copy_only=False)
-    ]
-    refused[hit] = 1.0
-    refused[pc.is_valid(rollouts.column("error")).to_numpy()] = np.nan
-    return refused
+    flagged = has_flag(rollouts.column("flags").combine_chunks(), [flag]).astype(float)
+    flagged[pc.is_valid(rollouts.column("error")).to_numpy()] = np.nan
+    return flagged
 
 
 def _texts(part: Partition, place: dict[str, int]) -> dict[str, dict[int, str]]:

@@ -165,7 +165,7 @@ class Measured:
 
     @property
     def usable(self) -> list[Rollout]:
-        """The rollouts that were scored."""
+        """The rollouts that were scored, each text once."""
         return [r for r in self.rollouts if r.is_usable]
 
 

@@ -7,13 +7,12 @@ the games that could be read, ties half:
     value = (wins + ties / 2) / games, at least half of its games read; raw is the same number
 
 So it says how an answer stands among those it was compared with, and nothing across prompts: no
-floor. The tournament is
-bounded: answers stand in a circle in the order of the hash of their texts, and each meets its
-`opponents` nearest neighbours (half on each side; everybody meets everybody where there are no
-more). That is n * opponents / 2 pairs, two calls each. What each order said goes along
-(`Score.orders`): how often a judge names the same place twice is in feedback.json. The circle is
-drawn anew for each call of `scores`: presamples of a later step, or confirmations, are ranked among
-themselves.
+floor. Equal answers play as one. The tournament is bounded: answers stand in a circle in the order
+of the hash of their texts, and each meets its `opponents` nearest neighbours (half on each side;
+everybody meets everybody where there are no more). That is n * opponents / 2 pairs, two calls each.
+What each order said goes along (`Score.orders`): how often a judge names the same place twice is in
+feedback.json. The circle is drawn anew for each call of `scores`: presamples of a later step, or
+confirmations, are ranked among themselves.
 """
 
 from __future__ import annotations
@@ -63,14 +62,15 @@ class Pairwise:
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
     ) -> list[Score]:
-        games = circle([digest(a) for a in answers], self._opponents)
+        texts = list(dict.fromkeys(answers))
+        games = circle([digest(t) for t in texts], self._opponents)
         results = await all_of(
-            self._game(ask, prompt_id, messages, answers[i], answers[j], purpose) for i, j in games
+            self._game(ask, prompt_id, messages, texts[i], texts[j], purpose) for i, j in games
         )
-        points: list[list[float]] = [[] for _ in answers]
-        played = [0] * len(answers)
-        reasons = [""] * len(answers)
-        orders: list[list[tuple[int | None, int | None]]] = [[] for _ in answers]
+        points: list[list[float]] = [[] for _ in texts]
+        played = [0] * len(texts)
+        reasons = [""] * len(texts)
+        orders: list[list[tuple[int | None, int | None]]] = [[] for _ in texts]
         for (i, j), (said, reason) in zip(games, results, strict=True):
             won = (
                 None if None in said else 1.0 if said == (1, 2) else 0.0 if said == (2, 1) else 0.5
@@ -80,10 +80,12 @@ class Pairwise:
                 played[side] += 1
                 reasons[side] = reason or reasons[side]
                 points[side] += [share] if share is not None else []
-        return [
-            replace(self._scored(points[i], played[i], reasons[i]), orders=tuple(orders[i]))
-            for i in range(len(answers))
-        ]
+        if len(texts) == 1 < len(answers):
+            points, played = [[0.5]], [1]  # they tie with each other
+        found = {t: self._scored(points[i], played[i], reasons[i]) for i, t in enumerate(texts)}
+        # a game is counted with one answer, whatever repeats it
+        games_of = dict(zip(texts, map(tuple, orders), strict=True))
+        return [replace(found[a], orders=games_of.pop(a, ())) for a in answers]
 
     def _scored(self, points: Sequence[float], played: int, reason: str) -> Score:
         if not played:

@@ -136,7 +136,7 @@ class ScoredTable:
 
 
 def usable(flags: pa.Array, errors: pa.Array) -> NDArray[np.bool_]:
-    """Which answers may stand in a pair: answered, not degenerate, no duplicate."""
+    """Which answers may stand in a pair: they came, are not degenerate, and no duplicate."""
     return np.asarray(
         ~has_flag(flags, OUT_OF_PAIRS) & errors.is_null().to_numpy(zero_copy_only=False)
     )

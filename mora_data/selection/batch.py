@@ -38,7 +38,7 @@ class Batch:
 
     Attributes:
         rewards_P_N_D: calibrated rewards in [0, 1]; NaN where a score is missing.
-        usable_P_N: not degenerate and not a duplicate: may stand on either side.
+        usable_P_N: neither degenerate nor a duplicate: may stand on either side.
         passing_P_N: reaches every pass threshold: may be chosen.
         binding_P_D: dimensions in which chosen must win; none set = plain mode.
         delta_D: smallest margin that is more than noise.

@@ -188,12 +188,14 @@ def _count_rows(
     """Rows by what became of them."""
     n = len(table)
     has_candidate, has_good = (np.isin(np.arange(n), p.row_Q) for p in (table.pairs, good))
-    whole = np.bincount(
-        table.row_R[table.usable_R & ~np.isnan(table.rewards_R_D).any(1)], minlength=n
+    scored_R = ~np.isnan(table.rewards_R_D).any(1)
+    scored, different = (
+        np.bincount(table.row_R[which], minlength=n)
+        for which in (scored_R, scored_R & table.usable_R)
     )
     fate = np.select(
-        [has_good, has_candidate, whole >= 2],
-        ["kept", "not_confirmed", "no_dominating_pair"],
+        [has_good, has_candidate, different >= 2, scored >= 2],
+        ["kept", "not_confirmed", "no_dominating_pair", "answers_alike"],
         "too_few_scored",
     )
     reason = np.where(repeats == "", fate, repeats)

@@ -102,15 +102,14 @@ def best_vs_mu2s(batch: Batch) -> Floats:
     """U_i - |U_j - (mean - 2 sd)|: the best answer against the one nearest two standard deviations
     under the mean.
 
-    After arXiv 2502.16825; mean and sd of U over the prompt's usable, scored rollouts.
+    After arXiv 2502.16825; mean and sd of U over the prompt's scored rollouts.
     Same limits as weighted_sum. Improving a rollout shifts mean and sd, so it may change which
     rejected answer is nearest.
     """
     utility = batch.rewards_P_N_D @ _weights(batch)
-    known = np.where(batch.usable_P_N & ~np.isnan(utility), utility, np.nan)
-    n = np.maximum((~np.isnan(known)).sum(1, keepdims=True), 1)
-    mean = np.nansum(known, axis=1, keepdims=True) / n
-    point = mean - 2 * np.sqrt(np.nansum((known - mean) ** 2, axis=1, keepdims=True) / n)
+    n = np.maximum((~np.isnan(utility)).sum(1, keepdims=True), 1)
+    mean = np.nansum(utility, axis=1, keepdims=True) / n
+    point = mean - 2 * np.sqrt(np.nansum((utility - mean) ** 2, axis=1, keepdims=True) / n)
     gap = _of_utility(batch, utility)
     return np.where(
         np.isfinite(gap), utility[:, :, None] - np.abs(utility - point)[:, None, :], -np.inf
@@ -170,10 +169,10 @@ def _weights(batch: Batch) -> Floats:
 
 
 def _median_rollout(batch: Batch) -> Floats:
-    """Per dimension, the (lower) median over the usable rollouts that have all their scores; P x D,
-    0 where there is none."""
+    """Per dimension, the (lower) median over the rollouts that have all their scores; P x D, 0
+    where there is none."""
     r = batch.rewards_P_N_D
-    whole = batch.usable_P_N & ~np.any(np.isnan(r), axis=-1)
+    whole = ~np.any(np.isnan(r), axis=-1)
     ordered = np.sort(np.where(whole[..., None], r, np.inf), axis=1)
     middle = np.maximum(whole.sum(1) - 1, 0) // 2
     median = np.take_along_axis(ordered, middle[:, None, None], 1)[:, 0]

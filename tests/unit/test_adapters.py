@@ -311,6 +311,14 @@ def test_win_rate_among_all_answers_follows_a_consistent_judge() -> None:
     assert load("helpful", RewardSettings(kind="pairwise"), BUILD).pass_threshold is None
 
 
+def test_equal_answers_play_as_one() -> None:
+    found, asked = scores(RewardSettings(kind="pairwise"), longer, ["a", "aa", "a", "aa", "aa"])
+    assert [s.value for s in found] == [0.0, 1.0, 0.0, 1.0, 1.0] and len(asked) == 2
+    assert [len(s.orders) for s in found] == [1, 0, 0, 0, 0]
+    found, asked = scores(RewardSettings(kind="pairwise"), longer, ["a", "a"])
+    assert [s.value for s in found] == [0.5, 0.5] and not asked  # they tie, and nobody is asked
+
+
 def test_a_judge_that_loves_the_first_place_says_nothing() -> None:
     found, _ = scores(RewardSettings(kind="pairwise"), lambda r: '{"score": 1}', ["a", "aaa", "aa"])
     assert [s.value for s in found] == [0.5, 0.5, 0.5]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.run_folder import make_run
 from support.scored import DIMS, one, table_of
@@ -12,7 +13,7 @@ from support.scored import DIMS, one, table_of
 from mora_data.run import table as scored
 from mora_data.run.partitions import Partition
 from mora_data.run.table import ScoredTable
-from mora_data.selection.select import _Seen
+from mora_data.selection.select import _count_rows, _Seen
 
 LONG = (
     "How do I keep a small vegetable garden alive through a dry and hot summer without wasting any"
@@ -60,6 +61,30 @@ def test_repeats_are_seen_across_tables() -> None:
     seen = _Seen(0.8)
     assert seen.repeats(table(("fused", LONG))).tolist() == [""]
     assert seen.repeats(table(("fused", LONG))).tolist() == ["duplicate_prompt"]
+
+
+def test_a_prompt_whose_answers_are_all_one_text_is_counted_as_that() -> None:
+    answers, copy = ("Yes.", "Yes.", "yes.", ""), ((), ("duplicate",), ("duplicate",), ("empty",))
+    rewards = dict.fromkeys(DIMS, (1.0, 1.0, 1.0, None))
+    rows = [
+        one(0, answers=answers, flags=copy, rewards=rewards, pairs=()),
+        one(
+            1,
+            answers=answers,
+            flags=copy,
+            rewards=dict.fromkeys(DIMS, (1.0, *[None] * 3)),
+            pairs=(),
+        ),
+        one(2, pairs=()),
+    ]
+    made = table_of(rows, DIMS)
+    counts = _count_rows(made, np.array([""] * 3), made.pairs)
+    assert {k: n for (stage, k), n in counts.items() if stage == "select"} == {
+        "in": 3,
+        "answers_alike": 1,
+        "too_few_scored": 1,
+        "no_dominating_pair": 1,
+    }
 
 
 def test_tables_of_any_size_hold_the_same_rows(
