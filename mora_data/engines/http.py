@@ -35,7 +35,8 @@ from ..text import one_line
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-CONNECT_S = 30.0
+CONNECT_S = 10.0
+NO_SERVER = frozenset({"refused", "dns", "connect"})  # kinds of faults: nothing was asked
 _SWEEP_S = 0.25
 _INBOX_BYTES = 32 << 10  # of a connection; a longer reply comes in pieces
 
@@ -48,8 +49,21 @@ class Reply(NamedTuple):
     retry_after: float | None = None  # seconds
 
 
+class Patience(NamedTuple):
+    """How long a reply is waited for, in seconds.
+
+    Attributes:
+        silence_s: while the server answers nothing at all that it was sent.
+        total_s: whatever else it answers meanwhile.
+    """
+
+    silence_s: float
+    total_s: float
+
+
 class Fault(Exception):
-    """No whole reply came. `kind`: refused, dns, reset, timeout, protocol."""
+    """No whole reply came. `kind`: refused, dns, connect (no connection in time), reset, timeout,
+    protocol."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(f"{kind}: {detail}")
@@ -62,7 +76,7 @@ OnSend = Callable[[], None]
 class Transport(Protocol):
     """POSTs bodies to one URL."""
 
-    async def post(self, body: bytes, timeout_s: float) -> Reply:
+    async def post(self, body: bytes, patience: Patience) -> Reply:
         """The reply to `body`.
 
         Raises:
@@ -75,7 +89,12 @@ class Transport(Protocol):
 
 class PlainTransport:
     """Keep-alive connections on asyncio.Protocol, one request at a time each; opened on demand,
-    reused last in first out."""
+    reused last in first out.
+
+    A server that works off one request after the other is not cut off while it answers: silence
+    counts from its last reply to any of them, and the longest that one of them may take holds for
+    all. The other transports wait `silence_s` for each reply.
+    """
 
     def __init__(self, url: str, headers: Mapping[str, str], on_send: OnSend) -> None:
         parts = urlsplit(url)
@@ -93,18 +112,19 @@ class PlainTransport:
         self._head = "\r\n".join(lines).encode("latin-1")
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
+        self._answered_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def post(self, body: bytes, timeout_s: float) -> Reply:
+    async def post(self, body: bytes, patience: Patience) -> Reply:
         message = b"%s%d\r\n\r\n%s" % (self._head, len(body), body)
         while self._idle:
             connection = self._idle.pop()
             if connection.open:
                 try:
-                    return await self._exchange(connection, message, timeout_s)
+                    return await self._exchange(connection, message, patience)
                 except _ClosedIdle:
                     break  # the server had closed it: once more, on a fresh connection
-        return await self._exchange(await self._connect(timeout_s), message, timeout_s)
+        return await self._exchange(await self._connect(patience), message, patience)
 
     async def close(self) -> None:
         if self._sweeper:
@@ -112,21 +132,21 @@ class PlainTransport:
         for connection in [*self._idle, *self._busy]:
             connection.abort()
 
-    async def _connect(self, timeout_s: float) -> _Connection:
+    async def _connect(self, patience: Patience) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
             opening = loop.create_connection(_Connection, self._host, self._port)
-            return (await asyncio.wait_for(opening, min(CONNECT_S, timeout_s)))[1]
+            return (await asyncio.wait_for(opening, min(CONNECT_S, patience.total_s)))[1]
         except (TimeoutError, asyncio.TimeoutError) as e:  # two classes before 3.11
-            raise Fault("timeout", f"no connection to {self._host}:{self._port}") from e
+            raise Fault("connect", f"no connection to {self._host}:{self._port}") from e
         except OSError as e:
             kind = "dns" if e.__class__.__name__ == "gaierror" else "refused"
             raise Fault(kind, e.strerror or str(e)) from e
 
-    async def _exchange(self, connection: _Connection, message: bytes, timeout_s: float) -> Reply:
+    async def _exchange(self, connection: _Connection, message: bytes, patience: Patience) -> Reply:
         if self._sweeper is None:
             self._sweep()
-        connection.timeout_s, connection.deadline = timeout_s, time.monotonic() + timeout_s
+        connection.patience, connection.sent_at = patience, time.monotonic()
         self._busy.add(connection)
         self._on_send()
         try:
@@ -136,6 +156,7 @@ class PlainTransport:
             raise
         finally:
             self._busy.discard(connection)
+        self._answered_at = time.monotonic()
         if connection.open:
             self._idle.append(connection)
         return reply
@@ -143,9 +164,18 @@ class PlainTransport:
     def _sweep(self) -> None:
         """One timer for all requests in flight, instead of one each."""
         now = time.monotonic()
-        for connection in [c for c in self._busy if c.deadline < now]:
-            connection.fail(Fault("timeout", f"no reply within {connection.timeout_s:g} s"))
+        silence_s = max((c.patience.silence_s for c in self._busy), default=0.0)
+        for c in list(self._busy):
+            if now - c.sent_at > c.patience.total_s:
+                c.fail(no_reply(c.patience.total_s))
+            elif now - max(c.sent_at, self._answered_at) > silence_s:
+                c.fail(no_reply(silence_s))
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+
+def no_reply(seconds: float) -> Fault:
+    """The fault of a reply that did not come in time."""
+    return Fault("timeout", f"no reply within {seconds:.4g} s")
 
 
 class _ClosedIdle(Exception):
@@ -174,8 +204,8 @@ class _Connection(asyncio.BufferedProtocol):
         "_transport",
         "_used",
         "_waiter",
-        "deadline",
-        "timeout_s",
+        "patience",
+        "sent_at",
     )
 
     def __init__(self) -> None:
@@ -186,7 +216,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._buffer = b""
         self._head: _ReplyHead | None = None  # None until it is all there
         self._used = False
-        self.deadline = self.timeout_s = 0.0
+        self.patience, self.sent_at = Patience(0.0, 0.0), 0.0
 
     @property
     def open(self) -> bool:
@@ -349,8 +379,8 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None
         self._on_send = on_send
 
-    async def post(self, body: bytes, timeout_s: float) -> Reply:
-        a = self._aiohttp
+    async def post(self, body: bytes, patience: Patience) -> Reply:
+        a, timeout_s = self._aiohttp, patience.silence_s
         if self._session is None:
             self._session = a.ClientSession(
                 connector=a.TCPConnector(limit=self._connections),
@@ -365,8 +395,10 @@ class AiohttpTransport:
             ) as r:
                 raw = await r.read()
                 return Reply(r.status, raw, parse_retry_after(r.headers.get("Retry-After")))
+        except a.ConnectionTimeoutError as e:
+            raise Fault("connect", f"no connection to {self._url}") from e
         except (TimeoutError, asyncio.TimeoutError) as e:
-            raise Fault("timeout", f"no reply within {timeout_s:g} s") from e
+            raise no_reply(timeout_s) from e
         except a.ClientConnectorError as e:
             kind = "dns" if isinstance(e, a.ClientConnectorDNSError) else "refused"
             raise Fault(kind, str(e.os_error)) from e
@@ -396,7 +428,7 @@ class ClientTransport:
         self._make = None if kind == "openai" else plugins.load({}, kind, "transport").target
         self._client: AsyncOpenAI | None = None
 
-    async def post(self, body: bytes, timeout_s: float) -> Reply:
+    async def post(self, body: bytes, patience: Patience) -> Reply:
         import openai
 
         if self._client is None:
@@ -407,14 +439,14 @@ class ClientTransport:
                 self._path,
                 cast_to=_reply_class(),
                 body=orjson.loads(body),
-                options={"timeout": timeout_s, "max_retries": 0},
+                options={"timeout": patience.silence_s, "max_retries": 0},
             )
             return Reply(reply.status_code, reply.content)
         except openai.APIStatusError as e:
             after = parse_retry_after(e.response.headers.get("retry-after"))
             return Reply(e.status_code, e.response.content, after)
         except openai.APITimeoutError as e:
-            raise Fault("timeout", f"no reply within {timeout_s:g} s") from e
+            raise no_reply(patience.silence_s) from e
         except openai.APIConnectionError as e:
             raise Fault(_kind(e), str(e.__cause__ or e)) from e
 

@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
-from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type
+from tenacity import AsyncRetrying, Future, RetryError, retry_if_exception_type
 
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.cache_key import request_body, with_pattern
@@ -38,7 +38,7 @@ from ..settings import BuildSettings, RoleSettings
 from ..types import Request, Task
 from .dialect import PLAIN, Dialect, Known, Learner, Refusal, probe_of
 from .engine import OnRecord, Shared, n_per_request
-from .http import Fault, Reply
+from .http import NO_SERVER, Fault, Patience, Reply
 from .limiter import ConcurrencyLimiter, Permit, RateLimiter
 from .replicas import Replicas, served_models, takes_patterns
 from .replies import (
@@ -56,7 +56,12 @@ MAY_PASS = frozenset((*PASSING, 502, 503, 504, 529))  # whatever else a server s
 TRIES = 8
 REFUSED_S = 900.0  # 429s are bounded by time, not by tries
 NEVER_ANSWERED_S = 5.0
+# what a first reply may take besides: weights are loaded, CUDA graphs captured
+FIRST_REPLY_S = 600.0
 TIMEOUT_S, TIMEOUT_S_PER_TOKEN = 60.0, 0.5
+SLOWER = 4.0  # than the slowest reply of late, before silence is taken for a fault
+_FORGET = 0.98  # with each reply, of how slow the slowest was
+_TOTAL = 10.0  # for one reply, while others come
 _NAP_S = 0.25  # how often a waiting call looks whether the run stops
 
 
@@ -74,6 +79,34 @@ class _Refused(Exception):
     def __init__(self, refusal: Refusal, dialect: Dialect, url: str) -> None:
         super().__init__(refusal.message)
         self.refusal, self.dialect, self.url = refusal, dialect, url
+
+
+class ReplyTimes:
+    """How long one role's replies took, and so how long the next one is waited for.
+
+    `timeout_s` bounds every reply where it is given. Else the first may take 600 s and 0.5 s for
+    each token that it may have, over its `n` choices; later ones 60 s and the longer of 0.5 s for
+    each token of one choice and 4 times the slowest reply of late, token for token.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._slowest: float | None = None  # seconds per token that a reply might have had
+
+    def patience(self, n: int, longest: int) -> Patience:
+        """For a reply of `n` choices with up to `longest` tokens in all."""
+        if self._timeout_s is not None:
+            return Patience(self._timeout_s, self._timeout_s)
+        if self._slowest is None:
+            silence_s = FIRST_REPLY_S + TIMEOUT_S_PER_TOKEN * longest
+        else:
+            slow = max(TIMEOUT_S_PER_TOKEN / n, SLOWER * self._slowest)
+            silence_s = TIMEOUT_S + slow * longest
+        return Patience(silence_s, _TOTAL * silence_s)
+
+    def note(self, seconds: float, longest: int) -> None:
+        """A reply that might have had `longest` tokens took so long."""
+        self._slowest = max(seconds / longest, _FORGET * (self._slowest or 0.0))
 
 
 class Route(NamedTuple):
@@ -106,7 +139,7 @@ class Call(NamedTuple):
     on_record: OnRecord
     served: Served
     longest: int  # tokens that the choices may have together
-    timeout_s: float
+    times: ReplyTimes
     rate_limiter: RateLimiter | None = None
     route: Route = CHAT_ROUTE
     learner: Learner | None = None  # of chat requests
@@ -178,9 +211,10 @@ class Endpoint:
         more = f" and {len(urls) - 1} more" if len(urls) > 1 else ""
         self.url = urls[0].rstrip("/") + more
         self._key_env = settings.api_key_env
-        self._give_up_s = settings.give_up_s
-        self._started = time.monotonic()
-        self._last_ok: float | None = None
+        self._give_up_s, self._concurrency = settings.give_up_s, settings.concurrency
+        self._first_sent: float | None = None
+        self._answered = False
+        self._failing_since: float | None = None  # with no answer since
 
     async def post(self, call: Call) -> Record:
         """One request to the end: tried again while faults may pass.
@@ -226,16 +260,20 @@ class Endpoint:
     async def _exchange(self, call: Call, permit: Permit) -> Record:
         replica, learner = self.replicas.all[permit.at], call.learner
         dialect = PLAIN if learner is None else learner.dialect
+        sent, patience = time.monotonic(), call.times.patience(call.n, call.longest)
+        if self._first_sent is None:
+            self._first_sent = sent
         try:
             reply = await replica.post(
                 dialect.path + call.route.path,
                 dialect.write(call.body),
-                call.timeout_s,
+                patience,
                 call.route.at_root,
             )
             if reply.status == 200:
                 record = call.route.parse(reply.body, call.n, call.served)
                 self._note_success(permit)
+                call.times.note(time.monotonic() - sent, call.longest)
                 self.limiter.succeeded(permit)
                 if learner is not None:
                     learner.works.add(call.shape)
@@ -249,6 +287,8 @@ class Endpoint:
         except Fault as e:
             if e.kind == "timeout":
                 self.limiter.timed_out(permit)
+                if self._answered:  # the next wait is about twice as long
+                    call.times.note(2 * (time.monotonic() - sent) / SLOWER, call.longest)
             self.replicas.failed(permit.at, e.kind, str(e))
             raise TransientFault(e.kind, str(e)) from e
         except TransientFault as e:
@@ -257,7 +297,7 @@ class Endpoint:
             raise
 
     def _note_success(self, permit: Permit) -> None:
-        self._last_ok = time.monotonic()
+        self._answered, self._failing_since = True, None
         self.replicas.succeeded(permit.at)
 
     async def _reserve(self, call: Call) -> float:
@@ -407,17 +447,19 @@ class Endpoint:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TransientFault),
             sleep=self._pause,
-            wait=lambda state: _wait_s(_fault_of(state), state.attempt_number),
+            wait=lambda state: _wait_s(_fault_of(state.outcome), state.attempt_number),
             stop=lambda state: _is_last_try(
-                _fault_of(state), state.attempt_number, state.seconds_since_start or 0.0
+                _fault_of(state.outcome), state.attempt_number, state.seconds_since_start or 0.0
             ),
-            after=lambda state: self._note_fault(_fault_of(state)),
+            after=lambda state: self._note_fault(_fault_of(state.outcome)),
         )
         try:
             return await retrying(attempt)
         except RetryError as e:
             last = e.last_attempt.exception()
             tries = e.last_attempt.attempt_number
+            if not self._answered and _fault_of(e.last_attempt).kind == "timeout":
+                raise self._silent(str(last)) from last
             raise PendingRetry(f"{last} ({tries} tries)") from last
 
     def _note_fault(self, fault: TransientFault) -> None:
@@ -433,16 +475,33 @@ class Endpoint:
         """
         if error.kind == "429":
             return
-        now = time.monotonic()
-        if self._last_ok is None and now - self._started > NEVER_ANSWERED_S:
+        now, silent = time.monotonic(), error.kind == "timeout"
+        if self._failing_since is None:
+            self._failing_since = now
+        if not self._answered and self._first_sent is not None:
+            if now - self._first_sent <= (FIRST_REPLY_S if silent else NEVER_ANSWERED_S):
+                return
+            if silent:
+                raise self._silent(str(error)) from error
             raise EndpointError(
                 f"endpoint {self.url} never answered ({error}): start the server or fix --base-url"
             ) from error
-        if self._last_ok is not None and now - self._last_ok > self._give_up_s:
+        if now - self._failing_since > self._give_up_s:
+            if silent:
+                raise self._silent(str(error)) from error
             raise EndpointError(
                 f"endpoint {self.url} has not answered for {self._give_up_s:g} s ({error}): "
                 "restart it and run the same command again, what was answered is kept"
             ) from error
+
+    def _silent(self, fault: str) -> EndpointError:
+        """It takes requests and does not answer."""
+        when = "has answered nothing of late" if self._answered else "has not answered yet"
+        return EndpointError(
+            f"endpoint {self.url} takes connections and {when} ({fault}): see that its model is"
+            f" loaded, lower concurrency ({self._concurrency}) or raise timeout_s, and run the same"
+            " command again, what was answered is kept"
+        )
 
 
 class HttpEngine:
@@ -465,7 +524,7 @@ class HttpEngine:
         self.extra: Mapping[str, Any] = settings.extra_body
         self._n_per_request = n_per_request(settings)
         self._rate_limiter = rate_limiter
-        self._timeout_s = settings.timeout_s
+        self._times = ReplyTimes(settings.timeout_s)
         self._names = {model, *settings.served_as}
 
     async def send(
@@ -478,12 +537,11 @@ class HttpEngine:
         on_record: OnRecord,
     ) -> Record:
         sampling, endpoint = request.sampling, self.endpoint
-        timeout_s = self._timeout_s or TIMEOUT_S + TIMEOUT_S_PER_TOKEN * sampling.max_tokens
-        limiter = self._rate_limiter
+        times, limiter = self._times, self._rate_limiter
         if request.task != "chat":
             route = RATING_ROUTES[request.task]
             return await endpoint.post(
-                Call(request_bytes, 1, on_record, self._served, 1, timeout_s, limiter, route)
+                Call(request_bytes, 1, on_record, self._served, 1, times, limiter, route)
             )
         if endpoint.takes_patterns and sampling.pattern is not None and sampling.schema is not None:
             request_bytes = with_pattern(request_bytes, sampling.schema, sampling.pattern)
@@ -496,7 +554,7 @@ class HttpEngine:
                 on_record,
                 self._served,
                 n * sampling.max_tokens,
-                timeout_s,
+                times,
                 limiter,
                 learner=self.learner,
                 shape=(*shape, len(request.messages) > 1),
@@ -529,8 +587,8 @@ class HttpEngine:
         await self.endpoint.close()
 
 
-def _fault_of(state: RetryCallState) -> TransientFault:
-    fault = state.outcome.exception() if state.outcome is not None else None
+def _fault_of(attempt: Future | None) -> TransientFault:
+    fault = attempt.exception() if attempt is not None else None
     assert isinstance(fault, TransientFault)
     return fault
 
@@ -546,4 +604,4 @@ def _is_last_try(fault: TransientFault, tries: int, seconds: float) -> bool:
     if fault.kind == "429":
         return seconds > REFUSED_S
     # where nothing was asked, the endpoint's health decides
-    return fault.kind not in ("refused", "dns") and tries >= TRIES
+    return fault.kind not in NO_SERVER and tries >= TRIES

@@ -25,12 +25,21 @@ import orjson
 from ..errors import EndpointError, SettingsError
 from ..run.stats import RunStats
 from ..settings import RoleSettings
-from .http import AiohttpTransport, ClientTransport, OnSend, PlainTransport, Reply, Transport
+from .http import (
+    NO_SERVER,
+    AiohttpTransport,
+    ClientTransport,
+    OnSend,
+    Patience,
+    PlainTransport,
+    Reply,
+    Transport,
+)
 from .limiter import ConcurrencyLimiter
 
 FAULTS_IN_A_ROW = 3
 FIRST_PROBE_S, LAST_PROBE_S = 2.0, 60.0
-PROBE_S = 2.0
+PROBE_S, ASK_S = 2.0, 10.0
 
 
 class Replica:
@@ -51,13 +60,15 @@ class Replica:
         """Raises SettingsError when the base URL is none."""
         self._transport(path)
 
-    async def post(self, path: str, body: bytes, timeout_s: float, at_root: bool = False) -> Reply:
+    async def post(
+        self, path: str, body: bytes, patience: Patience, at_root: bool = False
+    ) -> Reply:
         """The reply to `body`.
 
         Raises:
             Fault: none came.
         """
-        return await self._transport(path, at_root).post(body, timeout_s)
+        return await self._transport(path, at_root).post(body, patience)
 
     async def close(self) -> None:
         """Drop every connection."""
@@ -128,7 +139,7 @@ class Replicas:
         """A request to it failed in a way that may pass."""
         replica = self.all[at]
         replica.in_a_row += 1
-        if kind in ("refused", "dns") or replica.in_a_row >= FAULTS_IN_A_ROW:
+        if kind in NO_SERVER or replica.in_a_row >= FAULTS_IN_A_ROW:
             self.take_out(at, detail)
 
     def take_out(self, at: int, why: str) -> bool:
@@ -225,7 +236,7 @@ def served_models(
         for i, url in enumerate(base_urls, 1):
             is_last = i == len(base_urls)
             try:
-                models = get_json(url.rstrip("/") + "/models", key_header(settings), 10.0)
+                models = get_json(url.rstrip("/") + "/models", key_header(settings), ASK_S)
                 return url, [str(m["id"]) for m in models["data"]]
             except urllib.error.HTTPError as e:
                 e.close()
@@ -237,8 +248,11 @@ def served_models(
             except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
                 if is_last and (time.monotonic() > deadline or not isinstance(e, OSError)):
                     why = getattr(e, "reason", None) or e
+                    remedy = "start the server, fix --base-url, or give --model"
+                    if type(e) is TimeoutError:  # of the reply; a connection's has a reason
+                        why = f"it takes connections and said nothing for {ASK_S:g} s"
+                        remedy = "wait until it has loaded its model, or give --model"
                     raise EndpointError(
-                        f"endpoint {url} can't be asked for its models ({why}): start the server, "
-                        "fix --base-url, or give --model"
+                        f"endpoint {url} can't be asked for its models ({why}): {remedy}"
                     ) from e
         time.sleep(0.5)

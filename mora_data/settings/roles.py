@@ -123,11 +123,11 @@ class RoleSettings(Settings):
     n_per_request: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     """Samples asked for in one request: all, or a number."""
     timeout_s: Annotated[float, Field(gt=0)] | None = None
-    """Longest wait for one reply, in seconds; null: 60 s and half a second for each token of
-    max_tokens."""
+    """Longest wait for one reply, in seconds, from the request on its way to the end of the reply;
+    null: as long as this server may need."""
     give_up_s: Annotated[float, Field(gt=0)] = 60.0
-    """The run stops, state kept, when the endpoint has failed every request for this long, in
-    seconds."""
+    """The run stops, state kept, when every request has failed for this long, in seconds from the
+    first failure."""
     extra_body: dict[str, Any] = {}
     """Further fields of the request body, sent as they are and part of the request key."""
     local: LocalSettings = LocalSettings()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from typing import Any
 import pytest
 from support.fake_openai import FakeOpenAI, Fault, Script
 
-from mora_data.engines import openai
+from mora_data.engines import http, openai, replicas
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.openai import Endpoint, HttpEngine
+from mora_data.engines.http import Patience, PlainTransport
+from mora_data.engines.openai import Endpoint, HttpEngine, ReplyTimes
 from mora_data.errors import EndpointError, PendingRetry, SettingsError
 from mora_data.rewriting.reply import SCHEMA
 from mora_data.run import tasks
@@ -527,29 +529,114 @@ async def run_all(tmp_path: Path, server: FakeOpenAI, requests: list[Request]) -
     await engine.close()
 
 
-@pytest.mark.parametrize(("settings", "expected"), [({}, 60 + 32.0), ({"timeout_s": 7.0}, 7.0)])
-def test_timeout_grows_with_max_tokens(
-    tmp_path: Path, settings: dict[str, Any], expected: float
+def test_patience_grows_with_n_with_max_tokens_and_with_what_the_server_has_shown() -> None:
+    assert ReplyTimes(7.0).patience(16, 16 * 512) == (7.0, 7.0)
+    times = ReplyTimes(None)
+    assert times.patience(1, 64) == (600 + 32, 10 * (600 + 32))  # a model may have to be loaded
+    assert times.patience(8, 8 * 160).silence_s == 600 + 0.5 * 8 * 160
+    times.note(2.0, 8 * 160)
+    assert times.patience(8, 8 * 160).silence_s == 60 + 0.5 * 160
+    times.note(700.0, 8 * 160)  # ten tokens a second, five requests at a time
+    assert times.patience(8, 8 * 160).silence_s == pytest.approx(60 + 4 * 700)
+    assert times.patience(1, 160).silence_s == pytest.approx(60 + 4 * 700 / 8)
+    for _ in range(300):
+        times.note(2.0, 8 * 160)
+    assert times.patience(8, 8 * 160).silence_s == pytest.approx(60 + 0.5 * 160)  # forgotten
+
+
+def one_by_one(lock: threading.Lock) -> Script:
+    """A server with a single slot: 20 ms a reply, in the order in which requests came."""
+
+    def work(body: dict[str, Any], time_: int) -> Fault | None:
+        with lock:
+            threading.Event().wait(0.02)
+        return None
+
+    return work
+
+
+def posted(url: str, n: int, patience: Patience) -> list[Any]:
+    """What comes of `n` posts at once."""
+
+    async def run() -> list[Any]:
+        transport = PlainTransport(f"{url}/chat/completions", {}, lambda: None)
+        body = json.dumps({"messages": [], "model": "m"}).encode()
+        try:
+            posts = (transport.post(body, patience) for _ in range(n))
+            return await asyncio.gather(*posts, return_exceptions=True)
+        finally:
+            await transport.close()
+
+    return asyncio.run(run())
+
+
+def test_a_slow_server_is_not_cut_off_while_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve requests, the last answered after 240 ms; nothing is silent for 120 ms."""
+    monkeypatch.setattr(http, "_SWEEP_S", 0.01)
+    with FakeOpenAI(one_by_one(threading.Lock())) as server:
+        found = posted(server.base_url, 12, Patience(0.12, 10.0))
+        assert [getattr(r, "status", r) for r in found] == [200] * 12
+        found = posted(server.base_url, 12, Patience(0.12, 0.12))  # as `timeout_s` has it
+        assert {r.kind for r in found if isinstance(r, http.Fault)} == {"timeout"}
+    with FakeOpenAI(lambda b, t: Fault(hang=True)) as server:
+        found = posted(server.base_url, 2, Patience(0.05, 10.0))
+        assert [str(r) for r in found] == ["timeout: no reply within 0.05 s"] * 2
+
+
+def test_a_silent_server_is_told_from_an_absent_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[float] = []
+    """It gets the patience of a first reply, whatever an absent one gets."""
+    monkeypatch.setattr(http, "_SWEEP_S", 0.01)
+    monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.0)
+    says = r"takes connections and has not answered yet.*concurrency \(3\) or raise timeout_s"
+    given = {"timeout_s": 0.03, "concurrency": 3}
+    with FakeOpenAI(lambda b, t: Fault(hang=True)) as server:
+        with opened(tmp_path, server, **given) as (ask, stats):
+            with pytest.raises(EndpointError, match=says):
+                ask(REQUEST)
+            assert stats.retries == {"timeout": openai.TRIES}
+        monkeypatch.setattr(openai, "FIRST_REPLY_S", 0.01)
+        with opened(tmp_path, server, **given) as (ask, stats):
+            with pytest.raises(EndpointError, match=says):
+                ask(REQUEST)
+            assert stats.retries == {"timeout": 1}
 
-    class Fake:
-        async def post(self, body: bytes, timeout_s: float) -> Any:
-            seen.append(timeout_s)
-            raise KeyboardInterrupt
 
-        async def close(self) -> None:
-            return None
+def test_a_server_that_falls_silent_is_told_from_one_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_SWEEP_S", 0.01)
+    with (
+        FakeOpenAI(lambda b, t: Fault(hang=True) if len(server.requests) > 1 else None) as server,
+        opened(tmp_path, server, timeout_s=0.03, give_up_s=0.02) as (ask, stats),
+        pytest.raises(EndpointError, match=r"has answered nothing of late.*raise timeout_s"),
+    ):
+        ask(REQUEST, replace(REQUEST, prompt_id="p2"))
+    assert stats.retries == {"timeout": 2}
 
-    async def run() -> None:
-        role = RoleSettings(**settings)
-        engine = HttpEngine(Endpoint("http://127.0.0.1:9/v1", role, RunStats()), role, "fake")
-        engine.endpoint.replicas.all[0]._transports["/chat/completions"] = Fake()
-        await engine.send(b"{}", REQUEST, 1, 0, 0, lambda r: None)
 
-    with pytest.raises(KeyboardInterrupt):
-        asyncio.run(run())
-    assert seen == [expected]
+def test_one_fault_after_a_long_reply_stops_nothing(tmp_path: Path) -> None:
+    """The time without an answer counts from the first fault: replies may take longer than
+    `give_up_s`."""
+
+    def work(body: dict[str, Any], time_: int) -> Fault | None:
+        threading.Event().wait(0.03)
+        return Fault(500) if len(server.requests) == 2 else None
+
+    with FakeOpenAI(work) as server, opened(tmp_path, server, give_up_s=0.02) as (ask, stats):
+        assert len(ask(REQUEST, replace(REQUEST, prompt_id="p2"))) == 2
+        assert stats.retries == {"500": 1}
+
+
+def test_a_server_that_says_nothing_of_its_models_is_not_called_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replicas, "ASK_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        with pytest.raises(EndpointError, match=r"takes connections and said nothing for 0\.05 s"):
+            replicas.served_models([url], RoleSettings(), 0.0)
 
 
 def test_a_caller_that_is_cancelled_leaves_its_call_to_the_next(tmp_path: Path) -> None:
