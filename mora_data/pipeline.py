@@ -37,7 +37,9 @@ from .prompts.judge_calibration import (
 )
 from .prompts.judge_quality import quality, self_preference
 from .prompts.personas import cap_shares
+from .prompts.result import PromptResult
 from .prompts.runner import PartitionRunner, ask_partitions, is_finalized
+from .prompts.volume import requests_of
 from .resources import Secret
 from .run.cost import CostTracker, load_prices
 from .run.folder import (
@@ -50,7 +52,7 @@ from .run.folder import (
     too_many_errors,
 )
 from .run.partitions import Partition, choose_malloc, give_back, write_whole
-from .run.progress import Progress, heartbeat
+from .run.progress import PROMPTS, Progress, heartbeat
 from .run.remote import shared_address
 from .run.stats import RunStats
 from .settings import BuildOptions, BuildSettings, SourceSettings, to_yaml
@@ -212,6 +214,7 @@ def _finish(
         from .report.document import finish_report
         from .report.page import write_report
 
+        build.progress.start("writing the report")
         write_report(build.folder.path, finish_report(published.report, build.folder.path))
     return published, failure
 
@@ -322,7 +325,10 @@ async def _ask(
 ) -> Asked:
     """Connect, measure the judges, run the partitions, measure drift."""
     settings, progress, folder = build.settings, build.progress, build.folder
-    with heartbeat(folder, build.stats, progress):
+    progress.watch_cost(cost.cost, cost.prices.currency)
+    n_prompts = sum(p.n_prompts() for p in parts)
+    progress.expect(n_prompts, None if build.recorded else requests_of(settings, n_prompts))
+    with heartbeat(folder, progress):
         engines = connect(
             settings, build.options.sample, build.stats, folder.path, progress.message
         )
@@ -364,15 +370,20 @@ async def _run_partitions(
     todo = [p for p in parts if p not in done]
     build.stats.finalized = sum(int((p.manifest() or {}).get("answers", 0)) for p in done)
     n_done = sum(p.n_prompts() for p in done)
-    build.progress.start("prompts", n_done + sum(p.n_prompts() for p in todo), n_done)
+    build.progress.start(PROMPTS, n_done + sum(p.n_prompts() for p in todo), n_done)
     given_up: Mapping[int, str] = {}
     damaged = 0
     if build.settings.executor == "ray" and todo:
         given_up, damaged = await _on_cluster(build, context, running, todo, cost)
     else:
-        await ask_partitions(
-            context, running.engines, running.runner, todo, lambda result: build.progress.step()
-        )
+
+        def on_prompt(result: PromptResult) -> None:
+            from .prompts.candidates import n_pairs  # numpy comes with it
+
+            build.progress.pairs += n_pairs(context, result) if result.arms else 0
+            build.progress.step()
+
+        await ask_partitions(context, running.engines, running.runner, todo, on_prompt)
     build.progress.finish()
     return given_up, damaged
 
@@ -492,6 +503,7 @@ def _select(
     from .selection.select import select
 
     s = build.settings
+    build.progress.start("selecting pairs")
     give_back()
     selection = select(parts, s)
     personas = _cap_personas(parts, selection, s, context)
@@ -521,6 +533,7 @@ def _publish(
     from .selection.select import picker, selected
 
     s, stats = build.settings, context.judge_stats
+    build.progress.start("writing the dataset")
     published = replace(
         published,
         selection={

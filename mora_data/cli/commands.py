@@ -151,15 +151,17 @@ def print_status(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from ..run.folder import run_status
+    from ..run.progress import progress_line, read_live
     from .show import counts_table
 
-    found = run_status(args.run_dir)
+    found, now = run_status(args.run_dir), read_live(args.run_dir)
     line = (
         f"{args.run_dir}: {found.status}, {found.prompts_done} of {found.prompts} prompts done,"
         f" {found.partitions_sealed} of {found.partitions} partitions sealed, {found.owed} owed,"
         f" {found.errors} errors"
     )
-    _print(args, asdict(found), [line, counts_table(found.counts)])
+    at_work = [f"at work: {progress_line(now)}"] if now is not None else []
+    _print(args, {**asdict(found), "now": now}, [line, *at_work, counts_table(found.counts)])
 
 
 def print_report(args: argparse.Namespace) -> None:

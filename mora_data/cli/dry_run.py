@@ -28,6 +28,7 @@ from tempfile import TemporaryDirectory
 
 from ..engines import resolve
 from ..errors import SettingsError
+from ..prompts.volume import JUDGE_PROMPT_TOKENS, Volume, volume
 from ..run.cost import Prices, load_prices
 from ..run.progress import Progress
 from ..run.stats import RunStats
@@ -36,10 +37,6 @@ from ..sources.mine import MineCounts, as_recorded, mine, open_source
 from ..text import n_tokens
 from ..types import Prompt
 
-JUDGE_PROMPT_TOKENS = 400  # a rubric with its levels
-FUSE_PROMPT_TOKENS = 700
-CANARIES = 50  # scored at both ends, where a model scores
-ANSWER_SHARE = 0.5  # of max_tokens, for the low estimate
 # one mid-sized GPU serving a 7-8B model with full batches; stated in the result
 TOKENS_PER_S = 2000.0
 
@@ -130,25 +127,13 @@ def estimate(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> Est
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Volume:
-    answers: int
-    requests: int
-    tokens_in: int
-    tokens_out: int
-
-    @property
-    def tokens(self) -> int:
-        return self.tokens_in + self.tokens_out
-
-
-def _generated(settings: BuildSettings, prompts: Iterable[Prompt]) -> tuple[_Volume, _Volume]:
+def _generated(settings: BuildSettings, prompts: Iterable[Prompt]) -> tuple[Volume, Volume]:
     lengths = [n_tokens(p.text) for p in prompts]
     n, mean = len(lengths), sum(lengths) / max(len(lengths), 1)
-    return _volume(settings, n, mean, 0), _volume(settings, n, mean, 1)
+    return volume(settings, n, mean, 0), volume(settings, n, mean, 1)
 
 
-def _recorded(settings: BuildSettings, prompts: Iterable[Prompt]) -> tuple[_Volume, _Volume]:
+def _recorded(settings: BuildSettings, prompts: Iterable[Prompt]) -> tuple[Volume, Volume]:
     """Recorded answers: only rewards that are models ask, once for each answer."""
     asking = sum(
         r.kind not in ("precomputed", "rules", "python")
@@ -158,55 +143,8 @@ def _recorded(settings: BuildSettings, prompts: Iterable[Prompt]) -> tuple[_Volu
     lengths = [n_tokens(p.text) + n_tokens(r.text) for p in prompts for r in p.recorded]
     requests = asking * len(lengths)
     tokens = asking * (sum(lengths) + JUDGE_PROMPT_TOKENS * len(lengths))
-    volume = _Volume(len(lengths), requests, tokens, 8 * requests)
+    volume = Volume(len(lengths), requests, tokens, 8 * requests)
     return volume, volume
-
-
-def _volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) -> _Volume:
-    """Requests and tokens when all prompts stop at the first step and half are mined (0), or none
-    stops and all are (1)."""
-    dims = sum(len(s.reward_sources(d)) for d in s.dimensions)
-    answer = s.policy.max_tokens * (1.0 if upper else ANSWER_SHARE)
-    looks, n_arms = s.presample.looks(), len(s.fuse.arms)
-    presamples = (looks[-1] if upper else looks[0]) if s.presample.enabled else 0
-    steps = (len(looks) if upper else 1) if presamples else 0
-    arms = n_prompts * (1.0 if upper or not presamples else 0.5) * n_arms
-    rewriting = sum(a not in ("identity", "concat") for a in s.fuse.arms)
-    fused = arms * rewriting / max(n_arms, 1) * s.fuse.candidates
-    harm_before = arms / n_arms if rewriting and "harm" in s.fuse.checks else 0
-    tries = (s.fuse.retries + 1) if upper else 1
-    checked = (fused * len(s.fuse.checks) + harm_before) * tries
-    probes = fused * tries * s.fuse.probe if presamples else 0.0
-    confirmed_answers = arms * min(2 * s.select.confirm_top, s.rollout.n)
-    confirmed = confirmed_answers * dims if s.select.confirm else 0.0
-    heldout = confirmed_answers * len(s.dimensions) * upper if s.heldout_judge else 0.0
-    n_canaries = CANARIES if s.presample.canaries == "auto" else int(s.presample.canaries)
-    canaries = 2 * n_canaries * dims * upper if presamples else 0
-    policy = n_prompts * _requests(s, presamples, steps) + arms * _requests(s, s.rollout.n, 1)
-    policy += fused * tries * _requests(s, s.fuse.probe, 1) if probes else 0.0
-    samples = n_prompts * presamples + arms * s.rollout.n + probes
-    judged = samples * dims + confirmed + heldout + canaries
-    rewrites = fused * tries
-    asked = rewrites / s.fuse.candidates  # one request for all candidates
-    return _Volume(
-        answers=round(samples),
-        requests=round(policy + judged + asked + checked),
-        tokens_in=round(
-            policy * prompt_tokens
-            + judged * (JUDGE_PROMPT_TOKENS + prompt_tokens + answer)
-            + asked * (FUSE_PROMPT_TOKENS + prompt_tokens)
-            + checked * (JUDGE_PROMPT_TOKENS + 4 * prompt_tokens)
-        ),
-        tokens_out=round(
-            samples * answer + judged * 8 + rewrites * 4 * max(prompt_tokens, 20) + checked * 12
-        ),
-    )
-
-
-def _requests(s: BuildSettings, samples: int, steps: int) -> float:
-    """Policy requests for `samples` answers that are asked for in `steps` steps."""
-    size = s.policy.n_per_request
-    return float(steps) if size == "all" else float(-(-samples // size))
 
 
 def probe_build(

@@ -45,16 +45,25 @@ def find_candidates(build: BuildContext, arms: Sequence[tuple[PromptResult, Arm]
             arm.pairs.append(Pair(result.prompt.prompt_id, arm.name, i, j, score, margin))
 
 
-def confirmed_sides(
+def confirmed_pairs(
     pairs: Sequence[Pair], dims: Sequence[str], binding: Sequence[str]
-) -> list[int]:
-    """The rollouts of the pairs that fresh scores confirm, or that none was asked about."""
+) -> list[Pair]:
+    """The pairs that fresh scores confirm, or that none was asked about."""
     margins = [[p.margins_confirmed.get(d) for d in dims] for p in pairs]
     fresh = np.array([[np.nan if v is None else v for v in m] for m in margins], dtype=float)
     bound = np.array([[d in binding for d in dims]] * len(pairs), dtype=bool)
     confirmed = are_confirmed(fresh.reshape(-1, len(dims)), bound.reshape(-1, len(dims)))
-    kept = [p for p, yes in zip(pairs, confirmed, strict=True) if yes or not p.margins_confirmed]
-    return sorted({i for p in kept for i in (p.chosen, p.rejected)})
+    return [p for p, yes in zip(pairs, confirmed, strict=True) if yes or not p.margins_confirmed]
+
+
+def n_pairs(build: BuildContext, result: PromptResult) -> int:
+    """How many pairs a finished prompt brings, before selection over the dataset."""
+    most = build.settings.select.pairs_per_prompt
+    return sum(
+        min(most, len(confirmed_pairs(arm.pairs, build.dims, result.binding_dims)))
+        for arm in result.arms
+        if arm.pairs and arm.name in build.settings.published_arms
+    )
 
 
 def as_batch(rules: PairRules, arms: Sequence[tuple[PromptResult, Arm]]) -> Batch:

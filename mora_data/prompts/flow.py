@@ -343,7 +343,7 @@ async def _select(context: PromptContext, result: PromptResult, arm: Arm) -> Non
     build, confirm = context.build, context.settings.select.confirm
     if not confirm and not build.heldout:
         return  # nothing is asked: they are found when the partition is whole
-    from .candidates import confirmed_sides, find_candidates
+    from .candidates import confirmed_pairs, find_candidates
 
     find_candidates(build, [(result, arm)])
     if confirm and arm.pairs:
@@ -354,7 +354,8 @@ async def _select(context: PromptContext, result: PromptResult, arm: Arm) -> Non
         fresh = {i: [s for j, s in again if sides[j] == i] for i in sides}
         arm.pairs = [_with_fresh_margins(context, p, fresh) for p in arm.pairs]
     if build.heldout:
-        sides = confirmed_sides(arm.pairs, build.dims, result.binding_dims)
+        held = confirmed_pairs(arm.pairs, build.dims, result.binding_dims)
+        sides = sorted({i for p in held for i in (p.chosen, p.rejected)})
         theirs = await second_opinion(context.ask, build.heldout, arm.messages, arm.rollouts, sides)
         result.scores += [(arm.name, i, "heldout", s) for i, s in theirs]
 

@@ -80,6 +80,7 @@ async def measure_judges(
     run.folder.write("reference.json", stats.to_json())
     if n_canaries:
         items = canary.choose_items(found, sources, n_canaries)
+        run.progress.start("canaries")
         start = await _score_canaries(replace(build, sources=sources), run, items, "start")
         tree = {"basis": stats.cache_key, "n": n_canaries, "items": items, "start": start}
         run.folder.write("canary.json", tree)
@@ -92,6 +93,7 @@ async def measure_drift(build: BuildContext, run: Running, settled: str) -> Drif
     kept = read_json(run.folder.path / "canary.json")
     if not (build.settings.presample.enabled and _n_canaries(build, run.engines) and kept):
         return {}
+    run.progress.start("canaries")
     end = await _score_canaries(build, run, kept["items"], f"end:{settled}")
     sigma = {d: noise.sigma for d, noise in build.judge_stats.noise.items()}
     drift = canary.drift(kept["start"], end, sigma)
@@ -159,7 +161,7 @@ async def _measure_prompts(
         fresh = await score(context, prompt.messages, chosen, "repeat", arm.anchors)
         return Measured(prompt, arm.rollouts, first, [(again[k], s) for k, s in fresh], again)
 
-    run.progress.start("reference: prompts", len(ids))
+    run.progress.start("judge calibration: prompts", len(ids))
     await run.runner.run(parts, flow, lambda r: run.progress.step(), lambda opened: None, ids)
     run.progress.finish()
     return found

@@ -127,6 +127,7 @@ class PartitionRunner:
     ) -> None:
         result = await work
         opened.results[prompt.prompt_id] = result
+        self._stats.finished(prompt.prompt_id)
         on_prompt(result)
         if len(opened.results) == len(opened.prompts):
             await to_its_end(self._finish, opened, on_part)

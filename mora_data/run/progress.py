@@ -1,14 +1,21 @@
-"""How far a run is, while it works: on stderr for who waits, and in a file for `mora-data view`.
+"""How far a run is, while it works: on stderr for who waits, and in a file for `mora-data status`
+and `mora-data view`.
 
-On a terminal stderr has a live line, elsewhere a plain line now and then. The file is written once
-a second and is gone when the build ends:
+On a terminal stderr has a live line, elsewhere a plain line: when a step begins, 5 s later, then
+every 30 s. The file is written once a second and is gone when the build ends:
 
     live.json   {"at": 1763730000.0, "step": "prompts", "done": 40, "total": 88, "requests": 512,
-                 "retries": 3, "failed": 0,
+                 "in_flight": 48, "under_way": {"presampling": 3, "scoring": 45}, "tokens": 90300,
+                 "tokens_per_s": 812.0, "pairs": 31, "cost": 0.02, "currency": "USD",
+                 "left_s": [340.0, 610.0], "retries": 3, "failed": 0,
                  "slots": [{"size": 64, "open": 48, "busy": 47, "waiting": 12}]}
 
-`slots` has an entry per endpoint: permits there are, those that the server's refusals leave open,
-in use, calls that wait. The simulator has none.
+`left_s` is null while nothing is known. `slots` has an entry per endpoint: permits there are, those
+that the server's refusals leave open, in use, calls that wait. The simulator has none.
+
+How much is left counts requests. What a prompt asks for is known from the settings, low and high
+(prompts/volume.py), and from the prompts that are finished; the settings weigh as much as
+`PRIOR_PROMPTS` of these. It is divided by the replies per second of this command so far.
 """
 
 from __future__ import annotations
@@ -16,46 +23,92 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
 
 from ..errors import RunFolderError
-from .folder import LIVE, RunFolder
+from .folder import LIVE, RunFolder, read_json
 from .stats import RunStats
 
 EVERY_S = 1.0
-_PLAIN_EVERY_S = 5.0
+FRESH_S = 20.0  # a build that wrote this recently goes on
+PRIOR_PROMPTS = 3.0
+PROMPTS = "prompts"  # the step in which prompts go all their way
+_PLAIN_FIRST_S, _PLAIN_EVERY_S = 5.0, 30.0
 _LIVE_EVERY_S = 0.2
+_SPEED_SPAN = 60  # looks, one a second, over which tokens per second are taken
+_WORK = {
+    "presample": "presampling",
+    "fuse": "rewriting",
+    "probe": "trying rewrites out",
+    "arm": "rollouts",
+    "score": "scoring",
+    "repeat": "scoring again",
+    "confirm": "confirming",
+}
+
+Ends = tuple[float, float]  # low, high
+
+
+@dataclass(slots=True)
+class _Step:
+    """What is under way."""
+
+    label: str
+    total: int
+    done: int
+    began: float
+    before: tuple[int, int, int]  # replies, prompts finished, replies to these
+    lines: int = 0  # printed
 
 
 class Progress:
     """Prints how far a run is."""
 
-    def __init__(self, stats: RunStats, quiet: bool = False) -> None:
-        self._stats = stats
+    def __init__(
+        self, stats: RunStats, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.pairs = 0  # confirmed so far
+        self._stats, self._clock = stats, clock
         self._stream: TextIO | None = None if quiet else sys.stderr
         self._live = self._stream is not None and self._stream.isatty()
-        self._label, self._done, self._total = "", 0, 0
-        self._started = self._printed_at = time.monotonic()
-        self._width = 0
+        self._step = _Step("", 0, 0, clock(), (0, 0, 0))
+        self._printed_at, self._width = clock(), 0
+        self._expected: Ends | None = None  # requests of a prompt
+        self._n_prompts = 0
+        self._asked_at = 0.0
+        self._money: Callable[[], float | None] = lambda: None
+        self._currency = ""
+        self._looks: deque[tuple[float, int]] = deque(maxlen=_SPEED_SPAN)
 
-    @property
-    def at(self) -> tuple[str, int, int]:
-        """The step that is under way, its items done, and how many there are (0: not known)."""
-        return self._label, self._done, self._total
+    def expect(self, n_prompts: int, requests: Ends | None) -> None:
+        """Asking begins: for so many prompts, which take between so many requests together."""
+        self._n_prompts, self._asked_at = n_prompts, self._clock()
+        if requests is not None and n_prompts:
+            self._expected = requests[0] / n_prompts, requests[1] / n_prompts
 
-    def start(self, label: str, total: int, done: int = 0) -> None:
-        """A new long step begins."""
-        self._label, self._total, self._done = label, total, done
-        self._started = time.monotonic()
+    def watch_cost(self, cost: Callable[[], float | None], currency: str) -> None:
+        """Say what `cost` gives, where it gives something."""
+        self._money, self._currency = cost, currency
+
+    def start(self, label: str, total: int = 0, done: int = 0) -> None:
+        """A new long step begins, of `total` items (0: not known)."""
+        self._step = _Step(label, total, done, self._clock(), self._replies())
         self._print()
 
     def step(self, n: int = 1) -> None:
         """`n` more of the step's items are done."""
-        self._done += n
-        if time.monotonic() - self._printed_at >= (_LIVE_EVERY_S if self._live else _PLAIN_EVERY_S):
-            self._print()
+        self._step.done += n
+        self._print_if(_LIVE_EVERY_S)
+
+    def tick(self) -> None:
+        """A second has passed."""
+        self._looks.append((self._clock(), self._stats.tokens_in + self._stats.tokens_out))
+        self._print_if(EVERY_S)
 
     def finish(self) -> None:
         """The step is over."""
@@ -74,30 +127,121 @@ class Progress:
         self._stream.write(text + "\n")
         self._stream.flush()
 
+    def state(self) -> dict[str, Any]:
+        """What live.json says, but for its time."""
+        s = self._stats
+        work: Counter[str] = Counter()
+        for purpose, n in s.under_way.items():
+            work[_WORK.get(purpose.partition(":")[0], "checking rewrites")] += n
+        busy = sum(x.in_flight for x in s.limiters)
+        return {
+            "step": self._step.label,
+            "done": self._step.done,
+            "total": self._step.total,
+            "requests": s.requests,
+            "in_flight": busy if s.limiters else s.under_way.total(),
+            "under_way": dict(sorted((+work).items())),
+            "tokens": s.tokens_in + s.tokens_out,
+            "tokens_per_s": self._tokens_per_s(),
+            "pairs": self.pairs,
+            "cost": self._money(),
+            "currency": self._currency,
+            "left_s": self._left_s(),
+            "retries": s.retries.total(),
+            "failed": s.failed.total(),
+            "slots": [
+                {"size": x.size, "open": x.usable, "busy": x.in_flight, "waiting": x.waiting}
+                for x in s.limiters
+            ],
+        }
+
+    def _tokens_per_s(self) -> float | None:
+        if len(self._looks) < 2 or self._looks[-1][0] <= self._looks[0][0]:
+            return None
+        (first, before), (last, now) = self._looks[0], self._looks[-1]
+        return round((now - before) / (last - first), 1)
+
+    def _left_s(self) -> Ends | None:
+        """Seconds to the last reply of the build, low and high; where the settings don't tell what
+        is asked for, to the step's end; None while nothing is known."""
+        if self._expected is None:
+            step = self._step
+            elapsed, share = self._clock() - step.began, step.done / (step.total or 1)
+            left = elapsed / share - elapsed if 0 < share < 1 and elapsed > 2 else None
+            return None if left is None else (left, left)
+        elapsed = self._clock() - self._asked_at
+        if not self._stats.answered or elapsed <= 0:
+            return None
+        waiting, s_per_reply = self._stats.under_way.total(), elapsed / self._stats.answered
+        low, high = (max(n, waiting) * s_per_reply for n in self._requests_left(self._expected))
+        return round(low, 1), round(high, 1)
+
+    def _requests_left(self, of_prompt: Ends) -> Ends:
+        step = self._step
+        if step.label != PROMPTS:  # what is asked for now serves the prompts again later
+            low, high = (self._n_prompts * n - self._stats.replies for n in of_prompt)
+            return low, high
+        replies, n, of_finished = (
+            now - then for now, then in zip(self._replies(), step.before, strict=True)
+        )
+        low, high = (
+            (step.total - step.done) * (PRIOR_PROMPTS * one + of_finished) / (PRIOR_PROMPTS + n)
+            - (replies - of_finished)  # to those that are open
+            for one in of_prompt
+        )
+        return low, high
+
+    def _replies(self) -> tuple[int, int, int]:
+        s = self._stats
+        return s.replies, s.prompts_finished, s.replies_to_finished
+
+    def _print_if(self, live_every_s: float) -> None:
+        """Print where the last line is old enough."""
+        plain_s = _PLAIN_FIRST_S if self._step.lines < 2 else _PLAIN_EVERY_S
+        if self._clock() - self._printed_at >= (live_every_s if self._live else plain_s):
+            self._print()
+
     def _print(self) -> None:
         if self._stream is None:
             return
-        self._printed_at = time.monotonic()
-        line = self._line()
+        self._printed_at = self._clock()
+        self._step.lines += 1
+        line = progress_line(self.state())
         if self._live:
+            share = min(self._step.done / self._step.total, 1.0) if self._step.total else 0.0
+            line = f"[{'#' * int(20 * share):<20}] {line}"
             self._stream.write("\r" + line.ljust(self._width))
             self._width = len(line)
         else:
             self._stream.write(line + "\n")
         self._stream.flush()
 
-    def _line(self) -> str:
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        u = self._stats
-        share = self._done / self._total if self._total else 1.0
-        bar = f"[{'#' * int(20 * share):<20}] " if self._live else ""
-        left = (
-            f", {_clock(elapsed / share - elapsed)} left" if 0 < share < 1 and elapsed > 2 else ""
-        )
-        sent = f", {u.requests} requests, {u.tokens_in + u.tokens_out} tokens" if u.requests else ""
-        retried = f", {u.retries.total()} retries" if u.retries else ""
-        of = f"/{self._total}" if self._total else ""
-        return f"{bar}{self._label} {self._done}{of}{sent}{retried}{left}"
+
+def progress_line(now: Mapping[str, Any]) -> str:
+    """What live.json says, as one line."""
+    said = [str(now["step"])]
+    if now["total"] or now["done"]:
+        said[0] += f" {now['done']}" + (f"/{now['total']}" if now["total"] else "")
+    if now["under_way"]:
+        said[0] += f" ({', '.join(f'{n} {work}' for work, n in now['under_way'].items())})"
+    asking = now["requests"] or now["in_flight"]
+    if asking:
+        said.append(f"{now['requests']} requests sent, {now['in_flight']} in flight")
+    if now["tokens"]:
+        speed = f" at {now['tokens_per_s']:.0f}/s" if now["tokens_per_s"] is not None else ""
+        said.append(f"{now['tokens']} tokens{speed}")
+    if now["pairs"]:
+        said.append(f"{now['pairs']} pairs")
+    if now["cost"]:
+        said.append(f"{now['cost']:.4g} {now['currency']}")
+    if now["retries"]:
+        said.append(f"{now['retries']} retries")
+    if now["left_s"] is not None:
+        low, high = map(_clock, now["left_s"])
+        said.append(f"{low} left" if low == high else f"{low} to {high} left")
+    elif asking:
+        said.append("time left not known yet")
+    return ", ".join(said)
 
 
 def _clock(seconds: float) -> str:
@@ -107,20 +251,22 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def heartbeat(folder: RunFolder, stats: RunStats, progress: Progress) -> Iterator[None]:
-    """Write live.json once a second, from the running event loop, while the block lasts."""
+def heartbeat(folder: RunFolder, progress: Progress) -> Iterator[None]:
+    """Write live.json once a second, from the running event loop, while the block lasts; plain
+    lines are printed on that beat, too."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
 
-    def write() -> None:
+    def beat() -> None:
         nonlocal timer
+        progress.tick()
         try:
-            folder.write(LIVE, _live(stats, progress))
+            folder.write(LIVE, {"at": time.time(), **progress.state()})
         except RunFolderError:
             return  # the disk is full: the build reports it where it matters
-        timer = loop.call_later(EVERY_S, write)
+        timer = loop.call_later(EVERY_S, beat)
 
-    write()
+    beat()
     try:
         yield
     finally:
@@ -129,18 +275,8 @@ def heartbeat(folder: RunFolder, stats: RunStats, progress: Progress) -> Iterato
         (folder.path / LIVE).unlink(missing_ok=True)
 
 
-def _live(stats: RunStats, progress: Progress) -> dict[str, object]:
-    step, done, total = progress.at
-    return {
-        "at": time.time(),
-        "step": step,
-        "done": done,
-        "total": total,
-        "requests": stats.requests,
-        "retries": stats.retries.total(),
-        "failed": stats.failed.total(),
-        "slots": [
-            {"size": x.size, "open": x.usable, "busy": x.in_flight, "waiting": x.waiting}
-            for x in stats.limiters
-        ],
-    }
+def read_live(run_dir: Path) -> dict[str, Any] | None:
+    """What a build that is at work says of itself; None where none is."""
+    live = read_json(run_dir / LIVE)
+    at = live.get("at")
+    return live if isinstance(at, (int, float)) and abs(time.time() - at) <= FRESH_S else None

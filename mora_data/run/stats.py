@@ -52,7 +52,13 @@ class RunStats:
     sent: int = 0  # over the wire, retries included
     simulated: int = 0  # answered by the simulator
     calls: int = 0  # requests put to `CachedClient`, whoever answered them
-    under_way: int = 0  # calls to engines that have no answer yet
+    # calls to engines that have no answer yet, by purpose
+    under_way: Counter[str] = field(default_factory=Counter)
+    replies: int = 0  # of engines, and of the log
+    answered: int = 0  # of engines
+    prompts_finished: int = 0
+    replies_to_finished: int = 0
+    replies_to_open: dict[str, int] = field(default_factory=dict)  # by prompt
     prompts_begun: int = 0
     open_prompts: int = 0  # begun and not done
     replayed: int = 0  # answers of earlier commands, taken from the log
@@ -114,6 +120,8 @@ class RunStats:
         """A copy that can be sent to another process."""
         return replace(
             self,
+            under_way=Counter(self.under_way),
+            replies_to_open={},
             retries=Counter(self.retries),
             failed=Counter(self.failed),
             replicas_out=dict(self.replicas_out),
@@ -131,8 +139,9 @@ class RunStats:
         stay."""
         for name in _SUMMED:
             setattr(self, name, sum(getattr(p, name) for p in parts))
-        self.retries, self.failed = (
-            sum((getattr(p, c) for p in parts), Counter[str]()) for c in ("retries", "failed")
+        self.retries, self.failed, self.under_way = (
+            sum((getattr(p, c) for p in parts), Counter[str]())
+            for c in ("retries", "failed", "under_way")
         )
         self.replicas_out = {url: why for p in parts for url, why in p.replicas_out.items()}
         self.dialects = {name: lines for p in parts for name, lines in p.dialects.items()}
@@ -153,11 +162,23 @@ class RunStats:
         Raises:
             LimitReached: with it, a limit is used up; the reply is counted and logged.
         """
+        self.answered += 1
+        self.heard(prompt_id)
         _add(self.by_model, model, tokens)
         if self.by_prompt is not None:
             _add(self.by_prompt.setdefault(prompt_id, {}), model, (*tokens, 1))
         if self.on_tokens is not None:
             self.on_tokens()
+
+    def heard(self, prompt_id: str) -> None:
+        """A reply for a prompt is there, from an engine or from the log."""
+        self.replies += 1
+        self.replies_to_open[prompt_id] = self.replies_to_open.get(prompt_id, 0) + 1
+
+    def finished(self, prompt_id: str) -> None:
+        """Nothing more is asked for a prompt."""
+        self.prompts_finished += 1
+        self.replies_to_finished += self.replies_to_open.pop(prompt_id, 0)
 
     def stop(self, error: MoraError) -> None:
         """Let nothing more be sent."""
@@ -171,6 +192,10 @@ _SUMMED = (
     "calls",
     "replayed",
     "repeated",
+    "replies",
+    "answered",
+    "prompts_finished",
+    "replies_to_finished",
 )
 
 

@@ -23,11 +23,11 @@ import yaml
 
 from ..errors import RunFolderError, SettingsError
 from ..run.cost import load_prices
-from ..run.folder import LIVE, StageCounts, parts_of, read_json
+from ..run.folder import StageCounts, parts_of, read_json
 from ..run.partitions import Partition
+from ..run.progress import FRESH_S, read_live
 from ..types import STAGES
 
-FRESH_S = 20.0  # a log that grew this recently belongs to a running build
 RELOAD_S = 3
 SPEED_SPAN_S = 60.0
 CHANGED = "it changed; load the page again"
@@ -248,7 +248,7 @@ class Watch:
             "errors": sum(int(m.get("errors") or 0) for _, m in finished),
             "answers_per_s": answers_per_s,
             "tokens_per_s": tokens_per_s,
-            "now": _read_live(folder.run, now) if running else None,
+            "now": _read_live(folder.run) if running else None,
         }
 
     def _speeds(self) -> tuple[float | None, float | None]:
@@ -311,10 +311,10 @@ def _counts(tree: Mapping[str, Any]) -> StageCounts:
     return {"in": tree.get("in", 0), "kept": tree.get("kept", 0), "dropped": dropped}
 
 
-def _read_live(run: Path, now: float) -> dict[str, Any] | None:
-    live = read_json(run / LIVE)
-    slots, at = live.get("slots"), live.get("at")
-    if not isinstance(at, (int, float)) or abs(now - at) > FRESH_S or not isinstance(slots, list):
+def _read_live(run: Path) -> dict[str, Any] | None:
+    live = read_live(run) or {}
+    slots = live.get("slots")
+    if not isinstance(slots, list):
         return None
     sums = {
         k: sum(int(s.get(k) or 0) for s in slots if isinstance(s, dict))

@@ -1,9 +1,11 @@
 """What a running build says of itself: written at once, again every second, gone at the end, and no
-reason to fail."""
+reason to fail; on stderr within seconds, with what is left of the whole build."""
 
 from __future__ import annotations
 
 import asyncio
+import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from mora_data.engines.limiter import ConcurrencyLimiter
 from mora_data.errors import RunFolderError
 from mora_data.run.folder import RunFolder, read_json
-from mora_data.run.progress import Progress, heartbeat
+from mora_data.run.progress import Progress, heartbeat, progress_line
 from mora_data.run.stats import RunStats
 
 
@@ -28,7 +30,7 @@ def test_it_says_what_is_under_way_and_is_gone_at_the_end(
     async def main() -> None:
         with RunFolder(tmp_path / "run", {"dataset": "x"}, False) as folder:
             path = folder.path / "live.json"
-            with heartbeat(folder, stats, progress):
+            with heartbeat(folder, progress):
                 first = read_json(path)
                 assert (first["step"], first["done"], first["total"]) == ("prompts", 40, 88)
                 assert (first["requests"], first["retries"]) == (7, 3)
@@ -40,7 +42,7 @@ def test_it_says_what_is_under_way_and_is_gone_at_the_end(
                 assert read_json(path)["slots"] == [{"size": 8, "open": 4, "busy": 1, "waiting": 0}]
                 stats.limiters[0].free(ticket)
             assert not path.exists()
-            with pytest.raises(ZeroDivisionError), heartbeat(folder, stats, progress):
+            with pytest.raises(ZeroDivisionError), heartbeat(folder, progress):
                 raise ZeroDivisionError
             assert not path.exists()
 
@@ -54,7 +56,131 @@ def test_a_full_disk_is_not_its_business(tmp_path: Path, monkeypatch: pytest.Mon
     async def main() -> None:
         with RunFolder(tmp_path / "run", {"dataset": "x"}, False) as folder:
             monkeypatch.setattr(RunFolder, "write", full)
-            with heartbeat(folder, RunStats(), Progress(RunStats(), quiet=True)):
+            with heartbeat(folder, Progress(RunStats(), quiet=True)):
                 await asyncio.sleep(0)
 
     asyncio.run(main())
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def wait(clock: Clock, progress: Progress, seconds: int) -> None:
+    for _ in range(seconds):
+        clock.now += 1.0
+        progress.tick()
+
+
+def answer(stats: RunStats, prompt_id: str, n: int = 1) -> None:
+    """`n` replies for a prompt, of 12 tokens."""
+    for _ in range(n):
+        stats.sent += 1
+        stats.count("m", prompt_id, (10, 2, 0))
+
+
+def test_plain_lines_come_after_five_seconds_and_then_every_thirty(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without a single finished prompt; before, that was silence."""
+    stats, clock = RunStats(), Clock()
+    progress = Progress(stats, clock=clock)
+    progress.expect(5, (5 * 20, 5 * 60))
+    progress.start("prompts", 5)
+    stats.under_way.update({"presample": 5})
+    wait(clock, progress, 5)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "prompts 0/5"
+    assert second == (
+        "prompts 0/5 (5 presampling), 0 requests sent, 5 in flight, time left not known yet"
+    )
+    wait(clock, progress, 90)
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_time_left_counts_requests_before_a_prompt_is_finished() -> None:
+    """45 answers are paid and no prompt is done: 45 of 100 to 300 requests in 90 s."""
+    stats, clock = RunStats(), Clock()
+    progress = Progress(stats, quiet=True, clock=clock)
+    progress.expect(5, (5 * 20, 5 * 60))
+    progress.start("prompts", 5)
+    assert progress.state()["left_s"] is None
+    for i in range(45):
+        answer(stats, f"p{i % 5}")
+    clock.now = 90.0
+    assert progress.state()["left_s"] == ((100 - 45) * 2.0, (300 - 45) * 2.0)
+    progress.pairs, stats.under_way["confirm"] = 2, 7
+    progress.watch_cost(lambda: 0.0123, "USD")
+    assert progress_line(progress.state()) == (
+        "prompts 0/5 (7 confirming), 45 requests sent, 7 in flight, 540 tokens, 2 pairs,"
+        " 0.0123 USD, 1:50 to 8:30 left"
+    )
+
+
+def test_finished_prompts_say_more_than_settings() -> None:
+    """Every prompt takes 40 requests, one a second, two prompts at a time: the range closes in on
+    what is true."""
+    stats, clock = RunStats(), Clock()
+    progress = Progress(stats, quiet=True, clock=clock)
+    progress.expect(100, (100 * 20, 100 * 60))
+    progress.start("prompts", 100)
+    for a in range(0, 60, 2):
+        for _ in range(40):
+            for prompt_id in (f"p{a}", f"p{a + 1}"):
+                clock.now += 1.0
+                answer(stats, prompt_id)
+        for prompt_id in (f"p{a}", f"p{a + 1}"):
+            stats.finished(prompt_id)
+            progress.step()
+        low, high = progress.state()["left_s"]
+        assert low <= (98 - a) * 40 <= high
+    assert high / low < 1.12
+    answer(stats, "p60", 10)
+    assert progress.state()["left_s"][1] < high  # those of an open prompt are done
+    assert not stats.replies_to_open.keys() - {"p60"}
+
+
+def test_what_is_asked_before_the_prompts_serves_them_again_later() -> None:
+    stats, clock = RunStats(), Clock()
+    progress = Progress(stats, quiet=True, clock=clock)
+    progress.expect(5, (5 * 20, 5 * 20))
+    progress.start("judge calibration: prompts", 5)
+    for i in range(50):
+        answer(stats, f"p{i % 5}")
+    clock.now = 50.0
+    assert progress.state()["left_s"] == (50.0, 50.0)
+    for i in range(5):
+        stats.finished(f"p{i}")
+    progress.start("prompts", 5)
+    for i in range(50):
+        stats.heard(f"p{i % 5}")  # from the log: no time passes
+    assert progress.state()["left_s"] == (50.0, 50.0)
+
+
+def test_tokens_per_second_are_those_of_the_last_minute() -> None:
+    stats, clock = RunStats(), Clock()
+    progress = Progress(stats, quiet=True, clock=clock)
+    progress.tick()
+    answer(stats, "p", 100)
+    wait(clock, progress, 60)
+    assert progress.state()["tokens_per_s"] == 0.0  # the burst is a minute ago
+    answer(stats, "p", 59)
+    wait(clock, progress, 1)
+    assert progress.state()["tokens_per_s"] == 12.0
+
+
+def test_a_terminal_has_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stream)
+    clock = Clock()
+    progress = Progress(RunStats(), clock=clock)
+    progress.start("prompts", 4)
+    clock.now = 1.0
+    progress.step(2)
+    progress.finish()
+    assert stream.getvalue().split("\r")[2].startswith("[##########          ] prompts 2/4")
+    assert stream.getvalue().count("\n") == 1

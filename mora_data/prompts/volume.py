@@ -1,0 +1,87 @@
+"""What a build asks for, as far as the settings tell: requests and tokens, low and high.
+
+    low, high = requests_of(settings, 1000)     for the time that is left
+    volume(settings, 1000, 40.0, upper=1)       for a dry run: tokens, too
+
+They differ by what only the model can tell: how many presamples a prompt needs, whether it goes on,
+how many tries its rewrite takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..settings import BuildSettings
+
+JUDGE_PROMPT_TOKENS = 400  # a rubric with its levels
+FUSE_PROMPT_TOKENS = 700
+CANARIES = 50  # scored at both ends, where a model scores
+ANSWER_SHARE = 0.5  # of max_tokens, for the low estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Answers of the policy; requests and tokens of all roles."""
+
+    answers: int
+    requests: int
+    tokens_in: int
+    tokens_out: int
+
+    @property
+    def tokens(self) -> int:
+        """In and out."""
+        return self.tokens_in + self.tokens_out
+
+
+def requests_of(settings: BuildSettings, n_prompts: int) -> tuple[float, float]:
+    """Requests for so many prompts that are answered by models, low and high."""
+    low, high = (volume(settings, n_prompts, 0.0, upper).requests for upper in (0, 1))
+    return low, high
+
+
+def volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) -> Volume:
+    """Requests and tokens when all prompts stop at the first step and half are mined (0), or none
+    stops and all are (1)."""
+    dims = sum(len(s.reward_sources(d)) for d in s.dimensions)
+    answer = s.policy.max_tokens * (1.0 if upper else ANSWER_SHARE)
+    looks, n_arms = s.presample.looks(), len(s.fuse.arms)
+    presamples = (looks[-1] if upper else looks[0]) if s.presample.enabled else 0
+    steps = (len(looks) if upper else 1) if presamples else 0
+    arms = n_prompts * (1.0 if upper or not presamples else 0.5) * n_arms
+    rewriting = sum(a not in ("identity", "concat") for a in s.fuse.arms)
+    fused = arms * rewriting / max(n_arms, 1) * s.fuse.candidates
+    harm_before = arms / n_arms if rewriting and "harm" in s.fuse.checks else 0
+    tries = (s.fuse.retries + 1) if upper else 1
+    checked = (fused * len(s.fuse.checks) + harm_before) * tries
+    probes = fused * tries * s.fuse.probe if presamples else 0.0
+    confirmed_answers = arms * min(2 * s.select.confirm_top, s.rollout.n)
+    confirmed = confirmed_answers * dims if s.select.confirm else 0.0
+    heldout = confirmed_answers * len(s.dimensions) * upper if s.heldout_judge else 0.0
+    n_canaries = CANARIES if s.presample.canaries == "auto" else int(s.presample.canaries)
+    canaries = 2 * min(n_canaries, n_prompts * presamples) * dims * upper
+    policy = n_prompts * _requests(s, presamples, steps) + arms * _requests(s, s.rollout.n, 1)
+    policy += fused * tries * _requests(s, s.fuse.probe, 1) if probes else 0.0
+    samples = n_prompts * presamples + arms * s.rollout.n + probes
+    judged = samples * dims + confirmed + heldout + canaries
+    rewrites = fused * tries
+    asked = rewrites / s.fuse.candidates  # one request for all candidates
+    return Volume(
+        answers=round(samples),
+        requests=round(policy + judged + asked + checked),
+        tokens_in=round(
+            policy * prompt_tokens
+            + judged * (JUDGE_PROMPT_TOKENS + prompt_tokens + answer)
+            + asked * (FUSE_PROMPT_TOKENS + prompt_tokens)
+            + checked * (JUDGE_PROMPT_TOKENS + 4 * prompt_tokens)
+        ),
+        tokens_out=round(
+            samples * answer + judged * 8 + rewrites * 4 * max(prompt_tokens, 20) + checked * 12
+        ),
+    )
+
+
+def _requests(s: BuildSettings, samples: int, steps: int) -> float:
+    """Policy requests for `samples` answers that are asked for in `steps` steps."""
+    size = s.policy.n_per_request
+    return float(steps) if size == "all" else float(-(-samples // size))
