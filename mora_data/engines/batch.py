@@ -157,7 +157,7 @@ class Waves:
         answer does."""
         while True:
             await self._stats.until_still()
-            if self._stats.under_way.total() <= len(self._waiting):
+            if self._stats.under_way <= len(self._waiting):
                 return
             await asyncio.sleep(LOOK_AGAIN_S)  # other engines are at work
 

@@ -140,7 +140,8 @@ class CachedClient:
                 lambda r: self._keep(call, first, r),
             )
 
-        return await self._shared(call.key, first, call.request.purpose, send)
+        self._stats.asked_for[call.request.prompt_id] = call.request.purpose
+        return await self._shared(call.key, first, send)
 
     async def cached(self, key: Any, call: Callable[[], Awaitable[Any]]) -> Any:
         """The JSON value of a call that no engine makes, as a plug-in's own server: from the log
@@ -158,14 +159,14 @@ class CachedClient:
                 self._stats.sent += 1
                 return new
 
-            record = await self._shared(base, 0, "score", made)
+            record = await self._shared(base, 0, made)
         elif self._log.is_old(base, 0):
             self._stats.replayed += 1
         self.answers += 1
         return orjson.loads(record.answers[0].text)
 
     async def _shared(
-        self, base: bytes, first: int, purpose: str, send: Callable[[], Awaitable[Record]]
+        self, base: bytes, first: int, send: Callable[[], Awaitable[Record]]
     ) -> Record:
         """What `send` brings; a second caller with the same key waits for the first one's reply."""
         key = (base, first)
@@ -174,7 +175,7 @@ class CachedClient:
                 return await asyncio.shield(running)
         done: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         self._pending[key] = done
-        self._stats.under_way[purpose] += 1
+        self._stats.under_way += 1
         try:
             record = await send()
             done.set_result(record)
@@ -184,7 +185,7 @@ class CachedClient:
             done.exception()  # seen: nobody else may be waiting
             raise
         finally:
-            self._stats.under_way[purpose] -= 1
+            self._stats.under_way -= 1
             del self._pending[key]
 
     def _keep(self, call: _Call, first: int, record: Record) -> None:

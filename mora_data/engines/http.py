@@ -61,6 +61,13 @@ class Patience(NamedTuple):
     total_s: float
 
 
+class Waiting(Protocol):
+    """A request, asked while it waits: what is known of the server meanwhile counts."""
+
+    def patience(self) -> Patience:
+        """How long its reply is waited for."""
+
+
 class Fault(Exception):
     """No whole reply came. `kind`: refused, dns, connect (no connection in time), reset, timeout,
     protocol."""
@@ -76,7 +83,7 @@ OnSend = Callable[[], None]
 class Transport(Protocol):
     """POSTs bodies to one URL."""
 
-    async def post(self, body: bytes, patience: Patience) -> Reply:
+    async def post(self, body: bytes, waiting: Waiting) -> Reply:
         """The reply to `body`.
 
         Raises:
@@ -112,19 +119,19 @@ class PlainTransport:
         self._head = "\r\n".join(lines).encode("latin-1")
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
-        self._answered_at = 0.0
+        self._answers, self._seen = 0, (0, 0.0)  # how many there were, and since when
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def post(self, body: bytes, patience: Patience) -> Reply:
+    async def post(self, body: bytes, waiting: Waiting) -> Reply:
         message = b"%s%d\r\n\r\n%s" % (self._head, len(body), body)
         while self._idle:
             connection = self._idle.pop()
             if connection.open:
                 try:
-                    return await self._exchange(connection, message, patience)
+                    return await self._exchange(connection, message, waiting)
                 except _ClosedIdle:
                     break  # the server had closed it: once more, on a fresh connection
-        return await self._exchange(await self._connect(patience), message, patience)
+        return await self._exchange(await self._connect(), message, waiting)
 
     async def close(self) -> None:
         if self._sweeper:
@@ -132,21 +139,21 @@ class PlainTransport:
         for connection in [*self._idle, *self._busy]:
             connection.abort()
 
-    async def _connect(self, patience: Patience) -> _Connection:
+    async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
             opening = loop.create_connection(_Connection, self._host, self._port)
-            return (await asyncio.wait_for(opening, min(CONNECT_S, patience.total_s)))[1]
+            return (await asyncio.wait_for(opening, CONNECT_S))[1]
         except (TimeoutError, asyncio.TimeoutError) as e:  # two classes before 3.11
             raise Fault("connect", f"no connection to {self._host}:{self._port}") from e
         except OSError as e:
             kind = "dns" if e.__class__.__name__ == "gaierror" else "refused"
             raise Fault(kind, e.strerror or str(e)) from e
 
-    async def _exchange(self, connection: _Connection, message: bytes, patience: Patience) -> Reply:
+    async def _exchange(self, connection: _Connection, message: bytes, waiting: Waiting) -> Reply:
         if self._sweeper is None:
             self._sweep()
-        connection.patience, connection.sent_at = patience, time.monotonic()
+        connection.waiting, connection.sent_at = waiting, time.monotonic()
         self._busy.add(connection)
         self._on_send()
         try:
@@ -156,7 +163,7 @@ class PlainTransport:
             raise
         finally:
             self._busy.discard(connection)
-        self._answered_at = time.monotonic()
+        self._answers += 1
         if connection.open:
             self._idle.append(connection)
         return reply
@@ -164,11 +171,14 @@ class PlainTransport:
     def _sweep(self) -> None:
         """One timer for all requests in flight, instead of one each."""
         now = time.monotonic()
-        silence_s = max((c.patience.silence_s for c in self._busy), default=0.0)
-        for c in list(self._busy):
-            if now - c.sent_at > c.patience.total_s:
-                c.fail(no_reply(c.patience.total_s))
-            elif now - max(c.sent_at, self._answered_at) > silence_s:
+        if self._answers != self._seen[0]:
+            self._seen = self._answers, now
+        waits = [(c, c.waiting.patience()) for c in self._busy if c.waiting is not None]
+        silence_s = max((patience.silence_s for _, patience in waits), default=0.0)
+        for c, patience in waits:
+            if now - c.sent_at > patience.total_s:
+                c.fail(no_reply(patience.total_s))
+            elif now - max(c.sent_at, self._seen[1]) > silence_s:
                 c.fail(no_reply(silence_s))
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
@@ -204,8 +214,8 @@ class _Connection(asyncio.BufferedProtocol):
         "_transport",
         "_used",
         "_waiter",
-        "patience",
         "sent_at",
+        "waiting",
     )
 
     def __init__(self) -> None:
@@ -216,7 +226,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._buffer = b""
         self._head: _ReplyHead | None = None  # None until it is all there
         self._used = False
-        self.patience, self.sent_at = Patience(0.0, 0.0), 0.0
+        self.waiting: Waiting | None = None
+        self.sent_at = 0.0
 
     @property
     def open(self) -> bool:
@@ -379,8 +390,8 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None
         self._on_send = on_send
 
-    async def post(self, body: bytes, patience: Patience) -> Reply:
-        a, timeout_s = self._aiohttp, patience.silence_s
+    async def post(self, body: bytes, waiting: Waiting) -> Reply:
+        a, timeout_s = self._aiohttp, waiting.patience().silence_s
         if self._session is None:
             self._session = a.ClientSession(
                 connector=a.TCPConnector(limit=self._connections),
@@ -428,9 +439,10 @@ class ClientTransport:
         self._make = None if kind == "openai" else plugins.load({}, kind, "transport").target
         self._client: AsyncOpenAI | None = None
 
-    async def post(self, body: bytes, patience: Patience) -> Reply:
+    async def post(self, body: bytes, waiting: Waiting) -> Reply:
         import openai
 
+        timeout_s = waiting.patience().silence_s
         if self._client is None:
             self._client = self._open()
         self._on_send()
@@ -439,14 +451,14 @@ class ClientTransport:
                 self._path,
                 cast_to=_reply_class(),
                 body=orjson.loads(body),
-                options={"timeout": patience.silence_s, "max_retries": 0},
+                options={"timeout": timeout_s, "max_retries": 0},
             )
             return Reply(reply.status_code, reply.content)
         except openai.APIStatusError as e:
             after = parse_retry_after(e.response.headers.get("retry-after"))
             return Reply(e.status_code, e.response.content, after)
         except openai.APITimeoutError as e:
-            raise no_reply(patience.silence_s) from e
+            raise no_reply(timeout_s) from e
         except openai.APIConnectionError as e:
             raise Fault(_kind(e), str(e.__cause__ or e)) from e
 

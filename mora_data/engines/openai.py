@@ -106,7 +106,8 @@ class ReplyTimes:
 
     def note(self, seconds: float, longest: int) -> None:
         """A reply that might have had `longest` tokens took so long."""
-        self._slowest = max(seconds / longest, _FORGET * (self._slowest or 0.0))
+        now, before = seconds / longest, _FORGET * (self._slowest or 0.0)
+        self._slowest = now if now > before else before
 
 
 class Route(NamedTuple):
@@ -144,6 +145,10 @@ class Call(NamedTuple):
     route: Route = CHAT_ROUTE
     learner: Learner | None = None  # of chat requests
     shape: object = None  # what of the form differs between requests to one model
+
+    def patience(self) -> Patience:
+        """How long its reply is waited for."""
+        return self.times.patience(self.n, self.longest)
 
 
 def open_openai(
@@ -260,14 +265,14 @@ class Endpoint:
     async def _exchange(self, call: Call, permit: Permit) -> Record:
         replica, learner = self.replicas.all[permit.at], call.learner
         dialect = PLAIN if learner is None else learner.dialect
-        sent, patience = time.monotonic(), call.times.patience(call.n, call.longest)
+        sent = time.monotonic()
         if self._first_sent is None:
             self._first_sent = sent
         try:
             reply = await replica.post(
                 dialect.path + call.route.path,
                 dialect.write(call.body),
-                patience,
+                call,
                 call.route.at_root,
             )
             if reply.status == 200:
@@ -498,9 +503,9 @@ class Endpoint:
         """It takes requests and does not answer."""
         when = "has answered nothing of late" if self._answered else "has not answered yet"
         return EndpointError(
-            f"endpoint {self.url} takes connections and {when} ({fault}): see that its model is"
-            f" loaded, lower concurrency ({self._concurrency}) or raise timeout_s, and run the same"
-            " command again, what was answered is kept"
+            f"endpoint {self.url} takes connections and {when} ({fault}): see that its model"
+            f" is loaded, lower concurrency ({self._concurrency}) or n_per_request, or raise"
+            " timeout_s, and run the same command again, what was answered is kept"
         )
 
 

@@ -30,10 +30,10 @@ from .http import (
     AiohttpTransport,
     ClientTransport,
     OnSend,
-    Patience,
     PlainTransport,
     Reply,
     Transport,
+    Waiting,
 )
 from .limiter import ConcurrencyLimiter
 
@@ -60,15 +60,13 @@ class Replica:
         """Raises SettingsError when the base URL is none."""
         self._transport(path)
 
-    async def post(
-        self, path: str, body: bytes, patience: Patience, at_root: bool = False
-    ) -> Reply:
+    async def post(self, path: str, body: bytes, waiting: Waiting, at_root: bool = False) -> Reply:
         """The reply to `body`.
 
         Raises:
             Fault: none came.
         """
-        return await self._transport(path, at_root).post(body, patience)
+        return await self._transport(path, at_root).post(body, waiting)
 
     async def close(self) -> None:
         """Drop every connection."""

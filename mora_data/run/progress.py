@@ -5,13 +5,14 @@ On a terminal stderr has a live line, elsewhere a plain line: when a step begins
 every 30 s. The file is written once a second and is gone when the build ends:
 
     live.json   {"at": 1763730000.0, "step": "prompts", "done": 40, "total": 88, "requests": 512,
-                 "in_flight": 48, "under_way": {"presampling": 3, "scoring": 45}, "tokens": 90300,
+                 "in_flight": 48, "work": {"presampling": 3, "scoring": 5}, "tokens": 90300,
                  "tokens_per_s": 812.0, "pairs": 31, "cost": 0.02, "currency": "USD",
                  "left_s": [340.0, 610.0], "retries": 3, "failed": 0,
                  "slots": [{"size": 64, "open": 48, "busy": 47, "waiting": 12}]}
 
-`left_s` is null while nothing is known. `slots` has an entry per endpoint: permits there are, those
-that the server's refusals leave open, in use, calls that wait. The simulator has none.
+`work` is what the open prompts asked for last. `left_s` is null while nothing is known. `slots` has
+an entry per endpoint: permits there are, those that the server's refusals leave open, in use, calls
+that wait. The simulator has none.
 
 How much is left counts requests. What a prompt asks for is known from the settings, low and high
 (prompts/volume.py), and from the prompts that are finished; the settings weigh as much as
@@ -131,16 +132,16 @@ class Progress:
         """What live.json says, but for its time."""
         s = self._stats
         work: Counter[str] = Counter()
-        for purpose, n in s.under_way.items():
-            work[_WORK.get(purpose.partition(":")[0], "checking rewrites")] += n
+        for purpose in s.asked_for.values():
+            work[_WORK.get(purpose.partition(":")[0], "checking rewrites")] += 1
         busy = sum(x.in_flight for x in s.limiters)
         return {
             "step": self._step.label,
             "done": self._step.done,
             "total": self._step.total,
             "requests": s.requests,
-            "in_flight": busy if s.limiters else s.under_way.total(),
-            "under_way": dict(sorted((+work).items())),
+            "in_flight": busy if s.limiters else s.under_way,
+            "work": dict(sorted(work.items())),
             "tokens": s.tokens_in + s.tokens_out,
             "tokens_per_s": self._tokens_per_s(),
             "pairs": self.pairs,
@@ -172,7 +173,7 @@ class Progress:
         elapsed = self._clock() - self._asked_at
         if not self._stats.answered or elapsed <= 0:
             return None
-        waiting, s_per_reply = self._stats.under_way.total(), elapsed / self._stats.answered
+        waiting, s_per_reply = self._stats.under_way, elapsed / self._stats.answered
         low, high = (max(n, waiting) * s_per_reply for n in self._requests_left(self._expected))
         return round(low, 1), round(high, 1)
 
@@ -222,8 +223,8 @@ def progress_line(now: Mapping[str, Any]) -> str:
     said = [str(now["step"])]
     if now["total"] or now["done"]:
         said[0] += f" {now['done']}" + (f"/{now['total']}" if now["total"] else "")
-    if now["under_way"]:
-        said[0] += f" ({', '.join(f'{n} {work}' for work, n in now['under_way'].items())})"
+    if now["work"]:
+        said[0] += f" ({', '.join(f'{n} {work}' for work, n in now['work'].items())})"
     asking = now["requests"] or now["in_flight"]
     if asking:
         said.append(f"{now['requests']} requests sent, {now['in_flight']} in flight")

@@ -52,8 +52,8 @@ class RunStats:
     sent: int = 0  # over the wire, retries included
     simulated: int = 0  # answered by the simulator
     calls: int = 0  # requests put to `CachedClient`, whoever answered them
-    # calls to engines that have no answer yet, by purpose
-    under_way: Counter[str] = field(default_factory=Counter)
+    under_way: int = 0  # calls to engines that have no answer yet
+    asked_for: dict[str, str] = field(default_factory=dict)  # prompt -> purpose of its last call
     replies: int = 0  # of engines, and of the log
     answered: int = 0  # of engines
     prompts_finished: int = 0
@@ -120,7 +120,7 @@ class RunStats:
         """A copy that can be sent to another process."""
         return replace(
             self,
-            under_way=Counter(self.under_way),
+            asked_for=dict(self.asked_for),
             replies_to_open={},
             retries=Counter(self.retries),
             failed=Counter(self.failed),
@@ -139,10 +139,10 @@ class RunStats:
         stay."""
         for name in _SUMMED:
             setattr(self, name, sum(getattr(p, name) for p in parts))
-        self.retries, self.failed, self.under_way = (
-            sum((getattr(p, c) for p in parts), Counter[str]())
-            for c in ("retries", "failed", "under_way")
+        self.retries, self.failed = (
+            sum((getattr(p, c) for p in parts), Counter[str]()) for c in ("retries", "failed")
         )
+        self.asked_for = {prompt: what for p in parts for prompt, what in p.asked_for.items()}
         self.replicas_out = {url: why for p in parts for url, why in p.replicas_out.items()}
         self.dialects = {name: lines for p in parts for name, lines in p.dialects.items()}
         self.by_model = {}
@@ -163,7 +163,8 @@ class RunStats:
             LimitReached: with it, a limit is used up; the reply is counted and logged.
         """
         self.answered += 1
-        self.heard(prompt_id)
+        self.replies += 1
+        self.replies_to_open[prompt_id] = self.replies_to_open.get(prompt_id, 0) + 1
         _add(self.by_model, model, tokens)
         if self.by_prompt is not None:
             _add(self.by_prompt.setdefault(prompt_id, {}), model, (*tokens, 1))
@@ -171,7 +172,7 @@ class RunStats:
             self.on_tokens()
 
     def heard(self, prompt_id: str) -> None:
-        """A reply for a prompt is there, from an engine or from the log."""
+        """A reply for a prompt was in the log."""
         self.replies += 1
         self.replies_to_open[prompt_id] = self.replies_to_open.get(prompt_id, 0) + 1
 
@@ -179,6 +180,7 @@ class RunStats:
         """Nothing more is asked for a prompt."""
         self.prompts_finished += 1
         self.replies_to_finished += self.replies_to_open.pop(prompt_id, 0)
+        self.asked_for.pop(prompt_id, None)
 
     def stop(self, error: MoraError) -> None:
         """Let nothing more be sent."""
@@ -190,6 +192,7 @@ _SUMMED = (
     "sent",
     "simulated",
     "calls",
+    "under_way",
     "replayed",
     "repeated",
     "replies",

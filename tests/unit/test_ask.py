@@ -555,14 +555,22 @@ def one_by_one(lock: threading.Lock) -> Script:
     return work
 
 
-def posted(url: str, n: int, patience: Patience) -> list[Any]:
+class Waiting:
+    def __init__(self, silence_s: float, total_s: float) -> None:
+        self._patience = Patience(silence_s, total_s)
+
+    def patience(self) -> Patience:
+        return self._patience
+
+
+def posted(url: str, n: int, waiting: Waiting) -> list[Any]:
     """What comes of `n` posts at once."""
 
     async def run() -> list[Any]:
         transport = PlainTransport(f"{url}/chat/completions", {}, lambda: None)
         body = json.dumps({"messages": [], "model": "m"}).encode()
         try:
-            posts = (transport.post(body, patience) for _ in range(n))
+            posts = (transport.post(body, waiting) for _ in range(n))
             return await asyncio.gather(*posts, return_exceptions=True)
         finally:
             await transport.close()
@@ -574,12 +582,12 @@ def test_a_slow_server_is_not_cut_off_while_it_answers(monkeypatch: pytest.Monke
     """Twelve requests, the last answered after 240 ms; nothing is silent for 120 ms."""
     monkeypatch.setattr(http, "_SWEEP_S", 0.01)
     with FakeOpenAI(one_by_one(threading.Lock())) as server:
-        found = posted(server.base_url, 12, Patience(0.12, 10.0))
+        found = posted(server.base_url, 12, Waiting(0.12, 10.0))
         assert [getattr(r, "status", r) for r in found] == [200] * 12
-        found = posted(server.base_url, 12, Patience(0.12, 0.12))  # as `timeout_s` has it
+        found = posted(server.base_url, 12, Waiting(0.12, 0.12))  # as `timeout_s` has it
         assert {r.kind for r in found if isinstance(r, http.Fault)} == {"timeout"}
     with FakeOpenAI(lambda b, t: Fault(hang=True)) as server:
-        found = posted(server.base_url, 2, Patience(0.05, 10.0))
+        found = posted(server.base_url, 2, Waiting(0.05, 10.0))
         assert [str(r) for r in found] == ["timeout: no reply within 0.05 s"] * 2
 
 
@@ -589,7 +597,7 @@ def test_a_silent_server_is_told_from_an_absent_one(
     """It gets the patience of a first reply, whatever an absent one gets."""
     monkeypatch.setattr(http, "_SWEEP_S", 0.01)
     monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.0)
-    says = r"takes connections and has not answered yet.*concurrency \(3\) or raise timeout_s"
+    says = r"takes connections and has not answered yet.*concurrency \(3\) or n_per_.* timeout_s"
     given = {"timeout_s": 0.03, "concurrency": 3}
     with FakeOpenAI(lambda b, t: Fault(hang=True)) as server:
         with opened(tmp_path, server, **given) as (ask, stats):

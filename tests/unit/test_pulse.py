@@ -90,7 +90,8 @@ def test_plain_lines_come_after_five_seconds_and_then_every_thirty(
     progress = Progress(stats, clock=clock)
     progress.expect(5, (5 * 20, 5 * 60))
     progress.start("prompts", 5)
-    stats.under_way.update({"presample": 5})
+    stats.asked_for.update({f"p{i}": "presample" for i in range(5)})
+    stats.under_way = 5
     wait(clock, progress, 5)
     first, second = capsys.readouterr().err.splitlines()
     assert first == "prompts 0/5"
@@ -112,10 +113,11 @@ def test_time_left_counts_requests_before_a_prompt_is_finished() -> None:
         answer(stats, f"p{i % 5}")
     clock.now = 90.0
     assert progress.state()["left_s"] == ((100 - 45) * 2.0, (300 - 45) * 2.0)
-    progress.pairs, stats.under_way["confirm"] = 2, 7
+    progress.pairs, stats.under_way = 2, 7
+    stats.asked_for.update({f"p{i}": "confirm" for i in range(3)})
     progress.watch_cost(lambda: 0.0123, "USD")
     assert progress_line(progress.state()) == (
-        "prompts 0/5 (7 confirming), 45 requests sent, 7 in flight, 540 tokens, 2 pairs,"
+        "prompts 0/5 (3 confirming), 45 requests sent, 7 in flight, 540 tokens, 2 pairs,"
         " 0.0123 USD, 1:50 to 8:30 left"
     )
 
@@ -140,7 +142,7 @@ def test_finished_prompts_say_more_than_settings() -> None:
     assert high / low < 1.12
     answer(stats, "p60", 10)
     assert progress.state()["left_s"][1] < high  # those of an open prompt are done
-    assert not stats.replies_to_open.keys() - {"p60"}
+    assert list(stats.replies_to_open) == ["p60"]
 
 
 def test_what_is_asked_before_the_prompts_serves_them_again_later() -> None:
