@@ -5,9 +5,9 @@ On a terminal stderr has a live line, elsewhere a plain line: when a step begins
 every 30 s. The file is written once a second and is gone when the build ends:
 
     live.json   {"at": 1763730000.0, "step": "prompts", "done": 40, "total": 88, "requests": 512,
-                 "in_flight": 48, "work": {"presampling": 3, "scoring": 5}, "tokens": 90300,
-                 "tokens_per_s": 812.0, "pairs": 31, "cost": 0.02, "currency": "USD",
-                 "left_s": [340.0, 610.0], "retries": 3, "failed": 0,
+                 "answered": 464, "in_flight": 48, "work": {"presampling": 3, "scoring": 5},
+                 "tokens": 90300, "tokens_per_s": 812.0, "pairs": 31, "cost": 0.02,
+                 "currency": "USD", "left_s": [340.0, 610.0], "retries": 3, "failed": 0,
                  "slots": [{"size": 64, "open": 48, "busy": 47, "waiting": 12}]}
 
 `work` is what the open prompts asked for last. `left_s` is null while nothing is known. `slots` has
@@ -98,6 +98,8 @@ class Progress:
 
     def start(self, label: str, total: int = 0, done: int = 0) -> None:
         """A new long step begins, of `total` items (0: not known)."""
+        if self._step.label == PROMPTS and self._expected is not None:
+            self._expected = 0.0, 0.0  # what follows asks little
         self._step = _Step(label, total, done, self._clock(), self._replies())
         self._print()
 
@@ -140,6 +142,7 @@ class Progress:
             "done": self._step.done,
             "total": self._step.total,
             "requests": s.requests,
+            "answered": s.answered,
             "in_flight": busy if s.limiters else s.under_way,
             "work": dict(sorted(work.items())),
             "tokens": s.tokens_in + s.tokens_out,
@@ -175,7 +178,7 @@ class Progress:
             return None
         waiting, s_per_reply = self._stats.under_way, elapsed / self._stats.answered
         low, high = (max(n, waiting) * s_per_reply for n in self._requests_left(self._expected))
-        return round(low, 1), round(high, 1)
+        return (round(low, 1), round(high, 1)) if high else None
 
     def _requests_left(self, of_prompt: Ends) -> Ends:
         step = self._step
@@ -219,28 +222,27 @@ class Progress:
 
 
 def progress_line(now: Mapping[str, Any]) -> str:
-    """What live.json says, as one line."""
-    said = [str(now["step"])]
-    if now["total"] or now["done"]:
-        said[0] += f" {now['done']}" + (f"/{now['total']}" if now["total"] else "")
-    if now["work"]:
-        said[0] += f" ({', '.join(f'{n} {work}' for work, n in now['work'].items())})"
-    asking = now["requests"] or now["in_flight"]
-    if asking:
-        said.append(f"{now['requests']} requests sent, {now['in_flight']} in flight")
-    if now["tokens"]:
-        speed = f" at {now['tokens_per_s']:.0f}/s" if now["tokens_per_s"] is not None else ""
+    """What live.json says, as one line; what another version leaves out is left out."""
+    get, said = now.get, [str(now.get("step"))]
+    if get("total") or get("done"):
+        said[0] += f" {get('done')}" + (f"/{now['total']}" if get("total") else "")
+    if work := get("work"):
+        said[0] += f" ({', '.join(f'{n} {doing}' for doing, n in work.items())})"
+    if get("requests") or get("in_flight"):
+        said.append(f"{get('answered', 0)} requests answered, {get('in_flight', 0)} in flight")
+    if get("tokens"):
+        speed = f" at {now['tokens_per_s']:.0f}/s" if get("tokens_per_s") is not None else ""
         said.append(f"{now['tokens']} tokens{speed}")
-    if now["pairs"]:
+    if get("pairs"):
         said.append(f"{now['pairs']} pairs")
-    if now["cost"]:
-        said.append(f"{now['cost']:.4g} {now['currency']}")
-    if now["retries"]:
+    if get("cost"):
+        said.append(f"{now['cost']:.4g} {get('currency')}")
+    if get("retries"):
         said.append(f"{now['retries']} retries")
-    if now["left_s"] is not None:
-        low, high = map(_clock, now["left_s"])
+    if left_s := get("left_s"):
+        low, high = map(_clock, left_s)
         said.append(f"{low} left" if low == high else f"{low} to {high} left")
-    elif asking:
+    elif get("in_flight"):
         said.append("time left not known yet")
     return ", ".join(said)
 

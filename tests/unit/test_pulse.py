@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from mora_data.cli import main as cli
 from mora_data.engines.limiter import ConcurrencyLimiter
 from mora_data.errors import RunFolderError
 from mora_data.run.folder import RunFolder, read_json
@@ -96,7 +98,7 @@ def test_plain_lines_come_after_five_seconds_and_then_every_thirty(
     first, second = capsys.readouterr().err.splitlines()
     assert first == "prompts 0/5"
     assert second == (
-        "prompts 0/5 (5 presampling), 0 requests sent, 5 in flight, time left not known yet"
+        "prompts 0/5 (5 presampling), 0 requests answered, 5 in flight, time left not known yet"
     )
     wait(clock, progress, 90)
     assert len(capsys.readouterr().err.splitlines()) == 3
@@ -117,7 +119,7 @@ def test_time_left_counts_requests_before_a_prompt_is_finished() -> None:
     stats.asked_for.update({f"p{i}": "confirm" for i in range(3)})
     progress.watch_cost(lambda: 0.0123, "USD")
     assert progress_line(progress.state()) == (
-        "prompts 0/5 (3 confirming), 45 requests sent, 7 in flight, 540 tokens, 2 pairs,"
+        "prompts 0/5 (3 confirming), 45 requests answered, 7 in flight, 540 tokens, 2 pairs,"
         " 0.0123 USD, 1:50 to 8:30 left"
     )
 
@@ -162,6 +164,25 @@ def test_what_is_asked_before_the_prompts_serves_them_again_later() -> None:
     assert progress.state()["left_s"] == (50.0, 50.0)
 
 
+def test_what_follows_the_prompts_has_no_time_of_theirs() -> None:
+    stats, clock = RunStats(), Clock()
+    progress = Progress(stats, quiet=True, clock=clock)
+    progress.expect(2, (40, 40))
+    progress.start("prompts", 2)
+    answer(stats, "p", 30)
+    clock.now = 30.0
+    progress.step(2)
+    assert progress.state()["left_s"] is None
+    progress.start("canaries")
+    stats.under_way = 6
+    assert progress.state()["left_s"] == (6.0, 6.0)
+    stats.under_way = 0
+    progress.start("selecting pairs")
+    assert progress_line(progress.state()) == (
+        "selecting pairs, 30 requests answered, 0 in flight, 360 tokens"
+    )
+
+
 def test_tokens_per_second_are_those_of_the_last_minute() -> None:
     stats, clock = RunStats(), Clock()
     progress = Progress(stats, quiet=True, clock=clock)
@@ -172,6 +193,28 @@ def test_tokens_per_second_are_those_of_the_last_minute() -> None:
     answer(stats, "p", 59)
     wait(clock, progress, 1)
     assert progress.state()["tokens_per_s"] == 12.0
+
+
+def test_status_shows_the_line_of_a_build_at_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        with RunFolder(tmp_path / "run", {"dataset": "x"}, False) as folder:
+            progress = Progress(RunStats(sent=4, answered=3), quiet=True)
+            progress.start("prompts", 5)
+            with heartbeat(folder, progress):
+                assert cli(["status", str(folder.path)]) == 0
+                assert (
+                    "at work: prompts 0/5, 3 requests answered, 0 in flight"
+                    in capsys.readouterr().out
+                )
+                folder.write("live.json", {"at": time.time(), "step": "prompts"})  # older
+                assert cli(["status", str(folder.path)]) == 0
+            assert "at work: prompts\n" in capsys.readouterr().out
+            assert cli(["status", str(folder.path)]) == 0
+            assert "at work" not in capsys.readouterr().out
+
+    asyncio.run(main())
 
 
 def test_a_terminal_has_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:

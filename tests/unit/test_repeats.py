@@ -20,6 +20,7 @@ from mora_data.prompts.judge_quality import sums_of
 from mora_data.prompts.result import PromptResult, tables
 from mora_data.report.measure import measure, metric_names, scale_of
 from mora_data.report.read import _arm, _flagged
+from mora_data.resources import Secret
 from mora_data.run.log import AnswerLog, Record
 from mora_data.run.stats import RunStats
 from mora_data.settings import build_settings
@@ -73,7 +74,7 @@ def ran(
             **given,
         }
     )
-    build, engine = load_context(settings, "publish", Benchmarks({})), TwoAnswers(texts)
+    build, engine = load_context(settings, "publish", Benchmarks({}), Secret()), TwoAnswers(texts)
     log = AnswerLog(tmp_path / "answers.log")
     ask = CachedClient({"policy": engine, "judge": engine}, log, 0, RunStats())
     try:
