@@ -123,6 +123,7 @@ class Evaluation:
         rows = [row for _, rows in found for row in rows]
         if self._judge_reads:
             await all_of(self._compare(row, prompt, answers) for row in rows)
+        self.stats.finished(prompt.prompt_id)
         self.progress.step()
         return rows
 

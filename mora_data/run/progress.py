@@ -50,6 +50,8 @@ _WORK = {
     "score": "scoring",
     "repeat": "scoring again",
     "confirm": "confirming",
+    "evaluate": "answering",
+    "pairwise": "comparing",
 }
 
 Ends = tuple[float, float]  # low, high
@@ -100,6 +102,7 @@ class Progress:
         """A new long step begins, of `total` items (0: not known)."""
         if self._step.label == PROMPTS and self._expected is not None:
             self._expected = 0.0, 0.0  # what follows asks little
+        self._stats.asked_for.clear()
         self._step = _Step(label, total, done, self._clock(), self._replies())
         self._print()
 
