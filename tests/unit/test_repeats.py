@@ -18,7 +18,7 @@ from mora_data.prompts.context import load as load_context
 from mora_data.prompts.flow import as_rollouts, run_prompt
 from mora_data.prompts.judge_quality import sums_of
 from mora_data.prompts.result import PromptResult, tables
-from mora_data.report.measure import measure, metric_names, scale_of
+from mora_data.report.measure import Scale, measure, metric_names
 from mora_data.report.read import _arm, _flagged
 from mora_data.resources import Secret
 from mora_data.run.log import AnswerLog, Record
@@ -116,7 +116,7 @@ def test_the_report_counts_copies_and_says_how_many_repeat(tmp_path: Path) -> No
     rewards = np.stack([rollouts[f"reward_{d}"].to_numpy() for d in DIMS], 1)
     columns = [np.zeros(8), *(_flagged(rollouts, f) for f in ("refusal", "duplicate"))]
     block = _arm(np.zeros(8, int), np.arange(8), rewards, columns, {0: QUESTION})
-    scale = scale_of(DIMS, dict.fromkeys(DIMS, 0.75), dict.fromkeys(DIMS, 0.0), 8, 1)
+    scale = Scale(tuple(DIMS), np.full(2, 0.75), np.zeros(2), k=4, every=1)
     found = dict(
         zip(metric_names(DIMS), measure(block, scale, np.array([True]))[0].tolist(), strict=True)
     )
