@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from html import escape
 
 from . import charts_prompts
 from .page import style_sheet
-from .svg import Figure, dot
+from .svg import Figure, dot, escape
 from .values import ArmsReport, Report
 
 CHARTS: tuple[Callable[[ArmsReport | Report], Figure], ...] = (

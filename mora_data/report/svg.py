@@ -10,17 +10,33 @@ side.
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from markupsafe import Markup
 
 from .values import Estimate, PairedDifference
 
+# control characters, and those that hide, or turn others around
+_HIDDEN = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_HIDES = re.compile(f"[{_HIDDEN}]")
+_SPECIAL = re.compile(f"[&<>\"'{_HIDDEN}]")
 Point = tuple[float, float]
 MARKS = ("circle", "square", "triangle", "diamond", "cross", "ring")
+
+
+def escape(text: str) -> str:
+    """Text for markup; characters that hide or turn others around are shown by their code."""
+    if not _SPECIAL.search(text):  # few have any
+        return text
+    text = text.replace("\r\n", "\n")
+    return html.escape(_HIDES.sub(lambda m: f"⟦U+{ord(m[0]):04X}⟧", text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,8 @@ Filters: `text(most)` cuts a text, `line(most)` puts a value on one line, `numbe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cache
-from html import escape
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -23,14 +21,10 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from .. import resources
-from .svg import interval, percent, shown
+from .svg import escape, interval, percent, shown
 
 TEXT_CHARS = 1200
 LINE_CHARS = 300
-_CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f"
-_INVISIBLE = "\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff"
-_HIDDEN = re.compile(f"[{_CONTROL}{_INVISIBLE}]")
-_SPECIAL = re.compile(f"[&<>\"'{_CONTROL}{_INVISIBLE}]")
 
 
 def render(name: str, **values: Any) -> str:
@@ -64,11 +58,7 @@ def escape_value(value: object) -> Markup:
     """Any value as escaped text; markup stays as it is."""
     if isinstance(value, Markup):
         return value
-    text = str(value)
-    if _SPECIAL.search(text):  # few have any
-        text = text.replace("\r\n", "\n")
-        text = escape(_HIDDEN.sub(lambda m: f"⟦U+{ord(m[0]):04X}⟧", text))
-    return Markup(text)
+    return Markup(escape(str(value)))
 
 
 def escape_text(text: str, most: int = TEXT_CHARS) -> Markup:

@@ -7,13 +7,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import combinations
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-from ..report.svg import Frame, axes, dot, panel, rule, short, shown, text
+from ..report.svg import Frame, axes, dot, escape, panel, rule, short, shown, text
 from ..report.templates import url
 from .index import PairRow
 from .provenance import BEFORE, PromptProvenance, ScoredAnswer
