@@ -5,7 +5,8 @@ from the Hub at a pinned revision. Streaming, in the order of the file names.
         ...     # row: a dict, or the DropRow that says why not
 
 A damaged line is one dropped row with a reason; a file that can't be read at all is a SourceError.
-Only .json (and a gzipped .parquet) is read whole. HF_ENDPOINT, HF_HOME and the token store of
+Only .json (and a gzipped .parquet) is read whole, and neither it nor a line may be of any size: a
+small gzip can hold gigabytes. HF_ENDPOINT, HF_HOME and the token store of
 huggingface_hub are honoured; it reads them when it is first imported.
 """
 
@@ -16,10 +17,10 @@ import gzip
 import hashlib
 import io
 import json
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -32,6 +33,8 @@ from ..types import Row
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 _BUFFER = 1 << 18
+LONGEST_LINE = 64 << 20  # bytes
+LARGEST_WHOLE = 2 << 30
 _LIST_KEYS = ("data", "rows", "examples", "train", "test")
 _WAYS_ON = "give --data PATH (files you have) or --sample (bundled rows)"
 
@@ -100,8 +103,8 @@ def rows(files: Iterable[DataFile]) -> Iterator[SourceRow]:
             for row in _READERS[_suffix(file)](file):
                 yield SourceRow(number, file.name, row)
                 number += 1
-        except (OSError, EOFError, zlib.error, csv.Error) as e:
-            why = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        except (OSError, EOFError, MemoryError, zlib.error, csv.Error) as e:
+            why = (isinstance(e, OSError) and e.strerror) or str(e) or "it does not fit into memory"
             raise SourceError(
                 f"can't read {file.path} beyond row {number}: {why}; get the file anew"
             ) from e
@@ -152,11 +155,26 @@ def _open(file: DataFile) -> IO[bytes]:
 
 def _jsonl(file: DataFile) -> Iterator[Row | DropRow]:
     with _open(file) as stream:
-        yield from _lines(stream)
+        yield from _lines(_bounded_lines(stream))
 
 
-def _lines(stream: Iterable[bytes]) -> Iterator[Row | DropRow]:
-    for line in stream:
+def _bounded_lines(stream: IO[bytes]) -> Iterator[bytes | None]:
+    """The lines; None in place of one that is too long to be a row."""
+    read = partial(stream.readline, LONGEST_LINE)
+    for line in iter(read, b""):
+        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = read()
+        yield None
+
+
+def _lines(lines: Iterable[bytes | None]) -> Iterator[Row | DropRow]:
+    for line in lines:
+        if line is None:
+            yield DropRow("line_too_long")
+            continue
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
@@ -189,7 +207,7 @@ def _encodable(row: dict[str, object]) -> Row | DropRow:
 
 def _json(file: DataFile) -> Iterator[Row | DropRow]:
     with _open(file) as stream:
-        data = stream.read()
+        data = _whole(file, stream)
     try:
         tree = json.loads(data.removeprefix(_BOM).decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
@@ -197,6 +215,16 @@ def _json(file: DataFile) -> Iterator[Row | DropRow]:
         return
     for row in _rows_in(tree):
         yield _encodable(row) if isinstance(row, dict) else DropRow("not_an_object")
+
+
+def _whole(file: DataFile, stream: IO[bytes]) -> bytes:
+    data = stream.read(LARGEST_WHOLE + 1)
+    if len(data) > LARGEST_WHOLE:
+        raise SourceError(
+            f"{file.path} holds more than {LARGEST_WHOLE >> 20} MB, and would be read at once: give"
+            " it as .jsonl or as a plain .parquet"
+        )
+    return data
 
 
 def _rows_in(tree: object) -> list[object]:
@@ -213,12 +241,12 @@ def _rows_in(tree: object) -> list[object]:
 
 
 def _csv(file: DataFile) -> Iterator[Row | DropRow]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_LINE)
     with (
         _open(file) as stream,
         io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text,
     ):
-        reader = csv.reader(text)
+        reader = csv.reader(_bounded_text(text))
         header = next(reader, [])
         for fields in reader:
             if not fields:
@@ -227,6 +255,13 @@ def _csv(file: DataFile) -> Iterator[Row | DropRow]:
                 yield DropRow("wrong_field_count")
             else:
                 yield _encodable(dict(zip(header, fields, strict=True)))
+
+
+def _bounded_text(text: IO[str]) -> Iterator[str]:
+    for line in iter(partial(text.readline, LONGEST_LINE), ""):
+        if len(line) == LONGEST_LINE and not line.endswith(("\n", "\r")):
+            raise csv.Error(f"a line of more than {LONGEST_LINE >> 20} MB")
+        yield line
 
 
 def _parquet(file: DataFile) -> Iterator[Row | DropRow]:
@@ -239,7 +274,7 @@ def _parquet(file: DataFile) -> Iterator[Row | DropRow]:
         source: Any = file.path
         if file.path.name.lower().endswith(".gz"):
             with _open(file) as stream:
-                source = pa.BufferReader(stream.read())
+                source = pa.BufferReader(_whole(file, stream))
         with pq.ParquetFile(source) as parquet:
             for batch in parquet.iter_batches(batch_size=1024):
                 yield from _batch(batch)
