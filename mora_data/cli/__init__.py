@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,14 @@ LISTS = ("sources", "engines", "rewards", "selectors", "templates", "recipes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Run a command; returns its exit code. Without `argv` the process is the command's own."""
+    own, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     args = _parsed(argv)
     command: Command = args.command
+    again = shlex.join(["mora-data", *(a for a in argv if a != "--fresh")])
+    interrupted = f"\ninterrupted; what was answered is kept. To go on: {again}\n"
+    if own:
+        _end_at_second_interrupt(interrupted)
     # requests leave no cycles behind; looking for them every 700 objects took 8 % of the CPU
     gc.set_threshold(20_000, 20, 50)
     signal.signal(signal.SIGTERM, _stop)
@@ -38,12 +44,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.fail(str(e))
         return 1
     except KeyboardInterrupt:
-        again = shlex.join(["mora-data", *(a for a in argv if a != "--fresh")])
-        print(f"\ninterrupted; what was answered is kept. To go on: {again}", file=sys.stderr)
+        if own:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already
+        print(interrupted, end="", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+
+
+def _end_at_second_interrupt(line: str) -> None:
+    """A second ctrl-c ends the process at once, whatever it waits for: the logs hold what was
+    answered. A thread does it, as an exception from a handler would land anywhere."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        seen = 0
+        while seen < 2:
+            seen += os.read(reader, 64).count(signal.SIGINT)
+        os.write(2, line.encode("utf-8", "backslashreplace"))
+        os._exit(130)
+
+    threading.Thread(target=watch, name="interrupts", daemon=True).start()
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
 
 def _stop(number: int, frame: object) -> None:

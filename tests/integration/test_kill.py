@@ -224,3 +224,20 @@ def test_two_processes_on_one_run_folder(clean: Clean, tmp_path: Path) -> None:
         assert first.wait(HANGS_S) == 0
         first.communicate()
         assert parquet_hashes(tmp_path / "run") == clean.files and server.repeated() == 0
+
+
+@pytest.mark.parametrize(
+    "gap_s", [0.05, *(pytest.param(g / 100, marks=pytest.mark.slow) for g in range(0, 60, 5))]
+)
+def test_a_second_interrupt_ends_at_once(clean: Clean, tmp_path: Path, gap_s: float) -> None:
+    with slow_server(tmp_path, delay_s=3) as server:
+        # as users have it: what is not closed in time is no warning
+        process = start(build(server, tmp_path), tmp_path, env={"PYTHONWARNINGS": ""})
+        asked_since(server, 0, SLOTS)
+        process.send_signal(signal.SIGINT)
+        time.sleep(gap_s)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+        quiet(err)
+        assert "Exception" not in err and err.count("interrupted; what was answered") == 1
