@@ -108,6 +108,9 @@ def measure(folder: Path, repeats: int) -> dict[str, float]:
     out = {"pairs": float(n), "index_cpu_s": time.process_time() - cpu}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_address[1]}"
+    opener = urllib.request.build_opener()
+    opener.addheaders = [("Cookie", f"{server.cookie}={server.token}")]
+    urllib.request.install_opener(opener)
     out |= _asked(base, ["/style.css"] * repeats * len(ASKED), "floor_request")
     out |= _asked(base, [f"/pairs?{asked}" for asked in ASKED] * repeats, "page")
     pairs: PairSearch = view.pairs()

@@ -7,16 +7,17 @@ Votes are lines of reviews.jsonl in the run folder; what they say of the scores 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from secrets import token_urlsafe
 
+import numpy as np
 import orjson
 
 from ..errors import RunFolderError, SettingsError
@@ -30,6 +31,7 @@ from .provenance import ScoredAnswer, read_provenance
 from .search import PairQuery, PairSearch, parse_query
 
 TEXT_CHARS = 20_000  # of a text that a page shows unless asked for all (parts.html cuts)
+DIFF_CELLS = 4_000_000  # words of one text times words of the other, 8 MB and some 20 ms
 FORM_BYTES = 4096
 PairCard = dict[str, str | float | bool | None]  # what the list says of a pair
 
@@ -135,16 +137,34 @@ def word_diff(before: str, after: str) -> list[tuple[str, bool]]:
     """`after` in pieces, each with whether `before` lacks its words; one piece where little of
     `before` is left."""
     old, new = (re.findall(r"\S+\s*", text[:TEXT_CHARS]) for text in (before, after))
-    old_keys, new_keys = ([w.strip().casefold() for w in words] for words in (old, new))
-    match = difflib.SequenceMatcher(None, old_keys, new_keys, autojunk=False)
-    kept = sum(block.size for block in match.get_matching_blocks())
-    if len(old) * len(new) > 4_000_000 or not old or kept < 0.5 * len(old):
+    if not old or not new or len(old) * len(new) > DIFF_CELLS:
         return [(after, False)]
-    pieces = [
-        ("".join(new[start:stop]), what != "equal")
-        for what, _, _, start, stop in match.get_opcodes()
-    ]
-    return [(text, is_new) for text, is_new in pieces if text]
+    kept = _kept_words(*([w.strip().casefold() for w in words] for words in (old, new)))
+    if sum(kept) < 0.5 * len(old):
+        return [(after, False)]
+    groups = groupby(zip(new, kept, strict=True), key=lambda word: not word[1])
+    return [("".join(text for text, _ in words), is_new) for is_new, words in groups]
+
+
+def _kept_words(old: Sequence[str], new: Sequence[str]) -> list[bool]:
+    """Which words of `new` stand in a longest common subsequence with `old`: as many steps as a
+    table of both has cells, whatever the words."""
+    codes = {word: i for i, word in enumerate(dict.fromkeys([*old, *new]))}
+    a, b = (np.array([codes[word] for word in words]) for words in (old, new))
+    longest = np.zeros((len(a) + 1, len(b) + 1), np.int16)  # of a[i:] and b[j:]
+    for i in range(len(a) - 1, -1, -1):
+        best = np.maximum(longest[i + 1, :-1], longest[i + 1, 1:] + (b == a[i]))
+        longest[i, :-1] = np.maximum.accumulate(best[::-1])[::-1]
+    kept, i, j = [False] * len(b), 0, 0
+    while i < len(a) and j < len(b):
+        if a[i] == b[j]:
+            kept[j] = True
+            i, j = i + 1, j + 1
+        elif longest[i + 1, j] >= longest[i, j + 1]:
+            i += 1
+        else:
+            j += 1
+    return kept
 
 
 class ReviewSession:
@@ -204,7 +224,9 @@ class ReviewSession:
         }
         try:
             with self._writing:
-                file = os.open(self.run / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                file = os.open(
+                    self.run / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644
+                )
                 try:
                     # one write: two viewers don't mix their lines
                     os.write(file, orjson.dumps(row) + b"\n")

@@ -1,7 +1,10 @@
 """The viewer's server: loopback only, standard library; GET only but for the votes of --review.
 `mora-data view` runs it.
 
-    server = server_of(Path("runs/demo"), 0); server.serve_forever()
+    server = server_of(Path("runs/demo"), 0); print(server.url); server.serve_forever()
+
+Other users of the machine reach the port, too: a page wants the token of this start, which the
+printed URL holds. The first visit leaves it as a cookie, and drops it from the address.
 
 Every page is also there as JSON (`/pairs.json`, or `?format=json`): the fields of the value that
 its template draws. The folder may change at any time: what a page needs is read again when a file
@@ -10,21 +13,26 @@ is another one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hmac
 import os
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import orjson
 
 from ..errors import MoraError, SettingsError
-from ..report.templates import render
+from ..report.templates import render, url
 from . import pictures
 from .compare import comparison_page, prompt_comparison_page
 from .folder import Page, Query, RunStatus, ViewedFolder, Watch, open_folder, stamp_files
@@ -43,6 +51,8 @@ from .search import PairQuery, PairSearch
 
 PORT = 7470
 HOSTS = ("127.0.0.1", "localhost")
+CLOSE_S = 2.0  # that requests under way have when the viewer ends
+NO_TOKEN = "Open the address that mora-data view printed: it holds the token of this start."
 FOREIGN = "This viewer answers to 127.0.0.1 and localhost only."
 HEADERS = {
     "Content-Security-Policy": (
@@ -139,13 +149,54 @@ def style_sheet() -> bytes:
 
 
 class ViewerServer(ThreadingHTTPServer):
-    """A server with the state of its folder."""
+    """A server with the state of its folder.
+
+    Attributes:
+        token: what a request has to carry, as a cookie or in its address.
+    """
 
     daemon_threads = True
 
     def __init__(self, state: ViewerState, port: int) -> None:
-        self.state = state
+        self.state, self.token = state, token_urlsafe(24)
+        self._open: dict[threading.Thread, socket.socket] = {}
         super().__init__(("127.0.0.1", port), _Handler)
+
+    @property
+    def cookie(self) -> str:
+        """Name of the cookie: browsers send one to every port of a host."""
+        return f"mora-view-{self.server_address[1]}"
+
+    @property
+    def url(self) -> str:
+        """The address to open."""
+        return f"http://127.0.0.1:{self.server_address[1]}/?token={self.token}"
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one connection, which is known while it is open."""
+        self._open[threading.current_thread()] = request
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            del self._open[threading.current_thread()]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is no news; anything else is a line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, (ConnectionError, TimeoutError)):
+            print(f"mora-data: a request failed: {type(error).__name__}", file=sys.stderr)
+
+    def server_close(self) -> None:
+        """Hang up on every client and wait for its thread: one that still runs when Python ends may
+        abort it."""
+        super().server_close()
+        still = dict(self._open)
+        for request in still.values():
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+        end = time.monotonic() + CLOSE_S
+        for thread in still:
+            thread.join(max(end - time.monotonic(), 0))
 
 
 def server_of(
@@ -188,14 +239,17 @@ def serve(
     """Show a folder until it is interrupted; the URL goes to stdout. For the rest see
     `server_of`."""
     server = server_of(path, port, reviewer, other)
-    address = f"127.0.0.1:{server.server_address[1]}"
-    print(f"http://{address}/", flush=True)
-    print(f"ctrl-c ends it; from another machine: ssh -L 7470:{address} HOST", file=sys.stderr)
+    port = server.server_address[1]
+    print(server.url, flush=True)
+    print(
+        f"ctrl-c ends it; from another machine: ssh -L {port}:127.0.0.1:{port} HOST",
+        file=sys.stderr,
+    )
     has_screen = sys.platform != "linux" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
     if open_browser and has_screen:
         import webbrowser
 
-        webbrowser.open(f"http://{address}/")
+        webbrowser.open(server.url)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -210,6 +264,7 @@ class _Reply(NamedTuple):
     body: bytes
     reload_s: int = 0
     location: str = ""
+    cookie: str = ""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -245,6 +300,8 @@ class _Handler(BaseHTTPRequestHandler):
         host, site = self.headers.get("Host", ""), self.headers.get("Sec-Fetch-Site", "none")
         if not self._is_own_host():
             raise PermissionError(FOREIGN)
+        if not self._has_token({}):
+            raise PermissionError(NO_TOKEN)
         foreign = self.headers.get("Origin", f"http://{host}") != f"http://{host}"
         if foreign or site not in ("same-origin", "none"):
             raise PermissionError("A vote has to come from the viewer's own page.")
@@ -252,7 +309,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not size.isdecimal() or int(size) > FORM_BYTES:
             raise SettingsError(f"a vote is a form of at most {FORM_BYTES} bytes")
         body = self.rfile.read(int(size)).decode("utf-8", "replace")
-        fields = dict(parse_qsl(body, max_num_fields=10))
+        if body.count("&") >= 10:
+            raise SettingsError("a vote has at most ten fields")
+        fields = dict(parse_qsl(body))
         if not hmac.compare_digest(fields.get("token", "").encode(), token.encode()):
             raise PermissionError(
                 "This page is of an earlier start of the viewer: load it again and vote once more."
@@ -262,11 +321,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_own_host(self) -> bool:
         return self.headers.get("Host", "").rsplit(":", 1)[0] in HOSTS
 
+    def _has_token(self, query: Query) -> bool:
+        cookies = SimpleCookie()
+        with contextlib.suppress(CookieError):
+            cookies.load(self.headers.get("Cookie", ""))
+        sent = [query.get("token", ""), *(m.value for m in cookies.values())]
+        token = self.server.token.encode()
+        return any(hmac.compare_digest(s.encode("utf-8", "replace"), token) for s in sent)
+
     def _send(self, reply: _Reply) -> None:
         self.send_response(reply.status)
         headers = {"Content-Type": reply.kind, "Content-Length": str(len(reply.body)), **HEADERS}
         if reply.location:
             headers["Location"] = reply.location
+        if reply.cookie:
+            headers["Set-Cookie"] = f"{reply.cookie}; Path=/; HttpOnly; SameSite=Strict"
         if reply.reload_s:
             headers["Refresh"] = str(reply.reload_s)
         if reply.status == 405:
@@ -282,9 +351,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the terminal shows the URL, and errors are pages."""
 
     def _answer(self) -> _Reply:
-        given = urlsplit(self.path)
+        try:
+            given = urlsplit(self.path)
+        except ValueError:
+            return _problem(400, "This is no address of a page.")
         short = given.query.count("&") < 50
-        query = dict(parse_qsl(given.query, max_num_fields=50)) if short else {}
+        query = dict(parse_qsl(given.query)) if short else {}
         path = unquote(given.path).strip("/")
         as_json = query.pop("format", "") == "json" or path.endswith(".json")
         if not self._is_own_host():
@@ -294,6 +366,11 @@ class _Handler(BaseHTTPRequestHandler):
             return _problem(405, line, as_json)
         if path.removesuffix(".json") == "style.css":
             return _Reply(200, "text/css; charset=utf-8", style_sheet())
+        if not self._has_token(query):
+            return _problem(403, NO_TOKEN, as_json)
+        if query.pop("token", "") and not as_json:  # not to stay in the address
+            cookie = f"{self.server.cookie}={self.server.token}"
+            return _Reply(302, "text/plain", b"", location=url(f"/{path}", query), cookie=cookie)
         name, _, key = path.removesuffix(".json").partition("/")
         name = "" if name == "index" else name
         if name not in (PAGES_OF if key else PAGES):

@@ -71,6 +71,7 @@ def test_every_page_stands_at_both_widths_light_and_dark(tmp_path: Path) -> None
 
     async def look(v: Viewer) -> None:
         async with browser(tmp_path / "home") as tab:
+            await tab.open(v.server.url)
             for path in paths(v, prompt_of(run)):
                 for width in (400, 1600):
                     await checked(tab, v.url + path, width, dark=False)
@@ -90,6 +91,7 @@ def test_a_vote_by_keyboard(tmp_path: Path) -> None:
 
     async def look(v: Viewer) -> None:
         async with browser(tmp_path / "home") as tab:
+            await tab.open(v.server.url)
             await tab.open(v.url + "/review?texts=1")
             first = v.get("/review.json").tree["pair_id"]
             await tab.press("2", alt=True)
@@ -138,6 +140,7 @@ def test_filters_order_pages_and_points_by_keyboard(tmp_path: Path) -> None:
 
     async def look(v: Viewer) -> None:
         async with browser(tmp_path / "home") as tab:
+            await tab.open(v.server.url)
             await tab.open(v.url + "/")
             await tab.press("p", alt=True)
             assert await tab.run("location.pathname") == "/pairs"
@@ -180,6 +183,7 @@ def test_hostile_text_runs_nothing_and_breaks_no_layout(tmp_path: Path) -> None:
         row = v.get("/pairs.json").tree["pairs"][0]
         prompt_id = v.get(f"/pair/{row['pair_id']}.json").tree["pair"]["prompt_id"]
         async with browser(tmp_path / "home") as tab:
+            await tab.open(v.server.url)
             for path in (
                 *paths(v, prompt_id),
                 "/pairs?q=%3Cimg%20src%3Dx%20onerror%3Dwindow.hacked%3D1%3E",

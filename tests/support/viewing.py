@@ -34,7 +34,8 @@ HOSTILE = (
     " onload=window.hacked=1>\"'><a"
     " href=javascript:window.hacked=1></textarea></title></style><meta http-equiv=refresh"
     " content=0;url=http://example.invalid><iframe src=//example.invalid></iframe>\u202eright to"
-    " left\u202c zero\u200bwidth \u2066isolate\u2069 \x07bell \ufeff &lt;b&gt; <!-- ]]> {{7*7}}"
+    " left\u202c zero\u200bwidth \u2066isolate\u2069 \x07bell \ufeff"
+    " tag\U000e0041 \u206a &lt;b&gt; <!-- ]]> {{7*7}}"
 )
 
 
@@ -92,11 +93,15 @@ class Viewer:
     def __init__(self, server: ViewerServer) -> None:
         self.server = server
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        self.cookie = {"Cookie": f"{server.cookie}={server.token}"}
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Reply:
         """A request; errors are replies, too."""
         request = urllib.request.Request(
-            self.url + path, method=method, headers=headers, data=b"" if method == "POST" else None
+            self.url + path,
+            method=method,
+            headers=self.cookie | headers,
+            data=b"" if method == "POST" else None,
         )
         try:
             with urllib.request.urlopen(request, timeout=600) as reply:
@@ -112,7 +117,9 @@ class Viewer:
         )
         kind = {"Content-Type": "application/x-www-form-urlencoded", "Origin": self.url}
         try:
-            connection.request("POST", path, urllib.parse.urlencode(fields), {**kind, **headers})
+            connection.request(
+                "POST", path, urllib.parse.urlencode(fields), self.cookie | kind | headers
+            )
             reply = connection.getresponse()
             return Reply(reply.status, dict(reply.headers), reply.read())
         finally:

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import time
 import urllib.request
 from pathlib import Path
@@ -28,6 +29,7 @@ from support.viewing import HOSTILE, Seen, Viewer, dataset, prompt_of, viewing
 
 from mora_data.cli import main
 from mora_data.errors import RunFolderError
+from mora_data.report.svg import Frame, dot, escape, panel
 from mora_data.report.templates import environment
 from mora_data.viewer.folder import Watch, open_folder
 from mora_data.viewer.index import index_pairs, read_pair
@@ -116,6 +118,57 @@ def test_only_this_machine_only_looking(viewer: Viewer) -> None:
         reply = viewer.get(f"/pairs?{query}")
         assert reply.status == 400 and reply.text.count('class="problem"') == 1, query
         assert "\n" not in viewer.get(f"/pairs.json?{query}").tree["error"]
+
+
+def test_only_who_has_the_address(viewer: Viewer) -> None:
+    nobody = {"Cookie": "mora-view-1=x; broken=="}
+    for path in ("/", "/pairs", "/pairs.json", "/?token=nope", "/pairs.json?token="):
+        reply = viewer.get(path, **nobody)
+        assert reply.status == 403 and "How do I" not in reply.text, path
+    assert viewer.get("/style.css", **nobody).status == 200
+    token = viewer.server.token
+    assert viewer.get(f"/pairs.json?token={token}", **nobody).tree["total"] == 12
+    for path in ("/", "//example.com/x", "/pairs"):
+        with socket.create_connection(viewer.server.server_address, 30) as client:
+            asked = f"GET {path}?sort=-score&token={token} HTTP/1.0\r\nHost: localhost\r\n\r\n"
+            client.sendall(asked.encode())
+            answer = client.makefile("rb").read().decode()
+        location = re.findall(r"^Location: (.*?)\r$", answer, re.M)
+        assert " 302 " in answer.split("\r\n")[0] and token not in location[0], answer
+        assert location[0].startswith("/") and not location[0].startswith("//")
+        assert f"{viewer.server.cookie}={token}; Path=/; HttpOnly; SameSite=Strict" in answer
+
+
+def test_what_a_client_does_is_no_traceback(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with viewing(run, "ada") as v:
+        asked = [
+            b"GET http://[::1 HTTP/1.1",
+            b"GET /%00%ff?\xff HTTP/1.1",
+            b"\xff",
+            b"GET / HTTP/9.9",
+        ]
+        for line in asked:
+            with socket.create_connection(v.server.server_address, 30) as client:
+                client.sendall(line + b"\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                assert b" 200 " not in client.makefile("rb").readline()
+        fields = {f"x{i}": "y" for i in range(11)}
+        assert v.post("/review", fields).status == 400
+        for end in (
+            b"GET /pairs HTTP/1.1\r\n",
+            b"POST /review HTTP/1.1\r\nContent-Length: 9\r\n\r\nx",
+        ):
+            client = socket.create_connection(v.server.server_address, 30)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(end)
+            client.close()  # with a reset
+        idle = [socket.create_connection(v.server.server_address, 30) for _ in range(100)]
+        assert v.get("/").status == 200
+        threads = list(v.server._open)
+        assert len(threads) >= len(idle)
+    assert not any(thread.is_alive() for thread in threads)
+    for client in idle:
+        client.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_filters_agree_with_the_rows(folder: Path) -> None:
@@ -230,12 +283,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
             ):
                 v.page(page)
                 said = v.get(page).text
-                assert (
-                    "<script" not in said
-                    and "\u202e" not in said
-                    and "\u200b" not in said
-                    and "\x07" not in said
-                )
+                assert "<script" not in said
+                assert not set("\u202e\u200b\x07\U000e0041\u206a") & set(said)
                 assert len(said) < 200_000, page
         assert "⟦U+202E⟧" in said or any(
             "⟦U+202E⟧" in v.get(f"/pair/{c['pair_id']}?texts=1").text for c in cards
@@ -256,6 +305,9 @@ def test_a_template_prints_every_value_as_text() -> None:
     assert text == (
         f"<p title='{hidden}'>{hidden} &lt;b&gt;&#x27;&quot;⟦U+202E⟧⟦U+0007⟧ &amp; <i> 1.5</p>"
     )
+    assert escape("a\u202e<\x1b\U000e0041") == "a⟦U+202E⟧&lt;⟦U+001B⟧⟦U+E0041⟧"
+    drawn = panel("\u202e", "\x07", Frame((0, 1), (0, 1)), [dot(1, 1, "m", tip="\u202e")])
+    assert not set("\u202e\x07") & set(drawn)
     assert env.from_string("{% if missing is defined %}x{% endif %}").render() == ""
     with pytest.raises(UndefinedError):
         env.from_string("{{ missing }}").render()
@@ -362,6 +414,13 @@ def test_added_words_are_marked() -> None:
     assert word_diff("one two three", "entirely other words here") == [
         ("entirely other words here", False)
     ]
+
+
+def test_the_words_of_long_texts_are_compared_in_bounded_time() -> None:
+    start = time.process_time()
+    for text in ("a " * 8000, "a b " * 4000, "".join(f"w{i} " for i in range(3000))):
+        assert "".join(t for t, _ in word_diff(text, "new " + text)) == ("new " + text)[:20_000]
+    assert time.process_time() - start < 2
 
 
 def test_a_dataset_alone(folder: Path, tmp_path: Path) -> None:
@@ -622,7 +681,7 @@ def test_the_command_serves_until_it_is_ended(
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        with urllib.request.urlopen(f"{url}pairs.json", timeout=600) as reply:
+        with urllib.request.urlopen(url.replace("/?", "/pairs.json?"), timeout=600) as reply:
             assert orjson.loads(reply.read())["total"] == 12
     finally:
         process.send_signal(ended_by)
