@@ -2,7 +2,7 @@
 # make check  ruff, mypy, layers                                     make test-server  the engines against real servers
 # make bench  speed and memory, next to a floor                      make test-slow    what takes minutes
 # make picture  the picture of the README, from the demo             make test-llm     against a real instruct model
-# make ci     everything CI runs
+# make fuzz   random inputs for ten minutes                          make ci          everything CI runs
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 OUT ?= runs/demo
 unexport PYTHONDONTWRITEBYTECODE  # each process would compile the package and the tests anew
 
-.PHONY: demo picture install test test-slow test-server test-llm check bench ci clean
+.PHONY: demo picture install test test-slow fuzz test-server test-llm check bench ci clean
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,10 @@ test: $(VENV)/.train
 
 test-slow: $(VENV)/.train
 	$(BIN)/python -m pytest -m slow -rs --durations=0
+
+# random damage and replies, MORA_FUZZ_SEED=2 for others; ten minutes at most
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pytest -m fuzz -rP
 
 test-server: $(VENV)/.dev $(VLLM_VENV)/.ready
 	MORA_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m server tests/server

@@ -80,7 +80,8 @@ def step_publish(run_dir: Path) -> dict[str, Any]:
     """Selection, then the dataset folder with `preference`, as in a build."""
     from mora_data.dataset.configs import Release
     from mora_data.dataset.folder import write_dataset
-    from mora_data.run.folder import parts_of, read_json
+    from mora_data.run.files import read_json
+    from mora_data.run.folder import parts_of
     from mora_data.selection.select import select, selected
     from mora_data.settings import load_settings
     from mora_data.types import Origin

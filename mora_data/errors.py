@@ -4,7 +4,8 @@ MoraError               one line: what happened, the value, what to do; exit cod
 |- SettingsError        a setting, flag or template is wrong; found before the first request
 |- SourceError          the source rows can't be read, or are of another schema
 |- RunFolderError       the run folder is another build's, in use, or can't be written
-|  `- LogHeld           a partition's answer log is in use by another process
+|  |- LogHeld           a partition's answer log is in use by another process
+|  `- DamagedFile       a file of a run or dataset folder is missing, damaged or can't be read
 |- EndpointError        the model endpoint can't be used at all (refused, 401, no such model)
 |- AnswersPending       requests were written as files; answers are to be put beside them
 |- ClusterError         no machine of the cluster can do the work
@@ -43,6 +44,10 @@ class RunFolderError(MoraError):
 
 class LogHeld(RunFolderError):
     """A partition's answer log is in use by another process."""
+
+
+class DamagedFile(RunFolderError):
+    """A file of a run or dataset folder is missing, damaged or can't be read."""
 
 
 class EndpointError(MoraError):

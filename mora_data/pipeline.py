@@ -42,16 +42,15 @@ from .prompts.runner import PartitionRunner, ask_partitions, is_finalized
 from .prompts.volume import requests_of
 from .resources import Secret
 from .run.cost import CostTracker, load_prices
+from .run.files import json_hash, read_json, write_whole
 from .run.folder import (
     RunFolder,
     Summary,
     counts_tree,
     emptied_by,
-    json_hash,
-    read_json,
     too_many_errors,
 )
-from .run.partitions import Partition, choose_malloc, give_back, write_whole
+from .run.partitions import Partition, choose_malloc, give_back
 from .run.progress import PROMPTS, Progress, heartbeat
 from .run.remote import shared_address
 from .run.stats import RunStats
@@ -253,7 +252,7 @@ def _load_context(
 
 
 def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
-    """The mined prompts as partitions, and mine.json; skipped when they are there already."""
+    """The mined prompts as partitions, and mine.json; skipped when both are there, undamaged."""
     s = build.settings
     code = "" if s.source.kind in SOURCES else plugin_of(s.source).code_hash
     key = json_hash(
@@ -270,7 +269,14 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
     )
     mined = read_json(build.folder.path / "mine.json")
     if mined.get("basis") == key:
-        return mined
+        there = [p.prompts_hash() for p in build.folder.parts()]
+        wanted = mined.get("prompts") or there
+        damaged = [n for n, given in enumerate(wanted) if given != there[n]]
+        if not damaged:
+            return mined
+        for n in damaged:
+            path = Partition(build.folder.path, n).folder / "prompts.jsonl"
+            build.progress.message(f"{path} was damaged: mined again")
     counts = MineCounts()
     build.progress.start("mine: prompts", s.mine.limit or 0)
     n_parts, prompts = 0, iter(_prompts(build, source, counts))
@@ -281,7 +287,9 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
     build.progress.finish()
     mined = {
         "basis": key,
+        "identity": _identity(s, source),
         "n_parts": n_parts,
+        "prompts": [Partition(build.folder.path, n).prompts_hash() for n in range(n_parts)],
         **counts.as_dict(),
         "notes": dict(sorted(counts.notes.items())),
         "contamination": counts.contamination,
@@ -371,21 +379,40 @@ async def _run_partitions(
     build.stats.finalized = sum(int((p.manifest() or {}).get("answers", 0)) for p in done)
     n_done = sum(p.n_prompts() for p in done)
     build.progress.start(PROMPTS, n_done + sum(p.n_prompts() for p in todo), n_done)
-    given_up: Mapping[int, str] = {}
-    damaged = 0
-    if build.settings.executor == "ray" and todo:
-        given_up, damaged = await _on_cluster(build, context, running, todo, cost)
-    else:
-
-        def on_prompt(result: PromptResult) -> None:
-            from .prompts.candidates import n_pairs  # numpy comes with it
-
-            build.progress.pairs += n_pairs(context, result) if result.arms else 0
-            build.progress.step()
-
-        await ask_partitions(context, running.engines, running.runner, todo, on_prompt)
+    given_up, damaged = await _ask_partitions(build, context, running, todo, cost)
+    # checked behind the requests, which need not wait for it
+    if again := [p for p in done if _is_damaged(build, p)]:
+        build.progress.start(PROMPTS, sum(p.n_prompts() for p in again))
+        more, lines = await _ask_partitions(build, context, running, again, cost)
+        given_up, damaged = {**given_up, **more}, damaged + lines
     build.progress.finish()
     return given_up, damaged
+
+
+def _is_damaged(build: Build, part: Partition) -> bool:
+    if (why := part.damage()) is not None:
+        build.progress.message(f"{why.partition(': ')[0]}: made anew from what was answered")
+    return why is not None
+
+
+async def _ask_partitions(
+    build: Build,
+    context: BuildContext,
+    running: Running,
+    todo: Sequence[Partition],
+    cost: CostTracker,
+) -> tuple[Mapping[int, str], int]:
+    if build.settings.executor == "ray" and todo:
+        return await _on_cluster(build, context, running, todo, cost)
+
+    def on_prompt(result: PromptResult) -> None:
+        from .prompts.candidates import n_pairs  # numpy comes with it
+
+        build.progress.pairs += n_pairs(context, result) if result.arms else 0
+        build.progress.step()
+
+    await ask_partitions(context, running.engines, running.runner, todo, on_prompt)
+    return {}, 0
 
 
 async def _on_cluster(

@@ -82,6 +82,21 @@ def document_environment(name: str, sandboxed: bool = False, **options: Any) -> 
     )
 
 
+def parse_yaml(text: str) -> Any:
+    """What YAML holds.
+
+    Raises:
+        yaml.YAMLError: it is none, is nested too deeply, or holds a value that is none of its type.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (RecursionError, ValueError, TypeError, AttributeError, LookupError) as e:
+        why = str(e) if isinstance(e, ValueError) else "nested too deeply, or a value of no type"
+        raise yaml.YAMLError(why) from e
+
+
 class Template:
     """A chat template, checked when it is loaded.
 

@@ -35,7 +35,7 @@ from ..prompts.context import FORMAT, BuildContext, load
 from ..prompts.result import PromptResult
 from ..prompts.runner import PartitionRunner, ask_partitions
 from ..rewards.judge_stats import JudgeStats
-from ..run.folder import read_json
+from ..run.files import read_json
 from ..run.partitions import Partition
 from ..run.remote import WorkerCopy
 from ..run.stats import RunStats

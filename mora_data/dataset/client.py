@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import PublishError
+from ..run.files import readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,18 @@ class LocalFile:
 
 
 def local_file(source: Path | bytes) -> LocalFile:
-    """A file with its sizes and hashes, read once."""
+    """A file with its sizes and hashes, read once.
+
+    Raises:
+        DamagedFile: it can't be read.
+    """
+    if isinstance(source, Path):
+        with readable(source, "build again"):
+            return _hashed(source)
+    return _hashed(source)
+
+
+def _hashed(source: Path | bytes) -> LocalFile:
     n_bytes = source.stat().st_size if isinstance(source, Path) else len(source)
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % n_bytes, usedforsecurity=False)
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as f:

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from ..errors import PublishError
+from ..run.files import readable
 from .card import code, escape, format_value
-from .schemas import Row, row_batches
+from .schemas import AGAIN, Row, footer_of, row_batches
 
 TITLE = "# Changelog\n\nRows by `pair_id`; where a config has none, by prompt, arm and answer.\n"
 _ON_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?")
@@ -51,7 +50,8 @@ def diff_datasets(before: str, after: str) -> dict[str, Delta]:
     serves as well.
 
     Raises:
-        PublishError: one of them holds no dataset, or a Parquet file can't be read.
+        PublishError: one of them holds no dataset.
+        DamagedFile: a Parquet file can't be read.
     """
     a, b = (_configs(dataset_of(where)) for where in (before, after))
     return {name: delta_of(a.get(name, []), b.get(name, [])) for name in dict.fromkeys([*a, *b])}
@@ -122,21 +122,17 @@ def _rows(files: list[Path]) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for path in files:
         split = path.name.split("-")[0]
-        try:
+        with readable(path, AGAIN):
             for row in chain.from_iterable(row_batches([path])):
                 key = _hash(_key(row))
                 while key in found:
                     key = _hash(key.hex())
                 found[key] = _hash([split, row])
-        except (OSError, ValueError) as e:
-            raise PublishError(
-                f"{path.parent.name}/{path.name} can't be read: {' '.join(str(e).split())[:200]}"
-            ) from e
     return found
 
 
 def _count(files: list[Path]) -> int:
-    return sum(pq.read_metadata(f).num_rows for f in files)
+    return sum(footer_of(f).num_rows for f in files)
 
 
 def _key(row: Row) -> object:
@@ -151,7 +147,10 @@ def _hash(value: object) -> bytes:
 
 
 def _columns(before: list[Path], after: list[Path]) -> tuple[str, ...]:
-    a, b = ({f.name: str(f.type) for f in pq.read_schema(files[0])} for files in (before, after))
+    a, b = (
+        {f.name: str(f.type) for f in footer_of(files[0]).schema.to_arrow_schema()}
+        for files in (before, after)
+    )
     return tuple(
         f"{n}: {a.get(n, 'none')} -> {b.get(n, 'none')}"
         for n in sorted({*a, *b})

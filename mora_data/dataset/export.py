@@ -14,9 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
+from ..run.files import check_inside, replacing
 from ..settings import nearest
 from ..text import transcript
 from . import lint, schemas
@@ -34,15 +36,19 @@ def export_config(folder: Path, config: str, to: Path, fmt: Format = "parquet") 
         PublishError: the folder has no such config (those that exist are named), the format has no
             place for it, or `to` can't be written.
     """
-    readme = folder / "README.md"
-    header = lint.read_header(readme.read_text("utf-8")) if readme.is_file() else None
+    card = lint.read_card(folder) if (folder / "README.md").exists() else ""
+    header = lint.read_header(card)
     configs = lint.declared_files(header or {})
     if config not in configs:
         raise PublishError(
             f"no config {config!r} in {folder.name}/:"
             f" {nearest(config, configs) if configs else 'it holds no dataset'}"
         )
-    by_split = {split: [folder / f for f in files] for split, files in configs[config].items()}
+    by_split = {
+        split: [check_inside(folder, folder / f) for f in files]
+        for split, files in configs[config].items()
+    }
+    schemas.check_fingerprint(folder, lint.fingerprint_in(folder))
     try:
         to.mkdir(parents=True, exist_ok=True)
         if fmt == "llamafactory":
@@ -54,8 +60,9 @@ def export_config(folder: Path, config: str, to: Path, fmt: Format = "parquet") 
             _whole(to / f"{config}-{split}.{fmt}", partial(copy, files))
             for split, files in by_split.items()
         ]
-    except OSError as e:
-        raise PublishError(f"can't export {config} to {to}: {e.strerror or e}") from e
+    except (OSError, TypeError, ValueError, LookupError) as e:  # rows of another schema, too
+        why = (isinstance(e, OSError) and e.strerror) or " ".join(str(e).split())[:100]
+        raise PublishError(f"can't export {config} to {to}: {why}") from e
 
 
 def _llamafactory_row(row: Row) -> Row:
@@ -81,7 +88,7 @@ def _mahdpo_row(row: Row, dimensions: list[str]) -> Row:
 
 
 def _llamafactory(config: str, by_split: dict[str, list[Path]], to: Path) -> list[Path]:
-    if "chosen" not in pq.read_schema(next(iter(by_split.values()))[0]).names:
+    if "chosen" not in _schema(next(iter(by_split.values()))[0]).names:
         raise PublishError(f"llamafactory wants pairs, and {config} has none: --config preference")
     written = [
         _whole(to / f"{config}-{split}.json", _json_writer(map(_llamafactory_row, _rows(files))))
@@ -112,7 +119,8 @@ def _mahdpo(config: str, by_split: dict[str, list[Path]], to: Path) -> list[Path
     written = []
     for split, files in by_split.items():
         sizes = {
-            n: sum(pq.read_metadata(f).num_rows for f in files if f.parent.name == n) for n in names
+            n: sum(schemas.footer_of(f).num_rows for f in files if f.parent.name == n)
+            for n in names
         }
         if len(set(sizes.values())) > 1:
             raise PublishError(
@@ -135,14 +143,14 @@ def _rows(files: Iterable[Path]) -> Iterable[Row]:
     return chain.from_iterable(row_batches(files))
 
 
+def _schema(path: Path) -> pa.Schema:
+    return schemas.footer_of(path).schema.to_arrow_schema()
+
+
 def _whole(out: Path, write: Callable[[Path], object]) -> Path:
-    """Write beside and rename: a file is there whole or not at all."""
-    part = out.with_name(f".{out.name}.part")
-    try:
+    """A file is there whole or not at all."""
+    with replacing(out, durable=False) as part:
         write(part)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
     return out
 
 
@@ -162,10 +170,10 @@ def _json_writer(rows: Iterable[object]) -> Callable[[Path], None]:
 
 def _copy_parquet(files: list[Path], out: Path) -> None:
     with pq.ParquetWriter(
-        out, pq.read_schema(files[0]), compression="zstd", write_page_index=True
+        out, _schema(files[0]), compression="zstd", write_page_index=True
     ) as writer:
         for path in files:
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
+            for batch in schemas.record_batches(path):
                 writer.write_batch(batch)
 
 

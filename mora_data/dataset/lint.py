@@ -3,18 +3,18 @@ with `datasets`."""
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-import pyarrow.parquet as pq
+import orjson
 import yaml
 
 from .. import resources
-from ..errors import PublishError
+from ..errors import DamagedFile, PublishError
+from ..run.files import read_json, readable
 from . import schemas
 from .card import Header, PublishedManifest, format_value
 from .privacy import scrub_text
@@ -40,44 +40,66 @@ def lint(folder: Path, text: str | None = None) -> list[str]:
     """What is wrong with the folder, one line each; [] if nothing. `text` stands for README.md
     where it is given."""
     try:
-        text = (folder / "README.md").read_text("utf-8") if text is None else text
-        published = json.loads((folder / "provenance" / "manifest.json").read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        return [
-            f"{getattr(e, 'filename', None) or 'provenance/manifest.json'} can't be read: build"
-            " again"
-        ]
-    header = read_header(text)
-    if header is None:
-        return ["README.md has no YAML header"]
-    body = text.split("\n---\n", 1)[1]
-    return [
-        *_header_faults(header),
-        *_file_faults(folder, header),
-        *_number_faults(body, published),
-        *_private(body, published),
-    ]
+        text = read_card(folder) if text is None else text
+        path = folder / "provenance" / "manifest.json"
+        with readable(path, "build again"):
+            published = orjson.loads(path.read_bytes())
+        header = read_header(text)
+        if header is None:
+            return ["README.md has no YAML header"]
+        body = text.split("\n---\n", 1)[1]
+        with readable("README.md, or provenance/manifest.json,", "build again"):
+            return [
+                *_header_faults(header),
+                *_file_faults(folder, header),
+                *_number_faults(body, published),
+                *_private(body, published),
+            ]
+    except DamagedFile as e:
+        return [str(e)]
+
+
+def read_card(folder: Path) -> str:
+    """README.md.
+
+    Raises:
+        DamagedFile: it can't be read.
+    """
+    with readable(folder / "README.md", "build again"):
+        return (folder / "README.md").read_text("utf-8")
+
+
+def fingerprint_in(folder: Path) -> str | None:
+    """The fingerprint that the folder says it has; None where it says none."""
+    manifest = read_json(folder / "provenance" / "manifest.json").get("manifest")
+    found = manifest.get("fingerprint") if isinstance(manifest, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def read_header(text: str) -> Header | None:
     """The YAML header of a card, or None."""
     found = re.match(r"---\n(.*?\n)---\n", text, re.S)
     try:
-        header = yaml.safe_load(found[1]) if found else None
+        header = resources.parse_yaml(found[1]) if found else None
     except yaml.YAMLError:
         return None
     return cast(Header, header) if isinstance(header, dict) else None
 
 
 def declared_files(header: Header) -> dict[str, dict[str, list[str]]]:
-    """Config -> split -> files, as the header declares them."""
-    return {
-        config["config_name"]: {
-            d["split"]: d["path"] if isinstance(d["path"], list) else [d["path"]]
-            for d in config["data_files"]
+    """Config -> split -> files, as the header declares them.
+
+    Raises:
+        DamagedFile: it is no header of ours.
+    """
+    with readable("the header of README.md", "build again"):
+        return {
+            config["config_name"]: {
+                d["split"]: d["path"] if isinstance(d["path"], list) else [d["path"]]
+                for d in config["data_files"]
+            }
+            for config in header.get("configs") or []
         }
-        for config in header.get("configs") or []
-    }
 
 
 def load_back(folder: Path, header: Header) -> dict[str, dict[str, int]]:
@@ -147,7 +169,7 @@ def _file_faults(folder: Path, header: Header) -> Iterator[str]:
         for split in info["splits"]:
             where = f"{info['config_name']}/{split['name']}"
             files = declared.get(info["config_name"], {}).get(split["name"], [])
-            footers = [pq.read_metadata(folder / f) for f in files if f in have]
+            footers = [schemas.footer_of(folder / f) for f in files if f in have]
             if (rows := sum(f.num_rows for f in footers)) != split["num_examples"]:
                 yield f"{where} has {rows} rows, README.md says {split['num_examples']}"
             for footer in footers:

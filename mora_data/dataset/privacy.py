@@ -19,7 +19,6 @@ The folder itself keeps everything.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -29,11 +28,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
+from ..run.files import readable
 from . import papers, schemas
 from .card import PublishedManifest
 from .schemas import Row, row_batches
@@ -201,12 +202,12 @@ def public_copy(folder: Path, how: How) -> Path:
     Raises:
         PublishError: there is nothing to judge answers by, no pair is left, or the disk refuses.
     """
-    published: PublishedManifest = json.loads(
-        (folder / "provenance/manifest.json").read_text("utf-8")
-    )
-    described = published["folder"]
-    threshold = described["floors"].get(DIM)
-    scored = DIM in described["dimensions"] and DIM not in described["unscored"]
+    path = folder / "provenance/manifest.json"
+    with readable(path, "build again"):
+        published: PublishedManifest = orjson.loads(path.read_bytes())
+        described = published["folder"]
+        threshold = described["floors"].get(DIM)
+        scored = DIM in described["dimensions"] and DIM not in described["unscored"]
     if threshold is None or not scored:
         raise PublishError(
             f"publish.unsafe={how} needs {DIM} rewards and their floor, which this dataset lacks:"

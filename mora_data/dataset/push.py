@@ -23,11 +23,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
+from ..run.files import check_inside, readable
 from . import card, lint
 from .client import Hub, LocalFile, RepoState, endpoint, is_loopback, local_file
 from .diff import changelog, delta_of
 from .privacy import public_copy
-from .schemas import DEFAULT_CONFIG, counts_of, fingerprint_of
+from .schemas import AGAIN, DEFAULT_CONFIG, check_fingerprint, counts_of
 
 Status = Literal["planned", "pushed", "nothing changed"]
 _OWNED = re.compile(
@@ -89,10 +90,12 @@ def push_folder(
     if (public or unsafe is not None) and decision in ("drop", "redact"):
         folder = public_copy(folder, "drop" if decision == "drop" else "redact")
         counts = counts_of(folder)
-    readme = card.with_address((folder / "README.md").read_text("utf-8"), repo_id, tag)
+    readme = card.with_address(lint.read_card(folder), repo_id, tag)
     if faults := lint.lint(folder, readme):
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise PublishError(f"the dataset folder fails its check: {faults[0]}{more}")
+    if not manifest.get("fingerprint"):
+        check_fingerprint(folder, lint.fingerprint_in(folder))
     files = _local_files(folder, readme)
     published = json.loads((folder / "provenance/manifest.json").read_text("utf-8"))
     note = " ".join(card.licence_warnings(published["folder"])).replace("`", "")
@@ -180,13 +183,9 @@ def _check_folder(
             "select",
         )
         raise PublishError(f"there is no pair to publish: stage {empty} left nothing")
-    known = manifest.get("fingerprint")
-    if known and known != fingerprint_of(folder):
-        raise PublishError(
-            f"the Parquet files in {folder} were changed since the build (fingerprint is not"
-            f" {known[:12]}): build again"
-        )
-    rows = pq.read_table(folder / DEFAULT_CONFIG, columns=["simulated"], partitioning=None)
+    check_fingerprint(folder, manifest.get("fingerprint"))
+    with readable(folder / DEFAULT_CONFIG, AGAIN):
+        rows = pq.read_table(folder / DEFAULT_CONFIG, columns=["simulated"], partitioning=None)
     simulated = manifest.get("simulated") or pc.any(rows["simulated"]).as_py()
     if simulated and not allow_simulated and not is_loopback(endpoint()):
         raise PublishError(
@@ -200,9 +199,9 @@ def _local_files(folder: Path, readme: str) -> dict[str, LocalFile]:
     """Path in the repository -> file, in a fixed order."""
     patterns = ("*/*.parquet", "provenance/*", "report/*.png", *lint.OWN_TEXTS)
     paths = sorted(p for pattern in patterns for p in folder.glob(pattern))
-    return {p.relative_to(folder).as_posix(): local_file(p) for p in paths} | {
-        "README.md": local_file(readme.encode())
-    }
+    return {
+        p.relative_to(folder).as_posix(): local_file(check_inside(folder, p)) for p in paths
+    } | {"README.md": local_file(readme.encode())}
 
 
 def _with_changelog(

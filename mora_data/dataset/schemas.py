@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
+from ..run.files import readable, sync_folder
 
+AGAIN = "fetch it anew, or build it again"
 Row = dict[str, Any]  # of a Parquet file; the schema of its config says what it holds
 DEFAULT_CONFIG = "preference"
 BY_DIM_UNION = "preference_by_dim"  # declared by listing paths; it has no files of its own
@@ -229,6 +231,7 @@ def replacement(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
+        sync_folder(folder.parent)
     except OSError as e:
         raise PublishError(
             f"can't write the dataset folder {folder}: {e.strerror or e}; free space or choose"
@@ -239,22 +242,61 @@ def replacement(folder: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def record_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, a thousand at a time.
+
+    Raises:
+        DamagedFile: it can't be read.
+    """
+    with readable(path, AGAIN), pq.ParquetFile(path) as file:
+        yield from file.iter_batches(BATCH_ROWS, columns=columns)
+
+
 def row_batches(files: Iterable[Path]) -> Iterator[list[Row]]:
-    """The rows of Parquet files, a thousand at a time."""
+    """The rows of Parquet files, a thousand at a time.
+
+    Raises:
+        DamagedFile: one can't be read.
+    """
     for path in files:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=1000):
-            yield batch.to_pylist()
+        for batch in record_batches(path):
+            with readable(path, AGAIN):
+                rows = batch.to_pylist()
+            yield rows
+
+
+def footer_of(path: Path) -> Any:
+    """The footer of a Parquet file (pyarrow.parquet.FileMetaData).
+
+    Raises:
+        DamagedFile: it can't be read.
+    """
+    with readable(path, AGAIN):
+        return pq.read_metadata(path)
 
 
 def fingerprint_of(folder: Path) -> str:
-    """sha256 over the names and bytes of the folder's Parquet files."""
+    """sha256 over the names and bytes of the folder's Parquet files.
+
+    Raises:
+        DamagedFile: one can't be read.
+    """
     whole = hashlib.sha256()
     for path in sorted(folder.glob("*/*.parquet")):
         whole.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with path.open("rb") as f:
+        with readable(path, AGAIN), path.open("rb") as f:
             while block := f.read(1 << 20):
                 whole.update(block)
     return whole.hexdigest()
+
+
+def check_fingerprint(folder: Path, known: str | None) -> None:
+    """Raises PublishError where the Parquet files are not those of the `known` fingerprint."""
+    if known and known != fingerprint_of(folder):
+        raise PublishError(
+            f"the Parquet files in {folder} were changed since the build (fingerprint is not"
+            f" {known[:12]}): build again"
+        )
 
 
 def counts_of(folder: Path) -> dict[str, dict[str, int]]:
@@ -263,7 +305,7 @@ def counts_of(folder: Path) -> dict[str, dict[str, int]]:
     for path in sorted(folder.glob("*/*.parquet")):
         split = path.name.split("-")[0]
         rows = found.setdefault(path.parent.name, {})
-        rows[split] = rows.get(split, 0) + pq.read_metadata(path).num_rows
+        rows[split] = rows.get(split, 0) + footer_of(path).num_rows
     return {
         name: dict(sorted(found[name].items(), key=lambda kv: kv[0] != "train"))
         for name in sorted(found, key=lambda n: (n != DEFAULT_CONFIG, n))

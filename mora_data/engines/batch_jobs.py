@@ -19,7 +19,6 @@ the log.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -29,8 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import orjson
 
 from ..errors import EndpointError, RunFolderError
-from ..run.folder import read_json
-from ..run.partitions import write_whole
+from ..run.files import read_json, replacing, write_whole
 from ..settings import RoleSettings
 from ..text import one_line
 
@@ -110,21 +108,14 @@ class BatchFolder:
         self._last += 1
         job = BatchJob(f"{self._last:04d}", mode, url, model, 0)
         target = self.file(job, "requests")
-        part = target.with_name(target.name + ".tmp")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as f:
-                for key, body in requests:
-                    f.write(as_line(key, body))
-                    job.left.add(key)
-            part.replace(target)
         except OSError as e:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise RunFolderError(
-                f"can't write {target}: {e.strerror}; free some space and run the same command"
-                " again"
-            ) from e
+            raise RunFolderError(f"can't make the folder {self.path}: {e.strerror}") from e
+        with replacing(target) as part, part.open("wb") as f:
+            for key, body in requests:
+                f.write(as_line(key, body))
+                job.left.add(key)
         job.n = len(job.left)
         self.jobs.append(job)
         self.save()
@@ -316,23 +307,14 @@ class Provider:
         return next((b.id for b in page.data if b.input_file_id == file_id), None)
 
     async def _download(self, file_id: str, path: Path) -> None:
-        part = path.with_name(path.name + ".tmp")
-
-        async def stream() -> None:
+        async def stream(part: Path) -> None:
             async with self._api().files.with_streaming_response.content(file_id) as reply:
                 with part.open("wb") as f:
                     async for piece in reply.iter_bytes():
                         await asyncio.to_thread(f.write, piece)
 
-        try:
-            await self._call(stream())
-            part.replace(path)
-        except OSError as e:
-            raise RunFolderError(
-                f"can't write {path}: {e.strerror}; free some space and run the same command again"
-            ) from e
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(path) as part:
+            await self._call(stream(part))
 
     async def _call(self, call: Awaitable[T]) -> T:
         """The result of a call; what the provider refuses, in one line."""

@@ -21,9 +21,9 @@ import orjson
 
 from .. import resources
 from ..errors import SettingsError
-from ..run.folder import RunFolder, read_json
+from ..run.files import read_json, write_whole
+from ..run.folder import RunFolder
 from ..run.log import AnswerLog
-from ..run.partitions import write_whole
 from ..run.progress import Progress
 from ..run.stats import RunStats
 from .asking import Evaluation

@@ -31,7 +31,7 @@ from ..rewards.combine import (
 from ..rewards.judge import heldout_judges
 from ..rewards.judge_stats import JudgeStats, unmeasured
 from ..rewriting.rewriter import Rewriter
-from ..run.folder import json_hash
+from ..run.files import json_hash
 from ..run.partitions import Partition
 from ..selection import DOMINANCE, SELECTORS, Selector
 from ..settings import GUARD_ROLE, BuildSettings, cache_tree
@@ -111,7 +111,7 @@ class BuildContext:
                 "until": min(self.until, "select", key=STAGES.index),
                 "templates": dict(self.templates),
                 "judge_stats": stats,
-                "prompts": digest((partition.folder / "prompts.jsonl").read_text("utf-8")),
+                "prompts": partition.prompts_hash(),
             }
         )
 

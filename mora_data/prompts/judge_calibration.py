@@ -19,7 +19,8 @@ from ..engines.engine import Engine
 from ..errors import PendingRetry, UnreliableScores
 from ..rewards import canary
 from ..rewards.judge_stats import JudgeStats, Measured, Measurements, PassRates, conclude
-from ..run.folder import RunFolder, read_json
+from ..run.files import read_json
+from ..run.folder import RunFolder
 from ..run.log import AnswerLog
 from ..run.partitions import Partition
 from ..run.progress import Progress

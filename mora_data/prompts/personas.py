@@ -167,7 +167,7 @@ def _load(name: str) -> Persona:
         else resources.folder("templates") / "personas" / f"{name}.yaml"
     )
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
+        tree = resources.parse_yaml(path.read_text("utf-8"))
     except OSError as e:
         have = ", ".join(resources.names("templates", "personas/*.yaml"))
         raise SettingsError(

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunFolderError, SettingsError
-from ..run.folder import read_json
+from ..run.files import read_json
+from ..run.folder import manifest_of
 from ..statistics import Bools, Floats
 from ..statistics.inference import Bootstrap, cluster_bootstrap, holm
 from .arms import DRAWS, in_arm_order
@@ -77,7 +78,7 @@ def side_of(given: str) -> Side:
         PublishError: the Hub does not have it.
     """
     where, arm = _split_arm(given)
-    is_run = "identity" in read_json(Path(where) / "manifest.json")
+    is_run = bool(manifest_of(Path(where)))
     side = _run_side(where, arm) if is_run else _published_side(where, arm)
     if arm is not None and arm not in side.metrics:
         raise SettingsError(

@@ -18,7 +18,9 @@ import orjson
 import yaml
 
 from ..errors import RunFolderError
-from ..run.folder import parts_of, read_json
+from ..resources import parse_yaml
+from ..run.files import read_json
+from ..run.folder import manifest_of, parts_of
 from .arms import DRAWS, answer_figures, arms_of, control_gains, mined_prompts, verdict_on
 from .caveats import caveats_of, unmeasured
 from .gather import HEADLINE, Keep, gather
@@ -199,14 +201,14 @@ def _run(
     run_dir: Path, manifest: Mapping[str, Any] | None = None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Manifest and settings."""
-    manifest = read_json(run_dir / "manifest.json") if manifest is None else manifest
-    if "identity" not in manifest:
+    manifest = manifest_of(run_dir) if manifest is None else manifest
+    if not manifest:
         raise RunFolderError(f"{run_dir} is not a run folder: give the --out of a build")
     settings = manifest.get("settings")
     if settings is None:  # the run was stopped before its first end
         try:
-            settings = yaml.safe_load((run_dir / "build.yaml").read_text("utf-8"))
-        except (OSError, yaml.YAMLError) as e:
+            settings = parse_yaml((run_dir / "build.yaml").read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
             raise RunFolderError(
                 f"{run_dir} has no readable build.yaml: run its `mora-data build` again"
             ) from e

@@ -15,7 +15,7 @@ import orjson
 from markupsafe import Markup
 
 from ..errors import RunFolderError
-from ..run.partitions import write_whole
+from ..run.files import write_whole
 from ..text import transcript
 from ..types import may_harm
 from . import charts_pairs, charts_prompts

@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 
 from ..rewards.rules import is_refusal
+from ..run.files import readable
 from ..run.partitions import lean_arrow
 from ..statistics import Floats, Ints
 from ..statistics.inference import cluster_bootstrap
@@ -82,12 +83,16 @@ class PairTable:
 
 
 def read_pairs(dataset: Path, dims: Sequence[str]) -> PairTable:
-    """The rows of `preference`; none where it was not written."""
-    import pyarrow.parquet as pq
+    """The rows of `preference`; none where it was not written.
 
+    Raises:
+        DamagedFile: a file of them can't be read.
+    """
     lean_arrow()
+    from ..dataset.schemas import AGAIN, footer_of, record_batches
+
     files = sorted((dataset / "preference").glob("*.parquet"))
-    n = sum(pq.read_metadata(f).num_rows for f in files)
+    n = sum(footer_of(f).num_rows for f in files)
     every = max(1, -(-n // PROBED))
     wanted = [
         "pair_id",
@@ -100,8 +105,10 @@ def read_pairs(dataset: Path, dims: Sequence[str]) -> PairTable:
     out = PairTable(n, len(dims))
     at = 0
     for f in files:
-        for batch in pq.ParquetFile(f).iter_batches(1000, columns=wanted, use_threads=False):
-            _add(out, at, {name: batch.column(name) for name in batch.schema.names}, dims, every)
+        for batch in record_batches(f, wanted):
+            with readable(f, AGAIN):
+                column = {name: batch.column(name) for name in wanted}
+                _add(out, at, column, dims, every)
             at += len(batch)
     return out
 
@@ -251,15 +258,17 @@ def example_rows(dataset: Path, ids: Sequence[str], dims: Sequence[str]) -> list
     """The pairs of these ids with their texts, in the order given."""
     import pyarrow.parquet as pq
 
+    from ..dataset.schemas import AGAIN
+
     names = ["pair_id", "arm", "kind", "category", "prompt", *SIDES, "len_chosen", "len_rejected"]
     names += [f"{m}_{d}" for d in dims for m in PER_DIMENSION]
     files = sorted((dataset / "preference").glob("*.parquet")) if ids else []
     wanted = [("pair_id", "in", list(ids))]
-    found = {
-        row["pair_id"]: row
-        for f in files
-        for row in pq.read_table(f, columns=names, filters=wanted).to_pylist()
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for f in files:
+        with readable(f, AGAIN):
+            rows = pq.read_table(f, columns=names, filters=wanted).to_pylist()
+            found |= {row["pair_id"]: row for row in rows}
     return [found[i] for i in ids if i in found]
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RunFolderError
+from ..run.files import readable
 from ..run.folder import parts_of
-from ..run.partitions import Partition, lean_arrow, row_tuples
+from ..run.partitions import AGAIN, Partition, lean_arrow, row_tuples
 from ..run.table import has_flag
 from ..statistics import Floats, Ints
 from ..text import n_tokens
@@ -84,19 +84,13 @@ def blocks(parts: Sequence[Partition], dims: Sequence[str], split: bool) -> Iter
     `before`.
 
     Raises:
-        RunFolderError: a table is damaged.
+        DamagedFile: a file of theirs is damaged.
     """
-    import pyarrow as pa
-
     lean_arrow()
     for part in parts:
-        try:
-            yield _block(part, dims, split)
-        except (OSError, pa.ArrowException, KeyError) as e:
-            raise RunFolderError(
-                f"{part.folder} is damaged ({' '.join(str(e).split())[:80]}): delete its"
-                " manifest.json and run the same build again, what was answered is kept"
-            ) from e
+        with readable(part.folder, AGAIN):
+            block = _block(part, dims, split)
+        yield block
 
 
 def _block(part: Partition, dims: Sequence[str], split: bool) -> Block:

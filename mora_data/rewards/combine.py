@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import plugins
 from ..engines.limiter import ConcurrencyLimiter
 from ..errors import SettingsError
-from ..run.folder import json_hash
+from ..run.files import json_hash
 from ..settings import BuildSettings, CalibrationSettings, RewardSettings, Settings, cache_tree
 from ..types import Score
 from . import REWARDS, Reward

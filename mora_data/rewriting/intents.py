@@ -83,7 +83,7 @@ def _load(dimension: str, given: str | None) -> Intent:
             f" (there: {have}), or set fuse.intents"
         )
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
+        tree = resources.parse_yaml(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise SettingsError(f"{where} is not YAML: {' '.join(str(e).split())}") from e
     if not isinstance(tree, dict) or not _REQUIRED <= set(tree) <= _REQUIRED | _OPTIONAL:

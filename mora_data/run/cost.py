@@ -31,8 +31,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import LimitReached, SettingsError
+from ..resources import parse_yaml
 from ..settings import LimitSettings
-from .folder import RunFolder, read_json
+from .files import read_json
+from .folder import RunFolder
 from .stats import RunStats
 
 FILE = "spending.json"
@@ -94,7 +96,7 @@ def load_prices(path: str | None = None) -> Prices:
     """
     file = Path(path) if path else Path(__file__).with_name("prices.yaml")
     try:
-        table = _PriceTable.model_validate(yaml.safe_load(file.read_text("utf-8")))
+        table = _PriceTable.model_validate(parse_yaml(file.read_text("utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise SettingsError(
             f"the price table {file} can't be read ({' '.join(str(e).split())[:100]}): "
@@ -145,7 +147,7 @@ class CostTracker:
     def check(self) -> None:
         """Raises LimitReached when a limit is used up."""
         if self._clock() >= self._save_at:
-            self.save()
+            self.save(durable=False)
         if self._limits.max_cost is None and self._limits.max_tokens is None:
             return
         check_totals(self.totals(), self._limits, self.prices)
@@ -165,10 +167,10 @@ class CostTracker:
         """Money spent by this command."""
         return self.prices.cost(self._stats.by_model)
 
-    def save(self) -> None:
+    def save(self, durable: bool = True) -> None:
         """Write the totals down."""
         self._save_at = self._clock() + SAVE_EVERY_S
-        self._folder.write(FILE, {"models": self.totals()})
+        self._folder.write(FILE, {"models": self.totals()}, durable)
 
 
 def check_totals(

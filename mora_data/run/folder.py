@@ -7,18 +7,17 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
-
-import orjson
 
 from ..errors import LimitReached, RunFolderError
 from ..resources import SECRET_BYTES
 from ..settings import BuildSettings
 from ..text import digest
-from .partitions import Partition, write_whole
+from .files import read_json, write_json, write_whole
+from .partitions import Partition
 from .remote import OF_A_COPY, SECRET_FILE, Remote, remote_url
 
 LIVE = "live.json"  # how far a running build is, for the viewer
@@ -63,15 +62,14 @@ class RunFolder:
             os.close(self._lock)
 
     def manifest(self) -> dict[str, Any]:
-        """manifest.json, empty when there is none."""
-        return read_json(self.path / "manifest.json")
+        """See `manifest_of`."""
+        return manifest_of(self.path)
 
-    def write(self, name: str, tree: Mapping[str, object]) -> None:
-        """Write a JSON file at the top of the folder."""
+    def write(self, name: str, tree: Mapping[str, object], durable: bool = True) -> None:
+        """Write a JSON file at the top of the folder, for `read_json`."""
         if self._remote is not None:
             self._remote.check()
-        options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
-        write_whole(self.path / name, orjson.dumps(tree, option=options))
+        write_json(self.path / name, tree, durable)
 
     def delegated(self) -> AbstractContextManager[None]:
         """Around a time in which other machines write the partitions."""
@@ -104,27 +102,35 @@ class RunFolder:
 
     def _check_is_ours(self) -> None:
         inside = {p.name for p in self.path.iterdir()} - {".lock", "manifest.json.tmp", *OF_A_COPY}
-        if inside and "identity" not in self.manifest():
+        if inside and not is_run_folder(self.path):
             raise RunFolderError(
                 f"{self.path} is not a run folder (it holds {sorted(inside)[0]!r}): give another"
                 " --out"
             )
 
     def _own_secret(self) -> bytes:
-        """The folder's secret; a new one where there is none or it is damaged, and then requests
-        with a nonce are asked anew."""
+        """The folder's secret and its checksum; a new one where there is none, and then requests
+        with a nonce are asked anew.
+
+        Raises:
+            RunFolderError: it can't be read.
+        """
         path = self.path / SECRET_FILE
         try:
-            found = bytes.fromhex(path.read_text("ascii"))
-        except (FileNotFoundError, ValueError):
-            found = b""
+            found = _whole_secret(path)
+        except FileNotFoundError:
+            text = secrets.token_hex(SECRET_BYTES)
+            write_whole(path, f"{text} {digest(text)}".encode(), mode=0o600)
+            found = bytes.fromhex(text)
         except OSError as e:
             raise RunFolderError(
                 f"can't read {path}: {e.strerror}; build as the user who made the run folder"
             ) from e
-        if len(found) != SECRET_BYTES:
-            found = secrets.token_bytes(SECRET_BYTES)
-            write_whole(path, found.hex().encode(), 0o600)
+        if found is None:
+            raise RunFolderError(
+                f"{path} is damaged: bring it back, or delete it; then what judges and guards were"
+                " asked is asked anew"
+            )
         return found
 
     def _clear(self) -> None:
@@ -138,16 +144,43 @@ class RunFolder:
                 entry.unlink()
 
     def _check_identity(self, identity: Mapping[str, str]) -> None:
-        before = self.manifest().get("identity")
-        if before is None:
-            self.write("manifest.json", {"identity": identity, "status": "started"})
-        elif before != identity:
+        before = self.manifest().get("identity") or identity
+        if before == identity:
+            if "identity" not in read_json(self.path / "manifest.json"):
+                self.write("manifest.json", {"identity": identity, "status": "started"})
+        else:
             key = next(k for k in sorted({*before, *identity}) if before.get(k) != identity.get(k))
             raise RunFolderError(
                 f"run folder {self.path} is another build "
                 f"({key}: {before.get(key)!r}, not {identity.get(key)!r}): "
                 "give another --out, or --fresh to start anew"
             )
+
+
+def manifest_of(run_dir: Path) -> dict[str, Any]:
+    """manifest.json. Where it is lost or damaged, the identity alone, which mine.json has too;
+    empty of what is no run folder."""
+    for name in ("manifest.json", "mine.json"):
+        tree = read_json(run_dir / name)
+        if "identity" in tree:
+            return tree if name == "manifest.json" else {"identity": tree["identity"]}
+    return {}
+
+
+def _whole_secret(path: Path) -> bytes | None:
+    """The secret in a file; None where it is damaged."""
+    text, _, checksum = path.read_text("latin-1").partition(" ")
+    return bytes.fromhex(text) if checksum == digest(text) else None
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a command of ours made the folder; its secret and its partitions tell that, too,
+    where other files are lost."""
+    with suppress(OSError):
+        if _whole_secret(path / SECRET_FILE) is not None:
+            return True
+    parts = path.glob("parts/[0-9][0-9][0-9][0-9][0-9]/prompts.jsonl")
+    return bool(manifest_of(path)) or any(parts)
 
 
 def parts_of(run_dir: Path) -> list[Partition]:
@@ -183,10 +216,10 @@ def run_status(run_dir: Path) -> RunStatus:
     """How far a run is.
 
     Raises:
-        RunFolderError: not a run folder.
+        RunFolderError: not a run folder, or a file of it can't be read.
     """
-    manifest = read_json(run_dir / "manifest.json")
-    if "identity" not in manifest:
+    manifest = manifest_of(run_dir)
+    if not manifest:
         raise RunFolderError(f"{run_dir} is not a run folder: give the --out of a build")
     parts = parts_of(run_dir)
     finalized = [m for p in parts if (m := p.manifest()) is not None]
@@ -199,7 +232,7 @@ def run_status(run_dir: Path) -> RunStatus:
         partitions=len(parts),
         partitions_sealed=len(finalized),
         owed=sum(len(m["owed"]) for m in finalized),
-        errors=sum(m["errors"] for m in finalized),
+        errors=sum(m.get("errors", 0) for m in finalized),
         pairs=manifest.get("pairs"),
         counts=manifest.get("counts", {}),
         dataset_dir=str(run_dir / "dataset") if (run_dir / "dataset").is_dir() else None,
@@ -212,21 +245,12 @@ def finished_manifest(run_dir: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: not a run folder, or not built so far.
     """
-    manifest = read_json(run_dir / "manifest.json")
-    if "identity" not in manifest or not (run_dir / "dataset" / "README.md").is_file():
+    manifest = manifest_of(run_dir)
+    if not manifest or not (run_dir / "dataset" / "README.md").is_file():
         raise RunFolderError(
             f"{run_dir} holds no finished dataset: run its `mora-data build` to the end first"
         )
     return manifest
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty when there is none or it is damaged."""
-    try:
-        tree = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 # what a run says about itself: its summary, hashes of settings, counts as a tree
@@ -273,11 +297,6 @@ def too_many_errors(
             "the same command asks again what may still pass"
         )
     return None
-
-
-def json_hash(tree: Any) -> str:
-    """16 hex digits over a JSON tree, whatever the order of its keys."""
-    return digest(orjson.dumps(tree, option=orjson.OPT_SORT_KEYS).decode())
 
 
 def counts_tree(

@@ -108,7 +108,7 @@ class AnswerLog:
         self._stop = threading.Event()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         except OSError as e:
             raise RunFolderError(f"can't open the answer log {path}: {e.strerror}") from e
         try:

@@ -5,8 +5,8 @@
     answers.parquet   the answers by key, once it is finalized
     *.parquet         what came of it: profiles, fusions, rollouts, scores, pairs
     errors.jsonl      failed rows
-    manifest.json     written last; while its `settings` hash stands the partition is not touched
-                      again
+    manifest.json     written last, with the sha256 of all the others; while its `settings` hash
+                      stands the partition is not touched again
 
 And how Arrow is kept from holding memory that is used once, so that a run's peak is that of its
 largest step.
@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,9 +28,13 @@ from typing import Any
 
 import orjson
 
-from ..errors import RunFolderError
+from ..errors import DamagedFile, RunFolderError
 from ..types import Prompt, Recorded
+from .files import read_json, readable, replacing, sha256_of, sync_folder, write_json, write_whole
 
+MANIFEST_KEYS = {"settings", "n_prompts", "counts", "owed", "tokens"}
+AGAIN = "run the same build again, it is made anew from what was answered"
+PROMPTS, ANSWERS, ERRORS = "prompts.jsonl", "answers.parquet", "errors.jsonl"
 SIDES = ("reward", "level", "doubt")  # columns of a partition's answers, one of each per dimension
 _PROMPT_FIELDS = frozenset(f.name for f in fields(Prompt))
 
@@ -51,47 +56,82 @@ class Partition:
 
     def manifest(self) -> dict[str, Any] | None:
         """The partition's manifest, None while it is open or unreadable."""
+        tree = read_json(self.folder / "manifest.json")
+        return tree if tree.keys() >= MANIFEST_KEYS else None
+
+    def file(self, name: str) -> Path:
+        """A file of the partition, as it was when the partition was finalized.
+
+        Raises:
+            DamagedFile: it is another one, or gone.
+        """
+        path = self.folder / name
+        wanted = ((self.manifest() or {}).get("files") or {}).get(name)
+        with readable(path, AGAIN):
+            if wanted is not None and wanted != sha256_of(path):
+                raise DamagedFile(f"{path} is damaged (it has another checksum): {AGAIN}")
+        return path
+
+    def damage(self) -> str | None:
+        """What is wrong with the first damaged file of a finalized partition, but for the answers;
+        None where all are whole."""
         try:
-            tree = orjson.loads((self.folder / "manifest.json").read_bytes())
-        except (OSError, ValueError):
-            return None
-        return tree if isinstance(tree, dict) else None
+            for name in (self.manifest() or {}).get("files") or ():
+                if name != ANSWERS:
+                    self.file(name)
+        except DamagedFile as e:
+            return str(e)
+        return None
 
     def prompts(self) -> list[Prompt]:
-        """The mined prompts, in order."""
-        with (self.folder / "prompts.jsonl").open("rb") as f:
+        """The mined prompts, in order.
+
+        Raises:
+            DamagedFile: they can't be read.
+        """
+        path = self.file(PROMPTS)
+        with readable(path, AGAIN), path.open("rb") as f:
             return [_prompt_of(orjson.loads(line)) for line in f]
 
     def n_prompts(self) -> int:
-        """How many prompts were mined into it."""
-        return (self.folder / "prompts.jsonl").read_bytes().count(b"\n")
+        """How many prompts were mined into it.
+
+        Raises:
+            DamagedFile: that can't be read.
+        """
+        with readable(self.folder / PROMPTS, AGAIN):
+            return (self.folder / PROMPTS).read_bytes().count(b"\n")
+
+    def prompts_hash(self) -> str:
+        """16 hex digits over the mined prompts; empty where they can't be read."""
+        try:
+            return sha256_of(self.folder / PROMPTS)[:16]
+        except OSError:
+            return ""
 
     def keep_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Write the mined prompts, unless they are there already."""
-        path = self.folder / "prompts.jsonl"
-        before = self.prompts() if path.exists() else []
-        if not prompts or [(p.prompt_id, p.recorded) for p in before] != [
-            (p.prompt_id, p.recorded) for p in prompts
-        ]:
+        path, lines = self.folder / PROMPTS, _json_lines(prompts)
+        if self.prompts_hash() != hashlib.sha256(lines).hexdigest()[:16]:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, _json_lines(prompts))
+            write_whole(path, lines)
 
     def finalized_answers(self) -> dict[bytes, bytes]:
-        """Key to record JSON of the answers of an earlier build; empty when there was none."""
-        path = self.folder / "answers.parquet"
+        """Key to record JSON of the answers of an earlier build; empty when there was none.
+
+        Raises:
+            DamagedFile: they can't be read.
+        """
+        path = self.folder / ANSWERS
         if not path.exists():
             return {}
         import pyarrow.parquet as pq
 
-        try:
-            table = pq.read_table(path, memory_map=True)
+        # an open partition has no manifest: the pages have checksums of their own
+        with readable(path, "delete it to ask its answers again"):
+            table = pq.read_table(path, memory_map=True, page_checksum_verification=True)
             keys, records = (table.column(name).to_pylist() for name in ("key", "record"))
             return dict(zip(keys, records, strict=True))
-        except (OSError, ValueError, KeyError) as e:
-            raise RunFolderError(
-                f"{path} is damaged ({' '.join(str(e).split())[:80]}): delete it to ask its answers"
-                " again"
-            ) from e
 
     def finalize(
         self,
@@ -100,7 +140,8 @@ class Partition:
         errors: Sequence[Mapping[str, object]],
         manifest: Mapping[str, object],
     ) -> None:
-        """Write the tables and the answers, then the manifest, then drop the log."""
+        """Write the tables and the answers, then the manifest, then drop the log: each is on the
+        disk before the next."""
         keys, records, tokens = [], [], [0, 0]
         for key, record in answers:
             keys.append(key)
@@ -108,13 +149,16 @@ class Partition:
             spent = orjson.loads(record).get("t") or (0, 0)
             tokens = [tokens[0] + spent[0], tokens[1] + spent[1]]
         columns = {"key": keys, "record": records}
-        write_table(self.folder / "answers.parquet", columns, answers_schema())
+        write_table(self.folder / ANSWERS, columns, answers_schema())
         for name, table in tables.items():
             write_table(self.folder / f"{name}.parquet", table.columns, table.schema)
-        write_whole(self.folder / "errors.jsonl", _json_lines(errors))
-        options = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
-        tree = orjson.dumps({**manifest, "tokens": tokens}, option=options)
-        write_whole(self.folder / "manifest.json", tree)
+        write_whole(self.folder / ERRORS, _json_lines(errors))
+        names = sorted([PROMPTS, ANSWERS, ERRORS, *(f"{name}.parquet" for name in tables)])
+        files = {name: sha256_of(self.folder / name) for name in names}
+        sync_folder(self.folder)
+        tree = {**manifest, "tokens": tokens, "files": files}
+        write_json(self.folder / "manifest.json", dict(sorted(tree.items())))
+        sync_folder(self.folder)
         self.log_path.unlink(missing_ok=True)
 
     def give_up(self, why: str) -> None:
@@ -123,27 +167,48 @@ class Partition:
         errors = [
             {"prompt_id": p.prompt_id, "stage": "partition", "error": why} for p in self.prompts()
         ]
-        write_whole(self.folder / "errors.jsonl", _json_lines(errors))
+        write_whole(self.folder / ERRORS, _json_lines(errors))
 
     def invalidate(self) -> None:
-        """Take the manifest away: the partition is open again, its answers serve as log."""
-        (self.folder / "manifest.json").unlink(missing_ok=True)
+        """Take the manifest away: the partition is open again, its answers serve as log.
+
+        Raises:
+            RunFolderError: it stays there.
+        """
+        path = self.folder / "manifest.json"
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as e:
+            way = "remove the folder that stands there" if path.is_dir() else "see to its rights"
+            raise RunFolderError(f"can't take {path} away: {e.strerror}; {way}") from e
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> Any:
-        """Table `name` (pyarrow.Table), all its columns or those named."""
+        """Table `name` (pyarrow.Table), all its columns or those named.
+
+        Raises:
+            DamagedFile: it can't be read.
+        """
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(self.folder / f"{name}.parquet", memory_map=True) as file:
+        path = self.file(f"{name}.parquet")
+        with readable(path, AGAIN), pq.ParquetFile(path, memory_map=True) as file:
             names = None if columns is None else list(columns)
+            missing = {*(names or ())} - {*file.schema_arrow.names}
+            if missing:
+                raise KeyError(f"column {min(missing)} is missing")
             return file.read(columns=names, use_threads=False)
 
-    def errors(self) -> Iterator[dict[str, object]]:
-        """The failed rows."""
-        path = self.folder / "errors.jsonl"
-        if path.exists():
-            with path.open("rb") as f:
-                for line in f:
-                    yield orjson.loads(line)
+    def errors(self) -> list[dict[str, object]]:
+        """The failed rows; none of a partition that was not worked on.
+
+        Raises:
+            DamagedFile: they can't be read.
+        """
+        if not (self.folder / ERRORS).exists() and self.manifest() is None:
+            return []
+        path = self.file(ERRORS)
+        with readable(path, AGAIN), path.open("rb") as f:
+            return [orjson.loads(line) for line in f]
 
 
 class Table:
@@ -192,40 +257,15 @@ def write_table(
     import pyarrow.parquet as pq
 
     lean_arrow()
-    part = path.with_name(path.name + ".tmp")
     n = len(next(iter(columns.values()), []))
-    try:
-        with pq.ParquetWriter(
-            part, schema, compression="zstd", use_dictionary=False, write_page_index=True
-        ) as writer:
-            for start in range(0, n, rows):
-                arrays = [pa.array(columns[f.name][start : start + rows], f.type) for f in schema]
-                writer.write_batch(pa.record_batch(arrays, schema=schema))
-        part.replace(path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise RunFolderError(
-            f"can't write {path}: {e.strerror or e}; free some space and run the same command again"
-        ) from e
-
-
-def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half of it; `mode` is
-    what the umask leaves of it.
-
-    Raises:
-        RunFolderError: it can't be written.
-    """
-    part = path.with_name(path.name + ".tmp")
-    try:
-        part.touch(mode)
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise RunFolderError(
-            f"can't write {path}: {e.strerror}; free some space and run the same command again"
-        ) from e
+    options = {"compression": "zstd", "write_page_index": True, "write_page_checksum": True}
+    with (
+        replacing(path) as part,
+        pq.ParquetWriter(part, schema, use_dictionary=False, **options) as writer,
+    ):
+        for start in range(0, n, rows):
+            arrays = [pa.array(columns[f.name][start : start + rows], f.type) for f in schema]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h

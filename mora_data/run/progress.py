@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import RunFolderError
-from .folder import LIVE, RunFolder, read_json
+from .files import read_json
+from .folder import LIVE, RunFolder
 from .stats import RunStats
 
 EVERY_S = 1.0
@@ -267,7 +268,7 @@ def heartbeat(folder: RunFolder, progress: Progress) -> Iterator[None]:
         nonlocal timer
         progress.tick()
         try:
-            folder.write(LIVE, {"at": time.time(), **progress.state()})
+            folder.write(LIVE, {"at": time.time(), **progress.state()}, durable=False)
         except RunFolderError:
             return  # the disk is full: the build reports it where it matters
         timer = loop.call_later(EVERY_S, beat)

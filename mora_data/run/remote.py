@@ -35,6 +35,7 @@ import orjson
 from .. import resources
 from ..errors import RunFolderError
 from ..text import digest
+from .files import replacing
 from .storage import LEASE_FOLDER, Lease, filesystem, storage_errors
 
 SYNC_S = 3.0
@@ -256,7 +257,7 @@ class Remote:
         """Make the working copy what the storage holds, under `prefix`."""
         with self._mutex, storage_errors("read", self.url, self.path):
             found = self._remote_files(prefix)
-            if not prefix and found and MANIFEST not in found:
+            if not prefix and found and not any(_is_of_a_run(n) for n in found):
                 raise RunFolderError(
                     f"{self.url} is not a run folder (it holds {sorted(found)[0]!r}): give another"
                     " --out"
@@ -341,21 +342,17 @@ class Remote:
         if self._signed.get(name) == signature and self._index.get(name) == _state(target):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".tmp")
-        part.touch(0o600 if name == SECRET_FILE else 0o666)
-        self._fs.get_file(f"{self._root}/{name}", str(part))
-        part.replace(target)
+        with replacing(target, mode=0o600 if name == SECRET_FILE else 0o666) as part:
+            self._fs.get_file(f"{self._root}/{name}", str(part))
         self._index[name], self._signed[name] = _state(target) or [0, 0, 0], signature
 
     def _join(self, log: str, segments: list[str]) -> None:
         """A log from the objects that it was uploaded as."""
         target = self.path / log
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".tmp")
-        with part.open("wb") as f:
+        with replacing(target) as part, part.open("wb") as f:
             for name in segments:
                 f.write(self._fs.cat_file(f"{self._root}/{name}"))
-        part.replace(target)
         self._ends[log] = (target.stat().st_size, _number(segments[-1]) + 1)
 
     def _append(self, log: str) -> None:
@@ -432,6 +429,10 @@ def _state(path: Path) -> FileState | None:
     except OSError:
         return None
     return [s.st_size, s.st_mtime_ns, s.st_ino]
+
+
+def _is_of_a_run(name: str) -> bool:
+    return name in (MANIFEST, "mine.json") or name.startswith("parts/")
 
 
 def _is_segment(name: str) -> bool:

@@ -254,7 +254,7 @@ def parse_override(text: str) -> tuple[str, object]:
     if not eq or not key.strip():
         raise SettingsError(f"--set {text!r} is not KEY=VALUE: write it as rollout.n=8")
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), resources.parse_yaml(value)
     except yaml.YAMLError as e:
         raise SettingsError(
             f"--set {text!r}: the value is not YAML ({' '.join(str(e).split())})"
@@ -276,7 +276,7 @@ def _read_builder(source: str) -> dict[str, Any]:
                 f" {nearest(source, resources.names('builders', '*.yaml'))}"
             )
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
+        tree = resources.parse_yaml(path.read_text("utf-8"))
     except OSError as e:
         raise SettingsError(f"can't read the builder file {source}: {e.strerror}") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .. import resources
 from ..errors import DropRow, SourceError
+from ..run.files import write_whole
 from ..settings import SourceSettings
 from ..text import digest, words
 from . import read
@@ -88,9 +89,7 @@ def fill_cache(cache: Path) -> dict[str, str]:
             results[name] = f"not measured: {str(e).partition(': ')[0]}"
             continue
         cache.mkdir(parents=True, exist_ok=True)
-        part = _path(cache, name).with_suffix(".tmp")
-        part.write_bytes(b"".join(sorted(found)))
-        part.replace(_path(cache, name))
+        write_whole(_path(cache, name), b"".join(sorted(found)), durable=False)
         results[name] = f"{len(found)} hashes of {dataset}@{commit[:12]}"
     return results
 

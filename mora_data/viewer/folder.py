@@ -10,10 +10,9 @@ looks.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +20,11 @@ from typing import Any, NotRequired, TypedDict
 
 import yaml
 
-from ..errors import RunFolderError, SettingsError
+from ..errors import DamagedFile, RunFolderError, SettingsError
+from ..resources import parse_yaml
 from ..run.cost import load_prices
-from ..run.folder import StageCounts, parts_of, read_json
+from ..run.files import read_json, readable
+from ..run.folder import StageCounts, manifest_of, parts_of
 from ..run.partitions import Partition
 from ..run.progress import FRESH_S, read_live
 from ..types import STAGES
@@ -93,8 +94,7 @@ def open_folder(path: Path) -> ViewedFolder:
     Raises:
         RunFolderError: neither a run nor a dataset folder, or one that another version wrote.
     """
-    manifest = read_json(path / "manifest.json")
-    if "identity" in manifest:
+    if manifest := manifest_of(path):
         return _open_run(path, manifest)
     if (path / "preference").is_dir() or (path / "scored").is_dir():
         carried = read_json(path / "provenance" / "manifest.json").get("manifest")
@@ -121,7 +121,7 @@ def _open_run(path: Path, manifest: Mapping[str, Any]) -> ViewedFolder:
     settings = manifest.get("settings")
     if settings is None:  # not at its first end yet
         try:
-            settings = yaml.safe_load((path / "build.yaml").read_text("utf-8"))
+            settings = parse_yaml((path / "build.yaml").read_text("utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             settings = {"dimensions": []}  # a build that is just beginning
     dims = settings.get("dimensions") if isinstance(settings, dict) else None
@@ -155,22 +155,6 @@ def _floors(tree: object) -> dict[str, float]:
     if not isinstance(tree, dict):
         return {}
     return {d: float(v) for d, v in tree.items() if isinstance(v, (int, float))}
-
-
-@contextlib.contextmanager
-def readable(what: object, hint: str = OTHER_VERSION) -> Iterator[None]:
-    """Around reading a file: what another library says of a damaged one becomes one line.
-
-    Raises:
-        RunFolderError: it can't be read.
-    """
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, pa.ArrowException, KeyError, ValueError) as e:
-        why = " ".join(str(e).split())[:100]
-        raise RunFolderError(f"{what} can't be read ({why}): {hint}") from e
 
 
 def stamp_files(paths: Sequence[Path]) -> FileStamp:
@@ -351,5 +335,5 @@ def _cost(folder: ViewedFolder, models: Mapping[str, Any]) -> float | None:
 def _n_prompts(part: Partition) -> int:
     try:
         return part.n_prompts()
-    except OSError:
+    except DamagedFile:
         return 0

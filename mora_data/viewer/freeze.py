@@ -19,15 +19,18 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ..errors import RunFolderError
+from ..errors import MoraError, RunFolderError
 from ..report.templates import escape_line
+from ..run.files import check_inside
 from ..text import digest
+from .folder import OTHER_VERSION
 from .server import PAGES, PAGES_OF, ViewerState, draw, page_of, style_sheet
 
 LISTS = 200  # pages of the list, of drops
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 PLAIN = ({"after"}, {"flag", "sort"})  # the pages of the whole list, the overview's pairs to doubt
 LEFT_OUT = {"compare", "review"}  # they need the server
+_PLAIN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,99}")
 Address = tuple[str, tuple[tuple[str, str], ...]]  # path, query
 # attributes and texts are escaped: no quote, no bracket in them
 _LINK = re.compile(r'<a href="([^"]*)"([^>]*)>(.*?)</a>', re.S)
@@ -43,6 +46,9 @@ def freeze(path: Path, out: Path, most: int) -> dict[str, int]:
         RunFolderError: nothing to show, or `out` is in use or can't be written.
     """
     state = ViewerState(path)
+    for file in path.rglob("*"):  # what is given away must not lead elsewhere
+        if file.is_symlink():
+            check_inside(path, file)
     n = state.pairs().index.n
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -93,9 +99,17 @@ def _write_pages(state: ViewerState, out: Path, most: int) -> dict[Address, str]
 
 
 def _page(state: ViewerState, address: Address) -> str | None:
-    _, name, *key = address[0].split("/")
-    page = page_of(state, name, "".join(key), {**dict(address[1]), "still": "1"})
-    return None if page is None else draw(page)
+    name, _, key = address[0].removeprefix("/").partition("/")
+    try:
+        page = page_of(state, name, key, {**dict(address[1]), "still": "1"})
+        return None if page is None else draw(page)
+    except MoraError:
+        raise
+    except Exception as e:  # as the server's 500
+        raise RunFolderError(
+            f"the page {address[0][:80]} of {state.path} can't be made ({type(e).__name__}):"
+            f" {OTHER_VERSION}"
+        ) from e
 
 
 def _links(page: str) -> Iterator[Address]:
@@ -128,7 +142,10 @@ def _address(link: str) -> Address | None:
 
 
 def _file(address: Address) -> str:
-    name = address[0].strip("/").replace("/", "-")
+    kind, _, key = address[0].removeprefix("/").partition("/")
+    if key and not _PLAIN_ID.fullmatch(key):  # it may hold a slash, or be too long for a name
+        key = digest(key)
+    name = "-".join(filter(None, [kind, key]))
     return (
         f"{name}.html"
         if not address[1]

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from ..errors import RunFolderError
 from ..rewards.rules import is_refusal
+from ..run.files import readable
 from ..run.partitions import lean_arrow
 from ..statistics import Bools
-from .folder import CHANGED, OTHER_VERSION, FileStamp, ViewedFolder, readable, stamp_files
+from .folder import CHANGED, OTHER_VERSION, FileStamp, ViewedFolder, stamp_files
 
 PROMPT_BYTES, ANSWER_BYTES = 160, 100  # of each text that are kept in memory
 TEXTS = ("prompt", "chosen", "rejected")

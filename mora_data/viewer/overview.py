@@ -9,10 +9,11 @@ from typing import Any
 
 import orjson
 
-from ..run.folder import read_json
+from ..errors import DamagedFile
+from ..run.files import read_json
 from ..run.partitions import Partition, lean_arrow
 from ..text import commonest_first
-from .folder import Page, Query, RunStatus, ViewedFolder, readable, reload_after, stage_counts
+from .folder import Page, Query, RunStatus, ViewedFolder, reload_after, stage_counts
 from .pairs import pair_cards
 from .search import PairQuery, PairSearch
 
@@ -65,7 +66,7 @@ def _candidates(folder: ViewedFolder) -> list[dict[str, Any]]:
     for part, _ in reversed(folder.finished()):
         try:
             table = part.table("pairs")
-        except OSError:
+        except DamagedFile:
             continue
         rows = [r for r in table.to_pylist() if r["rank"] == 0][-NEWEST:]
         if rows:
@@ -106,9 +107,7 @@ def _examples(
     lean_arrow()
     found: list[dict[str, Any]] = []
     for part, _ in folder.finished():
-        with readable(part.folder):
-            rows = _dropped(part, stage, reason, arms)
-            found += itertools.islice(rows, MOST_ROWS - len(found))
+        found += itertools.islice(_dropped(part, stage, reason, arms), MOST_ROWS - len(found))
     return found
 
 

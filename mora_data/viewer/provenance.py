@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ..run.partitions import Partition, lean_arrow
+from ..errors import DamagedFile
+from ..run.files import readable
+from ..run.partitions import PROMPTS, Partition, lean_arrow
 from ..types import Message
-from .folder import ViewedFolder, readable
+from .folder import OTHER_VERSION, ViewedFolder
 from .index import PairRow, decode_rows
 
 BEFORE = ("identity", "presample")  # arms that show a prompt as it was
@@ -92,7 +94,7 @@ def read_provenance(
         RunFolderError: its files are damaged or of another version.
     """
     lean_arrow()
-    with readable(f"prompt {prompt_id} of {folder.root}"):
+    with readable(f"prompt {prompt_id} of {folder.root}", OTHER_VERSION):
         for part in folder.partitions():
             mined = _find_mined(part, prompt_id)
             if mined is not None:
@@ -102,8 +104,8 @@ def read_provenance(
 
 def _find_mined(part: Partition, prompt_id: str) -> Row | None:
     try:
-        raw = (part.folder / "prompts.jsonl").read_bytes()
-    except OSError:  # mined just now, or started anew
+        raw = part.file(PROMPTS).read_bytes()
+    except (OSError, DamagedFile):  # mined just now, or started anew
         return None
     start = raw.find(b'{"prompt_id":"' + prompt_id.encode() + b'"')
     if start < 0:
@@ -184,7 +186,7 @@ def _selected(arm: str, answers: Sequence[ScoredAnswer], pairs: Sequence[PairRow
 
 
 def _rows(part: Partition, name: str, prompt_id: str) -> Iterator[PairRow]:
-    return rows_of_prompt(part.folder / f"{name}.parquet", prompt_id)
+    return rows_of_prompt(part.file(f"{name}.parquet"), prompt_id)
 
 
 def rows_of_prompt(path: Path, prompt_id: str) -> Iterator[PairRow]:

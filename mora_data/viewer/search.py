@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SettingsError
+from ..run.files import readable
 from ..run.partitions import lean_arrow
 from ..statistics import Bools
 from ..text import commonest_first
-from .folder import CHANGED, ViewedFolder, readable
+from .folder import CHANGED, ViewedFolder
 from .index import FACETS, FLAGS, TEXTS, PairIndex, index_pairs
 
 PAGE_ROWS = 50

@@ -19,7 +19,8 @@ from mora_data import resources
 from mora_data.pipeline import run_build
 from mora_data.prompts.context import load
 from mora_data.resources import Secret
-from mora_data.run.folder import Summary, read_json
+from mora_data.run.files import read_json
+from mora_data.run.folder import Summary
 from mora_data.run.progress import Progress
 from mora_data.run.stats import RunStats
 from mora_data.settings import BuildOptions, build_settings

@@ -7,12 +7,14 @@ import re
 from html import unescape
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.run_folder import make_run
 from support.viewing import HOSTILE, TAGS, Seen, dataset
 
 from mora_data.cli import main
-from mora_data.errors import RunFolderError
+from mora_data.errors import DamagedFile, RunFolderError
 from mora_data.viewer.freeze import freeze
 
 
@@ -71,6 +73,28 @@ def test_it_is_bounded_and_says_so(tmp_path: Path) -> None:
     assert "20 of 130 pairs have their page" in found["index.html"]
     # the list itself is whole
     assert sum("51 to 100 of 130" in text for text in found.values()) == 1
+
+
+def test_ids_that_are_no_file_names(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "set", 8)
+    odd = ["a/b", "a-b", "../../x", "é", "x" * 300, "a\nb", ".", "?#"]
+    for f in sorted((folder / "preference").glob("*.parquet")):
+        table = pq.read_table(f)
+        ids = pa.array([odd.pop() for _ in range(len(table))], pa.string())
+        at = table.schema.get_field_index("pair_id")
+        pq.write_table(table.set_column(at, table.schema.field(at), ids), f)
+    assert freeze(folder, tmp_path / "out", 20)["pairs"] == 8
+    assert sum(name.startswith("pair-") for name in check(tmp_path / "out")) == 8
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "set"]
+
+
+def test_it_gives_nothing_away_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cret")
+    folder = dataset(tmp_path / "set", 8)
+    (folder / "report.html").symlink_to(tmp_path / "secret")
+    with pytest.raises(DamagedFile, match="leads out of its folder"):
+        freeze(folder, tmp_path / "out", 20)
+    assert not (tmp_path / "out").exists()
 
 
 def test_runs_in_every_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from mora_data.errors import LimitReached, SettingsError
 from mora_data.run.cost import CostTracker, load_prices, same_model
-from mora_data.run.folder import RunFolder, read_json
+from mora_data.run.files import read_json
+from mora_data.run.folder import RunFolder
 from mora_data.run.stats import RunStats
 from mora_data.settings import LimitSettings
 

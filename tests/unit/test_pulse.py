@@ -14,7 +14,8 @@ import pytest
 from mora_data.cli import main as cli
 from mora_data.engines.limiter import ConcurrencyLimiter
 from mora_data.errors import RunFolderError
-from mora_data.run.folder import RunFolder, read_json
+from mora_data.run.files import read_json
+from mora_data.run.folder import RunFolder
 from mora_data.run.progress import Progress, heartbeat, progress_line
 from mora_data.run.stats import RunStats
 
@@ -52,7 +53,7 @@ def test_it_says_what_is_under_way_and_is_gone_at_the_end(
 
 
 def test_a_full_disk_is_not_its_business(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: RunFolder, name: str, tree: object) -> None:
+    def full(self: RunFolder, name: str, tree: object, durable: bool) -> None:
         raise RunFolderError("no space")
 
     async def main() -> None:
