@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +24,8 @@ from typing import Any
 
 import orjson
 
+from ..errors import RunFolderError
+from ..run.files import read_json, write_json
 from ..text import one_line
 
 FILE = "endpoints.json"
@@ -442,11 +443,7 @@ class Known:
 
     def __init__(self, folder: Path | None) -> None:
         self._path = None if folder is None else folder / FILE
-        self._trees: dict[str, dict[str, Any]] = {}
-        if self._path is not None:
-            with contextlib.suppress(OSError, ValueError):
-                trees = orjson.loads(self._path.read_bytes())
-                self._trees = trees if isinstance(trees, dict) else {}
+        self._trees = {} if self._path is None else read_json(self._path)
 
     def get(self, name: str) -> Dialect:
         """What was learned of `name`; the default where nothing was, or where it can't be read."""
@@ -459,10 +456,8 @@ class Known:
         """Keep what was learned; a folder that can't be written keeps nothing."""
         self._trees[name] = {k: v for k, v in asdict(dialect).items() if v != getattr(PLAIN, k)}
         if self._path is not None:
-            temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-            with contextlib.suppress(OSError):
-                temporary.write_bytes(orjson.dumps(self._trees, option=orjson.OPT_INDENT_2))
-                temporary.replace(self._path)
+            with contextlib.suppress(RunFolderError):
+                write_json(self._path, self._trees, durable=False)
 
 
 def _dialect(tree: Mapping[str, Any]) -> Dialect:
