@@ -1,9 +1,11 @@
 """Files of run and dataset folders: written whole and durably, read with one error.
 
-write_whole(path, data)                 the old file or the new one, never half of it
-with readable(path, "build again"):     what a library says of a damaged file becomes one line
-read_json(path), write_json(path, tree)     an object that carries a checksum of itself
-sha256_of(path)                         read once for each state of the file
+    write_whole(path, data)                     the old file or the new one, never half of it
+    write_json(path, tree), read_json(path)     an object that carries a checksum of itself
+    with readable(path, "build again"): ...     what a library says of a damaged file is one line
+    sha256_of(path)                             read once for each state of the file
+
+While a file is written it stands beside its place, as NAME.tmp.
 """
 
 from __future__ import annotations
@@ -22,6 +24,11 @@ import orjson
 from ..errors import DamagedFile, RunFolderError
 from ..text import digest
 
+# what files make their readers raise; Arrow's errors are of these kinds
+_UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, ArithmeticError),
+    *(NotImplementedError, MemoryError, RecursionError),
+)
 CHECKSUM = "checksum"  # key of a JSON object: `json_hash` of all the others
 
 
@@ -117,9 +124,7 @@ def readable(what: object, hint: str) -> Iterator[None]:
     """
     try:
         yield
-    # Arrow's errors are of these kinds
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, NotImplementedError,
-            MemoryError, RecursionError) as e:  # fmt: skip
+    except _UNREADABLE as e:
         why = (isinstance(e, OSError) and e.strerror) or " ".join(str(e).split())[:100]
         raise DamagedFile(f"{what} can't be read ({why or type(e).__name__}): {hint}") from e
 
