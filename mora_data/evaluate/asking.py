@@ -91,6 +91,7 @@ class Evaluation:
                     self.settings.model_copy(update={"policy": policy}),
                     False,
                     self.stats,
+                    log=self.progress.message,
                     shared=shared,
                 )
                 engines += made.values()
