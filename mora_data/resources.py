@@ -7,7 +7,7 @@ above it.
 A prompt template is Jinja in a sandbox that refuses undefined variables, with one block per chat
 message: `{% block system %}...{% endblock %}` (optional) and `{% block user %}...{% endblock %}`.
 Text that comes from a dataset or a model only ever enters as a variable, so it can neither open a
-block nor run code.
+block nor run code; and what a variable prints is `inert`, so it can't end a turn either.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Secret:
 def quoted(secret: Secret, messages: Messages, **texts: str) -> dict[str, Any]:
     """Template variables for what strangers wrote: `question` and `history` of a conversation, and
     `texts` by name, all of it inert; and the `nonce` of the tags that a template puts round it."""
-    said = [Message(role=m["role"], content=inert(m["content"])) for m in messages]
+    said = [*inert_turns(messages)]
     shown = {name: inert(text) for name, text in texts.items()}
     return {
         "question": said[-1]["content"],
@@ -208,13 +208,28 @@ def nonce(secret: Secret, messages: Iterable[Message], *texts: str) -> str:
         number += 1
 
 
-_CONTROL = re.compile(
-    # <|im_start|>, <|eot_id|>, and with a full-width bar
-    r"(?:<(?=[|\uff5c])"
-    r"|<(?=/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn|start_of_image|user|assistant|system|human|think|\|)>)"
-    r"|<(?=<?/?SYS>)|\[(?=/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT)\]))",
-    re.I,
+# The forms that tokenizers give their own marks (tests/unit/test_attacks.py has those of forty
+# families): <|name|>, <name_or_1>, <name:of>, <name|>, [|name|], [NAME], >>NAME<<, ### Name:
+_MARK = re.compile(
+    r"[<\uff1c](?=[|\uff5c]|</?SYS>>)"
+    r"|[<\uff1c]/?(?P<angle>\w[\w:.-]{0,60})(?P<bar>[|\uff5c]?)[>\uff1e]"
+    r"|\[(?=\||e~\[)|\](?=~)"
+    r"|\[/?(?P<square>\w{2,40})\]"
+    r"|>(?=>[A-Z]{3,30}<<)"
+    r"|^\#{2,3}(?= ?(?:instruction|response|input|system|user|human|assistant)\b ?:)",
+    re.I | re.M,
 )
+_ANGLE = frozenset(
+    "s bos eos pad unk cls sep mask sot eot eom sop eop sod eod eoh eoa human user assistant system"
+    " ai bot model think thinking thought tool tools function image img audio video box ref"
+    " quad role turn inst sys gmask smask endoftext startoftext".split()
+)
+_SQUARE = frozenset(
+    "inst sys mask gmask smask cls sep pad unk bos eos sop eop bot user human assistant system ai"
+    " img audio think args prefix suffix middle transcribe tool tools available_tools tool_calls"
+    " tool_results tool_content system_prompt model_settings call_id go stop begin_audio".split()
+)
+_NUMBERED = re.compile(r"(?:unused|control|special|reserved|unused_token|img|audio)_?\w*")
 
 
 def inert(text: str) -> str:
@@ -224,7 +239,24 @@ def inert(text: str) -> str:
     A server's tokenizer takes such a mark for the end of a turn wherever it stands, so quoted text
     could speak as another role.
     """
-    return _CONTROL.sub(lambda m: m[0] + " ", text) if "<" in text or "[" in text else text
+    if not any(c in text for c in ("<", "[", "]~", ">>", "##", "\uff1c")):
+        return text
+    return _MARK.sub(lambda m: m[0][0] + " " + m[0][1:] if _is_mark(m) else m[0], text)
+
+
+def inert_turns(messages: Messages) -> Messages:
+    """A conversation of the rows, to be sent as it is: its turns are inert."""
+    return tuple(Message(role=m["role"], content=inert(m["content"])) for m in messages)
+
+
+def _is_mark(found: re.Match[str]) -> bool:
+    """Whether what has the form of a mark is one: `<b>`, `<h1>` and `[1]` are not."""
+    if name := found["angle"]:
+        known = bool(found["bar"]) or name.lower() in _ANGLE or not name.isascii()
+        return known or re.search(r"[_:\d-]", re.sub(r"^[hH][1-6]$", "", name)) is not None
+    if name := found["square"]:
+        return name.lower() in _SQUARE or _NUMBERED.fullmatch(name.lower()) is not None
+    return True
 
 
 @lru_cache(maxsize=1)
@@ -233,7 +265,11 @@ def _environment() -> Environment:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     return ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+        finalize=lambda value: inert(value) if isinstance(value, str) else value,
     )
 
 

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
+from .secrets import redacted, shown
 from .types import Message, Messages
 
 K = TypeVar("K", bound="str | tuple[str, str]")
@@ -131,8 +132,8 @@ def transcript(messages: Sequence[Message]) -> str:
 
 
 def one_line(text: object, at_most: int = 200) -> str:
-    """The text, of an error say, on one line."""
-    return " ".join(str(text).split())[:at_most]
+    """A text from elsewhere, as of an error, on one line: no secret, no control character."""
+    return shown(" ".join(redacted(str(text)).split()))[:at_most]
 
 
 def tongue_of(text: str) -> str:

@@ -17,7 +17,7 @@ Role = str
 Task = Literal["chat", "classify", "pooling"]
 Kind = Literal["flat", "one_dim", "conflict", "multi", "undecided", "plain"]
 
-DEGENERATE = frozenset({"empty", "truncated", "repetition"})
+DEGENERATE = frozenset({"empty", "truncated", "repetition", "marks"})
 """What is wrong with an answer as such. A refusal is an answer like any other."""
 
 OUT_OF_PAIRS = DEGENERATE | {"duplicate"}

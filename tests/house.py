@@ -37,6 +37,7 @@ ROOMS = (  # from the top down; a room imports from those below it
     {"settings"},
     {"resources"},
     {"text"},
+    {"secrets"},
     {"types", "errors"},
 )
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import shlex
@@ -14,10 +15,11 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from .. import __version__
 from ..errors import MoraError
+from ..secrets import redacted, refuse_password, shown
 from ..types import STAGES
 from . import commands
 
@@ -27,13 +29,34 @@ LISTS = ("sources", "engines", "rewards", "selectors", "templates", "recipes")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. Without `argv` the process is the command's own."""
-    own, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
+    out, err = (cast(TextIO, _Terminal(s)) for s in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        return _run(list(sys.argv[1:] if argv is None else argv), argv is None)
+
+
+class _Terminal:
+    """stdout or stderr. Names of files, columns and models come from elsewhere: secrets are hidden,
+    control characters are shown by their code, but for ends of lines and a return at the start."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        start = "\r" if text.startswith("\r") else ""
+        self._stream.write(start + shown(redacted(text.removeprefix("\r"))))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _run(argv: list[str], own: bool) -> int:
     args = _parsed(argv)
     command: Command = args.command
     again = shlex.join(["mora-data", *(a for a in argv if a != "--fresh")])
     interrupted = f"\ninterrupted; what was answered is kept. To go on: {again}\n"
     if own:
-        _end_at_second_interrupt(interrupted)
+        _end_at_second_interrupt(shown(redacted(interrupted)))
     # requests leave no cycles behind; looking for them every 700 objects took 8 % of the CPU
     gc.set_threshold(20_000, 20, 50)
     signal.signal(signal.SIGTERM, _stop)
@@ -87,9 +110,11 @@ def _folder(text: str) -> Path | str:
 def _reach_folders(args: argparse.Namespace) -> None:
     """Working copies in place of URLs: brought up to date to be read, left to the build to be
     written."""
-    for name in ("run_dir", "folder", "out"):
+    for name in ("run_dir", "folder", "out", "to"):
         given = getattr(args, name, None)
         if isinstance(given, str):
+            refuse_password(given, "the folder")
+        if isinstance(given, str) and name != "to":
             from ..run.remote import current_copy, local_path
 
             setattr(args, name, local_path(given) if name == "out" else current_copy(given))
@@ -344,7 +369,10 @@ def _add_evaluate(sub: Any) -> None:
     _value(e, "--benchmark", "NAME[=FILE]", text, action="append", default=[])
     text = "what the others are compared with (default: the first model)"
     _value(e, "--reference", "NAME", text)
-    text = "builder whose dimensions, rewards and sampling apply (default: the run's own)"
+    text = (
+        "builder whose dimensions, rewards and sampling apply (default: dimensions, shipped rubrics"
+        " and sampling of the dataset)"
+    )
     _value(e, "--source", "NAME", text)
     _value(e, "--judge-base-url", "URL", "endpoint of the held-out judge")
     _value(e, "--judge-model", "ID", "the held-out judge")

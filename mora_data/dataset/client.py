@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from ..errors import PublishError
 from ..run.files import readable
+from ..text import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,4 +258,4 @@ def _quiet_unless_a_terminal() -> None:
 
 
 def _last_line(e: Exception) -> str:
-    return " ".join(str(e).split())[:200]
+    return one_line(e, 200)

@@ -15,6 +15,7 @@ import yaml
 from .. import resources
 from ..errors import DamagedFile, PublishError
 from ..run.files import read_json, readable
+from ..text import one_line
 from . import schemas
 from .card import Header, PublishedManifest, format_value
 from .privacy import scrub_text
@@ -129,7 +130,7 @@ def load_back(folder: Path, header: Header) -> dict[str, dict[str, int]]:
                 )
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as e:
         raise PublishError(
-            f"the folder does not load with datasets: {' '.join(str(e).split())[:300]}; build again"
+            f"the folder does not load with datasets: {one_line(e, 300)}; build again"
         ) from e
     finally:
         if bars:

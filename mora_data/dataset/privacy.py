@@ -45,9 +45,10 @@ base_url replicas transport prices api_key_env files decontaminate_from extra_bo
 dataset_dir out_dir hostname username cwd argv
 """
 _PRIVATE_KEYS = frozenset(_KEYS.split())
-_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.I)
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]{0,30}://[^\s\"'<>]+", re.I)
 _ADDRESS = re.compile(
-    r"\b(?:localhost|\d{1,3}(?:\.\d{1,3}){3})(?::\d+)?\b|\b[\w.-]+@[\w-]+\.[\w.-]+"
+    r"\b(?:localhost|\d{1,3}(?:\.\d{1,3}){3})(?::\d+)?\b"
+    r"|(?<![\w.-])[\w.-]{1,64}@[\w-]{1,63}\.[\w.-]+"
 )
 _PATH = re.compile(
     r"(?<![\w/:<.])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[^\s/\\\"'<>,;]+[/\\])*([^\s/\\\"'<>,;]*)"

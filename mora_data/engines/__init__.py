@@ -9,6 +9,7 @@ from pathlib import Path
 from .. import plugins
 from ..errors import SettingsError
 from ..run.stats import RunStats
+from ..secrets import refuse_password
 from ..settings import BuildSettings, RoleSettings
 from ..types import Role
 from .engine import ENGINES, Engine, OpenEngine, Shared
@@ -28,6 +29,7 @@ def resolve(role: RoleSettings, sample: bool) -> RoleSettings:
         SettingsError: no endpoint is known, or no such engine.
     """
     base_url = role.base_url or os.environ.get("OPENAI_BASE_URL")
+    refuse_password(base_url or "", "OPENAI_BASE_URL")
     has_key = bool(os.environ.get("OPENAI_API_KEY"))
     kind = role.engine or ("openai" if base_url or has_key else "scripted" if sample else None)
     hosted = kind == "openai" or (kind == "batch" and role.batch.mode == "provider")

@@ -25,12 +25,13 @@ from ..run.cache_key import request_body, request_key
 from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BatchSettings, BuildSettings, RoleSettings
+from ..text import one_line
 from ..types import Request
 from .batch_jobs import RUNNING, BatchFolder, BatchJob, BatchReply, Provider, Unreachable, as_line
 from .dialect import Refusal
 from .engine import OnRecord, Shared, deliver, n_per_request
 from .http import require_openai
-from .replies import PASSING, UNUSABLE, failure, parse_chat
+from .replies import PASSING, UNUSABLE, TransientFault, failure, parse_chat
 
 LOOK_AGAIN_S = 0.02  # how often it is asked whether other engines still work
 FAULTS = 20  # looks in a row that may fail for want of a connection
@@ -239,7 +240,7 @@ class Waves:
         if batch.status == "failed":
             self._folder.drop(job)
             errors = batch.errors.data if batch.errors else None
-            reason = errors[0].message if errors else "no reason given"
+            reason = one_line(errors[0].message) if errors else "no reason given"
             raise EndpointError(
                 f"batch {job.batch_id} of {job.n} requests to {job.model} was refused: {reason}"
             )
@@ -302,7 +303,7 @@ class Waves:
         if reply.status == 200:
             try:
                 return parse_chat(reply.body, w.n)
-            except Exception:  # not a chat completion: asked again, as over HTTP
+            except TransientFault:  # not a chat completion: asked again, as over HTTP
                 self._stats.retries["not_json"] += 1
                 return None
         if reply.status in PASSING or reply.status >= 500 or reply.status < 400:

@@ -29,8 +29,10 @@ import orjson
 
 from ..errors import EndpointError, RunFolderError
 from ..run.files import read_json, replacing, write_whole
+from ..secrets import key_in, refuse_password
 from ..settings import RoleSettings
 from ..text import one_line
+from .replies import UNREADABLE, reads_reply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -137,7 +139,7 @@ class BatchFolder:
             for line in _lines(path):
                 try:
                     key = orjson.loads(line)["custom_id"]
-                except (ValueError, KeyError, TypeError):
+                except UNREADABLE:
                     key = None
                 if isinstance(key, str):
                     self._at[key] = (job, path, at, len(line))
@@ -180,12 +182,15 @@ def as_line(key: str, body: bytes) -> bytes:
     )
 
 
+@reads_reply(BatchReply(503, b'{"error": {"message": "no reply"}}'))
 def reply_of(tree: Any) -> BatchReply:
     """The status and body in a line of an answer file; a line without a response is a failure that
     may pass."""
     response, error = tree.get("response"), tree.get("error")
     if isinstance(response, dict) and response.get("body") is not None:
-        return BatchReply(int(response.get("status_code") or 0), orjson.dumps(response["body"]))
+        status = response.get("status_code")
+        known = status if isinstance(status, int) and 100 <= status < 1000 else 503
+        return BatchReply(known, orjson.dumps(response["body"]))
     return BatchReply(503, orjson.dumps({"error": error or {"message": "no response"}}))
 
 
@@ -207,6 +212,7 @@ class Provider:
     def __init__(
         self, url: str, role: RoleSettings, sleep: Callable[[float], Awaitable[None]]
     ) -> None:
+        refuse_password(url, "a base URL")
         self.url = url
         self._sleep = sleep
         self._key_env = role.api_key_env
@@ -267,7 +273,7 @@ class Provider:
 
             self._client = AsyncOpenAI(
                 base_url=self.url,
-                api_key=os.environ.get(self._key_env) or "none",
+                api_key=key_in(self._key_env) or "none",
                 timeout=self._timeout_s,
             )
         return self._client
@@ -304,7 +310,7 @@ class Provider:
         """The batch that was made of a file by a command that died before it could write its id
         down."""
         page = await self._call(self._api().batches.list(limit=LOOKS_BACK))
-        return next((b.id for b in page.data if b.input_file_id == file_id), None)
+        return next((b.id for b in page.data or () if b.input_file_id == file_id), None)
 
     async def _download(self, file_id: str, path: Path) -> None:
         async def stream(part: Path) -> None:

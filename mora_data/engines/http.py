@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +40,8 @@ CONNECT_S = 10.0
 NO_SERVER = frozenset({"refused", "dns", "connect"})  # kinds of faults: nothing was asked
 _SWEEP_S = 0.25
 _INBOX_BYTES = 32 << 10  # of a connection; a longer reply comes in pieces
+MOST_BYTES = 64 << 20  # of a reply
+_MOST_HEAD_BYTES = 64 << 10
 
 
 class Reply(NamedTuple):
@@ -73,7 +76,7 @@ class Fault(Exception):
     protocol."""
 
     def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(f"{kind}: {detail}")
+        super().__init__(one_line(f"{kind}: {detail}"))
         self.kind = kind
 
 
@@ -192,6 +195,7 @@ class _ClosedIdle(Exception):
     """A reused connection died before a byte of the reply came."""
 
 
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r]*)?")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)")
 
 
@@ -209,6 +213,8 @@ class _ReplyHead(NamedTuple):
 class _Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_buffer",
+        "_chunk_at",
+        "_chunks",
         "_head",
         "_inbox",
         "_transport",
@@ -224,6 +230,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Reply] | None = None
         self._buffer = b""
+        self._chunks: list[bytes] = []  # taken from the buffer, up to the place
+        self._chunk_at = 0
         self._head: _ReplyHead | None = None  # None until it is all there
         self._used = False
         self.waiting: Waiting | None = None
@@ -266,6 +274,8 @@ class _Connection(asyncio.BufferedProtocol):
         data = self._inbox[:nbytes].tobytes()
         self._buffer = self._buffer + data if self._buffer else data
         try:
+            if len(self._buffer) > MOST_BYTES:
+                raise ValueError(f"longer than {MOST_BYTES >> 20} MB")
             if self._head is None:
                 self._head = self._read_head()
             if self._head is not None:
@@ -290,11 +300,13 @@ class _Connection(asyncio.BufferedProtocol):
         while True:
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
-                if len(self._buffer) > 65536:
+                if len(self._buffer) > _MOST_HEAD_BYTES:
                     raise ValueError("64 kB without the end of its head")
                 return None
             head = self._buffer[: end + 2].lower()
             if not head.startswith(b"http/1."):
+                raise ValueError(repr(head[:20]))
+            if not head[9:12].isdigit():
                 raise ValueError(repr(head[:20]))
             status = int(head[9:12])
             if status >= 200:
@@ -319,40 +331,38 @@ class _Connection(asyncio.BufferedProtocol):
         if head.end >= 0:
             if len(self._buffer) >= head.end:
                 self._finish(head, self._buffer[head.body_at : head.end])
-        elif (
-            head.chunked
-            and self._buffer.endswith(b"0\r\n\r\n")
-            and (body := _dechunk(self._buffer, head.body_at)) is not None
-        ):
-            self._finish(head, body)
+        elif head.chunked and self._read_chunks(head):
+            self._finish(head, b"".join(self._chunks))
+
+    def _read_chunks(self, head: _ReplyHead) -> bool:
+        """Take the chunks that are all there; whether that was the last one.
+
+        Raises:
+            ValueError: a chunk has no length, or more than a head's worth of trailers follows.
+        """
+        at, buffer = max(self._chunk_at, head.body_at), self._buffer
+        while (line := buffer.find(b"\r\n", at)) >= 0:
+            length = _CHUNK.fullmatch(buffer, at, line)
+            if length is None:
+                raise ValueError(f"a chunk of {buffer[at : at + 20]!r} bytes")
+            end = line + 2 + int(length[1], 16)
+            if end == line + 2:  # trailers, of which there are none as a rule, and an empty line
+                if len(buffer) - line > _MOST_HEAD_BYTES:
+                    raise ValueError("64 kB of trailers")
+                return buffer.find(b"\r\n\r\n", line) >= 0
+            if len(buffer) < end + 2:
+                break
+            self._chunks.append(buffer[line + 2 : end])
+            at = self._chunk_at = end + 2
+        return False
 
     def _finish(self, head: _ReplyHead, body: bytes) -> None:
         self._buffer, self._head, self._used = b"", None, True
+        self._chunks, self._chunk_at = [], 0
         if head.close_after and self._transport is not None:
             self._transport.close()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(Reply(head.status, body, head.retry_after))
-
-
-def _dechunk(buffer: bytes, at: int) -> bytes | None:
-    """The body of a chunked reply, None while it is not all there.
-
-    Raises:
-        ValueError: a chunk has no length.
-    """
-    parts: list[bytes] = []
-    while True:
-        line = buffer.find(b"\r\n", at)
-        if line < 0:
-            return None
-        size = int(buffer[at:line].split(b";")[0], 16)
-        if size == 0:
-            return b"".join(parts)
-        at = line + 2
-        if len(buffer) < at + size + 2:
-            return None
-        parts.append(buffer[at : at + size])
-        at += size + 2
 
 
 def _retry_after(head: bytes) -> float | None:
@@ -370,9 +380,9 @@ def parse_retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
-    return min(max(seconds, 0.0), 600.0)
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), 600.0)
 
 
 class AiohttpTransport:

@@ -599,9 +599,10 @@ def _fault_of(attempt: Future | None) -> TransientFault:
 
 
 def _wait_s(fault: TransientFault, tries: int) -> float:
-    """Retry-After (times 1 to 1.25), else 0.25 s doubling to 8 s (times 0.5 to 1)."""
+    """Retry-After (times 1 to 1.25; 0.25 s at least from the fourth try on), else 0.25 s doubling
+    to 8 s (times 0.5 to 1)."""
     if fault.wait_s is not None:
-        return fault.wait_s * random.uniform(1.0, 1.25)
+        return max(fault.wait_s, 0.0 if tries < 4 else 0.25) * random.uniform(1.0, 1.25)
     return float(min(8.0, 0.25 * 2 ** (tries - 1)) * random.uniform(0.5, 1.0))
 
 

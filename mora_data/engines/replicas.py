@@ -24,8 +24,11 @@ import orjson
 
 from ..errors import EndpointError, SettingsError
 from ..run.stats import RunStats
+from ..secrets import refuse_password, signed_in, without_key
 from ..settings import RoleSettings
+from ..text import one_line
 from .http import (
+    MOST_BYTES,
     NO_SERVER,
     AiohttpTransport,
     ClientTransport,
@@ -66,7 +69,8 @@ class Replica:
         Raises:
             Fault: none came.
         """
-        return await self._transport(path, at_root).post(body, waiting)
+        reply = await self._transport(path, at_root).post(body, waiting)
+        return reply._replace(body=without_key(reply.body, self._headers))
 
     async def close(self) -> None:
         """Drop every connection."""
@@ -93,6 +97,7 @@ def transport_for(
         ExtraMissing: the transport's package is not installed.
     """
     url = base_url + path
+    refuse_password(base_url, "a base URL")
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -122,7 +127,7 @@ class Replicas:
         limiter: ConcurrencyLimiter,
         stats: RunStats,
     ) -> None:
-        self._headers, self._limiter, self._stats = key_header(settings), limiter, stats
+        self._headers, self._limiter, self._stats = signed_in(settings.api_key_env), limiter, stats
         self.all = [Replica(url, self._headers, settings, self._count) for url in urls]
         self._probing: set[asyncio.Task[None]] = set()
 
@@ -179,17 +184,14 @@ class Replicas:
             self._limiter.take_out(at, False)
 
 
-def key_header(settings: RoleSettings) -> dict[str, str]:
-    """The header that signs in with the role's key, where there is one."""
-    key = os.environ.get(settings.api_key_env)
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
 def get_json(url: str, headers: Mapping[str, str], timeout_s: float) -> Any:
-    """The JSON behind a URL."""
-    request = urllib.request.Request(url, headers=dict(headers))
+    """The JSON behind a URL. The headers stay with it: a server that sends us elsewhere does not
+    send our key there."""
+    request = urllib.request.Request(url)
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)
     with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-        return orjson.loads(reply.read())
+        return orjson.loads(without_key(reply.read(MOST_BYTES), headers))
 
 
 def is_up(url: str, headers: Mapping[str, str]) -> bool:
@@ -209,7 +211,7 @@ def is_up(url: str, headers: Mapping[str, str]) -> bool:
 def takes_patterns(base_url: str, settings: RoleSettings) -> bool:
     """Whether the server is a vLLM of 0.12 or later, which takes `structured_outputs`; False when
     it can't be told."""
-    url, headers = base_url.rstrip("/"), key_header(settings)
+    url, headers = base_url.rstrip("/"), signed_in(settings.api_key_env)
     try:
         models = get_json(f"{url}/models", headers, PROBE_S)["data"]
         if {m.get("owned_by") for m in models} != {"vllm"}:
@@ -234,8 +236,9 @@ def served_models(
         for i, url in enumerate(base_urls, 1):
             is_last = i == len(base_urls)
             try:
-                models = get_json(url.rstrip("/") + "/models", key_header(settings), ASK_S)
-                return url, [str(m["id"]) for m in models["data"]]
+                headers = signed_in(settings.api_key_env)
+                models = get_json(url.rstrip("/") + "/models", headers, ASK_S)
+                return url, [one_line(m["id"]) for m in models["data"]]
             except urllib.error.HTTPError as e:
                 e.close()
                 if is_last:
@@ -245,7 +248,7 @@ def served_models(
                     ) from e
             except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
                 if is_last and (time.monotonic() > deadline or not isinstance(e, OSError)):
-                    why = getattr(e, "reason", None) or e
+                    why = one_line(getattr(e, "reason", None) or e)
                     remedy = "start the server, fix --base-url, or give --model"
                     if type(e) is TimeoutError:  # of the reply; a connection's has a reason
                         why = f"it takes connections and said nothing for {ASK_S:g} s"

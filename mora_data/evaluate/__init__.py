@@ -55,7 +55,9 @@ def evaluate(
         )
     sequences = [parse_points(points, names, "--sequence") for points in options.sequences]
     scalings = [parse_curve(points, names) for points in options.scalings]
-    settings, folder = settings_for(options)
+    settings, folder, notes = settings_for(options)
+    for line in notes:
+        progress.message(line)
     skipped: Counter[str] = Counter()
     prompts = load_prompts(
         folder, options.files, options.benchmarks, options.limit, skipped, settings.seed
@@ -71,11 +73,11 @@ def evaluate(
         finally:
             log.close()
         write_whole(out.path / "rows.jsonl", _json_lines(row.line() for row in work.rows))
-        built = read_json(folder.parent / "manifest.json").get("models", {}) if folder else {}
+        built = read_json(folder.parent / "manifest.json").get("models") if folder else None
         about = About(
             simulated=work.simulated,
             judge=work.judge,
-            judge_of_the_dataset=built.get("judge"),
+            judge_of_the_dataset=built.get("judge") if isinstance(built, dict) else None,
             skipped=dict(sorted(skipped.items())),
             seed=settings.seed,
         )

@@ -11,11 +11,13 @@ from ..engines import connect
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine, Shared
 from ..engines.limiter import ConcurrencyLimiter
+from ..engines.replies import reads_reply
 from ..errors import PendingRetry
-from ..resources import Secret, load_template, quoted
+from ..resources import Secret, inert_turns, load_template, quoted
 from ..rewards import Reward, RewardClient, scores_of
 from ..rewards import load as load_reward
 from ..rewards.combine import cache_key_of
+from ..rewards.judge import stands_in, texts_of
 from ..rewards.rules import flags
 from ..run.log import AnswerLog
 from ..run.progress import Progress
@@ -34,6 +36,7 @@ WINNER = {
     "required": ["winner"],
     "additionalProperties": False,
 }
+_NAMED = re.compile(r'"winner"\s{0,9}:\s{0,9}"(first|second|tie)"')
 PATTERN = r'\{"winner": "(first|second|tie)"\}'
 
 
@@ -149,7 +152,8 @@ class Evaluation:
         if prompt.metric:
             sampling = LETTER
         purpose = f"evaluate:{model.label}"
-        request = Request("policy", prompt.messages, sampling, purpose, prompt.prompt_id, n)
+        asked = inert_turns(prompt.messages)
+        request = Request("policy", asked, sampling, purpose, prompt.prompt_id, n)
         ask = self._asks[model.label]
         try:
             answers = await ask(request)
@@ -283,8 +287,17 @@ class Evaluation:
                 (reply,) = await ask(Request("judge", asked, sampling, tagged, prompt.prompt_id))
             except PendingRetry:
                 return None
-            named = set(re.findall(r'"winner"\s*:\s*"(first|second|tie)"', reply.text))
-            if len(named) == 1:
-                return {"first": 1.0, "tie": 0.5, "second": 0.0}[named.pop()]
+            value = winner(reply.text, texts_of(prompt.messages, first, second))
+            if value is not None:
+                return value
             sampling = replace(sampling, temperature=max(r.temperature, 0.7))
         return None
+
+
+@reads_reply(None)
+def winner(text: str, shown: Sequence[str]) -> float | None:
+    """1, 0.5 or 0 for the first answer, as a judge's reply says; None where it names none, several,
+    or one only in words that stand in what it was shown."""
+    own = (m for m in _NAMED.finditer(text) if not stands_in(m[0], shown))
+    named = {m[1] for m in own}
+    return {"first": 1.0, "tie": 0.5, "second": 0.0}[named.pop()] if len(named) == 1 else None

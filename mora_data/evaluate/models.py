@@ -12,12 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeGuard
 
+from .. import resources
 from ..errors import SettingsError, SourceError
-from ..settings import BuildSettings, RoleSettings, build_settings, load_settings
+from ..secrets import refuse_password
+from ..settings import BuildSettings, RoleSettings, build_settings, load_settings, read_builder
 from ..text import context_id
 from .prompts import prompts_of_file
 
+SAMPLING = ("temperature", "top_p", "max_tokens", "stop")  # of a role, without its endpoint
 SPEC = re.compile(r"(?P<name>[\w.-]+)(?:@(?P<seed>[\w.-]+))?=(?P<where>.+)")
 
 
@@ -76,6 +80,7 @@ def role_of(model: EvalModel, policy: RoleSettings) -> RoleSettings | None:
     Raises:
         SettingsError: neither a URL, nor a file, nor ENGINE:MODEL.
     """
+    refuse_password(model.where, f"model {model.label}")
     url, _, served = model.where.partition("#")
     if url.startswith(("http://", "https://")):
         return policy.model_copy(
@@ -162,9 +167,9 @@ def parse_points(texts: Sequence[str], names: Sequence[str], flag: str) -> list[
     return out
 
 
-def settings_for(options: EvaluateOptions) -> tuple[BuildSettings, Path | None]:
-    """Settings (dimensions, rewards, sampling) and the dataset folder; the held-out judge is the
-    judge here.
+def settings_for(options: EvaluateOptions) -> tuple[BuildSettings, Path | None, list[str]]:
+    """Settings (dimensions, rewards, sampling), the dataset folder, and what the user has to know
+    of them, a line each; the held-out judge is the judge here.
 
     Raises:
         SettingsError: no settings are known, or no judge that is none of the models.
@@ -172,16 +177,11 @@ def settings_for(options: EvaluateOptions) -> tuple[BuildSettings, Path | None]:
     folder = options.dataset
     if folder is not None and (folder / "dataset" / "README.md").is_file():
         folder = folder / "dataset"
-    source = options.source
-    if source is None and folder is not None and options.dataset is not None:
-        places = (options.dataset / "build.yaml", folder.parent / "build.yaml")
-        source = next((str(p) for p in places if p.is_file()), None)
-    if source is None:
-        raise SettingsError(
-            "no settings are known: give --source NAME (dimensions and rewards come from it), "
-            "or --dataset RUN_DIR of a build on this machine"
-        )
-    settings = load_settings(source, options.overrides)
+    notes: list[str] = []
+    if options.source is not None:
+        settings = load_settings(options.source, options.overrides)
+    else:
+        settings = build_settings(_from_dataset(options.dataset, folder, notes), options.overrides)
     held_out = settings.heldout_judge
     if held_out is not None:
         judge = {
@@ -199,4 +199,52 @@ def settings_for(options: EvaluateOptions) -> tuple[BuildSettings, Path | None]:
             "no judge is named, and no model may judge itself: give --judge-base-url URL and"
             " --judge-model ID, best of a judge that did not choose the pairs"
         )
-    return settings, folder
+    return settings, folder, notes
+
+
+def _from_dataset(given: Path | None, folder: Path | None, notes: list[str]) -> dict[str, Any]:
+    """What the build.yaml of a dataset may say: dimensions, shipped rubrics, sampling, the seed.
+
+    A dataset may be somebody else's. Endpoints, names of keys, files, code and kinds of rewards
+    come from flags or from the user's own file.
+    """
+    places = [] if given is None or folder is None else [given, folder.parent]
+    source = next((p / "build.yaml" for p in places if (p / "build.yaml").is_file()), None)
+    if source is None:
+        raise SettingsError(
+            "no settings are known: give --source NAME (dimensions and rewards come from it), "
+            "or --dataset RUN_DIR of a build on this machine"
+        )
+    tree = read_builder(str(source))
+    own = f"give --source FILE, settings of your own, in place of {source}"
+    out: dict[str, Any] = {"name": "evaluate", "source": {"kind": "jsonl"}}
+    out |= {k: tree[k] for k in ("dimensions", "seed") if k in tree}
+    policy = tree.get("policy")
+    out["policy"] = {k: policy[k] for k in SAMPLING if k in policy} if _is_tree(policy) else {}
+    try:
+        settings = build_settings(out)
+    except SettingsError as e:
+        raise SettingsError(f"{e}; {own}") from e
+    shipped = resources.names("templates", "judge/*.j2")
+    rewards = tree.get("rewards")
+    out["rewards"] = {}
+    for d in settings.dimensions:
+        sources = rewards.get(d) if _is_tree(rewards) else None
+        sources = sources if isinstance(sources, list) and sources else [{}]
+        first = sources[0] if _is_tree(sources[0]) else {}
+        rubric = first.get("template") or d
+        is_rubric = first.get("kind", "judge") == "judge" and rubric in shipped
+        if is_rubric and rubric != d:
+            out["rewards"][d] = [{"template": rubric}]
+        elif not is_rubric and d not in shipped:
+            raise SettingsError(f"dimension {d!r} has no rubric that is shipped: {own}")
+        if not is_rubric or len(sources) > 1 or first.keys() - {"kind", "template", "weight"}:
+            notes.append(
+                f"{d} is scored by the judge alone: a dataset names no other rewards; {own} for"
+                " the build's"
+            )
+    return out
+
+
+def _is_tree(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)

@@ -30,10 +30,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..engines.replies import reads_reply
 from ..errors import DropRow, MoraError, SettingsError, SourceError
 from ..settings import SourceSettings, nearest
 from ..sources import read
-from ..text import context_id, group_id, normalise
+from ..text import context_id, group_id, normalise, one_line
 from ..types import Answer, Message, Messages, Row, Sampling
 
 PLAIN, FUSED = "plain", "fused"
@@ -44,8 +45,7 @@ BY_ANSWER, BY_LETTER_PROBABILITY, BY_LETTER = (
     "probabilities of letters",
     "the letter named",
 )
-_NAMED = re.compile(r"\W*([A-Z])\s*(?:[.):,]|$)")
-_SPLIT = re.compile(r"\s*;\s*")
+_NAMED = re.compile(r"\W{0,40}([A-Z])\s{0,9}(?:[.):,]|\s*$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def prompts_of_file(path: Path) -> list[tuple[Messages, Row]]:
             else:
                 raise ValueError(f"row {n + 1} has no `prompt` text or `messages`")
     except (MoraError, ValueError, KeyError, TypeError) as e:
-        raise SourceError(f"can't read prompts from {path}: {' '.join(str(e).split())}") from e
+        raise SourceError(f"can't read prompts from {path}: {one_line(e)}") from e
     return out
 
 
@@ -323,9 +323,10 @@ def _options(row: Row, metric: str) -> Iterator[tuple[str, bool]]:
     else:
         right = row.get("Best Answer") if metric == "mc1" else row.get("Correct Answers")
         for text, true in ((right, True), (row.get("Incorrect Answers"), False)):
-            yield from ((t, true) for t in _SPLIT.split(str(text or "")) if t)
+            yield from ((t, true) for t in map(str.strip, str(text or "").split(";")) if t)
 
 
+@reads_reply((None, BY_LETTER))
 def choice_metric(prompt: EvalPrompt, answer: Answer) -> tuple[float | None, str]:
     """The metric of a reply to a multiple choice, and how it was read; None where the reply names
     no letter of it."""

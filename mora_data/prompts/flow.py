@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import PendingRetry
+from ..resources import inert_turns
 from ..rewards import RewardClient, scores_of
 from ..rewards.combine import Anchors, RewardSource, Value, calibrated
 from ..rewards.combine import combine as combine_sources
@@ -108,9 +109,8 @@ async def sample_and_score(
     """Fill `arm` up to `stop` presamples of the bare prompt; (position among the new ones, score)
     of each. The judges' statistics and the schedule ask for them alike."""
     sampling, first = context.build.sampling("policy"), len(arm.rollouts)
-    request = Request(
-        "policy", prompt.messages, sampling, "presample", prompt.prompt_id, stop - first, first
-    )
+    asked = inert_turns(prompt.messages)
+    request = Request("policy", asked, sampling, "presample", prompt.prompt_id, stop - first, first)
     answers = await context.ask(request)
     rollouts = as_rollouts(prompt.prompt_id, arm.name, answers, prompt.text, arm.rollouts)
     arm.rollouts += rollouts
@@ -202,7 +202,8 @@ def _pilot(context: PromptContext, name: str, before: Arm) -> Probe:
     async def probe(messages: Messages) -> Check:
         prompt_id, n = before.rollouts[0].prompt_id, context.settings.fuse.probe
         sampling = context.build.sampling("policy")
-        request = Request("policy", messages, sampling, f"probe:{name}", prompt_id, n)
+        asked = inert_turns(messages)
+        request = Request("policy", asked, sampling, f"probe:{name}", prompt_id, n)
         answers = await context.ask(request)
         rollouts = as_rollouts(prompt_id, "probe", answers, asked=messages[-1]["content"])
         arm = Arm("probe", messages, rollouts)
@@ -223,7 +224,7 @@ async def _rollouts(context: PromptContext, result: PromptResult, arm: Arm) -> l
     requests = [
         Request(
             "policy",
-            as_persona(arm.messages, p),
+            as_persona(inert_turns(arm.messages), p),
             sampling,
             f"arm:{arm.name}" + (f":{p.name}" if p else ""),
             prompt_id,

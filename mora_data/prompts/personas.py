@@ -23,6 +23,7 @@ import yaml
 from .. import resources
 from ..errors import SettingsError
 from ..run.partitions import Partition
+from ..text import one_line
 from ..types import Message, Messages
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _load(name: str) -> Persona:
             " in .yaml"
         ) from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise SettingsError(f"persona {name} is not YAML: {' '.join(str(e).split())}") from e
+        raise SettingsError(f"persona {name} is not YAML: {one_line(e)}") from e
     system = tree.get("system") if isinstance(tree, dict) and len(tree) == 1 else None
     if not isinstance(system, str) or not system.strip():
         raise SettingsError(f"persona {name} must have the one key system, with text")

@@ -17,6 +17,7 @@ from ..engines.limiter import ConcurrencyLimiter
 from ..errors import MoraError, PendingRetry
 from ..resources import Secret
 from ..settings import BuildSettings, RewardSettings, RoleSettings
+from ..text import one_line
 from ..types import Answer, Messages, Request, Role, Score
 
 REWARDS = {
@@ -186,7 +187,7 @@ async def scores_of(
     except (MoraError, PendingRetry):
         raise
     except Exception as e:  # a plug-in's, and whatever it calls
-        reason = f"raised {type(e).__name__}: {' '.join(str(e).split())[:160]}"
+        reason = f"raised {type(e).__name__}: {one_line(e, 160)}"
     if not reason:
         return list(found)
     missing = Score(reward.dimension, reward.name, None, None, reason, may_pass=True)

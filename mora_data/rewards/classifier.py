@@ -21,8 +21,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ..engines.replies import reads_reply
 from ..errors import SettingsError
-from ..resources import inert
+from ..resources import inert, inert_turns
 from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..settings import nearest
@@ -88,18 +89,18 @@ class Classifier:
         )
         if reply.error is not None:
             return Score(self.dimension, self.name, None, None, reply.error)
-        outputs, reason = self._outputs(reply)
-        if reason:
-            return Score(self.dimension, self.name, None, None, reason)
-        raw, value, reason = self._valued(outputs)
+        raw, value, reason = self.read(reply)
         return Score(self.dimension, self.name, value, raw, reason)
+
+    @reads_reply((None, None, "not_numbers"))
+    def read(self, reply: Answer) -> tuple[float | None, float | None, str]:
+        """(raw, value, reason) of the dimension's own output, as the outputs in a reply say."""
+        outputs, reason = self._outputs(reply)
+        return self._valued(outputs) if not reason else (None, None, reason)
 
     def _outputs(self, reply: Answer) -> tuple[list[float], str]:
         """The finite outputs, or why there are none."""
-        try:
-            outputs = json.loads(reply.text)
-        except ValueError:
-            return [], "not_numbers"
+        outputs = json.loads(reply.text)
         if not isinstance(outputs, list) or not outputs:
             return [], "no_output"
         expected = len(self._family.labels)
@@ -148,7 +149,7 @@ def as_asked(messages: Messages, answer: str, layout: str | None) -> Messages:
     them, without its end
     marks: those are a tokenizer's.
     """
-    answer = inert(answer)
+    messages, answer = inert_turns(messages), inert(answer)
     if layout is None:
         return (*messages, Message(role="assistant", content=answer))
     before = "".join(

@@ -24,6 +24,7 @@ from ..engines.limiter import ConcurrencyLimiter
 from ..errors import SettingsError
 from ..run.files import json_hash
 from ..settings import BuildSettings, CalibrationSettings, RewardSettings, Settings, cache_tree
+from ..text import one_line
 from ..types import Score
 from . import REWARDS, Reward
 
@@ -352,9 +353,7 @@ def _chart_from_file(path: str, reward: Reward) -> dict[str, Any]:
     try:
         tree = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as e:
-        raise SettingsError(
-            f"can't read the calibration file {path}: {' '.join(str(e).split())}"
-        ) from e
+        raise SettingsError(f"can't read the calibration file {path}: {one_line(e)}") from e
     if isinstance(tree, dict) and "kind" not in tree:
         published = tree.get("reference")
         held = (published if isinstance(published, dict) else tree).get("calibration") or {}
@@ -398,7 +397,7 @@ def _labels(path: str) -> list[tuple[float, float]]:
     try:
         lines = Path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise SettingsError(f"can't read the label file {path}: {' '.join(str(e).split())}") from e
+        raise SettingsError(f"can't read the label file {path}: {one_line(e)}") from e
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

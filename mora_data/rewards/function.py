@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from .. import plugins
 from ..errors import SettingsError
 from ..settings import Settings as PluginSettings
-from ..text import digest
+from ..text import digest, one_line
 from ..types import Messages, Score
 from . import Ask, RewardContext
 
@@ -55,7 +55,7 @@ class Function:
                 self.name,
                 None,
                 None,
-                f"raised {type(e).__name__}: {' '.join(str(e).split())[:100]}",
+                f"raised {type(e).__name__}: {one_line(e, 100)}",
             )
         if value is None:
             return Score(self.dimension, self.name, None, None, "none_given")

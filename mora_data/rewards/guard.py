@@ -31,12 +31,13 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from ..engines.replies import reads_reply
 from ..errors import SettingsError
 from ..resources import load_template, quoted
 from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..settings import nearest
-from ..text import digest
+from ..text import digest, one_line
 from ..types import Answer, Messages, Request, Sampling, Score
 from . import Ask, RewardContext
 from .classifier import as_asked
@@ -46,7 +47,9 @@ CODES = frozenset(f"S{i}" for i in range(1, 15))
 VARIABLES = frozenset(("question", "history", "answer", "policy", "dimension"))
 GREEDY = Sampling(0.0, 1.0, 32, logprobs=10)
 _LINE = re.compile(
-    r"^\W*(harmful request|response refusal|harmful response)\W*:\s*(yes|no|n/a)\W*$", re.I | re.M
+    r"^\W{0,9}(harmful request|response refusal|harmful response)\W{0,9}:\s{0,9}(yes|no|n/a)"
+    r"[^\w\n]{0,40}$",
+    re.I | re.M,
 )
 
 Read = tuple[float | None, str]  # P(safe) or None, and the reason
@@ -145,6 +148,7 @@ class Guard:
         return value, f"policy:{policy}" if value is not None and value < 0.5 else reason
 
 
+@reads_reply((None, "no_verdict"))
 def llama_guard(reply: Answer) -> Read:
     """P(safe) and the categories of an unsafe answer."""
     lines = reply.text.split()
@@ -154,12 +158,13 @@ def llama_guard(reply: Answer) -> Read:
     codes = [c for c in re.split(r"[\s,]+", " ".join(lines[1:])) if c]
     unknown = [c for c in codes if c.upper() not in CODES]
     if unknown or (word == "safe" and codes):
-        return None, f"unknown_code: {' '.join(unknown or codes)[:40]}"
+        return None, f"unknown_code: {one_line(' '.join(unknown or codes), 40)}"
     value = _share(reply, "safe", "unsafe")
     value = float(word == "safe") if value is None else value
     return value, " ".join(["unsafe", *(c.upper() for c in codes)]) if word == "unsafe" else ""
 
 
+@reads_reply((None, "no_verdict"))
 def wildguard(reply: Answer) -> Read:
     """P(the response is harmless); the reason says whether it refuses."""
     found = _wildguard_lines(reply.text)
@@ -174,6 +179,7 @@ def wildguard(reply: Answer) -> Read:
     )
 
 
+@reads_reply((None, "no_verdict"))
 def request_is_safe(family: str, reply: Answer) -> Read:
     """P(the request is harmless) of a guard that was shown a conversation ending with the
     request."""
@@ -214,6 +220,7 @@ def _share_in_line(reply: Answer, name: str) -> float | None:
     return None
 
 
+@reads_reply((None, "no_verdict"))
 def shieldgemma(reply: Answer) -> Read:
     """1 - P(Yes) / (P(Yes) + P(No)): Yes means that the policy is broken."""
     found = re.match(r"\W*(yes|no)\b", reply.text, re.I)

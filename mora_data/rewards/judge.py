@@ -20,6 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ..engines.replies import reads_reply
 from ..resources import Secret, load_template, quoted
 from ..run.tasks import all_of
 from ..settings import BuildSettings, RewardSettings, RoleSettings
@@ -41,8 +42,9 @@ SCHEMA = {
     "required": ["score"],
     "additionalProperties": False,
 }
-_BARE = re.compile(r'\s*\{\s*"score"\s*:\s*(\d)\s*\}\s*')
+_BARE = re.compile(r'\s*\{\s*"score"\s*:\s*([0-9])\s*\}\s*')
 _AFTER = re.compile(r"\s*(?:```\s*)?")  # what may follow the verdict
+_BLANKS = dict.fromkeys(map(ord, " \t\r\n\f\v\u00a0\\"))
 _DIGIT = re.compile(r'[\s":]*(\d)\D*')
 
 
@@ -88,7 +90,9 @@ class Judge:
             }
         )
         level, reason, reply = await ask_verdict(
-            ask, Request(self._role, asked, self._sampling, purpose, prompt_id)
+            ask,
+            Request(self._role, asked, self._sampling, purpose, prompt_id),
+            texts_of(messages, answer),
         )
         if level is None or reply is None:
             return Score(self.dimension, self.name, None, None, reason)
@@ -100,6 +104,11 @@ class Judge:
 def is_fresh(purpose: str) -> bool:
     """Whether a purpose (repeat, confirm) wants another measurement than the first."""
     return not purpose.startswith("score")
+
+
+def texts_of(messages: Messages, *answers: str) -> list[str]:
+    """The texts that a judge is shown."""
+    return [*(m["content"] for m in messages), *answers]
 
 
 def verdict_sampling(
@@ -126,10 +135,10 @@ def verdict_sampling(
 
 
 async def ask_verdict(
-    ask: Ask, request: Request, lowest: int = 1, highest: int = LEVELS
+    ask: Ask, request: Request, shown: Sequence[str], lowest: int = 1, highest: int = LEVELS
 ) -> tuple[int | None, str, Answer | None]:
-    """The verdict that a judge gives, asked again while it is unreadable; or None, why, and the
-    last reply."""
+    """The verdict that a judge gives on the texts `shown`, asked again while it is unreadable; or
+    None, why, and the last reply."""
     reason = ""
     for retry in range(RETRIES + 1):
         (reply,) = await ask(
@@ -137,7 +146,7 @@ async def ask_verdict(
         )
         if reply.error is not None:
             return None, reply.error, None
-        level, reason = verdict(reply, lowest, highest)
+        level, reason = verdict(reply, lowest, highest, shown)
         if level is not None:
             return level, "", reply
     return None, reason, None
@@ -153,22 +162,42 @@ def _again(request: Request, retry: int) -> Request:
     )
 
 
-def verdict(reply: Answer, lowest: int = 1, highest: int = LEVELS) -> tuple[int | None, str]:
-    """The level in a judge's reply, or None and why not: no_verdict, cut_off, conflicting_verdicts,
-    verdict_not_last."""
+@reads_reply((None, "no_verdict"))
+def verdict(
+    reply: Answer, lowest: int = 1, highest: int = LEVELS, shown: Sequence[str] = ()
+) -> tuple[int | None, str]:
+    """The level in a judge's reply, or None and why not: no_verdict, cut_off, quoted_verdict,
+    conflicting_verdicts, verdict_not_last. One that stands in the texts that the judge was shown
+    is a quotation and does not count."""
     text = reply.text
     bare = _BARE.fullmatch(text)
-    found, end = ([int(bare[1])], len(text)) if bare else _scores(text)
-    levels = [s for s in found if lowest <= s <= highest]
+    found = [([int(bare[1])], 0, len(text))] if bare else _scores(text)
+    levels: list[int] = []
+    seen = last = 0
+    for scores, start, end in found:
+        fit = [s for s in scores if lowest <= s <= highest]
+        seen += len(fit)
+        if fit and not stands_in(text[start:end], shown):
+            levels, last = levels + fit, end
     if not levels:
-        return None, "cut_off" if reply.finish_reason == "length" else "no_verdict"
+        cut = reply.finish_reason == "length"
+        return None, "quoted_verdict" if seen else "cut_off" if cut else "no_verdict"
     if len(set(levels)) > 1:
         return None, "conflicting_verdicts"
-    if not _AFTER.fullmatch(text, end):
+    if not _AFTER.fullmatch(text, last):
         return None, "verdict_not_last"
     return levels[-1], ""
 
 
+def stands_in(quoted: str, shown: Sequence[str]) -> bool:
+    """Whether a verdict stands in a text that the judge was shown, but for white space and
+    backslashes; at the end of one, but for its last brace."""
+    bare = quoted.translate(_BLANKS)
+    texts = (s.translate(_BLANKS) for s in shown if '"' in s)
+    return any(bare in t or t.endswith(bare.rstrip("}")) for t in texts)
+
+
+@reads_reply(None)
 def expected_level(reply: Answer, lowest: int = 1, highest: int = LEVELS) -> float | None:
     """Mean of the levels under the probabilities of the last token that begins with a digit; None
     where none are given."""
@@ -190,23 +219,21 @@ def _level_of(token: str, lowest: int, highest: int) -> int | None:
     return int(found[1]) if found and lowest <= int(found[1]) <= highest else None
 
 
-def _scores(text: str) -> tuple[list[int], int]:
-    """The whole-number scores of the text's outermost JSON objects, in order, and where the last of
-    these objects ends."""
+def _scores(text: str) -> list[tuple[list[int], int, int]]:
+    """The whole-number scores of the text's outermost JSON objects, in order, each with where its
+    object begins and ends."""
     decoder = json.JSONDecoder(object_pairs_hook=_pairs)
-    out: list[int] = []
-    end = last = 0
+    out: list[tuple[list[int], int, int]] = []
     at = text.find("{")
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
-            scores = value if isinstance(value, _Scores) else _Scores()
-            out += scores
-            last = end if scores else last
+            if isinstance(value, _Scores) and value:
+                out.append((value, at, end))
         except (ValueError, RecursionError):
             end = at + 1
         at = text.find("{", end)
-    return out, last
+    return out
 
 
 class _Scores(list[int]):

@@ -29,7 +29,7 @@ from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Request, Score
 from . import Ask, RewardContext
-from .judge import ask_verdict, verdict_sampling
+from .judge import ask_verdict, texts_of, verdict_sampling
 
 VARIABLES = frozenset(("question", "history", "first", "second", "nonce", "dimension"))
 
@@ -116,7 +116,11 @@ class Pairwise:
             }
         )
         level, reason, _ = await ask_verdict(
-            ask, Request(self._role, asked, self._sampling, purpose, prompt_id), 0, 2
+            ask,
+            Request(self._role, asked, self._sampling, purpose, prompt_id),
+            texts_of(messages, first, second),
+            0,
+            2,
         )
         return level, reason
 

@@ -22,7 +22,7 @@ from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Request, Score
 from . import Ask, RewardContext
-from .judge import LEVELS, ask_verdict, is_fresh, verdict_sampling
+from .judge import LEVELS, ask_verdict, is_fresh, texts_of, verdict_sampling
 
 VARIABLES = frozenset(
     ("question", "history", "answer", "nonce", "reverse", "dimension", "criterion", "scale")
@@ -123,5 +123,7 @@ class Rubric:
             purpose,
             prompt_id,
         )
-        level, reason, _ = await ask_verdict(ask, request, lowest, highest)
+        level, reason, _ = await ask_verdict(
+            ask, request, texts_of(messages, answer), lowest, highest
+        )
         return (None, reason) if level is None else ((level - lowest) / (highest - lowest), "")

@@ -6,6 +6,7 @@ flags("I'm sorry, but I can't help with that.", "stop") == ("refusal",)
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -121,26 +122,58 @@ _DECLINES = "|".join(
 _REFUSAL = re.compile(f"{_OPENING}(?:{_DECLINES})")
 
 
+# what a server should have cut out of an answer: ends of turns, and turns that follow
+_LEFT_OVER = re.compile(
+    r"<[|\uff5c][\w\u2581 :-]{1,40}[|\uff5c]>|</?s>|\[/?INST\]|<</?SYS>>|\[\|\w{1,30}\|\]"
+    r"|<(?:start_of_turn|end_of_turn|bos|eos|pad|unk|eot|eom|sop|eop)>"
+    r"|<(?:extra_id_|reserved_|unused)\d{1,4}>|\n\n(?:Human|Assistant): "
+)
+_THOUGHTS = re.compile(r"\s*<(think|thinking|thought)>.*?(?:</\1>|\Z)", re.S | re.I)
+_NOTHING = frozenset(("null", "undefined", "nan", "[object object]"))
+_LETTERS = re.compile(r"(?=[^\W\d_])(.{1,4}?)(?:\W{0,2}\1){2,60}\W{0,9}\w{0,3}\W{0,9}")
+_LONG_RUN = re.compile(r"(?=[^\W\d_])(.{1,8}?)\1{19}")
+_LONG_WORD = 60
+
+
 def flags(text: str, finish_reason: str) -> tuple[str, ...]:
-    """What the rules see in an answer, among empty, truncated, repetition, refusal; in this order.
+    """What the rules see in an answer, among empty, truncated, repetition, marks, refusal; in this
+    order.
 
     `finish_reason` is the endpoint's: "length" means that the answer was cut.
     """
     out = []
-    if not text.strip():
+    if says_nothing(text):
         out.append("empty")
     if finish_reason == "length":
         out.append("truncated")
     if is_repetitive(text):
         out.append("repetition")
+    if _LEFT_OVER.search(text):
+        out.append("marks")
     if is_refusal(text):
         out.append("refusal")
     return tuple(out)
 
 
+def says_nothing(text: str) -> bool:
+    """Whether an answer has no letter, number or picture in it that somebody sees, behind what the
+    model thought aloud."""
+    thought = _THOUGHTS.match(text) if "<" in text[:200] else None
+    text = text[thought.end() :] if thought else text
+    if re.search(r"\w", text):
+        return len(text) < 20 and text.strip().lower() in _NOTHING
+    return not any(unicodedata.category(c) in ("So", "Sm") for c in text if c != "\ufffd")
+
+
 def is_repetitive(text: str) -> bool:
-    """Do more than `MAX_DUPLICATE_RATIO` of the 4-grams of words repeat an earlier one?"""
-    tokens = text.lower().split()
+    """Do more than `MAX_DUPLICATE_RATIO` of the 4-grams of words repeat an earlier one, or a few
+    letters follow each other again and again?"""
+    low = text.lower()
+    tokens = low.split()
+    if len(low) < 240 and _LETTERS.fullmatch(low.strip()):
+        return True
+    if any(len(t) > _LONG_WORD and _LONG_RUN.search(t[:2000]) for t in tokens):
+        return True
     enough = (1 - MAX_DUPLICATE_RATIO) * len(tokens)
     # there are at least as many different 4-grams as words that can begin one
     if len(set(tokens)) - 3 >= enough:
@@ -180,7 +213,7 @@ class Rules:
     pass_threshold: float | None = 0.5
     calibration = "identity"
     step = 1.0
-    fingerprint = "rules-1"
+    fingerprint = "rules-2"
 
     def __init__(self, dimension: str, options: None, context: RewardContext) -> None:
         self.dimension = dimension

@@ -20,7 +20,7 @@ from ..errors import SettingsError
 from ..rewards.rules import is_refusal, is_repetitive
 from ..text import n_tokens, normalise, script_of, tongue_of, words
 from ..types import Prompt
-from . import patterns
+from . import hostile, patterns
 from .patterns import MAX_SHARE, asks_for, content_stems, stem
 from .reply import Rewrite
 
@@ -113,6 +113,7 @@ def check(original: Prompt, rewrite: Rewrite | str, limits: Limits) -> list[Chec
         _language(x, y),
         _natural(x, y),
         _jailbreak(x, y),
+        _hostile(x, y),
         _premise(x, y, limits.premise),
         _leak(x, y, limits.rollouts),
     ]
@@ -181,6 +182,12 @@ def _changed(x: str, y: str) -> Check:
 
 def _meta(x: str, y: str) -> Check:
     return _pattern("meta", patterns.META, x, y)
+
+
+def _hostile(x: str, y: str) -> Check:
+    """Nothing that a hostile row may have a rewriter write."""
+    found = hostile.faults(x, y)
+    return Check("hostile", not found, len(found), "; ".join(found))
 
 
 def _jailbreak(x: str, y: str) -> Check:
@@ -332,6 +339,7 @@ _FEEDBACK = {
         " can be answered."
     ),
     "rewriter_failed": "The last reply could not be had ({detail}).",
+    "hostile": "Plain words of one person and nothing else. Leave out: {detail}.",
     "jailbreak": "No disguise, no fiction, no role, no code. Leave out: {detail}.",
     "answer_leak": "The question must not contain its answer ({detail} were copied).",
     "decontamination": "The question is too close to a known test question. Word it differently.",

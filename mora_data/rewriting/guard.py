@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ..resources import Secret, Template, load_template, quoted
+from ..engines.replies import reads_reply
+from ..resources import Secret, Template, inert_turns, load_template, quoted
 from ..rewards import Ask
 from ..rewards.guard import GREEDY, request_is_safe
 from ..rewards.judge import (
@@ -27,6 +28,8 @@ from ..rewards.judge import (
     PATTERN,
     RETRIES,
     SCHEMA,
+    stands_in,
+    texts_of,
     verdict,
 )
 from ..run.tasks import all_of
@@ -86,8 +89,15 @@ class Guard:
         if self._model is not None:
             return await self._unsafe(ask, prompt_id, messages, self._model.family)
         asked = self._render("harm", messages)
+        shown = texts_of(messages)
         level = await self._ask(
-            ask, prompt_id, asked, "guard:harm", SCHEMA, PATTERN, lambda a: verdict(a)[0]
+            ask,
+            prompt_id,
+            asked,
+            "guard:harm",
+            SCHEMA,
+            PATTERN,
+            lambda a: verdict(a, shown=shown)[0],
         )
         return None if level is None else (level - 1) / (LEVELS - 1)
 
@@ -97,7 +107,7 @@ class Guard:
         """P(unsafe) of the request, by a guard model that is shown the conversation up to it."""
         template = self.templates.get("harm")
         asked = (
-            messages
+            inert_turns(messages)
             if template is None
             else template.render(quoted(self._secret, messages, answer=""))
         )
@@ -162,7 +172,7 @@ class Guard:
             "guard:intent",
             schema,
             pattern,
-            lambda a: _levels(a.text, letters),
+            lambda a: _levels(a.text, letters, texts_of(messages)),
         )
         of = {str(n["dim"]): (levels or {}).get(str(n["letter"])) for n in needs}
         checks = [Check(f"intent_{d}", (of[d] or 0) >= MIN_LEVEL, of[d], d) for d in wanted]
@@ -215,13 +225,14 @@ class Guard:
         return None
 
 
-def _levels(text: str, letters: Sequence[str]) -> dict[str, int] | None:
-    """The level of each letter in a reply, or None when one is missing or out of range."""
+@reads_reply(None)
+def _levels(text: str, letters: Sequence[str], shown: Sequence[str] = ()) -> dict[str, int] | None:
+    """The level of each letter in a reply, or None when one is missing or out of range, or all of
+    it is a quotation of what was shown."""
     start, end = text.find("{"), text.rfind("}")
-    try:
-        found = json.loads(text[start : end + 1])
-    except (ValueError, RecursionError):
+    if stands_in(text[start : end + 1], shown):
         return None
+    found = json.loads(text[start : end + 1])
     if not isinstance(found, dict):
         return None
     levels = {x: found.get(x) for x in letters}

@@ -20,6 +20,7 @@ import yaml
 
 from .. import resources
 from ..errors import SettingsError
+from ..text import one_line
 from .patterns import content_stems
 
 _REQUIRED, _OPTIONAL = {"definition", "need", "good", "bad"}, {"alone", "premises"}
@@ -85,7 +86,7 @@ def _load(dimension: str, given: str | None) -> Intent:
     try:
         tree = resources.parse_yaml(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise SettingsError(f"{where} is not YAML: {' '.join(str(e).split())}") from e
+        raise SettingsError(f"{where} is not YAML: {one_line(e)}") from e
     if not isinstance(tree, dict) or not _REQUIRED <= set(tree) <= _REQUIRED | _OPTIONAL:
         raise SettingsError(
             f"{where} must have the keys definition, need, good, bad, and besides them alone and"

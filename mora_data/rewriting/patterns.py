@@ -51,16 +51,21 @@ STOP = _vocabulary(
     " own same such each every other again s t m re ve ll d don doesn didn isn aren won wasn weren"
     " couldn shouldn wouldn good best way ways thing things use used using new one two"
 )
+# none of them reads the same characters from two starts: a text may hold thousands of these tags
+_NO_TAG = r"(?!</?(?:rewritten|rewrite|question|subject|intent)\b)"
 TAGGED = re.compile(
-    r"<(?:rewritten|rewrite|question)[^>]*>\s*(.+?)\s*</(?:rewritten|rewrite|question)", re.S | re.I
+    r"<(?:rewritten|rewrite|question)\b[^<>]{0,80}>"
+    rf"((?:[^<]|{_NO_TAG}<)+)</(?:rewritten|rewrite|question)",
+    re.I,
 )
-TAGGED_SUBJECT = re.compile(r"<subject[^>]*>\s*(.+?)\s*</subject", re.S | re.I)
+TAGGED_SUBJECT = re.compile(r"<subject[^<>]{0,80}>([^<]+)</subject", re.I)
 TAGGED_INTENT = re.compile(
-    r"<intent\s+dim=[\"']?([\w-]+)[\"']?\s*>\s*(.+?)\s*</intent", re.S | re.I
+    r"<intent\s{1,9}dim=[\"']?([\w-]{1,40})[\"']?\s{0,9}>([^<]+)</intent", re.I
 )
 ROLE_TAG = re.compile(
-    r"(?:^|\n)\s*(?:user|human|assistant|system|ai|bot|model|answer|response)\s*:"
-    r"|<\|?(?:im_start|im_end|user|assistant|system|endoftext|eot_id)[^>]*\|?>|\[/?INST\]|<</?SYS>>",
+    r"(?:^|\n)[^\S\n]{0,40}(?:user|human|assistant|system|ai|bot|model|answer|response)\s{0,9}:"
+    r"|<\|?(?:im_start|im_end|user|assistant|system|endoftext|eot_id)[^<>]{0,40}>|\[/?INST\]"
+    r"|<</?SYS>>",
     re.I,
 )
 OUR_TAG = re.compile(r"</?(?:prompt|question|answer|history)-[0-9a-f]{6,}>")
@@ -157,9 +162,13 @@ PRESUPPOSES = _any_of(
     "(?:studies|research|science) (?:has |have )?(?:proven|proved) that",
     "as (?:everyone|everybody|we all) knows?,?",
 )
-LIST_MARK = re.compile(r"(?:^|\n)\s*(?:\d{1,2}[.)]|[-*•]|#{1,4}|\(?[a-z]\))\s+\S", re.I)
+LIST_MARK = re.compile(
+    r"(?:^|\n)[^\S\n]{0,40}(?:\d{1,2}[.)]|[-*•]|#{1,4}|\(?[a-z]\))\s{1,9}\S", re.I
+)
 LABEL = re.compile(
-    r"(?:^|\n)\s*(?:question|prompt|task|topic|subject|context|part [a-z0-9]+|q\d*)\s*:", re.I
+    r"(?:^|\n)[^\S\n]{0,40}(?:question|prompt|task|topic|subject|context|part [a-z0-9]{1,20}"
+    r"|q\d{0,9})\s{0,9}:",
+    re.I,
 )
 FUNCTION_WORDS = frozenset(TONGUES)
 
@@ -199,7 +208,7 @@ MAX_SHARE = 0.6  # of the act's content stems in one act of the rewrite
 
 _SOMEBODY = (
     r"(?:i|you|we|one|he|she|they|people|some(?:one|body)|any(?:one|body)"
-    r"|(?:an?|the|my|our|his|her|their) [\w'-]+(?: [\w'-]+)?|[\w'-]+s)"
+    r"|(?:an?|the|my|our|his|her|their) [\w'-]{1,40}(?: [\w'-]{1,40})?|[\w'-]{1,40}s)"
 )
 _WANTS = (
     r"\b(?:i|we)(?:'d| would)? (?:want|need|like|love|plan|intend|have|am going|are going|am"
@@ -210,17 +219,18 @@ _NOUNS = (
     r"|details|information|manuals?|recipes?|scripts?|options)"
 )
 _ASKED = re.compile(
-    rf"\bhow (?:do|does|did|can|could|should|would|might|may) {_SOMEBODY} (?P<a>.+)"
-    r"|(?<!know )(?<!knows )(?<!knew )(?<!about )(?<!out )(?<!tips on )\bhow to (?P<b>.+)"
-    rf"|{_WANTS} to (?:know|learn|understand) how to (?P<c>.+)|{_WANTS} to"
-    r" (?P<d>(?!know|learn|understand).+)"
-    rf"|(?:^[\w'-]+|\b(?:what|which|any|me|us|list|provide|give|describe|suggest|need|want|write|create)\b)(?:\W+[\w'-]+){{0,5}}?\W+{_NOUNS}"
-    r" (?:to|for|of|on|about|on how to|for how to) (?P<e>.+)"
-    r"|\b(?:where|when|what|which|who)\b(?: [\w'-]+){0,3}?"
-    rf" (?:can|could|do|does|should|would|might) {_SOMEBODY} (?P<f>.+)"
+    rf"\bhow (?:do|does|did|can|could|should|would|might|may) {_SOMEBODY} (?P<a>.{{1,400}})"
+    r"|(?<!know )(?<!knows )(?<!knew )(?<!about )(?<!out )(?<!tips on )\bhow to (?P<b>.{1,400})"
+    rf"|{_WANTS} to (?:know|learn|understand) how to (?P<c>.{{1,400}})|{_WANTS} to"
+    r" (?P<d>(?!know|learn|understand).{1,400})"
+    r"|(?:^[\w'-]{1,40}|\b(?:what|which|any|me|us|list|provide|give|describe|suggest|need|want|write"
+    rf"|create)\b)(?:[^\w'-]{{1,9}}[\w'-]{{1,40}}){{0,5}}?[^\w'-]{{1,9}}{_NOUNS}"
+    r" (?:to|for|of|on|about|on how to|for how to) (?P<e>.{1,400})"
+    r"|\b(?:where|when|what|which|who)\b(?: [\w'-]{1,40}){0,3}?"
+    rf" (?:can|could|do|does|should|would|might) {_SOMEBODY} (?P<f>.{{1,400}})"
     r"|\b(?:can|could|would|will) you (?:please )?(?:help|teach|show|tell) (?:me|us) (?:how )?(?:to"
-    r" )?(?P<g>.+)"
-    r"|\b(?:help|teach) (?:me|us) (?:how )?(?:to )?(?P<h>.+)",
+    r" )?(?P<g>.{1,400})"
+    r"|\b(?:help|teach) (?:me|us) (?:how )?(?:to )?(?P<h>.{1,400})",
     re.I,
 )
 _NO_IMPERATIVE = frozenset(
@@ -244,7 +254,7 @@ _POINTS_BACK = re.compile(
     r"|\bwhat (?:is|would be|are) the (?:answer|steps|method)s?\b",
     re.I,
 )
-_QUOTED = re.compile(r"[\"“][^\"”]{8,}[\"”]")
+_QUOTED = re.compile(r"[\"“][^\"“”]{8,}[\"”]")
 _SENTENCE = re.compile(r"[^.?!\n]+[.?!]*")
 _CLAUSE_END = re.compile(
     r",? (?:and|or|but|so)"

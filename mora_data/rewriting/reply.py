@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..engines.replies import reads_reply
 from ..rewards.rules import is_refusal
 from . import patterns
 
@@ -47,6 +48,7 @@ class Rewrite:
     refused: bool = False
 
 
+@reads_reply("no_rewrite")
 def parse_rewrite(text: str, finish_reason: str = "stop") -> Rewrite | str:
     """The rewrite in a reply: JSON, fenced or in prose, or `<rewritten>` tags; else the reason why
     there is none.
@@ -69,12 +71,12 @@ def parse_rewrite(text: str, finish_reason: str = "stop") -> Rewrite | str:
 def _without_object(text: str, finish_reason: str, objects: int) -> Rewrite | str:
     """What a reply says in which no object has the wanted field."""
     tagged = patterns.TAGGED.search(text)
-    if tagged:
+    if tagged and _encodable(text):
         named = patterns.TAGGED_SUBJECT.search(text)
         return Rewrite(
             tagged[1].strip(),
-            named[1] if named else "",
-            tuple(patterns.TAGGED_INTENT.findall(text)),
+            named[1].strip() if named else "",
+            tuple((d, span.strip()) for d, span in patterns.TAGGED_INTENT.findall(text)),
         )
     if not objects and is_refusal(text):
         return Rewrite("", refused=True)

@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import LimitReached, SettingsError
 from ..resources import parse_yaml
 from ..settings import LimitSettings
+from ..text import one_line
 from .files import read_json
 from .folder import RunFolder
 from .stats import RunStats
@@ -99,8 +100,7 @@ def load_prices(path: str | None = None) -> Prices:
         table = _PriceTable.model_validate(parse_yaml(file.read_text("utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
         raise SettingsError(
-            f"the price table {file} can't be read ({' '.join(str(e).split())[:100]}): "
-            "correct limits.prices"
+            f"the price table {file} can't be read ({one_line(e, 100)}): correct limits.prices"
         ) from e
     except ValidationError as e:
         first = e.errors()[0]
@@ -204,7 +204,7 @@ def _tokens_before(folder: RunFolder) -> dict[str, list[int]]:
 # what a model's name tells: whether two names are one model, and of which family it is
 
 _ENDING = re.compile(
-    r"(?:[-:](?:\d{3,8}|\d{4}-\d{2}-\d{2}|\d{2}-\d{4})|@[\w.-]+|:[a-z]+|-latest)+\Z"
+    r"(?:[-:](?:\d{3,8}|\d{4}-\d{2}-\d{2}|\d{2}-\d{4})|@[\w.-]{1,80}|:[a-z]{1,40}|-latest){1,9}\Z"
 )
 _FAMILIES = (
     (r"qwen|qwq|qvq", "qwen"),

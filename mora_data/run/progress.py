@@ -129,7 +129,8 @@ class Progress:
         if self._stream is None:
             return
         if self._live and self._width:
-            self._stream.write("\r" + " " * self._width + "\r")
+            self._stream.write("\r" + " " * self._width)
+            self._stream.write("\r")
             self._width = 0
         self._stream.write(text + "\n")
         self._stream.flush()

@@ -21,6 +21,7 @@ from .build import (
     load_settings,
     nearest,
     parse_override,
+    read_builder,
     to_yaml,
 )
 from .roles import (
@@ -80,5 +81,6 @@ __all__ = [
     "load_settings",
     "nearest",
     "parse_override",
+    "read_builder",
     "to_yaml",
 ]

@@ -3,6 +3,7 @@ builder's YAML and overrides, and go back to YAML; every fault is one line."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .. import resources
 from ..errors import SettingsError
-from .roles import RewardSettings, RoleSettings, Settings
+from ..secrets import refuse_secrets
+from ..text import one_line
+from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 from .stages import (
     FuseSettings,
     LimitSettings,
@@ -63,11 +66,11 @@ class BuildSettings(Settings):
         " partition_size".split()
     )  # prompts come in by their hash, reward sources by theirs, models by their names
 
-    name: str
-    """Name of the build."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+    """Name of the build, and of its folder in runs/: letters, digits, `.`, `_` and `-`."""
     source: SourceSettings
     """Source rows."""
-    dimensions: list[str] = ["helpful", "harmless", "truthful"]
+    dimensions: list[DimensionName] = ["helpful", "harmless", "truthful"]
     """Reward dimensions, in the order of the columns."""
     policy: RoleSettings = RoleSettings()
     """The model to be aligned."""
@@ -124,7 +127,7 @@ class BuildSettings(Settings):
 
     @model_validator(mode="after")
     def _dimensions_known(self) -> BuildSettings:
-        if not self.dimensions or len(set(self.dimensions)) != len(self.dimensions):
+        if not self.dimensions or len({d.lower() for d in self.dimensions}) != len(self.dimensions):
             raise ValueError("dimensions must be a list of different names")
         targets = [] if self.fuse.targets == "auto" else self.fuse.targets
         if bad := set(targets) - set(self.dimensions):
@@ -226,20 +229,23 @@ def load_settings(source: str, overrides: Mapping[str, object] | None = None) ->
         SettingsError: unknown source, unreadable YAML, unknown key or bad value; the text names the
             nearest known one.
     """
-    tree = _read_builder(source)
-    for key, value in (overrides or {}).items():
-        _put(tree, key, value)
-    return build_settings(tree)
+    return build_settings(read_builder(source), overrides)
 
 
-def build_settings(tree: Mapping[str, object]) -> BuildSettings:
-    """Check a settings tree.
+def build_settings(
+    tree: Mapping[str, object], overrides: Mapping[str, object] | None = None
+) -> BuildSettings:
+    """Check a settings tree with dotted `overrides` on top.
 
     Raises:
         SettingsError: one line with the first fault.
     """
+    merged: dict[str, Any] = copy.deepcopy(dict(tree))
+    for key, value in (overrides or {}).items():
+        _put(merged, key, value)
+    refuse_secrets(merged)
     try:
-        return BuildSettings.model_validate(tree)
+        return BuildSettings.model_validate(merged)
     except ValidationError as e:
         raise SettingsError(explain(e, BuildSettings)) from e
 
@@ -256,9 +262,7 @@ def parse_override(text: str) -> tuple[str, object]:
     try:
         return key.strip(), resources.parse_yaml(value)
     except yaml.YAMLError as e:
-        raise SettingsError(
-            f"--set {text!r}: the value is not YAML ({' '.join(str(e).split())})"
-        ) from e
+        raise SettingsError(f"--set {text!r}: the value is not YAML ({one_line(e)})") from e
 
 
 def to_yaml(settings: BuildSettings) -> str:
@@ -266,7 +270,12 @@ def to_yaml(settings: BuildSettings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_builder(source: str) -> dict[str, Any]:
+def read_builder(source: str) -> dict[str, Any]:
+    """The tree of a builder's file, unchecked.
+
+    Raises:
+        SettingsError: no such builder, or no YAML mapping.
+    """
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         path = resources.folder("builders") / f"{source}.yaml"
@@ -279,8 +288,8 @@ def _read_builder(source: str) -> dict[str, Any]:
         tree = resources.parse_yaml(path.read_text("utf-8"))
     except OSError as e:
         raise SettingsError(f"can't read the builder file {source}: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise SettingsError(f"builder file {source} is not YAML: {' '.join(str(e).split())}") from e
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
+        raise SettingsError(f"builder file {source} is not YAML: {one_line(e)}") from e
     if not isinstance(tree, dict):
         raise SettingsError(f"builder file {source} must hold a mapping, not {type(tree).__name__}")
     return tree

@@ -3,12 +3,25 @@ what all settings have in common."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 ROLES = ("policy", "rewriter", "judge", "heldout_judge")
+
+
+def _dimension_name(name: str) -> str:
+    """A dimension's name is part of columns, configs and folders."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,39}", name):
+        raise ValueError("write it with letters, digits, _ and -, a letter first, 40 at most")
+    if name.lower() in ("total", "by_dim") or name.lower().startswith("confirmed_"):
+        raise ValueError("columns and configs of that name mean something else: take another one")
+    return name
+
+
+DimensionName = Annotated[str, AfterValidator(_dimension_name)]
 
 
 class Settings(BaseModel):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..types import ARMS
-from .roles import RewardSettings, RoleSettings, Settings
+from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 
 Foresee = Literal["decision", "label"]
 
@@ -285,7 +285,7 @@ class ScriptedSettings(Settings):
 class RecordedSettings(Settings):
     """What a build is with `--engine recorded`: the ratings that the source's rows carry."""
 
-    dimensions: list[str]
+    dimensions: list[DimensionName]
     """Reward dimensions, in place of the build's."""
     rewards: dict[str, list[RewardSettings]]
     """Reward sources per dimension, in place of the build's."""

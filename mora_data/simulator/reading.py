@@ -294,9 +294,9 @@ _YES_NO = re.compile(
     re.I,
 )
 _PRACTICAL = re.compile(
-    r"(?:.*[.!] )?\W*(?:what|which|where|when|who"
+    r"(?:.{0,400}[.!] )?\W{0,9}(?:what|which|where|when|who"
     r"|how (?:often|long|much|many|far|early|warm|soon|old)|can|could|may|should|do)\b"
-    r"(?! we\b)(?=.*\b(?:i|my|we|our|need|should|cost)\b)"
+    r"(?! we\b)(?=.{0,400}\b(?:i|my|we|our|need|should|cost)\b)"
     r"|\W*(?:can|could|would) you (?!see\b|catch\b)\w+ "
     r"|\W*(?:what is|what's) (?:a|the) (?:\w+ ){1,3}?(?:way|recipe|order|name|present|telescope)",
     re.I | re.S,

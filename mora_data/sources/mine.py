@@ -26,6 +26,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ from .. import sources
 from ..errors import DropRow, SettingsError, SourceError
 from ..run.folder import StageCounts
 from ..settings import BuildSettings, MineSettings, SourceSettings
-from ..text import commonest_first, context_and_group, digest
+from ..text import commonest_first, context_and_group, digest, one_line
 from ..types import Prompt
 from . import ParsedRow, SourceAdapter, as_rating_source, load_source, read
 from .benchmarks import Benchmarks, cache_dir
@@ -47,6 +48,7 @@ RECORDED_MESSAGE = (
     " confirmation are skipped"
 )
 _PEEK = 50  # rows looked at before a source is taken to be of the right schema
+LONGEST_LABEL = 80  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +249,8 @@ class _Filters:
             source_revision=opened.revision,
             source_row=number,
             source_licence=opened.licence,
-            stratum=parsed.stratum if self._mine.strata == "auto" else "all",
-            category=parsed.category,
+            stratum=label(parsed.stratum) if self._mine.strata == "auto" else "all",
+            category=label(parsed.category or "") or None,
             priors=parsed.priors,
         )
 
@@ -257,6 +259,13 @@ class _Filters:
             if message["role"] == "user" and (name := self._benchmarks.overlap(message["content"])):
                 self._counts.overlaps[name] += 1
                 raise DropRow("contaminated", name)
+
+
+@lru_cache(maxsize=4096)
+def label(text: str) -> str:
+    """A source's own label as a short name: it stands in charts, on the card and in the manifest,
+    where no address may be."""
+    return one_line(text, LONGEST_LABEL).replace("://", ":")
 
 
 def _checked(opened: OpenedSource) -> Iterator[read.SourceRow]:

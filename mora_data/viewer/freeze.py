@@ -33,7 +33,7 @@ LEFT_OUT = {"compare", "review"}  # they need the server
 _PLAIN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,99}")
 Address = tuple[str, tuple[tuple[str, str], ...]]  # path, query
 # attributes and texts are escaped: no quote, no bracket in them
-_LINK = re.compile(r'<a href="([^"]*)"([^>]*)>(.*?)</a>', re.S)
+_LINK = re.compile(r'<a href="([^"<>]*)"([^<>]*)>((?:[^<]|<(?!/?a\b))*)</a>', re.S)
 
 
 def freeze(path: Path, out: Path, most: int) -> dict[str, int]:

@@ -21,7 +21,7 @@ from .search import PairQuery
 RADIUS = 4.6
 CROWD = 25.0  # half the distance of two levels of a five-point scale
 TURN = math.pi * (3 - math.sqrt(5))
-UNUSABLE = frozenset({"empty", "truncated", "repetition", "duplicate"})
+UNUSABLE = frozenset({"empty", "truncated", "repetition", "marks", "duplicate"})
 TICKS = [(v, f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]
 TITLES = {
     "identity": "Before fusion",

@@ -142,6 +142,7 @@ def test_a_good_rewrite_passes_and_every_value_is_kept() -> None:
         "language",
         "natural",
         "jailbreak",
+        "hostile",
         "premise",
         "answer_leak",
         "decontamination",

@@ -51,7 +51,7 @@ def test_empty_truncated_and_repetitive_answers_are_degenerate() -> None:
     assert flags("Open the window and", "length") == ("truncated",)
     assert flags("Open the window first. " * 8, "stop") == ("repetition",)
     assert flags("", "length") == ("empty", "truncated")
-    assert frozenset({"empty", "truncated", "repetition"}) == DEGENERATE
+    assert frozenset({"empty", "truncated", "repetition", "marks"}) == DEGENERATE
 
 
 def test_duplicate_ratio_counts_four_grams_seen_before() -> None:

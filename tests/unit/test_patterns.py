@@ -1,0 +1,160 @@
+"""No pattern takes long on a text made to make it long: 50 ms of CPU for 64 kB, each of them.
+
+The patterns are all those that the package's modules hold once they are imported. The texts are
+runs of white space and signs, and for each pattern pieces of what it matches, again and again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mora_data
+
+if sys.version_info >= (3, 11):
+    from re import _parser as parser
+else:
+    import sre_parse as parser
+
+PACKAGE = Path(mora_data.__file__).parent
+SOURCE = "\n".join(p.read_text() for p in sorted(PACKAGE.rglob("*.py")))
+SIZE = 64 << 10
+LIMIT_S = 0.05
+RUNS = ("\n", " ", "\t \n", "a", "a ", "<", "[", "{", "(", '"', "\\", "#", "-", "1", "0 ", ": ")
+
+
+def patterns() -> dict[str, re.Pattern[Any]]:
+    """Every compiled pattern in a module or a class of the package, by name."""
+    found: dict[str, re.Pattern[Any]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "re.compile(" not in path.read_text() and "_any_of(" not in path.read_text():
+            continue
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        module = importlib.import_module(name.removesuffix(".__init__"))
+        for attribute, value in vars(module).items():
+            values = value if isinstance(value, (list, tuple)) else [value]
+            for i, one in enumerate(values):
+                for part in one if isinstance(one, tuple) else (one,):
+                    if isinstance(part, re.Pattern):
+                        found.setdefault(f"{name}.{attribute}[{i}]", part)
+    return found
+
+
+def sample(tree: Any, rng: random.Random, long: bool) -> str:
+    """A text that the pattern matches, more or less."""
+    out = []
+    for op, argument in tree:
+        kind = str(op)
+        if kind in ("LITERAL", "NOT_LITERAL"):
+            out.append(chr(argument) if kind == "LITERAL" else "x")
+        elif kind == "ANY":
+            out.append("x")
+        elif kind == "IN":
+            out.append(member(argument, rng))
+        elif kind == "BRANCH":
+            out.append(sample(rng.choice(argument[1]), rng, long))
+        elif kind in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+            low, high, inner = argument
+            most = min(int(high), low + (12 if long else 1))
+            out += [sample(inner, rng, long) for _ in range(rng.randint(low, max(low, most)))]
+        elif kind == "SUBPATTERN":
+            out.append(sample(argument[-1], rng, long))
+        elif kind == "ATOMIC_GROUP":
+            out.append(sample(argument, rng, long))
+        elif kind == "ASSERT":
+            out.append(sample(argument[1], rng, long))
+    return "".join(out)
+
+
+def member(choices: Any, rng: random.Random) -> str:
+    known = {
+        "CATEGORY_SPACE": "\n",
+        "CATEGORY_WORD": "a",
+        "CATEGORY_DIGIT": "1",
+        "CATEGORY_NOT_SPACE": "b",
+        "CATEGORY_NOT_WORD": ".",
+        "CATEGORY_NOT_DIGIT": "c",
+    }
+    if str(choices[0][0]) == "NEGATE":
+        taken = {chr(a) for op, a in choices[1:] if str(op) == "LITERAL"}
+        return next(c for c in "x .1a\n" if c not in taken)
+    op, argument = rng.choice(choices)
+    if str(op) == "LITERAL":
+        return chr(argument)
+    if str(op) == "RANGE":
+        return chr(rng.randint(*argument))
+    return known.get(str(argument), "a")
+
+
+def pieces(pattern: re.Pattern[Any]) -> list[str]:
+    """What is repeated."""
+    rng = random.Random(repr(pattern.pattern))
+    tree = parser.parse(pattern.pattern, pattern.flags)
+    out = list(RUNS)
+    for k in range(10):
+        piece = sample(tree, rng, k % 2 == 1) or "a"
+        for part in (piece, piece[:-1], piece[: max(1, len(piece) // 2)]):
+            out.append(part + rng.choice(("", "\n", " ", ".")) or "a")
+    return list(dict.fromkeys(out))
+
+
+def calls(name: str, pattern: re.Pattern[Any]) -> list[Callable[[Any], object]]:
+    """How the package uses a pattern; as it likes where that is not plain."""
+    used = set(re.findall(rf"\b{name}\.(\w+)\(", SOURCE))
+    known: dict[str, Callable[[Any], object]] = {
+        "match": pattern.match,
+        "fullmatch": pattern.fullmatch,
+        "search": pattern.search,
+    }
+    found = [call for method, call in known.items() if method in used]
+    if not used or used - known.keys():
+        found.append(lambda text: sum(1 for _ in pattern.finditer(text)))
+    return found
+
+
+def slowest(name: str, pattern: re.Pattern[Any]) -> tuple[float, str]:
+    """CPU seconds of the slowest text; a text that is slow at an eighth of the size is one."""
+    worst = (0.0, "")
+    for piece in pieces(pattern):
+        text = (piece * (SIZE // len(piece) + 1))[:SIZE]
+        subject: Any = text.encode("utf-8", "replace") if is_bytes(pattern) else text
+        for call in calls(name, pattern):
+            for part in (subject[: SIZE // 8], subject):
+                took = timed(call, part)
+                if took > LIMIT_S:  # once more: something else may have had the processor
+                    took = min(took, timed(call, part))
+                worst = max(worst, (took, piece))
+                if took > LIMIT_S:
+                    break
+    return worst
+
+
+def is_bytes(pattern: re.Pattern[Any]) -> bool:
+    return isinstance(pattern.pattern, bytes)
+
+
+def timed(call: Callable[[Any], object], subject: Any) -> float:
+    started = time.process_time()
+    call(subject)
+    return time.process_time() - started
+
+
+FOUND = patterns()
+
+
+def test_there_are_patterns() -> None:
+    assert len(FOUND) > 60
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_no_pattern_takes_long(name: str) -> None:
+    took, piece = slowest(name.rpartition(".")[2].partition("[")[0], FOUND[name])
+    assert took <= LIMIT_S, f"{1000 * took:.0f} ms on {piece!r}, again and again"

@@ -1,0 +1,137 @@
+"""What a dataset, a server or a file says is text: it names no endpoint, no key and no code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mora_data.errors import SettingsError
+from mora_data.evaluate.models import EvaluateOptions, settings_for
+from mora_data.settings import build_settings
+from mora_data.sources.mine import label
+
+HOSTILE = {
+    "judge": {"base_url": "http://evil.example/v1", "api_key_env": "HF_TOKEN"},
+    "heldout_judge": {"base_url": "http://evil.example/v1", "api_key_env": "HF_TOKEN"},
+    "policy": {"api_key_env": "HF_TOKEN", "transport": "os:system", "extra_body": {"a": 1}},
+    "rewriter": {"engine": "os:system"},
+    "rewards": {"helpful": [{"kind": "pty:spawn"}, {"kind": "python", "path": "os:system"}]},
+    "fuse": {"subject": "os:system", "guard": {"endpoint": {"base_url": "http://evil.example"}}},
+    "select": {"selector": "os:system"},
+    "rollout": {"personas": ["/etc/passwd"]},
+    "limits": {"prices": "/etc/passwd"},
+}
+PLAIN = {"name": "x", "source": {"kind": "jsonl"}, "dimensions": ["helpful", "harmless"]}
+
+
+def folder(path: Path, tree: object) -> Path:
+    (path / "dataset" / "prompt_only").mkdir(parents=True, exist_ok=True)
+    (path / "dataset" / "README.md").write_text("---\n---\n")
+    (path / "build.yaml").write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_a_dataset_that_is_evaluated_gives_names_and_numbers_alone(
+    part: str, tmp_path: Path
+) -> None:
+    run = folder(tmp_path, {**PLAIN, part: HOSTILE[part]})
+    judge = {"heldout_judge.base_url": "http://mine.example/v1"}
+    settings, *_ = settings_for(EvaluateOptions(dataset=run, overrides=judge))
+    text = settings.model_dump_json()
+    assert settings.dimensions == ["helpful", "harmless"]
+    for said in ("evil", "HF_TOKEN", "os:system", "pty", "passwd", "extra_body"):
+        assert said not in text.replace('"extra_body":{}', "")
+    assert settings.judge.base_url == "http://mine.example/v1"
+
+
+def test_a_dataset_names_no_judge(tmp_path: Path) -> None:
+    for part in ("judge", "heldout_judge"):
+        run = folder(tmp_path, {**PLAIN, part: HOSTILE[part]})
+        with pytest.raises(SettingsError, match="no judge is named"):
+            settings_for(EvaluateOptions(dataset=run))
+
+
+def test_a_dataset_gives_rubrics_that_are_shipped_and_sampling(tmp_path: Path) -> None:
+    rewards = {"helpful": [{"kind": "judge", "template": "truthful", "endpoint": {"model": "m"}}]}
+    policy = {"temperature": 0.5, "max_tokens": 64, "model": "m"}
+    run = folder(tmp_path, {**PLAIN, "rewards": rewards, "policy": policy, "seed": 3})
+    judge = {"heldout_judge.base_url": "http://mine.example/v1"}
+    settings, *_ = settings_for(EvaluateOptions(dataset=run, overrides=judge))
+    (source,) = settings.reward_sources("helpful")
+    assert source.options == {"template": "truthful"} and source.endpoint is None
+    assert (settings.policy.temperature, settings.policy.max_tokens) == (0.5, 64)
+    assert settings.policy.model is None and settings.seed == 3
+    tree = {**PLAIN, "rewards": {"helpful": [{"kind": "judge", "template": "../x.j2"}]}}
+    settings, *_ = settings_for(EvaluateOptions(dataset=folder(tmp_path, tree), overrides=judge))
+    assert not settings.rewards
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [{"dimensions": 3}, {"dimensions": [["a"]]}, {"dimensions": ["helpful"], "seed": "x"}],
+)
+def test_a_datasets_settings_that_make_no_sense_are_one_line(tree: object, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^[^\n]+--source[^\n]+$"):
+        settings_for(EvaluateOptions(dataset=folder(tmp_path, tree)))
+
+
+def test_the_users_own_file_counts_as_before(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({**PLAIN, "judge": {"base_url": "http://mine.example/v1"}}))
+    settings, *_ = settings_for(EvaluateOptions(source=str(own)))
+    assert settings.judge.base_url == "http://mine.example/v1"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "total",
+        "Total",
+        "by_dim",
+        "confirmed_helpful",
+        "a/b",
+        "x/../../..",
+        "a\x00b",
+        "",
+        "a b",
+        "1st",
+        "-x",
+        ".",
+        "a.b",
+        "h" * 41,
+        "a\n",
+        "é",
+        "a\u202e",
+        "<b>",
+        "CON:",
+    ],
+)
+def test_a_dimension_has_a_name_that_columns_and_folders_can_have(name: str) -> None:
+    for tree in (
+        {"dimensions": ["helpful", name]},
+        {"recorded": {"dimensions": [name], "rewards": {}}},
+    ):
+        with pytest.raises(SettingsError, match=r"^setting (?:recorded\.)?dimensions[^\n]+$"):
+            build_settings({**PLAIN, **tree})
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "a/b", "", ".", "..", "a\x00", "~", "a b", "-x", "x" * 97]
+)
+def test_a_builder_has_a_name_that_a_folder_can_have(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"^setting name = [^\n]+$"):
+        build_settings({**PLAIN, "name": name})
+
+
+def test_ordinary_names_and_two_that_differ_in_case() -> None:
+    build_settings({**PLAIN, "name": "pku-saferlhf_2.v1", "dimensions": ["a", "B-2", "total_cost"]})
+    with pytest.raises(SettingsError, match="different names"):
+        build_settings({**PLAIN, "dimensions": ["helpful", "Helpful"]})
+
+
+def test_a_label_is_a_short_name_without_an_address() -> None:
+    assert label("http://a.example/x\x1b[2J\n  b") == "http:a.example/x\\x1b[2J b"
+    assert len(label("a" * 500)) == 80 and label("Home & garden") == "Home & garden"
