@@ -27,6 +27,7 @@ import orjson
 from ..errors import RunFolderError
 from ..run.files import read_json, write_json
 from ..text import one_line
+from .replies import UNREADABLE
 
 FILE = "endpoints.json"
 WARM = 0.01  # sent for a temperature of 0 where only larger ones are taken
@@ -217,6 +218,12 @@ class Refusal:
 
     def __init__(self, status: int, body: bytes) -> None:
         self.status = status
+        self.message, self.code = "no message", ""
+        self._named: list[str] = []
+        with contextlib.suppress(*UNREADABLE):  # what is not in form says nothing
+            self._read(body)
+
+    def _read(self, body: bytes) -> None:
         try:
             tree = orjson.loads(body)
         except ValueError:

@@ -198,7 +198,7 @@ def check_body(raw: bytes) -> Iterator[Answer]:
     refusal = Refusal(400, raw)
     said = refusal.message
     assert isinstance(refusal.of_row or refusal.of_account or refusal.of_model, bool)
-    refusal.field({"temperature": 0})
+    refusal.field({"temperature": 0, "messages": [{"role": "user", "content": "a"}]})
     assert said and len(said) <= 200 and "\x1b" not in said and "\n" not in said
 
 

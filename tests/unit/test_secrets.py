@@ -210,7 +210,7 @@ def test_replies_that_say_the_key_are_kept_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that puts its request's key into an answer brings it into no file."""
-    from mora_data.engines.openai import Call, Endpoint
+    from mora_data.engines.openai import Call, Endpoint, ReplyTimes
     from mora_data.run.stats import RunStats
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -218,7 +218,7 @@ def test_replies_that_say_the_key_are_kept_without_it(
     async def ask(url: str) -> str:
         endpoint = Endpoint(url, RoleSettings(base_url=url), RunStats())
         try:
-            call = Call(b'{"messages": []}', 1, lambda r: None, lambda m: None, 8, 5.0)
+            call = Call(b'{"messages": []}', 1, lambda r: None, lambda m: None, 8, ReplyTimes(5.0))
             return (await endpoint.post(call)).answers[0].text
         finally:
             await endpoint.close()
