@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -225,3 +226,29 @@ def test_replies_that_say_the_key_are_kept_without_it(
 
     with FakeOpenAI(lambda b, t: Fault(text=f"Your key is {KEY}.")) as server:
         assert asyncio.run(ask(server.base_url)) == "Your key is ***."
+
+
+def test_the_first_retry_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no descriptor is left, an import fails: what a retry needs is there before."""
+    from mora_data.engines.openai import Call, Endpoint, ReplyTimes
+    from mora_data.run.stats import RunStats
+
+    async def ask(url: str) -> int:
+        endpoint = Endpoint(url, RoleSettings(base_url=url), RunStats())
+        try:
+            call = Call(b'{"messages": []}', 1, lambda r: None, lambda m: None, 8, ReplyTimes(5.0))
+            await endpoint.post(call)
+            return endpoint.stats.retries.total()
+        finally:
+            await endpoint.close()
+
+    class Closed:
+        """No module can be found any more."""
+
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            raise OSError(24, "Too many open files", name)
+
+    monkeypatch.setattr("mora_data.engines.openai._wait_s", lambda fault, tries: 0.0)
+    with FakeOpenAI(lambda b, t: Fault(status=503) if t < 3 else Fault(text="a")) as server:
+        monkeypatch.setattr(sys, "meta_path", [Closed()])
+        assert asyncio.run(ask(server.base_url)) == 2
