@@ -36,7 +36,7 @@ _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
     "\U000e0000-\U000e007f]"
 )
-_read_from: set[str] = set()  # further variables that a key was read from
+_key_variables: set[str] = set()  # further ones: settings name them, or a key was read there
 
 
 def key_in(variable: str) -> str:
@@ -46,7 +46,7 @@ def key_in(variable: str) -> str:
         SettingsError: it holds what no header can carry.
     """
     key = os.environ.get(variable, "").strip()
-    _read_from.add(variable)
+    _key_variables.add(variable)
     if bad := re.search(r"[^\x21-\x7e]", key):
         raise SettingsError(
             f"the key in the environment variable {variable} has a character that no header can"
@@ -96,6 +96,8 @@ def refuse_secrets(tree: object, where: str = "") -> None:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             inside = f"{where}.{key}" if where else str(key)
+            if key == "api_key_env" and isinstance(value, str):
+                _key_variables.add(value)
             if _SETTING.match(str(key)) and isinstance(value, str) and value.strip():
                 raise _secret(inside)
             refuse_secrets(value, inside)
@@ -126,7 +128,7 @@ def _secret(where: str) -> SettingsError:
 
 def _secrets() -> Iterator[str]:
     for name, value in os.environ.items():
-        if name in _read_from or _NAMES_ONE.search(name.upper()):
+        if name in _key_variables or _NAMES_ONE.search(name.upper()):
             value = value.strip()
             if len(value) >= LEAST and not value.isalpha():
                 yield value
