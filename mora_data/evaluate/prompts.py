@@ -45,7 +45,7 @@ BY_ANSWER, BY_LETTER_PROBABILITY, BY_LETTER = (
     "probabilities of letters",
     "the letter named",
 )
-_NAMED = re.compile(r"\W{0,40}([A-Z])\s{0,9}(?:[.):,]|\s*$)")
+_NAMED = re.compile(r"\W{0,40}([A-Z])(?:\s{0,9}[.):,]|\s*$)")
 
 
 @dataclass(frozen=True, slots=True)

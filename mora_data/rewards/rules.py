@@ -91,13 +91,13 @@ _TO_DO = "|".join(
     )
 )
 _OPENING = (
-    r"\W*(?:(?:oh|hi|hello|hey|well|no|okay|ok|thanks?(?: you)? for (?:asking|your question)"
+    r"\W{0,99}(?:(?:oh|hi|hello|hey|well|no|okay|ok|thanks?(?: you)? for (?:asking|your question)"
     r"|as an? (?:responsible |large )?(?:ai|ai language model|ai assistant|language"
-    r" model|assistant))\b\W*)*"
+    r" model|assistant))\b\W{0,99})*"
     r"(?:(?:i(?: am|'m)(?: really| very| so| truly)? sorry|(?:my |i )?(?:sincere(?:ly)?"
     r" )?apolog(?:ies|y|i[sz]e)|sorry"
     r"|unfortunately|i(?: am|'m) afraid|regrettably|i understand[^.!?\n]{0,80}?)"
-    r"(?: (?:for|about) [^.!?\n,]{0,40})?\W*(?:but|that|however|and)?\W*)?"
+    r"(?: (?:for|about) [^.!?\n,]{0,40})?\W{0,99}(?:but|that|however|and)?\W{0,99})?"
     r"(?:as an ai[^.,]{0,30},? )?"
 )
 _DECLINES = "|".join(

@@ -38,6 +38,7 @@ MIN_NEW_WORDS = 3  # words that the prompt lacks, one of them a content word
 MAX_QUESTIONS = 4  # question marks
 MAX_SHARED_WORDS = 11  # longest run of words shared with a rollout
 LENGTH_CAP = 220  # tokens
+MAX_CHARS = 40  # for each token that a rewrite may have
 
 
 class Budget(NamedTuple):
@@ -98,6 +99,8 @@ def check(original: Prompt, rewrite: Rewrite | str, limits: Limits) -> list[Chec
     if isinstance(rewrite, str):
         return [Check("parse", False, detail=rewrite)]
     x, y = original.text, rewrite.text
+    if len(y) > MAX_CHARS * limits.within.max:  # white space counts for no token
+        return [Check("parse", False, detail=f"{len(y)} characters")]
     if rewrite.refused or is_refusal(y):
         return [Check("parse", True), Check("rewriter_refusal", False)]
     if problem := _not_one_turn(x, y):

@@ -119,6 +119,10 @@ def test_the_rewrites_are_many_and_different() -> None:
     assert len(HOSTILE) >= 66 and len(set(HOSTILE.values())) == len(HOSTILE)
 
 
+def test_a_rewrite_of_white_space_is_not_searched() -> None:
+    assert failed(f"{GOOD}" + "\n" * 60_000 + "?") == ["parse"]
+
+
 @pytest.mark.parametrize("rewrite", FINE)
 def test_an_ordinary_question_has_no_fault(rewrite: str) -> None:
     assert hostile.faults(ORIGINAL, rewrite) == []
