@@ -2,12 +2,12 @@
 
     signed_in("OPENAI_API_KEY")        {"Authorization": "Bearer ..."}
     redacted("no key sk-abc...")       "no key ***"
-    shown("a\\x1b[2J")                  "a\\\\x1b[2J"
+    visible("a\\x1b[2J")                  "a\\\\x1b[2J"
 
 A secret is the value of an environment variable that names one (..._KEY, ..._TOKEN, ...) or that a
 key was read from, the password of an address, and whatever has the form of a key. Every header is
 made by `signed_in`; every foreign text that becomes a message goes through `text.one_line`, every
-reply of a server through `without_key`, and the terminal through `shown` and `redacted`.
+reply of a server through `without_key`, and the terminal through `visible` and `redacted`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def without_key(body: bytes, headers: Mapping[str, str]) -> bytes:
     return body.replace(raw, HIDDEN.encode())
 
 
-def shown(text: str) -> str:
+def visible(text: str) -> str:
     """The text with the characters that a terminal obeys, or that nobody sees, by their code."""
     if text.isascii() and text.isprintable():
         return text

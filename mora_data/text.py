@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from .secrets import redacted, shown
+from .secrets import redacted, visible
 from .types import Message, Messages
 
 K = TypeVar("K", bound="str | tuple[str, str]")
@@ -133,7 +133,7 @@ def transcript(messages: Sequence[Message]) -> str:
 
 def one_line(text: object, at_most: int = 200) -> str:
     """A text from elsewhere, as of an error, on one line: no secret, no control character."""
-    return shown(" ".join(redacted(str(text)).split()))[:at_most]
+    return visible(" ".join(redacted(str(text)).split()))[:at_most]
 
 
 def tongue_of(text: str) -> str:

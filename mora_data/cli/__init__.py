@@ -19,7 +19,7 @@ from typing import Any, TextIO, cast
 
 from .. import __version__
 from ..errors import MoraError
-from ..secrets import redacted, refuse_password, shown
+from ..secrets import redacted, refuse_password, visible
 from ..types import STAGES
 from . import commands
 
@@ -43,7 +43,7 @@ class _Terminal:
 
     def write(self, text: str) -> int:
         start = "\r" if text.startswith("\r") else ""
-        self._stream.write(start + shown(redacted(text.removeprefix("\r"))))
+        self._stream.write(start + visible(redacted(text.removeprefix("\r"))))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -56,7 +56,7 @@ def _run(argv: list[str], own: bool) -> int:
     again = shlex.join(["mora-data", *(a for a in argv if a != "--fresh")])
     interrupted = f"\ninterrupted; what was answered is kept. To go on: {again}\n"
     if own:
-        _end_at_second_interrupt(shown(redacted(interrupted)))
+        _end_at_second_interrupt(visible(redacted(interrupted)))
     # requests leave no cycles behind; looking for them every 700 objects took 8 % of the CPU
     gc.set_threshold(20_000, 20, 50)
     signal.signal(signal.SIGTERM, _stop)
