@@ -28,6 +28,7 @@ from .engines.engine import Engine
 from .errors import LimitReached, MoraError, NothingSelected, UnreliableScores
 from .prompts.context import BuildContext
 from .prompts.context import load as load_context
+from .prompts.judge_audit import audit_of_build
 from .prompts.judge_calibration import (
     Running,
     check_drift,
@@ -41,6 +42,7 @@ from .prompts.result import PromptResult
 from .prompts.runner import PartitionRunner, ask_partitions, is_finalized
 from .prompts.volume import requests_of
 from .resources import Secret
+from .rewards.audit import Audit
 from .run.cost import CostTracker, load_prices
 from .run.files import json_hash, read_json, write_whole
 from .run.folder import (
@@ -114,6 +116,7 @@ class Asked:
 
     context: BuildContext | None = None
     engines: Mapping[Role, Engine] = field(default_factory=dict)
+    audit: Audit | None = None
     drift: Mapping[str, Any] = field(default_factory=dict)
     damaged: int = 0
     given_up: Mapping[int, str] = field(default_factory=dict)
@@ -158,7 +161,9 @@ def run_build(
         prices = load_prices(settings.limits.prices)
         context = _load_context(settings, options, benchmarks, secret)
     source = open_source(settings, options.sample, list(options.data))
-    with RunFolder(run_dir_of(settings, options), _identity(settings, source), options.fresh) as f:
+    with RunFolder(
+        run_dir_of(settings, options), identity_of(settings, source), options.fresh
+    ) as f:
         secret.key = f.secret
         cost = CostTracker(f, settings.limits, prices, stats) if prices is not None else None
         build = Build(settings, options, progress, stats, f, benchmarks, bool(notes), cost, started)
@@ -223,7 +228,7 @@ def run_dir_of(settings: BuildSettings, options: BuildOptions) -> Path:
     return options.out or Path("runs") / settings.name
 
 
-def _identity(settings: BuildSettings, source: OpenedSource) -> dict[str, str]:
+def identity_of(settings: BuildSettings, source: OpenedSource) -> dict[str, str]:
     """What a run folder is a build of: another source is another run."""
     return {
         "source": settings.source.kind,
@@ -287,7 +292,7 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
     build.progress.finish()
     mined = {
         "basis": key,
-        "identity": _identity(s, source),
+        "identity": identity_of(s, source),
         "n_parts": n_parts,
         "prompts": [Partition(build.folder.path, n).prompts_hash() for n in range(n_parts)],
         **counts.as_dict(),
@@ -344,6 +349,7 @@ async def _ask(
             cost.start([e.model for e in engines.values()])
             runner = PartitionRunner(engines, build.stats, settings.seed, limiters=context.limiters)
             running = Running(folder, engines, build.stats, progress, runner)
+            audit = await _audit(build, context, engines)
             context = context.with_judge_stats(await measure_judges(context, running, parts))
             _warn_of_family(engines, progress)
             check_reliability(context, progress.message)
@@ -358,11 +364,30 @@ async def _ask(
                     f"{damaged} damaged lines in the answer logs of {folder.path}/parts: their"
                     " answers were asked again"
                 )
-            return Asked(context, engines, drift, damaged, given_up)
+            return Asked(context, engines, audit, drift, damaged, given_up)
         finally:
             for engine in {id(e): e for e in engines.values()}.values():
                 await engine.close()
             cost.save()
+
+
+async def _audit(
+    build: Build, context: BuildContext, engines: Mapping[Role, Engine]
+) -> Audit | None:
+    """The judges against the source's labels; the sample's labels are nobody's."""
+    s, options, folder = build.settings, build.options, build.folder
+    if options.sample or options.only or build.recorded:
+        return None
+    return await audit_of_build(
+        s,
+        context.sources,
+        engines,
+        str(folder.manifest()["identity"]["revision"]),
+        lambda: open_source(s, False, list(options.data)),
+        folder,
+        build.progress,
+        build.stats,
+    )
 
 
 async def _run_partitions(
@@ -683,6 +708,7 @@ def _manifest(
         "errors": errors,
         "templates": context.templates if context is not None else {},
         "reference": context.judge_stats.published() if context is not None else {},
+        "judge_audit": asked.audit,
         "models": {r: e.model for r, e in asked.engines.items()},
         "simulated": asked.simulated if asked.engines else None,
         "pairs": 0,

@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--version", action="version", version=f"mora-data {__version__}")
     sub = p.add_subparsers(required=True, metavar="COMMAND")
     _add_build(sub)
+    _add_audit(sub)
     c = _command(sub, "status", commands.print_status, "how far a run is, what was dropped and why")
     _run_dir(c)
     _switch(c, "--json", "one JSON object on stdout")
@@ -218,28 +219,7 @@ def _add_build(sub: Any) -> None:
         commands.build_dataset,
         "mine, fuse, sample, score, select, publish; run again to resume",
     )
-    text = "a builder (see `mora-data list sources`) or a path to a YAML file"
-    _value(b, "--source", "NAME", text, required=True)
-    where = b.add_mutually_exclusive_group()
-    _switch(where, "--sample", "use the rows bundled with the package; no network")
-    text = "local files or a folder in the source's schema (json, jsonl, csv, parquet, .gz)"
-    _value(where, "--data", "PATH", text, nargs="+", action="extend", type=Path, default=[])
-    text = (
-        "OpenAI-compatible endpoint, up to and including /v1; several times, or with commas:"
-        " replicas of one model"
-    )
-    _value(b, "--base-url", "URL", text, action="append")
-    _value(b, "--model", "ID", "policy model; not needed when the endpoint serves one")
-    text = (
-        "openai, batch, transformers, vllm, scripted (a simulator) or recorded "
-        "(the rows' own answers)"
-    )
-    _value(b, "--engine", "KIND", text)
-    text = "endpoint of the judge, if another; replicas likewise"
-    _value(b, "--judge-base-url", "URL", text, action="append")
-    _value(b, "--judge-model", "ID", "judge model, if another")
-    text = "run folder, a path or a URL as s3://bucket/run (default: runs/<name>)"
-    _value(b, "--out", "RUN_DIR", text, type=_folder)
+    _add_source(b)
     _value(b, "--limit", "N", "prompts to keep, in source order", type=int)
     _value(b, "--seed", "N", "run seed", type=int)
     text = "stop when the run folder's builds have spent this much"
@@ -271,6 +251,55 @@ def _add_build(sub: Any) -> None:
     _value(b, "--gpu-price", "MONEY", "with --gpus: of one GPU for an hour", type=float)
     _switch(b, "--fresh", "start anew: forget what the run folder holds")
     _switch(b, "--json", "one JSON object on stdout at the end")
+
+
+def _add_source(p: argparse.ArgumentParser) -> None:
+    """Rows, models and run folder: of a build and of an audit before it."""
+    text = "a builder (see `mora-data list sources`) or a path to a YAML file"
+    _value(p, "--source", "NAME", text, required=True)
+    where = p.add_mutually_exclusive_group()
+    _switch(where, "--sample", "use the rows bundled with the package; no network")
+    text = "local files or a folder in the source's schema (json, jsonl, csv, parquet, .gz)"
+    _value(where, "--data", "PATH", text, nargs="+", action="extend", type=Path, default=[])
+    text = (
+        "OpenAI-compatible endpoint, up to and including /v1; several times, or with commas:"
+        " replicas of one model"
+    )
+    _value(p, "--base-url", "URL", text, action="append")
+    _value(p, "--model", "ID", "policy model; not needed when the endpoint serves one")
+    text = (
+        "openai, batch, transformers, vllm, scripted (a simulator) or recorded "
+        "(the rows' own answers)"
+    )
+    _value(p, "--engine", "KIND", text)
+    text = "endpoint of the judge, if another; replicas likewise"
+    _value(p, "--judge-base-url", "URL", text, action="append")
+    _value(p, "--judge-model", "ID", "judge model, if another")
+    text = "run folder, a path or a URL as s3://bucket/run (default: runs/<name>)"
+    _value(p, "--out", "RUN_DIR", text, type=_folder)
+
+
+def _add_audit(sub: Any) -> None:
+    a = _command(
+        sub,
+        "audit",
+        commands.audit_judges,
+        "how far the judges agree with people, on answers that the source's rows have labels for",
+    )
+    _add_source(a)
+    text = "pairs of answers per dimension, the first of the source (default: audit.limit, 50)"
+    _value(a, "--limit", "N", text, type=int)
+    _value(a, "--seed", "N", "run seed", type=int)
+    text = "builder whose judges score the same pairs, to compare"
+    _value(a, "--compare", "OTHER", text)
+    text = "the same with a setting changed, as 'rewards.harmless.template=my.j2'; repeat it"
+    _value(a, "--compare-set", "KEY=VALUE", text, action="append", default=[])
+    text = "stop when the run folder has spent this much"
+    _value(a, "--max-cost", "MONEY", text, type=float)
+    _value(a, "--max-tokens", "N", "stop when it has used this many tokens", type=int)
+    _value(a, "--set", "KEY=VALUE", "any setting", action="append", default=[])
+    _switch(a, "--dry-run", "requests, tokens and money, and nothing else")
+    _switch(a, "--json", "one JSON object on stdout")
 
 
 def _numbers(text: str) -> list[int]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,25 +49,35 @@ def build_dataset(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> BuildSettings:
-    from ..settings import load_settings, parse_override
+    from ..settings import load_settings
+
+    flags = {
+        "mine.limit": args.limit,
+        "executor": args.executor,
+        "fuse.arms": None if args.arms is None else _parts(args.arms),
+        "select.allow_unreliable": True if args.allow_unreliable else None,
+    }
+    return load_settings(args.source, _overrides(args, flags))
+
+
+def _overrides(args: argparse.Namespace, flags: Mapping[str, object]) -> dict[str, object]:
+    """What --set and the flags say; those of rows, models and limits are common to build and
+    audit."""
+    from ..settings import parse_override
 
     overrides = dict(parse_override(text) for text in args.set)
-    flags = {
+    common = {
         **_urls("policy", args.base_url),
         **_urls("judge", args.judge_base_url),
         "policy.model": args.model,
         "policy.engine": args.engine,
         "judge.model": args.judge_model,
-        "mine.limit": args.limit,
         "seed": args.seed,
-        "executor": args.executor,
         "limits.max_cost": args.max_cost,
         "limits.max_tokens": args.max_tokens,
-        "fuse.arms": None if args.arms is None else _parts(args.arms),
-        "select.allow_unreliable": True if args.allow_unreliable else None,
     }
-    overrides.update({k: v for k, v in flags.items() if v is not None})
-    return load_settings(args.source, overrides)
+    given = {k: v for k, v in {**common, **flags}.items() if v is not None}
+    return {**overrides, **given}
 
 
 def _parts(text: str) -> list[str]:
@@ -144,6 +154,43 @@ def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
         print(f"dataset {summary.dataset_dir}")
         if (Path(summary.run_dir) / "report.html").exists():
             print(f"report {Path(summary.run_dir) / 'report.html'}")
+
+
+def audit_judges(args: argparse.Namespace) -> None:
+    """The judges against the labels of the source's rows."""
+    from dataclasses import asdict
+
+    from ..pipeline import identity_of, run_dir_of
+    from ..prompts.judge_audit import run_audit
+    from ..run.folder import RunFolder
+    from ..run.progress import Progress
+    from ..run.stats import RunStats
+    from ..settings import BuildOptions, load_settings, parse_override
+    from ..sources.mine import open_source
+    from .show import audit_lines
+
+    overrides = _overrides(args, {"audit.limit": args.limit})
+    settings, other = load_settings(args.source, overrides), None
+    if settings.role("judge").engine == "recorded":
+        raise SettingsError("an audit asks the judges: leave --engine recorded out")
+    if not settings.audit.limit:
+        raise SettingsError("audit.limit is 0, so there is nothing to do: give --limit N")
+    if args.compare or args.compare_set:
+        changed = dict(parse_override(text) for text in args.compare_set)
+        other = load_settings(args.compare or args.source, {**overrides, **changed})
+    options = BuildOptions(args.sample, tuple(args.data), args.out)
+    opened = open_source(settings, args.sample, args.data)
+    if args.dry_run:
+        from .dry_run import audit_estimate
+
+        tree = asdict(audit_estimate(settings, other, opened))
+        _print(args, tree, [f"{k:<20} {v}" for k, v in tree.items()])
+        return
+    stats = RunStats()
+    run_dir = run_dir_of(settings, options)
+    with RunFolder(run_dir, identity_of(settings, opened), fresh=False) as folder:
+        found = run_audit(settings, other, opened, args.sample, folder, Progress(stats), stats)
+    _print(args, asdict(found), audit_lines(found))
 
 
 def print_status(args: argparse.Namespace) -> None:

@@ -29,11 +29,12 @@ from tempfile import TemporaryDirectory
 from ..engines import resolve
 from ..errors import SettingsError
 from ..prompts.volume import JUDGE_PROMPT_TOKENS, Volume, volume
+from ..rewards.audit import labelled_pairs
 from ..run.cost import Prices, load_prices
 from ..run.progress import Progress
 from ..run.stats import RunStats
-from ..settings import BuildOptions, BuildSettings
-from ..sources.mine import MineCounts, as_recorded, mine, open_source
+from ..settings import BuildOptions, BuildSettings, RewardSettings
+from ..sources.mine import MineCounts, OpenedSource, as_recorded, mine, open_source
 from ..text import n_tokens
 from ..types import Prompt
 
@@ -75,12 +76,24 @@ class ProbeCost:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditCost:
+    """What an audit of the judges takes; no money where the judge's price is not known."""
+
+    pairs: int
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    cost: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """What a build takes, low and high.
 
     Attributes:
         rows: read from the source, of which `prompts` were kept.
         assumed_tokens_per_s: behind `seconds`; None where they were measured.
+        audit: of the judges, beside the numbers above, once, whatever the number of prompts.
     """
 
     prompts: int
@@ -94,6 +107,7 @@ class Estimate:
     assumed_tokens_per_s: float | None = None
     from_probe: tuple[str, ...] | None = None
     probe: ProbeCost | None = None
+    audit: AuditCost | None = None
 
     def as_dict(self) -> dict[str, object]:
         """What is printed: no price is null, the last three are left out where they are None."""
@@ -124,7 +138,56 @@ def estimate(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> Est
         cost=None,
         seconds=(round(low.tokens / TOKENS_PER_S), round(high.tokens / TOKENS_PER_S)),
         assumed_tokens_per_s=TOKENS_PER_S,
+        audit=_audit_of_build(settings, sample or bool(recorded), data),
     )
+
+
+def audit_estimate(
+    settings: BuildSettings, other: BuildSettings | None, opened: OpenedSource
+) -> AuditCost:
+    """What `mora-data audit` takes. Reads the source rows; asks no model.
+
+    Raises:
+        SourceError: the rows can't be read.
+    """
+    pairs = labelled_pairs(opened, settings).pairs
+    n = tokens_in = tokens_out = 0
+    cost: float | None = 0.0
+    prices = load_prices(settings.limits.prices)
+    for s in (settings, other):
+        if s is None:
+            continue
+        asked = [sum(_asks(r) for r in s.reward_sources(p.dimension)) for p in pairs]
+        texts = [
+            n_tokens(" ".join(m["content"] for m in side.messages)) + n_tokens(side.text)
+            for p in pairs
+            for side in (p.better, p.worse)
+        ]
+        share = 1 + s.presample.repeat_share
+        requests = round(share * 2 * sum(asked))
+        both = [a + b for a, b in zip(texts[::2], texts[1::2], strict=True)]
+        into = share * sum(
+            k * (2 * JUDGE_PROMPT_TOKENS + t) for k, t in zip(asked, both, strict=True)
+        )
+        n, tokens_in, tokens_out = n + requests, tokens_in + round(into), tokens_out + 8 * requests
+        more = prices.cost({s.role("judge").model or "": (round(into), 8 * requests, 0)})
+        cost = None if cost is None or more is None else cost + more
+    return AuditCost(len(pairs), n, tokens_in, tokens_out, cost)
+
+
+def _audit_of_build(
+    settings: BuildSettings, unlabelled: bool, data: Sequence[Path]
+) -> AuditCost | None:
+    """That of a build's own audit; None where it makes none."""
+    if unlabelled or settings.role("judge").engine == "scripted":
+        return None
+    found = audit_estimate(settings, None, open_source(settings, False, list(data)))
+    return found if found.pairs else None
+
+
+def _asks(reward: RewardSettings) -> bool:
+    """Whether a reward asks a model."""
+    return reward.kind not in ("precomputed", "rules", "python")
 
 
 def _generated(settings: BuildSettings, prompts: Iterable[Prompt]) -> tuple[Volume, Volume]:
@@ -135,11 +198,7 @@ def _generated(settings: BuildSettings, prompts: Iterable[Prompt]) -> tuple[Volu
 
 def _recorded(settings: BuildSettings, prompts: Iterable[Prompt]) -> tuple[Volume, Volume]:
     """Recorded answers: only rewards that are models ask, once for each answer."""
-    asking = sum(
-        r.kind not in ("precomputed", "rules", "python")
-        for d in settings.dimensions
-        for r in settings.reward_sources(d)
-    )
+    asking = sum(_asks(r) for d in settings.dimensions for r in settings.reward_sources(d))
     lengths = [n_tokens(p.text) + n_tokens(r.text) for p in prompts for r in p.recorded]
     requests = asking * len(lengths)
     tokens = asking * (sum(lengths) + JUDGE_PROMPT_TOKENS * len(lengths))

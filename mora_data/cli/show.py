@@ -17,7 +17,9 @@ from .. import resources
 from ..text import commonest_first
 
 if TYPE_CHECKING:
+    from ..prompts.judge_audit import AuditResult
     from ..report.values import ComparisonReport, Report
+    from ..rewards.audit import AuditRow
     from ..run.folder import StageCounts
 
 WIDTH = 54
@@ -61,6 +63,57 @@ def report_lines(report: Report) -> list[str]:
     if report["doubts"]:
         lines += ["", "what to doubt:", *(f"- {d}" for d in report["doubts"])]
     return [*lines, ""]
+
+
+def audit_lines(found: AuditResult) -> list[str]:
+    """A table of the judges against labels, then what each row says in words."""
+    lines: list[str] = []
+    for name, audit in (("", found.audit), ("second: ", found.other)):
+        if audit is None:
+            continue
+        if audit["simulated"]:
+            lines.append("the judge is the built-in simulator: this says nothing of a real one")
+        head = "source dimension pairs read agreement length over-length ties noise flips".split()
+        table = [head, *(_audit_cells(name, row) for row in audit["rows"])]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines += [
+            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        ]
+        lines += ["", *(row["sentence"] for row in audit["rows"])]
+        lines += [f"{d} was not audited: {why}." for d, why in audit["without"].items()]
+        if audit["owed"]:
+            lines.append(f"{audit['owed']} pairs could not be asked now: run the command again.")
+        lines.append("")
+    cost = "" if found.cost is None else f"   cost {found.cost:.4g}"
+    return [
+        *lines,
+        *(d["sentence"] for d in found.differences),
+        f"requests {found.requests}   replayed {found.replayed}   tokens {found.tokens['in']} in,"
+        f" {found.tokens['out']} out{cost}   {found.run_dir}/judge_audit.json",
+    ]
+
+
+def _audit_cells(name: str, row: AuditRow) -> list[str]:
+    def number(value: object, form: str = ".3f") -> str:
+        return "-" if value is None else format(value, form)
+
+    def within(v: Mapping[str, object], value: str, form: str) -> str:
+        ends = f" [{number(v['low'], form)}, {number(v['high'], form)}]"
+        return number(v[value], form) + (ends if v[value] is not None else "")
+
+    return [
+        name + row["source"],
+        row["dimension"],
+        str(row["pairs"]),
+        number(row["parse_rate"]),
+        within(row["agreement"], "rate", ".3f"),
+        within(row["length"], "rate", ".3f"),
+        within(row["over_length"], "gain", "+.3f"),
+        number(row["ties"]),
+        number(row["sigma"]) + (f" ({row['scored_twice']})" if row["scored_twice"] else ""),
+        number(row["position"]["flips"]["rate"] if row["position"] else None),
+    ]
 
 
 def compare_lines(tree: ComparisonReport) -> list[str]:

@@ -387,7 +387,7 @@ def unmeasured_blocks(published: PublishedManifest) -> list[str]:
         ),
         "agreement of judges with each other": not feedback.get("agreement"),
         "agreement with a held-out judge": not feedback.get("heldout"),
-        "agreement of judges with people": True,
+        "agreement of judges with people": not (m.get("judge_audit") or {}).get("rows"),
         "what training on these pairs does to a model": True,
     }
     unscored = [f"rewards in {d}: nobody scored this dimension" for d in folder["unscored"]]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..rewards.audit import knows_more_than_length
 from ..statistics.inference import LEAST_PROMPTS, MOST_LENGTH_GAP
 from .values import ComparisonReport, Report, ReviewNumbers, known
 
@@ -33,7 +34,9 @@ def unmeasured(report: Report, pii_counted: bool) -> list[str]:
         ),
         "hypervolume (more than three dimensions)": len(report["settings"]["dimensions"]) > 3,
         "agreement of judges with each other": not report["judge"]["feedback"],
-        "agreement with people (mora-data view --review)": not report.get("reviews"),
+        "agreement with people (mora-data audit, or mora-data view --review)": not (
+            report.get("reviews") or report.get("judge_audit")
+        ),
         "wording probe (it needs pairs of 50 prompts)": not report["pairs"].get("wording"),
         "overlap with evaluation sets": not report["contamination"],
         "personal data in texts": not pii_counted,
@@ -90,6 +93,9 @@ def _of_judge(r: Report) -> Iterator[str]:
             )
     if r["judge"]["provisional"]:
         yield f"Noise was measured on {r['judge']['n_rollouts']} answers only, which is few."
+    for row in (r.get("judge_audit") or {"rows": []})["rows"]:
+        if not knows_more_than_length(row):
+            yield f"Before the build, {row['sentence']}"
 
 
 def _of_arms(r: Report) -> Iterator[str]:

@@ -150,6 +150,7 @@ def finish_report(arms: ArmsReport, run_dir: Path) -> Report:
         "pairs": pairs,
         "examples": examples(table),
         "reviews": agreement(run_dir, table, seed),
+        "judge_audit": manifest.get("judge_audit"),
         "contamination": manifest.get("contamination"),
         "not_measured": [],
     }

@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from ..rewards.audit import Audit
 from ..statistics import Bools, Floats
 from ..statistics.inference import Bootstrap, rate_interval
 
@@ -388,6 +389,7 @@ class Report(_Common):
     pairs: PairNumbers
     examples: dict[str, list[str]]
     reviews: ReviewNumbers | None
+    judge_audit: Audit | None
     contamination: object
     not_measured: list[str]
 

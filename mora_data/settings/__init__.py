@@ -35,9 +35,11 @@ from .roles import (
     cache_tree,
 )
 from .stages import (
+    AuditSettings,
     Foresee,
     FuseSettings,
     GuardSettings,
+    LabelSettings,
     LimitSettings,
     MineSettings,
     PresampleSettings,
@@ -54,6 +56,7 @@ __all__ = [
     "GUARD_ROLE",
     "REWARD_ROLE",
     "ROLES",
+    "AuditSettings",
     "BatchSettings",
     "BuildOptions",
     "BuildSettings",
@@ -61,6 +64,7 @@ __all__ = [
     "Foresee",
     "FuseSettings",
     "GuardSettings",
+    "LabelSettings",
     "LimitSettings",
     "LocalSettings",
     "MineSettings",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from .. import resources
 from ..errors import SettingsError
@@ -20,6 +20,7 @@ from ..secrets import refuse_secrets
 from ..text import one_line
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 from .stages import (
+    AuditSettings,
     FuseSettings,
     LimitSettings,
     MineSettings,
@@ -62,7 +63,7 @@ class BuildSettings(Settings):
     """One build, end to end: what a file in builders/ holds."""
 
     not_in_rows = frozenset(
-        "name source mine rewards publish limits scripted recorded executor ray"
+        "name source mine rewards audit publish limits scripted recorded executor ray"
         " partition_size".split()
     )  # prompts come in by their hash, reward sources by theirs, models by their names
 
@@ -83,6 +84,8 @@ class BuildSettings(Settings):
     rewards: dict[str, list[RewardSettings]] = {}
     """Reward sources per dimension; a dimension without an entry gets the judge with its own
     template."""
+    audit: AuditSettings = AuditSettings()
+    """Judges against labels."""
     mine: MineSettings = MineSettings()
     """Mining."""
     presample: PresampleSettings = PresampleSettings()
@@ -110,6 +113,15 @@ class BuildSettings(Settings):
     """Run seed."""
     partition_size: Annotated[int, Field(ge=1, le=65536)] = 512
     """Prompts per partition."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _single_sources(cls, rewards: Any) -> Any:
+        """One source may stand without its list, so that --set rewards.helpful.template=... can
+        name it."""
+        if not isinstance(rewards, dict):
+            return rewards
+        return {d: [v] if isinstance(v, dict) else v for d, v in rewards.items()}
 
     @model_validator(mode="before")
     @classmethod

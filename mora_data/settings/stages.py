@@ -212,6 +212,36 @@ class RolloutSettings(Settings):
     more than 60 % of a side."""
 
 
+class LabelSettings(Settings):
+    """A rating of the source's rows that says how good an answer is in one dimension."""
+
+    rating: str
+    """Name of the rating in the rows, as `safe`; docs/rewards.md lists what each source has."""
+    invert: bool = False
+    """Higher is worse."""
+    stratum: str = "*"
+    """Pattern of the strata whose rows speak of the dimension, as helpful-*."""
+    by: str = "people"
+    """Who gave the ratings, as reports say it."""
+
+
+class AuditSettings(Settings):
+    """How far the judges agree with labels, measured before the build pays for their scores."""
+
+    limit: Annotated[int, Field(ge=0, le=100_000)] = 50
+    """Pairs of labelled answers per dimension, the first of the source; 0: no audit."""
+    labels: dict[str, LabelSettings] = {}
+    """Dimension to the rating that speaks of it: a name, or rating, invert, stratum and by; without
+    one a dimension is not audited."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _by_name(cls, labels: Any) -> Any:
+        if not isinstance(labels, dict):
+            return labels
+        return {d: {"rating": v} if isinstance(v, str) else v for d, v in labels.items()}
+
+
 class SelectSettings(Settings):
     """Which pairs become training data."""
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .inference import rate_interval
+from . import Floats, Ints
+from .inference import cluster_bootstrap, rate_interval
 
 ROUNDING = 1e-12  # sums of squares under it are none
 Z975 = NormalDist().inv_cdf(0.975)
@@ -28,6 +29,15 @@ class RateInterval(NamedTuple):
     rate: float | None
     low: float
     high: float
+    n: int
+
+
+class Gain(NamedTuple):
+    """A mean paired difference with its 95 % interval; None with fewer than two clusters."""
+
+    gain: float | None
+    low: float | None
+    high: float | None
     n: int
 
 
@@ -250,3 +260,31 @@ def rate(c: int, n: int) -> RateInterval:
     """c of n with its interval."""
     low, high = rate_interval(np.array(c), np.array(n))
     return RateInterval(c / n if n else None, float(low), float(high), n)
+
+
+def right(better_P: Floats, worse_P: Floats) -> Floats:
+    """Per pair of answers 1 where the better one has the higher score, 0.5 where both have the
+    same, 0 where it has the lower, NaN where one has none. Its mean is the pair accuracy, and over
+    pairs of all answers of two classes the AUC."""
+    return np.where(
+        np.isnan(better_P) | np.isnan(worse_P), np.nan, (1 + np.sign(better_P - worse_P)) / 2
+    )
+
+
+def label_agreement(
+    right_P: Floats, other_P: Floats, clusters_P: Ints
+) -> tuple[RateInterval, Gain]:
+    """The mean of `right_P`, and by how much it exceeds that of `other_P` where both are known;
+    pairs of one cluster are drawn together."""
+    boot = cluster_bootstrap(np.stack([right_P, right_P - other_P], axis=1), clusters_P)
+    low, high = (float(end[0]) for end in boot.rate())
+    n = int((~np.isnan(right_P)).sum())
+    known = bool(boot.n_M[0] > 1)
+    share = RateInterval(
+        float(boot.estimate_M[0]) if n else None, low if known else 0.0, high if known else 1.0, n
+    )
+    gain, ends = boot.estimate_M[1], [end[1] for end in boot.percentile()]
+    n_both = int((~np.isnan(right_P - other_P)).sum())
+    if boot.n_M[1] < 2:
+        return share, Gain(None, None, None, n_both)
+    return share, Gain(float(gain), float(ends[0]), float(ends[1]), n_both)

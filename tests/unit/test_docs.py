@@ -209,6 +209,7 @@ def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
     found = documented()
     assert len(found) >= 25
     assert {words[0] for _, words in found} == {
+        "audit",
         "build",
         "status",
         "push",
@@ -305,8 +306,8 @@ def settings_in(tree: object, owner: str = "") -> Iterator[str]:
         for key, value in tree.items():
             yield f"{owner}.{key}".lstrip(".")
             below = "role" if key in (*ROLES, "endpoint") else str(key)
-            # between rewards and a reward's settings stands the dimension
-            yield from settings_in(value, "rewards" if owner == "rewards" else below)
+            # between rewards or labels and their settings stands the dimension
+            yield from settings_in(value, owner if owner in ("rewards", "labels") else below)
             yield from settings_in(value, below)
 
 
