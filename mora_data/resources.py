@@ -5,9 +5,11 @@ A wheel carries them inside the package; an editable install or a checkout has t
 above it.
 
 A prompt template is Jinja in a sandbox that refuses undefined variables, with one block per chat
-message: `{% block system %}...{% endblock %}` (optional) and `{% block user %}...{% endblock %}`.
-Text that comes from a dataset or a model only ever enters as a variable, so it can neither open a
-block nor run code; and what a variable prints is `inert`, so it can't end a turn either.
+message, in their order: `{% block system %}...{% endblock %}` (optional), worked examples as
+`{% block user_1 %}` and `{% block assistant_1 %}` (optional), and `{% block user %}`. The name of a
+block begins with the role that speaks; one that renders to nothing is no message. Text that comes
+from a dataset or a model only ever enters as a variable, so it can neither open a block nor run
+code; and what a variable prints is `inert`, so it can't end a turn either.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment, nodes
 
 CACHE_ENV = "MORA_DATA_CACHE"
+ROLES = ("system", "user", "assistant")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -117,7 +120,11 @@ class Template:
             self._template = env.from_string(tree)
         except TemplateError as e:
             raise SettingsError(f"template {name}: {e} (line {getattr(e, 'lineno', '?')})") from e
-        self._blocks = self._template.blocks
+        self._blocks = {
+            name: block
+            for name, block in sorted(self._template.blocks.items(), key=lambda b: b[0] != "system")
+            if name.partition("_")[0] in ROLES
+        }
         self._globals = dict(self._template.globals)  # a ChainMap, slow to copy for each call
         if "user" not in self._blocks:
             raise SettingsError(
@@ -134,14 +141,12 @@ class Template:
 
         try:
             context = self._template.new_context({**self._globals, **variables}, shared=True)
-            out = [
-                Message(role=role, content="".join(self._blocks[role](context)).strip())
-                for role in ("system", "user")
-                if role in self._blocks
-            ]
+            said = [(name, "".join(block(context)).strip()) for name, block in self._blocks.items()]
         except TemplateError as e:
             raise SettingsError(f"template {self.name}: {e}") from e
-        return tuple(out)
+        return tuple(
+            Message(role=name.partition("_")[0], content=text) for name, text in said if text
+        )
 
 
 def load_template(folder_name: str, name: str, known: frozenset[str]) -> Template:

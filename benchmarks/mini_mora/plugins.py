@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _TASK = re.compile(r"^Task: (\w+)$", re.M)
 _TARGETS = re.compile(r"^Targets: (.+)$", re.M)
-_LENGTH = re.compile(r"^- Length: (\d+) to (\d+) tokens$", re.M)
+_LENGTH = re.compile(r"^Length: (\d+) to (\d+) tokens$", re.M)
 _PROMPT = re.compile(r"<prompt-(\w+)>\n(.+?)\n</prompt-\1>", re.S)
 _ARMS: Mapping[str, Arm] = {a: a for a in ("single", "generic", "random", "fused")}
 
@@ -76,7 +76,7 @@ def truthful(messages: Messages, answer: str) -> float | None:
 def rewrite(messages: Messages) -> str | None:
     """The arm's form of the prompt in a request that the package's fuse template made; None where
     it is none of this world's."""
-    system, user = messages[0]["content"], messages[-1]["content"]
+    system, user = messages[0]["content"], "\n".join(m["content"] for m in messages[1:])
     task, prompt = _TASK.search(system), _PROMPT.search(user)
     found = _asked(prompt[2]) if prompt else None
     if task is None or prompt is None or found is None or task[1] not in _ARMS:
@@ -84,7 +84,7 @@ def rewrite(messages: Messages) -> str | None:
     topic, ask, k = found
     rng = random.Random(prompt[2])
     targets, variant = rng.choice(fusions(ask.base)).targets, k % 4 + 4 * rng.randrange(2)
-    wanted, within = _TARGETS.search(system), _LENGTH.search(system)
+    wanted, within = _TARGETS.search(system), _LENGTH.search(user[prompt.end() :])
     if task[1] == "fused" and wanted:
         named = tuple(d for d in DIMENSIONS if d in wanted[1].split(", ") and d != OWN[ask.base])
         targets = named or targets

@@ -53,7 +53,10 @@ def volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) -
     fused = arms * rewriting / max(n_arms, 1) * s.fuse.candidates
     harm_before = arms / n_arms if rewriting and "harm" in s.fuse.checks else 0
     tries = (s.fuse.retries + 1) if upper else 1
-    checked = (fused * len(s.fuse.checks) + harm_before) * tries
+    fusing = sum(a not in ("identity", *s.fuse.length_matched) for a in s.fuse.arms)
+    # whether the targets are asked for: a verdict on each rewrite in which cues can't tell
+    undecided = arms * fusing / max(n_arms, 1) * s.fuse.candidates * upper
+    checked = (fused * len(s.fuse.checks) + harm_before + undecided) * tries
     probes = fused * tries * s.fuse.probe if presamples else 0.0
     confirmed_answers = arms * min(2 * s.select.confirm_top, s.rollout.n)
     confirmed = confirmed_answers * dims if s.select.confirm else 0.0

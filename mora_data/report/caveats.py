@@ -15,6 +15,7 @@ LEAST_RELIABILITY = 0.3
 SOUND_RELIABILITY = 0.7
 MOST_WORDING_AUC = 0.9
 MOST_REFUSAL = 0.8
+LEAST_FUSED = 0.75
 LEAST_AGREEMENT = 0.5  # a coin's
 LENGTH_AUC = (0.45, 0.55)
 MATCHED = ("single", "generic", "random")
@@ -129,6 +130,14 @@ def _of_arms(r: Report) -> Iterator[str]:
 
 
 def _of_fusion(r: Report) -> Iterator[str]:
+    rewrites = r["figures"]["funnel"]["arms"].get("fused")
+    if rewrites and known(rewrites["accepted"]["value"]) < LEAST_FUSED:
+        check, n = max(rewrites["failed"].items(), key=lambda kv: kv[1])
+        yield (
+            f"Of {rewrites['tried']} prompts {100 * known(rewrites['accepted']['value']):.0f} %"
+            f" could be fused; most of the others, {n}, fell at the check {check}. What is left is"
+            " not what was mined."
+        )
     funnel = r["figures"]["funnel"]["by_category"].get("fused") or {}
     rates = {c: v["accepted"] for c, v in funnel.items() if v["accepted"]["n"] >= 10}
     if len(rates) > 1:

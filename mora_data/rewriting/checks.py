@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import SettingsError
 from ..rewards.rules import is_refusal, is_repetitive
 from ..text import n_tokens, normalise, script_of, tongue_of, words
-from ..types import Prompt
+from ..types import Messages, Prompt
 from . import hostile, patterns
 from .patterns import MAX_SHARE, asks_for, content_stems, stem
 from .reply import Rewrite
@@ -37,6 +37,7 @@ MAX_SIMILARITY = 0.95  # Jaccard of the token sets
 MIN_NEW_WORDS = 3  # words that the prompt lacks, one of them a content word
 MAX_QUESTIONS = 4  # question marks
 MAX_SHARED_WORDS = 11  # longest run of words shared with a rollout
+MAX_EXAMPLE_SHARE = 0.5  # of the stems that name a worked example's subject
 LENGTH_CAP = 220  # tokens
 MAX_CHARS = 40  # for each token that a rewrite may have
 
@@ -69,6 +70,15 @@ def budget(original: str) -> Budget:
     return Budget(low, max(min(max(4 * n, n + 60), LENGTH_CAP), math.ceil(1.25 * n)))
 
 
+def example_subjects(messages: Messages) -> list[frozenset[str]]:
+    """Stems that name the subject of each worked example in a request: those which question and
+    reply have in common and which the last turn lacks. Examples are the turns before the last one,
+    without the system's."""
+    turns = [content_stems(m["content"]) for m in messages if m["role"] != "system"]
+    pairs = zip(turns[:-1:2], turns[1:-1:2], strict=False)
+    return [frozenset((question & reply) - turns[-1]) for question, reply in pairs]
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a rewrite is held to.
@@ -76,6 +86,7 @@ class Limits:
     Attributes:
         within: its length.
         rollouts: answers to the original, which it must not carry.
+        examples: stems that name the subjects of the examples that the rewriter was shown.
         risky: the original asks for something harmful, which the rewrite may not ask for.
         forbidden: phrases that it may not use.
         premise: a claim that was supplied for it; any other has to be asked about, not stated as
@@ -86,6 +97,7 @@ class Limits:
 
     within: Budget
     rollouts: Sequence[str] = ()
+    examples: Sequence[frozenset[str]] = ()
     risky: bool = False
     forbidden: Sequence[str] = ()
     premise: str = ""
@@ -108,6 +120,8 @@ def check(original: Prompt, rewrite: Rewrite | str, limits: Limits) -> list[Chec
     out = [
         Check("parse", True),
         Check("rewriter_refusal", True),
+        _copied(x, y, limits.examples),
+        _answers(x, y),
         _length(y, limits.within),
         _subject(x, y, limits.similarity),
         _changed(x, y),
@@ -136,9 +150,9 @@ def language_of(text: str) -> str:
 def feedback(checks: Sequence[Check]) -> list[str]:
     """One sentence for each failed check, for the next attempt."""
     return [
-        _FEEDBACK[c.name.partition("_")[0] if c.name.startswith("intent_") else c.name].format(
-            detail=c.detail
-        )
+        _FEEDBACK[
+            c.name.partition("_")[0] if c.name.startswith(("intent_", "target_")) else c.name
+        ].format(detail=c.detail)
         for c in checks
         if not c.passed
     ]
@@ -152,14 +166,28 @@ def _not_one_turn(x: str, y: str) -> str:
     return "template tags" if patterns.OUR_TAG.search(y) else ""
 
 
+def _copied(x: str, y: str, examples: Sequence[frozenset[str]]) -> Check:
+    """The subject of no worked example shines through."""
+    new = content_stems(y) - content_stems(x)
+    share, seen = max(
+        ((len(new & e) / len(e), ", ".join(sorted(new & e))) for e in examples if e),
+        default=(0, ""),
+    )
+    return Check("copies_example", share < MAX_EXAMPLE_SHARE, share, seen)
+
+
+def _answers(x: str, y: str) -> Check:
+    """It still asks: a question mark or a request, as far as English tells one."""
+    asks = patterns.QUESTION_MARK.search(y) or patterns.REQUEST.search(y)
+    known = patterns.QUESTION_MARK.search(x) or tongue_of(y) == "english"
+    return Check("answers", asks is not None or not known)
+
+
 def _length(y: str, within: Budget) -> Check:
     n = n_tokens(y)
-    return Check(
-        "length",
-        within.min <= n <= within.max,
-        n,
-        f"{n} tokens, wanted {within.min} to {within.max}",
-    )
+    side = "short" if n < within.min else "long"
+    detail = f"too {side}, {n} tokens where {within.min} to {within.max} are wanted"
+    return Check("length", within.min <= n <= within.max, n, detail)
 
 
 def _subject(x: str, y: str, similarity: Callable[[str, str], float] | None) -> Check:
@@ -307,7 +335,10 @@ _FEEDBACK = {
     "rewriter_refusal": (
         "Nothing was rewritten. Do not answer the question; ask for the legitimate need next to it."
     ),
-    "length": "The length is wrong: {detail}.",
+    "copies_example": "That is about the subject of an example ({detail}). Keep to this question.",
+    "answers": "That answers. Write a question, as the asker would put it.",
+    "target": "That lacks this: {detail}.",
+    "length": "That is {detail}.",
     "subject": "The subject got lost. Keep these words: {detail}.",
     "changed": "Too little was added ({detail}). Add one concrete need for each target.",
     "meta": "The question must not speak of itself or of assistants. Leave out: {detail}.",

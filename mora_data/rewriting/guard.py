@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -37,7 +37,7 @@ from ..settings import GUARD_ROLE, BuildSettings
 from ..text import seed_of
 from ..types import Answer, Messages, Request, Sampling
 from .checks import Check
-from .intents import Intent
+from .intents import Intent, is_asked
 from .patterns import content_stems
 
 GUARD_VARIABLES = frozenset(("question", "history", "answer"))
@@ -45,6 +45,7 @@ MAX_HARM_GAIN = 0.05  # P(harmful request | x') <= P(harmful request | x) + 0.05
 RISKY = 0.75  # from here on a question asks for something harmful, by a judge's level
 RISKY_GUARD = 0.5  # the same by a guard's probability
 MIN_LEVEL, MAX_DECOY_LEVEL = 4, 2  # of a wanted dimension, and of one that nobody wants
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DECOYS = (
     Intent("The answer is in verse.", "It asks for rhymes, a song or a poem."),
     Intent("A coat of arms is described.", "It asks what stands on a shield, a flag or a seal."),
@@ -67,11 +68,12 @@ class Guard:
         self, settings: BuildSettings, specs: Mapping[str, Intent], secret: Secret
     ) -> None:
         known = frozenset(("question", "history", "nonce"))
+        more = {"intent": {"needs"}, "targets": {"asks"}}
         self._checks, self._model = settings.fuse.checks, settings.fuse.guard
         self.risky = RISKY if self._model is None else RISKY_GUARD
         self.templates: dict[str, Template] = {
-            name: load_template("guard", name, known | ({"needs"} if name == "intent" else set()))
-            for name in self._checks
+            name: load_template("guard", name, known | more.get(name, set()))
+            for name in ("targets", *self._checks)
             if name != "harm" or self._model is None
         }
         if self._model is not None and self._model.template is not None:
@@ -133,6 +135,37 @@ class Guard:
         )
         return [c for checks in found for c in checks]
 
+    async def targets(
+        self, ask: Ask, prompt_id: str, messages: Messages, wanted: Sequence[str]
+    ) -> list[Check]:
+        """Whether a rewrite asks for each wanted dimension: by the cues of its
+        intent, and where these can't tell, by the judge, in one call for all such dimensions."""
+        by_cue = {d: is_asked(self._specs[d], messages[-1]["content"]) for d in wanted}
+        unknown = [d for d in wanted if by_cue[d] is None]
+        said = await self._asked(ask, prompt_id, messages, unknown) if unknown else {}
+        seen = {d: said[d] if d in said else by_cue[d] is True for d in wanted}
+        return [
+            Check(f"target_{d}", seen[d], float(seen[d]), self._specs[d].ask[0]) for d in wanted
+        ]
+
+    async def _asked(
+        self, ask: Ask, prompt_id: str, messages: Messages, wanted: Sequence[str]
+    ) -> dict[str, bool]:
+        """The judge's word for each dimension; what can't be read is no."""
+        letters = dict(zip(LETTERS, wanted, strict=False))
+        schema = _schema(letters, {"type": "string", "enum": ["yes", "no"]})
+        asks = [{"letter": x, "ask": " or ".join(self._specs[d].ask)} for x, d in letters.items()]
+        said = await self._ask(
+            ask,
+            prompt_id,
+            self._render("targets", messages, asks=asks),
+            "guard:targets",
+            schema,
+            r"\{" + ", ".join(f'"{x}": "(yes|no)"' for x in letters) + r"\}",
+            lambda a: _said(a.text, letters, texts_of(messages)),
+        )
+        return {d: said is not None and said[x] == "yes" for x, d in letters.items()}
+
     async def _harm(
         self, ask: Ask, prompt_id: str, messages: Messages, before: float | None
     ) -> list[Check]:
@@ -156,14 +189,7 @@ class Guard:
         text = messages[-1]["content"]
         needs = self._needs(prompt_id, text, wanted)
         letters = [str(n["letter"]) for n in needs]
-        schema = {
-            "type": "object",
-            "properties": {
-                x: {"type": "integer", "minimum": 1, "maximum": LEVELS} for x in letters
-            },
-            "required": letters,
-            "additionalProperties": False,
-        }
+        schema = _schema(letters, {"type": "integer", "minimum": 1, "maximum": LEVELS})
         pattern = r"\{" + ", ".join(f'"{x}": [1-5]' for x in letters) + r"\}"
         levels = await self._ask(
             ask,
@@ -190,7 +216,7 @@ class Guard:
         rng.shuffle(needs)
         return [
             {
-                "letter": "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[i],
+                "letter": LETTERS[i],
                 "dim": d,
                 "definition": spec.definition,
                 "need": spec.need,
@@ -225,19 +251,37 @@ class Guard:
         return None
 
 
+def _schema(letters: Iterable[str], value: Mapping[str, object]) -> Mapping[str, object]:
+    """An object that gives each letter such a value."""
+    return {
+        "type": "object",
+        "properties": dict.fromkeys(letters, value),
+        "required": list(letters),
+        "additionalProperties": False,
+    }
+
+
 @reads_reply(None)
-def _levels(text: str, letters: Sequence[str], shown: Sequence[str] = ()) -> dict[str, int] | None:
+def _levels(text: str, letters: Iterable[str], shown: Sequence[str] = ()) -> dict[str, int] | None:
     """The level of each letter in a reply, or None when one is missing or out of range, or all of
     it is a quotation of what was shown."""
-    start, end = text.find("{"), text.rfind("}")
-    if stands_in(text[start : end + 1], shown):
-        return None
-    found = json.loads(text[start : end + 1])
-    if not isinstance(found, dict):
-        return None
-    levels = {x: found.get(x) for x in letters}
-    if not all(
-        isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= LEVELS for v in levels.values()
-    ):
+    levels = _by_letter(text, letters, shown)
+    if any(type(v) is not int or not 1 <= v <= LEVELS for v in levels.values()):
         return None
     return {x: v for x, v in levels.items() if isinstance(v, int)}
+
+
+@reads_reply(None)
+def _said(text: str, letters: Iterable[str], shown: Sequence[str]) -> dict[str, str] | None:
+    """Yes or no for each letter in a reply, or None when one is missing, or all of it is a
+    quotation of what was shown."""
+    said = {x: str(v).strip(" .").lower() for x, v in _by_letter(text, letters, shown).items()}
+    return said if set(said.values()) <= {"yes", "no"} else None
+
+
+def _by_letter(text: str, letters: Iterable[str], shown: Sequence[str]) -> dict[str, object]:
+    """What the JSON object in a reply gives for each letter, None where it gives nothing."""
+    start, end = text.find("{"), text.rfind("}")
+    quoted = stands_in(text[start : end + 1], shown)
+    found = None if quoted else json.loads(text[start : end + 1])
+    return {x: found.get(x) if isinstance(found, dict) else None for x in letters}

@@ -10,8 +10,9 @@ fuse templates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -20,10 +21,12 @@ import yaml
 
 from .. import resources
 from ..errors import SettingsError
-from ..text import one_line
+from ..text import one_line, script_of, tongue_of
 from .patterns import content_stems
+from .reply import as_reply
 
-_REQUIRED, _OPTIONAL = {"definition", "need", "good", "bad"}, {"alone", "premises"}
+_REQUIRED = {"definition", "need", "good", "bad"}
+_OPTIONAL = {"ask", "asked", "cues", "alone", "premises"}
 _SHARED_STEMS = 2  # that a claim and a question must have in common to be about the same thing
 
 
@@ -43,6 +46,9 @@ class Intent:
     need: str  # what a question that needs this dimension looks like
     good: tuple[str, ...] = ()
     bad: tuple[str, ...] = ()
+    ask: tuple[str, ...] = ()  # wordings of what a rewriter is told to ask; else the need
+    asked: Mapping[str, str] = field(default_factory=dict)  # question -> how a wording ends there
+    cues: re.Pattern[str] | None = None  # by which one sees that a question asks for it
     alone: tuple[str, ...] = ()
     premises: tuple[Premise, ...] = ()
 
@@ -58,6 +64,50 @@ def load_intents(
             key.
     """
     return {dimension: _load(dimension, paths.get(dimension)) for dimension in dimensions}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question, and the reply of a rewriter that lets it ask for more."""
+
+    question: str
+    reply: str
+
+
+def worked_examples(wanted: Sequence[Intent], asks: Sequence[str]) -> list[Example]:
+    """A rewrite of every question for which all wanted intents say how it ends; `asks` has the
+    wording of each."""
+    shared = [q for q in wanted[0].asked if all(q in i.asked for i in wanted)] if wanted else []
+    return [
+        Example(
+            q,
+            as_reply(
+                _joined(
+                    q,
+                    [a.replace("...", i.asked[q]) for i, a in zip(wanted, asks, strict=True)],
+                )
+            ),
+        )
+        for q in shared
+    ]
+
+
+def is_asked(intent: Intent, question: str) -> bool | None:
+    """Whether a question holds a cue of this dimension; None where it holds none and cues can't
+    tell, for there are none or the question is not in English."""
+    if intent.cues and intent.cues.search(question):
+        return True
+    english = tongue_of(question) in ("", "english") and script_of(question) in ("", "LATIN")
+    return False if intent.cues and english else None
+
+
+def _joined(question: str, more: Sequence[str]) -> str:
+    """One natural question: "How do I x, what a, and is b?", or "Write x. What a, and is b?"."""
+    if question.endswith("?"):
+        return ", ".join([question[:-1], *more[:-1], f"and {more[-1]}?"])
+    first, *others = more
+    asked = ", and ".join([first[:1].upper() + first[1:], *others])
+    return f"{question} {asked}?"
 
 
 def premise_for(question: str, intents: Iterable[Intent]) -> Premise | None:
@@ -97,6 +147,9 @@ def _load(dimension: str, given: str | None) -> Intent:
         _text(tree, "need", where),
         _texts(tree, "good", where),
         _texts(tree, "bad", where),
+        _texts(tree, "ask", where) if "ask" in tree else (_text(tree, "need", where),),
+        tree.get("asked", {}),
+        _cues(tree, where),
         _texts(tree, "alone", where) if "alone" in tree else (),
         _premises(tree.get("premises", []), where),
     )
@@ -116,8 +169,17 @@ def _texts(tree: dict[str, object], key: str, where: str) -> tuple[str, ...]:
         or not value
         or not all(isinstance(v, str) and v.strip() for v in value)
     ):
-        raise SettingsError(f"{where}: {key} must be a list of questions, not {value!r}")
+        raise SettingsError(f"{where}: {key} must be a list of texts, not {value!r}")
     return tuple(v.strip() for v in value)
+
+
+def _cues(tree: dict[str, object], where: str) -> re.Pattern[str] | None:
+    if "cues" not in tree:
+        return None
+    try:
+        return re.compile(rf"\b(?:{'|'.join(_texts(tree, 'cues', where))})\b", re.I)
+    except re.error as e:
+        raise SettingsError(f"{where}: cues must be regular expressions: {e}") from e
 
 
 def _premises(value: object, where: str) -> tuple[Premise, ...]:

@@ -58,10 +58,6 @@ TAGGED = re.compile(
     rf"((?:[^<]|{_NO_TAG}<)+)</(?:rewritten|rewrite|question)",
     re.I,
 )
-TAGGED_SUBJECT = re.compile(r"<subject[^<>]{0,80}>([^<]+)</subject", re.I)
-TAGGED_INTENT = re.compile(
-    r"<intent\s{1,9}dim=[\"']?([\w-]{1,40})[\"']?\s{0,9}>([^<]+)</intent", re.I
-)
 ROLE_TAG = re.compile(
     r"(?:^|\n)[^\S\n]{0,40}(?:user|human|assistant|system|ai|bot|model|answer|response)\s{0,9}:"
     r"|<\|?(?:im_start|im_end|user|assistant|system|endoftext|eot_id)[^<>]{0,40}>|\[/?INST\]"
@@ -168,6 +164,14 @@ LIST_MARK = re.compile(
 LABEL = re.compile(
     r"(?:^|\n)[^\S\n]{0,40}(?:question|prompt|task|topic|subject|context|part [a-z0-9]{1,20}"
     r"|q\d{0,9})\s{0,9}:",
+    re.I,
+)
+QUESTION_MARK = re.compile("[?？؟]")
+REQUEST = re.compile(
+    r"^\W*(?:please|write|give|tell|explain|describe|help|suggest|recommend|plan|make|list|show"
+    r"|compare|create|draft|find|name|teach|summari[sz]e|translate|pretend|imagine)\b"
+    r"|\b(?:please|tell me|let me know|show me|help me|(?:can|could|would) you"
+    r"|i(?:'d| would) like|i (?:want|need|wonder)|i(?:'m| am) (?:wondering|curious|not sure))\b",
     re.I,
 )
 FUNCTION_WORDS = frozenset(TONGUES)

@@ -1,11 +1,9 @@
 """What a rewriter has to reply, and how its reply is read.
 
-    {"rewritten": "How do I ...?", "subject": "knives",
-     "intents": [{"dim": "harmless", "span": "watch out"}], "refused": false}
+    {"rewritten": "How do I ...?"}          an empty text declines
 
 A server that knows JSON schemas gets `SCHEMA`. Where it does not, a fenced object, one in prose, or
-the tags `<rewritten>...</rewritten>` (with `<subject>` and `<intent dim="...">` beside them) are
-read just as well.
+the tags `<rewritten>...</rewritten>` are read just as well.
 """
 
 from __future__ import annotations
@@ -19,21 +17,10 @@ from ..engines.replies import reads_reply
 from ..rewards.rules import is_refusal
 from . import patterns
 
-_INTENT = {
-    "type": "object",
-    "properties": {"dim": {"type": "string"}, "span": {"type": "string"}},
-    "required": ["dim", "span"],
-    "additionalProperties": False,
-}
 SCHEMA: Mapping[str, object] = {
     "type": "object",
-    "properties": {
-        "rewritten": {"type": "string"},
-        "subject": {"type": "string"},
-        "intents": {"type": "array", "items": _INTENT},
-        "refused": {"type": "boolean"},
-    },
-    "required": ["rewritten", "subject", "intents", "refused"],
+    "properties": {"rewritten": {"type": "string"}},
+    "required": ["rewritten"],
     "additionalProperties": False,
 }
 
@@ -43,9 +30,12 @@ class Rewrite:
     """What a rewriter returned."""
 
     text: str
-    subject: str = ""
-    intents: tuple[tuple[str, str], ...] = ()  # (dimension, span)
     refused: bool = False
+
+
+def as_reply(rewritten: str) -> str:
+    """The reply that a rewriter is meant to give."""
+    return json.dumps({"rewritten": rewritten}, ensure_ascii=False)
 
 
 @reads_reply("no_rewrite")
@@ -60,24 +50,17 @@ def parse_rewrite(text: str, finish_reason: str = "stop") -> Rewrite | str:
     found, objects = _json_object(text)
     if found is None:
         return _without_object(text, finish_reason, objects)
-    rewritten, subject = found["rewritten"], found.get("subject", "")
-    refused = found.get("refused", False)
-    fields = isinstance(rewritten, str) and isinstance(subject, str) and isinstance(refused, bool)
-    if not fields or not _encodable(rewritten, subject):
+    rewritten, refused = found["rewritten"], found.get("refused", False)
+    if not isinstance(rewritten, str) or not isinstance(refused, bool) or not _encodable(rewritten):
         return "wrong_fields"
-    return Rewrite(rewritten.strip(), subject.strip(), _intents(found.get("intents")), refused)
+    return Rewrite(rewritten.strip(), refused or not rewritten.strip())
 
 
 def _without_object(text: str, finish_reason: str, objects: int) -> Rewrite | str:
     """What a reply says in which no object has the wanted field."""
     tagged = patterns.TAGGED.search(text)
     if tagged and _encodable(text):
-        named = patterns.TAGGED_SUBJECT.search(text)
-        return Rewrite(
-            tagged[1].strip(),
-            named[1].strip() if named else "",
-            tuple((d, span.strip()) for d, span in patterns.TAGGED_INTENT.findall(text)),
-        )
+        return Rewrite(tagged[1].strip())
     if not objects and is_refusal(text):
         return Rewrite("", refused=True)
     if finish_reason == "length":
@@ -105,21 +88,10 @@ def _json_object(text: str) -> tuple[dict[str, Any] | None, int]:
     return None, objects
 
 
-def _encodable(*texts: str) -> bool:
-    """Whether texts can be sent on: JSON may hold half a surrogate pair."""
+def _encodable(text: str) -> bool:
+    """Whether a text can be sent on: JSON may hold half a surrogate pair."""
     try:
-        "".join(texts).encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _intents(value: object) -> tuple[tuple[str, str], ...]:
-    """Pairs of dimension and span; what is not of that form is left out, for it decides nothing."""
-    if not isinstance(value, list):
-        return ()
-    return tuple(
-        (str(i["dim"]), str(i["span"]))
-        for i in value
-        if isinstance(i, dict) and "dim" in i and "span" in i
-    )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from .. import plugins
 from ..errors import SettingsError
-from ..resources import Secret, load_template, quoted
+from ..resources import Secret, inert, load_template, quoted
 from ..rewards import Ask
 from ..run.tasks import all_of
 from ..settings import BuildSettings
@@ -30,7 +30,7 @@ from ..types import Answer, Message, Messages, Prompt, Request, Sampling
 from . import checks
 from .checks import Budget, cosine, folder_hash
 from .guard import Guard
-from .intents import Intent, load_intents, premise_for
+from .intents import Intent, load_intents, premise_for, worked_examples
 from .reply import SCHEMA, Rewrite, parse_rewrite
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ VARIABLES = frozenset(
         "carried_dim",
         "target_dims",
         "dim_specs",
+        "asks",
+        "examples",
         "category",
         "style",
         "budget",
@@ -54,6 +56,8 @@ VARIABLES = frozenset(
         "nonce",
     )
 )
+AGAIN = "Once more:"
+MAX_SHOWN = 800  # characters of a failed reply that the next attempt is shown
 Similarity = Callable[[str, str], float]
 Probe = Callable[[Messages], Awaitable[checks.Check]]
 STYLES = {
@@ -112,6 +116,7 @@ class _Candidate:
     """One rewrite with its checks."""
 
     text: str
+    reply: str
     checks: tuple[checks.Check, ...]
 
     @property
@@ -226,9 +231,9 @@ class Rewriter:
         if arm == "concat":
             return self._concat(source, within)
         tries: list[RewriteAttempt] = []
-        feedback: list[str] = []
+        failed: _Candidate | None = None
         for attempt in range(self._settings.fuse.retries + 1):
-            asked = self._render(source, arm, attempt, budget, feedback)
+            asked, examples = self._render(source, arm, attempt, budget, failed)
             answers = await ask(
                 Request(
                     "rewriter",
@@ -239,8 +244,9 @@ class Rewriter:
                     self._settings.fuse.candidates,
                 )
             )
+            limits = self._limits(source, arm, budget, examples)
             made = await all_of(
-                self._candidate(ask, source, arm, budget, answer, probe) for answer in answers
+                self._candidate(ask, source, arm, limits, answer, probe) for answer in answers
             )
             best = min((c for c in made if not c.failed), key=_Candidate.rank, default=None)
             tries += [
@@ -257,7 +263,7 @@ class Rewriter:
             ]
             if best is not None:
                 return _asked_instead(source.prompt, best.text), tries
-            feedback = checks.feedback(min(made, key=lambda c: len(c.failed)).checks)
+            failed = min(made, key=lambda c: len(c.failed))
         return None, tries
 
     async def _candidate(
@@ -265,18 +271,22 @@ class Rewriter:
         ask: Ask,
         source: RewriteSource,
         arm: str,
-        budget: checks.Budget,
+        limits: checks.Limits,
         answer: Answer,
         probe: Probe | None,
     ) -> _Candidate:
         """The rewrite in one reply, checked by the rules, where they pass it by the judge, and at
         last by its answers."""
         if answer.error is not None:
-            return _Candidate("", (checks.Check("rewriter_failed", False, None, answer.error),))
+            return _Candidate("", "", (checks.Check("rewriter_failed", False, None, answer.error),))
         rewrite = parse_rewrite(answer.text, answer.finish_reason)
-        found = checks.check(source.prompt, rewrite, self._limits(source, arm, budget))
+        found = checks.check(source.prompt, rewrite, limits)
         text = rewrite.text if isinstance(rewrite, Rewrite) else rewrite
         messages = _asked_instead(source.prompt, text)
+        if all(c.passed for c in found) and not self._is_control(arm):
+            found += await self.guard.targets(
+                ask, source.prompt.prompt_id, messages, source.target_dims
+            )
         if self._settings.fuse.checks and all(c.passed for c in found):
             wanted = () if self._is_control(arm) else source.wanted_dims
             found += await self.guard.check(
@@ -284,13 +294,20 @@ class Rewriter:
             )
         if probe is not None and all(c.passed for c in found):
             found.append(await probe(messages))
-        return _Candidate(text, tuple(found))
+        return _Candidate(text, answer.text, tuple(found))
 
-    def _limits(self, source: RewriteSource, arm: str, budget: checks.Budget) -> checks.Limits:
+    def _limits(
+        self,
+        source: RewriteSource,
+        arm: str,
+        budget: checks.Budget,
+        examples: Sequence[frozenset[str]],
+    ) -> checks.Limits:
         premise = premise_for(source.prompt.text, self._specs.values())
         return checks.Limits(
             budget,
             source.rollouts,
+            examples,
             source.risky and not self._is_control(arm),
             self._settings.fuse.forbidden,
             premise.claim if premise else "",
@@ -314,32 +331,48 @@ class Rewriter:
         arm: str,
         attempt: int,
         budget: checks.Budget,
-        feedback: Sequence[str],
-    ) -> Messages:
+        failed: _Candidate | None,
+    ) -> tuple[Messages, list[frozenset[str]]]:
+        """The request, with what failed in the attempt before as further turns; and the subjects of
+        the worked examples in it."""
         prompt, seed = source.prompt, self._settings.seed
         style = {
             k: v[seed_of(seed, prompt.prompt_id, k, attempt) % len(v)] for k, v in STYLES.items()
         }
-        premise = premise_for(prompt.text, (self._specs[d] for d in source.target_dims))
+        wanted = [self._specs[d] for d in source.target_dims]
+        wording = seed_of(seed, prompt.prompt_id)
+        asks = [i.ask[wording % len(i.ask)] for i in wanted]
         shown = quoted(self._secret, prompt.messages)
-        return self.templates[arm].render(
+        premise = premise_for(prompt.text, wanted)
+        feedback = checks.feedback(failed.checks) if failed else []
+        messages = self.templates[arm].render(
             {
                 "prompt": shown["question"],
                 "history": shown["history"],
                 "carried_dim": source.carried_dim,
                 "target_dims": list(source.target_dims),
                 "dim_specs": self._specs,
+                "asks": asks,
+                "examples": worked_examples(wanted, asks),
                 "category": prompt.category,
                 "style": style,
                 "budget": {"min": budget.min, "max": budget.max},
                 "language": checks.language_of(prompt.text),
                 "forbidden": self._settings.fuse.forbidden,
                 "n_candidates": self._settings.fuse.candidates,
-                "feedback": list(feedback),
+                "feedback": feedback,
                 "premise": premise,
                 "nonce": shown["nonce"],
             }
         )
+        examples = checks.example_subjects(messages)
+        if failed and failed.reply:
+            asked = messages[-1]["content"]
+            messages += (
+                Message(role="assistant", content=inert(failed.reply[:MAX_SHOWN])),
+                Message(role="user", content=f"{inert(feedback[0])} {AGAIN}\n{asked}"),
+            )
+        return messages, examples
 
     def _concat(
         self, source: RewriteSource, within: checks.Budget | None

@@ -161,10 +161,10 @@ class FuseSettings(Settings):
     candidates: Annotated[int, Field(ge=1, le=8)] = 1
     """Rewrites asked for per attempt; the best that passes is kept."""
     retries: Annotated[int, Field(ge=0, le=10)] = 3
-    """Further attempts, each naming the checks that failed, in another style and at a higher
+    """Further attempts, each shown the rewrite that failed and what to mend, at a higher
     temperature."""
     checks: list[Literal["harm", "intent"]] = ["harm"]
-    """What the judge checks, beside the rules: harm (no more than in the original; one call more
+    """What the judge checks besides: harm (no more than in the original; one call more
     per rewrite and prompt) and intent (every wanted dimension is needed, a decoy is not; one call
     per rewrite, for a judge that you trust)."""
     guard: GuardSettings | None = None

@@ -39,18 +39,18 @@ UNREADABLE_SHARE = 0.005  # verdicts that are prose
 _YIELD_EVERY = 32
 
 _DIMENSION = re.compile(r"^Dimension:[ \t]*(\w+)", re.M | re.I)
-_CHECK = re.compile(r"^Check:[ \t]*(harm|intent)$", re.M)
+_CHECK = re.compile(r"^Check:[ \t]*(harm|intent|targets)$", re.M)
 _YES_NO = re.compile(r"^0 = .*\n+1 = |^1 = .*\n+0 = ", re.M)
 _LETTERED = re.compile(r"^([A-Z]): (.+)$", re.M)
 _NEED_CUES = {
-    "helpful": "something to act on",
-    "harmless": "Nobody is hurt",
-    "truthful": "What is claimed is right",
-    "verse": "in verse",
-    "arms": "coat of arms",
-    "sea": "at sea",
-    "dance": "of a dance",
-    "chess": "chess move",
+    "helpful": ("something to act on", "a good way to"),
+    "harmless": ("Nobody is hurt", "could go wrong"),
+    "truthful": ("What is claimed is right", "is it true"),
+    "verse": ("in verse",),
+    "arms": ("coat of arms",),
+    "sea": ("at sea",),
+    "dance": ("of a dance",),
+    "chess": ("chess move",),
 }
 _TOKEN = re.compile(r"\w+|[^\w\s]")  # as text.n_tokens counts
 _CLOSING = re.compile(r"</\w+-([0-9a-f]{12})>")
@@ -135,8 +135,7 @@ class Simulator:
         if request.role in ("judge", "heldout_judge"):
             return self._judge(messages)
         if request.role == "rewriter":
-            text = "\n".join(m["content"] for m in messages)
-            return lambda rng: _whole(rewrite(text, rng))
+            return lambda rng: _whole(rewrite(messages, rng))
         reading = interpret(messages[-1]["content"], self.fusion_counts)
         return lambda rng: _policy(reading, rng)
 
@@ -292,6 +291,10 @@ def _guard(check: str, asked: str) -> Write:
     if check == "harm":
         level = (2 if "helpful" in reading.needs else 5) if reading.risky else 1
         return lambda rng: _verdict(level, check, rng, GUARD_NOISE)
+    if check == "targets":
+        asks = {letter: _needed(text, reading) > 2 for letter, text in _LETTERED.findall(rest)}
+        said = json.dumps({letter: "yes" if yes else "no" for letter, yes in asks.items()})
+        return lambda rng: _whole(said)
     needs = {letter: _needed(text, reading) for letter, text in _LETTERED.findall(rest)}
     return lambda rng: _whole(
         json.dumps({letter: clip(n + rng.gauss(0, GUARD_NOISE)) for letter, n in needs.items()})
@@ -301,7 +304,7 @@ def _guard(check: str, asked: str) -> Write:
 def _needed(need: str, reading: Reading) -> int:
     """Level at which the question needs what a line of the intent check describes; a dimension of
     the user's own always."""
-    named = next((d for d, cue in _NEED_CUES.items() if cue in need), "")
+    named = next((d for d, cues in _NEED_CUES.items() if any(c in need for c in cues)), "")
     if named in DIMENSIONS:
         return 5 if named in reading.needs else 2
     return 1 if named else 5

@@ -2,7 +2,7 @@
 
     for row in generated_prompts(1000, seed=0): row == {"prompt": "How do I ...?", "category":
         "household"}
-    rewrite(fuse_prompt, rng)   # one natural question in the prompt's own words, as JSON
+    rewrite(messages, rng)   # one natural question in the prompt's own words, as JSON
 
 About one rewrite in ten fails a check in a way that models do (talks of rewriting, refuses, runs
 long, loses the subject); with feedback it is one in thirty. Some risky prompts are refused to the
@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ..text import n_tokens
-from ..types import Row
+from ..types import Messages, Row
 from . import CLAUSES, PROMPTS, SENTENCES, TURNED, WORDS
 from .reading import Reading, content_words, interpret
 
@@ -26,7 +26,7 @@ MIX = {"flat": 0.30, "one_dim": 0.30, "conflict": 0.25, "multi": 0.15}
 FAILS, FAILS_WITH_FEEDBACK, REFUSES = 0.10, 0.03, 0.03
 
 _PROMPT = re.compile(r"<prompt-([0-9a-f]+)>\n?(.*)\n?</prompt-\1>", re.S)
-_LINE = re.compile(r"^(?:- )?(Task|Carried|Targets|Length|Style):[ \t]*(.*)$", re.M | re.I)
+_LINE = re.compile(r"^(?:- )?(Task|Carried|Targets|Length):[ \t]*(.*)$", re.M | re.I)
 _ASKS = re.compile(
     r"\W*(?:how|what|who|whom|whose|which|when|where|why|is|are|was|were|do|does|did|can|could"
     r"|should|would|will)\b",
@@ -83,20 +83,21 @@ def _fill(template: str, rng: random.Random, aside: str = "", **words: str) -> s
     return template.format(aside=f" {aside}" if aside else "", kin=kin, **words)
 
 
-def rewrite(request: str, rng: random.Random) -> str:
-    """The rewriter's reply to the text of a fuse prompt."""
-    found = _PROMPT.search(request)
-    prompt = found[2].strip() if found else request.strip()
-    instructions = request[: found.start()] if found else request
-    orders = {name.lower(): value.strip() for name, value in _LINE.findall(instructions)}
+def rewrite(messages: Messages, rng: random.Random) -> str:
+    """The rewriter's reply to a fuse request."""
+    texts = [m["content"] for m in messages]
+    asking = next((i for i, text in enumerate(texts) if _PROMPT.search(text)), len(texts) - 1)
+    found = _PROMPT.search(texts[asking])
+    prompt = found[2].strip() if found else texts[asking].strip()
+    told = [*texts[:asking], _PROMPT.sub("", texts[asking])]
+    orders = {name.lower(): value.strip() for name, value in _LINE.findall("\n".join(told))}
     reading = interpret(prompt, True)
-    named = f"{orders.get('targets', '')},{orders.get('carried', '')}".split(",")
-    targets = [t.strip() for t in named if t.strip() not in ("", "none")]
+    named = re.findall(r"\w+", f"{orders.get('targets', '')} {orders.get('carried', '')}")
+    targets = [d for d in named if d != "none"]
     if reading.risky and reading.key % 997 < 997 * REFUSES:
         return _refusal(rng)
-    failing = rng.random() < (
-        FAILS_WITH_FEEDBACK if "An earlier rewrite failed" in request else FAILS
-    )
+    again = asking < len(texts) - 1
+    failing = rng.random() < (FAILS_WITH_FEEDBACK if again else FAILS)
     if failing and rng.random() < 0.25:
         return _refusal(rng)
     task = orders.get("task", "fused").lower()
@@ -105,24 +106,20 @@ def rewrite(request: str, rng: random.Random) -> str:
         text = _elaborated(task, prompt, reading, orders.get("length", ""), rng)
     else:
         added = _added(targets, reading, rng)
-        two = "two" in orders.get("style", "") and "<history-" not in request
-        text = _compose(prompt, reading, [clause for _, clause in added], two, rng)
+        two = rng.random() < 0.5 and not any("<history-" in text for text in texts)
+        text = _compose(prompt, reading, added, two, rng)
     if failing:
         text = _spoiled(text, targets, added, rng)
-    spans = [{"dim": dim, "span": clause} for dim, clause in added if dim]
-    reply = json.dumps(
-        {"rewritten": text, "subject": reading.topic, "intents": spans, "refused": False},
-        ensure_ascii=False,
-    )
+    reply = json.dumps({"rewritten": text}, ensure_ascii=False)
     return f"```json\n{reply}\n```" if rng.random() < 0.05 else reply
 
 
-def _added(targets: list[str], reading: Reading, rng: random.Random) -> list[tuple[str, str]]:
-    """Clauses for what a question is to need and does not need yet, each with its dimension."""
+def _added(targets: list[str], reading: Reading, rng: random.Random) -> list[str]:
+    """Clauses for what a question is to need and does not need yet."""
     wanted = [d for d in targets if d not in reading.needs] or targets[:1]
     if reading.risky:
         wanted = ["helpful", *(d for d in wanted if d == "truthful")]
-    return [(dim, rng.choice(_clauses(dim, reading))) for dim in wanted[:2]]
+    return [rng.choice(_clauses(dim, reading)) for dim in wanted[:2]]
 
 
 def _clauses(dim: str, reading: Reading) -> Sequence[str]:
@@ -201,23 +198,20 @@ def _ask(questions: list[str], rng: random.Random) -> str:
     return f"{first}? {rng.choice(SENTENCES['joiners'])} {second[:1].lower()}{second[1:]}?"
 
 
-def _spoiled(
-    text: str, targets: list[str], added: list[tuple[str, str]], rng: random.Random
-) -> str:
+def _spoiled(text: str, targets: list[str], added: list[str], rng: random.Random) -> str:
     way = rng.randrange(3)
     if way == 0:
         virtues = " and ".join(targets) or "helpful"
         return f"Rewritten question: {text} Please make sure that your answer is {virtues}."
     if way == 1:
         return " ".join([text, *(f"{_capital(c)}?" for c in rng.sample(_CLAUSES, 12))])
-    questions = [c for _, c in added] or [CLAUSES["how"]["truthful"][0]]
-    return f"I have a general question. {_ask(questions, rng)}"
+    return f"I have a general question. {_ask(added or [CLAUSES['how']['truthful'][0]], rng)}"
 
 
 def _refusal(rng: random.Random) -> str:
     if rng.random() < 0.5:
         return rng.choice(SENTENCES["refusals"])
-    return json.dumps({"rewritten": "", "subject": "", "intents": [], "refused": True})
+    return json.dumps({"rewritten": ""})
 
 
 def _capital(text: str) -> str:

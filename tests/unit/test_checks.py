@@ -15,13 +15,14 @@ from mora_data.rewriting.checks import (
     Limits,
     budget,
     check,
+    example_subjects,
     feedback,
     longest_shared_run,
 )
 from mora_data.rewriting.patterns import content_stems, stem
-from mora_data.rewriting.reply import Rewrite, parse_rewrite
+from mora_data.rewriting.reply import Rewrite, as_reply, parse_rewrite
 from mora_data.simulator import CLAUSES, SENTENCES
-from mora_data.types import Prompt
+from mora_data.types import Messages, Prompt
 
 QUESTION = "How do I sharpen a kitchen knife at home?"
 GOOD = (
@@ -65,14 +66,8 @@ def failed(
     ],
 )
 def test_json_is_found_where_models_put_it(wrap: str) -> None:
-    contract = {
-        "rewritten": f" {GOOD} ",
-        "subject": "knives",
-        "intents": [{"dim": "harmless", "span": "watch out"}, 3],
-        "refused": False,
-    }
-    got = parse_rewrite(wrap.replace("{}", json.dumps(contract)))
-    assert got == Rewrite(GOOD, "knives", (("harmless", "watch out"),), False)
+    reply = {"rewritten": f" {GOOD} ", "subject": "knives"}
+    assert parse_rewrite(wrap.replace("{}", json.dumps(reply))) == Rewrite(GOOD)
 
 
 def test_tags_are_the_fallback() -> None:
@@ -111,7 +106,8 @@ def test_what_cannot_be_parsed_has_a_reason(text: str, reason: str) -> None:
     "text",
     [
         "I'm sorry, but I can't help with that.",
-        '{"rewritten": "", "subject": "", "intents": [], "refused": true}',
+        '{"rewritten": ""}',
+        '{"rewritten": "How?", "refused": true}',
         '{"rewritten": "I cannot help with this.", "refused": false}',
     ],
 )
@@ -134,6 +130,8 @@ def test_a_good_rewrite_passes_and_every_value_is_kept() -> None:
     assert [c.name for c in got] == [
         "parse",
         "rewriter_refusal",
+        "copies_example",
+        "answers",
         "length",
         "subject",
         "changed",
@@ -170,6 +168,7 @@ def test_a_good_rewrite_passes_and_every_value_is_kept() -> None:
             "Как наточить нож? sharpen kitchen knife home и что делать с маленькими детьми в доме",
             "language",
         ),
+        ("Use a whetstone and keep a kitchen knife flat on it while you sharpen it.", "answers"),
         (f"Hypothetically, {GOOD}", "jailbreak"),
         (f"For a novel, {GOOD}", "jailbreak"),
         (f"Pretend that you are a cook. {GOOD}", "jailbreak"),
@@ -178,6 +177,25 @@ def test_a_good_rewrite_passes_and_every_value_is_kept() -> None:
 )
 def test_a_bad_rewrite_fails_by_name(rewritten: str, reason: str) -> None:
     assert reason in failed(rewritten)
+
+
+EXAMPLES = (
+    ("user", "<prompt>\nHow do I restring a mandolin?\n</prompt>\n1. is it true that"),
+    ("assistant", as_reply("How do I restring a mandolin, and is it true that it hurts to do so?")),
+    ("user", f"<prompt-0a>\n{QUESTION}\n</prompt-0a>\n1. is it true that"),
+)
+
+
+def test_a_worked_example_may_not_shine_through() -> None:
+    """Its subject may not; its phrases are there to be used."""
+    turns: Messages = tuple({"role": role, "content": text} for role, text in EXAMPLES)
+    limits = Limits(WIDE, examples=example_subjects(turns))
+    for added, copied in (("is it true that it hurts to do so", False), ("a mandolin", True)):
+        got = check(prompt(), Rewrite(f"{GOOD[:-1]}, and {added}?"), limits)
+        assert [c.detail for c in got if not c.passed] == ["mandolin"] * copied
+    original = prompt("How do I restring a mandolin at home?")
+    assert all(c.passed for c in check(original, Rewrite(f"{original.text} Is it safe?"), limits))
+    assert example_subjects(turns[-1:]) == example_subjects(turns[:2]) == []
 
 
 @pytest.mark.parametrize(
@@ -278,7 +296,7 @@ def test_hooks_decide_on_the_rewritten_text() -> None:
 def test_every_failed_check_has_a_sentence() -> None:
     limits = Limits(WIDE, risky=True, contaminated=lambda t: True)
     names = [c.name for c in check(prompt(), Rewrite(GOOD), limits)]
-    names += ["harm", "intent_helpful", "decoy", "rewriter_failed"]
+    names += ["target_helpful", "harm", "intent_helpful", "decoy", "rewriter_failed"]
     sentences = feedback([Check(n, False, detail="so and so") for n in names])
     assert len(sentences) == len(set(sentences)) == len(names)
     assert feedback([Check("length", True)]) == []

@@ -36,6 +36,7 @@ from mora_data.resources import load_template
 from mora_data.rewards import REWARDS
 from mora_data.rewards.calibration import KINDS
 from mora_data.rewards.judge import VARIABLES
+from mora_data.rewriting.rewriter import VARIABLES as FUSE
 from mora_data.run import cost as spending
 from mora_data.run.cost import load_prices
 from mora_data.run.folder import run_status
@@ -258,7 +259,7 @@ def test_yaml_blocks_are_settings(block: Block, tmp_path: Path) -> None:
         assert (
             {"definition", "need", "good", "bad"}
             <= set(tree)
-            <= {"definition", "need", "good", "bad", "alone", "premises"}
+            <= {"definition", "need", "good", "bad", "ask", "asked", "cues", "alone", "premises"}
         )
         return
     if block.file == "prices.yaml":
@@ -531,7 +532,14 @@ def test_the_plug_ins_of_the_readme_work(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_rubric_may_lie_anywhere_when_nothing_is_fused(tmp_path: Path) -> None:
     (block,) = [b for b in blocks("yaml", page="docs/add-your-own.md") if "terse" in b.text]
-    (rubric,) = blocks("jinja", page="docs/add-your-own.md")
+    rubric, arm = blocks("jinja", page="docs/add-your-own.md")
+    (tmp_path / "brief.j2").write_text(arm.text, "utf-8")
+    assert [
+        m["role"]
+        for m in load_template("fuse", str(tmp_path / "brief.j2"), FUSE).render(
+            {"nonce": "0", "prompt": "How?"}
+        )
+    ] == ["system", "user", "assistant", "user"]
     (tmp_path / "concise.j2").write_text(rubric.text, "utf-8")
     load_template("judge", str(tmp_path / "concise.j2"), VARIABLES)
     tree = yaml.safe_load(block.text.replace("rubrics/concise.j2", str(tmp_path / "concise.j2")))

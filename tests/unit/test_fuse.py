@@ -41,15 +41,17 @@ WORLD = Simulator(ScriptedSettings(), 0)
 
 class FakeAsk:
     """Replies of the rewriter in order (the last one again and again); the simulator judges, or the
-    levels given."""
+    levels given. Whether a target is asked for where no cue shows it: `asks`."""
 
     def __init__(
         self,
         replies: list[list[str]],
         levels: dict[str, int] | None = None,
         finish_reason: str = "stop",
+        asks: str = "yes",
     ) -> None:
         self.replies, self.levels, self.finish_reason = replies, levels, finish_reason
+        self.asks = asks
         self.requests: list[Request] = []
 
     async def __call__(self, request: Request) -> list[Answer]:
@@ -57,6 +59,9 @@ class FakeAsk:
         if request.role == "rewriter":
             turn = min(self.asked("rewriter") - 1, len(self.replies) - 1)
             return [Answer(text, self.finish_reason, 9) for text in self.replies[turn]]
+        if "Check: targets" in request.messages[0]["content"]:
+            asked = re.findall(r"^([A-Z]): ", request.messages[-1]["content"], re.M)
+            return [Answer(json.dumps(dict.fromkeys(asked, self.asks)), "stop", 9)]
         if self.levels is None or "Check: intent" not in request.messages[0]["content"]:
             return WORLD.answer(request, 0)
         lines = re.findall(r"^([A-Z]): (.+)$", request.messages[1]["content"], re.M)
@@ -91,7 +96,7 @@ def prompt(text: str, history: list[Message] | None = None) -> Prompt:
 
 
 def reply(text: str, **more: Any) -> str:
-    return json.dumps({"rewritten": text, "subject": "s", "intents": [], "refused": False, **more})
+    return json.dumps({"rewritten": text, **more})
 
 
 def source(
@@ -120,7 +125,10 @@ def test_golden_rewrites_reach_their_verdict(case: dict[str, Any]) -> None:
         forbidden=case.get("forbidden", []),
     )
     ask = FakeAsk(
-        [[case.get("reply") or reply(case["rewritten"])]], levels, case.get("finish_reason", "stop")
+        [[case.get("reply") or reply(case["rewritten"])]],
+        levels,
+        case.get("finish_reason", "stop"),
+        case.get("asks", "yes"),
     )
     fuser = Rewriter(built)
 
@@ -171,15 +179,15 @@ def test_there_are_golden_rewrites_of_every_kind() -> None:
     }
 
 
-GOOD = "How do I dry herbs, and what are the risks when they get damp?"
+GOOD = "How do I dry herbs, what are the risks of damp, and is it true that they keep for years?"
 LONGER = (
-    "How do I dry herbs in a small flat, and what are the risks when they get damp again on a"
-    " shelf?"
+    "How do I dry herbs in a small flat, what are the risks when they get damp in there, and is it"
+    " true that they keep for years?"
 )
 
 
 def test_the_best_of_several_candidates_is_kept_and_the_others_recorded() -> None:
-    lost = "How do I dry things, and what are the risks when they get damp?"
+    lost = GOOD.replace("dry herbs", "dry things")
     ask = FakeAsk([[reply(LONGER), reply(lost), reply(GOOD), reply("User: how?")]])
     messages, tries = fuse(ask, settings(candidates=4), source("How do I dry herbs?"))
     assert messages[-1]["content"] == GOOD
@@ -212,25 +220,67 @@ def test_a_higher_intent_score_goes_first() -> None:
     assert messages is not None and messages[-1]["content"] == LONGER
 
 
-def test_retries_name_what_failed_get_warmer_and_change_the_style() -> None:
-    ask = FakeAsk(
-        [
-            [reply("Be harmless: how do I dry herbs, and what are the risks of it?")],
-            ["no"],
-            ["no"],
-            [reply(GOOD)],
-        ]
-    )
+def test_a_retry_shows_the_failed_text_and_one_sentence_on_what_to_mend() -> None:
+    virtuous = reply("Be harmless: how do I dry herbs, and what are the risks of it?")
+    bare = reply("What is the best way to dry herbs in a flat?")
+    ask = FakeAsk([[virtuous], ["no"], [bare], [reply(GOOD)]], asks="no")
     messages, tries = fuse(ask, settings(), source("How do I dry herbs?"))
     assert messages is not None and [t.attempt for t in tries] == [0, 1, 2, 3]
     asked = [r for r in ask.requests if r.role == "rewriter"]
     assert [round(r.sampling.temperature, 2) for r in asked] == [0.7, 0.9, 1.0, 1.0]
-    assert "An earlier rewrite failed" not in asked[0].messages[0]["content"]
-    assert "Leave out: harmless" in asked[1].messages[0]["content"]
-    styles = {
-        re.search(r"^- Style: .*\n- Asker: .*$", r.messages[0]["content"], re.M)[0] for r in asked
-    }  # type: ignore[index]
-    assert len(styles) > 1
+    first, *again = [[m["content"] for m in r.messages] for r in asked]
+    assert all(r[: len(first)] == first for r in again)
+    assert [r[len(first)] for r in again] == [virtuous, "no", bare]
+    mended = [r[len(first) + 1] for r in again]
+    assert "Leave out: harmless" in mended[0] and "JSON object" in mended[1]
+    assert "lacks this: what could go wrong" in mended[2]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("I'm sorry, but I can't help with that.", "rewriter_refusal"),
+        (reply(""), "rewriter_refusal"),
+        (reply("How do I dry herbs?"), "changed"),
+        (reply("What is a good way to dry herbs at home?"), "target_harmless"),
+        (reply("Dry herbs in the shade, and keep the jars away from damp and heat."), "answers"),
+        (reply(GOOD.replace("damp", "a mandolin")), "copies_example"),
+    ],
+)
+def test_a_rewriter_that_never_learns_costs_its_retries_and_has_one_reason(
+    said: str, reason: str
+) -> None:
+    ask = FakeAsk([[said]], asks="no")
+    messages, tries = fuse(ask, settings(retries=2), source("How do I dry herbs?"))
+    assert messages is None and [t.failed[0] for t in tries] == [reason] * 3
+    assert ask.asked("rewriter") == 3
+
+
+def test_a_server_that_refuses_the_request_is_a_failed_try() -> None:
+    """A model that knows no system turn, say, or a prompt beyond its context."""
+
+    async def ask(request: Request) -> list[Answer]:
+        return [Answer("", error="HTTP 400: System role not supported")]
+
+    rewriter = Rewriter(settings(retries=1))
+    messages, tries = asyncio.run(rewriter.fuse(ask, source("How do I dry herbs?"), "fused"))
+    assert messages is None and [t.failed for t in tries] == [("rewriter_failed",)] * 2
+
+
+def test_a_paraphrase_that_adds_no_target_does_not_pass() -> None:
+    """As a real model wrote it; no cue shows a target. In another language the judge is asked, once
+    for both."""
+    text = "What is the most effective method for drying herbs?"
+    ask = FakeAsk([[reply(text)]], asks="no")
+    messages, (tried,) = fuse(ask, settings(retries=0), source("How do I dry herbs?"))
+    assert messages is None and tried.failed == ("target_harmless", "target_truthful")
+    assert ask.asked("judge") == 0
+    german = reply("Wie kann ich Kräuter trocknen, und was ist das Beste, das man dafür tun kann?")
+    for said in ("yes", "no"):
+        ask = FakeAsk([[german]], asks=said)
+        built = settings(retries=0, checks=[])
+        messages, _ = fuse(ask, built, source("Wie trockne ich Kräuter, und was ist das Beste?"))
+        assert (messages is not None) == (said == "yes") and ask.asked("judge") == 1
 
 
 def test_one_reply_costs_one_call_and_the_guard_one_more() -> None:
@@ -353,21 +403,17 @@ def test_the_full_context_reaches_the_rewriter() -> None:
         ),
     )
     fuse(ask, settings(forbidden=["in a nutshell"], retries=0), from_)
-    told = ask.requests[0].messages[0]["content"]
+    told = "\n".join(m["content"] for m in ask.requests[0].messages)
     for wanted in (
-        "Carried: helpful",
         "Targets: harmless, truthful",
-        "Language: English",
+        "1. wh",
         "Not these phrases: in a nutshell",
-        "Topic: Food",
-        "known to be false",
-        "Sugar makes children hyperactive",
-        "What harmless means here",
+        '"Sugar makes children hyperactive." It is false.',
     ):
         assert wanted in told, wanted
     assert ask.requests[0].sampling.schema is not None and ask.requests[0].sampling.schema[
         "required"
-    ] == ["rewritten", "subject", "intents", "refused"]
+    ] == ["rewritten"]
 
 
 def test_a_premise_is_offered_only_where_it_is_about_the_same_thing() -> None:
@@ -385,7 +431,9 @@ def test_subject_hook_replaces_the_share_of_words(
     monkeypatch.syspath_prepend(str(tmp_path))
     built = settings(subject="meaning:alike", retries=0, checks=[])
     kept, _ = fuse(
-        FakeAsk([[reply("What could go wrong when I hone a blade, and is it worth it?")]]),
+        FakeAsk(
+            [[reply("What could go wrong when I hone a blade, and is it true that one has to?")]]
+        ),
         built,
         source("How do I sharpen a knife?"),
     )

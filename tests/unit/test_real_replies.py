@@ -6,7 +6,17 @@
 `schema` null: the same request without its JSON schema, as a server hears it that knows none;
 "sorted": with the schema's keys sorted, as it was sent at first, so that the model had to write the
 intents, spans of a question that was not there yet, before the question.
-`python -m tests.support.real_model record` writes the file anew.
+`python -m tests.support.real_model record` writes the file anew; the rewriter's rows answer the
+first template and stay.
+
+tests/data/real_rewrites.jsonl has rewrites by several templates, `fuse` in place of `record`:
+
+    {"template": "shipped", "prompt": "...", "targets": ["harmless", "truthful"], "reply": "...",
+     "finish_reason": "stop", "asks": ["harmless"]}
+
+`asks`: the targets that it asks for, about the prompt's own subject, as one who knew the method
+read it. `first`: the first template; `rules`: no worked example; `draft`: worked examples with
+other wordings.
 """
 
 from __future__ import annotations
@@ -16,9 +26,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from support.real_model import ASKED, REPLIES
+from support.real_model import ASKED, REPLIES, REWRITES, source_prompt
 
 from mora_data.rewards.judge import verdict
+from mora_data.rewriting.checks import Limits, budget, check
+from mora_data.rewriting.intents import is_asked, load_intents
 from mora_data.rewriting.reply import Rewrite, parse_rewrite
 from mora_data.types import Answer
 
@@ -85,24 +97,42 @@ def test_the_model_writes_in_the_order_of_the_schema(replies: dict[str, list[Rep
         assert reply[reply.index("{") :].lstrip("{ \n").startswith(f'"{first}"')
 
 
-def test_intents_seldom_name_a_target(replies: dict[str, list[Reply]]) -> None:
-    """The model invents dimensions ("targets", "prevention"); so intents decide nothing."""
-    found: Counter[tuple[str | None, str]] = Counter()
-    targets = dict(ASKED)
-    for row in replies["rewriter"]:
+@pytest.fixture(scope="module")
+def rewrites() -> list[Reply]:
+    return [json.loads(line) for line in REWRITES.read_text("utf-8").splitlines()]
+
+
+def test_the_rewrites_are_enough_to_measure_with(rewrites: list[Reply]) -> None:
+    lacking = sum(set(r["asks"]) != set(r["targets"]) for r in rewrites)
+    assert len(rewrites) >= 120 and lacking >= 45
+    assert REWRITES.stat().st_size <= 200_000
+
+
+def test_rewrites_by_the_shipped_template_are_read_and_pass_the_checks(
+    rewrites: list[Reply],
+) -> None:
+    """All but few, the cues of every target among them."""
+    intents, outcomes = load_intents(("helpful", "harmless", "truthful")), Counter[str]()
+    shipped = [r for r in rewrites if r["template"] == "shipped"]
+    for row in shipped:
         read = parse_rewrite(row["reply"], row["finish_reason"])
-        for dimension, span in read.intents if isinstance(read, Rewrite) else ():
-            found[row["schema"], "intents"] += 1
-            found[row["schema"], "quoted"] += span.lower() in read.text.lower()
-            found[row["schema"], "targets"] += dimension in targets[row["prompt"]]
-    assert found == {
-        ("as written", "intents"): 14,
-        ("as written", "quoted"): 10,
-        ("as written", "targets"): 2,
-        (None, "intents"): 6,
-        (None, "quoted"): 3,
-        (None, "targets"): 1,
-        ("sorted", "intents"): 6,
-        ("sorted", "quoted"): 1,
-        ("sorted", "targets"): 0,
-    }
+        assert isinstance(read, Rewrite), row
+        prompt, text = source_prompt(row["prompt"]), read.text
+        found = check(prompt, read, Limits(budget(prompt.text)))
+        failed = [c.name for c in found if not c.passed]
+        failed += [d for d in row["targets"] if not is_asked(intents[d], text)]
+        outcomes[failed[0] if failed else "accepted"] += 1
+    assert outcomes["accepted"] >= 0.9 * len(shipped) >= 18, outcomes
+
+
+def test_cues_show_what_is_asked(rewrites: list[Reply]) -> None:
+    """Precision and recall of the rule. The same model as a judge said yes to 17 of 24 targets that
+    no cue shows and that are not asked for."""
+    intents, found = load_intents(("helpful", "harmless", "truthful")), Counter[tuple[bool, bool]]()
+    for row in rewrites:
+        read = parse_rewrite(row["reply"], row["finish_reason"])
+        for d in row["targets"] if isinstance(read, Rewrite) else ():
+            found[is_asked(intents[d], read.text) is True, d in row["asks"]] += 1
+    right, wrong, missed = found[True, True], found[True, False], found[False, True]
+    assert right / (right + wrong) >= 0.92, found
+    assert right / (right + missed) >= 0.95, found

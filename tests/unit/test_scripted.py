@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
 from functools import lru_cache
 from statistics import mean
 
@@ -55,7 +54,7 @@ def judge_request(question: str, answer: str, dimension: str, n: int = 1) -> Req
 
 
 def fuse_request(
-    prompt: str, targets: list[str], n: int = 1, feedback: Iterable[str] = (), task: str = "fused"
+    prompt: str, targets: list[str], n: int = 1, feedback: str = "", task: str = "fused"
 ) -> Request:
     messages = load("fuse", task, FUSE).render(
         {
@@ -66,6 +65,8 @@ def fuse_request(
             "category": None,
             "language": "en",
             "dim_specs": INTENTS,
+            "asks": [INTENTS[d].ask[0] for d in targets],
+            "examples": [],
             "style": {
                 "register": "plain",
                 "persona": "a parent",
@@ -75,11 +76,13 @@ def fuse_request(
             "budget": {"min": 5, "max": 90},
             "forbidden": [],
             "n_candidates": 1,
-            "feedback": list(feedback),
+            "feedback": [],
             "premise": None,
             "nonce": "0123456789ab",
         }
     )
+    if feedback:
+        messages += ({"role": "assistant", "content": "{}"}, {"role": "user", "content": feedback})
     return Request("rewriter", messages, Sampling(0.7, 1.0, 512), "fuse:0", "p", n)
 
 
@@ -317,7 +320,7 @@ def test_fused_questions_are_multi_and_pass_most_checks(singles: list[str]) -> N
 
 
 def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: list[str]) -> None:
-    def failing(feedback: tuple[str, ...]) -> float:
+    def failing(feedback: str) -> float:
         replies = [
             a.text
             for p in singles
@@ -328,18 +331,18 @@ def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: l
             "general question" in t
             or "Rewritten question" in t
             or not t.startswith(("{", "`"))
-            or len(t) > 900
+            or len(t) > 700
             for t in replies
         )
 
-    assert failing(("The length is wrong.",)) < 0.05 < failing(()) < 0.15
+    assert failing("The length is wrong.") < 0.05 < failing("") < 0.15
     risky = [p for r in generated_prompts(1500, 8) if interpret(p := str(r["prompt"]), True).risky]
     stubborn = [
         p
         for p in risky
         if not any(
-            '"refused": false' in a.text
-            for a in PLANTED.answer(fuse_request(p, ["helpful"], 4, ["x"]), 0)
+            '{"rewritten": "' in a.text and a.text != '{"rewritten": ""}'
+            for a in PLANTED.answer(fuse_request(p, ["helpful"], 4, "x"), 0)
         )
     ]
     assert 0.01 < len(stubborn) / len(risky) < 0.06

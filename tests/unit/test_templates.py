@@ -3,6 +3,9 @@ contract is."""
 
 from __future__ import annotations
 
+import json
+import re
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -15,10 +18,16 @@ from mora_data.rewriting.rewriter import VARIABLES as FUSE
 
 DIMENSIONS = ("helpful", "harmless", "truthful")
 NONCE = "0123456789ab"
+INTENTS = intents.load_intents(DIMENSIONS)
 HISTORY = [
     {"role": "user", "content": "Hello."},
     {"role": "assistant", "content": "{{ nonce }} </history>"},
 ]
+
+
+def worked(*dimensions: str, wording: int = 0) -> list[intents.Example]:
+    wanted = [INTENTS[d] for d in dimensions]
+    return intents.worked_examples(wanted, [i.ask[wording] for i in wanted])
 
 
 def judge_messages(dimension: str, **changes: object) -> list[str]:
@@ -42,7 +51,9 @@ def fuse_messages(name: str, **changes: object) -> list[str]:
         "history": [],
         "carried_dim": "helpful",
         "target_dims": ["harmless", "truthful"],
-        "dim_specs": intents.load_intents(DIMENSIONS),
+        "dim_specs": INTENTS,
+        "asks": [INTENTS[d].ask[0] for d in ("harmless", "truthful")],
+        "examples": worked("harmless", "truthful"),
         "category": None,
         "language": "en",
         "forbidden": [],
@@ -110,33 +121,47 @@ def test_strangers_text_stays_between_the_tags(dimension: str) -> None:
 
 
 @pytest.mark.parametrize("name", resources.names("templates", "fuse/*.j2"))
-def test_fuse_template_states_task_contract_and_limits(name: str) -> None:
-    system, user = fuse_messages(name, history=HISTORY)
-    assert f"\nTask: {name}\n" in system
-    assert "Length: 5 to 60 tokens" in system
-    assert '{"rewritten":' in system and '"refused": false}' in system
+def test_fuse_template_states_task_and_contract_and_shows_it(name: str) -> None:
+    """Worked examples in turns; what belongs to one prompt stands in the last turn alone."""
+    system, *examples, user = fuse_messages(name, history=HISTORY)
+    assert f"Task: {name}\n" in system and '{"rewritten": the new question}' in system
+    assert len(system.split()) <= 160 and len(examples) in (4, 6)
+    for question, said in zip(examples[::2], examples[1::2], strict=True):
+        (subject,) = re.findall(r"<prompt>\n(.+)\n</prompt>", question)
+        ((field, text),) = json.loads(said).items()
+        assert field == "rewritten" and subject.split()[-1].strip("?.") in text
     assert f"<prompt-{NONCE}>\nHow do I dry herbs?\n</prompt-{NONCE}>" in user
-    assert "How do I dry herbs?" not in system
-    assert "An earlier rewrite failed" not in system
+    assert f"<history-{NONCE}>\nuser: Hello." in user
+    for part in (system, *examples):
+        assert "herbs" not in part and NONCE not in part and "Hello" not in part
 
 
-def test_fused_names_targets_their_needs_and_what_failed() -> None:
-    system, _ = fuse_messages(
-        "fused",
-        feedback=["Keep these words: herbs."],
-        forbidden=["in a nutshell"],
-        category="cooking",
-    )
+def test_fused_says_what_to_ask_the_same_way_in_its_examples() -> None:
+    system, *turns = fuse_messages("fused", forbidden=["in a nutshell"])
     assert "Targets: harmless, truthful" in system
-    for wanted in (
-        "What harmless means",
-        "What truthful means",
-        "- Keep these words: herbs.",
-        "in a nutshell",
-        "Topic: cooking",
-    ):
-        assert wanted in system
-    assert "What helpful means" not in system
+    for turn in turns[::2]:
+        assert f"1. {INTENTS['harmless'].ask[0]}\n2. {INTENTS['truthful'].ask[0]}" in turn
+    assert "in a nutshell" in turns[-1] and "helpful" not in "".join(turns)
+    assert "4 to 60" not in "".join(turns)
+
+
+def test_a_dimension_without_worked_examples_leaves_them_out() -> None:
+    _, user = fuse_messages("fused", examples=[], asks=["what it costs"])
+    assert "1. what it costs" in user
+
+
+@pytest.mark.parametrize("wanted", list(permutations(DIMENSIONS, 2)))
+def test_a_worked_example_asks_for_all_that_is_wanted_in_every_wording(
+    wanted: tuple[str, str],
+) -> None:
+    for wording in range(3):
+        found = worked(*wanted, wording=wording)
+        assert len(found) == 3
+        for example in found:
+            assert "..." not in example.reply and all(
+                intents.is_asked(INTENTS[d], example.reply) for d in wanted
+            ), example
+    assert intents.worked_examples([INTENTS[wanted[0]], intents.Intent("d", "n")], ["", ""]) == []
 
 
 def test_intents_keep_the_order_asked_for() -> None:
