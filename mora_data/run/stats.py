@@ -139,12 +139,10 @@ class RunStats:
         stay."""
         for name in _SUMMED:
             setattr(self, name, sum(getattr(p, name) for p in parts))
-        self.retries, self.failed = (
-            sum((getattr(p, c) for p in parts), Counter[str]()) for c in ("retries", "failed")
-        )
-        self.asked_for = {prompt: what for p in parts for prompt, what in p.asked_for.items()}
-        self.replicas_out = {url: why for p in parts for url, why in p.replicas_out.items()}
-        self.dialects = {name: lines for p in parts for name, lines in p.dialects.items()}
+        for name in ("retries", "failed"):
+            setattr(self, name, sum((getattr(p, name) for p in parts), Counter[str]()))
+        for name in _MERGED:
+            setattr(self, name, {k: v for p in parts for k, v in getattr(p, name).items()})
         self.by_model = {}
         for p in parts:
             for model, tokens in p.by_model.items():
@@ -200,6 +198,7 @@ _SUMMED = (
     "prompts_finished",
     "replies_to_finished",
 )
+_MERGED = ("asked_for", "replicas_out", "dialects")
 
 
 def _add(totals: dict[str, list[int]], model: str, numbers: Sequence[int]) -> None:
