@@ -162,7 +162,7 @@ class Guard:
             "guard:targets",
             schema,
             r"\{" + ", ".join(f'"{x}": "(yes|no)"' for x in letters) + r"\}",
-            lambda a: _said(a.text, letters, texts_of(messages)),
+            lambda a: _answers(a.text, letters, texts_of(messages)),
         )
         return {d: said is not None and said[x] == "yes" for x, d in letters.items()}
 
@@ -272,11 +272,11 @@ def _levels(text: str, letters: Iterable[str], shown: Sequence[str] = ()) -> dic
 
 
 @reads_reply(None)
-def _said(text: str, letters: Iterable[str], shown: Sequence[str]) -> dict[str, str] | None:
+def _answers(text: str, letters: Iterable[str], shown: Sequence[str]) -> dict[str, str] | None:
     """Yes or no for each letter in a reply, or None when one is missing, or all of it is a
     quotation of what was shown."""
-    said = {x: str(v).strip(" .").lower() for x, v in _by_letter(text, letters, shown).items()}
-    return said if set(said.values()) <= {"yes", "no"} else None
+    found = {x: str(v).strip(" .").lower() for x, v in _by_letter(text, letters, shown).items()}
+    return found if set(found.values()) <= {"yes", "no"} else None
 
 
 def _by_letter(text: str, letters: Iterable[str], shown: Sequence[str]) -> dict[str, object]:

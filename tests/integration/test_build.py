@@ -130,6 +130,7 @@ def test_demo_writes_the_run_folder(demo: Path) -> None:
     assert manifest["templates"].keys() == {
         "fuse/fused",
         "guard/harm",
+        "guard/targets",
         *(f"{kind}/{d}" for kind in ("judge", "intents") for d in DIMS),
     }
 

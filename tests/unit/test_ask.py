@@ -24,7 +24,6 @@ from mora_data.engines.cached_client import CachedClient
 from mora_data.engines.http import Patience, PlainTransport
 from mora_data.engines.openai import Endpoint, HttpEngine, ReplyTimes
 from mora_data.errors import EndpointError, PendingRetry, SettingsError
-from mora_data.rewriting.reply import SCHEMA
 from mora_data.run import tasks
 from mora_data.run.cache_key import encode, request_key, with_pattern
 from mora_data.run.log import AnswerLog
@@ -92,16 +91,6 @@ def test_a_schema_keeps_the_order_of_its_properties_and_sorts_the_rest() -> None
     other = {**schema, "properties": dict(reversed(schema["properties"].items()))}
     again = replace(REQUEST, sampling=replace(sampling, schema=other))
     assert encode(again, "m", {}) != encode(replace(REQUEST, sampling=sampling), "m", {})
-    order = list(
-        json.loads(encode(rewrite_request(), "m", {}))["response_format"]["json_schema"]["schema"][
-            "properties"
-        ]
-    )
-    assert order == ["rewritten", "subject", "intents", "refused"]
-
-
-def rewrite_request() -> Request:
-    return replace(REQUEST, sampling=replace(REQUEST.sampling, schema=SCHEMA))
 
 
 def test_key_holds_what_changes_the_answer_and_nothing_else() -> None:

@@ -150,6 +150,7 @@ ARGUMENTS: dict[str, Callable[[Answer], tuple[Any, ...]]] = {
     "read": lambda a: (CLASSIFIER, a),
     "parse_rewrite": lambda a: (a.text, a.finish_reason),
     "_levels": lambda a: (a.text, ["A", "B"]),
+    "_answers": lambda a: (a.text, ["A", "B"], ('{"A": "yes", "B": "no"}',)),
     "winner": lambda a: (a.text, ('"winner": "tie"',)),
     "choice_metric": lambda a: (CHOICE, a),
     "reply_of": lambda a: (json_of(a.text),),
