@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "batches").write_text("in the way")
     with (
         FakeProvider() as provider,
-        pytest.raises(RunFolderError, match="can't make the folder .*batches"),
+        pytest.raises(RunFolderError, match=r"can't make the folder .*batches"),
     ):
         asked(tmp_path, provider)
 
