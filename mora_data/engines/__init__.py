@@ -59,7 +59,7 @@ def connect(
         EndpointError: the endpoint can't be asked which models it serves.
     """
     shared = Shared() if shared is None else shared
-    shared.run_dir, shared.log = run_dir, log
+    shared.run_dir, shared.log, stats.on_note = run_dir, log, log
     engines: dict[Role, Engine] = {}
     heldout = ("heldout_judge",) if settings.heldout_judge is not None else ()
     for name in (*ROLES, *settings.more_roles(), *heldout):

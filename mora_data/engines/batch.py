@@ -26,12 +26,12 @@ from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BatchSettings, BuildSettings, RoleSettings
 from ..text import one_line
-from ..types import Request
+from ..types import Request, Sampling
 from .batch_jobs import RUNNING, BatchFolder, BatchJob, BatchReply, Provider, Unreachable, as_line
 from .dialect import Refusal
 from .engine import OnRecord, Shared, deliver, n_per_request
 from .http import require_openai
-from .replies import PASSING, UNUSABLE, TransientFault, failure, parse_chat
+from .replies import PASSING, UNUSABLE, ErrorReply, TransientFault, failure, parse_chat
 
 LOOK_AGAIN_S = 0.02  # how often it is asked whether other engines still work
 FAULTS = 20  # looks in a row that may fail for want of a connection
@@ -80,6 +80,7 @@ class _Request:
     key: str
     target: BatchTarget
     request_bytes: bytes
+    sampling: Sampling
     n: int
     seed: int
     on_record: OnRecord
@@ -302,7 +303,9 @@ class Waves:
         """Answers, or a failure that no retry can mend; None for one that may pass."""
         if reply.status == 200:
             try:
-                return parse_chat(reply.body, w.n)
+                return parse_chat(reply.body, w.n, sampling=w.sampling)
+            except ErrorReply as e:
+                reply = BatchReply(Refusal(200, e.body).status, e.body)
             except TransientFault:  # not a chat completion: asked again, as over HTTP
                 self._stats.retries["not_json"] += 1
                 return None
@@ -351,7 +354,14 @@ class BatchEngine:
         done: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         return await self._waves.ask(
             _Request(
-                key, self._target, request_bytes, n, (seed + first) & 0x7FFFFFFF, on_record, done
+                key,
+                self._target,
+                request_bytes,
+                request.sampling,
+                n,
+                (seed + first) & 0x7FFFFFFF,
+                on_record,
+                done,
             )
         )
 

@@ -192,4 +192,9 @@ class CachedClient:
         if self._log.has(call.key, first):
             self._stats.repeated += len(record.answers)
         self._log.put(call.key, first, record)
+        last = record.answers[-1]
+        if last.tokens_out and not last.text:
+            sampling = call.request.sampling
+            cut_off = last.finish_reason == "length"
+            self._stats.note_silent(call.request.role, sampling.max_tokens, cut_off)
         self._stats.count(call.engine.model, call.request.prompt_id, record.tokens)

@@ -217,13 +217,13 @@ class Refusal:
     __slots__ = ("_named", "code", "message", "status")
 
     def __init__(self, status: int, body: bytes) -> None:
-        self.status = status
+        self.status = 400 if status == 200 else status
         self.message, self.code = "no message", ""
         self._named: list[str] = []
         with contextlib.suppress(*UNREADABLE):  # what is not in form says nothing
-            self._read(body)
+            self._read(body, status == 200)
 
-    def _read(self, body: bytes) -> None:
+    def _read(self, body: bytes, is_inside: bool) -> None:
         try:
             tree = orjson.loads(body)
         except ValueError:
@@ -239,6 +239,20 @@ class Refusal:
             if isinstance(inner, dict)
             else ""
         )
+        if is_inside:
+            self.status = self._own_status(inner, tree)
+
+    def _own_status(self, *trees: Any) -> int:
+        """The status that an error has which came with HTTP 200: its code, or what it says."""
+        if self.of_row:
+            return 400
+        for tree in trees:
+            for key in ("code", "status", "status_code") if isinstance(tree, dict) else ():
+                if re.fullmatch("[45][0-9][0-9]", str(tree.get(key))):
+                    return int(tree[key])
+        if _ACCOUNT.search(f"{self.code} {self.message}"):
+            return 402
+        return 503 if _PASSES.search(f"{self.code} {self.message}") else 400
 
     @property
     def of_row(self) -> bool:
@@ -339,6 +353,18 @@ _ACCOUNT = _any(
     r"out of credit",
     r"exceeded your current quota",
     r"credit balance",
+)
+_PASSES = _any(
+    r"overload",
+    r"rate.?limit",
+    r"too many requests",
+    r"(try|retry) .{0,20}(again|later)",
+    r"temporar",
+    r"unavailable",
+    r"timed?.?out",
+    r"\bbusy\b",
+    r"at capacity",
+    r"(server|internal|upstream|provider).{0,10}error",
 )
 _NO_MODEL = _any(
     r"model.?not.?found",

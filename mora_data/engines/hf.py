@@ -28,8 +28,7 @@ from ..settings import LocalSettings
 from ..text import one_line
 from ..types import Answer, Messages, Request, Sampling
 from .local_model import Piece, fitting, outputs_answer, templated
-
-Logprobs = tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
+from .thoughts import Logprobs, as_answer
 
 
 class Generator:
@@ -122,12 +121,8 @@ class Generator:
                 n,
             )
         reason = "length" if end is None and cut is None else "stop"
-        return Answer(
-            text if cut is None else text[:cut],
-            reason,
-            n,
-            logprobs=None if logprobs is None else logprobs[:n],
-        )
+        logprobs = None if logprobs is None else logprobs[:n]
+        return as_answer(text if cut is None else text[:cut], reason, n, logprobs)
 
 
 class _Picker:

@@ -4,6 +4,7 @@ role on it.
 What a reply means:
 
     200                       answers; counted, and fewer than asked are topped up by the caller
+    200 with an error in it   what its code or its words mean
     200 of another model      the base URL can't be used: it is taken out, and with the last one the
                               run stops, state kept
     401 402 403 404           the same; so does 429 where a quota is used up
@@ -44,7 +45,7 @@ from .replicas import Replicas, served_models, takes_patterns
 from .replies import (
     PASSING,
     RATING_PATHS,
-    Served,
+    ErrorReply,
     TransientFault,
     failure,
     parse_chat,
@@ -111,19 +112,17 @@ class ReplyTimes:
 
 
 class Route(NamedTuple):
-    """What is asked for at a base URL, and how its replies are read."""
+    """What is asked for at a base URL."""
 
     path: str
-    parse: Callable[[bytes, int, Served], Record]  # body, choices asked for
     missing: str = ""  # what to do where there is no such path
     at_root: bool = False  # of the server, not under /v1
 
 
-CHAT_ROUTE = Route(CHAT, parse_chat)
+CHAT_ROUTE = Route(CHAT)
 RATING_ROUTES: Mapping[Task, Route] = {
     task: Route(
         path,
-        partial(parse_rating, task),
         f"check the reward's `endpoint`: it has to be a server with {path}, and to serve that"
         " model",
         at_root=True,
@@ -137,8 +136,8 @@ class Call(NamedTuple):
 
     body: bytes
     n: int  # choices asked for
+    read: Callable[[bytes], Record]  # the body of a reply
     on_record: OnRecord
-    served: Served
     longest: int  # tokens that the choices may have together
     times: ReplyTimes
     rate_limiter: RateLimiter | None = None
@@ -276,14 +275,18 @@ class Endpoint:
                 call.route.at_root,
             )
             if reply.status == 200:
-                record = call.route.parse(reply.body, call.n, call.served)
-                self._note_success(permit)
-                call.times.note(time.monotonic() - sent, call.longest)
-                self.limiter.succeeded(permit)
-                if learner is not None:
-                    learner.works.add(call.shape)
-                call.on_record(record)
-                return record
+                try:
+                    record = call.read(reply.body)
+                except ErrorReply as e:
+                    reply = Reply(Refusal(200, e.body).status, e.body)
+                else:
+                    self._note_success(permit)
+                    call.times.note(time.monotonic() - sent, call.longest)
+                    self.limiter.succeeded(permit)
+                    if learner is not None:
+                        learner.works.add(call.shape)
+                    call.on_record(record)
+                    return record
             if reply.status == 429:
                 self.limiter.refused(permit)
             return self._no_answer(reply, call, permit, dialect)
@@ -545,8 +548,9 @@ class HttpEngine:
         times, limiter = self._times, self._rate_limiter
         if request.task != "chat":
             route = RATING_ROUTES[request.task]
+            read = partial(parse_rating, request.task, asked=1, served=self._served)
             return await endpoint.post(
-                Call(request_bytes, 1, on_record, self._served, 1, times, limiter, route)
+                Call(request_bytes, 1, read, on_record, 1, times, limiter, route)
             )
         if endpoint.takes_patterns and sampling.pattern is not None and sampling.schema is not None:
             request_bytes = with_pattern(request_bytes, sampling.schema, sampling.pattern)
@@ -556,8 +560,8 @@ class HttpEngine:
             Call(
                 body,
                 n,
+                partial(parse_chat, asked=n, served=self._served, sampling=sampling),
                 on_record,
-                self._served,
                 n * sampling.max_tokens,
                 times,
                 limiter,

@@ -14,8 +14,10 @@ answers wanted. The bodies are made in `run.cache_key`.
 
 from __future__ import annotations
 
+import codecs
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -23,13 +25,16 @@ import orjson
 
 from ..run.log import Record
 from ..text import one_line
-from ..types import Answer, Task
+from ..types import Answer, Sampling, Task
+from .thoughts import Logprobs, as_answer, without_thought
 
 RATING_PATHS: Mapping[Task, str] = {"classify": "/classify", "pooling": "/pooling"}
 PASSING = frozenset((408, 409, 425, 429))  # and all from 500 on
 UNUSABLE = frozenset((401, 403, 404))
 MOST_TOKENS = 10**9  # of one request
 MOST_NUMBER = 1e300  # what is compared with it may have any number of digits
+CHARS_PER_TOKEN = 4
+MOST_CHARS_PER_TOKEN = 20  # on average; more means that not all tokens were counted
 # what reading a reply may raise, whatever stands in it
 UNREADABLE = (
     ArithmeticError,
@@ -39,6 +44,9 @@ UNREADABLE = (
     TypeError,
     ValueError,
 )
+_EVENTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -73,39 +81,181 @@ class TransientFault(Exception):
         self.wait_s = wait_s
 
 
-def parse_chat(raw: bytes, asked: int, served: Served = lambda name: None) -> Record:
-    """The answers of a chat completion, in the order of their index, at most `asked`; `served` gets
-    the model's name.
+class ErrorReply(Exception):
+    """A reply that came with HTTP 200 and says an error all the same; `body` is that error."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        self.body = body
+
+
+def parse_chat(
+    raw: bytes,
+    asked: int,
+    served: Served = lambda name: None,
+    sampling: Sampling | None = None,
+) -> Record:
+    """The answers of a chat completion, whole or as a stream of events, in the order of their
+    index, at most `asked`; `served` gets the model's name. `sampling` is that of the request.
+
+    Where the reply counts far fewer tokens than its texts must have, as for one choice of many or
+    not at all, they are estimated.
 
     Raises:
-        TransientFault: the body is not such a completion.
+        ErrorReply: the body is an error.
+        TransientFault: the body is no such completion, or one that the server broke off.
     """
     try:
-        tree = orjson.loads(raw)
-        served(tree.get("model"))
-        choices = sorted(tree["choices"], key=lambda c: c.get("index", 0))[:asked]
+        tree = _tree(raw)
+        choices = tree.get("choices") if isinstance(tree, dict) else None
         if not choices:
+            if _is_error(tree):
+                raise ErrorReply(orjson.dumps(tree))
             raise KeyError("choices")
-        usage = tree.get("usage") or {}
-        used, out = (_count(usage.get(k)) for k in ("prompt_tokens", "completion_tokens"))
-        share = out // len(choices)
-        answers = tuple(_answer(c, share) for c in choices)
-        cached = _count((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
-        return Record(asked, answers, (used, out, min(cached, used)))
+        served(tree.get("model"))
+        if len(choices) > 1:
+            choices = sorted(choices, key=lambda c: c.get("index") or 0)[:asked]
+        n, usage = len(choices), tree.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        used, out = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+        full = sampling is not None and out >= sampling.max_tokens * n
+        texts = [_said(c, sampling) for c in choices]
+        size = sum(map(len, texts))
+        if size > MOST_CHARS_PER_TOKEN * out:
+            out = math.ceil(size / CHARS_PER_TOKEN)
+        answers = [_answer(c, t, out // n, full) for c, t in zip(choices, texts, strict=True)]
+        return Record(asked, tuple(answers), (used, out, min(used, _count(cached))))
     except UNREADABLE as e:
         raise TransientFault(
             "not_json", f"HTTP 200 without a chat completion in it: {raw[:60]!r}"
         ) from e
 
 
-def _answer(choice: Mapping[str, Any], tokens: int) -> Answer:
-    content, reason = choice["message"].get("content"), choice.get("finish_reason")
-    text = content if isinstance(content, str) else ""
-    reason = one_line(reason, 40) if isinstance(reason, str) and reason else "stop"
-    return Answer(text, reason, tokens, logprobs=_logprobs(choice.get("logprobs")))
+def _tree(raw: bytes) -> Any:
+    """A body as JSON; of events, what they say together."""
+    try:
+        return orjson.loads(raw)
+    except ValueError:
+        text = raw.removeprefix(codecs.BOM_UTF8).lstrip()
+        return _joined(text) if text.startswith(_EVENTS) else orjson.loads(text)
 
 
-def _logprobs(tree: Any) -> tuple[tuple[str, tuple[tuple[str, float], ...]], ...] | None:
+def _joined(raw: bytes) -> dict[str, Any]:
+    """The completion that server-sent events add up to, or the error among them."""
+    out: dict[str, Any] = {}
+    choices: dict[int, dict[str, Any]] = {}
+    is_done = False
+    for line in raw.splitlines():
+        data = line[5:].strip() if line.startswith(b"data:") else b""
+        if data == b"[DONE]":
+            is_done = True
+        if not data or is_done:
+            continue
+        event = orjson.loads(data)
+        if _is_error(event):
+            return dict(event)
+        out.update({k: event[k] for k in ("model", "usage") if event.get(k)})
+        for part in event.get("choices") or ():
+            at = part.get("index") or 0
+            choice = choices.setdefault(
+                at, {"index": at, "message": {}, "logprobs": {"content": []}}
+            )
+            _add(choice, part)
+    if not choices or not (is_done or all("finish_reason" in c for c in choices.values())):
+        raise ValueError("the stream breaks off")
+    return {**out, "choices": list(choices.values())}
+
+
+def _add(choice: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Join what an event says to a choice."""
+    message = choice["message"]
+    for key, more in (part.get("delta") or part.get("message") or {}).items():
+        if key == "content" or key == "refusal" or key in _THOUGHTS:
+            message[key] = message.get(key, "") + _text_of(more)
+    choice.update({k: part[k] for k in ("finish_reason", "error") if part.get(k)})
+    choice["logprobs"]["content"] += (part.get("logprobs") or {}).get("content") or ()
+
+
+def _is_error(tree: Any) -> bool:
+    """Whether a body without choices is an error."""
+    if isinstance(tree, list):
+        return bool(tree) and isinstance(tree[0], dict) and "error" in tree[0]
+    if not isinstance(tree, dict):
+        return False
+    named = (tree.get(k) for k in ("message", "detail", "msg"))
+    return bool(tree.get("error")) or any(isinstance(m, (str, list)) for m in named)
+
+
+def _said(choice: Mapping[str, Any], sampling: Sampling | None) -> str:
+    """What a choice says; thoughts may be in it.
+
+    Raises:
+        ErrorReply: it says an error.
+        TransientFault: the server broke it off.
+    """
+    reason = choice.get("finish_reason")
+    if reason != "stop" and reason != "length":
+        if choice.get("error"):
+            raise ErrorReply(orjson.dumps({"error": choice["error"]}))
+        if reason in _BROKEN_OFF:
+            raise TransientFault("interrupted", f"the server ended an answer by {reason!r}")
+        if reason and "message" not in choice:
+            return ""  # all tokens went into a thought that is not shown
+    message = choice["message"]
+    text = message.get("content")
+    if not isinstance(text, str):
+        text = _text_of(text)
+    if text and not text.isspace():
+        return text
+    if sampling is not None and sampling.schema is not None:
+        # held to a grammar from its first token on, so that it could not end its thought
+        reply = without_thought(_text_of(_thought(message)))[0].strip()
+        if _is_object(reply):
+            return reply
+    return _text_of(message.get("refusal"))
+
+
+def _thought(message: Mapping[str, Any]) -> Any:
+    """The thought in a field of its own, if there is one."""
+    return next((thought for k in _THOUGHTS if (thought := message.get(k))), None)
+
+
+def _text_of(content: object) -> str:
+    """The text of a message's content, without the thoughts among its parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "".join(
+        p if isinstance(p, str) else p["text"]
+        for p in parts
+        if isinstance(p, str)
+        or (isinstance(p.get("text"), str) and p.get("type", "text") in ("text", "output_text"))
+    )
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(orjson.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _answer(choice: Mapping[str, Any], text: str, tokens: int, full: bool) -> Answer:
+    reason = choice.get("finish_reason")
+    if reason != "stop" and reason != "length":
+        reason = one_line(reason, 40) if isinstance(reason, str) and reason else "stop"
+    if full and reason == "stop" and text[-1:].isalnum():
+        reason = "length"  # a proxy's word for every end
+    logprobs = choice.get("logprobs")
+    if not logprobs:
+        return as_answer(text, reason, tokens)
+    beside = _thought(choice.get("message") or {}) is not None
+    return as_answer(text, reason, tokens, _logprobs(logprobs), beside)
+
+
+def _logprobs(tree: Any) -> Logprobs | None:
     """Tokens with their alternatives; None where there are none, or some are no such."""
     if not isinstance(tree, Mapping) or not tree.get("content"):
         return None

@@ -17,6 +17,7 @@ from ..settings import RoleSettings
 from ..text import one_line
 from ..types import Answer, Request, Task
 from .local_model import Piece, fitting, outputs_answer, templated
+from .thoughts import as_answer
 
 
 class Vllm:
@@ -145,9 +146,5 @@ def _answer(output: Any, top: int) -> Answer:
             )
             for token, step in zip(output.token_ids, output.logprobs, strict=True)
         )
-    return Answer(
-        output.text,
-        "length" if output.finish_reason == "length" else "stop",
-        len(output.token_ids),
-        logprobs=logprobs,
-    )
+    reason = "length" if output.finish_reason == "length" else "stop"
+    return as_answer(output.text, reason, len(output.token_ids), logprobs)

@@ -32,16 +32,18 @@ from mora_data.engines.http import Fault, Reply, _Connection, parse_retry_after
 from mora_data.engines.replies import (
     MOST_TOKENS,
     UNREADABLE,
+    ErrorReply,
     TransientFault,
     parse_chat,
     parse_rating,
 )
 from mora_data.evaluate.prompts import EvalPrompt
 from mora_data.rewards import load
+from mora_data.rewards.judge import SCHEMA
 from mora_data.rewriting.reply import Rewrite
 from mora_data.run.log import Record
 from mora_data.settings import RewardSettings, build_settings
-from mora_data.types import Answer
+from mora_data.types import Answer, Sampling
 
 PACKAGE = Path(mora_data.__file__).parent
 BUILD = build_settings({"name": "x", "source": {"kind": "jsonl"}})
@@ -54,13 +56,14 @@ ODD = (
     *("{", "}", "[", "]", '"', ":", ",", "\\", "true", "```", " ", "\n", "5", "-1", "\u0665"),
     *("\x00", "\x1b[2J", "\u202e", "\u200b", "\ufeff", "\ud800", "<|im_end|>", '{"a":' * 50),
     *('"score"', '"rewritten"', '"usage"', '"choices"', '"message"', '"content"', "[" * 3000),
-    *("<rewritten>", "</rewritten>"),
+    *("<rewritten>", "</rewritten>", "<think>", "</think>", "<|channel|>final<|message|>"),
 )
 NUMBERS = (0, -1, 3, 1e30, -1e30, 10**400, 1e308, 2**63, 0.5, float("nan"), float("inf"), True)
 KEYS = (
     *"choices message content usage prompt_tokens completion_tokens index data logprobs".split(),
     *"prompt_tokens_details cached_tokens token top_logprobs logprob probs finish_reason".split(),
-    *"model error response body status_code custom_id id score".split(),
+    *"model error response body status_code custom_id id score delta type text".split(),
+    *"reasoning_content refusal detail code".split(),
 )
 
 
@@ -109,6 +112,8 @@ def body(rng: random.Random) -> bytes:
     if kind == 0:
         return text(rng).encode("utf-8", "surrogatepass")
     raw = json.dumps(completion(rng) if kind > 1 else tree(rng)).encode()
+    if rng.random() < 0.2:
+        raw = b"data: " + raw.replace(b'"message"', b'"delta"') + b"\n\ndata: [DONE]\n\n"
     if rng.random() < 0.3:
         cut = rng.randrange(len(raw) + 1)
         raw = raw[:cut] + rng.randbytes(rng.randrange(3)) + raw[cut + rng.randrange(3) :]
@@ -139,6 +144,7 @@ def json_of(said: str) -> Any:
 
 
 CLASSIFIER = load("helpful", RewardSettings(kind="classifier", activation="sigmoid"), BUILD)
+JUDGE = Sampling(0.0, 1.0, 8, schema=SCHEMA)
 CHOICE = EvalPrompt("truthfulqa", "p", "g", (), "mc2", (True, False))
 ARGUMENTS: dict[str, Callable[[Answer], tuple[Any, ...]]] = {
     "verdict": lambda a: (a, 1, 5, ('{"score": 3}',)),
@@ -181,6 +187,7 @@ def check_body(raw: bytes) -> Iterator[Answer]:
     """What the parsers of a server's replies make of a body; the answers that came of it."""
     for parse in (
         lambda: parse_chat(raw, 3),
+        lambda: parse_chat(raw, 1, sampling=JUDGE),
         lambda: parse_rating("classify", raw, 1),
         lambda: parse_rating("pooling", raw, 1),
     ):
@@ -188,6 +195,9 @@ def check_body(raw: bytes) -> Iterator[Answer]:
             record = parse()
         except TransientFault as e:
             assert str(e).isprintable()
+            continue
+        except ErrorReply as e:
+            assert 400 <= Refusal(200, e.body).status < 600
             continue
         assert (
             all(0 <= n <= MOST_TOKENS for n in record.tokens)
@@ -288,15 +298,16 @@ def from_seeds(least: int, seconds: float) -> int:
 @pytest.mark.parametrize(
     ("usage", "tokens"),
     [
-        ({"prompt_tokens": 1e30}, (0, 0, 0)),
-        ({"prompt_tokens": 10**40}, (0, 0, 0)),
-        ({"prompt_tokens": -5, "completion_tokens": -7}, (0, 0, 0)),
-        ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}, (5, 0, 5)),
-        ({"prompt_tokens": "7"}, (0, 0, 0)),
+        ({"prompt_tokens": 1e30}, (0, 1, 0)),
+        ({"prompt_tokens": 10**40}, (0, 1, 0)),
+        ({"prompt_tokens": -5, "completion_tokens": -7}, (0, 1, 0)),
+        ({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}, (5, 1, 5)),
+        ({"prompt_tokens": "7"}, (0, 1, 0)),
         ({"prompt_tokens": 7.0, "completion_tokens": 2}, (7, 2, 0)),
     ],
 )
 def test_impossible_usage_counts_as_none(usage: object, tokens: tuple[int, int, int]) -> None:
+    """What the answer's text must have had is estimated."""
     raw = json.dumps({"choices": [{"message": {"content": "a"}}], "usage": usage}).encode()
     record = parse_chat(raw, 1)
     assert record.tokens == tokens and Record.decode(record.encode()).tokens == tokens
