@@ -22,6 +22,12 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 _MARKS = bytes(c for c in range(128) if re.fullmatch(r"[^\w\s]", chr(c)))
 _WORDS_ONLY = bytes(c if c < 128 and re.fullmatch(r"\w", chr(c)) else 32 for c in range(256))
 
+_LAYERS = 8
+_END_MARK = re.compile(r"(?:</s>|<\|[\w ]{1,20}\|>|<(?:end_of_turn|eos)>)\Z")
+_WRAPPED = re.compile(
+    r"```\w*\s(.*)```|\*\*(.*)\*\*|`([^`]*)`|<(answer|response|output|json)>(.*)</\4>", re.S | re.I
+)
+
 
 def normalise(text: str) -> str:
     """NFKC, case folded, white space collapsed: two texts a reader would call the same compare
@@ -31,6 +37,20 @@ def normalise(text: str) -> str:
     if "  " in text or not text.isprintable():  # the only printable white space is the blank
         text = " ".join(text.split())
     return text.strip().casefold()
+
+
+def unwrap(text: str) -> str:
+    """A model's reply without what it may be wrapped in as a whole: a code fence, bold marks, a tag
+    for the answer, marks of its end, a full stop behind an object."""
+    for _ in range(_LAYERS):
+        inner = _END_MARK.sub("", text.strip("\ufeff \t\r\n"))
+        wrapped = _WRAPPED.fullmatch(inner)
+        inner = wrapped[wrapped.lastindex or 0] if wrapped else inner
+        inner = inner[:-1] if inner.endswith("}.") else inner
+        if inner == text:
+            break
+        text = inner
+    return text
 
 
 def digest(*parts: str, hex_digits: int = 16) -> str:

@@ -3,8 +3,10 @@
 The reply must end with one verdict, `{"score": 1..5}`, and hold no other one that differs: a judge
 may quote the answer it grades, before its verdict or after it, and then nobody can tell which of
 two is its own. So the last one counts only where it is alone or all agree, and only at the end: a
-number quoted in the middle of prose is not a verdict. In doubt the score is None and the judge is
-asked again, twice. Nothing unreadable ever becomes a number. Scale: likert, (s - 1) / 4.
+number quoted in the middle of prose is not a verdict. A whole reply may be a verdict in another
+form: 4, "4/5", `Score: 4`, {"rating": 4}, [{"score": 4}], {"result": {"score": 4}}. No level is
+4.5. In doubt the score is None and the judge is asked again, twice. Nothing unreadable ever becomes
+a number. Scale: likert, (s - 1) / 4.
 
 With `expected: true` the score is the mean of the levels under the probabilities that the server
 gives for the score token, sum s p(s) / sum p(s), raw in [1, 5] (docs/method.md, Scores
@@ -25,6 +27,7 @@ from ..resources import Secret, load_template, quoted
 from ..run.tasks import all_of
 from ..settings import BuildSettings, RewardSettings, RoleSettings
 from ..settings import Settings as PluginSettings
+from ..text import one_line, unwrap
 from ..types import Answer, Messages, Request, Rollout, Sampling, Score
 from . import Ask, Reward, RewardContext
 from . import load as load_reward
@@ -43,8 +46,17 @@ SCHEMA = {
     "additionalProperties": False,
 }
 _BARE = re.compile(r'\s*\{\s*"score"\s*:\s*([0-9])\s*\}\s*')
-_AFTER = re.compile(r"\s*(?:```\s*)?")  # what may follow the verdict
+# what may follow the verdict
+_AFTER = re.compile(r"(?:\s|```|\*\*|\.|</s>|<\|[\w ]{1,20}\|>|<(?:end_of_turn|eos)>)*")
+_NAMES = ("rating", "grade", "level", "verdict")  # for a score, where nothing is called that
+_SAID = re.compile(
+    rf'"?(?:(?:final |overall )?(?:score|{"|".join(_NAMES)})"?\s*[:=]\s*)?"?(?:\[\[)?'
+    r'([0-9])(?:\.0+)?(?:\]\])?(?:\s*(?:/|out of)\s*([0-9]))?"?\.?',
+    re.I,
+)
 _BLANKS = dict.fromkeys(map(ord, " \t\r\n\f\v\u00a0\\"))
+THOUGHT_CUT_OFF = "thought_cut_off"
+_LETTER = re.compile("[A-Za-z]")
 _DIGIT = re.compile(r'[\s":]*(\d)\D*')
 
 
@@ -96,7 +108,7 @@ class Judge:
         )
         if level is None or reply is None:
             return Score(self.dimension, self.name, None, None, reason)
-        raw = expected_level(reply) if self._expected else None
+        raw = expected_level(reply, said=level) if self._expected else None
         raw = float(level) if raw is None else raw
         return Score(self.dimension, self.name, (raw - 1) / (LEVELS - 1), raw)
 
@@ -149,7 +161,12 @@ async def ask_verdict(
         level, reason = verdict(reply, lowest, highest, shown)
         if level is not None:
             return level, "", reply
-    return None, reason, None
+    detail = (
+        f"max_tokens = {request.sampling.max_tokens} went into the model's thoughts, raise it"
+        if reason == THOUGHT_CUT_OFF
+        else f"'{one_line(reply.text, 60)}'"
+    )
+    return None, f"{reason}: {detail}", None
 
 
 def _again(request: Request, retry: int) -> Request:
@@ -166,12 +183,13 @@ def _again(request: Request, retry: int) -> Request:
 def verdict(
     reply: Answer, lowest: int = 1, highest: int = LEVELS, shown: Sequence[str] = ()
 ) -> tuple[int | None, str]:
-    """The level in a judge's reply, or None and why not: no_verdict, cut_off, quoted_verdict,
-    conflicting_verdicts, verdict_not_last. One that stands in the texts that the judge was shown
-    is a quotation and does not count."""
+    """The level in a judge's reply, or None and why not: no_verdict, cut_off, thought_cut_off,
+    quoted_verdict, conflicting_verdicts, verdict_not_last. One that stands in the texts that the
+    judge was shown is a quotation and does not count."""
     text = reply.text
     bare = _BARE.fullmatch(text)
-    found = [([int(bare[1])], 0, len(text))] if bare else _scores(text)
+    found = [([int(bare[1])], 0, len(text))] if bare else _whole(text, highest)
+    found = found or _scores(text, highest)
     levels: list[int] = []
     seen = last = 0
     for scores, start, end in found:
@@ -180,8 +198,7 @@ def verdict(
         if fit and not stands_in(text[start:end], shown):
             levels, last = levels + fit, end
     if not levels:
-        cut = reply.finish_reason == "length"
-        return None, "quoted_verdict" if seen else "cut_off" if cut else "no_verdict"
+        return None, "quoted_verdict" if seen else why_unread(reply)
     if len(set(levels)) > 1:
         return None, "conflicting_verdicts"
     if not _AFTER.fullmatch(text, last):
@@ -189,20 +206,33 @@ def verdict(
     return levels[-1], ""
 
 
+def why_unread(reply: Answer) -> str:
+    """Why a reply without a verdict has none, as far as its end tells."""
+    if reply.finish_reason != "length":
+        return "no_verdict"
+    return THOUGHT_CUT_OFF if reply.tokens_out and not reply.text else "cut_off"
+
+
 def stands_in(quoted: str, shown: Sequence[str]) -> bool:
-    """Whether a verdict stands in a text that the judge was shown, but for white space and
-    backslashes; at the end of one, but for its last brace."""
-    bare = quoted.translate(_BLANKS)
-    texts = (s.translate(_BLANKS) for s in shown if '"' in s)
+    """Whether a verdict stands in a text that the judge was shown, but for what it is wrapped in,
+    white space and backslashes; at the end of one, but for its last brace. A number alone stands
+    in many a text and is no quotation."""
+    if not _LETTER.search(quoted):
+        return False
+    bare = unwrap(quoted).translate(_BLANKS)
+    texts = (s.translate(_BLANKS) for s in shown if '"' in s or '"' not in bare)
     return any(bare in t or t.endswith(bare.rstrip("}")) for t in texts)
 
 
 @reads_reply(None)
-def expected_level(reply: Answer, lowest: int = 1, highest: int = LEVELS) -> float | None:
-    """Mean of the levels under the probabilities of the last token that begins with a digit; None
-    where none are given."""
+def expected_level(
+    reply: Answer, lowest: int = 1, highest: int = LEVELS, said: int | None = None
+) -> float | None:
+    """Mean of the levels under the probabilities of the last token that begins with a digit (with
+    `said`: with that one); None where none are given."""
     for token, top in reversed(reply.logprobs or ()):
-        if _level_of(token, lowest, highest) is None:
+        level = _level_of(token, lowest, highest)
+        if level is None or (said is not None and level != said):
             continue
         weights: dict[int, float] = {}
         for alternative, logprob in top:
@@ -219,37 +249,69 @@ def _level_of(token: str, lowest: int, highest: int) -> int | None:
     return int(found[1]) if found and lowest <= int(found[1]) <= highest else None
 
 
-def _scores(text: str) -> list[tuple[list[int], int, int]]:
+def _whole(text: str, highest: int) -> list[tuple[list[int], int, int]]:
+    """The score of a reply that is nothing but a verdict, in a known wrapper or form, as `_scores`
+    gives it; empty where it is more than that."""
+    inner = unwrap(text).replace("**", "")
+    try:
+        value = json.loads(inner, object_pairs_hook=_Object)
+    except (ValueError, RecursionError):
+        value = inner
+    for _ in range(2):  # [{"score": 4}], {"result": {"score": 4}}
+        if isinstance(value, list) and len(value) == 1:
+            part = value[0][1] if isinstance(value, _Object) else value[0]
+            value = part if isinstance(part, list) else value
+    if isinstance(value, _Object):
+        scores = value.scores(highest)
+    else:
+        score = _number(inner if isinstance(value, list) else value, highest)
+        scores = [] if score is None else [score]
+    return [(scores, 0, len(text))] if scores else []
+
+
+def _scores(text: str, highest: int) -> list[tuple[list[int], int, int]]:
     """The whole-number scores of the text's outermost JSON objects, in order, each with where its
     object begins and ends."""
-    decoder = json.JSONDecoder(object_pairs_hook=_pairs)
+    decoder = json.JSONDecoder(object_pairs_hook=_Object)
     out: list[tuple[list[int], int, int]] = []
     at = text.find("{")
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
-            if isinstance(value, _Scores) and value:
-                out.append((value, at, end))
+            scores = value.scores(highest) if isinstance(value, _Object) else []
+            if scores:
+                out.append((scores, at, end))
         except (ValueError, RecursionError):
             end = at + 1
         at = text.find("{", end)
     return out
 
 
-class _Scores(list[int]):
-    """Every `score` of one JSON object: a key that is there twice is as doubtful as two objects."""
+class _Object(list[tuple[str, object]]):
+    """A JSON object, key by key."""
+
+    def scores(self, highest: int) -> list[int]:
+        """Every whole-number `score`: a key that is there twice is as doubtful as two objects. The
+        only number under another known name, where nothing is called a score."""
+        named: list[tuple[str, int]] = []
+        for key, value in self:
+            score = _number(value, highest)
+            if score is not None:
+                named.append((key.lower(), score))
+        found = [score for name, score in named if name == "score"]
+        others = [score for name, score in named if name in _NAMES]
+        return found or (others if len(others) == 1 else [])
 
 
-def _pairs(pairs: Sequence[tuple[str, object]]) -> _Scores:
-    return _Scores(
-        int(v)
-        for k, v in pairs
-        if k == "score"
-        and isinstance(v, (int, float))
-        and not isinstance(v, bool)
-        and abs(v) <= 1e6  # neither infinite nor of more digits than a float can hold
-        and v == int(v)
-    )
+def _number(value: object, highest: int) -> int | None:
+    """4, 4.0, "4" or "4/5" as a whole number; of another scale, or half of one, None."""
+    if isinstance(value, str):
+        said = _SAID.fullmatch(value.strip())
+        return int(said[1]) if said and said[2] in (None, str(highest)) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    # neither infinite nor of more digits than a float can hold
+    return int(value) if abs(value) <= 1e6 and value == int(value) else None
 
 
 # the held-out judge: another model that scores the confirmed pairs; it selects nothing

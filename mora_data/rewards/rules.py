@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
+from ..engines.thoughts import without_thought
 from ..types import Messages, Score
 from . import Ask, RewardContext
 
@@ -128,7 +129,6 @@ _LEFT_OVER = re.compile(
     r"|<(?:start_of_turn|end_of_turn|bos|eos|pad|unk|eot|eom|sop|eop)>"
     r"|<(?:extra_id_|reserved_|unused)\d{1,4}>|\n\n(?:Human|Assistant): "
 )
-_THOUGHTS = re.compile(r"\s*<(think|thinking|thought)>.*?(?:</\1>|\Z)", re.S | re.I)
 _NOTHING = frozenset(("null", "undefined", "nan", "[object object]"))
 _LETTERS = re.compile(r"(?=[^\W\d_])(.{1,4}?)(?:\W{0,2}\1){2,60}\W{0,9}\w{0,3}\W{0,9}")
 _LONG_RUN = re.compile(r"(?=[^\W\d_])(.{1,8}?)\1{19}")
@@ -136,16 +136,17 @@ _LONG_WORD = 60
 
 
 def flags(text: str, finish_reason: str) -> tuple[str, ...]:
-    """What the rules see in an answer, among empty, truncated, repetition, marks, refusal; in this
+    """What the rules see in an answer, among truncated, empty, repetition, marks, refusal; in this
     order.
 
-    `finish_reason` is the endpoint's: "length" means that the answer was cut.
+    `finish_reason` is the endpoint's: "length" means that the answer was cut, and so does a filter
+    that broke it off.
     """
     out = []
+    if finish_reason in ("length", "content_filter"):
+        out.append("truncated")
     if says_nothing(text):
         out.append("empty")
-    if finish_reason == "length":
-        out.append("truncated")
     if is_repetitive(text):
         out.append("repetition")
     if _LEFT_OVER.search(text):
@@ -158,8 +159,7 @@ def flags(text: str, finish_reason: str) -> tuple[str, ...]:
 def says_nothing(text: str) -> bool:
     """Whether an answer has no letter, number or picture in it that somebody sees, behind what the
     model thought aloud."""
-    thought = _THOUGHTS.match(text) if "<" in text[:200] else None
-    text = text[thought.end() :] if thought else text
+    text, _ = without_thought(text)
     if re.search(r"\w", text):
         return len(text) < 20 and text.strip().lower() in _NOTHING
     return not any(unicodedata.category(c) in ("So", "Sm") for c in text if c != "\ufffd")

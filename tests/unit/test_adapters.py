@@ -285,10 +285,10 @@ def test_a_criterion_that_cannot_be_read_leaves_no_score() -> None:
     assert (found.value, found.raw, found.reason) == (
         None,
         None,
-        "criterion 2: no_verdict",
+        "criterion 2: no_verdict: 'kind enough'",
     ) and len(asked) == 1 + 3
     (found,), _ = scores(RUBRIC, lambda r: '{"score": 5}', ["A."])
-    assert found.reason == "criterion 1: no_verdict"  # 5 is not yes or no
+    assert found.reason.startswith("criterion 1: no_verdict")  # 5 is not yes or no
     with pytest.raises(SettingsError, match="give `criteria`"):
         load("helpful", RewardSettings(kind="rubric"), BUILD)
 
@@ -346,7 +346,8 @@ def test_unread_games_do_not_count_and_too_many_of_them_leave_no_score() -> None
     found, _ = scores(
         RewardSettings(kind="pairwise", opponents=8), say, ["a", "aaa", "broken", "aa"]
     )
-    assert [s.value for s in found] == [0.0, 1.0, None, 0.5] and found[2].reason == "no_verdict"
+    assert [s.value for s in found] == [0.0, 1.0, None, 0.5]
+    assert found[2].reason == "no_verdict: 'prose'"
     (alone,), asked = scores(RewardSettings(kind="pairwise"), longer, ["a"])
     assert (alone.value, alone.reason, asked) == (None, "no_opponent", [])
 
@@ -409,6 +410,7 @@ def test_a_verdict_counts_only_at_the_end_of_the_reply() -> None:
     )
     assert verdict(Answer('{"score": 1, "score": 5}')) == (None, "conflicting_verdicts")
     assert verdict(Answer('{"quote": {"score": 5}, "score": 2}')) == (2, "")
-    assert verdict(Answer("2"), 0, 2) == (None, "no_verdict") and verdict(
-        Answer('{"score": 0}'), 0, 2
-    ) == (0, "")
+    assert verdict(Answer("2"), 0, 2) == (2, "") and verdict(Answer('{"score": 0}'), 0, 2) == (
+        0,
+        "",
+    )

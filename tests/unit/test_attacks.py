@@ -255,7 +255,7 @@ def test_a_doubtful_reply_is_asked_again_and_then_no_score(attack: str) -> None:
             ask, "p", (Message(role="user", content=QUESTION),), [attack], "score"
         )
     )
-    assert score.value is None and score.reason in (
+    assert score.value is None and score.reason.split(":")[0] in (
         "no_verdict",
         "quoted_verdict",
         "conflicting_verdicts",

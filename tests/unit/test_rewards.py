@@ -14,7 +14,7 @@ from mora_data.prompts.context import load as load_context
 from mora_data.prompts.flow import as_rollouts, score
 from mora_data.resources import Secret
 from mora_data.rewards import REWARDS, load
-from mora_data.rewards.judge import Judge, verdict
+from mora_data.rewards.judge import Judge, expected_level, verdict
 from mora_data.settings import RewardSettings, RoleSettings, build_settings
 from mora_data.sources.benchmarks import Benchmarks
 from mora_data.types import Answer, Message, Request
@@ -42,19 +42,85 @@ def test_readable_verdicts(text: str, level: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "4",
+        " 4.0\n",
+        '"4"',
+        "4/5",
+        '"4/5"',
+        "4 / 5.",
+        "4 out of 5",
+        "Score: 4",
+        "score = 4",
+        "**Score:** 4/5",
+        "Final rating: 4.0",
+        "[[4]]",
+        "Rating: [[4]]",
+        "\ufeff4",
+        "```\n4\n```",
+        '{"score": "4"}',
+        '{"score": "4/5"}',
+        '{"Score": 4}',
+        '{"rating": 4}',
+        '{"reason": "Of 5 points it has 3.", "rating": 4}',
+        '[{"score": 4}]',
+        '{"result": {"score": 4}}',
+        '[{"result": {"score": 4}}]',
+        '**{"score": 4}**',
+        '`{"score": 4}`',
+        '{"score": 4}.',
+        '{"score": 4}</s>',
+        '{"score": 4}<|im_end|>\n',
+        '```json\n[{"score": 4}]\n```',
+        '<answer>{"score": 4}</answer>',
+        'I would say **{"score": "4"}**.',
+    ],
+)
+def test_a_whole_reply_may_be_a_verdict_in_another_form(text: str) -> None:
+    """Seen of judges: https://github.com/OpenAgentHQ/openagent-eval/pull/214,
+    https://github.com/comet-ml/opik/pull/7758, https://github.com/pinchbench/skill/pull/24,
+    https://github.com/smithersai/smithers/pull/378."""
+    assert verdict(Answer(text)) == (4, "")
+
+
+def test_of_a_scale_in_the_reply_the_level_counts() -> None:
+    """The last digit of 4/5 is not it; and a scale of 0 to 2 is not one of 5."""
+    top = tuple((t, ((t, 0.0),)) for t in ("4", "/", "5"))
+    assert expected_level(Answer("4/5", logprobs=top), said=4) == 4.0
+    assert verdict(Answer("1/2"), 0, 2) == (1, "")
+    assert verdict(Answer("1/5"), 0, 2) == (None, "no_verdict")
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("", "no_verdict"),
         ("four", "no_verdict"),
-        ("Rating: 5", "no_verdict"),
-        ("4/5", "no_verdict"),
+        ("It is 5.", "no_verdict"),
+        ("Score: 4 because it is kind.", "no_verdict"),
+        ("4/10", "no_verdict"),
+        ("4.5", "no_verdict"),
+        ("4.5/5", "no_verdict"),
+        ("Score: 4-5", "no_verdict"),
+        ("14", "no_verdict"),
+        ("4 4", "no_verdict"),
+        ('"four"', "no_verdict"),
+        ('{"score": 4.5}', "no_verdict"),
+        ('{"score": "4/10"}', "no_verdict"),
+        ('{"n": 4}', "no_verdict"),
+        ('{"rating": 4, "grade": 2}', "no_verdict"),
+        ('[{"score": 4}, {"n": 1}]', "verdict_not_last"),
+        ('[{"score": 4}, {"score": 5}]', "conflicting_verdicts"),
+        ('{"a": {"score": 4}, "b": 1}', "no_verdict"),
+        ('{"a": {"b": {"c": {"score": 4}}}}', "no_verdict"),
+        ('I say {"result": {"score": 4}}', "no_verdict"),
         ('{"score": ' + "9" * 400 + "}", "no_verdict"),
         ('{"score": ' + "9" * 6000 + "}", "no_verdict"),
         ('{"score": 0}', "no_verdict"),
         ('{"score": 6}', "no_verdict"),
         ('{"score": 3.5}', "no_verdict"),
         ('{"score": 4} or so', "verdict_not_last"),
-        ('{"score": "4"}', "no_verdict"),
         ('{"score": true}', "no_verdict"),
         ('{"score": NaN}', "no_verdict"),
         ('{"score": Infinity}', "no_verdict"),
@@ -70,7 +136,27 @@ def test_doubtful_verdicts_are_none(text: str, reason: str) -> None:
 
 
 def test_cut_off_verdict_says_so() -> None:
-    assert verdict(Answer('{"sco', "length")) == (None, "cut_off")
+    assert verdict(Answer('{"sco', "length", 4)) == (None, "cut_off")
+    assert verdict(Answer("", "length", 256)) == (None, "thought_cut_off")
+
+
+def test_a_missing_score_says_what_the_judge_replied() -> None:
+    def reason(answer: Answer) -> str:
+        async def ask(request: Request) -> list[Answer]:
+            return [answer]
+
+        judge = load("helpful", RewardSettings(), BUILD, secret=SECRET)
+        asked = (Message(role="user", content="A question?"),)
+        (score,) = asyncio.run(judge.scores(ask, "p", asked, ["An answer."], "score"))
+        assert score.value is None
+        return score.reason
+
+    assert reason(Answer("I like\nit.\x1b[2J" + "x" * 99)) == (
+        "no_verdict: 'I like it.\\x1b[2J" + "x" * 43 + "'"
+    )
+    assert reason(Answer("", "length", 256)) == (
+        "thought_cut_off: max_tokens = 256 went into the model's thoughts, raise it"
+    )
 
 
 class Recorder:

@@ -50,7 +50,8 @@ def test_empty_truncated_and_repetitive_answers_are_degenerate() -> None:
     assert flags(" \n", "stop") == ("empty",)
     assert flags("Open the window and", "length") == ("truncated",)
     assert flags("Open the window first. " * 8, "stop") == ("repetition",)
-    assert flags("", "length") == ("empty", "truncated")
+    assert flags("", "length") == ("truncated", "empty")
+    assert flags("Open the", "content_filter") == ("truncated",)
     assert frozenset({"empty", "truncated", "repetition", "marks"}) == DEGENERATE
 
 
