@@ -211,7 +211,7 @@ def _finish(
         published = _select(build, asked, asked.context, parts, counts, manifest)
     if published.dataset_dir is not None and not counts["publish", "kept"]:
         left = counts_tree(counts, build.stages)
-        failure = NothingSelected(emptied_by(left, str(published.dataset_dir)))
+        failure = NothingSelected(emptied_by(left, build.folder.path))
     manifest = {**manifest, **_selected(counts, published)}
     _write_manifest(build, manifest, published, "empty" if failure else "done")
     if published.report and failure is None:

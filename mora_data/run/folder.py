@@ -6,16 +6,19 @@ import fcntl
 import os
 import secrets
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+import orjson
+
 from ..errors import LimitReached, RunFolderError
 from ..resources import SECRET_BYTES
 from ..settings import BuildSettings
-from ..text import digest
+from ..text import digest, one_line
 from .files import read_json, write_json, write_whole
 from .partitions import Partition
 from .remote import OF_A_COPY, SECRET_FILE, Remote, remote_url
@@ -293,8 +296,8 @@ def too_many_errors(
     if share > settings.limits.max_error_share:
         return LimitReached(
             f"{summary.errors} of {rows} rows failed ({share:.1%}, limits.max_error_share = "
-            f"{settings.limits.max_error_share:g}): see {summary.run_dir}/errors.jsonl; "
-            "the same command asks again what may still pass"
+            f"{settings.limits.max_error_share:g}){_most_often(Path(summary.run_dir))}: see"
+            f" {summary.run_dir}/errors.jsonl; the same command asks again what may still pass"
         )
     return None
 
@@ -312,16 +315,27 @@ def counts_tree(
     return out
 
 
-def emptied_by(counts: Mapping[str, StageCounts], dataset_dir: str | None) -> str:
-    """Which stage left nothing, in one line."""
+def _most_often(run_dir: Path) -> str:
+    """The kind of failure that came most often: how often, and the first one of it; empty where
+    nothing is known to have failed."""
+    lines = (run_dir / "errors.jsonl").read_bytes().splitlines()
+    errors = [str(orjson.loads(line)["error"]) for line in lines]
+    for kind, n in Counter(e.split(":")[0] for e in errors).most_common(1):
+        first = next(e for e in errors if e.split(":")[0] == kind)
+        return f", most often {n} x {one_line(first, 120)}"
+    return ""
+
+
+def emptied_by(counts: Mapping[str, StageCounts], run_dir: Path) -> str:
+    """Which stage left nothing and why, in one line."""
     for stage, c in counts.items():
         if c["in"] and not c["kept"]:
             reason, n = max(c["dropped"].items(), key=lambda kv: (kv[0] != "control_arm", kv[1]))
             why = ""
             if reason in ("failed", "unscored"):
-                why = " for reasons in errors.jsonl, and the same command asks again"
+                why = f"{_most_often(run_dir)}; see errors.jsonl, the same command asks again"
             return (
                 f"no pair was selected: stage {stage} kept none of {c['in']} ({n} {reason}{why});"
-                f" the folder {dataset_dir} is written without pairs"
+                f" the folder {run_dir / 'dataset'} is written without pairs"
             )
     return "no pair was selected: no prompt came through; see `mora-data status`"

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from ..errors import MoraError
 
+SILENT = 3  # replies of a role without a text; one alone is chance
 QUIET_TURNS = 50  # more than any coroutine needs from one answer to its next question
 
 
@@ -77,6 +78,8 @@ class RunStats:
     # seconds of permits in use, and of permits there were, in other processes
     busy_elsewhere_s: tuple[float, float] = (0.0, 0.0)
     on_tokens: Callable[[], None] | None = None  # called after every reply; may raise LimitReached
+    silent: Counter[str] = field(default_factory=Counter)  # replies of tokens without a text
+    on_note: Callable[[str], None] | None = None  # called with what the user has to know at once
     # nothing more is sent; what is in flight may still be answered
     stopped: MoraError | None = None
 
@@ -131,6 +134,8 @@ class RunStats:
             limiters=[],
             busy_elsewhere_s=self._busy_s(),
             on_tokens=None,
+            silent=Counter(),
+            on_note=None,
             stopped=None,
         )
 
@@ -179,6 +184,21 @@ class RunStats:
         self.prompts_finished += 1
         self.replies_to_finished += self.replies_to_open.pop(prompt_id, 0)
         self.asked_for.pop(prompt_id, None)
+
+    def note_silent(self, role: str, max_tokens: int, cut_off: bool) -> None:
+        """A reply had tokens and no text; of a role's third one the user is told."""
+        self.silent[role] += 1
+        if self.silent[role] != SILENT or self.on_note is None:
+            return
+        if cut_off:
+            setting = f"{role}.max_tokens" if ":" not in role else "its endpoint's max_tokens"
+            said = (
+                f"max_tokens = {max_tokens} ends replies inside the model's thoughts: set {setting}"
+                f" to {max(4096, 4 * max_tokens)} or so, or switch its thinking off"
+            )
+        else:
+            said = "replies have tokens and no text, as where a server takes all for thoughts"
+        self.on_note(f"{role}: {said} (docs/endpoints.md, Reasoning models)")
 
     def stop(self, error: MoraError) -> None:
         """Let nothing more be sent."""

@@ -409,9 +409,12 @@ def test_unreadable_verdicts_are_asked_twice_more_then_none(cli: Cli, tmp_path: 
         summary = cli(*plain(server, data, tmp_path / "r", "--set", "rollout.n=4"), code=1)
         assert summary["counts"]["score"] == {"in": 12, "kept": 0, "dropped": {"unscored": 12}}
         assert roles(server)["judge"] == 12 * 3 * 3
-        assert "score" in cli.said and (tmp_path / "r/dataset/README.md").is_file()
+        assert "most often 36 x no_verdict: 'I would say four.'" in cli.said
+        assert (tmp_path / "r/dataset/README.md").is_file()
         scores = pq.read_table(tmp_path / "r/parts/00000/scores.parquet").to_pylist()
-        assert {(s["value"], s["reason"]) for s in scores} == {(None, "no_verdict")}
+        assert {(s["value"], s["reason"]) for s in scores} == {
+            (None, "no_verdict: 'I would say four.'")
+        }
 
 
 def test_endpoint_dies_midway_state_is_kept(
