@@ -46,10 +46,12 @@ from .rewards.audit import Audit
 from .run.cost import CostTracker, load_prices
 from .run.files import json_hash, read_json, write_whole
 from .run.folder import (
+    Failures,
     RunFolder,
     Summary,
     counts_tree,
     emptied_by,
+    failures_of,
     too_many_errors,
 )
 from .run.partitions import Partition, choose_malloc, give_back
@@ -178,15 +180,15 @@ def run_build(
         except LimitReached as e:
             failure = e
         finally:
-            errors = _write_errors(build, parts)
+            failed = _write_errors(build, parts)
         counts, tokens = _totals(build, mined, parts, asked)
         published = Published()
         if failure is None:
             parts = [p for p in parts if p.number not in asked.given_up]
-            manifest = _manifest(build, asked, counts, tokens, errors, _audit_arms(build, parts))
-            published, failure = _finish(build, asked, parts, counts, manifest)
-        summary = _summary(build, asked, counts, errors, published)
-        return summary, failure or too_many_errors(summary, counts, settings)
+            manifest = _manifest(build, asked, counts, tokens, failed.n, _audit_arms(build, parts))
+            published, failure = _finish(build, asked, parts, counts, manifest, failed)
+        summary = _summary(build, asked, counts, failed.n, published)
+        return summary, failure or too_many_errors(failed, settings, f.path)
 
 
 def _finish(
@@ -195,6 +197,7 @@ def _finish(
     parts: Sequence[Partition],
     counts: Counts,
     manifest: Mapping[str, Any],
+    failed: Failures,
 ) -> tuple[Published, NothingSelected | None]:
     """Select, write the dataset, the manifest and the report; `counts` gets the stages.
 
@@ -211,7 +214,7 @@ def _finish(
         published = _select(build, asked, asked.context, parts, counts, manifest)
     if published.dataset_dir is not None and not counts["publish", "kept"]:
         left = counts_tree(counts, build.stages)
-        failure = NothingSelected(emptied_by(left, build.folder.path))
+        failure = NothingSelected(emptied_by(left, build.folder.path, failed))
     manifest = {**manifest, **_selected(counts, published)}
     _write_manifest(build, manifest, published, "empty" if failure else "done")
     if published.report and failure is None:
@@ -489,14 +492,16 @@ def _warn_of_family(engines: Mapping[Role, Engine], progress: Progress) -> None:
         )
 
 
-def _write_errors(build: Build, parts: Sequence[Partition]) -> int:
-    """errors.jsonl of the run from those of its partitions; how many there are."""
+def _write_errors(build: Build, parts: Sequence[Partition]) -> Failures:
+    """errors.jsonl of the run from those of its partitions."""
     if not build.reaches("presample"):
-        return 0
+        return Failures()
     errors = [e for p in parts for e in p.errors()]
     lines = b"".join(orjson.dumps(e) + b"\n" for e in errors)
     write_whole(build.folder.path / "errors.jsonl", lines)
-    return len(errors)
+    numbers = ("n_prompts", "n_answers", "n_scores")
+    rows = sum(m.get(name, 0) for p in parts if (m := p.manifest()) for name in numbers)
+    return failures_of(errors, rows)
 
 
 def _totals(
@@ -710,6 +715,7 @@ def _manifest(
         "reference": context.judge_stats.published() if context is not None else {},
         "judge_audit": asked.audit,
         "models": {r: e.model for r, e in asked.engines.items()},
+        "endpoints": dict(sorted(build.stats.dialects.items())),
         "simulated": asked.simulated if asked.engines else None,
         "pairs": 0,
         "selection": {},
@@ -773,4 +779,5 @@ def _summary(
         retries=dict(stats.retries),
         slots_busy=round(stats.slots_busy, 4) if stats.slots_busy is not None else None,
         replicas_out=dict(stats.replicas_out),
+        endpoints=dict(sorted(stats.dialects.items())),
     )

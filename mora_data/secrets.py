@@ -73,11 +73,12 @@ def redacted(text: str) -> str:
 
 
 def without_key(body: bytes, headers: Mapping[str, str]) -> bytes:
-    """The body of a reply, with the key hidden that was sent for it: some servers say it back."""
-    key = headers.get("Authorization", "").partition(" ")[2]
-    if len(key) < LEAST or key.isalpha() or (raw := key.encode()) not in body:
-        return body
-    return body.replace(raw, HIDDEN.encode())
+    """The body of a reply, with the keys hidden that were sent for it: some servers say them back."""
+    for value in headers.values():
+        key = value.removeprefix("Bearer ")
+        if len(key) >= LEAST and not key.isalpha() and (raw := key.encode()) in body:
+            body = body.replace(raw, HIDDEN.encode())
+    return body
 
 
 def visible(text: str) -> str:
@@ -96,9 +97,10 @@ def refuse_secrets(tree: object, where: str = "") -> None:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             inside = f"{where}.{key}" if where else str(key)
-            if key == "api_key_env" and isinstance(value, str):
+            named = where.endswith("headers_env")  # by the variable that holds it
+            if (named or key == "api_key_env") and isinstance(value, str):
                 _key_variables.add(value)
-            if _SETTING.match(str(key)) and isinstance(value, str) and value.strip():
+            if not named and _SETTING.match(str(key)) and isinstance(value, str) and value.strip():
                 raise _secret(inside)
             refuse_secrets(value, inside)
     elif isinstance(tree, (list, tuple)):

@@ -141,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = p.add_subparsers(required=True, metavar="COMMAND")
     _add_build(sub)
     _add_audit(sub)
+    _add_check(sub)
     c = _command(sub, "status", commands.print_status, "how far a run is, what was dropped and why")
     _run_dir(c)
     _switch(c, "--json", "one JSON object on stdout")
@@ -300,6 +301,19 @@ def _add_audit(sub: Any) -> None:
     _value(a, "--set", "KEY=VALUE", "any setting", action="append", default=[])
     _switch(a, "--dry-run", "requests, tokens and money, and nothing else")
     _switch(a, "--json", "one JSON object on stdout")
+
+
+def _add_check(sub: Any) -> None:
+    text = "ask an endpoint some ten short requests: what it takes, how fast it is, what to set"
+    c = _command(sub, "check", commands.check_endpoints, text)
+    where = c.add_mutually_exclusive_group(required=True)
+    _value(where, "--base-url", "URL", "OpenAI-compatible endpoint")
+    text = "a builder or a path to a YAML file: the endpoints of all its roles"
+    _value(where, "--source", "NAME", text)
+    _value(c, "--model", "ID", "not needed when the endpoint serves one")
+    text = "any setting, as policy.api_key_env=MY_KEY"
+    _value(c, "--set", "KEY=VALUE", text, action="append", default=[])
+    _switch(c, "--json", "one JSON object on stdout for each endpoint")
 
 
 def _numbers(text: str) -> list[int]:

@@ -150,6 +150,8 @@ def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
     )
     for url, why in summary.replicas_out.items():
         print(f"replica {url} was taken out for a while ({why})")
+    for model, notes in summary.endpoints.items():
+        print(f"model {model} {'; '.join(notes)}")
     if summary.dataset_dir:
         print(f"dataset {summary.dataset_dir}")
         if (Path(summary.run_dir) / "report.html").exists():
@@ -193,6 +195,28 @@ def audit_judges(args: argparse.Namespace) -> None:
     _print(args, asdict(found), audit_lines(found))
 
 
+def check_endpoints(args: argparse.Namespace) -> None:
+    """What endpoints take, and how fast they are."""
+    from ..settings import build_settings, load_settings, parse_override
+    from .check import as_tree, check
+
+    overrides = dict(parse_override(text) for text in args.set)
+    roles: tuple[str, ...] = ()
+    if args.source is not None:
+        if args.model is not None:
+            overrides["policy.model"] = args.model
+        settings = load_settings(args.source, overrides)
+    else:
+        prefix, roles = "policy.", ("policy",)
+        given = {k.removeprefix(prefix): v for k, v in overrides.items() if k.startswith(prefix)}
+        if bad := sorted(set(overrides) - {prefix + k for k in given}):
+            raise SettingsError(f"--set {bad[0]}: with --base-url, set what is the policy's")
+        role = {"engine": "openai", "base_url": args.base_url, "model": args.model, **given}
+        settings = build_settings({"name": "check", "source": {"kind": "jsonl"}, "policy": role})
+    for checked in check(settings, roles, lambda line: print(line, file=sys.stderr)):
+        _print(args, as_tree(checked), checked.lines())
+
+
 def print_status(args: argparse.Namespace) -> None:
     """How far a run is."""
     from dataclasses import asdict
@@ -208,7 +232,9 @@ def print_status(args: argparse.Namespace) -> None:
         f" {found.errors} errors"
     )
     at_work = [f"at work: {progress_line(now)}"] if now is not None else []
-    _print(args, {**asdict(found), "now": now}, [line, *at_work, counts_table(found.counts)])
+    asked = [f"model {model} {'; '.join(notes)}" for model, notes in found.endpoints.items()]
+    lines = [line, *at_work, *asked, counts_table(found.counts)]
+    _print(args, {**asdict(found), "now": now}, lines)
 
 
 def print_report(args: argparse.Namespace) -> None:

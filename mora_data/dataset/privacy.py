@@ -41,8 +41,8 @@ from .schemas import Row, row_batches
 
 WITHHELD = "(withheld)"
 _KEYS = """
-base_url replicas transport prices api_key_env files decontaminate_from extra_body run_dir
-dataset_dir out_dir hostname username cwd argv
+base_url replicas transport prices api_key_env files decontaminate_from extra_body headers_env
+ca_file run_dir dataset_dir out_dir hostname username cwd argv
 """
 _PRIVATE_KEYS = frozenset(_KEYS.split())
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]{0,30}://[^\s\"'<>]+", re.I)

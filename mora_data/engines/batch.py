@@ -15,10 +15,10 @@ and asks nothing twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import AnswersPending, EndpointError, PendingRetry, SettingsError
 from ..run.cache_key import request_body, request_key
@@ -29,7 +29,7 @@ from ..text import one_line
 from ..types import Request, Sampling
 from .batch_jobs import RUNNING, BatchFolder, BatchJob, BatchReply, Provider, Unreachable, as_line
 from .dialect import Refusal
-from .engine import OnRecord, Shared, deliver, n_per_request
+from .engine import OnRecord, Shared, deliver, extra_of, n_per_request
 from .http import require_openai
 from .replies import PASSING, UNUSABLE, ErrorReply, TransientFault, failure, parse_chat
 
@@ -333,7 +333,7 @@ class BatchEngine:
     def __init__(self, waves: Waves, role: RoleSettings, stats: RunStats) -> None:
         self.model = role.model or ""
         self.revision = role.revision
-        self.extra: Mapping[str, Any] = role.extra_body
+        self.extra = extra_of(role)
         self.n_per_request = n_per_request(role)
         self._target = BatchTarget(role.batch.mode, role.base_url or "", self.model)
         self._waves, self._stats, self._prompts = waves, stats, role.batch.prompts

@@ -25,15 +25,20 @@ from typing import Any
 import orjson
 
 from ..errors import RunFolderError
+from ..run.cache_key import without_system
 from ..run.files import read_json, write_json
 from ..text import one_line
+from .http import parse_duration
 from .replies import UNREADABLE
 
 FILE = "endpoints.json"
 WARM = 0.01  # sent for a temperature of 0 where only larger ones are taken
 PROBE_TOKENS = 16
 _JSON_STEPS = ("with its schema", "with a schema without bounds", "without a schema", "unasked")
-_NUMBERS = ("minimum", "maximum")
+_BOUNDS = frozenset(
+    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minItems maxItems minLength"
+    " maxLength".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Dialect:
     zero: bool = True  # takes temperature 0
     stream: bool = False
     path: str = ""  # between base URL and /chat/completions
+    answers_as: tuple[str, ...] = field(default=(), compare=False)  # other names of the model
 
     def write(self, body: bytes) -> bytes:
         """A full request body in this form."""
@@ -57,7 +63,7 @@ class Dialect:
     def apply(self, tree: dict[str, Any]) -> dict[str, Any]:
         """The same for a parsed body, which is changed."""
         if not self.system:
-            tree["messages"] = _without_system(tree["messages"])
+            tree["messages"] = without_system(tree["messages"])
         if not self.any_turns:
             tree["messages"] = _in_turns(tree["messages"])
         if self.tokens_field not in tree and "max_tokens" in tree:
@@ -143,8 +149,13 @@ class Dialect:
         if self.stream:
             out.append("as a stream")
         if self.path:
-            out.append(f"{self.path} added to the base URL")
+            out.append(f"with {self.path} added to the base URL")
         return out
+
+    def notes(self) -> list[str]:
+        """What is known of the endpoint: how it is asked, under which names it answers."""
+        asked = [f"is asked {'; '.join(self.lines())}"] if self.lines() else []
+        return asked + [f"answers as {name}" for name in self.answers_as]
 
 
 PLAIN = Dialect()
@@ -163,19 +174,6 @@ _TRIED = (
 )
 
 
-def _without_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """System turns put before the first user turn."""
-    system = [m["content"] for m in messages if m["role"] == "system"]
-    rest = [dict(m) for m in messages if m["role"] != "system"]
-    if system:
-        at = next((i for i, m in enumerate(rest) if m["role"] == "user"), None)
-        if at is None:
-            rest.insert(0, {"role": "user", "content": "\n\n".join(system)})
-        else:
-            rest[at]["content"] = "\n\n".join([*system, rest[at]["content"]])
-    return rest
-
-
 def _in_turns(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Neighbours of one role joined; a conversation that the assistant begins gets a user turn
     before it."""
@@ -191,13 +189,13 @@ def _in_turns(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _without_bounds(wanted: dict[str, Any]) -> dict[str, Any]:
-    """A response format that asks for whole numbers without saying between which."""
+    """A response format whose schema does not say how much or how many."""
 
     def plain(tree: Any) -> Any:
         if isinstance(tree, list):
             return [plain(x) for x in tree]
         if isinstance(tree, dict):
-            return {k: plain(v) for k, v in tree.items() if k not in _NUMBERS or k == "properties"}
+            return {k: plain(v) for k, v in tree.items() if k not in _BOUNDS}
         return tree
 
     return dict(plain(wanted))
@@ -212,9 +210,10 @@ class Refusal:
     Attributes:
         status: of HTTP, or the code in a body that came with another one.
         message: its sentence, on one line, cut.
+        wait_s: seconds after which it may be asked again, where it says so.
     """
 
-    __slots__ = ("_named", "code", "message", "status")
+    __slots__ = ("_named", "code", "message", "status", "wait_s")
 
     def __init__(self, status: int, body: bytes) -> None:
         self.status = 400 if status == 200 else status
@@ -231,6 +230,8 @@ class Refusal:
         inner = _error_of(tree)
         said = _message_of(inner, tree, body)
         self.message = one_line(said) or "no message"
+        delay = _DELAY.search(f"{said} {body[:4000].decode('utf-8', 'replace')}")
+        self.wait_s = parse_duration(delay[1] or delay[2]) if delay else None
         names = [inner.get("param")] if isinstance(inner, dict) else []
         names += [".".join(map(str, x["loc"])) for x in _details(tree) if x.get("loc")]
         self._named = [n for n in names if isinstance(n, str)]
@@ -262,9 +263,15 @@ class Refusal:
     @property
     def of_account(self) -> bool:
         """No request will be answered until somebody pays."""
-        return self.status == 402 or bool(
-            _ACCOUNT.search(self.code) or (self.status == 429 and _ACCOUNT.search(self.message))
+        used_up = _ACCOUNT.search(self.code) or (
+            self.status == 429 and _ACCOUNT.search(self.message)
         )
+        return self.status == 402 or (bool(used_up) and self.wait_s is None)
+
+    @property
+    def of_length(self) -> bool:
+        """`max_tokens` is more than the model can take, alone or with the prompt."""
+        return self.status in (400, 422) and bool(_LENGTH.search(self.message))
 
     @property
     def of_model(self) -> bool:
@@ -284,30 +291,47 @@ class Refusal:
 
 
 def _error_of(tree: Any) -> Any:
-    """The error object of a body: `error`, the first item of a list, or the body itself."""
-    if isinstance(tree, list) and tree:
-        tree = tree[0]
-    return tree.get("error", tree) if isinstance(tree, dict) else tree
+    """The error object of a body: the innermost `error`, the first item of a list, or the body
+    itself."""
+    for _ in range(4):
+        if isinstance(tree, list) and tree:
+            tree = tree[0]
+        inner = tree.get("error") or tree.get("errors") if isinstance(tree, dict) else None
+        if not inner:
+            break
+        tree = inner
+    return tree
 
 
-def _details(tree: Any) -> list[dict[str, Any]]:
-    found = tree.get("detail") if isinstance(tree, dict) else None
-    return [x for x in found if isinstance(x, dict)] if isinstance(found, list) else []
+def _details(tree: Any, depth: int = 3) -> list[dict[str, Any]]:
+    """What a validator lists, wherever it stands: objects with `loc` and `msg`."""
+    if isinstance(tree, list):
+        return [x for x in tree if isinstance(x, dict) and isinstance(x.get("loc"), list)]
+    if not isinstance(tree, dict) or not depth:
+        return []
+    inner = (tree.get(k) for k in ("detail", "message", "error"))
+    return next((found for x in inner if (found := _details(x, depth - 1))), [])
 
 
 def _message_of(inner: Any, tree: Any, body: bytes) -> str:
-    details = _details(tree)
-    if details:
-        return "; ".join(
-            f"{'.'.join(map(str, x.get('loc') or ()))} {x.get('msg') or ''}" for x in details
-        )
+    if details := _details(tree):
+        return "; ".join(f"{'.'.join(map(str, x['loc']))} {x.get('msg') or ''}" for x in details)
     if isinstance(inner, dict):
-        for key in ("message", "detail", "msg", "error"):
+        # a router says what the provider behind it said
+        raw = inner["metadata"].get("raw") if isinstance(inner.get("metadata"), dict) else None
+        for key in ("message", "detail", "msg", "error", "title"):
             if isinstance(inner.get(key), str):
-                return str(inner[key])
+                return f"{inner[key]} {raw}" if isinstance(raw, str) else str(inner[key])
     if isinstance(inner, str):
         return inner
-    return json.dumps(inner) if inner else body[:200].decode("utf-8", "replace")
+    if inner:
+        return json.dumps(inner)
+    text = body[:20_000].decode("utf-8", "replace")
+    if "<" in text:  # the page of a gateway
+        title = re.search(r"<title>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
+        hidden = r"<(style|script|head)\b.*?</\1>|<[^>]*>"
+        text = title[1] if title else re.sub(hidden, " ", text, flags=re.IGNORECASE | re.DOTALL)
+    return text
 
 
 def _is_in(name: str, tree: Mapping[str, Any]) -> bool:
@@ -353,6 +377,20 @@ _ACCOUNT = _any(
     r"out of credit",
     r"exceeded your current quota",
     r"credit balance",
+    r"(credits?|balance|quota).{0,40}(exhausted|used up|too low|depleted)",
+    r"payment",
+)
+_LENGTH = _any(
+    r"max_(completion_|output_|new_)?tokens.{0,80}(too large|at most|greater|exceed|less than|range"
+    r"|larger|<=|between|maximum)",
+    r"(at most|exceed\w*|<=|less than).{0,60}max_(completion_|output_|new_)?tokens",
+    r"valid range of max_tokens",
+    r"supports at most \d+ completion tokens",
+)
+_DELAY = _any(
+    r"\"retryDelay\": ?\"([\d.]+s)",
+    r"(?:try again|retry|wait)\w* (?:in|after|for) ([\d.]+ ?(?:ms|s\b|seconds?|m(?:\d+(?:\.\d+)?s)?"
+    r"|minutes?))",
 )
 _PASSES = _any(
     r"overload",
@@ -460,14 +498,22 @@ class Learner:
             self.dialect = dialect
             self.on_change(dialect)
 
+    def note_name(self, name: str) -> None:
+        """It answers under this name, too."""
+        if name not in self.dialect.answers_as:
+            names = (*self.dialect.answers_as, name)
+            self.dialect = replace(self.dialect, answers_as=names)
+            self.on_change(self.dialect)
 
-def probe_of(body: bytes) -> bytes:
-    """A short harmless request of the same form."""
+
+def probe_of(body: bytes, at_length: bool = False) -> bytes:
+    """A short harmless request of the same form; `at_length` also asks for as many tokens."""
     tree = orjson.loads(body)
     system = [m for m in tree["messages"] if m["role"] == "system"][:1]
     turns = [{"role": "system", "content": "You answer briefly, in JSON."}] if system else []
     tree["messages"] = [*turns, {"role": "user", "content": 'Reply with {"score": 1}.'}]
-    tree["max_tokens"] = min(tree.get("max_tokens", PROBE_TOKENS), PROBE_TOKENS)
+    if not at_length:
+        tree["max_tokens"] = min(tree.get("max_tokens", PROBE_TOKENS), PROBE_TOKENS)
     return orjson.dumps(tree)
 
 
@@ -478,12 +524,19 @@ class Known:
         self._path = None if folder is None else folder / FILE
         self._trees = {} if self._path is None else read_json(self._path)
 
-    def get(self, name: str) -> Dialect:
-        """What was learned of `name`; the default where nothing was, or where it can't be read."""
+    def get(self, name: str, start: Dialect = PLAIN) -> Dialect:
+        """What was learned of `name` on top of `start`, which also stands where nothing was, or
+        where it can't be read."""
         try:
-            return _dialect(self._trees.get(name) or {})
+            found = _dialect(self._trees.get(name) or {})
         except (TypeError, ValueError):
-            return PLAIN
+            return start
+        return replace(
+            found,
+            without=tuple(sorted({*found.without, *start.without})),
+            tokens_field=found.tokens_field if start == PLAIN else start.tokens_field,
+            many=found.many and start.many,
+        )
 
     def put(self, name: str, dialect: Dialect) -> None:
         """Keep what was learned; a folder that can't be written keeps nothing."""
@@ -495,7 +548,8 @@ class Known:
 
 def _dialect(tree: Mapping[str, Any]) -> Dialect:
     found = replace(PLAIN, **tree)
-    found = replace(found, without=tuple(str(x) for x in found.without))
+    without, names = (tuple(map(str, x)) for x in (found.without, found.answers_as))
+    found = replace(found, without=without, answers_as=names)
     if not 0 <= int(found.json_step) < len(_JSON_STEPS):
         raise ValueError("json_step")
     if found.tokens_field not in ("max_tokens", "max_completion_tokens"):

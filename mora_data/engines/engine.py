@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from ..errors import SettingsError
+from ..run.cache_key import MERGED
 from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
@@ -108,6 +109,11 @@ class OpenEngine(Protocol):
 def n_per_request(role: RoleSettings) -> int:
     """How many samples a role's engine is asked for at once, at most."""
     return 1 << 30 if role.n_per_request == "all" else role.n_per_request
+
+
+def extra_of(role: RoleSettings) -> Mapping[str, Any]:
+    """Further fields of a role's requests to a server; they are in its keys."""
+    return role.extra_body | ({"messages": MERGED} if role.system == "merge" else {})
 
 
 def deliver(done: asyncio.Future[Record], on_record: OnRecord, record: Record) -> None:

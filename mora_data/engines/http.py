@@ -34,6 +34,8 @@ from ..errors import ExtraMissing, SettingsError
 from ..text import one_line
 
 if TYPE_CHECKING:
+    import ssl
+
     from openai import AsyncOpenAI
 
 CONNECT_S = 10.0
@@ -72,8 +74,8 @@ class Waiting(Protocol):
 
 
 class Fault(Exception):
-    """No whole reply came. `kind`: refused, dns, connect (no connection in time), reset, timeout,
-    protocol."""
+    """No whole reply came. `kind`: refused, dns, connect (no connection in time), certificate,
+    reset, timeout, protocol."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(one_line(f"{kind}: {detail}"))
@@ -324,7 +326,7 @@ class _Connection(asyncio.BufferedProtocol):
             body_end,
             length is None and b"\r\ntransfer-encoding:" in head and b"chunked" in head,
             b"\r\nconnection: close" in head or head.startswith(b"http/1.0"),
-            _retry_after(head) if status in (429, 503) else None,
+            _retry_after(head) if status == 429 or status >= 500 else None,
         )
 
     def _read_body(self, head: _ReplyHead) -> None:
@@ -365,36 +367,88 @@ class _Connection(asyncio.BufferedProtocol):
             self._waiter.set_result(Reply(head.status, body, head.retry_after))
 
 
+_WAIT_HEADERS = re.compile(rb"\r\n([\w-]*(?:retry-after|rate-?limit)[\w-]*):[ \t]*([^\r]+)")
+_MOST_WAIT_S, _MOST_RESET_S = 600.0, 60.0
+
+
 def _retry_after(head: bytes) -> float | None:
-    found = re.search(rb"\r\nretry-after:[ \t]*([^\r]+)", head)
-    return parse_retry_after(found[1].decode("latin-1") if found else None)
+    found = _WAIT_HEADERS.findall(head)
+    return parse_retry_after({k.decode(): v.decode("latin-1") for k, v in found}) if found else None
 
 
-def parse_retry_after(value: str | None) -> float | None:
-    """Seconds to wait from a Retry-After header (seconds or an HTTP date), at most 600; None when
-    there is none that can be read."""
-    if value is None:
+def parse_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait by the headers of a refusal, named in small letters; None where none of them
+    can be read.
+
+    `retry-after-ms` goes before `retry-after`, and that before the latest `x-ratelimit-reset-...`
+    whose `...-remaining-...` is used up. At most 600 s, of a reset 60 s: limits are full again by
+    then, and have room before.
+    """
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        if (ms := _seconds(headers.get(name))) is not None:
+            return min(ms / 1000, _MOST_WAIT_S)
+    if (seconds := _seconds(headers.get("retry-after"))) is not None:
+        return min(seconds, _MOST_WAIT_S)
+    resets = [
+        seconds
+        for name, value in headers.items()
+        if "reset" in name
+        and (_seconds(headers.get(name.replace("reset", "remaining"))) or 0) == 0
+        and (seconds := _seconds(value)) is not None
+    ]
+    return min(max(resets), _MOST_RESET_S) if resets else None
+
+
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_DURATION = re.compile(
+    r"(\d+(?:\.\d+)?) ?(ms|s|m|h|d)(?:ec(?:ond)?s?|in(?:ute)?s?|ours?|ays?)?(?![a-z]) ?",
+    re.IGNORECASE,
+)
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of a text like `6m0s`, `120ms` or `45 seconds`; None where it is none."""
+    if not text or _DURATION.sub("", text):
         return None
+    return sum(float(n) * _UNITS[unit.lower()] for n, unit in _DURATION.findall(text))
+
+
+def _seconds(value: str | None) -> float | None:
+    """From now on: a number, `1m30s`, a Unix time in s or ms, or an HTTP date; at least 0."""
     try:
-        seconds = float(value)
+        seconds = float(value or "")
     except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError, OverflowError):
-            return None
-    return None if math.isnan(seconds) else min(max(seconds, 0.0), 600.0)
+        seconds = parse_duration(value or "") or math.nan
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            if math.isnan(seconds):
+                seconds = parsedate_to_datetime(value or "").timestamp() - time.time()
+    if seconds > 1e12:
+        seconds /= 1000
+    if seconds > 1e9:
+        seconds -= time.time()
+    return None if math.isnan(seconds) else max(seconds, 0.0)
+
+
+def _in_small(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 class AiohttpTransport:
     """aiohttp, for TLS and proxies; imported when first used."""
 
     def __init__(
-        self, url: str, headers: Mapping[str, str], connections: int, on_send: OnSend
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        connections: int,
+        on_send: OnSend,
+        context: ssl.SSLContext | None = None,
+        proxies: bool = True,
     ) -> None:
         import aiohttp
 
         self._aiohttp = aiohttp
-        self._url = url
+        self._url, self._context, self._proxies = url, context, proxies
         self._headers = {**headers, "Content-Type": "application/json"}
         self._connections = connections
         self._session: aiohttp.ClientSession | None = None
@@ -404,9 +458,9 @@ class AiohttpTransport:
         a, timeout_s = self._aiohttp, waiting.patience().silence_s
         if self._session is None:
             self._session = a.ClientSession(
-                connector=a.TCPConnector(limit=self._connections),
+                connector=a.TCPConnector(limit=self._connections, ssl=self._context or True),
                 headers=self._headers,
-                trust_env=True,
+                trust_env=self._proxies,
             )
         timeout = a.ClientTimeout(total=timeout_s, connect=min(CONNECT_S, timeout_s))
         self._on_send()
@@ -415,11 +469,13 @@ class AiohttpTransport:
                 self._url, data=body, allow_redirects=False, timeout=timeout
             ) as r:
                 raw = await r.read()
-                return Reply(r.status, raw, parse_retry_after(r.headers.get("Retry-After")))
+                return Reply(r.status, raw, parse_retry_after(_in_small(r.headers)))
         except a.ConnectionTimeoutError as e:
             raise Fault("connect", f"no connection to {self._url}") from e
         except (TimeoutError, asyncio.TimeoutError) as e:
             raise no_reply(timeout_s) from e
+        except a.ClientConnectorCertificateError as e:
+            raise Fault("certificate", str(e.certificate_error)) from e
         except a.ClientConnectorError as e:
             kind = "dns" if isinstance(e, a.ClientConnectorDNSError) else "refused"
             raise Fault(kind, str(e.os_error)) from e
@@ -465,7 +521,7 @@ class ClientTransport:
             )
             return Reply(reply.status_code, reply.content)
         except openai.APIStatusError as e:
-            after = parse_retry_after(e.response.headers.get("retry-after"))
+            after = parse_retry_after(_in_small(e.response.headers))
             return Reply(e.status_code, e.response.content, after)
         except openai.APITimeoutError as e:
             raise no_reply(timeout_s) from e

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 from tenacity import AsyncRetrying, Future, RetryError, retry_if_exception_type
@@ -36,12 +36,13 @@ from ..run.cost import same_model
 from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
+from ..text import one_line
 from ..types import Request, Task
 from .dialect import PLAIN, Dialect, Known, Learner, Refusal, probe_of
-from .engine import OnRecord, Shared, n_per_request
+from .engine import OnRecord, Shared, extra_of, n_per_request
 from .http import NO_SERVER, Fault, Patience, Reply
 from .limiter import ConcurrencyLimiter, Permit, RateLimiter
-from .replicas import Replicas, served_models, takes_patterns
+from .replicas import CHAT, Replica, Replicas, listed_models, served_models, takes_patterns
 from .replies import (
     PASSING,
     RATING_PATHS,
@@ -52,8 +53,9 @@ from .replies import (
     parse_rating,
 )
 
-CHAT = "/chat/completions"
-MAY_PASS = frozenset((*PASSING, 502, 503, 504, 529))  # whatever else a server says
+LOADING = frozenset(("502", "503", "504", "529"))  # from a server that starts or is full
+MAY_PASS = frozenset((*PASSING, *map(int, LOADING)))  # whatever else a server says
+LONG_WAIT_S = 30.0  # is told of
 TRIES = 8
 REFUSED_S = 900.0  # 429s are bounded by time, not by tries
 NEVER_ANSWERED_S = 5.0
@@ -67,7 +69,14 @@ _NAP_S = 0.25  # how often a waiting call looks whether the run stops
 
 
 class _WrongModel(Exception):
-    """A reply of another model than the one asked for."""
+    """A reply under a name that is not like the model's; `accept` takes it for the same model."""
+
+    def __init__(self, asked: str, name: str, accept: Callable[[], None]) -> None:
+        super().__init__(
+            f"answers as {name[:80]!r} where {asked!r} was asked: correct --model, or put that name"
+            " into served_as where it is the same model"
+        )
+        self.asked, self.accept = asked, accept
 
 
 class _Unusable(Exception):
@@ -77,9 +86,9 @@ class _Unusable(Exception):
 class _Refused(Exception):
     """A request that was written in `dialect` is refused."""
 
-    def __init__(self, refusal: Refusal, dialect: Dialect, url: str) -> None:
+    def __init__(self, refusal: Refusal, dialect: Dialect, url: str, at: int = 0) -> None:
         super().__init__(refusal.message)
-        self.refusal, self.dialect, self.url = refusal, dialect, url
+        self.refusal, self.dialect, self.url, self.at = refusal, dialect, url, at
 
 
 class ReplyTimes:
@@ -165,6 +174,7 @@ def open_openai(
     def make() -> Endpoint:
         endpoint = Endpoint(urls[0], role, stats)
         endpoint.takes_patterns = all(takes_patterns(url, role) for url in urls)
+        endpoint.say = shared.log
         return endpoint
 
     endpoint = shared.once(name, make)
@@ -183,20 +193,33 @@ def open_openai(
     key = f"{name} {model} {limits}"
     limiter = shared.once(key, lambda: shared.rate_limiter(key, limits)) if any(limits) else None
     known = shared.once("dialects", lambda: Known(shared.run_dir))
+    start = starting_dialect(role)
 
     def learner() -> Learner:
         place = f"{endpoint.url} {model}"
+        found = known.get(place, start)
+        stats.dialects.update({model: found.notes()} if found.notes() else {})
 
         def note(dialect: Dialect) -> None:
             known.put(place, dialect)
-            stats.dialects[place] = dialect.lines()
-            shared.log(f"{model} at {endpoint.url} is asked {'; '.join(dialect.lines())}")
+            new = [line for line in dialect.notes() if line not in stats.dialects.get(model, ())]
+            stats.dialects[model] = dialect.notes()
+            shared.log(f"{model} at {endpoint.url} {'; '.join(new)}")
 
-        found = known.get(place)
-        stats.dialects.update({place: found.lines()} if found.lines() else {})
         return Learner(found, on_change=note)
 
-    return HttpEngine(endpoint, role, model, limiter, shared.once(f"{name} {model}", learner))
+    learned = shared.once(f"{name} {model} {start}", learner)
+    return HttpEngine(endpoint, role, model, limiter, learned)
+
+
+def starting_dialect(role: RoleSettings) -> Dialect:
+    """How a role's requests are written before anything is learned."""
+    removed = {name for name, value in role.extra_body.items() if value is None}
+    return Dialect(
+        without=("seed",) if "seed" in removed else (),
+        tokens_field=role.max_tokens_field or PLAIN.tokens_field,
+        many="n" not in removed,
+    )
 
 
 class Endpoint:
@@ -214,11 +237,12 @@ class Endpoint:
             replica.check(CHAT)
         more = f" and {len(urls) - 1} more" if len(urls) > 1 else ""
         self.url = urls[0].rstrip("/") + more
-        self._key_env = settings.api_key_env
-        self._give_up_s, self._concurrency = settings.give_up_s, settings.concurrency
+        self._settings = settings
         self._first_sent: float | None = None
         self._answered = False
         self._failing_since: float | None = None  # with no answer since
+        self.say: Callable[[str], None] = lambda line: None
+        self._said: set[str] = set()  # kinds of waits that a line was printed of
 
     async def post(self, call: Call) -> Record:
         """One request to the end: tried again while faults may pass.
@@ -276,7 +300,11 @@ class Endpoint:
             )
             if reply.status == 200:
                 try:
-                    record = call.read(reply.body)
+                    try:
+                        record = call.read(reply.body)
+                    except _WrongModel as e:
+                        await self._look_up(e, replica)
+                        record = call.read(reply.body)
                 except ErrorReply as e:
                     reply = Reply(Refusal(200, e.body).status, e.body)
                 else:
@@ -290,9 +318,12 @@ class Endpoint:
             if reply.status == 429:
                 self.limiter.refused(permit)
             return self._no_answer(reply, call, permit, dialect)
-        except _WrongModel as e:
-            raise _Unusable(f"endpoint {replica.url} {e}") from e
         except Fault as e:
+            if e.kind == "certificate":
+                raise _Unusable(
+                    f"endpoint {replica.url} shows a certificate that nothing vouches for"
+                    f" ({e}): give ca_file, the PEM file of who signed it"
+                ) from e
             if e.kind == "timeout":
                 self.limiter.timed_out(permit)
                 if self._answered:  # the next wait is about twice as long
@@ -303,6 +334,18 @@ class Endpoint:
             if e.kind != "429":
                 self.replicas.failed(permit.at, e.kind, str(e))
             raise
+
+    async def _look_up(self, wrong: _WrongModel, replica: Replica) -> None:
+        """A deployment, a router or a file may have a name of its own: the server's list of models
+        decides, where it has one.
+
+        Raises:
+            _Unusable: it lists others, and not the one asked for.
+        """
+        listed = await asyncio.to_thread(listed_models, replica.url, self._settings)
+        if listed is not None and not any(same_model(wrong.asked, name) for name in listed):
+            raise _Unusable(f"endpoint {replica.url} {wrong}") from wrong
+        wrong.accept()
 
     def _note_success(self, permit: Permit) -> None:
         self._answered, self._failing_since = True, None
@@ -336,25 +379,27 @@ class Endpoint:
             if new and reply.status not in MAY_PASS and self._other_form(refusal, call, dialect):
                 raise _Refused(refusal, dialect, url)
             detail = f"HTTP {reply.status} {refusal.message}"
-            raise TransientFault(str(reply.status), detail, reply.retry_after)
-        if reply.status == 404 and not (learner is not None and learner.works):
-            if new and not (dialect.path or url.endswith("/v1") or refusal.of_model):
+            wait_s = reply.retry_after if reply.retry_after is not None else refusal.wait_s
+            raise TransientFault(str(reply.status), detail, wait_s)
+        known = learner is not None and bool(learner.works)
+        if not known and (reply.status == 404 or (reply.status == 400 and refusal.of_model)):
+            lacks_v1 = not (dialect.path or url.partition("?")[0].endswith("/v1"))
+            if new and lacks_v1 and not refusal.of_model:
                 raise _Refused(refusal, dialect, url)
             hint = call.route.missing or (
                 f"check --model (GET {url}/models lists what it serves) and that --base-url ends in"
                 " /v1"
             )
             raise _Unusable(f"{says}: {hint}")
-        if reply.status == 401 or (reply.status == 403 and new and not refusal.of_row):
-            raise _Unusable(
-                f"{says}: put a valid key into the environment variable {self._key_env}"
-            )
+        if reply.status == 401 or (reply.status == 403 and learner is None):
+            key = self._settings.api_key_env
+            raise _Unusable(f"{says}: put a valid key into the environment variable {key}")
         if reply.status < 400:
             raise _Unusable(
                 f"endpoint {url} answered HTTP {reply.status}: check --base-url (it ends in /v1)"
             )
         self._note_success(permit)
-        raise _Refused(refusal, dialect, url)
+        raise _Refused(refusal, dialect, url, permit.at)
 
     @staticmethod
     def _other_form(refusal: Refusal, call: Call, dialect: Dialect) -> Dialect | None:
@@ -384,7 +429,9 @@ class Endpoint:
             TransientFault: it can't be told now.
         """
         learner, refusal = call.learner, refused.refusal
-        if learner is None or refusal.of_row:
+        # too many tokens may be asked of the model, or of the model with this prompt
+        of_row = refusal.of_row and not refusal.of_length
+        if learner is None or of_row:
             return self._row_failed(call, refusal)
         async with learner.lock:
             if self.stats.stopped is not None:
@@ -393,15 +440,15 @@ class Endpoint:
                 return None  # another request has learned since
             if call.shape in learner.works:
                 return self._row_failed(call, refusal)
-            other = self._other_form(refusal, call, refused.dialect)
+            other = None
+            if not (refusal.of_length or refusal.status == 403):
+                other = self._other_form(refusal, call, refused.dialect)
             if other is None:
-                other = await self._try_forms(call, refused.dialect)
+                other = await self._try_forms(call, refused)
             if other is None:
-                error = EndpointError(
-                    f"endpoint {refused.url} refuses every request of this form (HTTP"
-                    f" {refusal.status}: {refusal.message}): correct the setting that it names, or"
-                    " see docs/endpoints.md"
-                )
+                error = EndpointError(self._no_form(refused))
+                if refusal.status == 403 and self.replicas.take_out(refused.at, str(error)):
+                    return None
                 self.stats.stop(error)
                 raise error
             if other == refused.dialect:
@@ -410,11 +457,31 @@ class Endpoint:
             learner.adopt(other)
             return None
 
-    async def _try_forms(self, call: Call, dialect: Dialect) -> Dialect | None:
+    def _no_form(self, refused: _Refused) -> str:
+        """What to do where a short harmless request is refused, too."""
+        refusal = refused.refusal
+        says = f"(HTTP {refusal.status}: {refusal.message})"
+        if refusal.status == 403:
+            key = self._settings.api_key_env
+            return (
+                f"endpoint {refused.url} lets nobody in {says}: put a valid key into the"
+                f" environment variable {key}, or ask for access to the model"
+            )
+        if refusal.of_length:
+            return f"endpoint {refused.url} refuses so many tokens {says}: lower max_tokens"
+        return (
+            f"endpoint {refused.url} refuses every request of this form {says}: correct the"
+            " setting that it names, or see docs/endpoints.md"
+        )
+
+    async def _try_forms(self, call: Call, refused: _Refused) -> Dialect | None:
         """A form in which a short harmless request is answered: the same one (then the row is at
         fault), the fullest that works, or None."""
-        body = probe_of(call.body)
+        dialect, refusal = refused.dialect, refused.refusal
+        body = probe_of(call.body, refusal.of_length)
         forms = [dialect, *dialect.simpler(orjson.loads(body))]
+        if refusal.of_length or refusal.status == 403:
+            forms = forms[:1]
         for form in forms[:2]:
             if await self._takes(call, body, form):
                 break
@@ -456,7 +523,7 @@ class Endpoint:
             retry=retry_if_exception_type(TransientFault),
             sleep=self._pause,
             wait=lambda state: _wait_s(_fault_of(state.outcome), state.attempt_number),
-            stop=lambda state: _is_last_try(
+            stop=lambda state: self._is_last_try(
                 _fault_of(state.outcome), state.attempt_number, state.seconds_since_start or 0.0
             ),
             after=lambda state: self._note_fault(_fault_of(state.outcome)),
@@ -473,6 +540,19 @@ class Endpoint:
     def _note_fault(self, fault: TransientFault) -> None:
         self.stats.retries[fault.kind] += 1
         self._check_alive(fault)
+        loads = fault.kind in LOADING and not self._answered
+        if (loads or (fault.wait_s or 0.0) >= LONG_WAIT_S) and fault.kind not in self._said:
+            self._said.add(fault.kind)
+            longest = FIRST_REPLY_S if loads else fault.wait_s
+            self.say(f"endpoint {self.url} is waited for, up to {longest:.4g} s ({fault})")
+
+    def _is_last_try(self, fault: TransientFault, tries: int, seconds: float) -> bool:
+        if fault.kind == "429":
+            return seconds > REFUSED_S
+        # where nothing was asked, or a model is loaded, the endpoint's health decides
+        if fault.kind in NO_SERVER or (fault.kind in LOADING and not self._answered):
+            return False
+        return tries >= TRIES
 
     def _check_alive(self, error: TransientFault) -> None:
         """Stop the whole run when nothing has worked for long enough: each row would only fail the
@@ -487,27 +567,33 @@ class Endpoint:
         if self._failing_since is None:
             self._failing_since = now
         if not self._answered and self._first_sent is not None:
-            if now - self._first_sent <= (FIRST_REPLY_S if silent else NEVER_ANSWERED_S):
+            patient = silent or error.kind in LOADING
+            if now - self._first_sent <= (FIRST_REPLY_S if patient else NEVER_ANSWERED_S):
                 return
             if silent:
                 raise self._silent(str(error)) from error
+            remedy = "start the server or fix --base-url"
+            if error.kind.isdecimal():
+                remedy = "its log says why; what was answered is kept"
             raise EndpointError(
-                f"endpoint {self.url} never answered ({error}): start the server or fix --base-url"
+                f"endpoint {self.url} never answered ({error}): {remedy}"
             ) from error
-        if now - self._failing_since > self._give_up_s:
+        give_up_s = self._settings.give_up_s
+        if now - self._failing_since > give_up_s:
             if silent:
                 raise self._silent(str(error)) from error
             raise EndpointError(
-                f"endpoint {self.url} has not answered for {self._give_up_s:g} s ({error}): "
+                f"endpoint {self.url} has not answered for {give_up_s:g} s ({error}): "
                 "restart it and run the same command again, what was answered is kept"
             ) from error
 
     def _silent(self, fault: str) -> EndpointError:
         """It takes requests and does not answer."""
         when = "has answered nothing of late" if self._answered else "has not answered yet"
+        at_once = self._settings.concurrency
         return EndpointError(
             f"endpoint {self.url} takes connections and {when} ({fault}): see that its model"
-            f" is loaded, lower concurrency ({self._concurrency}) or n_per_request, or raise"
+            f" is loaded, lower concurrency ({at_once}) or n_per_request, or raise"
             " timeout_s, and run the same command again, what was answered is kept"
         )
 
@@ -529,11 +615,11 @@ class HttpEngine:
         self.learner = Learner() if learner is None else learner
         self.model = model
         self.revision = settings.revision
-        self.extra: Mapping[str, Any] = settings.extra_body
+        self.extra = extra_of(settings)
         self._n_per_request = n_per_request(settings)
         self._rate_limiter = rate_limiter
         self._times = ReplyTimes(settings.timeout_s)
-        self._names = {model, *settings.served_as}
+        self._names = {model, *settings.served_as, *self.learner.dialect.answers_as}
 
     async def send(
         self,
@@ -575,11 +661,12 @@ class HttpEngine:
         if name in self._names or not name or not isinstance(name, str) or "*" in self._names:
             return
         if not same_model(self.model, name):
-            raise _WrongModel(
-                f"answers as {name[:80]!r} where {self.model!r} was asked: correct --model, or put"
-                " that name into served_as where it is the same model"
-            )
+            raise _WrongModel(self.model, name, lambda: self._accept(name))
+        self._accept(name)
+
+    def _accept(self, name: str) -> None:
         self._names.add(name)
+        self.learner.note_name(one_line(name, 80))
 
     @property
     def n_per_request(self) -> int:
@@ -608,10 +695,3 @@ def _wait_s(fault: TransientFault, tries: int) -> float:
     if fault.wait_s is not None:
         return max(fault.wait_s, 0.0 if tries < 4 else 0.25) * random.uniform(1.0, 1.25)
     return float(min(8.0, 0.25 * 2 ** (tries - 1)) * random.uniform(0.5, 1.0))
-
-
-def _is_last_try(fault: TransientFault, tries: int, seconds: float) -> bool:
-    if fault.kind == "429":
-        return seconds > REFUSED_S
-    # where nothing was asked, the endpoint's health decides
-    return fault.kind not in NO_SERVER and tries >= TRIES

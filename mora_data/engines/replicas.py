@@ -11,7 +11,10 @@ it fails is for the endpoint to say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -24,7 +27,7 @@ import orjson
 
 from ..errors import EndpointError, SettingsError
 from ..run.stats import RunStats
-from ..secrets import refuse_password, signed_in, without_key
+from ..secrets import key_in, refuse_password, signed_in, without_key
 from ..settings import RoleSettings
 from ..text import one_line
 from .http import (
@@ -43,6 +46,8 @@ from .limiter import ConcurrencyLimiter
 FAULTS_IN_A_ROW = 3
 FIRST_PROBE_S, LAST_PROBE_S = 2.0, 60.0
 PROBE_S, ASK_S = 2.0, 10.0
+LOADED_S = 600.0  # until a server that starts lists its models
+CHAT = "/chat/completions"
 
 
 class Replica:
@@ -80,14 +85,36 @@ class Replica:
     def _transport(self, path: str, at_root: bool = False) -> Transport:
         transport = self._transports.get(path)
         if transport is None:
-            base = self.url.removesuffix("/v1") if at_root else self.url
-            transport = transport_for(base, path, self._headers, self._settings, self._on_send)
+            transport = transport_for(
+                self.url, path, self._headers, self._settings, self._on_send, at_root
+            )
             self._transports[path] = transport
         return transport
 
 
+def address(base_url: str, path: str, at_root: bool = False) -> str:
+    """The URL of `path` under a base URL, which may name /chat/completions itself and have a query,
+    as `?api-version=...`; `at_root` leaves /v1 out."""
+    before, mark, query = base_url.partition("?")
+    before = before.rstrip("/").removesuffix(CHAT).rstrip("/")
+    return (before.removesuffix("/v1") if at_root else before) + path + mark + query
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine, so that no proxy stands between."""
+    host = urlsplit(url).hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
 def transport_for(
-    base_url: str, path: str, headers: Mapping[str, str], settings: RoleSettings, on_send: OnSend
+    base_url: str,
+    path: str,
+    headers: Mapping[str, str],
+    settings: RoleSettings,
+    on_send: OnSend,
+    at_root: bool = False,
 ) -> Transport:
     """The transport for `path` under a base URL; `on_send` is called for every request that goes
     out, resent ones too.
@@ -96,7 +123,7 @@ def transport_for(
         SettingsError: not an http(s) URL, or no such kind of transport.
         ExtraMissing: the transport's package is not installed.
     """
-    url = base_url + path
+    url = address(base_url, path, at_root)
     refuse_password(base_url, "a base URL")
     try:
         parts = urlsplit(url)
@@ -109,12 +136,33 @@ def transport_for(
             f"base URL {base_url!r} is not an http(s) address: write it as http://127.0.0.1:8000/v1"
         )
     if settings.transport != "auto":
-        return ClientTransport(base_url, path, headers, on_send, settings.transport)
+        return ClientTransport(
+            address(base_url, "", at_root), path, headers, on_send, settings.transport
+        )
     proxied = any(os.environ.get(v) for v in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"))
-    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    local = is_loopback(url)
     if parts.scheme == "http" and (local or not proxied):
         return PlainTransport(url, headers, on_send)
-    return AiohttpTransport(url, headers, settings.concurrency, on_send)
+    context = trusting(settings.ca_file)
+    return AiohttpTransport(url, headers, settings.concurrency, on_send, context, not local)
+
+
+def trusting(ca_file: str | None) -> ssl.SSLContext | None:
+    """A TLS context that also trusts the certificates in a PEM file; None for the default one.
+
+    Raises:
+        SettingsError: the file can't be read as such.
+    """
+    if ca_file is None:
+        return None
+    try:
+        context = ssl.create_default_context()
+        context.load_verify_locations(ca_file)
+    except (OSError, ValueError) as e:
+        raise SettingsError(
+            f"ca_file {ca_file} holds no certificates ({e}): give a PEM file"
+        ) from e
+    return context
 
 
 class Replicas:
@@ -127,8 +175,8 @@ class Replicas:
         limiter: ConcurrencyLimiter,
         stats: RunStats,
     ) -> None:
-        self._headers, self._limiter, self._stats = signed_in(settings.api_key_env), limiter, stats
-        self.all = [Replica(url, self._headers, settings, self._count) for url in urls]
+        self._settings, self._limiter, self._stats = settings, limiter, stats
+        self.all = [Replica(url, headers_of(settings), settings, self._count) for url in urls]
         self._probing: set[asyncio.Task[None]] = set()
 
     def _count(self) -> None:
@@ -179,25 +227,74 @@ class Replicas:
 
     async def _ask(self, at: int) -> None:
         replica = self.all[at]
-        if await asyncio.to_thread(is_up, replica.url, self._headers):
+        if await asyncio.to_thread(is_up, replica.url, self._settings):
             replica.out_since, replica.in_a_row = None, 0
             self._limiter.take_out(at, False)
 
 
-def get_json(url: str, headers: Mapping[str, str], timeout_s: float) -> Any:
-    """The JSON behind a URL. The headers stay with it: a server that sends us elsewhere does not
-    send our key there."""
-    request = urllib.request.Request(url)
+def headers_of(settings: RoleSettings) -> dict[str, str]:
+    """What signs a role in: its key, and the further headers whose values are in environment
+    variables."""
+    more = {name: key_in(variable) for name, variable in settings.headers_env.items()}
+    return signed_in(settings.api_key_env) | {k: v for k, v in more.items() if v}
+
+
+def get_json(url: str, settings: RoleSettings, timeout_s: float) -> Any:
+    """The JSON behind a URL, asked for as the role signs in; never of this machine by a proxy. The
+    headers stay with it: a server that sends us elsewhere does not send our key there."""
+    request, headers = urllib.request.Request(url), headers_of(settings)
     for name, value in headers.items():
         request.add_unredirected_header(name, value)
-    with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+    handlers: list[urllib.request.BaseHandler] = []
+    if is_loopback(url):
+        handlers.append(urllib.request.ProxyHandler({}))
+    if (context := trusting(settings.ca_file)) is not None:
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as reply:
         return orjson.loads(without_key(reply.read(MOST_BYTES), headers))
 
 
-def is_up(url: str, headers: Mapping[str, str]) -> bool:
+def model_names(tree: Any) -> list[str]:
+    """The models in a reply to GET /models: under `data` or `models`, or a bare list.
+
+    Raises:
+        ValueError: it is none.
+    """
+    models = tree.get("data", tree.get("models")) if isinstance(tree, dict) else tree
+    if not isinstance(models, list):
+        raise ValueError("no list of models")
+    found = [m.get("id") or m.get("name") if isinstance(m, dict) else m for m in models]
+    return [one_line(name) for name in found if isinstance(name, str) and name]
+
+
+def get_models(base_url: str, settings: RoleSettings, timeout_s: float) -> Any:
+    """The reply to GET /models, which is looked for under /v1, too."""
+    try:
+        return get_json(address(base_url, "/models"), settings, timeout_s)
+    except (urllib.error.HTTPError, ValueError) as e:
+        if isinstance(e, urllib.error.HTTPError) and e.code not in (404, 405):
+            raise
+        try:
+            return get_json(address(base_url, "/v1/models"), settings, timeout_s)
+        except (OSError, ValueError):
+            raise e from None
+
+
+def listed_models(base_url: str, settings: RoleSettings) -> tuple[str, ...] | None:
+    """The names of the models that an endpoint lists; None where it has no such list."""
+    try:
+        return tuple(model_names(get_models(base_url, settings, ASK_S)))
+    except urllib.error.HTTPError as e:
+        e.close()
+    except (OSError, HTTPException, ValueError):
+        pass
+    return None
+
+
+def is_up(base_url: str, settings: RoleSettings) -> bool:
     """Whether a server answers at base URL `url` and does not say that it is broken."""
     try:
-        get_json(f"{url}/models", headers, PROBE_S)
+        get_json(address(base_url, "/models"), settings, PROBE_S)
     except urllib.error.HTTPError as e:
         e.close()
         return e.code not in (401, 403) and e.code < 500
@@ -211,12 +308,12 @@ def is_up(url: str, headers: Mapping[str, str]) -> bool:
 def takes_patterns(base_url: str, settings: RoleSettings) -> bool:
     """Whether the server is a vLLM of 0.12 or later, which takes `structured_outputs`; False when
     it can't be told."""
-    url, headers = base_url.rstrip("/"), signed_in(settings.api_key_env)
     try:
-        models = get_json(f"{url}/models", headers, PROBE_S)["data"]
+        models = get_models(base_url, settings, PROBE_S)["data"]
         if {m.get("owned_by") for m in models} != {"vllm"}:
             return False
-        version = str(get_json(url.removesuffix("/v1") + "/version", headers, PROBE_S)["version"])
+        root = address(base_url, "/version", at_root=True)
+        version = str(get_json(root, settings, PROBE_S)["version"])
         return tuple(int(n) for n in version.split(".")[:2]) >= (0, 12)
     except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -231,23 +328,23 @@ def served_models(
     Raises:
         EndpointError: none can be asked.
     """
-    deadline = time.monotonic() + patience_s
+    started = time.monotonic()
     while True:
+        late = time.monotonic() - started > patience_s
         for i, url in enumerate(base_urls, 1):
             is_last = i == len(base_urls)
             try:
-                headers = signed_in(settings.api_key_env)
-                models = get_json(url.rstrip("/") + "/models", headers, ASK_S)
-                return url, [one_line(m["id"]) for m in models["data"]]
+                return url, model_names(get_models(url, settings, ASK_S))
             except urllib.error.HTTPError as e:
                 e.close()
-                if is_last:
+                loads = e.code == 503 and time.monotonic() - started < LOADED_S
+                if is_last and not loads and (late or e.code < 500):
                     raise EndpointError(
                         f"endpoint {url} says {e.code} to GET /models: check --base-url (it ends in"
                         f" /v1) and the key in {settings.api_key_env}, or give --model"
                     ) from e
-            except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
-                if is_last and (time.monotonic() > deadline or not isinstance(e, OSError)):
+            except (OSError, HTTPException, ValueError) as e:
+                if is_last and (late or not isinstance(e, OSError)):
                     why = one_line(getattr(e, "reason", None) or e)
                     remedy = "start the server, fix --base-url, or give --model"
                     if type(e) is TimeoutError:  # of the reply; a connection's has a reason

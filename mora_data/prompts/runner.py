@@ -185,6 +185,11 @@ def finalize(opened: OpenPartition, dims: Sequence[str], cache_key: str) -> None
         "counts": {f"{stage}.{what}": n for (stage, what), n in sorted(counts.items())},
         "feedback": sums_of(results),
         "n_scores": sum(len(r.scores) for r in results),
+        "n_answers": sum(
+            len(a.rollouts)
+            for r in results
+            for a in (*([r.presample] if r.presample else []), *r.arms)
+        ),
         "errors": len(errors),
         "owed": [r.prompt.prompt_id for r in results if r.pending is not None],
     }

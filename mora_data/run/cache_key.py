@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from ..types import Request
+
+MERGED = "system merged"  # as `messages` of the extra fields: the system turn opens the user's
 
 
 def encode(request: Request, model: str, extra: Mapping[str, object]) -> bytes:
@@ -25,9 +27,9 @@ def encode(request: Request, model: str, extra: Mapping[str, object]) -> bytes:
     key and body."""
     if request.task != "chat":
         return _rating(request, model, extra)
-    s = request.sampling
+    s, messages = request.sampling, request.messages
     body: dict[str, Any] = {
-        "messages": request.messages,
+        "messages": without_system(messages) if extra.get("messages") == MERGED else messages,
         "model": model,
         "temperature": s.temperature,
         "top_p": s.top_p,
@@ -39,8 +41,29 @@ def encode(request: Request, model: str, extra: Mapping[str, object]) -> bytes:
         body["logprobs"], body["top_logprobs"] = True, s.logprobs
     if s.schema is not None:
         body["response_format"] = orjson.Fragment(_format(orjson.dumps(s.schema)))
-    body.update(extra)
+    return _with_extra(body, extra)
+
+
+def _with_extra(body: dict[str, Any], extra: Mapping[str, object]) -> bytes:
+    for name, value in extra.items():
+        if value is None:
+            body.pop(name, None)
+        elif value != MERGED:
+            body[name] = value
     return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+
+
+def without_system(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """System turns put before the first user turn."""
+    system = [m["content"] for m in messages if m["role"] == "system"]
+    rest = [dict(m) for m in messages if m["role"] != "system"]
+    if system:
+        at = next((i for i, m in enumerate(rest) if m["role"] == "user"), None)
+        if at is None:
+            rest.insert(0, {"role": "user", "content": "\n\n".join(system)})
+        else:
+            rest[at]["content"] = "\n\n".join([*system, rest[at]["content"]])
+    return rest
 
 
 def _rating(request: Request, model: str, extra: Mapping[str, object]) -> bytes:
@@ -53,8 +76,7 @@ def _rating(request: Request, model: str, extra: Mapping[str, object]) -> bytes:
         body["messages"] = request.messages
     if request.task == "pooling":
         body["task"] = "classify"
-    body.update(extra)
-    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    return _with_extra(body, extra)
 
 
 def with_pattern(request_bytes: bytes, schema: Mapping[str, object], pattern: str) -> bytes:

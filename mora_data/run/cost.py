@@ -222,11 +222,11 @@ def same_model(asked: str, served: str) -> bool:
     Two names are the same model when they are equal without regard to case, `.gguf` and leading
     path segments that only one of them has, and but for an ending that only one of them has and
     that names no other model: a date or build of three or more digits (`-2024-08-06`, `-0613`), a
-    revision (`@main`), or a tag of letters (`:latest`, `-latest`). `gpt-4o-mini` is not `gpt-4o`.
+    revision (`@main`), or a tag of letters (`:latest`, `-latest`). `gpt-4o-mini` is not `gpt-4o`;
+    `mistral-small-latest` is `mistral-small-2506`.
     """
-    paths = [
-        name.strip().strip("/").lower().removesuffix(".gguf").split("/") for name in (asked, served)
-    ]
+    names = [name.strip().strip("/").lower().removesuffix(".gguf") for name in (asked, served)]
+    paths = [name.removesuffix("-latest").removesuffix(":latest").split("/") for name in names]
     n = min(len(p) for p in paths)
     short, long = sorted(("/".join(p[-n:]) for p in paths), key=len)
     return long == short or (

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,6 +199,7 @@ class RunStatus:
 
     Attributes:
         owed: prompts of finalized partitions that the next build asks again.
+        endpoints: how models are asked where not in full, and other names that they answer under.
     """
 
     run_dir: str
@@ -213,6 +214,7 @@ class RunStatus:
     pairs: int | None
     counts: Mapping[str, StageCounts]
     dataset_dir: str | None
+    endpoints: Mapping[str, list[str]]
 
 
 def run_status(run_dir: Path) -> RunStatus:
@@ -239,6 +241,7 @@ def run_status(run_dir: Path) -> RunStatus:
         pairs=manifest.get("pairs"),
         counts=manifest.get("counts", {}),
         dataset_dir=str(run_dir / "dataset") if (run_dir / "dataset").is_dir() else None,
+        endpoints=manifest.get("endpoints", {}),
     )
 
 
@@ -283,21 +286,45 @@ class Summary:
     slots_busy: float | None = None  # mean share of the slots in use
     # base URLs that were taken out for a while, and why
     replicas_out: dict[str, str] = field(default_factory=dict)
+    # what endpoints were found to refuse, and other names that they answer under, by model
+    endpoints: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Rows that failed for good or are owed.
+
+    Attributes:
+        n: how many.
+        rows: of how many prompts, answers and scores.
+        cause: the commonest kind of reason, as `12 x HTTP 400: ...`, with the first one's words;
+            empty where there is none.
+    """
+
+    n: int = 0
+    rows: int = 0
+    cause: str = ""
+
+
+def failures_of(errors: Sequence[Mapping[str, object]], rows: int) -> Failures:
+    """What the rows of errors.jsonl come to."""
+    causes = [one_line(e.get("error") or "", 120) for e in errors]
+    for kind, n in Counter(c.partition(":")[0] for c in causes if c).most_common(1):
+        first = next(c for c in causes if c.partition(":")[0] == kind)
+        return Failures(len(errors), rows, f"{n} x {first}")
+    return Failures(len(errors), rows)
 
 
 def too_many_errors(
-    summary: Summary, counts: Mapping[tuple[str, str], int], settings: BuildSettings
+    failures: Failures, settings: BuildSettings, run_dir: Path
 ) -> LimitReached | None:
-    """The failure of a run of which more rows failed than the settings allow; `counts` is (stage,
-    what) -> n."""
-    scored = counts.get(("score", "in"), 0) * len(settings.dimensions)
-    rows = counts.get(("presample", "in"), 0) + counts.get(("rollout", "in"), 0) + scored
-    share = summary.errors / rows if rows else 0.0
+    """The failure of a run of which more rows failed than the settings allow."""
+    share = failures.n / failures.rows if failures.rows else 0.0
     if share > settings.limits.max_error_share:
         return LimitReached(
-            f"{summary.errors} of {rows} rows failed ({share:.1%}, limits.max_error_share = "
-            f"{settings.limits.max_error_share:g}){_most_often(Path(summary.run_dir))}: see"
-            f" {summary.run_dir}/errors.jsonl; the same command asks again what may still pass"
+            f"{failures.n} of {failures.rows} rows failed ({share:.1%}, limits.max_error_share = "
+            f"{settings.limits.max_error_share:g}), most often {failures.cause}: see"
+            f" {run_dir}/errors.jsonl; the same command asks again what may still pass"
         )
     return None
 
@@ -315,25 +342,15 @@ def counts_tree(
     return out
 
 
-def _most_often(run_dir: Path) -> str:
-    """The kind of failure that came most often: how often, and the first one of it; empty where
-    nothing is known to have failed."""
-    lines = (run_dir / "errors.jsonl").read_bytes().splitlines()
-    errors = [str(orjson.loads(line)["error"]) for line in lines]
-    for kind, n in Counter(e.split(":")[0] for e in errors).most_common(1):
-        first = next(e for e in errors if e.split(":")[0] == kind)
-        return f", most often {n} x {one_line(first, 120)}"
-    return ""
-
-
-def emptied_by(counts: Mapping[str, StageCounts], run_dir: Path) -> str:
+def emptied_by(counts: Mapping[str, StageCounts], run_dir: Path, failures: Failures) -> str:
     """Which stage left nothing and why, in one line."""
     for stage, c in counts.items():
         if c["in"] and not c["kept"]:
             reason, n = max(c["dropped"].items(), key=lambda kv: (kv[0] != "control_arm", kv[1]))
             why = ""
             if reason in ("failed", "unscored"):
-                why = f"{_most_often(run_dir)}; see errors.jsonl, the same command asks again"
+                mostly = f", most often {failures.cause}" if failures.cause else ""
+                why = f"{mostly}; errors.jsonl has all, `mora-data check` tries the endpoint"
             return (
                 f"no pair was selected: stage {stage} kept none of {c['in']} ({n} {reason}{why});"
                 f" the folder {run_dir / 'dataset'} is written without pairs"

@@ -96,7 +96,8 @@ class RoleSettings(Settings):
 
     not_in_rows = frozenset(
         "use engine base_url replicas transport model served_as revision api_key_env concurrency"
-        " requests_per_min tokens_per_min timeout_s give_up_s extra_body local batch".split()
+        " requests_per_min tokens_per_min timeout_s give_up_s extra_body local batch headers_env"
+        " ca_file max_tokens_field system".split()
     )  # models come in by name, revision and extra fields, as the engine knows them
 
     use: Literal["policy", "rewriter", "judge"] | None = None
@@ -142,7 +143,18 @@ class RoleSettings(Settings):
     """The run stops, state kept, when every request has failed for this long, in seconds from the
     first failure."""
     extra_body: dict[str, Any] = {}
-    """Further fields of the request body, sent as they are and part of the request key."""
+    """Further fields of the request body, sent as they are and part of the request key; null takes
+    a field out."""
+    headers_env: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], str] = {}
+    """Further headers: name, and the environment variable that holds the value, as `api-key`:
+    AZURE_OPENAI_API_KEY."""
+    ca_file: str | None = None
+    """PEM file of further certificates that https may be signed with; null: those of the system."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
+    """Field that bounds an answer; null: max_tokens until it is refused."""
+    system: Literal["auto", "merge"] = "auto"
+    """merge: put the system turn before the first user turn, for models that ignore it; auto: only
+    where it is refused."""
     local: LocalSettings = LocalSettings()
     """Engines transformers and vllm: device, batches, lengths."""
     batch: BatchSettings = BatchSettings()

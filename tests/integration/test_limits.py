@@ -176,7 +176,7 @@ def test_a_replica_dies_and_the_build_says_so(build: Build) -> None:
 
 
 def test_another_model_answers(build: Build) -> None:
-    with FakeOpenAI(lambda b, t: Fault(model="gen-mini")) as server:
+    with FakeOpenAI(lambda b, t: Fault(model="gen-mini"), models=("gen-mini",)) as server:
         code, _, err = build("--base-url", server.base_url)
         assert (
             code == 1

@@ -31,6 +31,17 @@ def test_the_server_serves_the_one_model_by_its_name(server: LlamaServer) -> Non
     assert status == 200 and [m["id"] for m in body["data"]] == [NAME]
 
 
+def test_the_server_is_checked(server: LlamaServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Everything that a build sends is taken, so nothing is worked around."""
+    url = server.base_url
+    assert main(["check", "--base-url", url, "--set", "policy.concurrency=2", "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    print(json.dumps(checked, indent=1))
+    assert checked["model"] == NAME and checked["around"] == checked["cannot"] == []
+    assert checked["found"]["usage"] == "reported"
+    assert checked["found"]["n"] == "3 of 3 choices in one request"
+
+
 def test_one_answer_through_the_engine(server: LlamaServer, tmp_path: Path) -> None:
     """The second ask is answered by the log."""
     request = Request(

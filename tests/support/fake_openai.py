@@ -67,6 +67,9 @@ class FakeOpenAI:
         # raw outputs of /classify and /pooling for a body; None: there are no such paths
         self.rates = rates
         self.paths: list[str] = []
+        self.headers: list[dict[str, str]] = []  # of the requests, names in small letters
+        self.only: str | None = None  # the one path, with its query, that is answered
+        self.listed: Fault | None = None  # what GET /models says instead of its list
         self.vllm = vllm  # claims to be this version of vLLM
         self.requests: list[dict[str, Any]] = []
         self.answered: Counter[str] = Counter()
@@ -185,7 +188,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self.path.endswith("/models"):
+        if self.path.partition("?")[0].endswith("/models") and self.fake.listed:
+            self._fail(self.fake.listed)
+        elif self.path.endswith("/models"):
             owner = {"owned_by": "vllm"} if self.fake.vllm else {}
             self._send(
                 200,
@@ -205,11 +210,14 @@ class Handler(BaseHTTPRequestHandler):
         with self.fake.lock:
             self.fake.requests.append(body)
             self.fake.paths.append(self.path)
+            self.fake.headers.append({k.lower(): v for k, v in self.headers.items()})
             self.fake.times[key] += 1
             time = self.fake.times[key]
             run = self.fake.run
             self.fake.changed.notify_all()
         fault = self.fake.script(body, time) if self.fake.script else None
+        if self.fake.only not in (None, self.path):
+            fault = Fault(404, b'{"detail": "Not Found"}')
         if fault is not None and (
             fault.hang or fault.drop or fault.body is not None or fault.status != 200
         ):

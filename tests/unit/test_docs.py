@@ -212,6 +212,7 @@ def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
     assert {words[0] for _, words in found} == {
         "audit",
         "build",
+        "check",
         "status",
         "push",
         "diff",

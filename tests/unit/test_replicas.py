@@ -130,7 +130,7 @@ def test_a_replica_that_fails_three_in_a_row_is_out_and_comes_back(
 def test_a_replica_that_cannot_be_used_is_out_and_the_last_one_stops_the_run(
     tmp_path: Path, fault: Fault
 ) -> None:
-    with FakeOpenAI(lambda b, t: fault) as wrong, FakeOpenAI() as right:
+    with FakeOpenAI(lambda b, t: fault, models=("other",)) as wrong, FakeOpenAI() as right:
         stats = RunStats()
         assert all(
             len(a) == 2 for a in ask(tmp_path, stats, [wrong.base_url, right.base_url], MANY)

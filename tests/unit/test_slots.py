@@ -180,4 +180,4 @@ def test_retry_after_is_kept_to_and_spread(wait_s: float | None, low: float, hig
     ("text", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-4", 0.0), ("1e9", 600.0), ("soon", None)]
 )
 def test_retry_after_is_read(text: str, seconds: float | None) -> None:
-    assert parse_retry_after(text) == seconds
+    assert parse_retry_after({"retry-after": text}) == seconds

@@ -1,0 +1,159 @@
+"""Endpoints as people have them: every behaviour of the table asked through the engine, some of
+them through the real command, all of them with `-m slow`.
+
+The bodies are those of public bug reports; the fake server says them, since no real one can be made
+to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.endpoint_cases import CASES, JUDGE, SAMPLE, Case, ask
+from support.fake_openai import FakeOpenAI, Fault
+
+from mora_data.cli import main
+from mora_data.engines import openai
+from mora_data.errors import EndpointError
+from mora_data.types import Message
+
+BAD = replace(SAMPLE, prompt_id="bad", messages=(Message(role="user", content="bad"),), n=1)
+BY_NAME = {case.name: case for case in CASES}
+# one of each kind through the command
+SOME = (
+    "max_tokens, by param",
+    "temperature and top_p",
+    "seed, a list",
+    "n, one choice",
+    "system role, 500",
+    "bounds, of the schema",
+    "402",
+    "403, the key",
+    "row: content filter, Azure",
+    "passes: 503, loading",
+    "a deployment, no list",
+    "a query",
+)
+Command = Callable[[Case, FakeOpenAI], tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.0 if tries < 5 else 0.1)
+    monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.2)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_there_are_as_many_cases_as_were_found() -> None:
+    assert len(BY_NAME) == len(CASES) >= 130
+
+
+@pytest.mark.parametrize("case", CASES, ids=BY_NAME)
+def test_an_endpoint(case: Case, tmp_path: Path) -> None:
+    lines: list[str] = []
+    with FakeOpenAI(case.says) as server:
+        case.set_up(server)
+        url = case.url(server.base_url)
+        requests = [JUDGE, SAMPLE, *([BAD] if case.ends == "row" else [])]
+
+        def asked() -> Any:
+            return ask(server, tmp_path, *requests, url=url, say=lines.append, **case.more)
+
+        if case.ends == "stop":
+            with pytest.raises(EndpointError) as caught:
+                asked()
+            said = str(caught.value)
+            assert case.line in said and "\n" not in said and len(said) < 450
+            assert len(server.requests) < 20 or "500" in case.name
+            assert (tmp_path / "answers.log").stat().st_size == 0
+            return
+        (verdict, samples, *bad), stats = asked()
+        assert [len(verdict), len(samples)] == [1, 3]
+        assert not any(a.error or not a.text for a in (*verdict, *samples))
+        assert [bool(a.error) for answers in bad for a in answers] == [True] * len(bad)
+        assert sum(stats.failed.values()) == len(bad) and server.repeated() == 0
+        assert case.line in "\n".join(lines)
+        n = len(server.requests)
+        again, stats = asked()
+        assert again == [verdict, samples, *bad] and stats.replayed == 4 + len(bad)
+        assert len(server.requests) == n, "a resume asks nothing"
+
+
+def test_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for longer than a row is tried, and a line says so once."""
+    monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.0)
+    lines: list[str] = []
+    loading = Fault(503, b'{"error": {"message": "Loading model"}}')
+    with FakeOpenAI(lambda b, t: loading if len(server.requests) < 40 else None) as server:
+        assert ask(server, tmp_path, JUDGE, SAMPLE, say=lines.append)[1].retries["503"] > 8
+    assert len(lines) == 1 and "is waited for, up to 600 s (HTTP 503 Loading model)" in lines[0]
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Builds from three prompts, plain sampling: exit code, its JSON, stderr."""
+    rows = [{"prompt": f"What is {x} tea?"} for x in ("green", "bad", "black")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def run(case: Case, server: FakeOpenAI, *more: str) -> tuple[int, dict[str, Any], str]:
+        (tmp_path / "b.yaml").write_text(
+            json.dumps(
+                {
+                    "name": "x",
+                    "source": {"kind": "jsonl", "licence": "mit"},
+                    "dimensions": ["helpful"],
+                    "policy": {
+                        "base_url": case.url(server.base_url),
+                        "model": "fake",
+                        "temperature": 0.7,
+                        "stop": ["END"],
+                        **case.more,
+                    },
+                    "presample": {"enabled": False},
+                    "fuse": {"arms": ["identity"]},
+                    "rollout": {"n": 4},
+                    "select": {"confirm": False},
+                    "limits": {"max_error_share": 0.5},
+                }
+            )
+        )
+        argv = ["build", "--source", tmp_path / "b.yaml", "--data", tmp_path / "rows.jsonl"]
+        capsys.readouterr()
+        code = main([*map(str, argv), "--out", str(tmp_path / "run"), "--json", *more])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out.strip() else {}, err
+
+    return run
+
+
+def check_command(case: Case, command: Command) -> None:
+    with FakeOpenAI(case.says) as server:
+        case.set_up(server)
+        code, summary, err = command(case, server)
+        last = err.strip().splitlines()[-1]
+        if case.ends == "stop":
+            assert code == 1 and case.line in last, err
+            return
+        rows = 8 if case.ends == "row" else 12
+        assert (code, summary["counts"]["rollout"]["kept"]) == (0, rows), err
+        assert summary["repeated"] == 0 and server.repeated() == 0
+        n = len(server.requests)
+        code, again, _ = command(case, server)
+        assert code == 0 and len(server.requests) == n and again["pairs"] == summary["pairs"]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_the_command(name: str, command: Command) -> None:
+    check_command(BY_NAME[name], command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=BY_NAME)
+def test_the_command_on_each(case: Case, command: Command) -> None:
+    check_command(case, command)
