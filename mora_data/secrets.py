@@ -73,7 +73,7 @@ def redacted(text: str) -> str:
 
 
 def without_key(body: bytes, headers: Mapping[str, str]) -> bytes:
-    """The body of a reply, with the keys hidden that were sent for it: some servers say them back."""
+    """The body of a reply without the keys that were sent for it: some servers say them back."""
     for value in headers.values():
         key = value.removeprefix("Bearer ")
         if len(key) >= LEAST and not key.isalpha() and (raw := key.encode()) in body:

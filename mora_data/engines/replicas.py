@@ -264,7 +264,7 @@ def model_names(tree: Any) -> list[str]:
     if not isinstance(models, list):
         raise ValueError("no list of models")
     found = [m.get("id") or m.get("name") if isinstance(m, dict) else m for m in models]
-    return [one_line(name) for name in found if isinstance(name, str) and name]
+    return [one_line(name) for name in found if name]
 
 
 def get_models(base_url: str, settings: RoleSettings, timeout_s: float) -> Any:

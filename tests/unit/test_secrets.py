@@ -74,7 +74,7 @@ def test_a_redirect_takes_no_key_to_another_host(
     url, role = f"http://127.0.0.1:{first.server_port}/v1", RoleSettings()
     served_models([url], role, 0.0)
     takes_patterns(url, role)
-    is_up(url, {"Authorization": f"Bearer {KEY}"})
+    is_up(url, role)
     near, far = (s.RequestHandlerClass.seen for s in (first, other))  # type: ignore[attr-defined]
     assert len(far) >= 3 and KEY in json.dumps(near) and KEY not in json.dumps(far)
 
