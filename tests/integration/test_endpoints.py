@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.endpoint_cases import CASES, JUDGE, SAMPLE, Case, ask
+from support.endpoint_cases import CASES, JUDGE, SAMPLE, Case, ask, has, if_
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
 from mora_data.engines import openai
 from mora_data.errors import EndpointError
+from mora_data.run.folder import Failures, failures_of, too_many_errors
+from mora_data.settings import build_settings
 from mora_data.types import Message
 
 BAD = replace(SAMPLE, prompt_id="bad", messages=(Message(role="user", content="bad"),), n=1)
@@ -151,6 +153,43 @@ def check_command(case: Case, command: Command) -> None:
 @pytest.mark.parametrize("name", SOME)
 def test_the_command(name: str, command: Command) -> None:
     check_command(BY_NAME[name], command)
+
+
+def test_what_was_learned_is_shown(command: Command, tmp_path: Path, capsys: Any) -> None:
+    """In the summary, in the manifest, in the status and on the card, without an address."""
+    with FakeOpenAI(BY_NAME["n, one choice"].says) as server:
+        _, summary, err = command(BY_NAME["n, one choice"], server)
+    learned = {"fake": ["is asked one answer a request"]}
+    assert f"fake at {server.base_url} is asked one answer a request\n" in err
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert summary["endpoints"] == manifest["endpoints"] == learned
+    assert main(["status", str(tmp_path / "run")]) == 0
+    line = "model fake is asked one answer a request"
+    assert line in capsys.readouterr().out
+    card = (tmp_path / "run/dataset/README.md").read_text()
+    assert line.replace("model", "Model") in card and str(server.port) not in card
+
+
+@pytest.mark.parametrize("presample", ["true", "false"])
+def test_the_last_line_names_the_commonest_cause(command: Command, presample: str) -> None:
+    """Failed rows are counted of all rows: a judge's too, of prompts that got no further."""
+    case = Case("no verdict", if_(has("response_format"), Fault(text="I can't tell.")))
+    with FakeOpenAI(case.says) as server:
+        more = ("--set", f"presample.enabled={presample}", "--set", "limits.max_error_share=0.02")
+        code, _, err = command(case, server, *more)
+    last = err.strip().splitlines()[-1]
+    assert code == 1 and "mostly with no_verdict (" in last
+    assert "mora-data check" in last or "rows failed (" in last
+
+
+def test_failed_rows_are_counted_of_all_rows() -> None:
+    errors = [{"error": "HTTP 400:  no\nway"}, {"error": "HTTP 400: no way"}, {"error": "cut_off"}]
+    failures = failures_of(errors, 4)
+    assert failures == Failures(3, 4, "HTTP 400: no way (2 of 3)")
+    settings = build_settings({"name": "x", "source": {"kind": "jsonl"}})
+    said = str(too_many_errors(failures, settings, Path("run")))
+    assert "3 of 4 rows failed (75.0%" in said and "mostly with HTTP 400: no way (2 of 3)" in said
+    assert too_many_errors(Failures(1, 100, "x"), settings, Path("run")) is None
 
 
 @pytest.mark.slow

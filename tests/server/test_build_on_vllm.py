@@ -189,3 +189,12 @@ def _texts(run: Path) -> dict[tuple[str, int], str]:
         run / "parts/00000/rollouts.parquet", columns=["prompt_id", "index", "text"]
     ).to_pylist()
     return {(r["prompt_id"], r["index"]): r["text"] for r in rows}
+
+
+def test_the_server_is_checked(server: RealServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """vLLM takes everything that a build sends; what a random model says is no verdict."""
+    assert main(["check", "--base-url", server.base_url, "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert checked["around"] == [] and checked["found"]["usage"] == "reported"
+    assert checked["found"]["n"] == "3 of 3 choices in one request"
+    assert checked["found"]["logprobs"] == "5 a token"
