@@ -172,7 +172,9 @@ def is_repetitive(text: str) -> bool:
     tokens = low.split()
     if len(low) < 240 and _LETTERS.fullmatch(low.strip()):
         return True
-    if any(len(t) > _LONG_WORD and _LONG_RUN.search(t[:2000]) for t in tokens):
+    if max(map(len, tokens), default=0) > _LONG_WORD and any(
+        len(t) > _LONG_WORD and _LONG_RUN.search(t[:2000]) for t in tokens
+    ):
         return True
     enough = (1 - MAX_DUPLICATE_RATIO) * len(tokens)
     # there are at least as many different 4-grams as words that can begin one
