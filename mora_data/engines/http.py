@@ -401,7 +401,8 @@ def parse_retry_after(headers: Mapping[str, str]) -> float | None:
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION = re.compile(
-    r"(\d+(?:\.\d+)?) ?(ms|s|m|h|d)(?:ec(?:ond)?s?|in(?:ute)?s?|ours?|ays?)?(?![a-z]) ?",
+    r"(?<!\d)(\d{1,9}(?:\.\d{1,9})?) ?"
+    r"(ms|s|m|h|d)(?:ec(?:ond)?s?|in(?:ute)?s?|ours?|ays?)?(?![a-z]) ?",
     re.IGNORECASE,
 )
 

@@ -341,4 +341,4 @@ def test_chunks_and_trailers_are_read_and_endless_ones_are_not() -> None:
 
 @pytest.mark.parametrize("value", ["nan", "NaN", "-nan", "Mon, 01 Jan 99999999999 00:00:00 GMT"])
 def test_a_wait_that_is_no_number_is_none(value: str) -> None:
-    assert parse_retry_after(value) is None
+    assert parse_retry_after({"retry-after": value}) is None
