@@ -381,7 +381,7 @@ class Endpoint:
             detail = f"HTTP {reply.status} {refusal.message}"
             wait_s = reply.retry_after if reply.retry_after is not None else refusal.wait_s
             raise TransientFault(str(reply.status), detail, wait_s)
-        known = learner is not None and bool(learner.works)
+        known = learner is not None and learner.works and self.replicas.all[permit.at].answered
         if not known and (reply.status == 404 or (reply.status == 400 and refusal.of_model)):
             lacks_v1 = not (dialect.path or url.partition("?")[0].endswith("/v1"))
             if new and lacks_v1 and not refusal.of_model:

@@ -57,6 +57,7 @@ class Replica:
         self, url: str, headers: Mapping[str, str], settings: RoleSettings, on_send: OnSend
     ) -> None:
         self.url = url.rstrip("/")
+        self.answered = False
         self.in_a_row = 0
         self.out_since: float | None = None
         self.probe_at = 0.0
@@ -184,7 +185,8 @@ class Replicas:
 
     def succeeded(self, at: int) -> None:
         """Replica `at` answered."""
-        self.all[at].in_a_row, self.all[at].pause_s = 0, FIRST_PROBE_S
+        replica = self.all[at]
+        replica.answered, replica.in_a_row, replica.pause_s = True, 0, FIRST_PROBE_S
 
     def failed(self, at: int, kind: str, detail: str) -> None:
         """A request to it failed in a way that may pass."""
