@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-import orjson
-
 from ..errors import LimitReached, RunFolderError
 from ..resources import SECRET_BYTES
 from ..settings import BuildSettings

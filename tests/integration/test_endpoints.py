@@ -178,17 +178,17 @@ def test_the_last_line_names_the_commonest_cause(command: Command, presample: st
         more = ("--set", f"presample.enabled={presample}", "--set", "limits.max_error_share=0.02")
         code, _, err = command(case, server, *more)
     last = err.strip().splitlines()[-1]
-    assert code == 1 and "mostly with no_verdict (" in last
+    assert code == 1 and " x no_verdict: " in last
     assert "mora-data check" in last or "rows failed (" in last
 
 
 def test_failed_rows_are_counted_of_all_rows() -> None:
     errors = [{"error": "HTTP 400:  no\nway"}, {"error": "HTTP 400: no way"}, {"error": "cut_off"}]
     failures = failures_of(errors, 4)
-    assert failures == Failures(3, 4, "HTTP 400: no way (2 of 3)")
+    assert failures == Failures(3, 4, "2 x HTTP 400: no way")
     settings = build_settings({"name": "x", "source": {"kind": "jsonl"}})
     said = str(too_many_errors(failures, settings, Path("run")))
-    assert "3 of 4 rows failed (75.0%" in said and "mostly with HTTP 400: no way (2 of 3)" in said
+    assert "3 of 4 rows failed (75.0%" in said and "most often 2 x HTTP 400: no way" in said
     assert too_many_errors(Failures(1, 100, "x"), settings, Path("run")) is None
 
 

@@ -266,7 +266,7 @@ def fuzz(seed: int, n: int) -> int:
                 seen += 1
         if k % 20 == 0:
             check_stream(stream(rng), rng.randrange(1, 5))
-            wait_s = parse_retry_after(text(rng))
+            wait_s = parse_retry_after({"retry-after": text(rng)})
             assert wait_s is None or 0 <= wait_s <= 600
             seen += 2
     return seen
