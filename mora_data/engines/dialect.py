@@ -457,7 +457,8 @@ _WORDS = (
     (
         "n",
         _any(
-            r"\bn\b['\"`]? .{0,40}(must|most|support|allow|only|1\b)",
+            r"\bn\b['\"`]?:? .{0,40}(must|most|support|allow|only|1\b)",
+            r"\bn_cmpl\b",
             r"\bn ?> ?1",
             r"\bn=",
             r"(one|1|single|multiple) (completion|choice|candidate|sample|response)",

@@ -338,6 +338,12 @@ REFUSED: tuple[tuple[str, When, Fault, str], ...] = (
         "stanfordnlp/dspy/issues/1155",
     ),
     (
+        "n, as many as slots",
+        lambda body: body.get("n", 1) > 2,
+        error(400, "Field 'n': Value must be between 1 <= value <= 2, but got 3"),
+        "",  # seen on llama.cpp's server
+    ),
+    (
         "n, one choice",
         is_many,
         error(400, "Only one completion choice is allowed"),
