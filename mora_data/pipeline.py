@@ -140,6 +140,7 @@ class Published:
     report: ArmsReport | None = None
     fingerprint: str | None = None
     pii: Mapping[str, Any] | None = None
+    papers: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_build(
@@ -625,6 +626,7 @@ def _publish(
         report=report,
         fingerprint=result.fingerprint,
         pii=result.pii,
+        papers=result.papers,
     )
 
 
@@ -755,6 +757,7 @@ def _write_manifest(
             "cost": cost,
             "fingerprint": published.fingerprint,
             "pii": published.pii,
+            "papers": published.papers,
         },
     )
 

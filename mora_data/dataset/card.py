@@ -20,6 +20,7 @@ from jinja2 import Environment, TemplateError
 
 from .. import resources
 from ..errors import PublishError
+from ..secrets import visible
 from . import schemas
 
 CLAIM = (
@@ -182,7 +183,7 @@ def render_card(published: PublishedManifest, example: Example | None = None) ->
             "not_measured": unmeasured_blocks(published),
         },
     )
-    yaml_text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)
+    yaml_text = visible(yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120))
     return f"---\n{yaml_text}---\n\n" + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
@@ -402,7 +403,7 @@ def format_value(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else visible(str(value))
 
 
 def _made_with(made: object) -> str | None:

@@ -46,6 +46,7 @@ class FolderResult:
     n_bytes: int
     too_large: dict[str, int] = field(default_factory=dict)
     pii: dict[str, Any] | None = None  # see privacy.screen
+    papers: dict[str, str] = field(default_factory=dict)  # other files than Parquet -> sha256
 
 
 def write_dataset(
@@ -158,7 +159,7 @@ def _write_all(
     for name, png in release.figures.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_bytes(png)
-    return result
+    return replace(result, papers=schemas.papers_of(out))
 
 
 def _rows_of(

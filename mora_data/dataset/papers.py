@@ -24,6 +24,7 @@ import yaml
 from numpy.typing import NDArray
 
 from .. import resources
+from ..secrets import visible
 from ..text import commonest_first, transcript
 from ..types import may_harm
 from . import card, schemas
@@ -263,7 +264,7 @@ def citation(published: PublishedManifest) -> str:
             ),
         ],
     }
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+    return visible(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
 
 
 def _croissant(published: PublishedManifest) -> dict[str, Any]:

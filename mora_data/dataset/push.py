@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
-from ..run.files import check_inside, readable
+from ..run.files import check_inside, readable, sha256_of
 from . import card, lint
 from .client import Hub, LocalFile, RepoState, endpoint, is_loopback, local_file
 from .diff import changelog, delta_of
@@ -78,6 +78,7 @@ def push_folder(
     built = ((manifest.get("settings") or {}).get("publish") or {}).get("unsafe")
     decision = unsafe or (None if built is None else str(built))
     counts = _check_folder(folder, manifest, allow_simulated)
+    edited = _edited(folder, manifest.get("papers") or {})
     if public and decision is None:
         raise PublishError(
             "--public needs a decision on unsafe text: --set publish.unsafe=gate (or drop, or"
@@ -98,7 +99,9 @@ def push_folder(
         check_fingerprint(folder, lint.fingerprint_in(folder))
     files = _local_files(folder, readme)
     published = json.loads((folder / "provenance/manifest.json").read_text("utf-8"))
-    note = " ".join(card.licence_warnings(published["folder"])).replace("`", "")
+    warnings = card.licence_warnings(published["folder"])
+    changed = [f"{name} was changed since the build." for name in edited]
+    note = " ".join([*changed, *warnings]).replace("`", "")
     gated = decision == "gate"
     planned = PushResult(
         status="planned",
@@ -193,6 +196,21 @@ def _check_folder(
             " model, or give --allow-simulated"
         )
     return counts
+
+
+def _edited(folder: Path, papers: Mapping[str, str]) -> list[str]:
+    """The texts that are other than the build wrote them: people may mend a card.
+
+    Raises:
+        PublishError: another file is.
+    """
+    with readable(folder, AGAIN):
+        changed = [name for name, known in papers.items() if sha256_of(folder / name) != known]
+    if other := [name for name in changed if name not in lint.OWN_TEXTS]:
+        raise PublishError(
+            f"{folder / other[0]} is not what the build wrote: build again, with the same command"
+        )
+    return changed
 
 
 def _local_files(folder: Path, readme: str) -> dict[str, LocalFile]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
-from ..run.files import readable, sync_folder
+from ..run.files import readable, sha256_of, sync_folder
 
 AGAIN = "fetch it anew, or build it again"
 Row = dict[str, Any]  # of a Parquet file; the schema of its config says what it holds
@@ -288,6 +288,12 @@ def fingerprint_of(folder: Path) -> str:
             while block := f.read(1 << 20):
                 whole.update(block)
     return whole.hexdigest()
+
+
+def papers_of(folder: Path) -> dict[str, str]:
+    """sha256 of every file of the folder that is not Parquet, by path."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".parquet")
+    return {p.relative_to(folder).as_posix(): sha256_of(p) for p in files}
 
 
 def check_fingerprint(folder: Path, known: str | None) -> None:

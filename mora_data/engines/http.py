@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import importlib
 import importlib.util
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -43,6 +45,7 @@ NO_SERVER = frozenset({"refused", "dns", "connect"})  # kinds of faults: nothing
 _SWEEP_S = 0.25
 _INBOX_BYTES = 32 << 10  # of a connection; a longer reply comes in pieces
 MOST_BYTES = 64 << 20  # of a reply
+TOO_LONG = f"longer than {MOST_BYTES >> 20} MB"
 _MOST_HEAD_BYTES = 64 << 10
 
 
@@ -193,6 +196,15 @@ def no_reply(seconds: float) -> Fault:
     return Fault("timeout", f"no reply within {seconds:.4g} s")
 
 
+def out_of_files() -> bool:
+    """Whether this process, or this machine, may open no further file or connection."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as e:
+        return e.errno in (errno.EMFILE, errno.ENFILE)
+    return False
+
+
 class _ClosedIdle(Exception):
     """A reused connection died before a byte of the reply came."""
 
@@ -277,7 +289,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._buffer = self._buffer + data if self._buffer else data
         try:
             if len(self._buffer) > MOST_BYTES:
-                raise ValueError(f"longer than {MOST_BYTES >> 20} MB")
+                raise ValueError(TOO_LONG)
             if self._head is None:
                 self._head = self._read_head()
             if self._head is not None:
@@ -299,13 +311,14 @@ class _Connection(asyncio.BufferedProtocol):
             self._waiter.set_exception(Fault("reset", reason))
 
     def _read_head(self) -> _ReplyHead | None:
-        while True:
-            end = self._buffer.find(b"\r\n\r\n")
+        at = 0
+        while True:  # past what a server says before its reply (100 to 199)
+            end = self._buffer.find(b"\r\n\r\n", at)
+            if (len(self._buffer) if end < 0 else end) > _MOST_HEAD_BYTES:
+                raise ValueError("64 kB without the end of its head")
             if end < 0:
-                if len(self._buffer) > _MOST_HEAD_BYTES:
-                    raise ValueError("64 kB without the end of its head")
                 return None
-            head = self._buffer[: end + 2].lower()
+            head = self._buffer[at : end + 2].lower()
             if not head.startswith(b"http/1."):
                 raise ValueError(repr(head[:20]))
             if not head[9:12].isdigit():
@@ -313,7 +326,7 @@ class _Connection(asyncio.BufferedProtocol):
             status = int(head[9:12])
             if status >= 200:
                 break
-            self._buffer = self._buffer[end + 4 :]
+            at = end + 4
         body_at = end + 4
         length = _LENGTH.search(head)
         if status in (204, 304):
@@ -469,8 +482,13 @@ class AiohttpTransport:
             async with self._session.post(
                 self._url, data=body, allow_redirects=False, timeout=timeout
             ) as r:
-                raw = await r.read()
-                return Reply(r.status, raw, parse_retry_after(_in_small(r.headers)))
+                raw = bytearray()
+                async for part in r.content.iter_any():  # what was packed is unpacked by then
+                    if len(raw) + len(part) > MOST_BYTES:
+                        raise Fault("protocol", TOO_LONG)
+                    raw += part
+                after = parse_retry_after(_in_small(r.headers))
+                return Reply(r.status, bytes(raw), after)
         except a.ConnectionTimeoutError as e:
             raise Fault("connect", f"no connection to {self._url}") from e
         except (TimeoutError, asyncio.TimeoutError) as e:

@@ -40,7 +40,7 @@ from ..text import one_line
 from ..types import Request, Task
 from .dialect import PLAIN, Dialect, Known, Learner, Refusal, probe_of
 from .engine import OnRecord, Shared, extra_of, n_per_request
-from .http import NO_SERVER, Fault, Patience, Reply
+from .http import NO_SERVER, Fault, Patience, Reply, out_of_files
 from .limiter import ConcurrencyLimiter, Permit, RateLimiter
 from .replicas import CHAT, Replica, Replicas, listed_models, served_models, takes_patterns
 from .replies import (
@@ -169,7 +169,9 @@ def open_openai(
         EndpointError: it can't be asked which models it serves.
     """
     urls = (role.base_url or "", *role.replicas)
-    name = " ".join(urls)
+    # a key goes to the server for the roles that name it; replies are read as their roles wait
+    signs = (role.api_key_env, *sorted(role.headers_env.items()), role.ca_file, role.transport)
+    name = " ".join((*urls, "as", *map(str, signs)))
 
     def make() -> Endpoint:
         endpoint = Endpoint(urls[0], role, stats)
@@ -223,8 +225,8 @@ def starting_dialect(role: RoleSettings) -> Dialect:
 
 
 class Endpoint:
-    """The base URLs of one model: connections, permits and health. Roles with the same URLs share
-    it."""
+    """The base URLs of one model: connections, permits and health. Roles with the same URLs, key
+    and transport share it."""
 
     def __init__(self, base_url: str, settings: RoleSettings, stats: RunStats) -> None:
         urls = (base_url, *settings.replicas)
@@ -319,6 +321,12 @@ class Endpoint:
                 self.limiter.refused(permit)
             return self._no_answer(reply, call, permit, dialect)
         except Fault as e:
+            if out_of_files():
+                raise EndpointError(
+                    f"no connection to {replica.url}: this process may open no more files; raise"
+                    f" the limit (ulimit -n) or lower concurrency ({self._settings.concurrency}), and run"
+                    " the same command again, what was answered is kept"
+                ) from e
             if e.kind == "certificate":
                 raise _Unusable(
                     f"endpoint {replica.url} shows a certificate that nothing vouches for"

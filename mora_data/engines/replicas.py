@@ -15,10 +15,13 @@ import contextlib
 import ipaddress
 import os
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
@@ -242,8 +245,13 @@ def headers_of(settings: RoleSettings) -> dict[str, str]:
 
 
 def get_json(url: str, settings: RoleSettings, timeout_s: float) -> Any:
-    """The JSON behind a URL, asked for as the role signs in; never of this machine by a proxy. The
-    headers stay with it: a server that sends us elsewhere does not send our key there."""
+    """The JSON behind a URL, asked for as the role signs in; never of this machine by a proxy. It
+    is there within the time, however slowly its bytes come. The headers stay with it: a server
+    that sends us elsewhere does not send our key there.
+
+    Raises:
+        OSError, HTTPException, ValueError: it can't be had, or is none.
+    """
     request, headers = urllib.request.Request(url), headers_of(settings)
     for name, value in headers.items():
         request.add_unredirected_header(name, value)
@@ -252,8 +260,24 @@ def get_json(url: str, settings: RoleSettings, timeout_s: float) -> Any:
         handlers.append(urllib.request.ProxyHandler({}))
     if (context := trusting(settings.ca_file)) is not None:
         handlers.append(urllib.request.HTTPSHandler(context=context))
-    with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as reply:
-        return orjson.loads(without_key(reply.read(MOST_BYTES), headers))
+    opener = urllib.request.build_opener(*handlers)
+    got: Future[bytes] = Future()
+
+    def read() -> None:
+        try:
+            with opener.open(request, timeout=timeout_s) as reply:
+                got.set_result(reply.read(MOST_BYTES))
+        except BaseException as e:
+            got.set_exception(e)
+
+    threading.Thread(target=read, daemon=True).start()  # one that hangs keeps nothing from ending
+    try:
+        raw = got.result(timeout_s + PROBE_S)
+    except FutureTimeout as e:  # of a class of its own before 3.11
+        if got.done():
+            raise
+        raise TimeoutError(f"no whole reply within {timeout_s:g} s") from e
+    return orjson.loads(without_key(raw, headers))
 
 
 def model_names(tree: Any) -> list[str]:
@@ -350,7 +374,7 @@ def served_models(
                     why = one_line(getattr(e, "reason", None) or e)
                     remedy = "start the server, fix --base-url, or give --model"
                     if type(e) is TimeoutError:  # of the reply; a connection's has a reason
-                        why = f"it takes connections and said nothing for {ASK_S:g} s"
+                        why = f"it takes connections and gave no whole reply in {ASK_S:g} s"
                         remedy = "wait until it has loaded its model, or give --model"
                     raise EndpointError(
                         f"endpoint {url} can't be asked for its models ({why}): {remedy}"

@@ -18,7 +18,8 @@ import codecs
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
 import orjson
@@ -32,6 +33,9 @@ RATING_PATHS: Mapping[Task, str] = {"classify": "/classify", "pooling": "/poolin
 PASSING = frozenset((408, 409, 425, 429))  # and all from 500 on
 UNUSABLE = frozenset((401, 403, 404))
 MOST_TOKENS = 10**9  # of one request
+MOST_CHARS = 1 << 18  # of one answer: readers take milliseconds for as many
+MOST_TRIES = 250  # to read an object in a text
+_OBJECT = re.compile(r'\{(?=\s{0,99}["}])')
 MOST_NUMBER = 1e300  # what is compared with it may have any number of digits
 CHARS_PER_TOKEN = 4
 MOST_CHARS_PER_TOKEN = 20  # on average; more means that not all tokens were counted
@@ -70,6 +74,23 @@ def reads_reply(otherwise: object) -> Callable[[Callable[P, T]], Callable[P, T]]
         return guarded
 
     return guard
+
+
+def json_objects(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[Any, int, int]]:
+    """The outermost JSON objects in a text, in order, each with where it begins and ends; what
+    stands behind `MOST_TRIES` beginnings of one is not read, since every failure costs a look at
+    the whole text."""
+    start = _OBJECT.search(text)
+    for _ in range(MOST_TRIES):
+        if start is None:
+            return
+        at = start.start()
+        try:
+            value, end = decoder.raw_decode(text, at)
+            yield value, at, end
+        except (ValueError, RecursionError):  # ValueError: a number of thousands of digits, too
+            end = at + 1
+        start = _OBJECT.search(text, end)
 
 
 class TransientFault(Exception):
@@ -248,6 +269,8 @@ def _answer(choice: Mapping[str, Any], text: str, tokens: int, full: bool) -> An
         reason = one_line(reason, 40) if isinstance(reason, str) and reason else "stop"
     if full and reason == "stop" and text[-1:].isalnum():
         reason = "length"  # a proxy's word for every end
+    if len(text) > MOST_CHARS:
+        text, reason = text[:MOST_CHARS], "length"
     logprobs = choice.get("logprobs")
     if not logprobs:
         return as_answer(text, reason, tokens)

@@ -17,7 +17,7 @@ from ..resources import Secret, inert_turns, load_template, quoted
 from ..rewards import Reward, RewardClient, scores_of
 from ..rewards import load as load_reward
 from ..rewards.combine import cache_key_of
-from ..rewards.judge import stands_in, texts_of
+from ..rewards.judge import quoted_in, texts_of
 from ..rewards.rules import flags
 from ..run.log import AnswerLog
 from ..run.progress import Progress
@@ -298,6 +298,6 @@ class Evaluation:
 def winner(text: str, shown: Sequence[str]) -> float | None:
     """1, 0.5 or 0 for the first answer, as a judge's reply says; None where it names none, several,
     or one only in words that stand in what it was shown."""
-    own = (m for m in _NAMED.finditer(text) if not stands_in(m[0], shown))
-    named = {m[1] for m in own}
+    is_quoted = quoted_in(shown)
+    named = {m[1] for m in _NAMED.finditer(text) if not is_quoted(m[0])}
     return {"first": 1.0, "tie": 0.5, "second": 0.0}[named.pop()] if len(named) == 1 else None

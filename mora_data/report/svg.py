@@ -11,6 +11,7 @@ side.
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ def escape(text: str) -> str:
         return text
     text = text.replace("\r\n", "\n")
     return html.escape(_HIDES.sub(lambda m: f"⟦U+{ord(m[0]):04X}⟧", text))
+
+
+def escape_json(text: str) -> str:
+    """JSON in which those characters are shown by their code; its values are the same."""
+    return _HIDES.sub(lambda m: json.dumps(m[0])[1:-1], text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
-from ..engines.replies import reads_reply
+from ..engines.replies import json_objects, reads_reply
 from ..resources import Secret, load_template, quoted
 from ..run.tasks import all_of
 from ..settings import BuildSettings, RewardSettings, RoleSettings
@@ -190,12 +191,13 @@ def verdict(
     bare = _BARE.fullmatch(text)
     found = [([int(bare[1])], 0, len(text))] if bare else _whole(text, highest)
     found = found or _scores(text, highest)
+    is_quoted = quoted_in(shown)
     levels: list[int] = []
     seen = last = 0
     for scores, start, end in found:
         fit = [s for s in scores if lowest <= s <= highest]
         seen += len(fit)
-        if fit and not stands_in(text[start:end], shown):
+        if fit and not is_quoted(text[start:end]):
             levels, last = levels + fit, end
     if not levels:
         return None, "quoted_verdict" if seen else why_unread(reply)
@@ -213,15 +215,22 @@ def why_unread(reply: Answer) -> str:
     return THOUGHT_CUT_OFF if reply.tokens_out and not reply.text else "cut_off"
 
 
-def stands_in(quoted: str, shown: Sequence[str]) -> bool:
-    """Whether a verdict stands in a text that the judge was shown, but for what it is wrapped in,
-    white space and backslashes; at the end of one, but for its last brace. A number alone stands
-    in many a text and is no quotation."""
-    if not _LETTER.search(quoted):
-        return False
-    bare = unwrap(quoted).translate(_BLANKS)
-    texts = (s.translate(_BLANKS) for s in shown if '"' in s or '"' not in bare)
-    return any(bare in t or t.endswith(bare.rstrip("}")) for t in texts)
+def quoted_in(shown: Sequence[str]) -> Callable[[str], bool]:
+    """Tells whether a verdict stands in a text that the judge was shown, but for what it is wrapped
+    in, white space and backslashes; at the end of one, but for its last brace. A number alone
+    stands in many a text and is no quotation."""
+    texts = [(s.translate(_BLANKS), '"' in s) for s in shown]
+
+    @cache  # a reply may say the same thousands of times
+    def is_quoted(said: str) -> bool:
+        if not _LETTER.search(said):
+            return False
+        bare = unwrap(said).translate(_BLANKS)
+        end = bare.rstrip("}")
+        found = (t for t, has_quote in texts if has_quote or '"' not in bare)
+        return any(bare in t or t.endswith(end) for t in found)
+
+    return is_quoted
 
 
 @reads_reply(None)
@@ -272,19 +281,9 @@ def _whole(text: str, highest: int) -> list[tuple[list[int], int, int]]:
 def _scores(text: str, highest: int) -> list[tuple[list[int], int, int]]:
     """The whole-number scores of the text's outermost JSON objects, in order, each with where its
     object begins and ends."""
-    decoder = json.JSONDecoder(object_pairs_hook=_Object)
-    out: list[tuple[list[int], int, int]] = []
-    at = text.find("{")
-    while at >= 0:
-        try:
-            value, end = decoder.raw_decode(text, at)
-            scores = value.scores(highest) if isinstance(value, _Object) else []
-            if scores:
-                out.append((scores, at, end))
-        except (ValueError, RecursionError):
-            end = at + 1
-        at = text.find("{", end)
-    return out
+    objects = json_objects(text, json.JSONDecoder(object_pairs_hook=_Object))
+    found = ((value.scores(highest), start, end) for value, start, end in objects)
+    return [(scores, start, end) for scores, start, end in found if scores]
 
 
 class _Object(list[tuple[str, object]]):

@@ -28,7 +28,7 @@ from ..rewards.judge import (
     PATTERN,
     RETRIES,
     SCHEMA,
-    stands_in,
+    quoted_in,
     texts_of,
     verdict,
 )
@@ -282,6 +282,6 @@ def _answers(text: str, letters: Iterable[str], shown: Sequence[str]) -> dict[st
 def _by_letter(text: str, letters: Iterable[str], shown: Sequence[str]) -> dict[str, object]:
     """What the JSON object in a reply gives for each letter, None where it gives nothing."""
     start, end = text.find("{"), text.rfind("}")
-    quoted = stands_in(text[start : end + 1], shown)
+    quoted = quoted_in(shown)(text[start : end + 1])
     found = None if quoted else json.loads(text[start : end + 1])
     return {x: found.get(x) if isinstance(found, dict) else None for x in letters}

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from ..engines.replies import reads_reply
+from ..engines.replies import json_objects, reads_reply
 from ..rewards.rules import is_refusal
 from . import patterns
 
@@ -71,20 +72,11 @@ def _without_object(text: str, finish_reason: str, objects: int) -> Rewrite | st
 def _json_object(text: str) -> tuple[dict[str, Any] | None, int]:
     """The first JSON object in the text that has a `rewritten` field, and how many objects were
     seen. An object inside a cut one is not the reply."""
-    decoder = json.JSONDecoder()
     objects = 0
-    at = text.find("{")
-    while at >= 0 and objects < 8:
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):  # ValueError: a number of thousands of digits, too
-            at = text.find("{", at + 1)
-            continue
-        if isinstance(value, dict):
-            objects += 1
-            if "rewritten" in value:
-                return value, objects
-        at = text.find("{", end)
+    for value, _, _ in islice(json_objects(text, json.JSONDecoder()), 8):
+        objects += 1
+        if "rewritten" in value:
+            return value, objects
     return None, objects
 
 

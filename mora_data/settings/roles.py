@@ -129,7 +129,8 @@ class RoleSettings(Settings):
     stop: list[str] = []
     """Stop strings."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Requests in flight at most, on each base URL. Roles with the same URLs share them."""
+    """Requests in flight at most, on each base URL. Roles with the same URLs and key share
+    them."""
     requests_per_min: Annotated[float, Field(gt=0)] | None = None
     """Requests a minute at most, over all base URLs; null: no limit but the server's refusals."""
     tokens_per_min: Annotated[float, Field(gt=0)] | None = None

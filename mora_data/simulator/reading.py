@@ -14,6 +14,7 @@ from functools import lru_cache
 from ..text import digest
 from . import BANKS, CLAUSES, CUES, JOINED, PATTERNS, SENTENCES, TURNED, WORDS
 
+MOST_CHARS = 16_000  # of a prompt that are read: patterns take milliseconds for as many
 DIMENSIONS = ("helpful", "harmless", "truthful")
 
 
@@ -37,7 +38,7 @@ class Reading:
 def interpret(prompt: str, fusion_counts: bool) -> Reading:
     """Read a prompt. With `fusion_counts` false, only the question that a fused prompt grew from is
     read."""
-    prompt, joined, _ = prompt.partition(JOINED)
+    prompt, joined, _ = prompt[:MOST_CHARS].partition(JOINED)
     core = core_of(prompt)
     content = content_words(core)
     key = int(digest("scripted", *sorted(content)), 16)

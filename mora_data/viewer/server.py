@@ -32,6 +32,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import orjson
 
 from ..errors import MoraError, SettingsError
+from ..report.svg import escape_json
 from ..report.templates import render, url
 from . import pictures
 from .compare import comparison_page, prompt_comparison_page
@@ -393,7 +394,7 @@ class _Handler(BaseHTTPRequestHandler):
             return _problem(404, f"There is no {name} {key[:64]!r} in this folder.", as_json)
         if as_json:
             body = orjson.dumps(page.fields, default=str, option=orjson.OPT_NON_STR_KEYS)
-            return _Reply(200, "application/json", body)
+            return _Reply(200, "application/json", escape_json(body.decode()).encode())
         return _html(200, draw(page), page.fields.get("reload_s", 0))
 
 

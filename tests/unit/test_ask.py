@@ -4,7 +4,10 @@ server."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
 import json
+import os
 import random
 import socket
 import threading
@@ -23,6 +26,7 @@ from mora_data.engines import http, openai, replicas
 from mora_data.engines.cached_client import CachedClient
 from mora_data.engines.http import Patience, PlainTransport
 from mora_data.engines.openai import Endpoint, HttpEngine, ReplyTimes
+from mora_data.engines.replies import MOST_CHARS
 from mora_data.errors import EndpointError, PendingRetry, SettingsError
 from mora_data.run import tasks
 from mora_data.run.cache_key import encode, request_key, with_pattern
@@ -313,7 +317,8 @@ def test_dies_midway_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (Fault(text=""), "", "stop"),
         (Fault(text="cut", finish_reason="length"), "cut", "length"),
         (Fault(text="no", finish_reason="content_filter"), "no", "content_filter"),
-        (Fault(text="x" * 1_000_000), "x" * 1_000_000, "stop"),
+        (Fault(text="x" * MOST_CHARS), "x" * MOST_CHARS, "stop"),
+        (Fault(text="x" * 1_000_000), "x" * MOST_CHARS, "length"),
     ],
 )
 def test_odd_answers_are_kept_as_they_came(
@@ -632,8 +637,83 @@ def test_a_server_that_says_nothing_of_its_models_is_not_called_absent(
     monkeypatch.setattr(replicas, "ASK_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
-        with pytest.raises(EndpointError, match=r"takes connections and said nothing for 0\.05 s"):
+        with pytest.raises(
+            EndpointError, match=r"takes connections and gave no whole reply in 0\.05 s"
+        ):
             replicas.served_models([url], RoleSettings(), 0.0)
+
+
+def test_a_list_of_models_that_comes_a_byte_at_a_time_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replicas, "ASK_S", 0.1)
+    monkeypatch.setattr(replicas, "PROBE_S", 0.05)
+    ended = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        client = server.accept()[0]
+        with client, contextlib.suppress(OSError):
+            client.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n")
+            while not ended.wait(0.02):
+                client.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+        thread = threading.Thread(target=drip, args=(slow,))
+        thread.start()
+        try:
+            with pytest.raises(EndpointError, match="no whole reply"):
+                replicas.served_models(
+                    [f"http://127.0.0.1:{slow.getsockname()[1]}/v1"], RoleSettings(), 0.0
+                )
+        finally:
+            ended.set()
+            thread.join()
+
+
+def test_too_many_open_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not taken for a server that refuses: the remedy is here."""
+
+    async def full(*_: object, **__: object) -> object:
+        raise OSError(24, "Too many open files")
+
+    real = os.open
+
+    def open_(path: str, *more: int) -> int:
+        if path == os.devnull:
+            raise OSError(24, "Too many open files")
+        return real(path, *more)
+
+    with FakeOpenAI() as server, opened(tmp_path, server) as (ask, stats):
+        with monkeypatch.context() as m:
+            m.setattr(asyncio.BaseEventLoop, "create_connection", full)
+            m.setattr(os, "open", open_)
+            with pytest.raises(EndpointError, match=r"ulimit -n\) or lower concurrency \("):
+                ask(REQUEST)
+        assert not stats.replicas_out
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_reply_over_tls_has_a_size_too(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    """Packed ones count as they are unpacked."""
+    monkeypatch.setattr(http, "MOST_BYTES", 1 << 20)
+    body, headers = b" " * (2 << 20), {}
+    if packed:
+        body, headers = gzip.compress(body), {"content-encoding": "gzip"}
+
+    async def ask(url: str) -> None:
+        transport = http.AiohttpTransport(url, {}, 1, lambda: None)
+        try:
+            await transport.post(b"{}", Waits())
+        finally:
+            await transport.close()
+
+    class Waits:
+        def patience(self) -> Patience:
+            return Patience(5.0, 5.0)
+
+    server = FakeOpenAI(lambda b, t: Fault(body=body, headers=headers))
+    with server, pytest.raises(http.Fault, match="longer than"):
+        asyncio.run(ask(f"{server.base_url}/chat/completions"))
 
 
 def test_a_caller_that_is_cancelled_leaves_its_call_to_the_next(tmp_path: Path) -> None:

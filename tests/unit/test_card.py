@@ -17,10 +17,11 @@ from support.scored import DIMS, MANIFEST
 from mora_data.dataset import card, lint, papers, schemas
 from mora_data.dataset.privacy import scrub, scrub_text
 
+CONTROLS = "\x1b[2J\x07\x9b\u202e\u2066\U000e0041"
 HOSTILE = (
     "---\nlicense: mit\n---\n# Owned | `x` <script>alert(1)</script> {{ 7*7 }} {% raw %} "
     "[a](b) ![i](j) =cmd|' /C calc'!A0\n```\n</details>"
-)
+) + CONTROLS
 
 
 def published(manifest: dict[str, Any] | None = None, **folder: Any) -> Any:
@@ -195,6 +196,7 @@ def test_hostile_text_stays_text(place: str) -> None:
         render(published(), example("fine") if place == "example" else None),
         render(data, shown),
     )
+    assert not set(CONTROLS) - set("[2J") & set(text)
     header, before = header_of(text), header_of(plain)
     assert {**header, "pretty_name": ""} == {**before, "pretty_name": ""}
     body = text.split("\n---\n", 1)[1]

@@ -18,6 +18,7 @@ import yaml
 from support.run_folder import make_run
 
 from mora_data.cli import main
+from mora_data.dataset.schemas import papers_of
 from mora_data.errors import DamagedFile, MoraError, RunFolderError, SettingsError, SourceError
 from mora_data.resources import parse_yaml
 from mora_data.run.files import read_json, readable, replacing, write_json, write_whole
@@ -284,6 +285,23 @@ def test_export_and_push_follow_no_link_out_of_the_folder(
     (run / "dataset" / "provenance" / "key").symlink_to("/etc/hostname")
     assert main(["push", str(run), "org/x", "--dry-run"]) == 1
     assert "leads out of its folder" in capsys.readouterr().err
+
+
+def test_a_push_sees_what_was_changed_beside_the_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", {"identity": 0.2, "fused": 0.6}, 12)
+    dataset, manifest = run / "dataset", read_json(run / "manifest.json")
+    write_json(run / "manifest.json", {**manifest, "papers": papers_of(dataset)})
+    argv = ["push", str(run), "org/x", "--dry-run", "--allow-simulated"]
+    assert main(argv) == 0 and "since the build" not in capsys.readouterr().err
+    licence = dataset / "LICENSE.md"
+    licence.write_text(licence.read_text() + "A word of mine.\n")
+    assert main(argv) == 0 and "LICENSE.md was changed since the build" in capsys.readouterr().err
+    drops = dataset / "provenance" / "drops.json"
+    drops.write_text(drops.read_text().replace("stages", "stagez"))
+    assert main(argv) == 1
+    assert "drops.json is not what the build wrote: build again" in capsys.readouterr().err
 
 
 def test_a_status_of_a_damaged_run_is_one_line(

@@ -30,6 +30,7 @@ import mora_data
 from mora_data.engines.dialect import Refusal
 from mora_data.engines.http import Fault, Reply, _Connection, parse_retry_after
 from mora_data.engines.replies import (
+    MOST_CHARS,
     MOST_TOKENS,
     UNREADABLE,
     ErrorReply,
@@ -337,6 +338,57 @@ def test_chunks_and_trailers_are_read_and_endless_ones_are_not() -> None:
         assert asyncio.run(read(head + end)).body == b"abc\r\n\r\n"
     with pytest.raises(Fault, match="trailers"):
         asyncio.run(read(head + b"A: b\r\n" * 20_000))
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (read, text)
+        for text in (
+            "{",
+            '{"',
+            '{"a":',
+            '{"score": 3} ',
+            '{"rewritten":',
+            "<rewritten>",
+            "\n",
+            "é́ ",
+        )
+        for read in ("verdict", "parse_rewrite", "winner", "_levels", "wildguard")
+    ],
+)
+def test_a_long_reply_is_read_in_milliseconds(read: str, text: str) -> None:
+    """The event loop stands still meanwhile."""
+    reader = next(f for name, f in readers().items() if name.endswith(f".{read}"))
+    said = (text * MOST_CHARS)[:MOST_CHARS]
+    shown = {"verdict": (1, 5, (said,)), "winner": ((said,),), "_levels": (["A"], (said,))}
+    given = Answer(said) if read in ("verdict", "wildguard") else said
+    best = min(_seconds(lambda: reader(given, *shown.get(read, ()))) for _ in range(2))
+    assert best < 0.25, f"{1000 * best:.0f} ms"
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def test_an_answer_longer_than_any_is_cut() -> None:
+    body = {"choices": [{"message": {"content": "a" * (MOST_CHARS + 1)}, "finish_reason": "stop"}]}
+    (answer,) = parse_chat(json.dumps(body).encode(), 1).answers
+    assert (len(answer.text), answer.finish_reason) == (MOST_CHARS, "length")
+
+
+def test_a_flood_of_interim_replies_ends() -> None:
+    connection = _Connection()
+    connection._buffer = b"HTTP/1.1 100 Continue\r\n\r\n" * 3
+    assert connection._read_head() is None
+    connection._buffer += b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx"
+    head = connection._read_head()
+    assert head is not None and connection._buffer[head.body_at : head.end] == b"x"
+    connection._buffer = b"HTTP/1.1 100 Continue\r\n\r\n" * 4000
+    with pytest.raises(ValueError, match="64 kB"):
+        connection._read_head()
 
 
 @pytest.mark.parametrize("value", ["nan", "NaN", "-nan", "Mon, 01 Jan 99999999999 00:00:00 GMT"])

@@ -228,6 +228,43 @@ def test_replies_that_say_the_key_are_kept_without_it(
         assert asyncio.run(ask(server.base_url)) == "Your key is ***."
 
 
+def test_each_role_signs_in_with_its_own_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one server, too: a gateway tells its clients apart by their keys."""
+    from mora_data.engines.engine import Shared
+    from mora_data.engines.openai import open_openai
+    from mora_data.run.stats import RunStats
+    from mora_data.types import Request, Sampling
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("JUDGE_SIGN_IN", "canary-judge-1")
+    seen: list[str] = []
+
+    class Notes(Handler):
+        def do_POST(self) -> None:
+            seen.append(self.headers.get("Authorization", ""))
+            super().do_POST()
+
+    async def ask(url: str) -> None:
+        shared, stats, build = Shared(tmp_path), RunStats(), build_settings(PLAIN)
+        for variable in ("OPENAI_API_KEY", "JUDGE_SIGN_IN", "OPENAI_API_KEY"):
+            role = RoleSettings(base_url=url, model="fake", api_key_env=variable)
+            engine = open_openai(role, build, stats, shared)
+            request = Request(
+                "judge", ({"role": "user", "content": "a"},), Sampling(0, 1, 8), "s", "p"
+            )
+            await engine.send(b'{"messages": []}', request, 1, 0, 0, lambda r: None)
+        assert len(stats.limiters) == 2
+        for part in {p for p in shared._parts.values() if hasattr(p, "close")}:
+            await part.close()  # type: ignore[attr-defined]
+
+    fake = type("Fake", (FakeOpenAI,), {"handler": Notes})
+    with fake() as server:
+        asyncio.run(ask(server.base_url))
+    assert seen == [f"Bearer {KEY}", "Bearer canary-judge-1", f"Bearer {KEY}"]
+
+
 def test_the_first_retry_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no descriptor is left, an import fails: what a retry needs is there before."""
     from mora_data.engines.openai import Call, Endpoint, ReplyTimes

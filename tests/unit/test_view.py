@@ -276,6 +276,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         assert len(cards) == 2
         for c in cards:
             full_row = v.get(f"/pair/{c['pair_id']}.json").tree["pair"]
+            assert c["prompt"].startswith(("How", HOSTILE[:40]))  # the values are the same
             for page in (
                 "/pairs?texts=1&q=" + "%3Cscript%3E",
                 f"/pair/{c['pair_id']}?texts=1",
@@ -286,6 +287,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
                 assert "<script" not in said
                 assert not set("\u202e\u200b\x07\U000e0041\u206a") & set(said)
                 assert len(said) < 200_000, page
+                told = v.get(f"{page}&format=json")
+                assert not set("\u202e\u200b\x07\U000e0041\u206a\x7f") & set(told.text)
         assert "⟦U+202E⟧" in said or any(
             "⟦U+202E⟧" in v.get(f"/pair/{c['pair_id']}?texts=1").text for c in cards
         )
