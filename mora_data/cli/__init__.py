@@ -66,6 +66,11 @@ def _run(argv: list[str], own: bool) -> int:
     except MoraError as e:
         commands.fail(str(e))
         return 1
+    except MemoryError:
+        commands.fail(
+            "there is not enough memory for this: free some, or give it less to do at once"
+        )
+        return 1
     except KeyboardInterrupt:
         if own:
             signal.set_wakeup_fd(-1)
@@ -119,6 +124,13 @@ def _reach_folders(args: argparse.Namespace) -> None:
 
             setattr(args, name, local_path(given) if name == "out" else current_copy(given))
             print(f"{given}: working copy {getattr(args, name)}", file=sys.stderr)
+    from ..run.files import check_ordinary
+
+    for name in ("run_dir", "folder", "out", "dataset", "compare", "before", "after"):
+        found = getattr(args, name, None)
+        for path in found if isinstance(found, list) else [found]:
+            if path:
+                check_ordinary(Path(path))
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:

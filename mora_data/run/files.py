@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,8 @@ _UNREADABLE = (
     *(OSError, ValueError, LookupError, TypeError, ArithmeticError),
     *(NotImplementedError, MemoryError, RecursionError),
 )
+MOST_BYTES = 2 << 30  # of a file that is read at once
+_READ_WHOLE = frozenset(("", ".json", ".yaml", ".md", ".cff", ".png", ".html"))
 CHECKSUM = "checksum"  # key of a JSON object: `json_hash` of all the others
 
 
@@ -146,6 +149,29 @@ def _sha256(path: Path, inode: int, size: int, time_ns: int) -> str:
         while block := f.read(1 << 20):
             found.update(block)
     return found.hexdigest()
+
+
+def check_ordinary(folder: Path) -> None:
+    """A folder of ours holds files and folders alone: a pipe or a device would be read for ever.
+
+    Raises:
+        DamagedFile: something else stands in it or up to two folders below, or a text that is
+            larger than any that is read whole.
+    """
+    below = [(folder, 2)]
+    while below:
+        here, deeper = below.pop()
+        for path in sorted(here.iterdir()) if here.is_dir() else ():
+            try:
+                mode, size = (found := path.stat()).st_mode, found.st_size
+            except OSError:
+                continue  # who reads it says so
+            if stat.S_ISDIR(mode):
+                below += [(path, deeper - 1)] if deeper and not path.is_symlink() else []
+            elif not stat.S_ISREG(mode):
+                raise DamagedFile(f"{path} is no file but a pipe, socket or device: remove it")
+            elif size > MOST_BYTES and path.suffix in _READ_WHOLE:
+                raise DamagedFile(f"{path} has {size:,} bytes, more than a build writes: remove it")
 
 
 def check_inside(folder: Path, path: Path) -> Path:

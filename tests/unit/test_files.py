@@ -304,6 +304,45 @@ def test_a_push_sees_what_was_changed_beside_the_rows(
     assert "drops.json is not what the build wrote: build again" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "dataset/README.md", "parts/00000/x.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
+def test_a_folder_of_others_keeps_no_command_waiting(
+    tmp_path: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as f:
+            f.truncate(1 << 40)
+    run = str(tmp_path / "run")
+    for argv in (
+        ["status", run],
+        ["view", run],
+        ["push", run, "org/x", "--dry-run"],
+        ["diff", run, run],
+        ["build", "--source", "pku-saferlhf", "--sample", "--out", run],
+        ["evaluate", "a=http://127.0.0.1:9/v1", "--dataset", run],
+    ):
+        assert main(argv) == 1
+        said = capsys.readouterr().err
+        assert name in said and said.rstrip().endswith(": remove it"), said
+
+
+def test_no_memory_left_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("mora_data.run.folder.run_status", none)
+    assert main(["status", "x"]) == 1
+    assert capsys.readouterr().err.startswith("mora-data: there is not enough memory")
+
+
 def test_a_status_of_a_damaged_run_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
