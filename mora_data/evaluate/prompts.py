@@ -32,6 +32,7 @@ from typing import Any
 
 from ..engines.replies import reads_reply
 from ..errors import DropRow, MoraError, SettingsError, SourceError
+from ..run.files import check_inside, readable
 from ..settings import SourceSettings, nearest
 from ..sources import read
 from ..text import context_id, group_id, normalise, one_line
@@ -128,6 +129,9 @@ BENCHMARKS = {
 }
 
 
+ROLES = ("system", "user", "assistant")
+
+
 def load_prompts(
     folder: Path | None,
     files: Mapping[str, Path],
@@ -149,11 +153,16 @@ def load_prompts(
     """
     conversations: list[tuple[str, Messages]] = []
     for row in _test_rows(folder) if folder is not None else []:
-        asked = _messages(row["prompt"])
+        try:
+            asked = _messages(row["prompt"])
+        except ValueError:
+            skipped["no_conversation"] += 1
+            continue
         plain: Messages | None = asked
         if row["arm"] != "identity":
             conversations.append((FUSED, asked))
-            plain = source_messages(asked, row["source_prompt"])
+            source = row["source_prompt"]
+            plain = source_messages(asked, source if isinstance(source, str) else "")
         if plain is None:
             skipped["source_prompt_unclear"] += 1
         else:
@@ -193,8 +202,21 @@ def source_messages(asked: Messages, source_prompt: str) -> Messages | None:
     return (*history, Message(role="user", content=source_prompt[len(prefix) :]))
 
 
-def _messages(value: Sequence[Mapping[str, str]]) -> Messages:
-    return tuple(Message(role=m["role"], content=m["content"]) for m in value)
+def _messages(value: object) -> Messages:
+    """A conversation from somebody's file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    turns = value if isinstance(value, list) else []
+    found = tuple(
+        Message(role=m["role"], content=m["content"])
+        for m in turns
+        if isinstance(m, Mapping) and m.get("role") in ROLES and isinstance(m.get("content"), str)
+    )
+    if not found or len(found) < len(turns):
+        raise ValueError("a conversation is a list of turns with `role` and `content`")
+    return found
 
 
 def _test_rows(folder: Path) -> list[dict[str, Any]]:
@@ -206,7 +228,11 @@ def _test_rows(folder: Path) -> list[dict[str, Any]]:
         )
     columns = ["prompt", "source_prompt", "arm"]
     files = sorted((folder / "prompt_only").glob("test-*.parquet"))
-    return [row for f in files for row in pq.read_table(f, columns=columns).to_pylist()]
+    out: list[dict[str, Any]] = []
+    for file in files:
+        with readable(file, "get the dataset anew"):
+            out += pq.read_table(check_inside(folder, file), columns=columns).to_pylist()
+    return out
 
 
 def prompts_of_file(path: Path) -> list[tuple[Messages, Row]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mora_data.errors import SettingsError
+from mora_data.errors import MoraError, SettingsError
 from mora_data.evaluate.models import EvaluateOptions, settings_for
+from mora_data.evaluate.prompts import load_prompts, prompts_of_file
 from mora_data.settings import build_settings
 from mora_data.sources.mine import label
 
@@ -135,3 +139,35 @@ def test_ordinary_names_and_two_that_differ_in_case() -> None:
 def test_a_label_is_a_short_name_without_an_address() -> None:
     assert label("http://a.example/x\x1b[2J\n  b") == "http:a.example/x\\x1b[2J b"
     assert len(label("a" * 500)) == 80 and label("Home & garden") == "Home & garden"
+
+
+@pytest.mark.parametrize(
+    "prompt", [None, [], [{"role": "user", "content": None}], [{"role": "\x1b", "content": "a"}]]
+)
+def test_a_row_of_a_dataset_that_is_no_conversation_is_skipped(
+    prompt: object, tmp_path: Path
+) -> None:
+    kind = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+    good = [{"role": "user", "content": "How do I cook rice?"}]
+    columns = {"source_prompt": [None, None], "arm": [None, "identity"]}
+    table = pa.table({"prompt": pa.array([prompt, good], kind), **columns})
+    (tmp_path / "prompt_only").mkdir()
+    pq.write_table(table, tmp_path / "prompt_only" / "test-0.parquet")
+    skipped: Counter[str] = Counter()
+    (found,) = load_prompts(tmp_path, {}, [], None, skipped)
+    assert found.messages == tuple(good) and skipped == {"no_conversation": 1}
+
+
+def test_prompts_of_another_type_or_a_damaged_file_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "prompt_only").mkdir()
+    file = tmp_path / "prompt_only" / "test-0.parquet"
+    pq.write_table(pa.table({"prompt": [3], "source_prompt": ["a"], "arm": ["a"]}), file)
+    with pytest.raises(MoraError, match="no held-out prompt"):
+        load_prompts(tmp_path, {}, [], None, Counter())
+    for raw in (b"", b"PAR1" * 9, file.read_bytes()[:-40]):
+        file.write_bytes(raw)
+        with pytest.raises(MoraError, match=r"test-0\.parquet can't be read"):
+            load_prompts(tmp_path, {}, [], None, Counter())
+    (tmp_path / "a.json").write_text('[{"messages": [{"role": "user", "content": ["a"]}]}]')
+    with pytest.raises(MoraError, match="can't read prompts from"):
+        prompts_of_file(tmp_path / "a.json")
