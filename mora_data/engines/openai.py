@@ -324,8 +324,9 @@ class Endpoint:
             if out_of_files():
                 raise EndpointError(
                     f"no connection to {replica.url}: this process may open no more files; raise"
-                    f" the limit (ulimit -n) or lower concurrency ({self._settings.concurrency}), and run"
-                    " the same command again, what was answered is kept"
+                    " the limit (ulimit -n) or lower concurrency"
+                    f" ({self._settings.concurrency}), and run the same command again, what was"
+                    " answered is kept"
                 ) from e
             if e.kind == "certificate":
                 raise _Unusable(

@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from support.fake_openai import FakeOpenAI, Fault, Handler
 from mora_data.cli import main
 from mora_data.engines import resolve
 from mora_data.engines.replicas import is_up, served_models, takes_patterns
+from mora_data.engines.replies import parse_chat
 from mora_data.errors import EndpointError, MoraError, SettingsError
 from mora_data.evaluate.models import parse_model, role_of
 from mora_data.settings import RoleSettings, build_settings
@@ -219,7 +221,8 @@ def test_replies_that_say_the_key_are_kept_without_it(
     async def ask(url: str) -> str:
         endpoint = Endpoint(url, RoleSettings(base_url=url), RunStats())
         try:
-            call = Call(b'{"messages": []}', 1, lambda r: None, lambda m: None, 8, ReplyTimes(5.0))
+            read, times = partial(parse_chat, asked=1), ReplyTimes(5.0)
+            call = Call(b'{"messages": []}', 1, read, lambda r: None, 8, times)
             return (await endpoint.post(call)).answers[0].text
         finally:
             await endpoint.close()
@@ -273,7 +276,8 @@ def test_the_first_retry_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     async def ask(url: str) -> int:
         endpoint = Endpoint(url, RoleSettings(base_url=url), RunStats())
         try:
-            call = Call(b'{"messages": []}', 1, lambda r: None, lambda m: None, 8, ReplyTimes(5.0))
+            read, times = partial(parse_chat, asked=1), ReplyTimes(5.0)
+            call = Call(b'{"messages": []}', 1, read, lambda r: None, 8, times)
             await endpoint.post(call)
             return endpoint.stats.retries.total()
         finally:
