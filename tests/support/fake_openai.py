@@ -297,7 +297,7 @@ def answer(body: dict[str, Any], i: int) -> str:
         or '{"score"' in str(body.get("messages"))
     ):
         return json.dumps({"score": 1 + h[0] % 5})
-    return " ".join(WORDS[b % len(WORDS)] for b in h[: 8 + h[1] % 9])
+    return " ".join(WORDS[b % len(WORDS)] for b in h[: 6 + h[1] % 12])
 
 
 WORDS = (
