@@ -268,6 +268,8 @@ def get_json(url: str, settings: RoleSettings, timeout_s: float) -> Any:
             with opener.open(request, timeout=timeout_s) as reply:
                 got.set_result(reply.read(MOST_BYTES))
         except BaseException as e:
+            if isinstance(e, urllib.error.HTTPError):
+                e.close()  # its code is all that is asked for
             got.set_exception(e)
 
     threading.Thread(target=read, daemon=True).start()  # one that hangs keeps nothing from ending
@@ -310,11 +312,8 @@ def listed_models(base_url: str, settings: RoleSettings) -> tuple[str, ...] | No
     """The names of the models that an endpoint lists; None where it has no such list."""
     try:
         return tuple(model_names(get_models(base_url, settings, ASK_S)))
-    except urllib.error.HTTPError as e:
-        e.close()
     except (OSError, HTTPException, ValueError):
-        pass
-    return None
+        return None
 
 
 def is_up(base_url: str, settings: RoleSettings) -> bool:
@@ -322,7 +321,6 @@ def is_up(base_url: str, settings: RoleSettings) -> bool:
     try:
         get_json(address(base_url, "/models"), settings, PROBE_S)
     except urllib.error.HTTPError as e:
-        e.close()
         return e.code not in (401, 403) and e.code < 500
     except (OSError, HTTPException):
         return False
@@ -362,7 +360,6 @@ def served_models(
             try:
                 return url, model_names(get_models(url, settings, ASK_S))
             except urllib.error.HTTPError as e:
-                e.close()
                 loads = e.code == 503 and time.monotonic() - started < LOADED_S
                 if is_last and not loads and (late or e.code < 500):
                     raise EndpointError(
