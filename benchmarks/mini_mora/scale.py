@@ -64,7 +64,7 @@ ALL_ARMS = ("identity", "single", "generic", "random", "fused")
 SCALES = {
     "toy": Scale(
         "toy",
-        Size(1, 64, 2, 300, 32, 1e-2, 100),
+        Size(1, 64, 2, 600, 32, 1e-2, 100),
         (8, 8, 8),
         4,
         1,
