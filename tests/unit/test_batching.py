@@ -166,7 +166,7 @@ def test_memory_that_ends_halves_the_batch_and_goes_on(tmp_path: Path) -> None:
 def test_a_prompt_that_does_not_fit_alone_is_owed_and_the_others_go_on(tmp_path: Path) -> None:
     model = Words(fits=35)
     answers = Asked(tmp_path, model, max_batch=8)(
-        request(0, 90), *(request(i, 5) for i in range(1, 40))
+        request(0, 90), *(request(i, 5) for i in range(1, 200))
     )
     assert isinstance(
         answers[0], PendingRetry
