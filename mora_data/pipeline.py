@@ -58,6 +58,7 @@ from .run.partitions import Partition, choose_malloc, give_back
 from .run.progress import PROMPTS, Progress, heartbeat
 from .run.remote import shared_address
 from .run.stats import RunStats
+from .run.tasks import distinct
 from .settings import BuildOptions, BuildSettings, SourceSettings, to_yaml
 from .sources import SOURCES, load_source, plugin_of
 from .sources.benchmarks import Benchmarks
@@ -370,7 +371,7 @@ async def _ask(
                 )
             return Asked(context, engines, audit, drift, damaged, given_up)
         finally:
-            for engine in {id(e): e for e in engines.values()}.values():
+            for engine in distinct(engines.values()):
                 await engine.close()
             cost.save()
 

@@ -12,9 +12,12 @@ reply of a server through `without_key`, and the terminal through `visible` and 
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
 
 from .errors import SettingsError
 
@@ -119,6 +122,14 @@ def refuse_password(address: str, where: str) -> None:
             f"{where} is an address with a password in it, which would be stored: leave it out;"
             " a key goes into the environment variable that api_key_env names"
         )
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine, so that what is sent there stays here."""
+    host = urlsplit(url).hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _secret(where: str) -> SettingsError:

@@ -19,7 +19,7 @@ import yaml
 
 from ..engines import ROLES, resolve
 from ..engines.engine import Shared
-from ..engines.openai import HttpEngine, open_openai
+from ..engines.openai import HttpEngine, endpoint_key, open_openai
 from ..engines.replicas import listed_models
 from ..errors import PendingRetry
 from ..rewards.judge import SCHEMA, verdict
@@ -49,7 +49,7 @@ JUDGED = Request(
 )
 
 
-class Reply(NamedTuple):
+class Timed(NamedTuple):
     """A record, the seconds that it took, and why it is none where it is none."""
 
     record: Record
@@ -105,7 +105,7 @@ def check(
     for name in roles or (*ROLES, *build.more_roles(), *heldout):
         role = resolve(build.role(name), sample=False)
         if role.engine == "openai":
-            key = f"{role.base_url} {role.model} {role.extra_body} {role.system}"
+            key = f"{endpoint_key(role)} {role.model} {role.extra_body} {role.system}"
             alike.setdefault(key, ([], role))[0].append(name)
     for names, role in alike.values():
         yield asyncio.run(_check(tuple(names), role, build, say))
@@ -134,7 +134,6 @@ async def _check(
     probs = likely.record.answers[0].logprobs if likely.record.answers else None
     usage = alone.record.tokens[1] > 0
     score, why = verdict(judged.record.answers[0]) if judged.record.answers else (None, "no reply")
-    thinks = "<think>" in judged.text + alone.text
     silent = any(r.record.tokens[1] and not r.text for r in (judged, sampled, alone))
     n = len(sampled.record.answers)
     spoken = sum(r.record.tokens[1] for r in many)
@@ -146,7 +145,7 @@ async def _check(
         "n": f"{n} of 3 choices in one request" if dialect.many else "one choice a request",
         "verdict": f"read: {score}" if score is not None else f"not read ({why}): {_cut(judged)}",
         "turns": _cut(turns),
-        "thoughts": "in the text" if thinks else "hidden, all of max_tokens" if silent else "none",
+        "thoughts": "hidden, all of max_tokens" if silent else "none seen",
         "usage": "reported" if usage else "not reported",
         "logprobs": f"{len(probs[0][1])} a token" if probs else "none",
         "latency": f"{sampled.seconds:.2f} s for 8 tokens",
@@ -181,16 +180,16 @@ async def _check(
     )
 
 
-async def _ask(engine: HttpEngine, request: Request, n: int = 1) -> Reply:
+async def _ask(engine: HttpEngine, request: Request, n: int = 1) -> Timed:
     body = encode(request, engine.model, engine.extra)
     n = min(n, engine.n_per_request)
     begun = time.monotonic()
     try:
         record = await engine.send(body, request, n, 0, len(request.prompt_id), lambda r: None)
     except PendingRetry as e:
-        return Reply(Record(n, ()), time.monotonic() - begun, one_line(e))
+        return Timed(Record(n, ()), time.monotonic() - begun, one_line(e))
     error = record.answers[0].error or ""
-    return Reply(record, time.monotonic() - begun, one_line(error))
+    return Timed(record, time.monotonic() - begun, one_line(error))
 
 
 def _sampling(max_tokens: int) -> Sampling:
@@ -205,7 +204,7 @@ def _some(names: tuple[str, ...]) -> str:
     return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def _cut(reply: Reply) -> str:
+def _cut(reply: Timed) -> str:
     return repr(one_line(reply.text, 60)) if not reply.error else reply.error
 
 

@@ -57,12 +57,6 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
 
 
-def is_loopback(address: str) -> bool:
-    """Whether an address is on this machine."""
-    host = urlsplit(address).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
 def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """The files of a dataset that match the patterns, as they were at a revision, in the Hub's own
     cache.

@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 
 from ..errors import PublishError
 from ..run.files import check_inside, readable, sha256_of
+from ..secrets import is_loopback
 from . import card, lint
-from .client import Hub, LocalFile, RepoState, endpoint, is_loopback, local_file
+from .client import Hub, LocalFile, RepoState, endpoint, local_file
 from .diff import changelog, delta_of
 from .privacy import public_copy
 from .schemas import AGAIN, DEFAULT_CONFIG, check_fingerprint, counts_of

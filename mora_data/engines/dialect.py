@@ -4,7 +4,7 @@ A request is written in full: both sampling parameters, `n`, `seed`, a JSON sche
 Many servers refuse one of them. A refusal that names a field (in `param`, in `loc`, or by a word of
 its message) changes the form at once: the field is renamed, made plainer or left out, and the
 request is sent again. Where a refusal names nothing, a short request of the same form tells whether
-the row, the form or the endpoint is at fault (`Learner.settle`).
+the row, the form or the endpoint is at fault (`Endpoint._settle`).
 
 What was learned holds for one endpoint and model. It stands in the run folder's `endpoints.json`,
 so that the next run begins with it. It is not part of the request key: a refused request has no
@@ -532,10 +532,11 @@ class Known:
             found = _dialect(self._trees.get(name) or {})
         except (TypeError, ValueError):
             return start
+        is_set = start.tokens_field != PLAIN.tokens_field
         return replace(
             found,
             without=tuple(sorted({*found.without, *start.without})),
-            tokens_field=found.tokens_field if start == PLAIN else start.tokens_field,
+            tokens_field=start.tokens_field if is_set else found.tokens_field,
             many=found.many and start.many,
         )
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import orjson
 from tenacity import AsyncRetrying, Future, RetryError, retry_if_exception_type
@@ -169,9 +169,7 @@ def open_openai(
         EndpointError: it can't be asked which models it serves.
     """
     urls = (role.base_url or "", *role.replicas)
-    # a key goes to the server for the roles that name it; replies are read as their roles wait
-    signs = (role.api_key_env, *sorted(role.headers_env.items()), role.ca_file, role.transport)
-    name = " ".join((*urls, "as", *map(str, signs)))
+    name = endpoint_key(role)
 
     def make() -> Endpoint:
         endpoint = Endpoint(urls[0], role, stats)
@@ -212,6 +210,13 @@ def open_openai(
 
     learned = shared.once(f"{name} {model} {start}", learner)
     return HttpEngine(endpoint, role, model, limiter, learned)
+
+
+def endpoint_key(role: RoleSettings) -> str:
+    """What roles share an endpoint by: URLs, and all that says how they are reached. A key goes to
+    the server for the roles that name it alone."""
+    signs = (role.api_key_env, *sorted(role.headers_env.items()), role.ca_file, role.transport)
+    return " ".join((role.base_url or "", *role.replicas, "as", *map(str, signs)))
 
 
 def starting_dialect(role: RoleSettings) -> Dialect:
@@ -319,7 +324,7 @@ class Endpoint:
                     return record
             if reply.status == 429:
                 self.limiter.refused(permit)
-            return self._no_answer(reply, call, permit, dialect)
+            self._no_answer(reply, call, permit, dialect)
         except Fault as e:
             if out_of_files():
                 raise EndpointError(
@@ -375,9 +380,8 @@ class Endpoint:
         while (left := end - time.monotonic()) > 0 and self.stats.stopped is None:
             await asyncio.sleep(min(left, _NAP_S))
 
-    def _no_answer(self, reply: Reply, call: Call, permit: Permit, dialect: Dialect) -> Record:
-        """What becomes of a request whose reply is not 200: a record of failure, where no retry can
-        mend it."""
+    def _no_answer(self, reply: Reply, call: Call, permit: Permit, dialect: Dialect) -> NoReturn:
+        """Raises what becomes of a request whose reply is not 200."""
         refusal, url = Refusal(reply.status, reply.body), self.replicas.all[permit.at].url
         says = f"endpoint {url} says {reply.status} ({refusal.message})"
         learner = call.learner

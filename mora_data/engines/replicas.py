@@ -11,8 +11,6 @@ it fails is for the endpoint to say.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
 import os
 import ssl
 import threading
@@ -30,7 +28,7 @@ import orjson
 
 from ..errors import EndpointError, SettingsError
 from ..run.stats import RunStats
-from ..secrets import key_in, refuse_password, signed_in, without_key
+from ..secrets import is_loopback, key_in, refuse_password, signed_in, without_key
 from ..settings import RoleSettings
 from ..text import one_line
 from .http import (
@@ -102,14 +100,6 @@ def address(base_url: str, path: str, at_root: bool = False) -> str:
     before, mark, query = base_url.partition("?")
     before = before.rstrip("/").removesuffix(CHAT).rstrip("/")
     return (before.removesuffix("/v1") if at_root else before) + path + mark + query
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL names this machine, so that no proxy stands between."""
-    host = urlsplit(url).hostname or ""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def transport_for(

@@ -142,7 +142,7 @@ def parse_chat(
         details = usage.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, dict) else 0
         full = sampling is not None and out >= sampling.max_tokens * n
-        texts = [_said(c, sampling) for c in choices]
+        texts = [_text_in(c, sampling) for c in choices]
         size = sum(map(len, texts))
         if size > MOST_CHARS_PER_TOKEN * out:
             out = math.ceil(size / CHARS_PER_TOKEN)
@@ -160,10 +160,10 @@ def _tree(raw: bytes) -> Any:
         return orjson.loads(raw)
     except ValueError:
         text = raw.removeprefix(codecs.BOM_UTF8).lstrip()
-        return _joined(text) if text.startswith(_EVENTS) else orjson.loads(text)
+        return _from_events(text) if text.startswith(_EVENTS) else orjson.loads(text)
 
 
-def _joined(raw: bytes) -> dict[str, Any]:
+def _from_events(raw: bytes) -> dict[str, Any]:
     """The completion that server-sent events add up to, or the error among them."""
     out: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
@@ -209,7 +209,7 @@ def _is_error(tree: Any) -> bool:
     return bool(tree.get("error")) or any(isinstance(m, (str, list)) for m in named)
 
 
-def _said(choice: Mapping[str, Any], sampling: Sampling | None) -> str:
+def _text_in(choice: Mapping[str, Any], sampling: Sampling | None) -> str:
     """What a choice says; thoughts may be in it.
 
     Raises:

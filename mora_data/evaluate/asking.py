@@ -22,7 +22,7 @@ from ..rewards.rules import flags
 from ..run.log import AnswerLog
 from ..run.progress import Progress
 from ..run.stats import RunStats
-from ..run.tasks import Gate, all_of, run_prompts
+from ..run.tasks import Gate, all_of, distinct, run_prompts
 from ..settings import BuildSettings
 from ..text import n_tokens
 from ..types import DEGENERATE, Answer, Request, Sampling
@@ -111,7 +111,7 @@ class Evaluation:
                 self.rows += rows
             self.progress.finish()
         finally:
-            for engine in {id(e): e for e in engines}.values():
+            for engine in distinct(engines):
                 await engine.close()
 
     def pass_thresholds(self) -> dict[str, float]:

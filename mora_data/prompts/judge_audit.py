@@ -41,7 +41,7 @@ from ..run.folder import RunFolder
 from ..run.log import AnswerLog
 from ..run.progress import Progress, heartbeat
 from ..run.stats import RunStats
-from ..run.tasks import Gate, all_of, run_prompts
+from ..run.tasks import Gate, all_of, distinct, run_prompts
 from ..settings import BuildSettings, cache_tree
 from ..sources.mine import OpenedSource
 from ..types import Role, Score
@@ -104,7 +104,7 @@ def run_audit(
             basis = audit_basis(s, sources, engines, opened.revision)
             scores = await score_pairs(s, sources, labelled, engines, folder, progress, stats)
         finally:
-            for engine in {id(e): e for e in engines.values()}.values():
+            for engine in distinct(engines.values()):
                 await engine.close()
             cost.save()
         audit = audit_of(s, basis, labelled, sources, scores, engines)
@@ -252,7 +252,7 @@ async def score_pairs(
 
     progress.start("audit: pairs", len(labelled.pairs))
     limiters = [x.limiter for group in sources.values() for x in group]
-    gates: list[Gate] = [*{id(e): e for e in engines.values()}.values(), *limiters]
+    gates: list[Gate] = [*distinct(engines.values()), *limiters]
     try:
         found = await run_prompts(work, labelled.pairs, gates, stats)
     finally:

@@ -22,6 +22,7 @@ from ..sources.mine import MineCounts, OpenedSource, mine
 from ..text import n_tokens, seed_of
 from ..types import Messages, Prompt, Score
 from .combine import RewardSource, RewardSources, calibrated, combine, fit_maps
+from .judge_stats import retest_noise
 
 if TYPE_CHECKING:
     from ..statistics import Floats, Ints
@@ -295,6 +296,7 @@ def _row(
         for a, b in zip(one, two, strict=True)
     ]
     squares = [(a - b) ** 2 for a, b in twice if a is not None and b is not None]
+    sigma = retest_noise(squares)
     position = PositionSums()
     position.add(order for s in there for order in s.orders)
     row: AuditRow = {
@@ -309,7 +311,7 @@ def _row(
         "length_rule": rule,
         "length": _rounded(alone._asdict()),
         "over_length": _rounded(gain._asdict()),
-        "sigma": round((sum(squares) / len(squares) / 2) ** 0.5, DECIMALS) if squares else None,
+        "sigma": None if sigma is None else round(sigma, DECIMALS),
         "scored_twice": len(squares),
         "position": position.figures() if position.games else None,
         "sentence": "",

@@ -219,7 +219,10 @@ def quoted_in(shown: Sequence[str]) -> Callable[[str], bool]:
     """Tells whether a verdict stands in a text that the judge was shown, but for what it is wrapped
     in, white space and backslashes; at the end of one, but for its last brace. A number alone
     stands in many a text and is no quotation."""
-    texts = [(s.translate(_BLANKS), '"' in s) for s in shown]
+
+    @cache
+    def packed(at: int) -> str:
+        return shown[at].translate(_BLANKS)
 
     @cache  # a reply may say the same thousands of times
     def is_quoted(said: str) -> bool:
@@ -227,7 +230,7 @@ def quoted_in(shown: Sequence[str]) -> Callable[[str], bool]:
             return False
         bare = unwrap(said).translate(_BLANKS)
         end = bare.rstrip("}")
-        found = (t for t, has_quote in texts if has_quote or '"' not in bare)
+        found = (packed(at) for at, text in enumerate(shown) if '"' in text or '"' not in bare)
         return any(bare in t or t.endswith(end) for t in found)
 
     return is_quoted

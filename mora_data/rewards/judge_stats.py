@@ -181,6 +181,11 @@ class Measurements:
         return [self.prompts[k] for k in sorted(self.prompts)]
 
 
+def retest_noise(squares: Sequence[float]) -> float | None:
+    """sigma_d from squared differences of two scores of one answer; None without any."""
+    return math.sqrt(math.fsum(squares) / len(squares) / 2) if squares else None
+
+
 class NoiseSums:
     """Two scores of one rollout, and all scores of one prompt.
 
@@ -210,7 +215,7 @@ class NoiseSums:
         found = {}
         for d, squares in self._squares.items():
             n = len(squares)
-            sigma = math.sqrt(math.fsum(squares) / n / 2) if n else None
+            sigma = retest_noise(squares)
             freedom = sum(f for _, f in self._within[d])
             variance = math.fsum(s for s, _ in self._within[d]) / freedom if freedom else None
             known = sigma is not None and bool(variance)

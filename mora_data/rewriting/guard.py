@@ -142,13 +142,13 @@ class Guard:
         intent, and where these can't tell, by the judge, in one call for all such dimensions."""
         by_cue = {d: is_asked(self._specs[d], messages[-1]["content"]) for d in wanted}
         unknown = [d for d in wanted if by_cue[d] is None]
-        said = await self._asked(ask, prompt_id, messages, unknown) if unknown else {}
+        said = await self._targets_asked(ask, prompt_id, messages, unknown) if unknown else {}
         seen = {d: said[d] if d in said else by_cue[d] is True for d in wanted}
         return [
             Check(f"target_{d}", seen[d], float(seen[d]), self._specs[d].ask[0]) for d in wanted
         ]
 
-    async def _asked(
+    async def _targets_asked(
         self, ask: Ask, prompt_id: str, messages: Messages, wanted: Sequence[str]
     ) -> dict[str, bool]:
         """The judge's word for each dimension; what can't be read is no."""

@@ -67,19 +67,19 @@ def load_intents(
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class WorkedExample:
     """A question, and the reply of a rewriter that lets it ask for more."""
 
     question: str
     reply: str
 
 
-def worked_examples(wanted: Sequence[Intent], asks: Sequence[str]) -> list[Example]:
+def worked_examples(wanted: Sequence[Intent], asks: Sequence[str]) -> list[WorkedExample]:
     """A rewrite of every question for which all wanted intents say how it ends; `asks` has the
     wording of each."""
     shared = [q for q in wanted[0].asked if all(q in i.asked for i in wanted)] if wanted else []
     return [
-        Example(
+        WorkedExample(
             q,
             as_reply(
                 _joined(

@@ -68,6 +68,11 @@ class Gate(Protocol):
         """Returns when `wants_more` may have changed."""
 
 
+def distinct(engines: Iterable[T]) -> list[T]:
+    """Each of them once: roles may share one."""
+    return list({id(e): e for e in engines}.values())
+
+
 class PromptGroup:
     """Tasks begun while every engine wants more; the first failure stops the rest.
 
@@ -76,7 +81,7 @@ class PromptGroup:
     """
 
     def __init__(self, engines: Collection[Gate], stats: RunStats) -> None:
-        self._engines = list({id(e): e for e in engines}.values())
+        self._engines = distinct(engines)
         self._stats = stats
         self._tasks: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None

@@ -231,7 +231,7 @@ REFUSED: tuple[tuple[str, When, Fault, str], ...] = (
         error(
             400, f"Error from provider(new-api,gpt-5-mini: 400): {MAX_TOKENS} (request id: 2025)"
         ),
-        "musistudio/claude-code-router/issues/644",
+        "",
     ),
     (
         "max_tokens, litellm",
@@ -572,7 +572,6 @@ CASES: tuple[Case, ...] = (
         if_(always, error(402, "Insufficient credits")),
         "stop",
         "add credit",
-        GITHUB + "hassanmsthf11/unlimited-claude-AI/issues/22",
     ),
     Case(
         "402, fewer max_tokens",
@@ -846,7 +845,7 @@ CASES: tuple[Case, ...] = (
             (
                 "529",
                 at_first(2, error(529, "Overloaded", type="overloaded_error")),
-                "anthropics/claude-code/issues/35792",
+                "",
             ),
             ("502, a page", at_first(1, plain(502, GATEWAY)), ""),
             ("504", at_first(1, plain(504, "<html><h1>Gateway Time-out</h1></html>")), ""),

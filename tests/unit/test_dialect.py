@@ -3,13 +3,14 @@ behaviours of servers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.endpoint_cases import JUDGE, SAMPLE, TURNS, ask, error
 from support.fake_openai import FakeOpenAI
 
-from mora_data.engines.dialect import FILE, Refusal
+from mora_data.engines.dialect import FILE, Dialect, Known, Refusal
 from mora_data.errors import EndpointError
 
 
@@ -37,6 +38,14 @@ def test_what_refuses_everything_stops_the_run(tmp_path: Path) -> None:
 def test_bodies_of_errors(body: bytes, field: str | None) -> None:
     sent = {"messages": list(TURNS), "max_tokens": 5, "top_p": 0.9, "temperature": 0.5}
     assert Refusal(400, body).field(sent) == field
+
+
+def test_what_is_known_stays_beside_what_the_role_sets(tmp_path: Path) -> None:
+    """A role that leaves `n` out still asks by the name that was learned for max_tokens."""
+    learned = Dialect(tokens_field="max_completion_tokens", without=("seed",))
+    Known(tmp_path).put("here", learned)
+    found = Known(tmp_path).get("here", Dialect(many=False, without=("stop",)))
+    assert found == replace(learned, many=False, without=("seed", "stop"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"x": 1}', "nope", '{"PLACE": {"json_step": 99}}'])
