@@ -37,7 +37,7 @@ from .stages import (
 # what a role takes over from the one that it uses
 _ENDPOINT = tuple(
     "engine base_url replicas transport model served_as revision api_key_env requests_per_min"
-    " tokens_per_min local batch".split()
+    " tokens_per_min local batch headers_env ca_file max_tokens_field system".split()
 )
 _ROLE_DEFAULTS: dict[str, dict[str, Any]] = {
     "rewriter": {"use": "policy", "temperature": 0.7},

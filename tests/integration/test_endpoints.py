@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.endpoint_cases import CASES, JUDGE, SAMPLE, Case, ask, has, if_
+from support import fake_openai
+from support.endpoint_cases import (
+    CASES,
+    JUDGE,
+    MUSING,
+    SAMPLE,
+    Case,
+    ask,
+    everything_in,
+    has,
+    if_,
+    is_judge,
+)
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
@@ -26,28 +38,51 @@ from mora_data.types import Message
 
 BAD = replace(SAMPLE, prompt_id="bad", messages=(Message(role="user", content="bad"),), n=1)
 BY_NAME = {case.name: case for case in CASES}
-# one of each kind through the command
+# one of each kind through the command, in the form that it tests best
 SOME = (
-    "max_tokens, by param",
-    "temperature and top_p",
-    "seed, a list",
-    "n, one choice",
-    "system role, 500",
-    "bounds, of the schema",
-    "402",
-    "403, the key",
-    "row: content filter, Azure",
-    "passes: 503, loading",
-    "a deployment, no list",
-    "a query",
+    ("max_tokens, by param", "plain"),
+    ("temperature and top_p", "full"),
+    ("seed, a list", "plain"),
+    ("n, one choice", "full"),
+    ("system role, 500", "full"),
+    ("bounds, of the schema", "full"),
+    ("402", "plain"),
+    ("403, the key", "full"),
+    ("row: content filter, Azure", "full"),
+    ("passes: 503, loading", "plain"),
+    ("a deployment, no list", "plain"),
+    ("a query", "plain"),
+    ("a key in a header of its own", "plain"),
+    ("thought: the closing tag alone", "full"),
+    ("thought: channels", "plain"),
+    ("thought: JSON taken for one", "full"),
+    ("thought: a stream of parts", "plain"),
+    ("verdict: within a result", "plain"),
+    ("streams only, with thoughts", "full"),
 )
-Command = Callable[[Case, FakeOpenAI], tuple[int, dict[str, Any], str]]
+# small builds: plain sampling; the full job, whose steps are the same for all prompts
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {
+        "presample": {"enabled": False},
+        "fuse": {"arms": ["identity"]},
+        "rollout": {"n": 4},
+        "select": {"confirm": False},
+    },
+    "full": {
+        "dimensions": ["helpful", "truthful"],
+        "presample": {"n": [8], "accept": ["flat", "one_dim", "conflict", "multi", "undecided"]},
+        "fuse": {"arms": ["fused"], "checks": []},
+        "rollout": {"n": 4},
+    },
+}
+Command = Callable[..., tuple[int, dict[str, Any], str]]
 
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai, "_wait_s", lambda fault, tries: 0.0 if tries < 5 else 0.1)
     monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.2)
+    monkeypatch.setenv("FAKE_KEY", "a-key-of-twenty-letters")
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
@@ -77,7 +112,7 @@ def test_an_endpoint(case: Case, tmp_path: Path) -> None:
             return
         (verdict, samples, *bad), stats = asked()
         assert [len(verdict), len(samples)] == [1, 3]
-        assert not any(a.error or not a.text for a in (*verdict, *samples))
+        assert not any(a.error or not a.text or MUSING in a.text for a in (*verdict, *samples))
         assert [bool(a.error) for answers in bad for a in answers] == [True] * len(bad)
         assert sum(stats.failed.values()) == len(bad) and server.repeated() == 0
         assert case.line in "\n".join(lines)
@@ -98,33 +133,18 @@ def test_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture
-def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Builds from three prompts, plain sampling: exit code, its JSON, stderr."""
+def command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Builds from three prompts: exit code, its JSON, stderr."""
+    monkeypatch.setattr(fake_openai, "grade", fake_openai.steady_grade)
     rows = [{"prompt": f"What is {x} tea?"} for x in ("green", "bad", "black")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
-    def run(case: Case, server: FakeOpenAI, *more: str) -> tuple[int, dict[str, Any], str]:
-        (tmp_path / "b.yaml").write_text(
-            json.dumps(
-                {
-                    "name": "x",
-                    "source": {"kind": "jsonl", "licence": "mit"},
-                    "dimensions": ["helpful"],
-                    "policy": {
-                        "base_url": case.url(server.base_url),
-                        "model": "fake",
-                        "temperature": 0.7,
-                        "stop": ["END"],
-                        **case.more,
-                    },
-                    "presample": {"enabled": False},
-                    "fuse": {"arms": ["identity"]},
-                    "rollout": {"n": 4},
-                    "select": {"confirm": False},
-                    "limits": {"max_error_share": 0.5},
-                }
-            )
-        )
+    def run(
+        case: Case, server: FakeOpenAI, *more: str, form: str = "plain"
+    ) -> tuple[int, dict[str, Any], str]:
+        (tmp_path / "b.yaml").write_text(json.dumps(settings_of(case, server, form)))
         argv = ["build", "--source", tmp_path / "b.yaml", "--data", tmp_path / "rows.jsonl"]
         capsys.readouterr()
         code = main([*map(str, argv), "--out", str(tmp_path / "run"), "--json", *more])
@@ -134,25 +154,46 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     return run
 
 
-def check_command(case: Case, command: Command) -> None:
+def settings_of(case: Case, server: FakeOpenAI, form: str) -> dict[str, Any]:
+    """A builder of the case."""
+    url = case.url(server.base_url)
+    more = {"model": "fake", "temperature": 0.7, "stop": ["END"], **case.more}
+    return {
+        "name": "x",
+        "source": {"kind": "jsonl", "licence": "mit"},
+        "dimensions": ["helpful"],
+        "policy": {"base_url": url, **more},
+        "limits": {"max_error_share": 0.5},
+        **FORMS[form],
+    }
+
+
+def check_command(case: Case, command: Command, form: str, folder: Path) -> None:
     with FakeOpenAI(case.says) as server:
         case.set_up(server)
-        code, summary, err = command(case, server)
+        code, summary, err = command(case, server, form=form)
         last = err.strip().splitlines()[-1]
         if case.ends == "stop":
             assert code == 1 and case.line in last, err
             return
-        rows = 8 if case.ends == "row" else 12
-        assert (code, summary["counts"]["rollout"]["kept"]) == (0, rows), err
+        kept = {stage: c["kept"] for stage, c in summary["counts"].items()}
+        prompts = 2 if case.ends == "row" else 3
+        assert (code, kept["rollout"]) == (0, 4 * prompts), err
+        assert kept["score"] == 4 * prompts and summary["pairs"] > 0, summary["counts"]
+        assert form == "plain" or kept["fuse"] == prompts, summary["counts"]
+        assert (summary["errors"] > 0) == (case.ends == "row")
         assert summary["repeated"] == 0 and server.repeated() == 0
+        judged = [body for body in server.requests if is_judge(body)]
+        assert judged and MUSING not in json.dumps(judged)
+        assert MUSING not in everything_in(folder / "run/dataset")
         n = len(server.requests)
-        code, again, _ = command(case, server)
+        code, again, _ = command(case, server, form=form)
         assert code == 0 and len(server.requests) == n and again["pairs"] == summary["pairs"]
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_the_command(name: str, command: Command) -> None:
-    check_command(BY_NAME[name], command)
+@pytest.mark.parametrize(("name", "form"), SOME)
+def test_the_command(name: str, form: str, command: Command, tmp_path: Path) -> None:
+    check_command(BY_NAME[name], command, form, tmp_path)
 
 
 def test_what_was_learned_is_shown(command: Command, tmp_path: Path, capsys: Any) -> None:
@@ -193,6 +234,7 @@ def test_failed_rows_are_counted_of_all_rows() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", CASES, ids=BY_NAME)
-def test_the_command_on_each(case: Case, command: Command) -> None:
-    check_command(case, command)
+def test_the_command_on_each(case: Case, form: str, command: Command, tmp_path: Path) -> None:
+    check_command(case, command, form, tmp_path)

@@ -16,7 +16,8 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Literal
 
-from support.fake_openai import FakeOpenAI, Fault
+import pyarrow.parquet as pq
+from support.fake_openai import FakeOpenAI, Fault, answer
 
 from mora_data.engines.cached_client import CachedClient
 from mora_data.engines.engine import Shared
@@ -89,6 +90,14 @@ def ask(
     return asyncio.run(run()), stats
 
 
+def everything_in(folder: Path) -> str:
+    """The texts of a dataset folder, rows and papers."""
+    tables = [str(pq.read_table(p).to_pylist()) for p in folder.rglob("*.parquet")]
+    texts = [p.read_text("utf-8") for p in folder.rglob("*") if p.suffix in (".md", ".json")]
+    assert tables and texts
+    return "\n".join(tables + texts)
+
+
 # what servers look at, and how they say it
 
 
@@ -158,7 +167,7 @@ def at_first(times: int, fault: Fault) -> Callable[[Body, int], Fault | None]:
     return lambda body, time: fault if time <= times else None
 
 
-def answer(body: Body, time: int) -> None:
+def plainly(body: Body, time: int) -> None:
     return None
 
 
@@ -553,6 +562,81 @@ def _waits(status: int = 429, **headers: str) -> Callable[[Body, int], Fault | N
     return at_first(1, Fault(status, b'{"error": {"message": "Rate limit reached"}}', named))
 
 
+# what stands in a reply: a function of the body and the text that is meant gives the message
+
+MUSING = "Musing: what do they want"  # in every thought
+Say = Callable[[Body, str], dict[str, Any]]
+
+
+def is_judge(body: Body) -> bool:
+    return '{"score"' in json.dumps(body["messages"]).replace("\\", "")
+
+
+def replies(say: Say, stream: bool = False) -> Callable[[Body, int], Fault]:
+    """Answers in the form that `say` gives them, 40 tokens each; as a stream where that is asked
+    for or `stream`."""
+
+    def says(body: Body, time: int) -> Fault:
+        choices = [
+            {"index": i, "finish_reason": "stop", "message": say(body, answer(body, i))}
+            for i in range(body.get("n") or 1)
+        ]
+        usage = {"prompt_tokens": 10, "completion_tokens": 40 * len(choices)}
+        if not (stream or body.get("stream")):
+            tree = {"model": body["model"], "choices": choices, "usage": usage}
+            return Fault(body=json.dumps(tree).encode())
+        parts = [{"choices": [{**c, "delta": c["message"]}]} for c in choices]
+        lines = [f"data: {json.dumps(part)}\n\n" for part in (*parts, {"usage": usage})]
+        return Fault(body="".join([*lines, "data: [DONE]\n\n"]).encode())
+
+    return says
+
+
+def wrapped(before: str, after: str = "") -> Say:
+    return lambda body, text: {"content": f"{before}{text}{after}"}
+
+
+def beside(name: str) -> Say:
+    """The thought in a field of its own."""
+    return lambda body, text: {"content": text, name: f"{MUSING}?"}
+
+
+def as_thought(body: Body, text: str) -> dict[str, Any]:
+    """Who is held to a grammar thinks nothing and answers in the wrong field."""
+    if "response_format" in body:
+        return {"content": None, "reasoning_content": text}
+    return {"content": text, "reasoning": f"{MUSING}?"}
+
+
+def in_parts(body: Body, text: str) -> dict[str, Any]:
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": MUSING}]}
+    return {"content": [thought, {"type": "text", "text": text}]}
+
+
+def as_verdict(form: Callable[[int], str]) -> Say:
+    """A verdict in another form; other answers as they are."""
+    return lambda body, text: {
+        "content": form(json.loads(text)["score"]) if is_judge(body) else text
+    }
+
+
+def streams_only(body: Body, time: int) -> Fault | None:
+    return None if body.get("stream") else error(400, STREAMS_ONLY, code="invalid_parameter_error")
+
+
+STREAMS_ONLY = (
+    "This model only support stream mode, please enable the stream parameter to access the model."
+)
+JSON = '{"score": %d}'
+
+
+def _with_key(server: FakeOpenAI) -> Callable[[Body, int], Fault | None]:
+    """Whoever has not sent the header is refused."""
+    return lambda body, time: (
+        None if server.headers[-1].get("api-key") else error(401, "Access denied: no api-key")
+    )
+
+
 NO_LIST = Fault(404, b'{"detail": "Not Found"}')
 CASES: tuple[Case, ...] = (
     *(
@@ -654,7 +738,7 @@ CASES: tuple[Case, ...] = (
         "stop",
         "check --model",
     ),
-    Case("404, the path", answer, "stop", "check --model", set_up=_only("/nowhere")),
+    Case("404, the path", plainly, "stop", "check --model", set_up=_only("/nowhere")),
     Case("405", if_(always, plain(405, '{"detail": "Method Not Allowed"}')), "stop", "Method Not"),
     Case(
         "a redirect", if_(always, Fault(307, b"", {"location": "https://x/"})), "stop", "HTTP 307"
@@ -867,6 +951,98 @@ CASES: tuple[Case, ...] = (
             ("more choices than asked", lambda b, t: Fault(choices=5), ""),
         )
     ),
+    # what stands in a reply
+    *(
+        Case(f"thought: {name}", says, source=source and GITHUB + source)
+        for name, says, source in (
+            (
+                "in tags",
+                replies(wrapped(f"<think>\n{MUSING}?\n</think>\n\n")),
+                "RooCodeInc/Roo-Code/issues/8522",
+            ),
+            ("an empty one", replies(wrapped("<think>\n\n</think>\n\n")), ""),
+            (
+                "the closing tag alone",
+                replies(wrapped(f"{MUSING}?\n</think>\n\n")),
+                "ggml-org/llama.cpp/issues/11861",
+            ),
+            (
+                "the closing tag alone, on the line",
+                replies(wrapped(f"{MUSING}.</think>")),
+                "deepseek-ai/DeepSeek-R1/issues/526",
+            ),
+            ("brackets", replies(wrapped(f"[THINK]{MUSING}[/THINK]")), ""),
+            ("a sign", replies(wrapped(f"◁think▷{MUSING}◁/think▷")), ""),
+            ("a name", replies(wrapped(f"<seed:think>{MUSING}</seed:think>")), ""),
+            (
+                "channels",
+                replies(
+                    wrapped(
+                        f"<|channel|>analysis<|message|>{MUSING}?<|end|><|start|>assistant"
+                        "<|channel|>final<|message|>"
+                    )
+                ),
+                "vllm-project/vllm/issues/23694",
+            ),
+            (
+                "channels without their tokens",
+                replies(wrapped(f"analysis{MUSING}?assistantfinal")),
+                "sgl-project/sglang/issues/9244",
+            ),
+            (
+                "wrapped answers",
+                replies(wrapped(f"<think>{MUSING}</think>\n<answer>\n", "\n</answer>")),
+                "",
+            ),
+            ("reasoning_content", replies(beside("reasoning_content")), ""),
+            ("reasoning", replies(beside("reasoning")), ""),
+            ("thinking", replies(beside("thinking")), ""),
+            (
+                "JSON taken for one",
+                replies(as_thought),
+                "vllm-project/vllm/issues/50948",
+            ),
+            ("parts", replies(in_parts), "simonw/llm-mistral/pull/39"),
+            ("a stream of parts", replies(in_parts, stream=True), "agentjido/req_llm/issues/742"),
+        )
+    ),
+    *(
+        Case(f"verdict: {name}", replies(as_verdict(form)), source=source and GITHUB + source)
+        for name, form, source in (
+            (
+                "fenced",
+                lambda n: f"```json\n{JSON % n}\n```",
+                "lightspeed-core/lightspeed-evaluation/issues/285",
+            ),
+            ("behind a sentence", lambda n: f"Sure, here it is:\n{JSON % n}", ""),
+            ("a mark of the encoding", lambda n: "\ufeff" + JSON % n, ""),
+            ("4.0", lambda n: f'{{"score": {n}.0}}', ""),
+            ('"4"', lambda n: f'{{"score": "{n}"}}', "OpenAgentHQ/openagent-eval/pull/214"),
+            ('"4/5"', lambda n: f'{{"score": "{n}/5"}}', "comet-ml/opik/pull/7758"),
+            ("a number", str, "pinchbench/skill/pull/24"),
+            ("Score: 4", lambda n: f"Score: {n}", "smithersai/smithers/pull/378"),
+            ("a list", lambda n: f"[{JSON % n}]", ""),
+            ("within a result", lambda n: f'{{"result": {JSON % n}}}', ""),
+            ("bold", lambda n: f"**{JSON % n}**", ""),
+            ("a full stop", lambda n: f"{JSON % n}.", ""),
+            ("an end of text", lambda n: f"{JSON % n}</s>", ""),
+            ("a rating", lambda n: f'{{"reason": "Clear.", "rating": {n}}}', ""),
+            ("behind a thought", lambda n: f"<think>{MUSING}</think>{JSON % n}", ""),
+        )
+    ),
+    Case(
+        "streams only",
+        lambda body, time: streams_only(body, time) or replies(wrapped(""))(body, time),
+        source=GITHUB + "infiniflow/ragflow/issues/5912",
+    ),
+    Case(
+        "streams only, with thoughts",
+        lambda body, time: (
+            streams_only(body, time) or replies(beside("reasoning_content"))(body, time)
+        ),
+        source=GITHUB + "evalstate/fast-agent/issues/153",
+    ),
+    Case("streams whatever is asked", replies(wrapped(""), stream=True)),
     # names
     Case(
         "an alias",
@@ -901,46 +1077,54 @@ CASES: tuple[Case, ...] = (
         more={"served_as": ["other"]},
     ),
     # addresses and connections
-    Case("a slash at the end", answer, url=lambda u: u + "/"),
-    Case("without /v1", answer, url=lambda u: u[:-3], set_up=_only("/v1/chat/completions")),
-    Case("the full path", answer, url=lambda u: u + "/chat/completions"),
+    Case("a slash at the end", plainly, url=lambda u: u + "/"),
+    Case("without /v1", plainly, url=lambda u: u[:-3], set_up=_only("/v1/chat/completions")),
+    Case("the full path", plainly, url=lambda u: u + "/chat/completions"),
     Case(
         "the full path and a query",
-        answer,
+        plainly,
         url=lambda u: u + "/chat/completions?api-version=1",
         set_up=_only("/v1/chat/completions?api-version=1"),
         source=GITHUB + "BerriAI/litellm/issues/8572",
     ),
     Case(
         "a query",
-        answer,
+        plainly,
         url=lambda u: u + "?api-version=2024-10-21",
         set_up=_only("/v1/chat/completions?api-version=2024-10-21"),
         source=GITHUB + "ThinkInAIXYZ/deepchat/issues/262",
     ),
     Case(
         "a path of its own",
-        answer,
+        plainly,
         url=lambda u: u.replace("/v1", "/v1beta/openai"),
         set_up=_only("/v1beta/openai/chat/completions"),
     ),
-    Case("localhost", answer, url=lambda u: u.replace("127.0.0.1", "localhost")),
+    Case(
+        "a key in a header of its own",
+        plainly,
+        set_up=lambda server: server.__setattr__("script", _with_key(server)),
+        more={"headers_env": {"api-key": "FAKE_KEY"}},
+    ),
+    Case("localhost", plainly, url=lambda u: u.replace("127.0.0.1", "localhost")),
     Case(
         "the only model of a bare list",
-        answer,
+        plainly,
         more={"model": None},
         set_up=_lists(fault=Fault(200, b'[{"id": "fake"}]', drop="")),
         source=GITHUB + "helixml/helix/issues/386",
     ),
-    Case("the only model, without /v1", answer, more={"model": None}, url=lambda u: u[:-3]),
+    Case("the only model, without /v1", plainly, more={"model": None}, url=lambda u: u[:-3]),
     Case(
         "no list of models",
-        answer,
+        plainly,
         set_up=_lists(fault=NO_LIST),
         source=GITHUB + "Mobile-Artificial-Intelligence/maid/issues/663",
     ),
-    Case("a list of models behind a key", answer, set_up=_lists(fault=Fault(401, b"{}"))),
+    Case("a list of models behind a key", plainly, set_up=_lists(fault=Fault(401, b"{}"))),
     Case(
-        "a list of models that is a page", answer, set_up=_lists(fault=Fault(200, b"<html></html>"))
+        "a list of models that is a page",
+        plainly,
+        set_up=_lists(fault=Fault(200, b"<html></html>")),
     ),
 )

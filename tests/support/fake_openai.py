@@ -290,14 +290,33 @@ def answer(body: dict[str, Any], i: int) -> str:
     )
     said = re.sub(r"-[0-9a-f]{12}>", "->", said)  # nonces differ from run to run
     h = hashlib.sha256(said.encode()).digest()
+    if '{"rewritten"' in str(body.get("messages")):
+        return json.dumps({"rewritten": _rewritten(str(body["messages"][-1]["content"]))})
     if (
         "judge" in str(body.get("model"))
         or "response_format" in body
         or "structured_outputs" in body
         or '{"score"' in str(body.get("messages"))
     ):
-        return json.dumps({"score": 1 + h[0] % 5})
+        return json.dumps({"score": grade(body, h)})
     return " ".join(WORDS[b % len(WORDS)] for b in h[: 6 + h[1] % 12])
+
+
+def grade(body: dict[str, Any], h: bytes) -> int:
+    """A judge's level: by the whole request, so that it is another one when asked once more."""
+    return 1 + h[0] % 5
+
+
+def steady_grade(body: dict[str, Any], h: bytes) -> int:
+    """In place of `grade`: by the answer that is graded, whatever else is said."""
+    graded = re.search(r"<answer-[^>]*>(.*?)</answer-", str(body["messages"][-1]["content"]), re.S)
+    return 1 + (hashlib.sha256(graded[1].encode()).digest() if graded else h)[0] % 5
+
+
+def _rewritten(order: str) -> str:
+    """The question in a rewriter's order, and more of it."""
+    question = re.search(r"<prompt-[^>]*>\n(.*?)\n</prompt", order, re.S)
+    return f"{question[1] if question else order} And is it true that a pot of it keeps for hours?"
 
 
 WORDS = (

@@ -23,6 +23,7 @@ from mora_data.engines.replicas import address, model_names
 from mora_data.errors import EndpointError, SettingsError
 from mora_data.run.cache_key import MERGED, encode
 from mora_data.secrets import is_loopback
+from mora_data.settings import build_settings
 
 CHAT = "/chat/completions"
 
@@ -70,6 +71,19 @@ def test_further_headers_come_from_the_environment(
     with FakeOpenAI() as server:
         ask(server, tmp_path, SAMPLE, headers_env={"api-key": "AZURE_KEY", "x-more": "NOT_SET"})
     assert server.headers[0]["api-key"] == "azure-key-1" and "x-more" not in server.headers[0]
+
+
+def test_who_uses_an_endpoint_reaches_it_in_the_same_way() -> None:
+    """A judge beside the policy needs the same header and certificate; another server has its
+    own."""
+    way = {"headers_env": {"api-key": "KEY"}, "ca_file": "ca.pem", "system": "merge"}
+    policy = {"base_url": "https://h/v1", "max_tokens_field": "max_completion_tokens", **way}
+    tree = {"name": "x", "source": {"kind": "jsonl"}, "policy": policy}
+    for name in ("rewriter", "judge"):
+        role = build_settings(tree).role(name)
+        assert {k: getattr(role, k) for k in policy} == policy
+    other = build_settings({**tree, "judge": {"base_url": "https://other/v1"}}).role("judge")
+    assert not other.headers_env and other.ca_file is None and other.system == "auto"
 
 
 def test_null_takes_a_field_out(tmp_path: Path) -> None:
