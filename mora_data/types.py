@@ -90,6 +90,7 @@ class Sampling:
     # the same as a regular expression, for servers that take one; not part of the key
     pattern: str | None = None
     logprobs: int = 0  # top alternatives wanted for each token
+    thoughts: bool = False  # kept beside the answers; not part of the key
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Answer:
     tokens_out: int = 0
     error: str | None = None
     logprobs: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] | None = None
+    thought: str | None = None  # what the model thought before it, where that is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ class Rollout:
     error: str | None = None
     length: int = 0  # in word and punctuation tokens
     persona: str | None = None  # whose system prompt it answered under
+    thought: str | None = None
 
     @property
     def is_scored(self) -> bool:

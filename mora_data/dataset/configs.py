@@ -171,7 +171,7 @@ def config_batch(view: TableView, config: str) -> tuple[NDArray[np.int64], pa.Re
     row_K, own = builders(view.dims, view.release.stages)[config](view)
     if (wrong := broken_law(view, (row_K, own))) is not None:
         raise PublishError(f"config {config}, {wrong}, so nothing was written")
-    schema = schemas.schema(config, view.dims)
+    schema = schemas.schema(config, view.dims, thoughts=view.table.thoughts is not None)
     columns = dict(own)
     whole = np.array_equal(row_K, np.arange(len(view.table)))
     index = pa.array(row_K)
@@ -260,6 +260,7 @@ def scored(view: TableView) -> Rows:
     pairs = np.searchsorted(t.pairs.row_Q, np.arange(n + 1))
     return np.arange(n), {
         "completions": list_array(t.starts, t.texts),
+        **({} if t.thoughts is None else {"thoughts": list_array(t.starts, t.thoughts)}),
         **{
             f"rewards_{d}": list_array(t.starts, float_array(t.rewards_R_D[:, j]))
             for j, d in enumerate(view.dims)

@@ -76,7 +76,14 @@ def _config(out: Path, name: str, dims: Sequence[str]) -> ConfigInfo:
             )
             sizes["file_bytes"] += path.stat().st_size
             info["files"].setdefault(split, []).append(path.relative_to(out).as_posix())
-    return {**info, "n_columns": len(schemas.columns(name, dims))}
+    return {**info, "n_columns": len(_columns(out, name, dims))}
+
+
+def _columns(out: Path, name: str, dims: Sequence[str]) -> list[schemas.Column]:
+    """The columns that a config's files have."""
+    path = next((out / name).glob("*.parquet"), None)
+    have = [] if path is None else pq.read_schema(path).names
+    return [c for c in schemas.columns(name, dims) if c.name in have]
 
 
 def union_of(configs: Sequence[ConfigInfo]) -> ConfigInfo | None:
@@ -181,7 +188,7 @@ def write_papers(out: Path, published: PublishedManifest) -> None:
             "reference": manifest.get("reference") or {},
         },
         "prompts": {"sha256": manifest.get("templates") or {}},
-        "croissant": _croissant(published),
+        "croissant": _croissant(out, published),
     }
     texts = {
         "README.md": card.render_card(published, _example_pair(out, folder)),
@@ -267,7 +274,7 @@ def citation(published: PublishedManifest) -> str:
     return visible(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _croissant(published: PublishedManifest) -> dict[str, Any]:
+def _croissant(out: Path, published: PublishedManifest) -> dict[str, Any]:
     """The files and columns, and the responsible-AI properties (RAI 1.0) of the manifest."""
     folder, manifest = published["folder"], published["manifest"]
     name = (manifest.get("settings") or {}).get("name") or "mora-data pairs"
@@ -292,7 +299,10 @@ def _croissant(published: PublishedManifest) -> dict[str, Any]:
             }
             for c in folder["configs"]
         ],
-        "recordSet": [_record_set(c["name"], folder["dimensions"]) for c in folder["configs"]],
+        "recordSet": [
+            _record_set(c["name"], _columns(out, c["name"], folder["dimensions"]))
+            for c in folder["configs"]
+        ],
         **{f"rai:{k}": v for k, v in _rai(published).items()},
     }
 
@@ -330,11 +340,8 @@ def _personal(pii: Mapping[str, Any] | None) -> str:
     return f"{counts} (by {pii['by']}; names and postal addresses were not looked for)"
 
 
-def _record_set(config: str, dims: list[str]) -> dict[str, Any]:
-    fields = [
-        _field(f"{config}/{c.name}", config, c.name, c.type, c.meaning)
-        for c in schemas.columns(config, dims)
-    ]
+def _record_set(config: str, columns: Sequence[schemas.Column]) -> dict[str, Any]:
+    fields = [_field(f"{config}/{c.name}", config, c.name, c.type, c.meaning) for c in columns]
     return {"@type": "cr:RecordSet", "@id": f"rows/{config}", "name": config, "field": fields}
 
 

@@ -62,7 +62,7 @@ LEAST_SCORE = 0.3
 _SIDES = {
     "prompts": ("prompt",),
     "source_prompts": ("source_prompt",),
-    "answers": ("chosen", "rejected", "completion", "completions", "response"),
+    "answers": ("chosen", "rejected", "completion", "completions", "response", "thoughts"),
 }
 
 How = Literal["drop", "redact"]

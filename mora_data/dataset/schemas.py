@@ -33,7 +33,9 @@ _WITHOUT_DIMENSION = ("unpaired", "prompt_only", "scored", "reward_modeling", "m
 BATCH_ROWS = 1000
 BATCH_BYTES = 32 << 20
 SHARD_BYTES = 500 << 20
-FREE_TEXT = frozenset({"chosen", "rejected", "completion", "response", "completions", "pair_id"})
+FREE_TEXT = frozenset(
+    {"chosen", "rejected", "completion", "response", "completions", "thoughts", "pair_id"}
+)
 
 
 class Column(NamedTuple):
@@ -75,6 +77,7 @@ PROVENANCE = (
     Column("rewriter", STRING, "the model that fused"),
     Column("seed", INT, "seed of the run"),
 )
+THOUGHTS = Column("thoughts", TEXTS, "what was thought before each answer; null: nothing known")
 PROMPT = Column("prompt", MESSAGES, "the conversation up to and including the user's turn")
 DIMENSION = Column("dimension", STRING, "the dimension that the pair was chosen for")
 _BEHIND_PAIRS = {
@@ -96,6 +99,7 @@ def columns(config: str, dims: Sequence[str]) -> tuple[Column, ...]:
     if family == "scored":
         own = (
             Column("completions", TEXTS, "every answer, failed ones as empty text"),
+            THOUGHTS,
             *_per_dim(
                 "rewards_{}",
                 dims,
@@ -163,9 +167,10 @@ def _per_dim(
     return tuple(Column(pattern.format(d), kind, meaning) for d in dims)
 
 
-def schema(config: str, dims: Sequence[str]) -> pa.Schema:
-    """The Arrow schema of a config."""
-    return pa.schema([pa.field(c.name, c.type) for c in columns(config, dims)])
+def schema(config: str, dims: Sequence[str], thoughts: bool = False) -> pa.Schema:
+    """The Arrow schema of a config; `thoughts` are a column only where they are asked for."""
+    own = (c for c in columns(config, dims) if thoughts or c is not THOUGHTS)
+    return pa.schema([pa.field(c.name, c.type) for c in own])
 
 
 def config_names(dims: Sequence[str], stage_order: Sequence[str]) -> list[str]:

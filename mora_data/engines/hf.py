@@ -98,11 +98,12 @@ class Generator:
         )
         rows = out[:, ids.shape[1] :].tolist()
         return [
-            (self._answer(row[:n], sampling.stop, picker.logprobs(i, self._tokenizer)),)
+            (self._answer(row[:n], sampling, picker.logprobs(i, self._tokenizer)),)
             for i, (row, n) in enumerate(zip(rows, room, strict=True))
         ]
 
-    def _answer(self, row: list[int], stops: Sequence[str], logprobs: Logprobs | None) -> Answer:
+    def _answer(self, row: list[int], sampling: Sampling, logprobs: Logprobs | None) -> Answer:
+        stops = sampling.stop
         end = next((i for i, t in enumerate(row) if t in self._ends), None)
         n = len(row) if end is None else end + 1
         text: str = self._tokenizer.decode(row[:n], skip_special_tokens=True)
@@ -122,7 +123,7 @@ class Generator:
             )
         reason = "length" if end is None and cut is None else "stop"
         logprobs = None if logprobs is None else logprobs[:n]
-        return as_answer(text if cut is None else text[:cut], reason, n, logprobs)
+        return as_answer(text[:cut], reason, n, logprobs, keep=sampling.thoughts)
 
 
 class _Picker:

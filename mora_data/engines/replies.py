@@ -146,7 +146,8 @@ def parse_chat(
         size = sum(map(len, texts))
         if size > MOST_CHARS_PER_TOKEN * out:
             out = math.ceil(size / CHARS_PER_TOKEN)
-        answers = [_answer(c, t, out // n, full) for c, t in zip(choices, texts, strict=True)]
+        keep = sampling is not None and sampling.thoughts
+        answers = [_answer(c, t, out // n, full, keep) for c, t in zip(choices, texts, strict=True)]
         return Record(asked, tuple(answers), (used, out, min(used, _count(cached))))
     except UNREADABLE as e:
         raise TransientFault(
@@ -192,8 +193,10 @@ def _from_events(raw: bytes) -> dict[str, Any]:
 def _add(choice: dict[str, Any], part: Mapping[str, Any]) -> None:
     """Join what an event says to a choice."""
     message = choice["message"]
+    if thought := _thought_beside(part.get("delta") or part.get("message") or {}):
+        message["thinking"] = message.get("thinking", "") + thought
     for key, more in (part.get("delta") or part.get("message") or {}).items():
-        if key == "content" or key == "refusal" or key in _THOUGHTS:
+        if key == "content" or key == "refusal":
             message[key] = message.get(key, "") + _text_of(more)
     choice.update({k: part[k] for k in ("finish_reason", "error") if part.get(k)})
     choice["logprobs"]["content"] += (part.get("logprobs") or {}).get("content") or ()
@@ -243,6 +246,15 @@ def _thought(message: Mapping[str, Any]) -> Any:
     return next((thought for k in _THOUGHTS if (thought := message.get(k))), None)
 
 
+def _thought_beside(message: Mapping[str, Any]) -> str:
+    """A thought that is not in the text: in a field of its own, else among the parts."""
+    if (thought := _thought(message)) is not None:
+        return _text_of(thought)
+    parts = message.get("content")
+    parts = parts if isinstance(parts, list) else []
+    return "".join(_text_of(p.get("thinking")) for p in parts if isinstance(p, dict))
+
+
 def _text_of(content: object) -> str:
     """The text of a message's content, without the thoughts among its parts."""
     if isinstance(content, str):
@@ -263,7 +275,7 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _answer(choice: Mapping[str, Any], text: str, tokens: int, full: bool) -> Answer:
+def _answer(choice: Mapping[str, Any], text: str, tokens: int, full: bool, keep: bool) -> Answer:
     reason = choice.get("finish_reason")
     if reason != "stop" and reason != "length":
         reason = one_line(reason, 40) if isinstance(reason, str) and reason else "stop"
@@ -272,10 +284,11 @@ def _answer(choice: Mapping[str, Any], text: str, tokens: int, full: bool) -> An
     if len(text) > MOST_CHARS:
         text, reason = text[:MOST_CHARS], "length"
     logprobs = choice.get("logprobs")
-    if not logprobs:
+    if not (logprobs or keep):
         return as_answer(text, reason, tokens)
-    beside = _thought(choice.get("message") or {}) is not None
-    return as_answer(text, reason, tokens, _logprobs(logprobs), beside)
+    beside = _thought_beside(choice.get("message") or {})
+    read = _logprobs(logprobs) if logprobs else None
+    return as_answer(text, reason, tokens, read, beside[:MOST_CHARS], keep)
 
 
 def _logprobs(tree: Any) -> Logprobs | None:

@@ -50,6 +50,13 @@ _WRAPPED = re.compile(
     r"(?:<\|(?:end_of_solution|END_RESPONSE)\|>\s*)?)\Z",
     re.S,
 )
+_MARKS = re.compile(
+    r"(?:<\|start\|>assistant)?<\|channel\|>[^<]{0,40}(?:<\|constrain\|>\w+)?<\|message\|>"
+    r"|<\|end\|>|^analysis|assistantfinal\Z|<(?:answer|response)>\s*\Z"
+    r"|<\|(?:begin_of_solution|START_RESPONSE)\|>\s*\Z|"
+    + "|".join(re.escape(tag) for pair in _PAIRS.items() for tag in pair),
+    re.I,
+)
 _MOST_TAGS = 20  # that are looked at, from the end
 _QUOTES = frozenset("`'\"\u201c\u201d\u2018\u2019")
 
@@ -65,13 +72,15 @@ def as_answer(
     reason: str,
     tokens: int,
     logprobs: Logprobs | None = None,
-    thought_elsewhere: bool = False,
+    beside: str = "",
+    keep: bool = False,
 ) -> Answer:
     """The answer in what a model wrote, with its probabilities, and why it ended: `stop`, `length`,
     or as the server puts it. A thought that was never closed leaves an empty one, ended by
     `length`.
 
-    `thought_elsewhere`: the tokens of `logprobs` begin with a thought that is not in `written`.
+    `beside` is a thought that is not in `written`; the tokens of `logprobs` begin with it. `keep`:
+    the answer has what was thought.
     """
     text, is_cut = without_thought(written)
     if is_cut:
@@ -79,9 +88,12 @@ def as_answer(
     elif reason not in ("stop", "length"):
         low = reason.lower()
         reason = "length" if low in _CUT else "stop" if low in _ENDED else reason
-    if logprobs is not None and (thought_elsewhere or len(text) < len(written)):
+    if not (beside or len(text) < len(written)):
+        return Answer(text, reason, tokens, logprobs=logprobs)
+    if logprobs is not None:
         logprobs = _from(logprobs, text)
-    return Answer(text, reason, tokens, logprobs=logprobs)
+    thought = (beside.strip() or _thought_in(written, text)) if keep else None
+    return Answer(text, reason, tokens, logprobs=logprobs, thought=thought)
 
 
 def without_thought(written: str) -> tuple[str, bool]:
@@ -104,6 +116,12 @@ def without_thought(written: str) -> tuple[str, bool]:
         return written, False
     wrapped = _WRAPPED.match(text)
     return (wrapped[2] or wrapped[3] or "" if wrapped else text).strip(), False
+
+
+def _thought_in(written: str, text: str) -> str:
+    """What stands before the answer `text`, without the marks of thoughts."""
+    before = written[: written.rfind(text)] if text else written
+    return _MARKS.sub("", before).strip()
 
 
 def _end_of_thought(text: str) -> int:

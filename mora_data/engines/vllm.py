@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import SettingsError
 from ..settings import RoleSettings
 from ..text import one_line
-from ..types import Answer, Request, Task
+from ..types import Answer, Request, Sampling, Task
 from .local_model import Piece, fitting, outputs_answer, templated
 from .thoughts import as_answer
 
@@ -92,8 +92,7 @@ class Vllm:
         )
         return [
             tuple(
-                _answer(o, p.request.sampling.logprobs)
-                for o in sorted(out.outputs, key=lambda o: o.index)
+                _answer(o, p.request.sampling) for o in sorted(out.outputs, key=lambda o: o.index)
             )
             for p, out in zip(pieces, outputs, strict=True)
         ]
@@ -133,7 +132,7 @@ class Vllm:
         return [(outputs_answer([float(x) for x in o.outputs.probs]),) for o in outputs]
 
 
-def _answer(output: Any, top: int) -> Answer:
+def _answer(output: Any, sampling: Sampling) -> Answer:
     logprobs = None
     if output.logprobs is not None:
         logprobs = tuple(
@@ -141,10 +140,11 @@ def _answer(output: Any, top: int) -> Answer:
                 step[token].decoded_token or "",
                 tuple(
                     (p.decoded_token or "", float(p.logprob))
-                    for p in sorted(step.values(), key=lambda p: p.rank)[:top]
+                    for p in sorted(step.values(), key=lambda p: p.rank)[: sampling.logprobs]
                 ),
             )
             for token, step in zip(output.token_ids, output.logprobs, strict=True)
         )
     reason = "length" if output.finish_reason == "length" else "stop"
-    return as_answer(output.text, reason, len(output.token_ids), logprobs)
+    n = len(output.token_ids)
+    return as_answer(output.text, reason, n, logprobs, keep=sampling.thoughts)

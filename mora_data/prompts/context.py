@@ -90,7 +90,8 @@ class BuildContext:
     def sampling(self, role: str) -> Sampling:
         """A role's sampling parameters."""
         r = self.settings.role(role)
-        return Sampling(r.temperature, r.top_p, r.max_tokens, tuple(r.stop))
+        keep = r.reasoning == "keep"
+        return Sampling(r.temperature, r.top_p, r.max_tokens, tuple(r.stop), thoughts=keep)
 
     def with_judge_stats(self, stats: JudgeStats) -> BuildContext:
         """With what was measured, and the calibration maps that were fitted."""

@@ -266,7 +266,16 @@ def as_rollouts(
         length = n_tokens(a.text)
         out.append(
             Rollout(
-                prompt_id, arm, i, a.text, a.finish_reason, a.tokens_out, found, a.error, length
+                prompt_id,
+                arm,
+                i,
+                a.text,
+                a.finish_reason,
+                a.tokens_out,
+                found,
+                a.error,
+                length,
+                thought=a.thought,
             )
         )
     return out

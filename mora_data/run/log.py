@@ -77,14 +77,18 @@ class Record:
 
 def _sample(a: Answer) -> list[Any]:
     fields: list[Any] = [a.text, a.finish_reason, a.tokens_out]
+    if a.thought is not None:
+        return [*fields, a.logprobs, a.thought]
     return [*fields, a.logprobs] if a.logprobs is not None else fields
 
 
 def _answer(s: list[Any]) -> Answer:
     if len(s) == 3:
         return Answer(s[0], s[1], s[2])
-    logprobs = tuple((t, tuple((w, p) for w, p in top)) for t, top in s[3])
-    return Answer(s[0], s[1], s[2], logprobs=logprobs)
+    logprobs = None
+    if s[3] is not None:
+        logprobs = tuple((t, tuple((w, p) for w, p in top)) for t, top in s[3])
+    return Answer(s[0], s[1], s[2], None, logprobs, s[4] if len(s) > 4 else None)
 
 
 class AnswerLog:

@@ -76,6 +76,7 @@ class ScoredTable:
         messages: the prompt as asked in this arm, without an answer.
         starts: row p has the answers `starts[p]` .. `starts[p + 1] - 1`.
         texts: the answers (pyarrow.Array); None when the table was read without them.
+        thoughts: what was thought before each, null where that is not known; None in the same way.
         rewards_R_D: calibrated rewards in [0, 1], NaN where there is none.
         absolute_R_D: what pass thresholds are compared with: the rewards of absolute sources.
         uncertainty_R_D: how far the sources disagree.
@@ -103,6 +104,7 @@ class ScoredTable:
     lengths_R: NDArray[np.int64]
     usable_R: NDArray[np.bool_]
     pairs: Pairs
+    thoughts: Any = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -159,7 +161,11 @@ def candidate_pairs(part: Partition, arms: Sequence[str]) -> pa.Table:
 
 
 def scored_tables(
-    part: Partition, dims: Sequence[str], published: Sequence[str], texts: bool = True
+    part: Partition,
+    dims: Sequence[str],
+    published: Sequence[str],
+    texts: bool = True,
+    thoughts: bool = False,
 ) -> Iterator[ScoredTable]:
     """The `published` arms of a finalized partition, in the order of its prompts; `pairs` holds
     every candidate."""
@@ -183,6 +189,7 @@ def scored_tables(
             "length",
             *(f"{what}_{d}" for what in SIDES for d in dims),
             *(["text"] if texts else []),
+            *(["thought"] if thoughts else []),
         ],
     )
     answers = _of_arms(answers, published)
@@ -226,6 +233,7 @@ def scored_tables(
             lengths_R=column["length"].to_numpy(zero_copy_only=False).astype(np.int64),
             usable_R=usable(column["flags"], column["error"]),
             pairs=_pairs(pairs, pair_starts, lo, hi, dims),
+            thoughts=column.get("thought"),
         )
 
 

@@ -89,9 +89,12 @@ def selected(
     parts: Sequence[Partition], selection: Selection, settings: BuildSettings
 ) -> Iterator[ScoredTable]:
     """Every published arm of every prompt in order, with the pairs that were chosen."""
+    thoughts = settings.policy.reasoning == "keep"
     for part in parts:
         chosen = selection.chosen.get(part.number, np.empty(0, np.int64))
-        for table in scored_tables(part, settings.dimensions, settings.published_arms):
+        for table in scored_tables(
+            part, settings.dimensions, settings.published_arms, thoughts=thoughts
+        ):
             first = int(table.pairs.at_Q[0]) if len(table.pairs) else 0
             mine = chosen[(chosen >= first) & (chosen < first + len(table.pairs))]
             yield replace(table, pairs=table.pairs.take(mine - first))

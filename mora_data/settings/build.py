@@ -146,6 +146,8 @@ class BuildSettings(Settings):
             raise ValueError(
                 f"fuse.targets names {sorted(bad)}, not in dimensions {self.dimensions}"
             )
+        if "keep" in (self.rewriter.reasoning, self.judge.reasoning):
+            raise ValueError("reasoning: keep is for the policy: no other thought has a column")
         if self.fuse.probe and not self.presample.enabled:
             raise ValueError(
                 "fuse.probe compares with presamples: presample.enabled has to be true"

@@ -156,6 +156,9 @@ class RoleSettings(Settings):
     system: Literal["auto", "merge"] = "auto"
     """merge: put the system turn before the first user turn, for models that ignore it; auto: only
     where it is refused."""
+    reasoning: Literal["strip", "keep"] = "strip"
+    """The policy's thoughts before its answers. keep: in a column of their own, `thoughts` of the
+    config `scored`; strip: nowhere. No judge and no pair has them."""
     local: LocalSettings = LocalSettings()
     """Engines transformers and vllm: device, batches, lengths."""
     batch: BatchSettings = BatchSettings()

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from support.endpoint_cases import (
     MUSING,
@@ -55,6 +56,29 @@ def test_a_thought_that_is_cut_off_leaves_a_truncated_answer(
     counts = json.loads(capsys.readouterr().out)["counts"]
     assert MUSING not in everything_in(tmp_path / "run/dataset")
     assert 0 < counts["rollout"]["dropped"]["truncated"] < 18 and not counts["score"]["dropped"]
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        replies(wrapped(f"<think>\n{MUSING}?\n</think>\n\n")),
+        replies(beside("reasoning_content")),
+        replies(in_parts, stream=True),
+    ],
+)
+def test_thoughts_are_kept_in_a_column_of_their_own(says: Any, tmp_path: Path) -> None:
+    """Beside each answer of `scored`, and nowhere else; the next run has them from the log."""
+    with FakeOpenAI(says, models=MODELS) as server:
+        for _ in range(2):
+            assert build(server, tmp_path, "policy.reasoning=keep") == 0
+            scored = pq.read_table(tmp_path / "run/dataset/scored").to_pylist()
+            thoughts = [(t or "").strip("?") for row in scored for t in row["thoughts"]]
+            assert thoughts == [MUSING] * 18
+            (tmp_path / "run/manifest.json").unlink()
+        assert server.repeated() == 0 and len(server.requests) == 3 + 54
+        assert not any(MUSING in json.dumps(body["messages"]) for body in server.requests)
+    (tmp_path / "run/dataset/scored").rename(tmp_path / "scored")
+    assert MUSING not in everything_in(tmp_path / "run/dataset")
 
 
 def test_a_judge_that_thinks_to_the_end_of_its_tokens_is_named_early(

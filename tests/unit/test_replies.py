@@ -117,13 +117,23 @@ def test_a_thought_that_is_cut_off_leaves_a_truncated_answer(written: str) -> No
     assert (answer.text, answer.finish_reason) == ("", "length")
 
 
+@pytest.mark.parametrize(
+    ("written", "thought"),
+    [(w, "They ask.") for name, (w, _) in THOUGHTS.items() if "They ask.<" in w or "ask.\n" in w]
+    + [(CUT["tag"], "They ask. Let me"), ("Tea.", None), (THOUGHTS["empty"][0], "")],
+)
+def test_a_thought_is_kept_where_it_is_asked_for(written: str, thought: str | None) -> None:
+    assert as_answer(written, "stop", 9, keep=True).thought == thought
+    assert as_answer(written, "stop", 9).thought is None
+
+
 def test_probabilities_are_those_of_the_answer() -> None:
     """A guard's verdict is read off its first token."""
     tokens = ["<think>", "They", " ask", "</think>", "\n", "safe"]
     top = tuple((t, ((t, -0.1),)) for t in tokens)
     answer = as_answer("".join(tokens), "stop", 6, top)
     assert answer.text == "safe" and answer.logprobs == (("safe", (("safe", -0.1),)),)
-    elsewhere = as_answer("safe", "stop", 6, top, thought_elsewhere=True)
+    elsewhere = as_answer("safe", "stop", 6, top, beside="They ask")
     assert elsewhere.logprobs == answer.logprobs
     assert as_answer("<think>", "stop", 1, top[:1]).logprobs == ()
     assert as_answer("safe", "stop", 1, top[5:]).logprobs == top[5:]
