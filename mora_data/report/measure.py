@@ -58,15 +58,15 @@ class Scale:
 def metric_names(dims: Sequence[str]) -> list[str]:
     """The metrics of an arm, in the order of their columns."""
     return [
-        *("dominance_rate", "joint_pass", "joint_pass_1", "hypervolume", "erd", "eigen_entropy"),
-        *("scored", "refusal", "repeats", "tokens"),
+        *("dominance_rate", "pareto_rate", "joint_pass", "joint_pass_1", "hypervolume"),
+        *("erd", "eigen_entropy", "scored", "refusal", "repeats", "tokens"),
         *(f"{m}_{d}" for d in dims for m in ("reward", "pass", "variance", "gini", "range")),
     ]
 
 
 def is_rate(name: str) -> bool:
     """Whether a metric is a share in [0, 1], which has an interval of its own."""
-    rates = ("dominance_rate", "joint_pass", "joint_pass_1", "hypervolume")
+    rates = ("dominance_rate", "pareto_rate", "joint_pass", "joint_pass_1", "hypervolume")
     return name in (*rates, "scored", "refusal", "repeats") or name.startswith("pass_")
 
 
@@ -80,6 +80,7 @@ def measure(arm: ArmBlock, s: Scale, sampled_P: Bools) -> Floats:
     eigen = np.clip(np.linalg.eigvalsh(cov), 0, None)
     columns = [
         np.where(two, rate, np.nan),
+        np.where(two, st.pareto_rate(r, 2 * s.sigma_D), np.nan),
         st.joint_pass_at_k(r, s.floors_D, s.k),
         st.joint_pass_at_k(r, s.floors_D, 1),
         _hypervolume(r, s, sampled_P),

@@ -65,6 +65,26 @@ def dominance_rate_everywhere(rewards_P_N_D: Floats, delta_D: Floats) -> tuple[F
     )
 
 
+def pareto_rate(rewards_P_N_D: Floats, delta_D: Floats) -> Floats:
+    """Share of pairs in which one rollout beats the other by delta_d (and by more than 0) in some
+    dimension and loses in none; of shape P.
+
+    Unlike `dominance_rate_everywhere` it can be 1 where a dimension is saturated: it says how often
+    a prompt's answers can be ranked at all, not in how many dimensions.
+    """
+    scored = ~np.any(np.isnan(rewards_P_N_D), axis=-1)
+    least_D = np.maximum(delta_D, np.nextafter(0, 1))
+    wins = np.zeros(len(scored))
+    for i in range(scored.shape[1] - 1):
+        gap = rewards_P_N_D[:, i + 1 :] - rewards_P_N_D[:, i, None]
+        with np.errstate(invalid="ignore"):
+            better = (gap >= 0).all(-1) & (gap >= least_D).any(-1)
+            worse = (gap <= 0).all(-1) & (gap <= -least_D).any(-1)
+        wins += ((better | worse) & scored[:, i + 1 :] & scored[:, i, None]).sum(1)
+    n = scored.sum(1)
+    return np.asarray(wins / np.maximum(n * (n - 1) // 2, 1))
+
+
 def noise_corrected_covariance(rewards_P_N_D: Floats, sigma_D: Floats) -> tuple[Floats, Ints]:
     """C = S - diag(sigma^2), P x D x D, and the n of each prompt.
 

@@ -86,6 +86,17 @@ def test_missing_scores_are_as_if_never_drawn(k: int) -> None:
             )
 
 
+def test_a_saturated_dimension_leaves_a_pareto_rate() -> None:
+    """Where all answers are perfectly harmless none dominates everywhere, by construction; the
+    answers can be ranked all the same."""
+    r = rewards(2, n=6)
+    r[..., 1] = 1.0
+    r[..., 2] = r[..., 0]
+    delta = np.full(3, 1e-6)
+    assert (s.dominance_rate_everywhere(r, delta)[0] == 0).all()
+    np.testing.assert_allclose(s.pareto_rate(r, delta), 1)
+
+
 def test_too_few_rollouts_have_no_value() -> None:
     r = rewards(1, n=4)
     assert np.isnan(s.range_at_k(r, 5)).all()
@@ -117,6 +128,7 @@ def test_pair_statistics_equal_brute_force(seed: int, levels: int) -> None:
         s.dominance_rate(r, strict, delta)[0],
         s.dominance_rate_everywhere(r, delta)[0],
     )
+    pareto = s.pareto_rate(r, delta)
     for p in range(len(r)):
         whole = r[p][~np.isnan(r[p]).any(-1)]
         pairs = [(a, b) for a, b in combinations(whole, 2)]
@@ -133,6 +145,9 @@ def test_pair_statistics_equal_brute_force(seed: int, levels: int) -> None:
             assert everywhere[p] == pytest.approx(
                 np.mean([beats(a, b, all_d) or beats(b, a, all_d) for a, b in pairs])
             )
+            gaps = [g for a, b in pairs for g in (a - b, b - a)]
+            ranked = sum(bool((g >= 0).all() and ((g >= delta) & (g > 0)).any()) for g in gaps)
+            assert pareto[p] == pytest.approx(ranked / len(pairs))
         for d in range(3):
             v = r[p, ~np.isnan(r[p, :, d]), d]
             if len(v) > 3:

@@ -275,3 +275,18 @@ def test_unconstrained_gap_can_reverse_a_dimension_and_the_others_cannot() -> No
     assert np.isfinite(load("rs_gap")(batch)[0, 0, 1])
     assert not np.isfinite(load("weighted_sum")(batch)[0, 0, 1])
     assert not np.isfinite(load("maxmin")(batch)).any()
+
+
+@pytest.mark.parametrize(("binding", "share"), [((1, 1, 1), 0.0), ((1, 1, 0), 1.0)])
+def test_a_saturated_dimension_that_binds_leaves_no_pair(
+    binding: tuple[int, ...], share: float
+) -> None:
+    """The figures of docs/numbers.md, "What binds": the rule alone decides how many prompts have a
+    pair where one of three dimensions never varies."""
+    rewards = np.random.default_rng(0).integers(0, 5, (400, 16, 3)) / 4
+    rewards[..., 2] = 1.0
+    every = np.ones(rewards.shape[:2], bool)
+    bound = np.tile(np.array(binding, bool), (len(rewards), 1))
+    batch = Batch(rewards, every, every, bound, np.full(3, 0.125), every.astype(float))
+    picks = top_pairs(batch, load("dominance_hv")(batch), 1)
+    assert (picks.chosen_P_K[:, 0] >= 0).mean() == share
