@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import yaml
 
 from ..engines import ROLES, resolve
-from ..engines.engine import Shared
-from ..engines.openai import HttpEngine, endpoint_key, open_openai
+from ..engines.engine import Shared, endpoint_key
+from ..engines.openai import HttpEngine, open_openai
 from ..engines.replicas import listed_models
 from ..errors import PendingRetry
 from ..rewards.judge import SCHEMA, verdict
@@ -31,6 +31,9 @@ from ..text import one_line
 from ..types import Message, Request, Sampling
 
 AT_ONCE = 8  # where no concurrency is set
+CHARS_PER_TOKEN = 1.5  # fewer than English has with any tokenizer
+SURPLUS = 12  # tokens, the end of a turn and a few that are not printed
+NO_THOUGHTS = "none seen"
 WORDS = 48  # tokens of an answer whose speed is measured
 _SYSTEM = Message(role="system", content="You grade answers.")
 _GRADE = Message(
@@ -45,7 +48,11 @@ _HISTORY = (
 )
 _SPEAK = Message(role="user", content="Write a hundred words about the sea.")
 JUDGED = Request(
-    "judge", (_SYSTEM, _GRADE), Sampling(0.0, 0.95, 64, ("###",), SCHEMA), "check", "c"
+    "judge",
+    (_SYSTEM, _GRADE),
+    Sampling(0.0, 0.95, 64, ("###",), SCHEMA, thoughts=True),
+    "check",
+    "c",
 )
 
 
@@ -59,6 +66,11 @@ class Timed(NamedTuple):
     @property
     def text(self) -> str:
         return self.record.answers[0].text if self.record.answers else ""
+
+    def surplus(self) -> float:
+        """Tokens beyond what the texts of the answers can have taken."""
+        shown = sum(len(a.text) + len(a.thought or "") for a in self.record.answers)
+        return self.record.tokens[1] - shown / CHARS_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +147,7 @@ async def _check(
     usage = alone.record.tokens[1] > 0
     score, why = verdict(judged.record.answers[0]) if judged.record.answers else (None, "no reply")
     silent = any(r.record.tokens[1] and not r.text for r in (judged, sampled, alone))
+    thoughts = _thoughts((judged, sampled, turns, alone), silent)
     n = len(sampled.record.answers)
     spoken = sum(r.record.tokens[1] for r in many)
     taken = ("temperature", "top_p", dialect.tokens_field, "seed", "stop")
@@ -145,7 +158,7 @@ async def _check(
         "n": f"{n} of 3 choices in one request" if dialect.many else "one choice a request",
         "verdict": f"read: {score}" if score is not None else f"not read ({why}): {_cut(judged)}",
         "turns": _cut(turns),
-        "thoughts": "hidden, all of max_tokens" if silent else "none seen",
+        "thoughts": thoughts,
         "usage": "reported" if usage else "not reported",
         "logprobs": f"{len(probs[0][1])} a token" if probs else "none",
         "latency": f"{sampled.seconds:.2f} s for 8 tokens",
@@ -165,6 +178,8 @@ async def _check(
         cannot.append(
             "thoughts use up the answer: raise max_tokens, or turn thinking off by extra_body"
         )
+    elif thoughts != NO_THOUGHTS:
+        cannot.append("thoughts count: every max_tokens needs room for them")
     if not usage:
         cannot.append("no usage: limits.max_tokens and max_cost can't count what it does")
     failed = {r.error for r in (judged, sampled, turns, likely, alone, *many) if r.error}
@@ -193,7 +208,20 @@ async def _ask(engine: HttpEngine, request: Request, n: int = 1) -> Timed:
 
 
 def _sampling(max_tokens: int) -> Sampling:
-    return Sampling(0.7, 0.95, max_tokens)
+    return Sampling(0.7, 0.95, max_tokens, thoughts=True)
+
+
+def _thoughts(replies: Sequence[Timed], silent: bool) -> str:
+    """Where thoughts were seen; of those that the server keeps to itself, only tokens are."""
+    if silent:
+        return "hidden, all of max_tokens"
+    if any(a.thought for r in replies for a in r.record.answers):
+        return "told from the answer"
+    most = max(replies, key=Timed.surplus)
+    if most.surplus() > SURPLUS:
+        shown = sum(len(a.text) for a in most.record.answers)
+        return f"not shown: {most.record.tokens[1]} tokens for {shown} characters"
+    return NO_THOUGHTS
 
 
 def _spoken(max_tokens: int, seed: int) -> Request:

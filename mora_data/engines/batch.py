@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import NamedTuple
 
+import orjson
+
 from ..errors import AnswersPending, EndpointError, PendingRetry, SettingsError
 from ..run.cache_key import request_body, request_key
 from ..run.log import Record
@@ -28,12 +30,13 @@ from ..settings import BatchSettings, BuildSettings, RoleSettings
 from ..text import one_line
 from ..types import Request, Sampling
 from .batch_jobs import RUNNING, BatchFolder, BatchJob, BatchReply, Provider, Unreachable, as_line
-from .dialect import Refusal
+from .dialect import Dialect, Learner, Refusal, learner_of, shape_of
 from .engine import OnRecord, Shared, deliver, extra_of, n_per_request
 from .http import require_openai
 from .replies import PASSING, UNUSABLE, ErrorReply, TransientFault, failure, parse_chat
 
 LOOK_AGAIN_S = 0.02  # how often it is asked whether other engines still work
+ALIKE = 3  # lines refused, and none answered, of which no single one is to blame
 FAULTS = 20  # looks in a row that may fail for want of a connection
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -62,7 +65,8 @@ def open_batch(
         )
     folder = shared.run_dir / "batches"
     waves = shared.once("waves", lambda: Waves(BatchFolder(folder), stats, shared.log))
-    return BatchEngine(waves, role, stats)
+    url = (role.base_url or "").rstrip("/")
+    return BatchEngine(waves, role, stats, learner_of(url, role.model, role, stats, shared))
 
 
 class BatchTarget(NamedTuple):
@@ -85,7 +89,13 @@ class _Request:
     seed: int
     on_record: OnRecord
     done: asyncio.Future[Record]
+    learner: Learner
+    shape: object
+    form: Dialect | None = None  # in which it was handed over; None: by an earlier command
     tries: int = 0
+
+    def full_body(self) -> bytes:
+        return request_body(self.request_bytes, self.n, self.seed)
 
 
 class Waves:
@@ -186,7 +196,8 @@ class Waves:
             lines: list[tuple[str, bytes]] = []
             size = 0
             for w in [w for w in waiting if w.target == target]:
-                body = request_body(w.request_bytes, w.n, w.seed)
+                w.form = w.learner.dialect
+                body = w.form.write(w.full_body())
                 length = len(as_line(w.key, body))
                 if lines and (
                     len(lines) >= limits.max_requests or size + length > limits.max_bytes
@@ -286,34 +297,74 @@ class Waves:
 
     def _give_out(self) -> int:
         """Answers that are here go to those who wait for them; returns how many."""
-        given, unusable = 0, ""
+        given, stop = 0, ""
+        refused: dict[tuple[BatchTarget, object], list[tuple[_Request, Refusal]]] = {}
         for w in list(self._waiting.values()):
             reply = None if w.done.done() else self._folder.take(w.key)
-            if reply is not None and reply.status in UNUSABLE:
-                unusable = f"{reply.status} ({Refusal(reply.status, reply.body).message})"
-            elif reply is not None and (record := self._record(w, reply)) is not None:
-                deliver(w.done, w.on_record, record)
+            read = None if reply is None else self._read(w, reply)
+            if isinstance(read, Record):
+                w.learner.works.add(w.shape)
+                deliver(w.done, w.on_record, read)
                 given += 1
-        if unusable:
+            elif read is not None and read.status in UNUSABLE:
+                stop = f"says {read.status} ({read.message}): check --model and the key"
+            elif read is not None:
+                refused.setdefault((w.target, w.shape), []).append((w, read))
+        for group in refused.values():
+            stop = self._settle(group) or stop
+        if stop:
             self._tidy()
-            raise EndpointError(f"batch provider says {unusable}: check --model and the key")
+            raise EndpointError(f"batch provider {stop}")
         return given
 
-    def _record(self, w: _Request, reply: BatchReply) -> Record | None:
-        """Answers, or a failure that no retry can mend; None for one that may pass."""
+    def _settle(self, group: Sequence[tuple[_Request, Refusal]]) -> str:
+        """Requests of one shape that were refused: the form is changed where a refusal names a
+        field, and they wait for the next wave; else each failed for good. Why the run stops, where
+        nothing of the shape was ever answered and no row is to blame."""
+        final = []
+        for w, refusal in group:
+            learner = w.learner
+            if w.shape in learner.works or refusal.of_row:
+                final.append((w, refusal))
+                continue
+            if w.form is None or w.form == learner.dialect:
+                tree = learner.dialect.apply(orjson.loads(w.full_body()))
+                name = refusal.field(tree)
+                other = learner.dialect.next_for(name, tree) if name else None
+                if other is None:
+                    final.append((w, refusal))
+                    continue
+                learner.adopt(other)
+            w.tries -= 1  # the wave taught a form; there are but few
+        blamed = [r for w, r in final if w.shape not in w.learner.works and not r.of_row]
+        if len(blamed) >= ALIKE:
+            return (
+                f"refuses every request of this form (HTTP {blamed[0].status}:"
+                f" {blamed[0].message}): correct the setting that it names, or see"
+                " docs/endpoints.md"
+            )
+        for w, refusal in final:
+            self._stats.failed[str(refusal.status)] += 1
+            deliver(w.done, w.on_record, failure(w.n, f"HTTP {refusal.status}: {refusal.message}"))
+        return ""
+
+    def _read(self, w: _Request, reply: BatchReply) -> Record | Refusal | None:
+        """Answers, or what was refused; None for a failure that may pass."""
+        body = reply.body
         if reply.status == 200:
             try:
-                return parse_chat(reply.body, w.n, sampling=w.sampling)
+                return parse_chat(body, w.n, sampling=w.sampling)
             except ErrorReply as e:
-                reply = BatchReply(Refusal(200, e.body).status, e.body)
+                body = e.body
             except TransientFault:  # not a chat completion: asked again, as over HTTP
                 self._stats.retries["not_json"] += 1
                 return None
-        if reply.status in PASSING or reply.status >= 500 or reply.status < 400:
-            self._stats.retries[str(reply.status)] += 1
+        refusal = Refusal(reply.status, body)
+        status = refusal.status
+        if status in PASSING or status >= 500 or status < 400:
+            self._stats.retries[str(status)] += 1
             return None
-        self._stats.failed[str(reply.status)] += 1
-        return failure(w.n, f"HTTP {reply.status}: {Refusal(reply.status, reply.body).message}")
+        return refusal
 
     def _tidy(self) -> None:
         """Forget batches of which everything was given out, or which have brought what they had to
@@ -330,11 +381,12 @@ class BatchEngine:
 
     simulated = False
 
-    def __init__(self, waves: Waves, role: RoleSettings, stats: RunStats) -> None:
+    def __init__(self, waves: Waves, role: RoleSettings, stats: RunStats, learner: Learner) -> None:
         self.model = role.model or ""
         self.revision = role.revision
         self.extra = extra_of(role)
-        self.n_per_request = n_per_request(role)
+        self._n_per_request = n_per_request(role)
+        self._learner = learner
         self._target = BatchTarget(role.batch.mode, role.base_url or "", self.model)
         self._waves, self._stats, self._prompts = waves, stats, role.batch.prompts
         waves.add_target(self._target, role)
@@ -362,8 +414,14 @@ class BatchEngine:
                 (seed + first) & 0x7FFFFFFF,
                 on_record,
                 done,
+                self._learner,
+                shape_of(request, n),
             )
         )
+
+    @property
+    def n_per_request(self) -> int:
+        return self._n_per_request if self._learner.dialect.many else 1
 
     @property
     def wants_more(self) -> bool:

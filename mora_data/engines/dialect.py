@@ -27,7 +27,11 @@ import orjson
 from ..errors import RunFolderError
 from ..run.cache_key import without_system
 from ..run.files import read_json, write_json
+from ..run.stats import RunStats
+from ..settings import RoleSettings
 from ..text import one_line
+from ..types import Request
+from .engine import Shared, endpoint_key
 from .http import parse_duration
 from .replies import UNREADABLE
 
@@ -507,6 +511,13 @@ class Learner:
             self.on_change(self.dialect)
 
 
+def shape_of(request: Request, n: int) -> object:
+    """What differs between the forms of requests to one model."""
+    s = request.sampling
+    parts = (n > 1, s.temperature > 0, s.schema is None, not s.logprobs)
+    return (*parts, len(request.messages) > 1)
+
+
 def probe_of(body: bytes, at_length: bool = False) -> bytes:
     """A short harmless request of the same form; `at_length` also asks for as many tokens."""
     tree = orjson.loads(body)
@@ -546,6 +557,34 @@ class Known:
         if self._path is not None:
             with contextlib.suppress(RunFolderError):
                 write_json(self._path, self._trees, durable=False)
+
+
+def learner_of(
+    url: str, model: str, role: RoleSettings, stats: RunStats, shared: Shared
+) -> Learner:
+    """What is known of a model at an endpoint, by roles that begin in the same form; what is new is
+    printed, counted in `stats` and kept in the run folder."""
+    removed = {name for name, value in role.extra_body.items() if value is None}
+    start = Dialect(
+        without=("seed",) if "seed" in removed else (),
+        tokens_field=role.max_tokens_field or PLAIN.tokens_field,
+        many="n" not in removed,
+    )
+    known = shared.once("dialects", lambda: Known(shared.run_dir))
+    place = f"{url} {model}"
+
+    def note(dialect: Dialect) -> None:
+        known.put(place, dialect)
+        new = [line for line in dialect.notes() if line not in stats.dialects.get(model, ())]
+        stats.dialects[model] = dialect.notes()
+        shared.log(f"{model} at {url} {'; '.join(new)}")
+
+    def make() -> Learner:
+        found = known.get(place, start)
+        stats.dialects.update({model: found.notes()} if found.notes() else {})
+        return Learner(found, on_change=note)
+
+    return shared.once(f"{endpoint_key(role)} {model} {start}", make)
 
 
 def _dialect(tree: Mapping[str, Any]) -> Dialect:

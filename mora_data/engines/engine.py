@@ -106,6 +106,13 @@ class OpenEngine(Protocol):
     ) -> Engine: ...
 
 
+def endpoint_key(role: RoleSettings) -> str:
+    """What roles share an endpoint by: URLs, and all that says how they are reached. A key goes to
+    the server for the roles that name it alone."""
+    signs = (role.api_key_env, *sorted(role.headers_env.items()), role.ca_file, role.transport)
+    return " ".join((role.base_url or "", *role.replicas, "as", *map(str, signs)))
+
+
 def n_per_request(role: RoleSettings) -> int:
     """How many samples a role's engine is asked for at once, at most."""
     return 1 << 30 if role.n_per_request == "all" else role.n_per_request

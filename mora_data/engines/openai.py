@@ -38,9 +38,9 @@ from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
 from ..text import one_line
 from ..types import Request, Task
-from .dialect import PLAIN, Dialect, Known, Learner, Refusal, probe_of
-from .engine import OnRecord, Shared, extra_of, n_per_request
-from .http import NO_SERVER, Fault, Patience, Reply, out_of_files
+from .dialect import PLAIN, Dialect, Learner, Refusal, learner_of, probe_of, shape_of
+from .engine import OnRecord, Shared, endpoint_key, extra_of, n_per_request
+from .http import NO_SERVER, Fault, Patience, out_of_files
 from .limiter import ConcurrencyLimiter, Permit, RateLimiter
 from .replicas import CHAT, Replica, Replicas, listed_models, served_models, takes_patterns
 from .replies import (
@@ -192,40 +192,8 @@ def open_openai(
     limits = (role.requests_per_min, role.tokens_per_min)
     key = f"{name} {model} {limits}"
     limiter = shared.once(key, lambda: shared.rate_limiter(key, limits)) if any(limits) else None
-    known = shared.once("dialects", lambda: Known(shared.run_dir))
-    start = starting_dialect(role)
-
-    def learner() -> Learner:
-        place = f"{endpoint.url} {model}"
-        found = known.get(place, start)
-        stats.dialects.update({model: found.notes()} if found.notes() else {})
-
-        def note(dialect: Dialect) -> None:
-            known.put(place, dialect)
-            new = [line for line in dialect.notes() if line not in stats.dialects.get(model, ())]
-            stats.dialects[model] = dialect.notes()
-            shared.log(f"{model} at {endpoint.url} {'; '.join(new)}")
-
-        return Learner(found, on_change=note)
-
-    learned = shared.once(f"{name} {model} {start}", learner)
-    return HttpEngine(endpoint, role, model, limiter, learned)
-
-
-def endpoint_key(role: RoleSettings) -> str:
-    """What roles share an endpoint by: URLs, and all that says how they are reached. A key goes to
-    the server for the roles that name it alone."""
-    signs = (role.api_key_env, *sorted(role.headers_env.items()), role.ca_file, role.transport)
-    return " ".join((role.base_url or "", *role.replicas, "as", *map(str, signs)))
-
-
-def starting_dialect(role: RoleSettings) -> Dialect:
-    """How a role's requests are written before anything is learned."""
-    removed = {name for name, value in role.extra_body.items() if value is None}
-    return Dialect(
-        without=("seed",) if "seed" in removed else (),
-        tokens_field=role.max_tokens_field or PLAIN.tokens_field,
-        many="n" not in removed,
+    return HttpEngine(
+        endpoint, role, model, limiter, learner_of(endpoint.url, model, role, stats, shared)
     )
 
 
@@ -313,7 +281,7 @@ class Endpoint:
                         await self._look_up(e, replica)
                         record = call.read(reply.body)
                 except ErrorReply as e:
-                    reply = Reply(Refusal(200, e.body).status, e.body)
+                    refusal, asked_wait_s = Refusal(200, e.body), None
                 else:
                     self._note_success(permit)
                     call.times.note(time.monotonic() - sent, call.longest)
@@ -322,9 +290,11 @@ class Endpoint:
                         learner.works.add(call.shape)
                     call.on_record(record)
                     return record
-            if reply.status == 429:
+            else:
+                refusal, asked_wait_s = Refusal(reply.status, reply.body), reply.retry_after
+            if refusal.status == 429:
                 self.limiter.refused(permit)
-            self._no_answer(reply, call, permit, dialect)
+            self._no_answer(refusal, asked_wait_s, call, permit, dialect)
         except Fault as e:
             if out_of_files():
                 raise EndpointError(
@@ -380,22 +350,29 @@ class Endpoint:
         while (left := end - time.monotonic()) > 0 and self.stats.stopped is None:
             await asyncio.sleep(min(left, _NAP_S))
 
-    def _no_answer(self, reply: Reply, call: Call, permit: Permit, dialect: Dialect) -> NoReturn:
-        """Raises what becomes of a request whose reply is not 200."""
-        refusal, url = Refusal(reply.status, reply.body), self.replicas.all[permit.at].url
-        says = f"endpoint {url} says {reply.status} ({refusal.message})"
+    def _no_answer(
+        self,
+        refusal: Refusal,
+        asked_wait_s: float | None,
+        call: Call,
+        permit: Permit,
+        dialect: Dialect,
+    ) -> NoReturn:
+        """Raises what becomes of a request that got no answer; `asked_wait_s` is from a header."""
+        status, url = refusal.status, self.replicas.all[permit.at].url
+        says = f"endpoint {url} says {status} ({refusal.message})"
         learner = call.learner
         new = learner is not None and call.shape not in learner.works
         if refusal.of_account:
             raise _Unusable(f"{says}: add credit or raise the limit; what was answered is kept")
-        if reply.status in PASSING or reply.status >= 500:
-            if new and reply.status not in MAY_PASS and self._other_form(refusal, call, dialect):
+        if status in PASSING or status >= 500:
+            if new and status not in MAY_PASS and self._other_form(refusal, call, dialect):
                 raise _Refused(refusal, dialect, url)
-            detail = f"HTTP {reply.status} {refusal.message}"
-            wait_s = reply.retry_after if reply.retry_after is not None else refusal.wait_s
-            raise TransientFault(str(reply.status), detail, wait_s)
+            detail = f"HTTP {status} {refusal.message}"
+            wait_s = refusal.wait_s if asked_wait_s is None else asked_wait_s
+            raise TransientFault(str(status), detail, wait_s)
         known = learner is not None and learner.works and self.replicas.all[permit.at].answered
-        if not known and (reply.status == 404 or (reply.status == 400 and refusal.of_model)):
+        if not known and (status == 404 or (status == 400 and refusal.of_model)):
             lacks_v1 = not (dialect.path or url.partition("?")[0].endswith("/v1"))
             if new and lacks_v1 and not refusal.of_model:
                 raise _Refused(refusal, dialect, url)
@@ -404,12 +381,12 @@ class Endpoint:
                 " /v1"
             )
             raise _Unusable(f"{says}: {hint}")
-        if reply.status == 401 or (reply.status == 403 and learner is None):
+        if status == 401 or (status == 403 and learner is None):
             key = self._settings.api_key_env
             raise _Unusable(f"{says}: put a valid key into the environment variable {key}")
-        if reply.status < 400:
+        if status < 400:
             raise _Unusable(
-                f"endpoint {url} answered HTTP {reply.status}: check --base-url (it ends in /v1)"
+                f"endpoint {url} answered HTTP {status}: check --base-url (it ends in /v1)"
             )
         self._note_success(permit)
         raise _Refused(refusal, dialect, url, permit.at)
@@ -654,7 +631,6 @@ class HttpEngine:
         if endpoint.takes_patterns and sampling.pattern is not None and sampling.schema is not None:
             request_bytes = with_pattern(request_bytes, sampling.schema, sampling.pattern)
         body = request_body(request_bytes, n, (seed + first) & 0x7FFFFFFF)
-        shape = (n > 1, sampling.temperature > 0, sampling.schema is None, not sampling.logprobs)
         return await endpoint.post(
             Call(
                 body,
@@ -665,7 +641,7 @@ class HttpEngine:
                 times,
                 limiter,
                 learner=self.learner,
-                shape=(*shape, len(request.messages) > 1),
+                shape=shape_of(request, n),
             )
         )
 

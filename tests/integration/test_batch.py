@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.command import finish_here, kill, parquet_hashes, rows_file, start, steady
+from support.endpoint_cases import error
 from support.fake_batches import FakeProvider, run_batch
 from support.fake_openai import FakeOpenAI, Fault
 
@@ -408,3 +409,33 @@ def test_files_for_run_batch(cli: Cli, tmp_path: Path) -> None:
     with FakeOpenAI() as server:
         cli(server.base_url, "run", *PLAIN, "select.pairs_per_prompt=2", engine="openai")
         assert not server.requests
+
+
+def test_a_form_that_is_refused_is_learned_in_a_wave(cli: Cli) -> None:
+    """A refused seed and a schema cost a wave each and no row; the next wave has the form."""
+
+    def lines(body: dict[str, Any], time: int) -> Fault | None:
+        if "seed" in body:
+            return error(400, "Unsupported parameter: 'seed'", param="seed")
+        if "response_format" in body:
+            return error(400, "This response_format type is unavailable now")
+        return steady(body, time)
+
+    with FakeProvider(lines=lines) as provider:
+        done = cli(provider.base_url, "run", *PLAIN)
+        assert done["errors"] == 0 and done["counts"]["score"]["kept"] == 12 * 4
+        assert done["endpoints"]["gen"] == ["is asked without seed"]
+        last = provider.asked[-1]
+        assert "seed" not in last and "response_format" not in last
+        asked = len(provider.asked)
+        again = cli(provider.base_url, "run", *PLAIN, "select.pairs_per_prompt=2")
+        assert again["requests"] == 0 and len(provider.asked) == asked
+
+
+def test_what_refuses_every_line_stops_the_run(cli: Cli, tmp_path: Path) -> None:
+    """In one line, and no row is logged as failed."""
+    said = "Your project may not use this model"
+    with FakeProvider(lines=lambda body, time: error(400, said)) as provider:
+        cli(provider.base_url, "run", *PLAIN, code=1)
+        assert f"refuses every request of this form (HTTP 400: {said})" in cli.said
+    assert (tmp_path / "run/errors.jsonl").read_text() == ""

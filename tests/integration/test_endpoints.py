@@ -70,7 +70,11 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "full": {
         "dimensions": ["helpful", "truthful"],
-        "presample": {"n": [8], "accept": ["flat", "one_dim", "conflict", "multi", "undecided"]},
+        "presample": {
+            "n": [4],
+            "canaries": 0,
+            "accept": ["flat", "one_dim", "conflict", "multi", "undecided"],
+        },
         "fuse": {"arms": ["fused"], "checks": []},
         "rollout": {"n": 4},
     },

@@ -130,11 +130,11 @@ class FakeProvider(FakeOpenAI):
         if fault is not None and fault.drop:
             return None
         fault = fault or Fault()
-        said = (
-            self.completion(body, fault)
-            if fault.status == 200
-            else {"error": {"message": f"told to say {fault.status}"}}
-        )
+        said = {"error": {"message": f"told to say {fault.status}"}}
+        if fault.body is not None:
+            said = json.loads(fault.body)
+        elif fault.status == 200:
+            said = self.completion(body, fault)
         return {
             "id": "r",
             "custom_id": request["custom_id"],

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.endpoint_cases import SAMPLE, ask, error, has, if_
+from support.endpoint_cases import SAMPLE, ask, beside, error, has, if_, replies, wrapped
 from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
@@ -229,6 +229,28 @@ def test_check_says_what_is_worked_around_and_what_is_to_be_set(
         out, _ = check(capsys, "--base-url", server.base_url, "--model", "fake")
     assert "worked around    without seed" in out
     assert "n is ignored: n_per_request: 1" in out and "n_per_request: 1\n" in out
+
+
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [
+        (replies(wrapped("<think>They want it short.</think>")), "told from the answer"),
+        (replies(beside("reasoning_content")), "told from the answer"),
+        # 40 tokens for {"score": 3}
+        (replies(wrapped("")), "not shown: 40 tokens for 12 characters"),
+        (lambda body, time: None, "none seen"),
+    ],
+)
+def test_check_tells_where_thoughts_are(
+    says: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that keeps them to itself counts their tokens all the same."""
+    with FakeOpenAI(says) as server:
+        out, _ = check(capsys, "--base-url", server.base_url, "--json")
+    found = json.loads(out)
+    assert found["found"]["thoughts"] == said
+    room = "thoughts count: every max_tokens needs room for them"
+    assert (room in found["cannot"]) == (said != "none seen")
 
 
 def test_check_of_a_builder_goes_through_its_roles(
