@@ -113,6 +113,7 @@ class Template:
 
         env = _environment()
         self.name = name
+        self._fault = TemplateError
         self.sha256 = hashlib.sha256(source.encode()).hexdigest()
         try:
             tree = env.parse(source)
@@ -137,12 +138,10 @@ class Template:
         Raises:
             SettingsError: a variable's attribute is undefined, or the sandbox refused an operation.
         """
-        from jinja2 import TemplateError
-
         try:
             context = self._template.new_context({**self._globals, **variables}, shared=True)
             said = [(name, "".join(block(context)).strip()) for name, block in self._blocks.items()]
-        except TemplateError as e:
+        except self._fault as e:
             raise SettingsError(f"template {self.name}: {e}") from e
         return tuple(
             Message(role=name.partition("_")[0], content=text) for name, text in said if text

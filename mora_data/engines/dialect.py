@@ -62,7 +62,9 @@ class Dialect:
 
     def write(self, body: bytes) -> bytes:
         """A full request body in this form."""
-        return body if self == PLAIN else orjson.dumps(self.apply(orjson.loads(body)))
+        if self is PLAIN or self == PLAIN:  # nearly always the same object, which is faster to tell
+            return body
+        return orjson.dumps(self.apply(orjson.loads(body)))
 
     def apply(self, tree: dict[str, Any]) -> dict[str, Any]:
         """The same for a parsed body, which is changed."""
@@ -544,12 +546,13 @@ class Known:
         except (TypeError, ValueError):
             return start
         is_set = start.tokens_field != PLAIN.tokens_field
-        return replace(
+        known = replace(
             found,
             without=tuple(sorted({*found.without, *start.without})),
             tokens_field=start.tokens_field if is_set else found.tokens_field,
             many=found.many and start.many,
         )
+        return PLAIN if known == PLAIN and not known.answers_as else known
 
     def put(self, name: str, dialect: Dialect) -> None:
         """Keep what was learned; a folder that can't be written keeps nothing."""

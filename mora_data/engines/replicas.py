@@ -77,7 +77,8 @@ class Replica:
             Fault: none came.
         """
         reply = await self._transport(path, at_root).post(body, waiting)
-        return reply._replace(body=without_key(reply.body, self._headers))
+        body = without_key(reply.body, self._headers)
+        return reply if body is reply.body else reply._replace(body=body)
 
     async def close(self) -> None:
         """Drop every connection."""

@@ -140,7 +140,7 @@ def parse_chat(
         usage = usage if isinstance(usage, dict) else {}
         used, out = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
         details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+        cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
         full = sampling is not None and out >= sampling.max_tokens * n
         texts = [_text_in(c, sampling) for c in choices]
         size = sum(map(len, texts))
@@ -148,7 +148,7 @@ def parse_chat(
             out = math.ceil(size / CHARS_PER_TOKEN)
         keep = sampling is not None and sampling.thoughts
         answers = [_answer(c, t, out // n, full, keep) for c, t in zip(choices, texts, strict=True)]
-        return Record(asked, tuple(answers), (used, out, min(used, _count(cached))))
+        return Record(asked, tuple(answers), (used, out, min(used, cached)))
     except UNREADABLE as e:
         raise TransientFault(
             "not_json", f"HTTP 200 without a chat completion in it: {raw[:60]!r}"
@@ -306,6 +306,8 @@ def _logprobs(tree: Any) -> Logprobs | None:
 
 def _count(value: object) -> int:
     """Tokens that a reply says were used; 0 where it says no number that can be one."""
+    if type(value) is int and 0 <= value <= MOST_TOKENS:
+        return value
     number = _number(value)
     return int(number) if number is not None and 0 <= number <= MOST_TOKENS else 0
 

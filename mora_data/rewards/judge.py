@@ -188,9 +188,14 @@ def verdict(
     quoted_verdict, conflicting_verdicts, verdict_not_last. One that stands in the texts that the
     judge was shown is a quotation and does not count."""
     text = reply.text
-    bare = _BARE.fullmatch(text)
-    found = [([int(bare[1])], 0, len(text))] if bare else _whole(text, highest)
-    found = found or _scores(text, highest)
+    if bare := _BARE.fullmatch(text):  # as nearly all are
+        level = int(bare[1])
+        if not lowest <= level <= highest:
+            return None, why_unread(reply)
+        said = f'{{"score":{level}}}'
+        quotes = _stands_in(said, shown, lambda at: shown[at].translate(_BLANKS))
+        return (None, "quoted_verdict") if quotes else (level, "")
+    found = _whole(text, highest) or _scores(text, highest)
     is_quoted = quoted_in(shown)
     levels: list[int] = []
     seen = last = 0
@@ -220,20 +225,26 @@ def quoted_in(shown: Sequence[str]) -> Callable[[str], bool]:
     in, white space and backslashes; at the end of one, but for its last brace. A number alone
     stands in many a text and is no quotation."""
 
-    @cache
-    def packed(at: int) -> str:
-        return shown[at].translate(_BLANKS)
+    packed = cache(lambda at: shown[at].translate(_BLANKS))
 
     @cache  # a reply may say the same thousands of times
     def is_quoted(said: str) -> bool:
-        if not _LETTER.search(said):
-            return False
         bare = unwrap(said).translate(_BLANKS)
-        end = bare.rstrip("}")
-        found = (packed(at) for at, text in enumerate(shown) if '"' in text or '"' not in bare)
-        return any(bare in t or t.endswith(end) for t in found)
+        return _LETTER.search(said) is not None and _stands_in(bare, shown, packed)
 
     return is_quoted
+
+
+def _stands_in(bare: str, shown: Sequence[str], packed: Callable[[int], str]) -> bool:
+    """Whether a verdict without its blanks stands in a text; `packed` gives a text without them."""
+    end = bare.rstrip("}")
+    for at, text in enumerate(shown):
+        # a look at two signs that it would have to have costs less than packing it
+        if ('"' in text or '"' not in bare) and ("{" in text or "{" not in end):
+            found = packed(at)
+            if bare in found or found.endswith(end):
+                return True
+    return False
 
 
 @reads_reply(None)

@@ -133,6 +133,7 @@ _NOTHING = frozenset(("null", "undefined", "nan", "[object object]"))
 _LETTERS = re.compile(r"(?=[^\W\d_])(.{1,4}?)(?:\W{0,2}\1){2,60}\W{0,9}\w{0,3}\W{0,9}")
 _LONG_RUN = re.compile(r"(?=[^\W\d_])(.{1,8}?)\1{19}")
 _LONG_WORD = 60
+_WORD = re.compile(r"\w")
 
 
 def flags(text: str, finish_reason: str) -> tuple[str, ...]:
@@ -160,7 +161,7 @@ def says_nothing(text: str) -> bool:
     """Whether an answer has no letter, number or picture in it that somebody sees, behind what the
     model thought aloud."""
     text, _ = without_thought(text)
-    if re.search(r"\w", text):
+    if _WORD.search(text):
         return len(text) < 20 and text.strip().lower() in _NOTHING
     return not any(unicodedata.category(c) in ("So", "Sm") for c in text if c != "\ufffd")
 
