@@ -16,7 +16,6 @@ from support.endpoint_cases import (
     in_parts,
     is_judge,
     replies,
-    wrapped,
 )
 from support.fake_openai import FakeOpenAI, Fault
 
@@ -61,7 +60,6 @@ def test_a_thought_that_is_cut_off_leaves_a_truncated_answer(
 @pytest.mark.parametrize(
     "says",
     [
-        replies(wrapped(f"<think>\n{MUSING}?\n</think>\n\n")),
         replies(beside("reasoning_content")),
         replies(in_parts, stream=True),
     ],

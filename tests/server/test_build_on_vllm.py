@@ -199,6 +199,7 @@ def test_the_server_is_checked(server: RealServer, capsys: pytest.CaptureFixture
     """vLLM takes everything that a build sends; what a random model says is no verdict."""
     assert main(["check", "--base-url", server.base_url, "--json"]) == 0
     checked = json.loads(capsys.readouterr().out)
+    print(json.dumps(checked, indent=1))
     assert checked["around"] == [] and checked["found"]["usage"] == "reported"
     assert checked["found"]["n"] == "3 of 3 choices in one request"
     assert checked["found"]["logprobs"] == "5 a token"
