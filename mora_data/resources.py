@@ -257,7 +257,11 @@ def inert(text: str) -> str:
     may = "<" in text or "[" in text or "]~" in text or ">>" in text or "##" in text
     if not may and "\uff1c" not in text:
         return text
-    return _MARK.sub(lambda m: m[0][0] + " " + m[0][1:] if _is_mark(m) else m[0], text)
+
+    def broken(m: re.Match[str]) -> str:
+        return m[0][0] + " " * _is_mark(*m.group("angle", "bar", "square")) + m[0][1:]
+
+    return _MARK.sub(broken, text)
 
 
 def inert_turns(messages: Messages) -> Messages:
@@ -265,13 +269,14 @@ def inert_turns(messages: Messages) -> Messages:
     return tuple(Message(role=m["role"], content=inert(m["content"])) for m in messages)
 
 
-def _is_mark(found: re.Match[str]) -> bool:
+@lru_cache(maxsize=512)  # a hostile text is full of one
+def _is_mark(angle: str | None, bar: str | None, square: str | None) -> bool:
     """Whether what has the form of a mark is one: `<b>`, `<h1>` and `[1]` are not."""
-    if name := found["angle"]:
-        known = bool(found["bar"]) or name.lower() in _ANGLE or not name.isascii()
-        return known or re.search(r"[_:\d-]", re.sub(r"^[hH][1-6]$", "", name)) is not None
-    if name := found["square"]:
-        return name.lower() in _SQUARE or _NUMBERED.fullmatch(name.lower()) is not None
+    if angle:
+        known = bool(bar) or angle.lower() in _ANGLE or not angle.isascii()
+        return known or re.search(r"[_:\d-]", re.sub(r"^[hH][1-6]$", "", angle)) is not None
+    if square:
+        return square.lower() in _SQUARE or _NUMBERED.fullmatch(square.lower()) is not None
     return True
 
 

@@ -32,6 +32,7 @@ from ..run.files import read_json, replacing, write_whole
 from ..secrets import key_in, refuse_password
 from ..settings import RoleSettings
 from ..text import one_line
+from .http import MOST_BYTES
 from .replies import UNREADABLE, reads_reply
 
 if TYPE_CHECKING:
@@ -195,9 +196,10 @@ def reply_of(tree: Any) -> BatchReply:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
+    """Its lines; one that is longer than any reply comes in parts, which are in no form."""
     try:
         with path.open("rb") as f:
-            yield from f
+            yield from iter(lambda: f.readline(MOST_BYTES), b"")
     except FileNotFoundError:
         return
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import importlib
 import importlib.util
 import math
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -44,7 +44,7 @@ CONNECT_S = 10.0
 NO_SERVER = frozenset({"refused", "dns", "connect"})  # kinds of faults: nothing was asked
 _SWEEP_S = 0.25
 _INBOX_BYTES = 32 << 10  # of a connection; a longer reply comes in pieces
-MOST_BYTES = 64 << 20  # of a reply
+MOST_BYTES = 16 << 20  # of a reply
 TOO_LONG = f"longer than {MOST_BYTES >> 20} MB"
 _MOST_HEAD_BYTES = 64 << 10
 
@@ -227,7 +227,6 @@ class _ReplyHead(NamedTuple):
 class _Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_buffer",
-        "_chunk_at",
         "_chunks",
         "_head",
         "_inbox",
@@ -243,9 +242,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._inbox = memoryview(bytearray(_INBOX_BYTES))
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Reply] | None = None
-        self._buffer = b""
-        self._chunks: list[bytes] = []  # taken from the buffer, up to the place
-        self._chunk_at = 0
+        self._buffer: bytes | bytearray = b""  # of one piece as a rule; else it grows in place
+        self._chunks = bytearray()  # what was taken from the buffer, of a body in chunks
         self._head: _ReplyHead | None = None  # None until it is all there
         self._used = False
         self.waiting: Waiting | None = None
@@ -285,15 +283,22 @@ class _Connection(asyncio.BufferedProtocol):
         return self._inbox
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = self._inbox[:nbytes].tobytes()
-        self._buffer = self._buffer + data if self._buffer else data
+        data = self._inbox[:nbytes]
+        if not self._buffer:
+            self._buffer = data.tobytes()
+        else:
+            if isinstance(self._buffer, bytes):
+                self._buffer = bytearray(self._buffer)
+            self._buffer += data
         try:
-            if len(self._buffer) > MOST_BYTES:
-                raise ValueError(TOO_LONG)
             if self._head is None:
                 self._head = self._read_head()
-            if self._head is not None:
-                self._read_body(self._head)
+            head = self._head
+            end = len(self._buffer) if head is None else max(len(self._buffer), head.end)
+            if end + len(self._chunks) > MOST_BYTES:
+                raise ValueError(TOO_LONG)
+            if head is not None:
+                self._read_body(head)
         except ValueError as e:
             self.fail(Fault("protocol", f"not an HTTP reply ({e})"))
 
@@ -303,10 +308,10 @@ class _Connection(asyncio.BufferedProtocol):
         head = self._head
         if head is not None and head.end < 0 and not head.chunked and exc is None:
             self._finish(head, self._buffer[head.body_at :])  # it ends with the connection
-        elif self._used and not self._buffer:
+        elif self._used and head is None and not self._buffer:
             self._waiter.set_exception(_ClosedIdle())
         else:
-            when = "in the middle of" if self._buffer else "without"
+            when = "in the middle of" if self._buffer or head is not None else "without"
             reason = f"the server closed the connection {when} a reply"
             self._waiter.set_exception(Fault("reset", reason))
 
@@ -318,7 +323,7 @@ class _Connection(asyncio.BufferedProtocol):
                 raise ValueError("64 kB without the end of its head")
             if end < 0:
                 return None
-            head = self._buffer[at : end + 2].lower()
+            head = bytes(self._buffer[at : end + 2]).lower()
             if not head.startswith(b"http/1."):
                 raise ValueError(repr(head[:20]))
             if not head[9:12].isdigit():
@@ -347,7 +352,7 @@ class _Connection(asyncio.BufferedProtocol):
             if len(self._buffer) >= head.end:
                 self._finish(head, self._buffer[head.body_at : head.end])
         elif head.chunked and self._read_chunks(head):
-            self._finish(head, b"".join(self._chunks))
+            self._finish(head, self._chunks)
 
     def _read_chunks(self, head: _ReplyHead) -> bool:
         """Take the chunks that are all there; whether that was the last one.
@@ -355,29 +360,36 @@ class _Connection(asyncio.BufferedProtocol):
         Raises:
             ValueError: a chunk has no length, or more than a head's worth of trailers follows.
         """
-        at, buffer = max(self._chunk_at, head.body_at), self._buffer
+        at, buffer = head.body_at, self._buffer
         while (line := buffer.find(b"\r\n", at)) >= 0:
             length = _CHUNK.fullmatch(buffer, at, line)
             if length is None:
-                raise ValueError(f"a chunk of {buffer[at : at + 20]!r} bytes")
+                raise ValueError(f"a chunk of {bytes(buffer[at : at + 20])!r} bytes")
             end = line + 2 + int(length[1], 16)
             if end == line + 2:  # trailers, of which there are none as a rule, and an empty line
                 if len(buffer) - line > _MOST_HEAD_BYTES:
                     raise ValueError("64 kB of trailers")
                 return buffer.find(b"\r\n\r\n", line) >= 0
+            if end - at > MOST_BYTES:
+                raise ValueError(TOO_LONG)
             if len(buffer) < end + 2:
                 break
-            self._chunks.append(buffer[line + 2 : end])
-            at = self._chunk_at = end + 2
+            self._chunks += buffer[line + 2 : end]
+            at = end + 2
+        else:
+            if len(buffer) - at > _MOST_HEAD_BYTES:
+                raise ValueError("64 kB without the length of a chunk")
+        if at > head.body_at:
+            self._buffer, self._head = buffer[at:], head._replace(body_at=0)
         return False
 
-    def _finish(self, head: _ReplyHead, body: bytes) -> None:
+    def _finish(self, head: _ReplyHead, body: bytes | bytearray) -> None:
         self._buffer, self._head, self._used = b"", None, True
-        self._chunks, self._chunk_at = [], 0
+        self._chunks = bytearray()
         if head.close_after and self._transport is not None:
             self._transport.close()
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(Reply(head.status, body, head.retry_after))
+            self._waiter.set_result(Reply(head.status, bytes(body), head.retry_after))
 
 
 _WAIT_HEADERS = re.compile(rb"\r\n([\w-]*(?:retry-after|rate-?limit)[\w-]*):[ \t]*([^\r]+)")
@@ -521,6 +533,7 @@ class ClientTransport:
         require_openai(f"transport: {kind}")
         self._base_url, self._path, self._on_send = base_url, path, on_send
         self._key = headers.get("Authorization", "").removeprefix("Bearer ")
+        self._name = kind
         self._make = None if kind == "openai" else plugins.load({}, kind, "transport").target
         self._client: AsyncOpenAI | None = None
 
@@ -531,21 +544,30 @@ class ClientTransport:
         if self._client is None:
             self._client = self._open()
         self._on_send()
+        asked = self._client.post(
+            self._path,
+            cast_to=object,
+            body=orjson.loads(body),
+            options={
+                "timeout": timeout_s,
+                "max_retries": 0,
+                "headers": {"Accept-Encoding": "gzip"},
+            },
+        )
         try:
-            reply = await self._client.post(
-                self._path,
-                cast_to=_reply_class(),
-                body=orjson.loads(body),
-                options={"timeout": timeout_s, "max_retries": 0},
-            )
-            return Reply(reply.status_code, reply.content)
-        except openai.APIStatusError as e:
-            after = parse_retry_after(_in_small(e.response.headers))
-            return Reply(e.status_code, e.response.content, after)
-        except openai.APITimeoutError as e:
-            raise no_reply(timeout_s) from e
-        except openai.APIConnectionError as e:
+            await asyncio.wait_for(asked, timeout_s)
+        except (_Taken, openai.APIConnectionError) as e:
+            taken = e if isinstance(e, _Taken) else e.__cause__  # older versions wrap it
+            if isinstance(taken, _Taken):
+                if taken.reply is None:
+                    raise Fault("protocol", TOO_LONG) from e
+                return taken.reply
+            if isinstance(e, openai.APITimeoutError):
+                raise no_reply(timeout_s) from e
             raise Fault(_kind(e), str(e.__cause__ or e)) from e
+        except (TimeoutError, asyncio.TimeoutError) as e:  # two classes before 3.11
+            raise no_reply(timeout_s) from e
+        raise SettingsError(f"transport: {self._name} gives a client that no reply passes through")
 
     async def close(self) -> None:
         if self._client is not None:
@@ -554,26 +576,45 @@ class ClientTransport:
     def _open(self) -> AsyncOpenAI:
         from openai import AsyncOpenAI
 
-        if self._make is None:
-            return AsyncOpenAI(base_url=self._base_url, api_key=self._key or "none", max_retries=0)
         try:
-            client: AsyncOpenAI = self._make(self._base_url)
-            return client
+            if self._make is None:
+                client = AsyncOpenAI(base_url=self._base_url, api_key=self._key or "none")
+            else:
+                client = self._make(self._base_url)
+            client._client.event_hooks["response"].append(_take)
         except Exception as e:  # the user's code and what it calls
             raise SettingsError(
                 f"the openai client can't sign in ({one_line(e, 160)}): set what it"
                 " asks for, or leave `transport` out"
             ) from e
+        return client
 
 
-def _reply_class() -> Any:
-    """The class of raw replies; it is httpx's or, in newer versions of openai, httpx2's."""
-    for name in ("httpx2", "httpx"):
-        with contextlib.suppress(ImportError):
-            return importlib.import_module(name).Response
-    raise SettingsError(
-        "transport: openai finds neither httpx2 nor httpx: pip install --upgrade openai"
-    )
+class _Taken(Exception):
+    """Carries a reply past the openai client, which would read one of any size. `reply` is None
+    where it is too long."""
+
+    def __init__(self, reply: Reply | None) -> None:
+        super().__init__()
+        self.reply = reply
+
+
+async def _take(response: Any) -> None:
+    """Called by httpx, whose response this is, when the head of a reply is there. httpx itself
+    would unpack a reply to any size."""
+    raw = bytearray()
+    async for part in response.aiter_raw():
+        raw += part
+        if len(raw) > MOST_BYTES:
+            raise _Taken(None)
+    body = bytes(raw)
+    if response.headers.get("content-encoding", "").lower() == "gzip":
+        with contextlib.suppress(zlib.error):  # then it is no JSON
+            body = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(raw, MOST_BYTES + 1)
+    if len(body) > MOST_BYTES:
+        raise _Taken(None)
+    after = parse_retry_after(_in_small(response.headers))
+    raise _Taken(Reply(response.status_code, body, after))
 
 
 def _kind(error: BaseException) -> str:

@@ -20,6 +20,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar, cast
 
 import orjson
@@ -34,11 +35,12 @@ PASSING = frozenset((408, 409, 425, 429))  # and all from 500 on
 UNUSABLE = frozenset((401, 403, 404))
 MOST_TOKENS = 10**9  # of one request
 MOST_CHARS = 1 << 18  # of one answer: readers take milliseconds for as many
-MOST_TRIES = 250  # to read an object in a text
+MOST_TRIES = 100  # to read an object in a text
 _OBJECT = re.compile(r'\{(?=\s{0,99}["}])')
 MOST_NUMBER = 1e300  # what is compared with it may have any number of digits
 CHARS_PER_TOKEN = 4
 MOST_CHARS_PER_TOKEN = 20  # on average; more means that not all tokens were counted
+LEAST_CHARS = 4096  # of an answer that are kept, whatever `max_tokens` is
 # what reading a reply may raise, whatever stands in it
 UNREADABLE = (
     ArithmeticError,
@@ -148,6 +150,13 @@ def parse_chat(
             out = math.ceil(size / CHARS_PER_TOKEN)
         keep = sampling is not None and sampling.thoughts
         answers = [_answer(c, t, out // n, full, keep) for c, t in zip(choices, texts, strict=True)]
+        most = MOST_CHARS  # readers hold up all that is asked at once
+        if sampling is not None:
+            most = min(most, max(LEAST_CHARS, MOST_CHARS_PER_TOKEN * sampling.max_tokens))
+        answers = [
+            a if len(a.text) <= most else replace(a, text=a.text[:most], finish_reason="length")
+            for a in answers
+        ]
         return Record(asked, tuple(answers), (used, out, min(used, cached)))
     except UNREADABLE as e:
         raise TransientFault(

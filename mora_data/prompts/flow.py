@@ -8,6 +8,7 @@ first. So it can be stopped anywhere and run again: what was paid for comes back
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..statistics.kinds import PromptStats
+
+LONG_CHARS = 8192  # whose flags may take milliseconds
 
 
 async def run_prompt(context: PromptContext, prompt: Prompt) -> PromptResult:
@@ -112,7 +115,7 @@ async def sample_and_score(
     asked = inert_turns(prompt.messages)
     request = Request("policy", asked, sampling, "presample", prompt.prompt_id, stop - first, first)
     answers = await context.ask(request)
-    rollouts = as_rollouts(prompt.prompt_id, arm.name, answers, prompt.text, arm.rollouts)
+    rollouts = await as_rollouts(prompt.prompt_id, arm.name, answers, prompt.text, arm.rollouts)
     arm.rollouts += rollouts
     return await score(context, prompt.messages, rollouts, "score:presample", arm.anchors)
 
@@ -158,7 +161,7 @@ async def _recorded_arm(context: PromptContext, result: PromptResult) -> None:
         return
     arm = Arm("recorded", prompt.messages)
     answers = [Answer(r.text, tokens_out=n_tokens(r.text)) for r in prompt.recorded]
-    arm.rollouts = as_rollouts(prompt.prompt_id, arm.name, answers)
+    arm.rollouts = await as_rollouts(prompt.prompt_id, arm.name, answers)
     _count_rollouts(result, arm.rollouts)
     result.arms.append(arm)
     ratings = {r.text: r.ratings for r in reversed(prompt.recorded)}
@@ -205,7 +208,7 @@ def _pilot(context: PromptContext, name: str, before: Arm) -> Probe:
         asked = inert_turns(messages)
         request = Request("policy", asked, sampling, f"probe:{name}", prompt_id, n)
         answers = await context.ask(request)
-        rollouts = as_rollouts(prompt_id, "probe", answers, asked=messages[-1]["content"])
+        rollouts = await as_rollouts(prompt_id, "probe", answers, messages[-1]["content"])
         arm = Arm("probe", messages, rollouts)
         scored = await score(context, messages, rollouts, f"score:probe:{name}")
         _add_rewards(context, arm, rollouts, scored)
@@ -236,13 +239,13 @@ async def _rollouts(context: PromptContext, result: PromptResult, arm: Arm) -> l
     asked = arm.messages[-1]["content"]
     rollouts = [
         replace(r, persona=p.name) if (p := personas[i % len(personas)]) else r
-        for i, r in enumerate(as_rollouts(prompt_id, arm.name, answers, asked=asked))
+        for i, r in enumerate(await as_rollouts(prompt_id, arm.name, answers, asked=asked))
     ]
     _count_rollouts(result, rollouts)
     return rollouts
 
 
-def as_rollouts(
+async def as_rollouts(
     prompt_id: str,
     arm: str,
     answers: Sequence[Answer],
@@ -250,11 +253,13 @@ def as_rollouts(
     before: Sequence[Rollout] = (),
 ) -> list[Rollout]:
     """Answers to the turn `asked` as rollouts with their flags; a text that came earlier, or
-    `before` them, is a duplicate."""
+    `before` them, is a duplicate. Other work goes on between long ones."""
     seen = {normalise(r.text) for r in before if r.error is None}
     language = language_of(asked)
     out = []
     for i, a in enumerate(answers, len(before)):
+        if len(a.text) > LONG_CHARS:
+            await asyncio.sleep(0)
         found = flags(a.text, a.finish_reason) if a.error is None else ()
         if a.error is None and is_foreign(language, a.text):
             found = (*found, "language")

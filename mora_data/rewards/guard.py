@@ -48,7 +48,7 @@ CODES = frozenset(f"S{i}" for i in range(1, 15))
 VARIABLES = frozenset(("question", "history", "answer", "policy", "dimension"))
 GREEDY = Sampling(0.0, 1.0, 32, logprobs=10)
 _LINE = re.compile(
-    r"^\W{0,9}(harmful request|response refusal|harmful response)\W{0,9}:\s{0,9}(yes|no|n/a)"
+    r"^[^\w\n]{0,9}(harmful request|response refusal|harmful response)\W{0,9}:\s{0,9}(yes|no|n/a)"
     r"[^\w\n]{0,40}$",
     re.I | re.M,
 )

@@ -163,7 +163,7 @@ def says_nothing(text: str) -> bool:
     text, _ = without_thought(text)
     if _WORD.search(text):
         return len(text) < 20 and text.strip().lower() in _NOTHING
-    return not any(unicodedata.category(c) in ("So", "Sm") for c in text if c != "\ufffd")
+    return not any(unicodedata.category(c) in ("So", "Sm") for c in {*text} - {"\ufffd"})
 
 
 def is_repetitive(text: str) -> bool:

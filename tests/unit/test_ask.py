@@ -21,12 +21,13 @@ from typing import Any
 
 import pytest
 from support.fake_openai import FakeOpenAI, Fault, Script
+from support.floods import KINDS, Flood
 
 from mora_data.engines import http, openai, replicas
 from mora_data.engines.cached_client import CachedClient
 from mora_data.engines.http import Patience, PlainTransport
 from mora_data.engines.openai import Endpoint, HttpEngine, ReplyTimes
-from mora_data.engines.replies import MOST_CHARS
+from mora_data.engines.replies import LEAST_CHARS
 from mora_data.errors import EndpointError, PendingRetry, SettingsError
 from mora_data.run import tasks
 from mora_data.run.cache_key import encode, request_key, with_pattern
@@ -317,8 +318,8 @@ def test_dies_midway_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (Fault(text=""), "", "stop"),
         (Fault(text="cut", finish_reason="length"), "cut", "length"),
         (Fault(text="no", finish_reason="content_filter"), "no", "content_filter"),
-        (Fault(text="x" * MOST_CHARS), "x" * MOST_CHARS, "stop"),
-        (Fault(text="x" * 1_000_000), "x" * MOST_CHARS, "length"),
+        (Fault(text="x" * LEAST_CHARS), "x" * LEAST_CHARS, "stop"),
+        (Fault(text="x" * 1_000_000), "x" * LEAST_CHARS, "length"),
     ],
 )
 def test_odd_answers_are_kept_as_they_came(
@@ -692,28 +693,74 @@ def test_too_many_open_files_are_named(tmp_path: Path, monkeypatch: pytest.Monke
         assert not stats.replicas_out
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_reply_over_tls_has_a_size_too(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
-    """Packed ones count as they are unpacked."""
-    monkeypatch.setattr(http, "MOST_BYTES", 1 << 20)
-    body, headers = b" " * (2 << 20), {}
-    if packed:
-        body, headers = gzip.compress(body), {"content-encoding": "gzip"}
+def transport_to(kind: str, base_url: str) -> http.Transport:
+    url = f"{base_url}/chat/completions"
+    if kind == "plain":
+        return PlainTransport(url, {}, lambda: None)
+    if kind == "aiohttp":
+        return http.AiohttpTransport(url, {}, 1, lambda: None)
+    return http.ClientTransport(base_url, "/chat/completions", {}, lambda: None, kind)
 
-    async def ask(url: str) -> None:
-        transport = http.AiohttpTransport(url, {}, 1, lambda: None)
-        try:
-            await transport.post(b"{}", Waits())
-        finally:
-            await transport.close()
 
-    class Waits:
-        def patience(self) -> Patience:
-            return Patience(5.0, 5.0)
+class Patient:
+    def patience(self) -> Patience:
+        return Patience(60.0, 60.0)
 
-    server = FakeOpenAI(lambda b, t: Fault(body=body, headers=headers))
-    with server, pytest.raises(http.Fault, match="longer than"):
-        asyncio.run(ask(f"{server.base_url}/chat/completions"))
+
+async def bodies(kind: str, base_url: str, times: int = 1) -> list[bytes]:
+    """The bodies of replies, through one transport."""
+    transport = transport_to(kind, base_url)
+    try:
+        return [(await transport.post(b"{}", Patient())).body for _ in range(times)]
+    finally:
+        await transport.close()
+
+
+@pytest.mark.parametrize("transport", ["plain", "aiohttp", "openai"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reply_has_a_size(kind: str, transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten gigabytes are left unread, however they come; packed ones count as they are unpacked."""
+    monkeypatch.setattr(http, "MOST_BYTES", 1 << 18)
+    with Flood(KINDS[kind]) as flood, pytest.raises(http.Fault) as fault:
+        asyncio.run(bodies(transport, flood.base_url))
+    assert flood.replies == 1 and flood.longest < 32 << 20  # with what the system keeps of it
+    # whatever it says of a head without an end
+    said = ("reset",) if kind in ("head", "a chunk's length") and transport != "plain" else ()
+    assert fault.value.kind in ("protocol", *said), fault.value
+
+
+def test_a_client_of_the_users_has_that_size_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(http, "MOST_BYTES", 1 << 18)
+    (tmp_path / "patient_client.py").write_text(
+        "import openai\ndef client(base_url):\n"
+        "    return openai.AsyncOpenAI(base_url=base_url, api_key='own', max_retries=3)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for kind in ("error", "chunks"):
+        with Flood(KINDS[kind]) as flood, pytest.raises(http.Fault, match="longer than"):
+            asyncio.run(bodies("patient_client:client", flood.base_url))
+        assert flood.replies == 1
+
+
+@pytest.mark.parametrize("transport", ["plain", "aiohttp", "openai"])
+def test_a_reply_in_pieces_is_whole(transport: str) -> None:
+    """In chunks of every size; the connection serves again."""
+    rng, body, reply = random.Random(0), bytes(range(33, 127)) * 10_000, bytearray()
+    at = 0
+    while at < len(body):
+        piece = body[at : at + rng.choice((1, 2, 50, 70_000))]
+        reply += b"%x\r\n%s\r\n" % (len(piece), piece)
+        at += len(piece)
+    whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + reply + b"0\r\n\r\n"
+    with Flood(lambda: iter((whole,))) as server:
+        assert asyncio.run(bodies(transport, server.base_url, 3)) == [body] * 3
+    assert (server.replies, server.connections) == (3, 1)
+    if transport != "plain":
+        packed, headers = gzip.compress(body), {"content-encoding": "gzip"}
+        with FakeOpenAI(lambda b, t: Fault(body=packed, headers=headers)) as fake:
+            assert asyncio.run(bodies(transport, fake.base_url)) == [body]
 
 
 def test_a_caller_that_is_cancelled_leaves_its_call_to_the_next(tmp_path: Path) -> None:

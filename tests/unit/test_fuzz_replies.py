@@ -20,6 +20,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import mora_data
 from mora_data.engines.dialect import Refusal
 from mora_data.engines.http import Fault, Reply, _Connection, parse_retry_after
 from mora_data.engines.replies import (
+    LEAST_CHARS,
     MOST_CHARS,
     MOST_TOKENS,
     UNREADABLE,
@@ -39,8 +41,10 @@ from mora_data.engines.replies import (
     parse_rating,
 )
 from mora_data.evaluate.prompts import EvalPrompt
+from mora_data.resources import inert
 from mora_data.rewards import load
 from mora_data.rewards.judge import SCHEMA
+from mora_data.rewards.rules import flags
 from mora_data.rewriting.reply import Rewrite
 from mora_data.run.log import Record
 from mora_data.settings import RewardSettings, build_settings
@@ -353,18 +357,43 @@ def test_chunks_and_trailers_are_read_and_endless_ones_are_not() -> None:
             "<rewritten>",
             "\n",
             "é́ ",
+            "<answer>",
+            "😀",
         )
-        for read in ("verdict", "parse_rewrite", "winner", "_levels", "wildguard")
+        for read in (*ARGUMENTS, "flags", "inert")
     ],
 )
 def test_a_long_reply_is_read_in_milliseconds(read: str, text: str) -> None:
-    """The event loop stands still meanwhile."""
-    reader = next(f for name, f in readers().items() if name.endswith(f".{read}"))
+    """The event loop stands still meanwhile: 50 ms at most, here for the longest answer of all."""
     said = (text * MOST_CHARS)[:MOST_CHARS]
-    shown = {"verdict": (1, 5, (said,)), "winner": ((said,),), "_levels": (["A"], (said,))}
-    given = Answer(said) if read in ("verdict", "wildguard") else said
-    best = min(_seconds(lambda: reader(given, *shown.get(read, ()))) for _ in range(2))
-    assert best < 0.25, f"{1000 * best:.0f} ms"
+    call: Callable[[], object] = {
+        "flags": lambda: flags(said, "stop"),
+        "inert": lambda: inert(said),
+    }.get(read) or partial(
+        next(f for name, f in readers().items() if name.endswith(f".{read}")),
+        *{
+            "verdict": (Answer(said), 1, 5, (said,)),
+            "winner": (said, (said,)),
+            "_answers": (said, ["A"], (said,)),
+            "parse_rewrite": (said,),
+        }.get(read, ARGUMENTS[read](Answer(said)) if read in ARGUMENTS else ()),
+    )
+    best = min(_seconds(call) for _ in range(3))
+    assert best < 0.05, f"{1000 * best:.0f} ms"
+
+
+def test_an_answer_has_the_length_that_was_asked_for() -> None:
+    """A server that takes no notice of `max_tokens` can't have us read a book; thoughts don't
+    count."""
+    for tokens, kept in ((8, LEAST_CHARS), (512, 10_240), (10**6, MOST_CHARS)):
+        sampling = Sampling(1.0, 1.0, tokens)
+        said = f"<think>{'hm ' * 9000}</think>" + "a" * MOST_CHARS
+        for content in ("a" * (MOST_CHARS + 1), said):
+            body = {"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
+            (answer,) = parse_chat(json.dumps(body).encode(), 1, sampling=sampling).answers
+            assert answer.finish_reason == "length"
+            least = min(kept, MOST_CHARS - len(said) + MOST_CHARS)
+            assert least <= len(answer.text) <= kept
 
 
 def _seconds(call: Callable[[], object]) -> float:
