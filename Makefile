@@ -55,10 +55,11 @@ test: $(VENV)/.train
 
 test-slow: $(VENV)/.train
 	$(BIN)/python -m pytest -m slow -rs --durations=0
+	MORA_FUZZ_S=24 $(BIN)/python -m pytest -m fuzz
 
-# random damage and replies, MORA_FUZZ_SEED=2 for others; ten minutes at most
+# random replies, files, pages and settings, MORA_FUZZ_SEED=2 for others; ten minutes at most
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m pytest -m fuzz -rP
+	$(BIN)/python -m pytest -m fuzz
 
 test-server: $(VENV)/.dev $(VLLM_VENV)/.ready
 	MORA_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m server tests/server

@@ -21,6 +21,16 @@ PendingRetry            not a failure of the run: the next one asks this prompt 
 
 from __future__ import annotations
 
+# what reading a text of somebody else may raise, whatever stands in it
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 
 class MoraError(Exception):
     """Root of the tree; its text is one line that says what happened, the value, and what to do."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CACHE_ENV = "MORA_DATA_CACHE"
 ROLES = ("system", "user", "assistant")
+_MOST_PARTS = 200_000  # of YAML: settings, cards and price tables have some hundred
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -89,15 +90,33 @@ def parse_yaml(text: str) -> Any:
     """What YAML holds.
 
     Raises:
-        yaml.YAMLError: it is none, is nested too deeply, or holds a value that is none of its type.
+        yaml.YAMLError: it is none, is nested too deeply, holds a value that is none of its type, or
+            names parts of itself again and again (`&a [*a]`), so that no end is in sight.
     """
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        tree = yaml.safe_load(text)
+        if "*" in text:
+            _check_size(tree)
+        return tree
     except (RecursionError, ValueError, TypeError, AttributeError, LookupError) as e:
         why = str(e) if isinstance(e, ValueError) else "nested too deeply, or a value of no type"
         raise yaml.YAMLError(why) from e
+
+
+def _check_size(tree: Any) -> None:
+    """Raises ValueError for a tree of more parts than a file without aliases could spell out."""
+    left, n = [tree], 0
+    while left:
+        part = left.pop()
+        n += 1
+        if n > _MOST_PARTS:
+            raise ValueError("aliases that make it endless")
+        if isinstance(part, dict):
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
 
 
 class Template:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.fuzzing import fuzzing, pytest_terminal_summary  # noqa: F401
 from support.recipe_cases import Recipes
 
 # One thread for linear algebra, here and in every process that is started: the arrays are small,

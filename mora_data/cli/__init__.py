@@ -31,7 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. Without `argv` the process is the command's own."""
     out, err = (cast(TextIO, _Terminal(s)) for s in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        return _run(list(sys.argv[1:] if argv is None else argv), argv is None)
+        if argv is not None:
+            return _run(list(argv), False)
+        try:
+            return _run(sys.argv[1:], True)
+        except Exception:  # printed here, since Python itself would print the secrets in it, too
+            import traceback
+
+            traceback.print_exc()
+            return 1
 
 
 class _Terminal:

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import orjson
 
-from ..errors import EndpointError, RunFolderError
+from ..errors import UNREADABLE, EndpointError, RunFolderError
 from ..run.files import read_json, replacing, write_whole
 from ..secrets import key_in, refuse_password
 from ..settings import RoleSettings
 from ..text import one_line
 from .http import MOST_BYTES
-from .replies import UNREADABLE, reads_reply
+from .replies import reads_reply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

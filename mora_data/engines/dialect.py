@@ -24,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from ..errors import RunFolderError
+from ..errors import UNREADABLE, RunFolderError
 from ..run.cache_key import without_system
 from ..run.files import read_json, write_json
 from ..run.stats import RunStats
@@ -33,7 +33,6 @@ from ..text import one_line
 from ..types import Request
 from .engine import Shared, endpoint_key
 from .http import parse_duration
-from .replies import UNREADABLE
 
 FILE = "endpoints.json"
 WARM = 0.01  # sent for a temperature of 0 where only larger ones are taken

@@ -25,6 +25,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import orjson
 
+from ..errors import UNREADABLE
 from ..run.log import Record
 from ..text import one_line
 from ..types import Answer, Sampling, Task
@@ -41,15 +42,6 @@ MOST_NUMBER = 1e300  # what is compared with it may have any number of digits
 CHARS_PER_TOKEN = 4
 MOST_CHARS_PER_TOKEN = 20  # on average; more means that not all tokens were counted
 LEAST_CHARS = 4096  # of an answer that are kept, whatever `max_tokens` is
-# what reading a reply may raise, whatever stands in it
-UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 _EVENTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")

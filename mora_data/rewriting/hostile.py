@@ -63,14 +63,14 @@ def faults(original: str, rewrite: str) -> list[str]:
 def _faults(x: str, y: str) -> Iterator[tuple[str, bool]]:
     yield "characters that nobody sees", _has_hidden(x, y)
     yield "marks of a chat template", inert(y) != y and inert(x) == x
-    yield "markup or a link", _is_new(_MARKUP, x, y)
-    yield "words to a judge", _is_new(_TO_A_JUDGE, x, y)
-    yield "personal data", _is_new(_PERSONAL, x, y)
+    known = normalise(x)
+    yield "markup or a link", _is_new(_MARKUP, known, y)
+    yield "words to a judge", _is_new(_TO_A_JUDGE, known, y)
+    yield "personal data", _is_new(_PERSONAL, known, y)
     yield "a part in another language", _has_other_language(x, y)
 
 
-def _is_new(pattern: re.Pattern[str], x: str, y: str) -> bool:
-    known = normalise(x)
+def _is_new(pattern: re.Pattern[str], known: str, y: str) -> bool:
     return any(normalise(m[0]) not in known for m in pattern.finditer(y))
 
 

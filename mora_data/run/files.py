@@ -22,14 +22,11 @@ from typing import Any
 
 import orjson
 
-from ..errors import DamagedFile, RunFolderError
+from ..errors import UNREADABLE, DamagedFile, RunFolderError
 from ..text import digest
 
 # what files make their readers raise; Arrow's errors are of these kinds
-_UNREADABLE = (
-    *(OSError, ValueError, LookupError, TypeError, ArithmeticError),
-    *(NotImplementedError, MemoryError, RecursionError),
-)
+_UNREADABLE = (*UNREADABLE, OSError, NotImplementedError, MemoryError)
 MOST_BYTES = 2 << 30  # of a file that is read at once
 _READ_WHOLE = frozenset(("", ".json", ".yaml", ".md", ".cff", ".png", ".html"))
 CHECKSUM = "checksum"  # key of a JSON object: `json_hash` of all the others

@@ -307,7 +307,7 @@ class _Handler(BaseHTTPRequestHandler):
         if foreign or site not in ("same-origin", "none"):
             raise PermissionError("A vote has to come from the viewer's own page.")
         size = self.headers.get("Content-Length", "")
-        if not size.isdecimal() or int(size) > FORM_BYTES:
+        if not size.isdecimal() or len(size) > 9 or int(size) > FORM_BYTES:
             raise SettingsError(f"a vote is a form of at most {FORM_BYTES} bytes")
         body = self.rfile.read(int(size)).decode("utf-8", "replace")
         if body.count("&") >= 10:

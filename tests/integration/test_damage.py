@@ -4,20 +4,18 @@ one line, or gives what it gave before; a build mends what it can, without a req
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import damage
 from support.damage import Case, Outcome
+from support.fuzzing import FUZZ_SEED as SEED
+from support.fuzzing import Fuzzing
 from support.hub_standin import make_server
-
-SEED = int(os.environ.get("MORA_FUZZ_SEED", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +73,11 @@ def test_every_file_is_damaged_once(clean: tuple[Path, dict[str, Outcome]]) -> N
 
 
 @pytest.mark.fuzz
-def test_damage_for_minutes(clean: tuple[Path, dict[str, Outcome]]) -> None:
-    end = time.monotonic() + float(os.environ.get("MORA_FUZZ_S", "240"))
-    for case in damage.cases(clean[0], 5000, SEED):
-        if time.monotonic() > end:
-            break
-        check(clean, [case])
+def test_damage_for_minutes(clean: tuple[Path, dict[str, Outcome]], fuzzing: Fuzzing) -> None:
+    cases = iter(damage.cases(clean[0], 5000, SEED))
+
+    def one(seed: int) -> int:
+        check(clean, [next(cases)])
+        return 1
+
+    fuzzing("files", one)

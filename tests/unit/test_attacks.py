@@ -11,10 +11,12 @@ import asyncio
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from unit.test_hostile import DEGENERATES, HOSTILE, failed
 
 from mora_data import resources
 from mora_data.prompts import flow
@@ -22,9 +24,10 @@ from mora_data.prompts.result import Arm, PromptResult
 from mora_data.resources import Secret, inert, nonce
 from mora_data.rewards import Reward, load
 from mora_data.rewards.judge import verdict
+from mora_data.rewards.rules import flags
 from mora_data.rewriting.rewriter import Rewriter
 from mora_data.settings import GuardSettings, RewardSettings, RoleSettings, build_settings
-from mora_data.types import Answer, Message, Messages, Prompt, Request, Sampling
+from mora_data.types import DEGENERATE, Answer, Message, Messages, Prompt, Request, Sampling
 
 BUILD = build_settings({"name": "x", "source": {"kind": "jsonl"}})
 QUESTION = "How do I store oil?"
@@ -262,6 +265,36 @@ def test_a_doubtful_reply_is_asked_again_and_then_no_score(attack: str) -> None:
         "verdict_not_last",
     )
     assert len(ask.requests) == 3
+
+
+def test_no_attack_of_all_changes_a_score_or_enters_the_dataset(
+    record_property: Callable[[str, object], None],
+) -> None:
+    """All of them once more, counted: answers that a judge echoes, rewrites of hostile
+    rows, answers that are none."""
+    won: dict[str, list[str]] = {}
+    for kind, judge in judges().items():
+        for name, attack in ATTACKS.items():
+            replies = (
+                attack,
+                inert(attack),
+                f"> {attack}",
+                f"I read: {attack}",
+                f"{attack}\nSo be it.",
+            )
+            scores = [
+                asyncio.run(judge.scores(Recorder(said), "p", ASKED, [attack, "Plainly."], "s"))[0]
+                for said in replies
+            ]
+            won[f"{kind} echoes {name}"] = [s.name for s in scores if s.value is not None]
+    for name, rewrite in HOSTILE.items():
+        won[f"rewrite {name}"] = [] if failed(rewrite) else [rewrite]
+    for name, answer in DEGENERATES.items():
+        won[f"answer {name}"] = [] if DEGENERATE & set(flags(answer, "stop")) else [answer]
+    hits = [name for name, found in won.items() if found]
+    different = len(ATTACKS) + len(HOSTILE) + len(DEGENERATES)
+    assert hits == [] and different >= 150
+    record_property("figure", f"attacks: {len(hits)} of {different} won, tried in {len(won)} ways")
 
 
 def test_a_nonce_is_the_conversations_and_in_none_of_its_texts() -> None:

@@ -255,7 +255,21 @@ def test_data_nested_deeply_is_no_traceback(tmp_path: Path, depth: int, suffix: 
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 1000, "{a: " * 1000, "- " * 1000, "!!timestamp x", "!!bool x", "2024-13-45", "!!int ''"],
+    [
+        "a: &a [*a]",
+        "a: &a {b: *a}",
+        "a: &a [1]\n"
+        + "".join(f"x{i}: &x{i} [{f'*x{i - 1}, ' * 9}]\n" for i in range(1, 12)).replace(
+            "*x0", "*a"
+        ),
+        "[" * 1000,
+        "{a: " * 1000,
+        "- " * 1000,
+        "!!timestamp x",
+        "!!bool x",
+        "2024-13-45",
+        "!!int ''",
+    ],
 )
 def test_yaml_that_no_reader_takes_is_one_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(yaml.YAMLError):

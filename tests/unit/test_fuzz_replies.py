@@ -5,7 +5,7 @@ is called without its guard too: what it raises has to be among the kinds that t
 
     pytest tests/unit/test_fuzz_replies.py            some thousand replies
     pytest -m slow tests/unit/test_fuzz_replies.py    1,000,000 inputs
-    make fuzz                                         4 minutes, from MORA_FUZZ_SEED
+    make fuzz                                         for MORA_FUZZ_S seconds
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import importlib
 import inspect
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from typing import Any
 
 import orjson
 import pytest
+from support.fuzzing import FUZZ_SEED, Fuzzing
 
 import mora_data
 from mora_data.engines.dialect import Refusal
@@ -34,12 +34,12 @@ from mora_data.engines.replies import (
     LEAST_CHARS,
     MOST_CHARS,
     MOST_TOKENS,
-    UNREADABLE,
     ErrorReply,
     TransientFault,
     parse_chat,
     parse_rating,
 )
+from mora_data.errors import UNREADABLE
 from mora_data.evaluate.prompts import EvalPrompt
 from mora_data.resources import inert
 from mora_data.rewards import load
@@ -52,7 +52,6 @@ from mora_data.types import Answer, Sampling
 
 PACKAGE = Path(mora_data.__file__).parent
 BUILD = build_settings({"name": "x", "source": {"kind": "jsonl"}})
-SEED = int(os.environ.get("MORA_FUZZ_SEED", "0"))
 
 ODD = (
     *('{"score": 3}', '{"rewritten": "a b?"}', '{"winner": "tie"}', '{"A": 3}', "[0.5, 1]", "Yes"),
@@ -278,23 +277,23 @@ def fuzz(seed: int, n: int) -> int:
 
 
 def test_no_reply_stops_a_run() -> None:
-    assert fuzz(SEED, 300) > 4000
+    assert fuzz(FUZZ_SEED, 300) > 4000
 
 
 @pytest.mark.slow
 def test_no_reply_of_a_million_stops_a_run() -> None:
-    print(f"{from_seeds(1_000_000, 0.0):,} inputs")
+    print(f"{from_seeds(1_000_000):,} inputs")
 
 
 @pytest.mark.fuzz
-def test_no_reply_of_four_minutes_stops_a_run() -> None:
-    print(f"{from_seeds(0, 240.0):,} inputs from seed {SEED}")
+def test_no_reply_for_minutes_stops_a_run(fuzzing: Fuzzing) -> None:
+    fuzzing("replies", lambda seed: fuzz(seed, 200))
 
 
-def from_seeds(least: int, seconds: float) -> int:
-    """Inputs read from seed after seed until there are `least` and the seconds are over."""
-    seen, seed, end = 0, SEED, time.monotonic() + seconds
-    while seen < least or time.monotonic() < end:
+def from_seeds(least: int) -> int:
+    """Inputs read from seed after seed until there are `least`."""
+    seen, seed = 0, FUZZ_SEED
+    while seen < least:
         seed += 1
         seen += fuzz(seed, 1000)
     return seen
