@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Run, build, load_run
+    from .api import Run, build, load_run, preview
     from .mora_pairs import MoraPairs
 
 __version__ = "0.1.0"
-__all__ = ["MoraPairs", "Run", "__version__", "build", "load_run"]
+__all__ = ["MoraPairs", "Run", "__version__", "build", "load_run", "preview"]
 
-_HOMES = {"MoraPairs": "mora_pairs", "Run": "api", "build": "api", "load_run": "api"}
+_HOMES = {"MoraPairs": "mora_pairs"} | dict.fromkeys(("Run", "build", "load_run", "preview"), "api")
 
 
 def __getattr__(name: str) -> Any:

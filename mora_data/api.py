@@ -13,14 +13,39 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunFolderError
-from .run.folder import StageCounts, run_status
+from .run.folder import StageCounts, parts_of, run_status
 from .run.remote import current_copy, local_path
-from .settings import BuildSettings, build_settings, load_settings
+from .settings import (
+    BuildOptions,
+    BuildSettings,
+    build_settings,
+    preview_settings,
+    read_builder,
+)
+
+
+class Rows(list[dict[str, Any]]):
+    """Rows of a table; in a notebook the first ones are shown as one."""
+
+    def to_arrow(self) -> Any:
+        """The rows as a pyarrow.Table."""
+        import pyarrow as pa
+
+        return pa.Table.from_pylist(list(self))
+
+    def to_pandas(self) -> Any:
+        """The rows as a pandas.DataFrame."""
+        return self.to_arrow().to_pandas()
+
+    def _repr_html_(self) -> str:
+        from .viewer.prompts import rows_fragment
+
+        return str(rows_fragment(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder.
+    """A run folder. In a notebook, its counts are shown, and the prompts of a small one.
 
     Attributes:
         path: the folder.
@@ -32,7 +57,7 @@ class Run:
     counts: Mapping[str, StageCounts]
     dataset_dir: Path | None
 
-    def pairs(self, config: str = "preference", split: str = "train") -> list[dict[str, Any]]:
+    def pairs(self, config: str = "preference", split: str = "train") -> Rows:
         """The rows of a config and split, all at once; for large datasets use
         `datasets.load_dataset(run.dataset_dir, config)`.
 
@@ -49,9 +74,72 @@ class Run:
         if not files:
             raise RunFolderError(
                 f"run {self.path} has no config {config!r} with split {split!r}: build it to the"
-                " end, or choose another"
+                " end, or choose another; prompts() has what was fused"
             )
-        return [row for f in files for row in pq.read_table(f).to_pylist()]
+        return Rows(row for f in files for row in pq.read_table(f).to_pylist())
+
+    def prompts(self) -> Rows:
+        """A row for each prompt and each arm that rewrote it: `source_prompt`, `rewrite` (None
+        where none passed), `failed` checks, `kind`, `target_dims`, ... Also of a run that was
+        stopped after fusion; prompts of open partitions are left out.
+
+        Raises:
+            DamagedFile: a file of the run can't be read.
+        """
+        from .viewer.prompts import prompt_rows
+
+        return Rows(prompt_rows(self.path))
+
+    def scores(self) -> Rows:
+        """Every score, a row each: `prompt_id`, `arm`, `index` of the answer, `purpose`,
+        `dimension`, `source`, `value` in [0, 1] or None and then its `reason`, `raw`.
+
+        Raises:
+            DamagedFile: a file of the run can't be read.
+        """
+        parts = (p for p in parts_of(self.path) if p.manifest() is not None)
+        return Rows(row for p in parts for row in p.table("scores").to_pylist())
+
+    def drops(self) -> Rows:
+        """What was left out: `stage`, `reason` and `n` rows."""
+        return Rows(
+            {"stage": stage, "reason": reason, "n": n}
+            for stage, c in self.counts.items()
+            for reason, n in c["dropped"].items()
+        )
+
+    def _repr_html_(self) -> str:
+        from .viewer.prompts import run_fragment
+
+        return str(run_fragment(self.path, self.counts))
+
+
+def preview(
+    config: BuildSettings | Mapping[str, object] | str | Path,
+    *,
+    limit: int = 5,
+    sample: bool = False,
+    data: Sequence[str | Path] = (),
+    out: str | Path | None = None,
+    until: str = "select",
+    overrides: Mapping[str, object] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """A few prompts through all steps, cheaply; what `mora-data preview` does. Arguments as of
+    `build`; `limit` is the number of prompts.
+
+    Where a build's run folder stands in `out`, the preview goes beside it, into `<out>-preview`.
+
+    Raises:
+        MoraError: it can't be finished; the state is kept, and the same call goes on.
+    """
+    if isinstance(config, BuildSettings):
+        tree: Mapping[str, object] = config.model_dump(mode="json", exclude_unset=True)
+    else:
+        tree = _tree_of(config)
+    settings = preview_settings(tree, {"mine.limit": limit, **(overrides or {})})
+    options = BuildOptions(sample, _paths(data), _folder(out), until, preview=True)
+    return _run(settings, options, quiet)
 
 
 def build(
@@ -65,7 +153,7 @@ def build(
     overrides: Mapping[str, object] | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Run or resume a build; what `mora-data build` does.
+    """Run or resume a build; what `mora-data build` does. In a notebook, too.
 
     Args:
         config: a builder's name, a path to its YAML, a tree of settings, or settings.
@@ -80,23 +168,32 @@ def build(
     Raises:
         MoraError: it can't be finished; the state is kept, and the same call goes on.
     """
+    if isinstance(config, BuildSettings):
+        settings = config
+    else:
+        settings = build_settings(_tree_of(config), overrides)
+    return _run(settings, BuildOptions(sample, _paths(data), _folder(out), until, fresh), quiet)
+
+
+def _tree_of(config: Mapping[str, object] | str | Path) -> Mapping[str, object]:
+    return config if isinstance(config, Mapping) else read_builder(str(config))
+
+
+def _paths(data: Sequence[str | Path]) -> tuple[Path, ...]:
+    return tuple(Path(d) for d in data)
+
+
+def _folder(out: str | Path | None) -> Path | None:
+    return local_path(str(out)) if out else None
+
+
+def _run(settings: BuildSettings, options: BuildOptions, quiet: bool) -> Run:
     from .pipeline import run_build, run_dir_of
     from .run.progress import Progress
     from .run.stats import RunStats
-    from .settings import BuildOptions
 
-    if isinstance(config, BuildSettings):
-        settings = config
-    elif isinstance(config, Mapping):
-        settings = build_settings(config)
-    else:
-        settings = load_settings(str(config), overrides)
     stats = RunStats()
-    progress = Progress(stats, quiet)
-    options = BuildOptions(
-        sample, tuple(Path(d) for d in data), local_path(str(out)) if out else None, until, fresh
-    )
-    _, failure = run_build(settings, options, progress, stats)
+    _, failure = run_build(settings, options, Progress(stats, quiet), stats)
     if failure is not None:
         raise failure
     return load_run(run_dir_of(settings, options))

@@ -9,7 +9,6 @@ state. So `run_build` may be called again by another process at any time after a
 
 from __future__ import annotations
 
-import asyncio
 import platform
 import time
 from collections import Counter
@@ -46,20 +45,22 @@ from .rewards.audit import Audit
 from .run.cost import CostTracker, load_prices
 from .run.files import json_hash, read_json, write_whole
 from .run.folder import (
+    OPTIONS,
     Failures,
     RunFolder,
     Summary,
     counts_tree,
     emptied_by,
     failures_of,
+    free_for_preview,
     too_many_errors,
 )
 from .run.partitions import Partition, choose_malloc, give_back
-from .run.progress import PROMPTS, Progress, heartbeat
+from .run.progress import PROMPTS, Progress, heartbeat, noting_its_end
 from .run.remote import shared_address
 from .run.stats import RunStats
-from .run.tasks import distinct
-from .settings import BuildOptions, BuildSettings, SourceSettings, to_yaml
+from .run.tasks import distinct, run_to_end
+from .settings import BuildOptions, BuildSettings, SourceSettings, changes_of, to_yaml
 from .sources import SOURCES, load_source, plugin_of
 from .sources.benchmarks import Benchmarks
 from .sources.mine import (
@@ -171,26 +172,61 @@ def run_build(
         secret.key = f.secret
         cost = CostTracker(f, settings.limits, prices, stats) if prices is not None else None
         build = Build(settings, options, progress, stats, f, benchmarks, bool(notes), cost, started)
-        write_whole(f.path / "build.yaml", to_yaml(settings).encode())
-        mined = _mine(build, source)
-        parts = f.parts()
-        asked = Asked()
-        failure: MoraError | None = None
-        try:
-            if context is not None and cost is not None:
-                asked = asyncio.run(_ask(build, context, parts, cost))
-        except LimitReached as e:
-            failure = e
-        finally:
-            failed = _write_errors(build, parts)
-        counts, tokens = _totals(build, mined, parts, asked)
-        published = Published()
-        if failure is None:
-            parts = [p for p in parts if p.number not in asked.given_up]
-            manifest = _manifest(build, asked, counts, tokens, failed.n, _audit_arms(build, parts))
-            published, failure = _finish(build, asked, parts, counts, manifest, failed)
-        summary = _summary(build, asked, counts, failed.n, published)
-        return summary, failure or too_many_errors(failed, settings, f.path)
+        _keep_settings(build)
+        with noting_its_end(f, progress) as note_end:
+            summary, failure = _run(build, source, context)
+            if failure is not None:
+                note_end(failure)
+        return summary, failure
+
+
+def _run(
+    build: Build, source: OpenedSource, context: BuildContext | None
+) -> tuple[Summary, MoraError | None]:
+    mined = _mine(build, source)
+    parts = build.folder.parts()
+    asked = Asked()
+    failure: MoraError | None = None
+    try:
+        if context is not None and build.cost is not None:
+            asked = run_to_end(_ask(build, context, parts, build.cost))
+    except LimitReached as e:
+        failure = e
+    finally:
+        failed = _write_errors(build, parts)
+    counts, tokens = _totals(build, mined, parts, asked)
+    published = Published()
+    if failure is None:
+        parts = [p for p in parts if p.number not in asked.given_up]
+        manifest = _manifest(build, asked, counts, tokens, failed.n, _audit_arms(build, parts))
+        published, failure = _finish(build, asked, parts, counts, manifest, failed)
+    summary = _summary(build, asked, counts, failed.n, published)
+    return summary, failure or too_many_errors(failed, build.settings, build.folder.path)
+
+
+def _keep_settings(build: Build) -> None:
+    """build.yaml and options.json; before the old ones are gone, a line names the settings that the
+    last build of the folder had otherwise."""
+    path, options = build.folder.path, build.options
+    if not read_json(path / OPTIONS).get("preview") and (path / "build.yaml").exists():
+        changes = changes_of(path / "build.yaml", build.settings)
+        if changes:
+            lost = build.reaches("publish") and (path / "dataset").is_dir()
+            n = build.folder.manifest().get("pairs")
+            kept = f"; its dataset of {n} pairs will be replaced" if lost else ""
+            build.progress.message(
+                f"settings differ from the last build's in {path}: {', '.join(changes)}{kept}"
+            )
+    write_whole(path / "build.yaml", to_yaml(build.settings).encode())
+    build.folder.write(
+        OPTIONS,
+        {
+            "sample": options.sample,
+            "data": [str(p.resolve()) for p in options.data],
+            "until": options.until,
+            "preview": options.preview,
+        },
+    )
 
 
 def _finish(
@@ -229,8 +265,9 @@ def _finish(
 
 
 def run_dir_of(settings: BuildSettings, options: BuildOptions) -> Path:
-    """The run folder of a build."""
-    return options.out or Path("runs") / settings.name
+    """The run folder of a build; that of a preview is not a build's."""
+    path = options.out or Path("runs") / settings.name
+    return free_for_preview(path) if options.preview else path
 
 
 def identity_of(settings: BuildSettings, source: OpenedSource) -> dict[str, str]:

@@ -160,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--version", action="version", version=f"mora-data {__version__}")
     sub = p.add_subparsers(required=True, metavar="COMMAND")
     _add_build(sub)
+    _add_preview(sub)
     _add_audit(sub)
     _add_check(sub)
     c = _command(sub, "status", commands.print_status, "how far a run is, what was dropped and why")
@@ -240,19 +241,12 @@ def _add_build(sub: Any) -> None:
         commands.build_dataset,
         "mine, fuse, sample, score, select, publish; run again to resume",
     )
-    _add_source(b)
-    _value(b, "--limit", "N", "prompts to keep, in source order", type=int)
-    _value(b, "--seed", "N", "run seed", type=int)
-    text = "stop when the run folder's builds have spent this much"
-    _value(b, "--max-cost", "MONEY", text, type=float)
-    text = "stop when they have used this many tokens, in and out"
-    _value(b, "--max-tokens", "N", text, type=int)
+    _add_source(b, "prompts to keep, in source order")
     text = "all, or names as identity,fused: compare ways to rewrite the same prompts"
     _value(b, "--arms", "ARMS", text)
     text = "where partitions are worked on: here, or on a Ray cluster"
     b.add_argument("--executor", choices=("local", "ray"), help=text)
     b.add_argument("--until", choices=STAGES, default="publish", help="stop after this stage")
-    _value(b, "--set", "KEY=VALUE", "any setting, as rollout.n=8", action="append", default=[])
     _value(b, "--push", "REPO_ID", "publish on the Hub when done")
     _add_push_flags(b)
     text = (
@@ -274,8 +268,23 @@ def _add_build(sub: Any) -> None:
     _switch(b, "--json", "one JSON object on stdout at the end")
 
 
-def _add_source(p: argparse.ArgumentParser) -> None:
-    """Rows, models and run folder: of a build and of an audit before it."""
+def _add_preview(sub: Any) -> None:
+    p = _command(
+        sub,
+        "preview",
+        commands.preview_prompts,
+        "a few prompts through all steps, cheaply: source, fused prompt, checks, answers, pair",
+    )
+    _add_source(p, "prompts to show, the first of the source (default: 5)")
+    _value(p, "--arms", "ARMS", "names as identity,fused (default: the one that is published)")
+    stages = STAGES[: STAGES.index("select") + 1]
+    p.add_argument("--until", choices=stages, default="select", help="stop after this stage")
+    _switch(p, "--html", "write RUN_DIR/preview.html, too")
+    _switch(p, "--json", "one JSON object on stdout at the end")
+
+
+def _add_source(p: argparse.ArgumentParser, limit: str) -> None:
+    """Rows, models, run folder and limits: what build, preview and audit have in common."""
     text = "a builder (see `mora-data list sources`) or a path to a YAML file"
     _value(p, "--source", "NAME", text, required=True)
     where = p.add_mutually_exclusive_group()
@@ -298,6 +307,13 @@ def _add_source(p: argparse.ArgumentParser) -> None:
     _value(p, "--judge-model", "ID", "judge model, if another")
     text = "run folder, a path or a URL as s3://bucket/run (default: runs/<name>)"
     _value(p, "--out", "RUN_DIR", text, type=_folder)
+    _value(p, "--limit", "N", limit, type=int)
+    _value(p, "--seed", "N", "run seed", type=int)
+    text = "stop when all that was built in the run folder has cost this much"
+    _value(p, "--max-cost", "MONEY", text, type=float)
+    text = "stop when it has used this many tokens, in and out"
+    _value(p, "--max-tokens", "N", text, type=int)
+    _value(p, "--set", "KEY=VALUE", "any setting, as rollout.n=8", action="append", default=[])
 
 
 def _add_audit(sub: Any) -> None:
@@ -307,18 +323,13 @@ def _add_audit(sub: Any) -> None:
         commands.audit_judges,
         "how far the judges agree with people, on answers that the source's rows have labels for",
     )
-    _add_source(a)
-    text = "pairs of answers per dimension, the first of the source (default: audit.limit, 50)"
-    _value(a, "--limit", "N", text, type=int)
-    _value(a, "--seed", "N", "run seed", type=int)
+    _add_source(
+        a, "pairs of answers per dimension, the first of the source (default: audit.limit, 50)"
+    )
     text = "builder whose judges score the same pairs, to compare"
     _value(a, "--compare", "OTHER", text)
     text = "the same with a setting changed, as 'rewards.harmless.template=my.j2'; repeat it"
     _value(a, "--compare-set", "KEY=VALUE", text, action="append", default=[])
-    text = "stop when the run folder has spent this much"
-    _value(a, "--max-cost", "MONEY", text, type=float)
-    _value(a, "--max-tokens", "N", "stop when it has used this many tokens", type=int)
-    _value(a, "--set", "KEY=VALUE", "any setting", action="append", default=[])
     _switch(a, "--dry-run", "requests, tokens and money, and nothing else")
     _switch(a, "--json", "one JSON object on stdout")
 

@@ -26,6 +26,7 @@ from ..rewards.judge import SCHEMA, verdict
 from ..run.cache_key import encode
 from ..run.log import Record
 from ..run.stats import RunStats
+from ..run.tasks import run_to_end
 from ..settings import BuildSettings, RoleSettings
 from ..text import one_line
 from ..types import Message, Request, Sampling
@@ -120,7 +121,7 @@ def check(
             key = f"{endpoint_key(role)} {role.model} {role.extra_body} {role.system}"
             alike.setdefault(key, ([], role))[0].append(name)
     for names, role in alike.values():
-        yield asyncio.run(_check(tuple(names), role, build, say))
+        yield run_to_end(_check(tuple(names), role, build, say))
 
 
 async def _check(

@@ -48,6 +48,30 @@ def build_dataset(args: argparse.Namespace) -> int:
     return 0
 
 
+def preview_prompts(args: argparse.Namespace) -> int:
+    """A few prompts through all steps, shown."""
+    from ..pipeline import run_build, run_dir_of
+    from ..run.progress import Progress
+    from ..run.stats import RunStats
+    from ..settings import BuildOptions, preview_settings, read_builder
+    from .show import print_preview
+
+    arms = None if args.arms is None else _parts(args.arms)
+    overrides = _overrides(args, {"mine.limit": args.limit, "fuse.arms": arms})
+    settings = preview_settings(read_builder(args.source), overrides)
+    options = BuildOptions(args.sample, tuple(args.data), args.out, args.until, preview=True)
+    run_dir = run_dir_of(settings, options)
+    if args.out is not None and run_dir != args.out:
+        print(f"{args.out} holds a build, so the preview is in {run_dir}", file=sys.stderr)
+    stats = RunStats()
+    summary, failure = run_build(settings, options, Progress(stats), stats)
+    print_preview(summary, args.json, args.html)
+    if failure is not None:
+        fail(str(failure))
+        return 1
+    return 0
+
+
 def _settings(args: argparse.Namespace) -> BuildSettings:
     from ..settings import load_settings
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..prompts.judge_audit import AuditResult
     from ..report.values import ComparisonReport, Report
     from ..rewards.audit import AuditRow
-    from ..run.folder import StageCounts
+    from ..run.folder import StageCounts, Summary
 
 WIDTH = 54
 
@@ -194,6 +194,34 @@ def show_run(run_dir: Path) -> None:
         "\nload it:\n\n    from datasets import load_dataset\n"
         f'    pairs = load_dataset({str(run_dir / "dataset")!r}, split="train")\n'
         '    print(pairs[0]["prompt"], pairs[0]["chosen"], pairs[0]["rejected"])'
+    )
+
+
+def print_preview(summary: Summary, as_json: bool, html: bool) -> None:
+    """Print what came of each prompt of a preview, and what it took; `html` writes the page."""
+    import json
+    from dataclasses import asdict
+
+    from ..run.files import write_whole
+    from ..viewer.prompts import prompts_html, stories, story_lines
+
+    run_dir = Path(summary.run_dir)
+    folder, found = stories(run_dir)
+    page = run_dir / "preview.html"
+    if html:
+        title = f"Preview of {len(found)} prompts"
+        write_whole(page, prompts_html(run_dir, title).encode())
+    if as_json:
+        print(json.dumps({**asdict(summary), "prompts": [asdict(s) for s in found]}))
+        return
+    for i, story in enumerate(found, 1):
+        print(f"-- {i} of {len(found)} -- {story.prompt_id}")
+        print("\n".join(story_lines(story, folder.dims)), end="\n\n")
+    print(counts_table(summary.counts))
+    print(
+        f"requests {summary.requests}   replayed {summary.replayed}   tokens"
+        f" {summary.tokens['in']} in, {summary.tokens['out']} out   {summary.seconds:.1f} s  "
+        f" {page if html else run_dir}"
     )
 
 

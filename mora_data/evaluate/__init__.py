@@ -11,7 +11,6 @@ draws them.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from ..run.folder import RunFolder
 from ..run.log import AnswerLog
 from ..run.progress import Progress
 from ..run.stats import RunStats
+from ..run.tasks import run_to_end
 from .asking import Evaluation
 from .models import EvaluateOptions, parse_curve, parse_model, parse_points, settings_for
 from .prompts import load_prompts
@@ -69,7 +69,7 @@ def evaluate(
         secret.key = out.secret
         log = AnswerLog(out.path / "answers.log")
         try:
-            asyncio.run(work.run(prompts, log))
+            run_to_end(work.run(prompts, log))
         finally:
             log.close()
         write_whole(out.path / "rows.jsonl", _json_lines(row.line() for row in work.rows))

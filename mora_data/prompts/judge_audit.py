@@ -10,7 +10,6 @@ The command and the build ask through one answer log, so what one has asked the 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -41,7 +40,7 @@ from ..run.folder import RunFolder
 from ..run.log import AnswerLog
 from ..run.progress import Progress, heartbeat
 from ..run.stats import RunStats
-from ..run.tasks import Gate, all_of, distinct, run_prompts
+from ..run.tasks import Gate, all_of, distinct, run_prompts, run_to_end
 from ..settings import BuildSettings, cache_tree
 from ..sources.mine import OpenedSource
 from ..types import Role, Score
@@ -120,7 +119,7 @@ def run_audit(
             other_audit, second = await ask(other.model_copy(update=same), OTHER_FILE)
             return audit, other_audit, differences(labelled, first, second)
 
-    audit, other_audit, compared = asyncio.run(ask_all())
+    audit, other_audit, compared = run_to_end(ask_all())
     return AuditResult(
         str(folder.path),
         audit,

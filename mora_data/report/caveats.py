@@ -4,8 +4,7 @@ computed from its own numbers, and those of a comparison."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from ..rewards.audit import knows_more_than_length
 from ..statistics.inference import LEAST_PROMPTS, MOST_LENGTH_GAP
@@ -21,7 +20,6 @@ LENGTH_AUC = (0.45, 0.55)
 MATCHED = ("single", "generic", "random")
 MOST_SIZE_RATIO = 1.5  # how many times as large one side may be without a word
 MOST_NOISE_RATIO = 1.25
-UNNAMED = ("name", "out")  # settings that change no row
 
 
 def unmeasured(report: Report, pii_counted: bool) -> list[str]:
@@ -205,21 +203,6 @@ def _of_people(v: ReviewNumbers | None) -> Iterator[str]:
             f" votes (95 % interval {100 * low:.0f} to {100 * high:.0f} %): that the chosen side is"
             " the better one to people is not shown."
         )
-
-
-def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, object]]:
-    """Leaves of the two trees that are not the same, by their dotted names."""
-    one, two = dict(_leaves(a)), dict(_leaves(b))
-    keys = [k for k in dict.fromkeys([*one, *two]) if k not in UNNAMED and one.get(k) != two.get(k)]
-    return [{"setting": k, "a": one.get(k), "b": two.get(k)} for k in sorted(keys)]
-
-
-def _leaves(tree: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{start}{key}.")
-        else:
-            yield start + str(key), value
 
 
 def comparison_caveats(tree: ComparisonReport) -> list[str]:

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from ..errors import RunFolderError, SettingsError
 from ..run.files import read_json
 from ..run.folder import manifest_of
+from ..settings import settings_that_differ
 from ..statistics import Bools, Floats
 from ..statistics.inference import Bootstrap, cluster_bootstrap, holm
 from .arms import DRAWS, in_arm_order
-from .caveats import comparison_caveats, settings_that_differ
+from .caveats import comparison_caveats
 from .document import arms_report, finish_report, run_facts, settings_of
 from .gather import HEADLINE
 from .measure import metric_names

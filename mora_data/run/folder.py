@@ -21,7 +21,8 @@ from .files import read_json, write_json, write_whole
 from .partitions import Partition
 from .remote import OF_A_COPY, SECRET_FILE, Remote, remote_url
 
-LIVE = "live.json"  # how far a running build is, for the viewer
+LIVE = "live.json"  # how far a running build is; after one that failed, how it ended
+OPTIONS = "options.json"  # what the command said beside the settings, to run it again
 
 
 class RunFolder:
@@ -182,6 +183,20 @@ def is_run_folder(path: Path) -> bool:
             return True
     parts = path.glob("parts/[0-9][0-9][0-9][0-9][0-9]/prompts.jsonl")
     return bool(manifest_of(path)) or any(parts)
+
+
+def free_for_preview(path: Path) -> Path:
+    """Where a preview goes that is asked for in `path`: there, unless a build's run folder stands
+    there, which a preview of a few prompts must not change; then beside it.
+
+    Raises:
+        RunFolderError: it is the working copy of a URL.
+    """
+    if not is_run_folder(path) or read_json(path / OPTIONS).get("preview"):
+        return path
+    if (url := remote_url(path)) is not None:
+        raise RunFolderError(f"{url} holds a build: give the preview another --out")
+    return free_for_preview(path.with_name(f"{path.name}-preview"))
 
 
 def parts_of(run_dir: Path) -> list[Partition]:

@@ -110,10 +110,14 @@ class Partition:
             return ""
 
     def keep_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Write the mined prompts, unless they are there already."""
+        """Write the mined prompts, unless they are there already. A partition that was finalized
+        with others is open again."""
         path, lines = self.folder / PROMPTS, _json_lines(prompts)
-        if self.prompts_hash() != hashlib.sha256(lines).hexdigest()[:16]:
+        found = hashlib.sha256(lines).hexdigest()
+        if self.prompts_hash() != found[:16]:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if ((self.manifest() or {}).get("files") or {}).get(PROMPTS) != found:
+                self.invalidate()
             write_whole(path, lines)
 
     def finalized_answers(self) -> dict[bytes, bytes]:

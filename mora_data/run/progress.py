@@ -12,7 +12,8 @@ every 30 s. The file is written once a second and is gone when the build ends:
 
 `work` is what the open prompts asked for last. `left_s` is null while nothing is known. `slots` has
 an entry per endpoint: permits there are, those that the server's refusals leave open, in use, calls
-that wait. The simulator has none.
+that wait. The simulator has none. A build that was stopped or failed leaves the file, with `ended`:
+why, in a line.
 
 How much is left counts requests. What a prompt asks for is known from the settings, low and high
 (prompts/volume.py), and from the prompts that are finished; the settings weigh as much as
@@ -26,12 +27,13 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import RunFolderError
+from ..errors import MoraError, RunFolderError
+from ..text import one_line
 from .files import read_json
 from .folder import LIVE, RunFolder
 from .stats import RunStats
@@ -283,8 +285,38 @@ def heartbeat(folder: RunFolder, progress: Progress) -> Iterator[None]:
         (folder.path / LIVE).unlink(missing_ok=True)
 
 
+@contextmanager
+def noting_its_end(folder: RunFolder, progress: Progress) -> Iterator[Callable[[MoraError], None]]:
+    """Around a build: where it is stopped or fails, live.json says why; a failure that is not
+    raised is handed to what this yields."""
+
+    def note(why: str) -> None:
+        with suppress(RunFolderError):  # the disk is full: that is what is reported
+            tree = {"at": time.time(), **progress.state(), "ended": why}
+            folder.write(LIVE, tree, durable=False)
+
+    (folder.path / LIVE).unlink(missing_ok=True)
+    try:
+        yield lambda failure: note(one_line(failure, 500))
+    except MoraError as e:
+        note(one_line(e, 500))
+        raise
+    except BaseException as e:
+        note("interrupted" if isinstance(e, KeyboardInterrupt) else type(e).__name__)
+        raise
+
+
 def read_live(run_dir: Path) -> dict[str, Any] | None:
     """What a build that is at work says of itself; None where none is."""
     live = read_json(run_dir / LIVE)
     at = live.get("at")
-    return live if isinstance(at, (int, float)) and abs(time.time() - at) <= FRESH_S else None
+    fresh = isinstance(at, (int, float)) and abs(time.time() - at) <= FRESH_S
+    return live if fresh and "ended" not in live else None
+
+
+def read_end(run_dir: Path) -> str | None:
+    """How the last build ended where it did not come to its end; None where it did, or goes on."""
+    live = read_json(run_dir / LIVE)
+    if not live or read_live(run_dir) is not None:
+        return None
+    return str(live.get("ended") or "killed, or its machine went down")

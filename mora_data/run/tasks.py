@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from ..errors import MoraError
@@ -12,6 +14,31 @@ from .stats import RunStats
 T = TypeVar("T")
 P = TypeVar("P")
 GRACE_S = 2.0  # for answers that are on their way when a run has to stop
+
+
+def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, for callers that are not async. Where this thread has a running
+    loop, as in a notebook, the work has a thread of its own; an interrupt cancels it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    under_way: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = []
+
+    async def watched() -> T:
+        under_way.append((asyncio.get_running_loop(), asyncio.current_task()))
+        return await work
+
+    with ThreadPoolExecutor(1, "mora-data") as pool:
+        future = pool.submit(asyncio.run, watched())
+        try:
+            return future.result()
+        except BaseException:
+            for loop, task in under_way:
+                if task is not None and not future.done():
+                    with contextlib.suppress(RuntimeError):  # it ended in between
+                        loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 async def all_of(coroutines: Iterable[Awaitable[T]]) -> list[T]:

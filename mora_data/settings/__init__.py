@@ -17,11 +17,14 @@ from .build import (
     BuildOptions,
     BuildSettings,
     build_settings,
+    changes_of,
     explain,
     load_settings,
     nearest,
     parse_override,
+    preview_settings,
     read_builder,
+    settings_that_differ,
     to_yaml,
 )
 from .roles import (
@@ -81,10 +84,13 @@ __all__ = [
     "SourceSettings",
     "build_settings",
     "cache_tree",
+    "changes_of",
     "explain",
     "load_settings",
     "nearest",
     "parse_override",
+    "preview_settings",
     "read_builder",
+    "settings_that_differ",
     "to_yaml",
 ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,8 +45,19 @@ _ROLE_DEFAULTS: dict[str, dict[str, Any]] = {
     "rewriter": {"use": "policy", "temperature": 0.7},
     "judge": {"use": "policy", "temperature": 0.0, "max_tokens": 256},
 }
+PREVIEW: dict[str, Any] = {  # of a preview, under what its flags say
+    "mine.limit": 5,
+    "presample.enabled": False,
+    "fuse.probe": 0,
+    "rollout.n": 4,
+    "select.confirm": False,
+    "heldout_judge": None,
+    "audit.limit": 0,
+    "executor": "local",
+}
 REWARD_ROLE = "reward:"  # and then dimension:number
 GUARD_ROLE = "guard"
+UNNAMED = ("name", "out")  # settings that change no row
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,7 @@ class BuildOptions:
     out: Path | None = None
     until: str = "publish"
     fresh: bool = False
+    preview: bool = False
     only: frozenset[str] | None = None  # prompts of the mined ones, for a probe
 
 
@@ -246,6 +260,21 @@ def load_settings(source: str, overrides: Mapping[str, object] | None = None) ->
     return build_settings(read_builder(source), overrides)
 
 
+def preview_settings(
+    tree: Mapping[str, object], overrides: Mapping[str, object] | None = None
+) -> BuildSettings:
+    """Settings of a cheap look at a few prompts: a build's without presampling, confirmation and
+    audit, with few answers, in one arm; `overrides` stand above that.
+
+    Raises:
+        SettingsError: one line with the first fault.
+    """
+    wanted, cheap = build_settings(tree, overrides), dict(PREVIEW)
+    if wanted.policy.engine != "recorded":
+        cheap |= {"fuse.arms": wanted.published_arms[:1], "publish.arms": "auto"}
+    return build_settings(tree, {**cheap, **(overrides or {})})
+
+
 def build_settings(
     tree: Mapping[str, object], overrides: Mapping[str, object] | None = None
 ) -> BuildSettings:
@@ -284,8 +313,41 @@ def to_yaml(settings: BuildSettings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Leaves of two trees of settings that are not the same, by their dotted names."""
+    one, two = dict(_leaves(a)), dict(_leaves(b))
+    keys = [k for k in dict.fromkeys([*one, *two]) if k not in UNNAMED and one.get(k) != two.get(k)]
+    return [{"setting": k, "a": one.get(k), "b": two.get(k)} for k in sorted(keys)]
+
+
+def changes_of(path: Path, settings: BuildSettings) -> list[str]:
+    """`setting before -> now` of each setting that a file which `to_yaml` wrote has otherwise;
+    none where it can't be read, or is of another version."""
+    try:
+        before = build_settings(resources.parse_yaml(path.read_text("utf-8")))
+    except (SettingsError, OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError):
+        return []
+    trees = (s.model_dump(mode="json") for s in (before, settings))
+    return [
+        f"{c['setting']} {_shown(c['a'])} -> {_shown(c['b'])}" for c in settings_that_differ(*trees)
+    ]
+
+
+def _shown(value: object) -> str:
+    return one_line(json.dumps(value, ensure_ascii=False), 80)
+
+
+def _leaves(tree: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{start}{key}.")
+        else:
+            yield start + str(key), value
+
+
 def read_builder(source: str) -> dict[str, Any]:
-    """The tree of a builder's file, unchecked.
+    """The tree of a builder's file, unchecked. Its folder goes to the end of `sys.path`: plug-ins
+    that it names are looked for beside it, too.
 
     Raises:
         SettingsError: no such builder, or no YAML mapping.
@@ -306,6 +368,8 @@ def read_builder(source: str) -> dict[str, Any]:
         raise SettingsError(f"builder file {source} is not YAML: {one_line(e)}") from e
     if not isinstance(tree, dict):
         raise SettingsError(f"builder file {source} must hold a mapping, not {type(tree).__name__}")
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
     return tree
 
 

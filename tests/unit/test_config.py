@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from mora_data import plugins
 from mora_data.errors import SettingsError
 from mora_data.settings import build_settings, load_settings, parse_override, to_yaml
 
@@ -89,3 +91,17 @@ def test_override_text() -> None:
     assert parse_override("policy.stop=['=']") == ("policy.stop", ["="])
     with pytest.raises(SettingsError, match="KEY=VALUE"):
         parse_override("rollout.n")
+
+
+def test_plug_ins_stand_beside_the_builder_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Was `No module named`: only what Python finds by itself was imported."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own_parts_beside.py").write_text("def best(batch):\n    return None\n")
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "name: own\nsource: {kind: jsonl}\nselect: {selector: 'own_parts_beside:best'}\n"
+    )
+    name = load_settings(str(file)).select.selector
+    assert plugins.load({}, name, "select.selector").target.__name__ == "best"

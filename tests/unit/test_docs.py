@@ -218,6 +218,7 @@ def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
         "diff",
         "evaluate",
         "export",
+        "preview",
         "recipe",
         "report",
         "view",
