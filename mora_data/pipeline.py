@@ -60,7 +60,14 @@ from .run.progress import PROMPTS, Progress, heartbeat, noting_its_end
 from .run.remote import shared_address
 from .run.stats import RunStats
 from .run.tasks import distinct, run_to_end
-from .settings import BuildOptions, BuildSettings, SourceSettings, changes_of, to_yaml
+from .settings import (
+    PLUGIN_FOLDERS,
+    BuildOptions,
+    BuildSettings,
+    SourceSettings,
+    changes_of,
+    to_yaml,
+)
 from .sources import SOURCES, load_source, plugin_of
 from .sources.benchmarks import Benchmarks
 from .sources.mine import (
@@ -225,6 +232,8 @@ def _keep_settings(build: Build) -> None:
             "data": [str(p.resolve()) for p in options.data],
             "until": options.until,
             "preview": options.preview,
+            "cwd": str(Path.cwd()),
+            "plugins": [str(p) for p in PLUGIN_FOLDERS],
         },
     )
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import gc
 import os
 import shlex
 import signal
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 from .. import __version__
 from ..errors import MoraError
@@ -25,6 +27,53 @@ from . import commands
 
 Command = Callable[[argparse.Namespace], int | None]  # gives the exit code where it is not 0
 LISTS = ("sources", "engines", "rewards", "selectors", "templates", "recipes")
+
+EXAMPLES: dict[str, list[str]] = {  # of each command, shown by its --help
+    "": [
+        "mora-data preview --source pku-saferlhf --sample",
+        "mora-data build --source pku-saferlhf --sample --out runs/demo",
+        "mora-data view runs/demo",
+    ],
+    "build": [
+        "mora-data build --source pku-saferlhf --sample --out runs/demo",
+        "mora-data build --source build.yaml --data prompts.jsonl --limit 200 --dry-run",
+        "mora-data build --source jsonl --data prompts.jsonl --base-url http://127.0.0.1:8000/v1",
+    ],
+    "preview": [
+        "mora-data preview --source pku-saferlhf --sample",
+        "mora-data preview --source build.yaml --data prompts.jsonl --limit 3 --html",
+        "mora-data preview --source build.yaml --data prompts.jsonl --until fuse",
+    ],
+    "audit": ["mora-data audit --source pku-saferlhf --judge-base-url http://127.0.0.1:8001/v1"],
+    "check": ["mora-data check --base-url http://127.0.0.1:8000/v1"],
+    "resume": ["mora-data resume runs/demo"],
+    "status": ["mora-data status runs/demo"],
+    "report": [
+        "mora-data report runs/demo",
+        "mora-data report --compare runs/a org/pairs@v1.0.0",
+    ],
+    "view": ["mora-data view runs/demo", "mora-data view runs/demo --freeze pages"],
+    "weights": ["mora-data weights runs/demo --target helpful=0.8 --target harmless=0.9"],
+    "push": ["mora-data push runs/demo org/pairs --tag v1.0.0 --dry-run"],
+    "export": ["mora-data export runs/demo --config preference --to out --format jsonl"],
+    "diff": ["mora-data diff org/pairs@v1.0.0 runs/demo"],
+    "list": ["mora-data list sources"],
+    "settings": ["mora-data settings fuse", "mora-data settings judge.temperature"],
+    "init": ["mora-data init my-build.yaml"],
+    "template": ["mora-data template copy judge/helpful.j2 my"],
+    "template copy": ["mora-data template copy judge/helpful.j2 my"],
+    "source": ["mora-data source copy pku-saferlhf my"],
+    "source copy": ["mora-data source copy pku-saferlhf my"],
+    "recipe": ["mora-data recipe list", "mora-data recipe run dpo --dataset runs/demo"],
+    "recipe list": ["mora-data recipe list"],
+    "recipe copy": ["mora-data recipe copy dpo my"],
+    "recipe run": ["mora-data recipe run dpo --dataset runs/demo max_steps=10"],
+    "evaluate": [
+        "mora-data evaluate sft=http://127.0.0.1:8000/v1 dpo=http://127.0.0.1:8001/v1"
+        " --dataset runs/demo --judge-base-url http://127.0.0.1:8002/v1"
+    ],
+    "completion": ["source <(mora-data completion bash)"],
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,13 +198,39 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     if rest and args.command is commands.run_recipe_on and settings:
         args.overrides += rest
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        own: argparse.ArgumentParser = args.parser
+        word = rest[0].partition("=")[0]
+        flags = [f for f in own._option_string_actions if f.startswith("--")]
+        hint = _nearest(word, flags) if word.startswith("-") else ""
+        own.error(f"unknown argument {rest[0]!r}{hint if 'did you mean' in hint else ''}")
     return args
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose faults are one line that names the nearest command or flag."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message.replace("argument COMMAND: ", "").replace("argument WHAT: ", "")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            text = f"unknown {value!r}{_nearest(str(value), action.choices)}"
+            raise argparse.ArgumentError(action, text)
+
+
+def _nearest(word: str, known: Iterable[Any]) -> str:
+    options = [str(k) for k in known]
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    return f": did you mean {close[0]!r}?" if close else f": known are {', '.join(options)}"
+
+
 def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        "mora-data", description="From a preference dataset to multi-objective preference pairs."
+    p = _Parser(
+        "mora-data",
+        description="From a preference dataset to multi-objective preference pairs.",
+        epilog=f"examples:\n  {chr(10).join(EXAMPLES['']).replace(chr(10), chr(10) + '  ')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--version", action="version", version=f"mora-data {__version__}")
     sub = p.add_subparsers(required=True, metavar="COMMAND")
@@ -163,6 +238,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_preview(sub)
     _add_audit(sub)
     _add_check(sub)
+    text = "go on with the build of a run folder, with all the settings that it was started with"
+    c = _command(sub, "resume", commands.resume_build, text)
+    _run_dir(c)
+    _switch(c, "--json", "one JSON object on stdout at the end")
     c = _command(sub, "status", commands.print_status, "how far a run is, what was dropped and why")
     _run_dir(c)
     _switch(c, "--json", "one JSON object on stdout")
@@ -210,15 +289,53 @@ def _parser() -> argparse.ArgumentParser:
     _switch(c, "--json", "one JSON object on stdout")
     c = _command(sub, "list", commands.print_names, "what there is to choose from")
     _value(c, "what", "WHAT", ", ".join(LISTS), choices=LISTS)
+    text = "what can be set: sections, or the settings of one with type, default and an example"
+    c = _command(sub, "settings", commands.print_settings, text)
+    _value(
+        c, "section", "SECTION", "as rollout, judge or fuse.retries; none: all sections", nargs="?"
+    )
+    _switch(c, "--json", "one JSON list on stdout")
+    text = "write a commented builder for your own prompts and endpoints"
+    c = _command(sub, "init", commands.write_first_builder, text)
+    text = "file to write (default: build.yaml)"
+    _value(c, "file", "FILE", text, nargs="?", type=Path, default=Path("build.yaml"))
+    _add_copy(
+        sub, "template", commands.copy_template_to, "a template (see `mora-data list templates`)"
+    )
+    _add_copy(sub, "source", commands.copy_source_to, "a builder (see `mora-data list sources`)")
     _add_recipe(sub)
     _add_evaluate(sub)
+    text = "a script that completes commands and flags in the shell"
+    c = _command(sub, "completion", commands.print_completion, text)
+    c.add_argument("shell", choices=("bash", "zsh"), help="bash or zsh")
+    c.set_defaults(parser_of_all=_parser)
     return p
 
 
+def _add_copy(sub: Any, kind: str, command: Command, text: str) -> None:
+    below = _command(
+        sub, kind, commands.print_names, f"copy a {kind} that is shipped, to change it"
+    )
+    what = below.add_subparsers(required=True, metavar="copy")
+    c = _command(what, "copy", command, f"copy a {kind}, to change it")
+    _value(c, "name", "NAME", text)
+    _value(
+        c, "to", "DIR", "folder to copy into (default: here)", nargs="?", type=Path, default=Path()
+    )
+
+
 def _command(sub: Any, name: str, command: Command, text: str) -> argparse.ArgumentParser:
-    description = text[0].upper() + text[1:] + "."
-    parser: argparse.ArgumentParser = sub.add_parser(name, help=text, description=description)
-    parser.set_defaults(command=command)
+    parser: argparse.ArgumentParser = sub.add_parser(
+        name,
+        help=text,
+        description=textwrap.fill(text[0].upper() + text[1:] + ".", 78),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    full = parser.prog.partition(" ")[2]
+    if full in EXAMPLES:
+        head = "example" if len(EXAMPLES[full]) == 1 else "examples"
+        parser.epilog = "\n  ".join([f"{head}:", *EXAMPLES[full]])
+    parser.set_defaults(command=command, parser=parser)
     return parser
 
 
@@ -235,26 +352,28 @@ def _run_dir(p: argparse.ArgumentParser, **options: Any) -> None:
 
 
 def _add_build(sub: Any) -> None:
-    b = _command(
+    parser = _command(
         sub,
         "build",
         commands.build_dataset,
         "mine, fuse, sample, score, select, publish; run again to resume",
     )
-    _add_source(b, "prompts to keep, in source order")
+    _add_source(parser, "prompts to keep, in source order")
+    b = parser.add_argument_group("how it is built")
     text = "all, or names as identity,fused: compare ways to rewrite the same prompts"
     _value(b, "--arms", "ARMS", text)
     text = "where partitions are worked on: here, or on a Ray cluster"
     b.add_argument("--executor", choices=("local", "ray"), help=text)
     b.add_argument("--until", choices=STAGES, default="publish", help="stop after this stage")
-    _value(b, "--push", "REPO_ID", "publish on the Hub when done")
-    _add_push_flags(b)
+    _switch(b, "--fresh", "start anew: forget what the run folder holds")
+    _switch(b, "--json", "one JSON object on stdout at the end")
     text = (
         "download the benchmarks that prompts are decontaminated against; hashes of them are kept"
     )
     _switch(b, "--fetch-benchmarks", text)
     text = "select also on dimensions whose scores are measured to be mostly noise; written down"
     _switch(b, "--allow-unreliable", text)
+    b = parser.add_argument_group("what it would take")
     _switch(b, "--dry-run", "requests, tokens, money and time, and nothing else")
     _switch(b, "--probe", "with --dry-run: ask the models for 16 prompts, and measure instead")
     text = "with --dry-run: hours and GPU-hours on so many GPUs"
@@ -264,8 +383,9 @@ def _add_build(sub: Any) -> None:
     text = "with --gpus: for so many prompts (default: those mined)"
     _value(b, "--prompts", "N[,N]", text, type=_numbers)
     _value(b, "--gpu-price", "MONEY", "with --gpus: of one GPU for an hour", type=float)
-    _switch(b, "--fresh", "start anew: forget what the run folder holds")
-    _switch(b, "--json", "one JSON object on stdout at the end")
+    b = parser.add_argument_group("the Hub")
+    _value(b, "--push", "REPO_ID", "publish on the Hub when done")
+    _add_push_flags(b)
 
 
 def _add_preview(sub: Any) -> None:
@@ -283,8 +403,9 @@ def _add_preview(sub: Any) -> None:
     _switch(p, "--json", "one JSON object on stdout at the end")
 
 
-def _add_source(p: argparse.ArgumentParser, limit: str) -> None:
+def _add_source(parser: argparse.ArgumentParser, limit: str) -> None:
     """Rows, models, run folder and limits: what build, preview and audit have in common."""
+    p = parser.add_argument_group("rows and models")
     text = "a builder (see `mora-data list sources`) or a path to a YAML file"
     _value(p, "--source", "NAME", text, required=True)
     where = p.add_mutually_exclusive_group()
@@ -305,6 +426,7 @@ def _add_source(p: argparse.ArgumentParser, limit: str) -> None:
     text = "endpoint of the judge, if another; replicas likewise"
     _value(p, "--judge-base-url", "URL", text, action="append")
     _value(p, "--judge-model", "ID", "judge model, if another")
+    p = parser.add_argument_group("how much, and where")
     text = "run folder, a path or a URL as s3://bucket/run (default: runs/<name>)"
     _value(p, "--out", "RUN_DIR", text, type=_folder)
     _value(p, "--limit", "N", limit, type=int)
@@ -355,7 +477,7 @@ def _numbers(text: str) -> list[int]:
     return found
 
 
-def _add_push_flags(p: argparse.ArgumentParser) -> None:
+def _add_push_flags(p: Any) -> None:
     _value(p, "--tag", "vX.Y.Z", "version tag of the release")
     _switch(p, "--public", "make the repository public (needs publish.unsafe to be decided)")
     text = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -241,24 +242,66 @@ def check_endpoints(args: argparse.Namespace) -> None:
         _print(args, as_tree(checked), checked.lines())
 
 
+def resume_build(args: argparse.Namespace) -> int:
+    """The build of a run folder, with the settings and rows that it was started with, where it was
+    started."""
+    from ..pipeline import run_build
+    from ..run.files import read_json
+    from ..run.folder import OPTIONS, manifest_of
+    from ..run.progress import Progress
+    from ..run.stats import RunStats
+    from ..settings import BuildOptions, find_plugins_in, kept_settings
+
+    said = read_json(args.run_dir / OPTIONS)
+    if not manifest_of(args.run_dir) or not said:
+        raise SettingsError(
+            f"{args.run_dir} does not say how it was built: give the --out of a build of this"
+            " version, or run its `mora-data build` again"
+        )
+    if said.get("preview"):
+        raise SettingsError(
+            f"{args.run_dir} holds a preview: start the build with `mora-data build`"
+        )
+    run_dir = args.run_dir.resolve()
+    if Path(said["cwd"]).is_dir():
+        os.chdir(said["cwd"])  # what settings name by a path
+    for folder in said["plugins"]:
+        find_plugins_in(Path(folder))
+    settings = kept_settings(run_dir / "build.yaml")
+    data = tuple(map(Path, said["data"]))
+    options = BuildOptions(bool(said["sample"]), data, run_dir, said["until"])
+    stats = RunStats()
+    summary, failure = run_build(settings, options, Progress(stats), stats)
+    _print_summary(args, summary)
+    if failure is not None:
+        fail(str(failure))
+        return 1
+    return 0
+
+
 def print_status(args: argparse.Namespace) -> None:
     """How far a run is."""
     from dataclasses import asdict
 
     from ..run.folder import run_status
-    from ..run.progress import progress_line, read_live
+    from ..run.progress import progress_line, read_end, read_live
     from .show import counts_table
 
-    found, now = run_status(args.run_dir), read_live(args.run_dir)
+    found, now, ended = run_status(args.run_dir), read_live(args.run_dir), read_end(args.run_dir)
+    state = "at work" if now is not None else found.status if ended is None else "not finished"
+    kind = "a preview, " if found.preview else ""
     line = (
-        f"{args.run_dir}: {found.status}, {found.prompts_done} of {found.prompts} prompts done,"
+        f"{args.run_dir}: {kind}{state}, {found.prompts_done} of {found.prompts} prompts done,"
         f" {found.partitions_sealed} of {found.partitions} partitions sealed, {found.owed} owed,"
         f" {found.errors} errors"
     )
     at_work = [f"at work: {progress_line(now)}"] if now is not None else []
+    if ended is not None:
+        again = "run the preview again" if found.preview else f"mora-data resume {args.run_dir}"
+        at_work = [f"ended before its end: {ended}", f"go on: {again}"]
     asked = [f"model {model} {'; '.join(notes)}" for model, notes in found.endpoints.items()]
     lines = [line, *at_work, *asked, counts_table(found.counts)]
-    _print(args, {**asdict(found), "now": now}, lines)
+    _print(args, {**asdict(found), "now": now, "ended": ended}, lines)
 
 
 def print_report(args: argparse.Namespace) -> None:
@@ -398,6 +441,57 @@ def copy_recipe_to(args: argparse.Namespace) -> None:
 
     for path in copy_recipe(args.name, args.to):
         print(path)
+
+
+def copy_template_to(args: argparse.Namespace) -> None:
+    """A template, copied, and the setting that takes it."""
+    from .recipes import copy_template
+
+    path = copy_template(args.name, args.to)
+    settings = {
+        "fuse": f"fuse.arms=[{path}]",
+        "judge": f"'rewards.{path.stem}={{kind: judge, template: {path}}}'",
+        "intents": f"fuse.intents.{path.stem}={path}",
+        "personas": f"rollout.personas=[{path}]",
+    }
+    used = settings.get(args.name.partition("/")[0])
+    print(f"{path}" + (f"   use it with --set {used}" if used else ""))
+
+
+def copy_source_to(args: argparse.Namespace) -> None:
+    """A builder, copied."""
+    from .recipes import copy_source
+
+    print(f"{copy_source(args.name, args.to)}   use it with --source")
+
+
+def write_first_builder(args: argparse.Namespace) -> None:
+    """A commented builder for own data and endpoints."""
+    from .recipes import copy_files, templates
+
+    copy_files({templates()["init/build.yaml"]: args.file}, "the builder")
+    print(f"{args.file}   read it, then: mora-data check --source {args.file}")
+
+
+def print_settings(args: argparse.Namespace) -> None:
+    """What can be set."""
+    from dataclasses import asdict
+
+    from .settings import find, overview, sections, setting_lines
+
+    if args.section is None:
+        known = {name: [asdict(s) for s in some] for name, some in sections().items()}
+        _print(args, known, overview())
+        return
+    found = find(args.section)
+    _print(args, [asdict(s) for s in found], setting_lines(found))
+
+
+def print_completion(args: argparse.Namespace) -> None:
+    """A script that completes commands and flags."""
+    from .completion import script
+
+    print(script(args.shell, args.parser_of_all()), end="")
 
 
 def run_recipe_on(args: argparse.Namespace) -> int:

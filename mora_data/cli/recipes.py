@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,18 +115,63 @@ def copy_recipe(name: str, to: Path) -> list[Path]:
         p: to / p.relative_to(recipe.script.parent)
         for p in (recipe.script, *recipe.helpers(), *configs)
     }
+    copy_files(plan, f"recipe {name}")
+    return list(plan.values())
+
+
+def copy_files(plan: Mapping[Path, Path], what: str) -> None:
+    """Copy each file to its target.
+
+    Raises:
+        SettingsError: a target exists already (then nothing is copied), or can't be written.
+    """
     taken = [str(target) for target in plan.values() if target.exists()]
     if taken:
         raise SettingsError(
-            f"{taken[0]} exists already: remove it, or copy recipe {name} to another folder"
+            f"{taken[0]} exists already: remove it, or copy {what} to another folder"
         )
     try:
         for source, target in plan.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
     except OSError as e:
-        raise SettingsError(f"can't copy recipe {name} to {to}: {e.strerror}") from e
-    return list(plan.values())
+        where = next(iter(plan.values())).parent
+        raise SettingsError(f"can't copy {what} to {where}: {e.strerror}") from e
+
+
+def templates() -> dict[str, Path]:
+    """Every shipped template, intents file and persona: its name in templates/ and its path."""
+    root = resources.folder("templates")
+    files = (p for p in sorted(root.rglob("*")) if p.suffix in (".j2", ".yaml"))
+    return {p.relative_to(root).as_posix(): p for p in files}
+
+
+def copy_template(name: str, to: Path) -> Path:
+    """Copy a template (`judge/helpful.j2`) into folder `to`; the file written.
+
+    Raises:
+        SettingsError: no such template (the nearest is named), or it can't be written.
+    """
+    known = templates()
+    if name not in known:
+        raise SettingsError(f"unknown template {name!r}: {nearest(name, known)}")
+    target = to / known[name].name
+    copy_files({known[name]: target}, f"template {name}")
+    return target
+
+
+def copy_source(name: str, to: Path) -> Path:
+    """Copy the shipped builder `name` into folder `to`; the file written.
+
+    Raises:
+        SettingsError: no such builder (the nearest is named), or it can't be written.
+    """
+    known = resources.names("builders", "*.yaml")
+    if name not in known:
+        raise SettingsError(f"unknown source {name!r}: {nearest(name, known)}")
+    target = to / f"{name}.yaml"
+    copy_files({resources.folder("builders") / f"{name}.yaml": target}, f"source {name}")
+    return target
 
 
 def run_command(

@@ -152,9 +152,9 @@ def names_of(what: str) -> list[str]:
 
         return [f"{name:<14} {_first_line(path)}" for name, path in SELECTORS.items()]
     if what == "templates":
-        root = resources.folder("templates")
-        files = [p for p in sorted(root.rglob("*")) if p.suffix in (".j2", ".yaml")]
-        return [str(p.relative_to(root)) for p in files]
+        from .recipes import templates
+
+        return [f"{name:<28} {path}" for name, path in templates().items()]
     from .recipes import list_recipes
 
     return [f"{r.name:<12} {r.summary}  [{', '.join(r.configs)}]" for r in list_recipes()]

@@ -228,6 +228,7 @@ class RunStatus:
     counts: Mapping[str, StageCounts]
     dataset_dir: str | None
     endpoints: Mapping[str, list[str]]
+    preview: bool
 
 
 def run_status(run_dir: Path) -> RunStatus:
@@ -255,6 +256,7 @@ def run_status(run_dir: Path) -> RunStatus:
         counts=manifest.get("counts", {}),
         dataset_dir=str(run_dir / "dataset") if (run_dir / "dataset").is_dir() else None,
         endpoints=manifest.get("endpoints", {}),
+        preview=bool(read_json(run_dir / OPTIONS).get("preview")),
     )
 
 

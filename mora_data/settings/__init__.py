@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from .build import (
     GUARD_ROLE,
+    PLUGIN_FOLDERS,
     REWARD_ROLE,
     BuildOptions,
     BuildSettings,
     build_settings,
     changes_of,
     explain,
+    find_plugins_in,
+    kept_settings,
     load_settings,
     nearest,
     parse_override,
@@ -57,6 +60,7 @@ from .stages import (
 
 __all__ = [
     "GUARD_ROLE",
+    "PLUGIN_FOLDERS",
     "REWARD_ROLE",
     "ROLES",
     "AuditSettings",
@@ -86,6 +90,8 @@ __all__ = [
     "cache_tree",
     "changes_of",
     "explain",
+    "find_plugins_in",
+    "kept_settings",
     "load_settings",
     "nearest",
     "parse_override",

@@ -57,6 +57,7 @@ PREVIEW: dict[str, Any] = {  # of a preview, under what its flags say
 }
 REWARD_ROLE = "reward:"  # and then dimension:number
 GUARD_ROLE = "guard"
+PLUGIN_FOLDERS: list[Path] = []  # those of the builder files that were read
 UNNAMED = ("name", "out")  # settings that change no row
 
 
@@ -320,12 +321,21 @@ def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dic
     return [{"setting": k, "a": one.get(k), "b": two.get(k)} for k in sorted(keys)]
 
 
+def kept_settings(path: Path) -> BuildSettings:
+    """The settings in a file that `to_yaml` wrote.
+
+    Raises:
+        SettingsError: it can't be read, or another version wrote it.
+    """
+    return build_settings(_read_yaml(path, str(path)))
+
+
 def changes_of(path: Path, settings: BuildSettings) -> list[str]:
     """`setting before -> now` of each setting that a file which `to_yaml` wrote has otherwise;
     none where it can't be read, or is of another version."""
     try:
-        before = build_settings(resources.parse_yaml(path.read_text("utf-8")))
-    except (SettingsError, OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError):
+        before = kept_settings(path)
+    except SettingsError:
         return []
     trees = (s.model_dump(mode="json") for s in (before, settings))
     return [
@@ -353,24 +363,36 @@ def read_builder(source: str) -> dict[str, Any]:
         SettingsError: no such builder, or no YAML mapping.
     """
     path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
+    if path.suffix in (".yaml", ".yml"):
+        find_plugins_in(path.resolve().parent)
+    else:
         path = resources.folder("builders") / f"{source}.yaml"
         if os.sep in source or not path.is_file():
             raise SettingsError(
                 f"unknown --source {source!r}:"
                 f" {nearest(source, resources.names('builders', '*.yaml'))}"
             )
+    return _read_yaml(path, source)
+
+
+def _read_yaml(path: Path, name: str) -> dict[str, Any]:
     try:
         tree = resources.parse_yaml(path.read_text("utf-8"))
     except OSError as e:
-        raise SettingsError(f"can't read the builder file {source}: {e.strerror}") from e
+        raise SettingsError(f"can't read the builder file {name}: {e.strerror}") from e
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as e:
-        raise SettingsError(f"builder file {source} is not YAML: {one_line(e)}") from e
+        raise SettingsError(f"builder file {name} is not YAML: {one_line(e)}") from e
     if not isinstance(tree, dict):
-        raise SettingsError(f"builder file {source} must hold a mapping, not {type(tree).__name__}")
-    if (folder := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(folder)
+        raise SettingsError(f"builder file {name} must hold a mapping, not {type(tree).__name__}")
     return tree
+
+
+def find_plugins_in(folder: Path) -> None:
+    """Look for modules that settings name in this folder, too, behind all others."""
+    if folder not in PLUGIN_FOLDERS:
+        PLUGIN_FOLDERS.append(folder)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
