@@ -57,6 +57,7 @@ EXAMPLES: dict[str, list[str]] = {  # of each command, shown by its --help
     "push": ["mora-data push runs/demo org/pairs --tag v1.0.0 --dry-run"],
     "export": ["mora-data export runs/demo --config preference --to out --format jsonl"],
     "diff": ["mora-data diff org/pairs@v1.0.0 runs/demo"],
+    "verify": ["mora-data verify runs/demo", "mora-data verify org/pairs@v1.0.0"],
     "list": ["mora-data list sources"],
     "settings": ["mora-data settings fuse", "mora-data settings judge.temperature"],
     "init": ["mora-data init my-build.yaml"],
@@ -287,6 +288,13 @@ def _parser() -> argparse.ArgumentParser:
     _value(c, "before", "A", "dataset folder, run folder, or ORG/NAME@TAG on the Hub")
     _value(c, "after", "B", "the same")
     _switch(c, "--json", "one JSON object on stdout")
+    text = (
+        "whether a dataset is whole and keeps its laws: checksums, columns, pairs, splits, licence"
+    )
+    c = _command(sub, "verify", commands.verify_dataset, text)
+    text = "dataset folder, run folder, or ORG/NAME@TAG on the Hub"
+    _value(c, "folder", "DATASET", text, type=_folder)
+    _switch(c, "--json", "one JSON list on stdout")
     c = _command(sub, "list", commands.print_names, "what there is to choose from")
     _value(c, "what", "WHAT", ", ".join(LISTS), choices=LISTS)
     text = "what can be set: sections, or the settings of one with type, default and an example"
@@ -511,7 +519,13 @@ def _add_view(sub: Any) -> None:
         commands.view_folder,
         "look at a run or a dataset in the browser, while it runs too",
     )
-    _value(v, "folder", "RUN_DIR", "run folder, or a dataset folder alone", type=_folder)
+    _value(
+        v,
+        "folder",
+        "RUN_DIR",
+        "run folder, dataset folder, or ORG/NAME@TAG on the Hub",
+        type=_folder,
+    )
     _value(v, "--port", "N", "port of 127.0.0.1 (default: 7470, or a free one)", type=int)
     _switch(v, "--no-open", "print the address, open no browser")
     text = "compare with this run or dataset folder, page by page"
@@ -535,7 +549,7 @@ def _add_recipe(sub: Any) -> None:
     _value(c, "to", "DIR", "folder to copy into", type=Path)
     x = _command(what, "run", commands.run_recipe_on, "train; prints the exact command first")
     _value(x, "name", "NAME", "a recipe (see `mora-data recipe list`)")
-    text = "dataset folder, or ORG/NAME on the Hub"
+    text = "dataset or run folder, or ORG/NAME on the Hub"
     _value(x, "--dataset", "PATH_OR_ID", text, required=True)
     _value(x, "--revision", "TAG", "tag of the dataset on the Hub")
     _value(x, "--config", "NAME", "a config of the recipe (default: smoke)", default="smoke")

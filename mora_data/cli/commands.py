@@ -283,10 +283,13 @@ def print_status(args: argparse.Namespace) -> None:
     """How far a run is."""
     from dataclasses import asdict
 
-    from ..run.folder import run_status
+    from ..run.folder import is_run_folder, run_status
     from ..run.progress import progress_line, read_end, read_live
     from .show import counts_table
 
+    if not is_run_folder(args.run_dir):
+        _print_dataset(args)
+        return
     found, now, ended = run_status(args.run_dir), read_live(args.run_dir), read_end(args.run_dir)
     state = "at work" if now is not None else found.status if ended is None else "not finished"
     kind = "a preview, " if found.preview else ""
@@ -304,10 +307,65 @@ def print_status(args: argparse.Namespace) -> None:
     _print(args, {**asdict(found), "now": now, "ended": ended}, lines)
 
 
+def _print_dataset(args: argparse.Namespace) -> None:
+    """What a dataset folder, or a release, says of itself."""
+    from ..dataset.diff import dataset_of, is_on_hub
+    from ..dataset.lint import fingerprint_in, read_card, read_header
+    from ..dataset.schemas import counts_of
+    from ..run.files import read_json
+
+    if not args.run_dir.exists() and not is_on_hub(str(args.run_dir)):
+        raise SettingsError(
+            f"{args.run_dir} does not exist: give the --out of a build, or a dataset"
+        )
+    folder = dataset_of(str(args.run_dir))
+    header, configs = read_header(read_card(folder)) or {}, counts_of(folder)
+    manifest = read_json(folder / "provenance" / "manifest.json").get("manifest") or {}
+    source = (manifest.get("source") or {}).get("dataset")
+    tree = {
+        "dataset_dir": str(folder),
+        "licence": header.get("license"),
+        "source": source,
+        "models": manifest.get("models"),
+        "simulated": manifest.get("simulated"),
+        "fingerprint": fingerprint_in(folder),
+        "configs": configs,
+    }
+    lines = [f"{args.run_dir}: a dataset, made from {source}, licence {tree['licence']}"]
+    lines += [f"{r} {m}" for r, m in sorted((manifest.get("models") or {}).items())]
+    lines += [
+        f"{name:<24} " + "  ".join(f"{split} {n}" for split, n in splits.items())
+        for name, splits in configs.items()
+    ]
+    _print(args, tree, [*lines, f"check it: mora-data verify {args.run_dir}"])
+
+
+def verify_dataset(args: argparse.Namespace) -> int:
+    """Whether a dataset keeps what it promises."""
+    from dataclasses import asdict
+
+    from ..dataset.diff import dataset_of
+    from ..dataset.verify import verify
+
+    folder, checks = dataset_of(str(args.folder)), []
+    for check in verify(folder):
+        checks.append(check)
+        if not args.json:
+            print(f"{'FAILED' if check.faults else 'ok':<7} {check.name:<15} {check.looked_at}")
+            print("".join(f"        {fault}\n" for fault in check.faults), end="", flush=True)
+    if args.json:
+        print(json.dumps([asdict(c) for c in checks]))
+    bad = [c.name for c in checks if c.faults]
+    if bad:
+        fail(f"{args.folder} fails {len(bad)} of {len(checks)} checks ({', '.join(bad)})")
+    return 1 if bad else 0
+
+
 def print_report(args: argparse.Namespace) -> None:
     """A run's report, or two compared."""
     from ..report.document import report_of
     from ..report.page import write_report
+    from ..run.folder import is_run_folder
     from ..run.remote import upload_copy
     from .show import report_lines
 
@@ -318,6 +376,11 @@ def print_report(args: argparse.Namespace) -> None:
         raise SettingsError(
             "give RUN_DIR (its report is written into it), or --compare A B with or without"
             " --out DIR"
+        )
+    if not is_run_folder(args.run_dir) and args.run_dir.exists():
+        raise SettingsError(
+            f"{args.run_dir} is no run folder: `mora-data status` and `mora-data view` show a"
+            " dataset, `mora-data report --compare A B` says what differs between two"
         )
     report = report_of(args.run_dir)
     written = write_report(args.run_dir, report)
@@ -354,6 +417,10 @@ def print_weights(args: argparse.Namespace) -> None:
 
 def view_folder(args: argparse.Namespace) -> None:
     """Pages that show a folder, served or written."""
+    from ..dataset.diff import dataset_of, is_on_hub
+
+    if is_on_hub(str(args.folder)):
+        args.folder = dataset_of(str(args.folder))
     if args.freeze is not None:
         from ..viewer.freeze import freeze
 
@@ -382,6 +449,9 @@ def _push_run(args: argparse.Namespace, run_dir: Path, repo_id: str) -> None:
 
 
 def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: str | None) -> None:
+    from urllib.parse import quote
+
+    from ..dataset.client import endpoint
     from ..dataset.push import push_folder
     from ..run.folder import finished_manifest
 
@@ -397,10 +467,13 @@ def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: st
         unsafe=unsafe,
     )
     where = f"{result.repo_id}{'@' + result.tag if result.tag else ''}"
+    at = f"/tree/{quote(result.tag)}" if result.tag else ""
+    url = "" if args.dry_run else f"; {endpoint()}/datasets/{result.repo_id}{at}"
     print(
         f"{result.status}: {where}, {len(result.added)} files to add, {len(result.deleted)} to"
         f" delete, {result.n_bytes} bytes,"
-        f" {'private' if result.private else 'public'}{'; ' + result.note if result.note else ''}",
+        f" {'private' if result.private else 'public'}{'; ' + result.note if result.note else ''}"
+        f"{url}",
         file=sys.stderr,
     )
     if args.dry_run:
@@ -410,11 +483,13 @@ def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: st
 
 def export_dataset(args: argparse.Namespace) -> None:
     """One config, somewhere else."""
+    from ..dataset.diff import dataset_of
     from ..dataset.export import export_config
     from ..run.remote import destination
 
+    folder = dataset_of(str(args.run_dir))
     with destination(str(args.to)) as to:
-        for path in export_config(args.run_dir / "dataset", args.config, to, args.format):
+        for path in export_config(folder, args.config, to, args.format):
             print(f"{args.to}/{path.relative_to(to)}")
 
 

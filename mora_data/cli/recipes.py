@@ -196,6 +196,8 @@ def run_command(
         o for o in overrides if not o.partition("=")[1] or not o.partition("=")[0].isidentifier()
     ]:
         raise SettingsError(f"{bad[0]!r} is not key=value: write it as max_steps=100")
+    if (inside := Path(dataset) / "dataset").is_dir():  # of a run folder
+        dataset = str(inside)
     values = [f"dataset={dataset}"] + ([f"revision={_as_text(revision)}"] if revision else [])
     if not any(o.startswith("output_dir=") for o in overrides):
         values.append(f"output_dir=runs/{name}-{config}")

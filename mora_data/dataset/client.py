@@ -7,12 +7,13 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from .. import resources
 from ..errors import PublishError
 from ..run.files import readable
 from ..text import one_line
@@ -57,9 +58,8 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
 
 
-def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The files of a dataset that match the patterns, as they were at a revision, in the Hub's own
-    cache.
+def snapshot(repo_id: str, revision: str | None) -> Path:
+    """The files of a dataset as they were at a revision, in a folder of the user's cache.
 
     Raises:
         PublishError: there is no such repository or revision, or the Hub can't be reached.
@@ -75,8 +75,8 @@ def snapshot(repo_id: str, revision: str | None, patterns: Sequence[str]) -> Pat
                 repo_id,
                 repo_type="dataset",
                 revision=revision,
-                allow_patterns=list(patterns),
                 endpoint=endpoint(),
+                local_dir=resources.cache() / "hub" / name.replace("/", "--"),
             )
         )
     except (RepositoryNotFoundError, RevisionNotFoundError) as e:

@@ -92,14 +92,10 @@ def dataset_of(where: str) -> Path:
         PublishError: there is none.
     """
     path = Path(where)
-    if not path.exists() and (on_hub := _ON_HUB.fullmatch(where)):
+    if is_on_hub(where) and (on_hub := _ON_HUB.fullmatch(where)):
         from .client import snapshot
 
-        path = snapshot(
-            on_hub["repo"],
-            on_hub["revision"],
-            ("README.md", "provenance/manifest.json", "*/*.parquet"),
-        )
+        path = snapshot(on_hub["repo"], on_hub["revision"])
     for folder in (path / "dataset", path):
         if (folder / "README.md").is_file() and any(folder.glob("*/*.parquet")):
             return folder
@@ -107,6 +103,11 @@ def dataset_of(where: str) -> Path:
         f"{where} holds no dataset: give a dataset folder, a run folder that is built to the end,"
         " or ORG/NAME@TAG"
     )
+
+
+def is_on_hub(where: str) -> bool:
+    """Whether a name is no folder here, and may be ORG/NAME or ORG/NAME@TAG."""
+    return not Path(where).exists() and _ON_HUB.fullmatch(where) is not None
 
 
 def _configs(folder: Path) -> dict[str, list[Path]]:

@@ -158,7 +158,7 @@ def _file_faults(folder: Path, header: Header) -> Iterator[str]:
     have = {
         p.relative_to(folder).as_posix()
         for p in folder.rglob("*")
-        if p.is_file() and not p.name.startswith(".")
+        if p.is_file() and not any(x.startswith(".") for x in p.relative_to(folder).parts)
     }
     declared = declared_files(header)
     named = {f for by_split in declared.values() for files in by_split.values() for f in files}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.scored import DIMS, many, one, settings, write
 
 from mora_data import cli
+from mora_data.cli.recipes import run_command
 from mora_data.dataset.diff import Delta, changelog, diff_datasets, version_step
 from mora_data.dataset.export import export_config
+from mora_data.dataset.verify import verify
 from mora_data.errors import PublishError
 from mora_data.types import Pair
 
@@ -70,6 +74,61 @@ def test_columns_and_configs_that_differ_are_named(
     assert json.loads(capsys.readouterr().out)["sft"]["added"] == 12
     assert cli.main(["diff", str(tmp_path), str(tmp_path / "b")]) == 1
     assert "holds no dataset" in capsys.readouterr().err
+
+
+def test_what_a_dataset_breaks_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run" / "dataset"
+    write(folder, list(many(12)), settings=settings(**FEW))
+
+    def faults() -> dict[str, str]:
+        return {c.name: " ".join(c.faults) for c in islice(verify(folder), 5) if c.faults}
+
+    assert set(faults()) <= {"licence", "checksums"}  # the tests' rows come from nowhere
+    path = folder / "preference" / "train-00000-of-00001.parquet"
+    rows = pq.read_table(path)
+    worse = rows.to_pylist()
+    worse[0]["rejected"] = worse[0]["chosen"]
+    worse[1]["margin_harmless"] = -0.5
+    worse[2]["margin_total"] = 0.0
+    made = pa.Table.from_pylist(worse, rows.schema).drop_columns(["weight"])
+    pq.write_table(made, path)
+    pq.write_table(made.slice(0, 1), path.with_name("test-00000-of-00001.parquet"))
+    found = faults()
+    assert "weight missing" in found["columns"] and "README.md says" in (found["card and files"])
+    for line in (
+        "in 1 rows chosen and rejected are the same text",
+        "in 1 rows margin_harmless is ",
+        "in 1 rows margin_total is not positive",
+        "is in two splits",
+    ):
+        assert line in found["laws"], found
+    monkeypatch.setattr("mora_data.dataset.verify.load_back", lambda *_: {})
+    assert cli.main(["verify", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr()
+    assert "FAILED  laws" in said.out and "ok      loads" in said.out
+    assert "checks (" in said.err and said.err.count("\n") == 1
+
+
+def test_datasets_are_shown_where_runs_are_and_else_a_line_says_what_works(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run" / "dataset"
+    write(folder, list(many(12)), settings=settings(**FEW))
+    assert cli.main(["status", str(folder)]) == 0
+    assert "preference               train 10  test 2" in capsys.readouterr().out
+    to = str(tmp_path / "to")
+    assert cli.main(["export", str(folder), "--config", "preference", "--to", to]) == 0
+    assert cli.main(["report", str(folder)]) == 1
+    assert "is no run folder: `mora-data status`" in capsys.readouterr().err
+    for command in ("status", "view", "verify", "export"):
+        more = ["--config", "x", "--to", "y"] if command == "export" else []
+        assert cli.main([command, str(tmp_path / "none"), *more]) == 1
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and ("does not exist" in said or "ORG/NAME@TAG" in said)
+    command = run_command("dpo", str(tmp_path / "run"))
+    assert f"dataset={folder}" in command
 
 
 def test_a_changelog_puts_the_new_section_before_the_old_ones() -> None:

@@ -562,14 +562,17 @@ def test_tags_on_the_hub_are_compared(world: World) -> None:
     world.push(dataset(world, 20), "v1.0.0")
     world.push(dataset(world, 23, "more"), "v1.1.0")
 
-    def diff(*where: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "mora_data", "diff", *where, "--json"],
+            [sys.executable, "-m", "mora_data", *words],
             capture_output=True,
             text=True,
             env={**client_env(world.tmp), **world.env},
             timeout=600,
         )
+
+    def diff(*where: str) -> subprocess.CompletedProcess[str]:
+        return run("diff", *where, "--json")
 
     found = json.loads(diff(f"{REPO}@v1.0.0", f"{REPO}@v1.1.0").stdout)
     assert (found["preference"]["added"], found["preference"]["same"]) == (3, 20)
@@ -581,6 +584,16 @@ def test_tags_on_the_hub_are_compared(world: World) -> None:
     assert missing.returncode == 1 and missing.stderr.startswith(
         "mora-data: org/pairs@v9 is neither a folder here nor on the Hub"
     )
+    shown = json.loads(run("status", f"{REPO}@v1.0.0", "--json").stdout)
+    assert shown["configs"]["preference"] == {"train": 17, "test": 3} and shown["licence"]
+    assert "preference               train 20  test 3" in run("status", f"{REPO}@v1.1.0").stdout
+    to = world.tmp / "out"
+    run("export", f"{REPO}@v1.0.0", "--config", "preference", "--to", str(to), "--format", "jsonl")
+    assert (to / "preference-train.jsonl").read_text("utf-8").count("\n") == 17
+    run("view", f"{REPO}@v1.0.0", "--freeze", str(world.tmp / "pages"))
+    assert (world.tmp / "pages" / "index.html").is_file()
+    verified = run("verify", f"{REPO}@v1.0.0")
+    assert verified.returncode == 0 and verified.stdout.count("ok ") == 6, verified
 
 
 def test_a_private_past_with_unsafe_text_stays_private(world: World) -> None:
