@@ -407,6 +407,7 @@ def _add_preview(sub: Any) -> None:
     _value(p, "--arms", "ARMS", "names as identity,fused (default: the one that is published)")
     stages = STAGES[: STAGES.index("select") + 1]
     p.add_argument("--until", choices=stages, default="select", help="stop after this stage")
+    _switch(p, "--fresh", "start anew: forget what an earlier preview left in the folder")
     _switch(p, "--html", "write RUN_DIR/preview.html, too")
     _switch(p, "--json", "one JSON object on stdout at the end")
 

@@ -60,7 +60,9 @@ def preview_prompts(args: argparse.Namespace) -> int:
     arms = None if args.arms is None else _parts(args.arms)
     overrides = _overrides(args, {"mine.limit": args.limit, "fuse.arms": arms})
     settings = preview_settings(read_builder(args.source), overrides)
-    options = BuildOptions(args.sample, tuple(args.data), args.out, args.until, preview=True)
+    options = BuildOptions(
+        args.sample, tuple(args.data), args.out, args.until, args.fresh, preview=True
+    )
     run_dir = run_dir_of(settings, options)
     if args.out is not None and run_dir != args.out:
         print(f"{args.out} holds a build, so the preview is in {run_dir}", file=sys.stderr)
