@@ -14,7 +14,7 @@ import shlex
 import textwrap
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import zip_longest
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -27,6 +27,7 @@ from ..errors import SettingsError
 from ..plugins import load
 from ..rewards import REWARDS
 from ..settings import ROLES, BuildSettings, RoleSettings, nearest
+from ..settings.build import model_in
 
 TOP = "build"  # the section of what stands in none
 DIMENSION = "<dimension>"
@@ -179,7 +180,7 @@ def sections() -> dict[str, list[Setting]]:
     out: dict[str, list[Setting]] = {TOP: []}
     meanings = _meanings(BuildSettings)
     for name, field in BuildSettings.model_fields.items():
-        model = _model_in(field.annotation)
+        model = model_in(field.annotation)
         if model is RoleSettings:
             if name == "policy":
                 out[name] = list(_walk(model, name))
@@ -227,13 +228,8 @@ def _of_role(setting: Setting, role: str) -> Setting:
     default = setting.default
     if own is not None and name in own.model_fields_set:
         default = _yaml(getattr(own, name))
-    return Setting(
-        f"{role}.{name}",
-        setting.type,
-        default,
-        setting.meaning,
-        setting.example.replace("policy.", f"{role}.", 1),
-    )
+    example = setting.example.replace("policy.", f"{role}.", 1)
+    return replace(setting, path=f"{role}.{name}", default=default, example=example)
 
 
 def setting_lines(settings: list[Setting]) -> list[str]:
@@ -292,7 +288,7 @@ def _walk(model: type[BaseModel], prefix: str, kind: str = "") -> Iterator[Setti
     """Settings of a model and of those in it; `kind`: it is a reward's own."""
     meanings = _meanings(model)
     for name, field in model.model_fields.items():
-        inner = _model_in(field.annotation)
+        inner = model_in(field.annotation)
         path = f"{prefix}.{name}"
         if inner is None or inner is RoleSettings or _is_optional(field) or _is_many(field):
             yield _setting(path, field, meanings[name], kind)
@@ -339,13 +335,6 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
             ):
                 out[field.target.id] = " ".join(str(text.value.value).split())
     return out
-
-
-def _model_in(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = (_model_in(a) for a in get_args(annotation))
-    return next((m for m in found if m is not None), None)
 
 
 def _is_optional(field: FieldInfo) -> bool:

@@ -432,15 +432,15 @@ def explain(
 def _fields_at(model: type[BaseModel], path: list[int | str]) -> list[str]:
     for part in path:
         field = model.model_fields.get(str(part))
-        inner = _model_in(field.annotation) if field is not None else None
+        inner = model_in(field.annotation) if field is not None else None
         if inner is not None:
             model = inner
     return list(model.model_fields)
 
 
-def _model_in(annotation: object) -> type[BaseModel] | None:
+def model_in(annotation: object) -> type[BaseModel] | None:
     """The settings model that an annotation holds, as in dict[str, list[Model]] or Model | None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = (_model_in(a) for a in getattr(annotation, "__args__", ()))
+    found = (model_in(a) for a in getattr(annotation, "__args__", ()))
     return next((m for m in found if m is not None), None)
