@@ -348,9 +348,10 @@ def verify_dataset(args: argparse.Namespace) -> int:
 
     from ..dataset.diff import dataset_of
     from ..dataset.verify import verify
+    from ..selection import DOMINANCE
 
     folder, checks = dataset_of(str(args.folder)), []
-    for check in verify(folder):
+    for check in verify(folder, DOMINANCE):
         checks.append(check)
         if not args.json:
             print(f"{'FAILED' if check.faults else 'ok':<7} {check.name:<15} {check.looked_at}")

@@ -1,6 +1,6 @@
 """Whether a dataset folder or a release is whole, and keeps what it promises: `mora-data verify`.
 
-    for check in verify(folder): check.name, check.faults
+    for check in verify(folder, {"dominance_hv"}): check.name, check.faults
 
 Its checksums, its card, its columns, the laws of its pairs and splits, its licence, and whether
 `datasets` loads it. Rows are read a thousand at a time.
@@ -9,14 +9,14 @@ Its checksums, its card, its columns, the laws of its pairs and splits, its lice
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DamagedFile, PublishError
 from ..run.files import read_json
-from ..selection import DOMINANCE
+from ..text import one_line
 from . import schemas
 from .lint import LICENCES, fingerprint_in, lint, load_back, read_card, read_header
 
@@ -32,21 +32,25 @@ class Check:
     faults: tuple[str, ...]
 
 
-def verify(folder: Path) -> Iterator[Check]:
-    """The checks of a dataset folder, in order; none raises for what it finds."""
-    published = read_json(folder / "provenance" / "manifest.json").get("manifest")
-    manifest: dict[str, Any] = published if isinstance(published, dict) else {}
-    settings = manifest.get("settings")
-    dims = (settings if isinstance(settings, dict) else {}).get("dimensions") or []
+def verify(folder: Path, dominance: Collection[str]) -> Iterator[Check]:
+    """The checks of a dataset folder, in order; none raises for what it finds. `dominance`: the
+    selectors whose pairs are worse in no dimension."""
+    manifest = _mapping(read_json(folder / "provenance" / "manifest.json").get("manifest"))
+    dims = _mapping(manifest.get("settings")).get("dimensions")
+    dims = [str(d) for d in dims] if isinstance(dims, list) else []
     files = sorted(folder.glob("*/*.parquet"))
     known = fingerprint_in(folder)
+    licence = _mapping(manifest.get("source")).get("licence")
     yield _check("checksums", f"{len(files)} Parquet files", _checksums(folder, known))
-    yield _check("card and files", "README.md and what it declares", iter(lint(folder)))
+    yield _check("card and files", "README.md and what it declares", _card(folder))
     yield _check("columns", f"{len(dims)} dimensions", _columns(files, dims))
-    yield _check("laws", "pairs and splits", _laws(files))
-    licence = str((manifest.get("source") or {}).get("licence"))
+    yield _check("laws", "pairs and splits", _laws(files, dominance))
     yield _check("licence", f"source {licence}", _licence(folder, files))
     yield _check("loads", "datasets.load_dataset, each config", _loads(folder))
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _check(name: str, looked_at: str, found: Iterator[str]) -> Check:
@@ -58,7 +62,13 @@ def _check(name: str, looked_at: str, found: Iterator[str]) -> Check:
                 break
     except (DamagedFile, PublishError) as e:
         faults.append(str(e))
+    except (LookupError, TypeError, ValueError, AttributeError) as e:
+        faults.append(f"it is not as this version of mora-data writes it ({one_line(e)})")
     return Check(name, looked_at, tuple(faults))
+
+
+def _card(folder: Path) -> Iterator[str]:
+    yield from lint(folder)
 
 
 def _checksums(folder: Path, known: str | None) -> Iterator[str]:
@@ -81,7 +91,7 @@ def _columns(files: Sequence[Path], dims: Sequence[str]) -> Iterator[str]:
             yield f"{name}/{path.name}: {', '.join(off[:4])} missing, or of another type"
 
 
-def _laws(files: Sequence[Path]) -> Iterator[str]:
+def _laws(files: Sequence[Path], dominance: Collection[str]) -> Iterator[str]:
     """Chosen and rejected differ; no margin of a dominance selector is negative, and each binding
     one is positive; a prompt's rows are in one split."""
     split_of: dict[str, str] = {}
@@ -106,14 +116,13 @@ def _laws(files: Sequence[Path]) -> Iterator[str]:
                 if split_of.setdefault(prompt_id, split) != split:
                     yield f"{path.parent.name}: prompt {prompt_id} is in two splits"
             if pairs:
-                yield from _margins(path, batch.to_pylist(), margins)
+                rows = [r for r in batch.to_pylist() if r["selector"] in dominance]
+                yield from _margins(path, rows, margins)
 
 
 def _margins(path: Path, rows: Sequence[schemas.Row], margins: Sequence[str]) -> Iterator[str]:
     broken: Counter[str] = Counter()
     for row in rows:
-        if row["selector"] not in DOMINANCE:
-            continue
         binding = {f"margin_{d}" for d in row["binding_dims"] or ()} | {"margin_total"}
         for name in margins:
             value = row[name]
