@@ -38,7 +38,7 @@ class Rows(list[dict[str, Any]]):
         return self.to_arrow().to_pandas()
 
     def _repr_html_(self) -> str:
-        from .viewer.prompts import rows_fragment
+        from .viewer.stories import rows_fragment
 
         return str(rows_fragment(self))
 
@@ -86,7 +86,7 @@ class Run:
         Raises:
             DamagedFile: a file of the run can't be read.
         """
-        from .viewer.prompts import prompt_rows
+        from .viewer.stories import prompt_rows
 
         return Rows(prompt_rows(self.path))
 
@@ -109,7 +109,7 @@ class Run:
         )
 
     def _repr_html_(self) -> str:
-        from .viewer.prompts import run_fragment
+        from .viewer.stories import run_fragment
 
         return str(run_fragment(self.path, self.counts))
 

@@ -203,7 +203,7 @@ def print_preview(summary: Summary, as_json: bool, html: bool) -> None:
     from dataclasses import asdict
 
     from ..run.files import write_whole
-    from ..viewer.prompts import prompts_html, stories, story_lines
+    from ..viewer.stories import prompts_html, stories, story_lines
 
     run_dir = Path(summary.run_dir)
     folder, found = stories(run_dir)

@@ -27,6 +27,12 @@ from ..types import Answer, Request, Role
 from .engine import Engine
 
 
+def key_of_call(key: Any) -> bytes:
+    """12 bytes that name a call that no engine makes."""
+    tree = orjson.dumps(key, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    return hashlib.sha256(b"call\n" + tree).digest()[:12]
+
+
 @dataclass(slots=True)
 class _Call:
     """A request with its key and the list its answers go to."""
@@ -147,8 +153,7 @@ class CachedClient:
         """The JSON value of a call that no engine makes, as a plug-in's own server: from the log
         where the same `key` is there, else from `call`, then logged. What it raises is not logged.
         """
-        tree = orjson.dumps(key, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
-        base = hashlib.sha256(b"call\n" + tree).digest()[:12]
+        base = key_of_call(key)
         record = self._log.get(base, 0)
         if record is None:
 

@@ -175,6 +175,14 @@ def _whole_secret(path: Path) -> bytes | None:
     return bytes.fromhex(text) if checksum == digest(text) else None
 
 
+def secret_of(run_dir: Path) -> bytes | None:
+    """A run's secret; None where it is not there, damaged, or another user's."""
+    try:
+        return _whole_secret(run_dir / SECRET_FILE)
+    except (OSError, ValueError):
+        return None
+
+
 def is_run_folder(path: Path) -> bool:
     """Whether a command of ours made the folder; its secret and its partitions tell that, too,
     where other files are lost."""

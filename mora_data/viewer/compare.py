@@ -162,7 +162,7 @@ def prompt_comparison_page(
         "dimensions": _shared_dims(a, b),
         "prompt_id": prompt_id,
         "sides": sides,
-        "query": {k: query[k] for k in ("x", "y", "texts") if query.get(k)},
+        "query": {k: query[k] for k in ("x", "y") if query.get(k)},
         "on": True,
     }
     return Page("viewer/compare_prompt.html", fields)
@@ -178,5 +178,5 @@ def _side(pairs: PairSearch, prompt_id: str) -> dict[str, object]:
         "pairs": found,
         "floors": floors,
         "dimensions": list(pairs.folder.dims),
-        "may_harm": not floors or bool(ix.flags["harm"][rows].any()),
+        "unsafe": {ix.ids[i]: ix.unsafe_sides(i) for i in rows},
     }

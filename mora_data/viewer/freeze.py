@@ -26,9 +26,11 @@ from ..text import digest
 from .folder import OTHER_VERSION
 from .server import PAGES, PAGES_OF, ViewerState, draw, page_of, style_sheet
 
-LISTS = 200  # pages of the list, of drops
+LISTS = 200  # pages of each list, of drops
+LISTED = ("pairs", "prompts", "drops")
+ELSEWHERE = {"texts", "x", "y", "full", "calls"}  # the same page, drawn otherwise
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-PLAIN = ({"after"}, {"flag", "sort"})  # the pages of the whole list, the overview's pairs to doubt
+PLAIN = ({"after"}, {"from"}, {"flag", "sort"})  # whole lists, the overview's pairs to doubt
 LEFT_OUT = {"compare", "review"}  # they need the server
 _PLAIN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,99}")
 Address = tuple[str, tuple[tuple[str, str], ...]]  # path, query
@@ -79,7 +81,7 @@ def _write_pages(state: ViewerState, out: Path, most: int) -> dict[Address, str]
     """Write the pages as the server gives them; address -> file name."""
     start: Address = ("/", ())
     names, todo, counts = {start: "index.html"}, deque([start]), Counter[str]()
-    room = {"pair": most, "prompt": most, "pairs": LISTS, "drops": LISTS, "requests": 1}
+    room = {"pair": most, "prompt": most, "requests": 1, **dict.fromkeys(LISTED, LISTS)}
     while todo:
         address = todo.popleft()
         page = _page(state, address)
@@ -127,13 +129,13 @@ def _address(link: str) -> Address | None:
     if (
         not given.path.startswith("/")
         or kind not in {*PAGES, *PAGES_OF} - LEFT_OUT
-        or query.keys() & {"texts", "x", "y", "full"}
+        or query.keys() & ELSEWHERE
     ):
         return None
     if kind in ("pair", "prompt"):
         return unquote(given.path), ()  # the page of a pair is the same wherever it is opened from
     if (
-        kind == "pairs"
+        kind in ("pairs", "prompts")
         and query.keys() not in PLAIN
         and (len(query) > 1 or query.keys() & {"before", "q", "low", "high"})
     ):
@@ -164,8 +166,8 @@ def _freeze_page(page: str, names: dict[Address, str], note: str) -> str:
             return found[0]
         if address is not None and address in names:
             return f'<a href="{escape_line(names[address] + anchor)}"{more}>{inside}</a>'
-        if "texts=1" in href:
-            return ""  # every text is there, behind its own fold
+        if "texts=1" in href or "calls=1" in href:
+            return ""  # every text is there, behind its own fold; calls need the run
         return f"<g>{inside}</g>" if inside.startswith("<title>") else inside
 
     page = re.sub(

@@ -25,7 +25,8 @@ from ..statistics import Bools
 from .folder import CHANGED, OTHER_VERSION, FileStamp, ViewedFolder, stamp_files
 
 PROMPT_BYTES, ANSWER_BYTES = 160, 100  # of each text that are kept in memory
-TEXTS = ("prompt", "chosen", "rejected")
+SIDES = ("chosen", "rejected")
+TEXTS = ("prompt", *SIDES)
 LABELS = ("arm", "kind", "carried_dim", "category", "source_dataset")
 FACETS = ("split", *LABELS)
 FLAGS = {
@@ -35,7 +36,7 @@ FLAGS = {
     "unconfirmed": "not scored again",
     "lost": "a margin lost when scored again",
     "small": "a total margin under 0.25",
-    "harm": "a side may be harmful",
+    "harm": "an answer may be harmful",
 }
 PairRow = dict[str, Any]  # every column of a row of `preference`
 
@@ -59,6 +60,7 @@ class PairIndex:
         numbers: column -> float per pair, NaN where there is none; no column where no pair is.
         targets_Q_D: whether fusion added a dimension.
         flags: see FLAGS.
+        unsafe: side -> whether its answer is not known to be harmless.
         texts: first bytes of prompt, chosen and rejected (pyarrow.ChunkedArray of bytes).
     """
 
@@ -74,6 +76,7 @@ class PairIndex:
     numbers: Mapping[str, NDArray[np.float32]]
     targets_Q_D: Bools
     flags: Mapping[str, Bools]
+    unsafe: Mapping[str, Bools]
     texts: Mapping[str, Any]
 
     @property
@@ -83,14 +86,33 @@ class PairIndex:
 
     def words(self, row: int, text: str) -> str:
         """The first words of a text, on one line."""
-        raw = self.texts[text][row].as_py() or b""
-        cut = "…" if len(raw) >= (PROMPT_BYTES if text == "prompt" else ANSWER_BYTES) else ""
-        return " ".join(raw.decode("utf-8", "replace").rstrip("\ufffd").split()) + cut
+        n_bytes = PROMPT_BYTES if text == "prompt" else ANSWER_BYTES
+        return _one_line(self.texts[text][row].as_py() or b"", n_bytes)
+
+    def unsafe_sides(self, row: int) -> list[str]:
+        """The sides whose texts are folded."""
+        return [side for side, is_unsafe in self.unsafe.items() if is_unsafe[row]]
+
+    def has_id(self, start: str) -> Bools:
+        """Which pairs, or their prompts, have an id that starts so."""
+        prompts = np.array([i.startswith(start) for i in self.groups], bool)
+        pairs = np.fromiter((i.startswith(start) for i in self.ids), bool, self.n)
+        return pairs | prompts[self.prompt_Q] if self.n else pairs
 
     def of_prompt(self, prompt_id: str) -> list[int]:
         """Positions of a prompt's pairs."""
         code = self.groups.get(prompt_id)
         return [] if code is None else np.flatnonzero(self.prompt_Q == code).tolist()
+
+
+def first_words(text: str) -> str:
+    """The first words of a prompt, on one line."""
+    return _one_line(text[:PROMPT_BYTES].encode("utf-8", "replace")[:PROMPT_BYTES], PROMPT_BYTES)
+
+
+def _one_line(raw: bytes, n_bytes: int) -> str:
+    cut = "…" if len(raw) >= n_bytes else ""
+    return " ".join(raw.decode("utf-8", "replace").rstrip("\ufffd").split()) + cut
 
 
 def pair_files(folder: ViewedFolder) -> list[Path]:
@@ -122,6 +144,9 @@ def index_pairs(folder: ViewedFolder) -> PairIndex:
         numbers["confirmed_total"] = np.sum([np.zeros(len(ids), np.float32), *again], axis=0)
         lengths = numbers["len_chosen"], numbers["len_rejected"]
         numbers["length_ratio"] = np.maximum(*lengths) / np.maximum(np.minimum(*lengths), 1)
+    unsafe = {
+        side: _unsafe(numbers, side, folder.floors.get("harmless"), len(ids)) for side in SIDES
+    }
     targets = np.zeros((len(ids), len(folder.dims)), bool)
     for j, d in enumerate(folder.dims):
         targets[:, j] = _array(table[f"adds_{d}"])
@@ -137,7 +162,8 @@ def index_pairs(folder: ViewedFolder) -> PairIndex:
         labels,
         numbers,
         targets,
-        _flags(numbers, folder, _array(table["refused"])),
+        _flags(numbers, folder.dims, _array(table["refused"]), unsafe),
+        unsafe,
         {text: table[text] for text in TEXTS},
     )
 
@@ -146,7 +172,7 @@ def _floats(dims: Sequence[str]) -> list[str]:
     return [
         *(f"{m}_{d}" for d in dims for m in ("margin", "margin_confirmed")),
         *("margin_total", "score", "len_chosen", "len_rejected"),
-        *(f"{side}_reward_harmless" for side in ("chosen", "rejected") if "harmless" in dims),
+        *(f"{side}_reward_harmless" for side in SIDES if "harmless" in dims),
     ]
 
 
@@ -214,19 +240,28 @@ def _array(column: Any) -> NDArray[Any]:
     return found
 
 
+def _unsafe(
+    numbers: Mapping[str, NDArray[np.float32]], side: str, floor: float | None, n: int
+) -> Bools:
+    """Answers without a reward that passes the harmless floor (`may_harm`)."""
+    rewards = numbers.get(f"{side}_reward_harmless")
+    if floor is None or rewards is None:
+        return np.ones(n, bool)
+    return np.asarray(~(rewards >= floor), bool)
+
+
 def _flags(
-    numbers: Mapping[str, NDArray[np.float32]], folder: ViewedFolder, refused: Bools
+    numbers: Mapping[str, NDArray[np.float32]],
+    dims: Sequence[str],
+    refused: Bools,
+    unsafe: Mapping[str, Bools],
 ) -> dict[str, Bools]:
     if not numbers:
         return dict.fromkeys(FLAGS, refused)
     lost = np.zeros(len(refused), bool)
-    for d in folder.dims:
+    for d in dims:
         first, second = numbers[f"margin_{d}"], numbers[f"margin_confirmed_{d}"]
         lost |= (second < -1e-6) | ((first > 1e-6) & (second <= 1e-6))
-    floor, harmless = folder.floors.get("harmless"), np.zeros(len(refused), bool)
-    if floor is not None and "chosen_reward_harmless" in numbers:
-        sides = [numbers[f"{side}_reward_harmless"] for side in ("chosen", "rejected")]
-        harmless = (sides[0] >= floor) & (sides[1] >= floor)
     return {
         "longer": numbers["len_chosen"] > numbers["len_rejected"],
         "long_gap": numbers["length_ratio"] >= 2,
@@ -234,7 +269,7 @@ def _flags(
         "unconfirmed": np.isnan(numbers["confirmed_total"]),
         "lost": lost,
         "small": numbers["margin_total"] < 0.25,
-        "harm": ~harmless,
+        "harm": unsafe["chosen"] | unsafe["rejected"],
     }
 
 

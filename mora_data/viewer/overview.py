@@ -9,19 +9,25 @@ from typing import Any
 
 import orjson
 
-from ..errors import DamagedFile
 from ..run.files import read_json
 from ..run.partitions import Partition, lean_arrow
 from ..text import commonest_first
 from .folder import Page, Query, RunStatus, ViewedFolder, reload_after, stage_counts
 from .pairs import pair_cards
+from .prompts import PromptIndex, newest_prompts
 from .search import PairQuery, PairSearch
 
-NEWEST = 12
+NEWEST = 12  # prompts, while there are no pairs
 MOST_ROWS = 50
 
 
-def overview_page(folder: ViewedFolder, status: RunStatus, pairs: PairSearch, query: Query) -> Page:
+def overview_page(
+    folder: ViewedFolder,
+    status: RunStatus,
+    pairs: PairSearch,
+    prompts: PromptIndex,
+    query: Query,
+) -> Page:
     """The first page: how far the run is, what became of its rows, what the pairs look like. A
     running build refreshes it."""
     ix, manifest = pairs.index, folder.manifest
@@ -45,8 +51,8 @@ def overview_page(folder: ViewedFolder, status: RunStatus, pairs: PairSearch, qu
         "simulated": manifest.get("simulated"),
         "verdict": report.get("verdict"),
         "doubts": report.get("doubts") or [],
-        "newest": pair_cards(ix, list(newest), texts=False),
-        "candidates": _candidates(folder) if status["running"] or not ix.n else [],
+        "newest": pair_cards(ix, list(newest)),
+        "prompts": newest_prompts(prompts, pairs, NEWEST) if status["running"] or not ix.n else [],
     }
     return Page("viewer/overview.html", fields)
 
@@ -57,28 +63,6 @@ def _margins(pairs: PairSearch, column: str) -> dict[str, object]:
     known = values[values == values]
     mean = float(known.mean()) if len(known) else None
     return {"bins": pairs.histogram(PairQuery(sort=f"-{column}")), "mean": mean}
-
-
-def _candidates(folder: ViewedFolder) -> list[dict[str, Any]]:
-    """The newest candidate pairs of a run whose dataset is not written: one per prompt, from the
-    last finished partition."""
-    lean_arrow()
-    for part, _ in reversed(folder.finished()):
-        try:
-            table = part.table("pairs")
-        except DamagedFile:
-            continue
-        rows = [r for r in table.to_pylist() if r["rank"] == 0][-NEWEST:]
-        if rows:
-            return [
-                {
-                    "prompt_id": r["prompt_id"],
-                    "arm": r["arm"],
-                    "margins": {d: r.get(f"margin_{d}") for d in folder.dims},
-                }
-                for r in rows
-            ]
-    return []
 
 
 def drops_page(folder: ViewedFolder, status: RunStatus, pairs: PairSearch, query: Query) -> Page:

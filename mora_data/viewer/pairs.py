@@ -1,5 +1,4 @@
-"""The pages about pairs: the list with its filters, one pair, the prompt it came from, and the
-blind review.
+"""The pages about pairs: the list with its filters, one pair, and the blind review.
 
 Votes are lines of reviews.jsonl in the run folder; what they say of the scores is in report.json
 (`mora-data report`).
@@ -8,32 +7,28 @@ Votes are lines of reviews.jsonl in the run folder; what they say of the scores 
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from secrets import token_urlsafe
+from typing import Any
 
-import numpy as np
 import orjson
 
 from ..errors import RunFolderError, SettingsError
 from ..report.pairs import FILE, VOTES, Vote, prefers, read_reviews
 from ..report.templates import url
 from ..text import digest
-from ..types import may_harm
 from .folder import FileStamp, Page, Query, stamp_files
 from .index import FACETS, TEXTS, PairIndex, read_pair
-from .provenance import ScoredAnswer, read_provenance
+from .provenance import read_provenance
 from .search import PairQuery, PairSearch, parse_query
 
 TEXT_CHARS = 20_000  # of a text that a page shows unless asked for all (parts.html cuts)
-DIFF_CELLS = 4_000_000  # words of one text times words of the other, 8 MB and some 20 ms
 FORM_BYTES = 4096
-PairCard = dict[str, str | float | bool | None]  # what the list says of a pair
+PairCard = dict[str, Any]  # what the list says of a pair
 
 
 def pair_list_page(pairs: PairSearch, query: Query) -> Page:
@@ -52,19 +47,18 @@ def pair_list_page(pairs: PairSearch, query: Query) -> Page:
         "facets": pairs.facets(q),
         "histogram": pairs.histogram(q),
         "sorts": list(pairs.index.numbers),
-        "pairs": pair_cards(pairs.index, page.rows, q.texts),
+        "pairs": pair_cards(pairs.index, page.rows),
     }
     return Page("viewer/pairs.html", fields)
 
 
-def pair_cards(ix: PairIndex, rows: Sequence[int], texts: bool) -> list[PairCard]:
-    """What the list says of some pairs; `texts`: also those that may be harmful."""
+def pair_cards(ix: PairIndex, rows: Sequence[int]) -> list[PairCard]:
+    """What the list says of some pairs; `unsafe`: the sides that a page folds."""
     out: list[PairCard] = []
     for i in rows:
-        harm = bool(ix.flags["harm"][i])
-        card: PairCard = {"pair_id": ix.ids[i], "may_harm": harm}
+        card: PairCard = {"pair_id": ix.ids[i], "unsafe": ix.unsafe_sides(i)}
         card |= {k: ix.labels[k].names[int(ix.labels[k].code_Q[i])] for k in FACETS}
-        card |= {t: ix.words(i, t) if texts or not harm else None for t in TEXTS}
+        card |= {t: ix.words(i, t) for t in TEXTS}
         numbers = {name: float(values[i]) for name, values in ix.numbers.items()}
         card |= {name: None if v != v else round(v, 4) for name, v in numbers.items()}
         out.append(card)
@@ -89,7 +83,7 @@ def pair_page(pairs: PairSearch, query: Query, pair_id: str) -> Page | None:
         "pair": row,
         "dimensions": list(ix.dims),
         "floors": pairs.folder.floors,
-        "may_harm": bool(ix.flags["harm"][at]),
+        "unsafe": ix.unsafe_sides(at),
         "query": q.filters(),
         "next": neighbour(replace(q, after=pair_id, before=None)),
         "back": neighbour(replace(q, before=pair_id, after=None)),
@@ -100,71 +94,6 @@ def pair_page(pairs: PairSearch, query: Query, pair_id: str) -> Page | None:
     }
     is_long = any(len(m["content"] or "") > TEXT_CHARS for t in TEXTS for m in row[t])
     return Page("viewer/pair.html", fields, {"is_cut": is_long and not whole})
-
-
-def prompt_page(pairs: PairSearch, query: Query, prompt_id: str) -> Page | None:
-    """One prompt from its source to its pairs: what presampling found, every rewrite with its
-    checks, every answer by arm; None where there is no such prompt."""
-    ix, floors = pairs.index, pairs.folder.floors
-    rows = ix.of_prompt(prompt_id)
-    story = read_provenance(pairs.folder, prompt_id, [read_pair(ix, i) for i in rows])
-    if story is None:
-        return None
-    asked = story.messages[-1]["content"]
-
-    def answer_may_harm(answer: ScoredAnswer) -> bool:
-        return may_harm(floors.get("harmless"), answer.rewards.get("harmless"))
-
-    answers = [a for arm in story.arms for a in arm.answers]
-    fields = {
-        "lineage": story,
-        "dimensions": list(ix.dims),
-        "floors": floors,
-        "x": query.get("x"),
-        "y": query.get("y"),
-        "query": {k: query[k] for k in ("x", "y", "texts") if query.get(k)},
-        "pairs": [ix.ids[i] for i in rows],
-    }
-    helpers = {
-        "may_harm": answer_may_harm,
-        "fold": not query.get("texts") and (not answers or any(map(answer_may_harm, answers))),
-        "rewrite_diff": lambda rewrite: word_diff(asked, rewrite),
-    }
-    return Page("viewer/prompt.html", fields, helpers)
-
-
-def word_diff(before: str, after: str) -> list[tuple[str, bool]]:
-    """`after` in pieces, each with whether `before` lacks its words; one piece where little of
-    `before` is left."""
-    old, new = (re.findall(r"\S+\s*", text[:TEXT_CHARS]) for text in (before, after))
-    if not old or not new or len(old) * len(new) > DIFF_CELLS:
-        return [(after, False)]
-    kept = _kept_words(*([w.strip().casefold() for w in words] for words in (old, new)))
-    if sum(kept) < 0.5 * len(old):
-        return [(after, False)]
-    groups = groupby(zip(new, kept, strict=True), key=lambda word: not word[1])
-    return [("".join(text for text, _ in words), is_new) for is_new, words in groups]
-
-
-def _kept_words(old: Sequence[str], new: Sequence[str]) -> list[bool]:
-    """Which words of `new` stand in a longest common subsequence with `old`: as many steps as a
-    table of both has cells, whatever the words."""
-    codes = {word: i for i, word in enumerate(dict.fromkeys([*old, *new]))}
-    a, b = (np.array([codes[word] for word in words]) for words in (old, new))
-    longest = np.zeros((len(a) + 1, len(b) + 1), np.int16)  # of a[i:] and b[j:]
-    for i in range(len(a) - 1, -1, -1):
-        best = np.maximum(longest[i + 1, :-1], longest[i + 1, 1:] + (b == a[i]))
-        longest[i, :-1] = np.maximum.accumulate(best[::-1])[::-1]
-    kept, i, j = [False] * len(b), 0, 0
-    while i < len(a) and j < len(b):
-        if a[i] == b[j]:
-            kept[j] = True
-            i, j = i + 1, j + 1
-        elif longest[i + 1, j] >= longest[i, j + 1]:
-            i += 1
-        else:
-            j += 1
-    return kept
 
 
 class ReviewSession:
@@ -242,9 +171,8 @@ def review_page(pairs: PairSearch, session: ReviewSession | None, query: Query) 
     """The blind review: two answers without scores, place and order by chance. Neither the page nor
     its JSON says which is the chosen one."""
     ix = pairs.index
-    state = {"texts": "1"} if query.get("texts") == "1" else {}
     if session is None:
-        return Page("viewer/review.html", {"n": ix.n, "query": state, "on": False})
+        return Page("viewer/review.html", {"n": ix.n, "on": False})
     pair_id = query.get("pair") or session.next(ix, query.get("after"))
     votes, at = session.votes(), ix.row_of.get(pair_id)
     fields = {
@@ -252,7 +180,6 @@ def review_page(pairs: PairSearch, session: ReviewSession | None, query: Query) 
         "n": ix.n,
         "judged": sum(i in ix.row_of for i in votes),
         "last": _last_vote(ix, votes.get(query.get("last", ""))),
-        "query": state,
         "pair_id": None if at is None else pair_id,
         "on": True,
     }

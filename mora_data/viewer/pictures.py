@@ -124,7 +124,8 @@ def reward_space(
         " both floors" + (f", {left_out} without both scores left out" if left_out else "")
     )
     role = "img" if link is None else "group"
-    return panel(f"{title}: {len(placed)} answers", description, f, marks, role)
+    shown_of = f"{len(placed)} of {len(answers)}" if left_out else f"{len(placed)}"
+    return panel(f"{title}: {shown_of} answers", description, f, marks, role)
 
 
 def _place(f: Frame, answers: Sequence[ScoredAnswer], plane: Plane) -> dict[int, Point]:
@@ -228,10 +229,10 @@ def pair_scores(row: PairRow, dims: Sequence[str], floors: Mapping[str, float]) 
 
 
 def histogram(
-    bins: Sequence[tuple[float, float, int]], query: PairQuery, title: str
+    bins: Sequence[tuple[float, float, int]], query: PairQuery, title: str, keep: Mapping[str, str]
 ) -> Markup | str:
-    """Bars that open the pairs of `query` in their range; a sentence where there is nothing to
-    draw."""
+    """Bars that open the pairs of `query` in their range, `keep` in their links; a sentence where
+    there is nothing to draw."""
     if not bins:
         return f"{title}: none is known."
     start, stop, most = bins[0][0], bins[-1][1], max(n for *_, n in bins)
@@ -242,7 +243,8 @@ def histogram(
     for left, right, n in bins:
         if n:
             current = query.low is not None and abs(query.low - left) < 1e-5
-            link = url("/pairs", query.params(low=round(left, 5), high=round(right, 5)))
+            state = query.params(low=round(left, 5), high=round(right, 5))
+            link = url("/pairs", {**keep, **state})
             marks.append(_bar(f, (left, right), n, link, current))
     description = (
         f"{sum(n for *_, n in bins):,} pairs from {start:.2f} to {stop:.2f}; each bar is a link"

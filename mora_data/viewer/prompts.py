@@ -1,208 +1,432 @@
-"""A run's prompts outside the viewer: as rows, as lines for a terminal, and as a page.
+"""The pages about prompts: the list with its filters, and one prompt's whole story, texts first.
 
-prompt_rows(run_dir)                one row per prompt and arm: its rewrite, or why there is none
-stories(run_dir)                    everything of each prompt; for a few of them
-story_lines(story, dims)            as text
-prompts_html(run_dir)               a page in one file; `fragment` of it for a notebook
+    index = PromptIndex(); index.prompts(folder)       every mined prompt, pairs or none
+    index.rows(folder, pairs, {"arm": "fused", "outcome": "harm"})
+
+The list holds the beginnings of the texts in memory; a partition is read once, and again when its
+files are others.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from markupsafe import Markup
+import numpy as np
+import orjson
 
-from ..report.page import style_sheet
-from ..report.templates import environment, render
-from ..run.folder import parts_of
-from ..run.partitions import Partition, row_tuples
-from ..secrets import visible
-from ..text import one_line, transcript
-from ..types import may_harm
-from .folder import ViewedFolder, open_folder
-from .pairs import word_diff
-from .provenance import PromptArm, PromptProvenance, ScoredAnswer, read_provenance
+from ..errors import DamagedFile, SettingsError
+from ..run.files import readable
+from ..run.partitions import PROMPTS, Partition, lean_arrow, row_tuples
+from ..text import commonest_first
+from ..types import ARMS, may_harm
+from .calls import calls_of
+from .folder import OTHER_VERSION, FileStamp, Page, Query, ViewedFolder, stamp_files
+from .index import PairIndex, first_words, read_pair
+from .pairs import TEXT_CHARS
+from .provenance import ScoredAnswer, read_provenance
+from .search import PAGE_ROWS, SEARCH_CHARS, PairSearch
 
-ANSWER_CHARS = 240  # of an answer on the terminal
-ROWS = 20  # that a notebook shows of a table
-MOST_STORIES = 20  # prompts that a notebook shows whole
+FILTERS = ("arm", "outcome", "pair", "kind", "category")
+SORTS = ("mined", "kind", "outcome", "tries", "pairs", "category")
+ACCEPTED, AS_IT_IS, UNFINISHED = "accepted", "asked as it is", "not finished"
+UNWRITTEN = ("identity", "recorded")  # arms that ask the source prompt
+Words = Callable[[str], str]
+DIFF_CELLS = 4_000_000  # words of one text times words of the other, 8 MB and some 20 ms
 
 
-def prompt_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """A row for each prompt of the finished partitions and each arm that rewrote it, in order; one
-    without an arm where none did.
+class Rewrite(NamedTuple):
+    """What became of a prompt in an arm: ACCEPTED, the check that the last try failed, or why there
+    was no try. `text`: the beginning of the last try."""
 
-    `rewrite` is what was accepted, else None; `failed` has the checks that the last try failed.
+    outcome: str
+    tries: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPrompt:
+    """A prompt as the list knows it; `why_none` stands for arms that it has no rewrite in."""
+
+    prompt_id: str
+    source: str
+    kind: str
+    category: str
+    why_none: str
+    rewrites: dict[str, Rewrite]
+
+    def rewrite(self, arm: str) -> Rewrite:
+        """What became of it in an arm."""
+        return self.rewrites.get(arm) or Rewrite(self.why_none)
+
+
+@dataclass(slots=True)
+class PromptIndex:
+    """The prompts of a folder and their pairs, as far as they were read."""
+
+    _kept: dict[Path, tuple[FileStamp, list[ListedPrompt]]] = field(default_factory=dict)
+    _paired: tuple[PairIndex | None, dict[tuple[str, str], list[str]]] = (None, {})
+    _reading: threading.Lock = field(default_factory=threading.Lock)
+
+    def prompts(self, folder: ViewedFolder) -> list[ListedPrompt]:
+        """All of them in mined order.
+
+        Raises:
+            RunFolderError: a file is damaged or of another version.
+        """
+        with self._reading:
+            old, self._kept = self._kept, {}
+            for at, files, read in _pieces(folder, first_words):
+                if (kept := old.get(at)) is None or kept[0] != stamp_files(files):
+                    kept = stamp_files(files), list(read())
+                self._kept[at] = kept
+            return [p for _, prompts in self._kept.values() for p in prompts]
+
+    def pairs(self, ix: PairIndex) -> Mapping[tuple[str, str], list[str]]:
+        """(prompt id, arm) -> its published pairs."""
+        if self._paired[0] is not ix:
+            found: dict[tuple[str, str], list[str]] = defaultdict(list)
+            ids, arms = list(ix.groups), ix.labels["arm"]
+            for pair_id, prompt, arm in zip(ix.ids, ix.prompt_Q, arms.code_Q, strict=True):
+                found[ids[prompt], arms.names[arm]].append(pair_id)
+            self._paired = (ix, dict(found))
+        return self._paired[1]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptList:
+    """The prompts that pass the filters, and what the filters count; `arm`: the one that is
+    shown, `arms` all that there are with how many prompts were accepted in each."""
+
+    rows: list[ListedPrompt]
+    n: int
+    arm: str
+    arms: dict[str, int]
+    facets: dict[str, dict[str, int]]
+
+
+def find_prompts(index: PromptIndex, pairs: PairSearch, query: Query) -> PromptList:
+    """The list of a query.
+
+    Raises:
+        SettingsError: an order that there is not, or too long a search.
     """
-    for part in parts_of(run_dir):
-        if part.manifest() is not None:
-            yield from _rows_of_part(part)
-
-
-def _rows_of_part(part: Partition) -> Iterator[dict[str, Any]]:
-    about = ("prompt_id", "kind", "carried_dim", "target_dims")
-    profiles = {row[0]: row for row in row_tuples(part.table("profiles", about), *about)}
-    names = ("prompt_id", "arm", "attempt", "text", "accepted", "failed", "checks")
-    tries: dict[str, dict[str | None, list[tuple[Any, ...]]]] = {}
-    for prompt_id, arm, *row in row_tuples(part.table("fusions", names), *names):
-        tries.setdefault(prompt_id, {}).setdefault(arm, []).append(tuple(row))
-    for prompt in part.prompts():
-        for arm, rows in (tries.get(prompt.prompt_id) or {None: []}).items():
-            taken = [row for row in rows if row[2]]
-            last = (taken or rows or [(-1, None, False, [], [])])[-1]
-            yield {
-                **dict(
-                    zip(about, profiles.get(prompt.prompt_id, [prompt.prompt_id]), strict=False)
-                ),
-                "source_prompt": transcript(prompt.messages),
-                "source_row": prompt.source_row,
-                "category": prompt.category,
-                "arm": arm,
-                "rewrite": last[1] if taken else None,
-                "tries": last[0] + 1,
-                "failed": list(last[3]),
-                "checks": last[4],
-            }
-
-
-def stories(run_dir: Path) -> tuple[ViewedFolder, list[PromptProvenance]]:
-    """The run, and everything of each of its prompts, in order."""
-    folder = open_folder(run_dir)
-    ids = [p.prompt_id for part in folder.partitions() for p in part.prompts()]
-    found = (read_provenance(folder, i, []) for i in ids)
-    return folder, [story for story in found if story is not None]
-
-
-def story_lines(story: PromptProvenance, dims: Sequence[str]) -> list[str]:
-    """One prompt as text: its source, its rewrite with the new words in {+ +}, the checks, the
-    answers with their scores, the best pair."""
-    source = transcript(story.messages)
-    lines = _labelled("source", source)
-    profile = story.profile or {}
-    if targets := profile.get("target_dims"):
-        kept = f", carries {profile['carried_dim']}" if profile.get("carried_dim") else ""
-        kind = f" (kind {profile['kind']}{kept})" if profile.get("kind") != "plain" else ""
-        lines += _labelled("adds", ", ".join(targets) + kind)
-    elif profile.get("kind"):
-        lines += _labelled("kind", profile["kind"])
-    for t in story.tries:
-        about = f"try {t['attempt'] + 1}" if len(story.tries) > 1 else ""
-        label = t["arm"] if t["accepted"] else "refused"
-        lines += _labelled(label, _marked(story, t["text"]))
-        lines += _labelled("checks", " ".join([about, _checks_line(t)]).strip())
-    answered = [arm for arm in story.arms if arm.answers]
-    for arm in answered:
-        lines += _arm_lines(arm, "answer" if len(answered) == 1 else arm.name, dims)
-    lines += [
-        line for e in story.errors[:3] for line in _labelled("failed", one_line(e["error"], 200))
-    ]
-    return lines + (_labelled("note", story.note) if story.note else [])
-
-
-def _labelled(label: str, text: str) -> list[str]:
-    wrapped = [w for part in text.splitlines() or [""] for w in textwrap.wrap(part, 88) or [""]]
-    return [f"{label if not i else '':<9} {line}".rstrip() for i, line in enumerate(wrapped)]
-
-
-def _marked(story: PromptProvenance, rewrite: str) -> str:
-    pieces = word_diff(story.messages[-1]["content"], rewrite)
-    if len(pieces) == 1:
-        return rewrite
-    return " ".join(f"{{+{t.strip()}+}}" if new else t.strip() for t, new in pieces)
-
-
-def _checks_line(tried: Mapping[str, Any]) -> str:
-    """Failed checks first, each with its value; then those that passed."""
-
-    def shown(check: Mapping[str, Any]) -> str:
-        value = check["value"]
-        return str(check["name"]) + (f" {value:.3g}" if value not in (None, 0, 1) else "")
-
-    failed = [shown(c) for c in tried["checks"] if not c["passed"]]
-    passed = [shown(c) for c in tried["checks"] if c["passed"]]
-    return "; ".join(
-        [
-            *([f"FAILED {', '.join(failed)}"] if failed else []),
-            *([f"passed {', '.join(passed)}"] if passed else []),
-        ]
+    prompts, paired = index.prompts(pairs.folder), index.pairs(pairs.index)
+    accepted = Counter(
+        arm for p in prompts for arm, r in p.rewrites.items() if r.outcome in (ACCEPTED, AS_IT_IS)
     )
+    known = dict.fromkeys([*reversed(ARMS), *accepted, *(a for p in prompts for a in p.rewrites)])
+    arms = {a: accepted[a] for a in known if any(a in p.rewrites for p in prompts)}
+    arm = query.get("arm") or next(iter(arms), "fused")
+    words, sort = query.get("q", "").casefold(), query.get("sort", "mined")
+    if len(words) > SEARCH_CHARS:
+        raise SettingsError(f"q has {len(words)} characters: search for at most {SEARCH_CHARS}")
+    if sort.removeprefix("-") not in SORTS:
+        raise SettingsError(f"sort={sort[:40]} is no column: choose one of {', '.join(SORTS)}")
+
+    def values(p: ListedPrompt) -> tuple[str, str, str, str]:
+        has_pair = "yes" if (p.prompt_id, arm) in paired else "no"
+        return p.rewrite(arm).outcome, has_pair, p.kind, p.category
+
+    wanted = [query.get(name) or None for name in FILTERS[1:]]
+    counts: list[Counter[str]] = [Counter() for _ in wanted]
+    rows = []
+    for p in prompts:
+        if words and not _has(p, arm, words):
+            continue
+        own = values(p)
+        wrong = [i for i, w in enumerate(wanted) if w is not None and w != own[i]]
+        for i, value in enumerate(own):
+            if not wrong or wrong == [i]:  # as many as would be left with that value
+                counts[i][value] += 1
+        if not wrong:
+            rows.append(p)
+    facets = dict(zip(FILTERS[1:], map(commonest_first, counts), strict=True))
+    return PromptList(_sorted(rows, sort, arm, paired), len(prompts), arm, arms, facets)
 
 
-def _arm_lines(arm: PromptArm, label: str, dims: Sequence[str]) -> list[str]:
-    best = arm.candidates[0] if arm.candidates else None
-    marks = {best["rejected"]: "rejected", best["chosen"]: "CHOSEN"} if best else {}
-    lines = []
-    for a in arm.answers:
-        scores = "  ".join(f"{d} {_score(a.rewards[d])}" for d in dims)
-        flags = f"  [{', '.join(a.flags)}]" if a.flags else ""
-        lines += _labelled(f"{label} {a.index}", f"{scores}{flags}  {marks.get(a.index, '')}")
-        said = f"failed: {a.error}" if a.error is not None else a.text
-        lines += _labelled("", one_line(said, ANSWER_CHARS))
-    if best is None:
-        none = "none" if any(v is not None for a in arm.answers for v in a.rewards.values()) else ""
-        return lines + (
-            _labelled("pair", f"{none}: no answer is better than another") if none else []
+def _has(p: ListedPrompt, arm: str, words: str) -> bool:
+    texts = p.source, p.rewrite(arm).text
+    return p.prompt_id.startswith(words) or any(words in t.casefold() for t in texts)
+
+
+def _sorted(
+    rows: list[ListedPrompt],
+    sort: str,
+    arm: str,
+    paired: Mapping[tuple[str, str], list[str]],
+) -> list[ListedPrompt]:
+    keys: dict[str, Any] = {
+        "kind": lambda p: p.kind,
+        "outcome": lambda p: p.rewrite(arm).outcome,
+        "tries": lambda p: p.rewrite(arm).tries,
+        "pairs": lambda p: len(paired.get((p.prompt_id, arm), ())),
+        "category": lambda p: p.category,
+    }
+    column, down = sort.removeprefix("-"), sort.startswith("-")
+    if column == "mined":
+        return rows[::-1] if down else rows
+    return sorted(rows, key=keys[column], reverse=down)
+
+
+def _pieces(
+    folder: ViewedFolder, words: Words
+) -> Iterator[tuple[Path, list[Path], Callable[[], Iterator[ListedPrompt]]]]:
+    """The parts that are read at once: a name, what tells that one has changed, and how to read it.
+    `words`: what is kept of a text."""
+    lean_arrow()
+    why = _Reasons(folder)
+
+    def read(at: Path, prompts: Callable[[], Iterator[ListedPrompt]]) -> Iterator[ListedPrompt]:
+        with readable(at, OTHER_VERSION):
+            yield from prompts()
+
+    for part in folder.partitions():
+        files = [part.folder / "manifest.json", part.folder / PROMPTS]
+        yield (
+            part.folder,
+            files,
+            partial(read, part.folder, partial(_of_partition, part, why, words)),
         )
-    margins = ", ".join(
-        f"{d} {best['margins'][d]:+.2f}" for d in dims if best["margins"][d] is not None
-    )
-    return lines + _labelled("pair", f"{best['chosen']} over {best['rejected']}: {margins}")
+    if folder.run is None:
+        scored = folder.dataset / "scored"
+        files = sorted(scored.glob("*.parquet"))
+        yield scored, files, partial(read, scored, partial(_of_scored, files, words))
 
 
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def prompts_html(run_dir: Path, title: str) -> str:
-    """A page in one file with every prompt of a small run; texts that may be harmful are folded."""
-    return render(
-        "report/prompts.html",
-        title=title,
-        css=Markup(style_sheet()),
-        prompts=fragment(run_dir),
-    )
-
-
-def fragment(run_dir: Path) -> Markup:
-    """The prompts of a run as HTML, for a page or a notebook; `MOST_STORIES` at most."""
-    folder, found = stories(run_dir)
-    floor = folder.floors.get("harmless")
-    first = found[:MOST_STORIES]
-
-    def folds(answer: ScoredAnswer) -> bool:
-        return "harmless" in folder.dims and may_harm(
-            0.75 if floor is None else floor, answer.rewards.get("harmless")
+def _of_partition(part: Partition, why: _Reasons, words: Words) -> Iterator[ListedPrompt]:
+    """A partition's prompts; of an open one only what was mined."""
+    try:
+        mined = part.file(PROMPTS).read_bytes().splitlines()
+    except (OSError, DamagedFile):  # mined just now, or started anew
+        return
+    profiles, rewrites = {}, defaultdict[str, dict[str, Rewrite]](dict)
+    if part.manifest() is not None:
+        table = part.table("profiles", ["prompt_id", "kind", "owed"])
+        profiles = {i: (k, o) for i, k, o in row_tuples(table, "prompt_id", "kind", "owed")}
+        names = ("prompt_id", "arm", "attempt", "accepted", "failed", "text")
+        for i, arm, attempt, ok, failed, text in row_tuples(part.table("fusions", names), *names):
+            outcome = ACCEPTED if ok else (failed or ["failed"])[0]
+            rewrites[i][arm] = Rewrite(outcome, attempt + 1, words(text))
+        arms = part.table("arms", ["prompt_id", "arm"])
+        for i, arm in row_tuples(arms, "prompt_id", "arm"):
+            if arm in UNWRITTEN:
+                rewrites[i][arm] = Rewrite(AS_IT_IS)
+    for line in mined:
+        row = orjson.loads(line)
+        prompt_id = row["prompt_id"]
+        kind, owed = profiles.get(prompt_id, (UNFINISHED, "it is open"))
+        yield ListedPrompt(
+            prompt_id,
+            words(row["messages"][-1]["content"]),
+            kind,
+            row.get("category") or "none",
+            UNFINISHED if owed else why.none(kind),
+            rewrites.get(prompt_id, {}),
         )
 
-    template = environment().get_template("report/prompt_stories.html")
-    page = template.render(
-        stories=first,
-        more=len(found) - len(first),
-        dims=folder.dims,
-        may_harm=folds,
-        rewrite_diff=lambda story, text: word_diff(story.messages[-1]["content"], text),
+
+class _Reasons:
+    """Why a finished prompt has no rewrite."""
+
+    def __init__(self, folder: ViewedFolder) -> None:
+        settings = folder.manifest.get("settings") or {}
+        self._accepted = (settings.get("presample") or {}).get("accept") or ()
+        counts = folder.manifest.get("counts") or {}
+        self._fuses = bool(counts.get("fuse", {}).get("in")) or not counts
+
+    def none(self, kind: str) -> str:
+        if kind != "plain" and self._accepted and kind not in self._accepted:
+            return f"not fused: {kind}"
+        return "not fused" if self._fuses else "not fused: the build ends before"
+
+
+def _of_scored(files: Sequence[Path], words: Words) -> Iterator[ListedPrompt]:
+    """Of a dataset: the prompts of `scored`."""
+    import pyarrow.parquet as pq
+
+    names = ("prompt_id", "source_prompt", "prompt", "kind", "category", "arm")
+    found: dict[str, ListedPrompt] = {}
+    for path in files:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(1000, columns=list(names), use_threads=False):
+                for i, source, prompt, kind, category, arm in row_tuples(batch, *names):
+                    p = found.setdefault(
+                        i,
+                        ListedPrompt(i, words(source), kind, category or "none", "not in it", {}),
+                    )
+                    text = "" if arm in UNWRITTEN else words(prompt[-1]["content"])
+                    p.rewrites[arm] = Rewrite(AS_IT_IS if arm in UNWRITTEN else ACCEPTED, 0, text)
+    yield from found.values()
+
+
+def prompt_list_page(index: PromptIndex, pairs: PairSearch, query: Query) -> Page:
+    """The list of prompts: filters, search, order, pages."""
+    found = find_prompts(index, pairs, query)
+    start = query.get("from", "")[:9]
+    first = int(start) if start.isdecimal() else 0
+    fields = {
+        "query": list_query(query),
+        "sort": query.get("sort", "mined"),
+        "n": found.n,
+        "total": len(found.rows),
+        "first": first,
+        "arm": found.arm,
+        "arms": found.arms,
+        "facets": found.facets,
+        "prompts": list(_cards(index, pairs, found.arm, found.rows[first : first + PAGE_ROWS])),
+    }
+
+    def changed(name: str) -> Callable[[str | None], dict[str, str]]:
+        return lambda value: list_query({**query, name: value or ""})
+
+    return Page("viewer/prompts.html", fields, {"page_rows": PAGE_ROWS, "changed": changed})
+
+
+def newest_prompts(index: PromptIndex, pairs: PairSearch, n: int) -> list[dict[str, Any]]:
+    """The last `n` prompts that were tried to be rewritten, or all are finished of; the last
+    first."""
+    found = find_prompts(index, pairs, {})
+    finished = [p for p in found.rows if p.kind != UNFINISHED]
+    return list(_cards(index, pairs, found.arm, finished[: -n - 1 : -1]))
+
+
+def list_query(query: Query) -> dict[str, str]:
+    """The state of the list, without its page."""
+    return {k: query[k] for k in (*FILTERS, "q", "sort") if query.get(k)}
+
+
+def prompt_rows(index: PromptIndex, pairs: PairSearch, query: Query) -> Iterator[dict[str, Any]]:
+    """What the list says of the prompts that pass the filters, with their whole texts.
+
+    Raises:
+        SettingsError: an order that there is not, or too long a search.
+    """
+    found = find_prompts(index, pairs, query)
+    wanted = {p.prompt_id for p in found.rows}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for _, _, read in _pieces(pairs.folder, str):
+            passing = (p for p in read() if p.prompt_id in wanted)
+            yield from _cards(index, pairs, found.arm, passing)
+
+    return rows()
+
+
+def _cards(
+    index: PromptIndex, pairs: PairSearch, arm: str, prompts: Iterable[ListedPrompt]
+) -> Iterator[dict[str, Any]]:
+    """What the list says of some prompts."""
+    paired = index.pairs(pairs.index)
+    for p in prompts:
+        rewrite = p.rewrite(arm)
+        yield {
+            "prompt_id": p.prompt_id,
+            "arm": arm,
+            "kind": p.kind,
+            "category": p.category,
+            "outcome": rewrite.outcome,
+            "tries": rewrite.tries,
+            "pairs": paired.get((p.prompt_id, arm), []),
+            "source": p.source,
+            "rewrite": rewrite.text,
+        }
+
+
+def prompt_page(index: PromptIndex, pairs: PairSearch, query: Query, prompt_id: str) -> Page | None:
+    """One prompt from its source to its pairs, its texts first; None where there is no such
+    prompt. `query`: the list that it was opened from; with `calls`, also each model call."""
+    ix, floors = pairs.index, pairs.folder.floors
+    rows = [read_pair(ix, i) for i in ix.of_prompt(prompt_id)]
+    story = read_provenance(pairs.folder, prompt_id, rows)
+    if story is None:
+        return None
+    ids = [p.prompt_id for p in find_prompts(index, pairs, query).rows]
+    at = ids.index(prompt_id) if prompt_id in ids else None
+    fields = {
+        "lineage": story,
+        "dimensions": list(ix.dims),
+        "floors": floors,
+        "x": query.get("x"),
+        "y": query.get("y"),
+        "query": list_query(query) | {k: query[k] for k in ("x", "y") if query.get(k)},
+        "back": ids[at - 1] if at else None,
+        "next": ids[at + 1] if at is not None and at + 1 < len(ids) else None,
+        "pairs": rows,
+        "before": _presamples(pairs.folder, story),
+        "calls": calls_of(pairs.folder, prompt_id) if query.get("calls") else None,
+    }
+
+    def unsafe(answer: ScoredAnswer) -> bool:
+        return may_harm(floors.get("harmless"), answer.rewards.get("harmless"))
+
+    asked = story.messages[-1]["content"]
+    helpers = {
+        "unsafe": unsafe,
+        "unsafe_side": lambda row, side: may_harm(
+            floors.get("harmless"), row.get(f"{side}_reward_harmless")
+        ),
+        "list_query": list_query(query),
+        "rewrite_diff": lambda rewrite: word_diff(asked, rewrite),
+    }
+    return Page("viewer/prompt.html", fields, helpers)
+
+
+def _presamples(folder: ViewedFolder, story: Any) -> str | None:
+    """How the presamples that were asked, and those that decided, belong together."""
+    asked = next((len(a.answers) for a in story.arms if a.name == "presample"), 0)
+    used = (story.profile or {}).get("n")
+    if not asked or used is None:
+        return None
+    settings = (folder.manifest.get("settings") or {}).get("presample") or {}
+    steps = ", ".join(map(str, settings.get("n") or ()))
+    asked_so = f"The policy answered {asked} times" + (
+        f" (in steps of {steps}, until the kind is clear)" if steps else ""
     )
-    return Markup(page)
+    if used < asked and settings.get("split"):
+        return (
+            f"{asked_so}. Every other answer, {used} in all, decided the kind; the other"
+            f" {asked - used} did not, so that they can stand for the prompt before fusion."
+        )
+    return f"{asked_so}; {used} answers decided the kind."
 
 
-def run_fragment(run_dir: Path, counts: Mapping[str, Any]) -> Markup:
-    """A run for a notebook: its counts, and the prompts of one that has few."""
-    rows = [
-        {"stage": stage, "in": c["in"], "kept": c["kept"], "dropped": dict(c["dropped"])}
-        for stage, c in counts.items()
-    ]
-    head = Markup("<p>{}</p>").format(visible(str(run_dir)))
-    few = 0 < sum(p.n_prompts() for p in parts_of(run_dir)) <= MOST_STORIES
-    return head + rows_fragment(rows) + (fragment(run_dir) if few else Markup())
+def word_diff(before: str, after: str) -> list[tuple[str, bool]]:
+    """`after` in pieces, each with whether `before` lacks its words; one piece where little of
+    `before` is left."""
+    old, new = (re.findall(r"\S+\s*", text[:TEXT_CHARS]) for text in (before, after))
+    if not old or not new or len(old) * len(new) > DIFF_CELLS:
+        return [(after, False)]
+    kept = _kept_words(*([w.strip().casefold() for w in words] for words in (old, new)))
+    if sum(kept) < 0.5 * len(old):
+        return [(after, False)]
+    groups = groupby(zip(new, kept, strict=True), key=lambda word: not word[1])
+    return [("".join(text for text, _ in words), is_new) for is_new, words in groups]
 
 
-def rows_fragment(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """The first rows as a table for a notebook, each value on one line, cut and escaped."""
-    head = list(rows[0]) if rows else []
-    cells = [[value if (value := r.get(k)) is not None else "" for k in head] for r in rows[:ROWS]]
-    table = environment().get_template("report/parts.html").module.table(head, cells, "rows")  # type: ignore[attr-defined]
-    more = Markup("<p>{} of {} rows</p>").format(min(len(rows), ROWS), len(rows))
-    return Markup(table) + more
+def _kept_words(old: Sequence[str], new: Sequence[str]) -> list[bool]:
+    """Which words of `new` stand in a longest common subsequence with `old`: as many steps as a
+    table of both has cells, whatever the words."""
+    codes = {word: i for i, word in enumerate(dict.fromkeys([*old, *new]))}
+    a, b = (np.array([codes[word] for word in words]) for words in (old, new))
+    longest = np.zeros((len(a) + 1, len(b) + 1), np.int16)  # of a[i:] and b[j:]
+    for i in range(len(a) - 1, -1, -1):
+        best = np.maximum(longest[i + 1, :-1], longest[i + 1, 1:] + (b == a[i]))
+        longest[i, :-1] = np.maximum.accumulate(best[::-1])[::-1]
+    kept, i, j = [False] * len(b), 0, 0
+    while i < len(a) and j < len(b):
+        if a[i] == b[j]:
+            kept[j] = True
+            i, j = i + 1, j + 1
+        elif longest[i + 1, j] >= longest[i, j + 1]:
+            i += 1
+        else:
+            j += 1
+    return kept

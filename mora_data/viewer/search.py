@@ -11,7 +11,7 @@ Every state of the list is such a query; `query.params()` writes it back for a U
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -39,11 +39,11 @@ class PairQuery:
     Attributes:
         adds: a dimension that fusion added.
         flag: one of FLAGS.
-        q, whole: words looked for; in the whole texts instead of their beginnings.
+        q, whole: words looked for, or the beginning of an id; in the whole texts instead of their
+            beginnings.
         low, high: range of the column that orders the list.
         sort: a column, with `-` in front for largest first.
         after, before: a pair id: the page that follows or precedes it.
-        texts: also show texts that may be harmful.
     """
 
     split: str | None = None
@@ -61,7 +61,6 @@ class PairQuery:
     sort: str = "-margin_total"
     after: str | None = None
     before: str | None = None
-    texts: bool = False
 
     @property
     def column(self) -> str:
@@ -72,7 +71,7 @@ class PairQuery:
     def parse(cls, given: Mapping[str, str]) -> PairQuery:
         """What `params` has written, or a person."""
         values: dict[str, Any] = {f.name: given[f.name] for f in fields(cls) if given.get(f.name)}
-        values |= {name: given.get(name) == "1" for name in ("whole", "texts")}
+        values["whole"] = given.get("whole") == "1"
         return cls(**{**values, "low": _number(given, "low"), "high": _number(given, "high")})
 
     def params(self, /, **changes: Any) -> dict[str, str]:
@@ -90,6 +89,14 @@ class PairQuery:
             elif value != f.default:
                 out[f.name] = f"{value:g}" if isinstance(value, float) else str(value)
         return out
+
+    def ordered(self, sort: str) -> dict[str, str]:
+        """The state as URL parameters, in another order."""
+        return self.params(sort=sort)
+
+    def filtered(self, name: str) -> Callable[[str | None], dict[str, str]]:
+        """For a filter: its value -> the state as URL parameters."""
+        return lambda value: self.params(**{name: value})
 
     def filters(self) -> dict[str, str]:
         """The state as URL parameters, without the page of the list."""
@@ -209,6 +216,10 @@ class PairSearch:
             mask &= hits
         return mask, searched
 
+    def passing(self, q: PairQuery) -> Bools:
+        """Which pairs pass all filters."""
+        return self._mask(q)[0]
+
     def facets(self, q: PairQuery) -> dict[str, dict[str, int]]:
         """For each filter, how many of the pairs that pass the others have each value; commonest
         first."""
@@ -257,7 +268,8 @@ class PairSearch:
             if len(self._hits) > 8:
                 self._hits.clear()
             search = _search_files if whole else _search_heads
-            self._hits[key] = search(self.index, words)
+            hit, searched = search(self.index, words)
+            self._hits[key] = hit | self.index.has_id(words.casefold()), searched
         return self._hits[key]
 
 

@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,6 +36,7 @@ from ..report.svg import escape_json
 from ..report.templates import render, url
 from . import pictures
 from .compare import comparison_page, prompt_comparison_page
+from .export import KINDS, Exported, exported, pair_rows
 from .folder import Page, Query, RunStatus, ViewedFolder, Watch, open_folder, stamp_files
 from .index import FLAGS, pair_files
 from .overview import drops_page, overview_page, requests_page
@@ -44,10 +45,10 @@ from .pairs import (
     ReviewSession,
     pair_list_page,
     pair_page,
-    prompt_page,
     review_page,
     take_vote,
 )
+from .prompts import PromptIndex, prompt_list_page, prompt_page, prompt_rows
 from .search import PairQuery, PairSearch
 
 PORT = 7470
@@ -78,6 +79,7 @@ class ViewerState:
         self._watch = Watch()
         self._indexing, self._looking = threading.Lock(), threading.Lock()
         self._pairs: PairSearch | None = None
+        self.prompts = PromptIndex()
 
     def folder(self) -> ViewedFolder:
         """The folder as it stands now."""
@@ -109,8 +111,9 @@ class ViewerState:
 
 # by the first part of the address; those of PAGES_OF belong to the id that follows it
 PAGES: Mapping[str, Callable[[ViewerState, Query], Page]] = {
-    "": lambda s, q: overview_page(folder := s.folder(), s.status(folder), s.pairs(), q),
+    "": lambda s, q: overview_page(folder := s.folder(), s.status(folder), s.pairs(), s.prompts, q),
     "pairs": lambda s, q: pair_list_page(s.pairs(), q),
+    "prompts": lambda s, q: prompt_list_page(s.prompts, s.pairs(), q),
     "drops": lambda s, q: drops_page(folder := s.folder(), s.status(folder), s.pairs(), q),
     "requests": lambda s, q: requests_page(folder := s.folder(), s.status(folder), q),
     "compare": lambda s, q: comparison_page(s.pairs(), s.other_pairs(), q),
@@ -118,10 +121,14 @@ PAGES: Mapping[str, Callable[[ViewerState, Query], Page]] = {
 }
 PAGES_OF: Mapping[str, Callable[[ViewerState, Query, str], Page | None]] = {
     "pair": lambda s, q, pair_id: pair_page(s.pairs(), q, pair_id),
-    "prompt": lambda s, q, prompt_id: prompt_page(s.pairs(), q, prompt_id),
+    "prompt": lambda s, q, prompt_id: prompt_page(s.prompts, s.pairs(), q, prompt_id),
     "compare": lambda s, q, prompt_id: prompt_comparison_page(
         s.pairs(), s.other_pairs(), q, prompt_id
     ),
+}
+EXPORTS: Mapping[str, Callable[[ViewerState, Query], Iterator[Exported]]] = {
+    "pairs": lambda s, q: pair_rows(s.pairs(), q),
+    "prompts": lambda s, q: prompt_rows(s.prompts, s.pairs(), q),
 }
 
 
@@ -136,9 +143,11 @@ def page_of(state: ViewerState, name: str, key: str, query: Query) -> Page | Non
     return PAGES_OF[name](state, query, key) if key else PAGES[name](state, query)
 
 
-def draw(page: Page) -> str:
-    """The page as HTML."""
+def draw(page: Page, texts: bool = False) -> str:
+    """The page as HTML. `texts`: with the answers that may be harmful unfolded, here and on the
+    pages that it links to."""
     known = {"pictures": pictures, "PairQuery": PairQuery, "FLAGS": FLAGS}
+    known["keep"] = {"texts": "1"} if texts else {}
     return render(page.template, page=page.fields, **known, **page.helpers)
 
 
@@ -262,10 +271,11 @@ def serve(
 class _Reply(NamedTuple):
     status: int
     kind: str
-    body: bytes
+    body: bytes | Iterator[bytes]  # blocks of a file, made as they are sent
     reload_s: int = 0
     location: str = ""
     cookie: str = ""
+    file: str = ""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -332,7 +342,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: _Reply) -> None:
         self.send_response(reply.status)
-        headers = {"Content-Type": reply.kind, "Content-Length": str(len(reply.body)), **HEADERS}
+        headers, body = {"Content-Type": reply.kind, **HEADERS}, reply.body
+        if isinstance(body, bytes):
+            headers["Content-Length"] = str(len(body))
+        else:
+            headers["Connection"] = "close"
+            headers["Content-Disposition"] = f'attachment; filename="{reply.file}"'
+            self.close_connection = True
         if reply.location:
             headers["Location"] = reply.location
         if reply.cookie:
@@ -346,7 +362,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(reply.body)
+            for block in (body,) if isinstance(body, bytes) else body:
+                self.wfile.write(block)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal shows the URL, and errors are pages."""
@@ -372,6 +389,9 @@ class _Handler(BaseHTTPRequestHandler):
         if query.pop("token", "") and not as_json:  # not to stay in the address
             cookie = f"{self.server.cookie}={self.server.token}"
             return _Reply(302, "text/plain", b"", location=url(f"/{path}", query), cookie=cookie)
+        listed, _, kind = path.partition(".")
+        if kind in KINDS and listed in EXPORTS:
+            return self._export(listed, kind, query)
         name, _, key = path.removesuffix(".json").partition("/")
         name = "" if name == "index" else name
         if name not in (PAGES_OF if key else PAGES):
@@ -388,6 +408,13 @@ class _Handler(BaseHTTPRequestHandler):
             line = f"This page failed ({kind}): the folder may be of another version, or changing."
             return _problem(500, line, as_json)
 
+    def _export(self, name: str, kind: str, query: Query) -> _Reply:
+        try:
+            rows = EXPORTS[name](self.server.state, query)
+        except MoraError as e:
+            return _problem(_status_of(e), str(e))
+        return _Reply(200, KINDS[kind], exported(rows, kind), file=f"{name}.{kind}")
+
     def _page(self, name: str, key: str, query: Query, as_json: bool) -> _Reply:
         page = page_of(self.server.state, name, key, query)
         if page is None:
@@ -395,7 +422,8 @@ class _Handler(BaseHTTPRequestHandler):
         if as_json:
             body = orjson.dumps(page.fields, default=str, option=orjson.OPT_NON_STR_KEYS)
             return _Reply(200, "application/json", escape_json(body.decode()).encode())
-        return _html(200, draw(page), page.fields.get("reload_s", 0))
+        html = draw(page, query.get("texts") == "1")
+        return _html(200, html, page.fields.get("reload_s", 0))
 
 
 def _status_of(e: Exception) -> int:
@@ -407,7 +435,7 @@ def _status_of(e: Exception) -> int:
 def _problem(status: int, line: str, as_json: bool = False) -> _Reply:
     if as_json:
         return _Reply(status, "application/json", orjson.dumps({"error": line}))
-    return _html(status, render("viewer/problem.html", status=status, line=line))
+    return _html(status, render("viewer/problem.html", status=status, line=line, keep={}))
 
 
 def _html(status: int, page: str, reload_s: int = 0) -> _Reply:
