@@ -82,8 +82,9 @@ from .sources.read import SourceRow
 from .types import STAGES, Origin, Prompt, Role, reaches
 
 if TYPE_CHECKING:
+    from .dataset.configs import Describe
     from .report.arms import LengthAudit
-    from .report.values import ArmsReport
+    from .report.values import ArmsReport, Report
     from .selection.select import Selection
 
 Counts = Counter[tuple[str, str]]
@@ -146,7 +147,7 @@ class Published:
     selection: Mapping[str, Any] = field(default_factory=dict)
     personas: Mapping[str, Any] = field(default_factory=dict)
     feedback: Mapping[str, Any] = field(default_factory=dict)
-    report: ArmsReport | None = None
+    report: Report | None = None
     fingerprint: str | None = None
     pii: Mapping[str, Any] | None = None
     papers: Mapping[str, str] = field(default_factory=dict)
@@ -265,11 +266,11 @@ def _finish(
     manifest = {**manifest, **_selected(counts, published)}
     _write_manifest(build, manifest, published, "empty" if failure else "done")
     if published.report and failure is None:
-        from .report.document import finish_report
+        from .report.document import with_costs
         from .report.page import write_report
 
         build.progress.start("writing the report")
-        write_report(build.folder.path, finish_report(published.report, build.folder.path))
+        write_report(build.folder.path, with_costs(published.report, build.folder.path))
     return published, failure
 
 
@@ -659,6 +660,7 @@ def _publish(
         pick,
         context.dominance,
         figures,
+        _describe(build, report) if report is not None else None,
     )
     dataset_dir = build.folder.path / "dataset"
     result = write_dataset(lambda: selected(parts, selection, s), release, dataset_dir)
@@ -670,7 +672,7 @@ def _publish(
     return replace(
         published,
         dataset_dir=dataset_dir,
-        report=report,
+        report=result.report,
         fingerprint=result.fingerprint,
         pii=result.pii,
         papers=result.papers,
@@ -693,19 +695,32 @@ def _cap_personas(
     return shares
 
 
+def _describe(build: Build, arms: ArmsReport) -> Describe:
+    """Makes the report of a dataset folder before it is in its place, so that the card says what
+    the report doubts. What the run cost is not in it."""
+    from .report.document import finish_report, summary_of
+
+    def describe(
+        folder: Path, manifest: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], dict[str, object]]:
+        report = finish_report(arms, build.folder.path, manifest, folder)
+        return report, summary_of(report)
+
+    return describe
+
+
 def _arms_report(
     build: Build, selection: Selection, manifest: dict[str, Any]
 ) -> tuple[ArmsReport | None, dict[str, bytes]]:
-    """The part of the report that the card shows, with its figures; `manifest` gets their summary.
-    Plain sampling has nothing to compare."""
+    """The part of the report that needs no pairs, with the card's figures, which `manifest` gets
+    the names of. Plain sampling has nothing to compare."""
     s = build.settings
     if not selection.n_pairs or not (s.presample.enabled or len(s.fuse.arms) > 1):
         return None, {}
-    from .report.document import arms_report, summary_of
+    from .report.document import arms_report
     from .report.png import pictures
 
     report = arms_report(build.folder.path, manifest)
-    manifest["report"] = summary_of(report)
     drawn = pictures(report)
     manifest["figures"] = [
         {"file": f"report/{name}.png", "question": question}

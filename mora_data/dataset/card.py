@@ -21,6 +21,7 @@ from jinja2 import Environment, TemplateError
 from .. import resources
 from ..errors import PublishError
 from ..secrets import visible
+from ..types import STAGES
 from . import schemas
 
 CLAIM = (
@@ -183,7 +184,9 @@ def render_card(published: PublishedManifest, example: Example | None = None) ->
             "not_measured": unmeasured_blocks(published),
         },
     )
-    yaml_text = visible(yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120))
+    # short lists and mappings on one line each: a header that can be read
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 120}
+    yaml_text = visible(yaml.safe_dump(head, default_flow_style=None, **options))
     return f"---\n{yaml_text}---\n\n" + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
@@ -203,7 +206,7 @@ def render_template(template: str, values: Mapping[str, object]) -> str:
 def _environment() -> Environment:
     """The one environment of all cards."""
     env = resources.document_environment("cards", sandboxed=True, finalize=escape)
-    env.filters |= {"code": code, "fence": fence, "commercial": _commercial}
+    env.filters |= {"code": code, "fence": fence, "commercial": _commercial, "share": _share}
     return env
 
 
@@ -217,6 +220,14 @@ def _context(published: PublishedManifest) -> dict[str, Any]:
     return {
         **{name: manifest.get(name) or {} for name in names},
         "m": manifest,
+        "stages": [(s, c) for s in STAGES if (c := (manifest.get("counts") or {}).get(s))],
+        "reliability": {
+            d: rho
+            for d in dims
+            if (rho := ((manifest.get("reference") or {}).get("reliability") or {}).get(d))
+            is not None
+        },
+        "audit": (manifest.get("judge_audit") or {}).get("rows") or [],
         "folder": folder,
         "dims": dims,
         "stats": statistics,
@@ -291,6 +302,11 @@ def _commercial(licence: str) -> str:
     return "not known" if licence in ("unknown", "other", "") else "see the licence"
 
 
+def _share(value: float | None) -> str:
+    """A share as the card prints it."""
+    return "–" if value is None else f"{value * 100:.0f} %"
+
+
 def licence_warnings(folder: FolderInfo) -> list[str]:
     """One sentence (Markdown) for each way in which licences don't go together."""
     by_licence: dict[str, int] = {}
@@ -359,7 +375,7 @@ def header(published: PublishedManifest) -> Header:
         "language_creators": ["found", "machine-generated"],
         **({"source_datasets": ids} if ids else {}),
         "configs": [_declared(c, i == 0) for i, c in enumerate(declared)],
-        "dataset_info": [_info(c, dims) for c in declared],
+        "dataset_info": [_info(c) for c in declared],
     }
     return cast(Header, head)
 
@@ -422,16 +438,11 @@ def _declared(config: ConfigInfo, default: bool) -> dict[str, Any]:
     }
 
 
-def _info(config: ConfigInfo, dims: list[str]) -> dict[str, Any]:
-    like = f"preference_{dims[0]}" if config["name"] == schemas.BY_DIM_UNION else config["name"]
+def _info(config: ConfigInfo) -> dict[str, Any]:
+    """What a loader checks itself by. Columns are left out: every shard has the one schema of its
+    config, so that the first says them."""
     splits = [
         {"name": s, "num_bytes": i["num_bytes"], "num_examples": i["num_examples"]}
         for s, i in config["splits"].items()
     ]
-    return {
-        "config_name": config["name"],
-        "features": schemas.features(schemas.schema(like, dims)),
-        "splits": splits,
-        "download_size": sum(i["file_bytes"] for i in config["splits"].values()),
-        "dataset_size": sum(i["num_bytes"] for i in config["splits"].values()),
-    }
+    return {"config_name": config["name"], "splits": splits}

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,10 @@ UNFIT = DEGENERATE | {"duplicate", "wrong_language"}
 GREY = 0.05
 
 
+# folder, manifest -> the whole report, and what the card shows of it
+Describe = Callable[[Path, Mapping[str, Any]], tuple[Mapping[str, Any], dict[str, object]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
     """What a dataset depends on beside the scored prompts.
@@ -54,6 +59,7 @@ class Release:
         dominance: under the selector each binding margin is positive and none is negative; the
             rows are checked for it.
         figures: path in the folder -> PNG; the manifest's `figures` name them for the card.
+        report: of the folder, once its Parquet files are there.
         live: the dimensions that somebody scored, known once all rows were seen.
     """
 
@@ -64,6 +70,7 @@ class Release:
     pick: Pick
     dominance: bool = False
     figures: Mapping[str, bytes] = field(default_factory=dict)
+    report: Describe | None = None
     live: tuple[str, ...] = ()
 
     @property

@@ -12,7 +12,7 @@ end.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class FolderResult:
     too_large: dict[str, int] = field(default_factory=dict)
     pii: dict[str, Any] | None = None  # see privacy.screen
     papers: dict[str, str] = field(default_factory=dict)  # other files than Parquet -> sha256
+    report: Mapping[str, Any] | None = None  # of the run, where there is one
 
 
 def write_dataset(
@@ -155,11 +156,20 @@ def _write_all(
         {"dataset": d, "config": c, "revision": r, "licence": licence, "prompts": n}
         for (d, c, r, licence), n in sorted(prompts_by_source.items())
     ]
-    papers.write_papers(out, _published(out, release, result, sources))
+    published = _published(out, release, result, sources)
+    report = None
+    if release.report is not None and schemas.DEFAULT_CONFIG in result.counts:
+        # the settings as they are: what is published of them lacks addresses
+        known = {
+            k: v for k, v in published["manifest"].items() if k in ("fingerprint", "pii", "counts")
+        }
+        report, summary = release.report(out, {**release.manifest, **known})
+        published["manifest"]["report"] = scrub(summary)
+    papers.write_papers(out, published, None if report is None else scrub(dict(report)))
     for name, png in release.figures.items():
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_bytes(png)
-    return replace(result, papers=schemas.papers_of(out))
+    return replace(result, papers=schemas.papers_of(out), report=report)
 
 
 def _rows_of(

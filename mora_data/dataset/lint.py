@@ -52,7 +52,7 @@ def lint(folder: Path, text: str | None = None) -> list[str]:
         with readable("README.md, or provenance/manifest.json,", "build again"):
             return [
                 *_header_faults(header),
-                *_file_faults(folder, header),
+                *_file_faults(folder, header, published["folder"]["dimensions"]),
                 *_number_faults(body, published),
                 *_private(body, published),
             ]
@@ -154,7 +154,7 @@ def _header_faults(header: Header) -> Iterator[str]:
         yield "configs and dataset_info name different configs"
 
 
-def _file_faults(folder: Path, header: Header) -> Iterator[str]:
+def _file_faults(folder: Path, header: Header, dims: list[str]) -> Iterator[str]:
     have = {
         p.relative_to(folder).as_posix()
         for p in folder.rglob("*")
@@ -167,6 +167,8 @@ def _file_faults(folder: Path, header: Header) -> Iterator[str]:
         if not re.fullmatch(r"provenance/.+|report/.+\.png", stray):
             yield f"{stray} is there but not declared"
     for info in header.get("dataset_info") or []:
+        is_union = info["config_name"] == schemas.BY_DIM_UNION
+        schema = schemas.schema(f"preference_{dims[0]}" if is_union else info["config_name"], dims)
         for split in info["splits"]:
             where = f"{info['config_name']}/{split['name']}"
             files = declared.get(info["config_name"], {}).get(split["name"], [])
@@ -174,8 +176,8 @@ def _file_faults(folder: Path, header: Header) -> Iterator[str]:
             if (rows := sum(f.num_rows for f in footers)) != split["num_examples"]:
                 yield f"{where} has {rows} rows, README.md says {split['num_examples']}"
             for footer in footers:
-                if schemas.features(footer.schema.to_arrow_schema()) != info["features"]:
-                    yield f"{where} has other columns than README.md says"
+                if footer.schema.to_arrow_schema() != schema:
+                    yield f"{where} has other columns than its config has"
 
 
 def _number_faults(body: str, published: PublishedManifest) -> Iterator[str]:
@@ -194,7 +196,7 @@ def _printed(value: object) -> set[str]:
         return set(_NUMBER.findall(value)) | {value}
     if isinstance(value, float):
         printed = {format_value(v).lstrip("-") for v in (value, round(value, 3), round(value, 1))}
-        return printed | {f"{value * 100:.0f}"} if 0 <= value <= 1 else printed
+        return printed | {f"{value * 100:.0f}"} if abs(value) <= 1 else printed
     return {format_value(value).lstrip("-")} if isinstance(value, (int, float)) else set()
 
 

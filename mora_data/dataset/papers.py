@@ -168,9 +168,11 @@ def _tally(files: Sequence[Path], column: str) -> dict[str, int]:
     return commonest_first(counts)
 
 
-def write_papers(out: Path, published: PublishedManifest) -> None:
+def write_papers(
+    out: Path, published: PublishedManifest, report: Mapping[str, Any] | None = None
+) -> None:
     """All files of the folder but the Parquet files; the same manifest and rows give the same
-    bytes."""
+    bytes. `report`: the whole one, whose summary the manifest has."""
     folder, manifest = published["folder"], published["manifest"]
     (out / "provenance").mkdir(exist_ok=True)
     trees = {
@@ -189,6 +191,7 @@ def write_papers(out: Path, published: PublishedManifest) -> None:
         },
         "prompts": {"sha256": manifest.get("templates") or {}},
         "croissant": _croissant(out, published),
+        **({"report": report} if report is not None else {}),
     }
     texts = {
         "README.md": card.render_card(published, _example_pair(out, folder)),

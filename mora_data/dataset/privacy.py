@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
-from ..run.files import readable
+from ..run.files import read_json, readable
 from . import papers, schemas
 from .card import PublishedManifest
 from .schemas import Row, row_batches
@@ -224,7 +224,7 @@ class _PublicCopy:
     """One folder's unsafe texts and prompts, and the rows without them."""
 
     def __init__(self, folder: Path, how: How, threshold: float) -> None:
-        self._how, self._threshold = how, threshold
+        self._folder, self._how, self._threshold = folder, how, threshold
         self._files: dict[str, dict[str, list[Path]]] = {}  # config -> split -> files
         for path in sorted(folder.glob("*/*.parquet")):
             by_split = self._files.setdefault(path.parent.name, {})
@@ -286,7 +286,8 @@ class _PublicCopy:
                 "configs": {name: counts[name] for name in order if name in counts},
             },
         }
-        papers.write_papers(out, published)
+        report = read_json(self._folder / "provenance" / "report.json")  # of what was built
+        papers.write_papers(out, published, report or None)
 
     def _rows(self, name: str) -> Iterator[Row]:
         for files in self._files[name].values():

@@ -200,24 +200,6 @@ def family_of(config: str) -> str:
     raise KeyError(config)
 
 
-def features(arrow: pa.Schema) -> list[dict[str, object]]:
-    """The schema in the notation of `dataset_info.features` in a card's header."""
-    return [{"name": f.name, **_feature(f.type)} for f in arrow]
-
-
-def _feature(kind: pa.DataType) -> dict[str, object]:
-    if not pa.types.is_list(kind):
-        return {"dtype": _scalar(kind)}
-    inner = kind.value_type
-    if pa.types.is_struct(inner):
-        return {"list": [{"name": f.name, "dtype": _scalar(f.type)} for f in inner]}
-    return {"list": _feature(inner) if pa.types.is_list(inner) else _scalar(inner)}
-
-
-def _scalar(kind: pa.DataType) -> str:
-    return {"double": "float64"}.get(str(kind), str(kind))
-
-
 @contextlib.contextmanager
 def replacement(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` at the end; after an error all stays as it

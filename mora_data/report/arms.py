@@ -154,11 +154,9 @@ def verdict_on(g: Gathered, seed: int) -> Verdict:
     """Whether fusion helped; `inconclusive`, without comparisons, where arms are missing."""
     missing = [a for a in ("fused", *CONTROLS) if a not in g.values]
     if missing:
-        few = "no control arms: " if "fused" in g.values and len(missing) == len(CONTROLS) else ""
-        reason = (
-            f"{few}this run has no arm {', '.join(missing)} (a build with fuse.arms:"
-            f" [{', '.join((*CONTROLS, 'fused'))}] has)"
-        )
+        none = "fused" in g.values and len(missing) == len(CONTROLS)
+        lacks = "control arms" if none else f"arm {', '.join(missing)}"
+        reason = f"not tested, this run has no {lacks}: build with --arms all"
         return Verdict("inconclusive", reason, (), {})
     gains = g.sums(g.gains[0]), g.sums(g.gains[1])
     return verdict_of(gains, list(PRIMARY), _length_gaps(g), draws=DRAWS, flips=FLIPS, seed=seed)

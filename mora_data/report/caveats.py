@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from ..rewards.audit import knows_more_than_length
 from ..statistics.inference import LEAST_PROMPTS, MOST_LENGTH_GAP
-from .values import ComparisonReport, Report, ReviewNumbers, known
+from .gather import BASES
+from .values import ArmNumbers, ComparisonReport, Report, ReviewNumbers, known
 
 LEAST_RELIABILITY = 0.3
 SOUND_RELIABILITY = 0.7
@@ -20,6 +21,43 @@ LENGTH_AUC = (0.45, 0.55)
 MATCHED = ("single", "generic", "random")
 MOST_SIZE_RATIO = 1.5  # how many times as large one side may be without a word
 MOST_NOISE_RATIO = 1.25
+_HEADLINES = {
+    "supports expansion": "Fusion helps, as far as the data tell",
+    "not supported": "Fusion does not help",
+    "inconclusive": "It is not clear whether fusion helps",
+}
+
+
+def headline(verdict: str, tested: bool, simulated: bool) -> str:
+    """The verdict as a page says it; nothing that a simulator answered supports anything."""
+    if simulated:
+        return "A trial: the answers are simulated"
+    return _HEADLINES[verdict] if tested else "Not tested against controls"
+
+
+def finding(arms: Mapping[str, ArmNumbers], k: int) -> str | None:
+    """The joint pass rate after fusion, before it, and of the longer questions without its needs,
+    in one sentence; None without a fused arm."""
+
+    def share(*names: str) -> str | None:
+        found = [arms[a]["metrics"]["joint_pass"]["value"] for a in names if a in arms]
+        rates = [v for v in found if v is not None]
+        return f"{100 * max(rates):.0f} %" if rates else None
+
+    after = share("fused")
+    if after is None:
+        return None
+    before = share(next((a for a in BASES if a in arms), ""))
+    longer = share(*(a for a in MATCHED if a in arms))
+    sentence = (
+        f"After fusion, {k} answers include one that passes every threshold in {after} of the"
+        " prompts"
+    )
+    more = [
+        *([f"before, in {before}"] if before else []),
+        *([f"with questions as long but without the new needs, in {longer}"] if longer else []),
+    ]
+    return "; ".join([sentence, *more]) + "."
 
 
 def unmeasured(report: Report, pii_counted: bool) -> list[str]:

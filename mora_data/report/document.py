@@ -22,7 +22,7 @@ from ..resources import parse_yaml
 from ..run.files import read_json
 from ..run.folder import manifest_of, parts_of
 from .arms import DRAWS, answer_figures, arms_of, control_gains, mined_prompts, verdict_on
-from .caveats import caveats_of, unmeasured
+from .caveats import caveats_of, finding, headline, unmeasured
 from .gather import HEADLINE, Keep, gather
 from .measure import HYPERVOLUME_PROMPTS, Scale
 from .pairs import agreement, composition_figure, examples, length_figure, pair_numbers, read_pairs
@@ -102,6 +102,10 @@ def arms_report(
     return {
         "format": FORMAT,
         "verdict": verdict.line,
+        "headline": headline(
+            verdict.line, bool(verdict.comparisons), bool(manifest.get("simulated"))
+        ),
+        "finding": finding(arms, scale.k),
         "reasons": [verdict.reason],
         "claim": CLAIM,
         "doubts": [],
@@ -130,11 +134,19 @@ def arms_report(
     }
 
 
-def finish_report(arms: ArmsReport, run_dir: Path) -> Report:
-    """`arms_report` with what the written pairs and the manifest add."""
-    manifest, settings = _run(run_dir)
+def finish_report(
+    arms: ArmsReport,
+    run_dir: Path,
+    manifest: Mapping[str, Any] | None = None,
+    dataset: Path | None = None,
+) -> Report:
+    """`arms_report` with what the written pairs and the manifest add.
+
+    `manifest`, `dataset`: the run's, where a build is about to put them into their places.
+    """
+    manifest, settings = _run(run_dir, manifest)
     dims, seed = arms["settings"]["dimensions"], arms["settings"]["seed"]
-    table = read_pairs(run_dir / "dataset", dims)
+    table = read_pairs(dataset or run_dir / "dataset", dims)
     sigma = [arms["judge"]["dimensions"][d]["sigma"] or 0.0 for d in dims]
     pairs = pair_numbers(table, dims, sigma, seed)
     report: Report = {
@@ -159,13 +171,28 @@ def finish_report(arms: ArmsReport, run_dir: Path) -> Report:
     return report
 
 
-def summary_of(arms: ArmsReport | Report) -> dict[str, object]:
-    """What the card prints of a report, rounded to three decimals: verdict, reasons, primary
-    metrics of the arms, gains."""
+def with_costs(report: Report, run_dir: Path) -> Report:
+    """A build's report with what its manifest knows at the end: what the run cost."""
+    manifest, settings = _run(run_dir)
+    cost = _cost(manifest, report["pairs"]["n"])
+    facts = run_facts(manifest, settings, report["run"]["partitions"], report["run"])
+    return {**report, "run": facts, "figures": {**report["figures"], "cost": cost}}
+
+
+def summary_of(arms: Report) -> dict[str, object]:
+    """What the card prints of a report, rounded to three decimals: verdict, doubts, short cuts of
+    the pairs, primary metrics of the arms, gains."""
+    pairs, tokens = arms["pairs"], arms["figures"]["cost"]["tokens_per_pair"]
     return {
         "verdict": arms["verdict"],
+        "headline": arms["headline"],
+        "finding": arms["finding"],
         "reasons": arms["reasons"],
         "claim": arms["claim"],
+        "doubts": arms["doubts"],
+        "length_auc": _three_decimals(pairs["length"]["auc"]) if pairs["n"] else None,
+        "wording_auc": _three_decimals((pairs.get("wording") or {}).get("auc")),
+        "tokens_per_pair": None if tokens is None else round(tokens),
         "k": arms["settings"]["k"],
         "comparisons": _three_decimals(arms["comparisons"]),
         "arms": _three_decimals(
@@ -256,7 +283,10 @@ def _answers_each(settings: Mapping[str, Any], split: bool) -> int:
 
 
 def run_facts(
-    manifest: Mapping[str, Any], settings: Mapping[str, Any], n_parts: int, read: Mapping[str, int]
+    manifest: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    n_parts: int,
+    read: Mapping[str, int] | RunFacts,
 ) -> RunFacts:
     """`run` of report.json."""
     models = manifest.get("models") or {}

@@ -91,10 +91,10 @@ def report_html(r: Report, run_dir: Path) -> str:
     """report.html."""
     return render(
         "report/report.html",
-        title=f"{r['verdict']} · mora-data report",
+        title=f"{r['headline']} · mora-data report",
         css=Markup(style_sheet()),
         r=r,
-        style=STYLES.get(r["verdict"], ""),
+        style="" if r["run"]["simulated"] else STYLES.get(r["verdict"], ""),
         source=_source(r["run"]["source"]),
         tested=_tested_rows(r),
         figures=[(chart(r), f"report.json, {place}") for chart, place in CHARTS.items()],
@@ -136,11 +136,16 @@ def _examples(r: Report, name: str, run_dir: Path) -> list[dict[str, object]]:
             "pair_id": row["pair_id"],
             "about": ", ".join(str(row[k]) for k in ("arm", "kind", "category") if row[k]),
             "scores": [[d, *(row[f"{k}_{d}"] for k in PER_DIMENSION)] for d in dims],
-            "fold": may_harm(
-                floors.get("harmless"), *(row.get(f"{s}_reward_harmless") for s in SIDES)
-            ),
             "prompt": transcript(row["prompt"]),
-            "sides": [(side, row[f"len_{side}"], row[side][0]["content"]) for side in SIDES],
+            "sides": [
+                (
+                    side,
+                    row[f"len_{side}"],
+                    row[side][0]["content"],
+                    may_harm(floors.get("harmless"), row.get(f"{side}_reward_harmless")),
+                )
+                for side in SIDES
+            ],
         }
         for row in example_rows(run_dir / "dataset", ids, dims)
     ]

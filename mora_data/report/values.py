@@ -361,6 +361,8 @@ class ReviewNumbers(TypedDict):
 class _Common(TypedDict):
     format: int
     verdict: str
+    headline: str
+    finding: str | None
     reasons: list[str]
     claim: str
     doubts: list[str]

@@ -31,7 +31,9 @@ def overview_page(
     """The first page: how far the run is, what became of its rows, what the pairs look like. A
     running build refreshes it."""
     ix, manifest = pairs.index, folder.manifest
-    report = read_json(folder.root / "report.json")
+    report = read_json(folder.root / "report.json") or read_json(
+        folder.dataset / "provenance" / "report.json"
+    )
     newest = range(ix.n - 1, max(ix.n - 6, -1), -1) if not status["running"] else []
     fields = {
         "folder": folder.root.name,
@@ -49,7 +51,7 @@ def overview_page(
         "source": manifest.get("source") or manifest.get("identity") or {},
         "models": manifest.get("models") or {},
         "simulated": manifest.get("simulated"),
-        "verdict": report.get("verdict"),
+        **{k: report.get(k) for k in ("verdict", "headline", "finding")},
         "doubts": report.get("doubts") or [],
         "newest": pair_cards(ix, list(newest)),
         "prompts": newest_prompts(prompts, pairs, NEWEST) if status["running"] or not ix.n else [],

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.scored import DIMS, MANIFEST
 
-from mora_data.dataset import card, lint, papers, schemas
+from mora_data.dataset import card, lint, papers
 from mora_data.dataset.privacy import scrub, scrub_text
 
 CONTROLS = "\x1b[2J\x07\x9b\u202e\u2066\U000e0041"
@@ -119,15 +118,6 @@ def test_the_header_has_one_default_and_a_union_without_files_of_its_own() -> No
     assert header["license"] == "cc-by-4.0"
     assert header["size_categories"] == ["n<1K"]
     assert header["source_datasets"] == ["org/source"]
-
-
-def test_features_are_those_that_datasets_derives() -> None:
-    from datasets import Features
-
-    for config in schemas.config_names(DIMS, DIMS):
-        schema = schemas.schema(config, DIMS)
-        theirs = Features.from_arrow_schema(schema)._to_yaml_list()
-        assert yaml.safe_load(yaml.safe_dump(theirs)) == schemas.features(schema)
 
 
 def test_a_plain_build_does_not_claim_fusion() -> None:
