@@ -13,6 +13,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -33,7 +34,7 @@ from .folder import OTHER_VERSION, ViewedFolder
 
 ONLY_RUN = "The model calls are in the run folder; only the dataset is at hand."
 OPEN = "This prompt is not finished: its calls can be shown when its partition is."
-OWN_CODE = "These settings name code of their own, which a viewer does not run."
+OWN_CODE = "These settings name code of their own, or no file: a viewer runs neither."
 NOT_FOUND = "No call was found: settings, templates or version are not those of these answers."
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -80,7 +81,7 @@ def calls_of(folder: ViewedFolder, prompt_id: str) -> ModelCalls:
         if found is None or found[0].manifest() is None:
             return ModelCalls((), OPEN)
         tree = parse_yaml((folder.root / "build.yaml").read_text("utf-8"))
-        if any(_CODE.fullmatch(text) for text in _texts(tree)):
+        if any(_CODE.fullmatch(text) or _is_odd_file(text) for text in _texts(tree)):
             return ModelCalls((), OWN_CODE)
         try:
             settings = build_settings(tree)
@@ -99,6 +100,12 @@ def _texts(tree: object) -> Iterator[str]:
             yield from _texts(value)
     elif isinstance(tree, str):
         yield tree
+
+
+def _is_odd_file(name: str) -> bool:
+    """Whether a template's path leads to a pipe or device, which might never end."""
+    path = Path(name)
+    return name.endswith((".j2", ".yaml", ".yml")) and path.exists() and not path.is_file()
 
 
 def _replayed(

@@ -171,7 +171,10 @@ def _freeze_page(page: str, names: dict[Address, str], note: str) -> str:
         return f"<g>{inside}</g>" if inside.startswith("<title>") else inside
 
     page = re.sub(
-        r'<form.*?</form>|<ul class="chips" aria-label="dimensions">.*?</ul>', "", page, flags=re.S
+        r'<form.*?</form>|<ul class="chips" aria-label="dimensions">.*?</ul>|<script>.*?</script>',
+        "",
+        page,
+        flags=re.S,
     )
     page = re.sub(r'<li><a href="/(?:compare|review)".*?</li>', "", page)
     page = re.sub(

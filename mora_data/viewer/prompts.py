@@ -182,7 +182,7 @@ def _pieces(
     """The parts that are read at once: a name, what tells that one has changed, and how to read it.
     `words`: what is kept of a text."""
     lean_arrow()
-    why = _Reasons(folder)
+    why = partial(_why_none, folder)
 
     def read(at: Path, prompts: Callable[[], Iterator[ListedPrompt]]) -> Iterator[ListedPrompt]:
         with readable(at, OTHER_VERSION):
@@ -201,7 +201,7 @@ def _pieces(
         yield scored, files, partial(read, scored, partial(_of_scored, files, words))
 
 
-def _of_partition(part: Partition, why: _Reasons, words: Words) -> Iterator[ListedPrompt]:
+def _of_partition(part: Partition, why: Words, words: Words) -> Iterator[ListedPrompt]:
     """A partition's prompts; of an open one only what was mined."""
     try:
         mined = part.file(PROMPTS).read_bytes().splitlines()
@@ -228,24 +228,15 @@ def _of_partition(part: Partition, why: _Reasons, words: Words) -> Iterator[List
             words(row["messages"][-1]["content"]),
             kind,
             row.get("category") or "none",
-            UNFINISHED if owed else why.none(kind),
+            UNFINISHED if owed else why(kind),
             rewrites.get(prompt_id, {}),
         )
 
 
-class _Reasons:
-    """Why a finished prompt has no rewrite."""
-
-    def __init__(self, folder: ViewedFolder) -> None:
-        settings = folder.manifest.get("settings") or {}
-        self._accepted = (settings.get("presample") or {}).get("accept") or ()
-        counts = folder.manifest.get("counts") or {}
-        self._fuses = bool(counts.get("fuse", {}).get("in")) or not counts
-
-    def none(self, kind: str) -> str:
-        if kind != "plain" and self._accepted and kind not in self._accepted:
-            return f"not fused: {kind}"
-        return "not fused" if self._fuses else "not fused: the build ends before"
+def _why_none(folder: ViewedFolder, kind: str) -> str:
+    """Why a finished prompt of a kind has no rewrite."""
+    accepted = ((folder.manifest.get("settings") or {}).get("presample") or {}).get("accept") or ()
+    return "not fused" if kind == "plain" or kind in accepted else f"not fused: {kind}"
 
 
 def _of_scored(files: Sequence[Path], words: Words) -> Iterator[ListedPrompt]:

@@ -21,7 +21,9 @@ import socket
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +32,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import orjson
+from markupsafe import Markup
 
 from ..errors import MoraError, SettingsError
 from ..report.svg import escape_json
@@ -56,10 +59,13 @@ HOSTS = ("127.0.0.1", "localhost")
 CLOSE_S = 2.0  # that requests under way have when the viewer ends
 NO_TOKEN = "Open the address that mora-data view printed: it holds the token of this start."
 FOREIGN = "This viewer answers to 127.0.0.1 and localhost only."
+# one script, which moves the focus; a page runs this text and no other
+SCRIPT = (Path(__file__).parent / "keys.js").read_text("utf-8")
+_SCRIPT_HASH = b64encode(sha256(SCRIPT.encode()).digest()).decode()
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors"
-        " 'none'"
+        f"default-src 'none'; script-src 'sha256-{_SCRIPT_HASH}'; style-src 'self'; form-action"
+        " 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -146,8 +152,8 @@ def page_of(state: ViewerState, name: str, key: str, query: Query) -> Page | Non
 def draw(page: Page, texts: bool = False) -> str:
     """The page as HTML. `texts`: with the answers that may be harmful unfolded, here and on the
     pages that it links to."""
-    known = {"pictures": pictures, "PairQuery": PairQuery, "FLAGS": FLAGS}
-    known["keep"] = {"texts": "1"} if texts else {}
+    known: dict[str, object] = {"pictures": pictures, "PairQuery": PairQuery, "FLAGS": FLAGS}
+    known |= {"keep": {"texts": "1"} if texts else {}, "script": Markup(SCRIPT)}
     return render(page.template, page=page.fields, **known, **page.helpers)
 
 
@@ -435,7 +441,9 @@ def _status_of(e: Exception) -> int:
 def _problem(status: int, line: str, as_json: bool = False) -> _Reply:
     if as_json:
         return _Reply(status, "application/json", orjson.dumps({"error": line}))
-    return _html(status, render("viewer/problem.html", status=status, line=line, keep={}))
+    return _html(
+        status, render("viewer/problem.html", status=status, line=line, keep={}, script="")
+    )
 
 
 def _html(status: int, page: str, reload_s: int = 0) -> _Reply:

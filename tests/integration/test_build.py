@@ -11,11 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from support.command import parquet_hashes
 from support.fake_openai import FakeOpenAI, Fault
+from support.viewing import viewing
 
 from mora_data.cli import main
 from mora_data.dataset import schemas
 from mora_data.dataset.schemas import counts_of
 from mora_data.types import STAGES
+from mora_data.viewer.calls import calls_of
+from mora_data.viewer.folder import open_folder
 
 KEYS = {
     "run_dir",
@@ -534,3 +537,23 @@ def test_vllm_gets_the_verdict_as_a_pattern_under_the_same_key(
     with FakeOpenAI() as other:
         again = cli(*plain(other, data, tmp_path / "r", *more))
         assert again["requests"] == 0 and again["counts"] == first["counts"]
+
+
+def test_every_model_call_of_a_prompt_can_be_shown_again(demo: Path) -> None:
+    folder = open_folder(demo)
+    rollouts = pq.read_table(demo / "parts/00000/rollouts.parquet").to_pylist()
+    prompt_id = next(r["prompt_id"] for r in rollouts if r["arm"] == "fused")
+    found = calls_of(folder, prompt_id)
+    assert found.note is None
+    by_purpose = {c.purpose: c for c in found.calls}
+    asked = by_purpose["arm:fused"]
+    texts = [r["text"] for r in rollouts if r["prompt_id"] == prompt_id and r["arm"] == "fused"]
+    assert [a.text for a in asked.answers] == texts and asked.sampling["temperature"] == 1.0
+    mined = next(p for p in folder.partitions()[0].prompts() if p.prompt_id == prompt_id)
+    said = "".join(m["content"] for m in by_purpose["fuse:fused:0"].messages)
+    assert mined.text in said
+    assert any(texts[0] in c.messages[-1]["content"] for c in found.calls if c.role == "judge")
+    with viewing(demo) as v:
+        v.page(f"/prompt/{prompt_id}?calls=1")
+        assert "fuse:fused:0" in v.get(f"/prompt/{prompt_id}?calls=1").text
+        assert "fuse:fused:0" not in v.get(f"/prompt/{prompt_id}").text

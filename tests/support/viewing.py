@@ -27,7 +27,7 @@ from mora_data.viewer.server import ViewerServer, server_of
 TAGS = frozenset(
     "html head meta title link body a nav ul li main h1 h2 h3 h4 p div span section article aside"
     " dl dt dd table thead tbody tr th td details summary form label input select option button"
-    " footer b ins strong figure figcaption svg desc text line rect circle path polyline polygon".split()  # noqa: E501
+    " footer b ins strong figure figcaption svg desc text line rect circle path polyline polygon script".split()  # noqa: E501
 )
 HOSTILE = (
     "<script>window.hacked=1</script><img src=x onerror=window.hacked=1><svg"
