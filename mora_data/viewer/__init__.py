@@ -1,6 +1,7 @@
-"""A viewer of runs and datasets in the browser: loopback only, no script needed, every page a URL and
-the same as JSON.
+"""A viewer of runs and datasets in the browser: loopback only, no script needed, every page a URL
+and the same as JSON.
 
-`server` runs it and knows the pages; `overview`, `pairs` and `compare` make their values from the
-data that `folder`, `index`, `search` and `provenance` read; templates/viewer/ draws them.
+`server` runs it and knows the pages; `overview`, `prompts`, `pairs` and `compare` make their values
+from the data that `folder`, `index`, `search`, `provenance` and `calls` read; templates/viewer/
+draws them.
 """

@@ -273,7 +273,7 @@ def stage_counts(folder: ViewedFolder, running: bool) -> dict[str, StageCounts]:
     finished partitions."""
     counts = folder.manifest.get("counts")
     if isinstance(counts, dict) and counts and not running:
-        return {s: _counts(c) for s, c in counts.items()}
+        return {s: _counts(counts[s]) for s in STAGES if s in counts}
     mined = read_json(folder.root / "mine.json") if folder.run is not None else {}
     out = {"mine": _counts(mined)} if mined else {}
     total: Counter[str] = Counter()

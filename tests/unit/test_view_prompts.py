@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from html import unescape
@@ -23,6 +24,7 @@ from support.viewing import HOSTILE, Viewer, dataset, viewing
 
 from mora_data.prompts.result import tables
 from mora_data.run.partitions import Partition
+from mora_data.types import STAGES
 from mora_data.viewer.calls import calls_of
 from mora_data.viewer.folder import open_folder
 
@@ -197,6 +199,17 @@ def test_calls_are_not_made_of_what_a_stranger_names(run: Path) -> None:
         assert "code of their own" in (calls_of(folder, prompt_id).note or "")
     finally:
         settings.write_text(kept)
+
+
+def test_stages_stand_in_their_order(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "set")
+    path = tmp_path / "set/provenance/manifest.json"
+    tree = orjson.loads(path.read_bytes())
+    counts = {s: {"in": 1, "kept": 1, "dropped": {}} for s in sorted(STAGES)}
+    tree["manifest"]["counts"] = counts
+    path.write_bytes(orjson.dumps(tree))
+    with viewing(tmp_path / "set") as v:
+        assert tuple(v.get("/index.json").tree["stages"]) == STAGES
 
 
 def test_links_keep_the_list(viewer: Viewer) -> None:
