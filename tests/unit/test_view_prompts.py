@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = []
     for i, p in enumerate(prompts):
         out = outcome(p, {"fused": 0.6, "single": 0.1}, np.random.default_rng(i), {}, "")
-        out.arms = []
+        out.presample, out.arms = replace(out.arms[0], name="presample", pairs=[]), []
         if i % 3 == 0:
             first, *_ = (a for a in out.attempts if a.arm == "fused")
             failed = replace(first, failed=("harm",), checks=(("harm", False, 0.9),))
@@ -92,6 +92,7 @@ def test_a_run_without_pairs_shows_its_prompts(viewer: Viewer) -> None:
     assert f"/prompt/{first['prompt_id']}" in seen.links
     text = viewer.get(f"/prompt/{first['prompt_id']}").text
     assert "failed harm" in text and "✗ harm" in text and "<details" in text
+    assert "8 answers, before fusion (presamples)" in text
     # its texts are not folded
     assert text.index("What about number 0?") < text.index("<details")
 
