@@ -59,6 +59,14 @@ class ModelCalls:
     calls: Sequence[Call]
     note: str | None = None
 
+    @property
+    def by_purpose(self) -> dict[str, list[Call]]:
+        """The calls of each purpose; what was asked first stands first."""
+        found: dict[str, list[Call]] = {}
+        for call in self.calls:
+            found.setdefault(call.purpose, []).append(call)
+        return found
+
 
 def calls_of(folder: ViewedFolder, prompt_id: str) -> ModelCalls:
     """The calls of a prompt of a finished partition.
