@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
@@ -672,7 +672,7 @@ def _publish(
     return replace(
         published,
         dataset_dir=dataset_dir,
-        report=result.report,
+        report=cast("Report | None", result.report),
         fingerprint=result.fingerprint,
         pii=result.pii,
         papers=result.papers,

@@ -183,6 +183,7 @@ def summary_of(arms: Report) -> dict[str, object]:
     """What the card prints of a report, rounded to three decimals: verdict, doubts, short cuts of
     the pairs, primary metrics of the arms, gains."""
     pairs, tokens = arms["pairs"], arms["figures"]["cost"]["tokens_per_pair"]
+    wording = pairs.get("wording")
     return {
         "verdict": arms["verdict"],
         "headline": arms["headline"],
@@ -191,7 +192,7 @@ def summary_of(arms: Report) -> dict[str, object]:
         "claim": arms["claim"],
         "doubts": arms["doubts"],
         "length_auc": _three_decimals(pairs["length"]["auc"]) if pairs["n"] else None,
-        "wording_auc": _three_decimals((pairs.get("wording") or {}).get("auc")),
+        "wording_auc": _three_decimals(wording["auc"]) if wording else None,
         "tokens_per_pair": None if tokens is None else round(tokens),
         "k": arms["settings"]["k"],
         "comparisons": _three_decimals(arms["comparisons"]),
