@@ -144,13 +144,13 @@ def test_filters_order_pages_and_points_by_keyboard(tmp_path: Path) -> None:
             await tab.open(v.url + "/")
             await tab.press("p", alt=True)
             assert await tab.run("location.pathname") == "/pairs"
-            first = await tab.run("document.querySelector('table.pairs a').href")
+            first = await tab.run("document.querySelector('table.pairs tbody a').href")
             await tab.press("n", alt=True)
             assert "after=" in await tab.run(
                 "location.search"
             ) and "51 to 100 of 130" in await tab.run("document.body.innerText")
             await tab.press("b", alt=True)
-            assert await tab.run("document.querySelector('table.pairs a').href") == first
+            assert await tab.run("document.querySelector('table.pairs tbody a').href") == first
             await tab.run("document.querySelector('.facets a[href*=\"kind=flat\"]').focus()")
             await tab.press("Enter")
             assert "kind=flat" in await tab.run("location.search")
@@ -165,7 +165,7 @@ def test_filters_order_pages_and_points_by_keyboard(tmp_path: Path) -> None:
             await tab.run("document.querySelector('.hist a').focus()")
             await tab.press("Enter")
             assert "low=" in await tab.run("location.search")
-            await tab.run("document.querySelector('table.pairs a').focus()")
+            await tab.run("document.querySelector('table.pairs tbody a').focus()")
             await tab.press("Enter")
             await tab.run("document.querySelector('.spaces a[href*=\"#fused-0\"]').focus()")
             await tab.press("Enter")
