@@ -23,7 +23,7 @@ from ..secrets import visible
 from ..text import one_line, transcript
 from ..types import may_harm
 from .folder import ViewedFolder, open_folder
-from .pairs import word_diff
+from .prompts import word_diff
 from .provenance import PromptArm, PromptProvenance, ScoredAnswer, read_provenance
 
 ANSWER_CHARS = 240  # of an answer on the terminal
