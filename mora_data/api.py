@@ -158,7 +158,7 @@ def build(
     Args:
         config: a builder's name, a path to its YAML, a tree of settings, or settings.
         sample: use the rows bundled with the package.
-        data: local files in the source's schema.
+        data: files, folders, globs or URLs of rows in the source's schema.
         out: run folder, a path or a URL; default runs/<name>.
         until: last stage to run.
         fresh: forget what the run folder holds.
@@ -180,7 +180,9 @@ def _tree_of(config: Mapping[str, object] | str | Path) -> Mapping[str, object]:
 
 
 def _paths(data: Sequence[str | Path]) -> tuple[Path, ...]:
-    return tuple(Path(d) for d in data)
+    from .sources.read import local_paths
+
+    return tuple(local_paths(data))
 
 
 def _folder(out: str | Path | None) -> Path | None:

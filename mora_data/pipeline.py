@@ -342,6 +342,8 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
         build.progress.step(len(chunk))
         n_parts += 1
     build.progress.finish()
+    for line in counts.reading(source.left_out):
+        build.progress.message(line)
     mined = {
         "basis": key,
         "identity": identity_of(s, source),

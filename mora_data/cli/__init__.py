@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from .. import __version__
-from ..errors import MoraError
+from ..errors import MoraError, SettingsError
 from ..secrets import redacted, refuse_password, visible
 from ..types import STAGES
 from . import commands
 
 Command = Callable[[argparse.Namespace], int | None]  # gives the exit code where it is not 0
-LISTS = ("sources", "engines", "rewards", "selectors", "templates", "recipes")
+LISTS = ("sources", "layouts", "engines", "rewards", "selectors", "templates", "recipes")
 
 EXAMPLES: dict[str, list[str]] = {  # of each command, shown by its --help
     "": [
@@ -172,7 +172,18 @@ def _folder(text: str) -> Path | str:
 
 def _reach_folders(args: argparse.Namespace) -> None:
     """Working copies in place of URLs: brought up to date to be read, left to the build to be
-    written."""
+    written; a data file as the source is its rows, of any layout."""
+    source = getattr(args, "source", None)
+    if source and hasattr(args, "data"):
+        from ..sources.read import local_paths, names_data
+
+        if names_data(source):
+            if getattr(args, "sample", False):
+                raise SettingsError(
+                    "--sample takes the bundled rows: leave it out, or name a builder"
+                )
+            args.source, args.data = "auto", [source, *args.data]
+        args.data = local_paths(args.data)
     for name in ("run_dir", "folder", "out", "to"):
         given = getattr(args, name, None)
         if isinstance(given, str):
@@ -238,6 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_build(sub)
     _add_preview(sub)
     _add_audit(sub)
+    _add_sources(sub)
     _add_check(sub)
     text = "go on with the build of a run folder, with all the settings that it was started with"
     c = _command(sub, "resume", commands.resume_build, text)
@@ -415,12 +427,17 @@ def _add_preview(sub: Any) -> None:
 def _add_source(parser: argparse.ArgumentParser, limit: str) -> None:
     """Rows, models, run folder and limits: what build, preview and audit have in common."""
     p = parser.add_argument_group("rows and models")
-    text = "a builder (see `mora-data list sources`) or a path to a YAML file"
+    text = (
+        "a builder (see `mora-data list sources`), a path to a YAML file, or a data file: that is"
+        " --source auto --data FILE"
+    )
     _value(p, "--source", "NAME", text, required=True)
     where = p.add_mutually_exclusive_group()
     _switch(where, "--sample", "use the rows bundled with the package; no network")
-    text = "local files or a folder in the source's schema (json, jsonl, csv, parquet, .gz)"
-    _value(where, "--data", "PATH", text, nargs="+", action="extend", type=Path, default=[])
+    text = "files, folders, globs or URLs to read the rows from (docs/data.md)"
+    _value(where, "--data", "PATH", text, nargs="+", action="extend", default=[])
+    text = "of source auto: layout of the rows (default: what the first of them look like)"
+    _value(p, "--layout", "NAME", text)
     text = (
         "OpenAI-compatible endpoint, up to and including /v1; several times, or with commas:"
         " replicas of one model"
@@ -463,6 +480,19 @@ def _add_audit(sub: Any) -> None:
     _value(a, "--compare-set", "KEY=VALUE", text, action="append", default=[])
     _switch(a, "--dry-run", "requests, tokens and money, and nothing else")
     _switch(a, "--json", "one JSON object on stdout")
+
+
+def _add_sources(sub: Any) -> None:
+    text = "what is read from files: their layouts, and the first rows, before any build"
+    s = _command(sub, "sources", commands.look_at_rows, text)
+    what = s.add_subparsers(required=True, metavar="look")
+    c = _command(what, "look", commands.look_at_rows, text)
+    _value(c, "data", "PATH", "files, folders, globs or URLs (docs/data.md)", nargs="+")
+    _value(c, "--source", "NAME", "read them as this builder does (default: auto)", default="auto")
+    _value(c, "--layout", "NAME", "layout of the rows (default: what the first look like)")
+    _value(c, "--set", "KEY=VALUE", "any setting", action="append", default=[])
+    _value(c, "--rows", "N", "rows to show of each file (default: 3)", type=int, default=3)
+    _switch(c, "--json", "one JSON object on stdout, all rows in it")
 
 
 def _add_check(sub: Any) -> None:

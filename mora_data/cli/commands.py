@@ -96,6 +96,7 @@ def _overrides(args: argparse.Namespace, flags: Mapping[str, object]) -> dict[st
     common = {
         **_urls("policy", args.base_url),
         **_urls("judge", args.judge_base_url),
+        "source.layout": args.layout,
         "policy.model": args.model,
         "policy.engine": args.engine,
         "judge.model": args.judge_model,
@@ -220,6 +221,21 @@ def audit_judges(args: argparse.Namespace) -> None:
     with RunFolder(run_dir, identity_of(settings, opened), fresh=False) as folder:
         found = run_audit(settings, other, opened, args.sample, folder, Progress(stats), stats)
     _print(args, asdict(found), audit_lines(found))
+
+
+def look_at_rows(args: argparse.Namespace) -> None:
+    """What would be read from files."""
+    from ..settings import load_settings, parse_override
+    from ..sources.mine import open_source
+    from .show import look
+
+    overrides = dict(parse_override(text) for text in args.set)
+    if args.layout:
+        overrides["source.layout"] = args.layout
+    settings = load_settings(args.source, overrides)
+    opened = open_source(settings, False, args.data)
+    tree, lines = look(opened, settings, None if args.json else args.rows)
+    _print(args, tree, lines)
 
 
 def check_endpoints(args: argparse.Namespace) -> None:

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import resources
-from ..text import commonest_first
+from ..errors import DropRow
+from ..text import commonest_first, one_line
 
 if TYPE_CHECKING:
     from ..prompts.judge_audit import AuditResult
     from ..report.values import ComparisonReport, Report
     from ..rewards.audit import AuditRow
     from ..run.folder import StageCounts, Summary
+    from ..settings import BuildSettings
+    from ..sources.mine import OpenedSource
 
 WIDTH = 54
 
@@ -134,11 +137,73 @@ def compare_lines(tree: ComparisonReport) -> list[str]:
     return [*lines, *([f"  and {more} more"] if more > 0 else []), ""]
 
 
+def look(
+    opened: OpenedSource, settings: BuildSettings, n_shown: int | None
+) -> tuple[dict[str, Any], list[str]]:
+    """What a source's rows are read as, as a tree and as text; the first `n_shown` rows of each
+    file, None for all.
+
+    Raises:
+        SourceError: the rows can't be read.
+    """
+    from ..sources import as_rating_source
+    from ..sources.mine import MineCounts, by_file
+
+    counts, ratings = MineCounts(), as_rating_source(opened.source)
+    rows: list[dict[str, Any]] = []
+    lines: list[str] = []
+    of_file: dict[str, int] = {}
+    for number, file, row in by_file(opened, settings, counts):
+        if file not in of_file:
+            lines += ["", f"{file}: {counts.layouts.get(file, settings.source.kind)}"]
+        counts.rows += 1
+        of_file[file] = of_file.get(file, 0) + 1
+        shown: dict[str, Any] = {"row": number, "file": file}
+        try:
+            if isinstance(row, DropRow):
+                raise row
+            parsed = opened.source.parse(row, file)
+            counts.kept += 1
+            counts.notes.update(parsed.notes)
+            if n_shown is not None and of_file[file] > n_shown:
+                continue
+            answers = ratings.recorded(row) if ratings else ()
+            shown["messages"] = list(parsed.messages)
+            shown["answers"] = [{"text": a.text, "ratings": dict(a.ratings)} for a in answers]
+            shown["category"], shown["notes"] = parsed.category, list(parsed.notes)
+        except DropRow as drop:
+            counts.dropped[drop.reason] += 1
+            shown["dropped"] = drop.reason
+        if n_shown is None or of_file[file] <= n_shown:
+            rows.append(shown)
+            lines += _row_lines(shown)
+    left = list(opened.left_out)
+    tree = {"layouts": counts.layouts, "left_out": left, **counts.as_dict()}
+    tree |= {"notes": dict(sorted(counts.notes.items())), "rows": rows}
+    table = counts_table({"read": counts.as_dict()})
+    beside = [f"not read, as of another split or no data: {', '.join(left)}"] if left else []
+    return tree, [*lines[1:], "", table, *beside]
+
+
+def _row_lines(row: Mapping[str, Any]) -> list[str]:
+    if "dropped" in row:
+        return [f"{row['row']:>6}  dropped: {row['dropped']}"]
+    lines = [f"{m['role']}: {one_line(m['content'], 2 * WIDTH)}" for m in row["messages"]]
+    for answer in row["answers"]:
+        rated = ", ".join(f"{k} {v:g}" for k, v in sorted(answer["ratings"].items()))
+        lines.append(f"answer ({rated or 'not rated'}): {one_line(answer['text'], 2 * WIDTH)}")
+    return [f"{row['row'] if i == 0 else '':>6}  {line}" for i, line in enumerate(lines)]
+
+
 def names_of(what: str) -> list[str]:
     """One line for each thing of a kind: sources, engines, rewards, ..."""
     if what == "sources":
         builders = resources.names("builders", "*.yaml")
         return [f"{name:<24} {_builder_line(name)}" for name in builders]
+    if what == "layouts":
+        from ..sources.layouts import LAYOUTS
+
+        return [f"{x.name:<18} {x.what}: {x.known_by}" for x in LAYOUTS]
     if what == "engines":
         from ..engines.engine import ENGINES
 

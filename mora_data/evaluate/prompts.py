@@ -277,7 +277,9 @@ def load_benchmark(text: str, seed: int) -> list[EvalPrompt]:
     files = (
         read.find([Path(path)], b.patterns)
         if path
-        else read.fetch_dataset(SourceSettings(kind=name, dataset=b.dataset), b.patterns)[0]
+        else read.fetch_dataset(SourceSettings(kind=name, dataset=b.dataset, split=""), b.patterns)[
+            0
+        ]
     )
     rows = [row for _, _, row in read.rows(files) if not isinstance(row, DropRow)]
     found = [

@@ -132,7 +132,6 @@ def labelled_pairs(opened: OpenedSource, settings: BuildSettings) -> Labelled:
         "near_duplicates": None,
         "decontaminate": False,
         "strata": "auto",
-        "dedup": settings.mine.dedup and source.absolute,
     }
     mining = settings.model_copy(
         update={

@@ -370,7 +370,8 @@ def read_builder(source: str) -> dict[str, Any]:
         if os.sep in source or not path.is_file():
             raise SettingsError(
                 f"unknown --source {source!r}:"
-                f" {nearest(source, resources.names('builders', '*.yaml'))}"
+                f" {nearest(source, resources.names('builders', '*.yaml'))} Your own rows:"
+                " --source auto --data PATH"
             )
     return _read_yaml(path, source)
 

@@ -17,8 +17,8 @@ class SourceSettings(Settings):
     """Where the source rows come from."""
 
     kind: str
-    """Source adapter: pku-saferlhf, hh-rlhf, ultrafeedback, ultrafeedback-binarized, helpsteer,
-    jsonl, or module:Class."""
+    """Source adapter: auto (any layout), pku-saferlhf, hh-rlhf, ultrafeedback,
+    ultrafeedback-binarized, helpsteer, jsonl (as auto), or module:Class."""
     dataset: str | None = None
     """Hub id of the dataset."""
     config: str = "default"
@@ -32,7 +32,11 @@ class SourceSettings(Settings):
     files: list[str] = []
     """File patterns inside the dataset repository; empty: the source's own."""
     columns: dict[str, str] = {}
-    """jsonl only: our column name (prompt, messages, category) to the file's."""
+    """auto and jsonl: our column name (prompt, messages, system, input, category, chosen, rejected,
+    score_chosen, score_rejected, answers, ranked) to the file's; a.b is a field of a column."""
+    layout: str | None = None
+    """auto and jsonl: the layout of all rows (`mora-data list layouts`); null: what they look
+    like."""
     decontaminate_from: dict[str, str] = {}
     """Benchmark name to a local file of its prompts, for 13-gram decontamination; others come from
     the cache (--fetch-benchmarks)."""

@@ -7,7 +7,7 @@ into prompts.
     ultrafeedback             openbmb/UltraFeedback
     ultrafeedback-binarized   HuggingFaceH4/ultrafeedback_binarized
     helpsteer                 nvidia/HelpSteer2, HelpSteer
-    jsonl                     anyone's rows: a `prompt` string or a `messages` list
+    auto, jsonl               anyone's rows, in any layout of the table in layouts.py
 
 One rule decides what happens to a defect. Mining uses the *prompt* of a row and never its replies
 (`--engine recorded` aside), so a row is left out (`DropRow`) only where the prompt can't be
@@ -37,13 +37,18 @@ SOURCES = {
     "pku-saferlhf": "mora_data.sources.pku:PkuSafeRlhf",
     "hh-rlhf": "mora_data.sources.hh:HhRlhf",
     "ultrafeedback": "mora_data.sources.ultrafeedback:UltraFeedback",
-    "ultrafeedback-binarized": "mora_data.sources.ultrafeedback:UltraFeedbackBinarized",
+    "ultrafeedback-binarized": "mora_data.sources.binarized:UltraFeedbackBinarized",
     "helpsteer": "mora_data.sources.helpsteer:HelpSteer",
-    "jsonl": "mora_data.sources.jsonl:Jsonl",
+    "auto": "mora_data.sources.auto:Auto",
+    "jsonl": "mora_data.sources.auto:Auto",
 }
 
 
-_ROLES = ("system", "user", "assistant")
+_ROLES = {
+    **dict.fromkeys("user human prompter instruction".split(), "user"),
+    **dict.fromkeys("assistant gpt bot chatbot model ai response".split(), "assistant"),
+    **dict.fromkeys("system developer".split(), "system"),
+}
 _SENTENCE_ENDS = frozenset(["", *".!?:;…。！？\"'`”’»)]}>*|_~0123456789"])
 _MISSING = object()
 
@@ -59,6 +64,7 @@ class ParsedRow:
     # dimension -> mean label in [0, 1], higher is better
     priors: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # defects that leave the prompt intact
+    answers: tuple[Recorded, ...] = ()  # where reading the row gives them, too
 
 
 class SourceAdapter(Protocol):
@@ -125,7 +131,8 @@ def sample_path(kind: str) -> Path:
     Raises:
         SourceError: this kind ships none.
     """
-    path = Path(__file__).parent / "sample" / f"{kind}.jsonl"
+    name = "jsonl" if kind == "auto" else kind
+    path = Path(__file__).parent / "sample" / f"{name}.jsonl"
     if not path.is_file():
         raise SourceError(
             f"no sample rows for source.kind {kind!r} ({nearest(kind, SOURCES)}): give --data PATH"
@@ -171,15 +178,28 @@ def number_in(value: object) -> float | None:
     return float(value) if abs(value) < float("inf") else None
 
 
+def score_in(value: object) -> float | None:
+    """The number in a label, also where it is a text ("4", "4.0"); "N/A" is none."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return number_in(value)
+
+
 def turns_in(value: object) -> Messages:
-    """A list of {role, content} as messages, blank-stripped; who speaks last is not checked.
+    """A list of {role, content}, {from, value} and the like as messages, blank-stripped; an empty
+    system turn is none, and who speaks last is not checked.
 
     Raises:
-        DropRow: wrong_type, null_text, unknown_role, empty_prompt, empty_turn.
+        DropRow: wrong_type, null_text, unknown_role, empty_prompt, empty_turn, not_text.
     """
     if not isinstance(value, (list, tuple)):
         raise DropRow("null_text" if value is None else "wrong_type", "messages")
     turns = tuple(_turn(item) for item in value)
+    if turns and turns[0] == {"role": "system", "content": ""}:
+        turns = turns[1:]
     if not turns:
         raise DropRow("empty_prompt", "messages")
     return turns
@@ -230,7 +250,19 @@ def _disorder(roles: list[str]) -> str:
 def _turn(item: object) -> Message:
     if not isinstance(item, Mapping):
         raise DropRow("wrong_type", "messages")
-    role = text_in(item, "role")
-    if role not in _ROLES:
+    role = text_in(item, "role" if "role" in item else "from" if "from" in item else "role")
+    known = _ROLES.get(role.lower())
+    if known is None:
         raise DropRow("unknown_role", role)
-    return Message(role=role, content=text_in(item, "content").strip())
+    column = next((c for c in ("content", "value", "text", "parts") if c in item), "content")
+    if isinstance(parts := item.get(column), (list, tuple)):
+        return Message(role=known, content="\n".join(map(_part, parts)).strip())
+    return Message(role=known, content=text_in(item, column).strip())
+
+
+def _part(part: object) -> str:
+    """The text of one part of a turn's content."""
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if not isinstance(text, str):
+        raise DropRow("not_text", "a part of a turn")
+    return text

@@ -81,7 +81,7 @@ def fill_cache(cache: Path) -> dict[str, str]:
         if _cached(cache, name):
             results[name] = "cached"
             continue
-        wanted = SourceSettings(kind="benchmark", dataset=dataset)
+        wanted = SourceSettings(kind="benchmark", dataset=dataset, split="")
         try:
             files, commit = read.fetch_dataset(wanted, patterns)
             found = frozenset(h for file in files for h in _hashes(name, file.path))

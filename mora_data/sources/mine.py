@@ -27,7 +27,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ from ..errors import DropRow, SettingsError, SourceError
 from ..run.folder import StageCounts
 from ..settings import BuildSettings, MineSettings, SourceSettings
 from ..text import commonest_first, context_and_group, digest, one_line
-from ..types import Prompt
+from ..types import Prompt, Row
 from . import ParsedRow, SourceAdapter, as_rating_source, load_source, read
 from .benchmarks import Benchmarks, cache_dir
 
@@ -47,6 +48,7 @@ RECORDED_MESSAGE = (
     "recorded answers: the rows' own answers and ratings are used; presampling, fusion and"
     " confirmation are skipped"
 )
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # but for white space: text that is damaged
 _PEEK = 50  # rows looked at before a source is taken to be of the right schema
 LONGEST_LABEL = 80  # characters
 
@@ -63,6 +65,7 @@ class OpenedSource:
     split: str
     revision: str
     licence: str
+    left_out: tuple[str, ...] = ()  # data files that lie beside those that are read
 
 
 @dataclass(slots=True)
@@ -74,6 +77,7 @@ class MineCounts:
         overlaps: dropped as contaminated, by benchmark.
         compared: benchmarks at hand.
         not_measured: known benchmarks that were not at hand.
+        layouts: of each file that was looked at, what its rows are.
     """
 
     rows: int = 0
@@ -83,11 +87,23 @@ class MineCounts:
     overlaps: Counter[str] = field(default_factory=Counter)
     compared: tuple[str, ...] = ()
     not_measured: tuple[str, ...] = ()
+    layouts: dict[str, str] = field(default_factory=dict)
 
     @property
     def contamination(self) -> dict[str, int] | None:
         """Rows dropped per benchmark at hand; None without any."""
         return {name: self.overlaps[name] for name in self.compared} or None
+
+    def reading(self, left_out: Sequence[str] = ()) -> list[str]:
+        """What the files are, and which lie beside them, in lines."""
+        files: dict[str, list[str]] = {}
+        for file, what in self.layouts.items():
+            files.setdefault(what, []).append(file)
+        lines = [
+            f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {what}"
+            for what, names in files.items()
+        ]
+        return lines + ([f"not read: {', '.join(left_out)}"] if left_out else [])
 
     def as_dict(self) -> StageCounts:
         """`in`, `kept` and `dropped`, commonest reason first."""
@@ -110,22 +126,23 @@ def open_source(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> 
         where = (name, "sample", "sample", "sample", "apache-2.0")
         return OpenedSource(source, read.rows(files), *where)
     if data:
-        files = read.find(data, patterns)
+        files = read.find(data, patterns, wanted.split)
         of_split = all(Path(f.name).name.startswith(wanted.split) for f in files)
         return OpenedSource(
             source,
-            read.rows(files),
+            read.rows(files, wanted.split),
             dataset=wanted.dataset or "local",
             config="local",
             split=wanted.split if of_split else "local",
             revision=f"local:{read.sha256(files)[:12]}",
             licence=wanted.licence,
+            left_out=tuple(read.left_out(data, files)),
         )
     if wanted.dataset and re.fullmatch("[0-9a-f]{40}", wanted.revision or ""):
         rows, commit = _fetched_rows(wanted, patterns), wanted.revision or ""
     else:
         files, commit = read.fetch_dataset(wanted, patterns)
-        rows = read.rows(files)
+        rows = read.rows(files, wanted.split)
     where = (wanted.dataset or "", wanted.config, wanted.split, commit, wanted.licence)
     return OpenedSource(source, rows, *where)
 
@@ -134,7 +151,7 @@ def _fetched_rows(wanted: SourceSettings, patterns: Sequence[str]) -> Iterator[r
     """Rows at a pinned commit, fetched when the first one is read: a run that is mined already
     needs no network."""
     files, _ = read.fetch_dataset(wanted, patterns)
-    yield from read.rows(files)
+    yield from read.rows(files, wanted.split)
 
 
 def mine(
@@ -150,13 +167,19 @@ def mine(
     Raises:
         SourceError: no rows at all, rows of another schema, or every row dropped.
     """
-    filters = _Filters(settings.mine, counts, benchmarks or benchmarks_of(settings))
+    wanted = settings.mine
+    rows = by_file(opened, settings, counts)
+    if (first := next(rows, None)) is None:
+        raise SourceError("the source has no rows: check --data")
     recorded = settings.policy.engine == "recorded"
     ratings = as_rating_source(opened.source) if recorded else None
-    joins = ratings is not None and ratings.absolute and settings.mine.dedup
+    if ratings and not ratings.absolute:  # answers that only compare within a row never join
+        wanted = wanted.model_copy(update={"dedup": False})
+    joins = ratings is not None and wanted.dedup
+    filters = _Filters(wanted, counts, benchmarks or benchmarks_of(settings))
     # where neighbours may add their answers, a prompt waits for the row after
     waiting: Prompt | None = None
-    for number, file, row in _checked(opened):
+    for number, file, row in chain([first], rows):
         counts.rows += 1
         try:
             if isinstance(row, DropRow):
@@ -221,10 +244,14 @@ class _Filters:
         """The parsed row as a prompt.
 
         Raises:
-            DropRow: too_long, duplicate, contaminated, near_duplicate.
+            DropRow: control_character, too_long, duplicate, contaminated, near_duplicate.
         """
         if parsed.notes:
             self._counts.notes.update(parsed.notes)
+        for message in parsed.messages:
+            text = message["content"]
+            if not text.isprintable() and _CONTROL.search(text):
+                raise DropRow("control_character")
         if sum(len(m["content"]) for m in parsed.messages) > self._mine.max_chars:
             raise DropRow("too_long")
         prompt_id, group = context_and_group(parsed.messages)
@@ -268,29 +295,58 @@ def label(text: str) -> str:
     return one_line(text, LONGEST_LABEL).replace("://", ":")
 
 
-def _checked(opened: OpenedSource) -> Iterator[read.SourceRow]:
-    """The rows, once the first of them show the schema that is needed: a huge wrong file fails at
-    once."""
-    rows = iter(opened.rows)
-    first = list(islice(rows, _PEEK))
-    if not first:
-        raise SourceError("the source has no rows: check --data")
-    readable = [r.row for r in first if not isinstance(r.row, DropRow)]
-    if not readable:
-        reason = first[0].row.reason if isinstance(first[0].row, DropRow) else ""
-        raise SourceError(
-            f"none of the first {len(first)} rows of {first[0].file} can be read ({reason}): "
-            "is the file of the type that its suffix says?"
-        )
-    needed = opened.source.required
-    if not any(columns <= row.keys() for row in readable for columns in needed):
-        seen = ", ".join(str(k) for k in list(readable[0])[:12])
-        wanted = "; or ".join(", ".join(sorted(columns)) for columns in needed)
-        raise SourceError(
-            f"{first[0].file} is of another schema: its columns are {seen}; this source needs"
-            f" {wanted}. Check --source and --data"
-        )
-    return chain(first, rows)
+def by_file(
+    opened: OpenedSource, settings: BuildSettings, counts: MineCounts
+) -> Iterator[read.SourceRow]:
+    """The rows, once the first of each file show what they are: a huge wrong file fails at once,
+    and one that has drifted is not read as if it were like the others."""
+    for file, rows in groupby(opened.rows, key=attrgetter("file")):
+        first = list(islice(rows, _PEEK))
+        readable = [r.row for r in first if not isinstance(r.row, DropRow)]
+        if not readable:
+            reason = first[0].row.reason if isinstance(first[0].row, DropRow) else ""
+            utf8 = "; is it UTF-8?" if reason == "not_utf8" else ""
+            raise SourceError(
+                f"none of the first {len(first)} rows of {file} can be read ({reason}{utf8}): "
+                "is the file of the type that its suffix says?"
+            )
+        _look(opened.source, readable, file, settings, counts)
+        yield from chain(first, rows)  # noqa: B031
+
+
+def _look(
+    source: SourceAdapter,
+    rows: Sequence[Row],
+    file: str,
+    settings: BuildSettings,
+    counts: MineCounts,
+) -> None:
+    """What the first rows of a file are.
+
+    Raises:
+        SourceError: not what the source reads; the text says what does.
+    """
+    from .auto import Auto
+
+    if isinstance(source, Auto):
+        counts.layouts[file] = source.look(rows, file)
+        if settings.policy.engine == "recorded":
+            sources = [r for d in settings.dimensions for r in settings.rewards.get(d, [])]
+            wanted = (r.options.get("column") for r in sources if r.kind == "precomputed")
+            source.check_ratings(rows, frozenset(str(c) for c in wanted), file)
+        return
+    if any(columns <= row.keys() for row in rows for columns in source.required):
+        return
+    seen = ", ".join(one_line(k, 40) for k in list(rows[0])[:12])
+    needed = "; or ".join(", ".join(sorted(columns)) for columns in source.required)
+    try:
+        found = Auto(settings.source.model_copy(update={"columns": {}})).look(rows, file)
+        way = f"They are {found}: give --set source.kind=auto"
+    except SourceError:
+        way = "Check --source and --data"
+    raise SourceError(
+        f"{file} is of another schema: its columns are {seen}; this source needs {needed}. {way}"
+    )
 
 
 def as_recorded(settings: BuildSettings) -> tuple[BuildSettings, list[str]]:
@@ -327,12 +383,10 @@ def as_recorded(settings: BuildSettings) -> tuple[BuildSettings, list[str]]:
         publish = publish.model_copy(update={"configs": [c for c in configs if c != "sft"]})
     elif source.sft:
         messages.append(f"warning: {source.sft}")
-    dedup = settings.mine.dedup and source.absolute
     changed = {
         "dimensions": dims,
         "rewards": wanted.rewards,
         "publish": publish,
-        "mine": settings.mine.model_copy(update={"dedup": dedup}),
         "presample": settings.presample.model_copy(update={"enabled": False}),
         "fuse": settings.fuse.model_copy(update={"arms": ["identity"], "targets": "auto"}),
         "select": settings.select.model_copy(update={"confirm": False}),

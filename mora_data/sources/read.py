@@ -1,50 +1,67 @@
-"""Reads rows from files: .jsonl, .json, .csv, .parquet, each also .gz; they are local, or fetched
-from the Hub at a pinned revision. Streaming, in the order of the file names.
+"""Which files are read, and their rows: at a path, in a folder, behind a URL, or on the Hub at a
+pinned revision. Streaming, in the order of the file names; containers.py reads the files.
 
-    for number, file, row in rows(find([Path("data/")], patterns=[])):
+    found = find([Path("data/")], patterns=[], split="train")
+    for number, file, row in rows(found):
         ...     # row: a dict, or the DropRow that says why not
 
 A damaged line is one dropped row with a reason; a file that can't be read at all is a SourceError.
-Only .json (and a gzipped .parquet) is read whole, and neither it nor a line may be of any size: a
-small gzip can hold gigabytes. HF_ENDPOINT, HF_HOME and the token store of
-huggingface_hub are honoured; it reads them when it is first imported.
+HF_ENDPOINT, HF_HOME and the token store of huggingface_hub are honoured; it reads them when it is
+first imported.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
+import glob
 import hashlib
-import io
-import json
+import lzma
+import re
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
-import orjson
-
+from .. import resources
 from ..errors import DropRow, SourceError
 from ..settings import SourceSettings
+from ..text import digest, one_line
 from ..types import Row
+from .containers import (
+    ARCHIVES,
+    KIND_OF,
+    PACKED,
+    SUFFIXES,
+    DataFile,
+    members_of,
+    rows_in,
+    suffix_of,
+)
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-_BOM = b"\xef\xbb\xbf"
 _BUFFER = 1 << 18
-LONGEST_LINE = 64 << 20  # bytes
-LARGEST_WHOLE = 2 << 30
-_LIST_KEYS = ("data", "rows", "examples", "train", "test")
 _WAYS_ON = "give --data PATH (files you have) or --sample (bundled rows)"
-
-
-class DataFile(NamedTuple):
-    """A file to read, and its name inside the dataset ("folder/name"): what sources match and
-    messages show."""
-
-    path: Path
-    name: str
+_PAPERS = re.compile(
+    r"(?i)(?:readme|licen[cs]e|notice|changelog|citation)\b.*"
+    r"|(?:dataset_infos?|dataset_dict|state|config|metadata|manifest)\.json|cache-.*\.arrow|_.*"
+)
+_FAULTS = (
+    OSError,
+    EOFError,
+    MemoryError,
+    zlib.error,
+    lzma.LZMAError,
+    csv.Error,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+)
+_SPLIT_OF = {
+    **dict.fromkeys("train training".split(), "train"),
+    **dict.fromkeys("valid validation val dev eval".split(), "validation"),
+    **dict.fromkeys("test testing heldout".split(), "test"),
+}
 
 
 class SourceRow(NamedTuple):
@@ -55,26 +72,29 @@ class SourceRow(NamedTuple):
     row: Row | DropRow
 
 
-def find(paths: Sequence[Path], patterns: Sequence[str]) -> list[DataFile]:
+def find(paths: Sequence[Path], patterns: Sequence[str], split: str = "") -> list[DataFile]:
     """The data files at `paths`, sorted by name.
 
-    A folder is searched with its sub-folders; where files in it match the source's `patterns`, only
-    these are taken, so that a copy of the upstream repository gives the split asked for. Hidden
-    files and folders are passed over.
+    A folder is searched with its sub-folders, and so is an archive. Where files in it match the
+    source's `patterns`, only these are taken, so that a copy of the upstream repository gives the
+    split asked for; else those of `split`, where names say splits. Hidden files, papers and notes
+    are passed over.
 
     Raises:
-        SourceError: nothing there, or nothing of a known type.
+        SourceError: nothing there, nothing of a known type, or nothing of the split.
     """
     found: list[DataFile] = []
     for path in paths:
         if path.is_dir():
-            found += _in_folder(path, patterns)
+            files = _in_folder(path)
         elif path.is_file():
-            found.append(DataFile(path, f"{path.absolute().parent.name}/{path.name}"))
+            files = _at(path)
         else:
             raise SourceError(f"no file or folder at {path}: check --data")
-    for file in found:
-        _suffix(file)
+        if len(files) > 1 or path.is_dir():
+            matching = [f for f in files if any(fnmatch(f.name, p) for p in patterns)]
+            files = matching or _of_split(files, split, path)
+        found += files
     return sorted(found, key=lambda f: f.name)
 
 
@@ -91,8 +111,9 @@ def sha256(files: Iterable[DataFile]) -> str:
     )
 
 
-def rows(files: Iterable[DataFile]) -> Iterator[SourceRow]:
-    """All rows of the files, numbered from 0 across them.
+def rows(files: Iterable[DataFile], split: str = "train") -> Iterator[SourceRow]:
+    """All rows of the files, numbered from 0 across them; of JSON that holds several splits, those
+    of `split`.
 
     Raises:
         SourceError: a file can't be read, or breaks off.
@@ -100,202 +121,162 @@ def rows(files: Iterable[DataFile]) -> Iterator[SourceRow]:
     number = 0
     for file in files:
         try:
-            for row in _READERS[_suffix(file)](file):
+            for row in rows_in(file, split):
                 yield SourceRow(number, file.name, row)
                 number += 1
-        except (OSError, EOFError, MemoryError, zlib.error, csv.Error) as e:
+        except _FAULTS as e:
             why = (isinstance(e, OSError) and e.strerror) or str(e) or "it does not fit into memory"
             raise SourceError(
                 f"can't read {file.path} beyond row {number}: {why}; get the file anew"
             ) from e
 
 
-def _in_folder(folder: Path, patterns: Sequence[str]) -> list[DataFile]:
-    files = [
-        DataFile(p, p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file()
-    ]
-    data = [f for f in files if _plain_suffix(f.name) in SUFFIXES and not f"/{f.name}".count("/.")]
-    if not data:
+def left_out(paths: Sequence[Path], files: Sequence[DataFile]) -> list[str]:
+    """The names of the data files in folders and archives that `find` passed over."""
+    read = {(f.path, f.member) for f in files}
+    there = (f for path in paths for f in (_in_folder(path) if path.is_dir() else _at(path)))
+    return sorted(f.name for f in there if (f.path, f.member) not in read)
+
+
+def names_data(source: str) -> bool:
+    """Whether a source's name is that of a file or folder of rows, and of no builder."""
+    if suffix_of(source) in (".yaml", ".yml") or source in resources.names("builders", "*.yaml"):
+        return False
+    path = Path(source).expanduser()
+    return suffix_of(source) in SUFFIXES or "://" in source or path.is_dir() or path.is_file()
+
+
+def local_paths(given: Iterable[str | Path]) -> list[Path]:
+    """Paths in place of what a user gives: `~` and globs are expanded, and what a URL names
+    (https://, s3://, hf://datasets/ORG/NAME) is downloaded into the cache.
+
+    Raises:
+        SourceError: nothing matches, or a URL can't be read.
+    """
+    found: list[Path] = []
+    for text in map(str, given):
+        path = Path(text).expanduser()
+        if "://" in text:
+            found.append(_downloaded(text))
+        elif glob.has_magic(text) and not path.exists():
+            matched = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+            if not matched:
+                raise SourceError(f"no file matches {text}: check --data")
+            found += map(Path, matched)
+        else:
+            found.append(path)
+    return found
+
+
+def _downloaded(url: str) -> Path:
+    """A copy of the file or folder behind a URL; of a folder, its data files."""
+    from ..run.storage import filesystem
+
+    fs, root = filesystem(url)
+    folder = resources.cache() / "data" / digest(url)
+    try:
+        if "://" in root or not fs.isdir(root):
+            name = re.sub(r"[^A-Za-z0-9._-]", "_", re.split(r"[?#]", root)[0].rsplit("/", 1)[-1])
+            target = folder / (name or "file")
+            _fetch(fs, root, target)
+            return target
+        names = [n for n in fs.find(root) if _is_data(n)]
+        for name in names:
+            _fetch(fs, name, folder / name.removeprefix(root).lstrip("/"))
+        return folder
+    except Exception as e:  # every file system has errors of its own
         raise SourceError(
-            f"no data file in {folder}: --data takes {', '.join(SUFFIXES)} files, each also .gz"
-        )
-    return [f for f in data if any(fnmatch(f.name, p) for p in patterns)] or data
-
-
-def _plain_suffix(name: str) -> str:
-    return Path(name.lower().removesuffix(".gz")).suffix
-
-
-def _suffix(file: DataFile) -> str:
-    suffix = _plain_suffix(file.path.name)
-    if suffix not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
-        raise SourceError(
-            f"can't read {file.path}: the suffix {suffix!r} is not one of {known} (each also .gz)"
-        )
-    return suffix
-
-
-def _file_sha256(file: DataFile) -> str:
-    digest = hashlib.sha256()
-    try:
-        with file.path.open("rb") as stream:
-            while block := stream.read(_BUFFER):
-                digest.update(block)
-    except OSError as e:
-        raise SourceError(f"can't read {file.path}: {e.strerror}; check --data") from e
-    return digest.hexdigest()
-
-
-def _open(file: DataFile) -> IO[bytes]:
-    if file.path.name.lower().endswith(".gz"):
-        return io.BufferedReader(gzip.open(file.path, "rb"), _BUFFER)  # its readline is in C
-    return file.path.open("rb", _BUFFER)
-
-
-def _jsonl(file: DataFile) -> Iterator[Row | DropRow]:
-    with _open(file) as stream:
-        yield from _lines(_bounded_lines(stream))
-
-
-def _bounded_lines(stream: IO[bytes]) -> Iterator[bytes | None]:
-    """The lines; None in place of one that is too long to be a row."""
-    read = partial(stream.readline, LONGEST_LINE)
-    for line in iter(read, b""):
-        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = read()
-        yield None
-
-
-def _lines(lines: Iterable[bytes | None]) -> Iterator[Row | DropRow]:
-    for line in lines:
-        if line is None:
-            yield DropRow("line_too_long")
-            continue
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            if not line.strip():
-                continue
-            row = _lenient(line)
-        yield row if isinstance(row, (dict, DropRow)) else DropRow("not_an_object")
-
-
-def _lenient(data: bytes) -> Row | DropRow:
-    """What orjson refused: NaN and a byte-order mark are accepted, broken UTF-8 is told from broken
-    JSON."""
-    text = data.removeprefix(_BOM).decode("utf-8", "surrogateescape")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        # what is not UTF-8 was decoded to lone surrogates
-        return DropRow("not_utf8" if any("\ud800" <= c <= "\udfff" for c in text) else "bad_json")
-    return _encodable(value) if isinstance(value, dict) else DropRow("not_an_object")
-
-
-def _encodable(row: dict[str, object]) -> Row | DropRow:
-    """The row, unless a text in it can't be UTF-8."""
-    try:
-        orjson.dumps(row)
-    except orjson.JSONEncodeError:
-        return DropRow("not_utf8")
-    return row
-
-
-def _json(file: DataFile) -> Iterator[Row | DropRow]:
-    with _open(file) as stream:
-        data = _whole(file, stream)
-    try:
-        tree = json.loads(data.removeprefix(_BOM).decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        yield from _lines(data.splitlines())  # many .json files hold JSON lines
-        return
-    for row in _rows_in(tree):
-        yield _encodable(row) if isinstance(row, dict) else DropRow("not_an_object")
-
-
-def _whole(file: DataFile, stream: IO[bytes]) -> bytes:
-    data = stream.read(LARGEST_WHOLE + 1)
-    if len(data) > LARGEST_WHOLE:
-        raise SourceError(
-            f"{file.path} holds more than {LARGEST_WHOLE >> 20} MB, and would be read at once: give"
-            " it as .jsonl or as a plain .parquet"
-        )
-    return data
-
-
-def _rows_in(tree: object) -> list[object]:
-    """The rows of a parsed file: an array, an object that wraps one, or the one row that it is."""
-    if isinstance(tree, list):
-        return tree
-    if isinstance(tree, dict):
-        key = (
-            next(iter(tree)) if len(tree) == 1 else next((k for k in _LIST_KEYS if k in tree), None)
-        )
-        if isinstance(rows := tree.get(key), list):
-            return rows
-    return [tree]
-
-
-def _csv(file: DataFile) -> Iterator[Row | DropRow]:
-    csv.field_size_limit(LONGEST_LINE)
-    with (
-        _open(file) as stream,
-        io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text,
-    ):
-        reader = csv.reader(_bounded_text(text))
-        header = next(reader, [])
-        for fields in reader:
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                yield DropRow("wrong_field_count")
-            else:
-                yield _encodable(dict(zip(header, fields, strict=True)))
-
-
-def _bounded_text(text: IO[str]) -> Iterator[str]:
-    for line in iter(partial(text.readline, LONGEST_LINE), ""):
-        if len(line) == LONGEST_LINE and not line.endswith(("\n", "\r")):
-            raise csv.Error(f"a line of more than {LONGEST_LINE >> 20} MB")
-        yield line
-
-
-def _parquet(file: DataFile) -> Iterator[Row | DropRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # Arrow reads by itself: a thread of its that still held a Python file when the interpreter
-        # ends would abort the process (apache/arrow#34314)
-        source: Any = file.path
-        if file.path.name.lower().endswith(".gz"):
-            with _open(file) as stream:
-                source = pa.BufferReader(_whole(file, stream))
-        with pq.ParquetFile(source) as parquet:
-            for batch in parquet.iter_batches(batch_size=1024):
-                yield from _batch(batch)
-    except pa.ArrowException as e:
-        why = str(e).splitlines()[0]
-        raise SourceError(
-            f"can't read {file.path}: not a whole Parquet file ({why}); get the file anew"
+            f"can't read {url} ({type(e).__name__}: {one_line(e, 150)}): check the address and your"
+            " rights there, or download it and give --data PATH"
         ) from e
 
 
-def _batch(batch: Any) -> Iterator[Row | DropRow]:
-    """A record batch's rows; where one text in it is not UTF-8, row by row."""
+def _fetch(fs: object, remote: str, target: Path) -> None:
+    if ".." in target.parts:
+        raise ValueError(f"{remote} leads out of its folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    fs.get_file(remote, str(partial))  # type: ignore[attr-defined]
+    partial.replace(target)
+
+
+def _in_folder(folder: Path) -> list[DataFile]:
+    names = [p for p in folder.rglob("*") if p.is_file()]
+    data = [
+        DataFile(p, p.relative_to(folder).as_posix())
+        for p in names
+        if _is_data(p.relative_to(folder).as_posix())
+    ]
+    if not data:
+        raise SourceError(
+            f"no data file in {folder}: --data takes {', '.join(SUFFIXES)} files, each also packed"
+            f" ({' '.join(PACKED)})"
+        )
+    rows = [f for f in data if KIND_OF.get(suffix_of(f.name)) != "text"]  # beside data, notes
+    return rows or data
+
+
+def _is_data(name: str) -> bool:
+    plain = name.rsplit("/", 1)[-1]
+    return (
+        suffix_of(name) in SUFFIXES and not f"/{name}".count("/.") and not _PAPERS.fullmatch(plain)
+    )
+
+
+def _at(path: Path) -> list[DataFile]:
+    """A file, or the members of the archive that it is."""
+    file = DataFile(path, f"{path.absolute().parent.name}/{path.name}")
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for i in range(batch.num_rows):
-            try:
-                row: Row | DropRow = batch.slice(i, 1).to_pylist()[0]
-            except UnicodeDecodeError:
-                row = DropRow("not_utf8")
-            yield row
+        return members_of(file)
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        lzma.LZMAError,
+        zlib.error,
+    ) as e:
+        if suffix_of(path.name) in ARCHIVES:
+            raise SourceError(f"can't read {path}: {one_line(e)}; get the file anew") from e
+        return [file]  # its reader says what is wrong with it
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file's name says, else its folder's."""
+    for part in reversed(name.lower().split("/")):
+        found = [_SPLIT_OF[t] for t in re.split("[^a-z]+", part) if t in _SPLIT_OF]
+        if found:
+            return found[-1]
+    return None
+
+
+def _of_split(files: list[DataFile], split: str, where: Path) -> list[DataFile]:
+    """Of files whose names say splits, those of the one that is asked for: a held-out question is
+    never mined in passing."""
+    splits = {f.name: split_of(f.name) for f in files}
+    if not split or not any(splits.values()):
+        return files
+    exact = [f for f in files if re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z_])", f.name)]
+    wanted = exact or [f for f in files if splits[f.name] == (split_of(split) or split)]
+    wanted = wanted or [f for f in files if splits[f.name] is None]
+    if not wanted:
+        there = ", ".join(sorted({s for s in splits.values() if s}))
+        raise SourceError(
+            f"{where} has no file of the split {split!r}, only of {there}: give --set"
+            f" source.split={there.split(', ')[0]}"
+        )
+    return wanted
+
+
+def _file_sha256(file: DataFile) -> str:
+    hashed = hashlib.sha256(file.member.encode())
+    try:
+        with file.path.open("rb") as stream:
+            while block := stream.read(_BUFFER):
+                hashed.update(block)
+    except OSError as e:
+        raise SourceError(f"can't read {file.path}: {e.strerror}; check --data") from e
+    return hashed.hexdigest()
 
 
 def fetch_dataset(settings: SourceSettings, patterns: Sequence[str]) -> tuple[list[DataFile], str]:
@@ -313,7 +294,7 @@ def fetch_dataset(settings: SourceSettings, patterns: Sequence[str]) -> tuple[li
 
     unreachable = errors.HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, whichever the Hub's client uses
     try:
-        return _download(name, revision, patterns)
+        return _download(name, revision, patterns, settings.split)
     except errors.GatedRepoError as e:
         raise SourceError(
             f"Hub dataset {name} is gated: accept its terms and log in, or {_WAYS_ON}"
@@ -334,7 +315,7 @@ def fetch_dataset(settings: SourceSettings, patterns: Sequence[str]) -> tuple[li
 
 
 def _download(
-    dataset: str, revision: str | None, patterns: Sequence[str]
+    dataset: str, revision: str | None, patterns: Sequence[str], split: str
 ) -> tuple[list[DataFile], str]:
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -342,6 +323,9 @@ def _download(
     commit = info.sha or revision or "main"
     there = [s.rfilename for s in info.siblings or []]
     wanted = sorted(f for f in there if _matches(f, patterns))
+    if not patterns:
+        files = [DataFile(Path(f), f) for f in wanted]
+        wanted = [f.name for f in _of_split(files, split, Path(dataset))]
     if not wanted:
         like = ", ".join(patterns) or "a data file"
         raise SourceError(
@@ -356,11 +340,4 @@ def _download(
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     """With no patterns, every data file matches."""
-    return (
-        any(fnmatch(name, p) for p in patterns)
-        if patterns
-        else name.lower().removesuffix(".gz").endswith(SUFFIXES)
-    )
-
-
-_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    return any(fnmatch(name, p) for p in patterns) if patterns else _is_data(name)

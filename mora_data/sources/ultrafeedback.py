@@ -1,7 +1,4 @@
-"""UltraFeedback: one instruction and the rated replies of several models, as its authors have it
-and as a chosen and a rejected conversation.
-
-openbmb/UltraFeedback:
+"""openbmb/UltraFeedback: one instruction and the rated replies of several models.
 
     {"source": "flan_v2_niv2", "instruction": "...", "models": [...],
      "completions": [{"model": ..., "response": ...,
@@ -16,33 +13,22 @@ overall_score_bug (a 10 that stands for a 1), tie (two best by mean rating), and
 replies. Replies answer the instruction under a hidden system prompt: a reason to use them only as
 `recorded` answers. Stratum: `source`. Priors: mean helpfulness and truthfulness rating over the
 replies, 1-5 scaled to 0-1.
-
-HuggingFaceH4/ultrafeedback_binarized, turns of {role, content}:
-
-    {"prompt": "...", "prompt_id": "...", "chosen": [...], "rejected": [...], "messages": [...],
-     "score_chosen": 8.0, "score_rejected": 6.5}
-
-The context is `chosen` without its last turn; a system turn stays. Left out: context_mismatch (the
-sides differ before the reply, or `prompt` is none of the user turns), turns out of order,
-unreadable or empty text. Noted: tie (equal scores), score_missing, and defects of the replies. The
-rows carry no topic: one stratum, no priors. Split `train` is read as `train_prefs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..errors import DropRow, SettingsError
+from ..errors import DropRow
 from ..settings import SourceSettings
 from ..types import Recorded, Row
 from . import (
     ParsedRow,
-    checked_context,
     number_in,
     prompt_in,
     reply_notes,
+    score_in,
     text_in,
-    turns_in,
     user_turn,
 )
 
@@ -104,8 +90,8 @@ def _ratings(completion: Row) -> Ratings:
     for aspect in _ASPECTS:
         entry = annotations.get(aspect) if isinstance(annotations, Mapping) else None
         rating = entry.get("Rating") if isinstance(entry, Mapping) else None
-        if isinstance(rating, str) and rating.strip() in ("1", "2", "3", "4", "5"):
-            found[aspect] = float(rating)
+        if (value := score_in(rating)) is not None and 1 <= value <= 5:
+            found[aspect] = value
     return found
 
 
@@ -135,60 +121,4 @@ def _rating_notes(completions: Sequence[Row], ratings: Sequence[Ratings]) -> Ite
         yield "overall_score_bug"
     means = sorted(sum(r.values()) / len(r) for r in ratings if r)
     if len(means) > 1 and means[-1] == means[-2]:
-        yield "tie"
-
-
-_WITHDRAWN = "292c1632"  # scored before the overall_score bug of UltraFeedback was repaired
-_SHORT = {"train": "train_prefs", "test": "test_prefs"}
-
-
-class UltraFeedbackBinarized:
-    """HuggingFaceH4/ultrafeedback_binarized: rows of the `_prefs`, `_sft` and `_gen` splits, which
-    share their columns."""
-
-    required = (frozenset({"prompt", "chosen", "rejected"}),)
-    absolute = True
-    sft = ""
-
-    def __init__(self, settings: SourceSettings) -> None:
-        if (settings.revision or "").startswith(_WITHDRAWN):
-            raise SettingsError(
-                f"source.revision {settings.revision} holds wrong scores: use a later commit"
-            )
-        self._split = _SHORT.get(settings.split, settings.split)
-
-    def files(self) -> list[str]:
-        """`data/<split>-00000-of-0000N-<hash>.parquet`."""
-        return [f"data/{self._split}-*.parquet"]
-
-    def parse(self, row: Row, file: str) -> ParsedRow:
-        """The context that both sides share."""
-        prompt = prompt_in(row, "prompt")
-        chosen, rejected = (turns_in(row.get(side)) for side in ("chosen", "rejected"))
-        context = checked_context(chosen[:-1])
-        if context != rejected[:-1] or all(
-            prompt != m["content"] for m in context if m["role"] == "user"
-        ):
-            raise DropRow("context_mismatch")
-        if chosen[-1]["role"] != "assistant" or rejected[-1]["role"] != "assistant":
-            raise DropRow("same_speaker")
-        replies = reply_notes(chosen[-1]["content"], rejected[-1]["content"])
-        return ParsedRow(context, notes=(*replies, *_score_notes(row)))
-
-    def recorded(self, row: Row) -> tuple[Recorded, ...]:
-        """Both replies with their overall score of 1 to 10."""
-        scores = {side: number_in(row.get(f"score_{side}")) for side in ("chosen", "rejected")}
-        return tuple(
-            Recorded(
-                turns_in(row.get(side))[-1]["content"], {} if score is None else {"score": score}
-            )
-            for side, score in scores.items()
-        )
-
-
-def _score_notes(row: Row) -> Iterable[str]:
-    chosen, rejected = (number_in(row.get(f"score_{side}")) for side in ("chosen", "rejected"))
-    if chosen is None or rejected is None:
-        yield "score_missing"
-    elif chosen == rejected:
         yield "tie"

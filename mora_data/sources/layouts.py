@@ -1,0 +1,926 @@
+r"""Anyone's rows: the first of a file are looked at, their layout is found in a table, and it says
+which conversation a row asks and which answers and ratings it carries.
+
+    {"prompt": "How do I bleed a radiator?", "category": "home"}
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
+
+`LAYOUTS` is the table; the first layout that a row matches is its own. Rows of other columns are
+looked at when they come, so a file may hold several. Where the columns say no layout, or several,
+nothing is guessed: the error names the columns and what to type (`source.columns`,
+`source.layout`). A row with a finished chat gives its context, and the reply is left aside (note
+reply_ignored). Answers always carry `preferred` where the row says which is better: 1 and 0, and
+0.5 for a tie; scores keep their own names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from ast import literal_eval
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from ..errors import DropRow
+from ..settings import SourceSettings
+from ..types import Message, Messages, Recorded, Row
+from . import (
+    ParsedRow,
+    checked_context,
+    number_in,
+    prompt_in,
+    reply_notes,
+    score_in,
+    turns_in,
+    user_turn,
+)
+from .helpsteer import HelpSteer
+from .hh import HhRlhf
+from .pku import PkuSafeRlhf
+from .transcripts import MARKS, marked, transcript_turns
+from .ultrafeedback import UltraFeedback
+
+# columns by what they mean; the first that a row has counts
+QUESTIONS = (
+    "prompt question instruction query goal behavior user_prompt Prompt Question Instruction Query"
+    " Goal Behavior problem"
+).split()
+ANY_QUESTION = (*QUESTIONS, "input", "inputs", "text")
+TALKS = "messages conversations conversation chat dialogue dialog context turns data".split()
+SYSTEM = "system system_prompt".split()
+BESIDE = "input context ContextString".split()
+TOPICS = "category Category topic subset SemanticCategory risk_area".split()
+REPLIES = "response completion output answer reply target".split()
+ANSWERS = (*REPLIES, "chosen", "rejected", "responses", "completions", "outputs", "answers")
+SIDES = (
+    ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),
+    ("chosen_response", "rejected_response"),
+    ("accepted", "rejected"),
+)
+PAIRS = tuple(
+    (f"{name}{a}", f"{name}{b}")
+    for name in ("response", "answer", "output", "completion", "human_ref", "summary")
+    for a, b in (("_0", "_1"), ("_1", "_2"), ("1", "2"), ("_a", "_b"), ("_A", "_B"))
+)
+SCORES = (
+    ("score_{}", "{}_score", "{}-rating", "{}_rating", "rating_{}", "reward_{}", "{}_reward"),
+    ("metadata", "meta"),
+)
+LISTS = "responses completions generations outputs answers candidates".split()
+RATINGS = "scores ratings rewards rating reward_scores".split()
+JSON_COLUMNS = frozenset((*TALKS, *QUESTIONS, "chosen", "rejected", "answers", *LISTS, *RATINGS))
+_TEXT_KEYS = ("text", "answer", "response", "content", "output")
+NULLS = frozenset("nan NaN NA N/A n/a null NULL None none <NA>".split())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """One way in which rows are written.
+
+    Attributes:
+        name: for `source.layout`.
+        what: in words, for the line that says what a file is.
+        known_by: its columns, for the page of layouts.
+        example: one row.
+        matches: whether a row is of it.
+        read: the row's conversation, answers and labels; raises DropRow.
+        answers: the answers alone, where `read` leaves them out.
+        asks_in_a_column: the question is a text in a column of its own, so there may be a second.
+        absolute: ratings of different rows compare, so neighbours of one prompt join.
+        scales: lowest and highest value of ratings, where they are known.
+    """
+
+    name: str
+    what: str
+    known_by: str
+    example: Row
+    matches: Callable[[Row], object]
+    read: Callable[[Row], ParsedRow]
+    answers: Callable[[Row], tuple[Recorded, ...]] | None = None
+    absolute: bool = False
+    asks_in_a_column: bool = False
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+# conversations
+
+
+def conversation(value: object) -> Messages:
+    """The turns of a conversation in any of its shapes: a list of turns, of exchanges ({input,
+    output}), a dict of lists, or a transcript.
+
+    Raises:
+        DropRow: as `turns_in`.
+    """
+    if isinstance(value, str):
+        return (
+            transcript_turns(value, marks) if (marks := marked(value)) else user_turn(_asked(value))
+        )
+    if isinstance(value, Mapping) and _lists(value):
+        value = [
+            dict(zip(value, turn, strict=False)) for turn in zip(*value.values(), strict=False)
+        ]
+    if _exchanges(value):
+        value = [
+            {"role": role, "content": turn[side]}
+            for turn in value  # type: ignore[attr-defined]
+            for role, side in (("user", "input"), ("assistant", "output"))
+            if turn.get(side) is not None
+        ]
+    return turns_in(value)
+
+
+def _asked(text: str) -> str:
+    found = text.strip()
+    if not found:
+        raise DropRow("empty_prompt")
+    if found in NULLS:
+        raise DropRow("null_text")
+    return found
+
+
+def is_talk(value: object) -> bool:
+    """Whether a value is a list of turns or exchanges, or a dict of lists of them."""
+    if isinstance(value, Mapping):
+        return _lists(value) and bool(value.keys() & {"role", "from"})
+    return _turns(value) or _exchanges(value)
+
+
+def _turns(value: object) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(t, Mapping) and t.keys() & {"role", "from"} for t in value)
+    )
+
+
+def _exchanges(value: object) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and all(isinstance(t, Mapping) and "input" in t and "role" not in t for t in value)
+    )
+
+
+def _lists(value: Mapping[str, object]) -> bool:
+    return bool(value) and all(isinstance(v, list) for v in value.values())
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def _column(row: Row, names: Sequence[str]) -> str | None:
+    """The first of the columns that the row has."""
+    return next((n for n in names if n in row), None)
+
+
+def _talk_column(row: Row) -> str | None:
+    return next((n for n in (*TALKS, "prompt") if n in row and is_talk(row[n])), None)
+
+
+def _context(row: Row) -> tuple[Messages, bool]:
+    """The conversation of the row's own columns up to the last user turn, and whether a reply was
+    left aside."""
+    name = _talk_column(row)
+    if name is None and (name := _column(row, ANY_QUESTION)) is None:
+        name = _column(row, TALKS)
+        if name is None:
+            raise DropRow("missing_column", "prompt")
+        turns = turns_in(row[name])
+    elif is_talk(value := row[name]) or isinstance(value, list):
+        turns = conversation(value) if is_talk(value) else turns_in(value)
+    else:
+        turns = conversation(_and_more(row, name, prompt_in(row, name)))
+    return _open_end(_with_system(row, turns))
+
+
+def _and_more(row: Row, name: str, text: str) -> str:
+    """A question with the text that it is asked of."""
+    if name == "prompt":
+        more = "input" if "input" in row else None
+    else:
+        more = _column(row, BESIDE) if name.lower() in ("instruction", "behavior") else None
+    beside = row[more] if more else None
+    if not isinstance(beside, str) or not beside.strip() or beside.strip() in NULLS:
+        return text
+    return f"{text}\n\n{beside.strip()}"
+
+
+def _with_system(row: Row, turns: Messages) -> Messages:
+    name = _column(row, SYSTEM)
+    text = row[name] if name else None
+    if not isinstance(text, str) or not text.strip() or text.strip() in NULLS:
+        return turns
+    first: Message = {"role": "system", "content": text.strip()}
+    if turns and turns[0]["role"] == "system":
+        if turns[0] != first:
+            raise DropRow("two_system_turns")
+        return turns
+    return (first, *turns)
+
+
+def _open_end(turns: Messages) -> tuple[Messages, bool]:
+    ignored = len(turns) > 0 and turns[-1]["role"] == "assistant"
+    if ignored and len(turns) == 1:
+        raise DropRow("starts_without_user")
+    return checked_context(turns[:-1] if ignored else turns), ignored
+
+
+def _parsed(
+    row: Row,
+    context: tuple[Messages, bool],
+    answers: Sequence[Recorded] = (),
+    notes: Sequence[str] = (),
+) -> ParsedRow:
+    turns, ignored = context
+    name = _column(row, TOPICS)
+    topic = row[name] if name else None
+    topic = topic.strip() or None if isinstance(topic, str) else None
+    said = (*notes, *(("reply_ignored",) if ignored else ()))
+    return ParsedRow(turns, topic or "all", topic, notes=said, answers=tuple(answers))
+
+
+def plain(row: Row) -> ParsedRow:
+    """A question or a conversation, and nothing about its answers."""
+    return _parsed(row, _context(row))
+
+
+def json_in(value: object) -> object:
+    """What a text holds as JSON, or as Python writes lists and dicts; the value itself where it is
+    neither."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        found = literal_eval(value.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return value
+    return found if isinstance(found, (list, dict)) else value
+
+
+def means_turns(name: str, value: object) -> bool:
+    """Whether a JSON value is what the column is there for, and no text that happens to be JSON."""
+    if name in LISTS:
+        return isinstance(value, list)
+    if name in RATINGS:
+        return isinstance(value, list) and all(not isinstance(v, str) for v in value)
+    one = isinstance(value, Mapping) and bool(value.keys() & {"role", "from"})
+    return is_talk(value) or (one and name != "prompt")
+
+
+# answers
+
+
+def _rated(*ratings: tuple[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in ratings if value is not None}
+
+
+def _sides(row: Row) -> tuple[str, str] | None:
+    return next((s for s in SIDES if s[0] in row and s[1] in row), None)
+
+
+def _side_score(row: Row, side: str) -> float | None:
+    places = [row, *(v for m in SCORES[1] if isinstance(v := row.get(m), Mapping))]
+    found = (p[k] for p in places for form in SCORES[0] if (k := form.format(side)) in p)
+    return score_in(next(found, None))
+
+
+def _reply(value: object) -> tuple[Messages, str | None]:
+    """A side of a preference: the context that it holds, and its reply.
+
+    Raises:
+        DropRow: a conversation that does not end with a reply, or none at all.
+    """
+    if isinstance(value, str):
+        marks = marked(value)
+        if not marks:
+            return (), value
+        value = transcript_turns(value, marks)
+    if isinstance(value, Mapping) and not _lists(value):
+        value = [value]
+    if value is None:
+        return (), None
+    turns = conversation(value)
+    if turns[-1]["role"] != "assistant":
+        raise DropRow("same_speaker")
+    return turns[:-1], turns[-1]["content"]
+
+
+def preference(row: Row) -> ParsedRow:
+    """Two sides, each a reply or a conversation that ends with one, and the context before them."""
+    sides = _sides(row) or SIDES[0]
+    values = [row.get(s) for s in sides]
+    if any(isinstance(v, list) for v in values):
+        if any(v is None for v in values):
+            raise DropRow("null_text", "a side")
+        if any(isinstance(v, str) for v in values):
+            raise DropRow("wrong_type", "sides")
+    (before, chosen), (other, rejected) = map(_reply, values)
+    own = _column(row, ANY_QUESTION)
+    if before or other:
+        before, other = (_with_system(row, b) for b in (before, other))
+        prompt = row[own] if own else None
+        asked = [m["content"] for m in before if m["role"] == "user"]
+        if before != other or (
+            isinstance(prompt, str) and not marked(prompt) and _asked(prompt) not in asked
+        ):
+            raise DropRow("context_mismatch")
+        context = checked_context(before), False
+    else:
+        context = _context(row)
+    a, b = _side_score(row, sides[0]), _side_score(row, sides[1])
+    tie = a is not None and a == b
+    won = (0.5, 0.5) if tie else (1.0, 0.0)
+    texts = [t if isinstance(t, str) else None for t in (chosen, rejected)]
+    answers = [
+        Recorded(t, _rated(("preferred", w), ("score", s)))
+        for t, w, s in zip(texts, won, (a, b), strict=True)
+        if t is not None
+    ]
+    scored = any("score" in k or "rating" in k for k in row)
+    notes = (*reply_notes(*texts), *(("tie",) if tie else ()))
+    missing = ("score_missing",) if scored and None in (a, b) else ()
+    return _parsed(row, context, answers, (*notes, *missing))
+
+
+def _winner(row: Row) -> tuple[float, float] | None:
+    """`preferred` of the first and second answer of a row; None where it does not say."""
+    for name in ("preference_strength", "overall_preference"):  # below 0: the first is better
+        if (strength := score_in(row.get(name))) is not None:
+            return _won(-strength, 0)
+    for name in ("better_response_id", "choice", "safer_response_id"):
+        if row.get(name) in (0, 1):
+            return (1.0, 0.0) if row[name] == 0 else (0.0, 1.0)
+    for name in ("winner", "preferred", "preference", "better"):
+        said = str(row.get(name, "")).lower()
+        if said.startswith(("tie", "both")) or said == "draw":
+            return 0.5, 0.5
+        if re.fullmatch(r"(?:model|response|answer|output|assistant)?_?(?:a|1)", said):
+            return 1.0, 0.0
+        if re.fullmatch(r"(?:model|response|answer|output|assistant)?_?(?:b|2)", said):
+            return 0.0, 1.0
+    flags = [score_in(row.get(f"winner_{n}")) for n in ("model_a", "model_b", "tie")]
+    if flags.count(1.0) == 1:
+        return ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))[flags.index(1.0)]
+    for a, b in (("_0", "_1"), ("_1", "_2"), ("_a", "_b"), ("_A", "_B")):
+        first, second = (score_in(row.get(f"score{end}")) for end in (a, b))
+        if first is not None and second is not None:
+            return _won(first, second)
+    return None
+
+
+def _won(first: float, second: float) -> tuple[float, float]:
+    return (0.5, 0.5) if first == second else (float(first > second), float(first < second))
+
+
+def _pair_columns(row: Row) -> tuple[str, str] | None:
+    return next((p for p in PAIRS if p[0] in row and p[1] in row), None)
+
+
+def two_answers(row: Row) -> ParsedRow:
+    """Two replies and a column that says which is better."""
+    names = _pair_columns(row) or PAIRS[0]
+    won = _winner(row)
+    answers, texts = [], []
+    for i, name in enumerate(names):
+        _, text = _reply(row.get(name))
+        end = name[len(name.rstrip("0123456789abAB_")) :]
+        texts.append(text)
+        if text is not None:
+            score = score_in(row.get(f"score{end}"))
+            answers.append(Recorded(text, _rated(("preferred", won and won[i]), ("score", score))))
+    if "history" in row and _column(row, ANY_QUESTION) is None:
+        row = {**row, "prompt": row["history"]}
+    notes = (*reply_notes(*texts), *(() if won else ("label_missing",)))
+    return _parsed(row, _context(row), answers, notes)
+
+
+def arena(row: Row) -> ParsedRow:
+    """Two conversations that begin alike, and the winner."""
+    talks = [conversation(row[c]) for c in ("conversation_a", "conversation_b")]
+    same = 0
+    while same < min(map(len, talks)) and talks[0][same] == talks[1][same]:
+        same += 1
+    won = _winner(row)
+    judged = won and all(len(t) == same + 1 and t[same]["role"] == "assistant" for t in talks)
+    answers = [
+        Recorded(t[same]["content"], _rated(("preferred", won[i] if judged and won else None)))
+        for i, t in enumerate(talks)
+        if len(t) > same and t[same]["role"] == "assistant"
+    ]
+    notes = () if won else ("label_missing",)
+    later = () if all(len(t) <= same + 1 for t in talks) else ("later_turns_ignored",)
+    return _parsed(row, _open_end(talks[0][:same]), answers, (*notes, *later))
+
+
+def kaggle_arena(row: Row) -> ParsedRow:
+    """The same, each side a JSON list of texts."""
+    lists = [json_in(row.get(c)) for c in ("prompt", "response_a", "response_b")]
+    if not all(_texts(v) for v in lists):
+        raise DropRow("wrong_type", "prompt")
+    asked, *sides = lists
+    talks = {
+        f"conversation_{end}": [
+            {"role": role, "content": text}
+            for pair in zip(asked, side, strict=False)  # type: ignore[call-overload]
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        for end, side in zip("ab", sides, strict=True)
+    }
+    return arena({**row, **talks})
+
+
+def answer_list(row: Row) -> ParsedRow:
+    """`answers`: {text, ratings: {NAME: number}}, or {answer, rank} and the like."""
+    found = row.get("answers")
+    listed = [a for a in found if isinstance(a, Mapping)] if isinstance(found, list) else []
+    ranks = [r for a in listed if (r := score_in(a.get("rank"))) is not None]
+    best, worst = (min(ranks), max(ranks)) if ranks else (0.0, 0.0)
+    answers = []
+    for a in listed:
+        text = next((t for k in _TEXT_KEYS if isinstance(t := a.get(k), str)), None)
+        if text is None:
+            continue
+        inner = a.get("ratings")
+        given = inner if isinstance(inner, Mapping) else a
+        ratings = {str(k): v for k in given if (v := number_in(given[k])) is not None}
+        if worst > best and (rank := score_in(a.get("rank"))) is not None:
+            ratings["preferred"] = (worst - rank) / (worst - best)
+        answers.append(Recorded(text, ratings))
+    return _parsed({k: v for k, v in row.items() if k != "answers"}, _context(row), answers)
+
+
+def scored_list(row: Row) -> ParsedRow:
+    """A list of replies beside a list of numbers."""
+    names = _list_columns(row)
+    texts, numbers = (row[n] for n in names) if names else ([], [])
+    answers = [
+        Recorded(t, _rated(("score", score_in(s))))
+        for t, s in zip(texts, numbers, strict=False)  # type: ignore[call-overload]
+        if isinstance(t, str)
+    ]
+    return _parsed(row, _context(row), answers)
+
+
+def _list_columns(row: Row) -> tuple[str, str] | None:
+    for texts in LISTS:
+        for numbers in RATINGS:
+            a, b = row.get(texts), row.get(numbers)
+            if _texts(a) and isinstance(b, list) and len(a) == len(b):  # type: ignore[arg-type]
+                return texts, numbers
+    return None
+
+
+def ranked_list(column: str) -> Callable[[Row], ParsedRow]:
+    """A reader of a list of replies, the best first."""
+
+    def read(row: Row) -> ParsedRow:
+        texts = row.get(column)
+        listed = [t for t in texts if isinstance(t, str)] if isinstance(texts, list) else []
+        last = max(len(listed) - 1, 1)
+        answers = [Recorded(t, {"preferred": 1 - i / last}) for i, t in enumerate(listed)]
+        return _parsed(row, _context(row), answers, tuple(reply_notes(*listed)))
+
+    return read
+
+
+def rated_reply(row: Row) -> ParsedRow:
+    """One reply, and whether it is good or safe."""
+    name = _column(row, REPLIES) or "response"
+    context, reply = _reply(row.get(name))
+    label, safe = row.get("label"), row.get("is_safe")
+    severity = number_in(row.get("severity_level"))
+    ratings = _rated(
+        ("preferred", float(label == 1) if label in (0, 1) else None),
+        ("safe", float(safe) if isinstance(safe, bool) else None),
+        ("severity", severity if severity in (0, 1, 2, 3) else None),
+    )
+    asked = (checked_context(context), False) if context else _context(row)
+    harms = row.get("category", row.get("harm_category"))
+    if isinstance(harms, Mapping):
+        row = {**row, "category": next((k for k, v in harms.items() if v is True), None)}
+    return _parsed(
+        row, asked, [] if reply is None else [Recorded(reply, ratings)], tuple(reply_notes(reply))
+    )
+
+
+def openai_preference(row: Row) -> ParsedRow:
+    """`input.messages`, and two lists of one assistant turn."""
+    inner = row["input"]
+    talk = inner.get("messages") if isinstance(inner, Mapping) else None
+    sides = {k: row.get(k) for k in SIDES[1]}
+    return preference({"messages": talk, **sides})
+
+
+def oasst_tree(row: Row) -> ParsedRow:
+    """A tree of messages: the first one and its replies, with their ranks."""
+    root = row["prompt"]
+    replies = root.get("replies") if isinstance(root, Mapping) else None
+    listed = [r for r in replies if isinstance(r, Mapping)] if isinstance(replies, list) else []
+    text = root.get("text") if isinstance(root, Mapping) else None
+    return answer_list(
+        {
+            "prompt": text,
+            "answers": [{"text": r.get("text"), "rank": r.get("rank")} for r in listed],
+        }
+    )
+
+
+def oasst_message(row: Row) -> ParsedRow:
+    """One message of a tree: a prompt where it is the first."""
+    if row.get("parent_id") not in (None, "") or row.get("role") != "prompter":
+        raise DropRow("not_a_first_turn")
+    return plain({"prompt": row.get("text")})
+
+
+def webgpt(row: Row) -> ParsedRow:
+    """`question.full_text` and two answers with scores."""
+    asked = row["question"]
+    text = asked.get("full_text") if isinstance(asked, Mapping) else None
+    return two_answers({**row, "question": text})
+
+
+def summaries(row: Row) -> ParsedRow:
+    """`info.post` and two summaries of it."""
+    info, two = row["info"], row["summaries"]
+    text = info.get("post") or info.get("article") if isinstance(info, Mapping) else None
+    listed = two if isinstance(two, list) else []
+    said = [s.get("text") if isinstance(s, Mapping) else None for s in listed]
+    if not isinstance(text, str) or len(said) != 2:
+        raise DropRow("wrong_type", "info")
+    return two_answers(
+        {
+            "prompt": f"Summarize this post.\n\n{text.strip()}",
+            "response_0": said[0],
+            "response_1": said[1],
+            "choice": row.get("choice"),
+        }
+    )
+
+
+def _texts_in(row: Row, column: str) -> list[str]:
+    value = row.get(column)
+    if not _texts(value):
+        raise DropRow("null_text" if value is None else "wrong_type", column)
+    return cast("list[str]", value)
+
+
+def user_turns(row: Row) -> ParsedRow:
+    """`turns`, the user's alone: the first, as later ones follow replies that are not there."""
+    turns = _texts_in(row, "turns")
+    notes = ("later_turns_ignored",) if len(turns) > 1 else ()
+    return _parsed(row, (user_turn(_asked(turns[0])), False), (), notes)
+
+
+def by_turns(row: Row) -> ParsedRow:
+    """`data`, user and assistant by turns."""
+    turns = [
+        {"role": ("user", "assistant")[i % 2], "content": text}
+        for i, text in enumerate(_texts_in(row, "data"))
+    ]
+    return _parsed(row, _open_end(turns_in(turns)))
+
+
+_OWN = SourceSettings(kind="auto")
+_HH, _PKU, _UF, _HS = HhRlhf(_OWN), PkuSafeRlhf(_OWN), UltraFeedback(_OWN), HelpSteer(_OWN)
+
+
+def _pku_answers(row: Row) -> tuple[Recorded, ...]:
+    """The dataset's ratings, and which reply is better as `preferred`."""
+    found = _PKU.recorded(row)
+    return tuple(
+        Recorded(a.text, {**a.ratings, "preferred": a.ratings["better"]})
+        if "better" in a.ratings
+        else a
+        for a in found
+    )
+
+
+def _is_hh(value: object) -> bool:
+    return isinstance(value, str) and marked(value) == "HH"
+
+
+def _in(*columns: str) -> Callable[[Row], bool]:
+    """Rows with all of these columns."""
+    wanted = frozenset(columns)
+    return lambda row: wanted <= row.keys()
+
+
+def _asks(row: Row) -> str | None:
+    return _column(row, ANY_QUESTION) or _talk_column(row)
+
+
+def _talks(row: Row, keys: set[str]) -> bool:
+    name = _talk_column(row)
+    value = row[name] if name else None
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, Mapping) and keys <= first.keys()
+
+
+def _is_preference(row: Row) -> bool:
+    sides = _sides(row)
+    if sides is None:
+        return False
+    values = [row[s] for s in sides]
+    held = all(isinstance(v, list) or (isinstance(v, str) and marked(v)) for v in values)
+    return held or _asks(row) is not None
+
+
+_TURN = {"role": "user", "content": "Why is the sky blue?"}
+_SAID = {"role": "assistant", "content": "Air scatters blue light."}
+_OTHER = {"role": "assistant", "content": "It is not."}
+_Q, _A, _B = (t["content"] for t in (_TURN, _SAID, _OTHER))
+_HH_ROW = {k: f"\n\nHuman: {_Q}\n\nAssistant: {a}" for k, a in (("chosen", _A), ("rejected", _B))}
+_SAFE = {
+    f"{name}{i}{end}": value
+    for i in (0, 1)
+    for name, end, value in (("response_", "", (_A, _B)[i]), ("is_response_", "_safe", i == 0))
+}
+
+
+def _scale(names: str, low: float, high: float) -> dict[str, tuple[float, float]]:
+    return dict.fromkeys(names.split(), (low, high))
+
+
+# name, words, recognised by, example, matches, read
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        "hh",
+        "HH-RLHF transcripts, chosen and rejected",
+        "`chosen` and `rejected`, texts with `Human:` and `Assistant:`, and no question column",
+        _HH_ROW,
+        lambda row: _is_hh(row.get("chosen")) and _is_hh(row.get("rejected")) and not _asks(row),
+        lambda row: _HH.parse(row, ""),
+        _HH.recorded,
+    ),
+    Layout(
+        "red-team",
+        "a red-team transcript",
+        "`transcript`, a text with `Human:` and `Assistant:`",
+        {"transcript": f"\n\nHuman: {_Q}\n\nAssistant: {_A}", "rating": 1.0},
+        lambda row: _is_hh(row.get("transcript")),
+        lambda row: _HH.parse(row, ""),
+        _HH.recorded,
+    ),
+    Layout(
+        "pku-saferlhf",
+        "PKU-SafeRLHF, two replies with labels of safety",
+        "`prompt`, `response_0`, `response_1`, `is_response_0_safe` and its fellows",
+        {"prompt": _Q, **_SAFE, "better_response_id": 0, "safer_response_id": 0},
+        _in("prompt", *_SAFE, "better_response_id"),
+        lambda row: _PKU.parse(row, ""),
+        _pku_answers,
+        scales={"better": (0, 1), "safer": (0, 1), "safe": (0, 1), "severity": (0, 3)},
+    ),
+    Layout(
+        "ultrafeedback",
+        "UltraFeedback, completions with aspect ratings",
+        "`source`, `instruction`, and `completions` with `annotations`",
+        {
+            "source": "flan",
+            "instruction": _Q,
+            "completions": [{"response": _A, "annotations": {"helpfulness": {"Rating": "4"}}}],
+        },
+        lambda row: (
+            {"source", "instruction"} <= row.keys()
+            and isinstance(c := row.get("completions"), list)
+            and any(isinstance(x, Mapping) for x in c)
+        ),
+        lambda row: _UF.parse(row, ""),
+        _UF.recorded,
+        absolute=True,
+        scales=_scale("helpfulness truthfulness honesty instruction_following", 1, 5),
+    ),
+    Layout(
+        "helpsteer",
+        "HelpSteer, one reply with attribute ratings",
+        "`prompt`, `response`, `helpfulness`, `correctness`",
+        {"prompt": _Q, "response": _A, "helpfulness": 4, "correctness": 3},
+        _in("prompt", "response", "helpfulness", "correctness"),
+        lambda row: _HS.parse(row, ""),
+        _HS.recorded,
+        absolute=True,
+        scales=_scale("helpfulness correctness coherence complexity verbosity", 0, 4),
+    ),
+    Layout(
+        "oasst-tree",
+        "OpenAssistant trees",
+        "`prompt`, an object with `text` and `replies`",
+        {"prompt": {"text": _Q, "replies": [{"text": _A, "rank": 0}, {"text": _B, "rank": 1}]}},
+        lambda row: isinstance(p := row.get("prompt"), Mapping) and {"text", "replies"} <= p.keys(),
+        oasst_tree,
+    ),
+    Layout(
+        "oasst-messages",
+        "OpenAssistant messages, one a row",
+        "`message_id`, `parent_id`, `role` and `text`",
+        {"message_id": "1", "parent_id": None, "role": "prompter", "text": _Q},
+        _in("message_id", "parent_id", "role", "text"),
+        oasst_message,
+    ),
+    Layout(
+        "openai-preference",
+        "OpenAI preference rows",
+        "`input.messages`, `preferred_output`, `non_preferred_output`",
+        {
+            "input": {"messages": [_TURN]},
+            "preferred_output": [_SAID],
+            "non_preferred_output": [_OTHER],
+        },
+        lambda row: isinstance(row.get("input"), Mapping) and "preferred_output" in row,
+        openai_preference,
+    ),
+    Layout(
+        "webgpt",
+        "WebGPT comparisons",
+        "`question.full_text`, `answer_0`, `answer_1`, `score_0`, `score_1`",
+        {
+            "question": {"full_text": _Q},
+            "answer_0": _A,
+            "answer_1": _B,
+            "score_0": 1.0,
+            "score_1": -1.0,
+        },
+        lambda row: isinstance(q := row.get("question"), Mapping) and "full_text" in q,
+        webgpt,
+    ),
+    Layout(
+        "summaries",
+        "comparisons of two summaries of a post",
+        "`info`, `summaries`, `choice`",
+        {"info": {"post": "A long post."}, "summaries": [{"text": _A}, {"text": _B}], "choice": 1},
+        lambda row: isinstance(row.get("info"), Mapping) and isinstance(row.get("summaries"), list),
+        summaries,
+    ),
+    Layout(
+        "kaggle-arena",
+        "arena battles, sides as JSON lists",
+        "`prompt`, `response_a`, `response_b` as JSON lists, and `winner_model_a`",
+        {
+            "prompt": f'["{_Q}"]',
+            "response_a": f'["{_A}"]',
+            "response_b": f'["{_B}"]',
+            "winner_model_a": 1,
+            "winner_model_b": 0,
+            "winner_tie": 0,
+        },
+        lambda row: _texts(json_in(row.get("prompt"))) and _texts(json_in(row.get("response_a"))),
+        kaggle_arena,
+    ),
+    Layout(
+        "arena",
+        "arena battles",
+        "`conversation_a`, `conversation_b`, `winner`",
+        {"conversation_a": [_TURN, _SAID], "conversation_b": [_TURN, _OTHER], "winner": "model_a"},
+        lambda row: is_talk(row.get("conversation_a")) and is_talk(row.get("conversation_b")),
+        arena,
+    ),
+    Layout(
+        "preference",
+        "preference rows, chosen and rejected",
+        "`chosen` and `rejected`: texts, turns or conversations; a question column, or none where"
+        " the conversations hold it",
+        {"prompt": _Q, "chosen": _A, "rejected": _B, "score_chosen": 8.0, "score_rejected": 3.0},
+        _is_preference,
+        preference,
+        scales={"score": (1, 10)},
+        asks_in_a_column=True,
+    ),
+    Layout(
+        "two-answers",
+        "two answers and which is better",
+        "a question column, two of " + ", ".join(f"`{a}`/`{b}`" for a, b in PAIRS[:4]) + ", ...,"
+        " and `winner`, `preference_strength`, `better_response_id`, `choice` or two scores",
+        {"context": [_TURN], "response1": _A, "response2": _B, "overall_preference": -2},
+        lambda row: _pair_columns(row) and (_asks(row) or "history" in row),
+        two_answers,
+        asks_in_a_column=True,
+    ),
+    Layout(
+        "answer-list",
+        "a list of answers with ratings",
+        "a question column and `answers`, a list of objects with `text`, `answer` or `response`",
+        {
+            "prompt": _Q,
+            "answers": [{"text": _A, "ratings": {"x": 5}}, {"text": _B, "ratings": {"x": 1}}],
+        },
+        lambda row: (
+            isinstance(a := row.get("answers"), list)
+            and any(isinstance(x, Mapping) and x.keys() & set(_TEXT_KEYS) for x in a)
+            and _asks(row)
+        ),
+        answer_list,
+        asks_in_a_column=True,
+    ),
+    Layout(
+        "scored-list",
+        "a list of answers beside a list of scores",
+        "a question column, `responses` (or completions, generations), and `scores` (or ratings)",
+        {"instruction": _Q, "generations": [_A, _B], "ratings": [5.0, 1.0]},
+        lambda row: _list_columns(row) and _asks(row),
+        scored_list,
+        scales={"score": (1, 5)},
+        asks_in_a_column=True,
+    ),
+    Layout(
+        "ranked",
+        "a list of answers, the best first",
+        "`source.columns.ranked`, or `output` with two texts beside `instruction`",
+        {"instruction": _Q, "input": "", "output": [_A, _B]},
+        lambda row: "ranked" in row or ("instruction" in row and _texts(row.get("output"))),
+        lambda row: ranked_list("ranked" if "ranked" in row else "output")(row),
+    ),
+    Layout(
+        "kto",
+        "single answers with a label",
+        "`prompt`, `completion` (or another reply column) and `label`, true or false",
+        {"prompt": _Q, "completion": _A, "label": True},
+        lambda row: isinstance(row.get("label"), bool) and _asks(row) and _column(row, REPLIES),
+        rated_reply,
+        absolute=True,
+        asks_in_a_column=True,
+    ),
+    Layout(
+        "safety-labels",
+        "single answers with a label of safety",
+        "`prompt`, `response` and `is_safe`: BeaverTails, PKU-SafeRLHF-QA",
+        {"prompt": _Q, "response": _A, "is_safe": True, "category": {"violence": False}},
+        lambda row: isinstance(row.get("is_safe"), bool) and _asks(row) and _column(row, REPLIES),
+        rated_reply,
+        absolute=True,
+        scales={"safe": (0, 1), "severity": (0, 3)},
+        asks_in_a_column=True,
+    ),
+    Layout(
+        "sharegpt",
+        "ShareGPT conversations",
+        "`conversations`, a list of {from, value}",
+        {"conversations": [{"from": "human", "value": _Q}, {"from": "gpt", "value": _A}]},
+        lambda row: _talks(row, {"from"}),
+        plain,
+    ),
+    Layout(
+        "exchanges",
+        "conversations of {input, output}",
+        "`conversation`, a list of {input, output}",
+        {"conversation": [{"input": _Q, "output": _A}]},
+        lambda row: _talks(row, {"input"}),
+        plain,
+    ),
+    Layout(
+        "messages",
+        "conversations of {role, content}",
+        "`messages` (or " + ", ".join(TALKS[1:]) + "), a list of {role, content}, or that as JSON",
+        {"messages": [_TURN, _SAID]},
+        lambda row: _talks(row, {"role"}),
+        plain,
+    ),
+    Layout(
+        "user-turns",
+        "user turns alone",
+        "`turns`, a list of texts: MT-Bench",
+        {"question_id": 1, "turns": [_Q, "Since when?"]},
+        lambda row: _texts(row.get("turns")),
+        user_turns,
+    ),
+    Layout(
+        "by-turns",
+        "conversations, user and assistant by turns",
+        "`data`, a list of texts: UltraChat",
+        {"id": "1", "data": [_Q, _A]},
+        lambda row: _texts(row.get("data")),
+        by_turns,
+    ),
+    Layout(
+        "alpaca",
+        "Alpaca instructions",
+        "`instruction` with `input` (or `context`), which stand below one another in the prompt",
+        {"instruction": "Name its capital.", "input": "France", "output": "Paris."},
+        lambda row: "instruction" in row and isinstance(row.get(_column(row, BESIDE) or ""), str),
+        plain,
+    ),
+    Layout(
+        "transcript",
+        "transcripts with marked turns",
+        "a question or `text` column whose texts begin with a mark: "
+        + ", ".join(["[INST]", *MARKS]),
+        {"text": f"<|im_start|>user\n{_Q}<|im_end|>\n<|im_start|>assistant\n{_A}<|im_end|>\n"},
+        lambda row: isinstance(v := row.get(_column(row, ANY_QUESTION) or ""), str) and marked(v),
+        plain,
+    ),
+    Layout(
+        "prompt",
+        "plain prompts",
+        "a question column: " + ", ".join(f"`{q}`" for q in ANY_QUESTION),
+        {"prompt": _Q, "category": "science"},
+        lambda row: _column(row, (*ANY_QUESTION, "messages")),
+        plain,
+        asks_in_a_column=True,
+    ),
+)
+BY_NAME = {layout.name: layout for layout in LAYOUTS}
