@@ -124,7 +124,7 @@ class Auto:
             for answer in answers:
                 for name, value in answer.ratings.items():
                     values.setdefault(name, []).append(value)
-        if wanted & values.keys():
+        if not wanted or wanted & values.keys():
             return
         if not values:
             lists = [k for k, v in rows[0].items() if isinstance(v, list) and len(v) > 1]

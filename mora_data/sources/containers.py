@@ -22,7 +22,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -64,6 +64,7 @@ _NOT_DATA = {
     b"%PDF": "a PDF: write the prompts into a .txt file, one a line",
 }
 _WRAPPERS = ("data", "rows", "examples", "items", "records", "instances")
+_OF_A_ROW = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
 _STRAY_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
 _DECODE = json.JSONDecoder().raw_decode
 
@@ -136,10 +137,14 @@ def rows_in(file: DataFile, split: str = "train") -> Iterator[Row | DropRow]:
         elif kind in ("parquet", "arrow"):
             yield from _arrow(file, stream if _is_packed(file) else None, kind)
         else:
-            raise SourceError(
-                f"can't read {file.path}: its suffix is none of {', '.join(SUFFIXES)}"
-                f" (each also {' '.join(PACKED)}), nor do its first bytes say what it is"
+            suffix = suffix_of(file.member or file.path.name)
+            why = (
+                "a zip archive that is not whole; get the file anew"
+                if kind == "zip"
+                else f"the suffix {suffix!r} is not one of {', '.join(SUFFIXES)} (each also"
+                f" {' '.join(PACKED)}), and its first bytes don't say what it is"
             )
+            raise SourceError(f"can't read {file.path}: {why}")
 
 
 def open_stream(file: DataFile) -> IO[bytes]:
@@ -148,8 +153,6 @@ def open_stream(file: DataFile) -> IO[bytes]:
     head = _peek(raw, 6)
     packed = next((k for magic, k in _MAGIC.items() if head.startswith(magic)), "")
     if packed not in ("gz", "bz2", "xz", "zst"):
-        if not head and suffix_of(file.path.name) != file.path.suffix.lower():
-            raise EOFError("it is empty")
         return raw
     raw.close()
     unpacked: Any  # a buffered reader's readline is in C
@@ -227,10 +230,16 @@ def _json(file: DataFile, stream: IO[bytes], split: str, lines: bool) -> Iterato
     rest = _bounded_lines(stream)
     first = next((line for line in rest if line is None or line.strip(b" \t\r\n" + _BOM)), b"")
     body = (first or b"").removeprefix(_BOM).strip()
-    if first is None or (lines and not body.startswith((b"[", b"{"))) or _is_object(body):
-        yield from _lines(chain((first,), rest))
+    second = [] if lines else list(islice(rest, 1))
+    several = lines or any(line is None or line.strip() for line in second)
+    if (
+        first is None
+        or (lines and not body.startswith((b"[", b"{")))
+        or (several and _is_object(body))
+    ):
+        yield from _lines(chain((first,), second, rest))
         return
-    data = _whole(file, stream, first)
+    data = _whole(file, stream, first + b"".join(line or b"" for line in second))
     text = data.removeprefix(_BOM).decode("utf-8", "surrogateescape")
     try:
         tree = json.loads(text)
@@ -349,14 +358,17 @@ def _rows_in(tree: object, split: str, file: DataFile | None) -> list[Any]:
                 f" source.split={splits[0]}"
             )
         return _rows_in(tree[split], split, file)
-    if _all(list, values) and len({len(v) for v in values}) == 1 and not _all(dict, values[0]):
+    listed = _all(list, values) and len({len(v) for v in values}) == 1
+    if listed and not _all(dict, values[0]) and not tree.keys() & set(_OF_A_ROW):
         return [dict(zip(tree, row, strict=True)) for row in zip(*values, strict=True)]  # columns
     names, data = tree.get("columns"), tree.get("data")
     if isinstance(names, list) and isinstance(data, list) and _all(list, data):  # pandas, split
         return [dict(zip(names, row, strict=False)) for row in data]
     key = next(iter(tree)) if len(tree) == 1 else next((k for k in _WRAPPERS if k in tree), None)
-    inner = tree.get(key) if key else None
-    if isinstance(inner, list) or (isinstance(inner, dict) and _nests(inner)):
+    inner = tree.get(key) if key and key not in _OF_A_ROW else None
+    if (isinstance(inner, list) and _all(dict, inner)) or (
+        isinstance(inner, dict) and _nests(inner)
+    ):
         return _rows_in(inner, split, file)
     if _all(dict, values):
         keys = {tuple(v) for v in values}

@@ -306,6 +306,8 @@ def _reply(value: object) -> tuple[Messages, str | None]:
     if value is None:
         return (), None
     turns = conversation(value)
+    if turns[:-1]:
+        checked_context(turns[:-1])
     if turns[-1]["role"] != "assistant":
         raise DropRow("same_speaker")
     return turns[:-1], turns[-1]["content"]
@@ -315,13 +317,16 @@ def preference(row: Row) -> ParsedRow:
     """Two sides, each a reply or a conversation that ends with one, and the context before them."""
     sides = _sides(row) or SIDES[0]
     values = [row.get(s) for s in sides]
+    own = _column(row, ANY_QUESTION)
     if any(isinstance(v, list) for v in values):
         if any(v is None for v in values):
             raise DropRow("null_text", "a side")
         if any(isinstance(v, str) for v in values):
             raise DropRow("wrong_type", "sides")
+    if own and not all(isinstance(v, str) and marked(v) for v in values):
+        # beside a question, a text that begins like a transcript is a reply that does
+        values = [{"role": "assistant", "content": v} if isinstance(v, str) else v for v in values]
     (before, chosen), (other, rejected) = map(_reply, values)
-    own = _column(row, ANY_QUESTION)
     if before or other:
         before, other = (_with_system(row, b) for b in (before, other))
         prompt = row[own] if own else None
@@ -781,6 +786,22 @@ LAYOUTS: tuple[Layout, ...] = (
         arena,
     ),
     Layout(
+        "answer-list",
+        "a list of answers with ratings",
+        "a question column and `answers`, a list of objects with `text`, `answer` or `response`",
+        {
+            "prompt": _Q,
+            "answers": [{"text": _A, "ratings": {"x": 5}}, {"text": _B, "ratings": {"x": 1}}],
+        },
+        lambda row: (
+            isinstance(a := row.get("answers"), list)
+            and any(isinstance(x, Mapping) and x.keys() & set(_TEXT_KEYS) for x in a)
+            and _asks(row)
+        ),
+        answer_list,
+        asks_in_a_column=True,
+    ),
+    Layout(
         "preference",
         "preference rows, chosen and rejected",
         "`chosen` and `rejected`: texts, turns or conversations; a question column, or none where"
@@ -799,22 +820,6 @@ LAYOUTS: tuple[Layout, ...] = (
         {"context": [_TURN], "response1": _A, "response2": _B, "overall_preference": -2},
         lambda row: _pair_columns(row) and (_asks(row) or "history" in row),
         two_answers,
-        asks_in_a_column=True,
-    ),
-    Layout(
-        "answer-list",
-        "a list of answers with ratings",
-        "a question column and `answers`, a list of objects with `text`, `answer` or `response`",
-        {
-            "prompt": _Q,
-            "answers": [{"text": _A, "ratings": {"x": 5}}, {"text": _B, "ratings": {"x": 1}}],
-        },
-        lambda row: (
-            isinstance(a := row.get("answers"), list)
-            and any(isinstance(x, Mapping) and x.keys() & set(_TEXT_KEYS) for x in a)
-            and _asks(row)
-        ),
-        answer_list,
         asks_in_a_column=True,
     ),
     Layout(

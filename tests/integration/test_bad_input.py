@@ -171,7 +171,7 @@ BROKEN_FILES: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "empty parquet": ("x.parquet", b"", ("x.parquet", "get the file anew")),
     "empty gzip": ("x.jsonl.gz", b"", ("has no rows", "--data")),
     "unknown suffix": ("x.xlsx", b"PK", ("suffix '.xlsx'", ".parquet")),
-    "not gzip": ("x.jsonl.gz", b"{}", ("x.jsonl.gz", "get the file anew")),
+    "not gzip": ("x.jsonl.gz", b"\x1f\x8b{}", ("x.jsonl.gz", "get the file anew")),
     "cut gzip": (
         "x.jsonl.gz",
         b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff\x01\x02",
@@ -181,8 +181,8 @@ BROKEN_FILES: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "binary": ("x.jsonl", bytes(range(128, 256)) * 4, ("none of the first", "x.jsonl", "suffix")),
     "another schema": (
         "x.jsonl",
-        b'{"text": "hello", "label": 1}\n',
-        ("another schema", "text, label", "prompt", "--source"),
+        b'{"ask": "hello", "label": 1}\n',
+        ("no layout", "ask, label", "ask is 'hello'", "--set source.columns.prompt=ask"),
     ),
     "all dropped": (
         "x.jsonl",
@@ -255,7 +255,7 @@ def test_beavertails_is_not_pku(bad: Bad) -> None:
         "category": {"animal_abuse": False},
         "is_safe": True,
     }
-    says = ("another schema", "is_safe", "response_0", "--source")
+    says = ("another schema", "is_safe", "response_0", "give --set source.kind=auto")
     bad.build(
         says=says,
         source="pku-saferlhf",

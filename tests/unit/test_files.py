@@ -26,7 +26,7 @@ from mora_data.run.folder import RunFolder
 from mora_data.run.log import AnswerLog
 from mora_data.run.partitions import Partition
 from mora_data.settings import load_settings, parse_override
-from mora_data.sources import read
+from mora_data.sources import containers, read
 from mora_data.viewer.pairs import ReviewSession
 
 MANIFEST = {"settings": "x", "n_prompts": 0, "counts": {}, "owed": []}
@@ -219,8 +219,8 @@ def rows(path: Path) -> list[Any]:
 def test_a_line_of_any_length_is_a_dropped_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
 ) -> None:
-    monkeypatch.setattr(read, "LONGEST_LINE", 64)
-    monkeypatch.setattr(read, "LARGEST_WHOLE", 100)
+    monkeypatch.setattr(containers, "LONGEST_LINE", 64)
+    monkeypatch.setattr(containers, "LARGEST_WHOLE", 100)
     save = (lambda p, b: p.write_bytes(gzip.compress(b))) if zipped else Path.write_bytes
     end = ".gz" if zipped else ""
     for long in (b"x" * 64, b"x" * 63, b"x" * 1000, b'{"a": "' + b"y" * 200 + b'"}'):

@@ -235,7 +235,7 @@ def test_one_row_of_the_schema_is_enough() -> None:
 def test_a_file_of_another_type(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"PK\x03\x04\xff\n" * 100)
-    with pytest.raises(SourceError, match=r"none of the first 50 rows .* \(not_utf8\)"):
+    with pytest.raises(SourceError, match=r"x\.jsonl: a zip archive that is not whole"):
         mine_files("jsonl", path)
 
 
@@ -342,7 +342,7 @@ NOTES = {
 }
 
 
-@pytest.mark.parametrize("kind", sources.SOURCES)
+@pytest.mark.parametrize("kind", DROPPED)
 def test_sample_rows_are_mined(kind: str) -> None:
     prompts, counts = mine_files(kind)
     assert counts.dropped == DROPPED[kind]
@@ -353,7 +353,7 @@ def test_sample_rows_are_mined(kind: str) -> None:
     assert mine_files(kind)[0] == prompts
 
 
-@pytest.mark.parametrize("kind", sources.SOURCES)
+@pytest.mark.parametrize("kind", DROPPED)
 def test_sample_files_are_what_the_generator_writes(kind: str) -> None:
     data = sources.sample_path(kind).read_bytes()
     assert data == make_samples.render(kind)

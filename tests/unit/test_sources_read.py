@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 from mora_data.errors import DropRow, SourceError
 from mora_data.sources import read
+from mora_data.sources.containers import KIND_OF
 
 ROWS = [{"prompt": "Wo ist die Brücke?", "n": "1"}, {"prompt": "Why “so”,\nthen?", "n": "2"}]
 
@@ -40,22 +43,36 @@ def written(folder: Path, suffix: str) -> Path:
     """The rows as a file of this type."""
     path = folder / f"rows{suffix}"
     plain = folder / f"rows{suffix.removesuffix('.gz')}"
-    if ".parquet" in suffix:
+    if suffix.startswith((".parquet", ".pq")):
         parquet(plain, pa.Table.from_pylist(ROWS))
+    elif suffix.startswith((".arrow", ".ipc", ".feather")):
+        table = pa.Table.from_pylist(ROWS)
+        opened = pa.ipc.new_stream if suffix.startswith(".arrow") else pa.ipc.new_file
+        with opened(plain, table.schema) as out:
+            out.write_table(table)
     elif ".csv" in suffix:
         put(plain, 'prompt,n\r\nWo ist die Brücke?,1\r\n\r\n"Why “so”,\nthen?",2\r\n')
-    elif ".jsonl" in suffix:
+    elif suffix.startswith(".tsv"):
+        put(plain, 'prompt\tn\nWo ist die Brücke?\t1\n"Why “so”,\nthen?"\t2\n')
+    elif suffix.startswith((".jsonl", ".ndjson")):
         put(plain, "\n".join(json.dumps(r) for r in ROWS) + "\n\n")
     else:
         put(plain, json.dumps(ROWS, ensure_ascii=False, indent=1))
     if path != plain:
-        path.write_bytes(gzip.compress(plain.read_bytes()))
+        path.write_bytes(packed(plain.read_bytes(), path.suffix))
         plain.unlink()
     return path
 
 
-@pytest.mark.parametrize("zipped", ["", ".gz"])
-@pytest.mark.parametrize("suffix", read.SUFFIXES)
+def packed(data: bytes, suffix: str) -> bytes:
+    """The bytes, packed as the suffix says."""
+    if suffix == ".zst":
+        return bytes(pa.compress(data, "zstd", asbytes=True))
+    return {".gz": gzip, ".bz2": bz2, ".xz": lzma}[suffix].compress(data)
+
+
+@pytest.mark.parametrize("zipped", ["", ".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("suffix", [s for s, kind in KIND_OF.items() if kind != "text"])
 def test_every_type_gives_the_same_rows(tmp_path: Path, suffix: str, zipped: str) -> None:
     assert rows_of(written(tmp_path, suffix + zipped)) == ROWS
 
@@ -136,7 +153,6 @@ def test_an_empty_file_has_no_rows(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("x.jsonl.gz", b'{"a": 1}\n'),
         ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9, mtime=0)[:-9]),
         ("x.parquet", b""),
         ("x.parquet", b"PAR1" * 9),
@@ -152,8 +168,8 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, name: str, data: bytes) -> N
 def test_missing_and_unknown_paths(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no file or folder at .*nowhere: check --data"):
         read.find([tmp_path / "nowhere"], [])
-    with pytest.raises(SourceError, match=r"'\.txt' is not one of \.jsonl"):
-        read.find([put(tmp_path / "x.txt", "a")], [])
+    with pytest.raises(SourceError, match=r"'\.docx' is not one of \.jsonl"):
+        rows_of(put(tmp_path / "x.docx", "a"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no data file in"):
         read.find([tmp_path / "empty"], [])
@@ -178,6 +194,7 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     put(tmp_path / "a" / "test.jsonl", '{"a": 0}')
     put(tmp_path / ".cache" / "x.jsonl", '{"a": 9}')
     put(tmp_path / "README.md", "# no data")
+    put(tmp_path / "dataset_infos.json", "{}")
     assert rows_of(tmp_path) == [{"a": 0}, {"a": 1}, {"a": 2}]
     assert rows_of(tmp_path, patterns=["a/train.jsonl*", "b/train.jsonl*"]) == [{"a": 1}, {"a": 2}]
     assert rows_of(tmp_path, patterns=["z/*.jsonl"]) == [{"a": 0}, {"a": 1}, {"a": 2}]
