@@ -101,6 +101,11 @@ class Auto:
         for columns, plans in found.items():
             known = Counter({p: n for p, n in plans.items() if p.layout}) or plans
             self._plans[columns] = known.most_common(1)[0][0]
+        if self._fixed and not any(self._fits(row) for row in rows):
+            raise SourceError(
+                f"no first row of {file} is of the layout {self._fixed.name}, which is known by"
+                f" {self._fixed.known_by}: leave --layout out, {_KNOWN}"
+            )
         here = {x.name: x for c in found if (x := self._plans[c].layout)}
         if not here:
             raise SourceError(self._unknown(rows[0], file))
@@ -199,16 +204,18 @@ class Auto:
         row = _unpacked(view, packed) if packed else view
         return _Plan(self._fixed or next((x for x in LAYOUTS if x.matches(row)), None), packed)
 
+    def _fits(self, row: Row) -> bool:
+        layout, view = self._laid_out(row)
+        return bool(layout.matches(view))
+
     def _described(self, layout: Layout, rows: Sequence[Row], file: str) -> str:
         """A layout, and how its first readable row looks, in words."""
-        reason = ""
         for row in rows:
             if self._plans[tuple(row)].layout is not layout:
                 continue
             try:
                 messages, answers = self.parse(row, file).messages, self.recorded(row)
-            except DropRow as e:
-                reason = reason or e.reason
+            except DropRow:
                 continue
             turns = len([m for m in messages if m["role"] != "system"])
             said = [layout.what, *([f"{turns} turns"] if turns > 1 else [])]
@@ -219,11 +226,6 @@ class Auto:
                 rated = f" rated by {', '.join(names)}" if names else ""
                 said.append(f"{len(answers)} answer{'s' * (len(answers) > 1)}{rated}")
             return ", ".join(said)
-        if self._fixed:
-            raise SourceError(
-                f"no first row of {file} can be read as the layout {layout.name} ({reason}): it is"
-                f" {layout.known_by}. Leave --layout out, {_KNOWN}"
-            )
         return layout.what
 
     def _check_columns(self, rows: Sequence[Row], file: str) -> None:

@@ -85,7 +85,7 @@ def _cut(transcript: str) -> tuple[str, str]:
         raise DropRow("ends_on_human")
     if at < 0:
         raise DropRow("no_marker" if transcript.strip() else "empty_prompt")
-    return transcript[:at], transcript[at + len(_EMPTY_REPLY) :]
+    return transcript[:at], transcript[at + len(_EMPTY_REPLY) :].removeprefix(" ")
 
 
 def _turns(context: str) -> Messages:

@@ -48,7 +48,7 @@ RECORDED_MESSAGE = (
     "recorded answers: the rows' own answers and ratings are used; presampling, fusion and"
     " confirmation are skipped"
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")  # but for white space: text that is damaged
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _PEEK = 50  # rows looked at before a source is taken to be of the right schema
 LONGEST_LABEL = 80  # characters
 
@@ -248,10 +248,7 @@ class _Filters:
         """
         if parsed.notes:
             self._counts.notes.update(parsed.notes)
-        for message in parsed.messages:
-            text = message["content"]
-            if not text.isprintable() and _CONTROL.search(text):
-                raise DropRow("control_character")
+        control_checked(parsed)
         if sum(len(m["content"]) for m in parsed.messages) > self._mine.max_chars:
             raise DropRow("too_long")
         prompt_id, group = context_and_group(parsed.messages)
@@ -286,6 +283,19 @@ class _Filters:
             if message["role"] == "user" and (name := self._benchmarks.overlap(message["content"])):
                 self._counts.overlaps[name] += 1
                 raise DropRow("contaminated", name)
+
+
+def control_checked(parsed: ParsedRow) -> ParsedRow:
+    """The row, seen to hold no control character but white space: such a text is damaged.
+
+    Raises:
+        DropRow: control_character.
+    """
+    for message in parsed.messages:
+        text = message["content"]
+        if not text.isprintable() and _CONTROL.search(text):
+            raise DropRow("control_character")
+    return parsed
 
 
 @lru_cache(maxsize=4096)

@@ -61,6 +61,8 @@ def marked(text: str) -> str:
         return "[INST]" if "[/INST]" in text else ""
     name = next(n for i, n in enumerate(MARKS) if opened[f"m{i}"] is not None)
     reply = _NEEDS_REPLY.get(name)
+    if reply and re.fullmatch(reply, opened[f"r{list(MARKS).index(name)}"]):
+        return ""
     return "" if reply and not re.search(rf"(?:^|\s)(?:### ?)?(?:{reply}):", text) else name
 
 
