@@ -147,7 +147,7 @@ def look(
         SourceError: the rows can't be read.
     """
     from ..sources import as_rating_source
-    from ..sources.mine import MineCounts, by_file, control_checked
+    from ..sources.mine import MineCounts, by_file, n_characters
 
     counts, ratings = MineCounts(), as_rating_source(opened.source)
     rows: list[dict[str, Any]] = []
@@ -162,7 +162,8 @@ def look(
         try:
             if isinstance(row, DropRow):
                 raise row
-            parsed = control_checked(opened.source.parse(row, file))
+            parsed = opened.source.parse(row, file)
+            n_characters(parsed.messages)
             counts.kept += 1
             counts.notes.update(parsed.notes)
             if n_shown is not None and of_file[file] > n_shown:

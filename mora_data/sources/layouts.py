@@ -582,6 +582,21 @@ def user_turns(row: Row) -> ParsedRow:
     return _parsed(row, (user_turn(_asked(turns[0])), False), (), notes)
 
 
+def self_instruct(row: Row) -> ParsedRow:
+    """An instruction with the input of its first instance."""
+    listed = row.get("instances")
+    first = listed[0] if isinstance(listed, list) and listed else {}
+    given = first.get("input") if isinstance(first, Mapping) else None
+    return plain({"instruction": row.get("instruction"), "input": given})
+
+
+def graded(row: Row) -> ParsedRow:
+    """One reply with a grade of 1 to 5."""
+    text, grade = row.get("orig_response"), score_in(row.get("orig_score"))
+    answers = [Recorded(text, _rated(("score", grade)))] if isinstance(text, str) else []
+    return _parsed(row, _context({"prompt": row.get("orig_instruction")}), answers)
+
+
 def by_turns(row: Row) -> ParsedRow:
     """`data`, user and assistant by turns."""
     turns = [
@@ -711,6 +726,27 @@ LAYOUTS: tuple[Layout, ...] = (
         _HS.recorded,
         absolute=True,
         scales=_scale("helpfulness correctness coherence complexity verbosity", 0, 4),
+    ),
+    Layout(
+        "self-instruct",
+        "Self-Instruct tasks",
+        "`instruction` and `instances`, a list of {input, output}",
+        {
+            "instruction": "Name its capital.",
+            "instances": [{"input": "France", "output": "Paris."}],
+        },
+        lambda row: "instruction" in row and isinstance(row.get("instances"), list),
+        self_instruct,
+    ),
+    Layout(
+        "graded",
+        "replies with a grade, as Prometheus was trained on",
+        "`orig_instruction`, `orig_response`, `orig_score`",
+        {"orig_instruction": _Q, "orig_response": _A, "orig_score": "4"},
+        _in("orig_instruction", "orig_response", "orig_score"),
+        graded,
+        absolute=True,
+        scales={"score": (1, 5)},
     ),
     Layout(
         "oasst-tree",

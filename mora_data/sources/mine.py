@@ -37,7 +37,7 @@ from ..errors import DropRow, SettingsError, SourceError
 from ..run.folder import StageCounts
 from ..settings import BuildSettings, MineSettings, SourceSettings
 from ..text import commonest_first, context_and_group, digest, one_line
-from ..types import Prompt, Row
+from ..types import Messages, Prompt, Row
 from . import ParsedRow, SourceAdapter, as_rating_source, load_source, read
 from .benchmarks import Benchmarks, cache_dir
 
@@ -248,8 +248,7 @@ class _Filters:
         """
         if parsed.notes:
             self._counts.notes.update(parsed.notes)
-        control_checked(parsed)
-        if sum(len(m["content"]) for m in parsed.messages) > self._mine.max_chars:
+        if n_characters(parsed.messages) > self._mine.max_chars:
             raise DropRow("too_long")
         prompt_id, group = context_and_group(parsed.messages)
         key = int(prompt_id, 16)
@@ -285,17 +284,19 @@ class _Filters:
                 raise DropRow("contaminated", name)
 
 
-def control_checked(parsed: ParsedRow) -> ParsedRow:
-    """The row, seen to hold no control character but white space: such a text is damaged.
+def n_characters(messages: Messages) -> int:
+    """Length of a conversation that holds no control character but white space.
 
     Raises:
-        DropRow: control_character.
+        DropRow: control_character; such a text is damaged.
     """
-    for message in parsed.messages:
+    n = 0
+    for message in messages:
         text = message["content"]
+        n += len(text)
         if not text.isprintable() and _CONTROL.search(text):
             raise DropRow("control_character")
-    return parsed
+    return n
 
 
 @lru_cache(maxsize=4096)

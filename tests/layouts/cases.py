@@ -805,6 +805,21 @@ rows(
     rated=[(A, {"score": 4.0}), (B, {})],
 )
 
+rows(
+    "Self-Instruct",
+    {"id": "1", "instruction": "Name it.", "instances": [{"input": "France", "output": "Paris."}]},
+    "Name it.\n\nFrance",
+)
+rows(
+    "Self-Instruct without input", {"instruction": Q, "instances": [{"input": "", "output": A}]}, Q
+)
+rows(
+    "Prometheus",
+    {"orig_instruction": Q, "orig_response": A, "orig_score": "4", "orig_criteria": "x"},
+    Q,
+    rated=[(A, {"score": 4.0})],
+)
+
 # JSON files
 
 file("lines.jsonl", lines(ROWS), BOTH)

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from layouts.cases import CASES, Case
+from layouts.page import PAGE, page_with_table
 
+import mora_data.sources.layouts
 from mora_data.errors import DropRow, MoraError
 from mora_data.settings import load_settings, parse_override
 from mora_data.sources import as_rating_source
 from mora_data.sources.layouts import LAYOUTS
-from mora_data.sources.mine import MineCounts, by_file, control_checked, open_source
+from mora_data.sources.mine import MineCounts, by_file, n_characters, open_source
 
 HOSTILE: list[Any] = [None, 7, "", [], {}, [None], [7], [[]], [{}], {"role": 1}, "\x00", True]
 
@@ -30,7 +32,8 @@ def read(path: Path, given: dict[str, Any]) -> tuple[list[str], list[Any]]:
         try:
             if isinstance(row, DropRow):
                 raise row
-            parsed = control_checked(opened.source.parse(row, file))
+            parsed = opened.source.parse(row, file)
+            n_characters(parsed.messages)
             asks.append(
                 " / ".join(
                     f"{'S:' * (m['role'] == 'system')}{m['content']}" for m in parsed.messages
@@ -82,6 +85,14 @@ def test_a_file_is_read_rightly_or_refused_with_a_fix_that_works(
 
 def test_there_are_enough_files_of_different_names() -> None:
     assert len(CASES) >= 150 and len({c.name for c in CASES}) == len(CASES)
+
+
+def test_the_page_of_layouts_is_made_from_the_code() -> None:
+    text = PAGE.read_text("utf-8")
+    assert page_with_table(text) == text, "run python -m tests.layouts.page"
+    entry = re.search(r"```text\n(    Layout\(.*?)```", text, re.S)
+    source = Path(mora_data.sources.layouts.__file__).read_text("utf-8")
+    assert entry and entry[1] in source
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda x: x.name)
