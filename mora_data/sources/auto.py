@@ -104,7 +104,7 @@ class Auto:
         if self._fixed and not any(self._fits(row) for row in rows):
             raise SourceError(
                 f"no first row of {file} is of the layout {self._fixed.name}, which is known by"
-                f" {self._fixed.known_by}: leave --layout out, {_KNOWN}"
+                f" {self._fixed.known_by}: leave source.layout out, {_KNOWN}"
             )
         here = {x.name: x for c in found if (x := self._plans[c].layout)}
         if not here:

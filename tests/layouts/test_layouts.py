@@ -66,13 +66,14 @@ def test_a_file_is_read_rightly_or_refused_with_a_fix_that_works(
         assert "\n" not in said
         if not case.asks:
             return
-        fix = typed(said)
-        if "source.layout" in given:
-            given, fix = {}, {}
-        assert fix or "leave --layout out" in said or "did you mean" in said, said
-        if "did you mean" in said:
-            fix = {"source.columns.prompt": re.search("did you mean '(.*)'", said)[1]}  # type: ignore[index]
-        given = {**given, **fix}
+        if near := re.search("did you mean '(.*)'", said):
+            given = {"source.columns.prompt": near[1]}
+        elif "leave source.layout out" in said:
+            given = {}
+        else:
+            fix = typed(said)
+            assert fix, said
+            given = {**given, **fix}
         if "has no layout" in said and len(list(path.parent.rglob("*.jsonl"))) > 1:
             asks = read(path / "a.jsonl", {})[0] + read(path / "b.jsonl", given)[0]
             assert asks == case.asks

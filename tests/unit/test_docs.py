@@ -233,7 +233,7 @@ def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
             pytest.fail(f"{where}: mora-data {shlex.join(words)}: {capsys.readouterr().err}")
         if words[:2] == ["recipe", "run"]:
             run_command(args.name, args.dataset, args.revision, args.config, args.overrides)
-        elif words[0] == "build" and not args.source.endswith(".yaml"):
+        elif words[0] == "build" and not re.search(r"\.(yaml|csv|jsonl)$", args.source):
             command_settings(args)
 
 
