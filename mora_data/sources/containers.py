@@ -203,7 +203,7 @@ def _member(file: DataFile, stream: IO[bytes]) -> IO[bytes]:
     tar = tarfile.open(fileobj=_Bounded(file, stream), mode="r|")  # noqa: SIM115
     for member in tar:
         if member.name == file.member and (found := tar.extractfile(member)) is not None:
-            return io.BufferedReader(io.BytesIO(_whole(file, found)), _BUFFER)  # type: ignore[type-var]
+            return io.BufferedReader(io.BytesIO(_whole(file, found)), _BUFFER)
     raise SourceError(f"{file.path} has no {file.member} any more: get the file anew")
 
 
