@@ -164,12 +164,13 @@ def test_ratings_are_read_as_the_rows_have_them() -> None:
         {"preferred": 1},
         {"preferred": 0},
     ] and rows_of("hh-rlhf", {"transcript": ""}) == []
-    assert rows_of("jsonl", {"chosen": "a", "rejected": "b"}) == [
+    assert rows_of("jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"}) == [
         ("a", {"preferred": 1}),
         ("b", {"preferred": 0}),
     ]
     assert rows_of(
-        "jsonl", {"answers": [{"text": "a", "ratings": {"x": 2, "y": "3"}}, {"text": 1}, 5]}
+        "jsonl",
+        {"prompt": "q", "answers": [{"text": "a", "ratings": {"x": 2, "y": "3"}}, {"text": 1}, 5]},
     ) == [("a", {"x": 2.0})]
 
 
