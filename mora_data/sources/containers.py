@@ -45,6 +45,7 @@ SPLITS = ("train", "validation", "test")
 LONGEST_LINE = 64 << 20  # bytes
 LARGEST_WHOLE = 2 << 30
 _BOM = b"\xef\xbb\xbf"
+_BLANK = b" \t\r\n" + _BOM
 _BUFFER = 1 << 18
 _MAGIC = {  # how a file begins that is no text
     b"\x1f\x8b": "gz",
@@ -123,7 +124,8 @@ def rows_in(file: DataFile, split: str = "train") -> Iterator[Row | DropRow]:
                 raise SourceError(f"{file.path} is {what}")
         if head.startswith((b"\xff\xfe", b"\xfe\xff")) and kind != "arrow":
             text = _whole(file, stream).decode("utf-16", "surrogateescape")
-            stream = io.BytesIO(text.encode("utf-8", "surrogatepass"))
+            recoded = io.BytesIO(text.encode("utf-8", "surrogatepass"))
+            stream = io.BufferedReader(recoded, _BUFFER)
         kind = kind or KIND_OF.get(suffix_of(file.member or file.path.name), "")
         if not kind and head.lstrip()[:1] in (b"{", b"["):
             kind = "json"
@@ -226,20 +228,21 @@ def _whole(file: DataFile, stream: IO[bytes], before: bytes = b"") -> bytes:
 
 
 def _json(file: DataFile, stream: IO[bytes], split: str, lines: bool) -> Iterator[Row | DropRow]:
-    """Lines where the first one is an object by itself; else everything at once."""
-    rest = _bounded_lines(stream)
-    first = next((line for line in rest if line is None or line.strip(b" \t\r\n" + _BOM)), b"")
-    body = (first or b"").removeprefix(_BOM).strip()
-    second = [] if lines else list(islice(rest, 1))
-    several = lines or any(line is None or line.strip() for line in second)
-    if (
-        first is None
-        or (lines and not body.startswith((b"[", b"{")))
-        or (several and _is_object(body))
-    ):
-        yield from _lines(chain((first,), second, rest))
-        return
-    data = _whole(file, stream, first + b"".join(line or b"" for line in second))
+    """Lines where the first one is an object by itself; else everything at once. `lines`: an
+    object that is alone in the file is a row, too."""
+    head = _peek(stream, _BUFFER).removeprefix(_BOM).lstrip()
+    start = b""
+    if not head.startswith(b"[") and (lines or b"\n" in head):
+        rest = _bounded_lines(stream)
+        first = next((line for line in rest if line is None or line.strip(_BLANK)), b"")
+        second = [] if lines else list(islice(rest, 1))
+        several = lines or any(line is None or line.strip() for line in second)
+        odd = first is None or (lines and not head.startswith(b"{"))
+        if odd or first is None or (several and _is_object(first.strip(_BLANK))):
+            yield from _lines(chain((first,), second, rest))
+            return
+        start = first + b"".join(line or b"" for line in second)
+    data = _whole(file, stream, start)
     text = data.removeprefix(_BOM).decode("utf-8", "surrogateescape")
     try:
         tree = json.loads(text)
@@ -318,8 +321,9 @@ def _several(data: bytes, text: str) -> Iterator[Row | DropRow]:
         yield from map(_encodable, _rows_in(tree, "train", None))
         return
     found, at = _objects(text)
-    if len(found) < 2:
-        yield from _lines(data.splitlines())
+    first = next((line for line in data.splitlines() if line.strip(_BLANK)), b"")
+    if len(found) < 2 or (at < len(text) and _is_object(first.strip(_BLANK))):
+        yield from _lines(data.splitlines())  # a damaged line is no end
         return
     yield from map(_encodable, found)
     if at < len(text):

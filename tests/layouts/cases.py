@@ -859,6 +859,7 @@ file(
     '{"prompt": "' + Q + '"}\n{"prompt": \n' + json.dumps(ROWS[1]),
     [Q, "!bad_json", OTHER],
 )
+file("damaged.json", lines(ROWS[:1]) + '{"prompt": \n' + lines(ROWS[1:]), [Q, "!bad_json", OTHER])
 file("damaged-first.jsonl", '{"prompt": \n' + lines(ROWS), ["!bad_json", *BOTH])
 
 # tables
