@@ -63,7 +63,8 @@ EXAMPLES: dict[str, list[str]] = {  # of each command, shown by its --help
     "init": ["mora-data init my-build.yaml"],
     "template": ["mora-data template copy judge/helpful.j2 my"],
     "template copy": ["mora-data template copy judge/helpful.j2 my"],
-    "source": ["mora-data source copy pku-saferlhf my"],
+    "source": ["mora-data source look my-rows.csv", "mora-data source copy pku-saferlhf my"],
+    "source look": ["mora-data source look my-rows.csv"],
     "source copy": ["mora-data source copy pku-saferlhf my"],
     "recipe": ["mora-data recipe list", "mora-data recipe run dpo --dataset runs/demo"],
     "recipe list": ["mora-data recipe list"],
@@ -249,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_build(sub)
     _add_preview(sub)
     _add_audit(sub)
-    _add_sources(sub)
+    _add_source_commands(sub)
     _add_check(sub)
     text = "go on with the build of a run folder, with all the settings that it was started with"
     c = _command(sub, "resume", commands.resume_build, text)
@@ -319,10 +320,11 @@ def _parser() -> argparse.ArgumentParser:
     c = _command(sub, "init", commands.write_first_builder, text)
     text = "file to write (default: build.yaml)"
     _value(c, "file", "FILE", text, nargs="?", type=Path, default=Path("build.yaml"))
+    c = _command(sub, "template", commands.print_names, "copy a template that is shipped")
+    text = "a template (see `mora-data list templates`)"
     _add_copy(
-        sub, "template", commands.copy_template_to, "a template (see `mora-data list templates`)"
+        c.add_subparsers(required=True, metavar="copy"), "template", commands.copy_template_to, text
     )
-    _add_copy(sub, "source", commands.copy_source_to, "a builder (see `mora-data list sources`)")
     _add_recipe(sub)
     _add_evaluate(sub)
     text = "a script that completes commands and flags in the shell"
@@ -332,12 +334,8 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _add_copy(sub: Any, kind: str, command: Command, text: str) -> None:
-    below = _command(
-        sub, kind, commands.print_names, f"copy a {kind} that is shipped, to change it"
-    )
-    what = below.add_subparsers(required=True, metavar="copy")
-    c = _command(what, "copy", command, f"copy a {kind}, to change it")
+def _add_copy(what: Any, kind: str, command: Command, text: str) -> None:
+    c = _command(what, "copy", command, f"copy a {kind} that is shipped, to change it")
     _value(c, "name", "NAME", text)
     _value(
         c, "to", "DIR", "folder to copy into (default: here)", nargs="?", type=Path, default=Path()
@@ -482,10 +480,12 @@ def _add_audit(sub: Any) -> None:
     _switch(a, "--json", "one JSON object on stdout")
 
 
-def _add_sources(sub: Any) -> None:
+def _add_source_commands(sub: Any) -> None:
+    s = _command(sub, "source", commands.print_names, "look at rows before a build, copy a builder")
+    what = s.add_subparsers(required=True, metavar="look|copy")
+    text = "a builder (see `mora-data list sources`)"
+    _add_copy(what, "source", commands.copy_source_to, text)
     text = "what is read from files: their layouts, and the first rows, before any build"
-    s = _command(sub, "sources", commands.look_at_rows, text)
-    what = s.add_subparsers(required=True, metavar="look")
     c = _command(what, "look", commands.look_at_rows, text)
     _value(c, "data", "PATH", "files, folders, globs or URLs (docs/data.md)", nargs="+")
     _value(c, "--source", "NAME", "read them as this builder does (default: auto)", default="auto")

@@ -1,4 +1,4 @@
-"""`sources look`, a data file as the source, ratings of any layout, and where files are found."""
+"""`source look`, a data file as the source, ratings of any layout, and where files are found."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def test_look_shows_rows_and_counts_without_a_run(
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "data/train.jsonl", CHATS)
     put(tmp_path / "data/test.jsonl", CHATS)
-    code, out, _ = run(capsys, "sources", "look", "data")
+    code, out, _ = run(capsys, "source", "look", "data")
     assert code == 0 and sorted(p.name for p in tmp_path.iterdir()) == ["data"]
     assert "train.jsonl: conversations of {role, content}, 3 turns, system in the first" in out
     assert f"     0  system: Be brief.\n        user: {Q}\n        assistant: {A}\n" in out
     assert "     1  dropped: null_text" in out and "not read, as of another split" in out
     assert re.search(r"read +3 +2  1 null_text", out) and "data/test.jsonl" not in out
-    code, out, _ = run(capsys, "sources", "look", "data/*.jsonl", "--json", "--rows", "1")
+    code, out, _ = run(capsys, "source", "look", "data/*.jsonl", "--json", "--rows", "1")
     tree = json.loads(out)
     assert code == 0 and tree["in"] == 6 and len(tree["rows"]) == 6
     assert tree["rows"][2]["messages"] == [USER] and tree["rows"][1]["dropped"] == "null_text"
-    code, _, err = run(capsys, "sources", "look", "data/train.jsonl", "--layout", "mesages")
+    code, _, err = run(capsys, "source", "look", "data/train.jsonl", "--layout", "mesages")
     assert code == 1 and "did you mean 'messages'" in err
 
 

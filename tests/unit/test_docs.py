@@ -222,7 +222,7 @@ def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
         "recipe",
         "report",
         "resume",
-        "sources",
+        "source",
         "view",
         "weights",
     }
