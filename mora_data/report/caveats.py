@@ -4,7 +4,7 @@ computed from its own numbers, and those of a comparison."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ..rewards.audit import knows_more_than_length
 from ..statistics.inference import LEAST_PROMPTS, MOST_LENGTH_GAP
