@@ -328,32 +328,18 @@ def print_status(args: argparse.Namespace) -> None:
 def _print_dataset(args: argparse.Namespace) -> None:
     """What a dataset folder, or a release, says of itself."""
     from ..dataset.diff import dataset_of, is_on_hub
-    from ..dataset.lint import fingerprint_in, read_card, read_header
-    from ..dataset.schemas import counts_of
-    from ..run.files import read_json
+    from ..dataset.verify import facts_of
 
     if not args.run_dir.exists() and not is_on_hub(str(args.run_dir)):
         raise SettingsError(
             f"{args.run_dir} does not exist: give the --out of a build, or a dataset"
         )
-    folder = dataset_of(str(args.run_dir))
-    header, configs = read_header(read_card(folder)) or {}, counts_of(folder)
-    manifest = read_json(folder / "provenance" / "manifest.json").get("manifest") or {}
-    source = (manifest.get("source") or {}).get("dataset")
-    tree = {
-        "dataset_dir": str(folder),
-        "licence": header.get("license"),
-        "source": source,
-        "models": manifest.get("models"),
-        "simulated": manifest.get("simulated"),
-        "fingerprint": fingerprint_in(folder),
-        "configs": configs,
-    }
-    lines = [f"{args.run_dir}: a dataset, made from {source}, licence {tree['licence']}"]
-    lines += [f"{r} {m}" for r, m in sorted((manifest.get("models") or {}).items())]
+    tree = facts_of(dataset_of(str(args.run_dir)))
+    lines = [f"{args.run_dir}: a dataset, made from {tree['source']}, licence {tree['licence']}"]
+    lines += [f"{role} {model}" for role, model in sorted(tree["models"].items())]
     lines += [
         f"{name:<24} " + "  ".join(f"{split} {n}" for split, n in splits.items())
-        for name, splits in configs.items()
+        for name, splits in tree["configs"].items()
     ]
     _print(args, tree, [*lines, f"check it: mora-data verify {args.run_dir}"])
 

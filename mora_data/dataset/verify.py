@@ -49,6 +49,20 @@ def verify(folder: Path, dominance: Collection[str]) -> Iterator[Check]:
     yield _check("loads", "datasets.load_dataset, each config", _loads(folder))
 
 
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What a dataset folder says of itself: licence, source, models, rows per config and split."""
+    manifest = _mapping(read_json(folder / "provenance" / "manifest.json").get("manifest"))
+    return {
+        "dataset_dir": str(folder),
+        "licence": (read_header(read_card(folder)) or {}).get("license"),
+        "source": _mapping(manifest.get("source")).get("dataset"),
+        "models": _mapping(manifest.get("models")),
+        "simulated": manifest.get("simulated"),
+        "fingerprint": fingerprint_in(folder),
+        "configs": schemas.counts_of(folder),
+    }
+
+
 def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
