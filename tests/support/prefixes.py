@@ -17,17 +17,25 @@ BLOCK = 16
 _TOKEN = re.compile(r" ?[^\W\d_]+|\d|_| ?[^\w\s]+|\s+")
 
 
-def computed_share(prompts: Iterable[str]) -> float:
-    """Tokens computed / tokens sent."""
-    seen: set[int] = set()
-    sent = computed = 0
-    for prompt in prompts:
+class PrefixCache:
+    """The blocks of one server."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def add(self, prompt: str) -> tuple[int, int]:
+        """Tokens of a prompt that comes next: sent and computed."""
         tokens = _TOKEN.findall(prompt)
-        sent += len(tokens)
-        computed += len(tokens) % BLOCK
-        so_far = 0
+        computed, so_far = len(tokens) % BLOCK, 0
         for end in range(BLOCK, len(tokens) + 1, BLOCK):
             so_far = hash((so_far, *tokens[end - BLOCK : end]))
-            computed += BLOCK * (so_far not in seen)
-            seen.add(so_far)
+            computed += BLOCK * (so_far not in self._seen)
+            self._seen.add(so_far)
+        return len(tokens), computed
+
+
+def computed_share(prompts: Iterable[str]) -> float:
+    """Tokens computed / tokens sent."""
+    cache = PrefixCache()
+    sent, computed = (sum(column) for column in zip(*map(cache.add, prompts), strict=True))
     return computed / sent
