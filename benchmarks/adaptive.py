@@ -112,7 +112,7 @@ def foresight(rewards: Any, step: int, prior_from: int = 256) -> Any:
     out = np.full((len(rewards), len(looks), 5), np.nan)
     for p in range(len(rewards)):
         for i, n in enumerate(looks):
-            out[p, i] = foreseen(rewards[p, :n], LAST, *rule, prior_D_B=prior, seed=p)
+            out[p, i] = foreseen(rewards[p, :n], [LAST], *rule, prior_D_B=prior, seed=p)
             if min(likeliest(out[p, i], which)[1] for which in ("decision", "label")) >= 1 - min(
                 ERRORS
             ):

@@ -62,10 +62,9 @@ async def _stages(context: PromptContext, result: PromptResult) -> None:
         await _recorded_arm(context, result)
         return
     if settings.presample.enabled:
-        stats, result.presample, kept = await presample(context, prompt)
-        result.stats = stats
-        rollouts = result.presample.rollouts
-        result.scores += [("presample", rollouts[i].index, "score", s) for i, s in kept]
+        stats, arm, scores = await presample(context, prompt)
+        result.stats, result.presample = stats, arm
+        result.scores += [("presample", arm.rollouts[i].index, "score", s) for i, s in scores]
         if stats.kind not in settings.presample.accept:
             result.count("presample", **{stats.kind: 1})
             return
@@ -73,6 +72,8 @@ async def _stages(context: PromptContext, result: PromptResult) -> None:
         if not goes_on(build.judge_stats.mining, stratum, prompt.prompt_id, stats):
             result.count("presample", over_budget=1)
             return
+        if settings.presample.split and "identity" not in settings.fuse.arms:
+            await _measure_before(context, result, arm)
         result.target_dims, result.binding_dims = targets(settings, stats)
     elif settings.fuse.targets == "auto":
         result.target_dims = tuple(settings.dimensions)
@@ -92,14 +93,14 @@ async def presample(
     context: PromptContext, prompt: Prompt
 ) -> tuple[PromptStats, Arm, list[tuple[int, Score]]]:
     """Sample and score the bare prompt, 16 -> 32 -> 64, until its kind is decided; with `step`,
-    until it is foreseen."""
+    until it is foreseen. (Position, score) of the answers that decide."""
     arm = Arm("presample", prompt.messages)
     kept: list[tuple[int, Score]] = []
     schedule = context.settings.presample.looks()
-    for first, stop in zip([0, *schedule], schedule, strict=False):
+    for stop in schedule:
         scored = await sample_and_score(context, prompt, arm, stop)
-        kept += [(first + i, s) for i, s in scored]
-        _add_rewards(context, arm, arm.rollouts[first:], scored)
+        kept += scored
+        _add_rewards(context, arm, scored)
         stats, decided = _prompt_stats(context, arm, schedule[-1])
         if decided:
             break
@@ -109,15 +110,36 @@ async def presample(
 async def sample_and_score(
     context: PromptContext, prompt: Prompt, arm: Arm, stop: int
 ) -> list[tuple[int, Score]]:
-    """Fill `arm` up to `stop` presamples of the bare prompt; (position among the new ones, score)
-    of each. The judges' statistics and the schedule ask for them alike."""
+    """Fill `arm` up to `stop` presamples of the bare prompt; (position, score) of the new ones that
+    decide. The judges' statistics and the schedule ask for them alike."""
     sampling, first = context.build.sampling("policy"), len(arm.rollouts)
     asked = inert_turns(prompt.messages)
     request = Request("policy", asked, sampling, "presample", prompt.prompt_id, stop - first, first)
     answers = await context.ask(request)
-    rollouts = await as_rollouts(prompt.prompt_id, arm.name, answers, prompt.text, arm.rollouts)
-    arm.rollouts += rollouts
-    return await score(context, prompt.messages, rollouts, "score:presample", arm.anchors)
+    arm.rollouts += await as_rollouts(
+        prompt.prompt_id, arm.name, answers, prompt.text, arm.rollouts
+    )
+    return await _score_presamples(
+        context, arm, context.settings.presample.deciding(range(first, len(arm.rollouts)))
+    )
+
+
+async def _score_presamples(
+    context: PromptContext, arm: Arm, at: Sequence[int]
+) -> list[tuple[int, Score]]:
+    """(Position, score) of the presamples at these positions."""
+    rollouts = [arm.rollouts[i] for i in at]
+    scored = await score(context, arm.messages, rollouts, "score:presample", arm.anchors)
+    return [(at[k], s) for k, s in scored]
+
+
+async def _measure_before(context: PromptContext, result: PromptResult, arm: Arm) -> None:
+    """The numbers before fusion, from the first presamples that decided nothing. Their scores come
+    after the decision, so only prompts that go on are measured."""
+    odd = range(1, min(len(arm.rollouts), 2 * context.settings.presample.before), 2)
+    scored = await _score_presamples(context, arm, odd)
+    _add_rewards(context, arm, scored)
+    result.scores += [("presample", arm.rollouts[i].index, "score", s) for i, s in scored]
 
 
 def targets(settings: BuildSettings, stats: PromptStats) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -211,7 +233,7 @@ def _pilot(context: PromptContext, name: str, before: Arm) -> Probe:
         rollouts = await as_rollouts(prompt_id, "probe", answers, messages[-1]["content"])
         arm = Arm("probe", messages, rollouts)
         scored = await score(context, messages, rollouts, f"score:probe:{name}")
-        _add_rewards(context, arm, rollouts, scored)
+        _add_rewards(context, arm, scored)
         sides = [
             (rewards, absolutes - uncertainties)
             for rewards, absolutes, uncertainties in (_arrays(context, a) for a in (before, arm))
@@ -299,7 +321,7 @@ def _count_rollouts(result: PromptResult, rollouts: Sequence[Rollout]) -> None:
 async def _score_arm(context: PromptContext, result: PromptResult, arm: Arm) -> None:
     scored = await score(context, arm.messages, arm.rollouts, f"score:{arm.name}", arm.anchors)
     result.scores += [(arm.name, arm.rollouts[i].index, "score", s) for i, s in scored]
-    _add_rewards(context, arm, arm.rollouts, scored)
+    _add_rewards(context, arm, scored)
     asked = [i for i, r in enumerate(arm.rollouts) if r.is_scored]
     dims = context.build.dims
     whole = sum(all(arm.rewards[d][i] is not None for d in dims) for i in asked)
@@ -396,21 +418,19 @@ def _combine(context: PromptContext, dimension: str, scores: Sequence[Score]) ->
     )
 
 
-def _add_rewards(
-    context: PromptContext,
-    arm: Arm,
-    rollouts: Sequence[Rollout],
-    scored: Sequence[tuple[int, Score]],
-) -> None:
+def _add_rewards(context: PromptContext, arm: Arm, scored: Sequence[tuple[int, Score]]) -> None:
+    """The rewards of the answers that were scored; None for those that were not."""
     by_rollout: dict[int, list[Score]] = {}
     for i, s in scored:
         by_rollout.setdefault(i, []).append(s)
-    columns = (arm.rewards, arm.absolutes, arm.uncertainties)
-    for i in range(len(rollouts)):
-        for d in context.build.dims:
-            found = _combine(context, d, by_rollout.get(i, []))
+    for d in context.build.dims:
+        columns = [c.setdefault(d, []) for c in (arm.rewards, arm.absolutes, arm.uncertainties)]
+        for column in columns:
+            column += [None] * (len(arm.rollouts) - len(column))
+        for i, scores in by_rollout.items():
+            found = _combine(context, d, scores)
             for column, value in zip(columns, found or (None, None, None), strict=True):
-                column.setdefault(d, []).append(value)
+                column[i] = value
 
 
 def _prompt_stats(context: PromptContext, arm: Arm, last: int) -> tuple[PromptStats, bool]:
@@ -433,7 +453,7 @@ def _prompt_stats(context: PromptContext, arm: Arm, last: int) -> tuple[PromptSt
     known = context.build.judge_stats.prior
     chances = foreseen(
         rewards[0],
-        (last + 1) // 2 if settings.split else last,
+        [len(settings.deciding(range(n))) for n in settings.n],
         thresholds,
         sigma,
         settings,

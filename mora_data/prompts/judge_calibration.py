@@ -152,11 +152,14 @@ async def _measure_prompts(
         arm = Arm("presample", prompt.messages)
         settings = context.settings.presample
         first = await sample_and_score(context, prompt, arm, settings.n[0])
+        scored = {i for i, _ in first}
         # of equal texts one: their second scores would be one verdict
         again = [
             i
             for i, r in enumerate(arm.rollouts)
-            if r.is_usable and is_repeated(prompt.prompt_id, r.index, settings.repeat_share)
+            if r.is_usable
+            and i in scored
+            and is_repeated(prompt.prompt_id, i, settings.repeat_share)
         ]
         chosen = [arm.rollouts[i] for i in again]
         fresh = await score(context, prompt.messages, chosen, "repeat", arm.anchors)

@@ -66,7 +66,11 @@ def volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) -
     policy = n_prompts * _requests(s, presamples, steps) + arms * _requests(s, s.rollout.n, 1)
     policy += fused * tries * _requests(s, s.fuse.probe, 1) if probes else 0.0
     samples = n_prompts * presamples + arms * s.rollout.n + probes
-    judged = samples * dims + confirmed + heldout + canaries
+    presampled: float = n_prompts * len(s.presample.deciding(range(presamples)))
+    if s.presample.split and "identity" not in s.fuse.arms:
+        presampled += arms / n_arms * min(s.presample.before, presamples // 2)
+    scored = samples - n_prompts * presamples + presampled
+    judged = scored * dims + confirmed + heldout + canaries
     rewrites = fused * tries
     asked = rewrites / s.fuse.candidates  # one request for all candidates
     return Volume(

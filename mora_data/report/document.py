@@ -83,8 +83,8 @@ def arms_report(
             f"{run_dir} has no floors (reference.json): run its `mora-data build` again with"
             " --until score or later"
         )
-    split = bool(settings["presample"].get("split"))
-    n_each = _answers_each(settings, split)
+    n_before = _n_before(settings)
+    n_each = _answers_each(settings, n_before)
     scale = Scale(
         dims,
         floors_D=np.array([floors[d] for d in dims]) - 1e-9,
@@ -92,7 +92,7 @@ def arms_report(
         k=max(1, min(8, n_each // 2)),
         every=max(1, -(-n_prompts // HYPERVOLUME_PROMPTS)),
     )
-    g = gather(blocks(parts, dims, split), scale, n_each, n_prompts, keep)
+    g = gather(blocks(parts, dims, n_before), scale, n_each, n_prompts, keep)
     if not g.values:
         raise RunFolderError(
             f"{run_dir} holds no answers of an arm yet: run its `mora-data build` with --until"
@@ -274,13 +274,20 @@ def _reference_of(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> Mapping
     }
 
 
-def _answers_each(settings: Mapping[str, Any], split: bool) -> int:
-    """Answers that each prompt has at least in the arms that are compared; "before" has half of the
-    first presamples."""
-    n, presample = int(settings["rollout"]["n"]), settings["presample"]
-    if not (split and presample["enabled"]) or "identity" in settings["fuse"]["arms"]:
-        return n
-    return min(n, int(presample.get("step") or presample["n"][0]) // 2)
+def _n_before(settings: Mapping[str, Any]) -> int:
+    """Presamples of odd index that give the numbers before fusion; those of an older folder are all
+    scored."""
+    presample = settings["presample"]
+    measured = presample["enabled"] and presample.get("split")
+    if not measured or "identity" in settings["fuse"]["arms"]:
+        return 0
+    return int(presample.get("before", presample["n"][-1]))
+
+
+def _answers_each(settings: Mapping[str, Any], n_before: int) -> int:
+    """Answers that each prompt has at least in the arms that are compared."""
+    n = int(settings["rollout"]["n"])
+    return min(n, n_before, int(settings["presample"]["n"][0]) // 2) if n_before else n
 
 
 def run_facts(

@@ -165,7 +165,7 @@ class Measured:
 
     @property
     def usable(self) -> list[Rollout]:
-        """The rollouts that were scored, each text once."""
+        """The rollouts that can be scored, each text once."""
         return [r for r in self.rollouts if r.is_usable]
 
 
@@ -293,7 +293,7 @@ def conclude(
     sums, n_rollouts = NoiseSums(dims), 0
     for m in found.in_order():
         anchors: Anchors = {}
-        n_rollouts += len(m.rollouts)
+        n_rollouts += len({i for i, _ in m.first})
         first, again = (_by_rollout(side, ready, sources, anchors) for side in (m.first, m.again))
         for d in dims:
             values = [_reward(ready, d, first.get(i, {}), kappa) for i in range(len(m.rollouts))]

@@ -22,6 +22,7 @@ from ..secrets import refuse_secrets
 from ..text import one_line
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 from .stages import (
+    STEP,
     AuditSettings,
     FuseSettings,
     LimitSettings,
@@ -167,6 +168,12 @@ class BuildSettings(Settings):
             raise ValueError(
                 "fuse.probe compares with presamples: presample.enabled has to be true"
             )
+        if self.presample.step == "auto":
+            waves = "batch" in (self.role(r).engine for r in ("policy", "judge"))
+            compared = any(r.kind == "pairwise" for rs in self.rewards.values() for r in rs)
+            step = None if waves or compared else STEP
+            presample = self.presample.model_copy(update={"step": step})
+            object.__setattr__(self, "presample", presample)
         if self.publish.arms != "auto" and (bad := set(self.publish.arms) - set(self.fuse.arms)):
             raise ValueError(f"publish.arms names {sorted(bad)}, not in fuse.arms {self.fuse.arms}")
         return self

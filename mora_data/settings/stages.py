@@ -3,6 +3,7 @@ how a build runs: limits, the simulator, recorded answers, a cluster."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +12,7 @@ from ..types import ARMS
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 
 Foresee = Literal["decision", "label"]
+STEP = 8
 
 
 class SourceSettings(Settings):
@@ -69,19 +71,24 @@ class PresampleSettings(Settings):
     """false: plain sampling, every prompt goes on."""
     n: list[Annotated[int, Field(ge=2)]] = [16, 32, 64]
     """Sample counts of the adaptive schedule; later ones only for prompts still undecided."""
-    step: Annotated[int, Field(ge=2)] | None = None
-    """Look after every so many samples, up to the last of n, and stop when the kind that all of
-    them would give is known; null: look at the counts in n."""
+    step: Literal["auto"] | Annotated[int, Field(ge=2)] | None = "auto"
+    """From the first of n on, look after every so many samples and stop when the kind that the
+    schedule n would give is known; null: look at the counts in n alone. auto: 8, but null with the
+    engine `batch`, for which each look is a wave, and with `pairwise` rewards, which compare the
+    answers between two looks."""
     error: Annotated[float, Field(gt=0, lt=0.5)] = 0.04
-    """With step: chance that the last of n samples would have given another kind, at most, whenever
-    sampling stops."""
+    """With step: chance that the schedule would have given another kind, at most, whenever sampling
+    stops."""
     foresee: Foresee = "decision"
-    """With step. decision: the kind that the last of n samples would decide, where they decide;
-    label: undecided is a kind of its own, to be foreseen like the others, which takes half as many
-    samples again."""
+    """With step. decision: the kind that the schedule would decide, where it decides; label:
+    undecided is a kind of its own, to be foreseen like the others, which takes half as many samples
+    again."""
     split: bool = True
     """Samples of even index decide, those of odd index give the numbers before fusion; false: all
     decide."""
+    before: Annotated[int, Field(ge=0, le=64)] = 8
+    """With split: samples of odd index that are scored for the numbers before fusion, where the
+    prompt goes on and no identity arm is run; 0: none."""
     budget: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = None
     """Prompts that go on, about: in all, or per stratum; those with the least to be had in several
     dimensions at once come first. null: all of the accepted kinds."""
@@ -106,8 +113,8 @@ class PresampleSettings(Settings):
     """Least dominance rate of a prompt whose rewards do not conflict."""
     reference: Annotated[int, Field(ge=1)] = 256
     """Prompts presampled first, to freeze noise and calibration."""
-    repeat_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the reference rollouts that is scored twice."""
+    repeat_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of the scored reference rollouts that is scored twice."""
     canaries: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"
     """Reference rollouts scored at the start and again at the end; auto: 50, none where only the
     simulator scores; 0: none."""
@@ -115,13 +122,16 @@ class PresampleSettings(Settings):
     """Shift of the canaries' mean score, beyond its error, at which the run stops."""
 
     def looks(self) -> list[int]:
-        """Presample counts at which a decision is tried: the schedule, or every `step` samples up
-        to its end."""
-        return (
-            list(self.n)
-            if self.step is None
-            else [*range(self.step, self.n[-1], self.step), self.n[-1]]
-        )
+        """Presample counts at which a decision is tried: the schedule, or every `step` samples from
+        its first to its last."""
+        if self.step is None:
+            return list(self.n)
+        step = STEP if self.step == "auto" else self.step
+        return [*range(self.n[0], self.n[-1], step), self.n[-1]]
+
+    def deciding(self, indices: Iterable[int]) -> list[int]:
+        """Those of the samples at `indices` that decide."""
+        return [i for i in indices if not (self.split and i % 2)]
 
     @field_validator("n")
     @classmethod

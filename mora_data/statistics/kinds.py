@@ -1,16 +1,17 @@
-"""The kind of a prompt, from its presamples, and when to stop presampling: as soon as what all N
-samples would decide is known.
+"""The kind of a prompt, from its presamples, and when to stop presampling: as soon as what the
+schedule would decide is known.
 
-At any look, the answers still to come are drawn from their posterior, the decision rule is run on
-each completed sample, and sampling stops when one kind comes out with probability 1 - error or
-more:
+The schedule tries the decision rule at growing numbers of samples, the last of them N, and takes
+the first that decides. At any look, the answers still to come are drawn from their posterior, the
+schedule is run on each completed sample, and sampling stops when one kind comes out with
+probability 1 - error or more:
 
-    P(kind_N = k | first n) = mean over draws of 1[rule(first n, N - n answers drawn) = k]
+    P(kind = k | first n) = mean over draws of 1[schedule(first n, N - n answers drawn) = k]
     `foreseen`
-    decision: P(kind_N = k | first n, kind_N decided);  label: `undecided` is a kind like the others
-        `likeliest`
+    decision: P(kind = k | first n, the schedule decides);  label: `undecided` is a kind like the
+        others    `likeliest`
 
-The bound holds however often one looks: whenever sampling stops, the chance that all N samples
+The bound holds however often one looks: whenever sampling stops, the chance that the schedule
 would have said something else is at most `error` given the data, so over many prompts at most that
 share of the kinds differs in expectation, as far as the model of the answers holds. Whether N
 samples would fall short of a decision is the hardest thing to foresee, since it hangs on one answer
@@ -39,6 +40,7 @@ from .inference import beta_tail
 from .rollouts import dominance_rate, effective_dimensionality, gini_mean_difference
 
 KINDS: tuple[Kind, ...] = ("flat", "one_dim", "conflict", "multi", "undecided")
+UNDECIDED = KINDS.index("undecided")
 STATES = ("informative", "saturated", "starved", "static", "undecided")
 Z95 = 1.6448536269514722  # one-sided 95 %
 
@@ -146,9 +148,12 @@ def decisions(
     sigma_D: Floats,
     settings: PresampleSettings,
     levels_P_N_D: Floats | None = None,
+    *,
+    kinds_only: bool = False,
 ) -> Decisions:
     """The rule of docs/method.md, "Kinds of prompts"; NaN where a score is missing. Thresholds are
-    compared with the levels, by default the rewards."""
+    compared with the levels, by default the rewards. `kinds_only`: dominance and dimensionality are
+    0 where the kind does not rest on them, which is most of the time that this takes."""
     n = (~np.isnan(rewards_P_N_D)).sum(1)
     levels = rewards_P_N_D if levels_P_N_D is None else levels_P_N_D
     passes = np.where(np.isnan(levels), False, levels >= floors_D)
@@ -160,9 +165,11 @@ def decisions(
     high, low = (table[n, c] for table in above_eps)
     tests = [informative, high >= 0.95, low <= 0.05, (above + Z95 * se < settings.gamma) & (n >= 8)]
     state = np.select(tests, [0, 1, 2, 3], 4)
-    rate, rate_se = dominance_rate(rewards_P_N_D, informative, 2 * sigma_D)
-    erd = effective_dimensionality(rewards_P_N_D, sigma_D)
     some = np.sum(informative, axis=-1)
+    at = some >= (2 if kinds_only else 0)
+    rate, rate_se, erd = np.zeros((3, len(some)))
+    rate[at], rate_se[at] = dominance_rate(rewards_P_N_D[at], informative[at], 2 * sigma_D)
+    erd[at] = effective_dimensionality(rewards_P_N_D[at], sigma_D)
     at_odds = (erd <= 1 + settings.delta_e) | (rate + Z95 * rate_se < settings.q_min)
     settled = np.all(state < 4, axis=-1)
     kind = np.select([(some >= 2) & at_odds, some >= 2, ~settled, some == 1], [2, 3, 4, 1], 0)
@@ -213,7 +220,7 @@ def rate_prior(c_P: Ints, n_P: Ints, rounds: int = 200) -> Floats:
 
 def foreseen(
     seen_N_D: Floats,
-    last: int,
+    counts: Sequence[int],
     floors_D: Floats,
     sigma_D: Floats,
     settings: PresampleSettings,
@@ -222,17 +229,25 @@ def foreseen(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> Floats:
-    """Probability of each of KINDS after `last` deciding samples of one prompt, given those seen;
+    """Probability of each of KINDS that the schedule gives to one prompt, given the samples seen;
     sums to 1.
 
     Args:
+        counts: deciding samples at which the schedule tries a decision, rising; a kind takes the
+            first that decides.
         prior_D_B: `rate_prior` per dimension; None: Jeffreys'.
         seed: of the draws.
     """
     prior = np.ones((seen_N_D.shape[1], len(BINS) - 1)) if prior_D_B is None else prior_D_B
     rng = np.random.default_rng(seed)
-    completed, weight = _completions(seen_N_D, last, floors_D, prior, rng, draws)
-    kinds = decisions(completed, floors_D, sigma_D, settings).kind_P
+    completed, weight = _completions(seen_N_D, counts[-1], floors_D, prior, rng, draws)
+    kinds = np.full(draws, UNDECIDED)
+    for n in counts:
+        left = np.flatnonzero(kinds == UNDECIDED)
+        if left.size:
+            some = completed[left, :n]
+            found = decisions(some, floors_D, sigma_D, settings, kinds_only=True)
+            kinds[left] = found.kind_P
     votes = np.bincount(kinds, weight, minlength=len(KINDS))
     return np.asarray(votes / votes.sum())
 

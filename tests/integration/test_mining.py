@@ -104,6 +104,27 @@ def test_a_budget_for_an_unknown_stratum_is_one_line(
     )
 
 
+def test_what_decides_nothing_is_scored_for_prompts_that_go_on_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And is not scored at all where the identity arm gives the numbers before fusion."""
+    settings = ["--limit", "20", "--until", "presample", "--set", "presample.n=[16,32]"]
+    settings += ["--set", "presample.accept=[one_dim]", "--set", "scripted.n_prompts=0"]
+    run(capsys, tmp_path, *settings, "--set", "presample.before=2")
+    kinds = {p["prompt_id"]: p["kind"] for p in profiles(tmp_path)}
+    scored: dict[str, list[int]] = {prompt_id: [] for prompt_id in kinds}
+    for r in pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist():
+        if r["reward_helpful"] is not None and r["index"] % 2:
+            scored[r["prompt_id"]].append(r["index"])
+    went_on = {k for k, kind in kinds.items() if kind == "one_dim"}
+    assert 2 < len(went_on) < len(kinds) and {k for k, at in scored.items() if at} == went_on
+    assert {i for at in scored.values() for i in at} == {1, 3}
+    again = run(capsys, tmp_path, *settings, "--arms", "identity,fused")
+    assert again["requests"] == 0 == again["repeated"]
+    kept = pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist()
+    assert not [r for r in kept if r["reward_helpful"] is not None and r["index"] % 2]
+
+
 def test_early_stopping_in_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [
         "--set",

@@ -20,10 +20,47 @@ FLOORS, SIGMA, RULE = np.full(2, 0.5), np.full(2, 0.02), PresampleSettings()
 
 
 def test_the_looks() -> None:
-    assert RULE.looks() == [16, 32, 64]
-    assert PresampleSettings(n=[16, 30], step=8).looks() == [8, 16, 24, 30]
+    assert RULE.looks() == [*range(16, 72, 8)]
+    assert PresampleSettings(step=None).looks() == [16, 32, 64]
+    assert PresampleSettings(n=[16, 30], step=8).looks() == [16, 24, 30]
+    assert PresampleSettings(n=[4]).looks() == [4]
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         PresampleSettings(step=1)
+
+
+def test_looks_are_few_where_they_are_dear_or_change_the_scores() -> None:
+    from mora_data.settings import build_settings
+
+    def step(**given: object) -> object:
+        plain = {"name": "x", "source": {"kind": "jsonl"}}
+        return build_settings({**plain, **given}).presample.step
+
+    assert (
+        step() == 8 and step(presample={"step": 4}) == 4 and step(presample={"step": None}) is None
+    )
+    assert step(policy={"engine": "batch"}) is None
+    assert step(policy={"engine": "openai"}, judge={"engine": "batch"}) is None
+    assert step(rewards={"helpful": [{"kind": "judge"}, {"kind": "pairwise"}]}) is None
+
+
+def test_a_kind_takes_the_first_count_that_decides() -> None:
+    """24 answers of which the first 8 decide: what the others say is not asked."""
+    answers = np.concatenate([np.ones((20, 2)), np.tile([[0.0, 1.0], [1.0, 0.0]], (2, 1))])
+    chances = foreseen(answers, [20, 64], FLOORS, SIGMA, RULE)
+    first = KINDS[int(decisions(answers[None, :20], FLOORS, SIGMA, RULE).kind_P[0])]
+    assert first == "flat" and chances[KINDS.index(first)] == 1
+    later = foreseen(answers, [64], FLOORS, SIGMA, RULE)
+    assert later[KINDS.index("flat")] < 1
+
+
+def test_kinds_alone_are_the_same_kinds() -> None:
+    rng = np.random.default_rng(2)
+    rewards = (rng.random((60, 16, 2)) < rng.choice([0.02, 0.5, 0.97], (60, 1, 2))).astype(float)
+    whole, kinds = (
+        decisions(rewards, FLOORS, SIGMA, RULE, kinds_only=only) for only in (False, True)
+    )
+    assert np.array_equal(whole.kind_P, kinds.kind_P) and len(set(kinds.kind_P.tolist())) > 3
+    assert (kinds.erd_P != whole.erd_P).any()
 
 
 def test_rate_prior_recovers_where_rates_lie() -> None:
@@ -47,12 +84,12 @@ def test_clear_prompts_stop_early_and_borderline_ones_do_not() -> None:
     prior = np.stack(
         [rate_prior(rng.binomial(16, rng.choice([0.005, 0.5, 0.995], 500)), np.full(500, 16))] * 2
     )
-    kind, sure = likeliest(foreseen(steady[0], 64, FLOORS, SIGMA, RULE, prior), "label")
+    kind, sure = likeliest(foreseen(steady[0], [64], FLOORS, SIGMA, RULE, prior), "label")
     assert kind == "flat" and sure > 0.9
-    settled = likeliest(foreseen(at_odds[0], 64, FLOORS, SIGMA, RULE, prior), "label")
+    settled = likeliest(foreseen(at_odds[0], [64], FLOORS, SIGMA, RULE, prior), "label")
     assert settled == ("conflict", pytest.approx(1, abs=0.05))
-    assert likeliest(foreseen(border[0], 64, FLOORS, SIGMA, RULE, prior), "label")[1] < 0.9
-    again = [foreseen(border[0], 64, FLOORS, SIGMA, RULE, seed=3) for _ in range(2)]
+    assert likeliest(foreseen(border[0], [64], FLOORS, SIGMA, RULE, prior), "label")[1] < 0.9
+    again = [foreseen(border[0], [64], FLOORS, SIGMA, RULE, seed=3) for _ in range(2)]
     assert np.array_equal(*again)
 
 
@@ -73,7 +110,7 @@ def test_a_decision_is_foreseen_apart_from_whether_it_comes() -> None:
 
 def test_missing_scores_do_not_stop_it() -> None:
     gone = np.full((1, 8, 2), np.nan)
-    chances = foreseen(gone[0], 16, FLOORS, SIGMA, RULE)
+    chances = foreseen(gone[0], [16], FLOORS, SIGMA, RULE)
     assert chances.shape == (len(KINDS),) and chances.sum() == pytest.approx(1)
 
 
@@ -91,7 +128,7 @@ def test_the_error_budget_holds() -> None:
     wrong, used = {"label": 0, "decision": 0}, {"label": 0, "decision": 0}
     for i in range(len(rewards)):
         chances = {
-            n: foreseen(rewards[i, :n], 64, FLOORS, SIGMA, RULE, prior, seed=i) for n in (12, 32)
+            n: foreseen(rewards[i, :n], [64], FLOORS, SIGMA, RULE, prior, seed=i) for n in (12, 32)
         }
         for foresee in ("label", "decision"):
             sure = [

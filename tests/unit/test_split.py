@@ -42,7 +42,7 @@ def test_kinds_are_recovered_by_the_schedule(halved: bool) -> None:
     """At 16 -> 32 -> 64 presamples, of which half decide or all."""
     kinds, rewards = planted()
     found = ["undecided"] * len(kinds)
-    for n in PresampleSettings().looks():
+    for n in PresampleSettings().n:
         deciding = split(rewards[:, :n])[0] if halved else rewards[:, :n]
         now = profiles(deciding, DIMENSIONS, FLOORS, SIGMA, PresampleSettings())
         found = [p.kind if f == "undecided" else f for f, p in zip(found, now, strict=True)]
