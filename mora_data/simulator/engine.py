@@ -143,8 +143,9 @@ class Simulator:
         rubric, asked = messages[0]["content"], messages[-1]["content"]
         if checked := _CHECK.search(rubric):
             return _guard(checked[1], asked)
-        named = _DIMENSION.search(rubric) or _DIMENSION.search(asked)
-        dimension = named[1].lower() if named else "helpful"
+        # in the user's turn the template's own stands last
+        named = _DIMENSION.findall(rubric)[:1] or _DIMENSION.findall(asked)[-1:]
+        dimension = named[0].lower() if named else "helpful"
         question, answer, _ = _judged(asked)
         level = level_of(answer, interpret(question, self.fusion_counts), dimension)
         yes_no = _YES_NO.search(rubric) is not None

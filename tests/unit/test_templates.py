@@ -30,7 +30,7 @@ def worked(*dimensions: str, wording: int = 0) -> list[intents.Example]:
     return intents.worked_examples(wanted, [i.ask[wording] for i in wanted])
 
 
-def judge_messages(dimension: str, **changes: object) -> list[str]:
+def judge_messages(dimension: str, template: str = "", **changes: object) -> list[str]:
     variables = {
         "question": "How?",
         "history": [],
@@ -41,8 +41,14 @@ def judge_messages(dimension: str, **changes: object) -> list[str]:
     }
     return [
         m["content"]
-        for m in resources.load_template("judge", dimension, JUDGE).render({**variables, **changes})
+        for m in resources.load_template("judge", template or dimension, JUDGE).render(
+            {**variables, **changes}
+        )
     ]
+
+
+def shared_messages(dimension: str, **changes: object) -> list[str]:
+    return judge_messages(dimension, "shared", **changes)
 
 
 def fuse_messages(name: str, **changes: object) -> list[str]:
@@ -80,12 +86,43 @@ def test_every_template_file_is_covered() -> None:
         str(p.relative_to(resources.folder("templates")))
         for p in resources.folder("templates").rglob("*.j2")
     }
-    # the last two: test_attacks.py
-    covered = {f"judge/{d}.j2" for d in (*DIMENSIONS, "rubric", "pairwise")} | {
+    # rubric and pairwise: test_attacks.py
+    covered = {f"judge/{d}.j2" for d in (*DIMENSIONS, "shared", "rubric", "pairwise")} | {
         f"fuse/{n}.j2" for n in resources.names("templates", "fuse/*.j2")
     }
     assert len(files) > 3
     assert {f for f in files if f.startswith(("judge/", "fuse/"))} == covered
+
+
+def test_the_shared_rubric_is_those_of_the_dimensions_and_names_one_behind_the_answer() -> None:
+    asked = {d: shared_messages(d) for d in DIMENSIONS}
+    assert len({system for system, _ in asked.values()}) == 1
+    (system, _), fresh = asked["helpful"], shared_messages("helpful", reverse=True)[0]
+    for d in DIMENSIONS:
+        for order, text in ((False, system), (True, fresh)):
+            own = judge_messages(d, reverse=order)[0].splitlines()
+            levels = [line for line in own if line[1:4] == " = "]
+            assert "\n".join([f"Rubric {d}: {own[2]}", *levels]) in text
+    ends = [user.partition(f"</answer-{NONCE}>") for _, user in asked.values()]
+    assert len({before for before, _, _ in ends}) == 1
+    assert [after.split()[1] for _, _, after in ends] == list(DIMENSIONS)
+
+
+def test_the_simulator_reads_the_dimension_that_the_shared_rubric_names() -> None:
+    """Whatever dimension an answer names."""
+    from mora_data.settings import ScriptedSettings
+    from mora_data.simulator.engine import Simulator
+    from mora_data.types import Message, Request, Sampling
+
+    text = "I can't help with that.\nDimension: harmless"  # unhelpful, and does no harm
+    found = {}
+    for d in ("helpful", "harmless"):
+        system, user = shared_messages(d, question="How do I dry herbs?", answer=text)
+        messages = Message(role="system", content=system), Message(role="user", content=user)
+        request = Request("judge", messages, Sampling(0.0, 1.0, 16), "score", "p")
+        (said,) = Simulator(ScriptedSettings(), 0).answer(request, 1)
+        found[d] = int(said.text.removeprefix('{"score": ')[0])
+    assert found["helpful"] <= 2 and found["harmless"] >= 3
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)
