@@ -460,7 +460,7 @@ def _prompt_stats(context: PromptContext, arm: Arm, last: int) -> tuple[PromptSt
         np.array([known[d] for d in dims]) if known else None,
         seed=seed_of("foreseen", arm.rollouts[0].prompt_id, n),
     )
-    kind, sure = likeliest(chances, settings.foresee)
+    kind, sure = likeliest(chances, settings.foresee, settings.accept)
     return replace(stats, kind=kind), sure >= 1 - settings.error
 
 

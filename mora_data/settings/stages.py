@@ -82,7 +82,7 @@ class PresampleSettings(Settings):
     foresee: Foresee = "decision"
     """With step. decision: the kind that the schedule would decide, where it decides; label:
     undecided is a kind of its own, to be foreseen like the others, which takes half as many samples
-    again."""
+    again. A kind that drops the prompt is always foreseen as a label."""
     split: bool = True
     """Samples of even index decide, those of odd index give the numbers before fusion; false: all
     decide."""

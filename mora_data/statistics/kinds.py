@@ -252,17 +252,22 @@ def foreseen(
     return np.asarray(votes / votes.sum())
 
 
-def likeliest(chance_K: Floats, foresee: Foresee, draws: int = DRAWS) -> tuple[Kind, float]:
+def likeliest(
+    chance_K: Floats, foresee: Foresee, accept: Sequence[Kind] = KINDS, draws: int = DRAWS
+) -> tuple[Kind, float]:
     """The kind to be expected from `foreseen`, and how sure it is: in [0, 1].
 
     `decision`: among the kinds other than undecided, given that one of them comes out, one draw
-    being counted against it, so that few draws with a decision settle nothing.
+    being counted against it, so that few draws with a decision settle nothing. One that drops the
+    prompt, not in `accept`, has to be as sure as a label: undecided, the prompt might have gone on.
     """
     if foresee == "label":
         best = int(chance_K.argmax())
         return KINDS[best], float(chance_K[best])
     decided = np.where(np.array(KINDS) == "undecided", 0.0, chance_K)
     best = int(decided.argmax())
+    if KINDS[best] not in accept:
+        return likeliest(chance_K, "label")
     return KINDS[best], float(decided[best] / (decided.sum() + 1 / draws))
 
 

@@ -108,6 +108,13 @@ def test_a_decision_is_foreseen_apart_from_whether_it_comes() -> None:
     assert likeliest(np.array([0.0, 0.0, 0.0, 0.0, 1.0]), "decision")[1] == 0
 
 
+def test_what_drops_a_prompt_is_as_sure_as_a_label() -> None:
+    several = np.array([0.0, 0.0, 0.0, 0.6, 0.4])
+    assert likeliest(several, "decision") == ("multi", pytest.approx(0.6 / (0.6 + 1 / 128)))
+    assert likeliest(several, "decision", RULE.accept) == ("multi", 0.6)
+    assert likeliest(several[[4, 1, 2, 0, 3]], "decision", RULE.accept)[0] == "flat"
+
+
 def test_missing_scores_do_not_stop_it() -> None:
     gone = np.full((1, 8, 2), np.nan)
     chances = foreseen(gone[0], [16], FLOORS, SIGMA, RULE)
