@@ -10,9 +10,11 @@ state. So `run_build` may be called again by another process at any time after a
 from __future__ import annotations
 
 import platform
+import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,10 +25,12 @@ import orjson
 from . import __version__
 from .cluster import check_cluster
 from .engines import connect, resolve, role_warnings
+from .engines.cached_client import CachedClient
 from .engines.engine import Engine
 from .errors import LimitReached, MoraError, NothingSelected, UnreliableScores
-from .prompts.context import BuildContext
+from .prompts.context import BuildContext, PromptContext
 from .prompts.context import load as load_context
+from .prompts.flow import run_prompt
 from .prompts.judge_audit import audit_of_build
 from .prompts.judge_calibration import (
     Running,
@@ -162,6 +166,96 @@ def run_build(
     Raises:
         MoraError: any other failure; the state is kept.
     """
+    with _opened(settings, options, progress, stats) as (build, context, source):
+        _keep_settings(build)
+        with noting_its_end(build.folder, progress) as note_end:
+            summary, failure = _run(build, source, context)
+            if failure is not None:
+                note_end(failure)
+        return summary, failure
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Some prompts of a build that went all their way.
+
+    Attributes:
+        rows: of the source.
+        prompts: mined from them.
+        pairs: by prompt that was finished, how many it brings.
+        failure: what ended it early.
+    """
+
+    rows: int
+    prompts: int
+    pairs: Mapping[str, int]
+    failure: MoraError | None
+
+
+def run_probe(
+    settings: BuildSettings, options: BuildOptions, n: int, progress: Progress, stats: RunStats
+) -> Probe:
+    """Mine the prompts of a build and ask for `n` of them, drawn by the run seed. The answers are
+    in the run folder's logs, where the build finds them; nothing else is left for it.
+
+    Raises:
+        MoraError: nothing could be asked.
+    """
+    with _opened(settings, options, progress, stats) as (build, context, source):
+        rows, parts = _mine(build, source)["in"], build.folder.parts()
+        ids = [p.prompt_id for part in parts for p in part.prompts()]
+        chosen = frozenset(random.Random(settings.seed).sample(ids, min(n, len(ids))))
+        pairs: dict[str, int] = {}
+        if context is None or build.cost is None or not chosen:
+            return Probe(rows, len(ids), pairs, None)
+        failure: MoraError | None = None
+        try:
+            run_to_end(_ask_some(build, context, parts, build.cost, chosen, pairs))
+        except MoraError as e:
+            failure = e
+        return Probe(rows, len(ids), pairs, failure)
+
+
+async def _ask_some(
+    build: Build,
+    context: BuildContext,
+    parts: Sequence[Partition],
+    cost: CostTracker,
+    chosen: frozenset[str],
+    pairs: dict[str, int],
+) -> None:
+    """Ask for the `chosen` prompts alone; `pairs` gets those that are finished."""
+    async with _connected(build, context, cost) as running:
+        context = context.with_judge_stats(await measure_judges(context, running, parts, chosen))
+        try:
+            check_reliability(context, build.progress.message)
+        except UnreliableScores as e:
+            build.progress.message(f"the build would end here: {e}")
+
+        async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
+            return await run_prompt(PromptContext(context, ask), prompt)
+
+        def on_prompt(result: PromptResult) -> None:
+            if result.pending is None:
+                pairs[result.prompt.prompt_id] = _n_pairs(context, result)
+            build.progress.step()
+
+        build.progress.start(PROMPTS, len(chosen))
+        some = [p for p in parts if chosen & {x.prompt_id for x in p.prompts()}]
+        await running.runner.run(some, flow, on_prompt, lambda opened: None, chosen)
+
+
+def _n_pairs(context: BuildContext, result: PromptResult) -> int:
+    from .prompts.candidates import n_pairs  # numpy comes with it
+
+    return n_pairs(context, result) if result.arms else 0
+
+
+@contextmanager
+def _opened(
+    settings: BuildSettings, options: BuildOptions, progress: Progress, stats: RunStats
+) -> Iterator[tuple[Build, BuildContext | None, OpenedSource]]:
+    """A build with its run folder locked, what it asks with, where it asks, and its source."""
     started = time.monotonic()
     choose_malloc()
     settings, notes = as_recorded(settings)
@@ -180,12 +274,7 @@ def run_build(
         secret.key = f.secret
         cost = CostTracker(f, settings.limits, prices, stats) if prices is not None else None
         build = Build(settings, options, progress, stats, f, benchmarks, bool(notes), cost, started)
-        _keep_settings(build)
-        with noting_its_end(f, progress) as note_end:
-            summary, failure = _run(build, source, context)
-            if failure is not None:
-                note_end(failure)
-        return summary, failure
+        yield build, context, source
 
 
 def _run(
@@ -360,9 +449,7 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
 
 def _prompts(build: Build, source: OpenedSource, counts: MineCounts) -> Iterator[Prompt]:
     """The source's prompts, then the simulator's own where they are asked for."""
-    only = build.options.only
-    found = mine(source, build.settings, counts, build.benchmarks)
-    yield from (p for p in found if only is None or p.prompt_id in only)
+    yield from mine(source, build.settings, counts, build.benchmarks)
     if n := _n_generated(build):
         from .simulator.writing import generated_prompts
 
@@ -391,34 +478,48 @@ async def _ask(
     build: Build, context: BuildContext, parts: Sequence[Partition], cost: CostTracker
 ) -> Asked:
     """Connect, measure the judges, run the partitions, measure drift."""
-    settings, progress, folder = build.settings, build.progress, build.folder
-    progress.watch_cost(cost.cost, cost.prices.currency)
+    settings, progress = build.settings, build.progress
     n_prompts = sum(p.n_prompts() for p in parts)
     progress.expect(n_prompts, None if build.recorded else requests_of(settings, n_prompts))
+    async with _connected(build, context, cost) as running:
+        engines = running.engines
+        audit = await _audit(build, context, engines)
+        context = context.with_judge_stats(await measure_judges(context, running, parts))
+        _warn_of_family(engines, progress)
+        check_reliability(context, progress.message)
+        given_up, damaged = await _run_partitions(build, context, running, parts, cost)
+        drift: Mapping[str, Any] = {}
+        if context.reaches("select"):
+            keys = [context.partition_key(engines, p) for p in parts]
+            drift = await measure_drift(context, running, json_hash(keys))
+        damaged += running.runner.damaged
+        if damaged:
+            progress.message(
+                f"{damaged} damaged lines in the answer logs of {build.folder.path}/parts: their"
+                " answers were asked again"
+            )
+        return Asked(context, engines, audit, drift, damaged, given_up)
+
+
+@asynccontextmanager
+async def _connected(
+    build: Build, context: BuildContext, cost: CostTracker
+) -> AsyncIterator[Running]:
+    """Engines that answer, a beat for those who watch, and every reply counted."""
+    progress, folder, stats = build.progress, build.folder, build.stats
+    progress.watch_cost(cost.cost, cost.prices.currency)
     with heartbeat(folder, progress):
         engines = connect(
-            settings, build.options.sample, build.stats, folder.path, progress.message
+            build.settings, build.options.sample, stats, folder.path, progress.message
         )
         try:
-            cost.start([e.model for e in engines.values()])
-            runner = PartitionRunner(engines, build.stats, settings.seed, limiters=context.limiters)
-            running = Running(folder, engines, build.stats, progress, runner)
-            audit = await _audit(build, context, engines)
-            context = context.with_judge_stats(await measure_judges(context, running, parts))
-            _warn_of_family(engines, progress)
-            check_reliability(context, progress.message)
-            given_up, damaged = await _run_partitions(build, context, running, parts, cost)
-            drift: Mapping[str, Any] = {}
-            if context.reaches("select"):
-                keys = [context.partition_key(engines, p) for p in parts]
-                drift = await measure_drift(context, running, json_hash(keys))
-            damaged += runner.damaged
-            if damaged:
+            if unpriced := cost.start(stats.accounts.values()):
                 progress.message(
-                    f"{damaged} damaged lines in the answer logs of {folder.path}/parts: their"
-                    " answers were asked again"
+                    f"no price is known for {', '.join(unpriced)}, so the money is not counted:"
+                    " limits.prices takes a table"
                 )
-            return Asked(context, engines, audit, drift, damaged, given_up)
+            runner = PartitionRunner(engines, stats, build.settings.seed, limiters=context.limiters)
+            yield Running(folder, engines, stats, progress, runner)
         finally:
             for engine in distinct(engines.values()):
                 await engine.close()
@@ -430,7 +531,7 @@ async def _audit(
 ) -> Audit | None:
     """The judges against the source's labels; the sample's labels are nobody's."""
     s, options, folder = build.settings, build.options, build.folder
-    if options.sample or options.only or build.recorded:
+    if options.sample or build.recorded:
         return None
     return await audit_of_build(
         s,
@@ -456,6 +557,7 @@ async def _run_partitions(
     done = [p for p in parts if is_finalized(context, running.engines, p)]
     todo = [p for p in parts if p not in done]
     build.stats.finalized = sum(int((p.manifest() or {}).get("answers", 0)) for p in done)
+    build.progress.pairs = sum(int((p.manifest() or {}).get("pairs", 0)) for p in done)
     n_done = sum(p.n_prompts() for p in done)
     build.progress.start(PROMPTS, n_done + sum(p.n_prompts() for p in todo), n_done)
     given_up, damaged = await _ask_partitions(build, context, running, todo, cost)
@@ -485,9 +587,7 @@ async def _ask_partitions(
         return await _on_cluster(build, context, running, todo, cost)
 
     def on_prompt(result: PromptResult) -> None:
-        from .prompts.candidates import n_pairs  # numpy comes with it
-
-        build.progress.pairs += n_pairs(context, result) if result.arms else 0
+        build.progress.pairs += _n_pairs(context, result)
         build.progress.step()
 
     await ask_partitions(context, running.engines, running.runner, todo, on_prompt)
@@ -811,7 +911,9 @@ def _write_manifest(
     status: str = "done",
 ) -> None:
     before = build.folder.manifest()
-    cost = build.cost.cost() if build.cost is not None else before.get("cost")
+    cost, currency = before.get("cost"), before.get("currency")
+    if build.cost is not None:
+        cost, currency = build.cost.cost(), build.cost.prices.currency
     build.folder.write(
         "manifest.json",
         {
@@ -819,6 +921,7 @@ def _write_manifest(
             "status": status,
             "requests": before.get("requests", 0) + build.stats.requests,
             "cost": cost,
+            "currency": currency,
             "fingerprint": published.fingerprint,
             "pii": published.pii,
             "papers": published.papers,
@@ -840,6 +943,9 @@ def _summary(
         replayed=stats.replayed + stats.finalized,
         tokens={"in": stats.tokens_in, "out": stats.tokens_out, "cached": stats.tokens_cached},
         cost=build.cost.command_cost() if build.cost is not None else None,
+        currency=build.cost.prices.currency if build.cost is not None else "",
+        unpriced=build.cost.unpriced() if build.cost is not None else [],
+        spent=build.cost.cost() if build.cost is not None else None,
         errors=errors,
         seconds=round(time.monotonic() - build.started, 3),
         damaged=asked.damaged,

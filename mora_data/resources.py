@@ -90,13 +90,26 @@ def parse_yaml(text: str) -> Any:
     """What YAML holds.
 
     Raises:
-        yaml.YAMLError: it is none, is nested too deeply, holds a value that is none of its type, or
-            names parts of itself again and again (`&a [*a]`), so that no end is in sight.
+        yaml.YAMLError: it is none, is nested too deeply, holds a key twice or a value that is none
+            of its type, or names parts of itself again and again (`&a [*a]`), so that no end is in
+            sight.
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Takes no key of a mapping twice, where YAML's own would keep the last."""
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.YAMLError(f"{key.value!r} stands there twice")
+                seen.add(str(key.value))
+            return node
+
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
         if "*" in text:
             _check_size(tree)
         return tree

@@ -392,11 +392,17 @@ def _add_build(sub: Any) -> None:
     text = "select also on dimensions whose scores are measured to be mostly noise; written down"
     _switch(b, "--allow-unreliable", text)
     b = parser.add_argument_group("what it would take")
-    _switch(b, "--dry-run", "requests, tokens, money and time, and nothing else")
-    _switch(b, "--probe", "with --dry-run: ask the models for 16 prompts, and measure instead")
+    _switch(b, "--dry-run", "requests, tokens, money, pairs and time by role, and nothing else")
+    text = "with --dry-run: ask the models for 16 prompts, which the build then has, and measure"
+    _switch(b, "--probe", text)
     text = "with --dry-run: hours and GPU-hours on so many GPUs"
     _value(b, "--gpus", "N[,N]", text, type=_numbers)
-    text = "with --gpus: tokens that one GPU gets done in a second, prompt and output together"
+    text = "with --dry-run: how many prompts so many pairs need"
+    _value(b, "--pairs", "N", text, type=_number)
+    text = (
+        "with --dry-run: tokens that the servers get done in a second, prompt and output together;"
+        " with --gpus, one GPU"
+    )
     _value(b, "--tokens-per-s", "N", text, type=float)
     text = "with --gpus: for so many prompts (default: those mined)"
     _value(b, "--prompts", "N[,N]", text, type=_numbers)
@@ -506,6 +512,12 @@ def _add_check(sub: Any) -> None:
     text = "any setting, as policy.api_key_env=MY_KEY"
     _value(c, "--set", "KEY=VALUE", text, action="append", default=[])
     _switch(c, "--json", "one JSON object on stdout for each endpoint")
+
+
+def _number(text: str) -> int:
+    """A whole number of at least 1."""
+    (found,) = _numbers(text.replace(",", " "))
+    return found
 
 
 def _numbers(text: str) -> list[int]:

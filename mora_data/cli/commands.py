@@ -121,9 +121,12 @@ def _urls(role: str, given: Sequence[str] | None) -> dict[str, object]:
 def _check_capacity(args: argparse.Namespace) -> None:
     """--gpus and what belongs to it."""
     numbers = {"--tokens-per-s": args.tokens_per_s, "--gpu-price": args.gpu_price}
-    for flag, value in {**numbers, "--prompts": args.prompts}.items():
+    for flag, value in {"--gpu-price": args.gpu_price, "--prompts": args.prompts}.items():
         if value is not None and args.gpus is None:
             raise SettingsError(f"{flag} belongs to --gpus: give both, or none")
+    for flag, value in {"--tokens-per-s": args.tokens_per_s, "--pairs": args.pairs}.items():
+        if value is not None and not args.dry_run:
+            raise SettingsError(f"{flag} belongs to --dry-run: give both, or none")
     if args.gpus is not None and not args.dry_run:
         raise SettingsError("--gpus is a part of --dry-run, it starts nothing: give both, or none")
     if args.gpus is not None and args.tokens_per_s is None:
@@ -139,25 +142,32 @@ def _check_capacity(args: argparse.Namespace) -> None:
 def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> int:
     from dataclasses import asdict
 
-    from .dry_run import capacity, capacity_table, estimate, probe_build
+    from ..settings import BuildOptions
+    from .capacity import capacity, capacity_table
+    from .dry_run import at_speed, estimate, for_pairs, probe_build
+    from .show import estimate_lines
 
-    found = (probe_build if args.probe else estimate)(settings, args.sample, args.data)
+    if args.probe:
+        options = BuildOptions(args.sample, tuple(args.data), args.out, args.until, args.fresh)
+        found = probe_build(settings, options)
+    else:
+        found = estimate(settings, args.sample, args.data, args.until)
     rows = []
     if args.gpus is not None:
         prompts = args.prompts or [found.prompts]
         rows = capacity(found, prompts, args.gpus, args.tokens_per_s, args.gpu_price)
+    elif args.tokens_per_s is not None:
+        found = at_speed(found, args.tokens_per_s)
+    if args.pairs is not None:
+        found = for_pairs(found, args.pairs)
     tree = found.as_dict()
-    if args.json:
-        if args.gpus is not None:
-            tree["capacity"] = [asdict(r) for r in rows]
-        print(json.dumps(tree))
-        return 0
-    tree.pop("from_probe", None)
-    for name, value in tree.items():
-        note = "   from the probe" if name in (found.from_probe or ()) else ""
-        print(f"{name:<20} {value}{note}")
-    if rows:
-        print(f"\n{capacity_table(rows, args.tokens_per_s)}")
+    if args.gpus is not None:
+        tree["capacity"] = [asdict(r) for r in rows]
+    table = ["", capacity_table(rows, args.tokens_per_s)] if rows else []
+    _print(args, tree, [*estimate_lines(found), *table])
+    if found.failure is not None:
+        fail(found.failure)
+        return 1
     return 0
 
 
@@ -167,15 +177,20 @@ def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
     if args.json:
         print(json.dumps(asdict(summary)))
         return
-    from .show import counts_table
+    from .show import counts_table, money_line
 
     print(counts_table(summary.counts))
-    cost = "" if summary.cost is None else f"   cost {summary.cost:.4g}"
+    tokens = summary.tokens["in"] + summary.tokens["out"]
     print(
         f"pairs {summary.pairs}   requests {summary.requests}   replayed {summary.replayed}  "
-        f" tokens {summary.tokens['in']} in, {summary.tokens['out']} out{cost}   errors"
-        f" {summary.errors}   {summary.seconds:.1f} s"
+        f" tokens {summary.tokens['in']} in, {summary.tokens['out']} out,"
+        f" {tokens / max(summary.seconds, 1e-3):.0f}/s   errors {summary.errors}  "
+        f" {summary.seconds:.1f} s"
     )
+    if line := money_line(
+        summary.cost, summary.spent, summary.currency, summary.unpriced, summary.pairs
+    ):
+        print(line)
     for url, why in summary.replicas_out.items():
         print(f"replica {url} was taken out for a while ({why})")
     for model, notes in summary.endpoints.items():
@@ -213,7 +228,7 @@ def audit_judges(args: argparse.Namespace) -> None:
     if args.dry_run:
         from .dry_run import audit_estimate
 
-        tree = asdict(audit_estimate(settings, other, opened))
+        tree = asdict(audit_estimate(settings, other, opened, args.sample))
         _print(args, tree, [f"{k:<20} {v}" for k, v in tree.items()])
         return
     stats = RunStats()
@@ -301,14 +316,17 @@ def print_status(args: argparse.Namespace) -> None:
     """How far a run is."""
     from dataclasses import asdict
 
-    from ..run.folder import is_run_folder, run_status
+    from ..run.cost import spent_in
+    from ..run.folder import is_run_folder, manifest_of, run_status
     from ..run.progress import progress_line, read_end, read_live
-    from .show import counts_table
+    from .show import counts_table, money_line
 
     if not is_run_folder(args.run_dir):
         _print_dataset(args)
         return
     found, now, ended = run_status(args.run_dir), read_live(args.run_dir), read_end(args.run_dir)
+    spent = spent_in(args.run_dir, manifest_of(args.run_dir))
+    money = money_line(None, spent.cost, spent.currency, spent.unpriced, found.pairs or 0)
     state = "at work" if now is not None else found.status if ended is None else "not finished"
     kind = "a preview, " if found.preview else ""
     line = (
@@ -321,8 +339,9 @@ def print_status(args: argparse.Namespace) -> None:
         again = "run the preview again" if found.preview else f"mora-data resume {args.run_dir}"
         at_work = [f"ended before its end: {ended}", f"go on: {again}"]
     asked = [f"model {model} {'; '.join(notes)}" for model, notes in found.endpoints.items()]
-    lines = [line, *at_work, *asked, counts_table(found.counts)]
-    _print(args, {**asdict(found), "now": now, "ended": ended}, lines)
+    lines = [line, *at_work, *asked, *([money] if money else []), counts_table(found.counts)]
+    tree = {**asdict(found), "spent": asdict(spent), "now": now, "ended": ended}
+    _print(args, tree, lines)
 
 
 def _print_dataset(args: argparse.Namespace) -> None:

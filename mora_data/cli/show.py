@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..run.folder import StageCounts, Summary
     from ..settings import BuildSettings
     from ..sources.mine import OpenedSource
+    from .dry_run import Ends, Estimate, RoleEstimate
 
 WIDTH = 54
 
@@ -36,6 +37,20 @@ def counts_table(counts: Mapping[str, StageCounts]) -> str:
         reasons = ", ".join(f"{n} {reason}" for reason, n in dropped.items())
         lines.append(f"{stage:<10} {c['in']:>8} {c['kept']:>8}  {reasons or '-'}")
     return "\n".join(lines)
+
+
+def money_line(
+    cost: float | None, spent: float | None, currency: str, unpriced: Sequence[str], pairs: int
+) -> str:
+    """What a command cost, all of a run folder's and each of its pairs; empty where nothing was
+    asked or nothing costs money."""
+    if unpriced:
+        return f"cost not known: no price for {', '.join(unpriced)} (limits.prices: PATH)"
+    if not spent:
+        return ""
+    now = "" if cost is None else f"{cost:.4g} {currency}, "
+    per_pair = f", {spent / pairs:.3g} a pair" if pairs else ""
+    return f"cost {now}{spent:.4g} {currency} in this run folder{per_pair}"
 
 
 def report_lines(report: Report) -> list[str]:
@@ -78,11 +93,7 @@ def audit_lines(found: AuditResult) -> list[str]:
             lines.append("the judge is the built-in simulator: this says nothing of a real one")
         head = "source dimension pairs read agreement length over-length ties noise flips".split()
         table = [head, *(_audit_cells(name, row) for row in audit["rows"])]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines += [
-            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-            for line in table
-        ]
+        lines += aligned(table)
         lines += ["", *(row["sentence"] for row in audit["rows"])]
         lines += [f"{d} was not audited: {why}." for d, why in audit["without"].items()]
         if audit["owed"]:
@@ -194,6 +205,114 @@ def _row_lines(row: Mapping[str, Any]) -> list[str]:
         rated = ", ".join(f"{k} {v:g}" for k, v in sorted(answer["ratings"].items()))
         lines.append(f"answer ({rated or 'not rated'}): {one_line(answer['text'], 2 * WIDTH)}")
     return [f"{row['row'] if i == 0 else '':>6}  {line}" for i, line in enumerate(lines)]
+
+
+def estimate_lines(found: Estimate) -> list[str]:
+    """The estimate as text: a table by role, then pairs, money and time."""
+    basis = (
+        f"measured on {found.probe.finished} of {found.probe.prompts} prompts that were asked"
+        if found.probe
+        else f"{found.rehearsed} of them rehearsed with the simulator, nothing asked"
+    )
+    head = ["role", "model", "requests", "tokens in", "computed", "tokens out", "money"]
+    rows = [_cells(r, found.currency) for r in found.roles]
+    if a := found.audit:
+        money = "?" if a.cost is None else f"{short(a.cost)} {found.currency}"
+        rows.append(
+            ["audit", "", short(a.requests), short(a.tokens_in), "", short(a.tokens_out), money]
+        )
+    total = [
+        span(e) for e in (found.requests, found.tokens_in, found.tokens_computed, found.tokens_out)
+    ]
+    money = "?" if found.cost is None else f"{span(found.cost)} {found.currency}"
+    rows.append(["all but the audit" if found.audit else "all", "", *total, money])
+    out = [
+        f"{found.prompts:,} prompts of {found.rows:,} rows, until {found.until}: {basis}",
+        "",
+        *aligned([head, *rows]),
+        "",
+        f"pairs        {span(found.pairs)}" + _per_pair(found),
+        f"time         {_time(found)}",
+    ]
+    if found.prompts_needed:
+        few, many = found.prompts_needed
+        said = f"{few:,} or more (--probe tells)" if many is None else span((few, many))
+        out.append(f"prompts      {said} for {found.pairs_wanted:,} pairs")
+    out += [f"money        not known: {why}" for why in _without_price(found)]
+    if p := found.probe:
+        cost = "" if p.cost is None else f", {short(p.cost)} {found.currency}"
+        out.append(
+            f"probe        {p.requests:,} requests, {p.tokens_in + p.tokens_out:,} tokens{cost};"
+            f" {p.replayed:,} answers were there before"
+        )
+    if found.failure:
+        out.append(f"probe        ended early: {found.failure}")
+    return out
+
+
+def _cells(r: RoleEstimate, currency: str) -> list[str]:
+    money = "?" if r.cost is None else f"{span(r.cost)} {currency}"
+    if r.where in ("local", "batch"):
+        money += f" ({r.where})"
+    counts = (r.requests, r.tokens_in, r.tokens_computed, r.tokens_out)
+    return [r.role, r.model or "-", *map(span, counts), money]
+
+
+def _per_pair(found: Estimate) -> str:
+    """Tokens and money for a pair, at the ends that belong together."""
+    if not min(found.pairs):
+        return ""
+    tokens = [
+        (i + o) / n
+        for i, o, n in zip(found.tokens_in, found.tokens_out, reversed(found.pairs), strict=True)
+    ]
+    said = f", {span((tokens[0], tokens[1]))} tokens a pair"
+    if found.cost and found.cost[1]:
+        money = found.cost[0] / found.pairs[1], found.cost[1] / found.pairs[0]
+        said += f", {span(money)} {found.currency} a pair"
+    return said
+
+
+def _time(found: Estimate) -> str:
+    hours = span((found.seconds[0] / 3600, found.seconds[1] / 3600)) + " h"
+    if found.given_tokens_per_s is not None:
+        return f"{hours} at {found.given_tokens_per_s:,.0f} tokens/s, in and out together"
+    if found.assumed_tokens_per_s is not None:
+        return (
+            f"{hours} if the servers do {found.assumed_tokens_per_s:,.0f} tokens/s, in and out"
+            " together (--tokens-per-s N: what yours do)"
+        )
+    return f"{hours}, as fast as the probe or with every permit in use"
+
+
+def _without_price(found: Estimate) -> Iterator[str]:
+    for r in found.roles:
+        if r.cost is None:
+            if not r.where:
+                yield f"{r.role} has no endpoint yet (--base-url, --model)"
+            elif r.model is None:
+                yield f"the name of the {r.role}'s model is not given (--set {r.role}.model=NAME)"
+            else:
+                yield f"model {r.model} of {r.role} has no price (limits.prices: PATH)"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as columns of one width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+
+
+def span(ends: Ends) -> str:
+    low, high = (short(v) for v in ends)
+    return low if low == high else f"{low} to {high}"
+
+
+def short(value: float) -> str:
+    """Two digits that count: 0.43, 7.5, 86, 1,300, 2.1 M."""
+    for unit, size in ((" G", 1e9), (" M", 1e6)):
+        if value >= size:
+            return f"{float(f'{value / size:.2g}'):,.12g}{unit}"
+    return f"{float(f'{value:.2g}'):,.12g}"
 
 
 def names_of(what: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..engines.limiter import Limits, LocalRateLimiter
 from ..errors import LimitReached
 from ..run.cost import Prices, check_totals
-from ..run.stats import RunStats
+from ..run.stats import RunStats, added
 from ..settings import LimitSettings
 
 
@@ -67,15 +67,8 @@ class UsageMonitor:
         """All workers, those that are gone too."""
         return UsageState(list(self._usages.values()), dict(self._prompts), self._stopped)
 
-    def _totals(self) -> dict[str, Sequence[int]]:
-        summed = RunStats()
-        summed.take(
-            [
-                RunStats(by_model={m: list(t) for m, t in self._before.items()}),
-                *self._usages.values(),
-            ]
-        )
-        return dict(summed.by_model)
+    def _totals(self) -> dict[str, list[int]]:
+        return added([self._before, *(u.by_account for u in self._usages.values())])
 
 
 class SharedRateLimiter:

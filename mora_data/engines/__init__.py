@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .. import plugins
 from ..errors import SettingsError
+from ..run.cost import account_of
 from ..run.stats import RunStats
 from ..secrets import refuse_password
 from ..settings import BuildSettings, RoleSettings
@@ -66,6 +67,7 @@ def connect(
         role = resolve(settings.role(name), sample)
         opened: OpenEngine = plugins.load(ENGINES, role.engine or "", f"{name}.engine").target
         engines[name] = opened(role, settings, stats, shared)
+        stats.accounts[name] = account_of(engines[name].model, role)
     return engines
 
 

@@ -106,6 +106,8 @@ class CachedClient:
             if record is not None:
                 call.fill(i, record)
                 self._stats.heard(request.prompt_id)
+                if self._stats.on_record is not None:
+                    self._stats.on_record(request, call.key + i.to_bytes(4, "big"), record)
                 n = len(record.answers)
                 if log.is_old(call.key, i):
                     self._stats.replayed += max(0, min(i + n, end) - max(i, request.first))
@@ -202,4 +204,7 @@ class CachedClient:
             sampling = call.request.sampling
             cut_off = last.finish_reason == "length"
             self._stats.note_silent(call.request.role, sampling.max_tokens, cut_off)
-        self._stats.count(call.engine.model, call.request.prompt_id, record.tokens)
+        if self._stats.on_record is not None:
+            self._stats.on_record(call.request, call.key + first.to_bytes(4, "big"), record)
+        account = self._stats.accounts.get(call.request.role, call.engine.model)
+        self._stats.count(account, call.request.prompt_id, record.tokens)

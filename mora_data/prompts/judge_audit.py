@@ -99,7 +99,7 @@ def run_audit(
         alone = s.model_copy(update={"policy": judge, "rewriter": judge})
         engines = connect(alone, sample, stats, folder.path, progress.message)
         try:
-            cost.start([e.model for e in scorers(engines).values()])
+            cost.start([stats.accounts[r] for r in scorers(engines)])
             basis = audit_basis(s, sources, engines, opened.revision)
             scores = await score_pairs(s, sources, labelled, engines, folder, progress, stats)
         finally:

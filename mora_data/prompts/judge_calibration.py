@@ -50,10 +50,13 @@ class Running:
 
 
 async def measure_judges(
-    build: BuildContext, run: Running, parts: Sequence[Partition]
+    build: BuildContext,
+    run: Running,
+    parts: Sequence[Partition],
+    chosen: frozenset[str] | None = None,
 ) -> JudgeStats:
     """The judges' statistics, from reference.json where its settings still stand, else measured on
-    the first prompts and frozen there."""
+    the first prompts and frozen there. With `chosen`, for a probe, on these prompts, not frozen."""
     if not build.settings.presample.enabled:
         return build.judge_stats
     key, n_canaries = build.judge_stats_key(run.engines), _n_canaries(build, run.engines)
@@ -62,7 +65,7 @@ async def measure_judges(
     has_canaries = not n_canaries or (kept.get("basis"), kept.get("n")) == (key, n_canaries)
     if frozen.get("basis") == key and has_canaries:
         return JudgeStats.from_json(frozen)
-    ids, first = _first_prompts(parts, build.settings.presample.reference)
+    ids, first = _reference_prompts(parts, build.settings.presample.reference, chosen)
     found = await _measure_prompts(build, run, first, ids)
     presampling, rates = build.settings.presample, None
     if presampling.step:
@@ -78,6 +81,8 @@ async def measure_judges(
     if presampling.budget is not None:
         measured = replace(build, sources=sources, judge_stats=stats)
         stats = await _with_mining_thresholds(measured, run, parts, first, ids)
+    if chosen is not None:
+        return stats
     run.folder.write("reference.json", stats.to_json())
     if n_canaries:
         items = canary.choose_items(found, sources, n_canaries)
@@ -232,13 +237,17 @@ def is_repeated(prompt_id: str, index: int, share: float) -> bool:
     return seed_of("repeat", prompt_id, index) % REPEAT_UNIT < share * REPEAT_UNIT
 
 
-def _first_prompts(parts: Sequence[Partition], n: int) -> tuple[frozenset[str], list[Partition]]:
-    """Ids of the first `n` mined prompts, and the partitions that hold them."""
+def _reference_prompts(
+    parts: Sequence[Partition], n: int, chosen: frozenset[str] | None
+) -> tuple[frozenset[str], list[Partition]]:
+    """Ids of the first `n` mined prompts, or those `chosen`, and the partitions that hold them."""
     ids: list[str] = []
     used: list[Partition] = []
     for part in parts:
+        found = [p.prompt_id for p in part.prompts() if chosen is None or p.prompt_id in chosen]
         if len(ids) >= n:
             break
-        used.append(part)
-        ids += [p.prompt_id for p in part.prompts()]
-    return frozenset(ids[:n]), used
+        if found:
+            used.append(part)
+            ids += found
+    return frozenset(ids if chosen else ids[:n]), used

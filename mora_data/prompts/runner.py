@@ -155,7 +155,7 @@ async def ask_partitions(
 
             results = opened.in_order()
             find_candidates(build, [(r, arm) for r in results for arm in r.arms if arm.rewards])
-        finalize(opened, build.dims, build.partition_key(engines, opened.part))
+        finalize(opened, build, build.partition_key(engines, opened.part))
 
     for part in parts:
         part.invalidate()
@@ -170,9 +170,11 @@ def is_finalized(build: BuildContext, engines: Mapping[Role, Engine], partition:
     return bool(manifest.get("settings") == build.partition_key(engines, partition))
 
 
-def finalize(opened: OpenPartition, dims: Sequence[str], cache_key: str) -> None:
+def finalize(opened: OpenPartition, build: BuildContext, cache_key: str) -> None:
     """Compact a partition whose prompts are all done (pending ones included: they keep it from
     counting as finished)."""
+    from .candidates import n_pairs  # numpy comes with it
+
     results = opened.in_order()
     counts: Counter[tuple[str, str]] = Counter()
     for r in results:
@@ -190,10 +192,11 @@ def finalize(opened: OpenPartition, dims: Sequence[str], cache_key: str) -> None
             for r in results
             for a in (*([r.presample] if r.presample else []), *r.arms)
         ),
+        "pairs": sum(n_pairs(build, r) for r in results if r.arms),
         "errors": len(errors),
         "owed": [r.prompt.prompt_id for r in results if r.pending is not None],
     }
-    opened.part.finalize(tables(results, dims), opened.log.items(), errors, manifest)
+    opened.part.finalize(tables(results, build.dims), opened.log.items(), errors, manifest)
 
 
 def errors_of(result: PromptResult) -> list[dict[str, Any]]:

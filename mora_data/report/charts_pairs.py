@@ -386,6 +386,7 @@ def cost(r: Report) -> Figure:
     """What the run took."""
     c = r["figures"]["cost"]
     stages = {s: v["in"] for s, v in c["stages"].items() if v["in"]}
+    currency = f", {c['currency']}" if c["currency"] else ""
     return Figure(
         "cost",
         "What did it take, and what failed?",
@@ -397,9 +398,11 @@ def cost(r: Report) -> Figure:
             ["tokens out", shown(c["tokens"].get("out"))],
             ["rows that failed", shown(c["errors"])],
             ["tokens per pair", shown(c["tokens_per_pair"])],
-            ["money", shown(c["money"])],
+            [f"money{currency}", shown(c["money"])],
+            [f"money per pair{currency}", shown(c["money_per_pair"])],
         ],
-        "The numbers of the manifest. Money is not measured without a price table.",
+        "The numbers of the manifest. Money is what all builds of the run folder took; it is not"
+        " known where a model has no price.",
     )
 
 

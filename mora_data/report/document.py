@@ -335,14 +335,16 @@ def _scorers(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...])
 
 
 def _cost(manifest: Mapping[str, Any], n_pairs: int) -> CostFigure:
-    """Tokens and failures of the run; per pair where there are pairs. Nothing that depends on how
-    often it was interrupted."""
+    """Tokens and failures of the run; per pair where there are pairs. Of what depends on how often
+    it was interrupted, the money alone."""
     tokens = manifest.get("tokens") or {}
-    both = sum(v for v in tokens.values() if v)
+    both, money = sum(v for v in tokens.values() if v), manifest.get("cost")
     return {
         "tokens": tokens,
         "errors": manifest.get("errors"),
-        "money": manifest.get("cost"),
+        "money": money,
+        "currency": manifest.get("currency"),
+        "money_per_pair": money / n_pairs if money is not None and n_pairs else None,
         "tokens_per_pair": rounded(both / n_pairs) if n_pairs else None,
         "stages": manifest.get("counts") or {},
     }

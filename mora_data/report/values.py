@@ -256,6 +256,8 @@ class CostFigure(TypedDict):
     tokens: Mapping[str, int | None]
     errors: int | None
     money: float | None
+    currency: str | None
+    money_per_pair: float | None
     tokens_per_pair: float | None
     stages: Mapping[str, Mapping[str, Any]]
 

@@ -29,6 +29,7 @@ class Function:
 
     pass_threshold: float | None = 0.5
     calibration = "identity"
+    asks_model = False
     step = 0.0
 
     def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:

@@ -36,6 +36,7 @@ class Precomputed:
 
     pass_threshold: float | None = 0.75
     calibration = "identity"
+    asks_model = False
 
     def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
         if not options.column or not options.range or options.range[0] >= options.range[1]:

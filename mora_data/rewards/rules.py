@@ -215,6 +215,7 @@ class Rules:
     name = "rules"
     pass_threshold: float | None = 0.5
     calibration = "identity"
+    asks_model = False
     step = 1.0
     fingerprint = "rules-2"
 

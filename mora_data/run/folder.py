@@ -300,8 +300,11 @@ class Summary:
     repeated: int = 0
     replayed: int = 0
     tokens: dict[str, int] = field(default_factory=lambda: {"in": 0, "out": 0, "cached": 0})
-    # of this command, in the currency of the prices; None where a price is missing
+    # of this command, in the currency of the prices; None where one of `unpriced` has no price
     cost: float | None = None
+    currency: str = ""
+    unpriced: list[str] = field(default_factory=list)
+    spent: float | None = None  # by all builds of the run folder
     errors: int = 0
     seconds: float = 0.0
     damaged: int = 0

@@ -7,7 +7,8 @@ every 30 s. The file is written once a second and is gone when the build ends:
     live.json   {"at": 1763730000.0, "step": "prompts", "done": 40, "total": 88, "requests": 512,
                  "answered": 464, "in_flight": 48, "work": {"presampling": 3, "scoring": 5},
                  "tokens": 90300, "tokens_per_s": 812.0, "pairs": 31, "cost": 0.02,
-                 "currency": "USD", "left_s": [340.0, 610.0], "retries": 3, "failed": 0,
+                 "currency": "USD", "cost_per_pair": 0.00065, "left_s": [340.0, 610.0],
+                 "retries": 3, "failed": 0,
                  "slots": [{"size": 64, "open": 48, "busy": 47, "waiting": 12}]}
 
 `work` is what the open prompts asked for last. `left_s` is null while nothing is known. `slots` has
@@ -143,7 +144,7 @@ class Progress:
         work: Counter[str] = Counter()
         for purpose in s.asked_for.values():
             work[_WORK.get(purpose.partition(":")[0], "checking rewrites")] += 1
-        busy = sum(x.in_flight for x in s.limiters)
+        busy, money = sum(x.in_flight for x in s.limiters), self._money()
         return {
             "step": self._step.label,
             "done": self._step.done,
@@ -155,8 +156,9 @@ class Progress:
             "tokens": s.tokens_in + s.tokens_out,
             "tokens_per_s": self._tokens_per_s(),
             "pairs": self.pairs,
-            "cost": self._money(),
+            "cost": money,
             "currency": self._currency,
+            "cost_per_pair": money / self.pairs if money is not None and self.pairs else None,
             "left_s": self._left_s(),
             "retries": s.retries.total(),
             "failed": s.failed.total(),
@@ -243,7 +245,8 @@ def progress_line(now: Mapping[str, Any]) -> str:
     if get("pairs"):
         said.append(f"{now['pairs']} pairs")
     if get("cost"):
-        said.append(f"{now['cost']:.4g} {get('currency')}")
+        per_pair = f" ({now['cost_per_pair']:.3g} a pair)" if get("cost_per_pair") else ""
+        said.append(f"{now['cost']:.4g} {get('currency')}{per_pair}")
     if get("retries"):
         said.append(f"{now['retries']} retries")
     if left_s := get("left_s"):

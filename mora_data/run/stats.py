@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ..errors import MoraError
+from ..types import Request
+from .log import Record
 
 SILENT = 3  # replies of a role without a text; one alone is chance
+OnRecord = Callable[[Request, bytes, Record], None]  # the record's request and key
 QUIET_TURNS = 50  # more than any coroutine needs from one answer to its next question
 
 
@@ -67,9 +70,10 @@ class RunStats:
     repeated: int = 0  # answers that came for a key the log already held
     retries: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)  # permanent failures by status
-    by_model: dict[str, list[int]] = field(default_factory=dict)  # tokens in, out, cached
-    # the same for each prompt, with the replies; only where wanted
-    by_prompt: dict[str, dict[str, list[int]]] | None = None
+    accounts: dict[str, str] = field(default_factory=dict)  # of roles: what pays for their tokens
+    by_account: dict[str, list[int]] = field(default_factory=dict)  # tokens in, out, cached
+    # called with every record that comes, from an engine or the log
+    on_record: OnRecord | None = None
     # base URLs that were taken out, and why the last time
     replicas_out: dict[str, str] = field(default_factory=dict)
     # what endpoints were found to refuse: how they are asked instead, in words
@@ -86,17 +90,17 @@ class RunStats:
     @property
     def tokens_in(self) -> int:
         """Prompt tokens."""
-        return sum(t[0] for t in self.by_model.values())
+        return sum(t[0] for t in self.by_account.values())
 
     @property
     def tokens_out(self) -> int:
         """Answer tokens."""
-        return sum(t[1] for t in self.by_model.values())
+        return sum(t[1] for t in self.by_account.values())
 
     @property
     def tokens_cached(self) -> int:
         """Prompt tokens that the server had in its cache."""
-        return sum(t[2] for t in self.by_model.values())
+        return sum(t[2] for t in self.by_account.values())
 
     @property
     def requests(self) -> int:
@@ -129,8 +133,8 @@ class RunStats:
             failed=Counter(self.failed),
             replicas_out=dict(self.replicas_out),
             dialects=dict(self.dialects),
-            by_model={m: list(t) for m, t in self.by_model.items()},
-            by_prompt=None,
+            by_account=added([self.by_account]),
+            on_record=None,
             limiters=[],
             busy_elsewhere_s=self._busy_s(),
             on_tokens=None,
@@ -148,10 +152,7 @@ class RunStats:
             setattr(self, name, sum((getattr(p, name) for p in parts), Counter[str]()))
         for name in _MERGED:
             setattr(self, name, {k: v for p in parts for k, v in getattr(p, name).items()})
-        self.by_model = {}
-        for p in parts:
-            for model, tokens in p.by_model.items():
-                _add(self.by_model, model, tokens)
+        self.by_account = added([p.by_account for p in parts])
         busy = [p.busy_elsewhere_s for p in parts]
         self.busy_elsewhere_s = sum(b[0] for b in busy), sum(b[1] for b in busy)
 
@@ -159,7 +160,7 @@ class RunStats:
         all_s = [self.busy_elsewhere_s, *(x.busy_s for x in self.limiters)]
         return sum(s[0] for s in all_s), sum(s[1] for s in all_s)
 
-    def count(self, model: str, prompt_id: str, tokens: tuple[int, int, int]) -> None:
+    def count(self, account: str, prompt_id: str, tokens: tuple[int, int, int]) -> None:
         """A reply came.
 
         Raises:
@@ -168,9 +169,9 @@ class RunStats:
         self.answered += 1
         self.replies += 1
         self.replies_to_open[prompt_id] = self.replies_to_open.get(prompt_id, 0) + 1
-        _add(self.by_model, model, tokens)
-        if self.by_prompt is not None:
-            _add(self.by_prompt.setdefault(prompt_id, {}), model, (*tokens, 1))
+        total = self.by_account.setdefault(account, [0, 0, 0])
+        for i, n in enumerate(tokens):
+            total[i] += n
         if self.on_tokens is not None:
             self.on_tokens()
 
@@ -221,8 +222,11 @@ _SUMMED = (
 _MERGED = ("asked_for", "replicas_out", "dialects")
 
 
-def _add(totals: dict[str, list[int]], model: str, numbers: Sequence[int]) -> None:
-    before = totals.get(model)
-    totals[model] = (
-        list(numbers) if before is None else [a + b for a, b in zip(before, numbers, strict=True)]
-    )
+def added(totals: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
+    """Tokens in, out and cached by account, summed."""
+    out: dict[str, list[int]] = {}
+    for total in totals:
+        for account, tokens in total.items():
+            before = out.get(account, [0] * len(tokens))
+            out[account] = [a + b for a, b in zip(before, tokens, strict=True)]
+    return out

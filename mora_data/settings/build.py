@@ -72,7 +72,6 @@ class BuildOptions:
     until: str = "publish"
     fresh: bool = False
     preview: bool = False
-    only: frozenset[str] | None = None  # prompts of the mined ones, for a probe
 
 
 class BuildSettings(Settings):

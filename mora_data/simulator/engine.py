@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from ..engines.engine import OnRecord, Shared
+from ..engines.engine import OnRecord, Shared, n_per_request
 from ..errors import SettingsError
 from ..run.log import Record
 from ..run.stats import RunStats
@@ -62,18 +62,24 @@ def open_simulator(
     role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
 ) -> SimulatorEngine:
     """The embedded simulator: no model, no download; for --sample, tests and demos."""
-    return SimulatorEngine(build.scripted, build.seed, stats)
+    return SimulatorEngine(build.scripted, build.seed, stats, n_per_request(role), role.revision)
 
 
 class SimulatorEngine:
     """Answers at once, in this process."""
 
     simulated = True
-    revision: str | None = None
-    n_per_request = 1 << 30
     wants_more = True
 
-    def __init__(self, settings: ScriptedSettings, seed: int, stats: RunStats) -> None:
+    def __init__(
+        self,
+        settings: ScriptedSettings,
+        seed: int,
+        stats: RunStats,
+        n_per_request: int = 1 << 30,
+        revision: str | None = None,
+    ) -> None:
+        self.n_per_request, self.revision = n_per_request, revision
         self.model = f"{MODEL}/{settings.world or 'null'}"
         self.extra: Mapping[str, Any] = {}
         self._simulator = Simulator(settings, seed)

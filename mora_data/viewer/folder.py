@@ -20,9 +20,9 @@ from typing import Any, NotRequired, TypedDict
 
 import yaml
 
-from ..errors import DamagedFile, RunFolderError, SettingsError
+from ..errors import DamagedFile, RunFolderError
 from ..resources import parse_yaml
-from ..run.cost import load_prices
+from ..run.cost import spent_in
 from ..run.files import read_json, readable
 from ..run.folder import StageCounts, manifest_of, parts_of
 from ..run.partitions import Partition
@@ -228,7 +228,7 @@ class Watch:
             "answers": answers,
             "answers_in_open_logs": logged,
             "tokens": tokens,
-            "cost": _cost(folder, models),
+            "cost": spent_in(folder.root, folder.manifest).cost if models else None,
             "errors": sum(int(m.get("errors") or 0) for _, m in finished),
             "answers_per_s": answers_per_s,
             "tokens_per_s": tokens_per_s,
@@ -322,14 +322,6 @@ def _is_fresh(folder: ViewedFolder, now: float) -> bool:
     logs = [p.log_path for p in folder.partitions()]
     stamps = stamp_files([folder.root / "spending.json", folder.root / "mine.json", *logs])
     return now - max((ns / 1e9 for *_, ns in stamps), default=0.0) < FRESH_S
-
-
-def _cost(folder: ViewedFolder, models: Mapping[str, Any]) -> float | None:
-    limits = (folder.manifest.get("settings") or {}).get("limits") or {}
-    try:
-        return load_prices(limits.get("prices")).cost(models) if models else None
-    except (SettingsError, ValueError, TypeError):
-        return folder.manifest.get("cost")
 
 
 def _n_prompts(part: Partition) -> int:

@@ -130,15 +130,19 @@ def test_what_was_finalized_before_counts_as_replayed_where_a_limit_stops_the_bu
         assert code == 1 and 0 < finalized <= again["replayed"]
 
 
-def test_unknown_price_is_null_and_refuses_a_money_limit(build: Build, tmp_path: Path) -> None:
+def test_unknown_price_is_null_named_and_refuses_a_money_limit(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mora_data.run.cost.is_own", lambda url: False)
     with FakeOpenAI() as server:
-        code, summary, _ = build("--base-url", server.base_url, "--judge-model", "judge")
-        assert code == 0 and summary["cost"] is None
+        given = "--base-url", server.base_url, "--judge-model", "judge"
+        code, summary, _ = build(*given)
+        assert code == 0 and summary["cost"] is None and summary["unpriced"] == ["judge"]
         asked = len(server.requests)
-        code, _, err = build(
-            "--base-url", server.base_url, "--judge-model", "judge", "--max-cost", 1, "--fresh"
-        )
+        code, _, err = build(*given, "--max-cost", 1, "--fresh")
         assert code == 1 and "price of 'judge'" in err and len(server.requests) == asked
+        code, found, _ = build(*given, "--dry-run")
+        assert found["cost"] is None and found["unpriced"] == ["judge"]
 
 
 @pytest.mark.parametrize("commas", [True, False])
@@ -196,28 +200,77 @@ def test_a_snapshot_of_the_model_is_the_model(build: Build, name: str) -> None:
         assert build("--base-url", server.base_url)[0] == 0
 
 
-def test_probe_measures_what_a_dry_run_guesses(build: Build, tmp_path: Path) -> None:
-    """All requests of the whole build lie in the probe's interval; nothing is left behind."""
-    before = sorted(p.name for p in tmp_path.iterdir())
+def test_a_probe_measures_and_the_build_asks_nothing_again(build: Build, tmp_path: Path) -> None:
     rows_file(tmp_path / "rows.jsonl", 40)
     with FakeOpenAI() as server:
-        code, found, _ = build("--base-url", server.base_url, "--dry-run", "--probe")
-        assert code == 0 and found["prompts"] == 40 and found["probe"]["prompts"] == 16
+        given = "--base-url", server.base_url
+        code, found, _ = build(*given, "--dry-run", "--probe")
+        assert code == 0 and found["prompts"] == 40
+        assert (found["probe"]["prompts"], found["probe"]["finished"]) == (16, 16)
         assert found["probe"]["requests"] == len(server.requests) == 16 * 13
-        assert found["requests"] == [40 * 13, 40 * 13], "every prompt takes the same here"
+        assert found["requests"] == (whole := [40 * 13, 40 * 13]), "each takes the same here"
         assert found["tokens_in"] == [40 * 130, 40 * 130]
         assert 0 < found["seconds"][0] <= found["seconds"][1] and found["cost"][0] > 0
-        assert set(found["from_probe"]) == {
-            "requests",
-            "tokens_in",
-            "tokens_out",
-            "cost",
-            "seconds",
-        }
-        assert sorted(p.name for p in tmp_path.iterdir()) == before
-        server.requests.clear()
-        code, plain, _ = build("--base-url", server.base_url, "--dry-run")
-        assert code == 0 and "probe" not in plain and not server.requests
+        code, again, _ = build(*given, "--dry-run", "--probe")
+        assert code == 0 and again["probe"]["requests"] == 0 and again["requests"] == whole
+        assert again["probe"]["replayed"] == 16 * 16 and again["assumed_tokens_per_s"]
+        code, plain, _ = build(*given, "--dry-run")
+        assert code == 0 and "probe" not in plain and len(server.requests) == 16 * 13
+        code, summary, _ = build(*given)
+        assert code == 0 and server.repeated() == 0 and len(server.requests) == 40 * 13
+        assert summary["requests"] == 24 * 13
+    with FakeOpenAI() as other:
+        build("--base-url", other.base_url, out="unprobed")
+    fingerprints = [
+        json.loads((tmp_path / run / "manifest.json").read_text())["fingerprint"]
+        for run in ("run", "unprobed")
+    ]
+    assert fingerprints[0] == fingerprints[1], "a probe leaves nothing but answers"
+
+
+def test_a_probe_that_ends_early_shows_what_it_measured(build: Build) -> None:
+    with FakeOpenAI() as server:
+        given = "--base-url", server.base_url, "--dry-run", "--probe", "--max-tokens"
+        code, found, err = build(*given, TOKENS // 2)
+        assert code == 1 and "limits.max_tokens" in found["failure"] and "is used up" in err
+        assert err.splitlines()[-1].startswith("mora-data: limits.max_tokens = ")
+        assert 0 < found["probe"]["finished"] < 12 and found["requests"][0] > 0
+        code, found, _ = build(*given, TOKENS + 100)
+        assert code == 0 and server.repeated() == 0 and len(server.requests) == REQUESTS
+        assert found["requests"] == [REQUESTS, REQUESTS] and "failure" not in found
+
+
+def test_mixed_local_and_hosted_models_have_a_money_limit(build: Build, tmp_path: Path) -> None:
+    """The judge here is on a machine of one's own and has no price; the policy has one."""
+    with FakeOpenAI() as server:
+        given = "--base-url", server.base_url, "--judge-model", "judge", "--max-cost"
+        code, first, err = build(*given, 0.5)
+        assert code == 1 and "limits.max_cost = 0.5 USD is used up" in err
+        code, rest, _ = build(*given, 5)
+        assert code == 0 and server.repeated() == 0 and len(server.requests) == REQUESTS
+    assert first["cost"] + rest["cost"] == pytest.approx(12 * (10 * 1000 + 4 * 5 * 2000) / 1e6)
+    spent = json.loads((tmp_path / "run/spending.json").read_text())["models"]
+    assert sorted(spent) == ["gen (local)", "judge (local)"]
+
+
+@pytest.mark.parametrize("flags", [["--max-cost", "0"], ["--max-cost", "nan"], ["--max-tokens", 0]])
+def test_a_limit_of_nothing_is_one_line(build: Build, tmp_path: Path, flags: list[object]) -> None:
+    code, _, err = build("--base-url", "http://127.0.0.1:9/v1", *flags)
+    assert code == 1 and err.count("\n") == 1 and "limits.max_" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_that_ends_in_the_calibration_of_the_judges_goes_on(build: Build) -> None:
+    with FakeOpenAI() as server:
+        given = "--base-url", server.base_url, "--set", "presample.enabled=true", "--set"
+        given = *given, "presample.n=[4]", "--set", "select.allow_unreliable=true"
+        given = *given, "--set", "presample.canaries=0", "--until", "score"
+        code, first, err = build(*given, "--max-tokens", TOKENS // 3)
+        assert code == 1 and "limits.max_tokens" in err and "judge calibration" in err
+        asked = len(server.requests)
+        assert 0 < asked == first["requests"]
+        code, _, _ = build(*given, "--max-tokens", 100 * TOKENS)
+        assert code == 0 and server.repeated() == 0 and len(server.requests) > asked
 
 
 def test_probe_needs_a_model_and_a_dry_run(build: Build) -> None:

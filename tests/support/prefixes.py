@@ -1,41 +1,17 @@
-"""What a server with prefix caching computes of the prompts that it is sent.
-
-    computed_share(prompts)    0.25: three quarters were there already
-
-A prompt is cut into blocks of 16 tokens, as vLLM does; a block is computed once for all prompts
-that are the same up to its end, what is left behind the last whole block each time. Nothing is
-forgotten.
-"""
+"""The share of prompts that a server with prefix caching computes: 0.25 where three quarters were
+there already."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-BLOCK = 16
-# words, single digits and marks: near to what the tokenizers of language models do with English
-_TOKEN = re.compile(r" ?[^\W\d_]+|\d|_| ?[^\w\s]+|\s+")
+from mora_data.run.prefix_cache import BLOCK, PrefixCache
 
-
-class PrefixCache:
-    """The blocks of one server."""
-
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-
-    def add(self, prompt: str) -> tuple[int, int]:
-        """Tokens of a prompt that comes next: sent and computed."""
-        tokens = _TOKEN.findall(prompt)
-        computed, so_far = len(tokens) % BLOCK, 0
-        for end in range(BLOCK, len(tokens) + 1, BLOCK):
-            so_far = hash((so_far, *tokens[end - BLOCK : end]))
-            computed += BLOCK * (so_far not in self._seen)
-            self._seen.add(so_far)
-        return len(tokens), computed
+__all__ = ["BLOCK", "computed_share"]
 
 
 def computed_share(prompts: Iterable[str]) -> float:
     """Tokens computed / tokens sent."""
     cache = PrefixCache()
-    sent, computed = (sum(column) for column in zip(*map(cache.add, prompts), strict=True))
-    return computed / sent
+    counts = [cache.add(p) for p in prompts]
+    return sum(c for _, c in counts) / sum(n for n, _ in counts)

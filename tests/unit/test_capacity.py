@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mora_data.cli import dry_run as c
+from mora_data.cli import capacity as c
 from mora_data.cli import main
-from mora_data.cli.dry_run import Estimate, capacity, capacity_table
+from mora_data.cli.capacity import capacity, capacity_table
+from mora_data.cli.dry_run import Estimate
 
 PAGE = Path(__file__).parents[2] / "docs" / "capacity.md"
 FOUND = Estimate(
@@ -61,12 +62,9 @@ def test_the_page_shows_what_the_command_prints(
     page = PAGE.read_text("utf-8")
     (command,) = [line for line in page.splitlines() if line.startswith("mora-data build")]
     assert main(shlex.split(command)[1:]) == 0
-    estimate, shown = capsys.readouterr().out.split("\n\n", 1)
-    assert (
-        shown.strip() in page
-        and len(shown.splitlines()) == 2 + 2 + 9
-        and estimate.startswith("prompts")
-    )
+    estimate, at, shown = capsys.readouterr().out.partition("At 20,000 tokens/s")
+    assert at + shown.rstrip() in page and len(shown.splitlines()) == 2 + 2 + 9
+    assert estimate.rpartition("time ")[0].rstrip() in page
     for value in (
         c.CLIENT_REQUESTS_PER_S,
         c.ANSWER_BYTES_PER_TOKEN,
@@ -92,7 +90,8 @@ def test_a_cost_column_only_with_a_price() -> None:
     [
         (["--dry-run", "--gpus", "8"], "--tokens-per-s"),
         (["--gpus", "8", "--tokens-per-s", "9"], "--dry-run"),
-        (["--dry-run", "--tokens-per-s", "9"], "--gpus"),
+        (["--tokens-per-s", "9"], "--dry-run"),
+        (["--pairs", "9"], "--dry-run"),
         (["--dry-run", "--prompts", "9"], "--gpus"),
         (["--dry-run", "--gpus", "8", "--tokens-per-s", "0"], "above 0"),
         (["--dry-run", "--gpus", "8", "--tokens-per-s", "nan"], "above 0"),

@@ -26,7 +26,7 @@ SETTINGS = {
 def used(n: int) -> RunStats:
     return RunStats(
         sent=n,
-        by_model={"m": [10 * n, n, 0]},
+        by_account={"m": [10 * n, n, 0]},
         retries=Counter({"429": n}),
         busy_elsewhere_s=(float(n), 2.0 * n),
     )
@@ -82,16 +82,16 @@ def test_reports_replace_each_other_and_a_dead_workers_last_one_stays() -> None:
         return total
 
     total = asyncio.run(state())
-    assert (total.sent, total.tokens_in, total.by_model) == (11, 110, {"m": [110, 11, 0]})
+    assert (total.sent, total.tokens_in, total.by_account) == (11, 110, {"m": [110, 11, 0]})
     assert total.retries == Counter({"429": 11}) and total.slots_busy == 0.5
 
 
 def test_a_snapshot_is_a_copy() -> None:
     stats = used(3)
     copy = stats.snapshot()
-    stats.by_model["m"][0] += 1
+    stats.by_account["m"][0] += 1
     stats.retries["429"] += 1
-    assert copy.by_model == {"m": [30, 3, 0]} and copy.retries == Counter({"429": 3})
+    assert copy.by_account == {"m": [30, 3, 0]} and copy.retries == Counter({"429": 3})
 
 
 def test_versions_have_to_be_the_same() -> None:

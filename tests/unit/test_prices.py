@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from mora_data.errors import LimitReached, SettingsError
-from mora_data.run.cost import CostTracker, load_prices, same_model
+from mora_data.run.cost import CostTracker, Prices, account_of, load_prices, same_model
 from mora_data.run.files import read_json
 from mora_data.run.folder import RunFolder
 from mora_data.run.stats import RunStats
-from mora_data.settings import LimitSettings
+from mora_data.settings import LimitSettings, RoleSettings
 
 SAME = [
     ("gpt-4o", "gpt-4o-2024-08-06"),
@@ -54,7 +54,7 @@ def test_other_model(asked: str, served: str) -> None:
 
 def test_shipped_table() -> None:
     prices = load_prices()
-    assert prices.currency == "USD" and len(prices.models) >= 5
+    assert prices.currency == "USD" and len(prices.tables[0]) >= 5
     assert prices.cost({"gpt-4o-mini-2024-07-18": [1_000_000, 500_000, 0]}) == pytest.approx(
         0.15 + 0.30
     )
@@ -68,9 +68,71 @@ BAD = [
     "models: [",
     "models: {m: {in: 1}}\ncurrency: EUR",
     "currency: EUR\nmodels: {m: {in: -1, out: 1}}",
+    "currency: EUR\nmodels: {m: {in: .inf, out: 1}}",
+    "currency: EUR\nmodels: {m: {in: 1, out: 1, batch: 2}}",
     "7",
     "x: 1",
 ]
+
+
+@pytest.mark.parametrize(
+    "models", ["{m: {in: 1, out: 1}, m: {in: 2, out: 2}}", "{Gen: &g {in: 1, out: 1}, gEN: *g}"]
+)
+def test_a_model_priced_twice_is_named(tmp_path: Path, models: str) -> None:
+    (tmp_path / "p.yaml").write_text(f"currency: EUR\nmodels: {models}")
+    with pytest.raises(SettingsError, match=r"(?i)(gen is priced|'m' stands there) twice"):
+        load_prices(str(tmp_path / "p.yaml"))
+
+
+def table(tmp_path: Path, text: str) -> Prices:
+    (tmp_path / "own.yaml").write_text(text)
+    return load_prices(str(tmp_path / "own.yaml"))
+
+
+def test_ones_own_table_lies_over_the_shipped_one(tmp_path: Path) -> None:
+    own = "models: {GPT-4o-mini: {in: 7, out: 0}, mine: {in: 1, out: 1}}"
+    both = table(tmp_path, f"currency: USD\n{own}")
+    shipped = load_prices().cost({"gpt-4o": [10, 10, 0]})
+    assert both.cost({"gpt-4o": [10, 10, 0]}) == shipped and shipped is not None
+    assert both.cost({"gpt-4o-mini": [1_000_000, 0, 0]}) == 7, "one's own comes first"
+    alone = table(tmp_path, f"currency: EUR\n{own}")
+    assert alone.unknown(["mine", "gpt-4o"]) == ["gpt-4o"], "dollars are no euros"
+
+
+def test_accounts(tmp_path: Path) -> None:
+    prices = table(tmp_path, "currency: USD\nmodels: {m: {in: 2, out: 4, batch: 0.5}}")
+    million = [1_000_000, 1_000_000, 0]
+    assert prices.cost({"m": million}) == 6 and prices.cost({"m (batch)": million}) == 3
+    assert prices.cost({"org/x (local)": million}) == 0, "one's own machine"
+    assert prices.cost({"m (local)": million}) == 6, "unless it has a price: a proxy, say"
+    assert prices.cost({"m": million, "org/x (local)": million}) == 6
+    assert prices.unknown(["org/x", "org/x (local)", "m (batch)"]) == ["org/x"]
+
+
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [
+        ("http://127.0.0.1:8000/v1", True),
+        ("http://localhost:1/v1", True),
+        ("http://gpu-3:8000/v1", True),
+        ("http://10.0.3.4/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("https://vllm.cluster.internal/v1", True),
+        ("https://api.openai.com/v1", False),
+        ("http://8.8.8.8/v1", False),
+        ("https://10.evil.com/v1", False),
+        ("", False),
+    ],
+)
+def test_where_a_model_costs_nothing(url: str, own: bool) -> None:
+    role = RoleSettings(engine="openai", base_url=url)
+    assert account_of("m", role) == ("m (local)" if own else "m")
+    hosted = role.model_copy(update={"replicas": ["https://api.openai.com/v1"]})
+    assert account_of("m", hosted) == "m"
+    batch = role.model_copy(update={"engine": "batch"})
+    assert account_of("m", batch) == ("m (local)" if own else "m (batch)")
+    assert account_of("m", RoleSettings(engine="vllm")) == "m (local)"
+    assert account_of("m", RoleSettings(engine="mine:open")) == "m"
 
 
 @pytest.mark.parametrize("text", BAD)

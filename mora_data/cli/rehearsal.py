@@ -1,0 +1,208 @@
+"""Sixteen prompts of a build, asked or rehearsed, and what each of them takes.
+
+settings = rehearsed(settings, "planted", simulated=False)     the simulator in every role
+meter = Meter(settings)     stats.on_record = meter.on_record
+case = meter.case(probe, answer_tokens=300)     counts by prompt and role
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .. import plugins, resources
+from ..engines import ROLES
+from ..pipeline import Probe
+from ..rewards import REWARDS
+from ..run.log import Record
+from ..run.prefix_cache import PrefixCache
+from ..settings import GUARD_ROLE, BuildSettings, RewardSettings, RoleSettings
+from ..sources.mine import as_recorded
+from ..types import Request
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+REQUESTS, IN, COMPUTED, OUT, CACHED, ANSWERS, SHOWN, MONEY = range(8)
+"""What is counted for a prompt and a role; SHOWN: answers in the requests."""
+
+
+def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSettings:
+    """The settings with the simulator in every role, and with a judge of the simulator's in place
+    of rewards and checks that it can't play or that are the user's code."""
+    settings, _ = as_recorded(settings)
+    recorded = settings.policy.engine == "recorded"
+    scripted: dict[str, Any] = {"engine": "scripted", "base_url": None, "replicas": [], "use": None}
+
+    def played(role: RoleSettings, revision: str | None = None) -> RoleSettings:
+        return role.model_copy(update={**scripted, "revision": revision})
+
+    def reward(dimension: str, i: int, r: RewardSettings) -> RewardSettings:
+        if r.kind in ("judge", "rubric"):
+            endpoint = r.endpoint and played(r.endpoint, f"{dimension}:{i}")
+            return r.model_copy(update={"endpoint": endpoint})
+        if recorded and not asks_model(r):
+            return r
+        rubrics = resources.names("templates", "judge/*.j2")
+        template = dimension if f"judge/{dimension}" in rubrics else "helpful"
+        # the revision keeps its requests apart from those of others with the same rubric
+        own = {"engine": "scripted", "revision": f"{dimension}:{i}"}
+        judge = {"kind": "judge", "template": template, "weight": r.weight, "endpoint": own}
+        return RewardSettings.model_validate(judge)
+
+    sources = {
+        d: [reward(d, i, r) for i, r in enumerate(settings.reward_sources(d))]
+        for d in settings.dimensions
+    }
+    heldout = settings.heldout_judge
+    return settings.model_copy(
+        update={
+            **{name: played(settings.role(name)) for name in ROLES},
+            **({"policy": settings.policy} if recorded else {}),
+            "heldout_judge": heldout and played(settings.role("heldout_judge")),
+            "rewards": sources,
+            "fuse": settings.fuse.model_copy(
+                update={"guard": None, "subject": None, "embedding": None}
+            ),
+            "limits": settings.limits.model_copy(
+                update={"max_cost": None, "max_tokens": None, "max_error_share": 1.0}
+            ),
+            "scripted": settings.scripted.model_copy(
+                update={"world": world, **({} if simulated else {"n_prompts": 0})}
+            ),
+            "executor": "local",
+        }
+    )
+
+
+def asks_model(reward: RewardSettings) -> bool:
+    """Whether a reward asks a model, as its class says; one that says nothing does."""
+    target = plugins.load(REWARDS, reward.kind, "rewards").target
+    return bool(getattr(target, "asks_model", True))
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """What a real reward asks where the rehearsal asks its stand-in once.
+
+    Attributes:
+        role: whose requests they are.
+        requests: 0 where it asks no model.
+        bare: no rubric is around question and answer.
+        shown: answers in a request.
+    """
+
+    role: str
+    requests: int = 1
+    bare: bool = False
+    shown: int = 1
+
+
+def stand_ins(settings: BuildSettings) -> dict[str, StandIn]:
+    """By the role of the stand-in in `rehearsed`."""
+    found = {}
+    for d in settings.dimensions:
+        for i, r in enumerate(settings.reward_sources(d)):
+            role, options = settings.reward_role(d, r), r.options
+            n = 1 if asks_model(r) else 0
+            if r.kind == "pairwise":
+                n = int(options.get("opponents", 4))
+            if r.kind == "guard":
+                n = max(len(options.get("policies", ())), 1)
+            bare = r.kind in ("classifier", "guard")
+            shown = 2 if r.kind == "pairwise" else 1
+            if r.kind not in ("judge", "rubric"):
+                found[f"reward:{d}:{i}"] = StandIn(role, n, bare, shown)
+    return found
+
+
+# what the prompts took
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What sixteen prompts took under one assumption.
+
+    Attributes:
+        n_prompts, rows: of the whole build.
+        own, once: prompts x roles x counts; `once`: what is asked of the reference prompts alone.
+        verdicts: roles x counts, of scoring one answer for the first time.
+        pairs: of each prompt.
+    """
+
+    n_prompts: int
+    rows: int
+    roles: list[str]
+    own: Floats
+    once: Floats
+    verdicts: Floats
+    pairs: Floats
+
+
+class Meter:
+    """Counts what a probe asks, by prompt and role; with `settings`, it is a rehearsal of them."""
+
+    def __init__(self, settings: BuildSettings | None = None) -> None:
+        self.prompts: dict[str, None] = {}
+        self._stand_ins = stand_ins(settings) if settings else {}
+        self._guard = settings is not None and settings.fuse.guard is not None
+        self._seen: set[bytes] = set()
+        self._caches: dict[str, PrefixCache] = {}
+        self._counts: dict[tuple[str, str, str], list[float]] = {}
+
+    def on_record(self, request: Request, key: bytes, record: Record) -> None:
+        """A record came, of an engine or the log; once for each key."""
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.prompts[request.prompt_id] = None
+        kind, _, what = request.purpose.partition(":")
+        real = self._stand_ins.get(request.role) or StandIn(request.role)
+        role = GUARD_ROLE if self._guard and (kind, what) == ("guard", "harm") else real.role
+        texts = [m["content"] for m in request.messages]
+        n_in, n_out, cached = record.tokens
+        if real.bare:
+            n_in = n_in * len(texts[-1]) // max(sum(map(len, texts)), 1)
+            texts = texts[-1:]
+        sent, computed = self._caches.setdefault(role, PrefixCache()).add("\n".join(texts))
+        of_policy = role == "policy"
+        numbers = (
+            1,
+            n_in,
+            n_in * computed / max(sent, 1),
+            n_out,
+            cached,
+            len(record.answers) if of_policy else 0,
+            real.shown if kind in ("score", "repeat", "confirm") and not of_policy else 0,
+        )
+        total = self._counts.setdefault((request.prompt_id, role, kind), [0.0] * MONEY)
+        for i, n in enumerate(numbers):
+            total[i] += n * (1 if of_policy else real.requests)
+
+    def case(self, probe: Probe, answer_tokens: float | None = None) -> Case:
+        """The counts, of the finished prompts where there are any; answers `answer_tokens` long."""
+        import numpy as np
+
+        ids = [p for p in self.prompts if p in probe.pairs] or list(self.prompts)
+        roles = list(dict.fromkeys(role for _, role, _ in self._counts))
+        own, once = (np.zeros((max(len(ids), 1), len(roles), MONEY + 1)) for _ in range(2))
+        verdicts = np.zeros((len(roles), MONEY + 1))
+        place = {p: i for i, p in enumerate(ids)}
+        for (prompt_id, role, kind), numbers in self._counts.items():
+            if prompt_id in place:
+                r, side = roles.index(role), once if kind == "repeat" else own
+                side[place[prompt_id], r, :MONEY] += numbers
+                if kind == "score":
+                    verdicts[r, :MONEY] += numbers
+        answers = own[..., ANSWERS].sum()
+        if answer_tokens is not None and answers:
+            more = answer_tokens - own[:, roles.index("policy"), OUT].sum() / answers
+            for counts in (own, once, verdicts):
+                counts[..., OUT] += more * counts[..., ANSWERS]
+                counts[..., IN] += more * counts[..., SHOWN]
+                counts[..., COMPUTED] += more * counts[..., SHOWN]
+        pairs = np.array([probe.pairs.get(p, 0) for p in ids] or [0], float)
+        return Case(probe.prompts, probe.rows, roles, own, once, verdicts / max(answers, 1), pairs)
