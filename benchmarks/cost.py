@@ -91,7 +91,7 @@ def measured(sets: Sequence[str], prompts: int, out: Path) -> Cost:
     """The cost of a build of the bundled rows and so many generated prompts."""
     from mora_data.cli import main as command
     from mora_data.simulator.engine import Simulator
-    from tests.support.prefixes import PrefixCache
+    from mora_data.run.prefix_cache import PrefixCache
 
     cost, answer = Cost(), Simulator.answer
     caches: dict[bool, PrefixCache] = {True: PrefixCache(), False: PrefixCache()}

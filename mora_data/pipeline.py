@@ -59,6 +59,7 @@ from .run.folder import (
     free_for_preview,
     too_many_errors,
 )
+from .run.moving import all_partitions, homes_of, move_answers
 from .run.partitions import Partition, choose_malloc, give_back
 from .run.progress import PROMPTS, Progress, heartbeat, noting_its_end
 from .run.remote import shared_address
@@ -423,16 +424,31 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
         for n in damaged:
             path = Partition(build.folder.path, n).folder / "prompts.jsonl"
             build.progress.message(f"{path} was damaged: mined again")
-    counts = MineCounts()
+    counts, run_dir = MineCounts(), build.folder.path
+    # cut short while prompts went into other partitions: any answer may be in any of them
+    anywhere = bool(mined.get("moving"))
+    homes = {} if anywhere else homes_of(run_dir)
+    if mined:
+        build.folder.write("mine.json", {**mined, "basis": None, "moving": True})
+    moved: dict[str, int] = {}
     build.progress.start("mine: prompts", s.mine.limit or 0)
     n_parts, prompts = 0, iter(_prompts(build, source, counts))
     while chunk := list(islice(prompts, s.partition_size)):
-        Partition(build.folder.path, n_parts).keep_prompts(chunk)
+        if anywhere or homes:
+            ids = (p.prompt_id for p in chunk)
+            moved |= {i: n_parts for i in ids if anywhere or homes.get(i, n_parts) != n_parts}
+        Partition(run_dir, n_parts).keep_prompts(chunk)
         build.progress.step(len(chunk))
         n_parts += 1
     build.progress.finish()
     for line in counts.reading(source.left_out):
         build.progress.message(line)
+    if moved:
+        build.progress.start("answers to other partitions")
+        left = {homes[i] for i in moved if i in homes}
+        if anywhere:
+            left = {p.number for p in all_partitions(run_dir)}
+        move_answers(run_dir, left, moved)
     mined = {
         "basis": key,
         "identity": identity_of(s, source),

@@ -151,7 +151,9 @@ class CachedClient:
         self._stats.asked_for[call.request.prompt_id] = call.request.purpose
         return await self._shared(call.key, first, send)
 
-    async def cached(self, key: Any, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def cached(
+        self, key: Any, call: Callable[[], Awaitable[Any]], prompt_id: str = ""
+    ) -> Any:
         """The JSON value of a call that no engine makes, as a plug-in's own server: from the log
         where the same `key` is there, else from `call`, then logged. What it raises is not logged.
         """
@@ -162,7 +164,7 @@ class CachedClient:
             async def made() -> Record:
                 value = await call()
                 new = Record(1, (Answer(orjson.dumps(value).decode()),))
-                self._log.put(base, 0, new)
+                self._log.put(base, 0, new, prompt_id)
                 self._stats.sent += 1
                 return new
 
@@ -198,7 +200,7 @@ class CachedClient:
     def _keep(self, call: _Call, first: int, record: Record) -> None:
         if self._log.has(call.key, first):
             self._stats.repeated += len(record.answers)
-        self._log.put(call.key, first, record)
+        self._log.put(call.key, first, record, call.request.prompt_id)
         last = record.answers[-1]
         if last.tokens_out and not last.text:
             sampling = call.request.sampling

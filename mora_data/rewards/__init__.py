@@ -8,7 +8,7 @@ build makes it as `Class(dimension, options, context)`, options being an instanc
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Protocol
 
@@ -129,8 +129,11 @@ class Ask(Protocol):
     async def __call__(self, request: Request) -> list[Answer]:
         """The request's answers in index order."""
 
-    async def cached(self, key: Any, call: Callable[[], Awaitable[Any]]) -> Any:
-        """The JSON value of `call`, from the answer log where the same `key` is there."""
+    async def cached(
+        self, key: Any, call: Callable[[], Awaitable[Any]], prompt_id: str = ""
+    ) -> Any:
+        """The JSON value of `call`, from the answer log where the same `key` is there; it is kept
+        with the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,7 @@ class RewardClient:
         cache_key: of the source; together with the purpose it is part of every key.
         limiter: of the source's own calls.
         ratings: of the prompt's recorded answers, by text.
+        prompt_id: of the prompt that it scores for.
     """
 
     ask: Ask
@@ -148,12 +152,15 @@ class RewardClient:
     purpose: str
     limiter: ConcurrencyLimiter
     ratings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    prompt_id: str = ""
 
     async def __call__(self, request: Request) -> list[Answer]:
         """The request's answers in index order; see `engines.cached_client`."""
         return await self.ask(request)
 
-    async def cached(self, key: Any, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def cached(
+        self, key: Any, call: Callable[[], Awaitable[Any]], prompt_id: str = ""
+    ) -> Any:
         """The JSON value that `call()` returns, logged: the next run gets it without a call.
 
         `key` is a JSON value that names everything in the call that can change its outcome. The
@@ -168,7 +175,8 @@ class RewardClient:
             finally:
                 self.limiter.free(permit)
 
-        return await self.ask.cached([self.cache_key, self.purpose, key], limited)
+        key = [self.cache_key, self.purpose, key]
+        return await self.ask.cached(key, limited, prompt_id or self.prompt_id)
 
 
 async def scores_of(
@@ -182,7 +190,8 @@ async def scores_of(
         PendingRetry: what it asked can't be had now.
     """
     try:
-        found = await reward.scores(ask, prompt_id, messages, answers, ask.purpose)
+        of_prompt = replace(ask, prompt_id=prompt_id)
+        found = await reward.scores(of_prompt, prompt_id, messages, answers, ask.purpose)
         reason = _not_scores(found)
     except (MoraError, PendingRetry):
         raise

@@ -4,10 +4,11 @@ One line per server reply, written with one unbuffered `write()` before the requ
 free:
 
     crc32 (8 hex) SP request key (24 hex) first (8 hex) SP JSON LF
-    9f2c11aa 0d4e...e1 00000000 {"n":16,"s":[["text","stop",41],...],"t":[120,655,0]}
+    9f2c11aa 0d4e...e1 00000000 {"n":16,"s":[["text","stop",41],...],"t":[120,655,0],"p":"3f..."}
 
 The request key is the hash of the request, `first` the index of the record's first sample, `n` how
-many were asked for and `s` what came; `e` instead of `s` is a failure that no retry can mend. A
+many were asked for and `s` what came; `e` instead of `s` is a failure that no retry can mend. `t`
+are tokens in, out and cached, `p` is the prompt that it belongs to, for the day it moves. A
 line survives the death of the process as soon as `write` returns; a thread syncs to disk about once
 a second for the case of a power loss. A torn last line and damaged bytes are skipped and counted:
 their answers are asked again. One process at a time has a log open.
@@ -47,14 +48,15 @@ class Record:
     answers: tuple[Answer, ...]
     tokens: tuple[int, int, int] = (0, 0, 0)  # in, out, cached
 
-    def encode(self) -> bytes:
+    def encode(self, prompt_id: str = "") -> bytes:
         """The record as JSON."""
-        first = self.answers[0]
-        if first.error is not None:
-            return orjson.dumps({"n": self.asked, "e": first.error, "t": self.tokens})
-        return orjson.dumps(
-            {"n": self.asked, "s": [_sample(a) for a in self.answers], "t": self.tokens}
-        )
+        tree: dict[str, Any] = {"n": self.asked}
+        if self.answers[0].error is not None:
+            tree["e"] = self.answers[0].error
+        else:
+            tree["s"] = [_sample(a) for a in self.answers]
+        tree["t"] = self.tokens
+        return orjson.dumps({**tree, "p": prompt_id} if prompt_id else tree)
 
     @classmethod
     def decode(cls, raw: bytes) -> Record:
@@ -73,6 +75,15 @@ class Record:
             return cls(tree["n"], tuple(_answer(s) for s in tree["s"]), tuple(tokens))
         except (TypeError, KeyError, AttributeError, IndexError) as e:
             raise ValueError("not an answer record") from e
+
+
+def prompt_of(raw: bytes) -> str:
+    """The prompt that a record belongs to; empty where it does not say."""
+    try:
+        found = orjson.loads(raw).get("p")
+    except (ValueError, AttributeError):
+        return ""
+    return found if isinstance(found, str) else ""
 
 
 def _sample(a: Answer) -> list[Any]:
@@ -157,15 +168,21 @@ class AnswerLog:
             self._finalized.pop(key, None)
             return None
 
-    def put(self, request_key: bytes, first: int, record: Record) -> None:
+    def put(self, request_key: bytes, first: int, record: Record, prompt_id: str = "") -> None:
         """Append a record. When this returns, the death of the process can't lose it.
+
+        Raises:
+            RunFolderError: as `append`.
+        """
+        self.append(request_key + first.to_bytes(4, "big"), record.encode(prompt_id))
+
+    def append(self, key: bytes, body: bytes) -> None:
+        """Append a record that is encoded already, under its 16-byte key.
 
         Raises:
             RunFolderError: the disk is full or the folder is gone; nothing half-written is ever
                 read back.
         """
-        key = request_key + first.to_bytes(4, "big")
-        body = record.encode()
         payload = key.hex().encode() + b" " + body
         line = b"%08x %s\n" % (zlib.crc32(payload), payload)
         try:

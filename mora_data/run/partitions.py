@@ -137,6 +137,23 @@ class Partition:
             keys, records = (table.column(name).to_pylist() for name in ("key", "record"))
             return dict(zip(keys, records, strict=True))
 
+    def keep_answers(self, answers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Of an open partition: these answers and no others, and no log."""
+        self._write_answers(answers)
+        sync_folder(self.folder)
+        self.log_path.unlink(missing_ok=True)
+
+    def _write_answers(self, answers: Iterable[tuple[bytes, bytes]]) -> list[int]:
+        """answers.parquet; tokens in and out."""
+        keys, records, tokens = [], [], [0, 0]
+        for key, record in answers:
+            keys.append(key)
+            records.append(record)
+            spent = orjson.loads(record).get("t") or (0, 0)
+            tokens = [tokens[0] + spent[0], tokens[1] + spent[1]]
+        write_table(self.folder / ANSWERS, {"key": keys, "record": records}, answers_schema())
+        return tokens
+
     def finalize(
         self,
         tables: Mapping[str, Table],
@@ -146,14 +163,7 @@ class Partition:
     ) -> None:
         """Write the tables and the answers, then the manifest, then drop the log: each is on the
         disk before the next."""
-        keys, records, tokens = [], [], [0, 0]
-        for key, record in answers:
-            keys.append(key)
-            records.append(record)
-            spent = orjson.loads(record).get("t") or (0, 0)
-            tokens = [tokens[0] + spent[0], tokens[1] + spent[1]]
-        columns = {"key": keys, "record": records}
-        write_table(self.folder / ANSWERS, columns, answers_schema())
+        tokens = self._write_answers(answers)
         for name, table in tables.items():
             write_table(self.folder / f"{name}.parquet", table.columns, table.schema)
         write_whole(self.folder / ERRORS, _json_lines(errors))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from support.viewing import viewing
 from mora_data.cli import main
 from mora_data.dataset import schemas
 from mora_data.dataset.schemas import counts_of
+from mora_data.errors import RunFolderError
+from mora_data.run.folder import parts_of
+from mora_data.run.partitions import Partition
 from mora_data.types import STAGES
 from mora_data.viewer.calls import calls_of
 from mora_data.viewer.folder import open_folder
@@ -558,3 +562,72 @@ def test_every_model_call_of_a_prompt_can_be_shown_again(demo: Path) -> None:
         v.page(f"/prompt/{prompt_id}?calls=1")
         assert "fuse:fused:0" in v.get(f"/prompt/{prompt_id}?calls=1").text
         assert "fuse:fused:0" not in v.get(f"/prompt/{prompt_id}").text
+
+
+@pytest.fixture
+def cut(cli: Cli, tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Builds 12 prompts in partitions of a size; its summary."""
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"How do I fold paper number {i}?{' Slowly.' * (i < 2)}"} for i in range(12)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with FakeOpenAI() as server:
+
+        def build(size: int, *more: object, out: str = "r", code: int = 0) -> dict[str, Any]:
+            given = plain(server, data, tmp_path / out, "--set", f"partition_size={size}", *more)
+            found = cli(*given, code=code)
+            assert server.repeated() == 0 or out != "r"
+            return found
+
+        yield build
+
+
+def fingerprint(run: Path) -> tuple[object, object]:
+    found = json.loads((run / "manifest.json").read_text())
+    return found["fingerprint"], found["tokens"]
+
+
+def test_another_partition_size_asks_nothing_again(
+    cut: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    first = cut(512)
+    for size in (5, 7, 512):
+        again = cut(size)
+        assert (again["requests"], again["errors"]) == (0, 0) and again["pairs"] == first["pairs"]
+        records = sum(
+            len(Partition(tmp_path / "r", p.number).finalized_answers())
+            for p in parts_of(tmp_path / "r")
+        )
+        assert records == first["requests"], "each answer is in one place"
+    cut(5)
+    cut(5, out="new")
+    assert fingerprint(tmp_path / "r") == fingerprint(tmp_path / "new")
+
+
+def test_an_open_partition_is_cut_anew_and_prompts_move_up(
+    cut: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """A limit leaves logs open; then the first prompts are dropped, so that all others move."""
+    part = cut(6, "--max-tokens", 900, code=1)
+    assert 0 < part["requests"] < 12 * 49
+    rest = cut(4, "--max-tokens", 10**6)
+    assert part["requests"] + rest["requests"] == 12 * 49
+    short = cut(4, "--set", "mine.max_chars=32")
+    assert short["requests"] == 0 and short["counts"]["mine"]["kept"] == 10
+
+
+def test_cut_short_while_answers_move(
+    cut: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(6)
+    keep, calls = Partition.keep_answers, []
+
+    def stop(part: Partition, answers: Any) -> None:
+        calls.append(part)
+        if len(calls) == 2:
+            raise RunFolderError("the disk is full")
+        keep(part, answers)
+
+    monkeypatch.setattr(Partition, "keep_answers", stop)
+    cut(2, code=1)
+    assert len(calls) == 2
+    assert cut(2)["requests"] == 0
