@@ -25,8 +25,9 @@ ANSWER_BYTES_PER_TOKEN = 4.5
 BYTES_PER_ANSWER = 10.0
 """Of an answer's columns beside the text: a finalized partition of the demo's simulator, 31,904
 answers."""
-BYTES_PER_REQUEST = 29.0
-"""A verdict's record, its key and its score: the same partition, 100,290 requests."""
+BYTES_PER_REQUEST = 33.0
+"""A verdict's record, its key and its score: the same partition, 100,290 requests, 29; and the
+prompt's name in it, 3.6 (16,012 requests of the demo)."""
 DATASET_SHARE = 0.5
 """Of the dataset folder with all configs beside the partitions: the same run, 2.3 of 4.4 MB."""
 AFTER_CPU_S_PER_PROMPT = 0.0004

@@ -4,13 +4,15 @@
 own code, with its settings, in a folder that is thrown away, and the simulator in place of every
 model. So the schedule is that of the settings, whatever it is. What the simulator can't know is a
 range: prompts are rehearsed in both of its worlds (fusion helps, fusion changes nothing), and
-answers are between `SHORT` and `LONG` of max_tokens.
+answers are between `SHORT` and `LONG` of max_tokens, and a tokenizer cuts a text into `FEW` to
+`MANY` times our tokens.
 
 `probe_build` (--probe) measures instead: the prompts are asked of the build's own models, in the
 build's own run folder, whose log keeps the answers, so that the build repeats none.
 
 Either way what the prompts took is scaled to all of them. Intervals are 95 % percentile bootstraps
-over the prompts (2,000 resamples), from the lowest end to the highest of what was rehearsed.
+over the prompts (2,000 resamples), with some slack, from the lowest end to the highest of what was
+rehearsed.
 """
 
 from __future__ import annotations
@@ -58,9 +60,15 @@ if TYPE_CHECKING:
 TOKENS_PER_S = 2000.0
 PROMPTS = 16
 RESAMPLES = 2000
+SMALL_SAMPLE = 1.12  # percentile bootstraps of sixteen are too narrow by so much
+SLACK = 0.06
+"""How far the judges' statistics of sixteen prompts, in place of the build's own, may move what a
+prompt takes (benchmarks/dry_run.py)."""
 SHORT, LONG = 0.3, 0.65
 """Shares of max_tokens that answers of an unknown model have on average."""
 WORLDS: tuple[Any, ...] = ("planted", None)
+FEW, MANY = 0.9, 1.12
+"""Tokens of an unknown model's tokenizer for one of ours."""
 RUBRIC_TOKENS = 400  # around the answer that an audit shows the judge
 FROM_PROBE = ("requests", "tokens_in", "tokens_out", "cost", "seconds")
 
@@ -183,8 +191,14 @@ def estimate(
             )
             if probe.failure is not None:
                 raise probe.failure
-            lengths = (None,) if simulated else (SHORT, LONG)
-            cases += [meter.case(probe, s and s * settings.policy.max_tokens) for s in lengths]
+            if simulated:
+                cases.append(meter.case(probe))
+            else:
+                most = settings.policy.max_tokens
+                cases += [
+                    meter.case(probe, share * most, size)
+                    for share, size in ((SHORT, FEW), (LONG, MANY))
+                ]
     found = _scaled(settings, sample, cases, until)
     return replace(
         at_speed(found, TOKENS_PER_S, assumed=True),
@@ -259,10 +273,12 @@ def _scaled(
     high = np.zeros_like(low)
     pairs: list[Ends] = []
     for case in cases:
-        totals, n_pairs = _draws(settings, sample, case, names, [roles[n][2] for n in names], until)
+        totals = _draws(settings, sample, case, names, [roles[n][2] for n in names], until)
         ends = np.quantile(totals, (0.025, 0.975), axis=0)
-        low, high = np.minimum(low, ends[0]), np.maximum(high, ends[1])
-        pairs.append((float(np.quantile(n_pairs, 0.025)), float(np.quantile(n_pairs, 0.975))))
+        slack = SLACK if settings.presample.enabled and _unseen(case) else 0.0
+        low = np.minimum(low, ends[0] * (1 - slack))
+        high = np.maximum(high, ends[1] * (1 + slack))
+        pairs.append(_pairs(case))
 
     def of(row: int, what: int) -> Ends:
         ends = float(low[row, what]), float(high[row, what])
@@ -311,9 +327,8 @@ def _draws(
     names: Sequence[str],
     weights: Sequence[Sequence[float] | None],
     until: str,
-) -> tuple[Floats, Floats]:
-    """Bootstrap draws of what all prompts take (draws x roles and their sum x counts), and of their
-    pairs."""
+) -> Floats:
+    """Bootstrap draws of what all prompts take: draws x roles and their sum x counts."""
     import numpy as np
 
     n, n_all = len(case.pairs), case.n_prompts
@@ -332,16 +347,29 @@ def _draws(
         fixed[k, MONEY] = fixed[k, [IN, OUT, CACHED]] @ money
     rng = np.random.default_rng(settings.seed)
     drawn = rng.integers(0, n, (RESAMPLES, n))
-    # of a sample that is most of the prompts there is little to be wrong about
-    rest = np.sqrt(max(1 - n / max(n_all, 1), 0.0))
+    mean = own.mean(0)
+    spread = SMALL_SAMPLE * _unseen(case)
+    totals = n_all * (mean + spread * (own[drawn].mean(1) - mean)) + fixed
+    return np.concatenate([totals, totals.sum(1, keepdims=True)], 1)
 
-    def scaled(values: Floats) -> Floats:
-        mean = values.mean(0)
-        found: Floats = n_all * (mean + rest * (values[drawn].mean(1) - mean))
-        return found
 
-    totals = scaled(own) + fixed
-    return np.concatenate([totals, totals.sum(1, keepdims=True)], 1), scaled(case.pairs)
+def _unseen(case: Case) -> float:
+    """How much of a sample's error is left where it is a good part of the prompts."""
+    return math.sqrt(max(1 - len(case.pairs) / max(case.n_prompts, 1), 0.0))
+
+
+def _pairs(case: Case) -> Ends:
+    """Pairs of all prompts: the interval of the share of prompts that have one, times the mean of
+    those."""
+    import numpy as np
+
+    from ..statistics.inference import rate_interval
+
+    there, n = case.pairs > 0, len(case.pairs)
+    share, each = float(there.mean()), float(case.pairs[there].mean()) if there.any() else 1.0
+    ends = rate_interval(np.array(float(there.sum())), np.array(float(n)))
+    low, high = (share + _unseen(case) * (float(end) - share) for end in ends)
+    return case.n_prompts * each * low, case.n_prompts * each * high
 
 
 def _canaries(settings: BuildSettings, sample: bool, until: str) -> int:

@@ -64,6 +64,9 @@ def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSett
             **({"policy": settings.policy} if recorded else {}),
             "heldout_judge": heldout and played(settings.role("heldout_judge")),
             "rewards": sources,
+            # a build takes these up in place of its own
+            "recorded": settings.recorded
+            and settings.recorded.model_copy(update={"rewards": sources}),
             "fuse": settings.fuse.model_copy(
                 update={"guard": None, "subject": None, "embedding": None}
             ),
@@ -182,8 +185,9 @@ class Meter:
         for i, n in enumerate(numbers):
             total[i] += n * (1 if of_policy else real.requests)
 
-    def case(self, probe: Probe, answer_tokens: float | None = None) -> Case:
-        """The counts, of the finished prompts where there are any; answers `answer_tokens` long."""
+    def case(self, probe: Probe, answer_tokens: float | None = None, size: float = 1.0) -> Case:
+        """The counts, of the finished prompts where there are any; with answers `answer_tokens`
+        long, and prompts of `size` tokens for one that was counted."""
         import numpy as np
 
         ids = [p for p in self.prompts if p in probe.pairs] or list(self.prompts)
@@ -198,11 +202,13 @@ class Meter:
                 if kind == "score":
                     verdicts[r, :MONEY] += numbers
         answers = own[..., ANSWERS].sum()
+        for counts in (own, once, verdicts):
+            counts[..., [IN, COMPUTED]] *= size
         if answer_tokens is not None and answers:
             more = answer_tokens - own[:, roles.index("policy"), OUT].sum() / answers
             for counts in (own, once, verdicts):
                 counts[..., OUT] += more * counts[..., ANSWERS]
-                counts[..., IN] += more * counts[..., SHOWN]
-                counts[..., COMPUTED] += more * counts[..., SHOWN]
+                counts[..., IN] += size * more * counts[..., SHOWN]
+                counts[..., COMPUTED] += size * more * counts[..., SHOWN]
         pairs = np.array([probe.pairs.get(p, 0) for p in ids] or [0], float)
         return Case(probe.prompts, probe.rows, roles, own, once, verdicts / max(answers, 1), pairs)

@@ -236,7 +236,7 @@ def estimate_lines(found: Estimate) -> list[str]:
     ]
     if found.prompts_needed:
         few, many = found.prompts_needed
-        said = f"{few:,} or more (--probe tells)" if many is None else span((few, many))
+        said = f"{few:,} or more (--probe tells)" if many is None else f"{few:,} to {many:,}"
         out.append(f"prompts      {said} for {found.pairs_wanted:,} pairs")
     out += [f"money        not known: {why}" for why in _without_price(found)]
     if p := found.probe:

@@ -1,7 +1,7 @@
-"""What a build asks for, as far as the settings tell: requests and tokens, low and high.
+"""What a build asks for, as far as the settings tell, for the time that is left before a prompt is
+finished; a dry run knows more.
 
-    low, high = requests_of(settings, 1000)     for the time that is left
-    volume(settings, 1000, 40.0, upper=1)       for a dry run: tokens, too
+    low, high = requests_of(settings, 1000)
 
 They differ by what only the model can tell: how many presamples a prompt needs, whether it goes on,
 how many tries its rewrite takes.
@@ -9,42 +9,19 @@ how many tries its rewrite takes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..settings import BuildSettings
 
-JUDGE_PROMPT_TOKENS = 400  # a rubric with its levels
-FUSE_PROMPT_TOKENS = 700
 CANARIES = 50  # scored at both ends, where a model scores
-ANSWER_SHARE = 0.5  # of max_tokens, for the low estimate
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """Answers of the policy; requests and tokens of all roles."""
-
-    answers: int
-    requests: int
-    tokens_in: int
-    tokens_out: int
-
-    @property
-    def tokens(self) -> int:
-        """In and out."""
-        return self.tokens_in + self.tokens_out
 
 
 def requests_of(settings: BuildSettings, n_prompts: int) -> tuple[float, float]:
-    """Requests for so many prompts that are answered by models, low and high."""
-    low, high = (volume(settings, n_prompts, 0.0, upper).requests for upper in (0, 1))
-    return low, high
+    """Requests for so many prompts that are answered by models: all stop at the first step and half
+    are mined, or none stops and all are."""
+    return _requests_at(settings, n_prompts, 0), _requests_at(settings, n_prompts, 1)
 
 
-def volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) -> Volume:
-    """Requests and tokens when all prompts stop at the first step and half are mined (0), or none
-    stops and all are (1)."""
+def _requests_at(s: BuildSettings, n_prompts: int, upper: int) -> float:
     dims = sum(len(s.reward_sources(d)) for d in s.dimensions)
-    answer = s.policy.max_tokens * (1.0 if upper else ANSWER_SHARE)
     looks, n_arms = s.presample.looks(), len(s.fuse.arms)
     presamples = (looks[-1] if upper else looks[0]) if s.presample.enabled else 0
     steps = (len(looks) if upper else 1) if presamples else 0
@@ -73,19 +50,7 @@ def volume(s: BuildSettings, n_prompts: int, prompt_tokens: float, upper: int) -
     judged = scored * dims + confirmed + heldout + canaries
     rewrites = fused * tries
     asked = rewrites / s.fuse.candidates  # one request for all candidates
-    return Volume(
-        answers=round(samples),
-        requests=round(policy + judged + asked + checked),
-        tokens_in=round(
-            policy * prompt_tokens
-            + judged * (JUDGE_PROMPT_TOKENS + prompt_tokens + answer)
-            + asked * (FUSE_PROMPT_TOKENS + prompt_tokens)
-            + checked * (JUDGE_PROMPT_TOKENS + 4 * prompt_tokens)
-        ),
-        tokens_out=round(
-            samples * answer + judged * 8 + rewrites * 4 * max(prompt_tokens, 20) + checked * 12
-        ),
-    )
+    return policy + judged + asked + checked
 
 
 def _requests(s: BuildSettings, samples: int, steps: int) -> float:

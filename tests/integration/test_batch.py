@@ -183,6 +183,16 @@ def test_files_are_split_at_the_limits(cli: Cli) -> None:
         )
 
 
+def test_a_budget_that_ends_inside_a_wave_keeps_the_wave_and_goes_on(cli: Cli) -> None:
+    """All that a batch brought was paid for, so all of it is kept."""
+    with FakeProvider(lines=steady) as provider:
+        first = cli(provider.base_url, "run", *PLAIN, "limits.max_tokens=500", code=1)
+        assert "limits.max_tokens = 500 is used up" in cli.said
+        assert first["requests"] == len(provider.asked) == 12 + 144
+        rest = cli(provider.base_url, "run", *PLAIN, "limits.max_tokens=100000")
+        assert rest["requests"] == 0 and len(provider.asked) == 12 + 144
+
+
 def test_no_more_prompts_are_open_than_set(cli: Cli) -> None:
     with FakeProvider(lines=steady) as provider:
         cli(provider.base_url, "run", *PLAIN, "policy.batch.prompts=6")

@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
+from mora_data.cli.show import money_line
 from mora_data.errors import LimitReached, SettingsError
-from mora_data.run.cost import CostTracker, Prices, account_of, load_prices, same_model
+from mora_data.run.cost import (
+    CostTracker,
+    Prices,
+    account_of,
+    load_prices,
+    same_model,
+    spent_in,
+)
 from mora_data.run.files import read_json
 from mora_data.run.folder import RunFolder
 from mora_data.run.stats import RunStats
@@ -206,3 +214,26 @@ def test_damaged_record_counts_from_zero(tmp_path: Path, text: str) -> None:
             == s.totals()
             == {}
         )
+
+
+def test_what_a_folder_spent_in_words(tmp_path: Path) -> None:
+    stats = RunStats()
+    folder, s = spending(tmp_path, stats)
+    with folder:
+        assert s.start(["m", "own (local)"]) == []
+        stats.count("m", "p", (1_000_000, 500_000, 0))
+        stats.count("own (local)", "p", (9, 9, 0))
+        s.save()
+    limits = {"limits": {"prices": str(tmp_path / "p.yaml")}}
+    spent = spent_in(tmp_path / "run", {"settings": limits})
+    assert (spent.cost, spent.currency, spent.unpriced) == (2.0, "EUR", [])
+    assert (
+        money_line(None, spent.cost, "EUR", [], 8) == "cost 2 EUR in this run folder, 0.25 a pair"
+    )
+    assert money_line(0.5, 2.0, "EUR", [], 0) == "cost 0.5 EUR, 2 EUR in this run folder"
+    assert money_line(0.0, 0.0, "EUR", [], 8) == ""
+    gone = spent_in(tmp_path / "run", {"settings": {"limits": {"prices": "/no"}}, "cost": 3.0})
+    assert gone.cost == 3.0, "a table that is gone"
+    shipped = spent_in(tmp_path / "run", {})
+    assert shipped.cost is None and shipped.unpriced == ["m"]
+    assert "no price for m (limits.prices: PATH)" in money_line(None, None, "", ["m"], 8)

@@ -121,7 +121,7 @@ def test_time_left_counts_requests_before_a_prompt_is_finished() -> None:
     progress.watch_cost(lambda: 0.0123, "USD")
     assert progress_line(progress.state()) == (
         "prompts 0/5 (3 confirming), 45 requests answered, 7 in flight, 540 tokens, 2 pairs,"
-        " 0.0123 USD, 1:50 to 8:30 left"
+        " 0.0123 USD (0.00615 a pair), 1:50 to 8:30 left"
     )
 
 

@@ -1,0 +1,143 @@
+"""A dry run: it follows the settings, counts by role, prices what it can, and says in words what it
+can't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.dry_run import measured
+from mora_data.cli.dry_run import Estimate, at_speed, estimate, for_pairs
+from mora_data.cli.show import estimate_lines
+from mora_data.settings import load_settings
+
+SMALL = {
+    "mine.limit": 4,
+    "presample.n": [2, 4],
+    "rollout.n": 2,
+    "presample.canaries": 0,
+    "policy.base_url": "http://127.0.0.1:8000/v1",
+    "policy.model": "org/policy-8b",
+    "judge.base_url": "https://api.openai.com/v1",
+    "judge.model": "gpt-4o-mini",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def small(until: str = "score", **changed: Any) -> Estimate:
+    return estimate(load_settings("pku-saferlhf", {**SMALL, **changed}), True, [], until)
+
+
+def roles(found: Estimate) -> list[str]:
+    return [r.role for r in found.roles]
+
+
+def test_by_role_with_money_and_until_where_it_goes() -> None:
+    found = small()
+    policy, rewriter, judge = found.roles
+    assert [r.role for r in found.roles] == ["policy", "rewriter", "judge"]
+    assert policy.cost == rewriter.cost == (0, 0) and policy.where == "local"
+    assert judge.cost and found.cost == judge.cost and judge.where == "hosted"
+    low, high = judge.cost
+    assert low == pytest.approx((0.15 * judge.tokens_in[0] + 0.6 * judge.tokens_out[0]) / 1e6, 0.01)
+    assert high > low and found.currency == "USD" and found.unpriced == ()
+    assert 0 < judge.tokens_computed[1] < judge.tokens_in[1], "rubrics are computed once"
+    assert found.requests[0] == sum(r.requests[0] for r in found.roles)
+    mined = small("presample")
+    assert roles(mined) == ["policy", "judge"] and mined.requests[1] < found.requests[1]
+    assert small("mine").roles == () and small("mine").requests == (0, 0)
+
+
+def test_the_schedule_is_that_of_the_settings() -> None:
+    found = small("presample", **{"presample.n": [6], "presample.repeat_share": 0})
+    assert found.answers == (4 * 6, 4 * 6) and found.roles[0].requests == (4, 4)
+    one_by_one = small("presample", **{"presample.n": [6], "policy.n_per_request": 2})
+    assert one_by_one.roles[0].requests == (12, 12)
+
+
+def test_rewards_that_ask_no_model_cost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "raise_if_called = 1 / 1\n"
+        "class Asks:\n"
+        "    pass_threshold, calibration, step = 0.5, 'identity', 0.0\n"
+        "    def __init__(self, *a): raise RuntimeError('a dry run runs nobody')\n"
+        "class Free(Asks):\n"
+        "    asks_model = False\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plain = {"dimensions": ["helpful"], "publish.stage_order": ["helpful"], "fuse.checks": []}
+    plain |= {"presample.repeat_share": 0}
+
+    def judged(*kinds: dict[str, Any]) -> int:
+        found = small("presample", **plain, **{"rewards.helpful": list(kinds)})
+        return next((int(r.requests[1]) for r in found.roles if r.role == "judge"), 0)
+
+    assert judged({"kind": "mine:Free"}) == judged({"kind": "python", "path": "x:y"}) == 0
+    once = judged({"kind": "mine:Asks"})
+    assert 0 < once < judged({"kind": "judge"}, {"kind": "mine:Asks"})
+    games = judged({"kind": "pairwise", "opponents": 4})
+    assert games == 4 * once
+
+
+def test_what_has_no_price_is_named() -> None:
+    found = small("presample", **{"judge.model": "other-1"})
+    assert found.cost is None and found.unpriced == ("other-1",)
+    assert "money        not known: model other-1 of judge has no price (limits.prices: PATH)" in (
+        lines := estimate_lines(found)
+    )
+    assert not [line for line in lines if "[" in line or "None" in line], "words, not Python"
+
+
+def test_without_an_endpoint_only_the_money_is_not_known(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "How do I fold a paper hat?"}\n')
+    settings = load_settings("jsonl", {"presample.n": [2], "presample.canaries": 0})
+    found = estimate(settings, False, [tmp_path / "rows.jsonl"], "presample")
+    assert found.cost is None and found.requests[0] > 0 and {r.where for r in found.roles} == {""}
+    said = "\n".join(estimate_lines(found))
+    assert "money        not known: policy has no endpoint yet (--base-url, --model)" in said
+
+
+def test_pairs_and_speed() -> None:
+    found = Estimate(
+        prompts=100,
+        rows=100,
+        requests=(1, 1),
+        tokens_in=(3_600_000, 7_200_000),
+        tokens_out=(0, 0),
+        answers=(1, 1),
+        cost=(2.0, 4.0),
+        seconds=(0, 0),
+        pairs=(40, 80),
+        currency="USD",
+    )
+    wanted = for_pairs(found, 5000)
+    assert wanted.prompts_needed == (6250, 12500)
+    said = "\n".join(estimate_lines(at_speed(wanted, 1000)))
+    assert "6,250 to 12,500 for 5,000 pairs" in said and "1 to 2 h at 1,000 tokens/s" in said
+    assert "0.025 to 0.1 USD a pair" in said
+    from dataclasses import replace
+
+    perhaps = for_pairs(replace(found, pairs=(0, 80)), 5000)
+    assert perhaps.prompts_needed == (6250, None)
+    assert "6,250 or more (--probe tells)" in "\n".join(estimate_lines(perhaps))
+
+
+def test_the_intervals_hold_what_a_build_takes() -> None:
+    """One build of the benchmark's, so small that the probe asks for all its prompts."""
+    row = measured(8, 12)
+    for what in ("requests", "tokens", "money"):
+        took = row["took"][what]
+        low, high = row["dry run"][what]
+        assert low <= took <= high <= 3 * low, what
+        low, high = row["probe"][what]
+        assert low == high == pytest.approx(took, rel=0.001), what
+    assert row["probe"]["pairs"] == (row["took"]["pairs"],) * 2
