@@ -168,7 +168,9 @@ class _Replay:
             self.calls.append(call)
         return [a or Answer("", "error", error="not in the log") for a in answers]
 
-    async def cached(self, key: Any, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def cached(
+        self, key: Any, call: Callable[[], Awaitable[Any]], prompt_id: str = ""
+    ) -> Any:
         """A reward's own call: from the log, never made.
 
         Raises:

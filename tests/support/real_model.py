@@ -214,7 +214,9 @@ class Recorder:
             await self._keep(replace(request, sampling=free, n=1))
         return answers
 
-    async def cached(self, key: Any, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def cached(
+        self, key: Any, call: Callable[[], Awaitable[Any]], prompt_id: str = ""
+    ) -> Any:
         return await call()
 
     async def _keep(self, request: Request) -> list[Answer]:
