@@ -310,11 +310,11 @@ BAD_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fuse arm": (("--set", "fuse.arms=[fusd]"), ("template 'fusd'", "fused")),
     "template": (
         ("--set", "rewards={helpful: [{template: helpfull}]}"),
-        ("template 'helpfull'", "there: harmless, helpful, pairwise, rubric, truthful"),
+        ("template 'helpfull'", "there: harmless, helpful, pairwise, rubric, shared, truthful"),
     ),
     "dimension without template": (
         ("--set", "dimensions=[helpful,brief]"),
-        ("'brief'", "there: harmless, helpful, pairwise, rubric, truthful"),
+        ("'brief'", "there: harmless, helpful, pairwise, rubric, shared, truthful"),
     ),
     "publish config": (
         ("--set", "publish.configs=[prefrence]"),
@@ -682,8 +682,8 @@ def test_out_is_a_file_or_can_not_be_made(bad: Bad) -> None:
 
 
 def test_commands_on_a_folder_that_is_no_run(bad: Bad) -> None:
-    for folder in (bad.tmp, bad.tmp / "nowhere"):
-        bad("status", folder, says=("is not a run folder", "--out"))
+    for folder, said in ((bad.tmp, "holds no dataset"), (bad.tmp / "nowhere", "does not exist")):
+        bad("status", folder, says=(said, "dataset"))
         bad("push", folder, "org/name", says=("holds no finished dataset", "mora-data build"))
         bad(
             "export",
