@@ -52,11 +52,14 @@ from .run.folder import (
     OPTIONS,
     Failures,
     RunFolder,
+    SourceCounts,
     Summary,
     counts_tree,
     emptied_by,
     failures_of,
     free_for_preview,
+    shortfalls,
+    source_of,
     too_many_errors,
 )
 from .run.moving import all_partitions, homes_of, move_answers
@@ -81,8 +84,8 @@ from .sources.mine import (
     as_recorded,
     benchmarks_of,
     mine,
-    open_source,
 )
+from .sources.mix import data_given, identity_of, mine_sources, open_sources
 from .sources.read import SourceRow
 from .types import STAGES, Origin, Prompt, Role, reaches
 
@@ -120,7 +123,12 @@ class Build:
 
     @property
     def licence(self) -> str:
-        return "apache-2.0" if self.options.sample else self.settings.source.licence
+        """That of the rows; of a mix, the strictest."""
+        if self.options.sample:
+            return "apache-2.0"
+        from .dataset.card import strictest  # jinja comes with it
+
+        return strictest(s.licence for s in self.settings.all_sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +164,7 @@ class Published:
     fingerprint: str | None = None
     pii: Mapping[str, Any] | None = None
     papers: Mapping[str, str] = field(default_factory=dict)
+    sources: Sequence[SourceCounts] | None = None  # of a mix, with their pairs
 
 
 def run_build(
@@ -167,10 +176,10 @@ def run_build(
     Raises:
         MoraError: any other failure; the state is kept.
     """
-    with _opened(settings, options, progress, stats) as (build, context, source):
+    with _opened(settings, options, progress, stats) as (build, context, opened):
         _keep_settings(build)
         with noting_its_end(build.folder, progress) as note_end:
-            summary, failure = _run(build, source, context)
+            summary, failure = _run(build, opened, context)
             if failure is not None:
                 note_end(failure)
         return summary, failure
@@ -185,12 +194,14 @@ class Probe:
         prompts: mined from them.
         pairs: by prompt that was finished, how many it brings.
         failure: what ended it early.
+        sources: what was mined of each source of a mix.
     """
 
     rows: int
     prompts: int
     pairs: Mapping[str, int]
     failure: MoraError | None
+    sources: Sequence[SourceCounts]
 
 
 def run_probe(
@@ -202,19 +213,20 @@ def run_probe(
     Raises:
         MoraError: nothing could be asked.
     """
-    with _opened(settings, options, progress, stats) as (build, context, source):
-        rows, parts = _mine(build, source)["in"], build.folder.parts()
+    with _opened(settings, options, progress, stats) as (build, context, opened):
+        mined, parts = _mine(build, opened), build.folder.parts()
+        rows, sources = mined["in"], mined.get("sources", ())
         ids = [p.prompt_id for part in parts for p in part.prompts()]
         chosen = frozenset(random.Random(settings.seed).sample(ids, min(n, len(ids))))
         pairs: dict[str, int] = {}
         if context is None or build.cost is None or not chosen:
-            return Probe(rows, len(ids), pairs, None)
+            return Probe(rows, len(ids), pairs, None, sources)
         failure: MoraError | None = None
         try:
             run_to_end(_ask_some(build, context, parts, build.cost, chosen, pairs))
         except MoraError as e:
             failure = e
-        return Probe(rows, len(ids), pairs, failure)
+        return Probe(rows, len(ids), pairs, failure, sources)
 
 
 async def _ask_some(
@@ -255,8 +267,8 @@ def _n_pairs(context: BuildContext, result: PromptResult) -> int:
 @contextmanager
 def _opened(
     settings: BuildSettings, options: BuildOptions, progress: Progress, stats: RunStats
-) -> Iterator[tuple[Build, BuildContext | None, OpenedSource]]:
-    """A build with its run folder locked, what it asks with, where it asks, and its source."""
+) -> Iterator[tuple[Build, BuildContext | None, Sequence[OpenedSource]]]:
+    """A build with its run folder locked, what it asks with, and its sources."""
     started = time.monotonic()
     choose_malloc()
     settings, notes = as_recorded(settings)
@@ -268,20 +280,20 @@ def _opened(
             progress.message(line)
         prices = load_prices(settings.limits.prices)
         context = _load_context(settings, options, benchmarks, secret)
-    source = open_source(settings, options.sample, list(options.data))
+    opened = open_sources(settings, options.sample, options.data)
     with RunFolder(
-        run_dir_of(settings, options), identity_of(settings, source), options.fresh
+        run_dir_of(settings, options), identity_of(settings, opened), options.fresh
     ) as f:
         secret.key = f.secret
         cost = CostTracker(f, settings.limits, prices, stats) if prices is not None else None
         build = Build(settings, options, progress, stats, f, benchmarks, bool(notes), cost, started)
-        yield build, context, source
+        yield build, context, opened
 
 
 def _run(
-    build: Build, source: OpenedSource, context: BuildContext | None
+    build: Build, opened: Sequence[OpenedSource], context: BuildContext | None
 ) -> tuple[Summary, MoraError | None]:
-    mined = _mine(build, source)
+    mined = _mine(build, opened)
     parts = build.folder.parts()
     asked = Asked()
     failure: MoraError | None = None
@@ -296,7 +308,9 @@ def _run(
     published = Published()
     if failure is None:
         parts = [p for p in parts if p.number not in asked.given_up]
-        manifest = _manifest(build, asked, counts, tokens, failed.n, _audit_arms(build, parts))
+        manifest = _manifest(
+            build, asked, counts, tokens, failed.n, _audit_arms(build, parts), parts
+        )
         published, failure = _finish(build, asked, parts, counts, manifest, failed)
     summary = _summary(build, asked, counts, failed.n, published)
     return summary, failure or too_many_errors(failed, build.settings, build.folder.path)
@@ -320,7 +334,7 @@ def _keep_settings(build: Build) -> None:
         OPTIONS,
         {
             "sample": options.sample,
-            "data": [str(p.resolve()) for p in options.data],
+            "data": data_given(build.settings, options.data),
             "until": options.until,
             "preview": options.preview,
             "cwd": str(Path.cwd()),
@@ -370,17 +384,6 @@ def run_dir_of(settings: BuildSettings, options: BuildOptions) -> Path:
     return free_for_preview(path) if options.preview else path
 
 
-def identity_of(settings: BuildSettings, source: OpenedSource) -> dict[str, str]:
-    """What a run folder is a build of: another source is another run."""
-    return {
-        "source": settings.source.kind,
-        "dataset": source.dataset,
-        "config": source.config,
-        "split": source.split,
-        "revision": source.revision,
-    }
-
-
 def _load_context(
     settings: BuildSettings, options: BuildOptions, benchmarks: Benchmarks, secret: Secret
 ) -> BuildContext:
@@ -398,17 +401,22 @@ def _load_context(
 # mining
 
 
-def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
+def _mine(build: Build, opened: Sequence[OpenedSource]) -> dict[str, Any]:
     """The mined prompts as partitions, and mine.json; skipped when both are there, undamaged."""
     s = build.settings
-    code = "" if s.source.kind in SOURCES else plugin_of(s.source).code_hash
+    rows = [
+        {
+            "source": wanted.model_dump(),
+            "code": "" if wanted.kind in SOURCES else plugin_of(wanted).code_hash,
+            "revision": one.revision,
+        }
+        for wanted, one in zip(s.all_sources, opened, strict=True)
+    ]
     key = json_hash(
         {
             "mine": s.mine.model_dump(),
-            "source": s.source.model_dump(),
-            "code": code,
+            **({"sources": rows} if s.sources else rows[0]),
             "size": s.partition_size,
-            "revision": source.revision,
             "generated": _n_generated(build),
             "benchmarks": build.benchmarks.at_hand,
             "recorded": build.recorded,
@@ -424,6 +432,8 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
         for n in damaged:
             path = Partition(build.folder.path, n).folder / "prompts.jsonl"
             build.progress.message(f"{path} was damaged: mined again")
+    for one in opened:
+        build.progress.message(f"source {one.dataset}: split {one.split}, licence {one.licence}")
     counts, run_dir = MineCounts(), build.folder.path
     # cut short while prompts went into other partitions: any answer may be in any of them
     anywhere = bool(mined.get("moving"))
@@ -432,7 +442,7 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
         build.folder.write("mine.json", {**mined, "basis": None, "moving": True})
     moved: dict[str, int] = {}
     build.progress.start("mine: prompts", s.mine.limit or 0)
-    n_parts, prompts = 0, iter(_prompts(build, source, counts))
+    n_parts, prompts = 0, iter(_prompts(build, opened, counts))
     while chunk := list(islice(prompts, s.partition_size)):
         if anywhere or homes:
             ids = (p.prompt_id for p in chunk)
@@ -441,7 +451,8 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
         build.progress.step(len(chunk))
         n_parts += 1
     build.progress.finish()
-    for line in counts.reading(source.left_out):
+    left_out = [name for one in opened for name in one.left_out]
+    for line in (*counts.reading(left_out), *shortfalls(counts.sources)):
         build.progress.message(line)
     if moved:
         build.progress.start("answers to other partitions")
@@ -451,10 +462,11 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
         move_answers(run_dir, left, moved)
     mined = {
         "basis": key,
-        "identity": identity_of(s, source),
+        "identity": identity_of(s, opened),
         "n_parts": n_parts,
         "prompts": [Partition(build.folder.path, n).prompts_hash() for n in range(n_parts)],
         **counts.as_dict(),
+        **({"sources": counts.sources} if s.sources else {}),
         "notes": dict(sorted(counts.notes.items())),
         "contamination": counts.contamination,
         "not_measured": list(counts.not_measured),
@@ -463,9 +475,9 @@ def _mine(build: Build, source: OpenedSource) -> dict[str, Any]:
     return mined
 
 
-def _prompts(build: Build, source: OpenedSource, counts: MineCounts) -> Iterator[Prompt]:
-    """The source's prompts, then the simulator's own where they are asked for."""
-    yield from mine(source, build.settings, counts, build.benchmarks)
+def _prompts(build: Build, opened: Sequence[OpenedSource], counts: MineCounts) -> Iterator[Prompt]:
+    """The sources' prompts, then the simulator's own where they are asked for."""
+    yield from mine_sources(opened, build.settings, counts, build.benchmarks)
     if n := _n_generated(build):
         from .simulator.writing import generated_prompts
 
@@ -554,7 +566,7 @@ async def _audit(
         context.sources,
         engines,
         str(folder.manifest()["identity"]["revision"]),
-        lambda: open_source(s, False, list(options.data)),
+        lambda: open_sources(s, False, options.data),
         folder,
         build.progress,
         build.stats,
@@ -794,6 +806,7 @@ def _publish(
         fingerprint=result.fingerprint,
         pii=result.pii,
         papers=result.papers,
+        sources=result.sources,
     )
 
 
@@ -869,6 +882,7 @@ def _manifest(
     tokens: Mapping[str, int],
     errors: int,
     audit: Mapping[str, Any],
+    parts: Sequence[Partition],
 ) -> dict[str, Any]:
     """What was built, from what and how, as far as it is known before selection; nothing in it
     tells how often the run was interrupted, so not what it cost."""
@@ -885,7 +899,8 @@ def _manifest(
         "created_with": {"mora_data": __version__, "python": platform.python_version()},
         "settings": settings,
         "settings_hash": json_hash(settings),
-        "source": {"kind": s.source.kind, **named, "licence": build.licence},
+        "source": {"kind": identity["source"], **named, "licence": build.licence},
+        **({"sources": _by_source(mined["sources"], parts)} if "sources" in mined else {}),
         "counts": counts_tree(counts, STAGES),
         "notes": mined.get("notes", {}),
         "tokens": tokens,
@@ -909,6 +924,22 @@ def _manifest(
     }
 
 
+def _by_source(sources: Sequence[SourceCounts], parts: Sequence[Partition]) -> list[SourceCounts]:
+    """The sources of a mix with what the stages after mining made of their prompts."""
+    found: dict[str, Counts] = {}
+    for manifest in (m for p in parts if (m := p.manifest()) is not None):
+        for name, flat in manifest.get("sources", {}).items():
+            for key, n in flat.items():
+                stage, _, what = key.partition(".")
+                found.setdefault(name, Counter())[stage, what] += n
+    return [
+        {**s, "stages": counts_tree(c, [x for x in STAGES if (x, "in") in c])}
+        if (c := found.get(source_of(s)))
+        else s
+        for s in sources
+    ]
+
+
 def _selected(counts: Counts, published: Published) -> dict[str, Any]:
     """What selection adds to the manifest."""
     return {
@@ -917,6 +948,7 @@ def _selected(counts: Counts, published: Published) -> dict[str, Any]:
         "selection": published.selection,
         "personas": published.personas,
         "feedback": published.feedback,
+        **({"sources": published.sources} if published.sources else {}),
     }
 
 

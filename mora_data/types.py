@@ -77,6 +77,12 @@ class Prompt:
         """The last user turn."""
         return self.messages[-1]["content"]
 
+    @property
+    def source(self) -> str:
+        """Where it was mined, as one name: dataset, config, split and revision."""
+        where = (self.source_dataset, self.source_config, self.source_split, self.source_revision)
+        return " ".join(where)
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

@@ -166,6 +166,16 @@ def _stop(number: int, frame: object) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+class _DataOfSource(argparse.Action):
+    """Collects (number of the --source before it, path)."""
+
+    def __call__(
+        self, parser: object, args: argparse.Namespace, values: Any, option: object = None
+    ) -> None:
+        number = max(len(getattr(args, "source", None) or ()), 1) - 1
+        setattr(args, self.dest, [*getattr(args, self.dest), *((number, v) for v in values)])
+
+
 def _folder(text: str) -> Path | str:
     """A path; a URL stays as it is until it is reached for."""
     return text if "://" in text else Path(text)
@@ -175,7 +185,7 @@ def _reach_folders(args: argparse.Namespace) -> None:
     """Working copies in place of URLs: brought up to date to be read, left to the build to be
     written; a data file as the source is its rows, of any layout."""
     source = getattr(args, "source", None)
-    if source and hasattr(args, "data"):
+    if isinstance(source, str) and hasattr(args, "data"):
         from ..sources.read import local_paths, names_data
 
         if names_data(source):
@@ -433,13 +443,16 @@ def _add_source(parser: argparse.ArgumentParser, limit: str) -> None:
     p = parser.add_argument_group("rows and models")
     text = (
         "a builder (see `mora-data list sources`), a path to a YAML file, or a data file: that is"
-        " --source auto --data FILE"
+        " --source auto --data FILE; several times: a mix in equal shares"
     )
-    _value(p, "--source", "NAME", text, required=True)
+    _value(p, "--source", "NAME", text, required=True, action="append")
     where = p.add_mutually_exclusive_group()
     _switch(where, "--sample", "use the rows bundled with the package; no network")
-    text = "files, folders, globs or URLs to read the rows from (docs/data.md)"
-    _value(where, "--data", "PATH", text, nargs="+", action="extend", default=[])
+    text = (
+        "files, folders, globs or URLs to read the rows of the --source before it from"
+        " (docs/data.md)"
+    )
+    _value(where, "--data", "PATH", text, nargs="+", action=_DataOfSource, default=[])
     text = "of source auto: layout of the rows (default: what the first of them look like)"
     _value(p, "--layout", "NAME", text)
     text = (

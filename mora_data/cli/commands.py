@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,19 +26,19 @@ def build_dataset(args: argparse.Namespace) -> int:
     if args.probe and not args.dry_run:
         raise SettingsError("--probe is a part of --dry-run: give both, or none")
     _check_capacity(args)
-    settings = _settings(args)
+    settings, data = _settings(args)
     if args.fetch_benchmarks:
         from ..sources.benchmarks import cache_dir, fill_cache
 
         for name, what in fill_cache(cache_dir()).items():
             print(f"benchmark {name}: {what}", file=sys.stderr)
     if args.dry_run:
-        return _dry_run(args, settings)
+        return _dry_run(args, settings, data)
     from ..pipeline import run_build, run_dir_of
     from ..settings import BuildOptions
 
     stats = RunStats()
-    options = BuildOptions(args.sample, tuple(args.data), args.out, args.until, args.fresh)
+    options = BuildOptions(args.sample, data, args.out, args.until, args.fresh)
     summary, failure = run_build(settings, options, Progress(stats), stats)
     if failure is None and args.push and args.until == "publish":
         _push_run(args, run_dir_of(settings, options), args.push)
@@ -54,15 +54,13 @@ def preview_prompts(args: argparse.Namespace) -> int:
     from ..pipeline import run_build, run_dir_of
     from ..run.progress import Progress
     from ..run.stats import RunStats
-    from ..settings import BuildOptions, preview_settings, read_builder
+    from ..settings import BuildOptions, preview_settings
     from .show import print_preview
 
     arms = None if args.arms is None else _parts(args.arms)
     overrides = _overrides(args, {"mine.limit": args.limit, "fuse.arms": arms})
-    settings = preview_settings(read_builder(args.source), overrides)
-    options = BuildOptions(
-        args.sample, tuple(args.data), args.out, args.until, args.fresh, preview=True
-    )
+    settings, data = _of_sources(args, overrides, preview_settings)
+    options = BuildOptions(args.sample, data, args.out, args.until, args.fresh, preview=True)
     run_dir = run_dir_of(settings, options)
     if args.out is not None and run_dir != args.out:
         print(f"{args.out} holds a build, so the preview is in {run_dir}", file=sys.stderr)
@@ -75,16 +73,39 @@ def preview_prompts(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> BuildSettings:
-    from ..settings import load_settings
-
+def _settings(args: argparse.Namespace) -> tuple[BuildSettings, tuple[Path, ...]]:
+    """The settings, and the local files of a build of one --source."""
     flags = {
         "mine.limit": args.limit,
         "executor": args.executor,
         "fuse.arms": None if args.arms is None else _parts(args.arms),
         "select.allow_unreliable": True if args.allow_unreliable else None,
     }
-    return load_settings(args.source, _overrides(args, flags))
+    return _of_sources(args, _overrides(args, flags))
+
+
+def _of_sources(
+    args: argparse.Namespace,
+    overrides: Mapping[str, object],
+    make: Callable[[Mapping[str, object], Mapping[str, object]], BuildSettings] | None = None,
+) -> tuple[BuildSettings, tuple[Path, ...]]:
+    """What --source and --data say, with the overrides; data of several sources is theirs. A data
+    file as the source is its rows, of any layout."""
+    from ..settings import build_settings, mixed_builder
+    from ..sources.read import local_paths, names_data
+
+    given: list[tuple[str, list[str]]] = []
+    for i, name in enumerate(args.source):
+        data = [path for number, path in args.data if number == i]
+        if names_data(name):
+            if args.sample:
+                raise SettingsError(
+                    "--sample takes the bundled rows: leave it out, or name a builder"
+                )
+            name, data = "auto", [name, *data]
+        given.append((name, list(map(str, local_paths(data)))))
+    settings = (make or build_settings)(mixed_builder(given), overrides)
+    return settings, tuple(Path(p) for p in given[0][1]) if len(given) == 1 else ()
 
 
 def _overrides(args: argparse.Namespace, flags: Mapping[str, object]) -> dict[str, object]:
@@ -139,7 +160,7 @@ def _check_capacity(args: argparse.Namespace) -> None:
             raise SettingsError(f"{flag} {value:g}: give a number above 0")
 
 
-def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> int:
+def _dry_run(args: argparse.Namespace, settings: BuildSettings, data: Sequence[Path]) -> int:
     from dataclasses import asdict
 
     from ..settings import BuildOptions
@@ -148,10 +169,10 @@ def _dry_run(args: argparse.Namespace, settings: BuildSettings) -> int:
     from .show import estimate_lines
 
     if args.probe:
-        options = BuildOptions(args.sample, tuple(args.data), args.out, args.until, args.fresh)
+        options = BuildOptions(args.sample, tuple(data), args.out, args.until, args.fresh)
         found = probe_build(settings, options)
     else:
-        found = estimate(settings, args.sample, args.data, args.until)
+        found = estimate(settings, args.sample, data, args.until)
     rows = []
     if args.gpus is not None:
         prompts = args.prompts or [found.prompts]
@@ -205,26 +226,31 @@ def audit_judges(args: argparse.Namespace) -> None:
     """The judges against the labels of the source's rows."""
     from dataclasses import asdict
 
-    from ..pipeline import identity_of, run_dir_of
+    from ..pipeline import run_dir_of
     from ..prompts.judge_audit import run_audit
     from ..run.folder import RunFolder
     from ..run.progress import Progress
     from ..run.stats import RunStats
     from ..settings import BuildOptions, load_settings, parse_override
-    from ..sources.mine import open_source
+    from ..sources.mix import identity_of, open_sources
     from .show import audit_lines
 
     overrides = _overrides(args, {"audit.limit": args.limit})
-    settings, other = load_settings(args.source, overrides), None
+    (settings, data), other = _of_sources(args, overrides), None
     if settings.role("judge").engine == "recorded":
         raise SettingsError("an audit asks the judges: leave --engine recorded out")
     if not settings.audit.limit:
         raise SettingsError("audit.limit is 0, so there is nothing to do: give --limit N")
     if args.compare or args.compare_set:
         changed = dict(parse_override(text) for text in args.compare_set)
-        other = load_settings(args.compare or args.source, {**overrides, **changed})
-    options = BuildOptions(args.sample, tuple(args.data), args.out)
-    opened = open_source(settings, args.sample, args.data)
+        overrides = {**overrides, **changed}
+        other = (
+            load_settings(args.compare, overrides)
+            if args.compare
+            else _of_sources(args, overrides)[0]
+        )
+    options = BuildOptions(args.sample, data, args.out)
+    opened = open_sources(settings, args.sample, data)
     if args.dry_run:
         from .dry_run import audit_estimate
 
@@ -319,7 +345,7 @@ def print_status(args: argparse.Namespace) -> None:
     from ..run.cost import spent_in
     from ..run.folder import is_run_folder, manifest_of, run_status
     from ..run.progress import progress_line, read_end, read_live
-    from .show import counts_table, money_line
+    from .show import counts_table, money_line, sources_lines
 
     if not is_run_folder(args.run_dir):
         _print_dataset(args)
@@ -340,6 +366,7 @@ def print_status(args: argparse.Namespace) -> None:
         at_work = [f"ended before its end: {ended}", f"go on: {again}"]
     asked = [f"model {model} {'; '.join(notes)}" for model, notes in found.endpoints.items()]
     lines = [line, *at_work, *asked, *([money] if money else []), counts_table(found.counts)]
+    lines += sources_lines(found.sources)
     tree = {**asdict(found), "spent": asdict(spent), "now": now, "ended": ended}
     _print(args, tree, lines)
 

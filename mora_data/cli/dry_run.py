@@ -30,10 +30,12 @@ from ..pipeline import run_probe
 from ..rewards.audit import labelled_pairs
 from ..rewards.canary import AUTO
 from ..run.cost import Prices, account_of, load_prices
+from ..run.folder import SourceCounts
 from ..run.progress import Progress
 from ..run.stats import RunStats
 from ..settings import BuildOptions, BuildSettings
-from ..sources.mine import OpenedSource, as_recorded, open_source
+from ..sources.mine import OpenedSource, as_recorded
+from ..sources.mix import open_sources
 from ..text import n_tokens
 from ..types import reaches
 from .rehearsal import (
@@ -135,6 +137,7 @@ class Estimate:
         prompts_needed: for `pairs_wanted`; the high end None where there may be no pair at all.
         audit: of the judges, beside the numbers above, once, whatever the number of prompts.
         failure: what ended the probe early.
+        sources: what was mined of each source of a mix.
     """
 
     prompts: int
@@ -160,6 +163,7 @@ class Estimate:
     probe: ProbeCost | None = None
     audit: AuditCost | None = None
     failure: str | None = None
+    sources: Sequence[SourceCounts] | None = None
 
     def as_dict(self) -> dict[str, object]:
         """What --json prints: no price is null, what was not asked for is left out."""
@@ -299,6 +303,7 @@ def _scaled(
     return Estimate(
         prompts=cases[0].n_prompts,
         rows=cases[0].rows,
+        sources=cases[0].sources or None,
         answers=of(-1, ANSWERS),
         cost=None if unpriced else of(-1, MONEY),
         seconds=(0, 0),
@@ -420,7 +425,7 @@ def _timed(found: Estimate, stats: RunStats) -> Estimate:
 
 
 def audit_estimate(
-    settings: BuildSettings, other: BuildSettings | None, opened: OpenedSource, sample: bool = False
+    settings: BuildSettings, other: BuildSettings | None, opened: Sequence[OpenedSource], sample: bool = False
 ) -> AuditCost:
     """What `mora-data audit` takes. Reads the source rows; asks no model.
 
@@ -459,7 +464,7 @@ def _audit_of_build(
     unlabelled = sample or recorded or not reaches(until, "presample")
     if unlabelled or settings.role("judge").engine == "scripted":
         return None
-    found = audit_estimate(settings, None, open_source(settings, False, list(data)))
+    found = audit_estimate(settings, None, open_sources(settings, False, data))
     return found if found.pairs else None
 
 

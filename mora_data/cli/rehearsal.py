@@ -14,6 +14,7 @@ from .. import plugins, resources
 from ..engines import ROLES
 from ..pipeline import Probe
 from ..rewards import REWARDS
+from ..run.folder import SourceCounts
 from ..run.log import Record
 from ..run.prefix_cache import PrefixCache
 from ..settings import GUARD_ROLE, BuildSettings, RewardSettings, RoleSettings
@@ -143,6 +144,7 @@ class Case:
     once: Floats
     verdicts: Floats
     pairs: Floats
+    sources: Sequence[SourceCounts] = ()  # of a mix
 
 
 class Meter:
@@ -211,4 +213,7 @@ class Meter:
                 counts[..., IN] += size * more * counts[..., SHOWN]
                 counts[..., COMPUTED] += size * more * counts[..., SHOWN]
         pairs = np.array([probe.pairs.get(p, 0) for p in ids] or [0], float)
-        return Case(probe.prompts, probe.rows, roles, own, once, verdicts / max(answers, 1), pairs)
+        return Case(
+            *(probe.prompts, probe.rows, roles, own, once, verdicts / max(answers, 1), pairs),
+            probe.sources,
+        )

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from .. import resources
 from ..errors import DropRow
+from ..run.folder import shortfalls
 from ..text import commonest_first, one_line
 
 if TYPE_CHECKING:
     from ..prompts.judge_audit import AuditResult
     from ..report.values import ComparisonReport, Report
     from ..rewards.audit import AuditRow
-    from ..run.folder import StageCounts, Summary
+    from ..run.folder import SourceCounts, StageCounts, Summary
     from ..settings import BuildSettings
     from ..sources.mine import OpenedSource
     from .dry_run import Ends, Estimate, RoleEstimate
@@ -51,6 +52,25 @@ def money_line(
     now = "" if cost is None else f"{cost:.4g} {currency}, "
     per_pair = f", {spent / pairs:.3g} a pair" if pairs else ""
     return f"cost {now}{spent:.4g} {currency} in this run folder{per_pair}"
+
+
+def sources_lines(sources: Sequence[SourceCounts]) -> list[str]:
+    """What was mined of each source of a mix, and which of them ended before its share."""
+    if not sources:
+        return []
+    names = [f"{s['name']} ({s['split']})" for s in sources]
+    width = max(map(len, names))
+    heads = ("share", "in", "mine", "presample", "fuse", "pairs")
+    lines = [f"\n{'source':<{width}} {' '.join(f'{h:>9}' for h in heads)}  dropped while mining"]
+    for name, s in zip(names, sources, strict=True):
+        stages = s.get("stages", {})
+        kept = [stages[x]["kept"] if x in stages else "-" for x in ("presample", "fuse")]
+        share = "-" if s["share"] is None else format(s["share"], "g")
+        cells = (share, s["in"], s["kept"], *kept, s.get("pairs", "-"))
+        reasons = ", ".join(f"{n} {why}" for why, n in commonest_first(s["dropped"]).items())
+        row = " ".join(f"{cell:>9}" for cell in cells)
+        lines.append(f"{name:<{width}} {row}  {reasons or '-'}")
+    return [*lines, *shortfalls(sources)]
 
 
 def report_lines(report: Report) -> list[str]:
@@ -247,7 +267,7 @@ def estimate_lines(found: Estimate) -> list[str]:
         )
     if found.failure:
         out.append(f"probe        ended early: {found.failure}")
-    return out
+    return [*out, *sources_lines(found.sources or ())]
 
 
 def _cells(r: RoleEstimate, currency: str) -> list[str]:

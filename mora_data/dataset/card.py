@@ -9,7 +9,7 @@ under "Not measured".
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from textwrap import wrap
@@ -57,6 +57,17 @@ _TYPES = {
     "double": "float64",
 }
 _NOUNS = {"helpful": "helpfulness", "harmless": "harmlessness", "truthful": "truthfulness"}
+
+
+_STRICTNESS = {  # what the user of a row has to do, or may not do
+    **dict.fromkeys(("cc0-1.0", "pddl", "unlicense"), 0),
+    **dict.fromkeys(("mit", "bsd-2-clause", "bsd-3-clause", "isc"), 1),
+    **dict.fromkeys(("apache-2.0",), 2),
+    **dict.fromkeys(("odc-by", "cc-by-3.0", "cc-by-4.0"), 3),
+    **dict.fromkeys(("cc-by-sa-3.0", "cc-by-sa-4.0"), 4),
+    **dict.fromkeys(("cc-by-nc-3.0", "cc-by-nc-4.0"), 5),
+    **dict.fromkeys(("cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"), 6),
+}
 
 
 class SplitInfo(TypedDict):
@@ -284,11 +295,27 @@ def _is_simulated(published: PublishedManifest) -> bool:
 
 
 def licence_of(folder: FolderInfo) -> str:
-    """The one licence of the dataset: the one set, the one of all sources, or `other`."""
+    """The one licence of the dataset: the one set, or the strictest of all sources."""
     if folder["licence"] != "inherit":
         return str(folder["licence"])
-    licences = sorted({s["licence"] for s in folder["sources"]})
-    return str(licences[0]) if len(licences) == 1 else "other"
+    return strictest(s["licence"] for s in folder["sources"])
+
+
+def strictest(licences: Iterable[str]) -> str:
+    """The one licence under whose terms rows of all these may be passed on together.
+
+    `other` where there is none, or where that is not known: two of equal rank, a name that is not
+    in `_STRICTNESS`, or rows that have to stay under a licence that forbids what another asks.
+    """
+    found = sorted(set(licences))
+    if len(found) == 1:
+        return found[0]
+    ranks = {name: _STRICTNESS.get(name, -1) for name in found}
+    top = [name for name in found if ranks[name] == max(ranks.values(), default=0)]
+    alike = [name for name in found if "-sa" in name]
+    if len(top) != 1 or min(ranks.values()) < 0 or (alike and alike != top):
+        return "other"
+    return top[0]
 
 
 def is_non_commercial(licence: str) -> bool:

@@ -12,7 +12,7 @@ end.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from .. import text
 from ..errors import PublishError
+from ..run.folder import SourceCounts, source_of
 from ..run.table import ScoredTable
 from ..settings import BuildSettings, nearest
 from . import configs, papers, schemas
@@ -48,6 +49,7 @@ class FolderResult:
     pii: dict[str, Any] | None = None  # see privacy.screen
     papers: dict[str, str] = field(default_factory=dict)  # other files than Parquet -> sha256
     report: Mapping[str, Any] | None = None  # of the run, where there is one
+    sources: list[SourceCounts] | None = None  # of a mix, with the pairs of each
 
 
 def write_dataset(
@@ -121,12 +123,14 @@ def _write_all(
     writers: dict[tuple[str, str], ShardWriter] = {}
     too_large: Counter[str] = Counter()
     prompts_by_source: Counter[tuple[str, str, str, str]] = Counter()
+    pairs: Counter[str] = Counter()
     try:
         for table in scored():
             prompts_by_source.update(
                 (p.source_dataset, p.source_config, p.source_revision, p.source_licence)
                 for p in table.prompts
             )
+            pairs.update(table.prompts[row].source for row in table.pairs.row_Q.tolist())
             groups = [p.group for p in table.prompts]
             in_test = [split_share(g) < share or g == forced_test for g in groups]
             is_test_P = np.array(in_test, bool)
@@ -152,6 +156,9 @@ def _write_all(
         dict(too_large),
         dict(screen(out)) if release.settings.publish.pii else None,
     )
+    mixed: Sequence[SourceCounts] = release.manifest.get("sources") or ()
+    counted: list[SourceCounts] = [{**s, "pairs": pairs[source_of(s)]} for s in mixed]
+    result = replace(result, sources=counted or None)
     sources: list[SourceInfo] = [
         {"dataset": d, "config": c, "revision": r, "licence": licence, "prompts": n}
         for (d, c, r, licence), n in sorted(prompts_by_source.items())
@@ -240,6 +247,8 @@ def _published(
         large = result.too_large.get(schemas.DEFAULT_CONFIG, 0)
         dropped = {"row_too_large": large} if large else {}
         manifest["counts"]["publish"] = {"in": n + large, "kept": n, "dropped": dropped}
+    if result.sources:
+        manifest["sources"] = scrub(result.sources)
     return {
         "manifest": {**manifest, "fingerprint": result.fingerprint, "pii": result.pii},
         "folder": {

@@ -36,7 +36,7 @@ from ..rewards.audit import (
 from ..rewards.combine import RewardSource, RewardSources, calibrated, sources_of
 from ..run.cost import CostTracker, load_prices
 from ..run.files import json_hash, read_json
-from ..run.folder import RunFolder
+from ..run.folder import JOIN, RunFolder
 from ..run.log import AnswerLog
 from ..run.progress import Progress, heartbeat
 from ..run.stats import RunStats
@@ -73,7 +73,7 @@ class AuditResult:
 def run_audit(
     settings: BuildSettings,
     other: BuildSettings | None,
-    opened: OpenedSource,
+    opened: Sequence[OpenedSource],
     sample: bool,
     folder: RunFolder,
     progress: Progress,
@@ -100,7 +100,7 @@ def run_audit(
         engines = connect(alone, sample, stats, folder.path, progress.message)
         try:
             cost.start([stats.accounts[r] for r in scorers(engines)])
-            basis = audit_basis(s, sources, engines, opened.revision)
+            basis = audit_basis(s, sources, engines, JOIN.join(o.revision for o in opened))
             scores = await score_pairs(s, sources, labelled, engines, folder, progress, stats)
         finally:
             for engine in distinct(engines.values()):
@@ -137,7 +137,7 @@ async def audit_of_build(
     sources: RewardSources,
     engines: Mapping[Role, Engine],
     revision: str,
-    open_rows: Callable[[], OpenedSource],
+    open_rows: Callable[[], Sequence[OpenedSource]],
     folder: RunFolder,
     progress: Progress,
     stats: RunStats,
@@ -177,7 +177,10 @@ def audit_basis(
             "sources": {d: [x.cache_key for x in group] for d, group in sources.items()},
             "judge": cache_tree(s.judge),
             "models": {r: engine_identity(e) for r, e in scorers(engines).items()},
-            "rows": [revision, s.mine.dedup, s.mine.max_chars, cache_tree(s.source)],
+            "rows": [
+                *(revision, s.mine.dedup, s.mine.max_chars),
+                *map(cache_tree, s.all_sources),
+            ],
             "seed": s.seed,
             "repeats": s.presample.repeat_share,
         }

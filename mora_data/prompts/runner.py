@@ -177,14 +177,17 @@ def finalize(opened: OpenPartition, build: BuildContext, cache_key: str) -> None
 
     results = opened.in_order()
     counts: Counter[tuple[str, str]] = Counter()
+    by_source: dict[str, Counter[tuple[str, str]]] = {}
     for r in results:
         counts.update(r.counts)
+        by_source.setdefault(r.prompt.source, Counter()).update(r.counts)
     errors = [e for r in results for e in errors_of(r)]
     manifest = {
         "settings": cache_key,
         "n_prompts": len(results),
         "answers": opened.ask.answers,
-        "counts": {f"{stage}.{what}": n for (stage, what), n in sorted(counts.items())},
+        "counts": _flat(counts),
+        "sources": {source: _flat(found) for source, found in sorted(by_source.items())},
         "feedback": sums_of(results),
         "n_scores": sum(len(r.scores) for r in results),
         "n_answers": sum(
@@ -197,6 +200,10 @@ def finalize(opened: OpenPartition, build: BuildContext, cache_key: str) -> None
         "owed": [r.prompt.prompt_id for r in results if r.pending is not None],
     }
     opened.part.finalize(tables(results, build.dims), opened.log.items(), errors, manifest)
+
+
+def _flat(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    return {f"{stage}.{what}": n for (stage, what), n in sorted(counts.items())}
 
 
 def errors_of(result: PromptResult) -> list[dict[str, Any]]:

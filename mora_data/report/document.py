@@ -303,6 +303,7 @@ def run_facts(
     return {
         "status": manifest.get("status"),
         "source": manifest["identity"],
+        "sources": manifest.get("sources") or [],
         "prompts": read["prompts"],
         "partitions": n_parts,
         "partitions_sealed": read["partitions_sealed"],

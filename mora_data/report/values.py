@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..rewards.audit import Audit
+from ..run.folder import SourceCounts
 from ..statistics import Bools, Floats
 from ..statistics.inference import Bootstrap, rate_interval
 
@@ -49,6 +50,7 @@ class RunFacts(TypedDict):
 
     status: str | None
     source: Mapping[str, Any]
+    sources: Sequence[SourceCounts]  # of a mix
     prompts: int
     partitions: int
     partitions_sealed: int

@@ -10,9 +10,10 @@ alone at their prompts are paired with answers to other prompts: over those the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import SettingsError
@@ -113,8 +114,9 @@ class Audit(TypedDict):
 # the pairs
 
 
-def labelled_pairs(opened: OpenedSource, settings: BuildSettings) -> Labelled:
-    """The first `audit.limit` pairs of each dimension whose labels the rows carry, in source order.
+def labelled_pairs(opened: Sequence[OpenedSource], settings: BuildSettings) -> Labelled:
+    """The first `audit.limit` pairs of each dimension whose labels the rows carry, in source order,
+    source after source.
 
     Raises:
         SourceError: the rows can't be read.
@@ -122,11 +124,26 @@ def labelled_pairs(opened: OpenedSource, settings: BuildSettings) -> Labelled:
     audit, dims = settings.audit, settings.dimensions
     without = dict.fromkeys(dims, "no rating is said to speak of it (audit.labels)")
     wanted = {d: audit.labels[d] for d in dims if d in audit.labels}
-    source = as_rating_source(opened.source)
-    if source is None or not wanted or not audit.limit:
-        if source is None:
+    rated = [o for o in opened if as_rating_source(o.source) is not None]
+    if not rated or not wanted or not audit.limit:
+        if not rated:
             without = dict.fromkeys(dims, "the rows carry no rated answers")
         return Labelled([], without)
+    found = {d: _Pairing(d, label, audit.limit) for d, label in wanted.items()}
+    for prompt in chain.from_iterable(_rated_prompts(one, settings) for one in rated):
+        for pairing in found.values():
+            pairing.add(prompt)
+        if all(p.is_full for p in found.values()):
+            break
+    without = {d: found[d].why_none() if d in found else why for d, why in without.items()}
+    return Labelled(
+        [pair for p in found.values() for pair in p.pairs],
+        {d: why for d, why in without.items() if why},
+    )
+
+
+def _rated_prompts(opened: OpenedSource, settings: BuildSettings) -> Iterator[Prompt]:
+    """A source's prompts with their answers and ratings."""
     changed = {
         "limit": None,
         "near_duplicates": None,
@@ -139,17 +156,7 @@ def labelled_pairs(opened: OpenedSource, settings: BuildSettings) -> Labelled:
             "policy": settings.policy.model_copy(update={"engine": "recorded"}),
         }
     )
-    found = {d: _Pairing(d, label, audit.limit) for d, label in wanted.items()}
-    for prompt in mine(opened, mining, MineCounts()):
-        for pairing in found.values():
-            pairing.add(prompt)
-        if all(p.is_full for p in found.values()):
-            break
-    without = {d: found[d].why_none() if d in found else why for d, why in without.items()}
-    return Labelled(
-        [pair for p in found.values() for pair in p.pairs],
-        {d: why for d, why in without.items() if why},
-    )
+    return mine(opened, mining, MineCounts())
 
 
 class _Pairing:

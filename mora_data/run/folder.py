@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ..errors import LimitReached, RunFolderError
 from ..resources import SECRET_BYTES
@@ -23,6 +23,7 @@ from .remote import OF_A_COPY, SECRET_FILE, Remote, remote_url
 
 LIVE = "live.json"  # how far a running build is; after one that failed, how it ended
 OPTIONS = "options.json"  # what the command said beside the settings, to run it again
+JOIN = " + "  # between the sources of a mix, in the identity of its run folder
 
 
 class RunFolder:
@@ -147,9 +148,10 @@ class RunFolder:
 
     def _check_identity(self, identity: Mapping[str, str]) -> None:
         before = self.manifest().get("identity") or identity
-        if before == identity:
-            if "identity" not in read_json(self.path / "manifest.json"):
-                self.write("manifest.json", {"identity": identity, "status": "started"})
+        if before == identity or _has_grown(before, identity):
+            tree = read_json(self.path / "manifest.json")
+            if tree.get("identity") != identity:
+                self.write("manifest.json", {"status": "started", **tree, "identity": identity})
         else:
             key = next(k for k in sorted({*before, *identity}) if before.get(k) != identity.get(k))
             raise RunFolderError(
@@ -157,6 +159,17 @@ class RunFolder:
                 f"({key}: {before.get(key)!r}, not {identity.get(key)!r}): "
                 "give another --out, or --fresh to start anew"
             )
+
+
+def _has_grown(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
+    """Whether sources were only added at the end of a mix, where no prompt before them moves."""
+    first = {"shares": "-", **before}
+    ends = {k: after.get(k, "").removeprefix(v + JOIN) for k, v in first.items()}
+    return (
+        first.keys() == after.keys()
+        and all(ends[k] != after[k] for k in ends)
+        and set(ends["shares"].split(JOIN)) == {"-"}
+    )
 
 
 def manifest_of(run_dir: Path) -> dict[str, Any]:
@@ -221,6 +234,7 @@ class RunStatus:
     Attributes:
         owed: prompts of finalized partitions that the next build asks again.
         endpoints: how models are asked where not in full, and other names that they answer under.
+        sources: what was mined of each source of a mix.
     """
 
     run_dir: str
@@ -237,6 +251,7 @@ class RunStatus:
     dataset_dir: str | None
     endpoints: Mapping[str, list[str]]
     preview: bool
+    sources: Sequence[SourceCounts] = ()
 
 
 def run_status(run_dir: Path) -> RunStatus:
@@ -265,6 +280,7 @@ def run_status(run_dir: Path) -> RunStatus:
         dataset_dir=str(run_dir / "dataset") if (run_dir / "dataset").is_dir() else None,
         endpoints=manifest.get("endpoints", {}),
         preview=bool(read_json(run_dir / OPTIONS).get("preview")),
+        sources=manifest.get("sources") or read_json(run_dir / "mine.json").get("sources", []),
     )
 
 
@@ -286,6 +302,50 @@ def finished_manifest(run_dir: Path) -> dict[str, Any]:
 
 # of one stage; in = kept + dropped
 StageCounts = TypedDict("StageCounts", {"in": int, "kept": int, "dropped": dict[str, int]})
+
+
+# Of one source of a mix, while mining. `missing`: prompts that its share or count lacks;
+# `stages`: of the stages after mining; `pairs`: published ones, once they are there.
+SourceCounts = TypedDict(
+    "SourceCounts",
+    {
+        "name": str,
+        "kind": str,
+        "dataset": str,
+        "config": str,
+        "split": str,
+        "revision": str,
+        "licence": str,
+        "share": float | None,
+        "count": int | None,
+        "in": int,
+        "kept": int,
+        "dropped": dict[str, int],
+        "missing": int,
+        "stages": NotRequired[dict[str, StageCounts]],
+        "pairs": NotRequired[int],
+    },
+)
+
+
+def source_of(counts: SourceCounts) -> str:
+    """The name that `Prompt.source` gives it."""
+    return " ".join((counts["dataset"], counts["config"], counts["split"], counts["revision"]))
+
+
+def shortfalls(sources: Sequence[SourceCounts]) -> list[str]:
+    """A line for each source that ended before its share or its count."""
+    total = sum(s["kept"] for s in sources if s["share"])
+    return [
+        f"source {s['name']} ended after {s['kept']} prompts: "
+        + (
+            f"{s['missing']} fewer than its share of {total}"
+            if s["share"]
+            else f"{s['missing']} fewer than its count"
+        )
+        for s in sources
+        if s["missing"]
+    ]
 
 
 @dataclass

@@ -8,13 +8,21 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from .. import resources
 from ..errors import SettingsError
@@ -27,6 +35,7 @@ from .stages import (
     FuseSettings,
     LimitSettings,
     MineSettings,
+    MixedSource,
     PresampleSettings,
     PublishSettings,
     RaySettings,
@@ -78,14 +87,16 @@ class BuildSettings(Settings):
     """One build, end to end: what a file in builders/ holds."""
 
     not_in_rows = frozenset(
-        "name source mine rewards audit publish limits scripted recorded executor ray"
+        "name source sources mine rewards audit publish limits scripted recorded executor ray"
         " partition_size".split()
     )  # prompts come in by their hash, reward sources by theirs, models by their names
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
     """Name of the build, and of its folder in runs/: letters, digits, `.`, `_` and `-`."""
     source: SourceSettings
-    """Source rows."""
+    """Source rows; nothing to go by where there are `sources`."""
+    sources: list[MixedSource] = []
+    """Several sources, in place of `source`."""
     dimensions: list[DimensionName] = ["helpful", "harmless", "truthful"]
     """Reward dimensions, in the order of the columns."""
     policy: RoleSettings = RoleSettings()
@@ -152,6 +163,34 @@ class BuildSettings(Settings):
                 merged[role] = {**defaults, **(given or {})}
         return merged
 
+    @model_validator(mode="before")
+    @classmethod
+    def _source_or_sources(cls, values: Any) -> Any:
+        """The sources of a mix get different names."""
+        if not isinstance(values, dict) or not values.get("sources"):
+            return values
+        if "source" in values:
+            raise ValueError("there are `source` and `sources`: give one of them")
+        given = values["sources"]
+        if not isinstance(given, list) or not all(isinstance(s, dict) for s in given):
+            raise ValueError("sources must be a list of sources, each with its kind or builder")
+        mixed: list[dict[str, Any]] = []
+        for one in given:
+            stem = str(one.get("name") or one.get("kind") or "source").replace(":", ".")
+            name, k = stem, 1
+            while name in [m["name"] for m in mixed]:
+                k += 1
+                name = f"{stem}-{k}"
+            mixed.append({**one, "name": name})
+        return {**values, "sources": mixed, "source": {"kind": mixed[0].get("kind") or ""}}
+
+    @model_serializer(mode="wrap")
+    def _one_of_both(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`source`, or `sources`: what was given, so that it can be read again."""
+        tree: dict[str, Any] = dump(self)
+        del tree["source" if self.sources else "sources"]
+        return tree
+
     @model_validator(mode="after")
     def _dimensions_known(self) -> BuildSettings:
         if not self.dimensions or len({d.lower() for d in self.dimensions}) != len(self.dimensions):
@@ -176,6 +215,16 @@ class BuildSettings(Settings):
         if self.publish.arms != "auto" and (bad := set(self.publish.arms) - set(self.fuse.arms)):
             raise ValueError(f"publish.arms names {sorted(bad)}, not in fuse.arms {self.fuse.arms}")
         return self
+
+    @property
+    def all_sources(self) -> Sequence[SourceSettings]:
+        """The one source, or those of the mix."""
+        return self.sources or [self.source]
+
+    def of_source(self, source: MixedSource) -> BuildSettings:
+        """The same build of one source of the mix alone, with its own count as limit."""
+        mine = self.mine.model_copy(update={"limit": source.count})
+        return self.model_copy(update={"source": source, "sources": [], "mine": mine})
 
     @property
     def published_arms(self) -> list[str]:
@@ -293,6 +342,8 @@ def build_settings(
     merged: dict[str, Any] = copy.deepcopy(dict(tree))
     for key, value in (overrides or {}).items():
         _put(merged, key, value)
+    if isinstance(merged.get("sources"), list):
+        merged["sources"] = [_with_builder(s) for s in merged["sources"]]
     refuse_secrets(merged)
     try:
         return BuildSettings.model_validate(merged)
@@ -402,6 +453,42 @@ def find_plugins_in(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
+def mixed_builder(given: Sequence[tuple[str, Sequence[str]]]) -> dict[str, Any]:
+    """The tree of a mix of builders, each with its local files, in equal shares: the settings of
+    the first, the sources of all.
+
+    Raises:
+        SettingsError: as `read_builder`; or one of several builders is a mix itself.
+    """
+    trees = [read_builder(name) for name, _ in given]
+    for (name, _), tree in zip(given, trees, strict=True):
+        if len(given) > 1 and "source" not in tree:
+            raise SettingsError(
+                f"--source {name} has several sources of its own: to add others, list them all in"
+                " one YAML file, under `sources`"
+            )
+    if len(given) == 1:
+        return trees[0]
+    sources = [
+        {**tree["source"], "name": tree.get("name"), "share": 1, "data": list(data)}
+        for tree, (_, data) in zip(trees, given, strict=True)
+    ]
+    name = "_".join(dict.fromkeys(str(tree.get("name")) for tree in trees))[:96]
+    rest = {k: v for k, v in trees[0].items() if k not in ("source", "recorded")}
+    return {**rest, "name": name, "sources": sources}
+
+
+def _with_builder(source: Any) -> Any:
+    """A source of a mix with what the builder that it names says of its own."""
+    if not isinstance(source, dict) or "builder" not in source:
+        return source
+    name, own = str(source["builder"]), {k: v for k, v in source.items() if k != "builder"}
+    tree = read_builder(name)
+    if not isinstance(tree.get("source"), dict):
+        raise SettingsError(f"sources: builder {name!r} has no source of its own: name another")
+    return {**tree["source"], "name": tree.get("name", name), **own}
+
+
 def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
     *path, last = dotted.split(".")
     node = tree
@@ -433,6 +520,8 @@ def explain(
         flag = "" if inside else f" or give --set {where}=..."
         return f"setting {where!r} is missing: add it to the builder file{flag}"
     message = fault["msg"].removeprefix("Value error, ")
+    if not path:  # of the whole, whose value no line can hold
+        return f"settings: {message}"
     return f"setting {where} = {fault.get('input')!r}: {message}"
 
 

@@ -44,6 +44,22 @@ class SourceSettings(Settings):
     the cache (--fetch-benchmarks)."""
 
 
+class MixedSource(SourceSettings):
+    """One of the sources of a mix. In YAML, `builder: NAME` stands for the source of a builder."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+    """What it is called where sources are counted; its builder's name, or its kind, where none is
+    given."""
+    share: Annotated[float, Field(gt=0)] | None = None
+    """Weight in the mix: sources with a share take turns in proportion to it, in the order of the
+    list; those without come after them, one after the other."""
+    count: Annotated[int, Field(ge=1)] | None = None
+    """Prompts kept of it; null: all."""
+    data: list[str] = Field([], exclude=True)
+    """Local files or folders in place of the Hub. No part of the settings' hash: the rows are known
+    by theirs."""
+
+
 class MineSettings(Settings):
     """Rows to prompts."""
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from .. import sources
 from ..errors import DropRow, SettingsError, SourceError
-from ..run.folder import StageCounts
+from ..run.folder import SourceCounts, StageCounts
 from ..settings import BuildSettings, MineSettings, SourceSettings
 from ..text import commonest_first, context_and_group, digest, one_line
 from ..types import Messages, Prompt, Row
@@ -78,6 +78,7 @@ class MineCounts:
         compared: benchmarks at hand.
         not_measured: known benchmarks that were not at hand.
         layouts: of each file that was looked at, what its rows are.
+        sources: what became of each source of a mix, once all is read.
     """
 
     rows: int = 0
@@ -88,6 +89,16 @@ class MineCounts:
     compared: tuple[str, ...] = ()
     not_measured: tuple[str, ...] = ()
     layouts: dict[str, str] = field(default_factory=dict)
+    sources: list[SourceCounts] = field(default_factory=list)
+
+    def add(self, other: MineCounts) -> None:
+        """What became of another source's rows, too."""
+        self.rows += other.rows
+        self.kept += other.kept
+        for name in ("dropped", "notes", "overlaps"):
+            getattr(self, name).update(getattr(other, name))
+        self.compared, self.not_measured = other.compared, other.not_measured
+        self.layouts |= other.layouts
 
     @property
     def contamination(self) -> dict[str, int] | None:
@@ -159,10 +170,11 @@ def mine(
     settings: BuildSettings,
     counts: MineCounts,
     benchmarks: Benchmarks | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[Prompt]:
     """The prompts kept, in source order; `counts` follows. Reading stops at `mine.limit` prompts.
 
-    Prompts are compared with `benchmarks`, or with those of the settings.
+    Prompts are compared with `benchmarks`, or with those of the settings, and with those `seen`.
 
     Raises:
         SourceError: no rows at all, rows of another schema, or every row dropped.
@@ -176,7 +188,7 @@ def mine(
     if ratings and not ratings.absolute:  # answers that only compare within a row never join
         wanted = wanted.model_copy(update={"dedup": False})
     joins = ratings is not None and wanted.dedup
-    filters = _Filters(wanted, counts, benchmarks or benchmarks_of(settings))
+    filters = _Filters(wanted, counts, benchmarks or benchmarks_of(settings), seen or Seen())
     # where neighbours may add their answers, a prompt waits for the row after
     waiting: Prompt | None = None
     for number, file, row in chain([first], rows):
@@ -221,21 +233,36 @@ def benchmarks_of(settings: BuildSettings) -> Benchmarks:
     cache."""
     if not settings.mine.decontaminate:
         return Benchmarks({})
-    return Benchmarks(settings.source.decontaminate_from, cache_dir())
+    named: dict[str, str] = {}
+    for source in settings.all_sources:
+        named |= source.decontaminate_from
+    return Benchmarks(named, cache_dir())
+
+
+@dataclass(slots=True)
+class Seen:
+    """The prompts kept so far: the ids of each source, and the sketches of all."""
+
+    ids: list[set[int]] = field(default_factory=list)
+    near: NearDuplicates | None = None
 
 
 class _Filters:
     """The filters that need more than the row itself."""
 
-    def __init__(self, wanted: MineSettings, counts: MineCounts, benchmarks: Benchmarks) -> None:
+    def __init__(
+        self, wanted: MineSettings, counts: MineCounts, benchmarks: Benchmarks, seen: Seen
+    ) -> None:
         self._mine = wanted
         self._counts = counts
-        self._seen: set[int] = set()
-        self._near: NearDuplicates | None = None
-        if wanted.dedup and wanted.near_duplicates:
+        self._ids: set[int] = set()
+        self._all_ids = seen.ids
+        self._all_ids.append(self._ids)
+        if wanted.dedup and wanted.near_duplicates and seen.near is None:
             from .near import NearDuplicates  # imports numpy
 
-            self._near = NearDuplicates(wanted.near_duplicates)
+            seen.near = NearDuplicates(wanted.near_duplicates)
+        self._near = seen.near
         self._benchmarks = benchmarks
         counts.compared = tuple(benchmarks.at_hand)
         counts.not_measured = benchmarks.not_measured
@@ -244,7 +271,8 @@ class _Filters:
         """The parsed row as a prompt.
 
         Raises:
-            DropRow: control_character, too_long, duplicate, contaminated, near_duplicate.
+            DropRow: control_character, too_long, duplicate, in_other_source,
+                contaminated, near_duplicate.
         """
         if parsed.notes:
             self._counts.notes.update(parsed.notes)
@@ -252,12 +280,15 @@ class _Filters:
             raise DropRow("too_long")
         prompt_id, group = context_and_group(parsed.messages)
         key = int(prompt_id, 16)
-        if key not in self._seen:
-            self._seen.add(key)
-        elif self._mine.dedup:
-            raise DropRow("duplicate", prompt_id)
-        else:  # two prompts never share an id
-            prompt_id = digest(prompt_id, "again", str(self._counts.rows))
+        elsewhere = any(key in ids for ids in self._all_ids if ids is not self._ids)
+        repeated = elsewhere or key in self._ids
+        if repeated and self._mine.dedup:
+            raise DropRow("in_other_source" if elsewhere else "duplicate", prompt_id)
+        self._ids.add(key)
+        if repeated:  # two prompts never share an id
+            where = (opened.dataset, opened.config, opened.split, opened.revision)
+            again = (*(where if elsewhere else ()), str(self._counts.rows))
+            prompt_id = digest(prompt_id, "again", *again)
         if self._benchmarks.at_hand:
             self._refuse_contaminated(parsed)
         if self._near and self._near.seen("\n".join(m["content"] for m in parsed.messages)):
@@ -368,6 +399,11 @@ def as_recorded(settings: BuildSettings) -> tuple[BuildSettings, list[str]]:
     """
     if settings.policy.engine != "recorded":
         return settings, []
+    if settings.sources:
+        raise SettingsError(
+            "--engine recorded takes one source, as ratings of different sources don't compare:"
+            " build them one by one"
+        )
     source, wanted = as_rating_source(load_source(settings.source)), settings.recorded
     if source is None or wanted is None:
         raise SettingsError(

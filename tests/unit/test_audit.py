@@ -39,11 +39,13 @@ def settings_with(labels: Mapping[str, Any], **more: Any) -> BuildSettings:
     return build_settings({"dimensions": ["helpful"], **tree})
 
 
-def opened(rows: Sequence[Mapping[str, Any]], kind: str = "jsonl", **source: Any) -> OpenedSource:
+def opened(
+    rows: Sequence[Mapping[str, Any]], kind: str = "jsonl", **source: Any
+) -> tuple[OpenedSource]:
     settings = build_settings({"name": "x", "source": {"kind": kind, **source}})
     read = [SourceRow(i, "rows.jsonl", row) for i, row in enumerate(rows)]
     where = ("local", "local", "local", "local:0", "unknown")
-    return OpenedSource(load_source(settings.source), read, *where)
+    return (OpenedSource(load_source(settings.source), read, *where),)
 
 
 def texts(found: Labelled) -> list[tuple[str, str, str]]:
@@ -229,9 +231,9 @@ def test_what_can_not_be_audited_is_one_line(
     answers = [{"text": t, "ratings": {"r": r}} for t, r in (("a", 1), ("b", 0))]
     row = {"prompt": "Hi?", "answers": answers, "chosen": turn + "a", "rejected": turn + "b"}
     path.write_text(json.dumps(row))
-    argv = ["audit", "--source", "jsonl", "--data", str(path), "--out", str(tmp_path / "run")]
+    argv = ["audit", "--data", str(path), "--out", str(tmp_path / "run")]
     if flags[0] != "--source":
-        argv += ["--set", "audit.labels.helpful=r"]
+        argv += ["--source", "jsonl", "--set", "audit.labels.helpful=r"]
     assert main([*argv, *flags]) == 1
     err = capsys.readouterr().err.strip()
     assert why in err and "\n" not in err

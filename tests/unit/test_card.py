@@ -250,6 +250,9 @@ def test_two_licences_make_the_mix_known() -> None:
     data["folder"]["sources"].append(
         {**data["folder"]["sources"][0], "licence": "mit", "prompts": 3}
     )
+    assert header_of(render(data))["license"] == "cc-by-4.0"
+    assert "governs the whole: cc-by-4.0" in render(data)
+    data["folder"]["sources"][1]["licence"] = "unknown"
     header = header_of(render(data))
     assert (header["license"], header["license_name"]) == ("other", "mixed-see-card")
     assert "different licences" in render(data)

@@ -233,7 +233,7 @@ def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
             pytest.fail(f"{where}: mora-data {shlex.join(words)}: {capsys.readouterr().err}")
         if words[:2] == ["recipe", "run"]:
             run_command(args.name, args.dataset, args.revision, args.config, args.overrides)
-        elif words[0] == "build" and not re.search(r"\.(yaml|csv|jsonl)$", args.source):
+        elif words[0] == "build" and not re.search(r"\.(yaml|csv|jsonl)$", args.source[0]):
             command_settings(args)
 
 
@@ -274,7 +274,9 @@ def test_yaml_blocks_are_settings(block: Block, tmp_path: Path) -> None:
         return
     base = yaml.safe_load((ROOT / "builders" / "pku-saferlhf.yaml").read_text("utf-8"))
     file = tmp_path / "build.yaml"
-    file.write_text(yaml.safe_dump(tree if "source" in tree else base | tree), "utf-8")
+    file.write_text(
+        yaml.safe_dump(tree if tree.keys() & {"source", "sources"} else base | tree), "utf-8"
+    )
     settings = load_settings(str(file))
     assert settings.dimensions
 
@@ -298,6 +300,7 @@ def all_settings() -> set[str]:
             if (owner, name) not in found:
                 found.add((owner, name))
                 section = "role" if name in (*ROLES, "endpoint") else name
+                section = "source" if name == "sources" else section
                 todo += [(section, inner) for inner in _models_in(field.annotation)]
     return {f"{owner}.{name}".lstrip(".") for owner, name in found}
 
@@ -311,6 +314,7 @@ def settings_in(tree: object, owner: str = "") -> Iterator[str]:
         for key, value in tree.items():
             yield f"{owner}.{key}".lstrip(".")
             below = "role" if key in (*ROLES, "endpoint") else str(key)
+            below = "source" if key == "sources" else below
             # between rewards or labels and their settings stands the dimension
             yield from settings_in(value, owner if owner in ("rewards", "labels") else below)
             yield from settings_in(value, below)
