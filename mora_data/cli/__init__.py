@@ -26,6 +26,11 @@ from ..types import STAGES
 from . import commands
 
 Command = Callable[[argparse.Namespace], int | None]  # gives the exit code where it is not 0
+# of dataset/export.py, which is not imported for --help
+EXPORTS = (
+    *("parquet", "jsonl", "csv", "binarized", "llamafactory", "llamafactory-alpaca"),
+    *("openrlhf", "axolotl", "openai", "mahdpo"),
+)
 LISTS = ("sources", "layouts", "engines", "rewards", "selectors", "templates", "recipes")
 
 EXAMPLES: dict[str, list[str]] = {  # of each command, shown by its --help
@@ -301,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     _value(c, "--to", "DIR", text, type=_folder, required=True)
     c.add_argument(
         "--format",
-        choices=("parquet", "jsonl", "llamafactory", "mahdpo"),
+        choices=EXPORTS,
         default="parquet",
         help="default: parquet",
     )

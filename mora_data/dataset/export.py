@@ -1,19 +1,19 @@
 """One config of a dataset folder -> files anywhere: `mora-data export RUN_DIR --config NAME`.
 
-parquet, jsonl   the rows as they are
-llamafactory     LLaMA-Factory's preference JSON and the dataset_info.json that names it
-mahdpo           MAH-DPO's JSON: one file per dimension, the same prompts in each
+Each format is a function from a row to a row, in `FORMATS`; docs/publish.md says which document of
+the reading project each follows. The files are written row by row, never all in memory.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,13 +24,29 @@ from ..text import transcript
 from . import lint, schemas
 from .schemas import Row, row_batches
 
-Format = Literal["parquet", "jsonl", "llamafactory", "mahdpo"]
 _FROM = {"user": "human", "assistant": "gpt", "system": "system"}
+_REWARDS = ("chosen_reward_", "rejected_reward_")
 
 
-def export_config(folder: Path, config: str, to: Path, fmt: Format = "parquet") -> list[Path]:
-    """The files written into `to`: `<config>-<split>.parquet` with shards joined, `.jsonl` with one
-    row a line, or `.json`.
+class Format(NamedTuple):
+    """How a config is written.
+
+    Attributes:
+        suffix: of the files; `.json` is one list, `.jsonl` a row a line.
+        row: a published row as the reader wants it.
+        info: LLaMA-Factory's entry for a file, but for its name.
+        pairs: whether the rows must have a chosen and a rejected side.
+    """
+
+    suffix: str
+    row: Callable[[Row], Row]
+    info: Mapping[str, object] | None = None
+    pairs: bool = True
+
+
+def export_config(folder: Path, config: str, to: Path, fmt: str = "parquet") -> list[Path]:
+    """The files written into `to`: `<config>-<split>` with the format's suffix, shards joined;
+    `mahdpo` writes `<dimension>-<split>.json`, llamafactory a dataset_info.json beside them.
 
     Raises:
         PublishError: the folder has no such config (those that exist are named), the format has no
@@ -51,28 +67,95 @@ def export_config(folder: Path, config: str, to: Path, fmt: Format = "parquet") 
     schemas.check_fingerprint(folder, lint.fingerprint_in(folder))
     try:
         to.mkdir(parents=True, exist_ok=True)
-        if fmt == "llamafactory":
-            return _llamafactory(config, by_split, to)
         if fmt == "mahdpo":
             return _mahdpo(config, by_split, to)
-        copy = _copy_parquet if fmt == "parquet" else _copy_jsonl
-        return [
-            _whole(to / f"{config}-{split}.{fmt}", partial(copy, files))
-            for split, files in by_split.items()
-        ]
+        return _write_config(config, by_split, to, fmt)
     except (OSError, TypeError, ValueError, LookupError) as e:  # rows of another schema, too
         why = (isinstance(e, OSError) and e.strerror) or " ".join(str(e).split())[:100]
         raise PublishError(f"can't export {config} to {to}: {why}") from e
 
 
-def _llamafactory_row(row: Row) -> Row:
-    """A pair as LLaMA-Factory reads it: conversations, chosen and rejected, each turn with `from`
-    and `value`."""
+# rows as their readers want them
+
+
+def _sharegpt(row: Row) -> Row:
     return {
         "conversations": [_turn(m) for m in row["prompt"]],
         "chosen": _turn(row["chosen"][0]),
         "rejected": _turn(row["rejected"][0]),
     }
+
+
+def _alpaca(row: Row) -> Row:
+    """The last user turn is the instruction, the turns before it are the history in pairs."""
+    turns = [m["content"] for m in row["prompt"] if m["role"] != "system"]
+    return {
+        "instruction": turns[-1],
+        "input": "",
+        "system": "\n\n".join(m["content"] for m in row["prompt"] if m["role"] == "system"),
+        "history": [[turns[i], turns[i + 1]] for i in range(0, len(turns) - 1, 2)],
+        "chosen": row["chosen"][0]["content"],
+        "rejected": row["rejected"][0]["content"],
+    }
+
+
+def _openrlhf(row: Row) -> Row:
+    """Whole conversations on both sides: the prompt is what stands before the last turn."""
+    whole = _binarized(row)
+    names = ("prompt_id", "chosen", "rejected", "score_chosen", "score_rejected")
+    return {**{name: whole[name] for name in names}, "margin": row.get("margin_total")}
+
+
+def _binarized(row: Row) -> Row:
+    """The columns of the binarized UltraFeedback."""
+    prompt, scores = row["prompt"], [_mean(row, prefix) for prefix in _REWARDS]
+    return {
+        "prompt": next(m["content"] for m in reversed(prompt) if m["role"] == "user"),
+        "prompt_id": row["prompt_id"],
+        "chosen": [*prompt, *row["chosen"]],
+        "rejected": [*prompt, *row["rejected"]],
+        "messages": [*prompt, *row["chosen"]],
+        "score_chosen": scores[0],
+        "score_rejected": scores[1],
+    }
+
+
+def _axolotl(row: Row) -> Row:
+    return {"messages": row["prompt"], "chosen": row["chosen"][0], "rejected": row["rejected"][0]}
+
+
+def _openai(row: Row) -> Row:
+    return {
+        "input": {"messages": row["prompt"], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": row["chosen"],
+        "non_preferred_output": row["rejected"],
+    }
+
+
+def _csv(row: Row) -> Row:
+    """Text where a cell holds one turn, JSON where it holds a list."""
+    return {name: _cell(value) for name, value in row.items()}
+
+
+_SIDES = {"chosen": "chosen", "rejected": "rejected"}
+_CHAT = {"messages": "conversations", **_SIDES}
+_INSTRUCTION = {"prompt": "instruction", "query": "input", "system": "system", **_SIDES}
+FORMATS = {
+    "parquet": Format(".parquet", dict, pairs=False),
+    "jsonl": Format(".jsonl", dict, pairs=False),
+    "csv": Format(".csv", _csv, pairs=False),
+    "binarized": Format(".jsonl", _binarized),
+    "llamafactory": Format(".json", _sharegpt, {"formatting": "sharegpt", "columns": _CHAT}),
+    "llamafactory-alpaca": Format(
+        ".json",
+        _alpaca,
+        {"formatting": "alpaca", "columns": {**_INSTRUCTION, "history": "history"}},
+    ),
+    "openrlhf": Format(".jsonl", _openrlhf),
+    "axolotl": Format(".jsonl", _axolotl),
+    "openai": Format(".jsonl", _openai),
+    "mahdpo": Format(".json", dict),
+}
 
 
 def _mahdpo_row(row: Row, dimensions: list[str]) -> Row:
@@ -87,24 +170,44 @@ def _mahdpo_row(row: Row, dimensions: list[str]) -> Row:
     }
 
 
-def _llamafactory(config: str, by_split: dict[str, list[Path]], to: Path) -> list[Path]:
-    if "chosen" not in _schema(next(iter(by_split.values()))[0]).names:
-        raise PublishError(f"llamafactory wants pairs, and {config} has none: --config preference")
-    written = [
-        _whole(to / f"{config}-{split}.json", _json_writer(map(_llamafactory_row, _rows(files))))
-        for split, files in by_split.items()
-    ]
-    info = {
-        path.stem: {
-            "file_name": path.name,
-            "ranking": True,
-            "formatting": "sharegpt",
-            "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
-        }
-        for path in written
-    }
-    text = json.dumps(info, indent=2) + "\n"
-    return [*written, _whole(to / "dataset_info.json", lambda part: part.write_text(text, "utf-8"))]
+def _turn(message: dict[str, str]) -> dict[str, str]:
+    return {"from": _FROM[message["role"]], "value": message["content"]}
+
+
+def _mean(row: Row, prefix: str) -> float | None:
+    """The mean of the rewards of one side that are known."""
+    found = [v for name, v in row.items() if name.startswith(prefix) and v is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    if len(value) == 1 and isinstance(value[0], dict) and value[0].keys() == {"role", "content"}:
+        return value[0]["content"]
+    return orjson.dumps(value).decode()
+
+
+# files
+
+
+def _write_config(config: str, by_split: dict[str, list[Path]], to: Path, fmt: str) -> list[Path]:
+    form = FORMATS[fmt]
+    names = _schema(next(iter(by_split.values()))[0]).names
+    if form.pairs and "chosen" not in names:
+        raise PublishError(f"{fmt} wants pairs, and {config} has none: --config preference")
+    out = {split: to / f"{config}-{split}{form.suffix}" for split in by_split}
+    for split, files in by_split.items():
+        if fmt == "parquet":
+            _write_parquet(out[split], files)
+        else:
+            _write_rows(out[split], map(form.row, _rows(files)))
+    if form.info is None:
+        return [*out.values()]
+    info = {p.stem: {"file_name": p.name, "ranking": True, **form.info} for p in out.values()}
+    with replacing(to / "dataset_info.json", durable=False) as part:
+        part.write_text(json.dumps(info, indent=2) + "\n", "utf-8")
+    return [*out.values(), to / "dataset_info.json"]
 
 
 def _mahdpo(config: str, by_split: dict[str, list[Path]], to: Path) -> list[Path]:
@@ -128,18 +231,13 @@ def _mahdpo(config: str, by_split: dict[str, list[Path]], to: Path) -> list[Path
                 " build again"
             )
         for name, dim in zip(names, dims, strict=True):
-            rows = (
-                _mahdpo_row(row, dims) for row in _rows([f for f in files if f.parent.name == name])
-            )
-            written.append(_whole(to / f"{dim}-{split}.json", _json_writer(rows)))
+            rows = _rows([f for f in files if f.parent.name == name])
+            written.append(to / f"{dim}-{split}.json")
+            _write_rows(written[-1], (_mahdpo_row(row, dims) for row in rows))
     return written
 
 
-def _turn(message: dict[str, str]) -> dict[str, str]:
-    return {"from": _FROM[message["role"]], "value": message["content"]}
-
-
-def _rows(files: Iterable[Path]) -> Iterable[Row]:
+def _rows(files: Iterable[Path]) -> Iterator[Row]:
     return chain.from_iterable(row_batches(files))
 
 
@@ -147,36 +245,40 @@ def _schema(path: Path) -> pa.Schema:
     return schemas.footer_of(path).schema.to_arrow_schema()
 
 
-def _whole(out: Path, write: Callable[[Path], object]) -> Path:
+def _write_rows(out: Path, rows: Iterable[Row]) -> None:
     """A file is there whole or not at all."""
     with replacing(out, durable=False) as part:
-        write(part)
-    return out
-
-
-def _json_writer(rows: Iterable[object]) -> Callable[[Path], None]:
-    """One JSON list, a row a line, never all in memory."""
-
-    def write(out: Path) -> None:
-        with out.open("w", encoding="utf-8") as f:
-            mark = "[\n"
+        if out.suffix == ".csv":
+            _write_csv(part, rows)
+            return
+        before, between, after = (
+            (b"[\n", b",\n", b"\n]\n") if out.suffix == ".json" else (b"", b"\n", b"\n")
+        )
+        with part.open("wb") as f:
+            mark = before
             for row in rows:
-                f.write(mark + json.dumps(row, ensure_ascii=False))
-                mark = ",\n"
-            f.write("[]\n" if mark == "[\n" else "\n]\n")
-
-    return write
+                f.write(mark + orjson.dumps(row))
+                mark = between
+            f.write(after if mark == between else before + after.lstrip())
 
 
-def _copy_parquet(files: list[Path], out: Path) -> None:
-    with pq.ParquetWriter(
-        out, _schema(files[0]), compression="zstd", write_page_index=True
-    ) as writer:
+def _write_csv(part: Path, rows: Iterable[Row]) -> None:
+    with part.open("w", encoding="utf-8", newline="") as f:
+        writer = None
+        for row in rows:
+            if writer is None:
+                writer = csv.DictWriter(f, list(row), lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def _write_parquet(out: Path, files: list[Path]) -> None:
+    with (
+        replacing(out, durable=False) as part,
+        pq.ParquetWriter(
+            part, _schema(files[0]), compression="zstd", write_page_index=True
+        ) as writer,
+    ):
         for path in files:
             for batch in schemas.record_batches(path):
                 writer.write_batch(batch)
-
-
-def _copy_jsonl(files: list[Path], out: Path) -> None:
-    with out.open("w", encoding="utf-8") as f:
-        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(files))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from itertools import islice
@@ -16,10 +17,12 @@ from support.scored import DIMS, many, one, settings, write
 from mora_data import cli
 from mora_data.cli.recipes import run_command
 from mora_data.dataset.diff import Delta, changelog, diff_datasets, version_step
-from mora_data.dataset.export import export_config
+from mora_data.dataset.export import FORMATS, export_config
 from mora_data.dataset.verify import verify
 from mora_data.errors import PublishError
 from mora_data.selection import DOMINANCE
+from mora_data.settings import load_settings
+from mora_data.sources.mine import MineCounts, mine, open_source
 from mora_data.types import Pair
 
 FEW = {"publish": {"configs": ["preference", "unpaired", "scored"]}}
@@ -226,3 +229,170 @@ def test_mahdpo_has_one_file_of_equal_size_per_dimension(tmp_path: Path) -> None
     with pytest.raises(PublishError, match="preference_by_dim, not preference"):
         export_config(tmp_path / "dataset", "preference", tmp_path / "out", "mahdpo")
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+
+
+# What each reader's own documentation asks of a row, in our words; docs/publish.md names the pages.
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def are_turns(value: Any, last: str) -> bool:
+    """Messages of {role, content}: an optional system turn, then user and assistant by turns."""
+    roles = [m["role"] for m in value]
+    rest = roles[roles[:1] == ["system"] :]
+    return (
+        all(set(m) == {"role", "content"} and is_text(m["content"]) for m in value)
+        and rest == (["user", "assistant"] * len(rest))[: len(rest)]
+        and rest[-1] == last
+    )
+
+
+def is_reply(value: Any) -> bool:
+    return (
+        set(value) == {"role", "content"}
+        and value["role"] == "assistant"
+        and bool(value["content"])
+    )
+
+
+def alpaca(row: dict[str, Any]) -> bool:
+    return (
+        set(row) == {"instruction", "input", "system", "history", "chosen", "rejected"}
+        and all(is_text(row[k]) for k in row if k != "history")
+        and all(len(turn) == 2 and all(map(is_text, turn)) for turn in row["history"])
+        and bool(row["instruction"] and row["chosen"] and row["rejected"])
+    )
+
+
+def openrlhf(row: dict[str, Any]) -> bool:
+    both = row["chosen"], row["rejected"]
+    return (
+        all(are_turns(side, "assistant") for side in both)
+        and both[0][:-1] == both[1][:-1]
+        and isinstance(row["margin"], float)
+    )
+
+
+def axolotl(row: dict[str, Any]) -> bool:
+    return (
+        are_turns(row["messages"], "user") and is_reply(row["chosen"]) and is_reply(row["rejected"])
+    )
+
+
+def openai(row: dict[str, Any]) -> bool:
+    sides = row["preferred_output"], row["non_preferred_output"]
+    return (
+        set(row) == {"input", "preferred_output", "non_preferred_output"}
+        and are_turns(row["input"]["messages"], "user")
+        and row["input"]["tools"] == []
+        and all(len(side) == 1 and is_reply(side[0]) for side in sides)
+    )
+
+
+def binarized(row: dict[str, Any]) -> bool:
+    return (
+        openrlhf({**row, "margin": 0.0})
+        and row["messages"] == row["chosen"]
+        and row["prompt"] in [m["content"] for m in row["chosen"] if m["role"] == "user"]
+        and 0 <= row["score_rejected"] < row["score_chosen"] <= 1
+        and is_text(row["prompt_id"])
+    )
+
+
+READERS = {
+    "llamafactory-alpaca": alpaca,
+    "openrlhf": openrlhf,
+    "axolotl": axolotl,
+    "openai": openai,
+    "binarized": binarized,
+}
+CHAT = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": 'Hi é, "you"'},
+    {"role": "assistant", "content": "Yes?\nWell?"},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs, one of them after a conversation with a system turn."""
+    path = tmp_path_factory.mktemp("export") / "dataset"
+    write(path, [*many(20), one(50, history=CHAT)])
+    return path
+
+
+def exported(folder: Path, to: Path, fmt: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for path in export_config(folder, "preference", to, fmt):
+        text = path.read_text("utf-8")
+        if path.suffix == ".jsonl":
+            rows += map(json.loads, text.splitlines())
+        elif path.name != "dataset_info.json":
+            rows += json.loads(text)
+    return rows
+
+
+@pytest.mark.parametrize("fmt", READERS)
+def test_a_row_is_what_its_reader_documents(folder: Path, tmp_path: Path, fmt: str) -> None:
+    rows = exported(folder, tmp_path, fmt)
+    assert len(rows) == 21 and [row for row in rows if not READERS[fmt](row)] == []
+    assert len({json.dumps(row) for row in rows}) == 21
+    with pytest.raises(PublishError, match=f"{fmt} wants pairs, and scored has none"):
+        export_config(folder, "scored", tmp_path, fmt)
+
+
+def test_alpaca_keeps_history_and_system_and_is_declared(folder: Path, tmp_path: Path) -> None:
+    rows = exported(folder, tmp_path, "llamafactory-alpaca")
+    (chat,) = [r for r in rows if r["history"]]
+    assert chat["system"] == CHAT[0]["content"]
+    assert chat["history"] == [[CHAT[1]["content"], CHAT[2]["content"]]]
+    info = json.loads((tmp_path / "dataset_info.json").read_text("utf-8"))
+    assert info["preference-train"] == {
+        "file_name": "preference-train.json",
+        "ranking": True,
+        "formatting": "alpaca",
+        "columns": {
+            "prompt": "instruction",
+            "query": "input",
+            "system": "system",
+            "chosen": "chosen",
+            "rejected": "rejected",
+            "history": "history",
+        },
+    }
+
+
+def test_binarized_rows_are_read_back_as_a_source(folder: Path, tmp_path: Path) -> None:
+    files = export_config(folder, "preference", tmp_path, "binarized")
+    settings = load_settings("ultrafeedback-binarized", {"policy.engine": "recorded"})
+    counts = MineCounts()
+    prompts = list(mine(open_source(settings, False, files), settings, counts))
+    assert counts.as_dict() == {"in": 21, "kept": 21, "dropped": {}}
+    assert {len(p.recorded) for p in prompts} == {2}
+    assert all(a.ratings["score"] > b.ratings["score"] for a, b in (p.recorded for p in prompts))
+
+
+def test_csv_has_texts_and_lists_as_json(folder: Path, tmp_path: Path) -> None:
+    (*_, path) = export_config(folder, "preference", tmp_path / "csv", "csv")
+    whole: list[dict[str, str]] = []
+    for file in (tmp_path / "csv").iterdir():
+        with file.open(encoding="utf-8", newline="") as f:
+            whole += csv.DictReader(f)
+    rows = {r["pair_id"]: r for r in exported(folder, tmp_path, "jsonl")}
+    assert len(whole) == 21 and path.suffix == ".csv"
+    for got in whole:
+        row = rows[got["pair_id"]]
+        assert list(got) == list(row)
+        assert got["chosen"] == row["chosen"][0]["content"]
+        assert got["margin_total"] == str(row["margin_total"])
+        alone = len(row["prompt"]) == 1
+        assert (got["prompt"] if alone else json.loads(got["prompt"])) == (
+            row["prompt"][0]["content"] if alone else row["prompt"]
+        )
+    assert export_config(folder, "scored", tmp_path / "csv", "csv")
+
+
+def test_the_command_line_knows_every_format() -> None:
+    assert tuple(FORMATS) == cli.EXPORTS
