@@ -158,7 +158,7 @@ def build(
     Args:
         config: a builder's name, a path to its YAML, a tree of settings, or settings.
         sample: use the rows bundled with the package.
-        data: files, folders, globs or URLs of rows in the source's schema.
+        data: files, folders, globs or URLs of rows in the source's schema; of a mix NAME=PATH.
         out: run folder, a path or a URL; default runs/<name>.
         until: last stage to run.
         fresh: forget what the run folder holds.

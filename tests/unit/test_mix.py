@@ -13,8 +13,17 @@ import pytest
 from mora_data.cli import main
 from mora_data.dataset.card import strictest
 from mora_data.errors import RunFolderError, SettingsError, SourceError
+from mora_data.pipeline import run_build
 from mora_data.run.folder import RunFolder, shortfalls
-from mora_data.settings import BuildSettings, build_settings, mixed_builder, to_yaml
+from mora_data.run.progress import Progress
+from mora_data.run.stats import RunStats
+from mora_data.settings import (
+    BuildOptions,
+    BuildSettings,
+    build_settings,
+    mixed_builder,
+    to_yaml,
+)
 from mora_data.settings.build import resources
 from mora_data.sources.mine import MineCounts, as_recorded
 from mora_data.sources.mix import identity_of, mine_sources, open_sources
@@ -252,3 +261,31 @@ def test_a_source_without_a_usable_row_stops_the_mix(tmp_path: Path) -> None:
     a, b = some(tmp_path / "a.jsonl", 3), rows(tmp_path / "b.jsonl", "", " ")
     with pytest.raises(SourceError, match="all 2 rows of source jsonl were dropped"):
         mined(mix({"data": [a]}, {"data": [b]}))
+
+
+def test_one_more_source_asks_for_its_own_prompts_only(tmp_path: Path) -> None:
+    a, b = some(tmp_path / "a.jsonl", 3), some(tmp_path / "b.jsonl", 3)
+    plain: dict[str, Any] = {
+        "policy": {"engine": "scripted"},
+        "presample": {"enabled": False},
+        "fuse": {"arms": ["identity"]},
+        "rollout": {"n": 2},
+        "select": {"confirm": False},
+        "publish": {"configs": ["scored"]},
+        "partition_size": 2,
+    }
+    one = build_settings({"name": "x", "source": {"kind": "jsonl"}, **plain})
+    two = mix({"data": [a]}, {"data": [b]}, **plain)
+
+    def requests(settings: BuildSettings, out: str, *data: Path) -> int:
+        options = BuildOptions(data=data, out=tmp_path / out, until="select")
+        stats = RunStats()
+        run_build(settings, options, Progress(stats, quiet=True), stats)
+        return stats.requests
+
+    first, more = requests(one, "run", Path(a)), requests(two, "run")
+    assert more > 0 and first + more == requests(two, "fresh")
+    files = [sorted((tmp_path / run).glob("parts/*/*.parquet")) for run in ("run", "fresh")]
+    assert [f.read_bytes() for f in files[0] if f.name == "rollouts.parquet"] == [
+        f.read_bytes() for f in files[1] if f.name == "rollouts.parquet"
+    ]
