@@ -425,7 +425,10 @@ def _timed(found: Estimate, stats: RunStats) -> Estimate:
 
 
 def audit_estimate(
-    settings: BuildSettings, other: BuildSettings | None, opened: Sequence[OpenedSource], sample: bool = False
+    settings: BuildSettings,
+    other: BuildSettings | None,
+    opened: Sequence[OpenedSource],
+    sample: bool = False,
 ) -> AuditCost:
     """What `mora-data audit` takes. Reads the source rows; asks no model.
 

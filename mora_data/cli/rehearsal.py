@@ -7,6 +7,7 @@ case = meter.case(probe, answer_tokens=300)     counts by prompt and role
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
