@@ -2,16 +2,18 @@
 # make check  ruff, mypy, layers                                     make test-server  the engines against real servers
 # make bench  speed and memory, next to a floor                      make test-slow    what takes minutes
 # make picture  the picture of the README, from the demo             make test-llm     against a real instruct model
-# make fuzz   random inputs for ten minutes                          make ci          everything CI runs
+# make fuzz   random inputs for ten minutes                          make docs        the pages as a site, into site/
+# make ci     everything CI runs
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 LLM_VENV ?= .venv-llm
+DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 unexport PYTHONDONTWRITEBYTECODE  # each process would compile the package and the tests anew
 
-.PHONY: demo picture install test test-slow fuzz test-server test-llm check bench ci clean
+.PHONY: demo picture install test test-slow fuzz test-server test-llm check bench docs ci clean
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +40,11 @@ $(LLM_VENV)/.ready:
 	$(PYTHON) -m venv $(LLM_VENV)
 	@$(LLM_VENV)/bin/pip install -q "xllamacpp==2026.10.11549" 2>$(LLM_VENV)/install.log || \
 	  { echo "the package registry does not give the model server: see $(LLM_VENV)/install.log"; exit 1; }
+	touch $@
+
+$(DOCS_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install -q -e . "mkdocs-material==9.8.*" "mkdocstrings[python]==1.0.*"
 	touch $@
 
 install: $(VENV)/.base
@@ -75,10 +82,14 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit/test_layers.py
 
+# a warning, such as a link to nowhere, fails
+docs: $(DOCS_VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build -q
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run
 
-ci: demo check test test-slow test-server
+ci: demo check docs test test-slow test-server
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(LLM_VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(LLM_VENV) $(DOCS_VENV) runs site build dist *.egg-info

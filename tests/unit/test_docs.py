@@ -49,7 +49,7 @@ PAGES = [
     README,
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 LANGUAGES = {"console", "yaml", "python", "jinja", "text"}
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -173,9 +173,11 @@ def test_links_and_anchors_resolve() -> None:
     assert n >= 10
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)", README.read_text("utf-8")))
-    assert linked == {p.relative_to(ROOT).as_posix() for p in PAGES if p.parent.name == "docs"}
+def test_every_page_is_linked_from_the_readme_and_in_the_site() -> None:
+    pages = {p.relative_to(ROOT).as_posix() for p in PAGES if "docs" in p.parts}
+    assert set(re.findall(r"\]\((docs/[\w/-]+\.md)", README.read_text("utf-8"))) == pages
+    site = (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert [p for p in pages if p.removeprefix("docs/") not in site] == []
 
 
 def test_files_named_exist() -> None:
