@@ -1,0 +1,115 @@
+"""The three walks of docs/tutorials, command by command as they are printed, against a fake endpoint
+and a stand-in Hub: that every command ends well, and leaves what the next one needs.
+
+Changed on the way: addresses and models become the fake's; `--limit 5000` becomes 20, and rows are
+those bundled with the package (`--sample`) where the page takes a dataset from the Hub; `view`
+writes its pages (`--freeze`) in place of serving them. Recipes run in tests/integration/
+test_recipe_smokes.py, so here only `smoke` does, for two steps.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import fake_openai
+from support.fake_openai import FakeOpenAI
+from support.hub_standin import make_server
+
+from mora_data import build
+from mora_data.cli import main
+
+PAGES = Path(__file__).parents[2] / "docs" / "tutorials"
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+Walk = Callable[..., None]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    found = _BLOCK.findall((PAGES / page).read_text("utf-8"))
+    return [text for name, text in found if name == language]
+
+
+def commands(page: str) -> list[list[str]]:
+    """The arguments of every `mora-data ...` of a page."""
+    lines = [line for text in blocks(page, "console") for line in text.splitlines()]
+    assert lines and all(line.startswith("mora-data ") for line in lines)
+    return [shlex.split(line)[1:] for line in lines]
+
+
+@pytest.fixture
+def walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Walk:
+    """Runs commands in a folder of their own; each must end with 0."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(fake_openai, "grade", fake_openai.steady_grade)
+
+    def run(page: str, given: Callable[[list[str]], list[str]]) -> None:
+        for number, words in enumerate(commands(page)):
+            if words[0] == "view":
+                words = [*words, "--freeze", f"pages-{number}"]
+            words = given(words)
+            code = main(words)
+            out, err = capsys.readouterr()
+            assert code == 0, f"mora-data {shlex.join(words)}\n{out[-2000:]}\n{err[-2000:]}"
+
+    return run
+
+
+def test_on_a_laptop(walk: Walk, tmp_path: Path) -> None:
+    prompts = next(t for t in blocks("laptop.md", "text") if t.startswith('{"prompt"'))
+    (tmp_path / "prompts.jsonl").write_text(prompts, "utf-8")
+    with FakeOpenAI() as server:
+        walk("laptop.md", lambda words: [w.replace(OLLAMA, server.base_url) for w in words])
+    assert (tmp_path / "pages-3" / "index.html").is_file() or list(tmp_path.glob("pages-*"))
+
+
+def test_thousands_of_pairs(
+    walk: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: str
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "a-key-of-twenty-letters")
+    (settings,) = blocks("server.md", "yaml")
+    with FakeOpenAI(models=("org/policy-8b",)) as policy, FakeOpenAI(models=("judge-70b",)) as judge:
+        for url, fake in (("http://127.0.0.1:8000/v1", policy), ("https://api.example.com/v1", judge)):
+            settings = settings.replace(url, fake.base_url)
+        (tmp_path / "mine.yaml").write_text(settings, "utf-8")
+
+        def here(words: list[str]) -> list[str]:
+            words = ["20" if w in ("5000", "300") else w for w in words]
+            return [*words, "--sample"] if words[0] in ("build", "audit") else words
+
+        walk("server.md", here)
+    assert policy.repeated() == judge.repeated() == 0
+
+
+@pytest.mark.slow
+def test_from_a_dataset_to_a_trained_model(walk: Walk, tmp_path: Path) -> None:
+    build("pku-saferlhf", sample=True, out=tmp_path / "runs" / "demo", quiet=True)
+    for code in blocks("dataset.md", "python"):
+        exec(compile(code, "dataset.md", "exec"), {})
+
+    def here(words: list[str]) -> list[str]:
+        if "org/policy-8b" in " ".join(words) or words[1:3] == ["run", "sequential"]:
+            return ["recipe", "list"]  # wants a GPU
+        return [*words[:3], "max_steps=2", *words[3:]] if words[0] == "recipe" else words
+
+    walk("dataset.md", here)
+    assert (tmp_path / "runs" / "dpo-smoke" / "metrics.json").is_file()
+
+
+OLLAMA = "http://127.0.0.1:11434/v1"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = make_server(tmp_path / "hub", token="T")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    yield server.url
+    server.shutdown()
