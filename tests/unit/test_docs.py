@@ -225,6 +225,7 @@ def test_commands_parse(capsys: pytest.CaptureFixture[str]) -> None:
         "report",
         "resume",
         "source",
+        "verify",
         "view",
         "weights",
     }
@@ -245,6 +246,7 @@ def test_flags_and_settings_named_in_the_text_exist() -> None:
         "--set",
         "--strict",
         "--port",
+        "--first",  # of a benchmark
         "--help",
     }
     used = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", _BLOCK.sub("", text)))
