@@ -300,10 +300,9 @@ def run_facts(
     models = manifest.get("models") or {}
     policy, judge_url = models.get("policy"), (settings.get("judge") or {}).get("base_url")
     one_model = policy is not None and policy == models.get("judge") and not judge_url
-    return {
+    facts: RunFacts = {
         "status": manifest.get("status"),
         "source": manifest["identity"],
-        "sources": manifest.get("sources") or [],
         "prompts": read["prompts"],
         "partitions": n_parts,
         "partitions_sealed": read["partitions_sealed"],
@@ -315,6 +314,9 @@ def run_facts(
         "fingerprint": manifest.get("fingerprint"),
         "judge_is_policy": bool(one_model and not manifest.get("simulated")),
     }
+    if manifest.get("sources"):
+        facts["sources"] = manifest["sources"]
+    return facts
 
 
 def _scorers(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...]) -> Scorers:

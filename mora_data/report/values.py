@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ class RunFacts(TypedDict):
 
     status: str | None
     source: Mapping[str, Any]
-    sources: Sequence[SourceCounts]  # of a mix
+    sources: NotRequired[Sequence[SourceCounts]]  # of a mix
     prompts: int
     partitions: int
     partitions_sealed: int
