@@ -28,6 +28,7 @@ from ..plugins import load
 from ..rewards import REWARDS
 from ..settings import ROLES, BuildSettings, RoleSettings, nearest
 from ..settings.build import model_in
+from ..settings.stages import MixedSource, SourceSettings
 
 TOP = "build"  # the section of what stands in none
 DIMENSION = "<dimension>"
@@ -46,7 +47,12 @@ EXAMPLES: dict[str, object] = {
     "source.files": ["data/train-*.jsonl"],
     "source.columns": {"prompt": "question"},
     "source.decontaminate_from": {"AdvBench": "advbench.csv"},
-    "policy.use": "judge",
+    "sources": [{"builder": "pku-saferlhf"}, {"builder": "hh-rlhf", "count": 1000}],
+    "sources.name": "mine",
+    "sources.share": 2,
+    "sources.count": 1000,
+    "sources.data": ["rows.jsonl"],
+    "policy.use": "policy",
     "policy.engine": "openai",
     "policy.base_url": "http://127.0.0.1:8000/v1",
     "policy.replicas": ["http://127.0.0.1:8001/v1"],
@@ -288,6 +294,8 @@ def _walk(model: type[BaseModel], prefix: str, kind: str = "") -> Iterator[Setti
     """Settings of a model and of those in it; `kind`: it is a reward's own."""
     meanings = _meanings(model)
     for name, field in model.model_fields.items():
+        if model is MixedSource and name in SourceSettings.model_fields:
+            continue  # as of `source`
         inner = model_in(field.annotation)
         path = f"{prefix}.{name}"
         if inner is None or inner is RoleSettings or _is_optional(field) or _is_many(field):
@@ -314,6 +322,8 @@ def _example(path: str, field: FieldInfo, kind: str) -> str:
     if kind:
         name = "criteria" if "criteria" in path else name
         return f"rewards.helpful={_yaml({'kind': kind, name: shown})}"
+    if parent == "sources":
+        return f"sources={_yaml([{'builder': 'pku-saferlhf', name: shown}])}"
     whole = any(part in path for part in WHOLE)
     return f"{parent if whole else f'{parent}.{name}'.lstrip('.')}={_yaml(shown)}"
 

@@ -25,6 +25,7 @@ from ..run.log import AnswerLog
 from ..run.partitions import Partition
 from ..run.progress import Progress
 from ..run.stats import RunStats
+from ..run.tasks import PromptGroup
 from ..text import seed_of
 from ..types import Prompt, Role
 from .budget import Mined, fit
@@ -216,8 +217,9 @@ async def _score_canaries(
     log = AnswerLog(run.folder.path / "canary.log")
     try:
         ask = CachedClient(run.engines, log, build.settings.seed, run.stats)
+        group = PromptGroup(run.engines.values(), run.stats)
         return await canary.score_items(
-            ask, build.sources, items, when, build.settings.select.kappa
+            ask, group, build.sources, items, when, build.settings.select.kappa
         )
     finally:
         log.close()

@@ -2,8 +2,8 @@
 whether the scorers changed.
 
     items = choose_items(found, 50)
-    start = await score_items(ask, sources, items, "start", kappa)
-    end = await score_items(ask, sources, items, "end:<what was built>", kappa)
+    start = await score_items(ask, group, sources, items, "start", kappa)
+    end = await score_items(ask, group, sources, items, "end:<what was built>", kappa)
     drift(start, end, sigma)     # {"helpful": {"shift": -0.02, "error": 0.01, "n": 50}, ...}
 
 Both are fresh measurements under the conditions of ordinary scores: each has a purpose of its own,
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import PendingRetry
-from ..run.tasks import all_of
+from ..run.tasks import PromptGroup, all_of
 from ..text import seed_of
 from ..types import Message, Score
 from . import Ask, RewardClient, scores_of
@@ -56,14 +56,23 @@ def choose_items(found: Measurements, sources: RewardSources, n: int) -> list[It
 
 
 async def score_items(
-    ask: Ask, sources: RewardSources, items: Sequence[Item], when: str, kappa: float | None
+    ask: Ask,
+    group: PromptGroup,
+    sources: RewardSources,
+    items: Sequence[Item],
+    when: str,
+    kappa: float | None,
 ) -> Values:
-    """Per dimension the value of each item, None where there is none now."""
-    rows = await all_of(_one(ask, sources, item, f"score:canary:{when}") for item in items)
+    """Per dimension the value of each item, None where there is none now. What is in flight at an
+    interrupt is waited for, as `group` does it."""
+    async with group:
+        purpose = f"score:canary:{when}"
+        tasks = [await group.start(_one(ask, sources, item, purpose)) for item in items]
+    rows = [task.result() for task in tasks]
     out: Values = {d: [] for d in sources}
     for row in rows:
-        for d, group in sources.items():
-            value = combine(group, row.get(d, []), kappa)
+        for d, scorers in sources.items():
+            value = combine(scorers, row.get(d, []), kappa)
             out[d].append(None if value is None else value.reward)
     return out
 

@@ -206,6 +206,16 @@ class BuildSettings(Settings):
             raise ValueError(
                 "fuse.probe compares with presamples: presample.enabled has to be true"
             )
+        for start in ("policy", "rewriter", "judge"):
+            seen, at = [start], getattr(self, start)
+            while at.use is not None and at.use != seen[-1] and at.engine is None:
+                if at.use in seen:
+                    raise ValueError(
+                        f"{' -> '.join([*seen, at.use])}: `use` leads in a circle, give one of"
+                        " these roles a model of its own and `use: null`"
+                    )
+                seen.append(at.use)
+                at = getattr(self, at.use)
         if self.presample.step == "auto":
             waves = "batch" in (self.role(r).engine for r in ("policy", "judge"))
             compared = any(r.kind == "pairwise" for rs in self.rewards.values() for r in rs)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 
 from ..errors import DropRow
-from ..types import Messages
+from ..types import Message, Messages
 from . import turns_in
 
 MARKS = {
@@ -27,15 +27,12 @@ MARKS = {
     "User:": r"(?:^|\n)(?P<{}>User|Assistant|System):\s?",
 }
 _SPLIT = {name: re.compile(tag.format("role")) for name, tag in MARKS.items()}
-_PRELUDE = (
-    r"\s*(?:<s>|<\|begin_of_text\|>|<bos>|BEGINNING OF CONVERSATION:|Below is an instruction[^#]*)?"
-    r"\s*"
+_PRELUDE = re.compile(
+    r"<s>|<\|begin_of_text\|>|<bos>|BEGINNING OF CONVERSATION:|Below is an instruction[^#]*"
 )
 _OPENS = re.compile(
-    _PRELUDE
-    + r"(?:(?P<inst>\[INST\])|"
+    r"(?P<inst>\[INST\])|"
     + "|".join(f"(?P<m{i}>{tag.format(f'r{i}')})" for i, tag in enumerate(MARKS.values()))
-    + ")"
 )
 _NEEDS_REPLY = {
     "###": "Assistant|Response",
@@ -43,18 +40,13 @@ _NEEDS_REPLY = {
     "Vicuna": "ASSISTANT",
     "User:": "Assistant",
 }
-_INST = re.compile(
-    r"\[INST\]\s*(?:<<SYS>>(?P<system>.*?)<</SYS>>)?(?P<user>.*?)\[/INST\](?P<reply>.*?)"
-    r"(?=(?:<s>)?\s*\[INST\]|\Z)",
-    re.S,
-)
 
 
 def marked(text: str) -> str:
     """The kind of marks that a transcript's turns begin with; empty for a plain text."""
     if text[:1].isalpha() and text[0] not in "HUASB":
         return ""
-    opened = _OPENS.match(text)
+    opened = _OPENS.match(_body(text))
     if opened is None:
         return ""
     if opened["inst"]:
@@ -66,6 +58,30 @@ def marked(text: str) -> str:
     return "" if reply and not re.search(rf"(?:^|\s)(?:### ?)?(?:{reply}):", text) else name
 
 
+def _body(text: str) -> str:
+    """A text without what may stand before the first mark."""
+    text = text.lstrip()
+    before = _PRELUDE.match(text)
+    return text if before is None else text[before.end() :].lstrip()
+
+
+def _inst_turns(text: str) -> list[Message]:
+    """The turns of a Llama 2 transcript."""
+    turns: list[Message] = []
+    for part in text.split("[INST]")[1:]:
+        user, closed, reply = part.partition("[/INST]")
+        if not closed:
+            raise DropRow("stray_marker", "[INST] without [/INST]")
+        system, closed, rest = user.partition("<</SYS>>")
+        if closed and system.lstrip().startswith("<<SYS>>"):
+            turns.append({"role": "system", "content": system.lstrip().removeprefix("<<SYS>>")})
+            user = rest
+        turns.append({"role": "user", "content": user})
+        said = reply.rstrip().removesuffix("<s>").replace("</s>", "")
+        turns.append({"role": "assistant", "content": said})
+    return turns
+
+
 def transcript_turns(text: str, marks: str) -> Messages:
     """The turns of a transcript; a mark at its end, with no reply behind, is no turn.
 
@@ -73,14 +89,9 @@ def transcript_turns(text: str, marks: str) -> Messages:
         DropRow: unknown_role, stray_marker, as `turns_in`.
     """
     if marks == "[INST]":
-        turns = []
-        for found in _INST.finditer(text):
-            if found["system"]:
-                turns.append({"role": "system", "content": found["system"]})
-            turns.append({"role": "user", "content": found["user"]})
-            turns.append({"role": "assistant", "content": found["reply"].replace("</s>", "")})
+        turns = _inst_turns(text)
     else:
-        body = re.sub(rf"\A{_PRELUDE}", "", text)
+        body = _body(text)
         if marks == "###":
             body = re.sub(r"\n### ?Input:\s*", "\n", body)
         before, *parts = _SPLIT[marks].split(body)

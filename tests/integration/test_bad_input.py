@@ -692,7 +692,7 @@ def test_commands_on_a_folder_that_is_no_run(bad: Bad) -> None:
             "preference",
             "--to",
             bad.tmp / "to",
-            says=("no config 'preference'", "it holds no dataset"),
+            says=("holds no dataset", "ORG/NAME@TAG"),
         )
 
 

@@ -479,8 +479,8 @@ def test_a_dry_run_says_what_the_audit_takes(tmp_path: Path) -> None:
     s = load_settings("jsonl", overrides)
     found = estimate(s, False, [path])
     assert found.audit is not None
-    assert (found.audit.pairs, found.audit.requests) == (50, 110)
-    assert found.audit.tokens_in > 110 * 400 and found.audit.cost is None
+    assert (found.audit.pairs, found.audit.requests) == (50, 120)
+    assert found.audit.tokens_in > 120 * 400 and found.audit.cost is None
     assert (
         estimate(load_settings("jsonl", {**overrides, "audit.limit": 0}), False, [path]).audit
         is None

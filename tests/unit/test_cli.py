@@ -16,7 +16,7 @@ from mora_data import cli, pipeline, plugins
 from mora_data.cli import main, settings
 from mora_data.cli.completion import script
 from mora_data.rewards import REWARDS
-from mora_data.settings import load_settings, parse_override
+from mora_data.settings import build_settings, load_settings, parse_override
 
 ROOT = Path(__file__).parents[2]
 CHEAP = ["--set", "presample.enabled=false", "--set", "rollout.n=2", "--limit", "1"]
@@ -76,7 +76,9 @@ def test_every_setting_has_a_meaning_and_an_example_that_loads() -> None:
     for s in found:
         key, value = parse_override(s.example)
         assert s.meaning and s.type != "any value", s.path
-        loaded = load_settings("pku-saferlhf", {key: value})
+        # a builder has a source of its own
+        mixed = build_settings({"name": "mixed"}, {key: value}) if key == "sources" else None
+        loaded = mixed or load_settings("pku-saferlhf", {key: value})
         kind = s.meaning.partition(": ")[0]
         if kind in REWARDS and s.path.startswith("rewards."):
             reward = loaded.rewards["helpful"][0]

@@ -105,3 +105,8 @@ def test_plug_ins_stand_beside_the_builder_file(
     )
     name = load_settings(str(file)).select.selector
     assert plugins.load({}, name, "select.selector").target.__name__ == "best"
+
+
+def test_roles_that_use_each_other_are_one_line() -> None:
+    with pytest.raises(SettingsError, match=r"judge -> rewriter: `use` leads in a circle"):
+        load_settings("pku-saferlhf", {"judge.use": "rewriter", "rewriter.use": "judge"})

@@ -352,7 +352,7 @@ def test_no_memory_left_is_one_line(
     def none(path: Path) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("mora_data.run.folder.run_status", none)
+    monkeypatch.setattr("mora_data.run.folder.is_run_folder", none)
     assert main(["status", "x"]) == 1
     assert capsys.readouterr().err.startswith("mora-data: there is not enough memory")
 

@@ -14,6 +14,7 @@ from support.fake_batches import FakeProvider
 from mora_data.engines.batch import BatchEngine, Waves
 from mora_data.engines.batch_jobs import BatchFolder, reply_of
 from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.dialect import Learner
 from mora_data.errors import RunFolderError
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats
@@ -38,7 +39,10 @@ def asked(
             base_url=provider.base_url, model="fake", batch=BatchSettings(**settings)
         )
         engine = BatchEngine(
-            Waves(BatchFolder(where / "batches"), stats, lambda line: None, sleep), role, stats
+            Waves(BatchFolder(where / "batches"), stats, lambda line: None, sleep),
+            role,
+            stats,
+            Learner(),
         )
         log = AnswerLog(where / "answers.log")
         try:
