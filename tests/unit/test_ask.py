@@ -725,7 +725,9 @@ def test_a_reply_has_a_size(kind: str, transport: str, monkeypatch: pytest.Monke
         asyncio.run(bodies(transport, flood.base_url))
     assert flood.replies == 1 and flood.longest < 32 << 20  # with what the system keeps of it
     # whatever it says of a head without an end
-    said = ("reset",) if kind in ("head", "a chunk's length") and transport != "plain" else ()
+    # (other clients read it slowly, so that a busy machine sees the wait end first)
+    endless = kind in ("head", "a chunk's length") and transport != "plain"
+    said = ("reset", "timeout") if endless else ()
     assert fault.value.kind in ("protocol", *said), fault.value
 
 
