@@ -319,6 +319,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise PermissionError(FOREIGN)
         if not self._has_token({}):
             raise PermissionError(NO_TOKEN)
+        if self.headers.defects or self.headers.get_payload():
+            # what stands behind a line that is no header was not read: an Origin, say
+            raise SettingsError("the headers of the request can't be read")
         foreign = self.headers.get("Origin", f"http://{host}") != f"http://{host}"
         if foreign or site not in ("same-origin", "none"):
             raise PermissionError("A vote has to come from the viewer's own page.")

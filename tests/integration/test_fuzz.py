@@ -14,6 +14,7 @@ import functools
 import gzip
 import json
 import random
+import re
 import resource
 import shutil
 import socket
@@ -53,7 +54,7 @@ BOMBS = (  # YAML that is endless, or as good as that
 
 def check(done: damage.Outcome) -> None:
     """It went well, or said one line."""
-    lines = [line for line in done.said.splitlines() if line.startswith("mora-data: ")]
+    lines = [line for line in done.said.splitlines() if re.match(r"mora-data( \w+)*: ", line)]
     assert done.code is not None and "Traceback" not in done.said, done.said[-1500:]
     assert done.code == 0 or len(lines) == 1, done
     assert not set("\x1b\x07\u202e") & set(done.said + done.gave), done

@@ -81,7 +81,9 @@ def run(argv: list[str]) -> Outcome:
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code: int | None = main(argv)
-    except (Exception, SystemExit):
+    except SystemExit as e:  # argparse's
+        code = e.code if isinstance(e.code, int) else None
+    except Exception:
         code = None
         err.write(traceback.format_exc())
     return Outcome(code, err.getvalue(), out.getvalue())
