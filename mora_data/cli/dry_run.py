@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 from ..engines import ROLES, resolve
 from ..errors import SettingsError
 from ..pipeline import run_probe
+from ..resources import SECRET_BYTES
 from ..rewards.audit import labelled_pairs
 from ..rewards.canary import AUTO
 from ..run.cost import Prices, account_of, load_prices
-from ..run.folder import SourceCounts
+from ..run.folder import SourceCounts, write_secret
 from ..run.progress import Progress
 from ..run.stats import RunStats
 from ..settings import BuildOptions, BuildSettings
@@ -182,7 +183,10 @@ def estimate(
     worlds = (settings.scripted.world,) if simulated else WORLDS
     cases: list[Case] = []
     with TemporaryDirectory() as folder:
-        options = BuildOptions(sample, tuple(data), Path(folder) / "rehearsal", _at_most(until))
+        out = Path(folder) / "rehearsal"
+        out.mkdir()
+        write_secret(out, bytes(SECRET_BYTES))  # nothing to guard: the same rows, the same estimate
+        options = BuildOptions(sample, tuple(data), out, _at_most(until))
         for world in worlds:
             stats, meter = RunStats(), Meter(settings)
             stats.on_record = meter.on_record

@@ -122,9 +122,8 @@ class RunFolder:
         try:
             found = _whole_secret(path)
         except FileNotFoundError:
-            text = secrets.token_hex(SECRET_BYTES)
-            write_whole(path, f"{text} {digest(text)}".encode(), mode=0o600)
-            found = bytes.fromhex(text)
+            found = secrets.token_bytes(SECRET_BYTES)
+            write_secret(self.path, found)
         except OSError as e:
             raise RunFolderError(
                 f"can't read {path}: {e.strerror}; build as the user who made the run folder"
@@ -180,6 +179,12 @@ def manifest_of(run_dir: Path) -> dict[str, Any]:
         if "identity" in tree:
             return tree if name == "manifest.json" else {"identity": tree["identity"]}
     return {}
+
+
+def write_secret(run_dir: Path, secret: bytes) -> None:
+    """Keep a run's secret, with its checksum."""
+    text = secret.hex()
+    write_whole(run_dir / SECRET_FILE, f"{text} {digest(text)}".encode(), mode=0o600)
 
 
 def _whole_secret(path: Path) -> bytes | None:

@@ -4,7 +4,6 @@ prints."""
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -65,12 +64,7 @@ def test_the_page_shows_what_the_command_prints(
     assert main(shlex.split(command)[1:]) == 0
     estimate, at, shown = capsys.readouterr().out.partition("At 20,000 tokens/s")
     assert at + shown.rstrip() in page and len(shown.splitlines()) == 2 + 2 + 9
-    # what a prefix cache saves hangs on the nonces, which no two folders share
-    shown_here, there = (
-        re.sub(r"(?m)^(rewriter|judge|all) .*$", r"\1", text)
-        for text in (estimate.rpartition("time ")[0].rstrip(), page)
-    )
-    assert shown_here in there
+    assert estimate.rpartition("time ")[0].rstrip() in page
     for value in (
         c.CLIENT_REQUESTS_PER_S,
         c.ANSWER_BYTES_PER_TOKEN,
