@@ -748,7 +748,7 @@ def test_push_without_a_token(bad: Bad, sample_run: Path) -> None:
 
     shutil.copytree(sample_run, bad.run)
     hub = make_server(bad.tmp / "hub", token="T")
-    thread = threading.Thread(target=hub.serve_forever)
+    thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()
     try:
         env = {

@@ -176,7 +176,7 @@ def test_no_canary_of_commands_on_a_server_that_says_them(
         return Fault(body=json.dumps({"model": "fake", "choices": choices}).encode())
 
     hub = make_server(tmp_path / "hub", token=CANARIES["HF_TOKEN"])
-    thread = threading.Thread(target=hub.serve_forever, args=(0.02,))
+    thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_address[1]}")
     with EchoServer(script) as server:
@@ -186,7 +186,7 @@ def test_no_canary_of_commands_on_a_server_that_says_them(
             *("--set", "judge.api_key_env=JUDGE_SIGN_IN"),
         )
         build = (
-            *("build", *where, "--limit", 10),
+            *("build", *where, "--limit", 40),  # a pair of one prompt in five
             *("--set", "presample.enabled=false", "--set", "fuse.arms=[identity]"),
             *(
                 "--set",

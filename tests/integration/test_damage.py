@@ -23,7 +23,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     """A finished run and what each command gives on it; pushes go to a stand-in for the Hub."""
     where = tmp_path_factory.mktemp("clean")
     server = make_server(where / "hub", token="T")
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     with pytest.MonkeyPatch.context() as env:
         env.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")

@@ -184,7 +184,9 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, client: subprocess.Popen[str]) -> Iterator[World]:
     made = World(tmp_path, client)
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(
+        target=made.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     yield made
     made.close()

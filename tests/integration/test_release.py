@@ -125,7 +125,9 @@ def page_commands() -> list[list[str]]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     home = tmp_path_factory.mktemp("release")
     server = make_server(home / "hub", token="W", read_token="R")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     _, build, login, *pushes = page_commands()
     # two model servers; here the built-in simulator, and its sample instead of the Hub's rows

@@ -450,7 +450,8 @@ def test_real_hh_rows_leak_alpacaeval(shared_data: Path) -> None:
             shared_data / "alpaca_eval" / "alpaca_eval.json"
         )
     }
-    assert mine_files("hh-rlhf", shared_data / "hh-rlhf", **bench)[1].overlaps == {"AlpacaEval": 47}
+    files = (shared_data / "hh-rlhf").glob("*/*.gz")
+    assert mine_files("hh-rlhf", *files, **bench)[1].overlaps == {"AlpacaEval": 47}
 
 
 def test_real_rows_of_another_schema(shared_data: Path) -> None:
