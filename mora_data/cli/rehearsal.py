@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import plugins, resources
 from ..engines import ROLES
-from ..pipeline import Probe
+from ..pipeline.values import Probe
 from ..rewards import REWARDS
 from ..run.folder import SourceCounts
 from ..run.log import Record

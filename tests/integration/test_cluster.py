@@ -277,7 +277,8 @@ def test_a_node_that_does_not_see_the_model_or_the_folder_is_said(
 
 DIFFERS = """
 import sys
-from mora_data import cli, pipeline
+from mora_data import cli
+from mora_data.pipeline import asking
 from mora_data.cluster import worker
 {patch}
 sys.exit(cli.main(sys.argv[1:]))
@@ -293,7 +294,7 @@ sys.exit(cli.main(sys.argv[1:]))
             r"has pyarrow \S+, the driver 1\.0",
         ),
         (
-            "pipeline.shared_address = lambda path: '/nowhere'",
+            "asking.shared_address = lambda path: '/nowhere'",
             "does not see the run folder /nowhere: give --out on storage that all nodes",
         ),
     ],

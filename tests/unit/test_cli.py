@@ -147,7 +147,7 @@ def test_a_stopped_build_says_why_and_goes_on_by_itself(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_audit_arms", stopped)
+        patch.setattr(pipeline, "audit_arms", stopped)
         assert main([*here, "--until", "select"]) == 130
     assert main(["status", "run"]) == 0
     out = capsys.readouterr().out

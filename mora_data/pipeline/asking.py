@@ -1,0 +1,235 @@
+"""Everything that is asked: engines connected, judges measured, partitions run, drift measured."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from ..engines import connect
+from ..engines.cached_client import CachedClient
+from ..engines.engine import Engine
+from ..errors import UnreliableScores
+from ..prompts.context import BuildContext, PromptContext
+from ..prompts.flow import run_prompt
+from ..prompts.judge_audit import audit_of_build
+from ..prompts.judge_calibration import Running, check_reliability, measure_drift, measure_judges
+from ..prompts.judge_quality import self_preference
+from ..prompts.result import PromptResult
+from ..prompts.runner import PartitionRunner, ask_partitions, is_finalized
+from ..prompts.volume import requests_of
+from ..rewards.audit import Audit
+from ..run.cost import CostTracker
+from ..run.files import json_hash, read_json
+from ..run.partitions import Partition
+from ..run.progress import PROMPTS, Progress, heartbeat
+from ..run.remote import shared_address
+from ..run.tasks import distinct
+from ..sources.mix import open_sources
+from ..types import Prompt, Role
+from .values import Asked, Build
+
+
+async def ask_some(
+    build: Build,
+    context: BuildContext,
+    parts: Sequence[Partition],
+    cost: CostTracker,
+    chosen: frozenset[str],
+    pairs: dict[str, int],
+) -> None:
+    """Ask for the `chosen` prompts alone; `pairs` gets those that are finished."""
+    async with connected(build, context, cost) as running:
+        context = context.with_judge_stats(await measure_judges(context, running, parts, chosen))
+        try:
+            check_reliability(context, build.progress.message)
+        except UnreliableScores as e:
+            build.progress.message(f"the build would end here: {e}")
+
+        async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
+            return await run_prompt(PromptContext(context, ask), prompt)
+
+        def on_prompt(result: PromptResult) -> None:
+            if result.pending is None:
+                pairs[result.prompt.prompt_id] = _n_pairs(context, result)
+            build.progress.step()
+
+        build.progress.start(PROMPTS, len(chosen))
+        some = [p for p in parts if chosen & {x.prompt_id for x in p.prompts()}]
+        await running.runner.run(some, flow, on_prompt, lambda opened: None, chosen)
+
+
+def _n_pairs(context: BuildContext, result: PromptResult) -> int:
+    from ..prompts.candidates import n_pairs  # numpy comes with it
+
+    return n_pairs(context, result) if result.arms else 0
+
+
+async def ask(
+    build: Build, context: BuildContext, parts: Sequence[Partition], cost: CostTracker
+) -> Asked:
+    """Connect, measure the judges, run the partitions, measure drift."""
+    settings, progress = build.settings, build.progress
+    n_prompts = sum(p.n_prompts() for p in parts)
+    progress.expect(n_prompts, None if build.recorded else requests_of(settings, n_prompts))
+    async with connected(build, context, cost) as running:
+        engines = running.engines
+        audit = await _audit(build, context, engines)
+        context = context.with_judge_stats(await measure_judges(context, running, parts))
+        _warn_of_family(engines, progress)
+        check_reliability(context, progress.message)
+        given_up, damaged = await _run_partitions(build, context, running, parts, cost)
+        drift: Mapping[str, Any] = {}
+        if context.reaches("select"):
+            keys = [context.partition_key(engines, p) for p in parts]
+            drift = await measure_drift(context, running, json_hash(keys))
+        damaged += running.runner.damaged
+        if damaged:
+            progress.message(
+                f"{damaged} damaged lines in the answer logs of {build.folder.path}/parts: their"
+                " answers were asked again"
+            )
+        return Asked(context, engines, audit, drift, damaged, given_up)
+
+
+@asynccontextmanager
+async def connected(
+    build: Build, context: BuildContext, cost: CostTracker
+) -> AsyncIterator[Running]:
+    """Engines that answer, a beat for those who watch, and every reply counted."""
+    progress, folder, stats = build.progress, build.folder, build.stats
+    progress.watch_cost(cost.cost, cost.prices.currency)
+    with heartbeat(folder, progress):
+        engines = connect(
+            build.settings, build.options.sample, stats, folder.path, progress.message
+        )
+        try:
+            if unpriced := cost.start(stats.accounts.values()):
+                progress.message(
+                    f"no price is known for {', '.join(unpriced)}, so the money is not counted:"
+                    " limits.prices takes a table"
+                )
+            runner = PartitionRunner(engines, stats, build.settings.seed, limiters=context.limiters)
+            yield Running(folder, engines, stats, progress, runner)
+        finally:
+            for engine in distinct(engines.values()):
+                await engine.close()
+            cost.save()
+
+
+async def _audit(
+    build: Build, context: BuildContext, engines: Mapping[Role, Engine]
+) -> Audit | None:
+    """The judges against the source's labels; the sample's labels are nobody's."""
+    s, options, folder = build.settings, build.options, build.folder
+    if options.sample or build.recorded:
+        return None
+    return await audit_of_build(
+        s,
+        context.sources,
+        engines,
+        str(folder.manifest()["identity"]["revision"]),
+        lambda: open_sources(s, False, options.data),
+        folder,
+        build.progress,
+        build.stats,
+    )
+
+
+async def _run_partitions(
+    build: Build,
+    context: BuildContext,
+    running: Running,
+    parts: Sequence[Partition],
+    cost: CostTracker,
+) -> tuple[Mapping[int, str], int]:
+    """Ask the partitions that are not finalized: partitions given up and why, damaged log lines
+    seen by workers."""
+    done = [p for p in parts if is_finalized(context, running.engines, p)]
+    todo = [p for p in parts if p not in done]
+    build.stats.finalized = sum(int((p.manifest() or {}).get("answers", 0)) for p in done)
+    build.progress.pairs = sum(int((p.manifest() or {}).get("pairs", 0)) for p in done)
+    n_done = sum(p.n_prompts() for p in done)
+    build.progress.start(PROMPTS, n_done + sum(p.n_prompts() for p in todo), n_done)
+    given_up, damaged = await _ask_partitions(build, context, running, todo, cost)
+    # checked behind the requests, which need not wait for it
+    if again := [p for p in done if _is_damaged(build, p)]:
+        build.progress.start(PROMPTS, sum(p.n_prompts() for p in again))
+        more, lines = await _ask_partitions(build, context, running, again, cost)
+        given_up, damaged = {**given_up, **more}, damaged + lines
+    build.progress.finish()
+    return given_up, damaged
+
+
+def _is_damaged(build: Build, part: Partition) -> bool:
+    if (why := part.damage()) is not None:
+        build.progress.message(f"{why.partition(': ')[0]}: made anew from what was answered")
+    return why is not None
+
+
+async def _ask_partitions(
+    build: Build,
+    context: BuildContext,
+    running: Running,
+    todo: Sequence[Partition],
+    cost: CostTracker,
+) -> tuple[Mapping[int, str], int]:
+    if build.settings.executor == "ray" and todo:
+        return await _on_cluster(build, context, running, todo, cost)
+
+    def on_prompt(result: PromptResult) -> None:
+        build.progress.pairs += _n_pairs(context, result)
+        build.progress.step()
+
+    await ask_partitions(context, running.engines, running.runner, todo, on_prompt)
+    return {}, 0
+
+
+async def _on_cluster(
+    build: Build,
+    context: BuildContext,
+    running: Running,
+    todo: Sequence[Partition],
+    cost: CostTracker,
+) -> tuple[dict[int, str], int]:
+    from ..cluster.driver import environment, work_off
+    from ..cluster.worker import Job, PartitionTask, versions
+
+    job = Job(
+        build.settings,
+        build.options.sample,
+        build.options.until,
+        shared_address(build.folder.path),
+        read_json(build.folder.path / "mine.json")["basis"],
+        context.judge_stats,
+        build.benchmarks,
+        build.folder.secret,
+        versions(),
+        environment(),
+        str(Path.cwd()),
+    )
+    old_ends = running.runner.old_ends
+    tasks = [
+        PartitionTask(
+            p.number,
+            context.partition_key(running.engines, p),
+            old_ends.get(p.log_path, p.log_size()),
+        )
+        for p in todo
+    ]
+    with build.folder.delegated():
+        given_up, damaged = await work_off(job, tasks, cost, build.stats, build.progress)
+    for number, why in given_up.items():
+        Partition(build.folder.path, number).give_up(why)
+    return given_up, damaged
+
+
+def _warn_of_family(engines: Mapping[Role, Engine], progress: Progress) -> None:
+    """A judge favours answers of its own kind; a warning where names tell."""
+    found = self_preference(engines)
+    if found["family"] and not found["same_model"]:
+        progress.message(
+            f"judge and policy are of one family ({found['family']}): a judge may favour answers"
+            " of its own kind"
+        )

@@ -1,0 +1,115 @@
+"""What a build's steps hand to each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..engines.engine import Engine
+from ..errors import MoraError
+from ..prompts.context import BuildContext
+from ..rewards.audit import Audit
+from ..run.cost import CostTracker
+from ..run.folder import RunFolder, SourceCounts
+from ..run.progress import Progress
+from ..run.stats import RunStats
+from ..settings import BuildOptions, BuildSettings
+from ..sources.benchmarks import Benchmarks
+from ..types import STAGES, Role, reaches
+
+if TYPE_CHECKING:
+    from ..report.values import Report
+
+
+Counts = Counter[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What stays the same from a build's first step to its last."""
+
+    settings: BuildSettings
+    options: BuildOptions
+    progress: Progress
+    stats: RunStats
+    folder: RunFolder
+    benchmarks: Benchmarks
+    recorded: bool  # the source's own answers are used
+    cost: CostTracker | None  # None where nothing is asked
+    started: float
+
+    def reaches(self, stage: str) -> bool:
+        """Whether the run goes as far as `stage`."""
+        return reaches(self.options.until, stage)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that this run goes through."""
+        return STAGES[: STAGES.index(self.options.until) + 1]
+
+    @property
+    def licence(self) -> str:
+        """That of the rows; of a mix, the strictest."""
+        if self.options.sample:
+            return "apache-2.0"
+        from ..dataset.card import strictest  # jinja comes with it
+
+        return strictest(s.licence for s in self.settings.all_sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is known once everything is asked; empty where nothing was.
+
+    Attributes:
+        given_up: partitions that no worker could do, and why.
+    """
+
+    context: BuildContext | None = None
+    engines: Mapping[Role, Engine] = field(default_factory=dict)
+    audit: Audit | None = None
+    drift: Mapping[str, Any] = field(default_factory=dict)
+    damaged: int = 0
+    given_up: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def simulated(self) -> bool:
+        return any(e.simulated for e in self.engines.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What selection and publishing made; empty where the run stops before."""
+
+    pairs: int = 0
+    dataset_dir: Path | None = None
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    personas: Mapping[str, Any] = field(default_factory=dict)
+    feedback: Mapping[str, Any] = field(default_factory=dict)
+    report: Report | None = None
+    fingerprint: str | None = None
+    pii: Mapping[str, Any] | None = None
+    papers: Mapping[str, str] = field(default_factory=dict)
+    sources: Sequence[SourceCounts] | None = None  # of a mix, with their pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Some prompts of a build that went all their way.
+
+    Attributes:
+        rows: of the source.
+        prompts: mined from them.
+        pairs: by prompt that was finished, how many it brings.
+        failure: what ended it early.
+        sources: what was mined of each source of a mix.
+    """
+
+    rows: int
+    prompts: int
+    pairs: Mapping[str, int]
+    failure: MoraError | None
+    sources: Sequence[SourceCounts]
