@@ -78,32 +78,15 @@ def push_folder(
     manifest = manifest or {}
     built = ((manifest.get("settings") or {}).get("publish") or {}).get("unsafe")
     decision = unsafe or (None if built is None else str(built))
+    _check_names(repo_id, tag, public, decision)
     counts = _check_folder(folder, manifest, allow_simulated)
     edited = _edited(folder, manifest.get("papers") or {})
-    if public and decision is None:
-        raise PublishError(
-            "--public needs a decision on unsafe text: --set publish.unsafe=gate (or drop, or"
-            " redact)"
-        )
-    if tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", tag):
-        raise PublishError(f"--tag {tag!r} is not a tag name: write it as v1.0.0")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise PublishError(f"{repo_id!r} is not a repository id: write it as ORG/NAME")
     if (public or unsafe is not None) and decision in ("drop", "redact"):
         folder = public_copy(folder, "drop" if decision == "drop" else "redact")
         counts = counts_of(folder)
-    readme = card.with_address(lint.read_card(folder), repo_id, tag)
-    if faults := lint.lint(folder, readme):
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise PublishError(f"the dataset folder fails its check: {faults[0]}{more}")
-    if not manifest.get("fingerprint"):
-        check_fingerprint(folder, lint.fingerprint_in(folder))
+    readme = _linted_card(folder, repo_id, tag, manifest)
     files = _local_files(folder, readme)
-    published = json.loads((folder / "provenance/manifest.json").read_text("utf-8"))
-    warnings = card.licence_warnings(published["folder"])
-    changed = [f"{name} was changed since the build." for name in edited]
-    note = " ".join([*changed, *warnings]).replace("`", "")
-    gated = decision == "gate"
+    note, gated = _note(folder, edited), decision == "gate"
     planned = PushResult(
         status="planned",
         repo_id=repo_id,
@@ -124,32 +107,18 @@ def push_folder(
             raise
         unread = f"the repository was not read: {e}"
         return replace(planned, note=f"{unread}; {note}" if note else unread)
-    if state.public and not public:
-        raise PublishError(
-            f"{repo_id} is public already: give --public (with publish.unsafe set), or another"
-            " repository"
+    _check_visibility(hub, state, repo_id, public, gated)
+    if tag is not None and _is_released(files, hub, state, tag, repo_id, move_tag):
+        if not dry_run:
+            hub.finish(state, public, gated)
+        return replace(
+            planned,
+            status="nothing changed",
+            revision=state.tags[tag],
+            added=(),
+            n_bytes=0,
+            private=not (public or state.public),
         )
-    if public and not gated:
-        _check_history(hub, state, repo_id)
-    if tag is not None and tag in state.tags:
-        files = _with_changelog(files, hub, state, tag, state.tags[tag])
-        added, deleted = _difference(files, hub.tree(state.tags[tag]))
-        if (added or deleted) and not move_tag:
-            raise PublishError(
-                f"tag {tag} of {repo_id} exists with other content ({_some(added + deleted)}): "
-                "give a new --tag, or --move-tag to replace it"
-            )
-        if not (added or deleted):
-            if not dry_run:
-                hub.finish(state, public, gated)
-            return replace(
-                planned,
-                status="nothing changed",
-                revision=state.tags[tag],
-                added=(),
-                n_bytes=0,
-                private=not (public or state.public),
-            )
     files = _with_changelog(files, hub, state, tag, state.head)
     added, deleted = _difference(files, hub.tree(state.head) if state.head else {})
     result = replace(
@@ -172,6 +141,71 @@ def push_folder(
     hub.finish(state, public, gated)
     done: Status = "pushed" if added or deleted or tag is not None else "nothing changed"
     return replace(result, status=done, revision=revision)
+
+
+def _check_names(repo_id: str, tag: str | None, public: bool, decision: str | None) -> None:
+    if public and decision is None:
+        raise PublishError(
+            "--public needs a decision on unsafe text: --set publish.unsafe=gate (or drop, or"
+            " redact)"
+        )
+    if tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", tag):
+        raise PublishError(f"--tag {tag!r} is not a tag name: write it as v1.0.0")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise PublishError(f"{repo_id!r} is not a repository id: write it as ORG/NAME")
+
+
+def _linted_card(folder: Path, repo_id: str, tag: str | None, manifest: Mapping[str, Any]) -> str:
+    """The card of the release, with its address."""
+    readme = card.with_address(lint.read_card(folder), repo_id, tag)
+    if faults := lint.lint(folder, readme):
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise PublishError(f"the dataset folder fails its check: {faults[0]}{more}")
+    if not manifest.get("fingerprint"):
+        check_fingerprint(folder, lint.fingerprint_in(folder))
+    return readme
+
+
+def _note(folder: Path, edited: Iterable[str]) -> str:
+    """What the user should know of a release: texts of theirs, and what the licence asks for."""
+    published = json.loads((folder / "provenance/manifest.json").read_text("utf-8"))
+    changed = [f"{name} was changed since the build." for name in edited]
+    return " ".join([*changed, *card.licence_warnings(published["folder"])]).replace("`", "")
+
+
+def _check_visibility(hub: Hub, state: RepoState, repo_id: str, public: bool, gated: bool) -> None:
+    if state.public and not public:
+        raise PublishError(
+            f"{repo_id} is public already: give --public (with publish.unsafe set), or another"
+            " repository"
+        )
+    if public and not gated:
+        _check_history(hub, state, repo_id)
+
+
+def _is_released(
+    files: Mapping[str, LocalFile],
+    hub: Hub,
+    state: RepoState,
+    tag: str,
+    repo_id: str,
+    move_tag: bool,
+) -> bool:
+    """Whether the repository has exactly these files under the tag.
+
+    Raises:
+        PublishError: it has others, and the tag is not to be moved.
+    """
+    if tag not in state.tags:
+        return False
+    there = hub.tree(state.tags[tag])
+    added, deleted = _difference(_with_changelog(files, hub, state, tag, state.tags[tag]), there)
+    if (added or deleted) and not move_tag:
+        raise PublishError(
+            f"tag {tag} of {repo_id} exists with other content ({_some(added + deleted)}): "
+            "give a new --tag, or --move-tag to replace it"
+        )
+    return not (added or deleted)
 
 
 def _check_folder(
