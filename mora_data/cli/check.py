@@ -192,7 +192,7 @@ async def _check(
         found,
         tuple(line for line in dialect.lines()),
         tuple(cannot),
-        dict.fromkeys(roles, settings),
+        {r: dict(settings) for r in roles},
     )
 
 

@@ -266,7 +266,7 @@ def test_check_of_a_builder_goes_through_its_roles(
         (tmp_path / "b.yaml").write_text(json.dumps(tree))
         out, _ = check(capsys, "--source", str(tmp_path / "b.yaml"))
     assert "policy, rewriter: fake at" in out and "judge: big-judge at" in out
-    assert "with 2 at once" in out
+    assert "with 2 at once" in out and "&id" not in out  # no YAML anchors: it is to be copied
 
 
 def test_check_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
