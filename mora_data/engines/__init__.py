@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import plugins
-from ..errors import SettingsError
+from ..errors import EndpointError, SettingsError
 from ..run.cost import account_of
+from ..run.files import read_json
 from ..run.stats import RunStats
 from ..secrets import refuse_password
 from ..settings import BuildSettings, RoleSettings
@@ -62,11 +63,18 @@ def connect(
     shared = Shared() if shared is None else shared
     shared.run_dir, shared.log, stats.on_note = run_dir, log, log
     engines: dict[Role, Engine] = {}
+    known = {} if run_dir is None else read_json(run_dir / "manifest.json").get("models") or {}
     heldout = ("heldout_judge",) if settings.heldout_judge is not None else ()
     for name in (*ROLES, *settings.more_roles(), *heldout):
         role = resolve(settings.role(name), sample)
         opened: OpenEngine = plugins.load(ENGINES, role.engine or "", f"{name}.engine").target
-        engines[name] = opened(role, settings, stats, shared)
+        try:
+            engines[name] = opened(role, settings, stats, shared)
+        except EndpointError as e:  # a build that has all its answers needs no server
+            if (role := role.model_copy(update={"model": known.get(name)})).model is None:
+                raise
+            log(f"{e}. Its model is taken to be {role.model}, as when this folder was last built")
+            engines[name] = opened(role, settings, stats, shared)
         stats.accounts[name] = account_of(engines[name].model, role)
     return engines
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from support import fake_openai
+from support.command import rows_file, steady
 from support.endpoint_cases import (
     CASES,
     JUDGE,
@@ -250,3 +251,23 @@ EACH = [
 @pytest.mark.parametrize(("case", "form"), EACH)
 def test_the_command_on_each(case: Case, form: str, command: Command, tmp_path: Path) -> None:
     check_command(case, command, form, tmp_path)
+
+
+def test_a_build_that_has_all_its_answers_needs_no_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(selector: str) -> tuple[int, dict[str, Any], str]:
+        where = ("build", "--source", "jsonl", "--data", str(rows_file(tmp_path / "rows.jsonl", 12)))
+        url = ("--base-url", server.base_url, "--out", str(tmp_path / "run"), "--json")
+        plain = ("presample.enabled=false", "fuse.arms=[identity]", "rollout.n=4")
+        sets = [*plain, "select.confirm=false", f"select.selector={selector}"]
+        code = main([*where, *url, *(w for s in sets for w in ("--set", s))])
+        out, err = capsys.readouterr()
+        return code, json.loads(out), err
+
+    with FakeOpenAI(steady) as server:
+        code, first, _ = build("dominance_hv")
+        assert code == 0 and first["pairs"]
+    code, again, err = build("weighted_sum")
+    assert (code, again["requests"]) == (0, 0) and again["pairs"]
+    assert "can't be asked for its models" in err and "taken to be fake" in err
