@@ -14,6 +14,7 @@ from .svg import (
     band,
     box,
     dot,
+    fitting,
     interval,
     interval_rows,
     line,
@@ -153,7 +154,7 @@ def _short_cuts_panel(p: PairNumbers) -> str:
         cells["wording ranks right"] = p["wording"]["pairs_right"]
     rows = [(name, c, "pairs") for name, c in cells.items()]
     title, half = "what would be a short cut", (0.5, "z")
-    return interval_rows(title, rows, (0, 1), "share of pairs", half, step=26, left=128)
+    return interval_rows(title, rows, (0, 1), "share of pairs", half, step=26, left=138)
 
 
 def judges(r: Report) -> Figure:
@@ -249,13 +250,14 @@ def _composition_panel(r: Report) -> str:
     data = r["figures"]["composition"]
     assert data is not None
     names, kinds, cells = data["rows"], data["columns"], data["counts"]
-    f = Frame((0, len(kinds)), (0, 1), height=70 + 24 * len(names), left=138, right=16)
+    f = Frame((0, len(kinds)), (0, 1), height=82 + 24 * len(names), left=138, right=16, bottom=50)
     most = max((max(row) for row in cells), default=0) or 1
-    labels = [(i + 0.5, short(k, 10)) for i, k in enumerate(kinds)]
-    marks = axes(f, "kind of the prompt", "", labels, [])
+    marks = axes(f, "kind of the prompt", "", [], [])
+    for i, kind in enumerate(kinds):  # by turns lower, as neighbours would touch
+        marks.append(text(f.px(i + 0.5), f.height - 35 + 13 * (i % 2), short(kind, 12), "m"))
     for i, (name, row) in enumerate(zip(names, cells, strict=True)):
         y = f.top + 24 * i
-        marks.append(text(f.left - 8, y + 15, short(name, 21), "e"))
+        marks.append(text(f.left - 8, y + 15, fitting(name, f.left - 8), "e"))
         for j, n in enumerate(row):
             if n:
                 x, width = f.px(j) + 1, f.px(j + 1) - f.px(j) - 2
@@ -334,7 +336,6 @@ def funnel(r: Report) -> Figure:
                     (0, 1),
                     "accepted share",
                     left=138,
-                    letters=21,
                     description=description,
                 )
             )

@@ -271,8 +271,8 @@ def planes(r: ArmsReport | Report) -> Figure:
         panels,
         ["dimensions", "arm", "answers with both at 0.7 or more", "staircase (x → y)"],
         rows,
-        "Darker: more answers. Staircase: one answer in four has both rewards at least there; the"
-        " further out, the better." + coverage,
+        "Stronger colour: more answers. Staircase: one answer in four has both rewards at least"
+        " there; the further out, the better." + coverage,
     )
 
 

@@ -103,7 +103,8 @@ def report_html(r: Report, run_dir: Path) -> str:
 
 
 def _source(source: Mapping[str, Any]) -> str:
-    return " ".join(str(source.get(k) or "") for k in ("dataset", "config", "split"))
+    named = (str(source.get(k) or "") for k in ("dataset", "config", "split"))
+    return " ".join(dict.fromkeys(filter(None, named)))
 
 
 def _tested_rows(r: Report) -> list[Sequence[object]]:
@@ -313,5 +314,4 @@ def _differences_panel(title: str, numbers: Sequence[ComparedNumber], labels: Se
         step=24,
         right=14,
         top=13,
-        letters=18,
     )

@@ -190,6 +190,11 @@ def short(words: str, most: int) -> str:
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
+def fitting(words: str, pixels: float) -> str:
+    """A label cut to a width, by letters of a middling one."""
+    return short(words, int(pixels / 6.8))
+
+
 def _mark(tag: str, style: str, place: str, tip: str = "") -> str:
     """An element; `tip` is shown when pointed at."""
     inside = f"<title>{escape(tip)}</title></{tag}>" if tip else ""
@@ -269,10 +274,9 @@ def interval_rows(
     zero: tuple[float, str] | None = None,
     *,
     step: int = 22,
-    left: int = 118,
+    left: int = 132,
     right: int = 16,
     top: int = 12,
-    letters: int = 20,
     description: str | None = None,
 ) -> str:
     """A panel with a row for each (label, value, arm whose style it has); `zero`: place and style
@@ -283,7 +287,7 @@ def interval_rows(
         marks.append(upright(f, *zero))
     for i, (label, c, arm) in enumerate(rows):
         y, (style, mark) = f.top + top + step * i, arm_style(arm)
-        marks.append(text(f.left - 8, y + 4, short(label, letters), "e"))
+        marks.append(text(f.left - 8, y + 4, fitting(label, left - 8), "e"))
         value, low, high = c["value"], c["low"], c["high"]
         if value is None:
             marks.append(text(f.left + 4, y + 4, "not measured", "s"))

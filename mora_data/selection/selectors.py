@@ -183,4 +183,4 @@ def _mixed(h: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of splitmix64: each bit of the result depends on all of `h`."""
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return h ^ (h >> np.uint64(31))
+    return np.asarray(h ^ (h >> np.uint64(31)))

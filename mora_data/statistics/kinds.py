@@ -215,7 +215,7 @@ def rate_prior(c_P: Ints, n_P: Ints, rounds: int = 200) -> Floats:
         share = likelihood * mass
         mass = (share / share.sum(1, keepdims=True)).sum(0) + jeffreys
         mass /= mass.sum()
-    return mass / jeffreys
+    return np.asarray(mass / jeffreys)
 
 
 def foreseen(

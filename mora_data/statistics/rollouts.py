@@ -138,7 +138,7 @@ def _wins(
         up |= down
         wins[step:] += up
         wins[:-step] += up
-    return wins.T
+    return np.asarray(wins.T)
 
 
 def _jackknife(by_rollout_P_N_D: Floats, pairs_by_rollout_P_N_D: Floats) -> tuple[Floats, Floats]:
@@ -276,7 +276,8 @@ def _hypervolume(rewards_P_N_D: Floats, k: int) -> Floats:
     np.put_along_axis(rank, order, np.arange(n)[None, :, None], axis=1)
     width = np.diff(np.take_along_axis(points, order, 1), axis=1, prepend=0.0)
     count = np.zeros((p, *[n] * d), np.uint8)
-    count[(np.arange(p)[:, None], *(rank[..., j] for j in range(d)))] = whole
+    at = np.arange(p)[:, None], *(rank[..., j] for j in range(d))
+    count[at] = whole
     for axis in range(1, d + 1):
         count = np.flip(np.cumsum(np.flip(count, axis), axis, dtype=np.uint8), axis)
     scored = whole.sum(1)
@@ -286,4 +287,4 @@ def _hypervolume(rewards_P_N_D: Floats, k: int) -> Floats:
     )
     for j in reversed(range(d)):
         volume = np.einsum("p...n,pn->p...", volume, width[..., j])
-    return volume
+    return np.asarray(volume)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..report.compare import compare_sides, side_of
 from ..report.page import comparison_details, differing_numbers
+from ..text import one_line
 from .folder import Page, Query, ViewedFolder
 from .index import read_pair
 from .provenance import read_provenance
@@ -81,7 +82,8 @@ def comparison_page(a: PairSearch, b: PairSearch | None, query: Query) -> Page:
         "counts": {name: sum(r.is_listed(name) for r in rows) for name in SHOW},
         "first": first,
         "total": len(listed),
-        "rows": listed[first : first + PAGE_ROWS],
+        "rows": (shown := listed[first : first + PAGE_ROWS]),
+        "texts": {r.prompt_id: _asked(r.prompt_id, a, b) for r in shown},
         "numbers": numbers,
         "query": {"show": show} if show != "all" else {},
         "on": True,
@@ -116,6 +118,13 @@ def _join(a: PairSearch, b: PairSearch) -> list[ComparedPrompt]:
             )
         )
     return sorted(rows, key=lambda r: (r.change is None, -abs(r.change or 0), r.prompt_id))
+
+
+def _asked(prompt_id: str, *both: PairSearch) -> str:
+    """The first question of a prompt's pairs in either folder, cut."""
+    at, rows = next((p.index, rows) for p in both if (rows := p.index.of_prompt(prompt_id)))
+    text = one_line(read_pair(at, rows[0])["prompt"][-1]["content"], 150)
+    return text if len(text) < 150 else text[:149] + "…"
 
 
 def _best_pairs(pairs: PairSearch) -> dict[str, tuple[float | None, str]]:

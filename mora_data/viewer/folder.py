@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import yaml
+from typing_extensions import NotRequired
 
 from ..errors import DamagedFile, RunFolderError
 from ..resources import parse_yaml

@@ -1,9 +1,11 @@
-"""The viewer in a real browser: laid out at 400 and 1,600 px, light and dark, keys, contrast,
-names, hostile text."""
+"""The viewer and the pages of a run in a real browser: laid out at 400, 900 and 1,440 px, light and
+dark, axe-core, keys, without JavaScript, hostile text."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from support.run_folder import make_run
 from support.scored import one, write
 from support.viewing import HOSTILE, Viewer, dataset, prompt_of, viewing
 
+from mora_data.cli import main
 from mora_data.viewer.freeze import freeze
 
 pytestmark = pytest.mark.skipif(
@@ -36,7 +39,25 @@ CONTRAST = """(() => {
   return bad })()"""  # noqa: E501
 NAMELESS = """[...document.querySelectorAll('a, button, input:not([type=hidden]), select, summary, svg[role]')].filter(e =>
   !(e.textContent.trim() || e.getAttribute('aria-label') || (e.labels && e.labels.length))).map(e => e.outerHTML.slice(0, 120))"""  # noqa: E501
+FAULTS = """axe.run(document).then(found => JSON.stringify(found.violations.map(v =>
+  [v.id, v.nodes.length, v.nodes[0].html.slice(0, 200)])))"""
 WIDER = "document.documentElement.scrollWidth - window.innerWidth"
+
+
+def axe() -> str | None:
+    """axe-core's code, as a package of the dev extra carries it."""
+    found = find_spec("axe_core_python")
+    places = found.submodule_search_locations if found else None
+    return (Path(places[0]) / "axe.min.js").read_text("utf-8") if places else None
+
+
+async def faults(tab: Tab, code: str) -> list[object]:
+    """What axe-core finds on the page that stands open."""
+    await tab.run(f"{code};0")
+    found = await tab.ask(
+        "Runtime.evaluate", expression=FAULTS, awaitPromise=True, returnByValue=True
+    )
+    return list(json.loads(found["result"]["value"]))
 
 
 async def checked(tab: Tab, url: str, width: int, dark: bool) -> None:
@@ -56,7 +77,9 @@ def paths(v: Viewer, prompt_id: str) -> list[str]:
         "/pairs?texts=1",
         "/pairs?kind=one_dim&sort=margin_helpful&low=0&high=1",
         f"/pair/{pair}?texts=1",
+        "/prompts",
         f"/prompt/{prompt_id}?texts=1",
+        f"/prompt/{prompt_id}?calls=1",
         "/drops",
         "/requests",
         "/nope",
@@ -73,7 +96,7 @@ def test_every_page_stands_at_both_widths_light_and_dark(tmp_path: Path) -> None
         async with browser(tmp_path / "home") as tab:
             await tab.open(v.server.url)
             for path in paths(v, prompt_of(run)):
-                for width in (400, 1600):
+                for width in (400, 900, 1440):
                     await checked(tab, v.url + path, width, dark=False)
                     await tab.scheme(dark=True)
                     assert await tab.run(CONTRAST) == [], (path, width, "dark")
@@ -83,6 +106,54 @@ def test_every_page_stands_at_both_widths_light_and_dark(tmp_path: Path) -> None
             assert [c for c in tab.complaints if "404" not in c] == []
 
     with viewing(run, "ada", run) as v:
+        asyncio.run(look(v))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(axe() is None, reason="no axe-core: pip install axe-core-python")
+def test_axe_finds_nothing_on_any_page(tmp_path: Path) -> None:
+    run, few, code = tmp_path / "run", tmp_path / "few", axe() or ""
+    rows = ["--source", "pku-saferlhf", "--sample", "--limit"]
+    assert main(["build", *rows, "12", "--arms", "identity,fused", "--out", str(run)]) == 0
+    assert main(["preview", *rows, "2", "--html", "--out", str(few)]) == 0
+
+    async def look(v: Viewer) -> None:
+        async with browser(tmp_path / "home") as tab:
+            await tab.open(v.server.url)
+            await tab.run("document.documentElement.removeAttribute('lang')")
+            assert "html-has-lang" in str(await faults(tab, code))  # it does look
+            made = [(run / "report.html").as_uri(), (few / "preview.html").as_uri()]
+            for url in [*(v.url + path for path in paths(v, prompt_of(run))), *made]:
+                for width in (400, 1440):
+                    await tab.open(url, width, dark=width == 400)
+                    assert await faults(tab, code) == [], (url, width)
+                    assert await tab.run(WIDER) <= 0, (url, width)
+
+    with viewing(run, "ada", run) as v:
+        asyncio.run(look(v))
+
+
+def test_pages_are_read_and_filtered_without_javascript(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", {"identity": 0.2, "fused": 0.6}, 12)
+
+    async def look(v: Viewer) -> None:
+        async with browser(tmp_path / "home") as tab:
+            await tab.open(v.server.url)
+            await tab.ask("Emulation.setScriptExecutionDisabled", value=True)
+            await tab.open(v.url + "/prompts", 900)
+            await tab.run("document.querySelector('.jump').focus()")
+            assert await tab.run("document.activeElement.hash") == "#filters"
+            await tab.run("document.querySelector('#filters a[href*=\"arm=identity\"]').focus()")
+            await tab.press("Enter")
+            assert "arm=identity" in await tab.run("location.search")
+            await tab.run("document.querySelector('table.pairs tbody a').focus()")
+            await tab.press("Enter")
+            await tab.run("document.querySelector('#calls a').focus()")
+            await tab.press("Enter")
+            assert "calls=1" in await tab.run("location.search")
+            assert await tab.run("document.querySelectorAll('section#calls').length") == 1
+
+    with viewing(run) as v:
         asyncio.run(look(v))
 
 
