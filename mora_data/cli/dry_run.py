@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from ..engines import ROLES, resolve
 from ..errors import SettingsError
 from ..pipeline import run_probe
+from ..prompts.guard_trial import N_REQUESTS, guard_role
 from ..resources import SECRET_BYTES
 from ..rewards.audit import labelled_pairs
 from ..rewards.canary import AUTO
@@ -345,11 +346,14 @@ def _draws(
     fixed = np.zeros((len(names), MONEY + 1))
     share = min(settings.presample.reference, n_all) / max(n_all, 1)
     items = _canaries(settings, sample, until)
+    grader = _engine_of(settings, sample, guard_role(settings))
+    n_tried = N_REQUESTS if grader != "scripted" else 0
     for k, name in enumerate(names):
         if name in case.roles:
             r = case.roles.index(name)
             own[:, k] = case.own[:, r] + share * case.once[:, r]
             fixed[k] = items * case.verdicts[r] if name != "policy" else 0
+            fixed[k] += n_tried * case.harm[r]
     for k, weight in enumerate(weights):
         money = np.array(weight or (0, 0, 0))
         own[:, k, MONEY] = own[:, k, [IN, OUT, CACHED]] @ money

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .. import plugins, resources
 from ..engines import ROLES
 from ..pipeline.values import Probe
+from ..prompts.guard_trial import PROMPT_ID as TRIAL
 from ..rewards import REWARDS
 from ..run.folder import SourceCounts
 from ..run.log import Record
@@ -135,6 +136,7 @@ class Case:
         n_prompts, rows: of the whole build.
         own, once: prompts x roles x counts; `once`: what is asked of the reference prompts alone.
         verdicts: roles x counts, of scoring one answer for the first time.
+        harm: the same, of grading the harm of one question.
         pairs: of each prompt.
     """
 
@@ -144,6 +146,7 @@ class Case:
     own: Floats
     once: Floats
     verdicts: Floats
+    harm: Floats
     pairs: Floats
     sources: Sequence[SourceCounts] = ()  # of a mix
 
@@ -158,12 +161,15 @@ class Meter:
         self._seen: set[bytes] = set()
         self._caches: dict[str, PrefixCache] = {}
         self._counts: dict[tuple[str, str, str], list[float]] = {}
+        self._harm: dict[str, list[float]] = {}
 
     def on_record(self, request: Request, key: bytes, record: Record) -> None:
         """A record came, of an engine or the log; once for each key."""
         if key in self._seen:
             return
         self._seen.add(key)
+        if request.prompt_id == TRIAL:  # of no prompt; counted by `harm`
+            return
         self.prompts[request.prompt_id] = None
         kind, _, what = request.purpose.partition(":")
         real = self._stand_ins.get(request.role) or StandIn(request.role)
@@ -184,9 +190,12 @@ class Meter:
             len(record.answers) if of_policy else 0,
             real.shown if kind in ("score", "repeat", "confirm") and not of_policy else 0,
         )
-        total = self._counts.setdefault((request.prompt_id, role, kind), [0.0] * MONEY)
-        for i, n in enumerate(numbers):
-            total[i] += n * (1 if of_policy else real.requests)
+        totals = [self._counts.setdefault((request.prompt_id, role, kind), [0.0] * MONEY)]
+        if (kind, what) == ("guard", "harm"):
+            totals.append(self._harm.setdefault(role, [0.0] * MONEY))
+        for total in totals:
+            for i, n in enumerate(numbers):
+                total[i] += n * (1 if of_policy else real.requests)
 
     def case(self, probe: Probe, answer_tokens: float | None = None, size: float = 1.0) -> Case:
         """The counts, of the finished prompts where there are any; with answers `answer_tokens`
@@ -196,7 +205,9 @@ class Meter:
         ids = [p for p in self.prompts if p in probe.pairs] or list(self.prompts)
         roles = list(dict.fromkeys(role for _, role, _ in self._counts))
         own, once = (np.zeros((max(len(ids), 1), len(roles), MONEY + 1)) for _ in range(2))
-        verdicts = np.zeros((len(roles), MONEY + 1))
+        verdicts, harm = (np.zeros((len(roles), MONEY + 1)) for _ in range(2))
+        for role, numbers in self._harm.items():
+            harm[roles.index(role), :MONEY] = np.array(numbers) / numbers[REQUESTS]
         place = {p: i for i, p in enumerate(ids)}
         for (prompt_id, role, kind), numbers in self._counts.items():
             if prompt_id in place:
@@ -215,6 +226,6 @@ class Meter:
                 counts[..., COMPUTED] += size * more * counts[..., SHOWN]
         pairs = np.array([probe.pairs.get(p, 0) for p in ids] or [0], float)
         return Case(
-            *(probe.prompts, probe.rows, roles, own, once, verdicts / max(answers, 1), pairs),
+            *(probe.prompts, probe.rows, roles, own, once, verdicts / max(answers, 1), harm, pairs),
             probe.sources,
         )

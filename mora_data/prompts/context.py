@@ -95,6 +95,7 @@ class BuildContext:
 
     def with_judge_stats(self, stats: JudgeStats) -> BuildContext:
         """With what was measured, and the calibration maps that were fitted."""
+        self.rewriter.guard.rule = stats.harm_guard.get("rule", self.rewriter.guard.rule)
         if not self.settings.presample.enabled:
             return replace(self, judge_stats=stats)
         sources = with_calibration_maps(self.sources, stats.calibration)
@@ -104,7 +105,8 @@ class BuildContext:
         """The cache key of a partition's rows: everything that the settings, the plug-ins, the
         models and the judges' statistics hold, but for what is excluded by name."""
         stats = self.judge_stats.to_json()
-        del stats["basis"], stats["n_rollouts"], stats["provisional"]
+        for name in ("basis", "n_rollouts", "provisional", "doubts"):
+            stats.pop(name, None)
         return json_hash(
             {
                 **self._inputs(engines, self.code),

@@ -25,12 +25,13 @@ from ..run.log import AnswerLog
 from ..run.partitions import Partition
 from ..run.progress import Progress
 from ..run.stats import RunStats
-from ..run.tasks import PromptGroup
+from ..run.tasks import PromptGroup, all_of
 from ..text import seed_of
 from ..types import Prompt, Role
 from .budget import Mined, fit
 from .context import BuildContext, PromptContext
 from .flow import presample, sample_and_score, score
+from .guard_trial import try_harm_guard
 from .result import Arm, PromptResult
 from .runner import PartitionRunner
 
@@ -57,7 +58,30 @@ async def measure_judges(
     chosen: frozenset[str] | None = None,
 ) -> JudgeStats:
     """The judges' statistics, from reference.json where its settings still stand, else measured on
-    the first prompts and frozen there. With `chosen`, for a probe, on these prompts, not frozen."""
+    the first prompts and frozen there; with the trial of the harm check, beside which nothing
+    waits. With `chosen`, for a probe, on these prompts, not frozen."""
+
+    async def tried() -> JudgeStats:
+        trial = await try_harm_guard(build, run.engines, run.stats, run.folder.path)
+        return replace(build.judge_stats, harm_guard=trial)
+
+    guard, stats = await all_of([tried(), _measure(build, run, parts, chosen)])
+    stats = replace(stats, harm_guard=guard.harm_guard)
+    tree, measured = stats.to_json(), build.settings.presample.enabled or stats.harm_guard
+    if chosen is None and measured and tree != read_json(run.folder.path / "reference.json"):
+        run.folder.write("reference.json", tree)
+    for line in stats.doubts():
+        run.progress.message(line)
+    return stats
+
+
+async def _measure(
+    build: BuildContext,
+    run: Running,
+    parts: Sequence[Partition],
+    chosen: frozenset[str] | None,
+) -> JudgeStats:
+    """What the first prompts show of the judges; canary.json holds what drift is measured by."""
     if not build.settings.presample.enabled:
         return build.judge_stats
     key, n_canaries = build.judge_stats_key(run.engines), _n_canaries(build, run.engines)
@@ -84,7 +108,6 @@ async def measure_judges(
         stats = await _with_mining_thresholds(measured, run, parts, first, ids)
     if chosen is not None:
         return stats
-    run.folder.write("reference.json", stats.to_json())
     if n_canaries:
         items = canary.choose_items(found, sources, n_canaries)
         run.progress.start("canaries")

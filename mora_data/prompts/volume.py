@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from ..settings import BuildSettings
 
+GUARD_EXAMPLES = 18  # questions that the harm check is tried on, where a model checks
 CANARIES = 50  # scored at both ends, where a model scores
 
 
@@ -50,7 +51,8 @@ def _requests_at(s: BuildSettings, n_prompts: int, upper: int) -> float:
     judged = scored * dims + confirmed + heldout + canaries
     rewrites = fused * tries
     asked = rewrites / s.fuse.candidates  # one request for all candidates
-    return policy + judged + asked + checked
+    tried = GUARD_EXAMPLES * upper if rewriting and "harm" in s.fuse.checks else 0
+    return policy + judged + asked + checked + tried
 
 
 def _requests(s: BuildSettings, samples: int, steps: int) -> float:

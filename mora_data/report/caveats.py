@@ -111,6 +111,7 @@ def _of_run(r: Report) -> Iterator[str]:
 
 
 def _of_judge(r: Report) -> Iterator[str]:
+    yield from r["judge"]["doubts"]
     for d, v in r["judge"]["dimensions"].items():
         rho = v["reliability"]
         if rho is None:

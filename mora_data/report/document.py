@@ -261,6 +261,7 @@ def _reference_of(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> Mapping
     return {
         "floors": published.get("floors", {}),
         "n_rollouts": published.get("n_rollouts", 0),
+        "doubts": published.get("doubts"),
         "provisional": published.get("provisional"),
         "noise": {
             d: {
@@ -331,6 +332,7 @@ def _scorers(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...])
             for d, v in reference["noise"].items()
             if d in dims
         },
+        "doubts": reference.get("doubts") or [],
         "n_rollouts": reference.get("n_rollouts"),
         "provisional": bool(reference.get("provisional")),
         "feedback": read_json(run_dir / "feedback.json") or None,

@@ -112,9 +112,11 @@ class ScorerNoise(TypedDict):
 
 
 class Scorers(TypedDict):
-    """Noise by dimension; `feedback` is feedback.json."""
+    """Noise by dimension; what was to be doubted of them before the build; `feedback` is
+    feedback.json."""
 
     dimensions: dict[str, ScorerNoise]
+    doubts: list[str]
     n_rollouts: int | None
     provisional: bool
     feedback: Mapping[str, Any] | None

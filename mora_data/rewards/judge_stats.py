@@ -10,6 +10,7 @@ measured on the first prompts and frozen in reference.json before anything is ju
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from .combine import (
 PROVISIONAL_UNDER = 1000
 LEAST_RELIABILITY = 0.3
 LEAST_TWICE = 30  # answers scored twice, under which a reliability refuses nothing
+MANY_TIES = 0.75  # share of equal scores from which a user is told
 Z95 = 1.6448536269514722  # one-sided 95 %
 
 CalibrationMaps = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -46,6 +48,8 @@ class Noise:
         measured: whether any was.
         reliability: rho = 1 - sigma^2 / Var_within; None where unknown.
         reliability_upper: upper end of its one-sided 95 % interval.
+        ties: share of the pairs of answers to one prompt that got one score; None where unknown.
+        pairs: of which it is the share.
     """
 
     sigma: float
@@ -53,6 +57,8 @@ class Noise:
     measured: bool
     reliability: float | None
     reliability_upper: float | None
+    ties: float | None = None
+    pairs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ class JudgeStats:
         prior: per dimension, how pass rates spread over prompts (`statistics.kinds`); empty:
             not measured.
         mining: threshold per stratum (`prompts.budget`); empty: no budget.
+        harm_guard: what the harm check did to worked examples (`rewriting.guard_trial`); empty: not
+            tried.
         cache_key: of the settings that they rest on; None: something was missing, so the next run
             measures again.
     """
@@ -78,6 +86,7 @@ class JudgeStats:
     provisional: bool = True
     prior: Mapping[str, Sequence[float]] = field(default_factory=dict)
     mining: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    harm_guard: Mapping[str, Any] = field(default_factory=dict)
     cache_key: str | None = None
 
     def sigma(self, dimension: str) -> float:
@@ -110,6 +119,18 @@ class JudgeStats:
             and 2 * v.sigma / math.sqrt(math.pi) >= gamma
         }
 
+    def doubts(self) -> list[str]:
+        """What a user should know before more is paid for: sentences, each with what to do."""
+        level = [
+            f"The scores of {d} tell little apart: {v.ties:.0%} of {v.pairs} pairs of answers to"
+            " one prompt got the same score, so few preference pairs can come of it. Take a"
+            " stronger judge, another rubric or scores by probabilities"
+            f" (rewards.{d}[].expected), or leave {d} out of dimensions."
+            for d, v in self.noise.items()
+            if v.ties is not None and v.ties >= MANY_TIES and v.pairs >= LEAST_TWICE
+        ]
+        return level + [v for k, v in self.harm_guard.items() if k == "doubt"]
+
     def to_json(self) -> dict[str, Any]:
         """The tree of reference.json."""
         tree: dict[str, Any] = {
@@ -120,8 +141,9 @@ class JudgeStats:
             "floors": dict(self.pass_thresholds),
             "calibration": {d: [dict(m) for m in maps] for d, maps in self.calibration.items()},
         }
-        more = {"prior": self.prior, "mining": self.mining}
-        return {**tree, **{k: dict(v) for k, v in more.items() if v}}
+        more = {"prior": self.prior, "mining": self.mining, "harm_guard": self.harm_guard}
+        doubts = {"doubts": found} if (found := self.doubts()) else {}
+        return {**tree, **{k: dict(v) for k, v in more.items() if v}, **doubts}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> JudgeStats:
@@ -134,6 +156,7 @@ class JudgeStats:
             tree["provisional"],
             tree.get("prior") or {},
             tree.get("mining") or {},
+            tree.get("harm_guard") or {},
             tree.get("basis"),
         )
 
@@ -148,7 +171,8 @@ class JudgeStats:
             ("noise_measured", "measured"),
         )
         by = {name: {d: getattr(v, key) for d, v in self.noise.items()} for name, key in columns}
-        kept = ("floors", "n_rollouts", "provisional", "mining", "calibration")
+        kept = ["floors", "n_rollouts", "provisional", "mining", "calibration"]
+        kept += ["harm_guard", "doubts"]
         return {**by, **{k: tree[k] for k in kept if k in tree}} if self.noise else {}
 
 
@@ -196,6 +220,7 @@ class NoiseSums:
     def __init__(self, dims: Sequence[str]) -> None:
         self._squares: dict[str, list[float]] = {d: [] for d in dims}
         self._within: dict[str, list[tuple[float, int]]] = {d: [] for d in dims}
+        self._pairs, self._ties = dict.fromkeys(dims, 0), dict.fromkeys(dims, 0)
 
     def add(self, dim: str, first: float | None, second: float | None) -> None:
         """Two scores of one rollout."""
@@ -208,6 +233,8 @@ class NoiseSums:
         if len(there) > 1:
             mean = math.fsum(there) / len(there)
             self._within[dim].append((math.fsum((v - mean) ** 2 for v in there), len(there) - 1))
+        self._pairs[dim] += math.comb(len(there), 2)
+        self._ties[dim] += sum(math.comb(n, 2) for n in Counter(there).values())
 
     def result(self, steps: Mapping[str, float]) -> dict[str, Noise]:
         """The noise of each dimension; exact sums, as the order in which prompts finish must not
@@ -225,6 +252,8 @@ class NoiseSums:
                 sigma is not None,
                 1 - sigma**2 / variance if sigma is not None and variance else None,
                 self._upper(d) if known else None,
+                self._ties[d] / self._pairs[d] if self._pairs[d] else None,
+                self._pairs[d],
             )
         return found
 

@@ -44,6 +44,8 @@ GUARD_VARIABLES = frozenset(("question", "history", "answer"))
 MAX_HARM_GAIN = 0.05  # P(harmful request | x') <= P(harmful request | x) + 0.05
 RISKY = 0.75  # from here on a question asks for something harmful, by a judge's level
 RISKY_GUARD = 0.5  # the same by a guard's probability
+SURE = 1.0 - MAX_HARM_GAIN  # the highest level, or a guard's probability beside 1
+RULES = ("rise", "sure", "off")  # what refuses a rewrite: more harm, surely harm, nothing
 MIN_LEVEL, MAX_DECOY_LEVEL = 4, 2  # of a wanted dimension, and of one that nobody wants
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DECOYS = (
@@ -70,7 +72,7 @@ class Guard:
         known = frozenset(("question", "history", "nonce"))
         more = {"intent": {"needs"}, "targets": {"asks"}}
         self._checks, self._model = settings.fuse.checks, settings.fuse.guard
-        self.risky = RISKY if self._model is None else RISKY_GUARD
+        self.rule = RULES[0]  # the strictest that worked examples allow: `guard_trial`
         self.templates: dict[str, Template] = {
             name: load_template("guard", name, known | more.get(name, set()))
             for name in ("targets", *self._checks)
@@ -83,10 +85,20 @@ class Guard:
         role = settings.role("judge")
         self._sampling = Sampling(role.temperature, role.top_p, role.max_tokens, tuple(role.stop))
 
+    @property
+    def checks_harm(self) -> bool:
+        """Whether anything is refused for harm."""
+        return "harm" in self._checks and self.rule != "off"
+
+    def is_risky(self, harm: float) -> bool:
+        """Whether a question of that harm asks for something harmful."""
+        least = RISKY if self._model is None else RISKY_GUARD
+        return harm >= (SURE if self.rule == "sure" else least)
+
     async def harm(self, ask: Ask, prompt_id: str, messages: Messages) -> float | None:
         """How harmful the request of the last turn is, in [0, 1]; None where it is not measured or
         the verdict can't be read."""
-        if "harm" not in self._checks:
+        if not self.checks_harm:
             return None
         if self._model is not None:
             return await self._unsafe(ask, prompt_id, messages, self._model.family)
@@ -169,12 +181,10 @@ class Guard:
     async def _harm(
         self, ask: Ask, prompt_id: str, messages: Messages, before: float | None
     ) -> list[Check]:
-        if "harm" not in self._checks:
+        if not self.checks_harm:
             return []
         after = await self.harm(ask, prompt_id, messages)
-        passed = (
-            after is not None and after <= (before if before is not None else 0.0) + MAX_HARM_GAIN
-        )
+        passed = not refuses(self.rule, before, after)
         said = ["no verdict" if p is None else f"{p:.2f}" for p in (before, after)]
         return [
             Check("harm_before", True, before),
@@ -249,6 +259,15 @@ class Guard:
             if value is not None or reply.error is not None:
                 return value
         return None
+
+
+def refuses(rule: str, before: float | None, after: float | None) -> bool:
+    """Whether a rule refuses a rewrite, by the harm of the original and its own; what could not be
+    graded is refused."""
+    if rule == "off" or after is None:
+        return rule != "off"
+    more = after > (before or 0.0) + MAX_HARM_GAIN
+    return more and (rule == "rise" or after >= SURE)
 
 
 def _schema(letters: Iterable[str], value: Mapping[str, object]) -> Mapping[str, object]:

@@ -210,7 +210,7 @@ class Rewriter:
             target_dims,
             rollouts,
             harm,
-            harm >= self.guard.risky if harm is not None else conflict,
+            self.guard.is_risky(harm) if harm is not None else conflict,
         )
 
     async def fuse(

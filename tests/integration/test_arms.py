@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from support.fake_openai import FakeOpenAI, Fault
+from support.fake_openai import FakeOpenAI, Fault, harm_levels
 
 from mora_data.cli import main
 from mora_data.text import n_tokens
@@ -218,11 +218,13 @@ def test_rewrites_are_tried_out_before_they_are_accepted(tmp_path: Path) -> None
 
 
 def test_a_guard_model_over_the_wire(tmp_path: Path) -> None:
-    """A guard that finds one in three rewrites unsafe, by the bytes of the text: those are not
-    accepted."""
+    """A guard that knows the worked examples, and finds one in three rewrites unsafe, by the bytes
+    of the text: those are not accepted."""
 
     def say(body: dict[str, Any], time: int) -> Fault:
-        return Fault(text="unsafe\nS2" if len(body["messages"][-1]["content"]) % 3 == 0 else "safe")
+        asked = body["messages"][-1]["content"]
+        unsafe = harm_levels()[asked] == 5 if asked in harm_levels() else len(asked) % 3 == 0
+        return Fault(text="unsafe\nS2" if unsafe else "safe")
 
     with FakeOpenAI(say) as server:
         guard = {

@@ -537,6 +537,33 @@ def test_endpoint_refuses(bad: Bad, status: int, says: tuple[str, ...]) -> None:
         bad.asks(server, "--model", "m", says=says)
 
 
+def test_a_model_without_a_chat_template(bad: Bad) -> None:
+    """vLLM's words: no request of the kind can be answered, so the run stops with them."""
+    said = "default chat template is no longer allowed, so you must provide a chat template"
+    body = json.dumps({"error": {"message": said, "code": 400}}).encode()
+    with FakeOpenAI(lambda asked, time: Fault(400, body)) as server:
+        bad.asks(server, "--model", "m", says=("must provide a chat template",))
+
+
+def test_a_rewriter_that_always_refuses(bad: Bad) -> None:
+    """Its prompts are dropped for that reason, which the last line names; nothing is lost."""
+
+    def refuses(body: dict[str, Any], time: int) -> Fault | None:
+        if "rewritten" in str(body["messages"][0]["content"]):
+            return Fault(text=json.dumps({"rewritten": ""}))
+        return None
+
+    fused = ("--set", "fuse.arms=[fused]", "--set", "fuse.retries=1", "--model", "m")
+    with FakeOpenAI(refuses) as server:
+        bad.asks(server, *fused, says=("no pair was selected", "rewriter_refusal"))
+        n = len(server.requests)
+        bad.asks(server, *fused, says=("no pair was selected", "rewriter_refusal"))
+        assert len(server.requests) == n
+    manifest = json.loads((bad.run / "manifest.json").read_text())
+    fuse = manifest["counts"]["fuse"]
+    assert fuse["in"] == 3 and fuse["dropped"] == {"rewriter_refusal": 3}
+
+
 def test_endpoint_refuses_in_the_middle_of_a_run(bad: Bad) -> None:
     bad.data = rows_file(bad.tmp / "rows.jsonl", 30)
     limit = [100]

@@ -8,7 +8,9 @@ recorded are in tests/data/real_replies.jsonl; tests/unit/test_real_replies.py r
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.real_model import NAME, settings, source_prompt, through
@@ -81,28 +83,45 @@ def test_a_rewrite_is_asked_for_and_read(server: LlamaServer, tmp_path: Path) ->
             assert list(json.loads(reply.text)) == ["rewritten"]
 
 
+def build(
+    server: LlamaServer, tmp_path: Path, questions: list[str], *sets: str
+) -> list[str | Path]:
+    """The arguments of a build of rollouts alone: no presamples, no fusion, short answers."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": q}) + "\n" for q in questions))
+    sets = (
+        *("presample.enabled=false", "fuse.arms=[identity]", "dimensions=[helpful]"),
+        *("rollout.n=2", "policy.concurrency=2", "policy.timeout_s=600", "select.confirm=false"),
+        *sets,
+    )
+    command: list[str | Path] = ["build", "--source", "jsonl", "--data", rows, "--json"]
+    command += ["--base-url", server.base_url, "--out", tmp_path / "run"]
+    return command + [w for s in sets for w in ("--set", s)]
+
+
+def ran(
+    command: list[str | Path], capsys: pytest.CaptureFixture[str], code: int = 0
+) -> dict[str, Any]:
+    """What a command printed."""
+    got = main([str(word) for word in command])
+    out, err = capsys.readouterr()
+    print(out, err)
+    assert got == code, err
+    printed: dict[str, Any] = json.loads(out)
+    return printed
+
+
 def test_a_build_of_one_prompt(
     server: LlamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As sent: two rollouts and a verdict on each. Whether a pair comes out is the model's luck;
     the counts add up, and a second run asks nothing."""
-    rows, run = tmp_path / "rows.jsonl", tmp_path / "run"
-    rows.write_text(json.dumps({"prompt": f"In one short sentence: {QUESTION}"}) + "\n")
-    sets = (
-        "presample.enabled=false",
-        "fuse.arms=[identity]",
-        "dimensions=[helpful]",
-        "rollout.n=2",
-        "policy.max_tokens=64",
-        "policy.concurrency=2",
-        "policy.timeout_s=600",
-        "select.confirm=false",
+    command = build(
+        server, tmp_path, [f"In one short sentence: {QUESTION}"], "policy.max_tokens=64"
     )
-    command = ["build", "--source", "jsonl", "--data", str(rows), "--base-url", server.base_url]
-    command += ["--out", str(run), "--json", *(w for s in sets for w in ("--set", s))]
     said = []
     for asks in (True, False):
-        code = main(command)
+        code = main([str(word) for word in command])
         out, err = capsys.readouterr()
         assert out, err
         said += [out, err]
@@ -114,3 +133,67 @@ def test_a_build_of_one_prompt(
         assert summary["counts"]["rollout"]["in"] == 2
         assert summary["counts"]["score"]["kept"] >= 1
     print(*said)
+
+
+def test_a_prompt_longer_than_the_context_is_one_failed_row(
+    server: LlamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server has 2,048 tokens a slot. The other prompt is answered."""
+    long = f"{QUESTION} {' '.join(f'Pot {i} is dry.' for i in range(500))}"
+    sets = ("policy.max_tokens=8", "limits.max_error_share=1.0")
+    command = build(server, tmp_path, [QUESTION, long], *sets)
+    found = ran([*command, "--until", "rollout"], capsys)
+    assert found["counts"]["rollout"] == {"in": 4, "kept": 2, "dropped": {"failed": 2}} or (
+        found["counts"]["rollout"]["dropped"].keys() == {"failed", "truncated"}
+    )
+    errors = (tmp_path / "run" / "errors.jsonl").read_text().splitlines()
+    assert len(errors) == 2 and all("context" in json.loads(e)["error"] for e in errors)
+
+
+def test_a_server_killed_and_started_again_in_the_middle(
+    server: LlamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The build waits for it and goes on; nothing that was answered is asked again."""
+    questions = [QUESTION, "Name a quiet board game.", "Which herb grows in the shade?"]
+    command = build(server, tmp_path, questions, "policy.max_tokens=24", "policy.concurrency=1")
+    answered = threading.Event()
+
+    def restart() -> None:
+        logs = tmp_path / "run" / "parts"
+        while not any(p.stat().st_size for p in logs.glob("*/answers.log")):
+            if answered.wait(0.2):
+                return
+        server.stop()
+        server.__enter__()
+
+    watcher = threading.Thread(target=restart)
+    watcher.start()
+    try:
+        found = ran([*command, "--until", "rollout"], capsys)
+    finally:
+        answered.set()
+        watcher.join()
+    assert found["errors"] == 0 and found["counts"]["rollout"]["in"] == 6
+    again = ran([*command, "--until", "rollout"], capsys)
+    assert again["requests"] == 0 and again["counts"] == found["counts"]
+
+
+NO_SYSTEM = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not
+supported') }}{% endif %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_a_template_that_refuses_a_system_turn(
+    server: LlamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Last of all: it takes the place of the other server. Rubrics are asked without that turn."""
+    server.stop()
+    template = tmp_path / "template.jinja"
+    template.write_text(NO_SYSTEM)
+    with LlamaServer(tmp_path / "server.log", template) as strict:
+        command = build(strict, tmp_path, ["Name a herb."], "policy.max_tokens=16")
+        found = ran([*command, "--until", "score"], capsys)
+    assert found["errors"] == 0 and found["counts"]["score"]["kept"] >= 1
+    assert "system" in json.dumps(found["endpoints"])

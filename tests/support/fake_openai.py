@@ -21,9 +21,13 @@ import time as clock
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import yaml
 
 
 @dataclass
@@ -290,6 +294,8 @@ def answer(body: dict[str, Any], i: int) -> str:
     )
     said = re.sub(r"-[0-9a-f]{12}>", "->", said)  # nonces differ from run to run
     h = hashlib.sha256(said.encode()).digest()
+    if (known := harm_of_example(body)) is not None:
+        return json.dumps({"score": known})
     if '{"rewritten"' in str(body.get("messages")):
         return json.dumps({"rewritten": _rewritten(str(body["messages"][-1]["content"]))})
     if (
@@ -300,6 +306,21 @@ def answer(body: dict[str, Any], i: int) -> str:
     ):
         return json.dumps({"score": grade(body, h)})
     return " ".join(WORDS[b % len(WORDS)] for b in h[: 6 + h[1] % 12])
+
+
+@cache
+def harm_levels() -> dict[str, int]:
+    """The examples that the harm check is tried on, with the level of each."""
+    path = Path(__file__).parents[2] / "templates" / "guard" / "examples.yaml"
+    levels = {"question": 1, "about": 1, "for": 5}
+    return {e[k]: n for e in yaml.safe_load(path.read_text()) for k, n in levels.items()}
+
+
+def harm_of_example(body: dict[str, Any]) -> int | None:
+    """The level that a competent guard gives to an example that the harm check is tried on."""
+    asked = str(body["messages"][-1]["content"]) if body.get("messages") else ""
+    found = re.search(r"<question-[^>]*>\n(.*?)\n</question-", asked, re.S)
+    return harm_levels().get(found[1]) if found else None
 
 
 def grade(body: dict[str, Any], h: bytes) -> int:

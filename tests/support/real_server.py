@@ -222,12 +222,14 @@ class LlamaServer(RealServer):
     """llama.cpp's server with the real instruct model, at a low priority; it ends with the process
     that started it."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, template: Path | None = None) -> None:
         super().__init__(real_model.weights(), log, real_model.NAME)
+        self.template = template  # a chat template in place of the model's
 
     def command(self) -> list[str]:
-        program = str(Path(real_model.__file__))
-        return ["nice", "-n", "10", real_model.llm_python(), program, "serve", str(self.port)]
+        program, more = str(Path(real_model.__file__)), [self.template] if self.template else []
+        python = real_model.llm_python()
+        return ["nice", "-n", "10", python, program, "serve", str(self.port), *map(str, more)]
 
 
 def _send(request: urllib.request.Request, timeout_s: float) -> tuple[int, Any]:

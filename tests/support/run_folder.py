@@ -23,6 +23,7 @@ WORDS = (
     " rain".split()
 )
 REFERENCE = {
+    "doubts": ["THE HARM CHECK IS OFF, as an example."],
     "n_rollouts": 1200,
     "provisional": False,
     "floors": dict.fromkeys(DIMS, 0.75),

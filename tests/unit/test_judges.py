@@ -260,3 +260,19 @@ def test_drift_has_to_exceed_the_limit_and_its_error() -> None:
     few = drift({"d": [0.5, None]}, {"d": [0.25, 0.5]}, {"d": 0.3})
     assert few["d"]["n"] == 1 and not drifting_dims(few, 0.1)
     assert drift({"d": [None]}, {"d": [0.5]}, {})["d"]["shift"] is None
+
+
+def test_a_judge_that_gives_one_level_to_nearly_everything_is_told_of() -> None:
+    sums = NoiseSums(["level", "varied"])
+    for i in range(10):
+        sums.add_prompt("level", [1.0, 1.0, 1.0, None if i else 0.5])
+        sums.add_prompt("varied", [0.25, 0.5, 0.75, 0.75])
+    noise = sums.result({"level": 0.25, "varied": 0.25})
+    assert (noise["level"].ties, noise["level"].pairs) == (30 / 33, 33)
+    assert noise["varied"].ties == 1 / 6
+    stats = JudgeStats(noise, {}, {})
+    (line,) = stats.doubts()
+    assert "The scores of level tell little apart: 91% of 33 pairs" in line
+    assert "stronger judge" in line and "rewards.level[].expected" in line
+    assert stats.to_json()["doubts"] == stats.published()["doubts"] == [line]
+    assert JudgeStats.from_json(stats.to_json()) == stats

@@ -129,6 +129,7 @@ def test_doubts_are_said_in_words(report: Report) -> None:
         "truthful: reliability 0.20" in said
         and "harmless: reliability 0.60" in said
         and "helpful: rel" not in said
+        and "THE HARM CHECK IS OFF" in said
     )
     assert "longer one in 100 %" in said and "12 pairs" in said
     assert "keep 50 % of their margins" in said
