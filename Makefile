@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 OUT ?= runs/demo
 unexport PYTHONDONTWRITEBYTECODE  # each process would compile the package and the tests anew
 
-.PHONY: demo picture install test test-slow fuzz test-server test-llm check bench docs ci clean
+.PHONY: demo picture install test test-slow fuzz test-server llm-model test-llm check bench docs ci clean
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -71,9 +71,11 @@ fuzz: $(VENV)/.dev
 test-server: $(VENV)/.dev $(VLLM_VENV)/.ready
 	MORA_VLLM_PYTHON=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m server tests/server
 
-# 1.1 GB of weights, downloaded once; without them it says so and fails
-test-llm: $(VENV)/.dev $(LLM_VENV)/.ready
+# the model server and 1.1 GB of weights, downloaded once; where they can't be had it says so and fails
+llm-model: $(VENV)/.dev $(LLM_VENV)/.ready
 	$(BIN)/python -m tests.support.real_model fetch
+
+test-llm: llm-model
 	MORA_LLM_PYTHON=$(abspath $(LLM_VENV)/bin/python) $(BIN)/python -m pytest -m llm -rP tests/llm
 
 check: $(VENV)/.dev
