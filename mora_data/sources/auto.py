@@ -9,9 +9,9 @@ what to type.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import NamedTuple
 
 from ..errors import DropRow, SettingsError, SourceError
@@ -135,7 +135,7 @@ class Auto:
             lists = [k for k, v in rows[0].items() if isinstance(v, list) and len(v) > 1]
             lists = [k for k in lists if all(isinstance(t, str) for t in rows[0][k])]  # type: ignore[attr-defined]
             way = (
-                f"give --set source.columns.ranked={lists[0]} where {lists[0]!r} has the best first"
+                f"give {_typed(f'ranked={lists[0]}')} where {lists[0]!r} has the best first"
                 if lists
                 else "name them by source.columns.chosen and .rejected, or leave --engine recorded"
                 " out"
@@ -144,10 +144,10 @@ class Auto:
         name = max(values, key=lambda k: (k in scales, len(values[k])))
         low, high = scales.get(name, (math.floor(min(values[name])), math.ceil(max(values[name]))))
         reward = f"{{kind: precomputed, column: {name}, range: [{low:g}, {high:g}]}}"
+        way = quote(f"recorded={{dimensions: [{name}], rewards: {{{name}: [{reward}]}}}}")
         raise SourceError(
             f"the answers in {file} are rated by {', '.join(sorted(values))}, not by"
-            f" {', '.join(sorted(wanted))}: give --set 'recorded={{dimensions: [{name}], rewards:"
-            f" {{{name}: [{reward}]}}}}'"
+            f" {', '.join(sorted(wanted))}: give --set {way}"
         )
 
     def parse(self, row: Row, file: str) -> ParsedRow:
@@ -240,7 +240,7 @@ class Auto:
         values = [row.get(asked) for row in rows] if asked in ANSWERS else []
         if any(isinstance(v, str) and not marked(v) for v in values):
             others = [k for k in _candidates(rows[0]) if k != asked]
-            way = f"--set source.columns.prompt={others[0]}" if others else "there is none"
+            way = _typed(f"prompt={others[0]}") if others else "there is none"
             raise SourceError(
                 f"source.columns.prompt={asked}: that column of {file} holds answers; name the"
                 f" question's: {way}"
@@ -286,9 +286,8 @@ class Auto:
 
 
 def _typed(way: str) -> str:
-    """A mapping as it is typed in a shell."""
-    plain = re.fullmatch(r"[\w.=-]+", way)
-    return f"--set source.columns.{way}" if plain else f"--set 'source.columns.{way}'"
+    """A mapping as it is typed in a shell; a stranger has named the column."""
+    return f"--set {quote(f'source.columns.{way}')}"
 
 
 def _candidates(row: Row) -> dict[str, object]:

@@ -66,7 +66,7 @@ _NOT_DATA = {
 }
 _WRAPPERS = ("data", "rows", "examples", "items", "records", "instances")
 _OF_A_ROW = ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns")
-_STRAY_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
+_STRAY_COMMA = re.compile(r'("(?:[^"\\]|\\.)*(?:"|\\?\Z))|,(?=\s*[}\]])', re.DOTALL)
 _DECODE = json.JSONDecoder().raw_decode
 
 
@@ -455,6 +455,7 @@ def _arrow(file: DataFile, packed: IO[bytes] | None, kind: str) -> Iterator[Row 
                 opened.seek(0)
                 batches = iter(pa.ipc.open_stream(opened))
             for batch in batches:
+                batch.validate(full=True)  # an offset that lies would end the process
                 for at in range(0, batch.num_rows, 1024):
                     yield from _batch(batch.slice(at, 1024))
     except pa.ArrowException as e:

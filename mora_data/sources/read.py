@@ -12,21 +12,16 @@ first imported.
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
-import lzma
 import re
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import resources
-from ..errors import DropRow, SourceError
+from ..errors import DropRow, MoraError, SourceError
 from ..settings import SourceSettings
 from ..text import digest, one_line
 from ..types import Row
@@ -46,16 +41,6 @@ _WAYS_ON = "give --data PATH (files you have) or --sample (bundled rows)"
 _PAPERS = re.compile(
     r"(?i)(?:readme|licen[cs]e|notice|changelog|citation)\b.*"
     r"|(?:dataset_infos?|dataset_dict|state|config|metadata|manifest)\.json|cache-.*\.arrow|_.*"
-)
-_FAULTS = (
-    OSError,
-    EOFError,
-    MemoryError,
-    zlib.error,
-    lzma.LZMAError,
-    csv.Error,
-    zipfile.BadZipFile,
-    tarfile.TarError,
 )
 _SPLIT_OF = {
     **dict.fromkeys("train training".split(), "train"),
@@ -124,8 +109,11 @@ def rows(files: Iterable[DataFile], split: str = "train") -> Iterator[SourceRow]
             for row in rows_in(file, split):
                 yield SourceRow(number, file.name, row)
                 number += 1
-        except _FAULTS as e:
-            why = (isinstance(e, OSError) and e.strerror) or str(e) or "it does not fit into memory"
+        except MoraError:
+            raise
+        except Exception as e:  # on damaged bytes each reader has errors of its own
+            why = (isinstance(e, OSError) and e.strerror) or one_line(e)
+            why = why or "it does not fit into memory"
             raise SourceError(
                 f"can't read {file.path} beyond row {number}: {why}; get the file anew"
             ) from e
@@ -228,14 +216,9 @@ def _at(path: Path) -> list[DataFile]:
     file = DataFile(path, f"{path.absolute().parent.name}/{path.name}")
     try:
         return members_of(file)
-    except (
-        OSError,
-        EOFError,
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        lzma.LZMAError,
-        zlib.error,
-    ) as e:
+    except MoraError:
+        raise
+    except Exception as e:
         if suffix_of(path.name) in ARCHIVES:
             raise SourceError(f"can't read {path}: {one_line(e)}; get the file anew") from e
         return [file]  # its reader says what is wrong with it

@@ -3,14 +3,15 @@
     for block in exported(pair_rows(pairs, query), "csv"): ...
 
 JSON lines hold every value as it is. CSV is for spreadsheets: lists are JSON in a cell, hidden
-characters are shown by their code, and a text that a spreadsheet would take for a formula begins
-with an apostrophe.
+characters are shown by their code, and what a spreadsheet would take for a formula, also where it
+splits at other separators than ours, stands behind an apostrophe.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -27,7 +28,7 @@ from .search import PairSearch, parse_query
 
 ROWS = 1000  # of a block
 KINDS = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = re.compile(r"^(?=[\t\r])|(?:^|(?<=[;\t\r\n])) *(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
 Exported = dict[str, Any]
 
 
@@ -72,14 +73,14 @@ def _csv(rows: list[Exported], with_head: bool) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     if with_head:
-        writer.writerow(rows[0])
+        writer.writerow(map(_cell, rows[0]))
     writer.writerows([_cell(value) for value in row.values()] for row in rows)
     return out.getvalue().encode("utf-8", "replace")
 
 
 def _cell(value: object) -> object:
     if isinstance(value, (list, dict)):
-        value = orjson.dumps(value).decode()
+        value = orjson.dumps(value, default=str).decode()
     if not isinstance(value, str):
         return value
-    return ("'" if value.startswith(_FORMULA) else "") + visible(value)
+    return _FORMULA.sub(lambda m: f"{m[0]}'", visible(value))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -152,23 +153,44 @@ def odd_row(rng: random.Random) -> Any:
 
 def odd_file(rng: random.Random, folder: Path) -> Path:
     """A file of rows of which some are odd, and some of its bytes."""
-    kind = rng.choice((".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".txt"))
+    kind = rng.choice(".jsonl .json .csv .parquet .arrow .zip .tar .jsonl.gz .txt".split())
     path = folder / f"rows{kind}"
     rows = [{"prompt": f"How do I mend clock number {i}?"} for i in range(3)]
     rows += [odd_row(rng) for _ in range(rng.randrange(6))]
     rng.shuffle(rows)
     lines = [json.dumps(row).encode("utf-8", "surrogatepass") for row in rows]
-    if kind == ".parquet":
+    if kind in (".parquet", ".arrow"):
         said = [str(row.get("prompt", row)).encode("utf-8", "replace") for row in rows]
-        pq.write_table(pa.table({rng.choice(("prompt", "x")): pa.array(said)}), path)
+        table = pa.table({rng.choice(("prompt", "x")): pa.array(said)})
+        if kind == ".parquet":
+            pq.write_table(table, path)
+        else:
+            feather.write_feather(table, str(path), "uncompressed")
         raw = path.read_bytes()
+    elif kind in (".zip", ".tar"):
+        (folder / "a.jsonl").write_bytes(b"\n".join(lines))
+        raw = Path(
+            shutil.make_archive(str(folder / "rows"), kind[1:], folder, "a.jsonl")
+        ).read_bytes()
+        (folder / "a.jsonl").unlink()
     elif kind == ".csv":
         raw = b"prompt,id\n" + b"\n".join(b'"' + line[:90] + b'",1' for line in lines)
     else:
         raw = b"[" + b",".join(lines) + b"]" if kind == ".json" else b"\n".join(lines)
     if rng.random() < 0.5:
         at = rng.randrange(len(raw))
-        put = rng.choice((b"", b"\x00", b"\xff\xfe", b"\r", b'"', rng.randbytes(3), b"[" * 5000))
+        put = rng.choice(
+            (
+                b"",
+                b"\x00",
+                b"\xff\xff\xff\x7f",
+                b"\xff\xfe",
+                b"\r",
+                b'"',
+                rng.randbytes(3),
+                b"[" * 5000,
+            )
+        )
         raw = raw[:at] + put + (raw[at + rng.randrange(3) :] if rng.random() < 0.8 else b"")
     raw = gzip.compress(raw) if kind.endswith("gz") else raw
     if rng.random() < 0.2:

@@ -7,6 +7,9 @@ import gzip
 import hashlib
 import json
 import lzma
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -216,3 +219,42 @@ def test_the_hash_does_not_depend_on_the_place(tmp_path: Path) -> None:
     both = read.sha256(read.find([tmp_path], []))
     put(tmp_path / "b" / "x.jsonl", "{}\n\n")
     assert read.sha256(read.find([tmp_path], [])) != both
+
+
+ARROW_ENDS = """
+import sys
+from pathlib import Path
+from mora_data.errors import SourceError
+from mora_data.sources import read
+for path in map(Path, sys.argv[1:]):
+    good, refused = path.read_bytes(), 0
+    for at in range(0, len(good) - 4, max(4, len(good) // 80 // 4 * 4)):
+        path.write_bytes(good[:at] + b"\\xff\\xff\\xff\\x7f" + good[at + 4:])
+        try:
+            list(read.rows(read.find([path], [])))
+        except SourceError as e:
+            refused += 1
+            assert "\\n" not in str(e)
+    print(refused)
+"""
+
+
+def test_a_number_that_lies_in_a_table_is_one_error(tmp_path: Path) -> None:
+    """Arrow believes the offsets of a file: one that lies ended the process."""
+    paths = [written(tmp_path, suffix) for suffix in (".arrow", ".ipc", ".parquet")]
+    command = [sys.executable, "-c", ARROW_ENDS, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert min(map(int, done.stdout.split())) > 20
+
+
+def test_a_packed_file_that_its_reader_does_not_know_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("a.jsonl", "{}\n")
+    raw = path.read_bytes()
+    for at, to in ((8, b"\x63"), (raw.index(b"PK\x01\x02") + 10, b"\x63")):  # the method
+        raw = raw[:at] + to + raw[at + 1 :]
+    path.write_bytes(raw)
+    with pytest.raises(SourceError, match="can't read"):
+        rows_of(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mora_data.errors import MoraError, SettingsError
+from mora_data.errors import MoraError, SettingsError, SourceError
 from mora_data.evaluate.models import EvaluateOptions, settings_for
 from mora_data.evaluate.prompts import load_prompts, prompts_of_file
 from mora_data.settings import build_settings
+from mora_data.sources.auto import Auto
 from mora_data.sources.mine import label
 
 HOSTILE = {
@@ -139,6 +142,29 @@ def test_ordinary_names_and_two_that_differ_in_case() -> None:
 def test_a_label_is_a_short_name_without_an_address() -> None:
     assert label("http://a.example/x\x1b[2J\n  b") == "http:a.example/x\\x1b[2J b"
     assert len(label("a" * 500)) == 80 and label("Home & garden") == "Home & garden"
+
+
+COLUMN = "a'$(touch x); touch x '?"
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({COLUMN: "How do I cook rice at home?"}, {}),
+        ({"chosen": "a", COLUMN: "b"}, {"prompt": "chosen"}),
+        ({"prompt": "How do I cook?", COLUMN: ["a", "b"]}, {}),
+    ],
+)
+def test_what_is_to_be_typed_runs_nothing_that_a_column_says(
+    row: dict[str, object], columns: dict[str, str]
+) -> None:
+    source = Auto(build_settings({**PLAIN, "source": {"kind": "auto", "columns": columns}}).source)
+    with pytest.raises(SourceError) as e:
+        source.look([row], "f")
+        source.check_ratings([row], frozenset({"nope"}), "f")
+    (typed,) = re.findall(r"--set ((?:'[^']*'|\"[^\"]*\"|[^\s',])+)", str(e.value))
+    (value,) = shlex.split(typed)
+    assert value.endswith(f"={COLUMN}")
 
 
 @pytest.mark.parametrize(

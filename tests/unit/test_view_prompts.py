@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from decimal import Decimal
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mora_data.prompts.result import tables
 from mora_data.run.partitions import Partition
 from mora_data.types import STAGES
 from mora_data.viewer.calls import calls_of
+from mora_data.viewer.export import exported
 from mora_data.viewer.folder import open_folder
 
 
@@ -187,6 +189,25 @@ def test_what_is_filtered_goes_out_whole(viewer: Viewer, folder: Path, tmp_path:
         assert "\u202e" not in lines.decode() and "\u202e" in orjson.loads(lines)["source"]
         v.page("/prompts?q=%3Cscript%3E")
         assert v.get("/prompts").text.count("<script") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=1", " =1", "\t=1", "\r=1", "a;=1", "a\tb\t@x", "a\n+1", "a\r\n-1", "\uff1d1", "x; =1"],
+)
+def test_no_cell_is_a_formula(text: str) -> None:
+    """Neither as a value nor as the name of a column, at whatever a spreadsheet splits."""
+    (raw,) = exported([{text: text}], "csv")
+    for line in csv.reader(io.StringIO(raw.decode(), newline="")):
+        for cell in re.split("[;\t\r\n]", line[0]):
+            assert cell.strip(" ")[:1] not in tuple("=+-@\uff1d"), line
+    (raw,) = exported([{"a": "b; c - d = e, 3-4"}], "csv")
+    assert raw == b'a\r\n"b; c - d = e, 3-4"\r\n'
+
+
+def test_lists_of_any_value_go_out_as_csv() -> None:
+    (raw,) = exported([{"a": [Decimal(1)], "b": [b"x"]}], "csv")
+    assert raw == b"""a,b\r\n"[""1""]","[""b'x'""]"\r\n"""
 
 
 def test_calls_are_not_made_of_what_a_stranger_names(run: Path) -> None:
