@@ -16,6 +16,7 @@ from typing import Any
 
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
+from ..rewards.pairwise import NO_OPPONENT
 from ..rewards.precomputed import NOT_RATED
 from ..run.log import AnswerLog
 from ..run.partitions import Partition
@@ -210,7 +211,8 @@ def errors_of(result: PromptResult) -> list[dict[str, Any]]:
     """A prompt's failed rows: what stopped it, answers that failed for good, verdicts that are
     missing.
 
-    A rating that the source never had is no failure: it is counted as unscored.
+    A rating that the source never had, and an answer alone before a judge that compares, are no
+    failures: they are counted as unscored.
     """
     out: list[dict[str, Any]] = []
     if result.pending is not None:
@@ -238,6 +240,6 @@ def errors_of(result: PromptResult) -> list[dict[str, Any]]:
             "error": s.reason,
         }
         for arm_name, index, purpose, s in result.scores
-        if s.value is None and s.reason != NOT_RATED
+        if s.value is None and s.reason not in (NOT_RATED, NO_OPPONENT)
     ]
     return out

@@ -1,5 +1,10 @@
 """An LLM judge: one call per rollout and dimension, a rubric of five named levels, a JSON verdict.
 
+The shipped dimensions share their template, which names the dimension behind the answer: a server
+with prefix caching reads the answer once for all of them. With `together: true` they share the
+call: the judges of the dimensions send the same request, which is asked once, and each reads its
+own number of {"helpful": n, "harmless": n, "truthful": n}.
+
 The reply must end with one verdict, `{"score": 1..5}`, and hold no other one that differs: a judge
 may quote the answer it grades, before its verdict or after it, and then nobody can tell which of
 two is its own. So the last one counts only where it is alone or all agree, and only at the end: a
@@ -23,7 +28,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+from pydantic import model_validator
+
 from ..engines.replies import json_objects, reads_reply
+from ..errors import SettingsError
 from ..resources import Secret, load_template, quoted
 from ..run.tasks import all_of
 from ..settings import BuildSettings, RewardSettings, RoleSettings
@@ -34,18 +42,28 @@ from . import Ask, Reward, RewardContext
 from . import load as load_reward
 
 LEVELS = 5
+SHIPPED = ("helpful", "harmless", "truthful")  # whose rubrics are in `shared` and `together`
+SCORE = "score"
 # under a schema a weak model may fill its tokens with white space; not under this
 PATTERN = r'\{"score": [1-5]\}'
 RETRIES = 2
 FRESH_TEMPERATURE = 0.7
 TOP_LOGPROBS = 10
 VARIABLES = frozenset(("question", "history", "answer", "nonce", "reverse", "dimension"))
+_LEVEL = {"type": "integer", "minimum": 1, "maximum": LEVELS}
 SCHEMA = {
     "type": "object",
-    "properties": {"score": {"type": "integer", "minimum": 1, "maximum": LEVELS}},
+    "properties": {SCORE: _LEVEL},
     "required": ["score"],
     "additionalProperties": False,
 }
+TOGETHER = {
+    "type": "object",
+    "properties": dict.fromkeys(SHIPPED, _LEVEL),
+    "required": list(SHIPPED),
+    "additionalProperties": False,
+}
+TOGETHER_PATTERN = r"\{" + ", ".join(f'"{d}": [1-5]' for d in SHIPPED) + r"\}"
 _BARE = re.compile(r'\s*\{\s*"score"\s*:\s*([0-9])\s*\}\s*')
 # what may follow the verdict
 _AFTER = re.compile(r"(?:\s|```|\*\*|\.|</s>|<\|[\w ]{1,20}\|>|<(?:end_of_turn|eos)>)*")
@@ -68,23 +86,44 @@ class Judge:
         """Settings of the kind `judge`."""
 
         template: str | None = None
-        """A rubric in templates/judge/ (without .j2), or a path; null: the dimension's own."""
+        """A rubric in templates/judge/ (without .j2), or a path; null: `shared` for helpful,
+        harmless and truthful, else the dimension's own."""
         expected: bool = False
         """The mean of the levels under the probabilities of the score token, where the server
         gives them."""
+        together: bool = False
+        """One call scores an answer in helpful, harmless and truthful: a third of the calls, but
+        the model sees its first score when it gives the next."""
+
+        @model_validator(mode="after")
+        def _fits_together(self) -> Judge.Settings:
+            if self.together and (self.expected or self.template):
+                raise ValueError("together has a template of its own and gives whole levels alone")
+            return self
 
     pass_threshold: float | None = 0.75
     calibration = "likert"
 
     def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
         self.dimension = dimension
-        self._template = load_template("judge", options.template or dimension, VARIABLES)
-        self.name = f"judge:{self._template.name.rpartition('/')[2]}{context.suffix}"
+        if options.together and dimension not in SHIPPED:
+            raise SettingsError(
+                f"rewards.{dimension}: `together` scores {', '.join(SHIPPED)}, leave it out"
+            )
+        named = "together" if options.together else options.template
+        own = "shared" if dimension in SHIPPED else dimension
+        self._template = load_template("judge", named or own, VARIABLES)
+        stem = self._template.name.rpartition("/")[2] if named else dimension
+        self.name = f"judge:{stem}{context.suffix}"
         self._expected = options.expected
         self.step = 0.0 if options.expected else 1 / (LEVELS - 1)
         self.fingerprint = self._template.sha256
         self._role = context.role
         self._sampling = verdict_sampling(context.model, 1, TOP_LOGPROBS if options.expected else 0)
+        self._key = SCORE
+        if options.together:
+            self._key = dimension
+            self._sampling = replace(self._sampling, schema=TOGETHER, pattern=TOGETHER_PATTERN)
         self._secret = context.secret
 
     async def scores(
@@ -106,6 +145,7 @@ class Judge:
             ask,
             Request(self._role, asked, self._sampling, purpose, prompt_id),
             texts_of(messages, answer),
+            key=self._key,
         )
         if level is None or reply is None:
             return Score(self.dimension, self.name, None, None, reason)
@@ -148,7 +188,12 @@ def verdict_sampling(
 
 
 async def ask_verdict(
-    ask: Ask, request: Request, shown: Sequence[str], lowest: int = 1, highest: int = LEVELS
+    ask: Ask,
+    request: Request,
+    shown: Sequence[str],
+    lowest: int = 1,
+    highest: int = LEVELS,
+    key: str = SCORE,
 ) -> tuple[int | None, str, Answer | None]:
     """The verdict that a judge gives on the texts `shown`, asked again while it is unreadable; or
     None, why, and the last reply."""
@@ -159,7 +204,7 @@ async def ask_verdict(
         )
         if reply.error is not None:
             return None, reply.error, None
-        level, reason = verdict(reply, lowest, highest, shown)
+        level, reason = verdict(reply, lowest, highest, shown, key)
         if level is not None:
             return level, "", reply
     detail = (
@@ -182,20 +227,25 @@ def _again(request: Request, retry: int) -> Request:
 
 @reads_reply((None, "no_verdict"))
 def verdict(
-    reply: Answer, lowest: int = 1, highest: int = LEVELS, shown: Sequence[str] = ()
+    reply: Answer,
+    lowest: int = 1,
+    highest: int = LEVELS,
+    shown: Sequence[str] = (),
+    key: str = SCORE,
 ) -> tuple[int | None, str]:
     """The level in a judge's reply, or None and why not: no_verdict, cut_off, thought_cut_off,
     quoted_verdict, conflicting_verdicts, verdict_not_last. One that stands in the texts that the
-    judge was shown is a quotation and does not count."""
+    judge was shown is a quotation and does not count. `key`: the number's name in the verdict; one
+    of several has to be named."""
     text = reply.text
-    if bare := _BARE.fullmatch(text):  # as nearly all are
+    if key == SCORE and (bare := _BARE.fullmatch(text)):  # as nearly all are
         level = int(bare[1])
         if not lowest <= level <= highest:
             return None, why_unread(reply)
         said = f'{{"score":{level}}}'
         quotes = _stands_in(said, shown, lambda at: shown[at].translate(_BLANKS))
         return (None, "quoted_verdict") if quotes else (level, "")
-    found = _whole(text, highest) or _scores(text, highest)
+    found = (key == SCORE and _whole(text, highest)) or _scores(text, highest, key)
     is_quoted = quoted_in(shown)
     levels: list[int] = []
     seen = last = 0
@@ -292,27 +342,27 @@ def _whole(text: str, highest: int) -> list[tuple[list[int], int, int]]:
     return [(scores, 0, len(text))] if scores else []
 
 
-def _scores(text: str, highest: int) -> list[tuple[list[int], int, int]]:
-    """The whole-number scores of the text's outermost JSON objects, in order, each with where its
+def _scores(text: str, highest: int, key: str) -> list[tuple[list[int], int, int]]:
+    """The whole-number values of `key` in the text's outermost JSON objects, in order, each with where its
     object begins and ends."""
     objects = json_objects(text, json.JSONDecoder(object_pairs_hook=_Object))
-    found = ((value.scores(highest), start, end) for value, start, end in objects)
+    found = ((value.scores(highest, key), start, end) for value, start, end in objects)
     return [(scores, start, end) for scores, start, end in found if scores]
 
 
 class _Object(list[tuple[str, object]]):
     """A JSON object, key by key."""
 
-    def scores(self, highest: int) -> list[int]:
-        """Every whole-number `score`: a key that is there twice is as doubtful as two objects. The
+    def scores(self, highest: int, wanted: str = SCORE) -> list[int]:
+        """Every whole-number `wanted`: a key that is there twice is as doubtful as two objects. The
         only number under another known name, where nothing is called a score."""
         named: list[tuple[str, int]] = []
         for key, value in self:
             score = _number(value, highest)
             if score is not None:
                 named.append((key.lower(), score))
-        found = [score for name, score in named if name == "score"]
-        others = [score for name, score in named if name in _NAMES]
+        found = [score for name, score in named if name == wanted]
+        others = [score for name, score in named if wanted == SCORE and name in _NAMES]
         return found or (others if len(others) == 1 else [])
 
 

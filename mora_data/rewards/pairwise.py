@@ -31,6 +31,7 @@ from ..types import Messages, Request, Score
 from . import Ask, RewardContext
 from .judge import ask_verdict, texts_of, verdict_sampling
 
+NO_OPPONENT = "no_opponent"
 VARIABLES = frozenset(("question", "history", "first", "second", "nonce", "dimension"))
 
 
@@ -89,7 +90,7 @@ class Pairwise:
 
     def _scored(self, points: Sequence[float], played: int, reason: str) -> Score:
         if not played:
-            return Score(self.dimension, self.name, None, None, "no_opponent")
+            return Score(self.dimension, self.name, None, None, NO_OPPONENT)
         if 2 * len(points) < played:
             return Score(self.dimension, self.name, None, None, reason)
         value = sum(points) / len(points)

@@ -142,8 +142,8 @@ class PresampleSettings(Settings):
         its first to its last."""
         if self.step is None:
             return list(self.n)
-        step = STEP if self.step == "auto" else self.step
-        return [*range(self.n[0], self.n[-1], step), self.n[-1]]
+        assert self.step != "auto", "resolved by BuildSettings"
+        return [*range(self.n[0], self.n[-1], self.step), self.n[-1]]
 
     def deciding(self, indices: Iterable[int]) -> list[int]:
         """Those of the samples at `indices` that decide."""

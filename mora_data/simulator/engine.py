@@ -39,6 +39,7 @@ UNREADABLE_SHARE = 0.005  # verdicts that are prose
 _YIELD_EVERY = 32
 
 _DIMENSION = re.compile(r"^Dimension:[ \t]*(\w+)", re.M | re.I)
+_TOGETHER = re.compile(r'\{("\w+": n(?:, "\w+": n)+)\}')
 _CHECK = re.compile(r"^Check:[ \t]*(harm|intent|targets)$", re.M)
 _YES_NO = re.compile(r"^0 = .*\n+1 = |^1 = .*\n+0 = ", re.M)
 _LETTERED = re.compile(r"^([A-Z]): (.+)$", re.M)
@@ -149,6 +150,8 @@ class Simulator:
         rubric, asked = messages[0]["content"], messages[-1]["content"]
         if checked := _CHECK.search(rubric):
             return _guard(checked[1], asked)
+        if together := _TOGETHER.search(rubric):
+            return self._verdicts(re.findall(r'"(\w+)"', together[1]), asked)
         # in the user's turn the template's own stands last
         named = _DIMENSION.findall(rubric)[:1] or _DIMENSION.findall(asked)[-1:]
         dimension = named[0].lower() if named else "helpful"
@@ -156,6 +159,20 @@ class Simulator:
         level = level_of(answer, interpret(question, self.fusion_counts), dimension)
         yes_no = _YES_NO.search(rubric) is not None
         return lambda rng: _verdict(level, dimension, rng, yes_no=yes_no)
+
+    def _verdicts(self, dimensions: list[str], asked: str) -> Write:
+        """A score in each dimension, in one reply."""
+        question, answer, _ = _judged(asked)
+        reading = interpret(question, self.fusion_counts)
+        levels = {d: level_of(answer, reading, d) for d in dimensions}
+
+        def write(rng: random.Random) -> Answer:
+            if rng.random() < UNREADABLE_SHARE:
+                return _whole("This answer has strengths and weaknesses.")
+            seen = {d: clip(level + rng.gauss(0, JUDGE_NOISE)) for d, level in levels.items()}
+            return _whole(json.dumps(seen))
+
+        return write
 
 
 def prompt_kind(text: str) -> str:

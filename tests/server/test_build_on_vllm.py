@@ -175,11 +175,8 @@ def test_a_judge_that_compares(
     )
     assert server.requests_seen() - before == summary["requests"]
     errors = (tmp_path / "run/errors.jsonl").read_text().splitlines()
-    # the model may quote the answer's own words, and leave one usable answer without an opponent
-    named = ("_verdict", "no_opponent")
-    assert len(errors) == summary["errors"] and all(
-        any(name in line for name in named) for line in errors
-    ), errors
+    # the model may quote the answer's own words
+    assert len(errors) == summary["errors"] and all("_verdict" in e for e in errors), errors
     assert server.requests_seen("4xx") == server.requests_seen("5xx") == 0
     feedback = json.loads((tmp_path / "run/feedback.json").read_text())
     found = feedback["sources"]["helpful"]["pairwise:pairwise"]["position"]

@@ -352,6 +352,20 @@ def test_unread_games_do_not_count_and_too_many_of_them_leave_no_score() -> None
     assert (alone.value, alone.reason, asked) == (None, "no_opponent", [])
 
 
+def test_an_answer_alone_before_a_judge_that_compares_is_no_failed_row() -> None:
+    from mora_data.prompts.result import PromptResult
+    from mora_data.prompts.runner import errors_of
+    from mora_data.types import Prompt
+
+    (alone,), _ = scores(RewardSettings(kind="pairwise"), longer, ["a"])
+    prompt = Prompt("p", (Message(role="user", content="Why?"),), "g", "s", "", "", "", 0, "")
+    result = PromptResult(prompt, scores=[("presample", 0, "score", alone)])
+    assert errors_of(result) == []
+    broken = Score("helpful", "pairwise:pairwise", None, None, "no_verdict: 'prose'")
+    result.scores.append(("presample", 1, "score", broken))
+    assert [e["index"] for e in errors_of(result)] == [1]
+
+
 # functions
 
 

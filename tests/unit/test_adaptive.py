@@ -16,14 +16,14 @@ from mora_data.statistics.kinds import (
     rate_prior,
 )
 
-FLOORS, SIGMA, RULE = np.full(2, 0.5), np.full(2, 0.02), PresampleSettings()
+FLOORS, SIGMA, RULE = np.full(2, 0.5), np.full(2, 0.02), PresampleSettings(step=8)
 
 
 def test_the_looks() -> None:
     assert RULE.looks() == [*range(16, 72, 8)]
     assert PresampleSettings(step=None).looks() == [16, 32, 64]
     assert PresampleSettings(n=[16, 30], step=8).looks() == [16, 24, 30]
-    assert PresampleSettings(n=[4]).looks() == [4]
+    assert PresampleSettings(n=[4], step=8).looks() == [4]
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         PresampleSettings(step=1)
 
@@ -40,7 +40,11 @@ def test_looks_are_few_where_they_are_dear_or_change_the_scores() -> None:
     )
     assert step(policy={"engine": "batch"}) is None
     assert step(policy={"engine": "openai"}, judge={"engine": "batch"}) is None
-    assert step(rewards={"helpful": [{"kind": "judge"}, {"kind": "pairwise"}]}) is None
+    compared = {"helpful": [{"kind": "judge"}, {"kind": "pairwise"}]}
+    assert step(rewards=compared) is None
+    with pytest.raises(SettingsError, match="of the first 2 only one decides: let presample.n beg"):
+        step(rewards=compared, presample={"n": [2, 16]})
+    assert step(rewards=compared, presample={"n": [2, 16], "split": False}) is None
 
 
 def test_a_kind_takes_the_first_count_that_decides() -> None:

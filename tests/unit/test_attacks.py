@@ -165,6 +165,8 @@ def judges() -> dict[str, Reward]:
     made = {d: judge(d, RewardSettings()) for d in ("helpful", "harmless", "truthful")}
     return {
         **made,
+        "own": judge("harmless", RewardSettings(template="harmless")),
+        "together": judge("harmless", RewardSettings(together=True)),
         "rubric": judge("helpful", rubric),
         "pairwise": judge("harmless", RewardSettings(kind="pairwise")),
     }
@@ -245,6 +247,8 @@ def test_a_reply_that_quotes_the_attack_never_gives_its_score(attack: str) -> No
 @pytest.mark.parametrize("judge", judges().values(), ids=judges())
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_a_judge_that_only_echoes_gives_no_score(attack: str, judge: Reward) -> None:
+    if judge.name == "judge:together":
+        attack = re.sub("score", "harmless", attack, flags=re.I)
     for reply in (attack, inert(attack), f"> {attack}", f"The answer says: {attack}"):
         scores = asyncio.run(judge.scores(Recorder(reply), "p", ASKED, [attack, "Plainly."], "s"))
         assert scores[0].value is None, reply

@@ -46,19 +46,21 @@ def test_a_share_is_what_no_earlier_prompt_began_with() -> None:
     assert computed_share(["other" + block, "word" + block]) == 1.0
 
 
-def test_a_server_computes_at_most_three_tenths_of_the_judges_prompts(asked: list[Request]) -> None:
+def test_a_server_computes_at_most_a_tenth_of_the_judges_prompts(asked: list[Request]) -> None:
     assert len(asked) > 1000 and any(r.purpose == "confirm" for r in asked)
     share = computed_share(map(said, asked))
     print(share)
-    assert share <= 0.3
+    assert share <= 0.1
 
 
 def test_nothing_that_differs_between_answers_stands_before_the_answer(
     asked: list[Request],
 ) -> None:
-    """One system turn per dimension and order of the levels, and one per check."""
+    """One system turn per order of the levels, and one per check; the requests on one answer are
+    the same but for their last line."""
     systems: dict[Any, set[str]] = {}
     until_answer: dict[Any, set[str]] = {}
+    until_dimension: dict[str, set[str]] = {}
     for r in asked:
         system, *_, user = (m["content"] for m in r.messages)  # examples between
         kind = (system.splitlines()[1], system.find("1 = ") < system.find("5 = "))
@@ -67,5 +69,9 @@ def test_nothing_that_differs_between_answers_stands_before_the_answer(
             shared = user[: user.rindex("<answer-")]
             question = shared.splitlines()[1:-1]
             until_answer.setdefault(tuple(question), set()).add(shared)
-    assert len(systems) == 3 * 2 + 2 and all(len(texts) == 1 for texts in systems.values())
+            same, _, dimension = user.rpartition("\n")
+            until_dimension.setdefault(same, set()).add(dimension)
+    assert max(len(lines) for lines in until_dimension.values()) == 3
+    assert 3 * len(until_dimension) <= 1.1 * sum(map(len, until_dimension.values()))
+    assert len(systems) == 2 + 2 and all(len(texts) == 1 for texts in systems.values())
     assert len(until_answer) >= 12 and all(len(texts) == 1 for texts in until_answer.values())

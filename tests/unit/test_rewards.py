@@ -17,7 +17,7 @@ from mora_data.rewards import REWARDS, load
 from mora_data.rewards.judge import Judge, expected_level, verdict
 from mora_data.settings import RewardSettings, RoleSettings, build_settings
 from mora_data.sources.benchmarks import Benchmarks
-from mora_data.types import Answer, Message, Request
+from mora_data.types import Answer, Message, Request, Score
 
 BUILD = build_settings({"name": "x", "source": {"kind": "jsonl"}})
 SECRET = Secret()
@@ -268,7 +268,7 @@ def test_the_order_of_the_dimensions_is_drawn_for_each_prompt() -> None:
             i for i, _ in found
         } == {0}
         return [
-            re.findall(r"^Dimension: (\w+)$", r.messages[0]["content"], re.M)[0]
+            re.findall(r"^Dimension: (\w+)$", r.messages[-1]["content"], re.M)[-1]
             for r in ask.requests
         ]
 
@@ -278,3 +278,38 @@ def test_the_order_of_the_dimensions_is_drawn_for_each_prompt() -> None:
     )
     firsts = Counter(o[0] for o in orders)
     assert set(firsts) == set(build.dimensions) and min(firsts.values()) >= 10
+
+
+def test_judges_that_score_together_ask_once_and_read_their_own_number() -> None:
+    kinds = dict.fromkeys(
+        ("helpful", "harmless", "truthful"), [{"kind": "judge", "together": True}]
+    )
+    build = build_settings({"name": "x", "source": {"kind": "jsonl"}, "rewards": kinds})
+    messages, secret = (Message(role="user", content="A question?"),), Secret()
+
+    def scored(reply: str) -> tuple[list[float | None], list[str], int]:
+        ask = Recorder(reply)
+        found: list[Score] = []
+        for d, (settings,) in build.rewards.items():
+            judge = load(d, settings, build, secret=secret)
+            found += asyncio.run(judge.scores(ask, "p", messages, ["An answer."], "score"))
+        asked = {(str(r.messages), str(r.sampling)) for r in ask.requests}
+        return [s.value for s in found], [s.reason.split(":")[0] for s in found], len(asked)
+
+    said = '{"helpful": 2, "harmless": 5, "truthful": 1}'
+    assert scored(said) == ([0.25, 1.0, 0.0], ["", "", ""], 1)
+    assert scored(f"```json\n{said}\n```")[0] == [0.25, 1.0, 0.0]
+    partly = '{"helpful": 2, "harmless": "none", "truthful": 9}'
+    assert scored(partly)[:2] == ([0.25, None, None], ["", "no_verdict", "no_verdict"])
+    for unclear in ("4", '{"score": 4}', "Score: 4"):  # of which dimension?
+        assert scored(unclear)[0] == [None, None, None]
+    twice = said + said.replace("5", "1")
+    assert scored(twice)[0] == [0.25, None, 0.0]
+    for wrong, why in (
+        ({"kind": "judge", "together": True, "expected": True}, "whole levels alone"),
+        ({"kind": "judge", "together": True, "template": "shared"}, "a template of its own"),
+    ):
+        with pytest.raises(SettingsError, match=why):
+            load("helpful", RewardSettings.model_validate(wrong), build)
+    with pytest.raises(SettingsError, match="`together` scores helpful, harmless, truthful"):
+        load("brave", RewardSettings(together=True), build)

@@ -87,9 +87,9 @@ def test_every_template_file_is_covered() -> None:
         for p in resources.folder("templates").rglob("*.j2")
     }
     # rubric and pairwise: test_attacks.py
-    covered = {f"judge/{d}.j2" for d in (*DIMENSIONS, "shared", "rubric", "pairwise")} | {
-        f"fuse/{n}.j2" for n in resources.names("templates", "fuse/*.j2")
-    }
+    covered = {
+        f"judge/{d}.j2" for d in (*DIMENSIONS, "shared", "together", "rubric", "pairwise")
+    } | {f"fuse/{n}.j2" for n in resources.names("templates", "fuse/*.j2")}
     assert len(files) > 3
     assert {f for f in files if f.startswith(("judge/", "fuse/"))} == covered
 
@@ -105,7 +105,13 @@ def test_the_shared_rubric_is_those_of_the_dimensions_and_names_one_behind_the_a
             assert "\n".join([f"Rubric {d}: {own[2]}", *levels]) in text
     ends = [user.partition(f"</answer-{NONCE}>") for _, user in asked.values()]
     assert len({before for before, _, _ in ends}) == 1
-    assert [after.split()[1] for _, _, after in ends] == list(DIMENSIONS)
+    assert [after for _, _, after in ends] == [f"\nDimension: {d}" for d in DIMENSIONS]
+    for order, text in ((False, system), (True, fresh)):
+        at_once = judge_messages("helpful", "together", reverse=order)[0]
+        assert (
+            at_once.partition("\nRubric ")[2].partition("\nReply ")[0]
+            == (text.partition("\nRubric ")[2].partition("\nReply ")[0])
+        )
 
 
 def test_the_simulator_reads_the_dimension_that_the_shared_rubric_names() -> None:
