@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-REQUESTS, IN, COMPUTED, OUT, CACHED, ANSWERS, SHOWN, MONEY = range(8)
-"""What is counted for a prompt and a role; SHOWN: answers in the requests."""
+REQUESTS, IN, COMPUTED, OUT, CACHED, ANSWERS, SHOWN, READ, MONEY = range(9)
+"""What is counted for a prompt and a role; SHOWN: answers in the requests; READ: those of them that
+no earlier request has shown behind the same beginning."""
 
 
 def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSettings:
@@ -45,7 +46,8 @@ def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSett
 
     def reward(dimension: str, i: int, r: RewardSettings) -> RewardSettings:
         if r.kind in ("judge", "rubric"):
-            endpoint = r.endpoint and played(r.endpoint, f"{dimension}:{i}")
+            name = "together" if r.options.get("together") else dimension
+            endpoint = r.endpoint and played(r.endpoint, f"{name}:{i}")
             return r.model_copy(update={"endpoint": endpoint})
         if recorded and not asks_model(r):
             return r
@@ -159,6 +161,7 @@ class Meter:
         self._stand_ins = stand_ins(settings) if settings else {}
         self._guard = settings is not None and settings.fuse.guard is not None
         self._seen: set[bytes] = set()
+        self._read: set[tuple[str, str]] = set()
         self._caches: dict[str, PrefixCache] = {}
         self._counts: dict[tuple[str, str, str], list[float]] = {}
         self._harm: dict[str, list[float]] = {}
@@ -181,6 +184,12 @@ class Meter:
             texts = texts[-1:]
         sent, computed = self._caches.setdefault(role, PrefixCache()).add("\n".join(texts))
         of_policy = role == "policy"
+        scores = kind in ("score", "repeat", "confirm") and not of_policy
+        shown = real.shown if scores else 0
+        # the last line may name the dimension, behind an answer that is in the cache by then
+        read = (role, "\n".join(texts).rpartition("\n")[0])
+        is_new = read not in self._read
+        self._read.add(read)
         numbers = (
             1,
             n_in,
@@ -188,7 +197,8 @@ class Meter:
             n_out,
             cached,
             len(record.answers) if of_policy else 0,
-            real.shown if kind in ("score", "repeat", "confirm") and not of_policy else 0,
+            shown,
+            shown if is_new else 0,
         )
         totals = [self._counts.setdefault((request.prompt_id, role, kind), [0.0] * MONEY)]
         if (kind, what) == ("guard", "harm"):
@@ -223,7 +233,7 @@ class Meter:
             for counts in (own, once, verdicts):
                 counts[..., OUT] += more * counts[..., ANSWERS]
                 counts[..., IN] += size * more * counts[..., SHOWN]
-                counts[..., COMPUTED] += size * more * counts[..., SHOWN]
+                counts[..., COMPUTED] += size * more * counts[..., READ]
         pairs = np.array([probe.pairs.get(p, 0) for p in ids] or [0], float)
         return Case(
             *(probe.prompts, probe.rows, roles, own, once, verdicts / max(answers, 1), harm, pairs),

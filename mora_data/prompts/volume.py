@@ -22,7 +22,14 @@ def requests_of(settings: BuildSettings, n_prompts: int) -> tuple[float, float]:
 
 
 def _requests_at(s: BuildSettings, n_prompts: int, upper: int) -> float:
-    dims = sum(len(s.reward_sources(d)) for d in s.dimensions)
+    sources = {d: s.reward_sources(d) for d in s.dimensions}
+    dims = len(
+        {
+            ("together" if r.options.get("together") else d, i)
+            for d in sources
+            for i, r in enumerate(sources[d])
+        }
+    )
     looks, n_arms = s.presample.looks(), len(s.fuse.arms)
     presamples = (looks[-1] if upper else looks[0]) if s.presample.enabled else 0
     steps = (len(looks) if upper else 1) if presamples else 0

@@ -343,8 +343,8 @@ def _whole(text: str, highest: int) -> list[tuple[list[int], int, int]]:
 
 
 def _scores(text: str, highest: int, key: str) -> list[tuple[list[int], int, int]]:
-    """The whole-number values of `key` in the text's outermost JSON objects, in order, each with where its
-    object begins and ends."""
+    """The whole-number values of `key` in the text's outermost JSON objects, in order, each with
+    where its object begins and ends."""
     objects = json_objects(text, json.JSONDecoder(object_pairs_hook=_Object))
     found = ((value.scores(highest, key), start, end) for value, start, end in objects)
     return [(scores, start, end) for scores, start, end in found if scores]

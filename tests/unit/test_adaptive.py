@@ -42,7 +42,7 @@ def test_looks_are_few_where_they_are_dear_or_change_the_scores() -> None:
     assert step(policy={"engine": "openai"}, judge={"engine": "batch"}) is None
     compared = {"helpful": [{"kind": "judge"}, {"kind": "pairwise"}]}
     assert step(rewards=compared) is None
-    with pytest.raises(SettingsError, match="of the first 2 only one decides: let presample.n beg"):
+    with pytest.raises(SettingsError, match="only one decides: let presample"):
         step(rewards=compared, presample={"n": [2, 16]})
     assert step(rewards=compared, presample={"n": [2, 16], "split": False}) is None
 

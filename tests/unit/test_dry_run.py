@@ -75,7 +75,7 @@ def test_rewards_that_ask_no_model_cost_nothing(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     plain = {"dimensions": ["helpful"], "publish.stage_order": ["helpful"], "fuse.checks": []}
-    plain |= {"presample.repeat_share": 0}
+    plain |= {"presample.repeat_share": 0, "presample.n": [4]}
 
     def judged(*kinds: dict[str, Any]) -> int:
         found = small("presample", **plain, **{"rewards.helpful": list(kinds)})

@@ -94,24 +94,26 @@ def test_every_template_file_is_covered() -> None:
     assert {f for f in files if f.startswith(("judge/", "fuse/"))} == covered
 
 
-def test_the_shared_rubric_is_those_of_the_dimensions_and_names_one_behind_the_answer() -> None:
+def test_the_shared_rubric_names_its_dimension_behind_the_answer() -> None:
     asked = {d: shared_messages(d) for d in DIMENSIONS}
     assert len({system for system, _ in asked.values()}) == 1
-    (system, _), fresh = asked["helpful"], shared_messages("helpful", reverse=True)[0]
-    for d in DIMENSIONS:
-        for order, text in ((False, system), (True, fresh)):
-            own = judge_messages(d, reverse=order)[0].splitlines()
-            levels = [line for line in own if line[1:4] == " = "]
-            assert "\n".join([f"Rubric {d}: {own[2]}", *levels]) in text
     ends = [user.partition(f"</answer-{NONCE}>") for _, user in asked.values()]
     assert len({before for before, _, _ in ends}) == 1
-    assert [after for _, _, after in ends] == [f"\nDimension: {d}" for d in DIMENSIONS]
-    for order, text in ((False, system), (True, fresh)):
-        at_once = judge_messages("helpful", "together", reverse=order)[0]
-        assert (
-            at_once.partition("\nRubric ")[2].partition("\nReply ")[0]
-            == (text.partition("\nRubric ")[2].partition("\nReply ")[0])
-        )
+    for d, (_, _, after) in zip(DIMENSIONS, ends, strict=True):
+        fresh = shared_messages(d, reverse=True)[1].rpartition("\n")[2]
+        assert after.startswith(f"\nDimension: {d}. ") and after.count("\n") == 1
+        levels = [re.findall(r"(\d = \w+)", text) for text in (after, fresh)]
+        assert [level[0] for level in levels[0]] == list("12345") and levels[1] == levels[0][::-1]
+        assert not any(other in after for other in set(DIMENSIONS) - {d})
+
+
+def test_the_rubrics_scored_together_are_those_of_the_dimensions() -> None:
+    for reverse in (False, True):
+        system = judge_messages("helpful", "together", reverse=reverse)[0]
+        for d in DIMENSIONS:
+            own = judge_messages(d, reverse=reverse)[0].splitlines()
+            levels = [line for line in own if line[1:4] == " = "]
+            assert "\n".join([f"Rubric {d}: {own[2]}", *levels]) in system
 
 
 def test_the_simulator_reads_the_dimension_that_the_shared_rubric_names() -> None:
