@@ -310,11 +310,11 @@ BAD_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fuse arm": (("--set", "fuse.arms=[fusd]"), ("template 'fusd'", "fused")),
     "template": (
         ("--set", "rewards={helpful: [{template: helpfull}]}"),
-        ("template 'helpfull'", "there: harmless, helpful, pairwise, rubric, shared, truthful"),
+        ("template 'helpfull'", "there: harmless, helpful, pairwise, rubric, shared, together,"),
     ),
     "dimension without template": (
         ("--set", "dimensions=[helpful,brief]"),
-        ("'brief'", "there: harmless, helpful, pairwise, rubric, shared, truthful"),
+        ("'brief'", "there: harmless, helpful, pairwise, rubric, shared, together,"),
     ),
     "publish config": (
         ("--set", "publish.configs=[prefrence]"),

@@ -379,7 +379,7 @@ def test_judges_are_measured_again_where_a_reward_raised(here: Path) -> None:
 
 
 def test_a_reward_that_raises_costs_a_canary_and_not_the_run(here: Path) -> None:
-    presample = {"reference": 4, "n": [4, 8], "canaries": 6}
+    presample = {"reference": 4, "n": [4, 8], "canaries": 6, "max_drift": 1.0}
     first = "assert not purpose.startswith('score:canary:end'), 'down'"
     run(here, levels(here, first, presample=presample))
     drift = read_json(here / "run/canary.json")["drift"]

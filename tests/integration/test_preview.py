@@ -51,7 +51,8 @@ def test_five_prompts_with_their_pairs_are_on_the_screen_for_100_requests(
     where = ["--source", "pku-saferlhf", "--sample", "--out", str(tmp_path / "run")]
     out, _ = run(["preview", *where, "--html"], capsys)
     assert out.count("\nsource ") == 5 and out.count("\nfused ") == 5 and "{+" in out
-    assert out.count("CHOSEN") == out.count("\npair ") == 5
+    pairs, without = out.count("CHOSEN"), out.count("\npair      none: no answer is better")
+    assert pairs + without == out.count("\npair ") == 5 and pairs >= 3
     assert "target_harmless" in out and "harm_before" in out
     n = int(out.rpartition("requests ")[2].split()[0])
     assert 0 < n <= 100

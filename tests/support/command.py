@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 NO_PICTURES = Path(__file__).with_name("no_pictures")
 KEPT = "PATH", "LANG", "TMPDIR", "SYSTEMROOT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 _ANSWER = re.compile(r"<answer-\w+>\n(.*?)\n</answer-", re.S)
-_DIMENSION = re.compile(r"^Dimension: (\w+)$", re.M)
+_DIMENSION = re.compile(r"^Dimension: (\w+)", re.M)
 
 
 def steady(body: dict[str, Any], time: int) -> Fault | None:
@@ -37,7 +37,7 @@ def steady(body: dict[str, Any], time: int) -> Fault | None:
     if "response_format" not in body:
         return None
     said = "\n".join(m["content"] for m in body["messages"])
-    answer, dimension = _ANSWER.findall(said)[-1], _DIMENSION.findall(said)[0]
+    answer, dimension = _ANSWER.findall(said)[-1], _DIMENSION.findall(said)[-1]
     return Fault(
         text=json.dumps(
             {"score": 1 + hashlib.sha256(f"{dimension} {answer}".encode()).digest()[0] % 5}
