@@ -257,7 +257,13 @@ def test_a_build_that_has_all_its_answers_needs_no_server(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def build(selector: str) -> tuple[int, dict[str, Any], str]:
-        where = ("build", "--source", "jsonl", "--data", str(rows_file(tmp_path / "rows.jsonl", 12)))
+        where = (
+            "build",
+            "--source",
+            "jsonl",
+            "--data",
+            str(rows_file(tmp_path / "rows.jsonl", 12)),
+        )
         url = ("--base-url", server.base_url, "--out", str(tmp_path / "run"), "--json")
         plain = ("presample.enabled=false", "fuse.arms=[identity]", "rollout.n=4")
         sets = [*plain, "select.confirm=false", f"select.selector={selector}"]

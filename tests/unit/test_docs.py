@@ -359,6 +359,7 @@ def test_tables_list_what_there_is() -> None:
     judge, _, calibration = (
         (ROOT / "docs" / "rewards.md").read_text("utf-8").partition("## Calibration")
     )
+    judge = judge.partition("## Guards")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", judge, re.M)) == VARIABLES
     rows = re.findall(r"^\| (`[^|]+`) \|", calibration, re.M)
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(KINDS)
