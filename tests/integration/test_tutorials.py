@@ -24,16 +24,19 @@ from support import fake_openai
 from support.fake_openai import FakeOpenAI
 from support.hub_standin import make_server
 
-from mora_data import build
+from mora_data import build, load_run
 from mora_data.cli import main
 
-PAGES = Path(__file__).parents[2] / "docs" / "tutorials"
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs" / "tutorials"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 Walk = Callable[..., None]
 
 
 def blocks(page: str, language: str) -> list[str]:
-    found = _BLOCK.findall((PAGES / page).read_text("utf-8"))
+    """The blocks of a page, or of a text that is given whole."""
+    text = page if "\n" in page else (PAGES / page).read_text("utf-8")
+    found = _BLOCK.findall(text)
     return [text for name, text in found if name == language]
 
 
@@ -119,6 +122,28 @@ def test_from_a_dataset_to_a_trained_model(walk: Walk, tmp_path: Path) -> None:
 
     walk("dataset.md", here)
     assert (tmp_path / "runs" / "dpo-smoke" / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_from_a_csv_to_a_trained_model(walk: Walk, tmp_path: Path) -> None:
+    """The block of the README: 30 prompts of one's own, no model server."""
+    (page,) = (
+        block
+        for block in blocks((ROOT / "README.md").read_text("utf-8"), "console")
+        if "--source prompts.csv" in block
+    )
+    things = "basil bread cats chess clocks cheese glass honey ice ink jam kites knots lamps maps"
+    asked = [
+        q for t in things.split() for q in (f"How are {t} made?", f"Who studies {t}, and why?")
+    ]
+    rows = "".join(f'{i},"{q}"\n' for i, q in enumerate(asked))
+    (tmp_path / "prompts.csv").write_text(f"id,question\n{rows}", "utf-8")
+    walk(
+        f"```console\n{page}```\n",
+        lambda words: [*words[:3], "max_steps=2", *words[3:]] if words[0] == "recipe" else words,
+    )
+    assert len(load_run("runs/mine").pairs()) >= 20
+    assert (tmp_path / "runs" / "dpo-mine" / "metrics.json").is_file()
 
 
 OLLAMA = "http://127.0.0.1:11434/v1"
