@@ -11,18 +11,20 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import json
 import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 from pydantic import BaseModel
+from support.notebook import executed
 
 import mora_data
 from benchmarks import reward_space
@@ -591,3 +593,20 @@ def test_no_machine_paths_and_no_overlong_lines() -> None:
             if len(line) > 132 and not line.startswith("|")
         ]
         assert long == [], page.name
+
+
+def test_the_notebook_shows_what_its_cells_show() -> None:
+    """Run as it stands; `python -m tests.support.notebook docs/notebook.ipynb` writes it anew."""
+    path = ROOT / "docs" / "notebook.ipynb"
+    assert path.stat().st_size < 200_000
+    kept, now = (
+        [" ".join(re.sub(r"(?s)<style.*?</style>|<[^>]+>", " ", text).split()) for text in texts]
+        for texts in map(_shown, (json.loads(path.read_text("utf-8")), executed(path)))
+    )
+    assert len(kept) >= 5 and now == kept
+
+
+def _shown(notebook: dict[str, Any]) -> list[str]:
+    outputs = [o for c in notebook["cells"] for o in c.get("outputs", ())]
+    data = [o.get("data") or {"text/plain": o["text"]} for o in outputs]
+    return [d.get("text/html") or d["text/plain"] for d in data]
