@@ -213,8 +213,7 @@ def look(
     tree = {"layouts": counts.layouts, "left_out": left, **counts.as_dict()}
     tree |= {"notes": dict(sorted(counts.notes.items())), "rows": rows}
     table = counts_table({"read": counts.as_dict()})
-    beside = [f"not read, as of another split or no data: {', '.join(left)}"] if left else []
-    return tree, [*lines[1:], "", table, *beside]
+    return tree, [*lines[1:], "", table, *opened.not_read()]
 
 
 def _row_lines(row: Mapping[str, Any]) -> list[str]:

@@ -70,8 +70,8 @@ def mine_prompts(build: Build, opened: Sequence[OpenedSource]) -> dict[str, Any]
         build.progress.step(len(chunk))
         n_parts += 1
     build.progress.finish()
-    left_out = [name for one in opened for name in one.left_out]
-    for line in (*counts.reading(left_out), *shortfalls(counts.sources)):
+    beside = [line for one in opened for line in one.not_read()]
+    for line in (*counts.reading(), *beside, *shortfalls(counts.sources)):
         build.progress.message(line)
     if moved:
         build.progress.start("answers to other partitions")

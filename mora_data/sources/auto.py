@@ -279,9 +279,13 @@ class Auto:
             )
         values = ", ".join(f"{one_line(k, 40)} is {_cut(v)}" for k, v in found)
         ways = (f"{'messages' if isinstance(v, list) else 'prompt'}={k}" for k, v in found)
+        bare = any(len(k.split()) > 3 or k.isdigit() for k in row)
+        header = (
+            "; if these names are a row, write `prompt` and the like above them" if bare else ""
+        )
         return (
             f"{file} has no layout that is known: its columns are {columns}, where {values}. Give"
-            f" {' or '.join(map(_typed, ways))}, {_KNOWN}"
+            f" {' or '.join(map(_typed, ways))}, {_KNOWN}{header}"
         )
 
 

@@ -66,6 +66,13 @@ class OpenedSource:
     revision: str
     licence: str
     left_out: tuple[str, ...] = ()  # data files that lie beside those that are read
+    unread: tuple[str, ...] = ()  # folders that nothing is read of
+
+    def not_read(self) -> list[str]:
+        """A line on the files that lie beside those that are read."""
+        none = f"; nothing of {', '.join(self.unread)} is read" if self.unread else ""
+        names = ", ".join(self.left_out)
+        return [f"not read, as of another split or no data: {names}{none}"] if names else []
 
 
 @dataclass(slots=True)
@@ -105,20 +112,23 @@ class MineCounts:
         """Rows dropped per benchmark at hand; None without any."""
         return {name: self.overlaps[name] for name in self.compared} or None
 
-    def reading(self, left_out: Sequence[str] = ()) -> list[str]:
-        """What the files are, and which lie beside them, in lines."""
+    def reading(self) -> list[str]:
+        """What the files are, in lines."""
         files: dict[str, list[str]] = {}
         for file, what in self.layouts.items():
             files.setdefault(what, []).append(file)
-        lines = [
+        return [
             f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {what}"
             for what, names in files.items()
         ]
-        return lines + ([f"not read: {', '.join(left_out)}"] if left_out else [])
 
     def as_dict(self) -> StageCounts:
         """`in`, `kept` and `dropped`, commonest reason first."""
         return {"in": self.rows, "kept": self.kept, "dropped": commonest_first(self.dropped)}
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def open_source(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> OpenedSource:
@@ -147,7 +157,10 @@ def open_source(settings: BuildSettings, sample: bool, data: Sequence[Path]) -> 
             split=wanted.split if of_split else "local",
             revision=f"local:{read.sha256(files)[:12]}",
             licence=wanted.licence,
-            left_out=tuple(read.left_out(data, files)),
+            left_out=(beside := tuple(read.left_out(data, files))),
+            unread=tuple(
+                sorted({_folder(n) for n in beside} - {_folder(f.name) for f in files} - {""})
+            ),
         )
     if wanted.dataset and re.fullmatch("[0-9a-f]{40}", wanted.revision or ""):
         rows, commit = _fetched_rows(wanted, patterns), wanted.revision or ""

@@ -995,6 +995,12 @@ rows(
     *BOTH,
     refused=r"columns are ask, n, where ask is 'Why is the sky blue\?'",
 )
+file(
+    "no header.csv",
+    f"1,{Q},science\n2,{OTHER},science\n",
+    [],
+    refused="if these names are a row, write `prompt` and the like above them",
+)
 rows("unknown columns, the longer asks", {"title": "Sky", "body": Q}, Q, refused="no layout")
 rows(
     "an unknown name of turns",

@@ -46,6 +46,8 @@ def test_look_shows_rows_and_counts_without_a_run(
     assert "train.jsonl: conversations of {role, content}, 3 turns, system in the first" in out
     assert f"     0  system: Be brief.\n        user: {Q}\n        assistant: {A}\n" in out
     assert "     1  dropped: null_text" in out and "not read, as of another split" in out
+    put(tmp_path / "data/harmless/test.jsonl", CHATS)
+    assert "; nothing of harmless is read" in run(capsys, "source", "look", "data")[1]
     assert re.search(r"read +3 +2  1 null_text", out) and "data/test.jsonl" not in out
     code, out, _ = run(capsys, "source", "look", "data/*.jsonl", "--json", "--rows", "1")
     tree = json.loads(out)
