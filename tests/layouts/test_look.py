@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from layouts.cases import MORE, SAID, SYSTEM, USER, A, B, Q, lines
+from support.hub_standin import make_server
 
 from mora_data.cli import main
 from mora_data.errors import SettingsError, SourceError
@@ -137,3 +144,35 @@ def test_the_split_that_a_name_says() -> None:
     assert split_of("30k_test.jsonl.xz") == split_of("test/data.arrow") == "test"
     assert split_of("val.csv") == split_of("dev/x.csv") == "validation"
     assert split_of("latest.csv") is None and split_of("rows.jsonl") is None
+
+
+def test_files_behind_http_and_on_the_hub_are_read(tmp_path: Path) -> None:
+    rows = lines([{"prompt": Q}]).encode()
+    hub = make_server(tmp_path / "hub", token="T")
+    repo = hub.store.create("dataset", "org/rows", False)
+    files = [("file", n, rows) for n in ("train.jsonl", "test.jsonl", "README.md")]
+    hub.store.commit(repo, "main", files, "rows", "")
+    hub.store.save(repo)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "rows.jsonl").write_bytes(rows)
+    web = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / "web")
+    )
+    for server in (hub, web):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    here = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "T", "HF_HOME": str(tmp_path / "hf")}
+    here |= {"MORA_DATA_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    urls = [f"http://127.0.0.1:{web.server_port}/rows.jsonl?v=1", "hf://datasets/org/rows"]
+    try:
+        # processes of their own, as the Hub's client reads its address once
+        for url, left in zip(urls, ([], ["test.jsonl"]), strict=True):
+            command = [sys.executable, "-m", "mora_data", "source", "look", url, "--json"]
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | here)
+            assert done.returncode == 0, done.stderr
+            tree = json.loads(done.stdout)
+            assert tree["kept"] == 1 and tree["rows"][0]["messages"] == [USER]
+            assert tree["left_out"] == left
+    finally:
+        for server in (hub, web):
+            server.shutdown()
+            server.server_close()
