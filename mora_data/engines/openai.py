@@ -215,6 +215,7 @@ class Endpoint:
         self._settings = settings
         self._first_sent: float | None = None
         self._answered = False
+        self._starts = True  # no answer since it was not there
         self._failing_since: float | None = None  # with no answer since
         self.say: Callable[[str], None] = lambda line: None
         self._said: set[str] = set()  # kinds of waits that a line was printed of
@@ -332,7 +333,7 @@ class Endpoint:
         wrong.accept()
 
     def _note_success(self, permit: Permit) -> None:
-        self._answered, self._failing_since = True, None
+        self._answered, self._starts, self._failing_since = True, False, None
         self.replicas.succeeded(permit.at)
 
     async def _reserve(self, call: Call) -> float:
@@ -530,7 +531,8 @@ class Endpoint:
     def _note_fault(self, fault: TransientFault) -> None:
         self.stats.retries[fault.kind] += 1
         self._check_alive(fault)
-        loads = fault.kind in LOADING and not self._answered
+        self._starts |= fault.kind in NO_SERVER
+        loads = fault.kind in LOADING and self._starts
         if (loads or (fault.wait_s or 0.0) >= LONG_WAIT_S) and fault.kind not in self._said:
             self._said.add(fault.kind)
             longest = FIRST_REPLY_S if loads else fault.wait_s
@@ -540,7 +542,7 @@ class Endpoint:
         if fault.kind == "429":
             return seconds > REFUSED_S
         # where nothing was asked, or a model is loaded, the endpoint's health decides
-        if fault.kind in NO_SERVER or (fault.kind in LOADING and not self._answered):
+        if fault.kind in NO_SERVER or (fault.kind in LOADING and self._starts):
             return False
         return tries >= TRIES
 
@@ -569,6 +571,8 @@ class Endpoint:
                 f"endpoint {self.url} never answered ({error}): {remedy}"
             ) from error
         give_up_s = self._settings.give_up_s
+        if error.kind in LOADING and self._starts:  # again
+            give_up_s = max(give_up_s, FIRST_REPLY_S)
         if now - self._failing_since > give_up_s:
             if silent:
                 raise self._silent(str(error)) from error

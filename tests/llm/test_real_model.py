@@ -34,14 +34,14 @@ def test_the_server_serves_the_one_model_by_its_name(server: LlamaServer) -> Non
 
 
 def test_the_server_is_checked(server: LlamaServer, capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything that a build sends is taken, so nothing is worked around."""
+    """Everything that a build sends is taken, but for more choices a request than it has slots."""
     url = server.base_url
     assert main(["check", "--base-url", url, "--set", "policy.concurrency=2", "--json"]) == 0
     checked = json.loads(capsys.readouterr().out)
     print(json.dumps(checked, indent=1))
-    assert checked["model"] == NAME and checked["around"] == checked["cannot"] == []
+    assert checked["model"] == NAME and checked["cannot"] == []
+    assert checked["around"] == ["one answer a request"]  # of three, and there are two slots
     assert checked["found"]["usage"] == "reported"
-    assert checked["found"]["n"] == "3 of 3 choices in one request"
 
 
 def test_one_answer_through_the_engine(server: LlamaServer, tmp_path: Path) -> None:
@@ -188,7 +188,9 @@ supported') }}{% endif %}<|im_start|>{{ m.role }}
 def test_a_template_that_refuses_a_system_turn(
     server: LlamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Last of all: it takes the place of the other server. Rubrics are asked without that turn."""
+    """Last of all: it takes the place of the other server. llama.cpp itself puts the turn into the
+    user's, so rubrics are answered; where a server refuses it, the engine does so
+    (tests/integration/test_endpoints.py)."""
     server.stop()
     template = tmp_path / "template.jinja"
     template.write_text(NO_SYSTEM)
@@ -196,4 +198,3 @@ def test_a_template_that_refuses_a_system_turn(
         command = build(strict, tmp_path, ["Name a herb."], "policy.max_tokens=16")
         found = ran([*command, "--until", "score"], capsys)
     assert found["errors"] == 0 and found["counts"]["score"]["kept"] >= 1
-    assert "system" in json.dumps(found["endpoints"])

@@ -397,8 +397,8 @@ def test_own_client_and_its_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_server_restarts_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Refused for a while, then another process on the same port: no row is lost, nothing that was
-    answered is asked again."""
+    """Refused for a while, then another process on the same port, which loads its model for longer
+    than a row is tried: no row is lost, nothing that was answered is asked again."""
     many = [
         replace(REQUEST, prompt_id=f"p{i}", messages=(Message(role="user", content=f"{i}"),))
         for i in range(20)
@@ -406,10 +406,14 @@ def test_server_restarts_and_the_run_goes_on(
     servers = [FakeOpenAI()]
     waits: list[int] = []
 
+    def loads(body: dict[str, Any], time: int) -> Fault | None:
+        said = b'{"error": {"message": "Loading model"}}'
+        return Fault(503, said) if len(servers[1].requests) <= 20 else None
+
     def wait_s(fault: Exception, tries: int) -> float:
         waits.append(1)
         if len(waits) == 5:
-            servers.append(FakeOpenAI(port=servers[0].port).__enter__())
+            servers.append(FakeOpenAI(loads, port=servers[0].port).__enter__())
         return 0.0
 
     monkeypatch.setattr(openai, "_wait_s", wait_s)
