@@ -310,25 +310,28 @@ def resume_build(args: argparse.Namespace) -> int:
     from ..run.progress import Progress
     from ..run.stats import RunStats
     from ..settings import BuildOptions, find_plugins_in, kept_settings
+    from ..types import STAGES
 
-    said = read_json(args.run_dir / OPTIONS)
-    if not manifest_of(args.run_dir) or not said:
+    said, run_dir = read_json(args.run_dir / OPTIONS), args.run_dir.resolve()
+    try:
+        data, plugins = (tuple(map(Path, said[k])) for k in ("data", "plugins"))
+        cwd, until = Path(said["cwd"]), STAGES[STAGES.index(said["until"])]
+        options = BuildOptions(bool(said["sample"]), data, run_dir, until)
+        manifest_of(args.run_dir)["identity"]
+    except (LookupError, TypeError, ValueError) as e:
         raise SettingsError(
             f"{args.run_dir} does not say how it was built: give the --out of a build of this"
             " version, or run its `mora-data build` again"
-        )
+        ) from e
     if said.get("preview"):
         raise SettingsError(
             f"{args.run_dir} holds a preview: start the build with `mora-data build`"
         )
-    run_dir = args.run_dir.resolve()
-    if Path(said["cwd"]).is_dir():
-        os.chdir(said["cwd"])  # what settings name by a path
-    for folder in said["plugins"]:
-        find_plugins_in(Path(folder))
+    if cwd.is_dir():
+        os.chdir(cwd)  # what settings name by a path
+    for folder in plugins:
+        find_plugins_in(folder)
     settings = kept_settings(run_dir / "build.yaml")
-    data = tuple(map(Path, said["data"]))
-    options = BuildOptions(bool(said["sample"]), data, run_dir, said["until"])
     stats = RunStats()
     summary, failure = run_build(settings, options, Progress(stats), stats)
     _print_summary(args, summary)

@@ -105,11 +105,22 @@ def declared_files(header: Header) -> dict[str, dict[str, list[str]]]:
 
 def load_back(folder: Path, header: Header) -> dict[str, dict[str, int]]:
     """Rows per config and split as `datasets` loads them from disk, each config with a cache of its
-    own.
+    own. It follows any address and path that a header declares, so only files of the folder may
+    stand there.
 
     Raises:
-        PublishError: a config does not load, or has other rows than the header says.
+        PublishError: a config does not load, has other rows than the header says, or declares what
+            is no file of the folder.
     """
+    named = {f for splits in declared_files(header).values() for of in splits.values() for f in of}
+    there = {p.relative_to(folder).as_posix() for p in folder.glob("*/*.parquet")}
+    keys = {key for config in header.get("configs") or [] for key in config}
+    if odd := sorted(named - there) or sorted(keys - {"config_name", "default", "data_files"}):
+        raise PublishError(
+            f"README.md declares {one_line(odd[0])}, which is no Parquet file of the folder: it is"
+            " not loaded"
+        )
+
     import datasets
 
     out: dict[str, dict[str, int]] = {}

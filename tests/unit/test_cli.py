@@ -16,6 +16,7 @@ from mora_data import cli, pipeline, plugins
 from mora_data.cli import main, settings
 from mora_data.cli.completion import script
 from mora_data.rewards import REWARDS
+from mora_data.run.files import read_json, write_json
 from mora_data.settings import build_settings, load_settings, parse_override
 
 ROOT = Path(__file__).parents[2]
@@ -172,3 +173,8 @@ def test_a_failed_build_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "ended before its end: limits.max_tokens" in capsys.readouterr().out
     assert main(["resume", str(tmp_path)]) == 1
     assert "does not say how it was built" in capsys.readouterr().err
+    options = read_json(tmp_path / "run" / "options.json")
+    for key in ("data", "plugins", "cwd", "until"):
+        write_json(tmp_path / "run" / "options.json", {**options, key: 3})
+        assert main(["resume", str(tmp_path / "run")]) == 1
+        assert "does not say how it was built" in capsys.readouterr().err

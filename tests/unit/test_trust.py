@@ -6,13 +6,15 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mora_data.errors import MoraError, SettingsError, SourceError
+from mora_data.dataset.lint import load_back
+from mora_data.errors import MoraError, PublishError, SettingsError, SourceError
 from mora_data.evaluate.models import EvaluateOptions, settings_for
 from mora_data.evaluate.prompts import load_prompts, prompts_of_file
 from mora_data.settings import build_settings
@@ -197,3 +199,26 @@ def test_prompts_of_another_type_or_a_damaged_file_are_one_line(tmp_path: Path) 
     (tmp_path / "a.json").write_text('[{"messages": [{"role": "user", "content": ["a"]}]}]')
     with pytest.raises(MoraError, match="can't read prompts from"):
         prompts_of_file(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("http://127.0.0.1:9/x.parquet", {}),
+        ("zip://*.parquet::http://127.0.0.1:9/x.zip", {}),
+        ("../elsewhere/*.parquet", {}),
+        ("/etc/passwd", {}),
+        ("a/train-0.parquet", {"data_dir": "http://127.0.0.1:9"}),
+    ],
+)
+def test_a_card_of_others_is_not_followed_out_of_its_folder(
+    path: str, more: dict[str, str], tmp_path: Path
+) -> None:
+    """`datasets` would fetch what the card names."""
+    (tmp_path / "a").mkdir()
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a" / "train-0.parquet")
+    config = {"config_name": "a", "data_files": [{"split": "train", "path": path}], **more}
+    info = {"config_name": "a", "splits": [{"name": "train", "num_examples": 1}]}
+    header: Any = {"configs": [config], "dataset_info": [info]}
+    with pytest.raises(PublishError, match="no Parquet file of the folder"):
+        load_back(tmp_path, header)
