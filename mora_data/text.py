@@ -153,7 +153,11 @@ def transcript(messages: Sequence[Message]) -> str:
 
 def one_line(text: object, at_most: int = 200) -> str:
     """A text from elsewhere, as of an error, on one line: no secret, no control character."""
-    return visible(" ".join(redacted(str(text)).split()))[:at_most]
+    try:
+        said = str(text)
+    except RecursionError:
+        said = "nested too deeply to be shown"
+    return visible(" ".join(redacted(said).split()))[:at_most]
 
 
 def tongue_of(text: str) -> str:

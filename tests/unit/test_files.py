@@ -243,14 +243,16 @@ def test_a_line_of_any_length_is_a_dropped_row(
 DEEP = 100_000
 
 
-@pytest.mark.parametrize("depth", [200, 300, 900, 2000, DEEP])
+@pytest.mark.parametrize("depth", [200, 300, 900, 1010, 2000, DEEP])
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 def test_data_nested_deeply_is_no_traceback(tmp_path: Path, depth: int, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
-    path.write_text('{"prompt": "How?", "a": ' + "[" * depth + "]" * depth + "}")
+    said = '{"role": "user", "content": ' + "[" * depth + "]" * depth + "}"
+    path.write_text(f'{{"prompt": "How?", "a": [{said}]}}')
     out = tmp_path / "run"
-    argv = ["build", "--source", "jsonl", "--data", str(path), "--until", "mine", "--out", str(out)]
-    assert main(argv) in (0, 1)
+    for source in (["--source", "jsonl", "--data", str(path)], ["--source", str(path)]):
+        assert main(["build", *source, "--until", "mine", "--out", str(out), "--fresh"]) in (0, 1)
+        path.write_text(path.read_text().replace("prompt", "b"))  # of no layout: it is described
 
 
 @pytest.mark.parametrize(
