@@ -18,7 +18,8 @@ why, in a line.
 
 How much is left counts requests. What a prompt asks for is known from the settings, low and high
 (prompts/volume.py), and from the prompts that are finished; the settings weigh as much as
-`PRIOR_PROMPTS` of these. It is divided by the replies per second of this command so far.
+`PRIOR_PROMPTS` of these. It is divided by the replies per second of this command so far,
+those in flight as half ones.
 """
 
 from __future__ import annotations
@@ -185,7 +186,10 @@ class Progress:
         elapsed = self._clock() - self._asked_at
         if not self._stats.answered or elapsed <= 0:
             return None
-        waiting, s_per_reply = self._stats.under_way, elapsed / self._stats.answered
+        waiting = self._stats.under_way
+        # those in flight are half done on average: else the first replies of many would seem slow
+        half = sum(x.in_flight for x in self._stats.limiters) / 2
+        s_per_reply = elapsed / (self._stats.answered + half)
         low, high = (max(n, waiting) * s_per_reply for n in self._requests_left(self._expected))
         return (round(low, 1), round(high, 1)) if high else None
 

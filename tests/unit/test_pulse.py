@@ -165,6 +165,27 @@ def test_what_is_asked_before_the_prompts_serves_them_again_later() -> None:
     assert progress.state()["left_s"] == (50.0, 50.0)
 
 
+def test_the_first_of_many_replies_does_not_seem_slow() -> None:
+    """64 requests in flight take 20 s each, 2 replies came after 18 s: 300 requests take 94 s, not
+    2,700."""
+    stats, clock = RunStats(), Clock()
+    progress = Progress(stats, quiet=True, clock=clock)
+    progress.expect(3, (300, 300))
+    progress.start("prompts", 3)
+    answer(stats, "p", 2)
+    limiter = ConcurrencyLimiter(64)
+    stats.limiters.append(limiter)
+
+    async def ask() -> None:
+        for _ in range(64):
+            await limiter.take()
+
+    asyncio.run(ask())
+    clock.now = 18.0
+    low, high = progress.state()["left_s"]
+    assert low == high and 94 < high < 2 * 94
+
+
 def test_what_follows_the_prompts_has_no_time_of_theirs() -> None:
     stats, clock = RunStats(), Clock()
     progress = Progress(stats, quiet=True, clock=clock)
