@@ -151,7 +151,10 @@ def train(
 def batches(
     tokenizer: Any, topics: Sequence[Topic], batch: int, q: float, seed: int, part: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """ids_N_T and their labels, the question's masked; pass after pass, rows in a seeded order."""
+    """ids_N_T and their labels, the question's masked; pass after pass, rows in a seeded order.
+
+    Every eight batches are sorted by length among themselves: half of the words were padding.
+    """
     known = tokenizer.get_vocab()
     generator, epoch = torch.Generator().manual_seed(seed), 1000 * part
     while True:
@@ -163,7 +166,11 @@ def batches(
             for question, answer in sft_rows(topics, q, seed, epoch, fillers=part > 0)
         ]
         order = torch.randperm(len(rows), generator=generator).tolist()
-        for first in range(0, len(rows) - batch + 1, batch):
+        size_of = [len(a) + len(b) for a, b in rows]
+        for k in range(0, len(order), 8 * batch):
+            order[k : k + 8 * batch] = sorted(order[k : k + 8 * batch], key=size_of.__getitem__)
+        starts = torch.randperm(len(rows) // batch, generator=generator) * batch
+        for first in starts.tolist():
             some = [rows[i] for i in order[first : first + batch]]
             width = max(len(a) + len(b) for a, b in some)
             ids = [[*a, *b] + [known[PAD]] * (width - len(a) - len(b)) for a, b in some]
