@@ -8,19 +8,21 @@
 """What the recipes with a loss for each dimension share: rows that know their dimension, and
 batches that can be cut by it.
 
-    rows, held_out, dims = load_dimensions(RECIPE, own)      # column `head`: the row's dimension as
-    a place in dims for k, part in parts(inputs): ...                        # inputs of a
-    DimensionTrainer, the pairs of one dimension each
+    rows, held_out, dims = load_dimensions(RECIPE, own)   # column `head`: a place in dims
+    for k, loss, n in trainer.dimension_losses(model, inputs): ...   # of n pairs of dims[k]
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import datasets
 import torch
+from accelerate.utils import gather_object
 from dataset_rows import load_both
 from recipe import Stop
 from trl import DPOTrainer
@@ -41,6 +43,8 @@ class DimensionSettings(Settings):
 class DimensionTrainer(DPOTrainer):
     """TRL's DPO; a batch also says of which dimension each pair is."""
 
+    dims: list[str]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         collate = self.data_collator
@@ -54,29 +58,84 @@ class DimensionTrainer(DPOTrainer):
         if "head" not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, "head"]
 
-    def dimension_loss(self, model: Any, part: dict[str, Any], name: str) -> torch.Tensor:
-        """TRL's DPO loss of the pairs of one dimension, whose margin is logged under its name."""
-        loss = super().compute_loss(model, part)
-        logged = self._metrics["train" if model.training else "eval"]
-        logged[f"margin/{name}"].append(logged["rewards/margins"][-1])
-        return loss
-
-
-def parts(inputs: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each dimension in the batch and the inputs of its pairs; TRL's rows are all chosen sides,
-    then all rejected ones."""
-    heads = inputs["head"]
-    for k in heads.unique().tolist():
-        pairs = (heads == k).nonzero()[:, 0]
-        both = torch.cat([pairs, pairs + len(heads)])
-        yield (
-            k,
-            {
-                name: rows[pairs if len(rows) == len(heads) else both]
-                for name, rows in inputs.items()
-                if name != "head"
-            },
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        return super().compute_ref_log_probs(
+            model, {k: v for k, v in inputs.items() if k != "head"}
         )
+
+    def turn_to(self, model: Any, dimension: int) -> None:
+        """Called before the pairs of a dimension, by its place in `dims`, are scored."""
+
+    def dimension_losses(
+        self, model: Any, inputs: dict[str, Any]
+    ) -> Iterator[tuple[int, torch.Tensor, int]]:
+        """Each dimension's place in `dims`, TRL's DPO loss of its pairs in the batch, and their
+        number. The margin is logged under the dimension's name.
+
+        With several processes each makes the same forward passes, whatever its batch holds, since
+        a pass talks to the other processes: a dimension without pairs has one of another, and a
+        loss of 0.
+        """
+        heads, several = inputs["head"], self.accelerator.num_processes > 1
+        for k, name in enumerate(self.dims):
+            pairs = (heads == k).nonzero()[:, 0]
+            if not (n := len(pairs)) and not several:
+                continue
+            self.turn_to(model, k)
+            mode = "train" if model.training else "eval"
+            part = of_pairs(inputs, pairs if n else heads.new_tensor([0]))
+            with local_figures(self, kept=n > 0), self.compute_loss_context_manager():
+                loss = super().compute_loss(model, part)
+                logged = self._metrics[mode]
+                logged[f"margin/{name}"].append(logged["rewards/margins"][-1])
+            yield k, loss if n else 0.0 * loss, n
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        if self.accelerator.num_processes > 1:
+            found: list[dict[str, list[float]]] = gather_object([dict(self._metrics[mode])])
+            for name in sorted({name for some in found for name in some}):
+                values = [some[name] for some in found if some.get(name)]
+                tokens = name == "num_tokens"  # a running sum; every other figure is averaged
+                self._metrics[mode][name] = (
+                    [sum(v[-1] for v in values)] if tokens else [x for v in values for x in v]
+                )
+        super().log(logs, start_time)
+
+
+@contextlib.contextmanager
+def local_figures(trainer: Any, kept: bool) -> Iterator[None]:
+    """TRL gathers its figures over the processes at every loss, which needs as many pairs of a
+    dimension on each. Inside, they are this process's, `log` brings them together; they are
+    forgotten unless `kept`."""
+    if trainer.accelerator.num_processes == 1:
+        yield
+        return
+    accelerator, metrics, tokens = (
+        trainer.accelerator,
+        trainer._metrics,
+        trainer._total_train_tokens,
+    )
+    accelerator.gather = accelerator.gather_for_metrics = lambda x, *_, **__: x
+    if not kept:
+        trainer._metrics = {mode: defaultdict(list) for mode in metrics}
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics
+        if not kept:
+            trainer._metrics, trainer._total_train_tokens = metrics, tokens
+
+
+def of_pairs(inputs: dict[str, Any], pairs: torch.Tensor) -> dict[str, Any]:
+    """Inputs of some pairs of a batch; TRL's rows are all chosen sides, then all rejected ones."""
+    n = len(inputs["head"])
+    both = torch.cat([pairs, pairs + n])
+    return {
+        name: rows[pairs if len(rows) == n else both]
+        for name, rows in inputs.items()
+        if name != "head"
+    }
 
 
 def load_dimensions(

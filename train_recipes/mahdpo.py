@@ -42,7 +42,6 @@ from dimension_recipe import (
     DimensionSettings,
     DimensionTrainer,
     load_dimensions,
-    parts,
     weights_of,
 )
 from dpo import LOGGED, length
@@ -85,16 +84,14 @@ class Heads(torch.nn.Module):
 class HeadsTrainer(DimensionTrainer):
     """Scores each pair by the head of its dimension."""
 
-    dims: list[str]
+    def turn_to(self, model: Any, dimension: int) -> None:
+        for module in model.modules():  # LoRA keeps a copy of the layers that it trains in full
+            if isinstance(module, Heads):
+                module.active = dimension
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
-        losses = []
-        for k, part in parts(inputs):
-            for module in model.modules():  # LoRA keeps a copy of the layers that it trains in full
-                if isinstance(module, Heads):
-                    module.active = k
-            losses.append(self.dimension_loss(model, part, self.dims[k]))
-        return torch.stack(losses).mean()
+        losses = [(loss, n) for _, loss, n in self.dimension_losses(model, inputs)]
+        return torch.stack([x for x, _ in losses]).sum() / sum(n > 0 for _, n in losses)
 
 
 RECIPE = Recipe(
@@ -171,6 +168,8 @@ def run(own: DimensionSettings, args: DPOConfig) -> dict[str, Any]:
             processing_class=tokenizer,
             peft_config=adapter(own, modules_to_save=["lm_head"]),
         )
+    if args.precompute_ref_log_probs:
+        trainer.ref_model = None
     trainer.dims = dims
     saved, own.save_model = own.save_model, False
     found = train(RECIPE, own, trainer, rows)

@@ -51,7 +51,6 @@ from dimension_recipe import (
     DimensionSettings,
     DimensionTrainer,
     load_dimensions,
-    parts,
     weights_of,
 )
 from dpo import LOGGED, length
@@ -135,7 +134,6 @@ class Groups(torch.utils.data.Sampler):
 class ConflictTrainer(DimensionTrainer):
     """Steps along the combination of the dimensions' gradients."""
 
-    dims: list[str]
     weights: list[float]
     c: float
     sums: dict[int, list[torch.Tensor | None]]
@@ -147,10 +145,7 @@ class ConflictTrainer(DimensionTrainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """The weighted loss, for evaluations."""
-        return sum(
-            self.weights[k] * self.dimension_loss(model, part, self.dims[k])
-            for k, part in parts(inputs)
-        )
+        return sum(self.weights[k] * x for k, x, _ in self.dimension_losses(model, inputs))
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -158,12 +153,8 @@ class ConflictTrainer(DimensionTrainer):
         model.train()
         inputs, total = self._prepare_inputs(inputs), 0.0
         learnt = [p for p in model.parameters() if p.requires_grad]
-        for k, part in parts(inputs):
-            with self.compute_loss_context_manager():
-                loss = (
-                    self.dimension_loss(model, part, self.dims[k])
-                    / self.args.gradient_accumulation_steps
-                )
+        for k, whole, _ in self.dimension_losses(model, inputs):
+            loss = whole / self.args.gradient_accumulation_steps
             self.accelerator.backward(loss)
             total = total + self.weights[k] * loss.detach()
             before = self.sums.get(k) or [None] * len(learnt)
@@ -254,7 +245,11 @@ def run(own: OwnSettings, args: DPOConfig) -> dict[str, Any]:
         RECIPE.logged.update(
             {f"margin/{d}": f"reward_margin_{d}", f"coefficient/{d}": f"coefficient_{d}"}
         )
+    # else micro-batches but the last would add this process's gradients alone
+    args.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True}
     trainer = make_trainer(RECIPE, own, args, rows, held_out)
+    if trainer.is_deepspeed_enabled:
+        raise Stop("DeepSpeed keeps the gradients that raco combines to itself: start it with FSDP")
     # a prompt may have lost a pair to max_length
     trainer.train_dataset = aligned(trainer.train_dataset, len(dims))
     trainer.dims, trainer.weights, trainer.c, trainer.sums = dims, weights_of(own, dims), own.c, {}

@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,30 @@ def dataset_name(name: str, revision: str | None) -> str:
     return name
 
 
-def with_template(tokenizer: Any, model: str) -> Any:
-    """The tokenizer; Stop where it can't render messages."""
+def with_template(tokenizer: Any, model: str, ends: Collection[int] = ()) -> Any:
+    """The tokenizer; Stop where it can't render messages, or its template ends an answer with none
+    of `ends`, the tokens at which the model stops: it would learn not to stop."""
     if tokenizer.chat_template is None:
         raise Stop(
             f"model {model} has no chat template to render messages with: take its chat or instruct"
             " version"
         )
+    if ends:
+        talk = [{"role": r, "content": "a"} for r in ("user", "assistant")]
+        try:
+            text = tokenizer.apply_chat_template(talk, tokenize=False).rstrip()
+        except Exception as e:  # whatever a template of a model repository raises
+            raise Stop(
+                f"the chat template of {model} renders no user's and assistant's turn:"
+                f" {first_line(e)}"
+            ) from e
+        known = [tokenizer.convert_ids_to_tokens(i) or "" for i in ends]
+        if not text.endswith(tuple(filter(None, known))):
+            raise Stop(
+                f"the chat template of {model} ends an answer with {text[-12:]!r}, but the model"
+                f" stops at {' or '.join(map(repr, known))}: give the eos_token that the template"
+                " writes in the model's generation_config.json and tokenizer_config.json"
+            )
     return tokenizer
 
 

@@ -61,6 +61,7 @@ class Settings:
     stage_launch: str | None = None  # flags of `accelerate launch`, which then starts each stage
     all_orders: bool = False  # train every order of the stages, each in output_dir/<a>-<b>-...
     resume: bool = False  # skip finished stages, go on in the one that stopped
+    dry_run: bool = False  # print rows, tokens, steps and memory of each stage, train none
     seed: int = 0
 
 
@@ -204,6 +205,7 @@ def run_stage(
             "--config",
             str(file),
             f"resume={str(own.resume).lower()}",
+            f"dry_run={str(own.dry_run).lower()}",
         ]
         print(f"stage {k + 1} of {len(stages)}: {shlex.join(command)}", file=sys.stderr, flush=True)
         if code := subprocess.run(command, check=False).returncode:
@@ -292,6 +294,10 @@ def work(file: Path | None, overrides: list[str]) -> None:
 def run_order(own: Settings, values: dict[str, Any]) -> None:
     """All stages of one order."""
     stages, model = plan(own), own.model
+    if own.dry_run:
+        for k in range(len(stages)):
+            run_stage(own, values, stages, k, model)
+        return
     (Path(own.output_dir) / "metrics.json").unlink(missing_ok=True)
     for k in range(len(stages)):
         model = run_stage(own, values, stages, k, model)

@@ -37,7 +37,8 @@ import pyarrow.compute as pc
 import torch
 import yaml
 from recipe import Stop, command_line, first_line, read_values, with_template, write_json
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer, GenerationConfig, HfArgumentParser
+from transformers.integrations import integration_utils as integrations
 from transformers.trainer_utils import get_last_checkpoint
 
 FORBIDDEN = {"help", "trust_remote_code", "hub_token", "push_to_hub", "resume_from_checkpoint"}
@@ -65,6 +66,7 @@ class Settings:
     resume: bool = False  # go on from the last checkpoint in output_dir
     save_model: bool = True
     cpu_threads: int | None = None  # null: all cores
+    dry_run: bool = False  # print rows, tokens, steps and memory, and stop there
     launch: str | None = None  # flags of `accelerate launch`, which must start this script
     # the settings as given, for the card
     given: dict = dataclasses.field(default_factory=dict, init=False)
@@ -107,7 +109,10 @@ def read_settings(recipe: Recipe, file: Path | None, overrides: list[str]) -> tu
         raise Stop(f"unknown key {unknown[0]!r}: {text}")
     if missing := [key for key in ("dataset", "model", "output_dir") if not values.get(key)]:
         raise Stop(f"missing: {', '.join(missing)}; give {missing[0]}=...")
-    check_start(recipe.name, values.get("launch"), values.get("use_cpu"))
+    if not values.get("dry_run"):
+        check_start(recipe.name, values.get("launch"), values.get("use_cpu"))
+    elif not torch.accelerator.is_available():
+        values["use_cpu"] = True
     # as text, so that argparse converts and checks what YAML made of it
     for action in parser._actions:
         if action.dest in (
@@ -124,6 +129,7 @@ def read_settings(recipe: Recipe, file: Path | None, overrides: list[str]) -> tu
         own, args = parser.parse_args_into_dataclasses([], look_for_args_file=False)
     except (TypeError, ValueError, ImportError) as e:
         raise Stop(f"training settings: {first_line(e)}") from e
+    check_reporters(args.report_to)
     if "trust_remote_code" in (extra := args.model_init_kwargs or {}):
         raise Stop(
             "trust_remote_code is not supported: this recipe runs no code from a model repository"
@@ -137,6 +143,20 @@ def read_settings(recipe: Recipe, file: Path | None, overrides: list[str]) -> tu
     own.given = values
     torch.set_num_threads(own.cpu_threads or torch.get_num_threads())
     return own, args
+
+
+def check_reporters(names: list[str]) -> None:
+    """Stop where a reporter is unknown or its package is missing, before anything is loaded."""
+    known = integrations.INTEGRATION_TO_CALLBACK
+    there = {*integrations.get_available_reporting_integrations(), "flyte"}
+    for name in names:
+        if name not in known:
+            raise Stop(f"report_to={name}: give none, or one of {', '.join(sorted(known))}")
+        if name not in there:
+            raise Stop(
+                f"report_to={name}: its package is not installed: pip install {name}, or give"
+                " report_to=none"
+            )
 
 
 def check_start(name: str, launch: str | None, use_cpu: bool | None) -> None:
@@ -229,7 +249,15 @@ def loading(own: Any) -> Iterator[None]:
 
 
 def load_tokenizer(own: Any, model: str) -> Any:
-    return with_template(AutoTokenizer.from_pretrained(model, revision=own.model_revision), model)
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=own.model_revision)
+    try:
+        found = GenerationConfig.from_pretrained(model, revision=own.model_revision).eos_token_id
+    except OSError:  # the repository has none
+        found = None
+    ends = {tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])} - {None}
+    if not ends:
+        raise Stop(f"model {model} has no end-of-sequence token: take its chat or instruct version")
+    return with_template(tokenizer, model, ends)
 
 
 def adapter(own: Any, **more: Any) -> Any:
@@ -272,7 +300,7 @@ def train(recipe: Recipe, own: Any, trainer: Any, rows: datasets.Dataset) -> dic
     if longer + dropped:
         print(
             f"{longer + dropped} of {len(rows)} {unit} are longer than max_length={max_length}:"
-            f" {longer} are cut, and {dropped} are left out",
+            f" {longer} are cut, and {dropped} are left out; dry_run=true names the first",
             file=sys.stderr,
         )
     found = get_last_checkpoint(out) if own.resume and Path(out).is_dir() else None
@@ -391,6 +419,10 @@ def start(recipe: Recipe, run: Callable[[Any, Any], dict[str, Any]], doc: str | 
 
     def work(file: Path | None, overrides: list[str]) -> None:
         own, args = read_settings(recipe, file, overrides)
+        if own.dry_run:
+            import dry_run
+
+            return dry_run.show(recipe, own, args)
         out = Path(args.output_dir)
         (out / "metrics.json").unlink(missing_ok=True)  # never the figures of an earlier run
         metrics = run(own, args)

@@ -123,19 +123,23 @@ class Lab:
         if arm not in self.answers:
             if not file.is_file():
                 torch.manual_seed(1000 + self.seed)
-                found = self.sample(self.base, [text for _, _, text in asked], ANSWERS)
+                found = self.sample(self.base, asked, ANSWERS)
                 file.with_suffix(".part").write_text(json.dumps(found), "utf-8")
                 file.with_suffix(".part").replace(file)
             self.answers[arm] = json.loads(file.read_text("utf-8"))
         return asked, self.answers[arm]
 
-    def sample(self, model: Any, prompts: Sequence[str], n: int) -> list[list[str]]:
-        """`n` answers to each prompt at temperature 1, questions of like length side by side."""
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].split()))
-        out: list[list[str]] = [[] for _ in prompts]
+    def sample(self, model: Any, asked: Sequence[Asked], n: int) -> list[list[str]]:
+        """`n` answers to each question at temperature 1; those with answers of like length side by
+        side, since a batch takes as long as its longest answer."""
+        order = sorted(
+            range(len(asked)),
+            key=lambda i: (asked[i][1].base, asked[i][1].targets, len(asked[i][2])),
+        )
+        out: list[list[str]] = [[] for _ in asked]
         for first in range(0, len(order), 1024 // n):
             some = order[first : first + 1024 // n]
-            ids = [self.ids(prompts[i]) for i in some]
+            ids = [self.ids(asked[i][2]) for i in some]
             width = max(map(len, ids))
             padded = torch.tensor([[self.known["<pad>"]] * (width - len(x)) + x for x in ids])
             with torch.inference_mode():
@@ -261,7 +265,7 @@ class Lab:
                 else question(t, ask, rng.randrange(8 if form == "fused" else 4))
             )
             asked.append((t, ask, text))
-        answers = self.sample(model, [text for _, _, text in asked], TEST_ANSWERS)
+        answers = self.sample(model, asked, TEST_ANSWERS)
         r = np.array(
             [
                 [[rewards(t, a, x)[d] for d in DIMENSIONS] for x in some]

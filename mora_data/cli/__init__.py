@@ -614,6 +614,7 @@ def _add_recipe(sub: Any) -> None:
     _value(x, "--dataset", "PATH_OR_ID", text, required=True)
     _value(x, "--revision", "TAG", "tag of the dataset on the Hub")
     _value(x, "--config", "NAME", "a config of the recipe (default: smoke)", default="smoke")
+    _switch(x, "--dry-run", "rows, tokens, steps and memory, and nothing else")
     text = "settings of the recipe, as learning_rate=1e-6"
     _value(x, "overrides", "key=value", text, nargs="*")
 

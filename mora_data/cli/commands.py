@@ -627,7 +627,8 @@ def run_recipe_on(args: argparse.Namespace) -> int:
     """A recipe, run."""
     from .recipes import run_recipe
 
-    return run_recipe(args.name, args.dataset, args.revision, args.config, args.overrides)
+    given = (args.name, args.dataset, args.revision, args.config, args.overrides)
+    return run_recipe(*given, dry_run=args.dry_run)
 
 
 def evaluate_models(args: argparse.Namespace) -> None:

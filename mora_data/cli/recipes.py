@@ -181,9 +181,10 @@ def run_command(
     config: str = "smoke",
     overrides: Sequence[str] = (),
     python: str = sys.executable,
+    dry_run: bool = False,
 ) -> list[str]:
     """The exact command that trains recipe `name`; a config with a `launch` key is started by
-    `accelerate launch`.
+    `accelerate launch`, a dry run in one process.
 
     Without an `output_dir=` among the overrides, the output goes to runs/<name>-<config>.
 
@@ -201,8 +202,11 @@ def run_command(
     values = [f"dataset={dataset}"] + ([f"revision={_as_text(revision)}"] if revision else [])
     if not any(o.startswith("output_dir=") for o in overrides):
         values.append(f"output_dir=runs/{name}-{config}")
-    flags = yaml.safe_load(file.read_text("utf-8")).get("launch")
+    given = [o.partition("=")[2] for o in overrides if o.startswith("launch=")]
+    flags = given[-1] if given else yaml.safe_load(file.read_text("utf-8")).get("launch")
     launcher = ["-m", "accelerate.commands.launch", *shlex.split(flags)] if flags else []
+    if dry_run:
+        launcher, values = [], [*values, "dry_run=true"]
     train = [str(recipe.script), "--config", str(file)]
     return [python, *launcher, *train, *values, *overrides]
 
@@ -218,6 +222,7 @@ def run_recipe(
     revision: str | None = None,
     config: str = "smoke",
     overrides: Sequence[str] = (),
+    dry_run: bool = False,
 ) -> int:
     """Print the command on stderr, run it, and return its exit code.
 
@@ -225,7 +230,7 @@ def run_recipe(
         SettingsError: as run_command.
         ExtraMissing: torch or trl is not installed.
     """
-    command = run_command(name, dataset, revision, config, overrides)
+    command = run_command(name, dataset, revision, config, overrides, dry_run=dry_run)
     if missing := [m for m in ("torch", "trl") if importlib.util.find_spec(m) is None]:
         raise ExtraMissing(f"recipe {name} needs {' and '.join(missing)}: {INSTALL}")
     print(shlex.join(command), file=sys.stderr, flush=True)

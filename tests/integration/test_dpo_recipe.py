@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 from support.published import MESSAGES, write_dataset, write_table
 from support.recipe_cases import RECIPES, Recipes
 
@@ -132,6 +135,33 @@ def test_a_loss_that_is_not_a_number_stops_the_run(dpo: Run, folder: Path, tmp_p
     ).exists()
 
 
+def test_a_dry_run_counts_and_trains_nothing(dpo: Run, folder: Path, tmp_path: Path) -> None:
+    done = dpo(f"dataset={folder}", f"output_dir={tmp_path}", "dry_run=true", "max_length=30")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows, steps, memory = done.stdout.splitlines()
+    assert rows.startswith("rows    96 pairs, ") and "the first are rows 0, 1, 2" in rows
+    assert "96 are longer than max_length=30" in rows and " 5760 tokens" not in steps
+    assert steps.startswith("steps   30 of 4 pairs on 1 processes, 1.25 epochs, ")
+    assert memory.startswith("memory  0.0")
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_accelerate_takes_the_flags_of_every_config() -> None:
+    """Those of several GPUs, and DeepSpeed's as docs/train.md gives them."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    page = (RECIPES.parent / "docs" / "train.md").read_text("utf-8")
+    configs = [yaml.safe_load(f.read_text("utf-8")) for f in RECIPES.glob("*/multi-gpu.yaml")]
+    flags = {c.get("launch") or c["stage_launch"] for c in configs}
+    flags |= set(re.findall(r'"launch=(.+?)"', page))
+    assert len(configs) == 8 and any("use_deepspeed" in f for f in flags)
+    for text in flags:
+        args = launch_command_parser().parse_args([*shlex.split(text), "dpo.py"])
+        args = _validate_launch_command(args)[0]
+        assert args.use_fsdp or args.use_deepspeed
+        assert args.training_script == "dpo.py" and args.mixed_precision == "bf16"
+
+
 BAD_INPUT = [
     (["dataset=/nowhere/at/all"], "no dataset folder /nowhere/at/all"),
     (["dataset=FOLDER", "revision=v1.0.0"], "revision=v1.0.0 means nothing for the local folder"),
@@ -167,6 +197,9 @@ BAD_INPUT = [
     (["dataset=STRINGS", "config=default"], "prompt is a string where a message list is wanted"),
     (["dataset=FOLDER", "model=BARE"], "has no chat template"),
     (["dataset=FOLDER", "launch=--use_fsdp"], "accelerate launch --use_fsdp dpo.py"),
+    (["dataset=/nowhere/at/all", "report_to=clearml"], "report_to=clearml: its package is not"),
+    (["dataset=FOLDER", "report_to=wandbee"], "report_to=wandbee: give none, or one of azure_ml,"),
+    (["dataset=FOLDER", "model=ENDLESS"], "<|im_end|>', but the model stops at '<|endoftext|>': give"),
 ]
 
 
@@ -185,10 +218,16 @@ def string_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bare_model(recipes: Recipes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose tokenizer has no chat template."""
+    """A model whose tokenizer has no chat template; beside it `endless`, whose template ends an
+    answer with a token that the model does not stop at."""
     out = tmp_path_factory.mktemp("models") / "base"
     assert recipes.run("tiny_model.py", out).returncode == 0
+    shutil.copytree(out, endless := out.with_name("endless"))
     (out / "chat_template.jinja").unlink()
+    (endless / "generation_config.json").unlink()
+    file = endless / "tokenizer_config.json"
+    known = json.loads(file.read_text("utf-8")) | {"eos_token": "<|endoftext|>"}
+    file.write_text(json.dumps(known), "utf-8")
     return out
 
 
@@ -198,13 +237,15 @@ def bad_input_replies(
 ) -> list[tuple[int, str, Path]]:
     """Exit code, stderr and output folder of each case."""
     outs = [tmp_path_factory.mktemp("bad") for _ in BAD_INPUT]
+    bare = bare_model(recipes, tmp_path_factory)
     places = {
         "FOLDER": folder,
         "STRINGS": string_prompts(tmp_path_factory),
-        "BARE": bare_model(recipes, tmp_path_factory),
+        "BARE": bare,
+        "ENDLESS": bare.with_name("endless"),
     }
     filled = [
-        [re.sub("FOLDER|STRINGS|BARE", lambda m: str(places[m[0]]), a) for a in arguments]
+        [re.sub("FOLDER|STRINGS|BARE|ENDLESS", lambda m: str(places[m[0]]), a) for a in arguments]
         for arguments, _ in BAD_INPUT
     ]
     found = [dpo(*a, f"output_dir={out}") for a, out in zip(filled, outs, strict=True)]

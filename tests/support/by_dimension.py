@@ -103,7 +103,8 @@ def main() -> dict[str, Any]:
     model.lm_head.weight.data.copy_(weight)
     model.save_pretrained(out / "model")
     found["dpo"] = run(dpo, "dpo", "config=preference_helpful")
-    found["single"] = run(mahdpo, "single", "dimensions=[helpful]")
+    thrifty = ("precompute_ref_log_probs=true", "gradient_checkpointing=true")
+    found["single"] = run(mahdpo, "single", "dimensions=[helpful]", *thrifty)
     found["same_weights"] = float((logits(out / "dpo") - logits(out / "single")).abs().max())
     found["heads"] = run(
         mahdpo, "heads", "weights={helpful: 1, harmless: 3}", "max_steps=12", "learning_rate=2e-3"
@@ -123,7 +124,7 @@ def main() -> dict[str, Any]:
         float((x - mixed).abs().max()) for x in (by_weight["mixed"], logits(out / "heads"))
     ]
     found["heads_differ"] = float((by_weight["helpful"] - by_weight["harmless"]).abs().max())
-    found["lora"] = run(mahdpo, "lora", "lora=true", "max_steps=2")
+    found["lora"] = run(mahdpo, "lora", "lora=true", "max_steps=2", *thrifty)
     found["lora_logits"] = bool(logits(out / "lora").isfinite().all())
     uneven = "weights={helpful: 3, harmless: 1}"
     found["raco"] = run(raco, "raco", "c=0.5", "per_device_train_batch_size=4", uneven)
@@ -135,6 +136,7 @@ def main() -> dict[str, Any]:
         "per_device_train_batch_size=2",
         "gradient_accumulation_steps=2",
         uneven,
+        *thrifty,
     )
     found["refused"] = [
         refused(lambda: run(raco, "bad", "per_device_train_batch_size=3")),

@@ -164,7 +164,7 @@ def test_run_shows_the_command_and_returns_its_exit_code(
 ) -> None:
     monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(
-        recipes, "run_command", lambda *a: [sys.executable, "-c", "raise SystemExit(7)"]
+        recipes, "run_command", lambda *a, **k: [sys.executable, "-c", "raise SystemExit(7)"]
     )
     assert recipes.run_recipe("dpo", "somewhere") == 7
     assert capfd.readouterr().err == f"{sys.executable} -c 'raise SystemExit(7)'\n"
