@@ -199,7 +199,7 @@ BAD_INPUT = [
     (["dataset=FOLDER", "launch=--use_fsdp"], "accelerate launch --use_fsdp dpo.py"),
     (["dataset=/nowhere/at/all", "report_to=clearml"], "report_to=clearml: its package is not"),
     (["dataset=FOLDER", "report_to=wandbee"], "report_to=wandbee: give none, or one of azure_ml,"),
-    (["dataset=FOLDER", "model=ENDLESS"], "<|im_end|>', but the model stops at '<|endoftext|>': give"),
+    (["dataset=FOLDER", "model=ENDLESS"], "<|im_end|>', but the model stops at '<|endoftext|>'"),
 ]
 
 
