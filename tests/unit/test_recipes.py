@@ -57,7 +57,8 @@ def _functions(name: str) -> set[str]:
 
 def test_a_recipe_that_starts_another_is_copied_with_it(tmp_path: Path) -> None:
     names = [p.name for p in recipes.find_recipe("sequential").helpers()]
-    assert names == ["dataset_rows.py", "dpo.py", "recipe.py", "tiny_model.py", "trl_recipe.py"]
+    shared = ["recipe.py", "tiny_model.py", "trl_recipe.py"]
+    assert names == ["dataset_rows.py", "dpo.py", "dry_run.py", *shared]
 
 
 def test_every_config_is_a_flat_mapping() -> None:
@@ -76,6 +77,7 @@ def test_copy_writes_script_helper_and_configs_and_refuses_to_overwrite(tmp_path
         "dpo/multi-gpu.yaml",
         "dpo/single-gpu-lora.yaml",
         "dpo/smoke.yaml",
+        "dry_run.py",
         "recipe.py",
         "tiny_model.py",
         "trl_recipe.py",
@@ -124,6 +126,10 @@ def test_run_command_names_an_output_folder_and_quotes_a_tag_that_looks_like_a_n
 def test_a_config_with_launch_flags_is_started_by_accelerate() -> None:
     command = recipes.run_command("dpo", "org/pairs", None, "multi-gpu", python="py")
     assert command[:4] == ["py", "-m", "accelerate.commands.launch", "--use_fsdp"]
+    given = recipes.run_command("dpo", "d", None, "multi-gpu", ["launch=--use_deepspeed"], "py")
+    assert given[3] == "--use_deepspeed" and given[-1] == "launch=--use_deepspeed"
+    dry = recipes.run_command("dpo", "d", None, "multi-gpu", python="py", dry_run=True)
+    assert dry[1].endswith("dpo.py") and dry[-1] == "dry_run=true"
     assert command.index(str(recipes.find_recipe("dpo").script)) > 4
 
 
