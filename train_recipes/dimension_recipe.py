@@ -58,11 +58,6 @@ class DimensionTrainer(DPOTrainer):
         if "head" not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, "head"]
 
-    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        return super().compute_ref_log_probs(
-            model, {k: v for k, v in inputs.items() if k != "head"}
-        )
-
     def turn_to(self, model: Any, dimension: int) -> None:
         """Called before the pairs of a dimension, by its place in `dims`, are scored."""
 
