@@ -35,6 +35,7 @@ from mora_data.selection.batch import Batch, top_pairs
 from mora_data.selection.selectors import dominance_hv, rs_gap
 from mora_data.statistics.training import bootstrap_p, hierarchical_bootstrap, interval
 
+from .lab import GATE, ROUNDS
 from .model import make
 from .scale import SCALES, without_skill
 from .world import (
@@ -91,14 +92,33 @@ class Lab:
 
     def __init__(self, out: Path, q: float, seed: int) -> None:
         self.out, self.q, self.seed = out, q, seed
-        folder = out / f"base-q{q}-{seed // 5}"
-        if not (folder / "base.json").is_file():
-            make(folder, SCALE.known(), SCALE.model, q, seed // 5, part=1)
-        self.base = LlamaForCausalLM.from_pretrained(folder).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.known = self.tokenizer.get_vocab()
+        before = None
+        for part in range(1, 1 + ROUNDS):
+            folder = out / f"base-q{q}-{seed // 5}-{part}"
+            if not (folder / "base.json").is_file():
+                make(folder, SCALE.known(), SCALE.model, q, seed // 5, before, part)
+            self.base = LlamaForCausalLM.from_pretrained(folder).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.known = self.tokenizer.get_vocab()
+            if (found := self.gate()) >= GATE:
+                break
+            print(f"{folder.name}: helpful on {found:.2f} of plain H questions", file=sys.stderr)
+            before = folder
+        else:
+            raise SystemExit(f"error: the base policy is not competent after {ROUNDS} rounds")
         self.answers: dict[str, Any] = {}
         self.trained: dict[tuple[Any, ...], Any] = {}
+
+    def gate(self) -> float:
+        """How helpful one answer to each plain H question of the pool is."""
+        torch.manual_seed(self.seed // 5)
+        asked = [x for x in self.pool("plain") if x[1].base == "H"]
+        said = self.sample(self.base, asked, 1)
+        return float(
+            np.mean(
+                [rewards(t, a, x[0])["helpful"] for (t, a, _), x in zip(asked, said, strict=True)]
+            )
+        )
 
     def pool(self, arm: str) -> list[Asked]:
         """The arm's questions on the pool's topics; `more` are other wordings of the plain ones."""
