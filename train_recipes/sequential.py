@@ -31,6 +31,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -294,9 +295,12 @@ def work(file: Path | None, overrides: list[str]) -> None:
 def run_order(own: Settings, values: dict[str, Any]) -> None:
     """All stages of one order."""
     stages, model = plan(own), own.model
-    if own.dry_run:
-        for k in range(len(stages)):
-            run_stage(own, values, stages, k, model)
+    if own.dry_run:  # elsewhere, so that no result of an earlier run is touched
+        with tempfile.TemporaryDirectory() as folder:
+            for stage in stages:
+                stage.folder = Path(folder, stage.folder.name)
+            for k in range(len(stages)):
+                run_stage(own, values, stages, k, model)
         return
     (Path(own.output_dir) / "metrics.json").unlink(missing_ok=True)
     for k in range(len(stages)):

@@ -193,6 +193,10 @@ def test_sequential_goes_on_in_the_stage_it_stopped_in(folder: Path, tmp_path: P
     assert m["stages"][1]["pairs"] == 96 + 10 and m["stages"][1]["model"] == str(
         tmp_path / "1-helpful"
     )
+    before = sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    dry = recipe("sequential", *common, "dry_run=true")
+    assert dry.returncode == 0 and dry.stdout.count("steps   4 of ") == 2
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == before
     weights = (tmp_path / "1-helpful" / "model.safetensors").read_bytes()
     second = (tmp_path / "2-harmless" / "model.safetensors").read_bytes()
     (tmp_path / "2-harmless" / "metrics.json").unlink()  # as if it had been killed there
