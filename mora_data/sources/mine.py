@@ -293,8 +293,8 @@ class _Filters:
             raise DropRow("too_long")
         prompt_id, group = context_and_group(parsed.messages)
         key = int(prompt_id, 16)
-        elsewhere = any(key in ids for ids in self._all_ids if ids is not self._ids)
-        repeated = elsewhere or key in self._ids
+        repeated = any([key in ids for ids in self._all_ids])
+        elsewhere = repeated and any(key in i for i in self._all_ids if i is not self._ids)
         if repeated and self._mine.dedup:
             raise DropRow("in_other_source" if elsewhere else "duplicate", prompt_id)
         self._ids.add(key)
@@ -334,13 +334,10 @@ def n_characters(messages: Messages) -> int:
     Raises:
         DropRow: control_character; such a text is damaged.
     """
-    n = 0
-    for message in messages:
-        text = message["content"]
-        n += len(text)
-        if not text.isprintable() and _CONTROL.search(text):
-            raise DropRow("control_character")
-    return n
+    text = "".join([m["content"] for m in messages])
+    if not text.isprintable() and _CONTROL.search(text):
+        raise DropRow("control_character")
+    return len(text)
 
 
 @lru_cache(maxsize=4096)
