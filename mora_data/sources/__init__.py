@@ -232,7 +232,7 @@ def reply_notes(*replies: object) -> Iterable[str]:
         yield "reply_missing"
     if "" in texts:
         yield "reply_empty"
-    if not all([t[-1:] in _SENTENCE_ENDS for t in texts]):
+    if any(t[-1:] not in _SENTENCE_ENDS for t in texts):
         yield "reply_truncated"
     if len(set(texts)) < len(texts):
         yield "replies_identical"

@@ -293,8 +293,10 @@ class _Filters:
             raise DropRow("too_long")
         prompt_id, group = context_and_group(parsed.messages)
         key = int(prompt_id, 16)
-        repeated = any([key in ids for ids in self._all_ids])
-        elsewhere = repeated and any(key in i for i in self._all_ids if i is not self._ids)
+        elsewhere = len(self._all_ids) > 1 and any(
+            key in ids for ids in self._all_ids if ids is not self._ids
+        )
+        repeated = elsewhere or key in self._ids
         if repeated and self._mine.dedup:
             raise DropRow("in_other_source" if elsewhere else "duplicate", prompt_id)
         self._ids.add(key)
