@@ -651,6 +651,14 @@ def _is_preference(row: Row) -> bool:
     return held or _asks(row) is not None
 
 
+def _renamed(
+    read: Callable[[Row], ParsedRow], names: Mapping[str, str], prefix: str = ""
+) -> Callable[[Row], ParsedRow]:
+    """A reader of rows whose columns have other names: theirs to ours, or ours behind a prefix."""
+    return lambda row: read({names.get(k, k.removeprefix(prefix)): v for k, v in row.items()})
+
+
+_VERDICTS = {"A>B": "a", "B>A": "b", "A=B": "tie"}
 _TURN = {"role": "user", "content": "Why is the sky blue?"}
 _SAID = {"role": "assistant", "content": "Air scatters blue light."}
 _OTHER = {"role": "assistant", "content": "It is not."}
@@ -747,6 +755,28 @@ LAYOUTS: tuple[Layout, ...] = (
         graded,
         absolute=True,
         scales={"score": (1, 5)},
+    ),
+    Layout(
+        "preference-collection",
+        "two replies and the better one, as Prometheus was trained on",
+        "`orig_instruction`, `orig_response_A`, `orig_response_B`, `orig_preference`",
+        {
+            "orig_instruction": _Q,
+            "orig_response_A": _A,
+            "orig_response_B": _B,
+            "orig_preference": "A",
+        },
+        _in("orig_instruction", "orig_response_A", "orig_response_B"),
+        _renamed(two_answers, {"orig_instruction": "prompt", "orig_preference": "winner"}, "orig_"),
+    ),
+    Layout(
+        "verdict",
+        "two answers and a verdict such as A>B: JudgeBench",
+        "a question column, `response_A`, `response_B`, and `label`: A>B, B>A or A=B",
+        {"question": _Q, "response_A": _A, "response_B": _B, "label": "A>B"},
+        lambda row: str(row.get("label")) in _VERDICTS and _pair_columns(row) and _asks(row),
+        lambda row: two_answers({**row, "winner": _VERDICTS.get(str(row["label"]))}),
+        asks_in_a_column=True,
     ),
     Layout(
         "oasst-tree",

@@ -436,6 +436,13 @@ rows(
 
 # preferences
 
+rows(
+    "Prometheus preferences",
+    {"orig_instruction": Q, "orig_response_A": A, "orig_response_B": B, "orig_preference": "A"},
+    Q,
+    rated=PAIR,
+)
+rows("JudgeBench", {"question": Q, "response_A": A, "response_B": B, "label": "A>B"}, Q, rated=PAIR)
 rows("pair", {"prompt": Q, "chosen": A, "rejected": B}, Q, rated=PAIR)
 rows("pair, question", {"question": Q, "chosen": A, "rejected": B}, Q, rated=PAIR)
 rows("pair, query", {"query": Q, "chosen": A, "rejected": B}, Q, rated=PAIR)
