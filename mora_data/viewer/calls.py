@@ -36,6 +36,10 @@ ONLY_RUN = "The model calls are in the run folder; only the dataset is at hand."
 OPEN = "This prompt is not finished: its calls can be shown when its partition is."
 OWN_CODE = "These settings name code of their own, or no file: a viewer runs neither."
 NOT_FOUND = "No call was found: settings, templates or version are not those of these answers."
+PARTLY = (
+    "Other calls are missing here: {} requests, rendered with the settings, templates and version"
+    " of now, are not among the answers of this run."
+)
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -93,10 +97,11 @@ def calls_of(folder: ViewedFolder, prompt_id: str) -> ModelCalls:
             return ModelCalls((), OWN_CODE)
         try:
             settings = build_settings(tree)
-            calls = _replayed(folder, settings, *found)
+            calls, lost = _replayed(folder, settings, *found)
         except MoraError as e:
             return ModelCalls((), f"The calls can't be rendered again: {e}")
-    return ModelCalls(calls, None if calls else NOT_FOUND)
+    note = PARTLY.format(lost) if lost else None
+    return ModelCalls(calls, note if calls else NOT_FOUND)
 
 
 def _texts(tree: object) -> Iterator[str]:
@@ -118,7 +123,8 @@ def _is_odd_file(name: str) -> bool:
 
 def _replayed(
     folder: ViewedFolder, settings: BuildSettings, part: Partition, prompt: Prompt
-) -> list[Call]:
+) -> tuple[list[Call], int]:
+    """The calls, and how many requests were not found."""
     from ..prompts.context import PromptContext, load
     from ..prompts.flow import run_prompt
     from ..rewards.judge_stats import JudgeStats
@@ -126,13 +132,13 @@ def _replayed(
 
     secret = secret_of(folder.root)
     if secret is None:
-        return []
+        return [], 0
     build = load(settings, "select", Benchmarks({}), Secret(secret))
     if reference := read_json(folder.root / "reference.json"):
         build = build.with_judge_stats(JudgeStats.from_json(reference))
     client = _Replay(settings, folder.manifest.get("models") or {}, part.finalized_answers())
     asyncio.run(run_prompt(PromptContext(build, client), prompt))
-    return client.calls
+    return client.calls, client.lost
 
 
 @dataclass(slots=True)
@@ -144,6 +150,7 @@ class _Replay:
     models: Mapping[str, str]
     records: Mapping[bytes, bytes]
     calls: list[Call] = field(default_factory=list)
+    lost: int = 0
 
     async def __call__(self, request: Request) -> list[Answer]:
         role = self.settings.role(request.role)
@@ -160,6 +167,7 @@ class _Replay:
                 if 0 <= i < request.n:
                     answers[i] = answer
             at += len(record.answers) if record else 1
+        self.lost += None in answers
         if any(answers):
             sent = orjson.loads(body)
             messages = sent.pop("messages", request.messages)
@@ -178,6 +186,7 @@ class _Replay:
         """
         raw = self.records.get(key_of_call(key) + bytes(4))
         if raw is None:
+            self.lost += 1
             raise PendingRetry("not in the log")
         answer = Record.decode(raw).answers[0]
         self.calls.append(Call("reward", "", str(key[1]), 0, {}, (), [answer]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from support.command import parquet_hashes
 from support.fake_openai import FakeOpenAI, Fault
 from support.viewing import viewing
@@ -544,7 +546,7 @@ def test_vllm_gets_the_verdict_as_a_pattern_under_the_same_key(
         assert again["requests"] == 0 and again["counts"] == first["counts"]
 
 
-def test_every_model_call_of_a_prompt_can_be_shown_again(demo: Path) -> None:
+def test_every_model_call_of_a_prompt_can_be_shown_again(demo: Path, tmp_path: Path) -> None:
     folder = open_folder(demo)
     rollouts = pq.read_table(demo / "parts/00000/rollouts.parquet").to_pylist()
     prompt_id = next(r["prompt_id"] for r in rollouts if r["arm"] == "fused")
@@ -562,6 +564,13 @@ def test_every_model_call_of_a_prompt_can_be_shown_again(demo: Path) -> None:
         v.page(f"/prompt/{prompt_id}?calls=1")
         assert "fuse:fused:0" in v.get(f"/prompt/{prompt_id}?calls=1").text
         assert "fuse:fused:0" not in v.get(f"/prompt/{prompt_id}").text
+    shutil.copytree(demo, tmp_path / "other")
+    settings = yaml.safe_load((demo / "build.yaml").read_text())
+    settings["judge"]["temperature"] = 0.9  # its calls are not found any more, and it is said
+    (tmp_path / "other" / "build.yaml").write_text(yaml.safe_dump(settings))
+    fewer = calls_of(open_folder(tmp_path / "other"), prompt_id)
+    assert 0 < len(fewer.calls) < len(found.calls)
+    assert "Other calls are missing here" in (fewer.note or "")
 
 
 @pytest.fixture
