@@ -105,7 +105,6 @@ def ran(
     """What a command printed."""
     got = main([str(word) for word in command])
     out, err = capsys.readouterr()
-    print(out, err)
     assert got == code, err
     printed: dict[str, Any] = json.loads(out)
     return printed
