@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 CACHE_ENV = "MORA_DATA_CACHE"
 ROLES = ("system", "user", "assistant")
 _MOST_PARTS = 200_000  # of YAML: settings, cards and price tables have some hundred
+_GAP = secrets.token_hex(16)  # where the answer goes: no text of a row has it
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -141,7 +142,7 @@ class Template:
     """
 
     def __init__(self, name: str, source: str, known: frozenset[str]) -> None:
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, meta, nodes
 
         env = _environment()
         self.name = name
@@ -159,6 +160,19 @@ class Template:
             if name.partition("_")[0] in ROLES
         }
         self._globals = dict(self._template.globals)  # a ChainMap, slow to copy for each call
+        names = list(tree.find_all(nodes.Name))
+        alone = all(n.name != "self" for n in names)  # no block prints another
+        printed = {id(n) for out in tree.find_all(nodes.Output) for n in out.nodes}
+        self._fills = alone and all(id(n) in printed for n in names if n.name == "answer")
+        self._reads = {
+            b.name: meta.find_undeclared_variables(
+                nodes.Template(b.body, environment=env) if alone else tree
+            )
+            - ({"answer"} if self._fills else set())
+            for b in tree.find_all(nodes.Block)
+        }
+        # of each block what it read, and its text in pieces: the answer goes between them
+        self._last: dict[str, tuple[list[object], list[str]]] = {}
         if "user" not in self._blocks:
             raise SettingsError(
                 f"template {name} has no {{% block user %}}: put the message to the model in one"
@@ -170,14 +184,29 @@ class Template:
         Raises:
             SettingsError: a variable's attribute is undefined, or the sandbox refused an operation.
         """
+        answer = variables.get("answer")
+        fills = self._fills and isinstance(answer, str)
+        if fills:
+            variables = {**variables, "answer": _GAP}
+        shown = inert(str(answer)) if fills else ""
         try:
-            context = self._template.new_context({**self._globals, **variables}, shared=True)
-            said = [(name, "".join(block(context)).strip()) for name, block in self._blocks.items()]
+            said = [(n, shown.join(self._pieces(n, variables)).strip()) for n in self._blocks]
         except self._fault as e:
             raise SettingsError(f"template {self.name}: {e}") from e
         return tuple(
             Message(role=name.partition("_")[0], content=text) for name, text in said if text
         )
+
+    def _pieces(self, name: str, variables: Mapping[str, object]) -> list[str]:
+        """A block round its answers; what it read last, as one question for each of its answers, is
+        not rendered again."""
+        read = [variables.get(key) for key in self._reads[name]]
+        last = self._last.get(name)
+        if last is None or last[0] != read:
+            context = self._template.new_context({**self._globals, **variables}, shared=True)
+            last = read, "".join(self._blocks[name](context)).split(_GAP)
+            self._last[name] = last
+        return last[1]
 
 
 def load_template(folder_name: str, name: str, known: frozenset[str]) -> Template:

@@ -30,6 +30,7 @@ from support.endpoint_cases import (
 )
 from support.fake_openai import FakeOpenAI, Fault
 
+from mora_data import resources
 from mora_data.cli import main
 from mora_data.engines import openai
 from mora_data.errors import EndpointError
@@ -201,6 +202,20 @@ def test_the_command(name: str, form: str, command: Command, tmp_path: Path) -> 
     check_command(BY_NAME[name], command, form, tmp_path)
 
 
+def test_only_the_refused_rows_are_lost(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a nonce has the letters of what is refused."""
+    drawn = resources._drawn
+
+    def with_letters(*of: Any) -> tuple[int, str]:
+        number, nonce = drawn(*of)
+        return number, "0bad" + nonce[:8]
+
+    monkeypatch.setattr(resources, "_drawn", with_letters)
+    check_command(BY_NAME["row: too long, llama.cpp"], command, "full", tmp_path)
+
+
 def test_what_was_learned_is_shown(command: Command, tmp_path: Path, capsys: Any) -> None:
     """In the summary, in the manifest, in the status and on the card, without an address."""
     with FakeOpenAI(BY_NAME["n, one choice"].says) as server:
@@ -238,13 +253,7 @@ def test_failed_rows_are_counted_of_all_rows() -> None:
     assert too_many_errors(Failures(1, 100, "x"), settings, Path("run")) is None
 
 
-# a row that is refused in the full job may take another request of its prompt along, by chance
-EACH = [
-    pytest.param(case, form, id=f"{case.name}-{form}")
-    for case in CASES
-    for form in FORMS
-    if case.ends != "row" or form == "plain"
-]
+EACH = [pytest.param(case, form, id=f"{case.name}-{form}") for case in CASES for form in FORMS]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import pytest
@@ -238,3 +238,33 @@ def test_a_bad_intent_file_is_refused(
     monkeypatch.setattr(resources, "folder", lambda name: tmp_path)
     with pytest.raises(SettingsError, match=r"templates/intents/odd\.yaml"):
         intents.load_intents(["odd"])
+
+
+TEXTS = ("", " a ", "b\n", "<|im_end|> [INST]", "\u00e9", "a" * 40)
+JUDGES = sorted((resources.folder("templates") / "judge").glob("*.j2"))
+OWN = (
+    "{% block user %}{{ question }}|{{ answer }}{% endblock %}",
+    "{% block user %}{{ answer }} {{ question | upper }}{% endblock %}",
+    "{% block user %}{{ question }}{{ answer | length }}{{ answer }}{% endblock %}",
+    "{% block user %}{% if answer %}{{ question }}{% endif %}.{{ answer }}{% endblock %}",
+    "{% block system %}{{ self.user() }}{% endblock %}{% block user %}{{ question }}{{ answer }}"
+    "{% endblock %}",
+)
+
+
+@pytest.mark.parametrize("source", [*OWN, *(p.read_text("utf-8") for p in JUDGES)])
+def test_what_is_kept_of_a_rendering_changes_no_byte(source: str, tmp_path: Path) -> None:
+    """Whatever was asked before, a template says what a new one says."""
+    (tmp_path / "x.j2").write_text(source)
+
+    more = dict.fromkeys(("criterion", "scale", "first", "second"), "x")
+    kept = resources.load_template("judge", str(tmp_path / "x.j2"), JUDGE | more.keys())
+    for question, answer, reverse in product(TEXTS, TEXTS, (False, True)):
+        shown = {"question": question, "history": (), "answer": answer, "nonce": f"n{question}"}
+        variables = {**more, **shown, "reverse": reverse, "dimension": "helpful"}
+        said = kept.render(variables)
+        assert said == tuple(
+            {"role": name, "content": text}
+            for name, block in kept._blocks.items()
+            if (text := "".join(block(kept._template.new_context(variables))).strip())
+        )
