@@ -337,7 +337,8 @@ def steady_grade(body: dict[str, Any], h: bytes) -> int:
 def _rewritten(order: str) -> str:
     """The question in a rewriter's order, and more of it."""
     question = re.search(r"<prompt-[^>]*>\n(.*?)\n</prompt", order, re.S)
-    return f"{question[1] if question else order} And is it true that a pot of it keeps for hours?"
+    asked = question[1] if question else order
+    return f"{asked} What could go wrong with it, and is it true that a pot of it keeps for hours?"
 
 
 WORDS = (
