@@ -61,7 +61,7 @@ test: $(VENV)/.train
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.train
-	$(BIN)/python -m pytest -m slow -rs --durations=0
+	$(BIN)/python -m pytest -m slow -rs --durations=30 -n 2 --dist loadfile --no-loadscope-reorder
 	MORA_FUZZ_S=24 $(BIN)/python -m pytest -m fuzz
 
 # random replies, files, pages and settings, MORA_FUZZ_SEED=2 for others; ten minutes at most
