@@ -437,5 +437,9 @@ def start(recipe: Recipe, run: Callable[[Any, Any], dict[str, Any]], doc: str | 
                 f"{metrics['steps']} steps on {metrics[recipe.unit]} {recipe.unit} in"
                 f" {metrics['seconds']} s: {', '.join(moves)}; {out / 'metrics.json'}"
             )
+        from torch import distributed
+
+        if distributed.is_initialized():  # a thread of it that outlives the interpreter aborts it
+            distributed.destroy_process_group()
 
     return command_line(doc, work)
