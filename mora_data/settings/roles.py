@@ -4,6 +4,7 @@ what all settings have in common."""
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,6 +29,13 @@ class Settings(BaseModel):
     """Base of all settings: unknown keys refused, frozen once built."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    @field_validator("*")
+    @classmethod
+    def _fits_a_machine(cls, value: object) -> object:
+        if isinstance(value, int) and abs(value) > sys.maxsize:
+            raise ValueError(f"should be at most {sys.maxsize}")
+        return value
 
     not_in_rows: ClassVar[frozenset[str]] = frozenset()
     """Settings that can't change a row of a partition; every other one is part of its cache key."""

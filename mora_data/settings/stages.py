@@ -13,6 +13,7 @@ from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 
 Foresee = Literal["decision", "label"]
 STEP = 8
+MOST_ANSWERS = 4096  # to one prompt; they are asked and scored at once
 
 
 class SourceSettings(Settings):
@@ -85,7 +86,7 @@ class PresampleSettings(Settings):
 
     enabled: bool = True
     """false: plain sampling, every prompt goes on."""
-    n: list[Annotated[int, Field(ge=2)]] = [16, 32, 64]
+    n: list[Annotated[int, Field(ge=2, le=MOST_ANSWERS)]] = [16, 32, 64]
     """Sample counts of the adaptive schedule; later ones only for prompts still undecided."""
     step: Literal["auto"] | Annotated[int, Field(ge=2)] | None = "auto"
     """From the first of n on, look after every so many samples and stop when the kind that the
@@ -235,7 +236,7 @@ class FuseSettings(Settings):
 class RolloutSettings(Settings):
     """Self-play answers to the fused prompts."""
 
-    n: Annotated[int, Field(ge=2)] = 16
+    n: Annotated[int, Field(ge=2, le=MOST_ANSWERS)] = 16
     """Answers per prompt and arm."""
     personas: list[str] = []
     """Files in templates/personas/, or paths, whose system prompts share the answers; none gets
@@ -338,7 +339,7 @@ class ScriptedSettings(Settings):
 
     world: Literal["planted"] | None = "planted"
     """planted: fusion widens what answers differ in; null: a world where fusion changes nothing."""
-    n_prompts: Annotated[int, Field(ge=0)] = 0
+    n_prompts: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Generated prompts beside the sample rows."""
 
 

@@ -73,6 +73,8 @@ def test_written_settings_read_back() -> None:
         ({"rollout": {"m": 3}}, "unknown setting 'rollout.m'"),
         ({"policy": {"temprature": 1}}, "did you mean 'temperature'"),
         ({"rollout": {"n": "many"}}, "rollout.n = 'many'"),
+        ({"rollout": {"n": 10**30}}, "rollout.n = 1"),  # found by make fuzz
+        ({"mine": {"limit": 10**30}}, "should be at most"),
         ({"presample": {"n": [32, 16]}}, "must rise"),
         ({"dimensions": []}, "dimensions"),
         ({"fuse": {"targets": ["kind"]}}, "not in dimensions"),
