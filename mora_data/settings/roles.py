@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 ROLES = ("policy", "rewriter", "judge", "heldout_judge")
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, or a byte that is no UTF-8
 
 
 def _dimension_name(name: str) -> str:
@@ -32,13 +33,25 @@ class Settings(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _fits_a_machine(cls, value: object) -> object:
-        if isinstance(value, int) and abs(value) > sys.maxsize:
-            raise ValueError(f"should be at most {sys.maxsize}")
+    def _can_be_written(cls, value: object) -> object:
+        _check_writable(value)
         return value
 
     not_in_rows: ClassVar[frozenset[str]] = frozenset()
     """Settings that can't change a row of a partition; every other one is part of its cache key."""
+
+
+def _check_writable(value: object) -> None:
+    """Numbers that a machine has a place for, and texts that are whole."""
+    if isinstance(value, int) and abs(value) > sys.maxsize:
+        raise ValueError(f"should be at most {sys.maxsize}")
+    if isinstance(value, str) and _HALF.search(value):
+        raise ValueError("should be text: it holds bytes or halves of characters that are none")
+    if isinstance(value, Mapping):
+        value = (*value, *value.values())
+    if isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_writable(inner)
 
 
 def cache_tree(settings: Settings) -> dict[str, Any]:

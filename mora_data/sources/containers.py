@@ -395,7 +395,7 @@ def _all(kind: type, values: Iterable[object]) -> bool:
 
 
 def _csv(file: DataFile, stream: IO[bytes]) -> Iterator[Row | DropRow]:
-    csv.field_size_limit(LONGEST_LINE)
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))  # of the whole process
     with io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
         lines = _bounded_text(text)
         first = next(lines, "")

@@ -73,8 +73,9 @@ def test_written_settings_read_back() -> None:
         ({"rollout": {"m": 3}}, "unknown setting 'rollout.m'"),
         ({"policy": {"temprature": 1}}, "did you mean 'temperature'"),
         ({"rollout": {"n": "many"}}, "rollout.n = 'many'"),
-        ({"rollout": {"n": 10**30}}, "rollout.n = 1"),  # found by make fuzz
+        ({"rollout": {"n": 10**30}}, "rollout.n = 1"),  # found by make fuzz, as the next two
         ({"mine": {"limit": 10**30}}, "should be at most"),
+        ({"source": {"kind": "jsonl", "dataset": "\ud800"}}, "should be text"),
         ({"presample": {"n": [32, 16]}}, "must rise"),
         ({"dimensions": []}, "dimensions"),
         ({"fuse": {"targets": ["kind"]}}, "not in dimensions"),

@@ -3,6 +3,7 @@ link; a damaged one is one line; files of others are bounded."""
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +219,12 @@ def rows(path: Path) -> list[Any]:
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_line_of_any_length_is_a_dropped_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    zipped: bool,
 ) -> None:
+    request.addfinalizer(partial(csv.field_size_limit, csv.field_size_limit(64)))  # a process's
     monkeypatch.setattr(containers, "LONGEST_LINE", 64)
     monkeypatch.setattr(containers, "LARGEST_WHOLE", 100)
     save = (lambda p, b: p.write_bytes(gzip.compress(b))) if zipped else Path.write_bytes
