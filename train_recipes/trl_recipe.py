@@ -439,7 +439,10 @@ def start(recipe: Recipe, run: Callable[[Any, Any], dict[str, Any]], doc: str | 
             )
         from torch import distributed
 
-        if distributed.is_initialized():  # a thread of it that outlives the interpreter aborts it
+        if distributed.is_initialized():
             distributed.destroy_process_group()
+            if int(os.environ.get("RANK", "0")):  # has nothing to finish, and a thread of a library
+                sys.stderr.flush()  # that outlives its interpreter would abort it
+                os._exit(0)
 
     return command_line(doc, work)
