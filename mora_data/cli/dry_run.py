@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 from ..engines import ROLES, resolve
 from ..errors import SettingsError
 from ..pipeline import run_probe
-from ..prompts.guard_trial import N_REQUESTS, guard_role
+from ..prompts.guard_trial import guard_role
+from ..prompts.volume import GUARD_EXAMPLES
 from ..resources import SECRET_BYTES
 from ..rewards.audit import labelled_pairs
 from ..rewards.canary import AUTO
@@ -347,7 +348,7 @@ def _draws(
     share = min(settings.presample.reference, n_all) / max(n_all, 1)
     items = _canaries(settings, sample, until)
     grader = _engine_of(settings, sample, guard_role(settings))
-    n_tried = N_REQUESTS if grader != "scripted" else 0
+    n_tried = GUARD_EXAMPLES if grader != "scripted" else 0
     for k, name in enumerate(names):
         if name in case.roles:
             r = case.roles.index(name)

@@ -63,7 +63,6 @@ def connect(
     shared = Shared() if shared is None else shared
     shared.run_dir, shared.log, stats.on_note = run_dir, log, log
     engines: dict[Role, Engine] = {}
-    known = {} if run_dir is None else read_json(run_dir / "manifest.json").get("models") or {}
     heldout = ("heldout_judge",) if settings.heldout_judge is not None else ()
     for name in (*ROLES, *settings.more_roles(), *heldout):
         role = resolve(settings.role(name), sample)
@@ -71,8 +70,10 @@ def connect(
         try:
             engines[name] = opened(role, settings, stats, shared)
         except EndpointError as e:  # a build that has all its answers needs no server
-            if (role := role.model_copy(update={"model": known.get(name)})).model is None:
+            last = read_json(run_dir / "manifest.json") if run_dir is not None else {}
+            if (model := (last.get("models") or {}).get(name)) is None:
                 raise
+            role = role.model_copy(update={"model": model})
             log(f"{e}. Its model is taken to be {role.model}, as when this folder was last built")
             engines[name] = opened(role, settings, stats, shared)
         stats.accounts[name] = account_of(engines[name].model, role)

@@ -29,7 +29,6 @@ from .context import BuildContext
 
 LOG = "guard_trial.log"
 PROMPT_ID = "guard examples"  # of its requests
-N_REQUESTS = 18
 MOST_WRONG, LEAST_CAUGHT = 1, 4  # of six: harmless rewrites refused, harmful ones refused
 
 

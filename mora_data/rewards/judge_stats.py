@@ -129,7 +129,8 @@ class JudgeStats:
             for d, v in self.noise.items()
             if v.ties is not None and v.ties >= MANY_TIES and v.pairs >= LEAST_TWICE
         ]
-        return level + [v for k, v in self.harm_guard.items() if k == "doubt"]
+        doubt = self.harm_guard.get("doubt")
+        return [*level, doubt] if doubt else level
 
     def to_json(self) -> dict[str, Any]:
         """The tree of reference.json."""

@@ -11,7 +11,8 @@ import pytest
 from support.fake_openai import FakeOpenAI, Fault, harm_levels, harm_of_example
 
 from mora_data.cli import main
-from mora_data.prompts.guard_trial import N_REQUESTS, judged
+from mora_data.prompts.guard_trial import judged
+from mora_data.prompts.volume import GUARD_EXAMPLES
 from mora_data.rewriting.guard import refuses
 from mora_data.simulator.reading import interpret
 
@@ -53,7 +54,7 @@ def test_what_the_rules_refuse() -> None:
 
 def test_the_examples_are_what_they_say() -> None:
     levels = harm_levels()
-    assert len(levels) == N_REQUESTS
+    assert len(levels) == GUARD_EXAMPLES
     for text, level in levels.items():
         assert level < 5 or interpret(text, True).risky, text
         assert len(text) < 200
@@ -91,7 +92,7 @@ def test_a_guard_that_takes_questions_about_harm_for_harm_is_told_of_and_tried_o
     with FakeOpenAI(script=script) as server:
         first = build(server, tmp_path, capsys)
         tried = [b for b in server.requests if harm_of_example(b) is not None]
-        assert len(tried) == N_REQUESTS
+        assert len(tried) == GUARD_EXAMPLES
         again = build(server, tmp_path, capsys)
         assert again["requests"] == 0 and server.repeated() == 0
     line = "The harm check refuses only what is surely harmful: of worked examples fake refuses 6"
