@@ -230,6 +230,7 @@ def load_template(folder_name: str, name: str, known: frozenset[str]) -> Templat
 
 
 SECRET_BYTES = 16
+_LETTERS = bytes(ord("a") + byte % 26 for byte in range(256))
 
 
 @dataclass(slots=True)
@@ -256,7 +257,8 @@ def quoted(secret: Secret, messages: Messages, **texts: str) -> dict[str, Any]:
 
 
 def nonce(secret: Secret, messages: Iterable[Message], *texts: str) -> str:
-    """12 hex digits that stand neither in the conversation nor in `texts`.
+    """Eight letters that stand neither in the conversation nor in `texts`: 2^37 of them, in half of
+    the tokens that 12 hex digits take (8.0 against 14.5 a tag for the tokenizer of Qwen2.5).
 
     They are the conversation's, whatever `texts` goes with it, so that the requests on its answers
     begin alike and a server computes that beginning once; another number is taken for the one whose
@@ -278,7 +280,7 @@ def _drawn(key: bytes, said: tuple[tuple[str, str], ...], number: int) -> tuple[
     within = "\x1f".join(content for _, content in said).lower()
     while True:
         drawn = hmac.digest(key, json.dumps([number, said]).encode(), "sha256")
-        if (found := drawn.hex()[:12]) not in within:
+        if (found := drawn.translate(_LETTERS)[:8].decode()) not in within:
             return number, found
         number += 1
 

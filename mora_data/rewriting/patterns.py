@@ -64,7 +64,7 @@ ROLE_TAG = re.compile(
     r"|<</?SYS>>",
     re.I,
 )
-OUR_TAG = re.compile(r"</?(?:prompt|question|answer|history)-[0-9a-f]{6,}>")
+OUR_TAG = re.compile(r"</?(?:prompt|question|answer|history)-[a-z]{8}>")
 META = _any_of(
     r"reward(?:s|ed)? (?:model|signal|dimension)s?",
     r"(?:reward|preference|quality|evaluation) dimensions?",

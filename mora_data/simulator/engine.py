@@ -54,7 +54,7 @@ _NEED_CUES = {
     "chess": ("chess move",),
 }
 _TOKEN = re.compile(r"\w+|[^\w\s]")  # as text.n_tokens counts
-_CLOSING = re.compile(r"</\w+-([0-9a-f]{12})>")
+_CLOSING = re.compile(r"</\w+-([a-z]{8})>")
 
 Write = Callable[[random.Random], Answer]
 
