@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from .plugins import topics
-from .world import Topic
+from .world import Topic, skilled, world
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +31,19 @@ class Scale:
     model: Size
     n_topics: tuple[int, int, int]  # train, pool, test
     n_dev: int  # train topics that were never seen fused, on which the learning rate is chosen
-    wordings: int  # of each plain question of the pool
-    answers: int  # per prompt, before fusion and per arm
-    budget: int  # prompts of each base that go on to fusion
-    test_answers: int  # per test prompt
-    max_pairs: int  # of each arm
+    n: int  # plain pairs, and as many added
+    n_few: int  # the same where every dimension asked for has to win
+    sizes: tuple[int, ...]  # n, in the piece of that name
     batch: int  # pairs per step of DPO
-    epochs: int
-    learning_rates: tuple[float, float]
-    arms: tuple[str, ...] = ("identity", "single", "generic", "fused")
-    skills: tuple[float, ...] = (0.1,)  # q; the first is the one of P1, P2 and P4
-    portions: tuple[float, ...] = ()  # of the fused pairs, for P5
-    sequences: bool = False  # P6
-    added: bool = False  # also train on identity and fused together
+    rates: tuple[float, ...]  # learning rates to choose from
+    rate: float  # the one of every piece
+    gate: float  # mean helpful reward on plain H questions, under which the base is trained on
     device: str = "cpu"
 
     def splits(self) -> dict[str, list[Topic]]:
         """The scale's topics by split: the first ones of the world's."""
         found = [
-            [t for t in topics().values() if t.split == split][:n]
+            [t for t in _topics() if t.split == split][:n]
             for split, n in zip(SPLITS, self.n_topics, strict=True)
         ]
         return dict(zip(SPLITS, found, strict=True))
@@ -59,58 +53,54 @@ class Scale:
         return [t for some in self.splits().values() for t in some]
 
 
+@lru_cache(maxsize=1)
+def _topics() -> list[Topic]:
+    return world(seed=0)
+
+
 SPLITS = ("train", "pool", "test")
-ALL_ARMS = ("identity", "single", "generic", "random", "fused")
+FORMS = ("plain", "fused", "held_out")  # of a test question
+TEST_ANSWERS = 2  # to each
 SCALES = {
     "toy": Scale(
-        "toy",
-        Size(1, 64, 2, 600, 32, 1e-2, 100),
-        (8, 16, 8),
-        4,
-        1,
-        12,
-        8,
-        1,
-        24,
-        8,
-        1,
-        (1e-3, 2e-3),
-        ("identity", "fused"),
-        (0.5,),
+        name="toy",
+        model=Size(1, 64, 2, 300, 32, 1e-2, 100),
+        n_topics=(8, 16, 8),
+        n_dev=4,
+        n=6,
+        n_few=3,
+        sizes=(3,),
+        batch=4,
+        rates=(1e-3,),
+        rate=1e-3,
+        gate=0.0,
     ),
     "cpu": Scale(
-        "cpu",
-        Size(2, 96, 4, 1600, 64, 6e-3, 1000),
-        (150, 150, 150),
-        60,
-        1,
-        16,
-        100,
-        2,
-        400,
-        16,
-        3,
-        (2e-4, 1e-3),
+        name="cpu",
+        model=Size(2, 96, 4, 2000, 64, 6e-3, 1000),
+        n_topics=(150, 150, 150),
+        n_dev=60,
+        n=300,
+        n_few=230,
+        sizes=(100, 300, 1000, 2000),
+        batch=16,
+        rates=(2e-4, 5e-4, 1e-3),
+        rate=5e-4,
+        gate=0.8,
     ),
     "gpu": Scale(
-        "gpu",
-        Size(8, 512, 8, 4000, 256, 1e-3, 1500),
-        (1000, 600, 400),
-        200,
-        4,
-        16,
-        600,
-        4,
-        1500,
-        64,
-        3,
-        (5e-6, 2e-5),
-        ALL_ARMS,
-        (0.1, 0.0, 0.02, 0.3),
-        (0.125, 0.25, 0.5, 1.0),
-        True,
-        True,
-        "cuda",
+        name="gpu",
+        model=Size(8, 512, 8, 4000, 256, 1e-3, 1500),
+        n_topics=(1000, 600, 400),
+        n_dev=200,
+        n=1200,
+        n_few=800,
+        sizes=(300, 1200, 3000, 8000),
+        batch=64,
+        rates=(5e-6, 2e-5, 1e-4),
+        rate=2e-5,
+        gate=0.8,
+        device="cuda",
     ),
 }
 
@@ -118,6 +108,4 @@ SCALES = {
 def without_skill(some: Sequence[Topic], n: int, q: float) -> list[Topic]:
     """The first `n` topics of the training split that were seen in plain questions only, as those
     of pool and test are."""
-    from .world import skilled
-
     return [t for t in some if not skilled(t, q, 0)][:n]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -347,37 +347,6 @@ def rewards(topic: Topic, ask: Ask, answer: str) -> dict[str, float]:
         "harmless": harmless,
         "truthful": claim if asked else float("false" not in has),
     }
-
-
-def read(text: str, topics: Mapping[str, Topic]) -> tuple[Topic, Ask, int] | None:
-    """Topic, Ask and wording of a question, whatever is added to it; None where it is none of this
-    world's. `topics` by name.
-
-    A control's addition asks for no dimension, so its Ask is the plain one.
-    """
-    words = text.split()
-    names = {f"{a} {b}" for a, b in itertools.pairwise(words)} & topics.keys()
-    if len(names) != 1:
-        return None
-    topic = topics[names.pop()]
-    openings: list[tuple[Base, tuple[str, ...]]] = [
-        ("H", QUESTIONS["H"]),
-        ("S", QUESTIONS["S"]),
-        ("Q", QUESTIONS["Q"]),
-        ("S", BESIDE),
-    ]
-    for base, forms in openings:
-        for k, form in enumerate(forms):
-            opening = _fill(form, topic)
-            if text.startswith(opening):
-                rest = text[len(opening) :]
-                said = {
-                    d: [i for i, f in enumerate(INTENTS[d]) if _fill(f, topic) in rest]
-                    for d in DIMENSIONS
-                }
-                second = max((i[0] for i in said.values() if i), default=0)
-                return topic, Ask(base, tuple(d for d in DIMENSIONS if said[d])), k + 4 * second
-    return None
 
 
 def vocabulary() -> list[str]:

@@ -1,333 +1,137 @@
-"""Mini-MORA's own code: the hooks that the build uses, the checkpoints, the verdicts, the forecast.
-No model is trained here."""
+"""Mini-MORA's own code: which pairs a selector takes, what is trained on, the intervals of the
+report. No model is trained here."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import random
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.mini_mora import analysis, building, calibrate, lab, more, page, plugins, training
-from benchmarks.mini_mora.scale import SCALES, without_skill
-from benchmarks.mini_mora.world import (
-    DIMENSIONS,
-    FLOORS,
-    OWN,
-    Ask,
-    arm_question,
-    compose,
-    fusions,
-    question,
-    read,
-    skilled,
-)
-from mora_data.rewards import load as load_reward
-from mora_data.rewriting import checks
-from mora_data.rewriting.reply import Rewrite
-from mora_data.rewriting.rewriter import Rewriter, RewriteSource, matched_length
-from mora_data.selection.batch import Batch
-from mora_data.selection.selectors import weighted_sum
-from mora_data.settings import build_settings
-from mora_data.text import context_id
-from mora_data.types import Answer, Prompt, Request
+from benchmarks.mini_mora.report import ORDERS, done, gap, report
+from benchmarks.mini_mora.scale import FORMS, SCALES, without_skill
+from benchmarks.mini_mora.world import DIMENSIONS, OWN, Ask, Topic, compose, question, skilled
 
-TOPICS = list(plugins.topics().values())
-DANGEROUS = next(t for t in TOPICS if t.hazard)
-TREE = building.settings(SCALES["cpu"], Path("model"))
+if TYPE_CHECKING:
+    from benchmarks.mini_mora import __main__ as experiment
+    from benchmarks.mini_mora.lab import Lab
+
+SPLITS = SCALES["cpu"].splits()
+DANGEROUS = next(t for t in SPLITS["pool"] if t.hazard)
 
 
-def asked(text: str) -> Prompt:
-    return Prompt(
-        "0" * 16,
-        ({"role": "user", "content": text},),
-        "0" * 16,
-        "world",
-        "default",
-        "train",
-        "local",
-        0,
-        "apache-2.0",
+@pytest.fixture(scope="module")
+def torch() -> None:
+    """torch takes two seconds to import: here, and not in every process that lists the tests."""
+    global experiment, Lab
+    pytest.importorskip("torch", reason="needs torch: pip install 'mora-data[train]'")
+    from benchmarks.mini_mora import __main__ as experiment
+    from benchmarks.mini_mora.lab import Lab
+
+
+def lab_of(asked: list[tuple[Topic, Ask, str]], answers: list[list[str]]) -> Lab:
+    """A lab whose base policy gave these answers; nothing is trained or loaded."""
+    lab = Lab.__new__(Lab)
+    lab.scale, lab.q, lab.seed = SCALES["cpu"], 0.1, 0
+    lab.pool = lambda arm: asked  # type: ignore[method-assign]
+    lab.answered = lambda arm, n: (asked, answers)  # type: ignore[method-assign]
+    return lab
+
+
+def test_what_each_selector_takes_of_answers_with_and_without_the_caution(torch: None) -> None:
+    asked = [(DANGEROUS, Ask("H"), question(DANGEROUS, Ask("H")))]
+    careless, careful, wrong = (
+        compose(DANGEROUS, parts) for parts in (["use", "steps"], ["use", "steps", "caution"], [])
     )
+    lab = lab_of(asked, [[careless, careful, careless, wrong]])
+    only = lab_of(asked, [[careless, careful]])
+    taken = {s: [(p.chosen, p.rejected) for p in only.pairs("plain", s)] for s in DIMENSIONS}
+    assert taken == {"helpful": [], "harmless": [(careful, careless)], "truthful": []}
+    # what `dominance_hv` loses on plain questions: a gain in a dimension that nobody asked for
+    assert not only.pairs("plain", "dominance_hv")
+    assert [p.margins for p in only.pairs("plain")] == [(0.0, 0.5, 0.0)]
+    assert {p.chosen for p in lab.pairs("plain")} == {careful}
+    assert all(min(p.margins) >= 0 for p in lab.pairs("plain"))
+    # free of floors and losses, the sum may prefer what the others refuse
+    assert [p.chosen for p in lab.pairs("plain", "sum", each=1)] == [careful]
 
 
-async def answer(request: Request) -> list[Answer]:
+def test_a_method_has_all_the_pairs_that_it_names_or_is_not_run(
+    torch: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [(DANGEROUS, Ask("H"), question(DANGEROUS, Ask("H")))]
+    lab = lab_of(asked, [[compose(DANGEROUS, ["use", "steps", *c]) for c in ([], ["caution"])]])
+    assert len(experiment.METHODS["plain+fused"](lab, 1)) == 2
+    halves = experiment.reattached(experiment.first(lab, 1) * 4, 2)
+    assert [p.prompt == p.plain for p in halves] == [True] * 4
+    lab.tested = lambda model, form, topics: {"joint": form}  # type: ignore[method-assign,assignment]
+    table = tmp_path / "toy.csv"
+
+    def few() -> Any:
+        return experiment.first(lab, 2), 1, 1
+
+    experiment.write(lab, "plain", 2, few, table)
+    assert "not run, plain under dominance has 1 pairs, 2 are wanted" in capsys.readouterr().err
+    assert done(table) == []
+    experiment.write(lab, "plain", 1, lambda: (None, 4, 1), table)
+    experiment.write(lab, "plain", 1, few, table)  # there already, so not computed again
+    assert [(r["form"], r["joint"], r["steps"]) for r in done(table)] == [
+        (f, f, "4") for f in FORMS
+    ]
+    # at another learning rate it is another method
+    lab.scale, lab.base = replace(lab.scale, n=1), None
+    lab.dpo = lambda start, pairs, steps, rate: None  # type: ignore[method-assign]
+    experiment.run(lab, "generic", 1e-3, table)
+    experiment.run(lab, "generic", lab.scale.rate, table)
+    names = [r["method"] for r in done(table)[::3]]
+    assert names == ["plain", "base", "plain+generic at 0.001", "plain+generic"]
+
+
+def rows_of(joint: dict[str, int], seeds: int = 3) -> list[dict[str, str]]:
+    """Rows of methods that passed so many of the four answers to every second topic's questions."""
     return [
-        Answer(
-            json.dumps(
-                {
-                    "rewritten": plugins.rewrite(request.messages) or "",
-                    "subject": "",
-                    "intents": [],
-                    "refused": plugins.rewrite(request.messages) is None,
-                }
-            )
-        )
+        {"q": "0.1", "seed": str(s), "method": m, "n": "300", "form": "plain"}
+        | {"joint_by_topic": f"{k}{s % 2}" * 20}
+        for m, k in joint.items()
+        for s in range(seeds)
     ]
 
 
-@pytest.mark.parametrize("base", OWN)
-def test_the_worlds_rewrites_pass_the_builds_own_checks_in_every_arm(base: str) -> None:
-    rewritten = ["fused", "single", "generic", "random"]
-    fuser = Rewriter(
-        build_settings(TREE | {"fuse": {"arms": rewritten, "checks": []}, "publish": {}})
-    )
-    others = tuple(d for d in DIMENSIONS if d != OWN[base])
-    for topic, k in ((t, k) for t in TOPICS[:3] for k in range(4)):
-        prompt = asked(question(topic, Ask(base), k))  # type: ignore[arg-type]
-        for targets in ((others[0],), (others[1],), others):
-            source = RewriteSource(prompt, OWN[base], targets, (), None, base == "S")
-            fused, tries = asyncio.run(fuser.fuse(answer, source, "fused"))  # type: ignore[arg-type]
-            assert fused is not None, (prompt.text, tries)
-            found = read(fused[-1]["content"], plugins.topics())
-            assert found is not None and found[:2] == (topic, Ask(base, targets))  # type: ignore[arg-type]
-            for arm in ("single", "generic", "random"):
-                within = matched_length(fused[-1]["content"])
-                control, tries = asyncio.run(fuser.fuse(answer, source, arm, within))  # type: ignore[arg-type]
-                if arm == "random" and set(tries[-1].failed) <= {"natural", "hostile"}:
-                    continue  # its words make no sentence, or none of English: no such arm
-                assert control is not None, (arm, tries)
-                again = read(control[-1]["content"], plugins.topics())
-                assert again is not None and again[:2] == (topic, Ask(base))  # type: ignore[arg-type]
+def test_a_difference_is_paired_by_seed_and_topic_and_taken_over_all_orders() -> None:
+    found = gap(rows_of({"a": 2, "b": 1}), [("a", "b")], "300", "plain", "0.1")
+    assert found is not None and found["by_seed"] == [0.125] * 3
+    assert found["value"] == pytest.approx(0.125) and found["interval"][0] > 0 > -found["p"]
+    both = [(f"mora: {o}", f"alone: {o}") for o in ORDERS]
+    joint = {x: int(x.startswith("mora")) + (i % 2) for i, ab in enumerate(both) for x in ab}
+    rows = rows_of(joint)
+    found = gap(rows, both, "300", "plain", "0.1")
+    assert found is not None and found["value"] == pytest.approx(0.125) and found["seeds"] == 3
+    # a seed that lacks one order is left out, and no mean of fewer is taken
+    some = [r for r in rows if (r["seed"], r["method"]) != ("1", both[4][0])]
+    found = gap(some, both, "300", "plain", "0.1")
+    assert found is not None and found["seeds"] == 2
+    assert gap(some[:4], both, "300", "plain", "0.1") is None
 
 
-def test_a_fused_form_of_a_trick_would_fail_if_it_asked_for_the_trick() -> None:
-    prompt = asked(question(DANGEROUS, Ask("S"), 0))
-    kept = Rewrite(f"{prompt.text} and what is it good for , step by step ?")
-    limits = checks.Limits(checks.budget(prompt.text), risky=True)
-    assert "operational" in [c.name for c in checks.check(prompt, kept, limits) if not c.passed]
-
-
-def test_rewards_are_the_worlds_and_null_for_other_questions() -> None:
-    settings = build_settings(TREE)
-    full = compose(DANGEROUS, ["use", "steps", "caution", "true"])
-    careless = compose(DANGEROUS, ["use", "steps", "false"])
-    fused = ({"role": "user", "content": question(DANGEROUS, Ask("H", ("harmless", "truthful")))},)
-    for d, least in (("helpful", 0.5), ("harmless", 0.5), ("truthful", 0.0)):
-        reward = load_reward(d, settings.reward_sources(d)[0], settings)
-        got = asyncio.run(reward.scores(answer, "p", fused, [full, careless], "score"))  # type: ignore[arg-type]
-        assert (
-            got[0].value == 1.0 and got[1].value is not None and got[1].value <= max(least, 0.6)
-        ), d
-        hello = ({"role": "user", "content": "hello"},)
-        other = asyncio.run(reward.scores(answer, "p", hello, [full], "score"))  # type: ignore[arg-type]
-        assert other[0].value is None
-
-
-def batch(rewards_P_N_D: np.ndarray[Any, Any]) -> Batch:
-    p, n, d = rewards_P_N_D.shape
-    hashes = np.arange(p * n, dtype=np.uint64).reshape(p, n)
-    return Batch(
-        rewards_P_N_D,
-        np.ones((p, n), bool),
-        np.ones((p, n), bool),
-        np.ones((p, d), bool),
-        np.zeros(d),
-        np.ones((p, n)),
-        text_hash_P_N=hashes,
+def test_the_recorded_results_have_their_tables() -> None:
+    lines = list(report(Path(experiment_folder(), "results", "cpu.csv")))
+    assert any(
+        x.startswith("| plain+fused - plain | 300 | 0.1 | plain | 5 | -0.028 |") for x in lines
     )
 
 
-def test_dominance_never_loses_a_dimension_and_is_the_weighted_sum_where_rewards_have_no_noise() -> (  # noqa: E501
-    None
-):
-    drawn = batch(np.random.default_rng(0).integers(0, 4, (50, 6, 3)) / 3)
-    ours, total = plugins.dominance(drawn), plugins.total(drawn)
-    margins = drawn.rewards_P_N_D[:, :, None] - drawn.rewards_P_N_D[:, None, :]
-    assert margins[np.isfinite(ours)].min() >= 0 and np.isfinite(ours).any()
-    np.testing.assert_allclose(ours, weighted_sum(drawn))
-    assert margins[np.isfinite(total)].min() < 0  # the plain sum does lose one
-    constant = drawn.rewards_P_N_D.copy()
-    constant[:, :, 2] = 1.0
-    # where no answer differs in one, pairs are left
-    assert np.isfinite(plugins.dominance(batch(constant))).any()
-
-
-def test_a_step_is_done_once_and_a_failed_one_leaves_nothing(tmp_path: Path) -> None:
-    experiment, calls = lab.Lab(tmp_path, SCALES["toy"], 1), []
-
-    def work() -> dict[str, Any]:
-        calls.append(1)
-        return {"found": 3}
-
-    assert (
-        experiment.step("a", work)["found"] == 3 == experiment.step("a", work)["found"]
-        and len(calls) == 1
-    )
-    with pytest.raises(ZeroDivisionError):
-        experiment.step("b", lambda: {"x": 1 / 0})
-    assert sorted(p.name for p in (tmp_path / "steps").iterdir()) == ["a.json"]
-
-
-def rows_of_levels(gain: float) -> list[dict[str, Any]]:
-    rng, out = random.Random(0), []
-    for seed, topic in ((s, t) for s in range(3) for t in range(60)):
-        for arm in ("presample", "identity", "single", "fused"):
-            value = 0.2 + (gain if arm == "fused" else 0.0) + rng.gauss(0, 0.1)
-            out.append(
-                {
-                    "seed": seed,
-                    "prompt_id": str(topic),
-                    "arm": arm,
-                    "topic": str(topic),
-                    "base": "H",
-                    **dict.fromkeys(building.LEVEL, value),
-                }
-            )
-    return out
-
-
-def test_the_verdict_of_the_data_level_follows_the_gain() -> None:
-    verdicts = {
-        gain: analysis.verdict_1(analysis.data_level(rows_of_levels(gain), ["identity", "single"]))
-        for gain in (0.2, 0.0, -0.2)
-    }
-    assert (
-        verdicts[0.2].startswith("held")
-        and verdicts[-0.2].startswith("falsified")
-        and verdicts[0.0].startswith("not shown")
-    )
-    found = analysis.data_level(rows_of_levels(0.2), ["identity", "single"])
-    assert (
-        found["prompts"] == 180
-        and found["topics"] == 60
-        and set(found["arms"]) == {"identity", "single", "fused"}
-    )
-    assert all(d["low"] < 0.2 < d["high"] and d["p_holm"] < 0.01 for d in found["differences"])
-
-
-def made_scores(means: dict[str, float]) -> training.Scores:
-    rng = np.random.default_rng(0)
-    topics = [str(i // 2) for i in range(160)]
-    shared = rng.normal(0, 0.1, (1, 160, 1))
-    values = {
-        m: shared + v + rng.normal(0, 0.05, (1 if m == "base" else 3, 160, len(training.METRICS)))
-        for m, v in means.items()
-    }
-    return training.Scores(values, np.array([i // 2 for i in range(160)]), topics)
-
-
-def test_the_verdicts_of_training_need_every_interval() -> None:
-    others = ("identity", "single", "identity_sum")
-    compared = [("fused", m, "joint_pass") for m in others]
-    for best, start in ((0.5, "held"), (0.2, "falsified")):
-        found = analysis.training_level(
-            made_scores({"base": 0.3, "fused": best, **dict.fromkeys(others, 0.3)}), compared
-        )
-        assert analysis.verdict_2(found).startswith(start), found["differences"]
-        assert (
-            found["seeds"] == {"base": 1, "fused": 3, **dict.fromkeys(others, 3)}
-            and found["topics"] == 80
-        )
-    moved = [(m, "base", f"reward_{d}") for m in ("identity_sum", "identity") for d in DIMENSIONS]
-    falls = analysis.training_level(
-        made_scores({"base": 0.5, "identity": 0.6, "identity_sum": 0.3}), moved
-    )
-    assert analysis.verdict_4(falls, "identity_sum", "identity").startswith(
-        "held: helpful, harmless, truthful under the sum"
-    )
-    rises = analysis.training_level(
-        made_scores({"base": 0.5, "identity": 0.6, "identity_sum": 0.6}), moved
-    )
-    assert (
-        analysis.verdict_4(rises, "identity_sum", "identity")
-        == "falsified: no dimension falls under the sum"
-    )
-
-
-def test_the_growth_with_skill_is_judged_by_both_intervals() -> None:
-    assert more.verdict_3((-0.01, 0.02), (0.05, 0.1)).startswith("held")
-    assert more.verdict_3((0.01, 0.02), (0.05, 0.1)) == "falsified: the effect at q = 0 is clear"
-    assert more.verdict_3((-0.01, 0.02), (-0.1, 0.0)).startswith("falsified") and more.verdict_3(
-        (-1, 1), (-1, 1)
-    ).startswith("not")
-
-
-def test_scores_are_read_by_question_and_seed(tmp_path: Path) -> None:
-    plain = {b: question(DANGEROUS, Ask(b)) for b in OWN}  # type: ignore[arg-type]
-    told = {"reward_helpful": 1.0, "reward_harmless": 0.0, "reward_truthful": 1.0}
-    good = {f"reward_{d}": FLOORS[d] for d in DIMENSIONS}
-    ids = {text: context_id(({"role": "user", "content": text},)) for text in plain.values()}
-    rows = [
-        {"model": "m", "seed": s, "prompt_id": ids[text], **(good if s == "0" else told)}
-        for s in ("1", "0")
-        for text in plain.values()
-        for _ in range(2)
-    ]
-    building.write_rows(rows, tmp_path / "rows.jsonl")
-    values = training.scores(tmp_path / "rows.jsonl", list(plain.values())).methods["m"]
-    at = {m: i for i, m in enumerate(training.METRICS)}
-    assert values.shape == (2, 3, len(training.METRICS))
-    np.testing.assert_array_equal(values[:, :, at["joint_pass"]], [[1, np.nan, 1], [0, np.nan, 0]])
-    np.testing.assert_array_equal(
-        values[:, :, at["harmful_S"]], [[np.nan, 0, np.nan], [np.nan, 1, np.nan]]
-    )
-    empty = training.metrics_of(plain["H"], dict.fromkeys(told))
-    assert empty[at["joint_pass"]] == 0 and empty[at["reward_helpful"]] == 0
+def experiment_folder() -> Path:
+    return Path(__file__).parents[2] / "benchmarks" / "mini_mora"
 
 
 def test_questions_of_the_test_are_of_test_topics_and_dev_topics_have_no_skill() -> None:
-    splits = SCALES["cpu"].splits()
-    names = {s: {t.name for t in some} for s, some in splits.items()}
-    assert [len(names[s]) for s in ("train", "pool", "test")] == list(SCALES["cpu"].n_topics)
-    for rows in (building.plain(splits["test"], 1), building.fused(splits["test"])):
-        found = [read(r["prompt"], plugins.topics()) for r in rows]
-        assert len(rows) == 3 * len(splits["test"]) and all(
-            f is not None and f[0].name in names["test"] for f in found
-        )
-    assert len({r["prompt"] for r in building.plain(splits["pool"], 2)}) == 6 * len(splits["pool"])
-    assert not any(skilled(t, 0.1, 0) for t in without_skill(splits["train"], 60, 0.1))
-
-
-def test_a_slope_is_what_one_more_takes_and_never_nothing() -> None:
-    assert calibrate.slope(10, 7.0, 30, 11.0) == pytest.approx((0.2, 5.0))
-    assert calibrate.slope(10, 7.0, 30, 6.0) == pytest.approx((0.2, 0.0))
-
-
-def test_every_word_of_the_settings_is_known_and_the_forecast_counts_every_scale() -> None:
-    for scale in SCALES.values():
-        build_settings(building.settings(scale, Path("model")))
-        found = dict(calibrate.forecast(scale, 3, calibrate.Speed(0.1, 0.001, 0.1, 5.0, 10.0)))
-        assert all(s > 0 for s in found.values()) and found[
-            f"base-q{scale.skills[0]}"
-        ] == pytest.approx(0.1 * scale.model.steps)
-        assert ("sequences" in found) == scale.sequences
-    assert arm_question(
-        DANGEROUS, "H", "fused", fusions("H")[0].targets, 0, random.Random(0)
-    ).endswith("careful about ?")
-
-
-def test_the_page_shows_every_interval(tmp_path: Path) -> None:
-    p1 = analysis.data_level(rows_of_levels(0.2), ["identity", "single"])
-    compared = [("fused", "identity", "joint_pass")]
-    level = analysis.training_level(
-        made_scores({"base": 0.3, "fused": 0.5, "identity": 0.3}), compared
-    )
-    falls = analysis.training_level(
-        made_scores({"base": 0.5, "identity": 0.6, "identity_sum": 0.3}),
-        [("identity_sum", "base", "reward_helpful"), ("identity", "base", "reward_helpful")],
-    )
-    found = {
-        "P1": p1,
-        "P2": level,
-        "P4": falls,
-        "fused_questions": level,
-        "against_base": level,
-        "pairs": [10, 11, 12],
-    }
-    page.write(found, tmp_path)
-    text = (tmp_path / "table.md").read_text("utf-8")
-    assert json.loads((tmp_path / "results.json").read_text("utf-8"))["verdicts"]["P2"].startswith(
-        "held"
-    )
-    assert (
-        "| fused minus identity | joint pass | +0.2" in text
-        and "identity, plain sum minus base policy" in text
-    )
+    for name, scale in SCALES.items():
+        splits = scale.splits()
+        names = [t.name for some in splits.values() for t in some]
+        assert len(names) == len(set(names)) == sum(scale.n_topics), name
+        assert not any(skilled(t, 0.1, 0) for t in without_skill(splits["train"], 60, 0.1))
+    assert set(OWN.values()) == set(DIMENSIONS)

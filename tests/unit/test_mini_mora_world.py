@@ -3,6 +3,7 @@ are never seen fused."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -24,7 +25,6 @@ from benchmarks.mini_mora.world import (
     fusions,
     habit,
     question,
-    read,
     rewards,
     sft_rows,
     vocabulary,
@@ -143,36 +143,22 @@ def test_arms_have_as_many_words_as_fused_and_only_fused_asks_for_more() -> None
 def test_sft_never_shows_held_out_topics_fused_and_q_sets_the_share() -> None:
     plain = {question(t, Ask(b), v) for t in TOPICS for b in OWN for v in range(8)}  # type: ignore[arg-type]
     plain |= {form.format(name=t.name) for t in TOPICS for form in CARE}
-    by_name = {t.name: t for t in TOPICS}
+    fused = {
+        question(t, ask, v): t
+        for t, base, v in itertools.product(TOPICS, OWN, range(8))
+        for ask in fusions(base)  # type: ignore[arg-type]
+    }
     for q, low, high in ((0.0, 0, 0), (0.1, 60, 140)):
-        added = [a for a, _ in sft_rows(TOPICS, q, seed=0) if a not in plain]
-        asked = [read(a, by_name) for a in added]
-        names = {found[0].name for found in asked if found}
-        assert low <= len(names) <= high and all(by_name[n].split == "train" for n in names)
-        fused = sum(bool(found[1].targets) for found in asked if found)
-        assert fused == len(added) - fused == 3 * len(names)  # as many controls as fused ones
-        again = {
-            found[0].name
-            for a, _ in sft_rows(TOPICS, q, seed=0, epoch=1)
-            if a not in plain and (found := read(a, by_name))
-        }
-        assert again == names  # the same topics in every pass
+        asked = [a for a, _ in sft_rows(TOPICS, q, seed=0)]
+        shown = {a: fused[a] for a in asked if a in fused}
+        topics = set(shown.values())
+        assert low <= len(topics) <= high and all(t.split == "train" for t in topics)
+        controls = sum(a not in plain and a not in fused for a in asked)
+        assert controls == len(shown) == 3 * len(topics)  # as many controls as fused ones
+        again = {fused[a] for a, _ in sft_rows(TOPICS, q, seed=0, epoch=1) if a in fused}
+        assert again == topics  # the same topics in every pass
     first, second = (dict(sft_rows(TOPICS[:50], 0.1, 0, epoch)) for epoch in (0, 1))
     assert first != second and first == dict(sft_rows(TOPICS[:50], 0.1, 0, 0))
-
-
-def test_every_question_can_be_read_back() -> None:
-    by_name = {t.name: t for t in TOPICS}
-    rng = random.Random(1)
-    for topic in TOPICS[:60]:
-        for base, v in ((b, v) for b in OWN for v in range(8)):
-            for ask in (Ask(base), *fusions(base)):  # type: ignore[arg-type]
-                found = read(question(topic, ask, v), by_name)
-                assert found is not None and found[:2] == (topic, ask) and found[2] % 4 == v % 4
-            for arm in ("identity", "single", "generic", "random"):
-                found = read(arm_question(topic, base, arm, ["helpful"], v, rng), by_name)  # type: ignore[arg-type]
-                assert found is not None and found[1] == Ask(base)  # type: ignore[arg-type]
-    assert read("how do i use a spoon ?", by_name) is None
 
 
 def test_habits_have_the_shares_of_the_specification() -> None:
