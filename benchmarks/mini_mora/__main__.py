@@ -39,22 +39,21 @@ Trained = tuple[Any, int, int]  # model, steps, pairs
 
 def first(lab: Lab, n: int, arm: str = "plain", selector: str = "dominance") -> list[Pair]:
     """The arm's first n pairs; more than the scale's n are chosen from four times the answers, four
-    or eight a question.
+    a question.
 
     Raises:
         LookupError: it has fewer.
     """
-    more = n / lab.scale.n
-    answers, each = (8, 2) if more <= 1 else (32, 4) if more < 5 else (32, 8)
+    answers, each = (8, 2) if n <= lab.scale.n else (32, 4)
     found = lab.pairs(arm, selector, answers, each)
     if len(found) < n:
         raise LookupError(f"{arm} under {selector} has {len(found)} pairs, {n} are wanted")
     return found[:n]
 
 
-def each_dimension(lab: Lab, n: int) -> list[Pair]:
-    """n plain pairs, a third chosen for each dimension alone."""
-    return [p for d in DIMENSIONS for p in first(lab, n // 3, "plain", d)]
+def each_dimension(lab: Lab, n: int, arm: str = "plain") -> list[Pair]:
+    """n pairs of the arm, a third chosen for each dimension alone."""
+    return [p for d in DIMENSIONS for p in first(lab, n // 3, arm, d)]
 
 
 def reattached(pairs: Sequence[Pair], every: int = 1) -> list[Pair]:
@@ -73,18 +72,20 @@ METHODS: dict[str, Callable[[Lab, int], list[Pair]]] = {
     "plain+fused, each wins": lambda lab, n: first(lab, n) + first(lab, n, "fused", "dominance_hv"),
     "dims": each_dimension,
     "dims+fused": lambda lab, n: each_dimension(lab, n) + first(lab, n, "fused"),
+    "dims+plain": lambda lab, n: each_dimension(lab, n) + each_dimension(lab, n, "more"),
     "plain, sum": lambda lab, n: first(lab, n, "plain", "sum"),
     "plain+fused, sum": lambda lab, n: (
         first(lab, n, "plain", "sum") + first(lab, n, "fused", "sum")
     ),
     "plain, dominance_hv": lambda lab, n: first(lab, n, "plain", "dominance_hv"),
 }
+KINDS = ("alone", "mora", "more")  # of sequence
 ADDED = ("plain", "plain+fused", "plain+plain")
 PIECES: dict[str, tuple[str, ...]] = {
     "added": (*ADDED, "fused"),
     "distilled": ("plain+distilled", "plain+half"),
     "generic": ("plain+generic",),
-    "simultaneous": ("dims", "dims+fused"),
+    "simultaneous": ("dims", "dims+fused", "dims+plain"),
     "selectors": tuple(name for name in METHODS if name.startswith("plain") and "," in name)[1:],
     "each_wins": ("plain", "plain+fused", "plain+fused, each wins"),
     "sizes": ADDED,
@@ -116,7 +117,7 @@ def run(lab: Lab, piece: str, rate: float, results: Path) -> None:
     if piece == "rate":
         print(json.dumps(learning_rate(lab)))
     if piece == "sequence":
-        for order, kind in itertools.product(itertools.permutations(DIMENSIONS), ("alone", "mora")):
+        for kind, order in itertools.product(KINDS, itertools.permutations(DIMENSIONS)):
             name = f"sequence {kind}: {' '.join(order)}"
             train = lambda order=order, kind=kind: chain(lab, order, kind, rate)  # noqa: E731
             record(name, lab.scale.n, train)
@@ -157,8 +158,8 @@ def write(lab: Lab, method: str, n: int, train: Callable[[], Trained], results: 
 def chain(lab: Lab, order: Sequence[str], kind: str, rate: float) -> Trained:
     """One dimension after the other, each stage's reference the stage before, n / 3 pairs a stage.
 
-    With `mora`, the stages after the first also hold as many fused pairs in which their dimension
-    gains and none loses, at equal steps.
+    The stages after the first also hold, at equal steps, as many fused pairs in which their
+    dimension gains and none loses (`mora`), or further plain pairs chosen as theirs are (`more`).
     """
     n = lab.scale.n // 3
     model, steps, total = lab.base, steps_of(n, lab.scale), 0
@@ -167,6 +168,8 @@ def chain(lab: Lab, order: Sequence[str], kind: str, rate: float) -> Trained:
         pairs = first(lab, n, "plain", d)
         if t and kind == "mora":
             pairs = pairs + first(lab, n, "fused", f"kept_{d}")
+        elif t and kind == "more":
+            pairs = pairs + first(lab, n, "more", d)
         if key not in lab.trained:
             lab.trained[key] = lab.dpo(model, pairs, steps, rate)
         model, total = lab.trained[key], total + len(pairs)

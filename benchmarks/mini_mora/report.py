@@ -41,6 +41,8 @@ COMPARED: dict[str, list[tuple[str, str]]] = {
         ("plain+fused, each wins", "plain"),
         ("dims", "base"),
         ("dims+fused", "dims"),
+        ("dims+plain", "dims"),
+        ("dims+fused", "dims+plain"),
         ("plain", "dims"),
     )
 } | {
@@ -48,7 +50,13 @@ COMPARED: dict[str, list[tuple[str, str]]] = {
         (x if x == "base" else f"sequence {x}: {o}", y if y == "base" else f"sequence {y}: {o}")
         for x, y, o in ((a, b, o) for o in ORDERS)
     ]
-    for a, b in (("mora", "alone"), ("alone", "base"), ("mora", "base"))
+    for a, b in (
+        ("mora", "alone"),
+        ("more", "alone"),
+        ("mora", "more"),
+        ("alone", "base"),
+        ("mora", "base"),
+    )
 }
 
 
@@ -83,14 +91,39 @@ def gap(
             values.append(np.mean([a - b for a, b in there], axis=0))
     if not values:
         return None
-    full = TEST_ANSWERS * (3 if form == "fused" else 2)
-    drawn = hierarchical_bootstrap([np.array(values)[:, :, None] / full], None, DRAWS)[0]
+    return _drawn(np.array(values) / (TEST_ANSWERS * (3 if form == "fused" else 2)))
+
+
+def kept(
+    rows: Sequence[dict[str, str]], kinds: tuple[str, str], n: str, form: str, q: str, at: str = ""
+) -> dict[str, Any] | None:
+    """What one kind of sequence keeps, more than another, of the reward in the dimensions trained
+    before the last stage, mean of these dimensions and of the orders; the interval is over seeds
+    alone."""
+    of = {(r["method"], r["n"], r["seed"]): r for r in rows if (r["form"], r["q"]) == (form, q)}
+    values = []
+    for seed in sorted({s for _, _, s in of}, key=int):
+        both = [[of.get((f"sequence {k}: {o}{at}", n, seed)) for k in kinds] for o in ORDERS]
+        earlier = [
+            float(a[d]) - float(b[d])
+            for (a, b), o in zip(both, ORDERS, strict=True)
+            for d in o.split()[:-1]
+            if a and b
+        ]
+        if len(earlier) == 2 * len(ORDERS):
+            values.append([np.mean(earlier)])
+    return _drawn(np.array(values)) if values else None
+
+
+def _drawn(values_S_P: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """The mean over seeds and topics, its interval and p, and each seed's own."""
+    drawn = hierarchical_bootstrap([values_S_P[:, :, None]], None, DRAWS)[0]
     return {
-        "seeds": len(values),
+        "seeds": len(values_S_P),
         "value": float(drawn.estimate_M[0]),
         "interval": interval(drawn.draws_B_M[:, 0]),
         "p": bootstrap_p(drawn.draws_B_M[:, 0]),
-        "by_seed": [round(float(v.mean()) / full, 4) for v in values],
+        "by_seed": [round(float(v.mean()), 4) for v in values_S_P],
     }
 
 
@@ -111,13 +144,17 @@ def report(results: Path) -> Iterator[str]:
     yield "\n| difference in joint pass | n | q | questions | seeds | value | 95 % | p |"
     yield "|---|---|---|---|---|---|---|---|"
     settings = sorted({(q, n, _rate(m)) for q, m, n, _ in seen if n != "0"})
-    for (q, n, at), (name, pairs), form in itertools.product(settings, COMPARED.items(), FORMS):
-        if g := gap(rows, pairs, n, form, q, at):
-            low, high = g["interval"] or (float("nan"), float("nan"))
-            yield (
-                f"| {name}{at} | {n} | {q} | {form} | {g['seeds']} | {g['value']:+.3f} |"
-                f" {low:+.3f} to {high:+.3f} | {g['p'] if g['p'] is None else round(g['p'], 3)} |"
-            )
+    for (q, n, at), form in itertools.product(settings, FORMS):
+        each = {name: gap(rows, pairs, n, form, q, at) for name, pairs in COMPARED.items()}
+        for a, b in (("mora", "alone"), ("mora", "more")):
+            each[f"sequence, reward kept: {a} - {b}"] = kept(rows, (a, b), n, form, q, at)
+        for name, g in each.items():
+            if g:
+                low, high = g["interval"] or (float("nan"), float("nan"))
+                p = "" if g["p"] is None else f"{g['p']:.3f}"
+                ends = f"{low:+.3f} to {high:+.3f}"
+                cells = f"{n} | {q} | {form} | {g['seeds']} | {g['value']:+.3f} | {ends} | {p}"
+                yield f"| {name}{at} | {cells} |"
 
 
 def _rate(method: str) -> str:
