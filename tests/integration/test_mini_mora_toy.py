@@ -41,8 +41,17 @@ def test_the_toy_experiment_runs_to_its_tables_and_a_second_run_does_nothing_aga
     pieces = ("--piece", "added", "--piece", "simultaneous", "--piece", "rate")
     first = run(*pieces)
     rows = table.read_bytes()
-    methods = ("base", "plain", "plain+fused", "plain+plain", "fused", "dims", "dims+fused")
-    assert [x.partition(",")[0] for x in first.splitlines()[:7]] == list(methods)
+    methods = (
+        "base",
+        "plain",
+        "plain+fused",
+        "plain+plain",
+        "fused",
+        "dims",
+        "dims+fused",
+        "dims+plain",
+    )
+    assert [x.partition(",")[0] for x in first.splitlines()[:8]] == list(methods)
     assert rows.count(b"\n") == 1 + 3 * len(methods)
     assert run(*pieces).count("joint") == 0 and table.read_bytes() == rows
     assert "| plain+fused - plain | 6 | 0.1 | held_out | 1 |" in run("--report")
