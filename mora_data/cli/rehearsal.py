@@ -15,6 +15,7 @@ from .. import plugins, resources
 from ..engines import ROLES
 from ..pipeline.values import Probe
 from ..prompts.guard_trial import PROMPT_ID as TRIAL
+from ..prompts.volume import scorer_name
 from ..rewards import REWARDS
 from ..run.folder import SourceCounts
 from ..run.log import Record
@@ -46,8 +47,7 @@ def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSett
 
     def reward(dimension: str, i: int, r: RewardSettings) -> RewardSettings:
         if r.kind in ("judge", "rubric"):
-            name = "together" if r.options.get("together") else dimension
-            endpoint = r.endpoint and played(r.endpoint, f"{name}:{i}")
+            endpoint = r.endpoint and played(r.endpoint, scorer_name(dimension, i, r))
             return r.model_copy(update={"endpoint": endpoint})
         if recorded and not asks_model(r):
             return r

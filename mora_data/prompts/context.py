@@ -95,7 +95,6 @@ class BuildContext:
 
     def with_judge_stats(self, stats: JudgeStats) -> BuildContext:
         """With what was measured, and the calibration maps that were fitted."""
-        self.rewriter.guard.rule = stats.harm_guard.get("rule", self.rewriter.guard.rule)
         if not self.settings.presample.enabled:
             return replace(self, judge_stats=stats)
         sources = with_calibration_maps(self.sources, stats.calibration)

@@ -21,6 +21,7 @@ from ..rewards.combine import combine as combine_sources
 from ..rewards.judge import second_opinion
 from ..rewards.rules import flags
 from ..rewriting.checks import Check, pilot_check
+from ..rewriting.guard import RULES
 from ..rewriting.rewriter import Probe, RewriteSource, in_arm_order, matched_length
 from ..run.tasks import all_of
 from ..settings import BuildSettings
@@ -83,7 +84,12 @@ async def _stages(context: PromptContext, result: PromptResult) -> None:
     if build.reaches("fuse"):
         leaks = [r.text for r in result.presample.rollouts] if result.presample else []
         source = await build.rewriter.prepare(
-            context.ask, prompt, result.stats, result.target_dims, leaks
+            context.ask,
+            prompt,
+            result.stats,
+            result.target_dims,
+            leaks,
+            build.judge_stats.harm_guard.get("rule", RULES[0]),
         )
         for name in in_arm_order(settings.fuse.arms):
             await _run_arm(context, result, name, source)

@@ -10,7 +10,7 @@ on a few canaries when all is scored.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,15 +60,14 @@ async def measure_judges(
     """The judges' statistics, from reference.json where its settings still stand, else measured on
     the first prompts and frozen there; with the trial of the harm check, beside which nothing
     waits. With `chosen`, for a probe, on these prompts, not frozen."""
-
-    async def tried() -> JudgeStats:
-        trial = await try_harm_guard(build, run.engines, run.stats, run.folder.path)
-        return replace(build.judge_stats, harm_guard=trial)
-
-    guard, stats = await all_of([tried(), _measure(build, run, parts, chosen)])
-    stats = replace(stats, harm_guard=guard.harm_guard)
-    tree, measured = stats.to_json(), build.settings.presample.enabled or stats.harm_guard
-    if chosen is None and measured and tree != read_json(run.folder.path / "reference.json"):
+    works: list[Awaitable[Any]] = [
+        try_harm_guard(build, run.engines, run.stats, run.folder.path),
+        _measure(build, run, parts, chosen),
+    ]
+    trial, measured = await all_of(works)
+    stats: JudgeStats = replace(measured, harm_guard=trial)
+    tree, is_measured = stats.to_json(), build.settings.presample.enabled or stats.harm_guard
+    if chosen is None and is_measured and tree != read_json(run.folder.path / "reference.json"):
         run.folder.write("reference.json", tree)
     for line in stats.doubts():
         run.progress.message(line)

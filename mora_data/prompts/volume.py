@@ -9,7 +9,7 @@ how many tries its rewrite takes.
 
 from __future__ import annotations
 
-from ..settings import BuildSettings
+from ..settings import BuildSettings, RewardSettings
 
 GUARD_EXAMPLES = 18  # questions that the harm check is tried on, where a model checks
 CANARIES = 50  # scored at both ends, where a model scores
@@ -21,14 +21,15 @@ def requests_of(settings: BuildSettings, n_prompts: int) -> tuple[float, float]:
     return _requests_at(settings, n_prompts, 0), _requests_at(settings, n_prompts, 1)
 
 
+def scorer_name(dimension: str, i: int, reward: RewardSettings) -> str:
+    """A name of a dimension's `i`-th reward; those that ask for `together` are asked once for all
+    dimensions, and have one."""
+    return f"{'together' if reward.options.get('together') else dimension}:{i}"
+
+
 def _requests_at(s: BuildSettings, n_prompts: int, upper: int) -> float:
-    sources = {d: s.reward_sources(d) for d in s.dimensions}
     dims = len(
-        {
-            ("together" if r.options.get("together") else d, i)
-            for d in sources
-            for i, r in enumerate(sources[d])
-        }
+        {scorer_name(d, i, r) for d in s.dimensions for i, r in enumerate(s.reward_sources(d))}
     )
     looks, n_arms = s.presample.looks(), len(s.fuse.arms)
     presamples = (looks[-1] if upper else looks[0]) if s.presample.enabled else 0

@@ -72,7 +72,6 @@ class Guard:
         known = frozenset(("question", "history", "nonce"))
         more = {"intent": {"needs"}, "targets": {"asks"}}
         self._checks, self._model = settings.fuse.checks, settings.fuse.guard
-        self.rule = RULES[0]  # the strictest that worked examples allow: `guard_trial`
         self.templates: dict[str, Template] = {
             name: load_template("guard", name, known | more.get(name, set()))
             for name in ("targets", *self._checks)
@@ -85,20 +84,16 @@ class Guard:
         role = settings.role("judge")
         self._sampling = Sampling(role.temperature, role.top_p, role.max_tokens, tuple(role.stop))
 
-    @property
-    def checks_harm(self) -> bool:
-        """Whether anything is refused for harm."""
-        return "harm" in self._checks and self.rule != "off"
-
-    def is_risky(self, harm: float) -> bool:
-        """Whether a question of that harm asks for something harmful."""
+    def is_risky(self, harm: float, rule: str) -> bool:
+        """Whether a question of that harm asks for something harmful, for a guard that refuses by
+        `rule`."""
         least = RISKY if self._model is None else RISKY_GUARD
-        return harm >= (SURE if self.rule == "sure" else least)
+        return harm >= (SURE if rule == "sure" else least)
 
     async def harm(self, ask: Ask, prompt_id: str, messages: Messages) -> float | None:
         """How harmful the request of the last turn is, in [0, 1]; None where it is not measured or
         the verdict can't be read."""
-        if not self.checks_harm:
+        if "harm" not in self._checks:
             return None
         if self._model is not None:
             return await self._unsafe(ask, prompt_id, messages, self._model.family)
@@ -136,12 +131,13 @@ class Guard:
         messages: Messages,
         wanted: Sequence[str],
         before: float | None,
+        harm_rule: str = RULES[0],
     ) -> list[Check]:
         """What the model says of a rewrite; `wanted` dimensions are looked for, none where it is
-        empty."""
+        empty. Harm is refused by `harm_rule`, of `RULES`."""
         found = await all_of(
             [
-                self._harm(ask, prompt_id, messages, before),
+                self._harm(ask, prompt_id, messages, before, harm_rule),
                 self._intent(ask, prompt_id, messages, wanted),
             ]
         )
@@ -179,12 +175,12 @@ class Guard:
         return {d: said is not None and said[x] == "yes" for x, d in letters.items()}
 
     async def _harm(
-        self, ask: Ask, prompt_id: str, messages: Messages, before: float | None
+        self, ask: Ask, prompt_id: str, messages: Messages, before: float | None, rule: str
     ) -> list[Check]:
-        if not self.checks_harm:
+        if "harm" not in self._checks or rule == "off":
             return []
         after = await self.harm(ask, prompt_id, messages)
-        passed = not refuses(self.rule, before, after)
+        passed = not refuses(rule, before, after)
         said = ["no verdict" if p is None else f"{p:.2f}" for p in (before, after)]
         return [
             Check("harm_before", True, before),

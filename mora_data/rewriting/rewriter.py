@@ -29,7 +29,7 @@ from ..text import n_tokens, seed_of
 from ..types import Answer, Message, Messages, Prompt, Request, Sampling
 from . import checks
 from .checks import Budget, cosine, folder_hash
-from .guard import Guard
+from .guard import RULES, Guard
 from .intents import Intent, load_intents, premise_for, worked_examples
 from .reply import SCHEMA, Rewrite, parse_rewrite
 
@@ -91,6 +91,7 @@ class RewriteSource:
         rollouts: answers to it, none of which a rewrite may carry.
         harm: how harmful its request is, in [0, 1]; None where that is not measured.
         risky: it asks for something harmful, so that a fused form may not ask for the same.
+        harm_rule: what a rewrite is refused for harm by, of `guard.RULES`.
     """
 
     prompt: Prompt
@@ -99,6 +100,7 @@ class RewriteSource:
     rollouts: Sequence[str]
     harm: float | None
     risky: bool
+    harm_rule: str = RULES[0]
 
     @property
     def wanted_dims(self) -> tuple[str, ...]:
@@ -191,12 +193,13 @@ class Rewriter:
         stats: PromptStats | None,
         target_dims: tuple[str, ...],
         rollouts: Sequence[str],
+        harm_rule: str = RULES[0],
     ) -> RewriteSource:
-        """The prompt, with its harm measured where `fuse.checks` says so; else conflicting
-        presamples mark it as risky."""
+        """The prompt, with its harm measured where `fuse.checks` and the rule say so; else
+        conflicting presamples mark it as risky."""
         harm = (
             await self.guard.harm(ask, prompt.prompt_id, prompt.messages)
-            if self.templates
+            if self.templates and harm_rule != "off"
             else None
         )
         conflict = (
@@ -210,7 +213,8 @@ class Rewriter:
             target_dims,
             rollouts,
             harm,
-            self.guard.is_risky(harm) if harm is not None else conflict,
+            self.guard.is_risky(harm, harm_rule) if harm is not None else conflict,
+            harm_rule,
         )
 
     async def fuse(
@@ -290,7 +294,7 @@ class Rewriter:
         if self._settings.fuse.checks and all(c.passed for c in found):
             wanted = () if self._is_control(arm) else source.wanted_dims
             found += await self.guard.check(
-                ask, source.prompt.prompt_id, messages, wanted, source.harm
+                ask, source.prompt.prompt_id, messages, wanted, source.harm, source.harm_rule
             )
         if probe is not None and all(c.passed for c in found):
             found.append(await probe(messages))
