@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..run.files import readable
 from ..run.folder import parts_of
-from ..run.partitions import AGAIN, Partition, lean_arrow, row_tuples
+from ..run.partitions import AGAIN, Partition, last_tries, lean_arrow, row_tuples
 from ..run.table import has_flag
 from ..statistics import Floats, Ints
 from ..text import n_tokens
@@ -238,12 +238,10 @@ def _rewrites(
 ) -> tuple[dict[str, dict[int, tuple[str, int]]], dict[tuple[str, str], tuple[float, int]]]:
     table = part.table("fusions", ["prompt_id", "arm", "attempt", "accepted", "failed", "checks"])
     tried: dict[str, dict[int, tuple[str, int]]] = {}
-    rows = row_tuples(table, "prompt_id", "arm", "attempt", "accepted", "failed")
-    for prompt_id, arm, attempt, accepted, failed in rows:
-        row, before = place[prompt_id], tried.setdefault(arm, {})
-        passed_over = not accepted and not failed  # a better candidate of the same try was taken
-        if not passed_over and before.get(row, ("-", 0))[0] != "":
-            before[row] = ("" if accepted else failed[0], attempt + 1)
+    rows = list(row_tuples(table, "attempt", "accepted", "failed"))
+    for (prompt_id, arm), i in last_tries(table).items():
+        attempt, accepted, failed = rows[i]
+        tried.setdefault(arm, {})[place[prompt_id]] = "" if accepted else failed[0], attempt + 1
     return tried, _checks(table)
 
 

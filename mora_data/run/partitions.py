@@ -243,6 +243,17 @@ def row_tuples(table: Any, *names: str) -> Iterator[tuple[Any, ...]]:
     return zip(*(table.column(name).to_pylist() for name in names), strict=True)
 
 
+def last_tries(fusions: Any) -> dict[tuple[str, str], int]:
+    """(prompt id, arm) -> the row of a table of `fusions` with what became of the prompt there: the
+    rewrite that was accepted, else the last one."""
+    found: dict[tuple[str, str], int] = {}
+    accepted = fusions.column("accepted").to_pylist()
+    for i, at in enumerate(row_tuples(fusions, "prompt_id", "arm")):
+        if at not in found or not accepted[found[at]]:
+            found[at] = i
+    return found
+
+
 def _json_lines(rows: Iterable[object]) -> bytes:
     return b"".join(orjson.dumps(row) + b"\n" for row in rows)
 

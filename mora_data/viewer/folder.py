@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import yaml
 from typing_extensions import NotRequired
@@ -170,7 +170,7 @@ def stamp_files(paths: Sequence[Path]) -> FileStamp:
     return tuple(out)
 
 
-class RunStatus(TypedDict):
+class ViewedStatus(TypedDict):
     """How a run stands; of a dataset folder alone only `running`, which is False.
 
     `now` is what a running build says of itself: its step, done of total, and how busy its
@@ -202,7 +202,7 @@ class Watch:
         self._logs: dict[Path, tuple[int, int]] = {}  # bytes, lines
         self._looks: deque[tuple[float, int, int]] = deque(maxlen=200)  # time, answers, tokens
 
-    def look(self, folder: ViewedFolder) -> RunStatus:
+    def look(self, folder: ViewedFolder) -> ViewedStatus:
         """The status of the folder's run at this moment."""
         if folder.run is None:
             return {"running": False}
@@ -263,7 +263,7 @@ class Watch:
         return lines
 
 
-def reload_after(status: RunStatus, query: Query) -> int:
+def reload_after(status: ViewedStatus, query: Query) -> int:
     """Seconds after which the page of a running build loads itself again; 0 for never, as where it
     is to stand still."""
     return RELOAD_S if status["running"] and not query.get("still") else 0
@@ -297,7 +297,7 @@ def _counts(tree: Mapping[str, Any]) -> StageCounts:
 
 
 def _read_live(run: Path) -> dict[str, Any] | None:
-    live = read_live(run) or {}
+    live = cast(Mapping[str, Any], read_live(run) or {})
     slots = live.get("slots")
     if not isinstance(slots, list):
         return None

@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 
 from ..run.files import read_json
-from ..run.partitions import Partition, lean_arrow
+from ..run.partitions import Partition, last_tries, lean_arrow
 from ..text import commonest_first
-from .folder import Page, Query, RunStatus, ViewedFolder, reload_after, stage_counts
+from .folder import Page, Query, ViewedFolder, ViewedStatus, reload_after, stage_counts
 from .pairs import pair_cards
 from .prompts import PromptIndex, newest_prompts
 from .search import PairQuery, PairSearch
@@ -23,7 +23,7 @@ MOST_ROWS = 50
 
 def overview_page(
     folder: ViewedFolder,
-    status: RunStatus,
+    status: ViewedStatus,
     pairs: PairSearch,
     prompts: PromptIndex,
     query: Query,
@@ -67,7 +67,7 @@ def _margins(pairs: PairSearch, column: str) -> dict[str, object]:
     return {"bins": pairs.histogram(PairQuery(sort=f"-{column}")), "mean": mean}
 
 
-def drops_page(folder: ViewedFolder, status: RunStatus, pairs: PairSearch, query: Query) -> Page:
+def drops_page(folder: ViewedFolder, status: ViewedStatus, pairs: PairSearch, query: Query) -> Page:
     """What was left out at each stage, and why; with `stage` and `reason`, also prompts that it
     happened to, or `why_none` of them are known."""
     counts = stage_counts(folder, status["running"])
@@ -107,11 +107,11 @@ def _dropped(
         yield from table.filter(pc.equal(table["kind"], reason)).select(["prompt_id"]).to_pylist()
     elif stage == "fuse":
         columns = ["prompt_id", "arm", "attempt", "accepted", "failed"]
-        rows = part.table("fusions", columns).to_pylist()
-        last = {(row["prompt_id"], row["arm"]): row for row in rows}
-        for (prompt_id, arm), row in last.items():
+        table = part.table("fusions", columns)
+        for row in table.take(list(last_tries(table).values())).to_pylist():
             if not row["accepted"] and row["failed"] and row["failed"][0] == reason:
-                yield {"prompt_id": prompt_id, "arm": arm, "tries": row["attempt"] + 1}
+                tries = row["attempt"] + 1
+                yield {"prompt_id": row["prompt_id"], "arm": row["arm"], "tries": tries}
     elif stage == "rollout":
         table = part.table("rollouts", ["prompt_id", "arm", "index", "flags"])
         table = table.filter(pc.not_equal(table["arm"], "presample"))
@@ -127,7 +127,7 @@ def _dropped(
                 yield row
 
 
-def requests_page(folder: ViewedFolder, status: RunStatus, query: Query) -> Page:
+def requests_page(folder: ViewedFolder, status: ViewedStatus, query: Query) -> Page:
     """Tokens by model, money, failed rows by cause; `failed` has the last of these rows."""
     causes, rows = _failed_rows(folder)
     fields = {

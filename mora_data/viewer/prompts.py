@@ -24,7 +24,7 @@ import orjson
 
 from ..errors import DamagedFile, SettingsError
 from ..run.files import readable
-from ..run.partitions import PROMPTS, Partition, lean_arrow, row_tuples
+from ..run.partitions import PROMPTS, Partition, last_tries, lean_arrow, row_tuples
 from ..text import commonest_first
 from ..types import ARMS, may_harm
 from .calls import calls_of
@@ -211,8 +211,11 @@ def _of_partition(part: Partition, why: Words, words: Words) -> Iterator[ListedP
     if part.manifest() is not None:
         table = part.table("profiles", ["prompt_id", "kind", "owed"])
         profiles = {i: (k, o) for i, k, o in row_tuples(table, "prompt_id", "kind", "owed")}
-        names = ("prompt_id", "arm", "attempt", "accepted", "failed", "text")
-        for i, arm, attempt, ok, failed, text in row_tuples(part.table("fusions", names), *names):
+        names = ("attempt", "accepted", "failed", "text")
+        table = part.table("fusions", ("prompt_id", "arm", *names))
+        rows = list(row_tuples(table, *names))
+        for (i, arm), row in last_tries(table).items():
+            attempt, ok, failed, text = rows[row]
             outcome = ACCEPTED if ok else (failed or ["failed"])[0]
             rewrites[i][arm] = Rewrite(outcome, attempt + 1, words(text))
         arms = part.table("arms", ["prompt_id", "arm"])
@@ -294,7 +297,7 @@ def list_query(query: Query) -> dict[str, str]:
     return {k: query[k] for k in (*FILTERS, "q", "sort") if query.get(k)}
 
 
-def prompt_rows(index: PromptIndex, pairs: PairSearch, query: Query) -> Iterator[dict[str, Any]]:
+def listed_rows(index: PromptIndex, pairs: PairSearch, query: Query) -> Iterator[dict[str, Any]]:
     """What the list says of the prompts that pass the filters, with their whole texts.
 
     Raises:

@@ -40,7 +40,7 @@ from ..report.templates import render, url
 from . import pictures
 from .compare import comparison_page, prompt_comparison_page
 from .export import KINDS, Exported, exported, pair_rows
-from .folder import Page, Query, RunStatus, ViewedFolder, Watch, open_folder, stamp_files
+from .folder import Page, Query, ViewedFolder, ViewedStatus, Watch, open_folder, stamp_files
 from .index import FLAGS, pair_files
 from .overview import drops_page, overview_page, requests_page
 from .pairs import (
@@ -51,7 +51,7 @@ from .pairs import (
     review_page,
     take_vote,
 )
-from .prompts import PromptIndex, prompt_list_page, prompt_page, prompt_rows
+from .prompts import PromptIndex, listed_rows, prompt_list_page, prompt_page
 from .search import PairQuery, PairSearch
 
 PORT = 7470
@@ -109,7 +109,7 @@ class ViewerState:
         """The pairs of the folder to compare with."""
         return self.other.pairs() if self.other is not None else None
 
-    def status(self, folder: ViewedFolder) -> RunStatus:
+    def status(self, folder: ViewedFolder) -> ViewedStatus:
         """How the folder's run stands."""
         with self._looking:
             return self._watch.look(folder)
@@ -134,7 +134,7 @@ PAGES_OF: Mapping[str, Callable[[ViewerState, Query, str], Page | None]] = {
 }
 EXPORTS: Mapping[str, Callable[[ViewerState, Query], Iterator[Exported]]] = {
     "pairs": lambda s, q: pair_rows(s.pairs(), q),
-    "prompts": lambda s, q: prompt_rows(s.prompts, s.pairs(), q),
+    "prompts": lambda s, q: listed_rows(s.prompts, s.pairs(), q),
 }
 
 

@@ -9,6 +9,7 @@ prompts_html(run_dir)               a page in one file; `fragment` of it for a n
 from __future__ import annotations
 
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from markupsafe import Markup
 from ..report.page import style_sheet
 from ..report.templates import environment, render
 from ..run.folder import parts_of
-from ..run.partitions import Partition, row_tuples
+from ..run.partitions import Partition, last_tries, row_tuples
 from ..secrets import visible
 from ..text import one_line, transcript
 from ..types import may_harm
@@ -28,6 +29,7 @@ from .provenance import PromptArm, PromptProvenance, ScoredAnswer, read_provenan
 
 ANSWER_CHARS = 240  # of an answer on the terminal
 ROWS = 20  # that a notebook shows of a table
+UNTRIED: tuple[Any, ...] = (-1, None, False, [], [])  # attempt, text, accepted, failed, checks
 MOST_STORIES = 20  # prompts that a notebook shows whole
 
 
@@ -45,14 +47,15 @@ def prompt_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
 def _rows_of_part(part: Partition) -> Iterator[dict[str, Any]]:
     about = ("prompt_id", "kind", "carried_dim", "target_dims")
     profiles = {row[0]: row for row in row_tuples(part.table("profiles", about), *about)}
-    names = ("prompt_id", "arm", "attempt", "text", "accepted", "failed", "checks")
-    tries: dict[str, dict[str | None, list[tuple[Any, ...]]]] = {}
-    for prompt_id, arm, *row in row_tuples(part.table("fusions", names), *names):
-        tries.setdefault(prompt_id, {}).setdefault(arm, []).append(tuple(row))
+    names = ("attempt", "text", "accepted", "failed", "checks")
+    table = part.table("fusions", ("prompt_id", "arm", *names))
+    rows = list(row_tuples(table, *names))
+    tries: dict[str, list[tuple[str | None, tuple[Any, ...]]]] = defaultdict(list)
+    for (prompt_id, arm), i in last_tries(table).items():
+        tries[prompt_id].append((arm, rows[i]))
     for prompt in part.prompts():
-        for arm, rows in (tries.get(prompt.prompt_id) or {None: []}).items():
-            taken = [row for row in rows if row[2]]
-            last = (taken or rows or [(-1, None, False, [], [])])[-1]
+        for name, last in tries.get(prompt.prompt_id) or [(None, UNTRIED)]:
+            attempt, text, accepted, failed, checks = last
             yield {
                 **dict(
                     zip(about, profiles.get(prompt.prompt_id, [prompt.prompt_id]), strict=False)
@@ -60,11 +63,11 @@ def _rows_of_part(part: Partition) -> Iterator[dict[str, Any]]:
                 "source_prompt": transcript(prompt.messages),
                 "source_row": prompt.source_row,
                 "category": prompt.category,
-                "arm": arm,
-                "rewrite": last[1] if taken else None,
-                "tries": last[0] + 1,
-                "failed": list(last[3]),
-                "checks": last[4],
+                "arm": name,
+                "rewrite": text if accepted else None,
+                "tries": attempt + 1,
+                "failed": list(failed),
+                "checks": checks,
             }
 
 
