@@ -26,6 +26,8 @@ from ..text import seed_of
 from ..types import Answer, Request, Role
 from .engine import Engine
 
+SILENT = 3  # replies of a role without a text; one alone is chance
+
 
 def key_of_call(key: Any) -> bytes:
     """12 bytes that name a call that no engine makes."""
@@ -203,10 +205,25 @@ class CachedClient:
         self._log.put(call.key, first, record, call.request.prompt_id)
         last = record.answers[-1]
         if last.tokens_out and not last.text:
-            sampling = call.request.sampling
-            cut_off = last.finish_reason == "length"
-            self._stats.note_silent(call.request.role, sampling.max_tokens, cut_off)
+            role = call.request.role
+            self._stats.silent[role] += 1
+            if self._stats.silent[role] == SILENT and self._stats.on_note is not None:
+                cut_off = last.finish_reason == "length"
+                self._stats.on_note(_advice(role, call.request.sampling.max_tokens, cut_off))
         if self._stats.on_record is not None:
             self._stats.on_record(call.request, call.key + first.to_bytes(4, "big"), record)
         account = self._stats.accounts.get(call.request.role, call.engine.model)
         self._stats.count(account, call.request.prompt_id, record.tokens)
+
+
+def _advice(role: Role, max_tokens: int, cut_off: bool) -> str:
+    """What to do where a role's replies have tokens and no text."""
+    if cut_off:
+        setting = f"{role}.max_tokens" if ":" not in role else "its endpoint's max_tokens"
+        what = (
+            f"max_tokens = {max_tokens} ends replies inside the model's thoughts: set {setting}"
+            f" to {max(4096, 4 * max_tokens)} or so, or switch its thinking off"
+        )
+    else:
+        what = "replies have tokens and no text, as where a server takes all for thoughts"
+    return f"{role}: {what} (docs/endpoints.md, Reasoning models)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from ..dataset.configs import Describe
     from ..report.values import ArmsReport, Report
     from ..selection.select import Selection
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseInputs:
+    """What selecting and publishing work on; `counts` gets the two stages."""
+
+    build: Build
+    asked: Asked
+    context: BuildContext
+    parts: Sequence[Partition]
+    counts: Counts
+    manifest: Mapping[str, Any]
 
 
 def finish(
@@ -45,7 +57,7 @@ def finish(
         raise
     published, failure = Published(), None
     if asked.context is not None and build.reaches("select"):
-        published = _select(build, asked, asked.context, parts, counts, manifest)
+        published = _select(ReleaseInputs(build, asked, asked.context, parts, counts, manifest))
     if published.dataset_dir is not None and not counts["publish", "kept"]:
         left = counts_tree(counts, build.stages)
         failure = NothingSelected(emptied_by(left, build.folder.path, failed))
@@ -60,47 +72,32 @@ def finish(
     return published, failure
 
 
-def _select(
-    build: Build,
-    asked: Asked,
-    context: BuildContext,
-    parts: Sequence[Partition],
-    counts: Counts,
-    manifest: Mapping[str, Any],
-) -> Published:
-    """Select the pairs and, where the run goes on, publish them; `counts` gets the two stages."""
+def _select(inputs: ReleaseInputs) -> Published:
+    """Select the pairs and, where the run goes on, publish them."""
     from ..selection.select import select
 
-    s = build.settings
+    build, asked, parts, s = inputs.build, inputs.asked, inputs.parts, inputs.build.settings
     build.progress.start("selecting pairs")
     give_back()
     selection = select(parts, s)
-    personas = _cap_personas(parts, selection, s, context)
-    counts.update(selection.counts)
+    personas = _cap_personas(parts, selection, s, inputs.context)
+    inputs.counts.update(selection.counts)
     family = self_preference(asked.engines)
     feedback = quality(parts, selection.chosen, s, family, asked.drift)
     build.folder.write("feedback.json", feedback)
     published = Published(selection.n_pairs, personas=personas, feedback=feedback)
     if not build.reaches("publish"):
         return published
-    return _publish(build, asked, context, parts, counts, manifest, selection, published)
+    return _publish(inputs, selection, published)
 
 
-def _publish(
-    build: Build,
-    asked: Asked,
-    context: BuildContext,
-    parts: Sequence[Partition],
-    counts: Counts,
-    manifest: Mapping[str, Any],
-    selection: Selection,
-    published: Published,
-) -> Published:
+def _publish(inputs: ReleaseInputs, selection: Selection, published: Published) -> Published:
     """Write the dataset folder."""
     from ..dataset.configs import Release
     from ..dataset.folder import write_dataset
     from ..selection.select import picker, selected
 
+    build, context, counts = inputs.build, inputs.context, inputs.counts
     s, stats = build.settings, context.judge_stats
     build.progress.start("writing the dataset")
     published = replace(
@@ -112,12 +109,12 @@ def _publish(
             "mean_log_length_gap": selection.mean_log_length_gap,
         },
     )
-    tree = {**manifest, **with_selection(counts, published)}
+    tree = {**inputs.manifest, **with_selection(counts, published)}
     report, figures = _arms_report(build, selection, tree)
     pick = picker(s, stats, context.steps)
     release = Release(
         s,
-        _origin(build, asked),
+        _origin(build, inputs.asked),
         tree,
         stats.pass_thresholds,
         pick,
@@ -126,7 +123,7 @@ def _publish(
         _describe(build, report) if report is not None else None,
     )
     dataset_dir = build.folder.path / "dataset"
-    result = write_dataset(lambda: selected(parts, selection, s), release, dataset_dir)
+    result = write_dataset(lambda: selected(inputs.parts, selection, s), release, dataset_dir)
     n = sum(result.counts.get("preference", {}).values())
     counts["publish", "in"] += selection.n_pairs
     counts["publish", "kept"] += n

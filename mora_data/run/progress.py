@@ -28,11 +28,11 @@ import asyncio
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO, TypedDict, cast
 
 from ..errors import MoraError, RunFolderError
 from ..text import one_line
@@ -60,6 +60,39 @@ _WORK = {
 }
 
 Ends = tuple[float, float]  # low, high
+
+
+class Slots(TypedDict):
+    """The permits of one endpoint."""
+
+    size: int
+    open: int
+    busy: int
+    waiting: int
+
+
+class Live(TypedDict, total=False):
+    """live.json; another version may leave some of it out."""
+
+    at: float
+    step: str
+    done: int
+    total: int
+    requests: int
+    answered: int
+    in_flight: int
+    work: dict[str, int]
+    tokens: int
+    tokens_per_s: float | None
+    pairs: int
+    cost: float | None
+    currency: str
+    cost_per_pair: float | None
+    left_s: Ends | None
+    retries: int
+    failed: int
+    slots: list[Slots]
+    ended: str
 
 
 @dataclass(slots=True)
@@ -139,7 +172,7 @@ class Progress:
         self._stream.write(text + "\n")
         self._stream.flush()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Live:
         """What live.json says, but for its time."""
         s = self._stats
         work: Counter[str] = Counter()
@@ -234,29 +267,31 @@ class Progress:
         self._stream.flush()
 
 
-def progress_line(now: Mapping[str, Any]) -> str:
+def progress_line(now: Live) -> str:
     """What live.json says, as one line; what another version leaves out is left out."""
-    get, said = now.get, [str(now.get("step"))]
-    if get("total") or get("done"):
-        said[0] += f" {get('done')}" + (f"/{now['total']}" if get("total") else "")
-    if work := get("work"):
+    said = [str(now.get("step"))]
+    if now.get("total") or now.get("done"):
+        said[0] += f" {now.get('done')}" + (f"/{now['total']}" if now.get("total") else "")
+    if work := now.get("work"):
         said[0] += f" ({', '.join(f'{n} {doing}' for doing, n in work.items())})"
-    if get("requests") or get("in_flight"):
-        said.append(f"{get('answered', 0)} requests answered, {get('in_flight', 0)} in flight")
-    if get("tokens"):
-        speed = f" at {now['tokens_per_s']:.0f}/s" if get("tokens_per_s") is not None else ""
+    if now.get("requests") or now.get("in_flight"):
+        said.append(
+            f"{now.get('answered', 0)} requests answered, {now.get('in_flight', 0)} in flight"
+        )
+    if now.get("tokens"):
+        speed = f" at {now['tokens_per_s']:.0f}/s" if now.get("tokens_per_s") is not None else ""
         said.append(f"{now['tokens']} tokens{speed}")
-    if get("pairs"):
+    if now.get("pairs"):
         said.append(f"{now['pairs']} pairs")
-    if get("cost"):
-        per_pair = f" ({now['cost_per_pair']:.3g} a pair)" if get("cost_per_pair") else ""
-        said.append(f"{now['cost']:.4g} {get('currency')}{per_pair}")
-    if get("retries"):
+    if now.get("cost"):
+        per_pair = f" ({now['cost_per_pair']:.3g} a pair)" if now.get("cost_per_pair") else ""
+        said.append(f"{now['cost']:.4g} {now.get('currency')}{per_pair}")
+    if now.get("retries"):
         said.append(f"{now['retries']} retries")
-    if left_s := get("left_s"):
+    if left_s := now.get("left_s"):
         low, high = map(_clock, left_s)
         said.append(f"{low} left" if low == high else f"{low} to {high} left")
-    elif get("in_flight"):
+    elif now.get("in_flight"):
         said.append("time left not known yet")
     return ", ".join(said)
 
@@ -313,9 +348,9 @@ def noting_its_end(folder: RunFolder, progress: Progress) -> Iterator[Callable[[
         raise
 
 
-def read_live(run_dir: Path) -> dict[str, Any] | None:
+def read_live(run_dir: Path) -> Live | None:
     """What a build that is at work says of itself; None where none is."""
-    live = read_json(run_dir / LIVE)
+    live = cast(Live, read_json(run_dir / LIVE))
     at = live.get("at")
     fresh = isinstance(at, (int, float)) and abs(time.time() - at) <= FRESH_S
     return live if fresh and "ended" not in live else None

@@ -19,7 +19,6 @@ from ..errors import MoraError
 from ..types import Request
 from .log import Record
 
-SILENT = 3  # replies of a role without a text; one alone is chance
 OnRecord = Callable[[Request, bytes, Record], None]  # the record's request and key
 QUIET_TURNS = 50  # more than any coroutine needs from one answer to its next question
 
@@ -185,21 +184,6 @@ class RunStats:
         self.prompts_finished += 1
         self.replies_to_finished += self.replies_to_open.pop(prompt_id, 0)
         self.asked_for.pop(prompt_id, None)
-
-    def note_silent(self, role: str, max_tokens: int, cut_off: bool) -> None:
-        """A reply had tokens and no text; of a role's third one the user is told."""
-        self.silent[role] += 1
-        if self.silent[role] != SILENT or self.on_note is None:
-            return
-        if cut_off:
-            setting = f"{role}.max_tokens" if ":" not in role else "its endpoint's max_tokens"
-            said = (
-                f"max_tokens = {max_tokens} ends replies inside the model's thoughts: set {setting}"
-                f" to {max(4096, 4 * max_tokens)} or so, or switch its thinking off"
-            )
-        else:
-            said = "replies have tokens and no text, as where a server takes all for thoughts"
-        self.on_note(f"{role}: {said} (docs/endpoints.md, Reasoning models)")
 
     def stop(self, error: MoraError) -> None:
         """Let nothing more be sent."""
