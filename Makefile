@@ -1,7 +1,7 @@
 # make demo   install and run the main job on the bundled rows     make test         install what the tests need, run them
 # make check  ruff, mypy, layers                                     make test-server  the engines against real servers
 # make bench  speed and memory, next to a floor                      make test-slow    what takes minutes
-# make picture  the picture of the README, from the demo             make test-llm     against a real instruct model
+# make pages  what the docs show of the code, written anew           make test-llm     against a real instruct model
 # make fuzz   random inputs for ten minutes                          make docs        the pages as a site, into site/
 # make ci     everything CI runs
 PYTHON ?= python3
@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 OUT ?= runs/demo
 unexport PYTHONDONTWRITEBYTECODE  # each process would compile the package and the tests anew
 
-.PHONY: demo picture install test test-slow fuzz test-server llm-model test-llm check bench docs ci clean
+.PHONY: demo pages install test test-slow fuzz test-server llm-model test-llm check bench docs ci clean
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -53,8 +53,9 @@ demo: $(VENV)/.base
 	$(BIN)/mora-data build --source pku-saferlhf --sample --out $(OUT)
 	$(BIN)/python -m mora_data.cli.show $(OUT)
 
-picture: demo
-	$(BIN)/python -m benchmarks.reward_space $(OUT) docs/reward-space.svg
+# README, its picture, settings, capacity, layouts, notebook: where a test says that one shows what was
+pages: $(VENV)/.dev
+	$(BIN)/python -m tests.support.pages
 
 # two workers; a file's tests share one, which makes the fixtures of the file once
 test: $(VENV)/.train

@@ -1,7 +1,5 @@
 """Every setting of a build with its type, default, meaning and an example: `mora-data settings`,
-and docs/settings.md, which is made of the same:
-
-    python -m mora_data.cli.settings > docs/settings.md
+and docs/settings.md, which tests/support/pages.py makes of the same.
 
 What a setting means is the docstring under its field, read from the source when it is asked for.
 """
@@ -184,7 +182,7 @@ def sections() -> dict[str, list[Setting]]:
     """Section -> its settings, in the order of the YAML; a role's are those of `policy`, a reward's
     own stand under `rewards` by their kind."""
     out: dict[str, list[Setting]] = {TOP: []}
-    meanings = _meanings(BuildSettings)
+    meanings = meanings_of(BuildSettings)
     for name, field in BuildSettings.model_fields.items():
         model = model_in(field.annotation)
         if model is RoleSettings:
@@ -253,7 +251,7 @@ def setting_lines(settings: list[Setting]) -> list[str]:
 
 def overview() -> list[str]:
     """The sections, one a line."""
-    meanings = _meanings(BuildSettings)
+    meanings = meanings_of(BuildSettings)
     lines = [
         f"{name:<14} {len(found):>3} settings   {meanings.get(name, 'What stands in no section.')}"
         for name, found in sections().items()
@@ -262,37 +260,9 @@ def overview() -> list[str]:
     return [*lines, "", f"{roles} have the settings of policy: mora-data settings judge"]
 
 
-def page() -> str:
-    """docs/settings.md."""
-    meanings = _meanings(BuildSettings)
-    out = [
-        "# Settings",
-        "",
-        "Every setting of a build, made from the code. `mora-data settings SECTION` prints them.",
-        "They stand in a builder's YAML, or behind `--set`, as in the examples. Flags win over",
-        "`--set`, that over the YAML, and the YAML over the defaults.",
-        "",
-        "Where several settings belong together the example gives their whole mapping.",
-    ]
-    for name, found in sections().items():
-        out += ["", f"## {name}", "", meanings.get(name, "What stands in no section.")]
-        if name == "policy":
-            out += [
-                "`rewriter`, `judge`, `heldout_judge` and every `endpoint` have the same settings.",
-                "A rewriter's `temperature` is 0.7; a judge's is 0.0, its `max_tokens` 256. Both",
-                "`use` the policy where they name no endpoint.",
-            ]
-        out += ["", "| setting | type | default | meaning | example |", "|---|---|---|---|---|"]
-        for s in found:
-            default = "must be given" if s.default is None else f"`{_cell(s.default)}`"
-            cells = [f"`{s.path}`", _cell(s.type), default, _cell(s.meaning)]
-            out.append(f"| {' | '.join(cells)} | `{_cell(s.example)}` |")
-    return "\n".join(out) + "\n"
-
-
 def _walk(model: type[BaseModel], prefix: str, kind: str = "") -> Iterator[Setting]:
     """Settings of a model and of those in it; `kind`: it is a reward's own."""
-    meanings = _meanings(model)
+    meanings = meanings_of(model)
     for name, field in model.model_fields.items():
         if model is MixedSource and name in SourceSettings.model_fields:
             continue  # as of `source`
@@ -328,7 +298,7 @@ def _example(path: str, field: FieldInfo, kind: str) -> str:
     return f"{parent if whole else f'{parent}.{name}'.lstrip('.')}={_yaml(shown)}"
 
 
-def _meanings(model: type[BaseModel]) -> dict[str, str]:
+def meanings_of(model: type[BaseModel]) -> dict[str, str]:
     """Field -> the docstring under it, on one line, of a model and those that it is made from."""
     out: dict[str, str] = {}
     for cls in reversed(model.__mro__):
@@ -393,11 +363,3 @@ def _yaml(value: object) -> str:
         value = value.model_dump(mode="json", exclude_unset=True)
     text = yaml.safe_dump([value], default_flow_style=True, width=10_000, sort_keys=False)
     return text.strip()[1:-1]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -1,6 +1,6 @@
 """The table of layouts on docs/data.md, made from the code and the cases.
 
-python -m tests.layouts.page
+make pages
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from mora_data.sources.layouts import LAYOUTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
-START, END = "<!-- made by: python -m tests.layouts.page -->\n", "<!-- end -->"
+START, END = "<!-- made by: make pages -->\n", "<!-- end -->"
 
 
 def layouts_table() -> str:
@@ -31,7 +31,3 @@ def page_with_table(text: str) -> str:
     """The page, with the table as the code has it now."""
     before, rest = text.split(START)
     return before + START + layouts_table() + END + rest.split(END, 1)[1]
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page_with_table(PAGE.read_text("utf-8")), "utf-8")

@@ -90,7 +90,7 @@ def test_there_are_enough_files_of_different_names() -> None:
 
 def test_the_page_of_layouts_is_made_from_the_code() -> None:
     text = PAGE.read_text("utf-8")
-    assert page_with_table(text) == text, "run python -m tests.layouts.page"
+    assert page_with_table(text) == text, "run make pages"
     entry = re.search(r"```text\n(    Layout\(.*?)```", text, re.S)
     source = Path(mora_data.sources.layouts.__file__).read_text("utf-8")
     assert entry and entry[1] in source

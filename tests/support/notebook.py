@@ -1,6 +1,6 @@
 """Runs the cells of a notebook as Jupyter does, inside a running event loop.
 
-python -m tests.support.notebook docs/notebook.ipynb      # writes its outputs anew
+text = executed(text)       # with the outputs that its cells have now
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -49,9 +48,9 @@ def _outputs(source: str, names: dict[str, Any], number: int) -> list[dict[str, 
     return out
 
 
-def executed(notebook: Path) -> dict[str, Any]:
-    """The notebook with the outputs that its cells have now, run in an empty folder."""
-    tree: dict[str, Any] = json.loads(notebook.read_text("utf-8"))
+def executed(notebook: str) -> str:
+    """The text of a notebook with the outputs that its cells have now, run in an empty folder."""
+    tree: dict[str, Any] = json.loads(notebook)
     cells = [c for c in tree["cells"] if c["cell_type"] == "code"]
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,9 +61,4 @@ def executed(notebook: Path) -> dict[str, Any]:
             os.chdir(before)
     for number, (cell, outputs) in enumerate(zip(cells, found, strict=True), 1):
         cell |= {"outputs": outputs, "execution_count": number}
-    return tree
-
-
-if __name__ == "__main__":
-    at = Path(sys.argv[1])
-    at.write_text(json.dumps(executed(at), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import pages
 
 from mora_data import cli, pipeline, plugins
 from mora_data.cli import main, settings
@@ -68,7 +69,7 @@ def test_a_mistake_is_one_line_with_the_nearest_word(
 
 def test_the_settings_page_is_the_code_s() -> None:
     page = (ROOT / "docs" / "settings.md").read_text("utf-8")
-    assert page == settings.page(), "python -m mora_data.cli.settings > docs/settings.md"
+    assert page == pages.settings_page(), "run make pages"
 
 
 def test_every_setting_has_a_meaning_and_an_example_that_loads() -> None:

@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from pydantic import BaseModel
+from support import pages
 from support.notebook import executed
 
 import mora_data
@@ -31,7 +32,7 @@ from benchmarks import reward_space
 from mora_data import build, cli
 from mora_data.cli.commands import _settings as command_settings
 from mora_data.cli.recipes import run_command
-from mora_data.cli.show import best_pair, counts_table
+from mora_data.cli.show import best_pair
 from mora_data.engines import NO_ENDPOINT
 from mora_data.errors import MoraError
 from mora_data.plugins import load as load_plugin
@@ -41,7 +42,6 @@ from mora_data.rewards.calibration import KINDS
 from mora_data.rewards.judge import VARIABLES
 from mora_data.rewriting.rewriter import VARIABLES as FUSE
 from mora_data.run.cost import load_prices
-from mora_data.run.folder import run_status
 from mora_data.settings import ROLES, BuildSettings, load_settings, parse_override
 from mora_data.types import STAGES
 
@@ -416,21 +416,11 @@ def test_python_of_readme_and_pages_runs(
 
 
 def test_demo_output_in_the_readme_is_the_demo_s(demo: Path) -> None:
-    readme = README.read_text("utf-8")
-    (shown,) = blocks("text", page="README.md")[:1]
-    assert shown.text.strip() == counts_table(run_status(demo).counts)
+    page = README.read_text("utf-8")
+    assert pages.readme(page, demo) == page, "run make pages"
     rows = [r for split in ("train", "test") for r in mora_data.load_run(demo).pairs(split=split)]
-    (row,) = [r for r in rows if r["chosen"][0]["content"] in readme]
-    assert row["simulated"] and row["rejected"][0]["content"] in readme
-    assert row["source_prompt"] in readme and row["prompt"][-1]["content"] in readme
-    for d in row["dims"]:
-        cells = [
-            row[f"chosen_reward_{d}"],
-            row[f"rejected_reward_{d}"],
-            row[f"margin_{d}"],
-            row[f"margin_confirmed_{d}"],
-        ]
-        assert f"| {d} | " + " | ".join(f"{c:.2f}" for c in cells) + " |" in readme
+    (row,) = [r for r in rows if r["chosen"][0]["content"] in page]
+    assert row["simulated"] and "chosen (simulated)" in page
     assert best_pair(demo / "dataset") is not None
     # without the extra no figures, and a card without images
     assert not (demo / "dataset/report").exists()
@@ -440,10 +430,9 @@ def test_demo_output_in_the_readme_is_the_demo_s(demo: Path) -> None:
 def test_the_picture_of_the_readme_is_drawn_from_the_demo(
     demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`make picture` draws it; run it where the demo has changed."""
     held = (ROOT / "docs/reward-space.svg").read_text("utf-8")
     assert reward_space.main([str(demo), str(tmp_path / "drawn.svg")]) == 0
-    assert (tmp_path / "drawn.svg").read_text("utf-8") == held
+    assert (tmp_path / "drawn.svg").read_text("utf-8") == held, "run make pages"
     assert len(held.encode()) < 60_000 and "prefers-color-scheme:dark" in held
     assert "](docs/reward-space.svg)" in README.read_text("utf-8")
     root = ElementTree.fromstring(held)
@@ -596,13 +585,14 @@ def test_no_machine_paths_and_no_overlong_lines() -> None:
 
 
 def test_the_notebook_runs_and_shows_what_it_showed() -> None:
-    """Headings, columns and lines of each output, but for the values, which follow every template;
-    `python -m tests.support.notebook docs/notebook.ipynb` writes them anew."""
+    """Headings, columns and lines of each output, but for the values, which follow every template:
+    `make pages` writes them anew."""
     path = ROOT / "docs" / "notebook.ipynb"
     assert path.stat().st_size < 200_000
+    text = path.read_text("utf-8")
     kept, now = (
         [re.findall(r"<(?:h2|th)\b[^>]*>([^<]*)<", t) or t.count("\n") for t in texts]
-        for texts in map(_shown, (json.loads(path.read_text("utf-8")), executed(path)))
+        for texts in map(_shown, map(json.loads, (text, executed(text))))
     )
     assert len(kept) >= 5 and now == kept
 
