@@ -90,7 +90,7 @@ def part_of(request: Request) -> str:
 def measured(sets: Sequence[str], prompts: int, out: Path) -> Cost:
     """The cost of a build of the bundled rows and so many generated prompts."""
     from mora_data.cli import main as command
-    from mora_data.run.prefix_cache import PrefixCache
+    from mora_data.cli.rehearsal import PrefixCache
     from mora_data.simulator.engine import Simulator
 
     cost, answer = Cost(), Simulator.answer

@@ -87,6 +87,25 @@ def document_environment(name: str, sandboxed: bool = False, **options: Any) -> 
     )
 
 
+@lru_cache(1)
+def _yaml_loader() -> Any:
+    """YAML's safe loader, but that it takes no key of a mapping twice, where it would keep the
+    last."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.YAMLError(f"{key.value!r} stands there twice")
+                seen.add(str(key.value))
+            return node
+
+    return Loader
+
+
 def parse_yaml(text: str) -> Any:
     """What YAML holds.
 
@@ -97,20 +116,8 @@ def parse_yaml(text: str) -> Any:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """Takes no key of a mapping twice, where YAML's own would keep the last."""
-
-        def compose_mapping_node(self, anchor: Any) -> Any:
-            node = super().compose_mapping_node(anchor)
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise yaml.YAMLError(f"{key.value!r} stands there twice")
-                seen.add(str(key.value))
-            return node
-
     try:
-        tree = yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
+        tree = yaml.load(text, _yaml_loader())  # noqa: S506  (a SafeLoader)
         if "*" in text:
             _check_size(tree)
         return tree

@@ -11,18 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import SettingsError
+from ..errors import MoraError, SettingsError
 
 if TYPE_CHECKING:
     from ..run.folder import Summary
-    from ..settings import BuildSettings
+    from ..settings import BuildOptions, BuildSettings
 
 
 def build_dataset(args: argparse.Namespace) -> int:
     """A build, and a push where one was asked for; or what it would take."""
-    from ..run.progress import Progress
-    from ..run.stats import RunStats
-
     if args.probe and not args.dry_run:
         raise SettingsError("--probe is a part of --dry-run: give both, or none")
     _check_capacity(args)
@@ -34,26 +31,20 @@ def build_dataset(args: argparse.Namespace) -> int:
             print(f"benchmark {name}: {what}", file=sys.stderr)
     if args.dry_run:
         return _dry_run(args, settings, data)
-    from ..pipeline import run_build, run_dir_of
+    from ..pipeline import run_dir_of
     from ..settings import BuildOptions
 
-    stats = RunStats()
     options = BuildOptions(args.sample, data, args.out, args.until, args.fresh)
-    summary, failure = run_build(settings, options, Progress(stats), stats)
+    summary, failure = _built(settings, options)
     if failure is None and args.push and args.until == "publish":
         _push_run(args, run_dir_of(settings, options), args.push)
     _print_summary(args, summary)
-    if failure is not None:
-        fail(str(failure))
-        return 1
-    return 0
+    return _exit_code(failure)
 
 
 def preview_prompts(args: argparse.Namespace) -> int:
     """A few prompts through all steps, shown."""
-    from ..pipeline import run_build, run_dir_of
-    from ..run.progress import Progress
-    from ..run.stats import RunStats
+    from ..pipeline import run_dir_of
     from ..settings import BuildOptions, preview_settings
     from .show import print_preview
 
@@ -64,13 +55,26 @@ def preview_prompts(args: argparse.Namespace) -> int:
     run_dir = run_dir_of(settings, options)
     if args.out is not None and run_dir != args.out:
         print(f"{args.out} holds a build, so the preview is in {run_dir}", file=sys.stderr)
-    stats = RunStats()
-    summary, failure = run_build(settings, options, Progress(stats), stats)
+    summary, failure = _built(settings, options)
     print_preview(summary, args.json, args.html)
+    return _exit_code(failure)
+
+
+def _built(settings: BuildSettings, options: BuildOptions) -> tuple[Summary, MoraError | None]:
+    """A build, its progress on stderr."""
+    from ..pipeline import run_build
+    from ..run.progress import Progress
+    from ..run.stats import RunStats
+
+    stats = RunStats()
+    return run_build(settings, options, Progress(stats), stats)
+
+
+def _exit_code(failure: object) -> int:
+    """1 behind a failure, which is told of, else 0."""
     if failure is not None:
         fail(str(failure))
-        return 1
-    return 0
+    return int(failure is not None)
 
 
 def _settings(args: argparse.Namespace) -> tuple[BuildSettings, tuple[Path, ...]]:
@@ -111,9 +115,8 @@ def _of_sources(
 def _overrides(args: argparse.Namespace, flags: Mapping[str, object]) -> dict[str, object]:
     """What --set and the flags say; those of rows, models and limits are common to build and
     audit."""
-    from ..settings import parse_override
 
-    overrides = dict(parse_override(text) for text in args.set)
+    overrides = _assigned(args.set)
     common = {
         **_urls("policy", args.base_url),
         **_urls("judge", args.judge_base_url),
@@ -127,6 +130,13 @@ def _overrides(args: argparse.Namespace, flags: Mapping[str, object]) -> dict[st
     }
     given = {k: v for k, v in {**common, **flags}.items() if v is not None}
     return {**overrides, **given}
+
+
+def _assigned(texts: Sequence[str]) -> dict[str, object]:
+    """What KEY=VALUE texts say."""
+    from ..settings import parse_override
+
+    return dict(parse_override(text) for text in texts)
 
 
 def _parts(text: str) -> list[str]:
@@ -186,10 +196,7 @@ def _dry_run(args: argparse.Namespace, settings: BuildSettings, data: Sequence[P
         tree["capacity"] = [asdict(r) for r in rows]
     table = ["", capacity_table(rows, args.tokens_per_s)] if rows else []
     _print(args, tree, [*estimate_lines(found), *table])
-    if found.failure is not None:
-        fail(found.failure)
-        return 1
-    return 0
+    return _exit_code(found.failure)
 
 
 def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
@@ -231,7 +238,7 @@ def audit_judges(args: argparse.Namespace) -> None:
     from ..run.folder import RunFolder
     from ..run.progress import Progress
     from ..run.stats import RunStats
-    from ..settings import BuildOptions, load_settings, parse_override
+    from ..settings import BuildOptions, load_settings
     from ..sources.mix import identity_of, open_sources
     from .show import audit_lines
 
@@ -242,7 +249,7 @@ def audit_judges(args: argparse.Namespace) -> None:
     if not settings.audit.limit:
         raise SettingsError("audit.limit is 0, so there is nothing to do: give --limit N")
     if args.compare or args.compare_set:
-        changed = dict(parse_override(text) for text in args.compare_set)
+        changed = _assigned(args.compare_set)
         overrides = {**overrides, **changed}
         other = (
             load_settings(args.compare, overrides)
@@ -266,11 +273,11 @@ def audit_judges(args: argparse.Namespace) -> None:
 
 def look_at_rows(args: argparse.Namespace) -> None:
     """What would be read from files."""
-    from ..settings import load_settings, parse_override
+    from ..settings import load_settings
     from ..sources.mine import open_source
     from .show import look
 
-    overrides = dict(parse_override(text) for text in args.set)
+    overrides = _assigned(args.set)
     if args.layout:
         overrides["source.layout"] = args.layout
     settings = load_settings(args.source, overrides)
@@ -281,10 +288,10 @@ def look_at_rows(args: argparse.Namespace) -> None:
 
 def check_endpoints(args: argparse.Namespace) -> None:
     """What endpoints take, and how fast they are."""
-    from ..settings import build_settings, load_settings, parse_override
+    from ..settings import build_settings, load_settings
     from .check import as_tree, check
 
-    overrides = dict(parse_override(text) for text in args.set)
+    overrides = _assigned(args.set)
     roles: tuple[str, ...] = ()
     if args.source is not None:
         if args.model is not None:
@@ -304,11 +311,8 @@ def check_endpoints(args: argparse.Namespace) -> None:
 def resume_build(args: argparse.Namespace) -> int:
     """The build of a run folder, with the settings and rows that it was started with, where it was
     started."""
-    from ..pipeline import run_build
     from ..run.files import read_json
     from ..run.folder import OPTIONS, manifest_of
-    from ..run.progress import Progress
-    from ..run.stats import RunStats
     from ..settings import BuildOptions, find_plugins_in, kept_settings
     from ..types import STAGES
 
@@ -332,13 +336,9 @@ def resume_build(args: argparse.Namespace) -> int:
     for folder in plugins:
         find_plugins_in(folder)
     settings = kept_settings(run_dir / "build.yaml")
-    stats = RunStats()
-    summary, failure = run_build(settings, options, Progress(stats), stats)
+    summary, failure = _built(settings, options)
     _print_summary(args, summary)
-    if failure is not None:
-        fail(str(failure))
-        return 1
-    return 0
+    return _exit_code(failure)
 
 
 def print_status(args: argparse.Namespace) -> None:
@@ -457,9 +457,8 @@ def _compare_reports(args: argparse.Namespace) -> None:
 def print_weights(args: argparse.Namespace) -> None:
     """Weights of the dimensions that reach a target."""
     from ..report.weights import weights_lines, weights_of
-    from ..settings import parse_override
 
-    target = dict(parse_override(text) for text in args.target)
+    target = _assigned(args.target)
     wanted = {}
     for d, v in target.items():
         if isinstance(v, bool) or not isinstance(v, (int, float)):
@@ -637,9 +636,8 @@ def evaluate_models(args: argparse.Namespace) -> None:
     from ..evaluate.models import EvaluateOptions
     from ..run.progress import Progress
     from ..run.stats import RunStats
-    from ..settings import parse_override
 
-    overrides = dict(parse_override(text) for text in args.set)
+    overrides = _assigned(args.set)
     flags = {
         "heldout_judge.base_url": args.judge_base_url,
         "heldout_judge.model": args.judge_model,

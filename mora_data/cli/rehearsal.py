@@ -7,6 +7,7 @@ case = meter.case(probe, answer_tokens=300)     counts by prompt and role
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ from ..prompts.volume import scorer_name
 from ..rewards import REWARDS
 from ..run.folder import SourceCounts
 from ..run.log import Record
-from ..run.prefix_cache import PrefixCache
 from ..settings import GUARD_ROLE, BuildSettings, RewardSettings, RoleSettings
 from ..sources.mine import as_recorded
 from ..types import Request
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 REQUESTS, IN, COMPUTED, OUT, CACHED, ANSWERS, SHOWN, READ, MONEY = range(9)
 """What is counted for a prompt and a role; SHOWN: answers in the requests; READ: those of them that
 no earlier request has shown behind the same beginning."""
+
+BLOCK = 16
+# words, single digits and marks: near to what the tokenizers of language models do with English
+_TOKEN = re.compile(r" ?[^\W\d_]+|\d|_| ?[^\w\s]+|\s+")
 
 
 def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSettings:
@@ -151,6 +155,28 @@ class Case:
     harm: Floats
     pairs: Floats
     sources: Sequence[SourceCounts] = ()  # of a mix
+
+
+class PrefixCache:
+    """What a server with prefix caching computes of the prompts that it is sent.
+
+    A prompt is cut into blocks of 16 tokens, as vLLM does; a block is computed once for all prompts
+    that are the same up to its end, what is left behind the last whole block each time. Nothing is
+    forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def add(self, prompt: str) -> tuple[int, int]:
+        """Tokens of a prompt, and how many of them are computed."""
+        tokens = _TOKEN.findall(prompt)
+        computed, so_far = len(tokens) % BLOCK, 0
+        for end in range(BLOCK, len(tokens) + 1, BLOCK):
+            so_far = hash((so_far, *tokens[end - BLOCK : end]))
+            computed += BLOCK * (so_far not in self._seen)
+            self._seen.add(so_far)
+        return len(tokens), computed
 
 
 class Meter:

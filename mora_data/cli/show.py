@@ -343,18 +343,13 @@ def names_of(what: str) -> list[str]:
         from ..sources.layouts import LAYOUTS
 
         return [f"{x.name:<18} {x.what}: {x.known_by}" for x in LAYOUTS]
-    if what == "engines":
+    if what in ("engines", "rewards", "selectors"):
         from ..engines.engine import ENGINES
-
-        return [f"{name:<12} {_first_line(path)}" for name, path in ENGINES.items()]
-    if what == "rewards":
         from ..rewards import REWARDS
-
-        return [f"{name:<12} {_first_line(path)}" for name, path in REWARDS.items()]
-    if what == "selectors":
         from ..selection import SELECTORS
 
-        return [f"{name:<14} {_first_line(path)}" for name, path in SELECTORS.items()]
+        kinds = {"engines": ENGINES, "rewards": REWARDS, "selectors": SELECTORS}
+        return [f"{name:<14} {_first_line(path)}" for name, path in kinds[what].items()]
     if what == "templates":
         from .recipes import templates
 

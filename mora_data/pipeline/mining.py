@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ..engines import resolve
+from ..errors import DamagedFile
 from ..run.files import json_hash, read_json
 from ..run.folder import shortfalls
-from ..run.moving import all_partitions, homes_of, move_answers
+from ..run.log import AnswerLog, prompt_of
 from ..run.partitions import Partition
 from ..settings import SourceSettings
 from ..sources import SOURCES, load_source, plugin_of
@@ -56,7 +58,7 @@ def mine_prompts(build: Build, opened: Sequence[OpenedSource]) -> dict[str, Any]
     counts, run_dir = MineCounts(), build.folder.path
     # cut short while prompts went into other partitions: any answer may be in any of them
     anywhere = bool(mined.get("moving"))
-    homes = {} if anywhere else homes_of(run_dir)
+    homes = {} if anywhere else _homes_of(run_dir)
     if mined:
         build.folder.write("mine.json", {**mined, "basis": None, "moving": True})
     moved: dict[str, int] = {}
@@ -77,8 +79,8 @@ def mine_prompts(build: Build, opened: Sequence[OpenedSource]) -> dict[str, Any]
         build.progress.start("answers to other partitions")
         left = {homes[i] for i in moved if i in homes}
         if anywhere:
-            left = {p.number for p in all_partitions(run_dir)}
-        move_answers(run_dir, left, moved)
+            left = {p.number for p in _all_partitions(run_dir)}
+        _move_answers(run_dir, left, moved)
     mined = {
         "basis": key,
         "identity": identity_of(s, opened),
@@ -116,3 +118,51 @@ def _n_generated(build: Build) -> int:
         return 0
     policy = resolve(build.settings.role("policy"), build.options.sample)
     return n if policy.engine == "scripted" else 0
+
+
+# Answers go with their prompts, where mining puts these into other partitions: after another
+# `partition_size`, or where prompts were dropped before them.
+
+
+def _all_partitions(run_dir: Path) -> list[Partition]:
+    """Every partition folder, those of an earlier, larger limit too."""
+    found = (run_dir / "parts").glob("[0-9][0-9][0-9][0-9][0-9]")
+    return [Partition(run_dir, int(path.name)) for path in sorted(found)]
+
+
+def _homes_of(run_dir: Path) -> dict[str, int]:
+    """The partition that each prompt is in; without those of a partition that can't be read."""
+    out: dict[str, int] = {}
+    for part in _all_partitions(run_dir):
+        try:
+            for prompt in part.prompts():
+                out.setdefault(prompt.prompt_id, part.number)
+        except DamagedFile:
+            continue
+    return out
+
+
+def _move_answers(run_dir: Path, numbers: Iterable[int], to: Mapping[str, int]) -> None:
+    """Of the answers in these partitions, those to prompts in `to` go into the partitions that it
+    names.
+
+    An answer is on the disk in its new place before it is taken away from the old one.
+    """
+    for number in sorted(numbers):
+        part = Partition(run_dir, number)
+        log = AnswerLog(part.log_path, part.finalized_answers())
+        stay: list[tuple[bytes, bytes]] = []
+        go: dict[int, list[tuple[bytes, bytes]]] = {}
+        for key, raw in log.items():
+            new = to.get(prompt_of(raw), number)
+            (stay if new == number else go.setdefault(new, [])).append((key, raw))
+        log.close()
+        if not go:
+            continue
+        part.invalidate()
+        for new, answers in go.items():
+            there = AnswerLog(Partition(run_dir, new).log_path)
+            for key, raw in answers:
+                there.append(key, raw)
+            there.close()
+        part.keep_answers(stay)

@@ -299,13 +299,6 @@ def _leak(x: str, y: str, rollouts: Sequence[str]) -> Check:
     return Check("answer_leak", longest <= MAX_SHARED_WORDS, longest, f"{longest} words in a row")
 
 
-def longest_shared_run(a: str, b: str, besides: str = "") -> int:
-    """Length of the longest run of words that two texts share and that does not stand in
-    `besides`."""
-    tokens = words(a)
-    return _longest(tokens, words(b), _runs_ending(tokens, words(besides)))
-
-
 def _longest(tokens: list[str], other: list[str], known: list[int]) -> int:
     return max(
         (n for n, k in zip(_runs_ending(tokens, other), known, strict=True) if n > k), default=0

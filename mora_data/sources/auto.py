@@ -160,14 +160,6 @@ class Auto:
         layout, view = self._laid_out(row)
         return layout.answers(view) if layout.answers else layout.read(view).answers
 
-    def layout_of(self, row: Row) -> str:
-        """The name of the row's layout.
-
-        Raises:
-            DropRow: none is known.
-        """
-        return self._laid_out(row)[0].name
-
     def _laid_out(self, row: Row) -> tuple[Layout, Row]:
         columns, view = tuple(row), self._view(row)
         plan = self._plans.get(columns)

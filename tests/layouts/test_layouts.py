@@ -103,7 +103,7 @@ def test_the_example_of_a_layout_is_of_it(layout: Any, tmp_path: Path) -> None:
 
     source = Auto(SourceSettings(kind="auto"))
     assert layout.what in source.look([layout.example], "f")
-    assert source.layout_of(layout.example) == layout.name
+    assert source._laid_out(layout.example)[0].name == layout.name
     assert source.parse(layout.example, "f").messages[-1]["role"] == "user"
     for column in layout.example:
         for value in HOSTILE:  # a row of these columns that is none of the layout

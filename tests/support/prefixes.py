@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mora_data.run.prefix_cache import BLOCK, PrefixCache
+from mora_data.cli.rehearsal import BLOCK, PrefixCache
 
 __all__ = ["BLOCK", "computed_share"]
 

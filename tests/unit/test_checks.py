@@ -13,15 +13,17 @@ from mora_data.rewriting.checks import (
     Budget,
     Check,
     Limits,
+    _longest,
+    _runs_ending,
     budget,
     check,
     example_subjects,
     feedback,
-    longest_shared_run,
 )
 from mora_data.rewriting.patterns import content_stems, stem
 from mora_data.rewriting.reply import Rewrite, as_reply, parse_rewrite
 from mora_data.simulator import CLAUSES, SENTENCES
+from mora_data.text import words
 from mora_data.types import Messages, Prompt
 
 QUESTION = "How do I sharpen a kitchen knife at home?"
@@ -269,6 +271,11 @@ def test_longest_shared_run_against_brute_force() -> None:
     for _ in range(300):
         x, y, z = (" ".join(draw.choices("abc", k=draw.randint(0, 12))) for _ in range(3))
         assert longest_shared_run(x, y, z) == brute(x.split(), y.split(), z.split()), (x, y, z)
+
+
+def longest_shared_run(a: str, b: str, besides: str = "") -> int:
+    tokens = words(a)
+    return _longest(tokens, words(b), _runs_ending(tokens, words(besides)))
 
 
 def brute(x: list[str], y: list[str], z: list[str]) -> int:
