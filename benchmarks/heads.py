@@ -30,6 +30,7 @@ from mora_data.types import Messages, Score
 
 Floats = NDArray[np.float64]
 MOST_TOKENS = 128
+NORMAL = 1.702  # the logistic curve that is nearest to the normal one
 
 
 class Encoder:
@@ -100,11 +101,15 @@ class Weights:
     sd: float
     encoder: str
 
-    def values(self, features_N_F: Floats) -> Floats:
-        """N values in (0, 1): the share of those logits that lie below the answer's. Of a normal
+    def logits(self, features_N_F: Floats) -> Floats:
+        """N logits: the difference of two is that of a pair's log-odds, at one question."""
+        found: Floats = features_N_F @ self.weights_F
+        return found
+
+    def values(self, logits_N: Floats) -> Floats:
+        """N values in (0, 1): the share of the logits it was fitted on that lie below. Of a normal
         distribution, as its logistic approximation, so that the best answers do not tie at 1."""
-        z_N = (features_N_F @ self.weights_F - self.mean) / self.sd
-        return 1 / (1 + np.exp(-1.702 * z_N))
+        return 1 / (1 + np.exp((self.mean - logits_N) / (self.sd / NORMAL)))
 
     def save(self, path: Path) -> None:
         np.savez(path, **vars(self))
@@ -164,5 +169,5 @@ class Head:
         if not answer.strip():
             return Score(self.dimension, self.name, None, None, "empty")
         asked, said = (_embedding(self._folder, text)[None] for text in (question, answer))
-        (value,) = self._head.values(features(asked, said)).round(6).tolist()
-        return Score(self.dimension, self.name, value, value)
+        logit = self._head.logits(features(asked, said)).round(6)
+        return Score(self.dimension, self.name, float(self._head.values(logit)[0]), float(logit[0]))

@@ -7,6 +7,13 @@ Writes OUT/<dimension>.npz for `heads.py`, which makes rewards of them, and prin
 derive from rows of non-commercial licences, so they stay local. Interrupted, it goes on: embeddings
 are kept in OUT/embeddings.npz.
 
+    python -m benchmarks.reward_heads place runs/everyday
+
+Pairs say what is better at one question, and nothing of two questions: answers to other questions
+than those of the rows may all lie at one end of a head's scale. This prints, for each head of a
+finished build, the calibration that puts the middle answer to its plain questions (arm identity)
+at 0.5. The same build with it scores anew and asks no model again.
+
 A fifth of the prompts, by hash, is held out of the fit. So are the pairs of `judge_people.py`, by
 their prompts, which lie in no other row either.
 """
@@ -32,7 +39,7 @@ from mora_data.settings import SourceSettings
 from mora_data.sources.hh import HhRlhf
 from mora_data.statistics.judges import label_agreement, right
 
-from .heads import Encoder, Floats, Weights, encoder_sha256, features
+from .heads import NORMAL, Encoder, Floats, Weights, encoder_sha256, features
 from .judge_people import DEVELOPMENT, hh, pku, short
 
 PEOPLE = 300  # pairs of judge_people.py in each dimension
@@ -200,7 +207,7 @@ def fit_head(
     n = Counter((pair.source, pair.prompt) for pair in pairs)
     weights_P = np.array([1 / n[pair.source, pair.prompt] for pair in pairs])
     weights_F = fit(better - worse, weights_P, ridge)
-    logits = np.vstack([better, worse]) @ weights_F
+    logits = np.concatenate([better @ weights_F, worse @ weights_F])
     return Weights(weights_F, float(logits.mean()), float(logits.std()), encoder)
 
 
@@ -214,7 +221,7 @@ def row(
 ) -> str:
     """A line of the table: share of pairs in which the better answer scores higher, and what length
     alone gets, `longer` answers or shorter ones being taken for the better."""
-    better, worse = (head.values(side) for side in sides(pairs, vectors))
+    better, worse = (head.logits(side) for side in sides(pairs, vectors))
     sign = 1 if longer else -1
     length = [
         np.array([sign * len(text) for text in texts], float)
@@ -256,14 +263,36 @@ def fit_all(data: Path, encoder: str, out: Path) -> None:
             print(row(dimension, source, pairs, head, vectors, longer))
 
 
+def place(run: Path) -> None:
+    import pyarrow.parquet as pq
+
+    raw: dict[tuple[str, str], list[float]] = {}
+    for path in sorted((run / "parts").glob("*/scores.parquet")):
+        plain = [("arm", "=", "identity"), ("purpose", "=", "score")]
+        for line in pq.read_table(path, filters=plain).to_pylist():
+            if line["raw"] is not None:
+                raw.setdefault((line["dimension"], line["source"]), []).append(line["raw"])
+    for (dimension, source), found in raw.items():
+        zero, temperature = float(np.median(found)), float(np.std(found)) / NORMAL
+        print(
+            f"{dimension}, {source}, {len(found)} answers: calibration:"
+            f" {{kind: sigmoid, zero: {zero:.4f}, temperature: {temperature:.4f}}}"
+        )
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("command", choices=["fit"])
-    p.add_argument("--data", type=Path, required=True, help="folder of the labelled rows")
-    p.add_argument("--encoder", required=True, help="folder of the sentence encoder")
-    p.add_argument("--out", type=Path, default=Path("runs/heads"))
+    commands = p.add_subparsers(dest="command", required=True)
+    fitting = commands.add_parser("fit")
+    fitting.add_argument("--data", type=Path, required=True, help="folder of the labelled rows")
+    fitting.add_argument("--encoder", required=True, help="folder of the sentence encoder")
+    fitting.add_argument("--out", type=Path, default=Path("runs/heads"))
+    commands.add_parser("place").add_argument("run", type=Path)
     args = p.parse_args()
-    fit_all(args.data, args.encoder, args.out)
+    if args.command == "place":
+        place(args.run)
+    else:
+        fit_all(args.data, args.encoder, args.out)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_a_head_ranks_pairs_of_prompts_that_it_has_not_seen(fitted) -> None:  # 
     head, pairs, vectors = fitted
     unseen = [pair for pair in pairs if held_out(pair)]
     assert 60 < len(unseen) < 200
-    better, worse = (head.values(side) for side in sides(unseen, vectors))
+    better, worse = (head.values(head.logits(side)) for side in sides(unseen, vectors))
     assert (better > worse).mean() > 0.85
     assert worse.min() > 0 and better.max() < 1
     assert np.concatenate([better, worse]).mean() == pytest.approx(0.5, abs=0.05)
@@ -67,7 +67,7 @@ def test_nothing_is_learned_where_labels_are_drawn_by_a_coin(fitted) -> None:  #
         for p, c in zip(pairs, coin, strict=True)
     ]
     head = fit_head([p for p in drawn if not held_out(p)], vectors, 1.0, "an encoder")
-    better, worse = (head.values(s) for s in sides([p for p in drawn if held_out(p)], vectors))
+    better, worse = (head.logits(s) for s in sides([p for p in drawn if held_out(p)], vectors))
     assert 0.3 < (better > worse).mean() < 0.7
 
 
