@@ -13,6 +13,7 @@ from ..settings import BuildSettings, RewardSettings
 
 GUARD_EXAMPLES = 18  # questions that the harm check is tried on, where a model checks
 CANARIES = 50  # scored at both ends, where a model scores
+LOCAL = frozenset(("python", "precomputed", "rules"))  # kinds of rewards that ask no model
 
 
 def requests_of(settings: BuildSettings, n_prompts: int) -> tuple[float, float]:
@@ -29,7 +30,12 @@ def scorer_name(dimension: str, i: int, reward: RewardSettings) -> str:
 
 def _requests_at(s: BuildSettings, n_prompts: int, upper: int) -> float:
     dims = len(
-        {scorer_name(d, i, r) for d in s.dimensions for i, r in enumerate(s.reward_sources(d))}
+        {
+            scorer_name(d, i, r)
+            for d in s.dimensions
+            for i, r in enumerate(s.reward_sources(d))
+            if r.kind not in LOCAL and ":" not in r.kind  # a class of the user's own: not known
+        }
     )
     looks, n_arms = s.presample.looks(), len(s.fuse.arms)
     presamples = (looks[-1] if upper else looks[0]) if s.presample.enabled else 0
