@@ -28,7 +28,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -249,29 +249,55 @@ def fit_all(data: Path, encoder: str, out: Path) -> None:
         for text in (pair.question, pair.better, pair.worse)
     )
     vectors = embed(texts, encoder, out / "embeddings.npz")
+    sha256 = encoder_sha256(encoder)
+    heads = {
+        dimension: fit_head([p for p in labelled if not held_out(p)], vectors, RIDGE, sha256)
+        for dimension, (labelled, _) in read_pairs.items()
+    }
     print("| dimension | pairs | n (prompts) | head | length alone | head minus length |")
     print("|---|---|---:|---|---|---|")
     for dimension, (labelled, people) in read_pairs.items():
-        training = [pair for pair in labelled if not held_out(pair)]
-        head = fit_head(training, vectors, RIDGE, encoder_sha256(encoder))
-        head.save(out / f"{dimension}.npz")
-        longer = sum(np.sign(len(p.better) - len(p.worse)) for p in training) > 0
+        heads[dimension].save(out / f"{dimension}.npz")
+        seen = [p for p in labelled if not held_out(p)]
+        longer = sum(np.sign(len(p.better) - len(p.worse)) for p in seen) > 0
         of_source: dict[str, list[Pair]] = {}
         for pair in (*filter(held_out, labelled), *people):
             of_source.setdefault(pair.source, []).append(pair)
         for source, pairs in of_source.items():
-            print(row(dimension, source, pairs, head, vectors, longer))
+            print(row(dimension, source, pairs, heads[dimension], vectors, longer))
+    print()
+    for _, people in read_pairs.values():
+        if people:
+            print(f"{people[0].source}: {shared_axis(people, heads, vectors)}")
+
+
+def shared_axis(
+    pairs: Sequence[Pair], heads: dict[str, Weights], vectors: dict[str, Floats]
+) -> str:
+    """How far the heads measure one thing: correlations of what each says of a pair, and the share
+    of pairs that all of them rank alike, which is 0.25 for three heads that share nothing."""
+    better, worse = sides(pairs, vectors)
+    margins_D_P = np.array([head.logits(better) - head.logits(worse) for head in heads.values()])
+    by_pair = np.corrcoef(margins_D_P)
+    alike = (np.abs(np.sign(margins_D_P).sum(axis=0)) == len(heads)).mean()
+    found = [
+        f"{a} and {b} {by_pair[i, j]:+.2f}" for (i, a), (j, b) in combinations(enumerate(heads), 2)
+    ]
+    return f"correlation of margins: {', '.join(found)}; all alike in {alike:.2f} of {len(pairs)}"
 
 
 def place(run: Path) -> None:
+    """Print the calibration of each head by a run's answers to its plain questions."""
     import pyarrow.parquet as pq
 
     raw: dict[tuple[str, str], list[float]] = {}
     for path in sorted((run / "parts").glob("*/scores.parquet")):
-        plain = [("arm", "=", "identity"), ("purpose", "=", "score")]
-        for line in pq.read_table(path, filters=plain).to_pylist():
-            if line["raw"] is not None:
+        for line in pq.ParquetFile(path).read().to_pylist():
+            plain = (line["arm"], line["purpose"]) == ("identity", "score")
+            if plain and line["raw"] is not None:
                 raw.setdefault((line["dimension"], line["source"]), []).append(line["raw"])
+    if not raw:
+        raise SystemExit(f"{run}: no scores of the arm identity: add it to fuse.arms and build")
     for (dimension, source), found in raw.items():
         zero, temperature = float(np.median(found)), float(np.std(found)) / NORMAL
         print(

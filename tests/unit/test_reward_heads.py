@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import heads, reward_heads
-from benchmarks.reward_heads import Pair, fit_head, held_out, row, sides
+from benchmarks.reward_heads import Pair, fit_head, held_out, row, shared_axis, sides
 from mora_data.errors import SettingsError
 from mora_data.rewards import load
 from mora_data.settings import RewardSettings, build_settings
@@ -87,6 +89,31 @@ def test_the_pairs_of_the_judges_are_in_no_training_row(
     for labelled, _ in found.values():
         assert {p.prompt for p in labelled} >= {p.prompt for p in others}
         assert not {p.prompt.lower().strip() for p in labelled} & asked
+
+
+def test_heads_that_contradict_each_other_are_found(fitted) -> None:  # type: ignore[no-untyped-def]
+    head, pairs, vectors = fitted
+    both = {"helpful": head, "harmless": replace(head, weights_F=-head.weights_F)}
+    assert shared_axis(pairs[:50], both, vectors) == (
+        "correlation of margins: helpful and harmless -1.00; all alike in 0.00 of 50"
+    )
+
+
+def test_the_middle_plain_answer_is_placed_at_a_half(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="add it to fuse"):
+        reward_heads.place(tmp_path)
+    part = tmp_path / "parts" / "00000"
+    part.mkdir(parents=True)
+    columns = {"purpose": ["score"] * 5, "dimension": ["harmless"] * 5, "source": ["head"] * 5}
+    columns |= {"arm": [*["identity"] * 4, "fused"], "raw": [-3.0, -2.0, -1.0, None, 9.0]}
+    pq.write_table(pa.table(columns), part / "scores.parquet")
+    reward_heads.place(tmp_path)
+    assert capsys.readouterr().out == (
+        "harmless, head, 3 answers: calibration:"
+        " {kind: sigmoid, zero: -2.0000, temperature: 0.4797}\n"
+    )
 
 
 def test_a_build_loads_a_head_and_its_scores_do_not_depend_on_neighbours(
