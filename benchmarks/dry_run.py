@@ -57,13 +57,7 @@ class OtherEngine(SimulatorEngine):
         self._longer, self._size = float(told["longer"]), float(told["size"])
 
     async def send(
-        self,
-        request_bytes: bytes,
-        request: Request,
-        n: int,
-        first: int,
-        seed: int,
-        on_record: OnRecord,
+        self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
     ) -> Record:
         def counted(record: Record) -> None:
             n_in, n_out, _ = record.tokens
@@ -83,7 +77,7 @@ class OtherEngine(SimulatorEngine):
             kept.append(said)
 
         kept: list[Record] = []
-        await super().send(request_bytes, request, n, first, seed, counted)
+        await super().send(request, request_bytes, seed, counted)
         return kept[0]
 
 

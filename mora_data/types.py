@@ -111,9 +111,8 @@ class Request:
     n: int = 1
     first: int = 0
     # classify, pooling: `messages` end with the answer to be rated, and n is 1; a single message is
-    # a
-    task: Task = "chat"
     # text to which the model's own template is applied already
+    task: Task = "chat"
 
 
 @dataclass(frozen=True, slots=True)

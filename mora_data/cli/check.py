@@ -198,12 +198,12 @@ async def _check(
 
 async def _ask(engine: HttpEngine, request: Request, n: int = 1) -> Timed:
     body = encode(request, engine.model, engine.extra)
-    n = min(n, engine.n_per_request)
+    request = replace(request, n=min(n, engine.n_per_request))
     begun = time.monotonic()
     try:
-        record = await engine.send(body, request, n, 0, len(request.prompt_id), lambda r: None)
+        record = await engine.send(request, body, len(request.prompt_id), lambda r: None)
     except PendingRetry as e:
-        return Timed(Record(n, ()), time.monotonic() - begun, one_line(e))
+        return Timed(Record(request.n, ()), time.monotonic() - begun, one_line(e))
     error = record.answers[0].error or ""
     return Timed(record, time.monotonic() - begun, one_line(error))
 

@@ -392,30 +392,22 @@ class BatchEngine:
         waves.add_target(self._target, role)
 
     async def send(
-        self,
-        request_bytes: bytes,
-        request: Request,
-        n: int,
-        first: int,
-        seed: int,
-        on_record: OnRecord,
+        self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
     ) -> Record:
-        key = (
-            request_key(request_bytes, request.purpose, seed, self.revision).hex() + f"{first:08x}"
-        )
+        key = request_key(request_bytes, request.purpose, seed, self.revision).hex()
         done: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
         return await self._waves.ask(
             _Request(
-                key,
+                f"{key}{request.first:08x}",
                 self._target,
                 request_bytes,
                 request.sampling,
-                n,
-                (seed + first) & 0x7FFFFFFF,
+                request.n,
+                (seed + request.first) & 0x7FFFFFFF,
                 on_record,
                 done,
                 self._learner,
-                shape_of(request, n),
+                shape_of(request),
             )
         )
 

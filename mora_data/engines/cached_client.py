@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -140,14 +140,13 @@ class CachedClient:
     async def _once(self, call: _Call, first: int, n: int) -> Record:
         """One server call."""
 
+        request = call.request
+        if (n, first) != (request.n, request.first):
+            request = replace(request, n=n, first=first)
+
         def send() -> Awaitable[Record]:
             return call.engine.send(
-                call.request_bytes,
-                call.request,
-                n,
-                first,
-                call.seed,
-                lambda r: self._keep(call, first, r),
+                request, call.request_bytes, call.seed, lambda r: self._keep(call, first, r)
             )
 
         self._stats.asked_for[call.request.prompt_id] = call.request.purpose

@@ -512,10 +512,10 @@ class Learner:
             self.on_change(self.dialect)
 
 
-def shape_of(request: Request, n: int) -> object:
+def shape_of(request: Request) -> object:
     """What differs between the forms of requests to one model."""
     s = request.sampling
-    parts = (n > 1, s.temperature > 0, s.schema is None, not s.logprobs)
+    parts = (request.n > 1, s.temperature > 0, s.schema is None, not s.logprobs)
     return (*parts, len(request.messages) > 1)
 
 

@@ -44,18 +44,12 @@ class Engine(Protocol):
     simulated: bool
 
     async def send(
-        self,
-        request_bytes: bytes,
-        request: Request,
-        n: int,
-        first: int,
-        seed: int,
-        on_record: OnRecord,
+        self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
     ) -> Record:
-        """Ask for samples `first` .. `first + n - 1` of `request`; give the record to `on_record`
-        before the permit is free.
+        """Ask for the `request.n` samples from `request.first` on; sample i has `seed` + i. The
+        record goes to `on_record` before the permit is free.
 
-        Fewer answers than `n` may come. A failure that no retry can mend is a record of errors.
+        Fewer answers may come. A failure that no retry can mend is a record of errors.
 
         Raises:
             PendingRetry: the tries ran out.
@@ -159,13 +153,7 @@ class RecordedEngine:
         self.extra: Mapping[str, Any] = {}
 
     async def send(
-        self,
-        request_bytes: bytes,
-        request: Request,
-        n: int,
-        first: int,
-        seed: int,
-        on_record: OnRecord,
+        self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
     ) -> Record:
         """Never an answer.
 

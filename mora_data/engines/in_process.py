@@ -313,13 +313,7 @@ class InProcessEngine:
         )
 
     async def send(
-        self,
-        request_bytes: bytes,
-        request: Request,
-        n: int,
-        first: int,
-        seed: int,
-        on_record: OnRecord,
+        self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
     ) -> Record:
         lazy = self._model_for("chat" if request.task == "chat" else "classify")
         lane = (
@@ -328,9 +322,8 @@ class InProcessEngine:
             else (request.task, replace(request.sampling, schema=None, pattern=None))
         )
         self._stats.sent += 1
-        return await self._queue.ask(
-            lazy, lane, Piece(request, first, n, (seed + first) & 0x7FFFFFFF), on_record
-        )
+        piece = Piece(request, request.first, request.n, (seed + request.first) & 0x7FFFFFFF)
+        return await self._queue.ask(lazy, lane, piece, on_record)
 
     @property
     def wants_more(self) -> bool:

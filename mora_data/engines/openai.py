@@ -616,13 +616,7 @@ class HttpEngine:
         self._names = {model, *settings.served_as, *self.learner.dialect.answers_as}
 
     async def send(
-        self,
-        request_bytes: bytes,
-        request: Request,
-        n: int,
-        first: int,
-        seed: int,
-        on_record: OnRecord,
+        self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
     ) -> Record:
         sampling, endpoint = request.sampling, self.endpoint
         times, limiter = self._times, self._rate_limiter
@@ -634,7 +628,8 @@ class HttpEngine:
             )
         if endpoint.takes_patterns and sampling.pattern is not None and sampling.schema is not None:
             request_bytes = with_pattern(request_bytes, sampling.schema, sampling.pattern)
-        body = request_body(request_bytes, n, (seed + first) & 0x7FFFFFFF)
+        n = request.n
+        body = request_body(request_bytes, n, (seed + request.first) & 0x7FFFFFFF)
         return await endpoint.post(
             Call(
                 body,
@@ -645,7 +640,7 @@ class HttpEngine:
                 times,
                 limiter,
                 learner=self.learner,
-                shape=shape_of(request, n),
+                shape=shape_of(request),
             )
         )
 

@@ -87,13 +87,7 @@ class SimulatorEngine:
         self._stats = stats
 
     async def send(
-        self,
-        request_bytes: bytes,
-        request: Request,
-        n: int,
-        first: int,
-        seed: int,
-        on_record: OnRecord,
+        self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
     ) -> Record:
         if request.task != "chat":
             raise SettingsError(
@@ -102,9 +96,11 @@ class SimulatorEngine:
             )
         self._stats.simulated += 1
         role = "judge" if request.role.startswith(REWARD_ROLE) else request.role
-        answers = self._simulator.answer(replace(request, role=role, n=n, first=first), seed)
+        answers = self._simulator.answer(replace(request, role=role), seed)
         tokens_in = sum(len(m["content"]) for m in request.messages) // CHARS_PER_TOKEN
-        record = Record(n, tuple(answers), (tokens_in, sum(a.tokens_out for a in answers), 0))
+        record = Record(
+            request.n, tuple(answers), (tokens_in, sum(a.tokens_out for a in answers), 0)
+        )
         on_record(record)
         if self._stats.simulated % _YIELD_EVERY == 0:
             await asyncio.sleep(0)

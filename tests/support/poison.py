@@ -27,17 +27,11 @@ def opened(
 
 class Poisoned(SimulatorEngine):
     async def send(
-        self,
-        request_bytes: bytes,
-        request: Request,
-        n: int,
-        first: int,
-        seed: int,
-        on_record: OnRecord,
+        self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
     ) -> Record:
         text = request.messages[-1]["content"]
         if RAISES in text:
             raise ValueError("this row breaks the code")
         if KILLS in text:
             os._exit(9)
-        return await super().send(request_bytes, request, n, first, seed, on_record)
+        return await super().send(request, request_bytes, seed, on_record)

@@ -234,7 +234,7 @@ def test_the_window_says_when_more_prompts_are_opened(tmp_path: Path) -> None:
         )
         wants = [engine.wants_more]
         asked = [
-            asyncio.ensure_future(engine.send(b"", request(i, 2, n=3), 3, 0, 7, lambda r: None))
+            asyncio.ensure_future(engine.send(request(i, 2, n=3), b"", 7, lambda r: None))
             for i in range(2)
         ]
         await asyncio.sleep(0)

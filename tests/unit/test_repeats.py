@@ -45,9 +45,8 @@ class TwoAnswers:
     def __init__(self, texts: list[str]) -> None:
         self.texts, self.judged = texts, 0
 
-    async def send(
-        self, body: bytes, request: Request, n: int, first: int, seed: int, on_record: Any
-    ) -> Record:
+    async def send(self, request: Request, body: bytes, seed: int, on_record: Any) -> Record:
+        first, n = request.first, request.n
         if request.role == "policy":
             found = [Answer(self.texts[i % len(self.texts)]) for i in range(first, first + n)]
         else:

@@ -257,7 +257,7 @@ def test_each_role_signs_in_with_its_own_key(
             request = Request(
                 "judge", ({"role": "user", "content": "a"},), Sampling(0, 1, 8), "s", "p"
             )
-            await engine.send(b'{"messages": []}', request, 1, 0, 0, lambda r: None)
+            await engine.send(request, b'{"messages": []}', 0, lambda r: None)
         assert len(stats.limiters) == 2
         for part in {p for p in shared._parts.values() if hasattr(p, "close")}:
             await part.close()  # type: ignore[attr-defined]
