@@ -59,82 +59,43 @@ class PromptResult:
                 self.counts[stage, reason] += n
 
 
+COLUMNS = {  # of the partition tables; those per dimension stand behind them
+    "profiles": "prompt_id kind n carried_dim target_dims binding_dims dominance erd joint owed",
+    "fusions": "prompt_id arm attempt candidate text accepted failed checks",
+    "arms": "prompt_id arm messages",
+    "rollouts": "prompt_id arm index text thought finish_reason tokens_out length flags error"
+    " persona",
+    "scores": "prompt_id arm index purpose dimension source value raw reason",
+    "pairs": "prompt_id arm rank chosen rejected score",
+}
+
+
 def schemas(dims: Sequence[str]) -> dict[str, Any]:
     """Arrow schema of each partition table."""
     import pyarrow as pa
 
-    text, number, whole = pa.string(), pa.float64(), pa.int32()
-    message = pa.list_(pa.struct([("role", text), ("content", text)]))
-    stats = [
-        ("prompt_id", text),
-        ("kind", text),
-        ("n", whole),
-        ("carried_dim", text),
-        ("target_dims", pa.list_(text)),
-        ("binding_dims", pa.list_(text)),
-        ("dominance", number),
-        ("erd", number),
-        ("joint", number),
-        ("owed", text),
-    ]
-    for d in dims:
-        stats += [(f"state_{d}", text), (f"passed_{d}", number), (f"gini_{d}", number)]
-    pairs = [
-        ("prompt_id", text),
-        ("arm", text),
-        ("rank", whole),
-        ("chosen", whole),
-        ("rejected", whole),
-        ("score", number),
-    ]
-    for d in dims:
-        pairs += [(f"margin_{d}", number), (f"margin_confirmed_{d}", number)]
-    check = pa.list_(pa.struct([("name", text), ("passed", pa.bool_()), ("value", number)]))
+    text, number, whole, texts = pa.string(), pa.float64(), pa.int32(), pa.list_(pa.string())
+    types = {
+        **dict.fromkeys("n attempt candidate index tokens_out length rank".split(), whole),
+        **dict.fromkeys(("chosen", "rejected"), whole),
+        **dict.fromkeys("dominance erd joint value raw score".split(), number),
+        **dict.fromkeys("target_dims binding_dims failed flags".split(), texts),
+        "accepted": pa.bool_(),
+        "checks": pa.list_(pa.struct([("name", text), ("passed", pa.bool_()), ("value", number)])),
+        "messages": pa.list_(pa.struct([("role", text), ("content", text)])),
+    }
+    of_dims = {
+        "profiles": [
+            (f"{what}_{d}", text if what == "state" else number)
+            for d in dims
+            for what in ("state", "passed", "gini")
+        ],
+        "rollouts": [(f"{what}_{d}", number) for what in SIDES for d in dims],
+        "pairs": [(f"{m}_{d}", number) for d in dims for m in ("margin", "margin_confirmed")],
+    }
     return {
-        "profiles": pa.schema(stats),
-        "fusions": pa.schema(
-            [
-                ("prompt_id", text),
-                ("arm", text),
-                ("attempt", whole),
-                ("candidate", whole),
-                ("text", text),
-                ("accepted", pa.bool_()),
-                ("failed", pa.list_(text)),
-                ("checks", check),
-            ]
-        ),
-        "arms": pa.schema([("prompt_id", text), ("arm", text), ("messages", message)]),
-        "rollouts": pa.schema(
-            [
-                ("prompt_id", text),
-                ("arm", text),
-                ("index", whole),
-                ("text", text),
-                ("thought", text),
-                ("finish_reason", text),
-                ("tokens_out", whole),
-                ("length", whole),
-                ("flags", pa.list_(text)),
-                ("error", text),
-                ("persona", text),
-            ]
-            + [(f"{what}_{d}", number) for what in SIDES for d in dims]
-        ),
-        "scores": pa.schema(
-            [
-                ("prompt_id", text),
-                ("arm", text),
-                ("index", whole),
-                ("purpose", text),
-                ("dimension", text),
-                ("source", text),
-                ("value", number),
-                ("raw", number),
-                ("reason", text),
-            ]
-        ),
-        "pairs": pa.schema(pairs),
+        name: pa.schema([(c, types.get(c, text)) for c in columns.split()] + of_dims.get(name, []))
+        for name, columns in COLUMNS.items()
     }
 
 
@@ -142,35 +103,30 @@ def tables(results: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, Ta
     """The outcomes as tables; rows in the order of the prompts, then arms, then samples."""
     out = {name: Table(schema) for name, schema in schemas(dims).items()}
     for o in results:
+        prompt_id = o.prompt.prompt_id
         _add_profile(out["profiles"], o, dims)
         for f in o.attempts:
             out["fusions"].add(
-                prompt_id=o.prompt.prompt_id,
-                arm=f.arm,
-                attempt=f.attempt,
-                candidate=f.candidate,
-                text=f.text,
-                accepted=f.accepted,
+                prompt_id=prompt_id,
+                **_values(f, "arm", "attempt", "candidate", "text", "accepted"),
                 failed=list(f.failed),
                 checks=[{"name": n, "passed": p, "value": v} for n, p, v in f.checks],
             )
         for arm in [*([o.presample] if o.presample else []), *o.arms]:
-            _add_arm(out, o.prompt.prompt_id, arm, dims)
+            _add_arm(out, prompt_id, arm, dims)
         for arm_name, index, purpose, s in sorted(
             o.scores, key=lambda t: (t[0], t[2], t[1], t[3].dimension, t[3].source)
         ):
             out["scores"].add(
-                prompt_id=o.prompt.prompt_id,
-                arm=arm_name,
-                index=index,
-                purpose=purpose,
-                dimension=s.dimension,
-                source=s.source,
-                value=s.value,
-                raw=s.raw,
-                reason=s.reason,
+                **{"prompt_id": prompt_id, "arm": arm_name, "index": index, "purpose": purpose},
+                **_values(s, "dimension", "source", "value", "raw", "reason"),
             )
     return out
+
+
+def _values(of: object, *names: str) -> dict[str, Any]:
+    """Attributes as the columns of their names."""
+    return {name: getattr(of, name) for name in names}
 
 
 def _add_profile(table: Table, o: PromptResult, dims: Sequence[str]) -> None:
@@ -183,52 +139,28 @@ def _add_profile(table: Table, o: PromptResult, dims: Sequence[str]) -> None:
         "kind": "plain",
     }
     if p is not None:
-        row |= {
-            "kind": p.kind,
-            "n": p.n,
-            "carried_dim": p.carried_dim,
-            "dominance": p.dominance,
-            "erd": p.erd,
-            "joint": p.joint,
-        }
+        row |= _values(p, "kind", "n", "carried_dim", "dominance", "erd", "joint")
         for j, d in enumerate(dims):
             row |= {f"state_{d}": p.state[j], f"passed_{d}": p.passed[j], f"gini_{d}": p.gini[j]}
     table.add(**row)
 
 
 def _add_arm(out: Mapping[str, Table], prompt_id: str, arm: Arm, dims: Sequence[str]) -> None:
-    out["arms"].add(prompt_id=prompt_id, arm=arm.name, messages=list(arm.messages))
+    at = {"prompt_id": prompt_id, "arm": arm.name}
+    out["arms"].add(**at, messages=list(arm.messages))
+    sides = dict(zip(SIDES, (arm.rewards, arm.absolutes, arm.uncertainties), strict=True))
     for i, r in enumerate(arm.rollouts):
+        own = _values(r, "index", "text", "thought", "finish_reason", "tokens_out", "length")
         out["rollouts"].add(
-            prompt_id=prompt_id,
-            arm=arm.name,
-            index=r.index,
-            text=r.text,
-            thought=r.thought,
-            finish_reason=r.finish_reason,
-            tokens_out=r.tokens_out,
-            length=r.length,
-            flags=list(r.flags),
-            error=r.error,
-            persona=r.persona,
+            **{**at, **own, "flags": list(r.flags), "error": r.error, "persona": r.persona},
             **{
-                f"{what}_{d}": side[d][i] if d in side else None
+                f"{k}_{d}": side[d][i] if d in side else None
+                for k, side in sides.items()
                 for d in dims
-                for what, side in zip(
-                    SIDES, (arm.rewards, arm.absolutes, arm.uncertainties), strict=True
-                )
             },
         )
     for rank, pair in enumerate(arm.pairs):
         margins = {f"margin_{d}": pair.margins.get(d) for d in dims}
         confirmed = {f"margin_confirmed_{d}": pair.margins_confirmed.get(d) for d in dims}
-        out["pairs"].add(
-            prompt_id=prompt_id,
-            arm=arm.name,
-            rank=rank,
-            chosen=pair.chosen,
-            rejected=pair.rejected,
-            score=pair.score,
-            **margins,
-            **confirmed,
-        )
+        own = _values(pair, "chosen", "rejected", "score")
+        out["pairs"].add(**at, rank=rank, **own, **margins, **confirmed)
