@@ -192,13 +192,8 @@ def estimate(
         for world in worlds:
             stats, meter = RunStats(), Meter(settings)
             stats.on_record = meter.on_record
-            probe = run_probe(
-                rehearsed(settings, world, simulated),
-                options,
-                PROMPTS,
-                Progress(stats, True),
-                stats,
-            )
+            played = rehearsed(settings, world, simulated)
+            probe = run_probe(played, options, PROMPTS, Progress(stats, True), stats)
             if probe.failure is not None:
                 raise probe.failure
             if simulated:
@@ -262,22 +257,14 @@ def _at_most(until: str) -> str:
     return "select" if until == "publish" else until
 
 
-def _scaled(
-    settings: BuildSettings,
-    sample: bool,
-    cases: Sequence[Case],
-    until: str,
-) -> Estimate:
+def _scaled(settings: BuildSettings, sample: bool, cases: Sequence[Case], until: str) -> Estimate:
     """The cases, scaled to all prompts, as one estimate."""
     import numpy as np
 
     settings, _ = as_recorded(settings)
     prices = load_prices(settings.limits.prices)
-    names = [
-        r
-        for r in (*ROLES, *settings.more_roles(), "heldout_judge")
-        if any(r in c.roles for c in cases)
-    ]
+    known = (*ROLES, *settings.more_roles(), "heldout_judge")
+    names = [r for r in known if any(r in c.roles for c in cases)]
     roles = {name: _priced(settings, sample, name, prices) for name in names}
     low = np.full((len(names) + 1, MONEY + 1), np.inf)
     high = np.zeros_like(low)
@@ -297,11 +284,9 @@ def _scaled(
         return round(ends[0]), round(ends[1])
 
     def columns(row: int) -> dict[str, Any]:
+        names = ("requests", "tokens_in", "tokens_computed", "tokens_out")
         return {
-            "requests": of(row, REQUESTS),
-            "tokens_in": of(row, IN),
-            "tokens_computed": of(row, COMPUTED),
-            "tokens_out": of(row, OUT),
+            k: of(row, what) for k, what in zip(names, (REQUESTS, IN, COMPUTED, OUT), strict=True)
         }
 
     nameless = [n for n in names if roles[n][2] is None]
@@ -318,8 +303,7 @@ def _scaled(
         roles=tuple(
             RoleEstimate(
                 name,
-                roles[name][0],
-                roles[name][1],
+                *roles[name][:2],
                 **columns(i),
                 cost=None if name in nameless else of(i, MONEY),
             )

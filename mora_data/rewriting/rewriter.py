@@ -37,24 +37,8 @@ if TYPE_CHECKING:
     from ..statistics.kinds import PromptStats
 
 VARIABLES = frozenset(
-    (
-        "prompt",
-        "history",
-        "carried_dim",
-        "target_dims",
-        "dim_specs",
-        "asks",
-        "examples",
-        "category",
-        "style",
-        "budget",
-        "language",
-        "forbidden",
-        "n_candidates",
-        "feedback",
-        "premise",
-        "nonce",
-    )
+    "prompt history carried_dim target_dims dim_specs asks examples category style budget language"
+    " forbidden n_candidates feedback premise nonce".split()
 )
 AGAIN = "Once more:"
 MAX_SHOWN = 800  # characters of a failed reply that the next attempt is shown
@@ -114,6 +98,19 @@ class RewriteSource:
 
 
 @dataclass(frozen=True, slots=True)
+class RewriteAttempt:
+    """One rewrite and what the checks said."""
+
+    arm: str
+    attempt: int
+    candidate: int
+    text: str
+    accepted: bool
+    failed: tuple[str, ...]
+    checks: tuple[tuple[str, bool, float | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Candidate:
     """One rewrite with its checks."""
 
@@ -131,18 +128,10 @@ class _Candidate:
         intent = sum(v for name, v in values.items() if name.startswith("intent_"))
         return -intent, -values.get("subject", 0.0), n_tokens(self.text)
 
-
-@dataclass(frozen=True, slots=True)
-class RewriteAttempt:
-    """One rewrite and what the checks said."""
-
-    arm: str
-    attempt: int
-    candidate: int
-    text: str
-    accepted: bool
-    failed: tuple[str, ...]
-    checks: tuple[tuple[str, bool, float | None], ...]
+    def as_attempt(self, arm: str, attempt: int, i: int, accepted: bool) -> RewriteAttempt:
+        """The record of it."""
+        said = tuple((c.name, c.passed, c.value) for c in self.checks)
+        return RewriteAttempt(arm, attempt, i, self.text, accepted, self.failed, said)
 
 
 class Rewriter:
@@ -238,33 +227,15 @@ class Rewriter:
         failed: _Candidate | None = None
         for attempt in range(self._settings.fuse.retries + 1):
             asked, examples = self._render(source, arm, attempt, budget, failed)
-            answers = await ask(
-                Request(
-                    "rewriter",
-                    asked,
-                    self._sampling(attempt),
-                    f"fuse:{arm}:{attempt}",
-                    source.prompt.prompt_id,
-                    self._settings.fuse.candidates,
-                )
-            )
+            sampling, purpose = self._sampling(attempt), f"fuse:{arm}:{attempt}"
+            n, prompt_id = self._settings.fuse.candidates, source.prompt.prompt_id
+            answers = await ask(Request("rewriter", asked, sampling, purpose, prompt_id, n))
             limits = self._limits(source, arm, budget, examples)
             made = await all_of(
                 self._candidate(ask, source, arm, limits, answer, probe) for answer in answers
             )
             best = min((c for c in made if not c.failed), key=_Candidate.rank, default=None)
-            tries += [
-                RewriteAttempt(
-                    arm,
-                    attempt,
-                    i,
-                    c.text,
-                    c is best,
-                    c.failed,
-                    tuple((k.name, k.passed, k.value) for k in c.checks),
-                )
-                for i, c in enumerate(made)
-            ]
+            tries += [c.as_attempt(arm, attempt, i, c is best) for i, c in enumerate(made)]
             if best is not None:
                 return _asked_instead(source.prompt, best.text), tries
             failed = min(made, key=lambda c: len(c.failed))
@@ -387,15 +358,8 @@ class Rewriter:
         )
         n = n_tokens(text)
         passed = within is None or within.min <= n <= within.max
-        tried = RewriteAttempt(
-            "concat",
-            0,
-            0,
-            text,
-            passed,
-            () if passed else ("length",),
-            (("length", passed, float(n)),),
-        )
+        check = checks.Check("length", passed, float(n))
+        tried = _Candidate(text, "", (check,)).as_attempt("concat", 0, 0, passed)
         return _asked_instead(source.prompt, text) if passed else None, [tried]
 
 
