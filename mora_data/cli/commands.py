@@ -605,13 +605,13 @@ def print_settings(args: argparse.Namespace) -> None:
     """What can be set."""
     from dataclasses import asdict
 
-    from .settings import find, overview, sections, setting_lines
+    from .settings import overview, sections, setting_lines, settings_in
 
     if args.section is None:
         known = {name: [asdict(s) for s in some] for name, some in sections().items()}
         _print(args, known, overview())
         return
-    found = find(args.section)
+    found = settings_in(args.section)
     _print(args, [asdict(s) for s in found], setting_lines(found))
 
 

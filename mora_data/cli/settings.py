@@ -201,7 +201,7 @@ def sections() -> dict[str, list[Setting]]:
     return out
 
 
-def find(section: str) -> list[Setting]:
+def settings_in(section: str) -> list[Setting]:
     """The settings of a section, or the one of a dotted name.
 
     Raises:

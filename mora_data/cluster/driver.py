@@ -56,7 +56,7 @@ async def work_off(
     return given_up, backlog.damaged
 
 
-def environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """What of this process's environment its workers need."""
     return {k: os.environ[k] for k in ENVIRONMENT if k in os.environ}
 

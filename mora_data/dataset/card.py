@@ -148,7 +148,7 @@ class Raw(str):
     __slots__ = ()
 
 
-def escape(value: object) -> Raw:
+def escape_markdown(value: object) -> Raw:
     """Any text as inline Markdown that shows it literally: no markup, no HTML, no table cell, no
     line break."""
     if isinstance(value, Raw):
@@ -216,7 +216,7 @@ def render_template(template: str, values: Mapping[str, object]) -> str:
 @cache
 def _environment() -> Environment:
     """The one environment of all cards."""
-    env = resources.document_environment("cards", sandboxed=True, finalize=escape)
+    env = resources.document_environment("cards", sandboxed=True, finalize=escape_markdown)
     env.filters |= {"code": code, "fence": fence, "commercial": _commercial, "share": _share}
     return env
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..errors import PublishError
 from ..run.files import readable
-from .card import code, escape, format_value
+from .card import code, escape_markdown, format_value
 from .schemas import AGAIN, Row, footer_of, row_batches
 
 TITLE = "# Changelog\n\nRows by `pair_id`; where a config has none, by prompt, arm and answer.\n"
@@ -162,7 +162,7 @@ def _columns(before: list[Path], after: list[Path]) -> tuple[str, ...]:
 def changelog(tag: str, previous: str | None, deltas: Mapping[str, Delta], older: str = "") -> str:
     """The whole file: this tag's section, then those of the file at the previous tag."""
     against = (
-        f"Against {escape(previous)}. A {version_step(deltas)} step."
+        f"Against {escape_markdown(previous)}. A {version_step(deltas)} step."
         if previous
         else "First release."
     )
@@ -174,11 +174,17 @@ def changelog(tag: str, previous: str | None, deltas: Mapping[str, Delta], older
     ]
     table = ["| config | added | removed | changed |", "|---|---:|---:|---:|", *rows]
     columns = [
-        f"- Columns of {code(name)}: {escape('; '.join(d.columns))}"
+        f"- Columns of {code(name)}: {escape_markdown('; '.join(d.columns))}"
         for name, d in deltas.items()
         if d.columns
     ]
-    lines = [f"## {escape(tag)}", "", against, "", *(table if rows else ["No row changed."])]
+    lines = [
+        f"## {escape_markdown(tag)}",
+        "",
+        against,
+        "",
+        *(table if rows else ["No row changed."]),
+    ]
     lines += ["", *columns] if columns else []
     sections = older[older.index("\n## ") :] if "\n## " in older else ""
     return f"{TITLE}\n" + "\n".join(lines) + "\n" + sections

@@ -27,7 +27,7 @@ from ..errors import SettingsError
 from ..settings import LocalSettings
 from ..text import one_line
 from ..types import Answer, Messages, Request, Sampling
-from .local_model import Piece, fitting, outputs_answer, templated
+from .local_model import Piece, checked_length, outputs_answer, templated
 from .thoughts import Logprobs, as_answer
 
 
@@ -218,7 +218,7 @@ class SequenceClassifier:
         if not self._pair:
             return _encode(self._tokenizer, request.messages, self._limit, False)
         ids: list[int] = self._tokenizer(*_pair(request.messages), verbose=False)["input_ids"]
-        return fitting(ids, self._limit, False)
+        return checked_length(ids, self._limit, False)
 
     def run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
         """One JSON list of raw outputs for each piece.
@@ -303,7 +303,7 @@ def _load(kind: Any, name: str, revision: str | None, settings: LocalSettings) -
 def _encode(tokenizer: Any, messages: Messages, limit: int, answer_follows: bool) -> list[int]:
     text = templated(tokenizer, messages, answer_follows)
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return fitting(ids, limit, answer_follows)
+    return checked_length(ids, limit, answer_follows)
 
 
 def _limit(config: Any, tokenizer: Any, settings: LocalSettings) -> int:

@@ -76,7 +76,7 @@ def templated(tokenizer: Any, messages: Messages, answer_follows: bool) -> str:
         ) from e
 
 
-def fitting(ids: list[int], limit: int, answer_follows: bool) -> list[int]:
+def checked_length(ids: list[int], limit: int, answer_follows: bool) -> list[int]:
     """The tokens, where the model can take them.
 
     Raises:

@@ -16,7 +16,7 @@ from ..errors import SettingsError
 from ..settings import RoleSettings
 from ..text import one_line
 from ..types import Answer, Request, Sampling, Task
-from .local_model import Piece, fitting, outputs_answer, templated
+from .local_model import Piece, checked_length, outputs_answer, templated
 from .thoughts import as_answer
 
 
@@ -74,7 +74,7 @@ class Vllm:
         is_chat = self._task == "chat"
         text = templated(self._tokenizer, request.messages, is_chat)
         ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return fitting(ids, self._limit, is_chat)
+        return checked_length(ids, self._limit, is_chat)
 
     def run(self, pieces: Sequence[Piece]) -> Sequence[tuple[Answer, ...]]:
         """The answers to each piece."""

@@ -339,10 +339,8 @@ def _sequence(
 
     The means over dimensions are over those that a stage of the order trained.
     """
-    n, at = (
-        len(dims),
-        [next((t for t, (_, label) in enumerate(order) if label == d), None) for d in dims],
-    )
+    n = len(dims)
+    at = [next((t for t, (_, label) in enumerate(order) if label == d), None) for d in dims]
     matrix = np.array([drawn[m].estimate_M[:n] for m, _ in order])
     draws_T_B_D = np.array([drawn[m].draws_B_M[:, :n] for m, _ in order])
     gain, gains = matrix[-1] - matrix[0], draws_T_B_D[-1] - draws_T_B_D[0]

@@ -193,7 +193,7 @@ async def _on_cluster(
     todo: Sequence[Partition],
     cost: CostTracker,
 ) -> tuple[dict[int, str], int]:
-    from ..cluster.driver import environment, work_off
+    from ..cluster.driver import work_off, worker_environment
     from ..cluster.worker import Job, PartitionTask, versions
 
     job = Job(
@@ -206,7 +206,7 @@ async def _on_cluster(
         build.benchmarks,
         build.folder.secret,
         versions(),
-        environment(),
+        worker_environment(),
         str(Path.cwd()),
     )
     old_ends = running.runner.old_ends

@@ -60,7 +60,7 @@ def finding(arms: Mapping[str, ArmNumbers], k: int) -> str | None:
     return "; ".join([sentence, *more]) + "."
 
 
-def unmeasured(report: Report, pii_counted: bool) -> list[str]:
+def unmeasured_numbers(report: Report, pii_counted: bool) -> list[str]:
     """What a reader may look for and won't find, by name."""
     checks = {
         "the verdict (it needs the arms identity, single, generic and fused)": not report[

@@ -22,7 +22,7 @@ from ..resources import parse_yaml
 from ..run.files import read_json
 from ..run.folder import manifest_of, parts_of
 from .arms import DRAWS, answer_figures, arms_of, control_gains, mined_prompts, verdict_on
-from .caveats import caveats_of, finding, headline, unmeasured
+from .caveats import caveats_of, finding, headline, unmeasured_numbers
 from .gather import HEADLINE, Keep, gather
 from .measure import HYPERVOLUME_PROMPTS, Scale
 from .pairs import agreement, composition_figure, examples, length_figure, pair_numbers, read_pairs
@@ -166,7 +166,7 @@ def finish_report(
         "contamination": manifest.get("contamination"),
         "not_measured": [],
     }
-    report["not_measured"] = unmeasured(report, bool(manifest.get("pii")))
+    report["not_measured"] = unmeasured_numbers(report, bool(manifest.get("pii")))
     report["doubts"] = caveats_of(report)
     return report
 

@@ -20,15 +20,8 @@ if TYPE_CHECKING:
 Selector = Callable[["Batch"], "NDArray[np.float64]"]
 
 SELECTORS = {
-    "dominance_hv": "mora_data.selection.selectors:dominance_hv",
-    "weighted_sum": "mora_data.selection.selectors:weighted_sum",
-    "maxmin": "mora_data.selection.selectors:maxmin",
-    "lsc": "mora_data.selection.selectors:lsc",
-    "nash": "mora_data.selection.selectors:nash",
-    "lexi": "mora_data.selection.selectors:lexi",
-    "rs_gap": "mora_data.selection.selectors:rs_gap",
-    "best_vs_mu2s": "mora_data.selection.selectors:best_vs_mu2s",
-    "random": "mora_data.selection.selectors:random",
+    name: f"mora_data.selection.selectors:{name}"
+    for name in "dominance_hv weighted_sum maxmin lsc nash lexi rs_gap best_vs_mu2s random".split()
 }
 DOMINANCE = frozenset({"dominance_hv"})
 """Selectors under which each binding margin is positive and none is negative."""
