@@ -305,12 +305,8 @@ class InProcessEngine:
             **({"text_pair": True} if local.text_pair else {}),
         }
         self.n_per_request = n_per_request(role)
-        self._queue, self._model_for, self._stats, self._window = (
-            queue,
-            model_for,
-            stats,
-            local.window,
-        )
+        self._queue, self._model_for, self._stats = queue, model_for, stats
+        self._window = local.window
 
     async def send(
         self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord

@@ -48,10 +48,8 @@ def joint_score(stats: PromptStats, dominance_prior: Score, joint_prior: Score) 
     """
     pairs, (a, b) = stats.n // 2, dominance_prior
     dominance = (a + stats.dominance * pairs) / (a + b + pairs)
-    a, b = (
-        joint_prior[0] + stats.joint * stats.n,
-        joint_prior[1] + (1 - stats.joint) * stats.n,
-    )
+    a = joint_prior[0] + stats.joint * stats.n
+    b = joint_prior[1] + (1 - stats.joint) * stats.n
     none = 1.0
     for i in range(K):
         none *= (b + i) / (a + b + i)
@@ -89,11 +87,8 @@ def fit(
     whole = sum(expected.values())
     out: dict[str, dict[str, Any]] = {}
     for s, group in groups.items():
-        most, n = (
-            (budget, whole)
-            if isinstance(budget, int)
-            else (budget.get(s, expected[s]), expected[s])
-        )
+        n = whole if isinstance(budget, int) else expected[s]
+        most = budget if isinstance(budget, int) else budget.get(s, n)
         wanted = most / n if n else 1.0
         if wanted < 1:
             out[s] = {

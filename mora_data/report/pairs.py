@@ -229,10 +229,7 @@ def composition_figure(p: PairTable) -> Composition | None:
     """Pairs by category, the twelve largest, and kind."""
     if not len(p):
         return None
-    categories, kinds = (
-        list(commonest_first(p.tallies["category"])),
-        list(commonest_first(p.tallies["kind"])),
-    )
+    categories, kinds = (list(commonest_first(p.tallies[t])) for t in ("category", "kind"))
     return {
         "rows": categories[:12],
         "columns": kinds,

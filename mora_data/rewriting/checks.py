@@ -51,7 +51,7 @@ class Budget(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """PromptResult of one check. `value` is what was measured, where there is a number."""
+    """Outcome of one check. `value` is what was measured, where there is a number."""
 
     name: str
     passed: bool
@@ -435,10 +435,8 @@ def pilot_check(
     (x, x_levels), (y, y_levels) = (_scored(side) for side in (before, after))
     if len(y) < 2:
         return Check("probe", False, None, f"{len(y)} of its answers could be scored")
-    joint, passes = (
-        np.mean((x_levels >= floors_D).all(1)) if len(x) else 0.0,
-        (y_levels >= floors_D).all(1),
-    )
+    joint = np.mean((x_levels >= floors_D).all(1)) if len(x) else 0.0
+    passes = (y_levels >= floors_D).all(1)
     most = float(rate_interval(passes.sum(), np.array(len(y)), LEVEL)[1])
     erd, own = (
         float(effective_dimensionality(r[None], sigma_D)[0]) if len(r) else 0.0 for r in (x, y)

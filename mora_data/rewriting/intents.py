@@ -185,11 +185,8 @@ def _cues(tree: dict[str, object], where: str) -> re.Pattern[str] | None:
 def _premises(value: object, where: str) -> tuple[Premise, ...]:
     out = []
     for row in value if isinstance(value, list) else [value]:
-        claim, truth = (
-            (row.get("claim"), row.get("truth"))
-            if isinstance(row, dict) and len(row) == 2
-            else (None, None)
-        )
+        given = row if isinstance(row, dict) and len(row) == 2 else {}
+        claim, truth = given.get("claim"), given.get("truth")
         if not isinstance(claim, str) or not isinstance(truth, bool):
             raise SettingsError(
                 f"{where}: premises must be a list of {{claim: text, truth: true or false}}, not"

@@ -223,10 +223,8 @@ class CalibrationSettings(Settings):
             )
         if self.labels and self.kind not in ("isotonic", "platt"):
             raise ValueError("labels are for the kinds isotonic and platt")
-        low, high = (
-            self.low if self.low is not None else 1.0,
-            self.high if self.high is not None else 5.0,
-        )
+        low = self.low if self.low is not None else 1.0
+        high = self.high if self.high is not None else 5.0
         if low >= high:
             raise ValueError(f"low = {low:g} must be under high = {high:g}")
         return self

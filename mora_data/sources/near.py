@@ -150,10 +150,8 @@ class _Bands:
     def _clear(self, n_groups: int) -> None:
         self._tags, self._numbers = bytearray(), np.empty(0, np.int32)  # the old ones go first
         self._n_groups = n_groups
-        self._tags, self._numbers = (
-            bytearray(n_groups * GROUP),
-            np.zeros(n_groups * GROUP, np.int32),
-        )
+        self._tags = bytearray(n_groups * GROUP)
+        self._numbers = np.zeros(n_groups * GROUP, np.int32)
 
     def _place(self, numbers: NDArray[np.int64], hashed: NDArray[np.uint64]) -> None:
         """Put bands into the first groups of their paths that have room."""
