@@ -29,13 +29,15 @@ from pathlib import Path
 from mora_data.types import Answer, Request
 
 BASELINES = {
-    "fixed 64": ("presample.n=[64]", "presample.split=false", "rollout.n=64"),
+    "fixed 64": ("presample.n=[64]", "presample.before=0", "rollout.n=64"),
     "best of 16": ("presample.enabled=false", "fuse.arms=[identity]", "select.confirm=false"),
 }
 PARTS = (
     "presample: answers",
     "presample: verdicts",
     "presample: retests",
+    "before fusion: answers",
+    "before fusion: verdicts",
     "fuse: rewrites",
     "fuse: checks",
     "rollout: answers",
@@ -77,12 +79,13 @@ class Cost:
 def part_of(request: Request) -> str:
     """Stage and purpose of a call."""
     kind = request.purpose.split(":")
+    stages = {"presample": "presample", "before": "before fusion"}
     if request.role == "policy":
-        return "presample: answers" if kind[0] == "presample" else "rollout: answers"
+        return f"{stages.get(kind[0], 'rollout')}: answers"
     if request.role == "rewriter":
         return "fuse: rewrites"
     if kind[0] == "score":
-        return "presample: verdicts" if kind[1] == "presample" else "score: verdicts"
+        return f"{stages.get(kind[1], 'score')}: verdicts"
     named = {"repeat": "presample: retests", "confirm": "select: confirmation"}
     return named.get(kind[0], "fuse: checks")
 

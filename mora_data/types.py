@@ -27,6 +27,9 @@ STAGES = ("mine", "presample", "fuse", "rollout", "score", "select", "publish")
 ARMS = ("identity", "single", "generic", "random", "concat", "fused")
 """The shipped arms: ways from a source prompt to what is asked. All but `fused` are there to
 compare with."""
+UNFUSED = ("presample", "before")
+"""What stands beside the arms: answers to the bare prompt that decide its kind, and fresh ones for
+the numbers before fusion. They make no pair."""
 
 
 def reaches(until: str, stage: str) -> bool:

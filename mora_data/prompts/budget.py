@@ -109,7 +109,12 @@ def goes_on(
         return True
     own = joint_score(stats, tuple(limit["dominance_prior"]), tuple(limit["joint_prior"]))
     most = (limit["dominance"], limit["joint"])
-    return own < most or (own == most and seed_of("budget", prompt_id) < limit["share"] * UNITS)
+    return own < most or (own == most and is_drawn("budget", prompt_id, limit["share"]))
+
+
+def is_drawn(what: str, prompt_id: str, share: float) -> bool:
+    """A fixed draw of a share of the prompts."""
+    return seed_of(what, prompt_id) < share * UNITS
 
 
 def _share(group: Sequence[Mined], accept: Sequence[str]) -> float:

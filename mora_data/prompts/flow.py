@@ -27,7 +27,7 @@ from ..run.tasks import all_of
 from ..settings import BuildSettings
 from ..text import is_foreign, language_of, n_tokens, normalise, seed_of
 from ..types import DEGENERATE, Answer, Messages, Pair, Prompt, Request, Rollout, Score
-from .budget import goes_on
+from .budget import goes_on, is_drawn
 from .context import PromptContext
 from .personas import as_persona, interleave
 from .result import Arm, PromptResult
@@ -73,8 +73,10 @@ async def _stages(context: PromptContext, result: PromptResult) -> None:
         if not goes_on(build.judge_stats.mining, stratum, prompt.prompt_id, stats):
             result.count("presample", over_budget=1)
             return
-        if settings.presample.split and "identity" not in settings.fuse.arms:
-            await _measure_before(context, result, arm)
+        measured = settings.presample.before and "identity" not in settings.fuse.arms
+        share = build.judge_stats.before_share
+        if measured and is_drawn("before", prompt.prompt_id, share):
+            await _measure_before(context, result)
         result.target_dims, result.binding_dims = targets(settings, stats)
     elif settings.fuse.targets == "auto":
         result.target_dims = tuple(settings.dimensions)
@@ -98,8 +100,8 @@ async def _stages(context: PromptContext, result: PromptResult) -> None:
 async def presample(
     context: PromptContext, prompt: Prompt
 ) -> tuple[PromptStats, Arm, list[tuple[int, Score]]]:
-    """Sample and score the bare prompt, 16 -> 32 -> 64, until its kind is decided; with `step`,
-    until it is foreseen. (Position, score) of the answers that decide."""
+    """Sample and score the bare prompt, 8 -> 16 -> 32, until its kind is decided; with `step`,
+    until it is foreseen. (Position, score) of its answers."""
     arm = Arm("presample", prompt.messages)
     kept: list[tuple[int, Score]] = []
     schedule = context.settings.presample.looks()
@@ -116,36 +118,30 @@ async def presample(
 async def sample_and_score(
     context: PromptContext, prompt: Prompt, arm: Arm, stop: int
 ) -> list[tuple[int, Score]]:
-    """Fill `arm` up to `stop` presamples of the bare prompt; (position, score) of the new ones that
-    decide. The judges' statistics and the schedule ask for them alike."""
+    """Fill `arm` up to `stop` answers to the bare prompt; (position, score) of the new ones. The
+    judges' statistics and the schedule ask for them alike."""
     sampling, first = context.build.sampling("policy"), len(arm.rollouts)
     asked = inert_turns(prompt.messages)
-    request = Request("policy", asked, sampling, "presample", prompt.prompt_id, stop - first, first)
+    request = Request("policy", asked, sampling, arm.name, prompt.prompt_id, stop - first, first)
     answers = await context.ask(request)
     arm.rollouts += await as_rollouts(
         prompt.prompt_id, arm.name, answers, prompt.text, arm.rollouts
     )
-    return await _score_presamples(
-        context, arm, context.settings.presample.deciding(range(first, len(arm.rollouts)))
-    )
+    new = arm.rollouts[first:]
+    scored = await score(context, arm.messages, new, f"score:{arm.name}", arm.anchors)
+    return [(first + i, s) for i, s in scored]
 
 
-async def _score_presamples(
-    context: PromptContext, arm: Arm, at: Sequence[int]
-) -> list[tuple[int, Score]]:
-    """(Position, score) of the presamples at these positions."""
-    rollouts = [arm.rollouts[i] for i in at]
-    scored = await score(context, arm.messages, rollouts, "score:presample", arm.anchors)
-    return [(at[k], s) for k, s in scored]
-
-
-async def _measure_before(context: PromptContext, result: PromptResult, arm: Arm) -> None:
-    """The numbers before fusion, from the first presamples that decided nothing. Their scores come
-    after the decision, so only prompts that go on are measured."""
-    odd = range(1, min(len(arm.rollouts), 2 * context.settings.presample.before), 2)
-    scored = await _score_presamples(context, arm, odd)
+async def _measure_before(context: PromptContext, result: PromptResult) -> None:
+    """The numbers before fusion, from fresh answers to the bare prompt: prompts that were picked
+    for low scores score higher the next time by chance alone (docs/method.md, "Before and
+    after")."""
+    assert result.presample is not None
+    arm = Arm("before", result.prompt.messages, anchors=result.presample.anchors)
+    result.before = arm
+    scored = await sample_and_score(context, result.prompt, arm, context.settings.presample.before)
     _add_rewards(context, arm, scored)
-    result.scores += [("presample", arm.rollouts[i].index, "score", s) for i, s in scored]
+    result.scores += [(arm.name, arm.rollouts[i].index, "score", s) for i, s in scored]
 
 
 def targets(settings: BuildSettings, stats: PromptStats) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -216,7 +212,7 @@ async def _question(
             result.count("fuse", not_fused=1)
             return None
         within = matched_length(accepted[0])
-    before = result.presample if fuse.probe else None
+    before = (result.before or result.presample) if fuse.probe else None
     probe = _pilot(context, name, before) if before else None
     messages, attempts = await context.build.rewriter.fuse(context.ask, source, name, within, probe)
     result.attempts += attempts
@@ -440,17 +436,15 @@ def _add_rewards(context: PromptContext, arm: Arm, scored: Sequence[tuple[int, S
 
 
 def _prompt_stats(context: PromptContext, arm: Arm, last: int) -> tuple[PromptStats, bool]:
-    """What the deciding presamples say, and whether more of them, up to `last` presamples in all,
+    """What the presamples say, and whether more of them, up to `last` presamples in all,
     may be spared."""
     import numpy as np
 
-    from ..statistics.kinds import foreseen, likeliest, profiles, split
+    from ..statistics.kinds import foreseen, likeliest, profiles
 
     dims, settings = context.build.dims, context.settings.presample
     rewards, absolutes, uncertainties = (side[None] for side in _arrays(context, arm))
     certain = absolutes - uncertainties
-    if settings.split:
-        rewards, certain = split(rewards)[0], split(certain)[0]
     thresholds, sigma = _thresholds_and_noise(context)
     stats = profiles(rewards, dims, thresholds, sigma, settings, certain)[0]
     n = len(arm.rollouts)
@@ -459,7 +453,7 @@ def _prompt_stats(context: PromptContext, arm: Arm, last: int) -> tuple[PromptSt
     known = context.build.judge_stats.prior
     chances = foreseen(
         rewards[0],
-        [len(settings.deciding(range(n))) for n in settings.n],
+        settings.n,
         thresholds,
         sigma,
         settings,

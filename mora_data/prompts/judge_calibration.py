@@ -93,7 +93,7 @@ async def _measure(
     found = await _measure_prompts(build, run, first, ids)
     presampling, rates = build.settings.presample, None
     if presampling.step:
-        rates = PassRates(build.judge_stats.pass_thresholds, presampling.split)
+        rates = PassRates(build.judge_stats.pass_thresholds)
     stats, sources = conclude(
         found,
         build.sources,
@@ -101,7 +101,12 @@ async def _measure(
         build.settings.select.kappa,
         rates,
     )
-    stats = replace(stats, cache_key=None if found.pending else key)
+    n_mined = read_json(run.folder.path / "mine.json")["kept"]
+    stats = replace(
+        stats,
+        cache_key=None if found.pending else key,
+        before_share=min(1.0, (presampling.before_prompts or n_mined) / max(n_mined, 1)),
+    )
     if presampling.budget is not None:
         measured = replace(build, sources=sources, judge_stats=stats)
         stats = await _with_mining_thresholds(measured, run, parts, first, ids)

@@ -30,11 +30,7 @@ def sums_of(results: Sequence[PromptResult]) -> dict[str, Any]:
     sources: dict[str, dict[str, SourceSums]] = {}
     agreement: dict[str, AgreementSums] = {}
     for o in results:
-        lengths = {
-            (a.name, r.index): float(r.length)
-            for a in [*([o.presample] if o.presample else []), *o.arms]
-            for r in a.rollouts
-        }
+        lengths = {(a.name, r.index): float(r.length) for a in o.all_arms for r in a.rollouts}
         by_arm: dict[str, dict[str, dict[int, list[Score]]]] = {}
         for arm, index, purpose, s in o.scores:
             if purpose == "score":

@@ -44,10 +44,16 @@ class PromptResult:
     attempts: list[RewriteAttempt] = field(default_factory=list)
     arms: list[Arm] = field(default_factory=list)
     presample: Arm | None = None
+    before: Arm | None = None
     # (arm, index, purpose, score)
     scores: list[tuple[str, int, str, Score]] = field(default_factory=list)
     counts: Counts = field(default_factory=Counter)
     pending: str | None = None
+
+    @property
+    def all_arms(self) -> list[Arm]:
+        """Presamples and the answers before fusion, where there are any, then the arms."""
+        return [*(a for a in (self.presample, self.before) if a), *self.arms]
 
     def count(self, stage: str, kept: int = 0, **dropped: int) -> None:
         """Count rows of a stage; what goes in is what is kept and what is dropped."""
@@ -112,7 +118,7 @@ def tables(results: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, Ta
                 failed=list(f.failed),
                 checks=[{"name": n, "passed": p, "value": v} for n, p, v in f.checks],
             )
-        for arm in [*([o.presample] if o.presample else []), *o.arms]:
+        for arm in o.all_arms:
             _add_arm(out, prompt_id, arm, dims)
         for arm_name, index, purpose, s in sorted(
             o.scores, key=lambda t: (t[0], t[2], t[1], t[3].dimension, t[3].source)

@@ -22,7 +22,7 @@ from ..run.log import AnswerLog
 from ..run.partitions import Partition
 from ..run.stats import RunStats
 from ..run.tasks import Gate, PromptGroup, distinct, to_its_end
-from ..types import Prompt, Role
+from ..types import UNFUSED, Prompt, Role
 from .context import BuildContext, PromptContext
 from .flow import run_prompt
 from .judge_quality import sums_of
@@ -191,11 +191,7 @@ def finalize(opened: OpenPartition, build: BuildContext, cache_key: str) -> None
         "sources": {source: _flat(found) for source, found in sorted(by_source.items())},
         "feedback": sums_of(results),
         "n_scores": sum(len(r.scores) for r in results),
-        "n_answers": sum(
-            len(a.rollouts)
-            for r in results
-            for a in (*([r.presample] if r.presample else []), *r.arms)
-        ),
+        "n_answers": sum(len(a.rollouts) for r in results for a in r.all_arms),
         "pairs": sum(n_pairs(build, r) for r in results if r.arms),
         "errors": len(errors),
         "owed": [r.prompt.prompt_id for r in results if r.pending is not None],
@@ -217,11 +213,11 @@ def errors_of(result: PromptResult) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     if result.pending is not None:
         out.append({"prompt_id": result.prompt.prompt_id, "stage": "owed", "error": result.pending})
-    for arm in [*([result.presample] if result.presample else []), *result.arms]:
+    for arm in result.all_arms:
         out += [
             {
                 "prompt_id": r.prompt_id,
-                "stage": "presample" if arm.name == "presample" else "rollout",
+                "stage": "presample" if arm.name in UNFUSED else "rollout",
                 "arm": arm.name,
                 "index": r.index,
                 "error": r.error,

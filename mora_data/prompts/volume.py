@@ -57,11 +57,13 @@ def _requests_at(s: BuildSettings, n_prompts: int, upper: int) -> float:
     canaries = 2 * min(n_canaries, n_prompts * presamples) * dims * upper
     policy = n_prompts * _requests(s, presamples, steps) + arms * _requests(s, s.rollout.n, 1)
     policy += fused * tries * _requests(s, s.fuse.probe, 1) if probes else 0.0
-    samples = n_prompts * presamples + arms * s.rollout.n + probes
-    presampled: float = n_prompts * len(s.presample.deciding(range(presamples)))
-    if s.presample.split and "identity" not in s.fuse.arms:
-        presampled += arms / n_arms * min(s.presample.before, presamples // 2)
-    scored = samples - n_prompts * presamples + presampled
+    scored = n_prompts * presamples + arms * s.rollout.n + probes
+    if presamples and "identity" not in s.fuse.arms:
+        asked = (
+            arms / n_arms * min(1.0, (s.presample.before_prompts or n_prompts) / max(n_prompts, 1))
+        )
+        policy += asked * _requests(s, s.presample.before, 1)
+        scored += asked * s.presample.before
     judged = scored * dims + confirmed + heldout + canaries
     rewrites = fused * tries
     asked = rewrites / s.fuse.candidates  # one request for all candidates

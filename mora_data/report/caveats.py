@@ -66,7 +66,7 @@ def unmeasured_numbers(report: Report, pii_counted: bool) -> list[str]:
         "the verdict (it needs the arms identity, single, generic and fused)": not report[
             "comparisons"
         ],
-        "numbers before fusion (no identity arm, and presamples are not split)": (
+        "numbers before fusion (no identity arm, and presample.before is 0)": (
             report["settings"]["before"] is None
         ),
         "hypervolume (more than three dimensions)": len(report["settings"]["dimensions"]) > 3,

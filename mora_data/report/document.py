@@ -43,7 +43,7 @@ CLAIM = (
     "This is about the data only, not about training: whether training on these pairs helps a model"
     " is not tested here."
 )
-BEFORE = {"identity": "identity arm", "before": "presamples that decided nothing"}
+BEFORE = {"identity": "identity arm", "before": "fresh answers to the prompts that went on"}
 
 
 def report_of(run_dir: Path) -> Report:
@@ -83,8 +83,7 @@ def arms_report(
             f"{run_dir} has no floors (reference.json): run its `mora-data build` again with"
             " --until score or later"
         )
-    n_before = _n_before(settings)
-    n_each = _answers_each(settings, n_before)
+    n_each = _answers_each(settings)
     scale = Scale(
         dims,
         floors_D=np.array([floors[d] for d in dims]) - 1e-9,
@@ -92,7 +91,7 @@ def arms_report(
         k=max(1, min(8, n_each // 2)),
         every=max(1, -(-n_prompts // HYPERVOLUME_PROMPTS)),
     )
-    g = gather(blocks(parts, dims, n_before), scale, n_each, n_prompts, keep)
+    g = gather(blocks(parts, dims), scale, n_each, n_prompts, keep)
     if not g.values:
         raise RunFolderError(
             f"{run_dir} holds no answers of an arm yet: run its `mora-data build` with --until"
@@ -275,20 +274,11 @@ def _reference_of(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> Mapping
     }
 
 
-def _n_before(settings: Mapping[str, Any]) -> int:
-    """Presamples of odd index that give the numbers before fusion; those of an older folder are all
-    scored."""
-    presample = settings["presample"]
-    measured = presample["enabled"] and presample.get("split")
-    if not measured or "identity" in settings["fuse"]["arms"]:
-        return 0
-    return int(presample.get("before", presample["n"][-1]))
-
-
-def _answers_each(settings: Mapping[str, Any], n_before: int) -> int:
+def _answers_each(settings: Mapping[str, Any]) -> int:
     """Answers that each prompt has at least in the arms that are compared."""
-    n = int(settings["rollout"]["n"])
-    return min(n, n_before, int(settings["presample"]["n"][0]) // 2) if n_before else n
+    n, presample = int(settings["rollout"]["n"]), settings["presample"]
+    measured = presample["enabled"] and "identity" not in settings["fuse"]["arms"]
+    return min(n, presample.get("before") or n) if measured else n
 
 
 def run_facts(

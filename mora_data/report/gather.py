@@ -83,8 +83,7 @@ class Gathered:
 
     @property
     def before(self) -> str | None:
-        """The arm of "before" numbers: fresh answers to the bare prompt, or presamples that decided
-        nothing."""
+        """The arm of "before" numbers: fresh answers to the bare prompt."""
         return next((a for a in BASES if a in self.values), None)
 
     def sums(self, added: Added, group: str = "") -> Sums:

@@ -1,7 +1,7 @@
 """A run's finished partitions as arrays, one partition at a time: memory holds one block, whatever
 the size of the run.
 
-    for block in blocks(parts, dims, n_before): block.arms["fused"].rewards_P_N_D
+    for block in blocks(parts, dims): block.arms["fused"].rewards_P_N_D
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..text import n_tokens
 from ..types import Prompt
 
 PRESAMPLE = "presample"
-BEFORE = "before"  # presamples that decided nothing, as an arm
+BEFORE = "before"  # fresh answers to the bare prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,8 @@ def finished_parts(run_dir: Path) -> list[Partition]:
     return [p for p in parts_of(run_dir) if p.manifest() is not None]
 
 
-def blocks(parts: Sequence[Partition], dims: Sequence[str], n_before: int) -> Iterator[Block]:
-    """The partitions in order. The first `n_before` presamples of odd index, which decided nothing,
-    stand as the arm `before`, where a prompt has scores of them.
+def blocks(parts: Sequence[Partition], dims: Sequence[str]) -> Iterator[Block]:
+    """The partitions in order, without the presamples, which picked the prompts.
 
     Raises:
         DamagedFile: a file of theirs is damaged.
@@ -89,11 +88,11 @@ def blocks(parts: Sequence[Partition], dims: Sequence[str], n_before: int) -> It
     lean_arrow()
     for part in parts:
         with readable(part.folder, AGAIN):
-            block = _block(part, dims, n_before)
+            block = _block(part, dims)
         yield block
 
 
-def _block(part: Partition, dims: Sequence[str], n_before: int) -> Block:
+def _block(part: Partition, dims: Sequence[str]) -> Block:
     import pyarrow.compute as pc
 
     prompts = part.prompts()
@@ -104,8 +103,7 @@ def _block(part: Partition, dims: Sequence[str], n_before: int) -> Block:
     ids = profiles.column("prompt_id").combine_chunks()
     columns = ["prompt_id", "arm", "index", "tokens_out", "flags", "error"]
     rollouts = part.table("rollouts", [*columns, *(f"reward_{d}" for d in dims)])
-    if not n_before:
-        rollouts = rollouts.filter(pc.not_equal(rollouts.column("arm"), PRESAMPLE))
+    rollouts = rollouts.filter(pc.not_equal(rollouts.column("arm"), PRESAMPLE))
     asked = _texts(part, place)
     row = pc.index_in(rollouts.column("prompt_id"), value_set=ids).to_numpy()
     index = rollouts.column("index").to_numpy()
@@ -119,14 +117,9 @@ def _block(part: Partition, dims: Sequence[str], n_before: int) -> Block:
     arms = {}
     for name in sorted(names):
         at = place_of == names.index(name)
-        if name == PRESAMPLE:
-            at &= (index % 2 == 1) & (index < 2 * n_before)
-            at &= np.isin(row, row[at & ~np.isnan(values).all(1)])
-        if not at.any():
-            continue
-        arms[BEFORE if name == PRESAMPLE else name] = _arm(
+        arms[name] = _arm(
             row[at],
-            index[at] // 2 if name == PRESAMPLE else index[at],
+            index[at],
             values[at],
             [column[at] for column in columns_of_R],
             asked.get(name, {}),

@@ -124,7 +124,7 @@ def weights_lines(found: WeightsReport) -> list[str]:
 def _rewards(run_dir: Path, dims: list[str], arm: str | None) -> tuple[str, Floats]:
     """rewards_P_N_D of one arm, the first prompts of the run."""
     kept: list[Floats] = []
-    for block in blocks(finished_parts(run_dir), dims, n_before=0):
+    for block in blocks(finished_parts(run_dir), dims):
         name = arm or ("fused" if "fused" in block.arms else next(reversed(block.arms), None))
         if name is None or name not in block.arms:
             if arm:

@@ -73,6 +73,7 @@ class JudgeStats:
         prior: per dimension, how pass rates spread over prompts (`statistics.kinds`); empty:
             not measured.
         mining: threshold per stratum (`prompts.budget`); empty: no budget.
+        before_share: of the prompts, those asked for the numbers before fusion.
         harm_guard: what the harm check did to worked examples (`rewriting.guard_trial`); empty: not
             tried.
         cache_key: of the settings that they rest on; None: something was missing, so the next run
@@ -86,6 +87,7 @@ class JudgeStats:
     provisional: bool = True
     prior: Mapping[str, Sequence[float]] = field(default_factory=dict)
     mining: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    before_share: float = 1.0
     harm_guard: Mapping[str, Any] = field(default_factory=dict)
     cache_key: str | None = None
 
@@ -143,8 +145,9 @@ class JudgeStats:
             "calibration": {d: [dict(m) for m in maps] for d, maps in self.calibration.items()},
         }
         more = {"prior": self.prior, "mining": self.mining, "harm_guard": self.harm_guard}
+        drawn = {"before_share": self.before_share} if self.before_share < 1 else {}
         doubts = {"doubts": found} if (found := self.doubts()) else {}
-        return {**tree, **{k: dict(v) for k, v in more.items() if v}, **doubts}
+        return {**tree, **{k: dict(v) for k, v in more.items() if v}, **drawn, **doubts}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> JudgeStats:
@@ -157,6 +160,7 @@ class JudgeStats:
             tree["provisional"],
             tree.get("prior") or {},
             tree.get("mining") or {},
+            tree.get("before_share", 1.0),
             tree.get("harm_guard") or {},
             tree.get("basis"),
         )
@@ -172,7 +176,7 @@ class JudgeStats:
             ("noise_measured", "measured"),
         )
         by = {name: {d: getattr(v, key) for d, v in self.noise.items()} for name, key in columns}
-        kept = ["floors", "n_rollouts", "provisional", "mining", "calibration"]
+        kept = ["floors", "n_rollouts", "provisional", "mining", "before_share", "calibration"]
         kept += ["harm_guard", "doubts"]
         return {**by, **{k: tree[k] for k in kept if k in tree}} if self.noise else {}
 
@@ -279,15 +283,15 @@ class NoiseSums:
 
 
 class PassRates:
-    """The passes of the deciding presamples: how pass rates spread over prompts."""
+    """The passes of the first presamples: how pass rates spread over prompts."""
 
-    def __init__(self, pass_thresholds: Mapping[str, float], split: bool) -> None:
-        self._pass_thresholds, self._split = pass_thresholds, split
+    def __init__(self, pass_thresholds: Mapping[str, float]) -> None:
+        self._pass_thresholds = pass_thresholds
         self._passes: dict[str, list[tuple[int, int]]] = {d: [] for d in pass_thresholds}
 
     def add_prompt(self, dim: str, values: Sequence[float | None]) -> None:
-        """A prompt's scores in one dimension, in the order of the samples."""
-        there = [v for v in (values[::2] if self._split else values) if v is not None]
+        """A prompt's scores in one dimension."""
+        there = [v for v in values if v is not None]
         threshold = self._pass_thresholds[dim] - 1e-9
         self._passes[dim].append((sum(v >= threshold for v in there), len(there)))
 

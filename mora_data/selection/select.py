@@ -22,6 +22,7 @@ from ..settings import BuildSettings
 from ..sources.near import NearDuplicates
 from ..statistics import Floats
 from ..text import context_id, digest, seed_of
+from ..types import UNFUSED
 from .batch import PairRules, are_confirmed, top_pairs
 from .selectors import lexi
 
@@ -152,7 +153,7 @@ def _chunks(table: ScoredTable, n_dims: int) -> Iterator[slice]:
 def _controls(part: Partition, published: Sequence[str]) -> Counter[tuple[str, str]]:
     """Arms that are there to compare with: their pairs stay in the partition, for the report."""
     arms = part.table("arms", ["arm"])["arm"].to_pylist()
-    n = sum(arm not in published and arm != "presample" for arm in arms)
+    n = sum(arm not in published and arm not in UNFUSED for arm in arms)
     return Counter({("select", "in"): n, ("select", "control_arm"): n} if n else {})
 
 

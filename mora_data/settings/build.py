@@ -217,12 +217,6 @@ class BuildSettings(Settings):
                 seen.append(at.use)
                 at = getattr(self, at.use)
         compared = any(r.kind == "pairwise" for rs in self.rewards.values() for r in rs)
-        first = self.presample.n[0]
-        if compared and self.presample.enabled and len(self.presample.deciding(range(first))) < 2:
-            raise ValueError(
-                f"a pairwise reward compares presamples, and of the first {first} only one decides:"
-                " let presample.n begin with 4, or set presample.split: false"
-            )
         if self.presample.step == "auto":
             waves = "batch" in (self.role(r).engine for r in ("policy", "judge"))
             step = None if waves or compared else STEP

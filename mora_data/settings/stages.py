@@ -3,7 +3,6 @@ how a build runs: limits, the simulator, recorded answers, a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,7 +11,7 @@ from ..types import ARMS
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 
 Foresee = Literal["decision", "label"]
-STEP = 8
+STEP = 4
 MOST_ANSWERS = 4096  # to one prompt; they are asked and scored at once
 
 
@@ -86,11 +85,11 @@ class PresampleSettings(Settings):
 
     enabled: bool = True
     """false: plain sampling, every prompt goes on."""
-    n: list[Annotated[int, Field(ge=2, le=MOST_ANSWERS)]] = [16, 32, 64]
+    n: list[Annotated[int, Field(ge=2, le=MOST_ANSWERS)]] = [8, 16, 32]
     """Sample counts of the adaptive schedule; later ones only for prompts still undecided."""
     step: Literal["auto"] | Annotated[int, Field(ge=2)] | None = "auto"
     """From the first of n on, look after every so many samples and stop when the kind that the
-    schedule n would give is known; null: look at the counts in n alone. auto: 8, but null with the
+    schedule n would give is known; null: look at the counts in n alone. auto: 4, but null with the
     engine `batch`, for which each look is a wave, and with `pairwise` rewards, which compare the
     answers between two looks."""
     error: Annotated[float, Field(gt=0, lt=0.5)] = 0.04
@@ -100,12 +99,12 @@ class PresampleSettings(Settings):
     """With step. decision: the kind that the schedule would decide, where it decides; label:
     undecided is a kind of its own, to be foreseen like the others, which takes half as many samples
     again. A kind that drops the prompt is always foreseen as a label."""
-    split: bool = True
-    """Samples of even index decide, those of odd index give the numbers before fusion; false: all
-    decide."""
     before: Annotated[int, Field(ge=0, le=64)] = 8
-    """With split: samples of odd index that are scored for the numbers before fusion, where the
-    prompt goes on and no identity arm is run; 0: none."""
+    """Fresh answers to a prompt that goes on, for the numbers before fusion: those that picked it
+    would be biased. 0: none; none either where an identity arm is run."""
+    before_prompts: Annotated[int, Field(ge=1)] | None = 500
+    """About so many prompts are asked for them: a fixed draw of those that were mined when the
+    judges were measured. null: all that go on."""
     budget: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = None
     """Prompts that go on, about: in all, or per stratum; those with the least to be had in several
     dimensions at once come first. null: all of the accepted kinds."""
@@ -145,10 +144,6 @@ class PresampleSettings(Settings):
             return list(self.n)
         assert self.step != "auto", "resolved by BuildSettings"
         return [*range(self.n[0], self.n[-1], self.step), self.n[-1]]
-
-    def deciding(self, indices: Iterable[int]) -> list[int]:
-        """Those of the samples at `indices` that decide."""
-        return [i for i in indices if not (self.split and i % 2)]
 
     @field_validator("n")
     @classmethod

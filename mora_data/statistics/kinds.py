@@ -45,17 +45,6 @@ STATES = ("informative", "saturated", "starved", "static", "undecided")
 Z95 = 1.6448536269514722  # one-sided 95 %
 
 
-def split(samples_P_N_D: Floats) -> tuple[Floats, Floats]:
-    """Samples of even index, which decide, and those of odd index, which give the numbers "before"
-    fusion [`presample.split`].
-
-    Prompts picked for low rewards score higher the next time by chance alone, so a number from the
-    samples that picked them is biased (docs/method.md, "Before and after"). Axis 1 is in the order
-    of the sample index.
-    """
-    return samples_P_N_D[:, ::2], samples_P_N_D[:, 1::2]
-
-
 @dataclass(frozen=True, slots=True)
 class PromptStats:
     """What the presamples of one prompt say.
@@ -89,7 +78,7 @@ def profiles(
     settings: PresampleSettings,
     levels_P_N_D: Floats | None = None,
 ) -> list[PromptStats]:
-    """The kind of each prompt from the presamples that decide, as in `decisions`.
+    """The kind of each prompt from its presamples, as in `decisions`.
 
     A dimension is informative when its expected difference exceeds noise by gamma (one-sided 95 %);
     else saturated or starved when the posterior of its pass rate says so; else static when the
@@ -233,7 +222,7 @@ def foreseen(
     sums to 1.
 
     Args:
-        counts: deciding samples at which the schedule tries a decision, rising; a kind takes the
+        counts: samples at which the schedule tries a decision, rising; a kind takes the
             first that decides.
         prior_D_B: `rate_prior` per dimension; None: Jeffreys'.
         seed: of the draws.

@@ -12,6 +12,7 @@ import orjson
 from ..run.files import read_json
 from ..run.partitions import Partition, last_tries, lean_arrow
 from ..text import commonest_first
+from ..types import UNFUSED
 from .folder import Page, Query, ViewedFolder, ViewedStatus, reload_after, stage_counts
 from .pairs import pair_cards
 from .prompts import PromptIndex, newest_prompts
@@ -100,6 +101,7 @@ def _examples(
 def _dropped(
     part: Partition, stage: str, reason: str, arms: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     if stage == "presample":
@@ -114,7 +116,7 @@ def _dropped(
                 yield {"prompt_id": row["prompt_id"], "arm": row["arm"], "tries": tries}
     elif stage == "rollout":
         table = part.table("rollouts", ["prompt_id", "arm", "index", "flags"])
-        table = table.filter(pc.not_equal(table["arm"], "presample"))
+        table = table.filter(pc.invert(pc.is_in(table["arm"], pa.array(UNFUSED))))
         flags = table["flags"].combine_chunks()
         hit = pc.list_parent_indices(flags).filter(pc.equal(pc.list_flatten(flags), reason))
         first = pc.unique(hit).slice(0, MOST_ROWS)

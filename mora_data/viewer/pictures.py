@@ -25,6 +25,7 @@ UNUSABLE = frozenset({"empty", "truncated", "repetition", "marks", "duplicate"})
 TICKS = [(v, f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]
 TITLES = {
     "identity": "Before fusion",
+    "before": "Before fusion",
     "presample": "Before fusion (presamples)",
     "fused": "After fusion",
 }

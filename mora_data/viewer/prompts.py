@@ -374,7 +374,7 @@ def prompt_page(index: PromptIndex, pairs: PairSearch, query: Query, prompt_id: 
 
 
 def _presamples(folder: ViewedFolder, story: Any) -> str | None:
-    """How the presamples that were asked, and those that decided, belong together."""
+    """How many presamples were asked, in which steps, and how many scores decided."""
     asked = next((len(a.answers) for a in story.arms if a.name == "presample"), 0)
     used = (story.profile or {}).get("n")
     if not asked or used is None:
@@ -384,11 +384,6 @@ def _presamples(folder: ViewedFolder, story: Any) -> str | None:
     asked_so = f"The policy answered {asked} times" + (
         f" (in steps of {steps}, until the kind is clear)" if steps else ""
     )
-    if used < asked and settings.get("split"):
-        return (
-            f"{asked_so}. Every other answer, {used} in all, decided the kind; the other"
-            f" {asked - used} did not, so that they can stand for the prompt before fusion."
-        )
     return f"{asked_so}; {used} answers decided the kind."
 
 

@@ -26,7 +26,7 @@ from ..types import Message
 from .folder import OTHER_VERSION, ViewedFolder
 from .index import PairRow, decode_rows
 
-BEFORE = ("identity", "presample")  # arms that show a prompt as it was
+BEFORE = ("identity", "before", "presample")  # arms that show a prompt as it was
 SOURCE = ("dataset", "config", "split", "revision", "row", "licence")
 Row = Mapping[str, Any]  # a row of a table of the run, all columns
 

@@ -211,7 +211,11 @@ def test_rewrites_are_tried_out_before_they_are_accepted(tmp_path: Path) -> None
     probes = [c for t in tries for c in t["checks"] if c["name"] == "probe"]
     assert len(probes) == sum(t["accepted"] or t["failed"] == ["probe"] for t in tries) >= 10
     assert all(0 <= c["value"] <= 1 for c in probes) and any(c["passed"] for c in probes)
-    assert {r["arm"] for r in rows(tmp_path / "run", "rollouts")} == {"presample", "fused"}
+    assert {r["arm"] for r in rows(tmp_path / "run", "rollouts")} == {
+        "presample",
+        "before",
+        "fused",
+    }
     first = (tmp_path / "run/manifest.json").read_text()
     build(tmp_path / "run", "--limit", "12", "--set", "fuse.probe=4")
     assert (tmp_path / "run/manifest.json").read_text() == first

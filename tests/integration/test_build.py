@@ -109,7 +109,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "--out",
                 str(run),
                 "--set",
-                "presample.n=[8,16]",
+                "presample.n=[4,8]",
                 "--set",
                 "rollout.n=8",
                 "--json",
@@ -158,10 +158,9 @@ def test_the_secret_of_the_nonces_stays_in_its_file(demo: Path) -> None:
 
 
 def test_the_report_counts_what_was_asked_before_fusion(demo: Path) -> None:
-    """The odd ones of 8 presamples or more, of the prompts that went on."""
     report = json.loads((demo / "report.json").read_text())
     before = report["arms"]["before"]["metrics"]
-    assert report["settings"]["k"] == 2 and before["scored"]["value"] > 0.9
+    assert report["settings"]["k"] == 4 and before["scored"]["value"] > 0.9
     went_on = json.loads((demo / "manifest.json").read_text())["counts"]["presample"]["kept"]
     assert before["joint_pass"]["n"] == before["joint_pass_1"]["n"] == went_on
     assert not [d for d in report["doubts"] if "could be scored" in d]
@@ -224,7 +223,7 @@ def test_the_same_command_again_asks_nothing_and_writes_the_same_bytes(
         "--out",
         demo,
         "--set",
-        "presample.n=[8,16]",
+        "presample.n=[4,8]",
         "--set",
         "rollout.n=8",
         "--json",

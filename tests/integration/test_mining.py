@@ -1,4 +1,4 @@
-"""Mining as a build runs it: planted kinds, numbers before fusion from the other half, budget,
+"""Mining as a build runs it: planted kinds, numbers before fusion from fresh answers, budget,
 early stopping."""
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def profiles(out: Path) -> list[dict[str, Any]]:
     return pq.read_table(out / "parts/00000/profiles.parquet").to_pylist()
 
 
-def test_planted_kinds_are_found_by_half_of_the_presamples(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_planted_kinds_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, tmp_path)
     prompts = [
         orjson.loads(line)
@@ -51,8 +49,9 @@ def test_planted_kinds_are_found_by_half_of_the_presamples(
     assert len(found) > 80 and np.mean([planted[p["prompt_id"]] == p["kind"] for p in found]) >= 0.9
     rollouts = pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist()
     for p in found[::10]:
-        indices = [r["index"] for r in rollouts if r["prompt_id"] == p["prompt_id"]]
-        assert p["n"] <= sum(i % 2 == 0 for i in indices) == len(indices) / 2
+        arms = [r["arm"] for r in rollouts if r["prompt_id"] == p["prompt_id"]]
+        assert p["n"] <= arms.count("presample")
+        assert arms.count("before") == 8 * (p["kind"] != "multi")
 
 
 def test_a_budget_is_frozen_and_asks_nothing_twice(
@@ -66,7 +65,7 @@ def test_a_budget_is_frozen_and_asks_nothing_twice(
         "--set",
         "mine.strata=none",
         "--set",
-        "presample.n=[8,16]",
+        "presample.n=[4,8]",
     ]
     first = run(capsys, tmp_path, *settings)
     counts = first["counts"]["presample"]
@@ -104,33 +103,48 @@ def test_a_budget_for_an_unknown_stratum_is_one_line(
     )
 
 
-def test_what_decides_nothing_is_scored_for_prompts_that_go_on_alone(
+def test_fresh_answers_are_asked_for_prompts_that_go_on_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And is not scored at all where the identity arm gives the numbers before fusion."""
-    settings = ["--limit", "20", "--until", "presample", "--set", "presample.n=[16,32]"]
+    """And for none where the identity arm gives the numbers before fusion."""
+    settings = ["--limit", "20", "--until", "presample", "--set", "presample.n=[8,16]"]
     settings += ["--set", "presample.accept=[one_dim]", "--set", "scripted.n_prompts=0"]
     run(capsys, tmp_path, *settings, "--set", "presample.before=2")
     kinds = {p["prompt_id"]: p["kind"] for p in profiles(tmp_path)}
-    scored: dict[str, list[int]] = {prompt_id: [] for prompt_id in kinds}
-    for r in pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist():
-        if r["reward_helpful"] is not None and r["index"] % 2:
-            scored[r["prompt_id"]].append(r["index"])
+    rows = pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist()
+    fresh = [(r["prompt_id"], r["index"]) for r in rows if r["arm"] == "before"]
     went_on = {k for k, kind in kinds.items() if kind == "one_dim"}
-    assert 2 < len(went_on) < len(kinds) and {k for k, at in scored.items() if at} == went_on
-    assert {i for at in scored.values() for i in at} == {1, 3}
+    assert 2 < len(went_on) < len(kinds)
+    assert sorted(fresh) == sorted((k, i) for k in went_on for i in (0, 1))
     again = run(capsys, tmp_path, *settings, "--arms", "identity,fused")
     assert again["requests"] == 0 == again["repeated"]
     kept = pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist()
-    assert not [r for r in kept if r["reward_helpful"] is not None and r["index"] % 2]
+    assert not [r for r in kept if r["arm"] == "before"]
+
+
+def test_of_many_prompts_some_are_asked_for_the_numbers_before_fusion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing else depends on which."""
+    settings = ["--limit", "32", "--until", "select", "--set", "scripted.n_prompts=0"]
+    found = {}
+    for few in ("8", "null"):
+        out = tmp_path / few
+        run(capsys, out, *settings, "--set", f"presample.before_prompts={few}")
+        rows = pq.read_table(out / "parts/00000/rollouts.parquet").to_pylist()
+        before = {r["prompt_id"] for r in rows if r["arm"] == "before"}
+        found[few] = before, [r for r in rows if r["arm"] != "before"]
+    (some, rest), (every, same) = found["8"], found["null"]
+    assert some < every and 3 <= len(some) <= 13 and rest == same
+    assert json.loads((tmp_path / "8/reference.json").read_text())["before_share"] == 0.25
 
 
 def test_early_stopping_in_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [
         "--set",
-        "presample.step=16",
+        "presample.step=8",
         "--set",
-        "presample.n=[16,32]",
+        "presample.n=[8,16]",
         "--limit",
         "30",
         "--set",
@@ -147,8 +161,8 @@ def test_early_stopping_in_a_build(tmp_path: Path, capsys: pytest.CaptureFixture
     asked = pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist()
     per_prompt = {p["prompt_id"]: 0 for p in profiles(tmp_path)}
     for r in asked:
-        per_prompt[r["prompt_id"]] += 1
-    assert set(per_prompt.values()) == {16, 32}
+        per_prompt[r["prompt_id"]] += r["arm"] == "presample"
+    assert set(per_prompt.values()) == {8, 16}
     reference = json.loads((tmp_path / "reference.json").read_text())
     assert set(reference["prior"]) == {"helpful", "harmless", "truthful"}
     assert run(capsys, tmp_path, *settings)["requests"] == 0

@@ -20,8 +20,8 @@ FLOORS, SIGMA, RULE = np.full(2, 0.5), np.full(2, 0.02), PresampleSettings(step=
 
 
 def test_the_looks() -> None:
-    assert RULE.looks() == [*range(16, 72, 8)]
-    assert PresampleSettings(step=None).looks() == [16, 32, 64]
+    assert RULE.looks() == [8, 16, 24, 32]
+    assert PresampleSettings(step=None).looks() == [8, 16, 32]
     assert PresampleSettings(n=[16, 30], step=8).looks() == [16, 24, 30]
     assert PresampleSettings(n=[4], step=8).looks() == [4]
     with pytest.raises(ValueError, match="greater than or equal to 2"):
@@ -36,15 +36,12 @@ def test_looks_are_few_where_they_are_dear_or_change_the_scores() -> None:
         return build_settings({**plain, **given}).presample.step
 
     assert (
-        step() == 8 and step(presample={"step": 4}) == 4 and step(presample={"step": None}) is None
+        step() == 4 and step(presample={"step": 8}) == 8 and step(presample={"step": None}) is None
     )
     assert step(policy={"engine": "batch"}) is None
     assert step(policy={"engine": "openai"}, judge={"engine": "batch"}) is None
     compared = {"helpful": [{"kind": "judge"}, {"kind": "pairwise"}]}
     assert step(rewards=compared) is None
-    with pytest.raises(SettingsError, match="only one decides: let presample"):
-        step(rewards=compared, presample={"n": [2, 16]})
-    assert step(rewards=compared, presample={"n": [2, 16], "split": False}) is None
 
 
 def test_a_kind_takes_the_first_count_that_decides() -> None:

@@ -437,7 +437,7 @@ def test_the_picture_of_the_readme_is_drawn_from_the_demo(
     assert "](docs/reward-space.svg)" in README.read_text("utf-8")
     root = ElementTree.fromstring(held)
     marks = [e.get("class") or "" for e in root.iter() if e.tag.endswith("circle")]
-    assert sum("dot" in m for m in marks) > 32 and not {
+    assert sum("dot" in m for m in marks) > 16 + 8 and not {
         e.tag.split("}")[1] for e in root.iter()
     } & {"a", "script", "image", "use"}
     assert (

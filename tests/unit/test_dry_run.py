@@ -56,9 +56,10 @@ def test_by_role_with_money_and_until_where_it_goes() -> None:
 
 
 def test_the_schedule_is_that_of_the_settings() -> None:
-    found = small("presample", **{"presample.n": [6], "presample.repeat_share": 0})
+    plain = {"presample.n": [6], "presample.before": 0}
+    found = small("presample", **plain, **{"presample.repeat_share": 0})
     assert found.answers == (4 * 6, 4 * 6) and found.roles[0].requests == (4, 4)
-    one_by_one = small("presample", **{"presample.n": [6], "policy.n_per_request": 2})
+    one_by_one = small("presample", **plain, **{"policy.n_per_request": 2})
     assert one_by_one.roles[0].requests == (12, 12)
 
 

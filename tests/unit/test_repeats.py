@@ -91,23 +91,18 @@ def test_copies_are_scored_by_one_call_and_counted_in_every_statistic(tmp_path: 
     assert before is not None and result.stats is not None
     for found in (before, arm):
         n = len(found.rollouts)
-        rewards = (
-            [1.0, None] if found is before else [1.0, 1.0, 1.0, 0.25]
-        )  # the odd decide nothing
         for d in DIMS:
-            assert found.rewards[d] == rewards * (n // len(rewards))
+            assert found.rewards[d] == [1.0, 1.0, 1.0, 0.25] * (n // 4)
         flagged = ["duplicate" in r.flags for r in found.rollouts]
         assert flagged == [False, True, True, False] + [True] * (n - 4)
-    # in two dimensions: the one text of the deciding presamples, the two texts of the rollouts, and
-    # the two sides of a pair
-    assert engine.judged == 2 + 2 * 2 + 2 * 2
-    deciding = result.stats
-    assert (deciding.passed, deciding.joint) == ((1.0, 1.0), 1.0)  # those of even index: all good
+    # in two dimensions: the two texts of presamples and rollouts, and the two sides of a pair
+    assert engine.judged == 2 * 2 + 2 * 2 + 2 * 2
+    assert (result.stats.passed, result.stats.joint) == ((0.75, 0.75), 0.75)
     assert result.counts["rollout", "kept"] == result.counts["rollout", "in"] == 8
     assert result.counts["score", "kept"] == result.counts["score", "in"] == 8
     assert {(p.chosen, p.rejected) for p in arm.pairs} == {(0, 3)}
     sums = sums_of([result])["sources"]["helpful"]
-    assert sum(s["n"] for s in sums.values()) == len(before.rollouts) // 2 + 8
+    assert sum(s["n"] for s in sums.values()) == len(before.rollouts) + 8
     assert build.judge_stats.n_rollouts == 0
 
 

@@ -231,18 +231,11 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     )
 
 
-def test_presamples_stand_as_before_only_where_they_decided_nothing(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "r", {"presample": 0.4, "fused": 0.6}, 20, pairs=0)
+def test_presamples_that_picked_the_prompts_stand_for_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", {"presample": 0.4, "before": 0.5, "fused": 0.6}, 20, pairs=0)
     found = report_of(run)
-    assert (
-        set(found["arms"]) == {"before", "fused"}
-        and "decided nothing" in found["settings"]["before"]
-    )
-    # index 3 of 1, 3, 5, 7 has no score
-    assert found["arms"]["before"]["metrics"]["scored"]["value"] == 0.75
-    manifest = orjson.loads((run / "manifest.json").read_bytes())
-    manifest["settings"]["presample"]["split"] = False
-    (run / "manifest.json").write_bytes(orjson.dumps(manifest))
+    assert set(found["arms"]) == {"before", "fused"} and found["settings"]["before"]
+    run = make_run(tmp_path / "q", {"presample": 0.4, "fused": 0.6}, 20, pairs=0)
     found = report_of(run)
     assert set(found["arms"]) == {"fused"} and found["settings"]["before"] is None
 

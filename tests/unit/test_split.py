@@ -1,5 +1,5 @@
-"""Half of the presamples decides, the other half gives the numbers before fusion: planted kinds,
-and the bias of reuse."""
+"""The presamples decide, fresh answers give the numbers before fusion: planted kinds, and the bias
+of reuse."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import random
 from functools import lru_cache
 
 import numpy as np
-import pytest
 
 from mora_data.settings import PresampleSettings
 from mora_data.simulator.engine import JUDGE_NOISE, draw_levels
 from mora_data.simulator.reading import DIMENSIONS, clip, interpret
 from mora_data.simulator.writing import generated_prompts
 from mora_data.statistics.inference import cluster_bootstrap
-from mora_data.statistics.kinds import profiles, split
+from mora_data.statistics.kinds import profiles
 from mora_data.statistics.rollouts import joint_pass_at_k
 
 FLOORS, SIGMA = np.full(3, 0.75) - 1e-9, np.full(3, 0.09)
@@ -37,14 +36,11 @@ def planted() -> tuple[list[str], np.ndarray]:
     return [r.kind for r in readings], np.array(rows)
 
 
-@pytest.mark.parametrize("halved", [True, False])
-def test_kinds_are_recovered_by_the_schedule(halved: bool) -> None:
-    """At 16 -> 32 -> 64 presamples, of which half decide or all."""
+def test_kinds_are_recovered_by_the_schedule() -> None:
     kinds, rewards = planted()
     found = ["undecided"] * len(kinds)
     for n in PresampleSettings().n:
-        deciding = split(rewards[:, :n])[0] if halved else rewards[:, :n]
-        now = profiles(deciding, DIMENSIONS, FLOORS, SIGMA, PresampleSettings())
+        now = profiles(rewards[:, :n], DIMENSIONS, FLOORS, SIGMA, PresampleSettings())
         found = [p.kind if f == "undecided" else f for f, p in zip(found, now, strict=True)]
     recovered = np.mean([a == b for a, b in zip(found, kinds, strict=True)])
     assert recovered >= 0.9, recovered
@@ -63,10 +59,9 @@ def test_nothing_is_gained_where_nothing_changed_and_reuse_would_say_otherwise()
     """Mined for a joint pass of at most 0.25; the same samples then show a gain that no
     arm made."""
     _, rewards = planted()
-    deciding, rest = split(rewards[:, :32])
-    passed = np.all(deciding >= FLOORS, axis=-1).mean(1)
+    passed = np.all(rewards[:, :16] >= FLOORS, axis=-1).mean(1)
     mined = passed <= 0.25
-    honest = gain(rewards, mined, joint_pass_at_k(rest, FLOORS, 1))
+    honest = gain(rewards, mined, joint_pass_at_k(rewards[:, 16:24], FLOORS, 1))
     reused = gain(rewards, mined, passed)
     assert honest[1] <= 0 <= honest[2], honest
     assert reused[1] > 0, reused
@@ -83,10 +78,3 @@ def test_the_spurious_gain_is_as_large_as_stated() -> None:
     assert low > 0 and 0.04 < estimate < 0.1, estimate
     honest = gain(rewards, seen <= 0.25, joint_pass_at_k(rewards[:, 16:32], FLOORS, 1))
     assert honest[1] <= 0 <= honest[2], honest
-
-
-def test_the_halves_share_nothing() -> None:
-    rewards = np.arange(2 * 7 * 3, dtype=float).reshape(2, 7, 3)
-    deciding, rest = split(rewards)
-    np.testing.assert_array_equal(deciding, rewards[:, ::2])
-    np.testing.assert_array_equal(rest, rewards[:, 1::2])
