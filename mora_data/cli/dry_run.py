@@ -28,7 +28,7 @@ from ..engines import ROLES, resolve
 from ..errors import SettingsError
 from ..pipeline import run_probe
 from ..prompts.guard_trial import guard_role
-from ..prompts.volume import GUARD_EXAMPLES
+from ..prompts.volume import GUARD_EXAMPLES, asks_model
 from ..resources import SECRET_BYTES
 from ..rewards.audit import labelled_pairs
 from ..rewards.canary import AUTO
@@ -51,7 +51,6 @@ from .rehearsal import (
     REQUESTS,
     Case,
     Meter,
-    asks_model,
     rehearsed,
 )
 

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import plugins, resources
+from .. import resources
 from ..engines import ROLES
 from ..pipeline.values import Probe
 from ..prompts.guard_trial import PROMPT_ID as TRIAL
-from ..prompts.volume import scorer_name
-from ..rewards import REWARDS
+from ..prompts.volume import asks_model, scorer_name
 from ..run.folder import SourceCounts
 from ..run.log import Record
 from ..settings import GUARD_ROLE, BuildSettings, RewardSettings, RoleSettings
@@ -88,12 +87,6 @@ def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSett
             "executor": "local",
         }
     )
-
-
-def asks_model(reward: RewardSettings) -> bool:
-    """Whether a reward asks a model, as its class says; one that says nothing does."""
-    target = plugins.load(REWARDS, reward.kind, "rewards").target
-    return bool(getattr(target, "asks_model", True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,24 @@ how many tries its rewrite takes.
 
 from __future__ import annotations
 
+from .. import plugins
+from ..rewards import REWARDS
 from ..settings import BuildSettings, RewardSettings
 
 GUARD_EXAMPLES = 18  # questions that the harm check is tried on, where a model checks
 CANARIES = 50  # scored at both ends, where a model scores
-LOCAL = frozenset(("python", "precomputed", "rules"))  # kinds of rewards that ask no model
 
 
 def requests_of(settings: BuildSettings, n_prompts: int) -> tuple[float, float]:
     """Requests for so many prompts that are answered by models: all stop at the first step and half
     are mined, or none stops and all are."""
     return _requests_at(settings, n_prompts, 0), _requests_at(settings, n_prompts, 1)
+
+
+def asks_model(reward: RewardSettings) -> bool:
+    """Whether a reward asks a model, as its class says; one that says nothing does."""
+    target = plugins.load(REWARDS, reward.kind, "rewards").target
+    return bool(getattr(target, "asks_model", True))
 
 
 def scorer_name(dimension: str, i: int, reward: RewardSettings) -> str:
@@ -34,7 +41,7 @@ def _requests_at(s: BuildSettings, n_prompts: int, upper: int) -> float:
             scorer_name(d, i, r)
             for d in s.dimensions
             for i, r in enumerate(s.reward_sources(d))
-            if r.kind not in LOCAL and ":" not in r.kind  # a class of the user's own: not known
+            if asks_model(r)
         }
     )
     looks, n_arms = s.presample.looks(), len(s.fuse.arms)

@@ -66,7 +66,7 @@ def test_the_schedule_is_that_of_the_settings() -> None:
 def test_rewards_that_ask_no_model_cost_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "asking_rewards.py").write_text(
         "raise_if_called = 1 / 1\n"
         "class Asks:\n"
         "    pass_threshold, calibration, step = 0.5, 'identity', 0.0\n"
@@ -82,9 +82,9 @@ def test_rewards_that_ask_no_model_cost_nothing(
         found = small("presample", **plain, **{"rewards.helpful": list(kinds)})
         return next((int(r.requests[1]) for r in found.roles if r.role == "judge"), 0)
 
-    assert judged({"kind": "mine:Free"}) == judged({"kind": "python", "path": "x:y"}) == 0
-    once = judged({"kind": "mine:Asks"})
-    assert 0 < once < judged({"kind": "judge"}, {"kind": "mine:Asks"})
+    assert judged({"kind": "asking_rewards:Free"}) == judged({"kind": "python", "path": "x:y"}) == 0
+    once = judged({"kind": "asking_rewards:Asks"})
+    assert 0 < once < judged({"kind": "judge"}, {"kind": "asking_rewards:Asks"})
     games = judged({"kind": "pairwise", "opponents": 4})
     assert games == 4 * once
 

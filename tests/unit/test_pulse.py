@@ -260,7 +260,7 @@ def test_a_terminal_has_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reward_that_asks_no_model_takes_no_time() -> None:
     """A build with reward heads of the user's own said 17 hours where 40 minutes were left."""
     ends = []
-    for kind in ("a.module:Head", "rules", "judge"):
+    for kind in ("benchmarks.heads:Head", "rules", "judge"):
         rewards = {d: [{"kind": kind}] for d in DIMENSIONS}
         whole = {"name": "x", "source": {"kind": "jsonl"}, "dimensions": DIMENSIONS}
         ends.append(requests_of(BuildSettings.model_validate({**whole, "rewards": rewards}), 10))
