@@ -102,7 +102,7 @@ class Weights:
     encoder: str
 
     def logits(self, features_N_F: Floats) -> Floats:
-        """N logits: the difference of two is that of a pair's log-odds, at one question."""
+        """N logits: the difference of two, at one question, is the log-odds of the first one."""
         found: Floats = features_N_F @ self.weights_F
         return found
 

@@ -43,7 +43,7 @@ from .heads import NORMAL, Encoder, Floats, Weights, encoder_sha256, features
 from .judge_people import DEVELOPMENT, hh, pku, short
 
 PEOPLE = 300  # pairs of judge_people.py in each dimension
-RIDGE = 3.0  # of 0.3, 1, 3, 10 the least log loss by cross-validation of the training rows
+RIDGE = 3.0  # of 0.3, 1, 3, 10 the least log loss by cross-validation of the labelled rows
 BATCH = 32
 
 
