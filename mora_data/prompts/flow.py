@@ -22,7 +22,7 @@ from ..rewards.judge import second_opinion
 from ..rewards.rules import flags
 from ..rewriting.checks import Check, pilot_check
 from ..rewriting.guard import RULES
-from ..rewriting.rewriter import Probe, RewriteSource, in_arm_order, matched_length
+from ..rewriting.rewriter import Probe, RewriteSource, in_run_order, matched_length
 from ..run.tasks import all_of
 from ..settings import BuildSettings
 from ..text import is_foreign, language_of, n_tokens, normalise, seed_of
@@ -93,7 +93,7 @@ async def _stages(context: PromptContext, result: PromptResult) -> None:
             leaks,
             build.judge_stats.harm_guard.get("rule", RULES[0]),
         )
-        for name in in_arm_order(settings.fuse.arms):
+        for name in in_run_order(settings.fuse.arms):
             await _run_arm(context, result, name, source)
 
 

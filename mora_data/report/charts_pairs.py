@@ -13,6 +13,7 @@ from .svg import (
     axes,
     band,
     box,
+    cut_label,
     dot,
     fitting,
     interval,
@@ -20,7 +21,6 @@ from .svg import (
     line,
     panel,
     percent,
-    short,
     shown,
     text,
     ticks,
@@ -254,7 +254,7 @@ def _composition_panel(r: Report) -> str:
     most = max((max(row) for row in cells), default=0) or 1
     marks = axes(f, "kind of the prompt", "", [], [])
     for i, kind in enumerate(kinds):  # by turns lower, as neighbours would touch
-        marks.append(text(f.px(i + 0.5), f.height - 35 + 13 * (i % 2), short(kind, 12), "m"))
+        marks.append(text(f.px(i + 0.5), f.height - 35 + 13 * (i % 2), cut_label(kind, 12), "m"))
     for i, (name, row) in enumerate(zip(names, cells, strict=True)):
         y = f.top + 24 * i
         marks.append(text(f.left - 8, y + 15, fitting(name, f.left - 8), "e"))

@@ -185,14 +185,14 @@ def text(x: float, y: float, words: str, style: str) -> str:
     return f'<text class="{style}" x="{_n(x)}" y="{_n(y)}">{escape(words)}</text>'
 
 
-def short(words: str, most: int) -> str:
+def cut_label(words: str, most: int) -> str:
     """A label cut to `most` characters."""
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
 def fitting(words: str, pixels: float) -> str:
     """A label cut to a width, by letters of a middling one."""
-    return short(words, int(pixels / 6.8))
+    return cut_label(words, int(pixels / 6.8))
 
 
 def _mark(tag: str, style: str, place: str, tip: str = "") -> str:

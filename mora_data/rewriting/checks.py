@@ -141,7 +141,7 @@ def check(original: Prompt, rewrite: Rewrite | str, limits: Limits) -> list[Chec
     return out
 
 
-def language_of(text: str) -> str:
+def language_to_keep(text: str) -> str:
     """The language for a rewriter to keep to: by name where function words tell it, else in words
     that fit any."""
     return tongue_of(text).capitalize() or "the language of the original question"

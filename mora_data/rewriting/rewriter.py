@@ -332,7 +332,7 @@ class Rewriter:
                 "category": prompt.category,
                 "style": style,
                 "budget": {"min": budget.min, "max": budget.max},
-                "language": checks.language_of(prompt.text),
+                "language": checks.language_to_keep(prompt.text),
                 "forbidden": self._settings.fuse.forbidden,
                 "n_candidates": self._settings.fuse.candidates,
                 "feedback": feedback,
@@ -381,7 +381,7 @@ TOLERANCE = 0.15
 JOINER = "And something else:"
 
 
-def in_arm_order(arms: Sequence[str]) -> list[str]:
+def in_run_order(arms: Sequence[str]) -> list[str]:
     """The arms as they are run: fused before those that follow its length."""
     return sorted(arms, key=lambda arm: arm != "fused")
 

@@ -1,6 +1,6 @@
 """What a list shows, whole and in the order of its files, as CSV or as JSON lines.
 
-    for block in exported(pair_rows(pairs, query), "csv"): ...
+    for block in exported(passing_pairs(pairs, query), "csv"): ...
 
 JSON lines hold every value as it is. CSV is for spreadsheets: lists are JSON in a cell, hidden
 characters are shown by their code, and what a spreadsheet would take for a formula, also where it
@@ -32,7 +32,7 @@ _FORMULA = re.compile(r"^(?=[\t\r])|(?:^|(?<=[;\t\r\n])) *(?=[=+\-@\uff1d\uff0b\
 Exported = dict[str, Any]
 
 
-def pair_rows(pairs: PairSearch, query: Query) -> Iterator[Exported]:
+def passing_pairs(pairs: PairSearch, query: Query) -> Iterator[Exported]:
     """Every column of the pairs that pass the filters.
 
     Raises:

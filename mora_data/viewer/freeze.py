@@ -24,7 +24,7 @@ from ..report.templates import escape_line
 from ..run.files import check_inside
 from ..text import digest
 from .folder import OTHER_VERSION
-from .server import PAGES, PAGES_OF, ViewerState, draw, page_of, style_sheet
+from .server import PAGES, PAGES_OF, ViewerState, draw, page_of, viewer_style_sheet
 
 LISTS = 200  # pages of each list, of drops
 LISTED = ("pairs", "prompts", "drops")
@@ -182,7 +182,7 @@ def _freeze_page(page: str, names: dict[Address, str], note: str) -> str:
     )
     head = (
         '<meta http-equiv="Content-Security-Policy"'
-        f' content="{POLICY}"><style>{style_sheet().decode()}</style>'
+        f' content="{POLICY}"><style>{viewer_style_sheet().decode()}</style>'
     )
     page = page.replace('<link rel="stylesheet" href="/style.css">', head)
     return _LINK.sub(relink, page)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from ..report.svg import Frame, axes, dot, escape, panel, rule, short, shown, text
+from ..report.svg import Frame, axes, cut_label, dot, escape, panel, rule, shown, text
 from ..report.templates import url
 from .index import PairRow
 from .provenance import BEFORE, PromptProvenance, ScoredAnswer
@@ -213,7 +213,7 @@ def pair_scores(row: PairRow, dims: Sequence[str], floors: Mapping[str, float]) 
     for i, d in enumerate(dims):
         y = f.top + 17 + 34 * i
         chosen, rejected = row[f"chosen_reward_{d}"], row[f"rejected_reward_{d}"]
-        marks.append(text(f.left - 8, y + 4, short(d, 14), "e"))
+        marks.append(text(f.left - 8, y + 4, cut_label(d, 14), "e"))
         if d in floors:
             marks.append(rule(f.px(floors[d]), y - 13, f.px(floors[d]), y + 13, "z"))
         if chosen is None or rejected is None:

@@ -39,7 +39,7 @@ from ..report.svg import escape_json
 from ..report.templates import render, url
 from . import pictures
 from .compare import comparison_page, prompt_comparison_page
-from .export import KINDS, Exported, exported, pair_rows
+from .export import KINDS, Exported, exported, passing_pairs
 from .folder import Page, Query, ViewedFolder, ViewedStatus, Watch, open_folder, stamp_files
 from .index import FLAGS, pair_files
 from .overview import drops_page, overview_page, requests_page
@@ -133,7 +133,7 @@ PAGES_OF: Mapping[str, Callable[[ViewerState, Query, str], Page | None]] = {
     ),
 }
 EXPORTS: Mapping[str, Callable[[ViewerState, Query], Iterator[Exported]]] = {
-    "pairs": lambda s, q: pair_rows(s.pairs(), q),
+    "pairs": lambda s, q: passing_pairs(s.pairs(), q),
     "prompts": lambda s, q: listed_rows(s.prompts, s.pairs(), q),
 }
 
@@ -157,7 +157,7 @@ def draw(page: Page, texts: bool = False) -> str:
     return render(page.template, page=page.fields, **known, **page.helpers)
 
 
-def style_sheet() -> bytes:
+def viewer_style_sheet() -> bytes:
     """The one style sheet."""
     here = Path(__file__).parent
     files = here.parent / "report" / "style.css", here / "view.css"
@@ -392,7 +392,7 @@ class _Handler(BaseHTTPRequestHandler):
             line = f"{self.command} is not for this viewer: it only shows."
             return _problem(405, line, as_json)
         if path.removesuffix(".json") == "style.css":
-            return _Reply(200, "text/css; charset=utf-8", style_sheet())
+            return _Reply(200, "text/css; charset=utf-8", viewer_style_sheet())
         if not self._has_token(query):
             return _problem(403, NO_TOKEN, as_json)
         if query.pop("token", "") and not as_json:  # not to stay in the address

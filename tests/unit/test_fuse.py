@@ -24,7 +24,7 @@ from mora_data.rewriting.rewriter import (
     Rewriter,
     RewriteSource,
     concat,
-    in_arm_order,
+    in_run_order,
     matched_length,
 )
 from mora_data.settings import BuildSettings, ScriptedSettings, build_settings
@@ -476,7 +476,7 @@ def test_controls_keep_to_the_length_of_the_fused_prompt(world: str, arm: str) -
 
 
 def test_fused_runs_before_what_follows_it() -> None:
-    assert in_arm_order(["identity", "single", "fused", "mine"]) == [
+    assert in_run_order(["identity", "single", "fused", "mine"]) == [
         "fused",
         "identity",
         "single",
