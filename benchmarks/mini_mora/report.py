@@ -151,7 +151,7 @@ def report(results: Path) -> Iterator[str]:
         for name, g in each.items():
             if g:
                 low, high = g["interval"] or (float("nan"), float("nan"))
-                p = "" if g["p"] is None else f"{g['p']:.3f}"
+                p = "" if g["p"] is None else "< 0.001" if g["p"] < 1e-3 else f"{g['p']:.3f}"
                 ends = f"{low:+.3f} to {high:+.3f}"
                 cells = f"{n} | {q} | {form} | {g['seeds']} | {g['value']:+.3f} | {ends} | {p}"
                 yield f"| {name}{at} | {cells} |"
