@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DIMS = ("helpful", "harmless", "truthful")
 # prompts of a partition; answers of an arm; share of the prompts with pairs
 PART, ANSWERS, PAIRED = 512, 16, 0.7
+BEFORE = 8  # fresh answers before fusion, where there are presamples
+AS_IT_IS = ("presample", "before", "identity")
 _CHECKS = [
     {"name": n, "passed": True, "value": 0.0}
     for n in ("parse", "length", "subject", "harm_before", "harm")
@@ -95,7 +97,9 @@ def make(run_dir: Path, n_prompts: int, arms: list[str], presamples: int) -> Non
             }
         )
     )
-    layout = [("presample", presamples)] * bool(presamples) + [(a, ANSWERS) for a in arms]
+    layout = [(a, ANSWERS) for a in arms]
+    if presamples:
+        layout = [("presample", presamples), ("before", BEFORE), *layout]
     for k in range(n_parts):
         part = Partition(run_dir, k)
         part.folder.mkdir(parents=True)
@@ -163,7 +167,7 @@ def _planted(
     width = sum(size for _, size in layout)
     found, at = [], 0
     for name, size in layout:
-        if name in ("presample", "identity"):
+        if name in AS_IT_IS:
             at += size
             continue
         four = np.argsort(rng.random((n, size)), axis=1)[:, :4] + at + np.arange(n)[:, None] * width
@@ -305,8 +309,7 @@ def _few(
     n = len(ids)
     carried = [DIMS[k] for k in rng.integers(0, len(DIMS), n).tolist()]
     rewritten = {
-        name: sentences(rng, n, 20) if name not in ("presample", "identity") else asked
-        for name, _ in layout
+        name: sentences(rng, n, 20) if name not in AS_IT_IS else asked for name, _ in layout
     }
     _write(
         folder,
@@ -336,7 +339,7 @@ def _few(
             "messages": [[{"role": "user", "content": rewritten[a][k]}] for _, k, a in keys],
         },
     )
-    made = [key for key in keys if key[2] not in ("presample", "identity")]
+    made = [key for key in keys if key[2] not in AS_IT_IS]
     _write(
         folder,
         "fusions",

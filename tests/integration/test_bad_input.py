@@ -154,7 +154,7 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of twelve sample rows."""
     run = tmp_path_factory.mktemp("sample") / "run"
     argv = ["build", "--source", "pku-saferlhf", "--sample", "--limit", "12", "--out", str(run)]
-    assert main([*argv, "--set", "presample.n=[4]", "--set", "rollout.n=6"]) == 0
+    assert main([*argv, "--set", "presample.n=[2]", "--set", "rollout.n=6"]) == 0
     return run
 
 
@@ -646,7 +646,7 @@ def test_row_that_the_server_can_not_answer_now_is_owed(bad: Bad, presampled: bo
         "--set",
         f"presample.enabled={presampled}",
         "--set",
-        "presample.n=[4]",
+        "presample.n=[2]",
         "--set",
         "presample.accept=[flat,one_dim,conflict,multi,undecided]",
     )

@@ -19,7 +19,7 @@ from mora_data.cli import main
 
 PROMPTS = 12
 SETTINGS = (
-    "presample.n=[4]",
+    "presample.n=[2]",
     "rollout.n=4",
     "fuse.arms=[identity]",
     "partition_size=5",
@@ -129,7 +129,7 @@ def test_a_batch_build_and_a_live_build_are_one(cli: Cli, tmp_path: Path) -> Non
         repeated = waves[2][1]
         assert waves[:5] == [
             ("gen", 12),
-            ("judge", 12 * 4 * 3),
+            ("judge", 12 * 2 * 3),
             ("judge", repeated),
             ("gen", 12),
             ("judge", 12 * 4 * 3),
@@ -150,7 +150,7 @@ def test_a_batch_build_and_a_live_build_are_one(cli: Cli, tmp_path: Path) -> Non
 def test_one_model_in_both_roles_shares_a_file(cli: Cli) -> None:
     with FakeProvider(lines=steady) as provider:
         cli(provider.base_url, "run", *SETTINGS, "presample.repeat_share=0", judge="gen")
-        assert [n for _, n in sizes(provider)][:4] == [12, 144, 12, 144]
+        assert [n for _, n in sizes(provider)][:4] == [12, 72, 12, 144]
 
 
 def test_files_are_split_at_the_limits(cli: Cli) -> None:

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(
 
 PROMPTS, SLOTS, PARTS = 24, 4, 6
 SETTINGS = (
-    "presample.n=[4,8]",
+    "presample.n=[2,4]",
     "rollout.n=8",
     "fuse.arms=[identity]",
     f"partition_size={PROMPTS // PARTS}",

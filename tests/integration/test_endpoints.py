@@ -73,7 +73,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "full": {
         "dimensions": ["helpful", "truthful"],
         "presample": {
-            "n": [4],
+            "n": [2],
+            "before": 2,
             "canaries": 0,
             "accept": ["flat", "one_dim", "conflict", "multi", "undecided"],
         },

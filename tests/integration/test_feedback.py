@@ -21,7 +21,7 @@ BASE = [
     "pku-saferlhf",
     "--sample",
     "--set",
-    "presample.n=[8]",
+    "presample.n=[4]",
     "--set",
     "rollout.n=8",
     "--limit",
@@ -244,7 +244,7 @@ def test_mostly_noise_is_refused_unless_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = (*rewards(truthful="Dice"), "--set", "presample.repeat_share=0.5", "--limit", "60")
-    more += ("--set", "presample.n=[16]")
+    more += ("--set", "presample.n=[8]")
     manifest = build(tmp_path / "r", *more, code=1)
     line = said(capsys)
     assert (

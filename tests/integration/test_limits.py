@@ -263,7 +263,7 @@ def test_a_limit_of_nothing_is_one_line(build: Build, tmp_path: Path, flags: lis
 def test_a_budget_that_ends_in_the_calibration_of_the_judges_goes_on(build: Build) -> None:
     with FakeOpenAI() as server:
         given = "--base-url", server.base_url, "--set", "presample.enabled=true", "--set"
-        given = *given, "presample.n=[4]", "--set", "select.allow_unreliable=true"
+        given = *given, "presample.n=[2]", "--set", "select.allow_unreliable=true"
         given = *given, "--set", "presample.canaries=0", "--until", "score"
         code, first, err = build(*given, "--max-tokens", TOKENS // 3)
         assert code == 1 and "limits.max_tokens" in err and "judge calibration" in err

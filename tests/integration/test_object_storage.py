@@ -15,7 +15,7 @@ SLOTS = 16
 
 def argv(server: FakeOpenAI, out: str) -> list[str]:
     sets = (
-        "presample.n=[4,8]",
+        "presample.n=[2,4]",
         "rollout.n=8",
         "fuse.arms=[identity]",
         "partition_size=4",

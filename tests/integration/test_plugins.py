@@ -367,7 +367,7 @@ def test_what_a_function_raises_is_final(here: Path) -> None:
 
 
 def test_judges_are_measured_again_where_a_reward_raised(here: Path) -> None:
-    presample = {"reference": 4, "n": [4, 8], "canaries": 0, "repeat_share": 1}
+    presample = {"reference": 4, "n": [2, 4], "canaries": 0, "repeat_share": 1}
     down = "if not __import__('os').path.exists('up'): raise OSError('down')"
     tree = levels(here, down, presample=presample)
     reasons_without_a_server(here, tree)
@@ -379,7 +379,7 @@ def test_judges_are_measured_again_where_a_reward_raised(here: Path) -> None:
 
 
 def test_a_reward_that_raises_costs_a_canary_and_not_the_run(here: Path) -> None:
-    presample = {"reference": 4, "n": [4, 8], "canaries": 6, "max_drift": 1.0}
+    presample = {"reference": 4, "n": [2, 4], "canaries": 6, "max_drift": 1.0}
     first = "assert not purpose.startswith('score:canary:end'), 'down'"
     run(here, levels(here, first, presample=presample))
     drift = read_json(here / "run/canary.json")["drift"]

@@ -141,7 +141,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         "--set",
         "rollout.n=8",
         "--set",
-        "presample.n=[8]",
+        "presample.n=[4]",
     ]
     made = World(home, server, build, [])
     made.said = [made.run(argv) for argv in (build, [*login, "--token", "W"], *pushes)]

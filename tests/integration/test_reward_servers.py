@@ -47,7 +47,7 @@ def build(
         "--set",
         reward,
         "--set",
-        "presample.n=[4]",
+        "presample.n=[2]",
         "--set",
         "rollout.n=8",
         "--set",

@@ -23,9 +23,9 @@ from mora_data.viewer.server import ViewerState, draw, page_of
 
 BUILD = [
     *("build", "--source", "pku-saferlhf", "--sample", "--limit", "8", "--json"),
-    *(w for s in ("partition_size=4", "rollout.n=8", "presample.n=[2,4]") for w in ("--set", s)),
-    *(w for s in ("presample.reference=2", "publish.configs=[preference,scored]", "seed=3")
-      for w in ("--set", s)),
+    *(w for s in ("partition_size=4", "rollout.n=8", "presample.n=[2]") for w in ("--set", s)),
+    *(w for s in ("presample.reference=2", "presample.before=2", "seed=3") for w in ("--set", s)),
+    *("--set", "publish.configs=[preference,scored]"),
 ]  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def test_a_build_with_personas(tmp_path: Path, capsys: pytest.CaptureFixture[str
         "--limit",
         "12",
         "--set",
-        "presample.n=[8]",
+        "presample.n=[4]",
         "--set",
         f"rollout.personas=[{', '.join(NAMES)}]",
         "--json",
