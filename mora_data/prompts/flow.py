@@ -30,7 +30,7 @@ from ..types import DEGENERATE, Answer, Messages, Pair, Prompt, Request, Rollout
 from .budget import goes_on, is_drawn
 from .context import PromptContext
 from .personas import as_persona, interleave
-from .result import Arm, PromptResult
+from .result import Arm, PromptResult, score_order
 
 if TYPE_CHECKING:
     # numpy comes with them: imported with the first answers, not before the first request
@@ -48,10 +48,12 @@ async def run_prompt(context: PromptContext, prompt: Prompt) -> PromptResult:
     result = PromptResult(prompt)
     try:
         await _stages(context, result)
-        result.pending = next((s.reason for _, _, _, s in result.scores if s.may_pass), None)
+        missing = (s.reason for _, _, _, s in result.scores if s.may_pass)
+        result.pending = result.pending or next(missing, None)
     except PendingRetry as e:
         result.pending = str(e)
         result.count(_stage_of(result), owed=1)
+    result.scores.sort(key=score_order)
     return result
 
 
@@ -73,16 +75,22 @@ async def _stages(context: PromptContext, result: PromptResult) -> None:
         if not goes_on(build.judge_stats.mining, stratum, prompt.prompt_id, stats):
             result.count("presample", over_budget=1)
             return
-        measured = settings.presample.before and "identity" not in settings.fuse.arms
-        share = build.judge_stats.before_share
-        if measured and is_drawn("before", prompt.prompt_id, share):
-            await _measure_before(context, result)
         result.target_dims, result.binding_dims = targets(settings, stats)
     elif settings.fuse.targets == "auto":
         result.target_dims = tuple(settings.dimensions)
     else:
         result.target_dims = tuple(settings.fuse.targets)
     result.count("presample", kept=1)
+    works = [_run_arms(context, result)]
+    if result.presample is not None and "identity" not in settings.fuse.arms:
+        share = build.judge_stats.before_share if settings.presample.before else 0.0
+        if is_drawn("before", prompt.prompt_id, share):
+            works.append(_measure_before(context, result, result.presample))
+    await all_of(works)  # side by side: each step is a wave where an engine is `batch`
+
+
+async def _run_arms(context: PromptContext, result: PromptResult) -> None:
+    build, prompt = context.build, result.prompt
     if build.reaches("fuse"):
         leaks = [r.text for r in result.presample.rollouts] if result.presample else []
         source = await build.rewriter.prepare(
@@ -93,7 +101,7 @@ async def _stages(context: PromptContext, result: PromptResult) -> None:
             leaks,
             build.judge_stats.harm_guard.get("rule", RULES[0]),
         )
-        for name in in_run_order(settings.fuse.arms):
+        for name in in_run_order(context.settings.fuse.arms):
             await _run_arm(context, result, name, source)
 
 
@@ -132,14 +140,17 @@ async def sample_and_score(
     return [(first + i, s) for i, s in scored]
 
 
-async def _measure_before(context: PromptContext, result: PromptResult) -> None:
+async def _measure_before(context: PromptContext, result: PromptResult, presamples: Arm) -> None:
     """The numbers before fusion, from fresh answers to the bare prompt: prompts that were picked
     for low scores score higher the next time by chance alone (docs/method.md, "Before and
     after")."""
-    assert result.presample is not None
-    arm = Arm("before", result.prompt.messages, anchors=result.presample.anchors)
-    result.before = arm
-    scored = await sample_and_score(context, result.prompt, arm, context.settings.presample.before)
+    prompt, n = result.prompt, context.settings.presample.before
+    result.before = arm = Arm("before", prompt.messages, anchors=presamples.anchors)
+    try:
+        scored = await sample_and_score(context, prompt, arm, n)
+    except PendingRetry as e:  # the arms go on
+        result.pending = str(e)
+        return
     _add_rewards(context, arm, scored)
     result.scores += [(arm.name, arm.rollouts[i].index, "score", s) for i, s in scored]
 
@@ -212,7 +223,7 @@ async def _question(
             result.count("fuse", not_fused=1)
             return None
         within = matched_length(accepted[0])
-    before = (result.before or result.presample) if fuse.probe else None
+    before = result.presample if fuse.probe else None
     probe = _pilot(context, name, before) if before else None
     messages, attempts = await context.build.rewriter.fuse(context.ask, source, name, within, probe)
     result.attempts += attempts

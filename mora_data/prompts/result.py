@@ -105,6 +105,12 @@ def schemas(dims: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def score_order(scored: tuple[str, int, str, Score]) -> tuple[str, str, int, str, str]:
+    """What the scores of a prompt are sorted by, whichever came first."""
+    arm, index, purpose, s = scored
+    return arm, purpose, index, s.dimension, s.source
+
+
 def tables(results: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, Table]:
     """The outcomes as tables; rows in the order of the prompts, then arms, then samples."""
     out = {name: Table(schema) for name, schema in schemas(dims).items()}
@@ -120,9 +126,7 @@ def tables(results: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, Ta
             )
         for arm in o.all_arms:
             _add_arm(out, prompt_id, arm, dims)
-        for arm_name, index, purpose, s in sorted(
-            o.scores, key=lambda t: (t[0], t[2], t[1], t[3].dimension, t[3].source)
-        ):
+        for arm_name, index, purpose, s in sorted(o.scores, key=score_order):
             out["scores"].add(
                 **{"prompt_id": prompt_id, "arm": arm_name, "index": index, "purpose": purpose},
                 **_values(s, "dimension", "source", "value", "raw", "reason"),

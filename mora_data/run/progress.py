@@ -49,6 +49,7 @@ _LIVE_EVERY_S = 0.2
 _SPEED_SPAN = 60  # looks, one a second, over which tokens per second are taken
 _WORK = {
     "presample": "presampling",
+    "before": "measuring before fusion",
     "fuse": "rewriting",
     "probe": "trying rewrites out",
     "arm": "rollouts",

@@ -147,6 +147,19 @@ def test_a_batch_build_and_a_live_build_are_one(cli: Cli, tmp_path: Path) -> Non
         assert [p.name for p in (tmp_path / "batched/batches").iterdir()] == ["state.json"]
 
 
+def test_the_numbers_before_fusion_need_no_wave_of_their_own(cli: Cli, tmp_path: Path) -> None:
+    waves = {}
+    for before in (0, 4):
+        with FakeProvider(lines=steady) as provider:
+            more = ("fuse.arms=[concat]", "fuse.checks=[]", "presample.repeat_share=0")
+            sets = (*SETTINGS, *more, f"presample.before={before}")
+            argv = arguments(provider.base_url, f"{before}", *sets, where=tmp_path)
+            assert main([*argv, "--until", "score"]) == 0
+            waves[before] = sizes(provider)
+    assert [m for m, _ in waves[0]] == [m for m, _ in waves[4]]
+    assert sum(n for _, n in waves[4]) - sum(n for _, n in waves[0]) == 12 + 12 * 4 * 3
+
+
 def test_one_model_in_both_roles_shares_a_file(cli: Cli) -> None:
     with FakeProvider(lines=steady) as provider:
         cli(provider.base_url, "run", *SETTINGS, "presample.repeat_share=0", judge="gen")

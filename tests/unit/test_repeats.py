@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 from mora_data.engines.cached_client import CachedClient
+from mora_data.errors import PendingRetry
 from mora_data.prompts.context import BuildContext, PromptContext
 from mora_data.prompts.context import load as load_context
 from mora_data.prompts.flow import as_rollouts, run_prompt
@@ -61,7 +62,7 @@ class TwoAnswers:
 def ran(
     tmp_path: Path, texts: list[str], **given: Any
 ) -> tuple[PromptResult, TwoAnswers, BuildContext]:
-    """One prompt in the identity arm, with 16 presamples and 8 rollouts unless said otherwise."""
+    """One prompt in the identity arm, 8 or 16 presamples and 8 rollouts unless said otherwise."""
     settings = build_settings(
         {
             "name": "x",
@@ -133,3 +134,23 @@ def test_the_same_text_in_a_later_look_is_a_copy() -> None:
     first = asyncio.run(as_rollouts("p", "presample", [Answer(GOOD), Answer("", error="HTTP 400")]))
     later = asyncio.run(as_rollouts("p", "presample", [Answer(GOOD), Answer("")], "", first))
     assert [(r.index, "duplicate" in r.flags) for r in later] == [(2, True), (3, False)]
+
+
+def test_a_fault_in_the_numbers_before_fusion_leaves_the_arms_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompt is asked again by the next run, and its counts add up."""
+    answered = TwoAnswers.send
+
+    async def send(self: TwoAnswers, request: Request, *more: Any) -> Record:
+        if request.purpose == "before":
+            raise PendingRetry("HTTP 503")
+        return await answered(self, request, *more)
+
+    monkeypatch.setattr(TwoAnswers, "send", send)
+    result, _, _ = ran(tmp_path, MIXED, fuse={"arms": ["concat"], "checks": []})
+    assert result.pending == "HTTP 503" and result.before is not None
+    assert not result.before.rollouts and [a.name for a in result.arms] == ["concat"]
+    counts = result.counts
+    assert counts["rollout", "in"] == 8 and not [k for k in counts if k[1] == "owed"]
+    tables([result], DIMS)
