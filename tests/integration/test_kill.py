@@ -175,21 +175,21 @@ def test_sigkill_while_sealing_and_publishing(clean: Clean, tmp_path: Path, what
 
 
 @pytest.mark.parametrize(
-    ("how", "asked"),
+    ("how", "share"),
     [
-        (signal.SIGINT, 300),
-        (signal.SIGINT, 500),  # while the canaries are scored once more
-        (signal.SIGTERM, 1),
-        pytest.param(signal.SIGINT, 1, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 500, marks=pytest.mark.slow),
+        (signal.SIGINT, 0.6),
+        (signal.SIGINT, 0.95),  # while the canaries are scored once more
+        (signal.SIGTERM, 0),
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 0.95, marks=pytest.mark.slow),
     ],
 )
 def test_interrupt_keeps_what_was_answered_and_says_how_to_go_on(
-    clean: Clean, tmp_path: Path, how: signal.Signals, asked: int
+    clean: Clean, tmp_path: Path, how: signal.Signals, share: float
 ) -> None:
     with slow_server(tmp_path) as server:
         process = start([*build(server, tmp_path), "--fresh"], tmp_path)
-        asked_since(server, 0, asked)
+        asked_since(server, 0, max(1, int(share * clean.needed)))
         code, err = kill(process, how)
         assert code == 130
         quiet(err)
