@@ -42,7 +42,7 @@ from . import Ask, Reward, RewardContext
 from . import load as load_reward
 
 LEVELS = 5
-SHIPPED = ("helpful", "harmless", "truthful")  # whose rubrics are in `shared` and `together`
+SHIPPED = ("helpful", "harmless", "truthful")  # whose rubrics are in `together`
 SCORE = "score"
 # under a schema a weak model may fill its tokens with white space; not under this
 PATTERN = r'\{"score": [1-5]\}'
@@ -86,8 +86,8 @@ class Judge:
         """Settings of the kind `judge`."""
 
         template: str | None = None
-        """A rubric in templates/judge/ (without .j2), or a path; null: `shared` for helpful,
-        harmless and truthful, else the dimension's own."""
+        """A rubric in templates/judge/ (without .j2), or a path; null: the dimension's own. `shared`
+        is a line behind the answer, for helpful, harmless and truthful."""
         expected: bool = False
         """The mean of the levels under the probabilities of the score token, where the server
         gives them."""
@@ -111,8 +111,7 @@ class Judge:
                 f"rewards.{dimension}: `together` scores {', '.join(SHIPPED)}, leave it out"
             )
         named = "together" if options.together else options.template
-        own = "shared" if dimension in SHIPPED else dimension
-        self._template = load_template("judge", named or own, VARIABLES)
+        self._template = load_template("judge", named or dimension, VARIABLES)
         stem = self._template.name.rpartition("/")[2] if named else dimension
         self.name = f"judge:{stem}{context.suffix}"
         self._expected = options.expected

@@ -46,21 +46,20 @@ def test_a_share_is_what_no_earlier_prompt_began_with() -> None:
     assert computed_share(["other" + block, "word" + block]) == 1.0
 
 
-def test_a_server_computes_at_most_a_quarter_of_the_judges_prompts(asked: list[Request]) -> None:
+def test_a_server_computes_at_most_three_tenths_of_the_judges_prompts(asked: list[Request]) -> None:
     assert len(asked) > 1000 and any(r.purpose == "confirm" for r in asked)
     share = computed_share(map(said, asked))
     print(share)
-    assert share <= 0.25
+    assert share <= 0.3
 
 
 def test_nothing_that_differs_between_answers_stands_before_the_answer(
     asked: list[Request],
 ) -> None:
-    """One system turn for all verdicts, and one per check; the requests on one answer are the same
-    but for their last line."""
+    """One system turn per dimension, another with its levels the other way round for what is
+    confirmed, and one per check."""
     systems: dict[Any, set[str]] = {}
     until_answer: dict[Any, set[str]] = {}
-    until_dimension: dict[str, set[str]] = {}
     for r in asked:
         system, *_, user = (m["content"] for m in r.messages)  # examples between
         kind = system.splitlines()[1]
@@ -69,9 +68,7 @@ def test_nothing_that_differs_between_answers_stands_before_the_answer(
             shared = user[: user.rindex("<answer-")]
             question = shared.splitlines()[1:-1]
             until_answer.setdefault(tuple(question), set()).add(shared)
-            same, _, dimension = user.rpartition("\n")
-            until_dimension.setdefault(same, set()).add(dimension)
-    lines = [len(found) for found in until_dimension.values()]
-    assert min(lines) == 3 and max(lines) == 6  # confirmed with the levels the other way round
-    assert len(systems) == 1 + 2 and all(len(texts) == 1 for texts in systems.values())
+    assert len(systems) == 3 + 2
+    for kind, texts in systems.items():
+        assert len(texts) == (2 if kind.startswith("Dimension: ") else 1), kind
     assert len(until_answer) >= 12 and all(len(texts) == 1 for texts in until_answer.values())

@@ -200,8 +200,8 @@ def test_repeat_and_confirm_are_fresh_and_read_the_rubric_backwards() -> None:
     (a,), (b,), (c,) = first.requests, repeat.requests, confirm.requests
     assert a.sampling.temperature == 0.0 and b.sampling.temperature == c.sampling.temperature == 0.7
     assert a.messages != b.messages == c.messages and len({a.purpose, b.purpose, c.purpose}) == 3
-    assert a.messages[1]["content"].index("1 =") < a.messages[1]["content"].index("5 =")
-    assert b.messages[1]["content"].index("5 =") < b.messages[1]["content"].index("1 =")
+    assert a.messages[0]["content"].index("1 =") < a.messages[0]["content"].index("5 =")
+    assert b.messages[0]["content"].index("5 =") < b.messages[0]["content"].index("1 =")
 
 
 def test_table_and_dotted_path() -> None:
@@ -268,7 +268,7 @@ def test_the_order_of_the_dimensions_is_drawn_for_each_prompt() -> None:
             i for i, _ in found
         } == {0}
         return [
-            re.findall(r"^Dimension: (\w+)", r.messages[-1]["content"], re.M)[-1]
+            re.findall(r"^Dimension: (\w+)", r.messages[0]["content"], re.M)[-1]
             for r in ask.requests
         ]
 
