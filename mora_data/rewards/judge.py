@@ -86,8 +86,8 @@ class Judge:
         """Settings of the kind `judge`."""
 
         template: str | None = None
-        """A rubric in templates/judge/ (without .j2), or a path; null: the dimension's own. `shared`
-        is a line behind the answer, for helpful, harmless and truthful."""
+        """A rubric in templates/judge/ (without .j2), or a path; null: the dimension's own.
+        `shared` is a line behind the answer, for helpful, harmless and truthful."""
         expected: bool = False
         """The mean of the levels under the probabilities of the score token, where the server
         gives them."""
