@@ -190,6 +190,22 @@ def test_fused_says_what_to_ask_the_same_way_in_its_examples() -> None:
     assert "4 to 60" not in "".join(turns)
 
 
+@pytest.mark.parametrize("name", ["single", "generic"])
+def test_a_control_is_told_what_to_add_until_its_length_is_filled(name: str) -> None:
+    """A small model keeps to a list, not to a number of tokens."""
+
+    def details(length: int, feedback: tuple[str, ...] = ()) -> list[str]:
+        budget = {"min": length - 5, "max": length + 5}
+        user = fuse_messages(name, budget=budget, feedback=list(feedback))[-1]
+        return re.findall(r"^\d\. (.+)$", user, re.M)
+
+    short, middle, long = (details(n) for n in (8, 30, 60))
+    assert len(short) == 1 < len(middle) < len(long)
+    added = sum(len(detail.split()) for detail in middle)
+    assert 12 <= added <= 26, middle  # of 30 the question has 5
+    assert details(30, ("That is 16 tokens.",)) != middle  # another choice when asked again
+
+
 def test_a_dimension_without_worked_examples_leaves_them_out() -> None:
     _, user = fuse_messages("fused", examples=[], asks=["what it costs"])
     assert "1. what it costs" in user
