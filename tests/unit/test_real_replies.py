@@ -16,7 +16,7 @@ tests/data/real_rewrites.jsonl has rewrites by several templates, `fuse` in plac
 
 `asks`: the targets that it asks for, about the prompt's own subject, as one who knew the method
 read it. `first`: the first template; `rules`: no worked example; `draft`: worked examples with
-other wordings.
+other wordings; `control`: by the templates single and generic, which add no target.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def rewrites() -> list[Reply]:
 
 def test_the_rewrites_are_enough_to_measure_with(rewrites: list[Reply]) -> None:
     lacking = sum(set(r["asks"]) != set(r["targets"]) for r in rewrites)
-    assert len(rewrites) >= 120 and lacking >= 45
+    assert len(rewrites) >= 120 and lacking >= 0.45 * len(rewrites)
     assert REWRITES.stat().st_size <= 200_000
 
 
