@@ -513,9 +513,10 @@ class Learner:
 
 
 def shape_of(request: Request) -> object:
-    """What differs between the forms of requests to one model."""
+    """What differs between the forms of requests to one model; `n` too, as llama.cpp's server has
+    as many choices as slots, and answers up to there."""
     s = request.sampling
-    parts = (request.n > 1, s.temperature > 0, s.schema is None, not s.logprobs)
+    parts = (request.n, s.temperature > 0, s.schema is None, not s.logprobs)
     return (*parts, len(request.messages) > 1)
 
 

@@ -61,6 +61,7 @@ SOME = (
     ("thought: a stream of parts", "plain"),
     ("verdict: within a result", "plain"),
     ("streams only, with thoughts", "full"),
+    ("n, as many as slots", "full"),
 )
 # small builds: plain sampling; the full job, whose steps are the same for all prompts
 FORMS: dict[str, dict[str, Any]] = {
