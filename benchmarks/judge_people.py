@@ -24,6 +24,7 @@ from mora_data.errors import DropRow
 from mora_data.settings import SourceSettings
 from mora_data.sources.hh import HhRlhf
 from mora_data.text import n_tokens
+from mora_data.types import Messages
 
 DEVELOPMENT = 40
 MOST_TOKENS = 60
@@ -36,18 +37,23 @@ def pku(data: Path) -> Iterator[Pair]:
 
 
 def hh(data: Path) -> Iterator[Pair]:
+    for messages, chosen, rejected in hh_rows(data, "helpful-base-restored", ("train", "test")):
+        if len(messages) == 1:
+            yield messages[0]["content"], chosen, rejected
+
+
+def hh_rows(data: Path, folder: str, splits: Iterable[str]) -> Iterator[tuple[Messages, str, str]]:
+    """HH-RLHF: conversation, chosen and rejected reply of every row that a build would take."""
     source = HhRlhf(SourceSettings(kind="hh-rlhf"))
-    for split in ("train", "test"):
-        path = data / "hh-rlhf" / "helpful-base-restored" / f"{split}.jsonl.gz"
-        for line in gzip.decompress(path.read_bytes()).splitlines():
-            row = json.loads(line)
+    for split in splits:
+        path = data / "hh-rlhf" / folder / f"{split}.jsonl.gz"
+        for row in map(json.loads, gzip.decompress(path.read_bytes()).splitlines()):
             try:
                 messages = source.parse(row, "").messages
                 chosen, rejected = (answer.text for answer in source.recorded(row))
             except DropRow:
                 continue
-            if len(messages) == 1:
-                yield messages[0]["content"], chosen, rejected
+            yield messages, chosen, rejected
 
 
 def short(name: str, pairs: Iterable[Pair]) -> list[Pair]:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import hashlib
 import json
 import sys
@@ -34,13 +33,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mora_data.errors import DropRow
-from mora_data.settings import SourceSettings
-from mora_data.sources.hh import HhRlhf
 from mora_data.statistics.judges import label_agreement, right
 
 from .heads import NORMAL, Encoder, Floats, Weights, encoder_sha256, features
-from .judge_people import DEVELOPMENT, hh, pku, short
+from .judge_people import DEVELOPMENT, hh, hh_rows, pku, short
 
 PEOPLE = 300  # pairs of judge_people.py in each dimension
 RIDGE = 3.0  # of 0.3, 1, 3, 10 the least log loss by cross-validation of the labelled rows
@@ -66,17 +62,9 @@ def safer(data: Path) -> Iterator[Pair]:
 
 def hh_rlhf(data: Path, folder: str, splits: Sequence[str]) -> Iterator[Pair]:
     """HH-RLHF: the last question of a conversation, chosen against rejected."""
-    source = HhRlhf(SourceSettings(kind="hh-rlhf"))
     name = "HH " + folder.removesuffix("-restored")
-    for split in splits:
-        lines = gzip.decompress((data / "hh-rlhf" / folder / f"{split}.jsonl.gz").read_bytes())
-        for row in map(json.loads, lines.splitlines()):
-            try:
-                messages = source.parse(row, "").messages
-                better, worse = (answer.text for answer in source.recorded(row))
-            except DropRow:
-                continue
-            yield Pair(name, messages[0]["content"], messages[-1]["content"], better, worse)
+    for messages, better, worse in hh_rows(data, folder, splits):
+        yield Pair(name, messages[0]["content"], messages[-1]["content"], better, worse)
 
 
 def do_not_answer(data: Path) -> Iterator[Pair]:

@@ -283,9 +283,11 @@ def _scaled(settings: BuildSettings, sample: bool, cases: Sequence[Case], until:
         return round(ends[0]), round(ends[1])
 
     def columns(row: int) -> dict[str, Any]:
-        names = ("requests", "tokens_in", "tokens_computed", "tokens_out")
         return {
-            k: of(row, what) for k, what in zip(names, (REQUESTS, IN, COMPUTED, OUT), strict=True)
+            "requests": of(row, REQUESTS),
+            "tokens_in": of(row, IN),
+            "tokens_computed": of(row, COMPUTED),
+            "tokens_out": of(row, OUT),
         }
 
     nameless = [n for n in names if roles[n][2] is None]

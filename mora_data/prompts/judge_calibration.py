@@ -105,7 +105,7 @@ async def _measure(
     stats = replace(
         stats,
         cache_key=None if found.pending else key,
-        before_share=min(1.0, (presampling.before_prompts or n_mined) / max(n_mined, 1)),
+        before_share=presampling.before_share(n_mined),
     )
     if presampling.budget is not None:
         measured = replace(build, sources=sources, judge_stats=stats)

@@ -66,11 +66,9 @@ def _requests_at(s: BuildSettings, n_prompts: int, upper: int) -> float:
     policy += fused * tries * _requests(s, s.fuse.probe, 1) if probes else 0.0
     scored = n_prompts * presamples + arms * s.rollout.n + probes
     if presamples and "identity" not in s.fuse.arms:
-        asked = (
-            arms / n_arms * min(1.0, (s.presample.before_prompts or n_prompts) / max(n_prompts, 1))
-        )
-        policy += asked * _requests(s, s.presample.before, 1)
-        scored += asked * s.presample.before
+        before = arms / n_arms * s.presample.before_share(n_prompts)
+        policy += before * _requests(s, s.presample.before, 1)
+        scored += before * s.presample.before
     judged = scored * dims + confirmed + heldout + canaries
     rewrites = fused * tries
     asked = rewrites / s.fuse.candidates  # one request for all candidates

@@ -145,6 +145,10 @@ class PresampleSettings(Settings):
         assert self.step != "auto", "resolved by BuildSettings"
         return [*range(self.n[0], self.n[-1], self.step), self.n[-1]]
 
+    def before_share(self, n_mined: int) -> float:
+        """Of so many mined prompts, the share that is asked for the numbers before fusion."""
+        return min(1.0, (self.before_prompts or n_mined) / max(n_mined, 1))
+
     @field_validator("n")
     @classmethod
     def _rising(cls, n: list[int]) -> list[int]:
