@@ -24,9 +24,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from .errors import SettingsError
+from .text import one_line
 from .types import Message, Messages
 
 if TYPE_CHECKING:
@@ -148,19 +150,21 @@ class Template:
         sha256: hash of the file's bytes, for manifests.
     """
 
-    def __init__(self, name: str, source: str, known: frozenset[str]) -> None:
-        from jinja2 import TemplateError, meta, nodes
+    def __init__(
+        self, name: str, source: str, known: frozenset[str], needs: Iterable[str] = ()
+    ) -> None:
+        from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 
         env = _environment()
-        self.name = name
-        self._fault = TemplateError
+        self.name, self._known = name, known
         self.sha256 = hashlib.sha256(source.encode()).hexdigest()
         try:
             tree = env.parse(source)
-            _check_variables(name, tree, known)
+            self._check(tree, needs)
             self._template = env.from_string(tree)
         except TemplateError as e:
-            raise SettingsError(f"template {name}: {e} (line {getattr(e, 'lineno', '?')})") from e
+            line = e.lineno if isinstance(e, TemplateSyntaxError) else None
+            raise self._error(e.message or "no template", line) from e
         self._blocks = {
             name: block
             for name, block in sorted(self._template.blocks.items(), key=lambda b: b[0] != "system")
@@ -180,16 +184,43 @@ class Template:
         }
         # of each block what it read, and its text in pieces: the answer goes between them
         self._last: dict[str, tuple[list[object], list[str]]] = {}
-        if "user" not in self._blocks:
-            raise SettingsError(
-                f"template {name} has no {{% block user %}}: put the message to the model in one"
-            )
+
+    def _check(self, tree: nodes.Template, needs: Iterable[str]) -> None:
+        """Raises SettingsError for what would reach no model, and for what it will not be given."""
+        from jinja2 import meta, nodes
+
+        for kind in (nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport):
+            if other := tree.find(kind):
+                raise self._error("it reads another file: put that file's text here", other.lineno)
+        if all(block.name != "user" for block in tree.find_all(nodes.Block)):
+            raise self._error("no {% block user %}: put the message to the model in one")
+        for node in tree.body:
+            if isinstance(node, nodes.Block):
+                if node.name.partition("_")[0] not in ROLES:
+                    why = f"block {node.name!r} is no turn: name it system, user, user_1, ..."
+                    raise self._error(why, node.lineno)
+            elif not (isinstance(node, nodes.Output) and _is_blank(node)):
+                why = "what stands outside the blocks reaches no model: put it in one"
+                raise self._error(why, node.lineno)
+        uses = meta.find_undeclared_variables(tree)
+        if missing := sorted(uses - self._known):
+            line = min(n.lineno for n in tree.find_all(nodes.Name) if n.name in missing)
+            raise self._error(f"undefined variable(s) {', '.join(missing)}", line)
+        for name in needs:
+            if name not in uses:
+                raise self._error(f"{{{{ {name} }}}} stands nowhere, so the model never sees it")
+
+    def _error(self, why: object, line: int | None = None) -> SettingsError:
+        """A fault of the template as one line: where, what, and what it may use."""
+        at = f", line {line}" if line else ""
+        may = ", ".join(sorted(self._known))
+        return SettingsError(f"template {self.name}{at}: {one_line(why, 200)}; it may use: {may}")
 
     def render(self, variables: Mapping[str, object]) -> Messages:
         """The chat messages for these variables.
 
         Raises:
-            SettingsError: a variable's attribute is undefined, or the sandbox refused an operation.
+            SettingsError: an expression of the template fails, or the sandbox refuses it.
         """
         answer = variables.get("answer")
         fills = self._fills and isinstance(answer, str)
@@ -198,8 +229,13 @@ class Template:
         shown = inert(str(answer)) if fills else ""
         try:
             said = [(n, shown.join(self._pieces(n, variables)).strip()) for n in self._blocks]
-        except self._fault as e:
-            raise SettingsError(f"template {self.name}: {e}") from e
+        except Exception as e:  # whatever an expression of a user's template raises
+            lines = [
+                self._template.get_corresponding_lineno(line)
+                for frame, line in walk_tb(e.__traceback__)
+                if frame.f_code.co_filename == "<template>"
+            ]
+            raise self._error(e, lines[-1] if lines else None) from e
         return tuple(
             Message(role=name.partition("_")[0], content=text) for name, text in said if text
         )
@@ -216,15 +252,27 @@ class Template:
         return last[1]
 
 
-def load_template(folder_name: str, name: str, known: frozenset[str]) -> Template:
+def _is_blank(output: nodes.Output) -> bool:
+    return all(not getattr(part, "data", "{{").strip() for part in output.nodes)
+
+
+def load_template(
+    folder_name: str,
+    name: str,
+    known: frozenset[str],
+    needs: Iterable[str] = (),
+    sample: Mapping[str, object] | None = None,
+) -> Template:
     """Template `name` of templates/`folder_name`/, or the file at the path `name`; it may use the
-    variables `known`.
+    variables `known`, and has to use those that it `needs`. With a `sample` of those that are no
+    texts it is rendered once with a history and once without.
 
     Raises:
-        SettingsError: no such template, a syntax error, or variables that will not be there (all
-            are named).
+        SettingsError: no such template, a syntax error, variables that will not be there (all are
+            named) or that it lacks, or an expression that fails.
     """
-    path = Path(name) if name.endswith(".j2") else folder("templates") / folder_name / f"{name}.j2"
+    own = name.endswith(".j2")
+    path = Path(name) if own else folder("templates") / folder_name / f"{name}.j2"
     try:
         source = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -233,7 +281,13 @@ def load_template(folder_name: str, name: str, known: frozenset[str]) -> Templat
             f"no template {name!r} in templates/{folder_name}/ (there: {have});"
             " or give a path that ends in .j2"
         ) from e
-    return Template(f"{folder_name}/{path.stem}", source, known)
+    template = Template(f"{folder_name}/{path.stem}", source, known, needs)
+    if sample is not None:
+        turns = (Message(role="user", content="Hello."), Message(role="assistant", content="Hi."))
+        for history in (turns, ()):
+            given = {**dict.fromkeys(known, "text"), "reverse": not history, **sample}
+            template.render({**given, "history": history})
+    return template
 
 
 SECRET_BYTES = 16
@@ -362,14 +416,3 @@ def _environment() -> Environment:
         autoescape=False,
         finalize=lambda value: inert(value) if isinstance(value, str) else value,
     )
-
-
-def _check_variables(name: str, tree: nodes.Template, known: frozenset[str]) -> None:
-    from jinja2 import meta
-
-    missing = sorted(meta.find_undeclared_variables(tree) - known)
-    if missing:
-        raise SettingsError(
-            f"template {name} uses undefined variable(s) {', '.join(missing)}; "
-            f"it may use: {', '.join(sorted(known))}"
-        )

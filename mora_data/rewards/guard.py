@@ -92,7 +92,11 @@ class Guard:
         self.name = f"guard:{family}{context.suffix}"
         self.step = 0.0
         self._template = (
-            load_template("guard", options.template, VARIABLES) if options.template else None
+            load_template(
+                "guard", options.template, VARIABLES, ["answer"], {"dimension": dimension}
+            )
+            if options.template
+            else None
         )
         self._policies = dict(options.policies) or {"": ""}
         self.fingerprint = digest(

@@ -99,6 +99,10 @@ class Judge:
         def _fits_together(self) -> Judge.Settings:
             if self.together and (self.expected or self.template):
                 raise ValueError("together has a template of its own and gives whole levels alone")
+            if self.template == "together":
+                raise ValueError("template together: say `together: true` in place of it")
+            if self.template in ("pairwise", "rubric"):
+                raise ValueError(f"template {self.template} is for `kind: {self.template}`")
             return self
 
     pass_threshold: float | None = 0.75
@@ -106,12 +110,15 @@ class Judge:
 
     def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
         self.dimension = dimension
-        if options.together and dimension not in SHIPPED:
-            raise SettingsError(
-                f"rewards.{dimension}: `together` scores {', '.join(SHIPPED)}, leave it out"
-            )
         named = "together" if options.together else options.template
-        self._template = load_template("judge", named or dimension, VARIABLES)
+        if named in ("together", "shared") and dimension not in SHIPPED:
+            raise SettingsError(
+                f"rewards.{dimension}: `{named}` is for {', '.join(SHIPPED)}: write a rubric of"
+                f" your own and name it, template: rubrics/{dimension}.j2 (docs/add-your-own.md)"
+            )
+        self._template = load_template(
+            "judge", named or dimension, VARIABLES, ["answer"], {"dimension": dimension}
+        )
         stem = self._template.name.rpartition("/")[2] if named else dimension
         self.name = f"judge:{stem}{context.suffix}"
         self._expected = options.expected

@@ -51,7 +51,13 @@ class Pairwise:
 
     def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
         self.dimension = dimension
-        self._template = load_template("judge", options.template or "pairwise", VARIABLES)
+        self._template = load_template(
+            "judge",
+            options.template or "pairwise",
+            VARIABLES,
+            ["first", "second"],
+            {"dimension": dimension},
+        )
         self.name = f"pairwise:{self._template.name.rpartition('/')[2]}{context.suffix}"
         self._opponents = options.opponents
         self.step = 0.5 / options.opponents

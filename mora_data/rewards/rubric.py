@@ -61,7 +61,13 @@ class Rubric:
             )
         self.dimension = dimension
         self._criteria = options.criteria
-        self._template = load_template("judge", options.template or "rubric", VARIABLES)
+        self._template = load_template(
+            "judge",
+            options.template or "rubric",
+            VARIABLES,
+            ["answer", "criterion"],
+            {"dimension": dimension, "scale": "levels"},
+        )
         self.name = f"rubric:{len(options.criteria)}{context.suffix}"
         weights = [c.weight / (1 if c.scale == "yes_no" else LEVELS - 1) for c in options.criteria]
         self.step = min(weights) / math.fsum(c.weight for c in options.criteria)

@@ -78,7 +78,9 @@ class Guard:
             if name != "harm" or self._model is None
         }
         if self._model is not None and self._model.template is not None:
-            self.templates["harm"] = load_template("guard", self._model.template, GUARD_VARIABLES)
+            self.templates["harm"] = load_template(
+                "guard", self._model.template, GUARD_VARIABLES, ["question"], {}
+            )
         self._specs = specs
         self._seed, self._secret = settings.seed, secret
         role = settings.role("judge")

@@ -152,10 +152,12 @@ class Rewriter:
         self._settings = settings
         self._secret = secret or Secret()
         rewritten = [a for a in settings.fuse.arms if a != "identity"]
-        self.templates = {
-            arm: load_template("fuse", arm, VARIABLES) for arm in rewritten if arm != "concat"
-        }
         self._specs = load_intents(settings.dimensions, settings.fuse.intents) if rewritten else {}
+        self.templates = {
+            arm: load_template("fuse", arm, VARIABLES, ["prompt"], self._sample())
+            for arm in rewritten
+            if arm != "concat"
+        }
         self.intents_sha256 = {
             d: hashlib.sha256(repr(spec).encode()).hexdigest() for d, spec in self._specs.items()
         }
@@ -174,6 +176,26 @@ class Rewriter:
         self._contaminated = (
             (lambda text: benchmarks.overlap(text) is not None) if benchmarks.at_hand else None
         )
+
+    def _sample(self) -> dict[str, object]:
+        """What a template is tried on: of its variables those that are no texts."""
+        dims = self._settings.dimensions[:2]
+        wanted = [self._specs[d] for d in dims]
+        asks = [i.ask[0] for i in wanted]
+        return {
+            "carried_dim": None,
+            "target_dims": dims,
+            "dim_specs": self._specs,
+            "asks": asks,
+            "examples": worked_examples(wanted, asks),
+            "category": None,
+            "style": {k: v[0] for k, v in STYLES.items()},
+            "budget": {"min": 20, "max": 40},
+            "forbidden": self._settings.fuse.forbidden,
+            "n_candidates": self._settings.fuse.candidates,
+            "feedback": [],
+            "premise": None,
+        }
 
     async def prepare(
         self,

@@ -307,8 +307,12 @@ def test_judges_that_score_together_ask_once_and_read_their_own_number() -> None
     for wrong, why in (
         ({"kind": "judge", "together": True, "expected": True}, "whole levels alone"),
         ({"kind": "judge", "together": True, "template": "shared"}, "a template of its own"),
+        ({"kind": "judge", "template": "together"}, "say `together: true`"),
+        ({"kind": "judge", "template": "rubric"}, "for `kind: rubric`"),
     ):
         with pytest.raises(SettingsError, match=why):
             load("helpful", RewardSettings.model_validate(wrong), build)
-    with pytest.raises(SettingsError, match="`together` scores helpful, harmless, truthful"):
-        load("brave", RewardSettings(together=True), build)
+    for of_three in ({"together": True}, {"template": "shared"}):
+        says = r"for helpful, harmless, truthful: write a rubric of your own .*rubrics/brave\.j2"
+        with pytest.raises(SettingsError, match=says):
+            load("brave", RewardSettings.model_validate(of_three), build)

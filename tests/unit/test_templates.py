@@ -12,9 +12,11 @@ import pytest
 
 from mora_data import resources
 from mora_data.errors import SettingsError
+from mora_data.rewards import load as load_reward
 from mora_data.rewards.judge import VARIABLES as JUDGE
 from mora_data.rewriting import intents
 from mora_data.rewriting.rewriter import VARIABLES as FUSE
+from mora_data.settings import BuildSettings, RewardSettings, SourceSettings
 
 DIMENSIONS = ("helpful", "harmless", "truthful")
 NONCE = "0123456789ab"
@@ -45,6 +47,11 @@ def judge_messages(dimension: str, template: str = "", **changes: object) -> lis
             {**variables, **changes}
         )
     ]
+
+
+def load_judge(dimension: str, template: str) -> None:
+    build = BuildSettings(name="b", source=SourceSettings(kind="jsonl"))
+    load_reward(dimension, RewardSettings.model_validate({"template": template}), build)
 
 
 def shared_messages(dimension: str, **changes: object) -> list[str]:
@@ -266,6 +273,45 @@ OWN = (
     "{% block system %}{{ self.user() }}{% endblock %}{% block user %}{{ question }}{{ answer }}"
     "{% endblock %}",
 )
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("{{ qestion }}", "line 3: undefined variable(s) qestion"),
+        ("{{ {'helpful': 1}[dimension] }}", "line 3: 'dict object' has no attribute 'brave'"),
+        ("{{ history[0].content }}", "line 3: tuple object has no element 0"),
+        ("{{ question ", "line 3: expected token"),
+        ("{{ question | shout }}", "line 3: No filter named 'shout'"),
+        ("{{ question + 1 }}", "line 3: can only concatenate"),
+        ("{{ 1 / 0 }}", "line 3: division by zero"),
+        ("{% include 'x' %}", "line 3: it reads another file"),
+        ("{% endblock %}{% block sytem %}", "line 3: block 'sytem' is no turn"),
+        ("{% endblock %} Be fair. {% block user_1 %}", "line 3: what stands outside the blocks"),
+        ("{% endblock %}{% block user %}", "line 3: block 'user' defined twice"),
+    ],
+)
+def test_a_fault_of_a_template_is_found_when_it_is_loaded(
+    fault: str, says: str, tmp_path: Path
+) -> None:
+    """One line: which template, where in it, what, and what it may use."""
+    path = tmp_path / "mine.j2"
+    path.write_text(f"{{% block user %}}\n{{{{ answer }}}}\n{fault}{{% endblock %}}")
+    with pytest.raises(SettingsError) as told:
+        load_judge("brave", str(path))
+    line = str(told.value)
+    assert line.startswith(f"template judge/mine, {says}") and "\n" not in line
+    assert line.endswith("; it may use: answer, dimension, history, nonce, question, reverse")
+
+
+def test_a_template_that_shows_the_model_nothing_is_refused(tmp_path: Path) -> None:
+    for text, says in (
+        ("{{ answer }}", "no {% block user %}: put the message to the model in one"),
+        ("{% block user %}{{ question }}{% endblock %}", "{{ answer }} stands nowhere"),
+    ):
+        (tmp_path / "mine.j2").write_text(text)
+        with pytest.raises(SettingsError, match=re.escape(says)):
+            load_judge("brave", str(tmp_path / "mine.j2"))
 
 
 @pytest.mark.parametrize("source", [*OWN, *(p.read_text("utf-8") for p in JUDGES)])
