@@ -30,6 +30,8 @@ compare with."""
 UNFUSED = ("presample", "before")
 """What stands beside the arms: answers to the bare prompt that decide its kind, and fresh ones for
 the numbers before fusion. They make no pair."""
+NO_ARMS = (*UNFUSED, "recorded", "probe")
+"""Names that rows and requests already have for something else."""
 
 
 def reaches(until: str, stage: str) -> bool:

@@ -81,6 +81,7 @@ EXAMPLES: dict[str, object] = {
     "presample.floors": {"helpful": 0.75, "harmless": 0.75, "truthful": 0.75},
     "presample.canaries": 20,
     "fuse.arms": "all",
+    "fuse.templates": {"fused": "my/fused.j2"},
     "fuse.intents": {"helpful": "my-intents.yaml"},
     "fuse.targets": ["harmless", "truthful"],
     "fuse.checks": ["harm", "intent"],

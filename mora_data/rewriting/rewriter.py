@@ -151,10 +151,11 @@ class Rewriter:
     ) -> None:
         self._settings = settings
         self._secret = secret or Secret()
+        own = settings.fuse.templates
         rewritten = [a for a in settings.fuse.arms if a != "identity"]
         self._specs = load_intents(settings.dimensions, settings.fuse.intents) if rewritten else {}
         self.templates = {
-            arm: load_template("fuse", arm, VARIABLES, ["prompt"], self._sample())
+            arm: load_template("fuse", own.get(arm, arm), VARIABLES, ["prompt"], self._sample())
             for arm in rewritten
             if arm != "concat"
         }

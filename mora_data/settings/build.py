@@ -338,6 +338,7 @@ def preview_settings(
     wanted, cheap = build_settings(tree, overrides), dict(PREVIEW)
     if wanted.policy.engine != "recorded":
         cheap |= {"fuse.arms": wanted.published_arms[:1], "publish.arms": "auto"}
+        cheap |= {"fuse.templates": wanted.fuse.templates}
     return build_settings(tree, {**cheap, **(overrides or {})})
 
 

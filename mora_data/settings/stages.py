@@ -3,11 +3,13 @@ how a build runs: limits, the simulator, recorded answers, a cluster."""
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..types import ARMS
+from ..types import ARMS, NO_ARMS
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 
 Foresee = Literal["decision", "label"]
@@ -178,9 +180,14 @@ class GuardSettings(Settings):
 class FuseSettings(Settings):
     """Rewriting a prompt so that one question needs several virtues."""
 
+    not_in_rows = frozenset({"templates"})  # their text is part of the key
+
     arms: list[str] = ["fused"]
-    """Arms to run: fused, identity, concat, or another template in templates/fuse/; `all`: the six
-    that are shipped."""
+    """Arms to run: fused, identity, concat, another template in templates/fuse/, or the path of one
+    that ends in .j2, whose arm has the file's name; `all`: the six that are shipped."""
+    templates: dict[str, str] = {}
+    """Arm to the path of its template, where it is not in templates/fuse/; a path among `arms` is
+    put here."""
     length_matched: list[str] = ["single", "generic", "random", "concat"]
     """Controls: where fused is among the arms, they run after it and keep to its length, +-15 %,
     prompt by prompt."""
@@ -224,12 +231,44 @@ class FuseSettings(Settings):
     def _all_arms(cls, arms: Any) -> Any:
         return list(ARMS) if arms in ("all", ["all"]) else arms
 
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_apart(cls, values: Any) -> Any:
+        """An arm is called as its file, whatever folder that is in: rows and keys hold the name."""
+        if not isinstance(values, dict):
+            return values
+        values, paths = dict(values), dict[str, str]()
+        for key in ("arms", "length_matched"):
+            if isinstance(values.get(key), list):
+                own = {a: PurePath(a).stem for a in values[key] if str(a).endswith(".j2")}
+                paths |= {stem: path for path, stem in own.items()}
+                values[key] = [own.get(a, a) for a in values[key]]
+        given = values.get("templates", {})
+        if isinstance(given, dict):
+            values["templates"] = {**given, **paths}
+        return values
+
     @field_validator("arms")
     @classmethod
     def _distinct(cls, arms: list[str]) -> list[str]:
         if not arms or len(set(arms)) != len(arms):
             raise ValueError("must be a list of different arms, or all")
+        for arm in arms:
+            if arm in NO_ARMS:
+                raise ValueError(f"{arm!r} means something else in every run: rename the template")
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", arm):
+                raise ValueError(
+                    f"{arm!r}: name an arm, and its template, with letters, digits, _ and -, 40 at"
+                    " most; a path ends in .j2"
+                )
         return arms
+
+    @field_validator("templates")
+    @classmethod
+    def _asked_of_a_model(cls, templates: dict[str, str]) -> dict[str, str]:
+        if taken := templates.keys() & {"identity", "concat"}:
+            raise ValueError(f"arm {min(taken)} asks no rewriter: rename the template")
+        return templates
 
 
 class RolloutSettings(Settings):

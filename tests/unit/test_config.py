@@ -9,7 +9,16 @@ import pytest
 
 from mora_data import plugins
 from mora_data.errors import SettingsError
-from mora_data.settings import build_settings, load_settings, parse_override, to_yaml
+from mora_data.resources import parse_yaml
+from mora_data.settings import (
+    build_settings,
+    cache_tree,
+    load_settings,
+    parse_override,
+    preview_settings,
+    to_yaml,
+)
+from mora_data.types import NO_ARMS
 
 TREE = {"name": "x", "source": {"kind": "jsonl"}}
 
@@ -113,3 +122,31 @@ def test_plug_ins_stand_beside_the_builder_file(
 def test_roles_that_use_each_other_are_one_line() -> None:
     with pytest.raises(SettingsError, match=r"judge -> rewriter: `use` leads in a circle"):
         load_settings("pku-saferlhf", {"judge.use": "rewriter", "rewriter.use": "judge"})
+
+
+def test_an_arm_is_called_as_its_file_wherever_that_is() -> None:
+    """Rows and keys hold the name, so that a folder that moves changes neither."""
+    arms = {"arms": ["my/fused.j2", "my/brief.j2"], "length_matched": ["my/brief.j2"]}
+    made = build_settings({**TREE, "fuse": arms})
+    again = build_settings(parse_yaml(to_yaml(made)))
+    for fuse in (made.fuse, again.fuse):
+        assert (fuse.arms, fuse.length_matched) == (["fused", "brief"], ["brief"])
+        assert fuse.templates == {"fused": "my/fused.j2", "brief": "my/brief.j2"}
+    moved = build_settings({**TREE, "fuse": {**arms, "arms": ["b/fused.j2", "b/brief.j2"]}})
+    assert cache_tree(moved) == cache_tree(made)
+    assert preview_settings({**TREE, "fuse": arms}).fuse.templates == made.fuse.templates
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        *((arm, f"{arm!r} means something else") for arm in NO_ARMS),
+        ("my/before.j2", "'before' means something else in every run: rename the template"),
+        ("my/concat.j2", "arm concat asks no rewriter: rename the template"),
+        ("a:b", "name an arm, and its template, with letters"),
+    ],
+)
+def test_an_arm_whose_name_is_taken_is_refused(arm: str, says: str) -> None:
+    """Answers to the bare prompt would be taken for the arm's, or its requests for theirs."""
+    with pytest.raises(SettingsError, match=says):
+        settings(fuse={"arms": ["fused", arm]})
