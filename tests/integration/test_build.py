@@ -365,7 +365,7 @@ def test_new_judge_template_asks_the_judge_alone(cli: Cli, tmp_path: Path) -> No
         )
         cli(*args)
         server.requests.clear()
-        template.write_text(text + " Be strict.")
+        template.write_text(text + "{# Be strict. #}")
         cli(*args)
         assert roles(server) == {"judge": 0} or roles(server) == {}
         template.write_text(text.replace("Dimension", "Be strict. Dimension"))

@@ -15,7 +15,7 @@ from mora_data.prompts.result import Arm, PromptResult, RewriteAttempt, tables
 from mora_data.run.partitions import Partition
 from mora_data.settings import BuildSettings, build_settings, to_yaml
 from mora_data.text import context_id, group_id
-from mora_data.types import Message, Pair, Prompt, Rollout
+from mora_data.types import UNFUSED, Message, Pair, Prompt, Rollout
 
 DIMS = ("helpful", "harmless", "truthful")
 WORDS = (
@@ -41,7 +41,7 @@ def settings(arms: tuple[str, ...], n: int = 8) -> BuildSettings:
             "name": "toy",
             "source": {"kind": "jsonl", "licence": "cc-by-4.0"},
             "dimensions": list(DIMS),
-            "fuse": {"arms": list(arms)},
+            "fuse": {"arms": [a for a in arms if a not in UNFUSED]},
             "rollout": {"n": n},
         }
     )
