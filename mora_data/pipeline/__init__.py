@@ -27,6 +27,7 @@ from ..run.partitions import choose_malloc
 from ..run.progress import Progress, noting_its_end
 from ..run.stats import RunStats
 from ..run.tasks import run_to_end
+from ..selection import plain_pairs_doubt
 from ..settings import BuildOptions, BuildSettings
 from ..sources.benchmarks import Benchmarks
 from ..sources.mine import OpenedSource, as_recorded, benchmarks_of
@@ -101,7 +102,8 @@ def _opened(
     context = prices = None
     secret = Secret()
     if reaches(options.until, "presample"):
-        for line in [*notes, *role_warnings(settings, options.sample, bool(notes))]:
+        lines = [*notes, *role_warnings(settings, options.sample, bool(notes))]
+        for line in filter(None, [*lines, plain_pairs_doubt(settings.model_dump())]):
             progress.message(line)
         prices = load_prices(settings.limits.prices)
         context = _load_context(settings, options, benchmarks, secret)

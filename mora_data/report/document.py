@@ -21,6 +21,7 @@ from ..errors import RunFolderError
 from ..resources import parse_yaml
 from ..run.files import read_json
 from ..run.folder import manifest_of, parts_of
+from ..selection import plain_pairs_doubt
 from .arms import DRAWS, answer_figures, arms_of, control_gains, mined_prompts, verdict_on
 from .caveats import caveats_of, finding, headline, unmeasured_numbers
 from .gather import HEADLINE, Keep, gather
@@ -166,7 +167,11 @@ def finish_report(
         "not_measured": [],
     }
     report["not_measured"] = unmeasured_numbers(report, bool(manifest.get("pii")))
-    report["doubts"] = caveats_of(report)
+    plain = plain_pairs_doubt(settings)
+    report["doubts"] = [
+        *caveats_of(report),
+        *([f"{plain[0].upper()}{plain[1:]}."] if plain else []),
+    ]
     return report
 
 

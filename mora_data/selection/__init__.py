@@ -8,8 +8,8 @@ say so with an attribute, `least_margin.dominance = True`; then the dataset is c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,3 +25,19 @@ SELECTORS = {
 }
 DOMINANCE = frozenset({"dominance_hv"})
 """Selectors under which each binding margin is positive and none is negative."""
+
+
+def plain_pairs_doubt(settings: Mapping[str, Any]) -> str:
+    """What is wrong with published pairs of arms whose questions need nothing more, in a build that
+    presamples; empty where there are none. `settings`: of the build, as a tree."""
+    fuse, arms = settings["fuse"], settings["publish"]["arms"]
+    if arms == "auto":
+        arms = ["fused"] if "fused" in fuse["arms"] else fuse["arms"]
+    plain = [a for a in arms if a == "identity" or (a in fuse["length_matched"] and a != "concat")]
+    if not settings["presample"]["enabled"] or not plain:
+        return ""
+    return (
+        f"pairs of {', '.join(plain)} are a biased plain baseline here, since they have to win in"
+        " the dimensions that fused prompts need: for plain pairs build with presample.enabled:"
+        " false and fuse.arms: [identity] (docs/numbers.md, A pair)"
+    )

@@ -13,6 +13,8 @@ import pytest
 from support.fake_openai import FakeOpenAI, Fault, harm_levels
 
 from mora_data.cli import main
+from mora_data.selection import plain_pairs_doubt
+from mora_data.settings import build_settings
 from mora_data.text import n_tokens
 from mora_data.types import ARMS
 
@@ -97,7 +99,9 @@ def test_the_planted_world_widens_the_fused_arm_alone(run: Path) -> None:
     )
 
 
-def test_in_the_null_world_no_arm_differs(tmp_path: Path) -> None:
+def test_in_the_null_world_no_arm_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     build(
         tmp_path / "run",
         "--arms",
@@ -121,6 +125,28 @@ def test_in_the_null_world_no_arm_differs(tmp_path: Path) -> None:
     assert max(means.values()) - min(means.values()) < 0.12, means
     published = pq.read_table(tmp_path / "run/dataset/scored").column("arm").to_pylist()
     assert set(published) == {"identity", "fused"}
+    doubt = "airs of identity are a biased plain baseline here"
+    assert f"p{doubt}" in capsys.readouterr().err
+    doubts = json.loads((tmp_path / "run/report.json").read_text())["doubts"]
+    assert any(d.startswith(f"P{doubt}") for d in doubts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, ""),
+        ({"fuse.arms": ["identity", "single"]}, "identity, single"),
+        ({"fuse.arms": ["concat", "fused"], "publish.arms": ["concat", "fused"]}, ""),
+        ({"fuse.arms": ["identity"], "presample.enabled": False}, ""),
+        ({"fuse.arms": ["fused", "my/brief.j2"], "publish.arms": ["brief"]}, ""),
+    ],
+)
+def test_plain_pairs_of_a_build_that_presamples_are_doubted(
+    changes: dict[str, object], named: str
+) -> None:
+    settings = build_settings({"name": "x", "source": {"kind": "jsonl"}}, changes)
+    said = plain_pairs_doubt(settings.model_dump())
+    assert said.startswith(f"pairs of {named} are a biased") if named else not said
 
 
 def test_what_the_checks_of_a_run_saw(run: Path) -> None:
