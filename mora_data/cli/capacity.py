@@ -1,10 +1,10 @@
 """How long a build takes on GPUs: `mora-data build --dry-run --gpus 8 --tokens-per-s 20000`.
 
-A small calculator: the requests and tokens of a dry run, low and high, scaled to the prompts asked
-for, on GPUs whose speed is stated by whoever asks, in prompt and output tokens together, as a
-server's log sums them up. What this program takes itself was measured (docs/capacity.md names each
-figure's benchmark). It knows nothing of a server's warm-up, of prompts that share a prefix, or of
-batches that run empty at the end.
+A small calculator: the requests and tokens of a dry run of so many prompts, low and high, on GPUs
+whose speed is stated by whoever asks, in prompt and output tokens together, as a server's log sums
+them up. What this program takes itself was measured (docs/capacity.md names each figure's
+benchmark). It knows nothing of a server's warm-up, of prompts that share a prefix, or of batches
+that run empty at the end.
 """
 
 from __future__ import annotations
@@ -66,30 +66,22 @@ class CapacityRow:
 
 
 def capacity(
-    found: Estimate,
-    prompts: Sequence[int],
+    found: Sequence[Estimate],
     gpus: Sequence[int],
     tokens_per_s: float,
     gpu_price: float | None = None,
 ) -> list[CapacityRow]:
-    """A row for each number of prompts and GPUs.
+    """A row for each estimate and number of GPUs.
 
     `tokens_per_s` is that of one GPU, prompt and output tokens together; `gpu_price` that of a
     GPU's hour.
     """
-    if not found.prompts:
-        return []
-    return [_row(found, n, g, tokens_per_s, gpu_price) for n in prompts for g in gpus]
+    return [_row(f, g, tokens_per_s, gpu_price) for f in found if f.prompts for g in gpus]
 
 
-def _row(
-    found: Estimate, n: int, gpus: int, tokens_per_s: float, price: float | None
-) -> CapacityRow:
-    requests, answers, tokens_in, tokens_out = (
-        (low * n / found.prompts, high * n / found.prompts)
-        for low, high in (found.requests, found.answers, found.tokens_in, found.tokens_out)
-    )
-    tokens = tokens_in[0] + tokens_out[0], tokens_in[1] + tokens_out[1]
+def _row(found: Estimate, gpus: int, tokens_per_s: float, price: float | None) -> CapacityRow:
+    requests, answers, tokens_out = found.requests, found.answers, found.tokens_out
+    tokens = found.tokens_in[0] + tokens_out[0], found.tokens_in[1] + tokens_out[1]
     hours = tokens[0] / (gpus * tokens_per_s * 3600), tokens[1] / (gpus * tokens_per_s * 3600)
     rates = sorted(r / max(h * 3600, 1e-9) for r, h in zip(requests, hours, strict=True))
     stored = [
@@ -100,7 +92,7 @@ def _row(
     ]
     gpu_hours = hours[0] * gpus, hours[1] * gpus
     return CapacityRow(
-        prompts=n,
+        prompts=found.prompts,
         gpus=gpus,
         requests=requests,
         answers=answers,
@@ -110,7 +102,7 @@ def _row(
         requests_per_s=(rates[0], rates[1]),
         clients=(_clients(rates[0]), _clients(rates[1])),
         storage_gb=((1 + DATASET_SHARE) * stored[0] / 1e9, (1 + DATASET_SHARE) * stored[1] / 1e9),
-        after_hours=n * AFTER_CPU_S_PER_PROMPT / 3600,
+        after_hours=found.prompts * AFTER_CPU_S_PER_PROMPT / 3600,
         cost=None if price is None else (gpu_hours[0] * price, gpu_hours[1] * price),
     )
 

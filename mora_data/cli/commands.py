@@ -175,7 +175,7 @@ def _dry_run(args: argparse.Namespace, settings: BuildSettings, data: Sequence[P
 
     from ..settings import BuildOptions
     from .capacity import capacity, capacity_table
-    from .dry_run import at_speed, estimate, for_pairs, probe_build
+    from .dry_run import at_speed, estimate, for_pairs, for_prompts, probe_build
     from .show import estimate_lines
 
     if args.probe:
@@ -185,8 +185,8 @@ def _dry_run(args: argparse.Namespace, settings: BuildSettings, data: Sequence[P
         found = estimate(settings, args.sample, data, args.until)
     rows = []
     if args.gpus is not None:
-        prompts = args.prompts or [found.prompts]
-        rows = capacity(found, prompts, args.gpus, args.tokens_per_s, args.gpu_price)
+        sized = [for_prompts(found, settings, args.sample, n) for n in args.prompts or ()]
+        rows = capacity(sized or [found], args.gpus, args.tokens_per_s, args.gpu_price)
     elif args.tokens_per_s is not None:
         found = at_speed(found, args.tokens_per_s)
     if args.pairs is not None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -140,6 +140,7 @@ class Estimate:
         audit: of the judges, beside the numbers above, once, whatever the number of prompts.
         failure: what ended the probe early.
         sources: what was mined of each source of a mix.
+        cases: what it was scaled from.
     """
 
     prompts: int
@@ -166,10 +167,13 @@ class Estimate:
     audit: AuditCost | None = None
     failure: str | None = None
     sources: Sequence[SourceCounts] | None = None
+    cases: Sequence[Case] = field(default=(), repr=False)
 
     def as_dict(self) -> dict[str, object]:
         """What --json prints: no price is null, what was not asked for is left out."""
-        return {k: v for k, v in asdict(self).items() if v is not None or k == "cost"}
+        tree = asdict(replace(self, cases=()))
+        del tree["cases"]
+        return {k: v for k, v in tree.items() if v is not None or k == "cost"}
 
 
 def estimate(
@@ -231,7 +235,8 @@ def probe_build(settings: BuildSettings, options: BuildOptions, quiet: bool = Fa
     at_most = replace(options, until=_at_most(options.until))
     probe = run_probe(here, at_most, PROMPTS, Progress(stats, quiet), stats)
     prices = load_prices(settings.limits.prices)
-    found = _scaled(settings, sample, [meter.case(probe)], options.until)
+    case = meter.case(probe, before_share=settings.presample.before_share(probe.prompts))
+    found = _scaled(settings, sample, [case], options.until)
     measured = stats.requests > 0  # else all were answered before, and nobody's speed was seen
     found = _timed(found, stats) if measured else at_speed(found, TOKENS_PER_S, assumed=True)
     return replace(
@@ -312,8 +317,15 @@ def _scaled(settings: BuildSettings, sample: bool, cases: Sequence[Case], until:
         ),
         currency=prices.currency,
         unpriced=unpriced,
+        cases=cases,
         **columns(-1),
     )
+
+
+def for_prompts(found: Estimate, settings: BuildSettings, sample: bool, n: int) -> Estimate:
+    """The estimate for another number of prompts; what is asked of the first ones, or of a fixed
+    number, does not grow with it."""
+    return _scaled(settings, sample, [replace(c, n_prompts=n) for c in found.cases], found.until)
 
 
 def _draws(
@@ -331,13 +343,14 @@ def _draws(
     own = np.zeros((n, len(names), MONEY + 1))
     fixed = np.zeros((len(names), MONEY + 1))
     share = min(settings.presample.reference, n_all) / max(n_all, 1)
+    asked = settings.presample.before_share(n_all)
     items = _canaries(settings, sample, until)
     grader = _engine_of(settings, sample, guard_role(settings))
     n_tried = GUARD_EXAMPLES if grader != "scripted" else 0
     for k, name in enumerate(names):
         if name in case.roles:
             r = case.roles.index(name)
-            own[:, k] = case.own[:, r] + share * case.once[:, r]
+            own[:, k] = case.own[:, r] + share * case.once[:, r] + asked * case.before[:, r]
             fixed[k] = items * case.verdicts[r] if name != "policy" else 0
             fixed[k] += n_tried * case.harm[r]
     for k, weight in enumerate(weights):

@@ -75,6 +75,7 @@ def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSett
             # a build takes these up in place of its own
             "recorded": settings.recorded
             and settings.recorded.model_copy(update={"rewards": sources}),
+            "presample": settings.presample.model_copy(update={"before_prompts": None}),
             "fuse": settings.fuse.model_copy(
                 update={"guard": None, "subject": None, "embedding": None}
             ),
@@ -133,7 +134,8 @@ class Case:
 
     Attributes:
         n_prompts, rows: of the whole build.
-        own, once: prompts x roles x counts; `once`: what is asked of the reference prompts alone.
+        own, once, before: prompts x roles x counts; `once`: what is asked of the reference prompts
+            alone; `before`: the numbers before fusion, as if all prompts were asked for them.
         verdicts: roles x counts, of scoring one answer for the first time.
         harm: the same, of grading the harm of one question.
         pairs: of each prompt.
@@ -144,6 +146,7 @@ class Case:
     roles: list[str]
     own: Floats
     once: Floats
+    before: Floats
     verdicts: Floats
     harm: Floats
     pairs: Floats
@@ -219,42 +222,54 @@ class Meter:
             shown,
             shown if is_new else 0,
         )
-        totals = [self._counts.setdefault((request.prompt_id, role, kind), [0.0] * MONEY)]
+        stage = "before" if "before" in (kind, what) else kind
+        totals = [self._counts.setdefault((request.prompt_id, role, stage), [0.0] * MONEY)]
         if (kind, what) == ("guard", "harm"):
             totals.append(self._harm.setdefault(role, [0.0] * MONEY))
         for total in totals:
             for i, n in enumerate(numbers):
                 total[i] += n * (1 if of_policy else real.requests)
 
-    def case(self, probe: Probe, answer_tokens: float | None = None, size: float = 1.0) -> Case:
+    def case(
+        self,
+        probe: Probe,
+        answer_tokens: float | None = None,
+        size: float = 1.0,
+        before_share: float = 1.0,
+    ) -> Case:
         """The counts, of the finished prompts where there are any; with answers `answer_tokens`
-        long, and prompts of `size` tokens for one that was counted."""
+        long, and prompts of `size` tokens for one that was counted. `before_share`: of the prompts,
+        those that were asked for the numbers before fusion."""
         import numpy as np
 
         ids = [p for p in self.prompts if p in probe.pairs] or list(self.prompts)
         roles = list(dict.fromkeys(role for _, role, _ in self._counts))
-        own, once = (np.zeros((max(len(ids), 1), len(roles), MONEY + 1)) for _ in range(2))
+        shape = max(len(ids), 1), len(roles), MONEY + 1
+        own, once, before = (np.zeros(shape) for _ in range(3))
         verdicts, harm = (np.zeros((len(roles), MONEY + 1)) for _ in range(2))
         for role, numbers in self._harm.items():
             harm[roles.index(role), :MONEY] = np.array(numbers) / numbers[REQUESTS]
         place = {p: i for i, p in enumerate(ids)}
         for (prompt_id, role, kind), numbers in self._counts.items():
             if prompt_id in place:
-                r, side = roles.index(role), once if kind == "repeat" else own
+                r, side = roles.index(role), {"repeat": once, "before": before}.get(kind, own)
                 side[place[prompt_id], r, :MONEY] += numbers
                 if kind == "score":
                     verdicts[r, :MONEY] += numbers
+        before /= before_share
         answers = own[..., ANSWERS].sum()
-        for counts in (own, once, verdicts):
+        for counts in (own, once, before, verdicts):
             counts[..., [IN, COMPUTED]] *= size
         if answer_tokens is not None and answers:
-            more = answer_tokens - own[:, roles.index("policy"), OUT].sum() / answers
-            for counts in (own, once, verdicts):
+            said = (own + before)[:, roles.index("policy")].sum(0)
+            more = answer_tokens - said[OUT] / said[ANSWERS]
+            for counts in (own, once, before, verdicts):
                 counts[..., OUT] += more * counts[..., ANSWERS]
                 counts[..., IN] += size * more * counts[..., SHOWN]
                 counts[..., COMPUTED] += size * more * counts[..., READ]
         pairs = np.array([probe.pairs.get(p, 0) for p in ids] or [0], float)
+        first = verdicts / max(answers, 1)
         return Case(
-            *(probe.prompts, probe.rows, roles, own, once, verdicts / max(answers, 1), harm, pairs),
+            *(probe.prompts, probe.rows, roles, own, once, before, first, harm, pairs),
             probe.sources,
         )

@@ -79,4 +79,4 @@ def _requests_at(s: BuildSettings, n_prompts: int, upper: int) -> float:
 def _requests(s: BuildSettings, samples: int, steps: int) -> float:
     """Policy requests for `samples` answers that are asked for in `steps` steps."""
     size = s.policy.n_per_request
-    return float(steps) if size == "all" else float(-(-samples // size))
+    return float(min(steps, samples)) if size == "all" else float(-(-samples // size))

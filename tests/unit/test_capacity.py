@@ -18,19 +18,19 @@ from mora_data.cli.dry_run import Estimate
 
 PAGE = Path(__file__).parents[2] / "docs" / "capacity.md"
 FOUND = Estimate(
-    prompts=100,
-    rows=120,
-    requests=(4_000, 10_000),
-    answers=(1_600, 4_000),
-    tokens_in=(3_000_000, 8_000_000),
-    tokens_out=(600_000, 1_000_000),
+    prompts=1_000,
+    rows=1_200,
+    requests=(40_000, 100_000),
+    answers=(16_000, 40_000),
+    tokens_in=(30_000_000, 80_000_000),
+    tokens_out=(6_000_000, 10_000_000),
     cost=None,
     seconds=(1, 2),
 )
 
 
 def test_the_arithmetic() -> None:
-    (row,) = capacity(FOUND, [1_000], [8], 25_000, gpu_price=2.0)
+    (row,) = capacity([FOUND], [8], 25_000, gpu_price=2.0)
     assert row.requests == (40_000, 100_000) and row.tokens == (36e6, 90e6)
     assert row.hours == pytest.approx((36e6 / 200_000 / 3600, 90e6 / 200_000 / 3600))
     assert row.gpu_hours == pytest.approx((0.4, 1.0)) and row.cost == pytest.approx((0.8, 2.0))
@@ -45,14 +45,14 @@ def test_the_arithmetic() -> None:
 
 
 def test_more_gpus_take_less_time_and_at_some_point_more_clients() -> None:
-    rows = capacity(FOUND, [1_000], [1, 8, 64, 512], 25_000)
+    rows = capacity([FOUND], [1, 8, 64, 512], 25_000)
     assert [r.hours[0] for r in rows] == sorted((r.hours[0] for r in rows), reverse=True)
     assert (
         len({round(r.gpu_hours[0], 9) for r in rows}) == 1
         and rows[0].clients == (1, 1)
         and rows[-1].clients[1] > 1
     )
-    assert capacity(replace(FOUND, prompts=0), [1_000], [1], 25_000) == []
+    assert capacity([replace(FOUND, prompts=0)], [1], 25_000) == []
 
 
 def test_the_page_shows_what_the_command_prints(
@@ -79,8 +79,8 @@ def test_the_page_shows_what_the_command_prints(
 
 
 def test_a_cost_column_only_with_a_price() -> None:
-    assert "cost" not in capacity_table(capacity(FOUND, [10], [1], 1e4), 1e4)
-    assert capacity_table(capacity(FOUND, [10], [1], 1e4, 2.0), 1e4).count("cost") == 1
+    assert "cost" not in capacity_table(capacity([FOUND], [1], 1e4), 1e4)
+    assert capacity_table(capacity([FOUND], [1], 1e4, 2.0), 1e4).count("cost") == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.dry_run import measured
-from mora_data.cli.dry_run import Estimate, at_speed, estimate, for_pairs
+from mora_data.cli.dry_run import Estimate, at_speed, estimate, for_pairs, for_prompts
 from mora_data.cli.show import estimate_lines
 from mora_data.settings import load_settings
 
@@ -61,6 +61,27 @@ def test_the_schedule_is_that_of_the_settings() -> None:
     assert found.answers == (4 * 6, 4 * 6) and found.roles[0].requests == (4, 4)
     one_by_one = small("presample", **plain, **{"policy.n_per_request": 2})
     assert one_by_one.roles[0].requests == (12, 12)
+
+
+def test_what_is_asked_of_some_prompts_does_not_grow_with_all_of_them() -> None:
+    """Numbers before fusion, of about before_prompts of them; second scores, of the reference."""
+    plain = {"presample.n": [4], "presample.repeat_share": 0, "presample.before": 8}
+
+    def answers(n: int, **changed: Any) -> float:
+        settings = load_settings("pku-saferlhf", {**SMALL, **plain, **changed})
+        found = for_prompts(estimate(settings, True, [], "presample"), settings, True, n)
+        assert found.prompts == n and "cases" not in found.as_dict()
+        return found.answers[1]
+
+    def asked_before(n: int, **changed: Any) -> float:
+        return answers(n, **changed) - answers(n, **{"presample.before": 0})
+
+    all_of = {"presample.before_prompts": None}
+    four = asked_before(4, **all_of)
+    assert four > 0 and asked_before(4, **{"presample.before_prompts": 2}) == four / 2
+    assert asked_before(4000, **all_of) == pytest.approx(1000 * four, rel=0.1)
+    some = {"presample.before_prompts": 400}
+    assert asked_before(4000, **some) == pytest.approx(100 * four, rel=0.1)
 
 
 def test_rewards_that_ask_no_model_cost_nothing(

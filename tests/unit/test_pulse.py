@@ -265,3 +265,13 @@ def test_a_reward_that_asks_no_model_takes_no_time() -> None:
         whole = {"name": "x", "source": {"kind": "jsonl"}, "dimensions": DIMENSIONS}
         ends.append(requests_of(BuildSettings.model_validate({**whole, "rewards": rewards}), 10))
     assert ends[0] == ends[1] and all(a < b / 2 for a, b in zip(ends[0], ends[2], strict=True))
+
+
+def test_numbers_before_fusion_that_nobody_asked_for_take_no_time() -> None:
+    rewards = {d: [{"kind": "rules"}] for d in DIMENSIONS}
+    whole = {"name": "x", "source": {"kind": "jsonl"}, "dimensions": DIMENSIONS, "rewards": rewards}
+    without, asked, capped = (
+        requests_of(BuildSettings.model_validate({**whole, "presample": given}), 10)[1]
+        for given in ({"before": 0}, {}, {"before_prompts": 5})
+    )
+    assert (asked - without, capped - without) == (10, 5)
