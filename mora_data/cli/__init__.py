@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from .. import __version__
-from ..errors import MoraError, SettingsError
+from ..errors import MoraError
 from ..secrets import redacted, refuse_password, visible
 from ..types import STAGES
 from . import commands
@@ -188,18 +188,7 @@ def _folder(text: str) -> Path | str:
 
 def _reach_folders(args: argparse.Namespace) -> None:
     """Working copies in place of URLs: brought up to date to be read, left to the build to be
-    written; a data file as the source is its rows, of any layout."""
-    source = getattr(args, "source", None)
-    if isinstance(source, str) and hasattr(args, "data"):
-        from ..sources.read import local_paths, names_data
-
-        if names_data(source):
-            if getattr(args, "sample", False):
-                raise SettingsError(
-                    "--sample takes the bundled rows: leave it out, or name a builder"
-                )
-            args.source, args.data = "auto", [source, *args.data]
-        args.data = local_paths(args.data)
+    written."""
     for name in ("run_dir", "folder", "out", "to"):
         given = getattr(args, name, None)
         if isinstance(given, str):
@@ -267,39 +256,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_audit(sub)
     _add_source_commands(sub)
     _add_check(sub)
-    text = "go on with the build of a run folder, with all the settings that it was started with"
-    c = _command(sub, "resume", commands.resume_build, text)
+    c = _command(sub, "resume", commands.resume_build)
     _run_dir(c)
     _switch(c, "--json", "one JSON object on stdout at the end")
-    c = _command(sub, "status", commands.print_status, "how far a run is, what was dropped and why")
+    c = _command(sub, "status", commands.print_status)
     _run_dir(c)
     _switch(c, "--json", "one JSON object on stdout")
     _add_report(sub)
     _add_view(sub)
-    c = _command(
-        sub,
-        "weights",
-        commands.print_weights,
-        "weights of the dimensions that take the run's answers to target rewards",
-    )
+    c = _command(sub, "weights", commands.print_weights)
     _run_dir(c)
     text = "mean reward wanted, in [0, 1]; repeat it"
     _value(c, "--target", "DIM=VALUE", text, action="append", required=True)
     _value(c, "--arm", "NAME", "answers of this arm (default: fused)")
     _switch(c, "--json", "one JSON object on stdout")
-    c = _command(
-        sub,
-        "push",
-        commands.push_run,
-        "publish a run's dataset folder on the Hub, in one commit, with a tag",
-    )
+    c = _command(sub, "push", commands.push_run)
     _run_dir(c)
     _value(c, "repo_id", "REPO_ID", "ORG/NAME on the Hub")
     _add_push_flags(c)
     _switch(c, "--dry-run", "print the plan, send nothing")
-    c = _command(
-        sub, "export", commands.export_dataset, "write one config of a run's dataset somewhere else"
-    )
+    c = _command(sub, "export", commands.export_dataset)
     _run_dir(c)
     _value(c, "--config", "NAME", "a config of the dataset, as preference", required=True)
     text = "folder to write into, a path or a URL"
@@ -310,58 +286,53 @@ def _parser() -> argparse.ArgumentParser:
         default="parquet",
         help="default: parquet",
     )
-    c = _command(
-        sub, "diff", commands.print_diff, "what changed between two datasets, config by config"
-    )
+    c = _command(sub, "diff", commands.print_diff)
     _value(c, "before", "A", "dataset folder, run folder, or ORG/NAME@TAG on the Hub")
     _value(c, "after", "B", "the same")
     _switch(c, "--json", "one JSON object on stdout")
-    text = (
-        "whether a dataset is whole and keeps its laws: checksums, columns, pairs, splits, licence"
-    )
-    c = _command(sub, "verify", commands.verify_dataset, text)
+    c = _command(sub, "verify", commands.verify_dataset)
     text = "dataset folder, run folder, or ORG/NAME@TAG on the Hub"
     _value(c, "folder", "DATASET", text, type=_folder)
     _switch(c, "--json", "one JSON list on stdout")
-    c = _command(sub, "list", commands.print_names, "what there is to choose from")
+    c = _command(sub, "list", commands.print_names, "What there is to choose from.")
     _value(c, "what", "WHAT", ", ".join(LISTS), choices=LISTS)
-    text = "what can be set: sections, or the settings of one with type, default and an example"
-    c = _command(sub, "settings", commands.print_settings, text)
+    c = _command(sub, "settings", commands.print_settings)
     _value(
         c, "section", "SECTION", "as rollout, judge or fuse.retries; none: all sections", nargs="?"
     )
     _switch(c, "--json", "one JSON list on stdout")
-    text = "write a commented builder for your own prompts and endpoints"
-    c = _command(sub, "init", commands.write_first_builder, text)
+    c = _command(sub, "init", commands.write_first_builder)
     text = "file to write (default: build.yaml)"
     _value(c, "file", "FILE", text, nargs="?", type=Path, default=Path("build.yaml"))
-    c = _command(sub, "template", commands.print_names, "copy a template that is shipped")
+    c = _command(sub, "template", commands.print_names, "Copy a template that is shipped.")
     text = "a template (see `mora-data list templates`)"
-    _add_copy(
-        c.add_subparsers(required=True, metavar="copy"), "template", commands.copy_template_to, text
-    )
+    what = c.add_subparsers(required=True, metavar="copy")
+    _add_copy(what, commands.copy_template_to, text)
     _add_recipe(sub)
     _add_evaluate(sub)
-    text = "a script that completes commands and flags in the shell"
-    c = _command(sub, "completion", commands.print_completion, text)
+    c = _command(sub, "completion", commands.print_completion)
     c.add_argument("shell", choices=("bash", "zsh"), help="bash or zsh")
     c.set_defaults(parser_of_all=_parser)
     return p
 
 
-def _add_copy(what: Any, kind: str, command: Command, text: str) -> None:
-    c = _command(what, "copy", command, f"copy a {kind} that is shipped, to change it")
+def _add_copy(what: Any, command: Command, text: str) -> None:
+    c = _command(what, "copy", command)
     _value(c, "name", "NAME", text)
     _value(
         c, "to", "DIR", "folder to copy into (default: here)", nargs="?", type=Path, default=Path()
     )
 
 
-def _command(sub: Any, name: str, command: Command, text: str) -> argparse.ArgumentParser:
+def _command(
+    sub: Any, name: str, command: Command, does: str | None = None
+) -> argparse.ArgumentParser:
+    """A command; what it does is said by its function, where `does` doesn't say it."""
+    text = does or " ".join((command.__doc__ or "").split())
     parser: argparse.ArgumentParser = sub.add_parser(
         name,
-        help=text,
-        description=textwrap.fill(text[0].upper() + text[1:] + ".", 78),
+        help=text[:1].lower() + text[1:].rstrip("."),
+        description=textwrap.fill(text, 78),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     full = parser.prog.partition(" ")[2]
@@ -385,12 +356,7 @@ def _run_dir(p: argparse.ArgumentParser, **options: Any) -> None:
 
 
 def _add_build(sub: Any) -> None:
-    parser = _command(
-        sub,
-        "build",
-        commands.build_dataset,
-        "mine, fuse, sample, score, select, publish; run again to resume",
-    )
+    parser = _command(sub, "build", commands.build_dataset)
     _add_source(parser, "prompts to keep, in source order")
     b = parser.add_argument_group("how it is built")
     text = "all, or names as identity,fused: compare ways to rewrite the same prompts"
@@ -428,12 +394,7 @@ def _add_build(sub: Any) -> None:
 
 
 def _add_preview(sub: Any) -> None:
-    p = _command(
-        sub,
-        "preview",
-        commands.preview_prompts,
-        "a few prompts through all steps, cheaply: source, fused prompt, checks, answers, pair",
-    )
+    p = _command(sub, "preview", commands.preview_prompts)
     _add_source(p, "prompts to show, the first of the source (default: 5)")
     _value(p, "--arms", "ARMS", "names as identity,fused (default: the one that is published)")
     stages = STAGES[: STAGES.index("select") + 1]
@@ -487,12 +448,7 @@ def _add_source(parser: argparse.ArgumentParser, limit: str) -> None:
 
 
 def _add_audit(sub: Any) -> None:
-    a = _command(
-        sub,
-        "audit",
-        commands.audit_judges,
-        "how far the judges agree with people, on answers that the source's rows have labels for",
-    )
+    a = _command(sub, "audit", commands.audit_judges)
     _add_source(
         a, "pairs of answers per dimension, the first of the source (default: audit.limit, 50)"
     )
@@ -505,12 +461,13 @@ def _add_audit(sub: Any) -> None:
 
 
 def _add_source_commands(sub: Any) -> None:
-    s = _command(sub, "source", commands.print_names, "look at rows before a build, copy a builder")
+    s = _command(
+        sub, "source", commands.print_names, "Look at rows before a build, copy a builder."
+    )
     what = s.add_subparsers(required=True, metavar="look|copy")
     text = "a builder (see `mora-data list sources`)"
-    _add_copy(what, "source", commands.copy_source_to, text)
-    text = "what is read from files: their layouts, and the first rows, before any build"
-    c = _command(what, "look", commands.look_at_rows, text)
+    _add_copy(what, commands.copy_source_to, text)
+    c = _command(what, "look", commands.look_at_rows)
     _value(c, "data", "PATH", "files, folders, globs or URLs (docs/data.md)", nargs="+")
     _value(c, "--source", "NAME", "read them as this builder does (default: auto)", default="auto")
     _value(c, "--layout", "NAME", "layout of the rows (default: what the first look like)")
@@ -520,8 +477,7 @@ def _add_source_commands(sub: Any) -> None:
 
 
 def _add_check(sub: Any) -> None:
-    text = "ask an endpoint some ten short requests: what it takes, how fast it is, what to set"
-    c = _command(sub, "check", commands.check_endpoints, text)
+    c = _command(sub, "check", commands.check_endpoints)
     where = c.add_mutually_exclusive_group(required=True)
     _value(where, "--base-url", "URL", "OpenAI-compatible endpoint")
     text = "a builder or a path to a YAML file: the endpoints of all its roles"
@@ -559,12 +515,7 @@ def _add_push_flags(p: Any) -> None:
 
 
 def _add_report(sub: Any) -> None:
-    r = _command(
-        sub,
-        "report",
-        commands.print_report,
-        "whether fusion helped and what to doubt: report.json, report.html",
-    )
+    r = _command(sub, "report", commands.print_report)
     _run_dir(r, nargs="?")
     text = "instead: what differs between two of RUN_DIR, RUN_DIR:ARM, dataset folder, ORG/NAME@TAG"
     r.add_argument("--compare", nargs=2, metavar=("A", "B"), help=text)
@@ -574,12 +525,7 @@ def _add_report(sub: Any) -> None:
 
 
 def _add_view(sub: Any) -> None:
-    v = _command(
-        sub,
-        "view",
-        commands.view_folder,
-        "look at a run or a dataset in the browser, while it runs too",
-    )
+    v = _command(sub, "view", commands.view_folder)
     _value(
         v,
         "folder",
@@ -600,15 +546,14 @@ def _add_view(sub: Any) -> None:
 
 
 def _add_recipe(sub: Any) -> None:
-    r = _command(sub, "recipe", commands.print_names, "training recipes: list, copy, run")
+    r = _command(sub, "recipe", commands.print_names, "Training recipes: list, copy, run.")
     what = r.add_subparsers(required=True, metavar="list|copy|run")
-    c = _command(what, "list", commands.print_names, "recipes and their configs")
+    c = _command(what, "list", commands.print_names, "Recipes and their configs.")
     c.set_defaults(what="recipes")
-    text = "copy a recipe with its configs, to change it"
-    c = _command(what, "copy", commands.copy_recipe_to, text)
+    c = _command(what, "copy", commands.copy_recipe_to)
     _value(c, "name", "NAME", "a recipe (see `mora-data recipe list`)")
     _value(c, "to", "DIR", "folder to copy into", type=Path)
-    x = _command(what, "run", commands.run_recipe_on, "train; prints the exact command first")
+    x = _command(what, "run", commands.run_recipe_on)
     _value(x, "name", "NAME", "a recipe (see `mora-data recipe list`)")
     text = "dataset or run folder, or ORG/NAME on the Hub"
     _value(x, "--dataset", "PATH_OR_ID", text, required=True)
@@ -620,12 +565,7 @@ def _add_recipe(sub: Any) -> None:
 
 
 def _add_evaluate(sub: Any) -> None:
-    e = _command(
-        sub,
-        "evaluate",
-        commands.evaluate_models,
-        "compare models on held-out prompts; run again to resume",
-    )
+    e = _command(sub, "evaluate", commands.evaluate_models)
     text = "WHERE: base URL (#MODEL where it serves several), answers.jsonl, or ENGINE:MODEL"
     _value(e, "models", "NAME[@SEED]=WHERE", text, nargs="+")
     text = "run or dataset folder: its test prompts, plain and fused apart"

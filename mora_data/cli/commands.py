@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build_dataset(args: argparse.Namespace) -> int:
-    """A build, and a push where one was asked for; or what it would take."""
+    """Mine, fuse, sample, score, select, publish; run again to resume."""
     if args.probe and not args.dry_run:
         raise SettingsError("--probe is a part of --dry-run: give both, or none")
     _check_capacity(args)
@@ -43,7 +43,7 @@ def build_dataset(args: argparse.Namespace) -> int:
 
 
 def preview_prompts(args: argparse.Namespace) -> int:
-    """A few prompts through all steps, shown."""
+    """A few prompts through all steps, cheaply: source, fused prompt, checks, answers, pair."""
     from ..pipeline import run_dir_of
     from ..settings import BuildOptions, preview_settings
     from .show import print_preview
@@ -230,7 +230,7 @@ def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
 
 
 def audit_judges(args: argparse.Namespace) -> None:
-    """The judges against the labels of the source's rows."""
+    """How far the judges agree with people, on answers that the source's rows have labels for."""
     from dataclasses import asdict
 
     from ..pipeline import run_dir_of
@@ -272,22 +272,23 @@ def audit_judges(args: argparse.Namespace) -> None:
 
 
 def look_at_rows(args: argparse.Namespace) -> None:
-    """What would be read from files."""
+    """What is read from files: their layouts, and the first rows, before any build."""
     from ..settings import load_settings
     from ..sources.mine import open_source
+    from ..sources.read import local_paths
     from .show import look
 
     overrides = _assigned(args.set)
     if args.layout:
         overrides["source.layout"] = args.layout
     settings = load_settings(args.source, overrides)
-    opened = open_source(settings, False, args.data)
+    opened = open_source(settings, False, local_paths(args.data))
     tree, lines = look(opened, settings, None if args.json else args.rows)
     _print(args, tree, lines)
 
 
 def check_endpoints(args: argparse.Namespace) -> None:
-    """What endpoints take, and how fast they are."""
+    """Ask an endpoint some ten short requests: what it takes, how fast it is, what to set."""
     from ..settings import build_settings, load_settings
     from .check import as_tree, check
 
@@ -309,8 +310,7 @@ def check_endpoints(args: argparse.Namespace) -> None:
 
 
 def resume_build(args: argparse.Namespace) -> int:
-    """The build of a run folder, with the settings and rows that it was started with, where it was
-    started."""
+    """Go on with the build of a run folder, with all the settings that it was started with."""
     from ..run.files import read_json
     from ..run.folder import OPTIONS, manifest_of
     from ..settings import BuildOptions, find_plugins_in, kept_settings
@@ -342,7 +342,7 @@ def resume_build(args: argparse.Namespace) -> int:
 
 
 def print_status(args: argparse.Namespace) -> None:
-    """How far a run is."""
+    """How far a run is, what was dropped and why."""
     from dataclasses import asdict
 
     from ..run.cost import spent_in
@@ -394,7 +394,7 @@ def _print_dataset(args: argparse.Namespace) -> None:
 
 
 def verify_dataset(args: argparse.Namespace) -> int:
-    """Whether a dataset keeps what it promises."""
+    """Whether a dataset is whole and keeps its laws: checksums, columns, pairs, splits, licence."""
     from dataclasses import asdict
 
     from ..dataset.diff import dataset_of
@@ -416,7 +416,7 @@ def verify_dataset(args: argparse.Namespace) -> int:
 
 
 def print_report(args: argparse.Namespace) -> None:
-    """A run's report, or two compared."""
+    """Whether fusion helped and what to doubt: report.json, report.html."""
     from ..report.document import report_of
     from ..report.page import write_report
     from ..run.folder import is_run_folder
@@ -455,7 +455,7 @@ def _compare_reports(args: argparse.Namespace) -> None:
 
 
 def print_weights(args: argparse.Namespace) -> None:
-    """Weights of the dimensions that reach a target."""
+    """Weights of the dimensions that take the run's answers to target rewards."""
     from ..report.weights import weights_lines, weights_of
 
     target = _assigned(args.target)
@@ -469,7 +469,7 @@ def print_weights(args: argparse.Namespace) -> None:
 
 
 def view_folder(args: argparse.Namespace) -> None:
-    """Pages that show a folder, served or written."""
+    """Look at a run or a dataset in the browser, while it runs too."""
     from ..dataset.diff import dataset_of, is_on_hub
 
     if is_on_hub(str(args.folder)):
@@ -489,7 +489,7 @@ def view_folder(args: argparse.Namespace) -> None:
 
 
 def push_run(args: argparse.Namespace) -> None:
-    """A dataset folder to the Hub."""
+    """Publish a run's dataset folder on the Hub, in one commit, with a tag."""
     _push_run(args, args.run_dir, args.repo_id)
 
 
@@ -535,7 +535,7 @@ def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: st
 
 
 def export_dataset(args: argparse.Namespace) -> None:
-    """One config, somewhere else."""
+    """Write one config of a run's dataset somewhere else."""
     from ..dataset.diff import dataset_of
     from ..dataset.export import export_config
     from ..run.remote import destination
@@ -547,7 +547,7 @@ def export_dataset(args: argparse.Namespace) -> None:
 
 
 def print_diff(args: argparse.Namespace) -> None:
-    """Two datasets, config by config."""
+    """What changed between two datasets, config by config."""
     from dataclasses import asdict
 
     from ..dataset.diff import diff_datasets, diff_lines
@@ -564,7 +564,7 @@ def print_names(args: argparse.Namespace) -> None:
 
 
 def copy_recipe_to(args: argparse.Namespace) -> None:
-    """A recipe, copied."""
+    """Copy a recipe with its configs, to change it."""
     from .recipes import copy_recipe
 
     for path in copy_recipe(args.name, args.to):
@@ -572,7 +572,7 @@ def copy_recipe_to(args: argparse.Namespace) -> None:
 
 
 def copy_template_to(args: argparse.Namespace) -> None:
-    """A template, copied, and the setting that takes it."""
+    """Copy a template that is shipped, to change it."""
     from .recipes import copy_template
 
     path = copy_template(args.name, args.to)
@@ -587,14 +587,14 @@ def copy_template_to(args: argparse.Namespace) -> None:
 
 
 def copy_source_to(args: argparse.Namespace) -> None:
-    """A builder, copied."""
+    """Copy a source that is shipped, to change it."""
     from .recipes import copy_source
 
     print(f"{copy_source(args.name, args.to)}   use it with --source")
 
 
 def write_first_builder(args: argparse.Namespace) -> None:
-    """A commented builder for own data and endpoints."""
+    """Write a commented builder for your own prompts and endpoints."""
     from .recipes import copy_files, templates
 
     copy_files({templates()["init/build.yaml"]: args.file}, "the builder")
@@ -602,7 +602,7 @@ def write_first_builder(args: argparse.Namespace) -> None:
 
 
 def print_settings(args: argparse.Namespace) -> None:
-    """What can be set."""
+    """What can be set: sections, or the settings of one with type, default and an example."""
     from dataclasses import asdict
 
     from .settings import overview, sections, setting_lines, settings_in
@@ -616,14 +616,14 @@ def print_settings(args: argparse.Namespace) -> None:
 
 
 def print_completion(args: argparse.Namespace) -> None:
-    """A script that completes commands and flags."""
+    """A script that completes commands and flags in the shell."""
     from .completion import script
 
     print(script(args.shell, args.parser_of_all()), end="")
 
 
 def run_recipe_on(args: argparse.Namespace) -> int:
-    """A recipe, run."""
+    """Train; prints the exact command first."""
     from .recipes import run_recipe
 
     given = (args.name, args.dataset, args.revision, args.config, args.overrides)
@@ -631,7 +631,7 @@ def run_recipe_on(args: argparse.Namespace) -> int:
 
 
 def evaluate_models(args: argparse.Namespace) -> None:
-    """Models on held-out prompts."""
+    """Compare models on held-out prompts; run again to resume."""
     from ..evaluate import evaluate, markdown
     from ..evaluate.models import EvaluateOptions
     from ..run.progress import Progress
