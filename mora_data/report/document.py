@@ -19,6 +19,7 @@ import yaml
 
 from ..errors import RunFolderError
 from ..resources import parse_yaml
+from ..rewards.judge_stats import JudgeStats
 from ..run.files import read_json
 from ..run.folder import manifest_of, parts_of
 from ..selection import plain_pairs_doubt
@@ -77,7 +78,9 @@ def arms_report(
             f"{run_dir} has no finished partition to report on ({manifest.get('status')}):"
             " run its `mora-data build` to the end first"
         )
-    reference = read_json(run_dir / "reference.json") or _reference_of(manifest, dims)
+    measured = read_json(run_dir / "reference.json")  # none of a run without presamples
+    known = JudgeStats.from_json(measured).published() if measured else manifest.get("reference")
+    reference = known or {}
     floors = reference.get("floors")
     if not floors or not all(d in floors for d in dims):
         raise RunFolderError(
@@ -88,7 +91,7 @@ def arms_report(
     scale = Scale(
         dims,
         floors_D=np.array([floors[d] for d in dims]) - 1e-9,
-        sigma_D=np.array([reference["noise"][d]["sigma"] for d in dims]),
+        sigma_D=np.array([reference["noise"][d] for d in dims]),
         k=max(1, min(8, n_each // 2)),
         every=max(1, -(-n_prompts // HYPERVOLUME_PROMPTS)),
     )
@@ -257,28 +260,6 @@ def _run(
     return manifest, settings
 
 
-def _reference_of(manifest: Mapping[str, Any], dims: tuple[str, ...]) -> Mapping[str, Any]:
-    """A run without presamples has no reference.json; the manifest says which floors it used."""
-    published = manifest.get("reference") or {}
-    if "noise" not in published:
-        return {}
-    return {
-        "floors": published.get("floors", {}),
-        "n_rollouts": published.get("n_rollouts", 0),
-        "doubts": published.get("doubts"),
-        "provisional": published.get("provisional"),
-        "noise": {
-            d: {
-                "sigma": published["noise"][d],
-                "reliability": published["reliability"][d],
-                "n": published["scored_twice"][d],
-                "measured": published["noise_measured"][d],
-            }
-            for d in dims
-        },
-    }
-
-
 def _answers_each(settings: Mapping[str, Any]) -> int:
     """Answers that each prompt has at least in the arms that are compared."""
     n, presample = int(settings["rollout"]["n"]), settings["presample"]
@@ -319,12 +300,12 @@ def _scorers(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...])
     return {
         "dimensions": {
             d: {
-                "sigma": rounded(v["sigma"]),
-                "reliability": rounded(v["reliability"]),
-                "scored_twice": v["n"],
-                "measured": v["measured"],
+                "sigma": rounded(sigma),
+                "reliability": rounded(reference["reliability"][d]),
+                "scored_twice": reference["scored_twice"][d],
+                "measured": reference["noise_measured"][d],
             }
-            for d, v in reference["noise"].items()
+            for d, sigma in reference["noise"].items()
             if d in dims
         },
         "doubts": reference.get("doubts") or [],

@@ -23,12 +23,13 @@ WORDS = (
     " rain".split()
 )
 REFERENCE = {
-    "doubts": ["THE HARM CHECK IS OFF, as an example."],
+    "harm_guard": {"doubt": "THE HARM CHECK IS OFF, as an example."},
     "n_rollouts": 1200,
     "provisional": False,
     "floors": dict.fromkeys(DIMS, 0.75),
+    "calibration": {},
     "noise": {
-        d: {"sigma": 0.05, "reliability": r, "n": 120, "measured": True}
+        d: {"sigma": 0.05, "reliability": r, "reliability_upper": r, "n": 120, "measured": True}
         for d, r in zip(DIMS, (0.9, 0.6, 0.2), strict=True)
     },
 }
