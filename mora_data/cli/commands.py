@@ -573,9 +573,9 @@ def copy_recipe_to(args: argparse.Namespace) -> None:
 
 def copy_template_to(args: argparse.Namespace) -> None:
     """Copy a template that is shipped, to change it."""
-    from .recipes import copy_template
+    from .recipes import copy_shipped, templates
 
-    path = copy_template(args.name, args.to)
+    path = copy_shipped("template", templates(), args.name, args.to)
     settings = {
         "fuse": f"fuse.arms=[{path}]",
         "judge": f"'rewards.{path.stem}={{kind: judge, template: {path}}}'",
@@ -588,9 +588,10 @@ def copy_template_to(args: argparse.Namespace) -> None:
 
 def copy_source_to(args: argparse.Namespace) -> None:
     """Copy a source that is shipped, to change it."""
-    from .recipes import copy_source
+    from .recipes import builders, copy_shipped
 
-    print(f"{copy_source(args.name, args.to)}   use it with --source")
+    path = copy_shipped("source", builders(), args.name, args.to)
+    print(f"{path}   use it with --source")
 
 
 def write_first_builder(args: argparse.Namespace) -> None:
@@ -624,10 +625,10 @@ def print_completion(args: argparse.Namespace) -> None:
 
 def run_recipe_on(args: argparse.Namespace) -> int:
     """Train; prints the exact command first."""
-    from .recipes import run_recipe
+    from .recipes import run_command, run_recipe
 
     given = (args.name, args.dataset, args.revision, args.config, args.overrides)
-    return run_recipe(*given, dry_run=args.dry_run)
+    return run_recipe(args.name, run_command(*given, dry_run=args.dry_run))
 
 
 def evaluate_models(args: argparse.Namespace) -> None:

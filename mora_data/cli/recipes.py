@@ -3,13 +3,14 @@
 A recipe is a script `<name>.py` beside a folder `<name>/` of YAML configs. Scripts never import
 this package, and this module never imports torch: it only builds the command and starts it.
 
-    run_recipe("dpo", "runs/demo/dataset", config="smoke", overrides=["output_dir=runs/dpo"])
+    run_recipe("dpo", run_command("dpo", "runs/demo/dataset", overrides=["output_dir=runs/dpo"]))
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from .. import resources
 from ..errors import ExtraMissing, SettingsError
 from ..settings import nearest
 
+_NEEDED = re.compile(r'^\s*(?:import|from) (\w+)|"(\w+)\.py"', re.M)  # imported, or started
 INSTALL = "install the torch build you want first, then pip install 'mora-data[train]'"
 
 
@@ -51,42 +53,24 @@ class Recipe:
     def helpers(self) -> list[Path]:
         """Shipped scripts that this one needs beside it, sorted: those it imports or starts, and
         theirs."""
-        found, todo = set[Path](), [self.script]
+        found, todo = {self.script}, [self.script]
         while todo:
-            tree = ast.parse(todo.pop().read_text("utf-8"))
-            names = {name for node in ast.walk(tree) for name in _names_in(node)}
-            new = (
-                {path for n in names if (path := self.script.with_name(f"{n}.py")).is_file()}
-                - found
-                - {self.script}
-            )
+            names = map("".join, _NEEDED.findall(todo.pop().read_text("utf-8")))
+            new = {p for n in names if (p := self.script.with_name(f"{n}.py")).is_file()} - found
             found |= new
             todo += new
-        return sorted(found)
-
-
-def _names_in(node: ast.AST) -> list[str]:
-    """Modules that a node of a script's syntax tree imports or, as the text `name.py`, starts."""
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        return [node.module or ""]
-    text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-    return [text.removesuffix(".py")] if text.endswith(".py") and text.isprintable() else []
+        return sorted(found - {self.script})
 
 
 def list_recipes() -> list[Recipe]:
     """All shipped recipes, by name."""
-    folder = resources.folder("train_recipes")
-    return [
-        _recipe(script) for script in sorted(folder.glob("*.py")) if script.with_suffix("").is_dir()
-    ]
-
-
-def _recipe(script: Path) -> Recipe:
-    text = ast.get_docstring(ast.parse(script.read_text("utf-8"))) or script.stem
-    configs = tuple(sorted(p.stem for p in script.with_suffix("").glob("*.yaml")))
-    return Recipe(script.stem, text.splitlines()[0], configs, script)
+    found = []
+    for script in sorted(resources.folder("train_recipes").glob("*.py")):
+        configs = tuple(sorted(p.stem for p in script.with_suffix("").glob("*.yaml")))
+        if configs:
+            text = ast.get_docstring(ast.parse(script.read_text("utf-8"))) or script.stem
+            found.append(Recipe(script.stem, text.splitlines()[0], configs, script))
+    return found
 
 
 def find_recipe(name: str) -> Recipe:
@@ -146,31 +130,22 @@ def templates() -> dict[str, Path]:
     return {p.relative_to(root).as_posix(): p for p in files}
 
 
-def copy_template(name: str, to: Path) -> Path:
-    """Copy a template (`judge/helpful.j2`) into folder `to`; the file written.
+def builders() -> dict[str, Path]:
+    """Every shipped builder: its name and its path."""
+    folder = resources.folder("builders")
+    return {name: folder / f"{name}.yaml" for name in resources.names("builders", "*.yaml")}
+
+
+def copy_shipped(what: str, known: Mapping[str, Path], name: str, to: Path) -> Path:
+    """Copy the one of the `known` files that has this name into folder `to`; the file written.
 
     Raises:
-        SettingsError: no such template (the nearest is named), or it can't be written.
+        SettingsError: there is none (the nearest is named), or it can't be written.
     """
-    known = templates()
     if name not in known:
-        raise SettingsError(f"unknown template {name!r}: {nearest(name, known)}")
+        raise SettingsError(f"unknown {what} {name!r}: {nearest(name, known)}")
     target = to / known[name].name
-    copy_files({known[name]: target}, f"template {name}")
-    return target
-
-
-def copy_source(name: str, to: Path) -> Path:
-    """Copy the shipped builder `name` into folder `to`; the file written.
-
-    Raises:
-        SettingsError: no such builder (the nearest is named), or it can't be written.
-    """
-    known = resources.names("builders", "*.yaml")
-    if name not in known:
-        raise SettingsError(f"unknown source {name!r}: {nearest(name, known)}")
-    target = to / f"{name}.yaml"
-    copy_files({resources.folder("builders") / f"{name}.yaml": target}, f"source {name}")
+    copy_files({known[name]: target}, f"{what} {name}")
     return target
 
 
@@ -216,21 +191,12 @@ def _as_text(word: str) -> str:
     return word if yaml.safe_load(word) == word else f"'{word}'"
 
 
-def run_recipe(
-    name: str,
-    dataset: str,
-    revision: str | None = None,
-    config: str = "smoke",
-    overrides: Sequence[str] = (),
-    dry_run: bool = False,
-) -> int:
-    """Print the command on stderr, run it, and return its exit code.
+def run_recipe(name: str, command: Sequence[str]) -> int:
+    """Print the command of a recipe on stderr, run it, and return its exit code.
 
     Raises:
-        SettingsError: as run_command.
         ExtraMissing: torch or trl is not installed.
     """
-    command = run_command(name, dataset, revision, config, overrides, dry_run=dry_run)
     if missing := [m for m in ("torch", "trl") if importlib.util.find_spec(m) is None]:
         raise ExtraMissing(f"recipe {name} needs {' and '.join(missing)}: {INSTALL}")
     print(shlex.join(command), file=sys.stderr, flush=True)

@@ -13,8 +13,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import resources
 from ..errors import DropRow
+from ..plugins import load
 from ..run.folder import shortfalls
 from ..text import commonest_first, one_line
 
@@ -336,9 +336,10 @@ def short(value: float) -> str:
 
 def names_of(what: str) -> list[str]:
     """One line for each thing of a kind: sources, engines, rewards, ..."""
+    from . import recipes
+
     if what == "sources":
-        builders = resources.names("builders", "*.yaml")
-        return [f"{name:<24} {_builder_line(name)}" for name in builders]
+        return [f"{name:<24} {_builder_line(path)}" for name, path in recipes.builders().items()]
     if what == "layouts":
         from ..sources.layouts import LAYOUTS
 
@@ -348,32 +349,20 @@ def names_of(what: str) -> list[str]:
         from ..rewards import REWARDS
         from ..selection import SELECTORS
 
-        kinds = {"engines": ENGINES, "rewards": REWARDS, "selectors": SELECTORS}
-        return [f"{name:<14} {_first_line(path)}" for name, path in kinds[what].items()]
+        known = {"engines": ENGINES, "rewards": REWARDS, "selectors": SELECTORS}[what]
+        texts = {name: load(known, name, what).target.__doc__ or "" for name in known}
+        return [f"{name:<14} {text.strip().partition(chr(10))[0]}" for name, text in texts.items()]
     if what == "templates":
-        from .recipes import templates
-
-        return [f"{name:<28} {path}" for name, path in templates().items()]
-    from .recipes import list_recipes
-
-    return [f"{r.name:<12} {r.summary}  [{', '.join(r.configs)}]" for r in list_recipes()]
+        return [f"{name:<28} {path}" for name, path in recipes.templates().items()]
+    return [f"{r.name:<12} {r.summary}  [{', '.join(r.configs)}]" for r in recipes.list_recipes()]
 
 
-def _builder_line(name: str) -> str:
+def _builder_line(path: Path) -> str:
     import yaml
 
-    tree = yaml.safe_load((resources.folder("builders") / f"{name}.yaml").read_text("utf-8"))
+    tree = yaml.safe_load(path.read_text("utf-8"))
     source = tree.get("source", {})
     return f"{source.get('dataset') or 'your own rows'} ({source.get('licence', 'unknown')})"
-
-
-def _first_line(path: str) -> str:
-    import importlib
-
-    module, _, attribute = path.partition(":")
-    return (
-        (getattr(importlib.import_module(module), attribute).__doc__ or "").strip().split("\n")[0]
-    )
 
 
 def show_run(run_dir: Path) -> None:
