@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter, deque
-from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -89,7 +88,7 @@ def _write_pages(state: ViewerState, out: Path, most: int) -> dict[Address, str]
             del names[address]
             continue
         (out / names[address]).write_text(page, "utf-8", "replace")
-        for link in _links(page):
+        for link in filter(None, (_address(unescape(m[1])) for m in _LINK.finditer(page))):
             kind = link[0].split("/")[1]
             # a pair comes with its prompt
             of_pair = kind == "prompt" and address[0].startswith("/pair/")
@@ -112,13 +111,6 @@ def _page(state: ViewerState, address: Address) -> str | None:
             f"the page {address[0][:80]} of {state.path} can't be made ({type(e).__name__}):"
             f" {OTHER_VERSION}"
         ) from e
-
-
-def _links(page: str) -> Iterator[Address]:
-    for found in _LINK.finditer(page):
-        address = _address(unescape(found[1]))
-        if address is not None:
-            yield address
 
 
 def _address(link: str) -> Address | None:

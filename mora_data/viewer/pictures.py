@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from ..report.svg import Frame, axes, cut_label, dot, escape, panel, rule, shown, text
+from ..report.svg import Frame, axes, cut_label, dot, escape, panel, rule, shown, text, upright
 from ..report.templates import url
 from .index import PairRow
 from .provenance import BEFORE, PromptProvenance, ScoredAnswer
@@ -161,7 +161,7 @@ def _thresholds(f: Frame, plane: Plane, floors: Mapping[str, float]) -> list[str
         )
     if x is not None:
         out += [
-            rule(f.px(x), f.top, f.px(x), f.height - f.bottom, "z"),
+            upright(f, x, "z"),
             text(f.px(x) + 4, f.height - f.bottom - 5, "floor", "n"),
         ]
     if y is not None:

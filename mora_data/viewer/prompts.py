@@ -14,7 +14,6 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,9 +82,9 @@ class PromptIndex:
         """
         with self._reading:
             old, self._kept = self._kept, {}
-            for at, files, read in _pieces(folder, first_words):
+            for at, files, part in _pieces(folder):
                 if (kept := old.get(at)) is None or kept[0] != stamp_files(files):
-                    kept = stamp_files(files), list(read())
+                    kept = stamp_files(files), list(_read(folder, files, part, first_words))
                 self._kept[at] = kept
             return [p for _, prompts in self._kept.values() for p in prompts]
 
@@ -139,7 +138,8 @@ def find_prompts(index: PromptIndex, pairs: PairSearch, query: Query) -> PromptL
     counts: list[Counter[str]] = [Counter() for _ in wanted]
     rows = []
     for p in prompts:
-        if words and not _has(p, arm, words):
+        texts = p.source, p.rewrite(arm).text
+        if not p.prompt_id.startswith(words) and not any(words in t.casefold() for t in texts):
             continue
         own = values(p)
         wrong = [i for i, w in enumerate(wanted) if w is not None and w != own[i]]
@@ -150,11 +150,6 @@ def find_prompts(index: PromptIndex, pairs: PairSearch, query: Query) -> PromptL
             rows.append(p)
     facets = dict(zip(FILTERS[1:], map(commonest_first, counts), strict=True))
     return PromptList(_sorted(rows, sort, arm, paired), len(prompts), arm, arms, facets)
-
-
-def _has(p: ListedPrompt, arm: str, words: str) -> bool:
-    texts = p.source, p.rewrite(arm).text
-    return p.prompt_id.startswith(words) or any(words in t.casefold() for t in texts)
 
 
 def _sorted(
@@ -176,32 +171,26 @@ def _sorted(
     return sorted(rows, key=keys[column], reverse=down)
 
 
-def _pieces(
-    folder: ViewedFolder, words: Words
-) -> Iterator[tuple[Path, list[Path], Callable[[], Iterator[ListedPrompt]]]]:
-    """The parts that are read at once: a name, what tells that one has changed, and how to read it.
-    `words`: what is kept of a text."""
-    lean_arrow()
-    why = partial(_why_none, folder)
-
-    def read(at: Path, prompts: Callable[[], Iterator[ListedPrompt]]) -> Iterator[ListedPrompt]:
-        with readable(at, OTHER_VERSION):
-            yield from prompts()
-
+def _pieces(folder: ViewedFolder) -> Iterator[tuple[Path, list[Path], Partition | None]]:
+    """What is read at once: its place, the files that tell when it has changed, its partition; of
+    a dataset alone `scored`."""
     for part in folder.partitions():
-        files = [part.folder / "manifest.json", part.folder / PROMPTS]
-        yield (
-            part.folder,
-            files,
-            partial(read, part.folder, partial(_of_partition, part, why, words)),
-        )
+        yield part.folder, [part.folder / "manifest.json", part.folder / PROMPTS], part
     if folder.run is None:
         scored = folder.dataset / "scored"
-        files = sorted(scored.glob("*.parquet"))
-        yield scored, files, partial(read, scored, partial(_of_scored, files, words))
+        yield scored, sorted(scored.glob("*.parquet")), None
 
 
-def _of_partition(part: Partition, why: Words, words: Words) -> Iterator[ListedPrompt]:
+def _read(
+    folder: ViewedFolder, files: Sequence[Path], part: Partition | None, words: Words
+) -> Iterator[ListedPrompt]:
+    """The prompts of a piece; `words`: what is kept of a text."""
+    lean_arrow()
+    with readable(part.folder if part else folder.dataset / "scored", OTHER_VERSION):
+        yield from _of_partition(part, folder, words) if part else _of_scored(files, words)
+
+
+def _of_partition(part: Partition, folder: ViewedFolder, words: Words) -> Iterator[ListedPrompt]:
     """A partition's prompts; of an open one only what was mined."""
     try:
         mined = part.file(PROMPTS).read_bytes().splitlines()
@@ -231,7 +220,7 @@ def _of_partition(part: Partition, why: Words, words: Words) -> Iterator[ListedP
             words(row["messages"][-1]["content"]),
             kind,
             row.get("category") or "none",
-            UNFINISHED if owed else why(kind),
+            UNFINISHED if owed else _why_none(folder, kind),
             rewrites.get(prompt_id, {}),
         )
 
@@ -307,8 +296,9 @@ def listed_rows(index: PromptIndex, pairs: PairSearch, query: Query) -> Iterator
     wanted = {p.prompt_id for p in found.rows}
 
     def rows() -> Iterator[dict[str, Any]]:
-        for _, _, read in _pieces(pairs.folder, str):
-            passing = (p for p in read() if p.prompt_id in wanted)
+        for _, files, part in _pieces(pairs.folder):
+            prompts = _read(pairs.folder, files, part, str)
+            passing = (p for p in prompts if p.prompt_id in wanted)
             yield from _cards(index, pairs, found.arm, passing)
 
     return rows()
