@@ -23,7 +23,7 @@ from ..run.stats import RunStats
 from ..run.tasks import GRACE_S
 from ..settings import RaySettings
 from ..text import one_line
-from .monitor import UsageMonitor, UsageState
+from .monitor import UsageMonitor
 from .schedule import Backlog, Outcome, UnfitWorker, WorkerDied, distribute
 from .worker import ENVIRONMENT, Job, PartitionTask, Worker
 
@@ -131,7 +131,7 @@ async def _run(
             task.cancel()
         await asyncio.wait((schedule, watch))
         with contextlib.suppress(ray.exceptions.RayError, LimitReached):
-            tally.enter(await reply(monitor.state.remote()))
+            tally.enter(*await reply(monitor.state.remote()))
         ray.kill(monitor)
     if watch in done:
         watch.result()
@@ -155,17 +155,16 @@ class _Tally:
         while True:
             await asyncio.sleep(POLL_S)
             try:
-                self.enter(await reply(monitor.state.remote()))
+                self.enter(*await reply(monitor.state.remote()))
             except ray.exceptions.RayError as e:
                 raise ClusterError(
                     f"the actor that holds the build's limits is gone ({last_line(e)}): run the"
                     " same command again, what was answered is kept"
                 ) from e
 
-    def enter(self, state: UsageState) -> None:
-        """Add up what the workers reported."""
-        self._stats.take([self._before, *state.stats])
-        prompts = sum(state.prompts.values())
+    def enter(self, of_workers: Sequence[RunStats], prompts: int) -> None:
+        """Add up what the workers reported; `prompts` are done."""
+        self._stats.take([self._before, *of_workers])
         self._progress.step(prompts - self._prompts)
         self._prompts = prompts
         self._cost.check()

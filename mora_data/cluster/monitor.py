@@ -8,21 +8,13 @@ its turn only where the settings limit requests or tokens a minute.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..engines.limiter import Limits, LocalRateLimiter
 from ..errors import LimitReached
 from ..run.cost import Prices, check_totals
 from ..run.stats import RunStats, added
 from ..settings import LimitSettings
-
-
-class UsageState(NamedTuple):
-    """What the driver sees of all workers."""
-
-    stats: Sequence[RunStats]
-    prompts: Mapping[int, int]  # done, by partition
-    stopped: str | None
 
 
 class UsageMonitor:
@@ -58,17 +50,15 @@ class UsageMonitor:
         self._prompts.update(prompts)
         if self._stopped is None:
             try:
-                check_totals(self._totals(), self._limits, self._prices)
+                used = added([self._before, *(u.by_account for u in self._usages.values())])
+                check_totals(used, self._limits, self._prices)
             except LimitReached as e:
                 self._stopped = str(e)
         return self._stopped
 
-    async def state(self) -> UsageState:
-        """All workers, those that are gone too."""
-        return UsageState(list(self._usages.values()), dict(self._prompts), self._stopped)
-
-    def _totals(self) -> dict[str, list[int]]:
-        return added([self._before, *(u.by_account for u in self._usages.values())])
+    async def state(self) -> tuple[list[RunStats], int]:
+        """The numbers of all workers, those that are gone too, and how many prompts are done."""
+        return list(self._usages.values()), sum(self._prompts.values())
 
 
 class SharedRateLimiter:

@@ -44,7 +44,6 @@ class FolderResult:
 
     counts: dict[str, dict[str, int]]
     fingerprint: str
-    n_bytes: int
     too_large: dict[str, int] = field(default_factory=dict)
     pii: dict[str, Any] | None = None  # see privacy.screen
     papers: dict[str, str] = field(default_factory=dict)  # other files than Parquet -> sha256
@@ -149,16 +148,15 @@ def _write_all(
     for writer in writers.values():
         writer.finalize()
     found = schemas.counts_of(out)
+    mixed: Sequence[SourceCounts] = release.manifest.get("sources") or ()
+    counted: list[SourceCounts] = [{**s, "pairs": pairs[source_of(s)]} for s in mixed]
     result = FolderResult(
         {name: found[name] for name in wanted if name in found},
         schemas.fingerprint_of(out),
-        sum(f.stat().st_size for f in out.glob("*/*.parquet")),
         dict(too_large),
         dict(screen(out)) if release.settings.publish.pii else None,
+        sources=counted or None,
     )
-    mixed: Sequence[SourceCounts] = release.manifest.get("sources") or ()
-    counted: list[SourceCounts] = [{**s, "pairs": pairs[source_of(s)]} for s in mixed]
-    result = replace(result, sources=counted or None)
     sources: list[SourceInfo] = [
         {"dataset": d, "config": c, "revision": r, "licence": licence, "prompts": n}
         for (d, c, r, licence), n in sorted(prompts_by_source.items())

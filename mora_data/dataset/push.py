@@ -51,7 +51,6 @@ class PushResult:
     deleted: tuple[str, ...]
     n_bytes: int  # of the added files
     private: bool
-    counts: dict[str, dict[str, int]]
     note: str = ""
 
 
@@ -79,11 +78,10 @@ def push_folder(
     built = ((manifest.get("settings") or {}).get("publish") or {}).get("unsafe")
     decision = unsafe or (None if built is None else str(built))
     _check_names(repo_id, tag, public, decision)
-    counts = _check_folder(folder, manifest, allow_simulated)
+    _check_folder(folder, manifest, allow_simulated)
     edited = _edited(folder, manifest.get("papers") or {})
     if (public or unsafe is not None) and decision in ("drop", "redact"):
         folder = public_copy(folder, "drop" if decision == "drop" else "redact")
-        counts = counts_of(folder)
     readme = _linted_card(folder, repo_id, tag, manifest)
     files = _local_files(folder, readme)
     note, gated = _note(folder, edited), decision == "gate"
@@ -96,7 +94,6 @@ def push_folder(
         deleted=(),
         n_bytes=sum(f.n_bytes for f in files.values()),
         private=not public,
-        counts=counts,
         note=note,
     )
     try:
@@ -208,14 +205,15 @@ def _is_released(
     return not (added or deleted)
 
 
-def _check_folder(
-    folder: Path, manifest: Mapping[str, Any], allow_simulated: bool
-) -> dict[str, dict[str, int]]:
-    """Rows per config, if this folder may be pushed at all."""
+def _check_folder(folder: Path, manifest: Mapping[str, Any], allow_simulated: bool) -> None:
+    """Whether this folder may be pushed at all.
+
+    Raises:
+        PublishError: it holds no pair, or what the simulator made, or not what was built.
+    """
     if not (folder / "README.md").is_file():
         raise PublishError(f"no dataset in {folder}: run `mora-data build` to its end first")
-    counts = counts_of(folder)
-    if not counts.get(DEFAULT_CONFIG):
+    if not counts_of(folder).get(DEFAULT_CONFIG):
         empty = next(
             (stage for stage, c in (manifest.get("counts") or {}).items() if c.get("kept") == 0),
             "select",
@@ -230,7 +228,6 @@ def _check_folder(
             "these rows are simulated (engine scripted), so they are not published: build with a"
             " model, or give --allow-simulated"
         )
-    return counts
 
 
 def _edited(folder: Path, papers: Mapping[str, str]) -> list[str]:
