@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import gc
 import os
 import shlex
@@ -218,7 +217,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         own: argparse.ArgumentParser = args.parser
         word = rest[0].partition("=")[0]
         flags = [f for f in own._option_string_actions if f.startswith("--")]
-        hint = _nearest(word, flags) if word.startswith("-") else ""
+        hint = f": {_nearest(word, flags)}" if word.startswith("-") else ""
         own.error(f"unknown argument {rest[0]!r}{hint if 'did you mean' in hint else ''}")
     return args
 
@@ -232,14 +231,14 @@ class _Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            text = f"unknown {value!r}{_nearest(str(value), action.choices)}"
+            text = f"unknown {value!r}: {_nearest(str(value), map(str, action.choices))}"
             raise argparse.ArgumentError(action, text)
 
 
-def _nearest(word: str, known: Iterable[Any]) -> str:
-    options = [str(k) for k in known]
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
-    return f": did you mean {close[0]!r}?" if close else f": known are {', '.join(options)}"
+def _nearest(word: str, known: Iterable[str]) -> str:
+    from ..settings import nearest  # pydantic comes with it
+
+    return nearest(word, known)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import yaml
@@ -190,7 +190,7 @@ async def _check(
         engine.endpoint.url,
         engine.model,
         found,
-        tuple(line for line in dialect.lines()),
+        tuple(dialect.lines()),
         tuple(cannot),
         {r: dict(settings) for r in roles},
     )
@@ -239,8 +239,3 @@ def _cut(reply: Timed) -> str:
 
 def _rate(tokens: int, seconds: float) -> str:
     return f"{tokens / seconds:.0f}" if tokens and seconds else "?"
-
-
-def as_tree(checked: Checked) -> dict[str, object]:
-    """What --json prints of it."""
-    return asdict(checked)

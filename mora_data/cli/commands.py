@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,13 @@ def build_dataset(args: argparse.Namespace) -> int:
 
         for name, what in fill_cache(cache_dir()).items():
             print(f"benchmark {name}: {what}", file=sys.stderr)
-    if args.dry_run:
-        return _dry_run(args, settings, data)
-    from ..pipeline import run_dir_of
     from ..settings import BuildOptions
 
     options = BuildOptions(args.sample, data, args.out, args.until, args.fresh)
+    if args.dry_run:
+        return _dry_run(args, settings, options)
+    from ..pipeline import run_dir_of
+
     summary, failure = _built(settings, options)
     if failure is None and args.push and args.until == "publish":
         _push_run(args, run_dir_of(settings, options), args.push)
@@ -170,19 +172,15 @@ def _check_capacity(args: argparse.Namespace) -> None:
             raise SettingsError(f"{flag} {value:g}: give a number above 0")
 
 
-def _dry_run(args: argparse.Namespace, settings: BuildSettings, data: Sequence[Path]) -> int:
-    from dataclasses import asdict
-
-    from ..settings import BuildOptions
+def _dry_run(args: argparse.Namespace, settings: BuildSettings, options: BuildOptions) -> int:
     from .capacity import capacity, capacity_table
     from .dry_run import at_speed, estimate, for_pairs, for_prompts, probe_build
     from .show import estimate_lines
 
     if args.probe:
-        options = BuildOptions(args.sample, tuple(data), args.out, args.until, args.fresh)
         found = probe_build(settings, options)
     else:
-        found = estimate(settings, args.sample, data, args.until)
+        found = estimate(settings, args.sample, options.data, args.until)
     rows = []
     if args.gpus is not None:
         sized = [for_prompts(found, settings, args.sample, n) for n in args.prompts or ()]
@@ -200,8 +198,6 @@ def _dry_run(args: argparse.Namespace, settings: BuildSettings, data: Sequence[P
 
 
 def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
-    from dataclasses import asdict
-
     if args.json:
         print(json.dumps(asdict(summary)))
         return
@@ -231,8 +227,6 @@ def _print_summary(args: argparse.Namespace, summary: Summary) -> None:
 
 def audit_judges(args: argparse.Namespace) -> None:
     """How far the judges agree with people, on answers that the source's rows have labels for."""
-    from dataclasses import asdict
-
     from ..pipeline import run_dir_of
     from ..prompts.judge_audit import run_audit
     from ..run.folder import RunFolder
@@ -290,7 +284,7 @@ def look_at_rows(args: argparse.Namespace) -> None:
 def check_endpoints(args: argparse.Namespace) -> None:
     """Ask an endpoint some ten short requests: what it takes, how fast it is, what to set."""
     from ..settings import build_settings, load_settings
-    from .check import as_tree, check
+    from .check import check
 
     overrides = _assigned(args.set)
     roles: tuple[str, ...] = ()
@@ -306,7 +300,7 @@ def check_endpoints(args: argparse.Namespace) -> None:
         role = {"engine": "openai", "base_url": args.base_url, "model": args.model, **given}
         settings = build_settings({"name": "check", "source": {"kind": "jsonl"}, "policy": role})
     for checked in check(settings, roles, lambda line: print(line, file=sys.stderr)):
-        _print(args, as_tree(checked), checked.lines())
+        _print(args, asdict(checked), checked.lines())
 
 
 def resume_build(args: argparse.Namespace) -> int:
@@ -343,8 +337,6 @@ def resume_build(args: argparse.Namespace) -> int:
 
 def print_status(args: argparse.Namespace) -> None:
     """How far a run is, what was dropped and why."""
-    from dataclasses import asdict
-
     from ..run.cost import spent_in
     from ..run.folder import is_run_folder, manifest_of, run_status
     from ..run.progress import progress_line, read_end, read_live
@@ -395,8 +387,6 @@ def _print_dataset(args: argparse.Namespace) -> None:
 
 def verify_dataset(args: argparse.Namespace) -> int:
     """Whether a dataset is whole and keeps its laws: checksums, columns, pairs, splits, licence."""
-    from dataclasses import asdict
-
     from ..dataset.diff import dataset_of
     from ..dataset.verify import verify
     from ..selection import DOMINANCE
@@ -548,8 +538,6 @@ def export_dataset(args: argparse.Namespace) -> None:
 
 def print_diff(args: argparse.Namespace) -> None:
     """What changed between two datasets, config by config."""
-    from dataclasses import asdict
-
     from ..dataset.diff import diff_datasets, diff_lines
 
     deltas = diff_datasets(args.before, args.after)
@@ -604,8 +592,6 @@ def write_first_builder(args: argparse.Namespace) -> None:
 
 def print_settings(args: argparse.Namespace) -> None:
     """What can be set: sections, or the settings of one with type, default and an example."""
-    from dataclasses import asdict
-
     from .settings import overview, sections, setting_lines, settings_in
 
     if args.section is None:

@@ -69,7 +69,7 @@ def weights_of(run_dir: Path, target: Mapping[str, float], arm: str | None = Non
         found = solve_dual(rewards, np.array([target[d] for d in used]))
     except ValueError as e:
         raise RunFolderError(f"{run_dir}: {e}") from e
-    if not found.trusted:
+    if found.ess < LEAST_ESS:
         raise RunFolderError(
             f"the target rests on {found.ess:.1f} of {rewards.shape[1]} answers a prompt, fewer"
             f" than {LEAST_ESS:g}: lower it"
@@ -161,7 +161,6 @@ class DualSolution:
         reached_D: mean rewards under the weights; in a dimension of weight 0 it may lie above the
             target.
         ess: mean over prompts of 1 / sum_i w_i^2, the number of rollouts that still count.
-        trusted: ess is at least 4; below that the weights rest on a few rollouts.
         n: prompts with a rollout that has all its scores.
     """
 
@@ -170,7 +169,6 @@ class DualSolution:
     nearest_D: Floats
     reached_D: Floats
     ess: float
-    trusted: bool
     n: int
 
 
@@ -204,7 +202,7 @@ def solve_dual(rewards_P_N_D: Floats, target_D: Floats) -> DualSolution:
         found = _solve(rewards, whole, near)
     reached, _, share, _ = _moments(rewards, whole, found)
     ess = float((1 / (share**2).sum(1)).mean())
-    return DualSolution(feasible, found, near, reached, ess, ess >= LEAST_ESS, len(rewards))
+    return DualSolution(feasible, found, near, reached, ess, len(rewards))
 
 
 def _moments(

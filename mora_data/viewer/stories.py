@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from ..report.page import style_sheet
 from ..report.templates import environment, render
-from ..run.folder import parts_of
+from ..run.folder import StageCounts, parts_of
 from ..run.partitions import Partition, last_tries, row_tuples
 from ..secrets import visible
 from ..text import one_line, transcript
@@ -191,7 +191,7 @@ def fragment(run_dir: Path) -> Markup:
     return Markup(page)
 
 
-def run_fragment(run_dir: Path, counts: Mapping[str, Any]) -> Markup:
+def run_fragment(run_dir: Path, counts: Mapping[str, StageCounts]) -> Markup:
     """A run for a notebook: its counts, and the prompts of one that has few."""
     rows = [
         {"stage": stage, "in": c["in"], "kept": c["kept"], "dropped": dict(c["dropped"])}
