@@ -18,7 +18,7 @@ from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
 from ..errors import PendingRetry, UnreliableScores
 from ..rewards import canary
-from ..rewards.judge_stats import JudgeStats, Measured, Measurements, PassRates, conclude
+from ..rewards.judge_stats import JudgeStats, Measured, conclude
 from ..run.files import read_json
 from ..run.folder import RunFolder
 from ..run.log import AnswerLog
@@ -90,30 +90,28 @@ async def _measure(
     if frozen.get("basis") == key and has_canaries:
         return JudgeStats.from_json(frozen)
     ids, first = _reference_prompts(parts, build.settings.presample.reference, chosen)
-    found = await _measure_prompts(build, run, first, ids)
-    presampling, rates = build.settings.presample, None
-    if presampling.step:
-        rates = PassRates(build.judge_stats.pass_thresholds)
+    measured, pending = await _measure_prompts(build, run, first, ids)
+    presampling = build.settings.presample
     stats, sources = conclude(
-        found,
+        measured,
         build.sources,
         build.judge_stats.pass_thresholds,
         build.settings.select.kappa,
-        rates,
+        with_prior=bool(presampling.step),
     )
     n_mined = read_json(run.folder.path / "mine.json")["kept"]
     stats = replace(
         stats,
-        cache_key=None if found.pending else key,
+        cache_key=None if pending else key,
         before_share=presampling.before_share(n_mined),
     )
     if presampling.budget is not None:
-        measured = replace(build, sources=sources, judge_stats=stats)
-        stats = await _with_mining_thresholds(measured, run, parts, first, ids)
+        calibrated = replace(build, sources=sources, judge_stats=stats)
+        stats = await _with_mining_thresholds(calibrated, run, parts, first, ids)
     if chosen is not None:
         return stats
     if n_canaries:
-        items = canary.choose_items(found, sources, n_canaries)
+        items = canary.choose_items(measured, sources, n_canaries)
         run.progress.start("canaries")
         start = await _score_canaries(replace(build, sources=sources), run, items, "start")
         tree = {"basis": stats.cache_key, "n": n_canaries, "items": items, "start": start}
@@ -167,18 +165,21 @@ def check_reliability(build: BuildContext, log: Callable[[str], None]) -> None:
 
 async def _measure_prompts(
     build: BuildContext, run: Running, parts: Sequence[Partition], ids: frozenset[str]
-) -> Measurements:
+) -> tuple[list[Measured], int]:
     """First presamples, scored, a share of them scored again; raw scores where no calibration map
-    is there yet."""
-    found = Measurements()
+    is there yet. By prompt id, as the order in which prompts finish must not show; and how many
+    lack something."""
+    found: dict[str, Measured] = {}
+    pending = 0
 
     async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
+        nonlocal pending
         try:
             measured = await measure(PromptContext(build, ask), prompt)
-            found.prompts[prompt.prompt_id] = measured
-            found.pending += any(s.may_pass for _, s in [*measured.first, *measured.again])
+            found[prompt.prompt_id] = measured
+            pending += any(s.may_pass for _, s in [*measured.first, *measured.again])
         except PendingRetry:  # left out for now
-            found.pending += 1
+            pending += 1
         return PromptResult(prompt)
 
     async def measure(context: PromptContext, prompt: Prompt) -> Measured:
@@ -201,7 +202,7 @@ async def _measure_prompts(
     run.progress.start("judge calibration: prompts", len(ids))
     await run.runner.run(parts, flow, lambda r: run.progress.step(), lambda opened: None, ids)
     run.progress.finish()
-    return found
+    return [found[prompt_id] for prompt_id in sorted(found)], pending
 
 
 async def _with_mining_thresholds(

@@ -1,7 +1,7 @@
 """Canaries: a few reference answers scored when a run begins and once more when it ends, to see
 whether the scorers changed.
 
-    items = choose_items(found, 50)
+    items = choose_items(measured, sources, 50)
     start = await score_items(ask, group, sources, items, "start", kappa)
     end = await score_items(ask, group, sources, items, "end:<what was built>", kappa)
     drift(start, end, sigma)     # {"helpful": {"shift": -0.02, "error": 0.01, "n": 50}, ...}
@@ -23,7 +23,7 @@ from ..text import seed_of
 from ..types import Message, Score
 from . import Ask, RewardClient, scores_of
 from .combine import ANCHORED, Anchors, RewardSource, RewardSources, anchor, calibrated, combine
-from .judge_stats import Measured, Measurements, columns_of
+from .judge_stats import Measured, columns_of
 
 AUTO = 50
 ERRORS = 2.0  # standard errors that a shift has to exceed, besides the limit
@@ -32,11 +32,11 @@ Item = dict[str, Any]
 Values = dict[str, list[float | None]]
 
 
-def choose_items(found: Measurements, sources: RewardSources, n: int) -> list[Item]:
+def choose_items(measured: Sequence[Measured], sources: RewardSources, n: int) -> list[Item]:
     """Up to `n` scored reference rollouts, a fixed draw by their names, each with the anchors of
     its prompt."""
     drawn = sorted(
-        ((m, r) for m in found.in_order() for r in m.usable),
+        ((m, r) for m in measured for r in m.usable),
         key=lambda mr: (
             seed_of("canary", mr[1].prompt_id, mr[1].index),
             mr[1].prompt_id,

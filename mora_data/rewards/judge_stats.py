@@ -1,8 +1,7 @@
 """How good the scores of a build are: noise, reliability, calibration maps and pass thresholds,
 measured on the first prompts and frozen in reference.json before anything is judged by them.
 
-    found = Measurements()                  filled by the first presamples, some scored twice
-    stats, sources = conclude(found, sources, pass_thresholds, kappa)
+    stats, sources = conclude(measured, sources, pass_thresholds, kappa)    of the first prompts
     stats.noise["helpful"].sigma            standard deviation of one score, in [0, 1]
     JudgeStats.from_json(stats.to_json())   as it stands in reference.json
 """
@@ -198,124 +197,91 @@ class Measured:
         return [r for r in self.rollouts if r.is_usable]
 
 
-@dataclass(slots=True)
-class Measurements:
-    """What the first prompts showed: some 256 of them, whatever the size of the run."""
-
-    prompts: dict[str, Measured] = field(default_factory=dict)
-    pending: int = 0
-
-    def in_order(self) -> list[Measured]:
-        """By prompt id: the order in which prompts finish must not show."""
-        return [self.prompts[k] for k in sorted(self.prompts)]
-
-
 def retest_noise(squares: Sequence[float]) -> float | None:
     """sigma_d from squared differences of two scores of one answer; None without any."""
     return math.sqrt(math.fsum(squares) / len(squares) / 2) if squares else None
 
 
-class NoiseSums:
-    """Two scores of one rollout, and all scores of one prompt.
+def noise_of(
+    by_prompt: Sequence[Sequence[float | None]],
+    twice: Sequence[tuple[float | None, float | None]],
+    step: float,
+) -> Noise:
+    """The noise of one dimension: the scores of each prompt's answers, both scores of those that
+    were scored twice, and the resolution of the scale.
 
     sigma_d^2 = mean (s1 - s2)^2 / 2; rho_d = 1 - sigma_d^2 / Var_within (docs/method.md, Noise and
-    reliability).
+    reliability). Exact sums, as the order in which prompts finish must not show.
     """
-
-    def __init__(self, dims: Sequence[str]) -> None:
-        self._squares: dict[str, list[float]] = {d: [] for d in dims}
-        self._within: dict[str, list[tuple[float, int]]] = {d: [] for d in dims}
-        self._pairs, self._ties = dict.fromkeys(dims, 0), dict.fromkeys(dims, 0)
-
-    def add(self, dim: str, first: float | None, second: float | None) -> None:
-        """Two scores of one rollout."""
-        if first is not None and second is not None:
-            self._squares[dim].append((first - second) ** 2)
-
-    def add_prompt(self, dim: str, values: Sequence[float | None]) -> None:
-        """A prompt's scores, for the variance within prompts."""
+    squares = [(a - b) ** 2 for a, b in twice if a is not None and b is not None]
+    within: list[tuple[float, int]] = []  # sum of squares and degrees of freedom of each prompt
+    n_pairs = n_ties = 0
+    for values in by_prompt:
         there = [v for v in values if v is not None]
         if len(there) > 1:
             mean = math.fsum(there) / len(there)
-            self._within[dim].append((math.fsum((v - mean) ** 2 for v in there), len(there) - 1))
-        self._pairs[dim] += math.comb(len(there), 2)
-        self._ties[dim] += sum(math.comb(n, 2) for n in Counter(there).values())
-
-    def result(self, steps: Mapping[str, float]) -> dict[str, Noise]:
-        """The noise of each dimension; exact sums, as the order in which prompts finish must not
-        show."""
-        found = {}
-        for d, squares in self._squares.items():
-            n = len(squares)
-            sigma = retest_noise(squares)
-            freedom = sum(f for _, f in self._within[d])
-            variance = math.fsum(s for s, _ in self._within[d]) / freedom if freedom else None
-            known = sigma is not None and bool(variance)
-            found[d] = Noise(
-                sigma if sigma is not None else steps[d] / 2,
-                n,
-                sigma is not None,
-                1 - sigma**2 / variance if sigma is not None and variance else None,
-                self._upper(d) if known else None,
-                self._ties[d] / self._pairs[d] if self._pairs[d] else None,
-                self._pairs[d],
-            )
-        return found
-
-    def _upper(self, d: str) -> float:
-        """Upper end of the one-sided 95 % interval of rho, by the delta method on log(sigma^2 /
-        Var), prompts as clusters.
-
-        No normal scores are assumed: both variances of the log come from the spread of the squares
-        themselves.
-        """
-        squares, within = self._squares[d], self._within[d]
-        mean = math.fsum(squares) / len(squares)
-        if mean == 0:
-            return 1.0
-        spread = math.fsum((s - mean) ** 2 for s in squares) / max(len(squares) - 1, 1)
-        relative = spread / len(squares) / mean**2
-        total, freedom = math.fsum(s for s, _ in within), sum(f for _, f in within)
-        ratio = total / freedom
-        deviations = math.fsum((s - ratio * f) ** 2 for s, f in within)
-        relative += len(within) / max(len(within) - 1, 1) * deviations / total**2
-        return 1 - mean / 2 / ratio * math.exp(-Z95 * math.sqrt(relative))
+            within.append((math.fsum((v - mean) ** 2 for v in there), len(there) - 1))
+        n_pairs += math.comb(len(there), 2)
+        n_ties += sum(math.comb(n, 2) for n in Counter(there).values())
+    sigma = retest_noise(squares)
+    freedom = sum(f for _, f in within)
+    variance = math.fsum(s for s, _ in within) / freedom if freedom else None
+    known = sigma is not None and bool(variance)
+    return Noise(
+        sigma if sigma is not None else step / 2,
+        len(squares),
+        sigma is not None,
+        1 - sigma**2 / variance if sigma is not None and variance else None,
+        _upper(squares, within) if known else None,
+        n_ties / n_pairs if n_pairs else None,
+        n_pairs,
+    )
 
 
-class PassRates:
-    """The passes of the first presamples: how pass rates spread over prompts."""
+def _upper(squares: Sequence[float], within: Sequence[tuple[float, int]]) -> float:
+    """Upper end of the one-sided 95 % interval of rho, by the delta method on log(sigma^2 /
+    Var), prompts as clusters.
 
-    def __init__(self, pass_thresholds: Mapping[str, float]) -> None:
-        self._pass_thresholds = pass_thresholds
-        self._passes: dict[str, list[tuple[int, int]]] = {d: [] for d in pass_thresholds}
+    No normal scores are assumed: both variances of the log come from the spread of the squares
+    themselves.
+    """
+    mean = math.fsum(squares) / len(squares)
+    if mean == 0:
+        return 1.0
+    spread = math.fsum((s - mean) ** 2 for s in squares) / max(len(squares) - 1, 1)
+    relative = spread / len(squares) / mean**2
+    total, freedom = math.fsum(s for s, _ in within), sum(f for _, f in within)
+    ratio = total / freedom
+    deviations = math.fsum((s - ratio * f) ** 2 for s, f in within)
+    relative += len(within) / max(len(within) - 1, 1) * deviations / total**2
+    return 1 - mean / 2 / ratio * math.exp(-Z95 * math.sqrt(relative))
 
-    def add_prompt(self, dim: str, values: Sequence[float | None]) -> None:
-        """A prompt's scores in one dimension."""
-        there = [v for v in values if v is not None]
-        threshold = self._pass_thresholds[dim] - 1e-9
-        self._passes[dim].append((sum(v >= threshold for v in there), len(there)))
 
-    def result(self) -> dict[str, list[float]]:
-        """`rate_prior` per dimension, whatever the order in which the prompts came."""
-        import numpy as np
+def spread_of_pass_rates(
+    by_prompt: Sequence[Sequence[float | None]], pass_threshold: float
+) -> list[float]:
+    """`rate_prior` of one dimension, whatever the order in which the prompts came."""
+    import numpy as np
 
-        from ..statistics.kinds import rate_prior
+    from ..statistics.kinds import rate_prior
 
-        counts = {d: np.array(sorted(p), dtype=int).reshape(-1, 2) for d, p in self._passes.items()}
-        return {
-            d: [round(float(x), 9) for x in rate_prior(c[:, 0], c[:, 1])] for d, c in counts.items()
-        }
+    scored = [[v for v in values if v is not None] for values in by_prompt]
+    passes = sorted(
+        (sum(v >= pass_threshold - 1e-9 for v in there), len(there)) for there in scored
+    )
+    counts = np.array(passes, dtype=int).reshape(-1, 2)
+    return [round(float(x), 9) for x in rate_prior(counts[:, 0], counts[:, 1])]
 
 
 def conclude(
-    found: Measurements,
+    measured: Sequence[Measured],
     sources: RewardSources,
     pass_thresholds: Mapping[str, float],
     kappa: float | None,
-    rates: PassRates | None = None,
+    with_prior: bool = False,
 ) -> tuple[JudgeStats, RewardSources]:
-    """What was measured, and the sources with their calibration maps fitted; pass rates go to
-    `rates`.
+    """What the reference prompts show, and the sources with their calibration maps fitted;
+    `with_prior`: also how pass rates spread over prompts.
 
     Raises:
         SettingsError: the scores can't carry the maps that the settings ask for.
@@ -323,37 +289,41 @@ def conclude(
     dims = list(sources)
     ready: RewardSources = sources
     if any(s.needs_fit for group in sources.values() for s in group):
-        ready = fit_maps(sources, _raw_scores(found, sources))
-    sums, n_rollouts = NoiseSums(dims), 0
-    for m in found.in_order():
+        ready = fit_maps(sources, _raw_scores(measured, sources))
+    by_prompt: dict[str, list[list[float | None]]] = {d: [] for d in dims}
+    twice: dict[str, list[tuple[float | None, float | None]]] = {d: [] for d in dims}
+    n_rollouts = 0
+    for m in measured:
         anchors: Anchors = {}
         n_rollouts += len({i for i, _ in m.first})
         first, again = (_by_rollout(side, ready, sources, anchors) for side in (m.first, m.again))
         for d in dims:
             values = [_reward(ready, d, first.get(i, {}), kappa) for i in range(len(m.rollouts))]
-            sums.add_prompt(d, values)
-            if rates is not None:
-                rates.add_prompt(d, values)
-            for i in m.repeated:
-                sums.add(d, values[i], _reward(ready, d, again.get(i, {}), kappa))
+            by_prompt[d].append(values)
+            twice[d] += [
+                (values[i], _reward(ready, d, again.get(i, {}), kappa)) for i in m.repeated
+            ]
+    steps = steps_of(ready)
     maps = {
         d: [{**c, "provisional": c["n"] < PROVISIONAL_UNDER} if "n" in c else c for c in group]
         for d, group in maps_as_json(ready).items()
     }
     stats = JudgeStats(
-        sums.result(steps_of(ready)),
+        {d: noise_of(by_prompt[d], twice[d], steps[d]) for d in dims},
         pass_thresholds,
         maps,
         n_rollouts,
         n_rollouts < PROVISIONAL_UNDER,
-        rates.result() if rates is not None else {},
+        {d: spread_of_pass_rates(by_prompt[d], pass_thresholds[d]) for d in dims}
+        if with_prior
+        else {},
     )
     return stats, ready
 
 
 def unmeasured(sources: RewardSources, pass_thresholds: Mapping[str, float]) -> JudgeStats:
     """The statistics of a build without presamples: nothing was scored twice."""
-    noise = NoiseSums(list(sources)).result(dict.fromkeys(sources, 0.0))
+    noise = dict.fromkeys(sources, noise_of([], [], 0.0))
     return JudgeStats(noise, pass_thresholds, maps_as_json(sources))
 
 
@@ -367,11 +337,11 @@ def columns_of(
 
 
 def _raw_scores(
-    found: Measurements, sources: RewardSources
+    measured: Sequence[Measured], sources: RewardSources
 ) -> dict[tuple[str, int], list[list[float | None]]]:
     """Raw scores of each source, one list per prompt."""
     out: dict[tuple[str, int], list[list[float | None]]] = {}
-    for m in found.in_order():
+    for m in measured:
         for key, column in columns_of(m.first, sources).items():
             out.setdefault(key, []).append([s.raw for _, s in column])
     return out

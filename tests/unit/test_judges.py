@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mora_data.rewards.canary import drift, drifting_dims
-from mora_data.rewards.judge_stats import JudgeStats, Noise, NoiseSums
+from mora_data.rewards.judge_stats import JudgeStats, Noise, noise_of
 from mora_data.run.cost import family, same_family
 from mora_data.settings import PresampleSettings
 from mora_data.statistics.judges import (
@@ -41,23 +41,20 @@ def krippendorff_alpha(ratings_S_N: np.ndarray) -> float | None:
     return sums.alpha()
 
 
-def noise_of(
-    true_sd: float, sigma: float, prompts: int = 400, n: int = 16, step: float = 0.0
-) -> Noise:
+def simulated_noise(true_sd: float, sigma: float, prompts: int = 400, n: int = 16) -> Noise:
     rng = np.random.default_rng(3)
-    noise = NoiseSums(["d"])
+    by_prompt, twice = [], []
     for _ in range(prompts):
         true = rng.normal(rng.normal(0.5, 0.3), true_sd, n)
         first, second = (true + rng.normal(0, sigma, n) for _ in range(2))
-        noise.add_prompt("d", first.tolist())
-        for i in range(0, n, 8):
-            noise.add("d", float(first[i]), float(second[i]))
-    return noise.result({"d": step})["d"]
+        by_prompt.append(first.tolist())
+        twice += [(float(first[i]), float(second[i])) for i in range(0, n, 8)]
+    return noise_of(by_prompt, twice, 0.0)
 
 
 @pytest.mark.parametrize(("true_sd", "sigma"), [(0.2, 0.1), (0.15, 0.15), (0.1, 0.05)])
 def test_known_noise_and_reliability_are_recovered(true_sd: float, sigma: float) -> None:
-    found = noise_of(true_sd, sigma)
+    found = simulated_noise(true_sd, sigma)
     rho = true_sd**2 / (true_sd**2 + sigma**2)
     assert found.sigma == pytest.approx(sigma, rel=0.1)
     assert found.reliability == pytest.approx(rho, rel=0.1)
@@ -69,13 +66,13 @@ def test_upper_bound_of_the_reliability_covers_the_truth_about_19_times_in_20() 
     rng = np.random.default_rng(11)
     covered = 0
     for _ in range(400):
-        noise = NoiseSums(["d"])
+        by_prompt, twice = [], []
         for _ in range(40):
             true = rng.normal(0, 0.1, 8)
             first = true + rng.normal(0, 0.2, 8)
-            noise.add_prompt("d", first.tolist())
-            noise.add("d", float(first[0]), float(true[0] + rng.normal(0, 0.2)))
-        covered += (noise.result({"d": 0.0})["d"].reliability_upper or 0) >= 0.2
+            by_prompt.append(first.tolist())
+            twice.append((float(first[0]), float(true[0] + rng.normal(0, 0.2))))
+        covered += (noise_of(by_prompt, twice, 0.0).reliability_upper or 0) >= 0.2
     assert 0.90 <= covered / 400 <= 0.99
 
 
@@ -92,11 +89,13 @@ def test_upper_bound_of_the_reliability_covers_the_truth_about_19_times_in_20() 
 def test_only_what_is_surely_noise_is_refused(
     true_sd: float, sigma: float, prompts: int, refused: bool
 ) -> None:
-    assert bool(unreliable(noise_of(true_sd, sigma, prompts))) == refused
+    assert bool(unreliable(simulated_noise(true_sd, sigma, prompts))) == refused
 
 
 def test_a_source_that_never_varies_has_no_reliability() -> None:
-    assert noise_of(0.0, 0.0).reliability is None and not unreliable(noise_of(0.0, 0.0))
+    assert simulated_noise(0.0, 0.0).reliability is None and not unreliable(
+        simulated_noise(0.0, 0.0)
+    )
 
 
 def unreliable(noise: Noise) -> bool:
@@ -263,11 +262,10 @@ def test_drift_has_to_exceed_the_limit_and_its_error() -> None:
 
 
 def test_a_judge_that_gives_one_level_to_nearly_everything_is_told_of() -> None:
-    sums = NoiseSums(["level", "varied"])
-    for i in range(10):
-        sums.add_prompt("level", [1.0, 1.0, 1.0, None if i else 0.5])
-        sums.add_prompt("varied", [0.25, 0.5, 0.75, 0.75])
-    noise = sums.result({"level": 0.25, "varied": 0.25})
+    noise = {
+        "level": noise_of([[1.0, 1.0, 1.0, None if i else 0.5] for i in range(10)], [], 0.25),
+        "varied": noise_of([[0.25, 0.5, 0.75, 0.75]] * 10, [], 0.25),
+    }
     assert (noise["level"].ties, noise["level"].pairs) == (30 / 33, 33)
     assert noise["varied"].ties == 1 / 6
     stats = JudgeStats(noise, {}, {})
