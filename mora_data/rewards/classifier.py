@@ -146,12 +146,11 @@ def as_asked(messages: Messages, answer: str, layout: str | None) -> Messages:
     """The conversation with the answer; with a layout, one message that holds the whole text.
 
     Earlier turns stand before the question as `USER: ... ASSISTANT:...`, as Beaver's package joins
-    them, without its end
-    marks: those are a tokenizer's.
+    them, without its end marks: those are a tokenizer's.
     """
-    messages, answer = inert_turns(messages), inert(answer)
     if layout is None:
-        return (*messages, Message(role="assistant", content=answer))
+        return inert_turns((*messages, Message(role="assistant", content=answer)))
+    messages, answer = inert_turns(messages), inert(answer)
     before = "".join(
         f"{m['content']} ASSISTANT:" if m["role"] == "user" else f"{m['content']} USER: "
         for m in messages[:-1]

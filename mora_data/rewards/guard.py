@@ -33,14 +33,13 @@ from pydantic import Field
 
 from ..engines.replies import reads_reply
 from ..errors import SettingsError
-from ..resources import load_template, quoted
+from ..resources import inert_turns, load_template, quoted
 from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..settings import nearest
 from ..text import digest, one_line, unwrap
-from ..types import Answer, Messages, Request, Sampling, Score
+from ..types import Answer, Message, Messages, Request, Sampling, Score
 from . import Ask, RewardContext
-from .classifier import as_asked
 from .judge import why_unread
 
 FAMILIES = ("llama-guard-3", "wildguard", "shieldgemma")
@@ -132,7 +131,7 @@ class Guard:
         self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str, policy: str
     ) -> Read:
         asked = (
-            as_asked(messages, answer, None)
+            inert_turns((*messages, Message(role="assistant", content=answer)))
             if self._template is None
             else self._template.render(
                 {

@@ -30,7 +30,7 @@ from functools import lru_cache
 from itertools import chain, groupby, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .. import sources
 from ..errors import DropRow, SettingsError, SourceError
@@ -42,6 +42,7 @@ from . import ParsedRow, SourceAdapter, as_rating_source, load_source, read
 from .benchmarks import Benchmarks, cache_dir
 
 if TYPE_CHECKING:
+    from .auto import Auto
     from .near import NearDuplicates
 
 RECORDED_MESSAGE = (
@@ -381,19 +382,20 @@ def _look(
     Raises:
         SourceError: not what the source reads; the text says what does.
     """
-    from .auto import Auto
-
-    if isinstance(source, Auto):
-        counts.layouts[file] = source.look(rows, file)
+    if hasattr(source, "look"):  # asked by name: other sources need not load the layouts
+        auto = cast("Auto", source)
+        counts.layouts[file] = auto.look(rows, file)
         if settings.policy.engine == "recorded":
             sources = [r for d in settings.dimensions for r in settings.rewards.get(d, [])]
             wanted = (r.options.get("column") for r in sources if r.kind == "precomputed")
-            source.check_ratings(rows, frozenset(str(c) for c in wanted), file)
+            auto.check_ratings(rows, frozenset(str(c) for c in wanted), file)
         return
     if any(columns <= row.keys() for row in rows for columns in source.required):
         return
     seen = ", ".join(one_line(k, 40) for k in list(rows[0])[:12])
     needed = "; or ".join(", ".join(sorted(columns)) for columns in source.required)
+    from .auto import Auto
+
     try:
         found = Auto(settings.source.model_copy(update={"columns": {}})).look(rows, file)
         way = f"They are {found}: give --set source.kind=auto"
