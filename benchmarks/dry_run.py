@@ -32,7 +32,7 @@ from mora_data.run.log import Record
 from mora_data.run.progress import Progress
 from mora_data.run.stats import RunStats
 from mora_data.settings import BuildOptions, BuildSettings, RoleSettings, load_settings
-from mora_data.simulator.engine import CHARS_PER_TOKEN, SimulatorEngine, _judged
+from mora_data.simulator.engine import CHARS_PER_TOKEN, Simulator, _judged
 from mora_data.text import n_tokens
 from mora_data.types import Request
 
@@ -41,7 +41,7 @@ SIMULATED_TOKENS = 90  # of the simulator's answers, on average
 WHAT = ("requests", "tokens", "money", "pairs")
 
 
-class OtherEngine(SimulatorEngine):
+class OtherEngine(Simulator):
     """The simulator under another name, with its own count of tokens.
 
     `extra_body` of its role says `longer`, the length of its answers beside the simulator's, and

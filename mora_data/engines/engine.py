@@ -1,8 +1,8 @@
 """What an engine is: it turns one request for n samples into one record of answers.
 
 Everything else (keys, replay, top-ups) is in `CachedClient`, once, above the engines. A new engine
-is a class, a function that makes one for a role, and a line in `ENGINES`; or a dotted path
-`module:function` as `policy.engine`.
+is a class, what makes one for a role (a function, or the class itself), and a line in `ENGINES`; or
+a dotted path `module:function` as `policy.engine`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENGINES = {
     "batch": "mora_data.engines.batch:open_batch",
     "transformers": "mora_data.engines.in_process:open_transformers",
     "vllm": "mora_data.engines.in_process:open_vllm",
-    "recorded": "mora_data.engines.engine:open_recorded",
+    "recorded": "mora_data.engines.engine:RecordedEngine",
 }
 
 
@@ -92,12 +92,8 @@ class Shared:
         return cast(T, self._parts[key])
 
 
-class OpenEngine(Protocol):
-    """Makes the engine of one role."""
-
-    def __call__(
-        self, role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
-    ) -> Engine: ...
+OpenEngine = Callable[[RoleSettings, BuildSettings, RunStats, Shared], Engine]
+"""Makes the engine of one role."""
 
 
 def endpoint_key(role: RoleSettings) -> str:
@@ -129,15 +125,8 @@ def deliver(done: asyncio.Future[Record], on_record: OnRecord, record: Record) -
         done.set_result(record)
 
 
-def open_recorded(
-    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
-) -> RecordedEngine:
-    """No model: the source rows' own answers and ratings; no fusion."""
-    return RecordedEngine(build.source.dataset or build.source.kind)
-
-
 class RecordedEngine:
-    """Stands for the people and models that wrote and rated the source's answers.
+    """No model: the source rows' own answers and ratings; no fusion.
 
     These are mined with the prompt (`Prompt.recorded`), so nothing is ever asked here; what remains
     is a name for the record.
@@ -148,8 +137,10 @@ class RecordedEngine:
     n_per_request = 1
     wants_more = True
 
-    def __init__(self, dataset: str) -> None:
-        self.model = f"recorded/{dataset}"
+    def __init__(
+        self, role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
+    ) -> None:
+        self.model = f"recorded/{build.source.dataset or build.source.kind}"
         self.extra: Mapping[str, Any] = {}
 
     async def send(

@@ -61,13 +61,18 @@ Write = Callable[[random.Random], Answer]
 
 def open_simulator(
     role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
-) -> SimulatorEngine:
+) -> Simulator:
     """The embedded simulator: no model, no download; for --sample, tests and demos."""
-    return SimulatorEngine(build.scripted, build.seed, stats, n_per_request(role), role.revision)
+    return Simulator(build.scripted, build.seed, stats, n_per_request(role), role.revision)
 
 
-class SimulatorEngine:
-    """Answers at once, in this process."""
+class Simulator:
+    """Answers at once, in this process. Sample i of a request depends on its messages, sampling,
+    role and `base_seed + i` alone.
+
+    Attributes:
+        fusion_counts: false in the null world.
+    """
 
     simulated = True
     wants_more = True
@@ -76,15 +81,15 @@ class SimulatorEngine:
         self,
         settings: ScriptedSettings,
         seed: int,
-        stats: RunStats,
+        stats: RunStats | None = None,
         n_per_request: int = 1 << 30,
         revision: str | None = None,
     ) -> None:
         self.n_per_request, self.revision = n_per_request, revision
         self.model = f"{MODEL}/{settings.world or 'null'}"
         self.extra: Mapping[str, Any] = {}
-        self._simulator = Simulator(settings, seed)
-        self._stats = stats
+        self.fusion_counts = settings.world is not None
+        self._seed, self._stats = seed, stats or RunStats()
 
     async def send(
         self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
@@ -96,7 +101,7 @@ class SimulatorEngine:
             )
         self._stats.simulated += 1
         role = "judge" if request.role.startswith(REWARD_ROLE) else request.role
-        answers = self._simulator.answer(replace(request, role=role), seed)
+        answers = self.answer(replace(request, role=role), seed)
         tokens_in = sum(len(m["content"]) for m in request.messages) // CHARS_PER_TOKEN
         record = Record(
             request.n, tuple(answers), (tokens_in, sum(a.tokens_out for a in answers), 0)
@@ -111,18 +116,6 @@ class SimulatorEngine:
 
     async def close(self) -> None:
         return None
-
-
-class Simulator:
-    """Sample i of a request depends on its messages, sampling, role and `base_seed + i` alone.
-
-    Attributes:
-        fusion_counts: false in the null world.
-    """
-
-    def __init__(self, settings: ScriptedSettings, seed: int) -> None:
-        self.fusion_counts = settings.world is not None
-        self._seed = seed
 
     def answer(self, request: Request, base_seed: int) -> list[Answer]:
         """`request.n` answers, of indices `request.first` and on."""

@@ -12,20 +12,18 @@ from mora_data.engines.engine import OnRecord, Shared
 from mora_data.run.log import Record
 from mora_data.run.stats import RunStats
 from mora_data.settings import BuildSettings, RoleSettings
-from mora_data.simulator.engine import SimulatorEngine
+from mora_data.simulator.engine import Simulator
 from mora_data.types import Request
 
 RAISES, KILLS = "an item that raises", "an item that kills"
 
 
-def opened(
-    role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared
-) -> SimulatorEngine:
+def opened(role: RoleSettings, build: BuildSettings, stats: RunStats, shared: Shared) -> Simulator:
     """The engine."""
     return Poisoned(build.scripted, build.seed, stats)
 
 
-class Poisoned(SimulatorEngine):
+class Poisoned(Simulator):
     async def send(
         self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
     ) -> Record:
