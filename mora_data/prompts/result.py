@@ -122,7 +122,7 @@ def tables(results: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, Ta
                 prompt_id=prompt_id,
                 **_values(f, "arm", "attempt", "candidate", "text", "accepted"),
                 failed=list(f.failed),
-                checks=[{"name": n, "passed": p, "value": v} for n, p, v in f.checks],
+                checks=[_values(c, "name", "passed", "value") for c in f.checks],
             )
         for arm in o.all_arms:
             _add_arm(out, prompt_id, arm, dims)

@@ -66,30 +66,14 @@ def load_intents(
     return {dimension: _load(dimension, paths.get(dimension)) for dimension in dimensions}
 
 
-@dataclass(frozen=True, slots=True)
-class WorkedExample:
-    """A question, and the reply of a rewriter that lets it ask for more."""
-
-    question: str
-    reply: str
-
-
-def worked_examples(wanted: Sequence[Intent], asks: Sequence[str]) -> list[WorkedExample]:
-    """A rewrite of every question for which all wanted intents say how it ends; `asks` has the
-    wording of each."""
+def worked_examples(wanted: Sequence[Intent], asks: Sequence[str]) -> list[dict[str, str]]:
+    """A `question` and the `reply` of a rewriter that lets it ask for more, of every question for
+    which all wanted intents say how it ends; `asks` has the wording of each."""
     shared = [q for q in wanted[0].asked if all(q in i.asked for i in wanted)] if wanted else []
-    return [
-        WorkedExample(
-            q,
-            as_reply(
-                _joined(
-                    q,
-                    [a.replace("...", i.asked[q]) for i, a in zip(wanted, asks, strict=True)],
-                )
-            ),
-        )
-        for q in shared
-    ]
+    more = {
+        q: [a.replace("...", i.asked[q]) for i, a in zip(wanted, asks, strict=True)] for q in shared
+    }
+    return [{"question": q, "reply": as_reply(_joined(q, more[q]))} for q in shared]
 
 
 def is_asked(intent: Intent, question: str) -> bool | None:

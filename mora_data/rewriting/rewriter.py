@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,27 +99,19 @@ class RewriteSource:
 
 @dataclass(frozen=True, slots=True)
 class RewriteAttempt:
-    """One rewrite and what the checks said."""
+    """One rewrite and what the checks said; `reply` is what it stood in."""
 
     arm: str
     attempt: int
     candidate: int
     text: str
-    accepted: bool
-    failed: tuple[str, ...]
-    checks: tuple[tuple[str, bool, float | None], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """One rewrite with its checks."""
-
-    text: str
-    reply: str
     checks: tuple[checks.Check, ...]
+    accepted: bool = False
+    reply: str = ""
 
     @property
     def failed(self) -> tuple[str, ...]:
+        """The checks that it failed."""
         return tuple(c.name for c in self.checks if not c.passed)
 
     def rank(self) -> tuple[float, float, int]:
@@ -127,11 +119,6 @@ class _Candidate:
         values = {c.name: c.value for c in self.checks if c.value is not None}
         intent = sum(v for name, v in values.items() if name.startswith("intent_"))
         return -intent, -values.get("subject", 0.0), n_tokens(self.text)
-
-    def as_attempt(self, arm: str, attempt: int, i: int, accepted: bool) -> RewriteAttempt:
-        """The record of it."""
-        said = tuple((c.name, c.passed, c.value) for c in self.checks)
-        return RewriteAttempt(arm, attempt, i, self.text, accepted, self.failed, said)
 
 
 class Rewriter:
@@ -247,24 +234,28 @@ class Rewriter:
         if arm == "concat":
             return self._concat(source, within)
         tries: list[RewriteAttempt] = []
-        failed: _Candidate | None = None
+        failed: RewriteAttempt | None = None
         for attempt in range(self._settings.fuse.retries + 1):
             asked, examples = self._render(source, arm, attempt, budget, failed)
             sampling, purpose = self._sampling(attempt), f"fuse:{arm}:{attempt}"
             n, prompt_id = self._settings.fuse.candidates, source.prompt.prompt_id
             answers = await ask(Request("rewriter", asked, sampling, purpose, prompt_id, n))
             limits = self._limits(source, arm, budget, examples)
-            made = await all_of(
-                self._candidate(ask, source, arm, limits, answer, probe) for answer in answers
+            found = await all_of(
+                self._checked(ask, source, arm, limits, answer, probe) for answer in answers
             )
-            best = min((c for c in made if not c.failed), key=_Candidate.rank, default=None)
-            tries += [c.as_attempt(arm, attempt, i, c is best) for i, c in enumerate(made)]
+            made = [
+                RewriteAttempt(arm, attempt, i, text, tuple(said), reply=answer.text)
+                for i, (answer, (text, said)) in enumerate(zip(answers, found, strict=True))
+            ]
+            best = min((c for c in made if not c.failed), key=RewriteAttempt.rank, default=None)
+            tries += [replace(c, accepted=c is best) for c in made]
             if best is not None:
                 return _asked_instead(source.prompt, best.text), tries
             failed = min(made, key=lambda c: len(c.failed))
         return None, tries
 
-    async def _candidate(
+    async def _checked(
         self,
         ask: Ask,
         source: RewriteSource,
@@ -272,11 +263,11 @@ class Rewriter:
         limits: checks.Limits,
         answer: Answer,
         probe: Probe | None,
-    ) -> _Candidate:
+    ) -> tuple[str, list[checks.Check]]:
         """The rewrite in one reply, checked by the rules, where they pass it by the judge, and at
         last by its answers."""
         if answer.error is not None:
-            return _Candidate("", "", (checks.Check("rewriter_failed", False, None, answer.error),))
+            return "", [checks.Check("rewriter_failed", False, None, answer.error)]
         rewrite = parse_rewrite(answer.text, answer.finish_reason)
         found = checks.check(source.prompt, rewrite, limits)
         text = rewrite.text if isinstance(rewrite, Rewrite) else rewrite
@@ -292,7 +283,7 @@ class Rewriter:
             )
         if probe is not None and all(c.passed for c in found):
             found.append(await probe(messages))
-        return _Candidate(text, answer.text, tuple(found))
+        return text, found
 
     def _limits(
         self,
@@ -329,7 +320,7 @@ class Rewriter:
         arm: str,
         attempt: int,
         budget: checks.Budget,
-        failed: _Candidate | None,
+        failed: RewriteAttempt | None,
     ) -> tuple[Messages, list[frozenset[str]]]:
         """The request, with what failed in the attempt before as further turns; and the subjects of
         the worked examples in it."""
@@ -382,7 +373,7 @@ class Rewriter:
         n = n_tokens(text)
         passed = within is None or within.min <= n <= within.max
         check = checks.Check("length", passed, float(n))
-        tried = _Candidate(text, "", (check,)).as_attempt("concat", 0, 0, passed)
+        tried = RewriteAttempt("concat", 0, 0, text, (check,), accepted=passed)
         return _asked_instead(source.prompt, text) if passed else None, [tried]
 
 

@@ -12,6 +12,7 @@ import orjson
 from support.scored import many, write
 
 from mora_data.prompts.result import Arm, PromptResult, RewriteAttempt, tables
+from mora_data.rewriting.checks import Check
 from mora_data.run.partitions import Partition
 from mora_data.settings import BuildSettings, build_settings, to_yaml
 from mora_data.text import context_id, group_id
@@ -162,9 +163,9 @@ def outcome(
         if name != "identity":
             # passed, not taken
             out.attempts.append(
-                RewriteAttempt(name, 0, 0, f"{words} too", False, (), (("subject", True, 0.7),))
+                RewriteAttempt(name, 0, 0, f"{words} too", (Check("subject", True, 0.7),))
             )
             out.attempts.append(
-                RewriteAttempt(name, 0, 1, words, True, (), (("subject", True, 0.8),))
+                RewriteAttempt(name, 0, 1, words, (Check("subject", True, 0.8),), accepted=True)
             )
     return out

@@ -9,6 +9,7 @@ import pytest
 
 from mora_data.prompts.result import PromptResult, RewriteAttempt, tables
 from mora_data.report.arms import arms_audit
+from mora_data.rewriting.checks import Check
 from mora_data.run.partitions import Partition
 from mora_data.types import Prompt
 
@@ -29,13 +30,13 @@ PROMPT = Prompt(
 def tried(
     arm: str, attempt: int, text: str, *failed: str, harm: tuple[float, float] | None = None
 ) -> RewriteAttempt:
-    seen = [(name, True, None) for name in ("parse", "rewriter_refusal")] + [
-        ("length", "length" not in failed, 9.0)
+    seen = [Check(name, True) for name in ("parse", "rewriter_refusal")] + [
+        Check("length", "length" not in failed, 9.0)
     ]
-    checks = [(n, False, None) for n in failed if n != "length"] or seen
+    checks = [Check(n, False) for n in failed if n != "length"] or seen
     if harm is not None:
-        checks = [*checks, ("harm_before", True, harm[0]), ("harm", True, harm[1])]
-    return RewriteAttempt(arm, attempt, 0, text, not failed, failed, tuple(checks))
+        checks = [*checks, Check("harm_before", True, harm[0]), Check("harm", True, harm[1])]
+    return RewriteAttempt(arm, attempt, 0, text, tuple(checks), accepted=not failed)
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ def test_the_best_of_several_candidates_is_kept_and_the_others_recorded() -> Non
         (True, False),
         (False, True),
     ]
-    assert {name: value for name, _, value in tries[2].checks}["subject"] == 1.0
+    assert {c.name: c.value for c in tries[2].checks}["subject"] == 1.0
 
 
 def test_a_higher_intent_score_goes_first() -> None:
@@ -304,7 +304,7 @@ def test_a_guard_that_says_nothing_readable_lets_nothing_pass() -> None:
     ask = Mute([[reply(GOOD)]])
     messages, tries = fuse(ask, settings(retries=0), source("How do I dry herbs?"))
     assert messages is None and tries[0].failed == ("harm",)
-    assert {n: v for n, _, v in tries[0].checks}["harm"] is None
+    assert {c.name: c.value for c in tries[0].checks}["harm"] is None
     assert ask.asked("judge") == 3
 
 
@@ -346,7 +346,7 @@ def test_a_static_embedding_keeps_the_subject(tmp_path: Path) -> None:
     _, tries = fuse(
         FakeAsk([[reply("How would I wilt them, and who should not?")]]), built, source("dry")
     )
-    assert {n: v for n, _, v in tries[0].checks}["subject"] > 0.9
+    assert {c.name: c.value for c in tries[0].checks}["subject"] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_a_guard_model_takes_the_place_of_the_judge(
 
     ask = Guarded([[reply(GOOD)]])
     _, tries = fuse(ask, settings(retries=0, guard=LLAMA), source("How do I dry herbs?"))
-    assert tries[0].failed == failed and {n: v for n, _, v in tries[0].checks}["harm"] == harm
+    assert tries[0].failed == failed and {c.name: c.value for c in tries[0].checks}["harm"] == harm
     assert (ask.asked("judge"), ask.asked("guard")) == (0, 1)
     asked = next(r for r in ask.requests if r.role == "guard")
     assert [m["role"] for m in asked.messages] == ["user"] and asked.messages[0]["content"] == GOOD

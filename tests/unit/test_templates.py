@@ -27,7 +27,7 @@ HISTORY = [
 ]
 
 
-def worked(*dimensions: str, wording: int = 0) -> list[intents.Example]:
+def worked(*dimensions: str, wording: int = 0) -> list[dict[str, str]]:
     wanted = [INTENTS[d] for d in dimensions]
     return intents.worked_examples(wanted, [i.ask[wording] for i in wanted])
 
@@ -226,8 +226,8 @@ def test_a_worked_example_asks_for_all_that_is_wanted_in_every_wording(
         found = worked(*wanted, wording=wording)
         assert len(found) == 3
         for example in found:
-            assert "..." not in example.reply and all(
-                intents.is_asked(INTENTS[d], example.reply) for d in wanted
+            assert "..." not in example["reply"] and all(
+                intents.is_asked(INTENTS[d], example["reply"]) for d in wanted
             ), example
     assert intents.worked_examples([INTENTS[wanted[0]], intents.Intent("d", "n")], ["", ""]) == []
 

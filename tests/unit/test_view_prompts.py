@@ -24,6 +24,7 @@ from support.scored import one, write
 from support.viewing import HOSTILE, Viewer, dataset, viewing
 
 from mora_data.prompts.result import tables
+from mora_data.rewriting.checks import Check
 from mora_data.run.partitions import Partition
 from mora_data.types import STAGES
 from mora_data.viewer.calls import calls_of
@@ -46,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out.presample, out.arms = replace(out.arms[0], name="presample", pairs=[]), []
         if i % 3 == 0:
             first, *_ = (a for a in out.attempts if a.arm == "fused")
-            failed = replace(first, failed=("harm",), checks=(("harm", False, 0.9),))
+            failed = replace(first, checks=(Check("harm", False, 0.9),))
             out.attempts = [failed, *(a for a in out.attempts if a.arm != "fused")]
         if i == 1:
             out.attempts.reverse()  # the accepted one of two candidates comes first
