@@ -20,7 +20,6 @@ from ..engines.engine import Engine
 from ..engines.limiter import ConcurrencyLimiter
 from ..resources import Secret
 from ..rewards import Ask, Reward
-from ..rewards import load as load_reward
 from ..rewards.combine import (
     RewardSources,
     pass_thresholds_of,
@@ -167,10 +166,7 @@ def load(
         SettingsError: a reward, template, selector or persona is missing or wrong.
     """
     s = settings
-    rewards = {
-        d: [load_reward(d, r, s, secret=secret) for r in s.reward_sources(d)] for d in s.dimensions
-    }
-    sources = sources_of(rewards, s)
+    sources = sources_of(s, secret)
     judges = heldout_judges(s, secret)
     rewriter = Rewriter(s, benchmarks, secret)
     selector = plugins.load(SELECTORS, s.select.selector, "select.selector")
@@ -185,7 +181,7 @@ def load(
         _lazy(selector),
         _is_dominance(selector),
         personas,
-        _template_hashes(rewards, judges, rewriter, personas),
+        _template_hashes(sources, judges, rewriter, personas),
         _code_hashes(sources, selector, rewriter),
     )
 
@@ -210,15 +206,15 @@ def _lazy(plugin: plugins.Plugin) -> Selector:
 
 
 def _template_hashes(
-    rewards: Mapping[str, Sequence[Reward]],
+    sources: RewardSources,
     judges: Mapping[str, Reward],
     rewriter: Rewriter,
     personas: Sequence[Persona],
 ) -> dict[str, str]:
     found = {
-        f"judge/{d}" + (f"/{i}" if i else ""): getattr(r, "fingerprint", "")
-        for d, rs in rewards.items()
-        for i, r in enumerate(rs)
+        f"judge/{d}" + (f"/{s.number}" if s.number else ""): getattr(s.reward, "fingerprint", "")
+        for d, group in sources.items()
+        for s in group
     }
     found |= {f"intents/{d}": text for d, text in rewriter.intents_sha256.items()}
     found |= {f"fuse/{arm}": t.sha256 for arm, t in rewriter.templates.items()}

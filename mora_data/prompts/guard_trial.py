@@ -12,6 +12,7 @@ An example is a question, the same with a question about harm, and one that asks
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..errors import PendingRetry
 from ..rewriting.guard import RULES, refuses
 from ..run.log import AnswerLog
 from ..run.stats import RunStats
-from ..run.tasks import distinct, run_prompts
+from ..run.tasks import run_prompts
 from ..settings import GUARD_ROLE, BuildSettings
 from ..types import Message, Role
 from .context import BuildContext
@@ -49,8 +50,6 @@ async def try_harm_guard(
         return {}
     path = resources.folder("templates") / "guard" / "examples.yaml"
     examples = resources.parse_yaml(path.read_text("utf-8"))
-    log = AnswerLog(folder / LOG)
-    ask = CachedClient(engines, log, build.settings.seed, stats)
 
     async def graded(question: str) -> float | None:
         return await build.rewriter.guard.harm(
@@ -59,11 +58,11 @@ async def try_harm_guard(
 
     texts = [e[kind] for e in examples for kind in ("question", "about", "for")]
     try:
-        found = await run_prompts(graded, texts, distinct(engines.values()), stats)
+        with closing(AnswerLog(folder / LOG)) as log:
+            ask = CachedClient(engines, log, build.settings.seed, stats)
+            found = await run_prompts(graded, texts, engines.values(), stats)
     except PendingRetry:
         return {"rule": RULES[0], "owed": True}
-    finally:
-        log.close()
     return judged(found[0::3], found[1::3], found[2::3], engines[role].model)
 
 

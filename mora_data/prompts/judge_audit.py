@@ -11,6 +11,7 @@ The command and the build ask through one answer log, so what one has asked the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,7 +21,6 @@ from ..engines.engine import Engine
 from ..errors import PendingRetry, SourceError
 from ..resources import Secret
 from ..rewards import Ask, RewardClient, scores_of
-from ..rewards import load as load_reward
 from ..rewards.audit import (
     Audit,
     AuditDifference,
@@ -94,7 +94,7 @@ def run_audit(
     cost = CostTracker(folder, settings.limits, load_prices(settings.limits.prices), stats)
 
     async def ask(s: BuildSettings, name: str) -> tuple[Audit, Judged]:
-        sources = _sources(s, Secret(folder.secret))
+        sources = sources_of(s, Secret(folder.secret))
         judge = s.role("judge")  # nobody else is asked, so no policy need be known
         alone = s.model_copy(update={"policy": judge, "rewriter": judge})
         engines = connect(alone, sample, stats, folder.path, progress.message)
@@ -215,13 +215,6 @@ def _of_the_sample(s: BuildSettings) -> BuildSettings:
     return s.model_copy(update={"audit": s.audit.model_copy(update={"labels": labels})})
 
 
-def _sources(s: BuildSettings, secret: Secret) -> RewardSources:
-    rewards = {
-        d: [load_reward(d, r, s, secret=secret) for r in s.reward_sources(d)] for d in s.dimensions
-    }
-    return sources_of(rewards, s)
-
-
 async def score_pairs(
     s: BuildSettings,
     sources: RewardSources,
@@ -237,8 +230,6 @@ async def score_pairs(
     Raises:
         MoraError: it can't go on; what was answered is in the log.
     """
-    log = AnswerLog(folder.path / LOG)
-    ask = CachedClient(engines, log, s.seed, stats)
 
     async def work(pair: LabelledPair) -> PairScores:
         scores, group = PairScores(), sources[pair.dimension]
@@ -254,11 +245,10 @@ async def score_pairs(
 
     progress.start("audit: pairs", len(labelled.pairs))
     limiters = [x.limiter for group in sources.values() for x in group]
-    gates: list[Gate] = [*distinct(engines.values()), *limiters]
-    try:
+    gates: list[Gate] = [*engines.values(), *limiters]
+    with closing(AnswerLog(folder.path / LOG)) as log:
+        ask = CachedClient(engines, log, s.seed, stats)
         found = await run_prompts(work, labelled.pairs, gates, stats)
-    finally:
-        log.close()
     progress.finish()
     return found
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..run.log import AnswerLog
 from ..run.partitions import Partition
 from ..run.progress import Progress
 from ..run.stats import RunStats
-from ..run.tasks import PromptGroup, all_of
+from ..run.tasks import all_of
 from ..text import seed_of
 from ..types import Prompt, Role
 from .budget import Mined, fit
@@ -242,15 +243,16 @@ async def _with_mining_thresholds(
 async def _score_canaries(
     build: BuildContext, run: Running, items: Sequence[canary.Item], when: str
 ) -> canary.Values:
-    log = AnswerLog(run.folder.path / "canary.log")
-    try:
-        ask = CachedClient(run.engines, log, build.settings.seed, run.stats)
-        group = PromptGroup(run.engines.values(), run.stats)
+    with closing(AnswerLog(run.folder.path / "canary.log")) as log:
         return await canary.score_items(
-            ask, group, build.sources, items, when, build.settings.select.kappa
+            CachedClient(run.engines, log, build.settings.seed, run.stats),
+            run.engines.values(),
+            run.stats,
+            build.sources,
+            items,
+            when,
+            build.settings.select.kappa,
         )
-    finally:
-        log.close()
 
 
 def _n_canaries(build: BuildContext, engines: Mapping[Role, Engine]) -> int:

@@ -21,7 +21,7 @@ from ..rewards.precomputed import NOT_RATED
 from ..run.log import AnswerLog
 from ..run.partitions import Partition
 from ..run.stats import RunStats
-from ..run.tasks import Gate, PromptGroup, distinct, to_its_end
+from ..run.tasks import Gate, PromptGroup, to_its_end
 from ..types import UNFUSED, Prompt, Role
 from .context import BuildContext, PromptContext
 from .flow import run_prompt
@@ -62,7 +62,7 @@ class PartitionRunner:
         # shared: one of several runs opens prompts at a time
         self._opening = opening or asyncio.Lock()
         self._engines = engines
-        self._gates: Sequence[Gate] = [*distinct(engines.values()), *limiters]
+        self._gates: Sequence[Gate] = [*engines.values(), *limiters]
         self._stats = stats
         self._seed = seed
         self._logs: list[AnswerLog] = []

@@ -2,8 +2,8 @@
 whether the scorers changed.
 
     items = choose_items(measured, sources, 50)
-    start = await score_items(ask, group, sources, items, "start", kappa)
-    end = await score_items(ask, group, sources, items, "end:<what was built>", kappa)
+    start = await score_items(ask, engines, stats, sources, items, "start", kappa)
+    end = await score_items(ask, engines, stats, sources, items, "end:<what was built>", kappa)
     drift(start, end, sigma)     # {"helpful": {"shift": -0.02, "error": 0.01, "n": 50}, ...}
 
 Both are fresh measurements under the conditions of ordinary scores: each has a purpose of its own,
@@ -14,11 +14,12 @@ holds the items and both results, canary.log the answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import PendingRetry
-from ..run.tasks import PromptGroup, all_of
+from ..run.stats import RunStats
+from ..run.tasks import Gate, all_of, run_prompts
 from ..text import seed_of
 from ..types import Message, Score
 from . import Ask, RewardClient, scores_of
@@ -57,18 +58,19 @@ def choose_items(measured: Sequence[Measured], sources: RewardSources, n: int) -
 
 async def score_items(
     ask: Ask,
-    group: PromptGroup,
+    engines: Collection[Gate],
+    stats: RunStats,
     sources: RewardSources,
     items: Sequence[Item],
     when: str,
     kappa: float | None,
 ) -> Values:
-    """Per dimension the value of each item, None where there is none now. What is in flight at an
-    interrupt is waited for, as `group` does it."""
-    async with group:
-        purpose = f"score:canary:{when}"
-        tasks = [await group.start(_one(ask, sources, item, purpose)) for item in items]
-    rows = [task.result() for task in tasks]
+    """Per dimension the value of each item, None where there is none now."""
+
+    async def one(item: Item) -> dict[str, list[Score]]:
+        return await _one(ask, sources, item, f"score:canary:{when}")
+
+    rows = await run_prompts(one, items, engines, stats)
     out: Values = {d: [] for d in sources}
     for row in rows:
         for d, scorers in sources.items():

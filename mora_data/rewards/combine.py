@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import plugins
 from ..engines.limiter import ConcurrencyLimiter
 from ..errors import SettingsError
+from ..resources import Secret
 from ..run.files import json_hash
 from ..settings import BuildSettings, CalibrationSettings, RewardSettings, Settings, cache_tree
 from ..text import one_line
 from ..types import Score
-from . import REWARDS, Reward
+from . import REWARDS, Reward, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,32 +101,26 @@ class Value(NamedTuple):
 
 
 def sources_of(
-    rewards: Mapping[str, Sequence[Reward]], settings: BuildSettings
+    settings: BuildSettings, secret: Secret | None = None
 ) -> dict[str, list[RewardSource]]:
-    """The sources with those maps that need no reference scores.
+    """The sources that the settings name, with those maps that need no reference scores.
 
     Raises:
-        SettingsError: a calibration file or label file can't be used, or a build without presamples
-            would have to fit one.
+        SettingsError: a reward is missing or wrong, a calibration file or label file can't be used,
+            or a build without presamples would have to fit one.
     """
-    out = {
-        d: [
-            _source(r, i, s)
-            for i, (r, s) in enumerate(zip(rewards[d], settings.reward_sources(d), strict=True))
-        ]
-        for d in rewards
-    }
-    for source in (
-        s
-        for sources in out.values()
-        for s in sources
-        if s.needs_fit and not settings.presample.enabled
-    ):
-        raise SettingsError(
-            f"rewards.{source.dimension}: {source.reward.name} needs the calibration {source.kind},"
-            " which is fitted on presamples, and presample.enabled is false: give it a"
-            " calibration_file" + (" or calibration.temperature" if source.kind == ANCHORED else "")
-        )
+    out: dict[str, list[RewardSource]] = {d: [] for d in settings.dimensions}
+    for d, found in out.items():
+        for number, wanted in enumerate(settings.reward_sources(d)):
+            source = _source(load(d, wanted, settings, secret=secret), number, wanted)
+            found.append(source)
+            if source.needs_fit and not settings.presample.enabled:
+                anchored = source.kind == ANCHORED
+                raise SettingsError(
+                    f"rewards.{d}: {source.reward.name} needs the calibration {source.kind}, which"
+                    " is fitted on presamples, and presample.enabled is false: give it a"
+                    f" calibration_file{' or calibration.temperature' if anchored else ''}"
+                )
     return out
 
 

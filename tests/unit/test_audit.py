@@ -15,7 +15,6 @@ from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
 from mora_data.cli.dry_run import estimate
-from mora_data.rewards import load as load_reward
 from mora_data.rewards.audit import (
     Labelled,
     PairScores,
@@ -269,9 +268,7 @@ def scored(
 
 def rows_for(values: Sequence[tuple[float | None, float | None]], **more: Any) -> Any:
     s = settings_with({"helpful": "r"})
-    sources = sources_of(
-        {"helpful": [load_reward("helpful", s.reward_sources("helpful")[0], s)]}, s
-    )
+    sources = sources_of(s)
     labelled, scores = scored(values, **more)
     (row,) = audit_rows(labelled, scores, sources, s)
     return row
@@ -312,9 +309,7 @@ def test_the_shorter_answer_may_be_the_better_rule() -> None:
 
 def test_two_judges_are_compared_pair_by_pair() -> None:
     s = settings_with({"helpful": "r"})
-    sources = sources_of(
-        {"helpful": [load_reward("helpful", s.reward_sources("helpful")[0], s)]}, s
-    )
+    sources = sources_of(s)
     labelled, poor = scored([(0.0, 1.0), (1.0, 0.0)] * 20)
     _, good = scored([(1.0, 0.0)] * 40)
     (d,) = differences(labelled, (sources, poor), (sources, good))

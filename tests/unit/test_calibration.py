@@ -24,6 +24,7 @@ from mora_data.rewards.calibration import (
     logistic,
 )
 from mora_data.rewards.combine import calibrated, combine, pass_thresholds_of, sources_of
+from mora_data.settings import Settings as PluginSettings
 from mora_data.settings import build_settings
 from mora_data.types import Score
 
@@ -181,15 +182,15 @@ def test_anchor_is_a_quantile_of_the_prompts_own_answers() -> None:
 class Fake:
     """A reward that returns nothing: only its scale matters here."""
 
+    class Settings(PluginSettings):
+        own: str = "identity"
+        passes_from: float | None = 0.5
+
     step, fingerprint = 0.0, "fake"
 
-    def __init__(self, dimension: str, calibration: str, pass_threshold: float | None) -> None:
-        self.dimension, self.name, self.calibration, self.pass_threshold = (
-            dimension,
-            f"fake:{calibration}",
-            calibration,
-            pass_threshold,
-        )
+    def __init__(self, dimension: str, options: Settings, context: object) -> None:
+        self.dimension, self.name = dimension, f"fake:{options.own}"
+        self.calibration, self.pass_threshold = options.own, options.passes_from
 
     async def scores(self, *args: Any) -> list[Score]:
         return []
@@ -204,10 +205,19 @@ def one(
             "source": {"kind": "jsonl"},
             "dimensions": ["d"],
             "presample": {"enabled": not plain},
-            "rewards": {"d": [{"kind": "unit.test_calibration:Fake", **reward}]},
+            "rewards": {
+                "d": [
+                    {
+                        "kind": "unit.test_calibration:Fake",
+                        "own": own,
+                        "passes_from": pass_threshold,
+                        **reward,
+                    }
+                ]
+            },
         }
     )
-    return sources_of({"d": [Fake("d", own, pass_threshold)]}, settings)["d"]
+    return sources_of(settings)["d"]
 
 
 def scores(*raw: float | None, value: float | None = None) -> list[Score]:
