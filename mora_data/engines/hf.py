@@ -9,7 +9,7 @@ but the arithmetic.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,40 @@ from .local_model import Piece, checked_length, outputs_answer, templated
 from .thoughts import Logprobs, as_answer
 
 
-class Generator:
+class _OnDevice:
+    """What both kinds of models do alike."""
+
+    _model: Any
+    _device: torch.device
+
+    def run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
+        """The answers to each piece; all must have the same sampling. Memory that ran out is given
+        back before that is raised.
+
+        Raises:
+            MemoryError: out of device memory.
+        """
+        try:
+            with torch.inference_mode():
+                return self._run(pieces)
+        except torch.OutOfMemoryError as e:
+            message = str(e).split(".")[0]
+        self._empty()
+        raise MemoryError(message)
+
+    def close(self) -> None:
+        del self._model
+        self._empty()
+
+    def _run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
+        raise NotImplementedError
+
+    def _empty(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class Generator(_OnDevice):
     """Chat answers of a causal model.
 
     Reproducible per sample: the same seed, prompt and sampling give the same text on the same
@@ -65,18 +98,6 @@ class Generator:
     def encode(self, request: Request) -> list[int]:
         """The prompt's tokens, up to where the answer begins."""
         return _encode(self._tokenizer, request.messages, self._limit, True)
-
-    def run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
-        """One answer for each piece; all must have the same sampling.
-
-        Raises:
-            MemoryError: out of device memory.
-        """
-        return _on_device(self._device, lambda: self._run(pieces))
-
-    def close(self) -> None:
-        del self._model
-        _empty(self._device)
 
     def _run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
         sampling = pieces[0].request.sampling
@@ -197,8 +218,8 @@ class _Ended:
         return self._room <= input_ids.shape[1] - self._prompt
 
 
-class SequenceClassifier:
-    """Raw outputs of a sequence classifier: a reward model."""
+class SequenceClassifier(_OnDevice):
+    """Raw outputs of a sequence classifier, a reward model: a JSON list for each piece."""
 
     def __init__(self, name: str, revision: str | None, settings: LocalSettings) -> None:
         self._tokenizer = _tokenizer(name, revision)
@@ -219,18 +240,6 @@ class SequenceClassifier:
             return _encode(self._tokenizer, request.messages, self._limit, False)
         ids: list[int] = self._tokenizer(*_pair(request.messages), verbose=False)["input_ids"]
         return checked_length(ids, self._limit, False)
-
-    def run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
-        """One JSON list of raw outputs for each piece.
-
-        Raises:
-            MemoryError: out of device memory.
-        """
-        return _on_device(self._device, lambda: self._run(pieces))
-
-    def close(self) -> None:
-        del self._model
-        _empty(self._device)
 
     def _run(self, pieces: Sequence[Piece]) -> list[tuple[Answer, ...]]:
         if self._pair:  # the tokenizer knows which tokens belong to which text
@@ -319,21 +328,3 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, device: Any, left: bool) ->
     ids = pad_to([torch.tensor(r) for r in rows], padding_value=pad)
     mask = pad_to([torch.ones(len(r), dtype=torch.long) for r in rows])
     return ids.to(device), mask.to(device)
-
-
-def _on_device(
-    device: Any, work: Callable[[], list[tuple[Answer, ...]]]
-) -> list[tuple[Answer, ...]]:
-    """Run without gradients; memory that ran out is given back before that is raised."""
-    try:
-        with torch.inference_mode():
-            return work()
-    except torch.OutOfMemoryError as e:
-        message = str(e).split(".")[0]
-    _empty(device)
-    raise MemoryError(message)
-
-
-def _empty(device: Any) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -69,13 +69,6 @@ class Patience(NamedTuple):
     total_s: float
 
 
-class Waiting(Protocol):
-    """A request, asked while it waits: what is known of the server meanwhile counts."""
-
-    def patience(self) -> Patience:
-        """How long its reply is waited for."""
-
-
 class Fault(Exception):
     """No whole reply came. `kind`: refused, dns, connect (no connection in time), certificate,
     reset, timeout, protocol."""
@@ -86,12 +79,14 @@ class Fault(Exception):
 
 
 OnSend = Callable[[], None]
+PatienceNow = Callable[[], Patience]
+"""Asked again and again while a request waits: what is known of the server meanwhile counts."""
 
 
 class Transport(Protocol):
     """POSTs bodies to one URL."""
 
-    async def post(self, body: bytes, waiting: Waiting) -> Reply:
+    async def post(self, body: bytes, patience: PatienceNow) -> Reply:
         """The reply to `body`.
 
         Raises:
@@ -130,16 +125,16 @@ class PlainTransport:
         self._answers, self._seen = 0, (0, 0.0)  # how many there were, and since when
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def post(self, body: bytes, waiting: Waiting) -> Reply:
+    async def post(self, body: bytes, patience: PatienceNow) -> Reply:
         message = b"%s%d\r\n\r\n%s" % (self._head, len(body), body)
         while self._idle:
             connection = self._idle.pop()
             if connection.open:
                 try:
-                    return await self._exchange(connection, message, waiting)
+                    return await self._exchange(connection, message, patience)
                 except _ClosedIdle:
                     break  # the server had closed it: once more, on a fresh connection
-        return await self._exchange(await self._connect(), message, waiting)
+        return await self._exchange(await self._connect(), message, patience)
 
     async def close(self) -> None:
         if self._sweeper:
@@ -158,10 +153,12 @@ class PlainTransport:
             kind = "dns" if e.__class__.__name__ == "gaierror" else "refused"
             raise Fault(kind, e.strerror or str(e)) from e
 
-    async def _exchange(self, connection: _Connection, message: bytes, waiting: Waiting) -> Reply:
+    async def _exchange(
+        self, connection: _Connection, message: bytes, patience: PatienceNow
+    ) -> Reply:
         if self._sweeper is None:
             self._sweep()
-        connection.waiting, connection.sent_at = waiting, time.monotonic()
+        connection.patience, connection.sent_at = patience, time.monotonic()
         self._busy.add(connection)
         self._on_send()
         try:
@@ -181,7 +178,7 @@ class PlainTransport:
         now = time.monotonic()
         if self._answers != self._seen[0]:
             self._seen = self._answers, now
-        waits = [(c, c.waiting.patience()) for c in self._busy if c.waiting is not None]
+        waits = [(c, c.patience()) for c in self._busy if c.patience is not None]
         silence_s = max((patience.silence_s for _, patience in waits), default=0.0)
         for c, patience in waits:
             if now - c.sent_at > patience.total_s:
@@ -233,8 +230,8 @@ class _Connection(asyncio.BufferedProtocol):
         "_transport",
         "_used",
         "_waiter",
+        "patience",
         "sent_at",
-        "waiting",
     )
 
     def __init__(self) -> None:
@@ -246,7 +243,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._chunks = bytearray()  # what was taken from the buffer, of a body in chunks
         self._head: _ReplyHead | None = None  # None until it is all there
         self._used = False
-        self.waiting: Waiting | None = None
+        self.patience: PatienceNow | None = None
         self.sent_at = 0.0
 
     @property
@@ -480,8 +477,8 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None
         self._on_send = on_send
 
-    async def post(self, body: bytes, waiting: Waiting) -> Reply:
-        a, timeout_s = self._aiohttp, waiting.patience().silence_s
+    async def post(self, body: bytes, patience: PatienceNow) -> Reply:
+        a, timeout_s = self._aiohttp, patience().silence_s
         if self._session is None:
             self._session = a.ClientSession(
                 connector=a.TCPConnector(limit=self._connections, ssl=self._context or True),
@@ -537,10 +534,10 @@ class ClientTransport:
         self._make = None if kind == "openai" else plugins.load({}, kind, "transport").target
         self._client: AsyncOpenAI | None = None
 
-    async def post(self, body: bytes, waiting: Waiting) -> Reply:
+    async def post(self, body: bytes, patience: PatienceNow) -> Reply:
         import openai
 
-        timeout_s = waiting.patience().silence_s
+        timeout_s = patience().silence_s
         if self._client is None:
             self._client = self._open()
         self._on_send()

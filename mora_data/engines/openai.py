@@ -271,7 +271,7 @@ class Endpoint:
             reply = await replica.post(
                 dialect.path + call.route.path,
                 dialect.write(call.body),
-                call,
+                call.patience,
                 call.route.at_root,
             )
             if reply.status == 200:

@@ -37,10 +37,10 @@ from .http import (
     AiohttpTransport,
     ClientTransport,
     OnSend,
+    PatienceNow,
     PlainTransport,
     Reply,
     Transport,
-    Waiting,
 )
 from .limiter import ConcurrencyLimiter
 
@@ -70,13 +70,15 @@ class Replica:
         """Raises SettingsError when the base URL is none."""
         self._transport(path)
 
-    async def post(self, path: str, body: bytes, waiting: Waiting, at_root: bool = False) -> Reply:
+    async def post(
+        self, path: str, body: bytes, patience: PatienceNow, at_root: bool = False
+    ) -> Reply:
         """The reply to `body`.
 
         Raises:
             Fault: none came.
         """
-        reply = await self._transport(path, at_root).post(body, waiting)
+        reply = await self._transport(path, at_root).post(body, patience)
         body = without_key(reply.body, self._headers)
         return reply if body is reply.body else reply._replace(body=body)
 

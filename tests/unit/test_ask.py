@@ -554,22 +554,15 @@ def one_by_one(lock: threading.Lock) -> Script:
     return work
 
 
-class Waiting:
-    def __init__(self, silence_s: float, total_s: float) -> None:
-        self._patience = Patience(silence_s, total_s)
-
-    def patience(self) -> Patience:
-        return self._patience
-
-
-def posted(url: str, n: int, waiting: Waiting) -> list[Any]:
+def posted(url: str, n: int, silence_s: float, total_s: float) -> list[Any]:
     """What comes of `n` posts at once."""
 
     async def run() -> list[Any]:
         transport = PlainTransport(f"{url}/chat/completions", {}, lambda: None)
         body = json.dumps({"messages": [], "model": "m"}).encode()
         try:
-            posts = (transport.post(body, waiting) for _ in range(n))
+            patience = Patience(silence_s, total_s)
+            posts = (transport.post(body, lambda: patience) for _ in range(n))
             return await asyncio.gather(*posts, return_exceptions=True)
         finally:
             await transport.close()
@@ -581,12 +574,12 @@ def test_a_slow_server_is_not_cut_off_while_it_answers(monkeypatch: pytest.Monke
     """Twelve requests, the last answered after 240 ms; nothing is silent for 120 ms."""
     monkeypatch.setattr(http, "_SWEEP_S", 0.01)
     with FakeOpenAI(one_by_one(threading.Lock())) as server:
-        found = posted(server.base_url, 12, Waiting(0.12, 10.0))
+        found = posted(server.base_url, 12, 0.12, 10.0)
         assert [getattr(r, "status", r) for r in found] == [200] * 12
-        found = posted(server.base_url, 12, Waiting(0.12, 0.12))  # as `timeout_s` has it
+        found = posted(server.base_url, 12, 0.12, 0.12)  # as `timeout_s` has it
         assert {r.kind for r in found if isinstance(r, http.Fault)} == {"timeout"}
     with FakeOpenAI(lambda b, t: Fault(hang=True)) as server:
-        found = posted(server.base_url, 2, Waiting(0.05, 10.0))
+        found = posted(server.base_url, 2, 0.05, 10.0)
         assert [str(r) for r in found] == ["timeout: no reply within 0.05 s"] * 2
 
 
@@ -706,16 +699,13 @@ def transport_to(kind: str, base_url: str) -> http.Transport:
     return http.ClientTransport(base_url, "/chat/completions", {}, lambda: None, kind)
 
 
-class Patient:
-    def patience(self) -> Patience:
-        return Patience(60.0, 60.0)
-
-
 async def bodies(kind: str, base_url: str, times: int = 1) -> list[bytes]:
     """The bodies of replies, through one transport."""
     transport = transport_to(kind, base_url)
     try:
-        return [(await transport.post(b"{}", Patient())).body for _ in range(times)]
+        return [
+            (await transport.post(b"{}", lambda: Patience(60.0, 60.0))).body for _ in range(times)
+        ]
     finally:
         await transport.close()
 
