@@ -117,6 +117,11 @@ def load(
     return reward
 
 
+def missing(reward: Reward, reason: str, raw: float | None = None, may_pass: bool = False) -> Score:
+    """The score of an answer that has no value, for a reason."""
+    return Score(reward.dimension, reward.name, None, raw, reason, may_pass=may_pass)
+
+
 # What a reward source asks through: models by requests, and its own servers by cached calls
 
 UNCALIBRATED = "uncalibrated"
@@ -199,8 +204,7 @@ async def scores_of(
         reason = f"raised {type(e).__name__}: {one_line(e, 160)}"
     if not reason:
         return list(found)
-    missing = Score(reward.dimension, reward.name, None, None, reason, may_pass=True)
-    return [missing] * len(answers)
+    return [missing(reward, reason, may_pass=True)] * len(answers)
 
 
 def _not_scores(found: object) -> str:

@@ -22,7 +22,7 @@ from ..run.stats import RunStats
 from ..run.tasks import Gate, all_of, run_prompts
 from ..text import seed_of
 from ..types import Message, Score
-from . import Ask, RewardClient, scores_of
+from . import Ask, RewardClient, missing, scores_of
 from .combine import ANCHORED, Anchors, RewardSource, RewardSources, anchor, calibrated, combine
 from .judge_stats import Measured, columns_of
 
@@ -133,7 +133,7 @@ async def _column(
         client = RewardClient(ask, source.cache_key, purpose, source.limiter)
         return await scores_of(source.reward, client, item["prompt_id"], messages, [item["text"]])
     except PendingRetry as e:  # a passing fault costs this item, not the run
-        return [Score(source.dimension, source.reward.name, None, None, str(e))]
+        return [missing(source.reward, str(e))]
 
 
 def _anchors(m: Measured, sources: RewardSources) -> dict[str, float]:

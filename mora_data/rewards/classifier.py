@@ -29,7 +29,7 @@ from ..settings import Settings as PluginSettings
 from ..settings import nearest
 from ..text import digest
 from ..types import Answer, Message, Messages, Request, Sampling, Score
-from . import UNCALIBRATED, Ask, RewardContext
+from . import UNCALIBRATED, Ask, RewardContext, missing
 
 GREEDY = Sampling(0.0, 1.0, 1)
 SLACK = 0.125  # of the range: a regression may overshoot by half a step of 0..4
@@ -82,13 +82,13 @@ class Classifier:
         self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str
     ) -> Score:
         if not answer.strip():
-            return Score(self.dimension, self.name, None, None, "empty")
+            return missing(self, "empty")
         rated = as_asked(messages, answer, self._family.layout)
         (reply,) = await ask(
             Request(self._role, rated, GREEDY, purpose, prompt_id, task=self._task)
         )
         if reply.error is not None:
-            return Score(self.dimension, self.name, None, None, reply.error)
+            return missing(self, reply.error)
         raw, value, reason = self.read(reply)
         return Score(self.dimension, self.name, value, raw, reason)
 

@@ -27,7 +27,7 @@ from ..run.files import json_hash
 from ..settings import BuildSettings, CalibrationSettings, RewardSettings, Settings, cache_tree
 from ..text import one_line
 from ..types import Score
-from . import REWARDS, Reward, load
+from . import REWARDS, Reward, load, missing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,15 +174,7 @@ def calibrated(
     """A source's scores of `n` answers with their values; the first ones of a prompt set its
     anchor."""
     if len(scores) != n:
-        return [
-            Score(
-                source.dimension,
-                source.reward.name,
-                None,
-                None,
-                f"{len(scores)} scores for {n} answers",
-            )
-        ] * n
+        return [missing(source.reward, f"{len(scores)} scores for {n} answers")] * n
     if source.needs_fit:
         return list(scores)
     if source.calibration_map is None:

@@ -15,7 +15,7 @@ from ..errors import SettingsError
 from ..settings import Settings as PluginSettings
 from ..text import digest, one_line
 from ..types import Messages, Score
-from . import Ask, RewardContext
+from . import Ask, RewardContext, missing
 
 
 class Function:
@@ -51,22 +51,14 @@ class Function:
             value = self._function(messages, answer)
             value = await value if inspect.isawaitable(value) else value
         except Exception as e:  # whatever it is, it is this answer's
-            return Score(
-                self.dimension,
-                self.name,
-                None,
-                None,
-                f"raised {type(e).__name__}: {one_line(e, 100)}",
-            )
+            return missing(self, f"raised {type(e).__name__}: {one_line(e, 100)}")
         if value is None:
-            return Score(self.dimension, self.name, None, None, "none_given")
+            return missing(self, "none_given")
         if isinstance(value, bool) or not hasattr(value, "__float__"):
-            return Score(
-                self.dimension, self.name, None, None, f"not_a_number: {type(value).__name__}"
-            )
+            return missing(self, f"not_a_number: {type(value).__name__}")
         number = float(value)
         if not math.isfinite(number):
-            return Score(self.dimension, self.name, None, None, "not_finite")
+            return missing(self, "not_finite")
         if not 0 <= number <= 1:
-            return Score(self.dimension, self.name, None, number, "out_of_range")
+            return missing(self, "out_of_range", number)
         return Score(self.dimension, self.name, number, number)

@@ -39,7 +39,7 @@ from ..settings import Settings as PluginSettings
 from ..settings import nearest
 from ..text import digest, one_line, unwrap
 from ..types import Answer, Message, Messages, Request, Sampling, Score
-from . import Ask, RewardContext
+from . import Ask, RewardContext, missing
 from .judge import why_unread
 
 FAMILIES = ("llama-guard-3", "wildguard", "shieldgemma")
@@ -70,6 +70,7 @@ class Guard:
 
     pass_threshold: float | None = 0.5
     calibration = "identity"
+    step = 0.0
 
     def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
         family = options.family or ""
@@ -87,9 +88,8 @@ class Guard:
                 "`policies` (name to text) belong to the guard shieldgemma, and it needs at"
                 " least one"
             )
-        self.dimension, self._family = dimension, family
+        self.dimension, self._family, self._context = dimension, family, context
         self.name = f"guard:{family}{context.suffix}"
-        self.step = 0.0
         self._template = (
             load_template(
                 "guard", options.template, VARIABLES, ["answer"], {"dimension": dimension}
@@ -101,9 +101,6 @@ class Guard:
         self.fingerprint = digest(
             "guard", family, self._template.sha256 if self._template else "", repr(self._policies)
         )
-        self._role = context.role
-        self._secret = context.secret
-        self._sampling = GREEDY
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
@@ -116,16 +113,12 @@ class Guard:
         found = await all_of(
             self._one(ask, prompt_id, messages, answer, purpose, name) for name in self._policies
         )
-        values = [value for value, _ in found if value is not None]
-        reasons = [
-            reason
-            for value, reason in found
-            if reason and (value is None) == (len(values) < len(found))
-        ]
-        if len(values) < len(found):  # the policy that can't be read may be the one that is broken
-            return Score(self.dimension, self.name, None, None, reasons[0])
-        value = min(values)
-        return Score(self.dimension, self.name, value, value, " ".join(reasons))
+        for value, reason in found:
+            if value is None:  # the policy that can't be read may be the one that is broken
+                return missing(self, reason)
+        value = min(value for value, _ in found if value is not None)
+        reasons = " ".join(reason for _, reason in found if reason)
+        return Score(self.dimension, self.name, value, value, reasons)
 
     async def _one(
         self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str, policy: str
@@ -135,13 +128,13 @@ class Guard:
             if self._template is None
             else self._template.render(
                 {
-                    **quoted(self._secret, messages, answer=answer),
+                    **quoted(self._context.secret, messages, answer=answer),
                     "policy": self._policies[policy],
                     "dimension": self.dimension,
                 }
             )
         )
-        (reply,) = await ask(Request(self._role, asked, self._sampling, purpose, prompt_id))
+        (reply,) = await ask(Request(self._context.role, asked, GREEDY, purpose, prompt_id))
         if reply.error is not None:
             return None, reply.error
         if self._family == "llama-guard-3":

@@ -28,7 +28,7 @@ from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Request, Score
-from . import Ask, RewardContext
+from . import Ask, RewardContext, missing
 from .judge import ask_verdict, texts_of, verdict_sampling
 
 NO_OPPONENT = "no_opponent"
@@ -50,7 +50,7 @@ class Pairwise:
     calibration = "identity"
 
     def __init__(self, dimension: str, options: Settings, context: RewardContext) -> None:
-        self.dimension = dimension
+        self.dimension, self._context = dimension, context
         self._template = load_template(
             "judge",
             options.template or "pairwise",
@@ -62,9 +62,7 @@ class Pairwise:
         self._opponents = options.opponents
         self.step = 0.5 / options.opponents
         self.fingerprint = digest(self._template.sha256, str(options.opponents))
-        self._role = context.role
         self._sampling = verdict_sampling(context.model, 0, highest=2)
-        self._secret = context.secret
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
@@ -96,9 +94,9 @@ class Pairwise:
 
     def _scored(self, points: Sequence[float], played: int, reason: str) -> Score:
         if not played:
-            return Score(self.dimension, self.name, None, None, NO_OPPONENT)
+            return missing(self, NO_OPPONENT)
         if 2 * len(points) < played:
-            return Score(self.dimension, self.name, None, None, reason)
+            return missing(self, reason)
         value = sum(points) / len(points)
         return Score(self.dimension, self.name, value, value)
 
@@ -118,13 +116,13 @@ class Pairwise:
     ) -> tuple[int | None, str]:
         asked = self._template.render(
             {
-                **quoted(self._secret, messages, first=first, second=second),
+                **quoted(self._context.secret, messages, first=first, second=second),
                 "dimension": self.dimension,
             }
         )
         level, reason, _ = await ask_verdict(
             ask,
-            Request(self._role, asked, self._sampling, purpose, prompt_id),
+            Request(self._context.role, asked, self._sampling, purpose, prompt_id),
             texts_of(messages, first, second),
             0,
             2,

@@ -16,7 +16,7 @@ from ..errors import SettingsError
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Score
-from . import Ask, RewardClient, RewardContext
+from . import Ask, RewardClient, RewardContext, missing
 
 NOT_RATED = "not_rated"
 
@@ -68,11 +68,11 @@ class Precomputed:
 
     def _score(self, x: float | None) -> Score:
         if x is None:
-            return Score(self.dimension, self.name, None, None, NOT_RATED)
+            return missing(self, NOT_RATED)
         if not math.isfinite(x):
-            return Score(self.dimension, self.name, None, None, "not_finite")
+            return missing(self, "not_finite")
         raw = -x if self._invert else x
         if not self._low <= x <= self._high:
-            return Score(self.dimension, self.name, None, raw, "out_of_range")
+            return missing(self, "out_of_range", raw)
         value = (x - self._low) / (self._high - self._low)
         return Score(self.dimension, self.name, 1 - value if self._invert else value, raw)

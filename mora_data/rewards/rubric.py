@@ -21,7 +21,7 @@ from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Request, Score
-from . import Ask, RewardContext
+from . import Ask, RewardContext, missing
 from .judge import LEVELS, ask_verdict, is_fresh, texts_of, verdict_sampling
 
 VARIABLES = frozenset(
@@ -59,7 +59,7 @@ class Rubric:
             raise SettingsError(
                 f"rubric of {dimension}: give `criteria`, a list of {{text: ..., weight: ...}}"
             )
-        self.dimension = dimension
+        self.dimension, self._context = dimension, context
         self._criteria = options.criteria
         self._template = load_template(
             "judge",
@@ -74,9 +74,6 @@ class Rubric:
         self.fingerprint = digest(
             self._template.sha256, *(f"{c.text} {c.weight} {c.scale}" for c in options.criteria)
         )
-        self._role = context.role
-        self._model = context.model
-        self._secret = context.secret
 
     async def scores(
         self, ask: Ask, prompt_id: str, messages: Messages, answers: Sequence[str], purpose: str
@@ -91,7 +88,7 @@ class Rubric:
         )
         for k, (value, reason) in enumerate(found, 1):
             if value is None:
-                return Score(self.dimension, self.name, None, None, f"criterion {k}: {reason}")
+                return missing(self, f"criterion {k}: {reason}")
         total = math.fsum(c.weight for c in self._criteria)
         value = (
             math.fsum(
@@ -115,7 +112,7 @@ class Rubric:
         lowest, highest = (0, 1) if criterion.scale == "yes_no" else (1, LEVELS)
         asked = self._template.render(
             {
-                **quoted(self._secret, messages, answer=answer),
+                **quoted(self._context.secret, messages, answer=answer),
                 "dimension": self.dimension,
                 "criterion": criterion.text,
                 "scale": criterion.scale,
@@ -123,9 +120,9 @@ class Rubric:
             }
         )
         request = Request(
-            self._role,
+            self._context.role,
             asked,
-            verdict_sampling(self._model, lowest, highest=highest),
+            verdict_sampling(self._context.model, lowest, highest=highest),
             purpose,
             prompt_id,
         )
