@@ -22,9 +22,8 @@ from recipe import Stop, dataset_name, first_line
 
 def load_both(recipe: Any, own: Any) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """The rows to train on, and those of the evaluation, if one is wanted."""
-    return load_rows(recipe, own, own.split), (
-        load_rows(recipe, own, own.eval_split) if own.eval_split else None
-    )
+    held_out = load_rows(recipe, own, own.eval_split) if own.eval_split else None
+    return load_rows(recipe, own, own.split), held_out
 
 
 def load_rows(recipe: Any, own: Any, split: str) -> datasets.Dataset:
@@ -90,11 +89,8 @@ def load_split(
                 f"it has: {', '.join(splits[split].column_names)}"
             )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
-        hint = (
-            f"; did you mean {inner}?"
-            if ((inner := Path(name, "dataset")) / "README.md").is_file()
-            else ""
-        )
+        inner = Path(name, "dataset")
+        hint = f"; did you mean {inner}?" if (inner / "README.md").is_file() else ""
         raise Stop(f"can't load dataset {source}: {first_line(e)}{hint}") from e
     further = [
         c

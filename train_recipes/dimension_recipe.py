@@ -106,11 +106,8 @@ def local_figures(trainer: Any, kept: bool) -> Iterator[None]:
     if trainer.accelerator.num_processes == 1:
         yield
         return
-    accelerator, metrics, tokens = (
-        trainer.accelerator,
-        trainer._metrics,
-        trainer._total_train_tokens,
-    )
+    accelerator = trainer.accelerator
+    metrics, tokens = trainer._metrics, trainer._total_train_tokens
     accelerator.gather = accelerator.gather_for_metrics = lambda x, *_, **__: x
     if not kept:
         trainer._metrics = {mode: defaultdict(list) for mode in metrics}

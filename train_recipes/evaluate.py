@@ -122,11 +122,8 @@ def load_choices(file: Path) -> list[tuple[str, dict[str, list[tuple[str, bool]]
             rows = pq.read_table(file).to_pylist()
         else:
             text = file.read_text("utf-8")
-            rows = (
-                [json.loads(line) for line in text.splitlines()]
-                if file.suffix == ".jsonl"
-                else json.loads(text)
-            )
+            is_lines = file.suffix == ".jsonl"
+            rows = [json.loads(x) for x in text.splitlines()] if is_lines else json.loads(text)
         return [
             (r["question"], {m: as_pairs(r[f"{m}_targets"]) for m in ("mc1", "mc2")}) for r in rows
         ]
@@ -138,12 +135,9 @@ def load_choices(file: Path) -> list[tuple[str, dict[str, list[tuple[str, bool]]
 
 
 def as_pairs(targets: dict[str, Any]) -> list[tuple[str, bool]]:
-    pairs = (
-        zip(targets["choices"], targets["labels"], strict=True)
-        if "choices" in targets
-        else targets.items()
-    )
-    return [(answer, bool(true)) for answer, true in pairs]
+    if "choices" in targets:
+        targets = dict(zip(targets["choices"], targets["labels"], strict=True))
+    return [(answer, bool(true)) for answer, true in targets.items()]
 
 
 @torch.inference_mode()
@@ -275,10 +269,8 @@ def run(own: Settings) -> tuple[int, Path]:
         if len(whole) < len(prompts) * own.samples
         else whole
     )
-    todo, questions = (
-        prompts[len(rows) // own.samples :],
-        load_choices(Path(own.choices)) if own.choices else [],
-    )
+    todo = prompts[len(rows) // own.samples :]
+    questions = load_choices(Path(own.choices)) if own.choices else []
     if todo or questions:
         model = load_model(own.model, own.model_revision, own)
         reference = load_model(own.reference, None, own) if own.reference else None

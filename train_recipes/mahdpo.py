@@ -124,10 +124,8 @@ def merged(weights_D_V_H: torch.Tensor, shares: list[float]) -> torch.Tensor:
 
 def save(trainer: Any, dims: list[str], shares: list[float], out: Path) -> None:
     """heads.safetensors, and an ordinary model of the weighted heads."""
-    model, state = (
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.accelerator.get_state_dict(trainer.model),
-    )
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    state = trainer.accelerator.get_state_dict(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
         state = model.state_dict()
@@ -153,11 +151,9 @@ def run(own: DimensionSettings, args: DPOConfig) -> dict[str, Any]:
     set_seed(args.seed)
     with loading(own):
         model, tokenizer = with_heads(folder, args, len(dims)), load_tokenizer(own, folder)
-        reference = (
-            None
-            if own.lora
-            else AutoModelForCausalLM.from_pretrained(folder, **args.model_init_kwargs)
-        )
+        reference = None
+        if not own.lora:
+            reference = AutoModelForCausalLM.from_pretrained(folder, **args.model_init_kwargs)
         args.model_init_kwargs = None
         trainer = guarded(HeadsTrainer)(
             model=model,

@@ -56,6 +56,11 @@ def dataset_name(name: str, revision: str | None) -> str:
     return name
 
 
+def shown(name: str) -> str:
+    """A dataset or model on a card, where no path of this machine may stand."""
+    return f"the local folder {Path(name).name}" if Path(name).is_dir() else name
+
+
 def with_template(tokenizer: Any, model: str, ends: Collection[int] = ()) -> Any:
     """The tokenizer; Stop where it can't render messages, or its template ends an answer with none
     of `ends`, the tokens at which the model stops: it would learn not to stop."""

@@ -286,10 +286,8 @@ def accuracy(c: int, n: int) -> dict[str, float]:
     """c / n with its 95 % Wilson interval."""
     z = 1.959963984540054
     p, width = c / n, 1 + z * z / n
-    middle, half = (
-        (p + z * z / (2 * n)) / width,
-        z / width * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)),
-    )
+    middle = (p + z * z / (2 * n)) / width
+    half = z / width * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return {
         "eval_accuracy": p,
         "eval_accuracy_low": middle - half,

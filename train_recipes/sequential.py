@@ -37,7 +37,7 @@ from typing import Any
 
 import datasets
 import yaml
-from recipe import Stop, command_line, dataset_name, first_line, read_values, write_json
+from recipe import Stop, command_line, dataset_name, first_line, read_values, shown, write_json
 
 DPO = Path(__file__).with_name("dpo.py")
 COLUMNS = ["prompt", "chosen", "rejected"]
@@ -194,31 +194,20 @@ def run_stage(
         if k and own.replay:
             with_replay(own, stages, k)
         file.write_text(text, "utf-8")
-        launcher = (
-            ["-m", "accelerate.commands.launch", *shlex.split(own.stage_launch)]
-            if own.stage_launch
-            else []
-        )
-        command = [
-            sys.executable,
-            *launcher,
-            str(DPO),
-            "--config",
-            str(file),
-            f"resume={str(own.resume).lower()}",
-            f"dry_run={str(own.dry_run).lower()}",
-        ]
+        command = [sys.executable]
+        if own.stage_launch:
+            command += ["-m", "accelerate.commands.launch", *shlex.split(own.stage_launch)]
+        flags = [f"resume={str(own.resume).lower()}", f"dry_run={str(own.dry_run).lower()}"]
+        command += [str(DPO), "--config", str(file), *flags]
         print(f"stage {k + 1} of {len(stages)}: {shlex.join(command)}", file=sys.stderr, flush=True)
         if code := subprocess.run(command, check=False).returncode:
             raise Stop(
                 f"stage {k + 1} ({stage.name}) ended with exit code {code}; mended, the same"
                 " command with resume=true goes on there"
             )
-    return (
-        str(merged(stage.folder))
-        if (stage.folder / "adapter_config.json").is_file()
-        else str(stage.folder)
-    )
+    if (stage.folder / "adapter_config.json").is_file():
+        return str(merged(stage.folder))
+    return str(stage.folder)
 
 
 def merged(folder: Path) -> Path:
@@ -254,12 +243,7 @@ def write_results(own: Settings, stages: list[Stage], model: str) -> None:
     }
     local = Path(own.dataset).is_dir()
     head = {"tags": ["trl", "dpo", "sequential"]} | ({} if local else {"datasets": [own.dataset]})
-    where = (
-        f"the local folder {Path(own.dataset).name}"
-        if local
-        else f"{own.dataset} at {own.revision or 'no tag (main)'}"
-    )
-    base = f"the local folder {Path(own.model).name}" if Path(own.model).is_dir() else own.model
+    where = shown(own.dataset) + ("" if local else f" at {own.revision or 'no tag (main)'}")
     columns = ("pairs", "steps", "loss_first", "loss_last", "reward_margin_last", "eval_accuracy")
     cells = [[f"{f[c]:.4g}" if f.get(c) is not None else "" for c in columns] for f in figures]
     rows = [
@@ -268,8 +252,8 @@ def write_results(own: Settings, stages: list[Stage], model: str) -> None:
     ]
     card = (
         f"---\n{yaml.safe_dump(head)}---\n# Sequential DPO on {Path(own.dataset).name}\n\nModel:"
-        f" {base}. Data: {where}. Recipe: sequential, replay {own.replay}. Each stage's reference"
-        f" is the model of the stage before.\n\n| stage | config | {' | '.join(columns)}"
+        f" {shown(own.model)}. Data: {where}. Recipe: sequential, replay {own.replay}. Each stage's"
+        f" reference is the model of the stage before.\n\n| stage | config | {' | '.join(columns)}"
         f" |\n|{'---|' * (len(columns) + 2)}\n"
         + "\n".join(rows)
         + "\n\nFigures of the runs on their own data: no evaluation.\n"

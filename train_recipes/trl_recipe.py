@@ -36,7 +36,15 @@ import datasets
 import pyarrow.compute as pc
 import torch
 import yaml
-from recipe import Stop, command_line, first_line, read_values, with_template, write_json
+from recipe import (
+    Stop,
+    command_line,
+    first_line,
+    read_values,
+    shown,
+    with_template,
+    write_json,
+)
 from transformers import AutoTokenizer, GenerationConfig, HfArgumentParser
 from transformers.integrations import integration_utils as integrations
 from transformers.trainer_utils import get_last_checkpoint
@@ -114,15 +122,12 @@ def read_settings(recipe: Recipe, file: Path | None, overrides: list[str]) -> tu
     elif not torch.accelerator.is_available():
         values["use_cpu"] = True
     # as text, so that argparse converts and checks what YAML made of it
+    given = {"config": recipe.config, "logging_nan_inf_filter": False, **values}
     for action in parser._actions:
-        if action.dest in (
-            given := {"config": recipe.config, "logging_nan_inf_filter": False, **values}
-        ):
-            value = (
-                "no"
-                if given[action.dest] is False and action.dest.endswith("_strategy")
-                else given[action.dest]
-            )
+        if action.dest in given:
+            value = given[action.dest]
+            if value is False and action.dest.endswith("_strategy"):
+                value = "no"
             action.default = str(value) if isinstance(value, (bool, int, float)) else value
             action.required = False
     try:
@@ -134,12 +139,11 @@ def read_settings(recipe: Recipe, file: Path | None, overrides: list[str]) -> tu
         raise Stop(
             "trust_remote_code is not supported: this recipe runs no code from a model repository"
         )
-    dtype = (
-        own.dtype if own.dtype != "auto" else "bfloat16" if own.lora and args.bf16 else "float32"
-    )
-    args.model_init_kwargs = {**extra, "dtype": dtype} | (
-        {"revision": own.model_revision} if own.model_revision else {}
-    )
+    dtype = own.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if own.lora and args.bf16 else "float32"
+    revision = {"revision": own.model_revision} if own.model_revision else {}
+    args.model_init_kwargs = {**extra, "dtype": dtype, **revision}
     own.given = values
     torch.set_num_threads(own.cpu_threads or torch.get_num_threads())
     return own, args
@@ -266,11 +270,9 @@ def adapter(own: Any, **more: Any) -> Any:
         return None
     from peft import LoraConfig
 
-    target = (
-        own.lora_target
-        if own.lora_target == "all-linear"
-        else re.findall(r"[\w.]+", str(own.lora_target))
-    )
+    target: Any = own.lora_target
+    if target != "all-linear":
+        target = re.findall(r"[\w.]+", str(target))
     return LoraConfig(
         r=own.lora_r,
         lora_alpha=own.lora_alpha,
@@ -282,21 +284,12 @@ def adapter(own: Any, **more: Any) -> Any:
 
 def train(recipe: Recipe, own: Any, trainer: Any, rows: datasets.Dataset) -> dict[str, Any]:
     """Train, from the last checkpoint if asked to, evaluate and save; the metrics."""
-    out, max_length, unit = (
-        trainer.args.output_dir,
-        getattr(trainer.args, "max_length", None),
-        recipe.unit,
-    )
-    dropped = (
-        0 if getattr(trainer.args, "packing", False) else len(rows) - len(trainer.train_dataset)
-    )
-    longer = (
-        count_longer(recipe, trainer.train_dataset, max_length)
-        if max_length and dropped < len(rows)
-        else 0
-    )
+    out, unit = trainer.args.output_dir, recipe.unit
+    max_length, packing = (getattr(trainer.args, k, None) for k in ("max_length", "packing"))
+    dropped = 0 if packing else len(rows) - len(trainer.train_dataset)
     if dropped == len(rows):
         raise Stop(f"all {len(rows)} {unit} are too long for max_length={max_length}: raise it")
+    longer = count_longer(recipe, trainer.train_dataset, max_length) if max_length else 0
     if longer + dropped:
         print(
             f"{longer + dropped} of {len(rows)} {unit} are longer than max_length={max_length}:"
@@ -306,14 +299,8 @@ def train(recipe: Recipe, own: Any, trainer: Any, rows: datasets.Dataset) -> dic
     found = get_last_checkpoint(out) if own.resume and Path(out).is_dir() else None
     started, cpu = time.monotonic(), time.process_time()
     if own.resume:
-        print(
-            (
-                f"resuming from {found}"
-                if found
-                else f"no checkpoint in {out}: starting from the beginning"
-            ),
-            file=sys.stderr,
-        )
+        none = f"no checkpoint in {out}: starting from the beginning"
+        print(f"resuming from {found}" if found else none, file=sys.stderr)
     try:
         trainer.train(resume_from_checkpoint=found)
     except ValueError as e:  # what TRL refuses only now, as an unknown loss_type
@@ -384,19 +371,13 @@ def ends(recipe: Recipe, history: list[dict[str, Any]]) -> dict[str, Any]:
 def write_results(recipe: Recipe, own: Any, out: Path, metrics: dict[str, Any]) -> None:
     """metrics.json, and the model's card: dataset, tag, recipe, config, results. No path of this
     machine is in the card."""
-
-    def name(path: str) -> str:
-        return f"the local folder {Path(path).name}" if Path(path).is_dir() else path
-
-    local, skipped = (
-        Path(own.dataset).is_dir(),
-        {"dataset", "model", "output_dir", "logging_dir", "launch", "dataset_mix"},
-    )
+    local = Path(own.dataset).is_dir()
+    skipped = {"dataset", "model", "output_dir", "logging_dir", "launch", "dataset_mix"}
     head = {"library_name": "peft" if own.lora else "transformers", "tags": ["trl", recipe.name]}
     head |= {} if local else {"datasets": [own.dataset]}
     tag = "" if local else f" at {own.revision or 'no tag (main)'}"
     mix = (
-        f", {own.dataset_mix['fraction']} of its rows added to {name(own.dataset_mix['original'])}"
+        f", {own.dataset_mix['fraction']} of its rows added to {shown(own.dataset_mix['original'])}"
         if own.dataset_mix
         else ""
     )
@@ -404,7 +385,7 @@ def write_results(recipe: Recipe, own: Any, out: Path, metrics: dict[str, Any]) 
     results = [f"| {k} | {v:.4g} |" for k, v in metrics.items() if isinstance(v, (int, float))]
     card = (
         f"""---\n{yaml.safe_dump(head)}---\n# {recipe.name} on {Path(own.dataset).name}\n
-Model: {name(own.model)}. Data: {name(own.dataset)}{tag}, config {own.config}{mix}. Recipe: {recipe.name}.\n
+Model: {shown(own.model)}. Data: {shown(own.dataset)}{tag}, config {own.config}{mix}. Recipe: {recipe.name}.\n
 ```yaml\n{used}\n```\n\n| of this run, on its own data: no evaluation | |\n|---|---|\n"""  # noqa: E501
         + "\n".join(results)
         + "\n"
