@@ -64,12 +64,9 @@ def names(name: str, pattern: str) -> list[str]:
 
 def cache() -> Path:
     """The user's cache: $MORA_DATA_CACHE, else mora-data in the system's folder for caches."""
-    base = os.environ.get(CACHE_ENV)
-    return (
-        Path(base)
-        if base
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mora-data"
-    )
+    if base := os.environ.get(CACHE_ENV):
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mora-data"
 
 
 def document_environment(name: str, sandboxed: bool = False, **options: Any) -> Environment:

@@ -240,11 +240,9 @@ class Refusal:
         names = [inner.get("param")] if isinstance(inner, dict) else []
         names += [".".join(map(str, x["loc"])) for x in _details(tree) if x.get("loc")]
         self._named = [n for n in names if isinstance(n, str)]
-        self.code = (
-            " ".join(str(inner.get(k)) for k in ("code", "type", "status") if inner.get(k))
-            if isinstance(inner, dict)
-            else ""
-        )
+        if isinstance(inner, dict):
+            codes = (inner.get(k) for k in ("code", "type", "status"))
+            self.code = " ".join(str(c) for c in codes if c)
         if is_inside:
             self.status = self._own_status(inner, tree)
 

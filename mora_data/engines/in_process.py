@@ -312,11 +312,9 @@ class InProcessEngine:
         self, request: Request, request_bytes: bytes, seed: int, on_record: OnRecord
     ) -> Record:
         lazy = self._model_for("chat" if request.task == "chat" else "classify")
-        lane = (
-            None
-            if lazy.whole
-            else (request.task, replace(request.sampling, schema=None, pattern=None))
-        )
+        lane: Hashable = None
+        if not lazy.whole:
+            lane = (request.task, replace(request.sampling, schema=None, pattern=None))
         self._stats.sent += 1
         piece = Piece(request, request.first, request.n, (seed + request.first) & 0x7FFFFFFF)
         return await self._queue.ask(lazy, lane, piece, on_record)

@@ -206,7 +206,7 @@ async def ask_verdict(
     reason = ""
     for retry in range(RETRIES + 1):
         (reply,) = await ask(
-            _again(request, retry) if retry or is_fresh(request.purpose) else request
+            as_retry(request, retry) if retry or is_fresh(request.purpose) else request
         )
         if reply.error is not None:
             return None, reply.error, None
@@ -221,7 +221,7 @@ async def ask_verdict(
     return None, f"{reason}: {detail}", None
 
 
-def _again(request: Request, retry: int) -> Request:
+def as_retry(request: Request, retry: int) -> Request:
     """The request as a fresh measurement, warmer and under a purpose of its own."""
     sampling = request.sampling
     return replace(

@@ -125,13 +125,15 @@ def check(original: Prompt, rewrite: Rewrite | str, limits: Limits) -> list[Chec
         _length(y, limits.within),
         _subject(x, y, limits.similarity),
         _changed(x, y),
-        _meta(x, y),
+        _pattern("meta", patterns.META, x, y),
         _forbidden(x, y, limits.forbidden),
         _language(x, y),
         _natural(x, y),
-        _jailbreak(x, y),
+        _pattern("jailbreak", patterns.JAILBREAK, x, y),
         _hostile(x, y),
-        _premise(x, y, limits.premise),
+        # nothing is stated as known that the asker could not know: false premises come from a
+        # list, or not at all
+        _pattern("premise", patterns.PRESUPPOSES, f"{x} {limits.premise}", y),
         _leak(x, y, limits.rollouts),
     ]
     if limits.risky:
@@ -211,30 +213,16 @@ def _changed(x: str, y: str) -> Check:
     return Check("changed", passed, similarity, f"{new} new words")
 
 
-def _meta(x: str, y: str) -> Check:
-    return _pattern("meta", patterns.META, x, y)
-
-
 def _hostile(x: str, y: str) -> Check:
     """Nothing that a hostile row may have a rewriter write."""
     found = hostile.faults(x, y)
     return Check("hostile", not found, len(found), "; ".join(found))
 
 
-def _jailbreak(x: str, y: str) -> Check:
-    return _pattern("jailbreak", patterns.JAILBREAK, x, y)
-
-
 def _forbidden(x: str, y: str, phrases_: Sequence[str]) -> Check:
     a, b = normalise(x), normalise(y)
     found = [p for p in phrases_ if normalise(p) in b and normalise(p) not in a]
     return Check("forbidden", not found, len(found), "; ".join(found))
-
-
-def _premise(x: str, y: str, supplied: str) -> Check:
-    """Nothing is stated as known that the asker could not know: false premises come from a list, or
-    not at all."""
-    return _pattern("premise", patterns.PRESUPPOSES, f"{x} {supplied}", y)
 
 
 def _natural(x: str, y: str) -> Check:

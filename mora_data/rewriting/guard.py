@@ -23,11 +23,11 @@ from ..resources import Secret, Template, inert_turns, load_template, quoted
 from ..rewards import Ask
 from ..rewards.guard import GREEDY, request_is_safe
 from ..rewards.judge import (
-    FRESH_TEMPERATURE,
     LEVELS,
     PATTERN,
     RETRIES,
     SCHEMA,
+    as_retry,
     quoted_in,
     texts_of,
     verdict,
@@ -99,12 +99,11 @@ class Guard:
             return None
         if self._model is not None:
             return await self._unsafe(ask, prompt_id, messages, self._model.family)
-        asked = self._render("harm", messages)
         shown = texts_of(messages)
         level = await self._ask(
             ask,
             prompt_id,
-            asked,
+            self._render("harm", messages),
             "guard:harm",
             SCHEMA,
             PATTERN,
@@ -246,13 +245,10 @@ class Guard:
         read: Callable[[Answer], T | None],
     ) -> T | None:
         """The first readable verdict of up to three."""
-        first = replace(self._sampling, schema=schema, pattern=pattern)
-        again = replace(first, temperature=max(first.temperature, FRESH_TEMPERATURE))
+        sampling = replace(self._sampling, schema=schema, pattern=pattern)
+        first = Request("judge", asked, sampling, purpose, prompt_id)
         for retry in range(RETRIES + 1):
-            tagged = f"{purpose}:retry:{retry}" if retry else purpose
-            (reply,) = await ask(
-                Request("judge", asked, again if retry else first, tagged, prompt_id)
-            )
+            (reply,) = await ask(as_retry(first, retry) if retry else first)
             value = None if reply.error is not None else read(reply)
             if value is not None or reply.error is not None:
                 return value

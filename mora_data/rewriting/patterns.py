@@ -16,10 +16,6 @@ from collections.abc import Iterator
 from ..text import TONGUES, words
 
 
-def _vocabulary(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 def _any_of(*alternatives: str) -> re.Pattern[str]:
     return re.compile(r"\b(?:" + "|".join(alternatives) + r")\b", re.I)
 
@@ -41,7 +37,7 @@ SUFFIXES = (
     ("es", 4),
     ("s", 3),
 )
-STOP = _vocabulary(
+STOP = frozenset(
     "a an the and or but if then so of to in on at by for with from as is are was were be been"
     " being am do does did doing can could should would will may might must shall have has had"
     " having i you he she it we they me my mine your yours his her hers its our ours their theirs"
@@ -49,7 +45,7 @@ STOP = _vocabulary(
     " no nor yes just really very some any all more most much many few please tell help want need"
     " like know get got go going make let put into out up down over under about than too also only"
     " own same such each every other again s t m re ve ll d don doesn didn isn aren won wasn weren"
-    " couldn shouldn wouldn good best way ways thing things use used using new one two"
+    " couldn shouldn wouldn good best way ways thing things use used using new one two".split()
 )
 # none of them reads the same characters from two starts: a text may hold thousands of these tags
 _NO_TAG = r"(?!</?(?:rewritten|rewrite|question|subject|intent)\b)"

@@ -89,12 +89,9 @@ class RewriteSource:
     @property
     def wanted_dims(self) -> tuple[str, ...]:
         """What a good answer to the fused prompt has to attend to."""
-        carried = (
-            (self.carried_dim,)
-            if self.carried_dim and self.carried_dim not in self.target_dims
-            else ()
-        )
-        return (*carried, *self.target_dims)
+        if not self.carried_dim or self.carried_dim in self.target_dims:
+            return self.target_dims
+        return (self.carried_dim, *self.target_dims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +193,9 @@ class Rewriter:
     ) -> RewriteSource:
         """The prompt, with its harm measured where `fuse.checks` and the rule say so; else
         conflicting presamples mark it as risky."""
-        harm = (
-            await self.guard.harm(ask, prompt.prompt_id, prompt.messages)
-            if self.templates and harm_rule != "off"
-            else None
-        )
+        harm = None
+        if self.templates and harm_rule != "off":
+            harm = await self.guard.harm(ask, prompt.prompt_id, prompt.messages)
         conflict = (
             stats is not None
             and stats.kind == "conflict"

@@ -57,7 +57,9 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
     """The run's pairs; the same partitions always give the same ones."""
     out = Selection()
     confirmed: list[list[NDArray[Any]]] = []
-    seen = _Seen(settings.mine.near_duplicates if settings.mine.dedup else None)
+    near = settings.mine.near_duplicates if settings.mine.dedup else None
+    near_duplicates = NearDuplicates(near) if near is not None else None
+    seen: set[int] = set()  # ids as numbers: half the memory of their hex digits
     n_rows = n_confirmed = n_held = 0
     before = after = 0.0
     for part in parts:
@@ -74,7 +76,7 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
             if settings.select.confirm:
                 before += float(table.margins_Q_D(good).sum())
                 after += float(np.nansum(good.confirmed_Q_D))
-            repeats = seen.repeats(table)
+            repeats = repeats_in(table, seen, near_duplicates)
             out.counts.update(_count_rows(table, repeats, good))
             confirmed.append(
                 _columns_of(part.number, n_rows, table, good.take(repeats[good.row_Q] == ""))
@@ -157,33 +159,22 @@ def _controls(part: Partition, published: Sequence[str]) -> Counter[tuple[str, s
     return Counter({("select", "in"): n, ("select", "control_arm"): n} if n else {})
 
 
-class _Seen:
-    """The prompts so far: a rewrite that repeats one of them is left out, and so is a fused one
-    that nearly does."""
-
-    def __init__(self, near: float | None) -> None:
-        self._exact: set[int] = set()  # ids as numbers: half the memory of their hex digits
-        self._near = NearDuplicates(near) if near is not None else None
-
-    def repeats(self, table: ScoredTable) -> NDArray[np.str_]:
-        """Per row the reason to leave it out, "" for none. The source's own prompts were told apart
-        when they were mined."""
-        out = np.full(len(table), "", "<U24")
-        for row, (prompt, arm, messages) in enumerate(
-            zip(table.prompts, table.arms, table.messages, strict=True)
-        ):
-            own = arm in ("identity", "recorded")
-            asked = int(prompt.prompt_id if own else context_id(messages), 16)
-            if not own and asked in self._exact:
-                out[row] = "duplicate_prompt"
-            elif (
-                arm == "fused"
-                and self._near is not None
-                and self._near.seen(messages[-1]["content"])
-            ):
-                out[row] = "near_duplicate_prompt"
-            self._exact.add(asked)
-        return out
+def repeats_in(table: ScoredTable, seen: set[int], near: NearDuplicates | None) -> NDArray[np.str_]:
+    """Per row the reason to leave it out, "" for none: a rewrite that repeats one of the prompts
+    `seen` so far, to which those of the table are added, and a fused one that nearly does. The
+    source's own prompts were told apart when they were mined."""
+    out = np.full(len(table), "", "<U24")
+    for row, (prompt, arm, messages) in enumerate(
+        zip(table.prompts, table.arms, table.messages, strict=True)
+    ):
+        own = arm in ("identity", "recorded")
+        asked = int(prompt.prompt_id if own else context_id(messages), 16)
+        if not own and asked in seen:
+            out[row] = "duplicate_prompt"
+        elif arm == "fused" and near is not None and near.seen(messages[-1]["content"]):
+            out[row] = "near_duplicate_prompt"
+        seen.add(asked)
+    return out
 
 
 def _count_rows(

@@ -13,7 +13,8 @@ from support.scored import DIMS, one, table_of
 from mora_data.run import table as scored
 from mora_data.run.partitions import Partition
 from mora_data.run.table import ScoredTable
-from mora_data.selection.select import _count_rows, _Seen
+from mora_data.selection.select import _count_rows, repeats_in
+from mora_data.sources.near import NearDuplicates
 
 LONG = (
     "How do I keep a small vegetable garden alive through a dry and hot summer without wasting any"
@@ -41,14 +42,14 @@ def test_a_rewrite_that_repeats_another_is_left_out_and_so_is_a_fused_one_that_n
         ("single", thanks),
         ("identity", LONG),
     )
-    assert _Seen(0.8).repeats(made).tolist() == [
+    assert repeats_in(made, set(), NearDuplicates(0.8)).tolist() == [
         "",
         "duplicate_prompt",
         "near_duplicate_prompt",
         "duplicate_prompt",
         "",
     ]
-    assert _Seen(None).repeats(made).tolist() == [
+    assert repeats_in(made, set(), None).tolist() == [
         "",
         "duplicate_prompt",
         "",
@@ -58,9 +59,9 @@ def test_a_rewrite_that_repeats_another_is_left_out_and_so_is_a_fused_one_that_n
 
 
 def test_repeats_are_seen_across_tables() -> None:
-    seen = _Seen(0.8)
-    assert seen.repeats(table(("fused", LONG))).tolist() == [""]
-    assert seen.repeats(table(("fused", LONG))).tolist() == ["duplicate_prompt"]
+    seen: set[int] = set()
+    assert repeats_in(table(("fused", LONG)), seen, None).tolist() == [""]
+    assert repeats_in(table(("fused", LONG)), seen, None).tolist() == ["duplicate_prompt"]
 
 
 def test_a_prompt_whose_answers_are_all_one_text_is_counted_as_that() -> None:
