@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..engines.limiter import Limits, LocalRateLimiter
 from ..errors import LimitReached
 from ..run.cost import Prices, check_totals
+from ..run.limiter import Limits, LocalRateLimiter
 from ..run.stats import RunStats, added
 from ..settings import LimitSettings
 

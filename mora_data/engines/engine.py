@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeVar, cast
 
 from ..errors import SettingsError
 from ..run.cache_key import MERGED
+from ..run.limiter import Limits, LocalRateLimiter, RateLimiter
 from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
 from ..types import Request
-from .limiter import Limits, LocalRateLimiter, RateLimiter
 
 T = TypeVar("T")
 OnRecord = Callable[[Record], None]

@@ -33,6 +33,7 @@ from tenacity import AsyncRetrying, Future, RetryError, retry_if_exception_type
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.cache_key import request_body, with_pattern
 from ..run.cost import same_model
+from ..run.limiter import ConcurrencyLimiter, Permit, RateLimiter
 from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BuildSettings, RoleSettings
@@ -41,7 +42,6 @@ from ..types import Request, Task
 from .dialect import PLAIN, Dialect, Learner, Refusal, learner_of, probe_of, shape_of
 from .engine import OnRecord, Shared, endpoint_key, extra_of, n_per_request
 from .http import NO_SERVER, Fault, Patience, out_of_files
-from .limiter import ConcurrencyLimiter, Permit, RateLimiter
 from .replicas import CHAT, Replica, Replicas, listed_models, served_models, takes_patterns
 from .replies import (
     PASSING,

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from ..errors import EndpointError, SettingsError
+from ..run.limiter import ConcurrencyLimiter
 from ..run.stats import RunStats
 from ..secrets import is_loopback, key_in, refuse_password, signed_in, without_key
 from ..settings import RoleSettings
@@ -42,7 +43,6 @@ from .http import (
     Reply,
     Transport,
 )
-from .limiter import ConcurrencyLimiter
 
 FAULTS_IN_A_ROW = 3
 FIRST_PROBE_S, LAST_PROBE_S = 2.0, 60.0

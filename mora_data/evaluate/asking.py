@@ -10,7 +10,6 @@ from pathlib import Path
 from ..engines import connect
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine, Shared
-from ..engines.limiter import ConcurrencyLimiter
 from ..engines.replies import reads_reply
 from ..errors import PendingRetry
 from ..resources import Secret, inert_turns, load_template, quoted
@@ -19,6 +18,7 @@ from ..rewards import load as load_reward
 from ..rewards.combine import cache_key_of
 from ..rewards.judge import quoted_in, texts_of
 from ..rewards.rules import flags
+from ..run.limiter import ConcurrencyLimiter
 from ..run.log import AnswerLog
 from ..run.progress import Progress
 from ..run.stats import RunStats

@@ -17,7 +17,6 @@ from typing import Any
 
 from .. import plugins
 from ..engines.engine import Engine
-from ..engines.limiter import ConcurrencyLimiter
 from ..resources import Secret
 from ..rewards import Ask, Reward
 from ..rewards.combine import (
@@ -31,6 +30,7 @@ from ..rewards.judge import heldout_judges
 from ..rewards.judge_stats import JudgeStats, unmeasured
 from ..rewriting.rewriter import Rewriter
 from ..run.files import json_hash
+from ..run.limiter import ConcurrencyLimiter
 from ..run.partitions import Partition
 from ..selection import DOMINANCE, SELECTORS, Selector
 from ..settings import GUARD_ROLE, BuildSettings, cache_tree

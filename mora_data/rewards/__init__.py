@@ -13,9 +13,9 @@ from numbers import Real
 from typing import Any, Protocol
 
 from .. import plugins
-from ..engines.limiter import ConcurrencyLimiter
 from ..errors import MoraError, PendingRetry
 from ..resources import Secret
+from ..run.limiter import ConcurrencyLimiter
 from ..settings import BuildSettings, RewardSettings, RoleSettings
 from ..text import one_line
 from ..types import Answer, Messages, Request, Role, Score

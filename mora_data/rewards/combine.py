@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import plugins
-from ..engines.limiter import ConcurrencyLimiter
 from ..errors import SettingsError
 from ..resources import Secret
 from ..run.files import json_hash
+from ..run.limiter import ConcurrencyLimiter
 from ..settings import BuildSettings, CalibrationSettings, RewardSettings, Settings, cache_tree
 from ..text import one_line
 from ..types import Score

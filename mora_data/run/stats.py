@@ -13,39 +13,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from ..errors import MoraError
 from ..types import Request
+from .limiter import ConcurrencyLimiter
 from .log import Record
 
 OnRecord = Callable[[Request, bytes, Record], None]  # the record's request and key
 QUIET_TURNS = 50  # more than any coroutine needs from one answer to its next question
-
-
-class Limiter(Protocol):
-    """What statistics and heartbeat read of an endpoint's concurrency limiter."""
-
-    size: int
-
-    @property
-    def usable(self) -> int:
-        """Requests that the server's refusals leave room for."""
-
-    @property
-    def in_flight(self) -> int:
-        """Requests under way."""
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for a permit."""
-
-    @property
-    def busy_s(self) -> tuple[float, float]:
-        """Seconds of permits in use, and of permits there were."""
-
-    def forget(self) -> None:
-        """Count `busy_s` from the next request on."""
 
 
 @dataclass
@@ -77,7 +52,7 @@ class RunStats:
     replicas_out: dict[str, str] = field(default_factory=dict)
     # what endpoints were found to refuse: how they are asked instead, in words
     dialects: dict[str, list[str]] = field(default_factory=dict)
-    limiters: list[Limiter] = field(default_factory=list)
+    limiters: list[ConcurrencyLimiter] = field(default_factory=list)
     # seconds of permits in use, and of permits there were, in other processes
     busy_elsewhere_s: tuple[float, float] = (0.0, 0.0)
     on_tokens: Callable[[], None] | None = None  # called after every reply; may raise LimitReached

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from mora_data.cli import main as cli
-from mora_data.engines.limiter import ConcurrencyLimiter
 from mora_data.errors import RunFolderError
 from mora_data.prompts.volume import requests_of
 from mora_data.run.files import read_json
 from mora_data.run.folder import RunFolder
+from mora_data.run.limiter import ConcurrencyLimiter
 from mora_data.run.progress import Progress, heartbeat, progress_line
 from mora_data.run.stats import RunStats
 from mora_data.settings import BuildSettings

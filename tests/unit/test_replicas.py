@@ -13,9 +13,9 @@ from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.engines import openai, replicas
 from mora_data.engines.cached_client import CachedClient
-from mora_data.engines.limiter import LocalRateLimiter
 from mora_data.engines.openai import Endpoint, HttpEngine
 from mora_data.errors import EndpointError
+from mora_data.run.limiter import LocalRateLimiter
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats
 from mora_data.run.tasks import all_of

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from mora_data.engines.http import parse_retry_after
-from mora_data.engines.limiter import ConcurrencyLimiter, LocalRateLimiter, Permit, RateClock
 from mora_data.engines.openai import _wait_s
 from mora_data.engines.replies import TransientFault
+from mora_data.run.limiter import ConcurrencyLimiter, LocalRateLimiter, Permit, RateClock
 
 
 class Clock:
