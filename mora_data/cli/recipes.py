@@ -25,7 +25,7 @@ from .. import resources
 from ..errors import ExtraMissing, SettingsError
 from ..settings import nearest
 
-_NEEDED = re.compile(r'^\s*(?:import|from) (\w+)|"(\w+)\.py"', re.M)  # imported, or started
+_NEEDED = re.compile(r'^[ \t]*(?:import|from) (\w+)|"(\w+)\.py"', re.M)  # imported, or started
 INSTALL = "install the torch build you want first, then pip install 'mora-data[train]'"
 
 
