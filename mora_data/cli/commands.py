@@ -576,9 +576,9 @@ def copy_template_to(args: argparse.Namespace) -> None:
 
 def copy_source_to(args: argparse.Namespace) -> None:
     """Copy a source that is shipped, to change it."""
-    from .recipes import builders, copy_shipped
+    from .recipes import copy_shipped, shipped_builders
 
-    path = copy_shipped("source", builders(), args.name, args.to)
+    path = copy_shipped("source", shipped_builders(), args.name, args.to)
     print(f"{path}   use it with --source")
 
 

@@ -130,7 +130,7 @@ def templates() -> dict[str, Path]:
     return {p.relative_to(root).as_posix(): p for p in files}
 
 
-def builders() -> dict[str, Path]:
+def shipped_builders() -> dict[str, Path]:
     """Every shipped builder: its name and its path."""
     folder = resources.folder("builders")
     return {name: folder / f"{name}.yaml" for name in resources.names("builders", "*.yaml")}

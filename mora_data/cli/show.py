@@ -339,7 +339,9 @@ def names_of(what: str) -> list[str]:
     from . import recipes
 
     if what == "sources":
-        return [f"{name:<24} {_builder_line(path)}" for name, path in recipes.builders().items()]
+        return [
+            f"{name:<24} {_builder_line(path)}" for name, path in recipes.shipped_builders().items()
+        ]
     if what == "layouts":
         from ..sources.layouts import LAYOUTS
 
