@@ -24,7 +24,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mora_data.cli.dry_run import Estimate, estimate, probe_build
+from mora_data.cli.dry_run import BuildEstimate, estimate, probe_build
 from mora_data.engines.engine import OnRecord, Shared, n_per_request
 from mora_data.pipeline import run_build
 from mora_data.run.cost import load_prices
@@ -158,7 +158,7 @@ def measured(number: int, prompts: int) -> dict[str, Any]:
     }
 
 
-def ends_of(found: Estimate) -> dict[str, tuple[float, float] | None]:
+def ends_of(found: BuildEstimate) -> dict[str, tuple[float, float] | None]:
     """The intervals of an estimate."""
     tokens = [i + o for i, o in zip(found.tokens_in, found.tokens_out, strict=True)]
     return {

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .dry_run import Ends, Estimate
+from .dry_run import BuildEstimate, Ends
 from .show import short, span
 
 CLIENT_REQUESTS_PER_S = 2000.0
@@ -66,7 +66,7 @@ class CapacityRow:
 
 
 def capacity(
-    found: Sequence[Estimate],
+    found: Sequence[BuildEstimate],
     gpus: Sequence[int],
     tokens_per_s: float,
     gpu_price: float | None = None,
@@ -79,7 +79,7 @@ def capacity(
     return [_row(f, g, tokens_per_s, gpu_price) for f in found if f.prompts for g in gpus]
 
 
-def _row(found: Estimate, gpus: int, tokens_per_s: float, price: float | None) -> CapacityRow:
+def _row(found: BuildEstimate, gpus: int, tokens_per_s: float, price: float | None) -> CapacityRow:
     requests, answers, tokens_out = found.requests, found.answers, found.tokens_out
     tokens = found.tokens_in[0] + tokens_out[0], found.tokens_in[1] + tokens_out[1]
     hours = tokens[0] / (gpus * tokens_per_s * 3600), tokens[1] / (gpus * tokens_per_s * 3600)

@@ -126,7 +126,7 @@ class AuditCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class BuildEstimate:
     """What a build takes, low and high.
 
     Attributes:
@@ -178,7 +178,7 @@ class Estimate:
 
 def estimate(
     settings: BuildSettings, sample: bool, data: Sequence[Path], until: str = "publish"
-) -> Estimate:
+) -> BuildEstimate:
     """What a build takes. Reads the source rows; asks no model.
 
     Raises:
@@ -215,7 +215,9 @@ def estimate(
     )
 
 
-def probe_build(settings: BuildSettings, options: BuildOptions, quiet: bool = False) -> Estimate:
+def probe_build(
+    settings: BuildSettings, options: BuildOptions, quiet: bool = False
+) -> BuildEstimate:
     """The estimate of a dry run, measured on the build's own models; what ended it early is told
     with the figures.
 
@@ -261,7 +263,9 @@ def _at_most(until: str) -> str:
     return "select" if until == "publish" else until
 
 
-def _scaled(settings: BuildSettings, sample: bool, cases: Sequence[Case], until: str) -> Estimate:
+def _scaled(
+    settings: BuildSettings, sample: bool, cases: Sequence[Case], until: str
+) -> BuildEstimate:
     """The cases, scaled to all prompts, as one estimate."""
     import numpy as np
 
@@ -297,7 +301,7 @@ def _scaled(settings: BuildSettings, sample: bool, cases: Sequence[Case], until:
 
     nameless = [n for n in names if roles[n][2] is None]
     unpriced = tuple(dict.fromkeys(roles[n][0] or n for n in nameless))
-    return Estimate(
+    return BuildEstimate(
         prompts=cases[0].n_prompts,
         rows=cases[0].rows,
         sources=cases[0].sources or None,
@@ -322,7 +326,9 @@ def _scaled(settings: BuildSettings, sample: bool, cases: Sequence[Case], until:
     )
 
 
-def for_prompts(found: Estimate, settings: BuildSettings, sample: bool, n: int) -> Estimate:
+def for_prompts(
+    found: BuildEstimate, settings: BuildSettings, sample: bool, n: int
+) -> BuildEstimate:
     """The estimate for another number of prompts; what is asked of the first ones, or of a fixed
     number, does not grow with it."""
     return _scaled(settings, sample, [replace(c, n_prompts=n) for c in found.cases], found.until)
@@ -418,7 +424,7 @@ def _priced(
     return role.model, where, (ones[0], ones[1], ones[2])
 
 
-def _timed(found: Estimate, stats: RunStats) -> Estimate:
+def _timed(found: BuildEstimate, stats: RunStats) -> BuildEstimate:
     """With the time measured: at the low end the servers keep the latency that they had and fill
     every permit, at the high end they get no more done than in the probe."""
     busy = [(limiter.size, *limiter.busy_s) for limiter in stats.limiters]
@@ -478,7 +484,7 @@ def _audit_of_build(
     return found if found.pairs else None
 
 
-def at_speed(found: Estimate, tokens_per_s: float, assumed: bool = False) -> Estimate:
+def at_speed(found: BuildEstimate, tokens_per_s: float, assumed: bool = False) -> BuildEstimate:
     """With the time that so many tokens a second, in and out, take."""
     low, high = (i + o for i, o in zip(found.tokens_in, found.tokens_out, strict=True))
     return replace(
@@ -489,7 +495,7 @@ def at_speed(found: Estimate, tokens_per_s: float, assumed: bool = False) -> Est
     )
 
 
-def for_pairs(found: Estimate, pairs: int) -> Estimate:
+def for_pairs(found: BuildEstimate, pairs: int) -> BuildEstimate:
     """With the prompts that so many pairs need; none where no pair is to be had."""
     if not found.pairs[1] or not found.prompts:
         return found

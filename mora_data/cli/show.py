@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..run.folder import SourceCounts, StageCounts, Summary
     from ..settings import BuildSettings
     from ..sources.mine import OpenedSource
-    from .dry_run import Ends, Estimate, RoleEstimate
+    from .dry_run import BuildEstimate, Ends, RoleEstimate
 
 WIDTH = 54
 
@@ -226,7 +226,7 @@ def _row_lines(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['row'] if i == 0 else '':>6}  {line}" for i, line in enumerate(lines)]
 
 
-def estimate_lines(found: Estimate) -> list[str]:
+def estimate_lines(found: BuildEstimate) -> list[str]:
     """The estimate as text: a table by role, then pairs, money and time."""
     basis = (
         f"measured on {found.probe.finished} of {found.probe.prompts} prompts that were asked"
@@ -277,7 +277,7 @@ def _cells(r: RoleEstimate, currency: str) -> list[str]:
     return [r.role, r.model or "-", *map(span, counts), money]
 
 
-def _per_pair(found: Estimate) -> str:
+def _per_pair(found: BuildEstimate) -> str:
     """Tokens and money for a pair, at the ends that belong together."""
     if not min(found.pairs):
         return ""
@@ -292,7 +292,7 @@ def _per_pair(found: Estimate) -> str:
     return said
 
 
-def _time(found: Estimate) -> str:
+def _time(found: BuildEstimate) -> str:
     hours = span((found.seconds[0] / 3600, found.seconds[1] / 3600)) + " h"
     if found.given_tokens_per_s is not None:
         return f"{hours} at {found.given_tokens_per_s:,.0f} tokens/s, in and out together"
@@ -304,7 +304,7 @@ def _time(found: Estimate) -> str:
     return f"{hours}, as fast as the probe or with every permit in use"
 
 
-def _without_price(found: Estimate) -> Iterator[str]:
+def _without_price(found: BuildEstimate) -> Iterator[str]:
     for r in found.roles:
         if r.cost is None:
             if not r.where:

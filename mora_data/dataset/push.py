@@ -102,8 +102,8 @@ def push_folder(
     except PublishError as e:
         if not dry_run:
             raise
-        unread = f"the repository was not read: {e}"
-        return replace(planned, note=f"{unread}; {note}" if note else unread)
+        notes = (f"the repository was not read: {e}", note)
+        return replace(planned, note="; ".join(filter(None, notes)))
     _check_visibility(hub, state, repo_id, public, gated)
     if tag is not None and _is_released(files, hub, state, tag, repo_id, move_tag):
         if not dry_run:

@@ -24,7 +24,7 @@ MOST = 5  # faults of a check that are told
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class FolderCheck:
     """One check: what it looked at, in a phrase, and what is wrong, a line each."""
 
     name: str
@@ -32,7 +32,7 @@ class Check:
     faults: tuple[str, ...]
 
 
-def verify(folder: Path, dominance: Collection[str]) -> Iterator[Check]:
+def verify(folder: Path, dominance: Collection[str]) -> Iterator[FolderCheck]:
     """The checks of a dataset folder, in order; none raises for what it finds. `dominance`: the
     selectors whose pairs are worse in no dimension."""
     manifest = _mapping(read_json(folder / "provenance" / "manifest.json").get("manifest"))
@@ -67,7 +67,7 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check(name: str, looked_at: str, found: Iterator[str]) -> Check:
+def _check(name: str, looked_at: str, found: Iterator[str]) -> FolderCheck:
     faults = []
     try:
         for fault in found:
@@ -78,7 +78,7 @@ def _check(name: str, looked_at: str, found: Iterator[str]) -> Check:
         faults.append(str(e))
     except (LookupError, TypeError, ValueError, AttributeError) as e:
         faults.append(f"it is not as this version of mora-data writes it ({one_line(e)})")
-    return Check(name, looked_at, tuple(faults))
+    return FolderCheck(name, looked_at, tuple(faults))
 
 
 def _card(folder: Path) -> Iterator[str]:

@@ -348,11 +348,10 @@ def prefers(row: Vote) -> str | None:
 def agreement(run_dir: Path, p: PairTable, seed: int) -> ReviewNumbers | None:
     """`reviews` of report.json: people against scores; None without a vote on a pair that is in the
     dataset."""
-    prompt_of = {
-        f"{i:016x}": prompt
-        for i, prompt in zip(p.ids_Q.tolist(), p.prompts_Q.tolist(), strict=True)
-    }
-    rows = [r for r in read_reviews(run_dir) if r["pair_id"] in prompt_of]
+    votes = read_reviews(run_dir)
+    ids = zip(p.ids_Q.tolist(), p.prompts_Q.tolist(), strict=True) if votes else ()
+    prompt_of = {f"{pair:016x}": prompt for pair, prompt in ids}
+    rows = [r for r in votes if r["pair_id"] in prompt_of]
     if not rows:
         return None
     decided = [r for r in rows if prefers(r) is not None]

@@ -44,7 +44,7 @@ _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ModelCall:
     """One request: what the model saw, and its answers from sample `first` on."""
 
     role: str
@@ -60,13 +60,13 @@ class Call:
 class ModelCalls:
     """The calls of a prompt in the order in which it asked; `note`: why there is none."""
 
-    calls: Sequence[Call]
+    calls: Sequence[ModelCall]
     note: str | None = None
 
     @property
-    def by_purpose(self) -> dict[str, list[Call]]:
+    def by_purpose(self) -> dict[str, list[ModelCall]]:
         """The calls of each purpose; what was asked first stands first."""
-        found: dict[str, list[Call]] = {}
+        found: dict[str, list[ModelCall]] = {}
         for call in self.calls:
             found.setdefault(call.purpose, []).append(call)
         return found
@@ -123,7 +123,7 @@ def _is_odd_file(name: str) -> bool:
 
 def _replayed(
     folder: ViewedFolder, settings: BuildSettings, part: Partition, prompt: Prompt
-) -> tuple[list[Call], int]:
+) -> tuple[list[ModelCall], int]:
     """The calls, and how many requests were not found."""
     from ..prompts.context import PromptContext, load
     from ..prompts.flow import run_prompt
@@ -149,7 +149,7 @@ class _Replay:
     settings: BuildSettings
     models: Mapping[str, str]
     records: Mapping[bytes, bytes]
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ModelCall] = field(default_factory=list)
     lost: int = 0
 
     async def __call__(self, request: Request) -> list[Answer]:
@@ -172,7 +172,9 @@ class _Replay:
             sent = orjson.loads(body)
             messages = sent.pop("messages", request.messages)
             here = [a for a in answers if a is not None]
-            call = Call(request.role, model, request.purpose, request.first, sent, messages, here)
+            call = ModelCall(
+                request.role, model, request.purpose, request.first, sent, messages, here
+            )
             self.calls.append(call)
         return [a or Answer("", "error", error="not in the log") for a in answers]
 
@@ -189,5 +191,5 @@ class _Replay:
             self.lost += 1
             raise PendingRetry("not in the log")
         answer = Record.decode(raw).answers[0]
-        self.calls.append(Call("reward", "", str(key[1]), 0, {}, (), [answer]))
+        self.calls.append(ModelCall("reward", "", str(key[1]), 0, {}, (), [answer]))
         return orjson.loads(answer.text)

@@ -41,7 +41,7 @@ Words = Callable[[str], str]
 DIFF_CELLS = 4_000_000  # words of one text times words of the other, 8 MB and some 20 ms
 
 
-class Rewrite(NamedTuple):
+class RewriteOutcome(NamedTuple):
     """What became of a prompt in an arm: ACCEPTED, the check that the last try failed, or why there
     was no try. `text`: the beginning of the last try."""
 
@@ -59,11 +59,11 @@ class ListedPrompt:
     kind: str
     category: str
     why_none: str
-    rewrites: dict[str, Rewrite]
+    rewrites: dict[str, RewriteOutcome]
 
-    def rewrite(self, arm: str) -> Rewrite:
+    def rewrite(self, arm: str) -> RewriteOutcome:
         """What became of it in an arm."""
-        return self.rewrites.get(arm) or Rewrite(self.why_none)
+        return self.rewrites.get(arm) or RewriteOutcome(self.why_none)
 
 
 @dataclass(slots=True)
@@ -196,7 +196,7 @@ def _of_partition(part: Partition, folder: ViewedFolder, words: Words) -> Iterat
         mined = part.file(PROMPTS).read_bytes().splitlines()
     except (OSError, DamagedFile):  # mined just now, or started anew
         return
-    profiles, rewrites = {}, defaultdict[str, dict[str, Rewrite]](dict)
+    profiles, rewrites = {}, defaultdict[str, dict[str, RewriteOutcome]](dict)
     if part.manifest() is not None:
         table = part.table("profiles", ["prompt_id", "kind", "owed"])
         profiles = {i: (k, o) for i, k, o in row_tuples(table, "prompt_id", "kind", "owed")}
@@ -206,11 +206,11 @@ def _of_partition(part: Partition, folder: ViewedFolder, words: Words) -> Iterat
         for (i, arm), row in last_tries(table).items():
             attempt, ok, failed, text = rows[row]
             outcome = ACCEPTED if ok else (failed or ["failed"])[0]
-            rewrites[i][arm] = Rewrite(outcome, attempt + 1, words(text))
+            rewrites[i][arm] = RewriteOutcome(outcome, attempt + 1, words(text))
         arms = part.table("arms", ["prompt_id", "arm"])
         for i, arm in row_tuples(arms, "prompt_id", "arm"):
             if arm in UNWRITTEN:
-                rewrites[i][arm] = Rewrite(AS_IT_IS)
+                rewrites[i][arm] = RewriteOutcome(AS_IT_IS)
     for line in mined:
         row = orjson.loads(line)
         prompt_id = row["prompt_id"]
@@ -246,7 +246,9 @@ def _of_scored(files: Sequence[Path], words: Words) -> Iterator[ListedPrompt]:
                         ListedPrompt(i, words(source), kind, category or "none", "not in it", {}),
                     )
                     text = "" if arm in UNWRITTEN else words(prompt[-1]["content"])
-                    p.rewrites[arm] = Rewrite(AS_IT_IS if arm in UNWRITTEN else ACCEPTED, 0, text)
+                    p.rewrites[arm] = RewriteOutcome(
+                        AS_IT_IS if arm in UNWRITTEN else ACCEPTED, 0, text
+                    )
     yield from found.values()
 
 

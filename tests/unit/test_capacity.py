@@ -14,10 +14,10 @@ from support import pages
 from mora_data.cli import capacity as c
 from mora_data.cli import main
 from mora_data.cli.capacity import capacity, capacity_table
-from mora_data.cli.dry_run import Estimate
+from mora_data.cli.dry_run import BuildEstimate
 
 PAGE = Path(__file__).parents[2] / "docs" / "capacity.md"
-FOUND = Estimate(
+FOUND = BuildEstimate(
     prompts=1_000,
     rows=1_200,
     requests=(40_000, 100_000),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.dry_run import measured
-from mora_data.cli.dry_run import Estimate, at_speed, estimate, for_pairs, for_prompts
+from mora_data.cli.dry_run import BuildEstimate, at_speed, estimate, for_pairs, for_prompts
 from mora_data.cli.show import estimate_lines
 from mora_data.settings import load_settings
 
@@ -31,11 +31,11 @@ def _no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def small(until: str = "score", **changed: Any) -> Estimate:
+def small(until: str = "score", **changed: Any) -> BuildEstimate:
     return estimate(load_settings("pku-saferlhf", {**SMALL, **changed}), True, [], until)
 
 
-def roles(found: Estimate) -> list[str]:
+def roles(found: BuildEstimate) -> list[str]:
     return [r.role for r in found.roles]
 
 
@@ -129,7 +129,7 @@ def test_without_an_endpoint_only_the_money_is_not_known(tmp_path: Path) -> None
 
 
 def test_pairs_and_speed() -> None:
-    found = Estimate(
+    found = BuildEstimate(
         prompts=100,
         rows=100,
         requests=(1, 1),
