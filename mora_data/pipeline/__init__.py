@@ -80,11 +80,11 @@ def run_probe(
         ids = [p.prompt_id for part in parts for p in part.prompts()]
         chosen = frozenset(random.Random(settings.seed).sample(ids, min(n, len(ids))))
         pairs: dict[str, int] = {}
-        if context is None or build.cost is None or not chosen:
+        if context is None or not chosen:
             return Probe(rows, len(ids), pairs, None, sources)
         failure: MoraError | None = None
         try:
-            run_to_end(ask_some(build, context, parts, build.cost, chosen, pairs))
+            run_to_end(ask_some(build, context, parts, chosen, pairs))
         except MoraError as e:
             failure = e
         return Probe(rows, len(ids), pairs, failure, sources)
@@ -125,8 +125,8 @@ def _run(
     asked = Asked()
     failure: MoraError | None = None
     try:
-        if context is not None and build.cost is not None:
-            asked = run_to_end(ask(build, context, parts, build.cost))
+        if context is not None:
+            asked = run_to_end(ask(build, context, parts))
     except LimitReached as e:
         failure = e
     finally:

@@ -20,7 +20,6 @@ from ..prompts.result import PromptResult
 from ..prompts.runner import PartitionRunner, ask_partitions, is_finalized
 from ..prompts.volume import requests_of
 from ..rewards.audit import Audit
-from ..run.cost import CostTracker
 from ..run.files import json_hash, read_json
 from ..run.partitions import Partition
 from ..run.progress import PROMPTS, Progress, heartbeat
@@ -35,12 +34,11 @@ async def ask_some(
     build: Build,
     context: BuildContext,
     parts: Sequence[Partition],
-    cost: CostTracker,
     chosen: frozenset[str],
     pairs: dict[str, int],
 ) -> None:
     """Ask for the `chosen` prompts alone; `pairs` gets those that are finished."""
-    async with connected(build, context, cost) as running:
+    async with connected(build, context) as running:
         context = context.with_judge_stats(await measure_judges(context, running, parts, chosen))
         try:
             check_reliability(context, build.progress.message)
@@ -66,20 +64,18 @@ def _n_pairs(context: BuildContext, result: PromptResult) -> int:
     return n_pairs(context, result) if result.arms else 0
 
 
-async def ask(
-    build: Build, context: BuildContext, parts: Sequence[Partition], cost: CostTracker
-) -> Asked:
+async def ask(build: Build, context: BuildContext, parts: Sequence[Partition]) -> Asked:
     """Connect, measure the judges, run the partitions, measure drift."""
     settings, progress = build.settings, build.progress
     n_prompts = sum(p.n_prompts() for p in parts)
     progress.expect(n_prompts, None if build.recorded else requests_of(settings, n_prompts))
-    async with connected(build, context, cost) as running:
+    async with connected(build, context) as running:
         engines = running.engines
         audit = await _audit(build, context, engines)
         context = context.with_judge_stats(await measure_judges(context, running, parts))
         _warn_of_family(engines, progress)
         check_reliability(context, progress.message)
-        given_up, damaged = await _run_partitions(build, context, running, parts, cost)
+        given_up, damaged = await _run_partitions(build, context, running, parts)
         drift: Mapping[str, Any] = {}
         if context.reaches("select"):
             keys = [context.partition_key(engines, p) for p in parts]
@@ -94,11 +90,9 @@ async def ask(
 
 
 @asynccontextmanager
-async def connected(
-    build: Build, context: BuildContext, cost: CostTracker
-) -> AsyncIterator[Running]:
+async def connected(build: Build, context: BuildContext) -> AsyncIterator[Running]:
     """Engines that answer, a beat for those who watch, and every reply counted."""
-    progress, folder, stats = build.progress, build.folder, build.stats
+    progress, folder, stats, cost = build.progress, build.folder, build.stats, build.spending
     progress.watch_cost(cost.cost, cost.prices.currency)
     with heartbeat(folder, progress):
         engines = connect(
@@ -138,11 +132,7 @@ async def _audit(
 
 
 async def _run_partitions(
-    build: Build,
-    context: BuildContext,
-    running: Running,
-    parts: Sequence[Partition],
-    cost: CostTracker,
+    build: Build, context: BuildContext, running: Running, parts: Sequence[Partition]
 ) -> tuple[Mapping[int, str], int]:
     """Ask the partitions that are not finalized: partitions given up and why, damaged log lines
     seen by workers."""
@@ -152,11 +142,11 @@ async def _run_partitions(
     build.progress.pairs = sum(int((p.manifest() or {}).get("pairs", 0)) for p in done)
     n_done = sum(p.n_prompts() for p in done)
     build.progress.start(PROMPTS, n_done + sum(p.n_prompts() for p in todo), n_done)
-    given_up, damaged = await _ask_partitions(build, context, running, todo, cost)
+    given_up, damaged = await _ask_partitions(build, context, running, todo)
     # checked behind the requests, which need not wait for it
     if again := [p for p in done if _is_damaged(build, p)]:
         build.progress.start(PROMPTS, sum(p.n_prompts() for p in again))
-        more, lines = await _ask_partitions(build, context, running, again, cost)
+        more, lines = await _ask_partitions(build, context, running, again)
         given_up, damaged = {**given_up, **more}, damaged + lines
     build.progress.finish()
     return given_up, damaged
@@ -169,14 +159,10 @@ def _is_damaged(build: Build, part: Partition) -> bool:
 
 
 async def _ask_partitions(
-    build: Build,
-    context: BuildContext,
-    running: Running,
-    todo: Sequence[Partition],
-    cost: CostTracker,
+    build: Build, context: BuildContext, running: Running, todo: Sequence[Partition]
 ) -> tuple[Mapping[int, str], int]:
     if build.settings.executor == "ray" and todo:
-        return await _on_cluster(build, context, running, todo, cost)
+        return await _on_cluster(build, context, running, todo)
 
     def on_prompt(result: PromptResult) -> None:
         build.progress.pairs += _n_pairs(context, result)
@@ -187,11 +173,7 @@ async def _ask_partitions(
 
 
 async def _on_cluster(
-    build: Build,
-    context: BuildContext,
-    running: Running,
-    todo: Sequence[Partition],
-    cost: CostTracker,
+    build: Build, context: BuildContext, running: Running, todo: Sequence[Partition]
 ) -> tuple[dict[int, str], int]:
     from ..cluster.driver import work_off, worker_environment
     from ..cluster.worker import Job, PartitionTask, versions
@@ -219,7 +201,7 @@ async def _on_cluster(
         for p in todo
     ]
     with build.folder.delegated():
-        given_up, damaged = await work_off(job, tasks, cost, build.stats, build.progress)
+        given_up, damaged = await work_off(job, tasks, build.spending, build.stats, build.progress)
     for number, why in given_up.items():
         Partition(build.folder.path, number).give_up(why)
     return given_up, damaged

@@ -217,7 +217,10 @@ def write_manifest(
 def summary_of_command(
     build: Build, asked: Asked, counts: Counts, errors: int, published: Published
 ) -> Summary:
-    stats = build.stats
+    stats, money = build.stats, dict[str, Any]()
+    if (cost := build.cost) is not None:
+        money = {"cost": cost.command_cost(), "spent": cost.cost(), "unpriced": cost.unpriced()}
+        money["currency"] = cost.prices.currency
     return Summary(
         str(build.folder.path),
         str(published.dataset_dir) if published.dataset_dir else None,
@@ -227,10 +230,7 @@ def summary_of_command(
         repeated=stats.repeated,
         replayed=stats.replayed + stats.finalized,
         tokens={"in": stats.tokens_in, "out": stats.tokens_out, "cached": stats.tokens_cached},
-        cost=build.cost.command_cost() if build.cost is not None else None,
-        currency=build.cost.prices.currency if build.cost is not None else "",
-        unpriced=build.cost.unpriced() if build.cost is not None else [],
-        spent=build.cost.cost() if build.cost is not None else None,
+        **money,
         errors=errors,
         seconds=round(time.monotonic() - build.started, 3),
         damaged=asked.damaged,

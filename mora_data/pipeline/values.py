@@ -41,6 +41,12 @@ class Build:
     cost: CostTracker | None  # None where nothing is asked
     started: float
 
+    @property
+    def spending(self) -> CostTracker:
+        """The cost of a build that asks."""
+        assert self.cost is not None
+        return self.cost
+
     def reaches(self, stage: str) -> bool:
         """Whether the run goes as far as `stage`."""
         return reaches(self.options.until, stage)
