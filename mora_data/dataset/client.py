@@ -106,7 +106,7 @@ class Hub:
     def __init__(self, repo_id: str) -> None:
         from huggingface_hub import HfApi, get_token
 
-        self._repo_id = repo_id
+        self.repo_id = repo_id
         token = get_token()
         if not token:
             raise PublishError("no Hub token: set HF_TOKEN, or run `hf auth login`")
@@ -195,7 +195,7 @@ class Hub:
         """What a method of the Hub's API says about the repository."""
         call = getattr(self._api, method)
         return self._guarded(
-            lambda: call(self._repo_id, repo_type="dataset", **given), given.get("parent_commit")
+            lambda: call(self.repo_id, repo_type="dataset", **given), given.get("parent_commit")
         )
 
     def _guarded(self, call: Callable[[], Any], parent: str | None = None) -> Any:
@@ -214,21 +214,21 @@ class Hub:
     def _moved(self, parent: str) -> str:
         advice = "nothing was written; look at it and run the command again"
         try:
-            commits = self._api.list_repo_commits(self._repo_id, repo_type="dataset")
+            commits = self._api.list_repo_commits(self.repo_id, repo_type="dataset")
         except Exception:  # the answer is the 412 itself; what changed is a courtesy
-            return f"someone committed to {self._repo_id} meanwhile: {advice}"
+            return f"someone committed to {self.repo_id} meanwhile: {advice}"
         new = commits[: next((i for i, c in enumerate(commits) if c.commit_id == parent), 0)]
         what = "; ".join(f"{c.commit_id[:8]} {c.title!r}" for c in new[:3]) or "an unknown commit"
-        return f"someone committed to {self._repo_id} meanwhile ({what}): {advice}"
+        return f"someone committed to {self.repo_id} meanwhile ({what}): {advice}"
 
     def _explain(self, status: int | None, e: Exception) -> str:
         host = urlsplit(endpoint()).netloc
         known = {
             401: f"the Hub at {host} refused the token (401): set HF_TOKEN to a valid one, or run"
             " `hf auth login`",
-            403: f"the token may not write to {self._repo_id} (403): use one with write access, or"
+            403: f"the token may not write to {self.repo_id} (403): use one with write access, or"
             " another repository",
-            404: f"{self._repo_id} is not on {host}, or the token may not see it (404): check the"
+            404: f"{self.repo_id} is not on {host}, or the token may not see it (404): check the"
             " name",
         }
         if status in known:

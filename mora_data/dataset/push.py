@@ -104,8 +104,8 @@ def push_folder(
             raise
         notes = (f"the repository was not read: {e}", note)
         return replace(planned, note="; ".join(filter(None, notes)))
-    _check_visibility(hub, state, repo_id, public, gated)
-    if tag is not None and _is_released(files, hub, state, tag, repo_id, move_tag):
+    _check_visibility(hub, state, public, gated)
+    if tag is not None and _is_released(files, hub, state, tag, move_tag):
         if not dry_run:
             hub.finish(state, public, gated)
         return replace(
@@ -170,23 +170,18 @@ def _note(folder: Path, edited: Iterable[str]) -> str:
     return " ".join([*changed, *card.licence_warnings(published["folder"])]).replace("`", "")
 
 
-def _check_visibility(hub: Hub, state: RepoState, repo_id: str, public: bool, gated: bool) -> None:
+def _check_visibility(hub: Hub, state: RepoState, public: bool, gated: bool) -> None:
     if state.public and not public:
         raise PublishError(
-            f"{repo_id} is public already: give --public (with publish.unsafe set), or another"
+            f"{hub.repo_id} is public already: give --public (with publish.unsafe set), or another"
             " repository"
         )
     if public and not gated:
-        _check_history(hub, state, repo_id)
+        _check_history(hub, state)
 
 
 def _is_released(
-    files: Mapping[str, LocalFile],
-    hub: Hub,
-    state: RepoState,
-    tag: str,
-    repo_id: str,
-    move_tag: bool,
+    files: Mapping[str, LocalFile], hub: Hub, state: RepoState, tag: str, move_tag: bool
 ) -> bool:
     """Whether the repository has exactly these files under the tag.
 
@@ -199,7 +194,7 @@ def _is_released(
     added, deleted = _difference(_with_changelog(files, hub, state, tag, state.tags[tag]), there)
     if (added or deleted) and not move_tag:
         raise PublishError(
-            f"tag {tag} of {repo_id} exists with other content ({_some(added + deleted)}): "
+            f"tag {tag} of {hub.repo_id} exists with other content ({_some(added + deleted)}): "
             "give a new --tag, or --move-tag to replace it"
         )
     return not (added or deleted)
@@ -288,7 +283,7 @@ def _with_changelog(
     return {**files, "CHANGELOG.md": local_file(text.encode())}
 
 
-def _check_history(hub: Hub, state: RepoState, repo_id: str) -> None:
+def _check_history(hub: Hub, state: RepoState) -> None:
     """A repository with an unscreened release in its past must not become public: the past would
     too."""
     if state.head is None or state.public:
@@ -303,7 +298,7 @@ def _check_history(hub: Hub, state: RepoState, repo_id: str) -> None:
                 published = json.loads(hub.fetch(name, commit, Path(tmp)).read_text("utf-8"))
         if not (published.get("folder") or {}).get("unsafe"):
             raise PublishError(
-                f"{repo_id} holds an earlier release whose unsafe text was kept (commit"
+                f"{hub.repo_id} holds an earlier release whose unsafe text was kept (commit"
                 f" {commit[:8]}), which would become public with it: give another repository, or"
                 " publish.unsafe=gate"
             )

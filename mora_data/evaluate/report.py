@@ -177,31 +177,19 @@ def _measured(
     clusters_P = np.array([labels[g] for g in group.values()])
     at = {prompt_id: i for i, prompt_id in enumerate(group)}
     names = list(_metrics(rows[0], thresholds))
-    places: dict[str, list[int]] = {m: [] for m in seeds}
-    values: dict[str, list[list[float]]] = {m: [] for m in seeds}
+    sums, numbers = (
+        {m: np.zeros((len(s), len(at), len(names))) for m, s in seeds.items()} for _ in range(2)
+    )
     for r in rows:
-        places[r.model].append(seeds[r.model].index(r.seed) * len(at) + at[r.prompt_id])
-        values[r.model].append(list(_metrics(r, thresholds).values()))
-    means = {m: _means(places[m], values[m], len(s), len(at), len(names)) for m, s in seeds.items()}
+        row_M = np.array(list(_metrics(r, thresholds).values()))
+        place = seeds[r.model].index(r.seed), at[r.prompt_id]
+        sums[r.model][place] += np.where(np.isnan(row_M), 0.0, row_M)
+        numbers[r.model][place] += ~np.isnan(row_M)
+    means = {
+        m: np.where(numbers[m] > 0, sums[m] / np.maximum(numbers[m], 1), np.nan) for m in seeds
+    }
     drawn = hierarchical_bootstrap(list(means.values()), clusters_P, DRAWS, seed)
     return _Measured(len(at), names, clusters_P, means, dict(zip(means, drawn, strict=True)))
-
-
-def _means(
-    places: Sequence[int],
-    values: Sequence[Sequence[float]],
-    n_seeds: int,
-    n_prompts: int,
-    n_metrics: int,
-) -> Floats:
-    """Means of the rows that share a place; S x P x M, NaN where none has a value."""
-    table = np.asarray(values, float).reshape(len(places), n_metrics)
-    there = ~np.isnan(table)
-    total, n = np.zeros((2, n_seeds * n_prompts, n_metrics))
-    np.add.at(total, list(places), np.where(there, table, 0.0))
-    np.add.at(n, list(places), there)
-    means = np.where(n > 0, total / np.maximum(n, 1), np.nan)
-    return means.reshape(n_seeds, n_prompts, n_metrics)
 
 
 def _set(

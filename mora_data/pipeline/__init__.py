@@ -35,7 +35,6 @@ from ..sources.mix import identity_of, open_sources
 from ..types import reaches
 from .asking import ask, ask_some
 from .manifest import (
-    audit_arms,
     keep_settings,
     manifest_of_build,
     summary_of_command,
@@ -135,9 +134,7 @@ def _run(
     published = Published()
     if failure is None:
         parts = [p for p in parts if p.number not in asked.given_up]
-        manifest = manifest_of_build(
-            build, asked, counts, tokens, failed.n, audit_arms(build, parts), parts
-        )
+        manifest = manifest_of_build(build, asked, counts, tokens, failed.n, parts)
         published, failure = finish(build, asked, parts, counts, manifest, failed)
     summary = summary_of_command(build, asked, counts, failed.n, published)
     return summary, failure or too_many_errors(failed, build.settings, build.folder.path)

@@ -118,7 +118,6 @@ def manifest_of_build(
     counts: Counts,
     tokens: Mapping[str, int],
     errors: int,
-    audit: Mapping[str, Any],
     parts: Sequence[Partition],
 ) -> dict[str, Any]:
     """What was built, from what and how, as far as it is known before selection; nothing in it
@@ -153,7 +152,7 @@ def manifest_of_build(
         "simulated": asked.simulated if asked.engines else None,
         "pairs": 0,
         "selection": {},
-        "arms_audit": audit,
+        "arms_audit": audit_arms(build, parts),
         "personas": {},
         "unreliable": context.judge_stats.unreliable(gamma) if context is not None else {},
         "feedback": {},
@@ -190,10 +189,7 @@ def with_selection(counts: Counts, published: Published) -> dict[str, Any]:
 
 
 def write_manifest(
-    build: Build,
-    manifest: Mapping[str, Any],
-    published: Published,
-    status: str = "done",
+    build: Build, manifest: Mapping[str, Any], published: Published, status: str
 ) -> None:
     before = build.folder.manifest()
     cost, currency = before.get("cost"), before.get("currency")

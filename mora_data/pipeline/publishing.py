@@ -14,7 +14,6 @@ from ..prompts.judge_quality import quality, self_preference
 from ..prompts.personas import cap_shares
 from ..run.folder import Failures, counts_tree, emptied_by
 from ..run.partitions import Partition, give_back
-from ..settings import BuildSettings
 from ..types import Origin
 from .manifest import with_selection, write_manifest
 from .values import Asked, Build, Counts, Published
@@ -80,7 +79,7 @@ def _select(inputs: ReleaseInputs) -> Published:
     build.progress.start("selecting pairs")
     give_back()
     selection = select(parts, s)
-    personas = _cap_personas(parts, selection, s, inputs.context)
+    personas = _cap_personas(parts, selection, inputs.context)
     inputs.counts.update(selection.counts)
     family = self_preference(asked.engines)
     feedback = quality(parts, selection.chosen, s, family, asked.drift)
@@ -141,17 +140,15 @@ def _publish(inputs: ReleaseInputs, selection: Selection, published: Published) 
 
 
 def _cap_personas(
-    parts: Sequence[Partition],
-    selection: Selection,
-    settings: BuildSettings,
-    context: BuildContext,
+    parts: Sequence[Partition], selection: Selection, context: BuildContext
 ) -> dict[str, Any]:
     """No persona has more than its share of either side; prompts that lose their last pair are
     counted."""
     names = [p.name for p in context.personas]
     if not names:
         return {}
-    shares, lost = cap_shares(parts, selection.chosen, settings.published_arms, names)
+    arms = context.settings.published_arms
+    shares, lost = cap_shares(parts, selection.chosen, arms, names)
     selection.counts.update({("select", "kept"): -lost, ("select", "persona_share"): lost})
     return shares
 
