@@ -82,7 +82,6 @@ class Layout:
         name: for `source.layout`.
         what: in words, for the line that says what a file is.
         known_by: its columns, for the page of layouts.
-        example: one row.
         matches: whether a row is of it.
         read: the row's conversation, answers and labels; raises DropRow.
         answers: the answers alone, where `read` leaves them out.
@@ -94,7 +93,6 @@ class Layout:
     name: str
     what: str
     known_by: str
-    example: Row
     matches: Callable[[Row], object]
     read: Callable[[Row], ParsedRow]
     answers: Callable[[Row], tuple[Recorded, ...]] | None = None
@@ -659,29 +657,19 @@ def _renamed(
 
 
 _VERDICTS = {"A>B": "a", "B>A": "b", "A=B": "tie"}
-_TURN = {"role": "user", "content": "Why is the sky blue?"}
-_SAID = {"role": "assistant", "content": "Air scatters blue light."}
-_OTHER = {"role": "assistant", "content": "It is not."}
-_Q, _A, _B = (t["content"] for t in (_TURN, _SAID, _OTHER))
-_HH_ROW = {k: f"\n\nHuman: {_Q}\n\nAssistant: {a}" for k, a in (("chosen", _A), ("rejected", _B))}
-_SAFE = {
-    f"{name}{i}{end}": value
-    for i in (0, 1)
-    for name, end, value in (("response_", "", (_A, _B)[i]), ("is_response_", "_safe", i == 0))
-}
+_SAFETY = ("response_0", "response_1", "is_response_0_safe", "is_response_1_safe")
 
 
 def _scale(names: str, low: float, high: float) -> dict[str, tuple[float, float]]:
     return dict.fromkeys(names.split(), (low, high))
 
 
-# name, words, recognised by, example, matches, read
+# name, words, recognised by, matches, read; a row of each is in tests/layouts/examples.py
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "hh",
         "HH-RLHF transcripts, chosen and rejected",
         "`chosen` and `rejected`, texts with `Human:` and `Assistant:`, and no question column",
-        _HH_ROW,
         lambda row: _is_hh(row.get("chosen")) and _is_hh(row.get("rejected")) and not _asks(row),
         lambda row: _HH.parse(row, ""),
         _HH.recorded,
@@ -690,7 +678,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "red-team",
         "a red-team transcript",
         "`transcript`, a text with `Human:` and `Assistant:`",
-        {"transcript": f"\n\nHuman: {_Q}\n\nAssistant: {_A}", "rating": 1.0},
         lambda row: _is_hh(row.get("transcript")),
         lambda row: _HH.parse(row, ""),
         _HH.recorded,
@@ -699,8 +686,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "pku-saferlhf",
         "PKU-SafeRLHF, two replies with labels of safety",
         "`prompt`, `response_0`, `response_1`, `is_response_0_safe` and its fellows",
-        {"prompt": _Q, **_SAFE, "better_response_id": 0, "safer_response_id": 0},
-        _in("prompt", *_SAFE, "better_response_id"),
+        _in("prompt", *_SAFETY, "better_response_id"),
         lambda row: _PKU.parse(row, ""),
         _pku_answers,
         scales={"better": (0, 1), "safer": (0, 1), "safe": (0, 1), "severity": (0, 3)},
@@ -709,11 +695,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "ultrafeedback",
         "UltraFeedback, completions with aspect ratings",
         "`source`, `instruction`, and `completions` with `annotations`",
-        {
-            "source": "flan",
-            "instruction": _Q,
-            "completions": [{"response": _A, "annotations": {"helpfulness": {"Rating": "4"}}}],
-        },
         lambda row: (
             {"source", "instruction"} <= row.keys()
             and isinstance(c := row.get("completions"), list)
@@ -728,7 +709,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "helpsteer",
         "HelpSteer, one reply with attribute ratings",
         "`prompt`, `response`, `helpfulness`, `correctness`",
-        {"prompt": _Q, "response": _A, "helpfulness": 4, "correctness": 3},
         _in("prompt", "response", "helpfulness", "correctness"),
         lambda row: _HS.parse(row, ""),
         _HS.recorded,
@@ -739,10 +719,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "self-instruct",
         "Self-Instruct tasks",
         "`instruction` and `instances`, a list of {input, output}",
-        {
-            "instruction": "Name its capital.",
-            "instances": [{"input": "France", "output": "Paris."}],
-        },
         lambda row: "instruction" in row and isinstance(row.get("instances"), list),
         self_instruct,
     ),
@@ -750,7 +726,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "graded",
         "replies with a grade, as Prometheus was trained on",
         "`orig_instruction`, `orig_response`, `orig_score`",
-        {"orig_instruction": _Q, "orig_response": _A, "orig_score": "4"},
         _in("orig_instruction", "orig_response", "orig_score"),
         graded,
         absolute=True,
@@ -760,12 +735,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "preference-collection",
         "two replies and the better one, as Prometheus was trained on",
         "`orig_instruction`, `orig_response_A`, `orig_response_B`, `orig_preference`",
-        {
-            "orig_instruction": _Q,
-            "orig_response_A": _A,
-            "orig_response_B": _B,
-            "orig_preference": "A",
-        },
         _in("orig_instruction", "orig_response_A", "orig_response_B"),
         _renamed(two_answers, {"orig_instruction": "prompt", "orig_preference": "winner"}, "orig_"),
     ),
@@ -773,7 +742,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "verdict",
         "two answers and a verdict such as A>B: JudgeBench",
         "a question column, `response_A`, `response_B`, and `label`: A>B, B>A or A=B",
-        {"question": _Q, "response_A": _A, "response_B": _B, "label": "A>B"},
         lambda row: str(row.get("label")) in _VERDICTS and _pair_columns(row) and _asks(row),
         lambda row: two_answers({**row, "winner": _VERDICTS.get(str(row["label"]))}),
         asks_in_a_column=True,
@@ -782,7 +750,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "oasst-tree",
         "OpenAssistant trees",
         "`prompt`, an object with `text` and `replies`",
-        {"prompt": {"text": _Q, "replies": [{"text": _A, "rank": 0}, {"text": _B, "rank": 1}]}},
         lambda row: isinstance(p := row.get("prompt"), Mapping) and {"text", "replies"} <= p.keys(),
         oasst_tree,
     ),
@@ -790,7 +757,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "oasst-messages",
         "OpenAssistant messages, one a row",
         "`message_id`, `parent_id`, `role` and `text`",
-        {"message_id": "1", "parent_id": None, "role": "prompter", "text": _Q},
         _in("message_id", "parent_id", "role", "text"),
         oasst_message,
     ),
@@ -798,11 +764,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "openai-preference",
         "OpenAI preference rows",
         "`input.messages`, `preferred_output`, `non_preferred_output`",
-        {
-            "input": {"messages": [_TURN]},
-            "preferred_output": [_SAID],
-            "non_preferred_output": [_OTHER],
-        },
         lambda row: isinstance(row.get("input"), Mapping) and "preferred_output" in row,
         openai_preference,
     ),
@@ -810,13 +771,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "webgpt",
         "WebGPT comparisons",
         "`question.full_text`, `answer_0`, `answer_1`, `score_0`, `score_1`",
-        {
-            "question": {"full_text": _Q},
-            "answer_0": _A,
-            "answer_1": _B,
-            "score_0": 1.0,
-            "score_1": -1.0,
-        },
         lambda row: isinstance(q := row.get("question"), Mapping) and "full_text" in q,
         webgpt,
     ),
@@ -824,7 +778,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "summaries",
         "comparisons of two summaries of a post",
         "`info`, `summaries`, `choice`",
-        {"info": {"post": "A long post."}, "summaries": [{"text": _A}, {"text": _B}], "choice": 1},
         lambda row: isinstance(row.get("info"), Mapping) and isinstance(row.get("summaries"), list),
         summaries,
     ),
@@ -832,14 +785,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "kaggle-arena",
         "arena battles, sides as JSON lists",
         "`prompt`, `response_a`, `response_b` as JSON lists, and `winner_model_a`",
-        {
-            "prompt": f'["{_Q}"]',
-            "response_a": f'["{_A}"]',
-            "response_b": f'["{_B}"]',
-            "winner_model_a": 1,
-            "winner_model_b": 0,
-            "winner_tie": 0,
-        },
         lambda row: _texts(json_in(row.get("prompt"))) and _texts(json_in(row.get("response_a"))),
         kaggle_arena,
     ),
@@ -847,7 +792,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "arena",
         "arena battles",
         "`conversation_a`, `conversation_b`, `winner`",
-        {"conversation_a": [_TURN, _SAID], "conversation_b": [_TURN, _OTHER], "winner": "model_a"},
         lambda row: is_talk(row.get("conversation_a")) and is_talk(row.get("conversation_b")),
         arena,
     ),
@@ -855,10 +799,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "answer-list",
         "a list of answers with ratings",
         "a question column and `answers`, a list of objects with `text`, `answer` or `response`",
-        {
-            "prompt": _Q,
-            "answers": [{"text": _A, "ratings": {"x": 5}}, {"text": _B, "ratings": {"x": 1}}],
-        },
         lambda row: (
             isinstance(a := row.get("answers"), list)
             and any(isinstance(x, Mapping) and x.keys() & set(_TEXT_KEYS) for x in a)
@@ -872,7 +812,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "preference rows, chosen and rejected",
         "`chosen` and `rejected`: texts, turns or conversations; a question column, or none where"
         " the conversations hold it",
-        {"prompt": _Q, "chosen": _A, "rejected": _B, "score_chosen": 8.0, "score_rejected": 3.0},
         _is_preference,
         preference,
         scales={"score": (1, 10)},
@@ -883,7 +822,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "two answers and which is better",
         "a question column, two of " + ", ".join(f"`{a}`/`{b}`" for a, b in PAIRS[:4]) + ", ...,"
         " and `winner`, `preference_strength`, `better_response_id`, `choice` or two scores",
-        {"context": [_TURN], "response1": _A, "response2": _B, "overall_preference": -2},
         lambda row: _pair_columns(row) and (_asks(row) or "history" in row),
         two_answers,
         asks_in_a_column=True,
@@ -892,7 +830,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "scored-list",
         "a list of answers beside a list of scores",
         "a question column, `responses` (or completions, generations), and `scores` (or ratings)",
-        {"instruction": _Q, "generations": [_A, _B], "ratings": [5.0, 1.0]},
         lambda row: _list_columns(row) and _asks(row),
         scored_list,
         scales={"score": (1, 5)},
@@ -902,7 +839,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "ranked",
         "a list of answers, the best first",
         "`source.columns.ranked`, or `output` with two texts beside `instruction`",
-        {"instruction": _Q, "input": "", "output": [_A, _B]},
         lambda row: "ranked" in row or ("instruction" in row and _texts(row.get("output"))),
         lambda row: ranked_list("ranked" if "ranked" in row else "output")(row),
     ),
@@ -910,7 +846,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "kto",
         "single answers with a label",
         "`prompt`, `completion` (or another reply column) and `label`, true or false",
-        {"prompt": _Q, "completion": _A, "label": True},
         lambda row: isinstance(row.get("label"), bool) and _asks(row) and _column(row, REPLIES),
         rated_reply,
         absolute=True,
@@ -920,7 +855,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "safety-labels",
         "single answers with a label of safety",
         "`prompt`, `response` and `is_safe`: BeaverTails, PKU-SafeRLHF-QA",
-        {"prompt": _Q, "response": _A, "is_safe": True, "category": {"violence": False}},
         lambda row: isinstance(row.get("is_safe"), bool) and _asks(row) and _column(row, REPLIES),
         rated_reply,
         absolute=True,
@@ -931,7 +865,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "sharegpt",
         "ShareGPT conversations",
         "`conversations`, a list of {from, value}",
-        {"conversations": [{"from": "human", "value": _Q}, {"from": "gpt", "value": _A}]},
         lambda row: _talks(row, {"from"}),
         plain,
     ),
@@ -939,7 +872,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "exchanges",
         "conversations of {input, output}",
         "`conversation`, a list of {input, output}",
-        {"conversation": [{"input": _Q, "output": _A}]},
         lambda row: _talks(row, {"input"}),
         plain,
     ),
@@ -947,7 +879,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "messages",
         "conversations of {role, content}",
         "`messages` (or " + ", ".join(TALKS[1:]) + "), a list of {role, content}, or that as JSON",
-        {"messages": [_TURN, _SAID]},
         lambda row: _talks(row, {"role"}),
         plain,
     ),
@@ -955,7 +886,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "user-turns",
         "user turns alone",
         "`turns`, a list of texts: MT-Bench",
-        {"question_id": 1, "turns": [_Q, "Since when?"]},
         lambda row: _texts(row.get("turns")),
         user_turns,
     ),
@@ -963,7 +893,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "by-turns",
         "conversations, user and assistant by turns",
         "`data`, a list of texts: UltraChat",
-        {"id": "1", "data": [_Q, _A]},
         lambda row: _texts(row.get("data")),
         by_turns,
     ),
@@ -971,7 +900,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "alpaca",
         "Alpaca instructions",
         "`instruction` with `input` (or `context`), which stand below one another in the prompt",
-        {"instruction": "Name its capital.", "input": "France", "output": "Paris."},
         lambda row: "instruction" in row and isinstance(row.get(_column(row, BESIDE) or ""), str),
         plain,
     ),
@@ -980,7 +908,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "transcripts with marked turns",
         "a question or `text` column whose texts begin with a mark: "
         + ", ".join(["[INST]", *MARKS]),
-        {"text": f"<|im_start|>user\n{_Q}<|im_end|>\n<|im_start|>assistant\n{_A}<|im_end|>\n"},
         lambda row: isinstance(v := row.get(_column(row, ANY_QUESTION) or ""), str) and marked(v),
         plain,
     ),
@@ -988,7 +915,6 @@ LAYOUTS: tuple[Layout, ...] = (
         "prompt",
         "plain prompts",
         "a question column: " + ", ".join(f"`{q}`" for q in ANY_QUESTION),
-        {"prompt": _Q, "category": "science"},
         lambda row: _column(row, (*ANY_QUESTION, "messages")),
         plain,
         asks_in_a_column=True,

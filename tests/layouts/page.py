@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mora_data.sources.layouts import LAYOUTS
 
+from .examples import EXAMPLES
+
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 START, END = "<!-- made by: make pages -->\n", "<!-- end -->"
 
@@ -19,7 +21,7 @@ def layouts_table() -> str:
     tests/layouts/test_layouts.py."""
     lines = ["", "| layout | recognised by | example |", "|---|---|---|"]
     for x in LAYOUTS:
-        example = json.dumps(x.example).replace("|", "\\|")
+        example = json.dumps(EXAMPLES[x.name]).replace("|", "\\|")
         lines.append(
             f"| {x.name}: {x.what} | {x.known_by.replace('|', chr(92) + '|')} | `{example}` |"
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from layouts.cases import CASES, Case
+from layouts.examples import EXAMPLES
 from layouts.page import PAGE, page_with_table
 
 import mora_data.sources.layouts
@@ -101,13 +102,13 @@ def test_the_example_of_a_layout_is_of_it(layout: Any, tmp_path: Path) -> None:
     from mora_data.settings import SourceSettings
     from mora_data.sources.auto import Auto
 
-    source = Auto(SourceSettings(kind="auto"))
-    assert layout.what in source.look([layout.example], "f")
-    assert source._laid_out(layout.example)[0].name == layout.name
-    assert source.parse(layout.example, "f").messages[-1]["role"] == "user"
-    for column in layout.example:
+    source, example = Auto(SourceSettings(kind="auto")), EXAMPLES[layout.name]
+    assert layout.what in source.look([example], "f")
+    assert source._laid_out(example)[0].name == layout.name
+    assert source.parse(example, "f").messages[-1]["role"] == "user"
+    for column in example:
         for value in HOSTILE:  # a row of these columns that is none of the layout
-            row = {**layout.example, column: value}
+            row = {**example, column: value}
             for parser in (source, Auto(SourceSettings(kind="auto"))):
                 try:
                     parser.parse(row, "f")
