@@ -117,10 +117,8 @@ class _Pending:
         self.answers.update(enumerate(answers, piece.first))
         if len(self.answers) == self.n:
             kept = tuple(self.answers[i] for i in sorted(self.answers))
-            self.deliver(Record(self.n, kept, (self.tokens_in, sum(a.tokens_out for a in kept), 0)))
-
-    def deliver(self, record: Record) -> None:
-        deliver(self.done, self.on_record, record)
+            tokens = (self.tokens_in, sum(a.tokens_out for a in kept), 0)
+            deliver(self.done, self.on_record, Record(self.n, kept, tokens))
 
     def fail(self, error: Exception) -> None:
         if not self.done.done():
@@ -210,7 +208,7 @@ class ModelQueue:
         work: list[tuple[Piece, _Pending]] = []
         for job, tokens in zip(jobs, await self._call(lazy, _encode_all, model, jobs), strict=True):
             if isinstance(tokens, str):
-                job.deliver(failure(job.n, tokens))
+                deliver(job.done, job.on_record, failure(job.n, tokens))
             else:
                 job.tokens_in = len(tokens)
                 work += [(replace(p, tokens=tokens), job) for p in job.pieces]

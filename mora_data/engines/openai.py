@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, NoReturn
@@ -120,26 +120,6 @@ class ReplyTimes:
         self._slowest = now if now > before else before
 
 
-class Route(NamedTuple):
-    """What is asked for at a base URL."""
-
-    path: str
-    missing: str = ""  # what to do where there is no such path
-    at_root: bool = False  # of the server, not under /v1
-
-
-CHAT_ROUTE = Route(CHAT)
-RATING_ROUTES: Mapping[Task, Route] = {
-    task: Route(
-        path,
-        f"check the reward's `endpoint`: it has to be a server with {path}, and to serve that"
-        " model",
-        at_root=True,
-    )
-    for task, path in RATING_PATHS.items()
-}
-
-
 class Call(NamedTuple):
     """One request on its way: what is sent, and what is done with the reply."""
 
@@ -150,7 +130,7 @@ class Call(NamedTuple):
     longest: int  # tokens that the choices may have together
     times: ReplyTimes
     rate_limiter: RateLimiter | None = None
-    route: Route = CHAT_ROUTE
+    task: Task = "chat"
     learner: Learner | None = None  # of chat requests
     shape: object = None  # what of the form differs between requests to one model
 
@@ -268,11 +248,9 @@ class Endpoint:
         if self._first_sent is None:
             self._first_sent = sent
         try:
+            path = dialect.path + CHAT if call.task == "chat" else RATING_PATHS[call.task]
             reply = await replica.post(
-                dialect.path + call.route.path,
-                dialect.write(call.body),
-                call.patience,
-                call.route.at_root,
+                path, dialect.write(call.body), call.patience, at_root=call.task != "chat"
             )
             if reply.status == 200:
                 try:
@@ -377,10 +355,15 @@ class Endpoint:
             lacks_v1 = not (dialect.path or url.partition("?")[0].endswith("/v1"))
             if new and lacks_v1 and not refusal.of_model:
                 raise _Refused(refusal, dialect, url)
-            hint = call.route.missing or (
+            hint = (
                 f"check --model (GET {url}/models lists what it serves) and that --base-url ends in"
                 " /v1"
             )
+            if call.task != "chat":
+                hint = (
+                    "check the reward's `endpoint`: it has to be a server with"
+                    f" {RATING_PATHS[call.task]}, and to serve that model"
+                )
             raise _Unusable(f"{says}: {hint}")
         if status == 401 or (status == 403 and learner is None):
             key = self._settings.api_key_env
@@ -621,10 +604,9 @@ class HttpEngine:
         sampling, endpoint = request.sampling, self.endpoint
         times, limiter = self._times, self._rate_limiter
         if request.task != "chat":
-            route = RATING_ROUTES[request.task]
             read = partial(parse_rating, request.task, asked=1, served=self._served)
             return await endpoint.post(
-                Call(request_bytes, 1, read, on_record, 1, times, limiter, route)
+                Call(request_bytes, 1, read, on_record, 1, times, limiter, request.task)
             )
         if endpoint.takes_patterns and sampling.pattern is not None and sampling.schema is not None:
             request_bytes = with_pattern(request_bytes, sampling.schema, sampling.pattern)

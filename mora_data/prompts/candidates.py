@@ -33,7 +33,7 @@ def find_candidates(build: BuildContext, arms: Sequence[tuple[PromptResult, Arm]
             return seed_of(result.prompt.prompt_id, *map(digest, texts))
 
         k = settings.confirm_top * settings.pairs_per_prompt
-        picks = top_pairs(batch, build.selector(batch), k, tie)
+        picks = top_pairs(batch, build.selector.target(batch), k, tie)
         rows, ranks = np.nonzero(picks.chosen_P_K >= 0)
         chosen, rejected = picks.chosen_P_K[rows, ranks], picks.rejected_P_K[rows, ranks]
         margins = batch.rewards_P_N_D[rows, chosen] - batch.rewards_P_N_D[rows, rejected]

@@ -32,7 +32,7 @@ from ..rewriting.rewriter import Rewriter
 from ..run.files import json_hash
 from ..run.limiter import ConcurrencyLimiter
 from ..run.partitions import Partition
-from ..selection import DOMINANCE, SELECTORS, Selector
+from ..selection import DOMINANCE, SELECTORS
 from ..settings import GUARD_ROLE, BuildSettings, cache_tree
 from ..sources.benchmarks import Benchmarks
 from ..text import digest
@@ -62,7 +62,7 @@ class BuildContext:
     judge_stats: JudgeStats
     heldout: Mapping[str, Reward]
     rewriter: Rewriter
-    selector: Selector
+    selector: plugins.Plugin
     dominance: bool  # whether its pairs never lose a dimension
     personas: tuple[Persona, ...]
     templates: Mapping[str, str]
@@ -178,7 +178,7 @@ def load(
         unmeasured(sources, pass_thresholds_of(sources, s.presample.floors)),
         judges,
         rewriter,
-        _lazy(selector),
+        selector,
         _is_dominance(selector),
         personas,
         _template_hashes(sources, judges, rewriter, personas),
@@ -192,17 +192,10 @@ def engine_identity(engine: Engine) -> list[Any]:
 
 
 def _is_dominance(plugin: plugins.Plugin) -> bool:
+    """By its name, where it is shipped: it is imported with the first answers, as numpy is."""
     if plugin.name in SELECTORS:
         return plugin.name in DOMINANCE
     return bool(getattr(plugin.target, "dominance", False))
-
-
-def _lazy(plugin: plugins.Plugin) -> Selector:
-    """The selector; a shipped one is imported with the first answers, as numpy comes with it."""
-    if plugin.name not in SELECTORS:
-        selector: Selector = plugin.target
-        return selector
-    return lambda batch: plugin.target(batch)
 
 
 def _template_hashes(

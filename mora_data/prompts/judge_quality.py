@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..run.partitions import Partition
+from ..run.partitions import Partition, row_tuples
 from ..settings import BuildSettings
 from ..types import Role, Score
 from .result import PromptResult
@@ -135,39 +135,27 @@ def heldout_accuracy(
     from ..run.table import candidate_pairs
     from ..statistics.judges import pair_accuracy
 
+    columns = ("prompt_id", "arm", "index", "dimension", "value", "purpose")
     margins: dict[str, list[float]] = {d: [] for d in dims}
     total: list[float] = []
     unscored = 0
     for part in parts:
-        scores = part.table(
-            "scores", ["prompt_id", "arm", "index", "purpose", "dimension", "value"]
-        ).to_pydict()
-        pairs = (
-            candidate_pairs(part, arms)
-            .take(pa.array(chosen.get(part.number, ()), pa.int64()))
-            .to_pydict()
-        )
         values = {
             (p, a, i, d): v
-            for p, a, i, u, d, v in zip(
-                *(
-                    scores[c]
-                    for c in ("prompt_id", "arm", "index", "purpose", "dimension", "value")
-                ),
-                strict=True,
-            )
-            if u == "heldout"
+            for p, a, i, d, v, purpose in row_tuples(part.table("scores", columns), *columns)
+            if purpose == "heldout"
         }
-        for k, (p, a, i, j) in enumerate(
-            zip(*(pairs[c] for c in ("prompt_id", "arm", "chosen", "rejected")), strict=True)
-        ):
+        pairs = candidate_pairs(part, arms).take(pa.array(chosen.get(part.number, ()), pa.int64()))
+        won = {d: pairs.column(f"margin_{d}").to_pylist() for d in dims}
+        sided = row_tuples(pairs, "prompt_id", "arm", "chosen", "rejected")
+        for k, (p, a, i, j) in enumerate(sided):
             sides = {d: (values.get((p, a, i, d)), values.get((p, a, j, d))) for d in dims}
             theirs = {d: x - y for d, (x, y) in sides.items() if x is not None and y is not None}
             unscored += len(theirs) < len(dims)
             if len(theirs) == len(dims):
                 total.append(round(sum(theirs.values()), 9))
             for d, margin in theirs.items():
-                if pairs[f"margin_{d}"][k] > 0:
+                if won[d][k] > 0:
                     margins[d].append(margin)
     return {
         "total": pair_accuracy(total),

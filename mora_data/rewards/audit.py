@@ -290,7 +290,8 @@ def _row(
     from ..statistics.judges import PositionSums, label_agreement, right
 
     judged, clusters = right(*_sides(column)), clusters_of(pairs)
-    longer = right(*(np.array([float(n_tokens(t)) for t in side]) for side in _texts(pairs)))
+    sides = zip(*((p.better, p.worse) for p in pairs), strict=True)
+    longer = right(*(np.array([float(n_tokens(a.text)) for a in side]) for side in sides))
     rule, by_length = ("longer", longer) if longer.mean() >= 0.5 else ("shorter", 1 - longer)
     share, gain = label_agreement(judged, by_length, clusters)
     alone, _ = label_agreement(by_length, judged, clusters)
@@ -341,10 +342,6 @@ def clusters_of(pairs: Sequence[LabelledPair]) -> Ints:
 
     names: dict[str, int] = {}
     return np.array([names.setdefault(p.better.group, len(names)) for p in pairs], dtype=int)
-
-
-def _texts(pairs: Sequence[LabelledPair]) -> tuple[list[str], list[str]]:
-    return [p.better.text for p in pairs], [p.worse.text for p in pairs]
 
 
 def _sides(column: Sequence[Both | None]) -> list[Floats]:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .. import plugins
 from ..errors import SettingsError
@@ -28,10 +28,6 @@ from ..settings import BuildSettings, CalibrationSettings, RewardSettings, Setti
 from ..text import one_line
 from ..types import Score
 from . import REWARDS, Reward, load, missing
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 LABELLED_FLOOR = 0.5  # a calibrated P(good)
 OWN = ("identity", "likert", "sigmoid")
@@ -285,9 +281,11 @@ def _source(reward: Reward, number: int, settings: RewardSettings) -> RewardSour
     if calibration_map is None and kind == ANCHORED and ours.temperature is not None:
         calibration_map = {"kind": kind, "n": 0, **_given(ours)}
     if calibration_map is None and kind in OWN and settings.calibration is not None:
+        import numpy as np
+
         from .calibration import fit
 
-        calibration_map = {**fit(kind, _empty(), given=_given(ours)), "n": 0}
+        calibration_map = {**fit(kind, np.empty(0), given=_given(ours)), "n": 0}
     changed = kind != own
     pass_threshold = getattr(reward, "pass_threshold", None)
     if kind in LABELLED:
@@ -446,9 +444,3 @@ def _no_floor(d: str, found: Sequence[RewardSource]) -> str:
         f"dimension {d}: {names} is known up to an offset for each prompt (Bradley-Terry), so no"
         f" floor on it means the same in two prompts: {remedy}, or set its calibration to anchored"
     )
-
-
-def _empty() -> NDArray[np.float64]:
-    import numpy as np
-
-    return np.empty(0)
