@@ -166,11 +166,10 @@ class _Picker:
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         logits = scores.float()
-        chosen = (
-            logits.argmax(-1, keepdim=True)
-            if self._temperature == 0
-            else self._sample(logits / self._temperature)
-        )
+        if self._temperature == 0:
+            chosen = logits.argmax(-1, keepdim=True)
+        else:
+            chosen = self._sample(logits / self._temperature)
         if self._top:
             top = torch.log_softmax(logits, -1).topk(self._top)
             self._logprobs.append((chosen.cpu(), top.indices.cpu(), top.values.cpu()))

@@ -22,7 +22,7 @@ import yaml
 
 from .. import resources
 from ..errors import SettingsError
-from ..run.partitions import Partition
+from ..run.partitions import Partition, row_tuples
 from ..text import one_line
 from ..types import Message, Messages
 
@@ -103,27 +103,14 @@ def cap_shares(
     rows: list[_Chosen] = []
     for part in parts:
         at = chosen.get(part.number, ())
-        table = (
-            candidate_pairs(part, arms)
-            .select(["score", "prompt_id", "arm", "chosen", "rejected"])
-            .take(pa.array(at, pa.int64()))
-        )
-        rows += [
-            _Chosen(
-                score,
-                prompt_id,
-                arm,
-                part.number,
-                int(k),
-                (names[a % len(names)], names[b % len(names)]),
-            )
-            for k, (score, prompt_id, arm, a, b) in zip(
-                at, zip(*table.to_pydict().values(), strict=True), strict=True
-            )
-        ]
+        pairs = candidate_pairs(part, arms).take(pa.array(at, pa.int64()))
+        found = row_tuples(pairs, "score", "prompt_id", "arm", "chosen", "rejected")
+        for k, (score, prompt_id, arm, *answers) in zip(at, found, strict=True):
+            whose = (names[answers[0] % len(names)], names[answers[1] % len(names)])
+            rows.append(_Chosen(score, prompt_id, arm, part.number, int(k), whose))
     before, rows = rows, sorted(rows)
-    while found := _excess(rows):
-        side, name, excess = found
+    while too_many := _excess(rows):
+        side, name, excess = too_many
         out = {(r.part, r.at) for r in [r for r in rows if r.sides[side] == name][:excess]}
         rows = [r for r in rows if (r.part, r.at) not in out]
     kept = {(r.part, r.at) for r in rows}

@@ -304,18 +304,16 @@ def _stands_in(bare: str, shown: Sequence[str], packed: Callable[[int], str]) ->
 
 
 @reads_reply(None)
-def expected_level(
-    reply: Answer, lowest: int = 1, highest: int = LEVELS, said: int | None = None
-) -> float | None:
+def expected_level(reply: Answer, said: int | None = None) -> float | None:
     """Mean of the levels under the probabilities of the last token that begins with a digit (with
     `said`: with that one); None where none are given."""
     for token, top in reversed(reply.logprobs or ()):
-        level = _level_of(token, lowest, highest)
+        level = _level_of(token)
         if level is None or (said is not None and level != said):
             continue
         weights: dict[int, float] = {}
         for alternative, logprob in top:
-            level = _level_of(alternative, lowest, highest)
+            level = _level_of(alternative)
             if level is not None and not math.isnan(logprob):
                 weights[level] = weights.get(level, 0.0) + math.exp(min(logprob, 0.0))
         total = math.fsum(weights.values())
@@ -323,9 +321,9 @@ def expected_level(
     return None
 
 
-def _level_of(token: str, lowest: int, highest: int) -> int | None:
+def _level_of(token: str) -> int | None:
     found = _DIGIT.fullmatch(token)
-    return int(found[1]) if found and lowest <= int(found[1]) <= highest else None
+    return int(found[1]) if found and 1 <= int(found[1]) <= LEVELS else None
 
 
 def _whole(text: str, highest: int) -> list[tuple[list[int], int, int]]:

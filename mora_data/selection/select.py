@@ -65,17 +65,14 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
     for part in parts:
         out.counts.update(_controls(part, settings.published_arms))
         for table in scored_tables(part, settings.dimensions, settings.published_arms, texts=False):
-            mask = (
-                are_confirmed(table.pairs.confirmed_Q_D, table.binding_P_D[table.pairs.row_Q])
-                if settings.select.confirm
-                else np.ones(len(table.pairs), bool)
-            )
-            n_confirmed += len(table.pairs) if settings.select.confirm else 0
-            n_held += int(mask.sum())
-            good = table.pairs.take(mask)
+            good = table.pairs
             if settings.select.confirm:
+                binding_Q_D = table.binding_P_D[good.row_Q]
+                good = good.take(are_confirmed(good.confirmed_Q_D, binding_Q_D))
+                n_confirmed += len(table.pairs)
                 before += float(table.margins_Q_D(good).sum())
                 after += float(np.nansum(good.confirmed_Q_D))
+            n_held += len(good)
             repeats = repeats_in(table, seen, near_duplicates)
             out.counts.update(_count_rows(table, repeats, good))
             confirmed.append(
@@ -287,11 +284,8 @@ def balance(score_P_K: Floats, log_gap_P_K: Floats) -> NDArray[np.int64]:
         return np.asarray(np.where(there, score_P_K - mu * gap, -np.inf).argmax(1))
 
     def mean_gap(mu: float) -> float:
-        return (
-            float(np.take_along_axis(gap, choice(mu)[:, None], 1)[have, 0].mean())
-            if have.any()
-            else 0.0
-        )
+        taken = np.take_along_axis(gap, choice(mu)[:, None], 1)[have, 0]
+        return float(taken.mean()) if len(taken) else 0.0
 
     low, high = -1e3 * max(scale, 1e-6), 1e3 * max(scale, 1e-6)
     if mean_gap(0.0) > 0:

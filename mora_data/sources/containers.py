@@ -141,11 +141,11 @@ def rows_in(file: DataFile, split: str = "train") -> Iterator[Row | DropRow]:
         else:
             suffix = suffix_of(file.member or file.path.name)
             why = (
-                "a zip archive that is not whole; get the file anew"
-                if kind == "zip"
-                else f"the suffix {suffix!r} is not one of {', '.join(SUFFIXES)} (each also"
+                f"the suffix {suffix!r} is not one of {', '.join(SUFFIXES)} (each also"
                 f" {' '.join(PACKED)}), and its first bytes don't say what it is"
             )
+            if kind == "zip":
+                why = "a zip archive that is not whole; get the file anew"
             raise SourceError(f"can't read {file.path}: {why}")
 
 

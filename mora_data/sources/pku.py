@@ -105,11 +105,8 @@ def _level(value: object) -> int | None:
 
 
 def _harms(value: object) -> frozenset[str]:
-    return (
-        frozenset(k for k, v in value.items() if v is True)
-        if isinstance(value, Mapping)
-        else frozenset()
-    )
+    given = value.items() if isinstance(value, Mapping) else ()
+    return frozenset(k for k, v in given if v is True)
 
 
 def _stratum(safe: list[bool | None]) -> str:

@@ -99,11 +99,9 @@ def length_controlled_win_rate(
     x, bin_P = np.unique(np.tanh(gap / (gap.std() or 1.0)), return_inverse=True)
     if len(x) > 1000:
         x, bin_P = np.unique(np.round(x[bin_P] * 500) / 500, return_inverse=True)
-    labels = (
-        np.arange(len(y))
-        if clusters_P is None
-        else np.unique(clusters_P[there], return_inverse=True)[1]
-    )
+    labels = np.arange(len(y))
+    if clusters_P is not None:
+        labels = np.unique(clusters_P[there], return_inverse=True)[1]
     order = np.argsort(bin_P, kind="stable")
     y, labels = y[order], labels[order]
     starts = np.flatnonzero(np.diff(bin_P[order], prepend=-1))
@@ -255,9 +253,9 @@ def statement(
     open_ = [d.metric for d in differences.values() if not d.clear]
     seeds = min((d.n_seeds for d in differences.values()), default=0)
     n = max((d.n_prompts for d in differences.values()), default=0)
-    verbs = (
-        ("improves on", "is worse than") if seeds >= MIN_SEEDS else ("scores above", "scores below")
-    )
+    verbs = ("improves on", "is worse than")
+    if seeds < MIN_SEEDS:
+        verbs = ("scores above", "scores below")
     parts = [
         f"{verb} {reference} in {_and(names)}"
         for verb, names in zip(verbs, (up, down), strict=True)
@@ -265,14 +263,9 @@ def statement(
     ]
     if open_:
         parts.append(f"shows no clear difference from {reference} in {_and(open_)}")
-    how = (
-        f"{seeds} training seeds"
-        if seeds >= MIN_SEEDS
-        else (
-            f"{seeds} training seed{'s' if seeds > 1 else ''}: this is about these checkpoints, not"
-            " about the training method"
-        )
-    )
+    how = f"{seeds} training seed{'s' if seeds > 1 else ''}"
+    if seeds < MIN_SEEDS:
+        how += ": this is about these checkpoints, not about the training method"
     return (
         f"On {n} held-out prompts, {model}"
         f" {'; '.join(parts) or f'has no value to compare with {reference}'} ({how})."
