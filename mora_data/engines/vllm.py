@@ -57,17 +57,13 @@ class Vllm:
         self._tokenizer = self._llm.get_tokenizer()
         self._limit = int(self._llm.model_config.max_model_len)
         if not self._tokenizer.chat_template:
-            raise SettingsError(
-                f"model {role.model} has no chat template: "
-                + (
-                    "give an instruction-tuned model"
-                    if task == "chat"
-                    else (
-                        "engine transformers takes it with local.text_pair=true, if it was trained"
-                        " on pairs of texts"
-                    )
+            way = "give an instruction-tuned model"
+            if task != "chat":
+                way = (
+                    "engine transformers takes it with local.text_pair=true, if it was trained on"
+                    " pairs of texts"
                 )
-            )
+            raise SettingsError(f"model {role.model} has no chat template: {way}")
 
     def encode(self, request: Request) -> Sequence[int]:
         """The prompt's tokens; vLLM would refuse a whole call for one that is too long."""

@@ -27,7 +27,7 @@ from ..run.limiter import ConcurrencyLimiter
 from ..settings import BuildSettings, CalibrationSettings, RewardSettings, Settings, cache_tree
 from ..text import one_line
 from ..types import Score
-from . import REWARDS, Reward, load, missing
+from . import REWARDS, UNCALIBRATED, Reward, load, missing
 
 LABELLED_FLOOR = 0.5  # a calibrated P(good)
 OWN = ("identity", "likert", "sigmoid")
@@ -179,18 +179,17 @@ def calibrated(
     if source.kind == ANCHORED and key not in anchors:
         anchors[key] = anchor(source, [s.raw for s in scores])
     values = _values(source.calibration_map, [s.raw for s in scores], anchors.get(key, math.nan))
-    return [
-        (
-            replace(s, value=v, reason="")
-            if v is not None
-            else replace(
-                s,
-                value=None,
-                reason=s.reason if s.reason not in ("", "uncalibrated") else _why(s.raw),
-            )
-        )
-        for s, v in zip(scores, values, strict=True)
-    ]
+    return [_with_value(s, v) for s, v in zip(scores, values, strict=True)]
+
+
+def _with_value(score: Score, value: float | None) -> Score:
+    if value is not None:
+        return replace(score, value=value, reason="")
+    reason = score.reason
+    if reason in ("", UNCALIBRATED):
+        known = score.raw is not None and math.isfinite(score.raw)
+        reason = "no_score" if score.raw is None else "out_of_range" if known else "not_finite"
+    return replace(score, value=None, reason=reason)
 
 
 def anchor(source: RewardSource, raw: Sequence[float | None]) -> float:
@@ -419,12 +418,6 @@ def _values(
         calibration_map, np.array([math.nan if r is None else r for r in raw], dtype=float), ref
     )
     return [None if math.isnan(v) else v for v in values.tolist()]
-
-
-def _why(raw: float | None) -> str:
-    if raw is None:
-        return "no_score"
-    return "out_of_range" if math.isfinite(raw) else "not_finite"
 
 
 def _mean(weighed: Sequence[tuple[RewardSource, float]]) -> float:

@@ -123,17 +123,12 @@ class Guard:
     async def _one(
         self, ask: Ask, prompt_id: str, messages: Messages, answer: str, purpose: str, policy: str
     ) -> Read:
-        asked = (
-            inert_turns((*messages, Message(role="assistant", content=answer)))
-            if self._template is None
-            else self._template.render(
-                {
-                    **quoted(self._context.secret, messages, answer=answer),
-                    "policy": self._policies[policy],
-                    "dimension": self.dimension,
-                }
-            )
-        )
+        if self._template is None:
+            asked = inert_turns((*messages, Message(role="assistant", content=answer)))
+        else:
+            shown = quoted(self._context.secret, messages, answer=answer)
+            more = {"policy": self._policies[policy], "dimension": self.dimension}
+            asked = self._template.render({**shown, **more})
         (reply,) = await ask(Request(self._context.role, asked, GREEDY, purpose, prompt_id))
         if reply.error is not None:
             return None, reply.error

@@ -174,20 +174,13 @@ def verdict_sampling(
     role: RoleSettings, lowest: int, logprobs: int = 0, highest: int = LEVELS
 ) -> Sampling:
     """How a verdict of `lowest` .. `highest` is asked for."""
-    schema: Mapping[str, object] = (
-        SCHEMA
-        if (lowest, highest) == (1, LEVELS)
-        else {
-            **SCHEMA,
-            "properties": {"score": {"type": "integer", "minimum": lowest, "maximum": highest}},
-        }
-    )
+    level = {"type": "integer", "minimum": lowest, "maximum": highest}
     return Sampling(
         role.temperature,
         role.top_p,
         role.max_tokens,
         tuple(role.stop),
-        schema,
+        {**SCHEMA, "properties": {SCORE: level}},
         PATTERN.replace("1-5", f"{lowest}-{highest}"),
         logprobs,
     )
