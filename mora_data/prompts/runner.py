@@ -16,8 +16,7 @@ from typing import Any
 
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
-from ..rewards.pairwise import NO_OPPONENT
-from ..rewards.precomputed import NOT_RATED
+from ..rewards import NO_OPPONENT, NOT_RATED
 from ..run.log import AnswerLog
 from ..run.partitions import Partition
 from ..run.stats import RunStats

@@ -124,6 +124,7 @@ def missing(reward: Reward, reason: str, raw: float | None = None, may_pass: boo
 
 # What a reward source asks through: models by requests, and its own servers by cached calls
 
+NOT_RATED, NO_OPPONENT = "not_rated", "no_opponent"  # nothing to score by, which is no failure
 UNCALIBRATED = "uncalibrated"
 """Reason of a score that has a raw number and no value yet: the source has no scale of its own."""
 

@@ -28,10 +28,9 @@ from ..run.tasks import all_of
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Request, Score
-from . import Ask, RewardContext, missing
+from . import NO_OPPONENT, Ask, RewardContext, missing
 from .judge import ask_verdict, texts_of, verdict_sampling
 
-NO_OPPONENT = "no_opponent"
 VARIABLES = frozenset(("question", "history", "first", "second", "nonce", "dimension"))
 
 

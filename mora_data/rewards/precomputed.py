@@ -16,9 +16,7 @@ from ..errors import SettingsError
 from ..settings import Settings as PluginSettings
 from ..text import digest
 from ..types import Messages, Score
-from . import Ask, RewardClient, RewardContext, missing
-
-NOT_RATED = "not_rated"
+from . import NOT_RATED, Ask, RewardClient, RewardContext, missing
 
 
 class Precomputed:
