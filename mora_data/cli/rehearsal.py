@@ -59,6 +59,7 @@ def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSett
         # the revision keeps its requests apart from those of others with the same rubric
         own = {"engine": "scripted", "revision": f"{dimension}:{i}"}
         judge = {"kind": "judge", "template": template, "weight": r.weight, "endpoint": own}
+        judge["noise"] = r.noise
         return RewardSettings.model_validate(judge)
 
     sources = {

@@ -101,6 +101,7 @@ EXAMPLES: dict[str, object] = {
     "rewards": {"helpful": {"kind": "judge"}},
     f"rewards.{DIMENSION}.kind": "pairwise",
     f"rewards.{DIMENSION}.weight": 2.0,
+    f"rewards.{DIMENSION}.noise": 0.05,
     f"rewards.{DIMENSION}.endpoint": {"model": "org/reward-model"},
     f"rewards.{DIMENSION}.calibration": "ecdf",
     f"rewards.{DIMENSION}.calibration.kind": "ecdf",

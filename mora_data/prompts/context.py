@@ -23,6 +23,7 @@ from ..rewards.combine import (
     RewardSources,
     pass_thresholds_of,
     sources_of,
+    stated_noise,
     steps_of,
     with_calibration_maps,
 )
@@ -125,6 +126,7 @@ class BuildContext:
         raters = [r for r in engines if r not in NO_RATERS]
         judges = {k: v for k, v in self.templates.items() if k.startswith("judge/")}
         rewards = {k: v for k, v in self.code.items() if k.startswith("rewards.")}
+        stated = {d: v for d, v in stated_noise(self.sources).items() if v}
         return json_hash(
             {
                 **self._inputs({r: engines[r] for r in raters}, rewards),
@@ -132,6 +134,7 @@ class BuildContext:
                 "kappa": kappa,
                 "templates": judges,
                 "floors": dict(self.judge_stats.pass_thresholds),
+                **({"noise": stated} if stated else {}),
             }
         )
 

@@ -43,6 +43,7 @@ class RewardSource:
 
     Attributes:
         number: its place among the sources of its dimension, from 0.
+        noise: standard deviation of its values, as the settings state it.
         kind: calibration in force.
         calibration_map: None where the source's own value stands, and before it is fitted.
         pass_threshold: in [0, 1]; None where none holds across prompts.
@@ -54,6 +55,7 @@ class RewardSource:
     reward: Reward
     number: int
     weight: float
+    noise: float
     kind: str
     calibration_map: Mapping[str, Any] | None
     pass_threshold: float | None
@@ -162,6 +164,14 @@ def pass_thresholds_of(
 def steps_of(sources: RewardSources) -> dict[str, float]:
     """Resolution of each dimension's scale: the coarsest of its sources."""
     return {d: max(s.step for s in found) for d, found in sources.items()}
+
+
+def stated_noise(sources: RewardSources) -> dict[str, float]:
+    """Standard deviation of each dimension's reward, as the settings of its sources state it."""
+    return {
+        d: math.hypot(*(s.weight * s.noise for s in found)) / math.fsum(s.weight for s in found)
+        for d, found in sources.items()
+    }
 
 
 def calibrated(
@@ -295,6 +305,7 @@ def _source(reward: Reward, number: int, settings: RewardSettings) -> RewardSour
         reward,
         number,
         settings.weight,
+        settings.noise,
         kind,
         calibration_map,
         pass_threshold,

@@ -24,6 +24,7 @@ from .combine import (
     combine,
     fit_maps,
     maps_as_json,
+    stated_noise,
     steps_of,
 )
 
@@ -42,7 +43,7 @@ class Noise:
 
     Attributes:
         sigma: standard deviation of one score, in [0, 1]; half a step of the scale where nobody
-            was scored twice.
+            was scored twice, and what the settings state where that is larger.
         n: answers scored twice.
         measured: whether any was.
         reliability: rho = 1 - sigma^2 / Var_within; None where unknown.
@@ -130,6 +131,13 @@ class JudgeStats:
             for d, v in self.noise.items()
             if v.ties is not None and v.ties >= MANY_TIES and v.pairs >= LEAST_TWICE
         ]
+        level += [
+            f"The scores of {d} never change: {v.n} answers that were scored twice got the same"
+            " score, so that the smallest difference counts as one. Say how far they can be trusted"
+            f" (rewards.{d}[].noise, as 0.05 on the scale of 0 to 1)."
+            for d, v in self.noise.items()
+            if v.sigma == 0 and v.reliability is not None and v.n >= LEAST_TWICE
+        ]
         doubt = self.harm_guard.get("doubt")
         return [*level, doubt] if doubt else level
 
@@ -206,9 +214,10 @@ def noise_of(
     by_prompt: Sequence[Sequence[float | None]],
     twice: Sequence[tuple[float | None, float | None]],
     step: float,
+    stated: float = 0.0,
 ) -> Noise:
-    """The noise of one dimension: the scores of each prompt's answers, both scores of those that
-    were scored twice, and the resolution of the scale.
+    """The noise of one dimension, `stated` at least: the scores of each prompt's answers, both
+    scores of those that were scored twice, and the resolution of the scale.
 
     sigma_d^2 = mean (s1 - s2)^2 / 2; rho_d = 1 - sigma_d^2 / Var_within (docs/method.md, Noise and
     reliability). Exact sums, as the order in which prompts finish must not show.
@@ -223,15 +232,16 @@ def noise_of(
             within.append((math.fsum((v - mean) ** 2 for v in there), len(there) - 1))
         n_pairs += math.comb(len(there), 2)
         n_ties += sum(math.comb(n, 2) for n in Counter(there).values())
-    sigma = retest_noise(squares)
+    measured = retest_noise(squares)
+    sigma = max(step / 2 if measured is None else measured, stated)
     freedom = sum(f for _, f in within)
     variance = math.fsum(s for s, _ in within) / freedom if freedom else None
-    known = sigma is not None and bool(variance)
+    known = measured is not None and bool(variance)
     return Noise(
-        sigma if sigma is not None else step / 2,
+        sigma,
         len(squares),
-        sigma is not None,
-        1 - sigma**2 / variance if sigma is not None and variance else None,
+        measured is not None,
+        1 - sigma**2 / variance if measured is not None and variance else None,
         _upper(squares, within) if known else None,
         n_ties / n_pairs if n_pairs else None,
         n_pairs,
@@ -303,13 +313,13 @@ def conclude(
             twice[d] += [
                 (values[i], _reward(ready, d, again.get(i, {}), kappa)) for i in m.repeated
             ]
-    steps = steps_of(ready)
+    steps, stated = steps_of(ready), stated_noise(ready)
     maps = {
         d: [{**c, "provisional": c["n"] < PROVISIONAL_UNDER} if "n" in c else c for c in group]
         for d, group in maps_as_json(ready).items()
     }
     stats = JudgeStats(
-        {d: noise_of(by_prompt[d], twice[d], steps[d]) for d in dims},
+        {d: noise_of(by_prompt[d], twice[d], steps[d], stated[d]) for d in dims},
         pass_thresholds,
         maps,
         n_rollouts,
@@ -323,7 +333,7 @@ def conclude(
 
 def unmeasured(sources: RewardSources, pass_thresholds: Mapping[str, float]) -> JudgeStats:
     """The statistics of a build without presamples: nothing was scored twice."""
-    noise = dict.fromkeys(sources, noise_of([], [], 0.0))
+    noise = {d: noise_of([], [], 0.0, stated) for d, stated in stated_noise(sources).items()}
     return JudgeStats(noise, pass_thresholds, maps_as_json(sources))
 
 

@@ -236,13 +236,17 @@ class RewardSettings(Settings):
 
     model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
-    not_in_rows = frozenset({"concurrency"})
+    not_in_rows = frozenset({"concurrency", "noise"})  # noise: the judges' statistics hold it
 
     kind: str = "judge"
     """Reward source: judge, pairwise, rubric, classifier, guard, python, precomputed, rules, or a
     dotted path module:Class."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight among the sources of this dimension."""
+    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """How far its score is from the worth of an answer, as a standard deviation on the scale of 0
+    to 1; what two scores of one answer show counts where it is larger, and is 0 for a source that
+    always says the same."""
     endpoint: RoleSettings | None = None
     """The model that this source asks, where it is not the judge: engine, base URL, model. Without
     a URL, the judge's server."""

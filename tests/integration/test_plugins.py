@@ -23,7 +23,7 @@ from mora_data.run.files import read_json
 from mora_data.run.folder import Summary
 from mora_data.run.progress import Progress
 from mora_data.run.stats import RunStats
-from mora_data.settings import BuildOptions, build_settings
+from mora_data.settings import BuildOptions, RewardSettings, build_settings, cache_tree
 from mora_data.sources.benchmarks import Benchmarks
 
 TREE: dict[str, Any] = {
@@ -376,6 +376,22 @@ def test_judges_are_measured_again_where_a_reward_raised(here: Path) -> None:
     run(here, tree)
     measured = read_json(here / "run/reference.json")
     assert measured["basis"] is not None and measured["noise"]["level"]["measured"]
+
+
+def test_stated_noise_is_in_the_statistics_of_a_build_and_in_no_key_of_a_reward(here: Path) -> None:
+    presample = {"reference": 8, "n": [4, 8], "canaries": 0, "repeat_share": 1}
+    tree = levels(here, "", presample=presample)
+
+    def sigma(**stated: float) -> float:
+        level = {"kind": "levels:Levels", **stated}
+        double = {**level, "weight": 3.0, "noise": 0.0}
+        run(here, {**tree, "rewards": {"level": [level, double]}})
+        return read_json(here / "run/reference.json")["noise"]["level"]["sigma"]
+
+    assert sigma() == 0
+    assert sigma(noise=0.2) == pytest.approx(0.2 / 4)
+    assert sigma(noise=0.1) == pytest.approx(0.1 / 4)
+    assert cache_tree(RewardSettings(noise=0.1)) == cache_tree(RewardSettings())
 
 
 def test_a_reward_that_raises_costs_a_canary_and_not_the_run(here: Path) -> None:

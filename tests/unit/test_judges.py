@@ -261,6 +261,23 @@ def test_drift_has_to_exceed_the_limit_and_its_error() -> None:
     assert drift({"d": [None]}, {"d": [0.5]}, {})["d"]["shift"] is None
 
 
+def test_the_noise_that_is_stated_holds_where_it_is_larger() -> None:
+    """A reward that always says the same would let the smallest difference win a dimension."""
+    scores = [[0.5, 0.9]] * 30
+    changes, same = ([(0.5, second)] * 30 for second in (0.6, 0.5))
+    seen = {"judge": noise_of(scores, changes, 0.25), "head": noise_of(scores, same, 0.0)}
+    stats = JudgeStats(seen, {}, {})
+    (line,) = stats.doubts()
+    assert "The scores of head never change: 30 answers" in line and "rewards.head[].noise" in line
+    assert stats.least_margins(["head"], {"head": 0.0}) == [0.0]
+    assert noise_of(scores, changes, 0.25, 0.01) == seen["judge"] and seen["judge"].sigma > 0.07
+    head = noise_of(scores, same, 0.0, 0.05)
+    assert head.sigma == 0.05 and head.reliability == pytest.approx(1 - 1 / 32)
+    stats = JudgeStats({"head": head}, {}, {})
+    assert stats.doubts() == [] and stats.least_margins(["head"], {"head": 0.0})[0] > 0.14
+    assert noise_of([], [], 0.0, 0.1).sigma == 0.1
+
+
 def test_a_judge_that_gives_one_level_to_nearly_everything_is_told_of() -> None:
     noise = {
         "level": noise_of([[1.0, 1.0, 1.0, None if i else 0.5] for i in range(10)], [], 0.25),
