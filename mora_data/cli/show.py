@@ -91,6 +91,12 @@ def report_lines(report: Report) -> list[str]:
     for arm, v in report["arms"].items():
         cells = [interval(v["metrics"][m]) for m in HEADLINE]
         lines.append(f"{arm:<10} {v['n']:>8}  " + " ".join(f"{c:<24}" for c in cells).rstrip())
+    pairs: dict[str, list[str]] = {}
+    for c in report["figures"]["correlations"]:
+        pairs.setdefault(f"{c['x']} x {c['y']}", []).append(f"{c['arm']} {interval(c)}")
+    if pairs:
+        lines += ["", "correlation of two rewards over the answers to one prompt:"]
+        lines += [f"  {pair}: {', '.join(by_arm)}" for pair, by_arm in pairs.items()]
     if report["comparisons"]:
         lines += ["", "fused minus each control (p by sign flips, Holm over all):"]
         lines += [

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from itertools import groupby
+from itertools import combinations, groupby
 from typing import TypedDict, cast
 
 import numpy as np
@@ -32,6 +32,7 @@ from .values import (
     ArmDifference,
     ArmNumbers,
     ControlGain,
+    DimensionPair,
     Estimate,
     MinedPrompts,
     Plane,
@@ -42,6 +43,7 @@ from .values import (
     RewardLevels,
     Rewrites,
     Shrinkage,
+    cell,
     estimates,
     rounded,
     share,
@@ -209,6 +211,7 @@ def answer_figures(g: Gathered, n_each: int, seed: int) -> AnswerFigures:
         "planes": {
             "pairs": [_plane(g, p, i, j) for p, (i, j) in enumerate(plane_pairs(g.scale.dims))]
         },
+        "correlations": _correlations(g, seed),
         "funnel": _funnel(g),
         "repeats": {d: _repeats(c) for d, c in g.repeats.items() if c.sum()},
         "margins": {"shrinkage": _shrinkage(g)},
@@ -323,6 +326,23 @@ def _plane(g: Gathered, p: int, i: int, j: int) -> Plane:
             ],
         }
     return plane
+
+
+def _correlations(g: Gathered, seed: int) -> list[DimensionPair]:
+    """How far the rewards of two dimensions go together over the answers to one prompt, for each
+    pair and arm; the same for the margins of all pairs of a prompt's answers."""
+    found: list[DimensionPair] = []
+    for arm in in_arm_order(g.moments):
+        sums = g.sums(g.moments[arm])
+        boot = bootstrap_of(sums, 1000, seed)
+        means_B_M = np.vstack([boot.estimate_M, boot.draws_B_M])
+        for p, (x, y) in enumerate(combinations(g.scale.dims, 2)):
+            xy, xx, yy = means_B_M[:, 3 * p : 3 * p + 3].T
+            r = xy / np.sqrt(np.where(xx * yy > 1e-18, xx * yy, np.nan))
+            low, high = np.nanquantile(r, (0.025, 0.975)) if np.isfinite(r[0]) else (None, None)
+            n = sums.numbers_C_M[:, 3 * p].sum()
+            found.append({"x": x, "y": y, "arm": arm, **cell(r[0], low, high, n)})
+    return found
 
 
 def _funnel(g: Gathered) -> Rewrites:

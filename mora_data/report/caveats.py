@@ -15,6 +15,7 @@ LEAST_RELIABILITY = 0.3
 SOUND_RELIABILITY = 0.7
 MOST_WORDING_AUC = 0.9
 MOST_REFUSAL = 0.8
+MOST_CORRELATION = 0.9
 LEAST_FUSED = 0.75
 LEAST_AGREEMENT = 0.5  # a coin's
 LENGTH_AUC = (0.45, 0.55)
@@ -162,6 +163,13 @@ def _of_arms(r: Report) -> Iterator[str]:
             yield (
                 f"In arm {arm} only {100 * scored:.0f} % of the answers could be scored; the others"
                 " are left out, not counted as bad."
+            )
+    for c in r["figures"]["correlations"]:
+        if c["arm"] in ("fused", *r["run"]["arms"][:1]) and known(c["value"]) >= MOST_CORRELATION:
+            yield (
+                f"In arm {c['arm']} the scores of {c['x']} and {c['y']} go together within a prompt"
+                f" (correlation {c['value']:.2f}, {c['low']:.2f} to {c['high']:.2f}): to these"
+                " scorers they are one dimension, and dominance in both says no more than in one."
             )
     yield from _of_fusion(r)
 

@@ -247,7 +247,7 @@ def _title(metric: str, r: ArmsReport | Report) -> str:
 
 def planes(r: ArmsReport | Report) -> Figure:
     """Where answers lie in the plane of two rewards."""
-    panels, rows = [], []
+    panels, rows, found = [], [], r["figures"]["correlations"]
     for p in r["figures"]["planes"]["pairs"]:
         panels += [_plane(p, a) for a in _before_and_fused(p["arms"])]
         n = p["cells"]
@@ -256,7 +256,9 @@ def planes(r: ArmsReport | Report) -> Figure:
             both = sum(v["cells"][i][j] or 0.0 for i in high for j in high)
             corners = [(i, c) for i, c in enumerate(v["staircase"]) if c >= 0]
             stairs = " ".join(f"{i / (n - 1):g}→{c / (n - 1):g}" for i, c in corners)
-            rows.append([f"{p['x']} × {p['y']}", a, percent(both), stairs])
+            together = (p["x"], p["y"], a)
+            r_xy = next((c for c in found if (c["x"], c["y"], c["arm"]) == together), None)
+            rows.append([f"{p['x']} × {p['y']}", a, percent(both), interval(r_xy), stairs])
     c = r["coverage"]
     coverage = (
         f" Coverage: {interval(c['fused_over_identity'])} of the identity answers are dominated by"
@@ -269,10 +271,11 @@ def planes(r: ArmsReport | Report) -> Figure:
         "What is the trade-off between two rewards?",
         f"unit: source prompt (each counts once), {_most(r):,} prompts",
         panels,
-        ["dimensions", "arm", "answers with both at 0.7 or more", "staircase (x → y)"],
+        ["dimensions", "arm", "both at 0.7 or more", "correlation", "staircase (x → y)"],
         rows,
         "Stronger colour: more answers. Staircase: one answer in four has both rewards at least"
-        " there; the further out, the better." + coverage,
+        " there; the further out, the better. Correlation: over the answers to one prompt."
+        + coverage,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ class Gathered:
     profile: dict[tuple[str, str], Added] = field(default_factory=dict)
     levels: dict[str, tuple[Floats, int]] = field(default_factory=dict)
     planes: dict[str, Floats] = field(default_factory=dict)
+    moments: dict[str, Added] = field(default_factory=dict)
     coverage: Added = field(default_factory=lambda: Added(2))
     texts: dict[str, list[str]] = field(default_factory=dict)
     repeats: dict[str, Ints] = field(default_factory=dict)
@@ -132,6 +134,9 @@ def gather(
         for name, arm in block.arms.items():
             out.n_arm[name] += int((~np.isnan(values[name])).any(1).sum())
             _add_values(out.values, name, at_P, values[name])
+            moments = _by_prompt(len(ids), arm.rows_P, _moments(arm.rewards_P_N_D))
+            if moments.size:
+                _add_values(out.moments, name, at_P, moments)
             _add_pictures(out, name, arm)
         _add_differences(out, at_P, values)
         _add_profiles(out, block, at_P, ids, ks_of(n_each))
@@ -244,6 +249,21 @@ def _add_pictures(out: Gathered, name: str, arm: ArmBlock) -> None:
         plane[p] += np.bincount(
             (cell[..., i] * CELLS + cell[..., j]).ravel(), weight.ravel(), CELLS**2
         ).reshape(CELLS, CELLS)
+
+
+def _moments(rewards_P_N_D: Floats) -> Floats:
+    """For each pair of dimensions, a prompt's sums of products about its own means: of both, of the
+    first with itself, of the second; over the answers that have both."""
+    columns = []
+    for i, j in combinations(range(rewards_P_N_D.shape[-1]), 2):
+        both = rewards_P_N_D[..., [i, j]]
+        there = ~np.isnan(both[..., 0] + both[..., 1])
+        n = np.where(there.sum(1) > 1, there.sum(1), np.nan)
+        both = np.where(there[..., None], both, 0.0)
+        mean = both.sum(1) / n[:, None]
+        x, y = (np.where(there, both[..., k] - mean[:, k, None], 0.0) for k in (0, 1))
+        columns += [np.where(n > 1, (a * b).sum(1), np.nan) for a, b in ((x, y), (x, x), (y, y))]
+    return np.stack(columns, 1) if columns else np.zeros((len(rewards_P_N_D), 0))
 
 
 def _coverage(block: Block, taken_P: Bools) -> Floats:

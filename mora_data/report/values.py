@@ -193,6 +193,14 @@ class Plane(TypedDict):
     arms: dict[str, PlaneCells]
 
 
+class DimensionPair(Estimate):
+    """The correlation of two dimensions within the `n` prompts of an arm."""
+
+    x: str
+    y: str
+    arm: str
+
+
 class RewritesOfArm(TypedDict):
     """What became of the rewrites of an arm: by the first check that the last try failed."""
 
@@ -232,6 +240,7 @@ class AnswerFigures(TypedDict):
     profile: Profile
     rewards: RewardLevels
     planes: dict[str, list[Plane]]
+    correlations: list[DimensionPair]
     funnel: Rewrites
     repeats: dict[str, Repeats]
     margins: dict[str, Shrinkage | None]

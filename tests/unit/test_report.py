@@ -7,7 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -15,7 +15,9 @@ import pytest
 from support.run_folder import DIMS, make_run
 
 from mora_data.cli import main
+from mora_data.cli.show import report_lines
 from mora_data.errors import RunFolderError
+from mora_data.report.caveats import caveats_of
 from mora_data.report.document import report_of, summary_of
 from mora_data.report.page import report_html, write_report
 from mora_data.report.templates import escape_text
@@ -121,6 +123,33 @@ def test_pairs_are_described(report: Report) -> None:
     assert p["length"]["chosen_longer"]["value"] == 1 and p["length"]["auc"] == 1
     assert p["neg_dim_rate"]["value"] == 0 and p["wording"] is None
     assert len(report["examples"]["random"]) == 6 and len(set(report["examples"]["worst"])) == 6
+
+
+def test_dimensions_that_go_together_are_told_of(run: Path, report: Report) -> None:
+    """The correlation within prompts, of an independent reading; one dimension scored twice makes
+    dominance in both trivial."""
+    import pyarrow.parquet as pq
+
+    files = [run / f"parts/{part:05d}/rollouts.parquet" for part in (0, 1)]
+    answers: dict[str, list[tuple[float, float]]] = {}
+    for row in (r for f in files for r in pq.read_table(f).to_pylist() if r["arm"] == "fused"):
+        both = row["reward_helpful"], row["reward_truthful"]
+        if None not in both:
+            answers.setdefault(row["prompt_id"], []).append(both)
+    away = np.vstack([np.array(v) - np.array(v).mean(0) for v in answers.values()])
+    (found,) = (
+        c
+        for c in report["figures"]["correlations"]
+        if (c["x"], c["y"], c["arm"]) == ("helpful", "truthful", "fused")
+    )
+    assert found["value"] == pytest.approx(np.corrcoef(away.T)[0, 1], abs=1e-5)
+    assert found["n"] == len(answers) and found["low"] < found["value"] < found["high"]
+    assert "helpful x truthful: " in "\n".join(report_lines(report))
+    assert not any("they are one dimension" in d for d in report["doubts"])
+    one = {**found, "value": 0.95, "low": 0.94, "high": 0.96}
+    figures = {**report["figures"], "correlations": [one]}
+    doubts = caveats_of(cast(Report, {**report, "figures": figures}))
+    assert any("helpful and truthful go together" in d and "0.95" in d for d in doubts)
 
 
 def test_doubts_are_said_in_words(report: Report) -> None:
