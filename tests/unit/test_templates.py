@@ -197,7 +197,7 @@ def test_fused_says_what_to_ask_the_same_way_in_its_examples() -> None:
     assert "4 to 60" not in "".join(turns)
 
 
-@pytest.mark.parametrize("name", ["single", "generic"])
+@pytest.mark.parametrize("name", ["single", "generic", "random"])
 def test_a_control_is_told_what_to_add_until_its_length_is_filled(name: str) -> None:
     """A small model keeps to a list, not to a number of tokens."""
 
