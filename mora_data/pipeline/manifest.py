@@ -95,13 +95,13 @@ def totals(
 def audit_arms(build: Build, parts: Sequence[Partition]) -> dict[str, LengthAudit]:
     """Are the controls as long as the fused prompts that they are compared with? The manifest says
     so; so does a line."""
-    if not build.reaches("fuse"):
+    fuse = build.settings.fuse
+    controls = [a for a in fuse.arms if a in fuse.length_matched and "fused" in fuse.arms]
+    if not controls or not build.reaches("fuse"):
         return {}
     from ..report.arms import arms_audit
     from ..statistics.inference import MOST_LENGTH_GAP
 
-    fuse = build.settings.fuse
-    controls = [a for a in fuse.arms if a in fuse.length_matched and "fused" in fuse.arms]
     audit = arms_audit(parts, controls)
     off = [f"{arm} ({a['mean_log_gap']:+.3f})" for arm, a in audit.items() if a["matched"] is False]
     if off:

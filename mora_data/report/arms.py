@@ -67,7 +67,7 @@ class LengthAudit(TypedDict):
 def arms_audit(parts: Iterable[Partition], arms: Sequence[str]) -> dict[str, LengthAudit]:
     """Whether the prompts of each control match the fused ones in length, prompt by prompt."""
     gaps: dict[str, list[float]] = {arm: [] for arm in arms}
-    for part in parts if arms else ():
+    for part in parts:
         table = part.table("fusions", ["prompt_id", "arm", "accepted", "text"])
         table = table.filter(table.column("accepted"))
         for _, tries in groupby(row_tuples(table, "prompt_id", "arm", "text"), lambda r: r[0]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests.house import ROOMS, circles, room_of, structure
 
 
@@ -51,17 +53,21 @@ def test_help_imports_nothing_heavy() -> None:
     assert "build" in done.stdout
 
 
-def test_a_build_asks_before_it_imports_arrays() -> None:
+def test_a_build_asks_before_it_imports_arrays_and_reads_no_report_up_to_scores(
+    tmp_path: Path,
+) -> None:
     import subprocess
     import sys
 
+    flags = "--source pku-saferlhf --sample --engine scripted --limit 2 --until score --out".split()
     code = (
-        "import sys, mora_data.pipeline; print([m for m in ('numpy', 'pyarrow', 'ray', 'aiohttp')"
-        " if m in sys.modules])"
+        "import sys, mora_data.pipeline\n"
+        "print([m for m in ('numpy', 'pyarrow', 'ray', 'aiohttp') if m in sys.modules])\n"
+        "from mora_data.cli import main\n"
+        f"main({['build', *flags, str(tmp_path / 'run')]!r})\n"
+        "late = ('mora_data.report', 'pyarrow.compute')\n"
+        "print([m for m in late if m in sys.modules])"
     )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == "[]"
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("[]", "[]"), done.stdout
