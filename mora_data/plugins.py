@@ -5,6 +5,7 @@
     plugin.target                the class or function
     plugin.code_hash             hash of the source of its module, for every cache key it is part of
     plugin.options(given)        its own settings, checked by its `Settings` model
+    plugin.call(*arguments)      what the target gives; a user's own that raises is one line
 
 A table is a literal {name: "module:name"}. A dotted path of a user is imported as it stands:
 the settings file is trusted, see `docs/add-your-own.md`.
@@ -15,17 +16,20 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from traceback import walk_tb
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import SettingsError
+from .errors import DropRow, MoraError, PendingRetry, SettingsError
 from .settings import explain, nearest
-from .text import digest
+from .text import digest, one_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,32 @@ class Plugin:
         module, _, attribute = self.path.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as e:
-            raise SettingsError(f"can't load {self.where} {self.name!r}: {e}") from e
+        except Exception as e:
+            if self.path != self.name and not isinstance(
+                e, (ImportError, AttributeError, ValueError)
+            ):
+                raise
+            raise SettingsError(f"can't load {self.where} {self.name!r}: {one_line(e)}") from e
+
+    def call(
+        self, *arguments: Any, needs: Iterable[str] = (), gives: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """What the target gives for the arguments, with the attributes that it `needs`, or made one
+        that it `gives`, as float.
+
+        Raises:
+            SettingsError: a user's own raised something, or what it gave lacks one of these.
+        """
+        what = f"{self.where} {self.name!r}"
+        own = what if self.path == self.name else ""
+        made = guarded(own, self.target, *arguments)
+        made = made if gives is None else guarded(own, gives, made)
+        if lacking := [name for name in needs if not hasattr(made, name)]:
+            raise SettingsError(
+                f"{what} gave {type(made).__name__} without {', '.join(lacking)}: see"
+                " docs/add-your-own.md"
+            )
+        return made
 
     @functools.cached_property
     def code_hash(self) -> str:
@@ -86,10 +114,38 @@ class Plugin:
                     f" {nearest(key, beside)}"
                 )
             return None
+        if not hasattr(model, "model_validate"):
+            raise SettingsError(
+                f"{self.where}: Settings of {self.name} must be a class that inherits from"
+                " mora_data.settings.Settings"
+            )
         try:
             return model.model_validate(dict(given))
         except ValidationError as e:
             raise SettingsError(explain(e, model, self.where, beside)) from e
+
+
+def guarded(own: str, function: Callable[..., T], *arguments: Any) -> T:
+    """`function` of the arguments; where it is a user's `own`, of that name, what it raises is one
+    line that says where.
+
+    Raises:
+        SettingsError: that line. What is raised on purpose passes.
+    """
+    try:
+        return function(*arguments)
+    except (MoraError, DropRow, PendingRetry):
+        raise
+    except Exception as e:
+        if not own:
+            raise
+        code, line = [(f.f_code.co_filename, n) for f, n in walk_tb(e.__traceback__)][-1]
+        at = (
+            ""
+            if Path(code).parent == Path(__file__).parent
+            else f" ({Path(code).name}, line {line})"
+        )
+        raise SettingsError(f"{own} raised {type(e).__name__}: {one_line(e, 160)}{at}") from e
 
 
 def load(table: Mapping[str, str], name: str, where: str) -> Plugin:

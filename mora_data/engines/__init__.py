@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,9 @@ def resolve(role: RoleSettings, sample: bool) -> RoleSettings:
     )
 
 
+NEEDS = "model revision extra n_per_request simulated send wants_more changed close".split()
+
+
 def connect(
     settings: BuildSettings,
     sample: bool,
@@ -66,7 +70,8 @@ def connect(
     heldout = ("heldout_judge",) if settings.heldout_judge is not None else ()
     for name in (*ROLES, *settings.more_roles(), *heldout):
         role = resolve(settings.role(name), sample)
-        opened: OpenEngine = plugins.load(ENGINES, role.engine or "", f"{name}.engine").target
+        plugin = plugins.load(ENGINES, role.engine or "", f"{name}.engine")
+        opened: OpenEngine = functools.partial(plugin.call, needs=NEEDS)
         try:
             engines[name] = opened(role, settings, stats, shared)
         except EndpointError as e:  # a build that has all its answers needs no server

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..errors import SettingsError
 from ..selection.batch import Batch, PairRules, are_confirmed, top_pairs
 from ..text import digest, seed_of
 from ..types import Pair
@@ -33,7 +34,13 @@ def find_candidates(build: BuildContext, arms: Sequence[tuple[PromptResult, Arm]
             return seed_of(result.prompt.prompt_id, *map(digest, texts))
 
         k = settings.confirm_top * settings.pairs_per_prompt
-        picks = top_pairs(batch, build.selector.target(batch), k, tie)
+        (p, n, _), found = batch.rewards_P_N_D.shape, build.selector.call(batch)
+        if np.shape(found) != (p, n, n):
+            raise SettingsError(
+                f"select.selector {build.selector.name!r} gave an array of {np.shape(found)} in"
+                f" place of {(p, n, n)}: a score for each prompt, chosen and rejected answer"
+            )
+        picks = top_pairs(batch, np.asarray(found, float), k, tie)
         rows, ranks = np.nonzero(picks.chosen_P_K >= 0)
         chosen, rejected = picks.chosen_P_K[rows, ranks], picks.rejected_P_K[rows, ranks]
         margins = batch.rewards_P_N_D[rows, chosen] - batch.rewards_P_N_D[rows, rejected]

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import isawaitable
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from .. import plugins
-from ..errors import MoraError, PendingRetry
+from ..errors import MoraError, PendingRetry, SettingsError
 from ..resources import Secret
 from ..run.limiter import ConcurrencyLimiter
 from ..settings import BuildSettings, RewardSettings, RoleSettings
+from ..settings.roles import CalibrationKind
 from ..text import one_line
 from ..types import Answer, Messages, Request, Role, Score
 
@@ -51,6 +53,9 @@ class RewardContext:
     secret: Secret = field(default_factory=Secret)
     suffix: str = ""
     recorded: bool = False
+
+
+CALIBRATIONS = get_args(CalibrationKind)
 
 
 class Reward(Protocol):
@@ -113,8 +118,24 @@ def load(
         f"@{model.rpartition('/')[2]}" if model else "",
         build.policy.engine == "recorded",
     )
-    reward: Reward = plugin.target(dimension, options, context)
+    needs = ("dimension", "name", "step", "scores")
+    reward: Reward = plugin.call(dimension, options, context, needs=needs)
+    faults = {
+        "step": reward.step is None or not _is_threshold(reward.step),
+        "pass_threshold": not _is_threshold(getattr(reward, "pass_threshold", None)),
+        "calibration": getattr(reward, "calibration", "identity") not in CALIBRATIONS,
+    }
+    for name in (name for name, is_fault in faults.items() if is_fault):
+        raise SettingsError(
+            f"rewards.{dimension}: {name} of {settings.kind} is {getattr(reward, name)!r}: step is"
+            " from 0 to 1, pass_threshold, too, or None, calibration one of"
+            f" {', '.join(CALIBRATIONS)}"
+        )
     return reward
+
+
+def _is_threshold(value: object) -> bool:
+    return value is None or (isinstance(value, Real) and 0 <= float(value) <= 1)
 
 
 def missing(reward: Reward, reason: str, raw: float | None = None, may_pass: bool = False) -> Score:
@@ -197,8 +218,9 @@ async def scores_of(
     """
     try:
         of_prompt = replace(ask, prompt_id=prompt_id)
-        found = await reward.scores(of_prompt, prompt_id, messages, answers, ask.purpose)
-        reason = _not_scores(found)
+        asked = reward.scores(of_prompt, prompt_id, messages, answers, ask.purpose)
+        found = await asked if isawaitable(asked) else asked
+        reason = _not_scores(found, reward.dimension)
     except (MoraError, PendingRetry):
         raise
     except Exception as e:  # a plug-in's, and whatever it calls
@@ -208,13 +230,15 @@ async def scores_of(
     return [missing(reward, reason, may_pass=True)] * len(answers)
 
 
-def _not_scores(found: object) -> str:
+def _not_scores(found: object, dimension: str) -> str:
     """Why this is no list of scores; empty where it is one."""
     if not isinstance(found, (list, tuple)):
         return f"gave {type(found).__name__} in place of scores"
     for score in found:
         if not isinstance(score, Score):
             return f"gave {type(score).__name__} in place of a score"
+        if score.dimension != dimension:
+            return f"gave a score of {score.dimension!r} in place of {dimension!r}"
         for number in (score.value, score.raw):
             if number is not None and not isinstance(number, Real):
                 return f"gave a score of {type(number).__name__} in place of a number"

@@ -152,7 +152,9 @@ class Rewriter:
         self.code_hashes: dict[str, str] = {}  # by setting
         if rewritten and settings.fuse.subject:
             subject = plugins.load({}, settings.fuse.subject, "fuse.subject")
-            self._similarity = subject.target
+            if not callable(subject.target):  # it is imported before anything is asked
+                raise SettingsError(f"fuse.subject {subject.name!r} is no function of two texts")
+            self._similarity = lambda x, y: subject.call(x, y, gives=float)
             self.code_hashes["fuse.subject"] = subject.code_hash
         if embedding and Path(embedding).is_dir():
             self.code_hashes["fuse.embedding"] = folder_hash(Path(embedding))

@@ -189,16 +189,16 @@ class RoleSettings(Settings):
 # who scores: the reward sources of a dimension and how their raw scores become rewards
 
 
+CalibrationKind = Literal[
+    "identity", "likert", "sigmoid", "ecdf", "robust_z", "isotonic", "platt", "anchored"
+]
+
+
 class CalibrationSettings(Settings):
     """How the raw scores of a reward source become values in [0, 1]. `calibration: ecdf` is short
     for `{kind: ecdf}`."""
 
-    kind: (
-        Literal[
-            "identity", "likert", "sigmoid", "ecdf", "robust_z", "isotonic", "platt", "anchored"
-        ]
-        | None
-    ) = None
+    kind: CalibrationKind | None = None
     """null: the source's own. anchored: against the other answers to the same prompt, for
     Bradley-Terry scores."""
     labels: str | None = None

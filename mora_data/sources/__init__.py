@@ -116,7 +116,8 @@ def load_source(settings: SourceSettings) -> SourceAdapter:
     Raises:
         SettingsError: unknown kind (the nearest is named), or a dotted path that leads nowhere.
     """
-    adapter: SourceAdapter = plugin_of(settings).target(settings)
+    needs = ("required", "files", "parse")
+    adapter: SourceAdapter = plugin_of(settings).call(settings, needs=needs)
     return adapter
 
 

@@ -34,11 +34,12 @@ from typing import TYPE_CHECKING, cast
 
 from .. import sources
 from ..errors import DropRow, SettingsError, SourceError
+from ..plugins import guarded
 from ..run.folder import SourceCounts, StageCounts
 from ..settings import BuildSettings, MineSettings, SourceSettings
 from ..text import commonest_first, context_and_group, digest, one_line
 from ..types import Messages, Prompt, Row
-from . import ParsedRow, SourceAdapter, as_rating_source, load_source, read
+from . import SOURCES, ParsedRow, SourceAdapter, as_rating_source, load_source, read
 from .benchmarks import Benchmarks, cache_dir
 
 if TYPE_CHECKING:
@@ -193,7 +194,8 @@ def mine(
     Raises:
         SourceError: no rows at all, rows of another schema, or every row dropped.
     """
-    wanted = settings.mine
+    wanted, kind = settings.mine, settings.source.kind
+    own = f"source.kind {kind!r}" if kind not in SOURCES else ""
     rows = by_file(opened, settings, counts)
     if (first := next(rows, None)) is None:
         raise SourceError("the source has no rows: check --data")
@@ -210,7 +212,10 @@ def mine(
         try:
             if isinstance(row, DropRow):
                 raise row
-            prompt = filters.prompt_of(opened, number, opened.source.parse(row, file))
+            parsed = guarded(own, opened.source.parse, row, file)
+            if not isinstance(parsed, ParsedRow):
+                raise SourceError(f"{own} gave {type(parsed).__name__} of a row, not a ParsedRow")
+            prompt = filters.prompt_of(opened, number, parsed)
         except DropRow as drop:
             counts.dropped[drop.reason] += 1
             repeats = waiting and (drop.reason, drop.detail) == ("duplicate", waiting.prompt_id)

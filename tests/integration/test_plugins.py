@@ -16,6 +16,7 @@ import pytest
 from unit.test_docs import blocks, written
 
 from mora_data import resources
+from mora_data.errors import MoraError
 from mora_data.pipeline import run_build
 from mora_data.prompts.context import load
 from mora_data.resources import Secret
@@ -400,6 +401,85 @@ def test_a_reward_that_raises_costs_a_canary_and_not_the_run(here: Path) -> None
     run(here, levels(here, first, presample=presample))
     drift = read_json(here / "run/canary.json")["drift"]
     assert drift["helpful"]["n"] == 6 and drift["level"]["n"] == 0
+
+
+PARTS = """
+import numpy as np
+
+class Reward:
+    pass_threshold, calibration, step, name, dimension = 0.1, "identity", 0.0, "mine", "level"
+    def __init__(self, dimension, options, context): pass
+    async def scores(self, ask, prompt_id, messages, answers, purpose): ...
+
+class Bare(Reward):
+    def __init__(self): pass
+class Broken(Reward):
+    def __init__(self, *a): raise OSError("no weights")
+class Ranked(Reward):
+    calibration = "percentile"
+class Sure(Reward):
+    pass_threshold = "high"
+class Told(Reward):
+    Settings = {"url": "x"}
+class Nothing:
+    def __init__(self, *a): pass
+
+class Source:
+    required = (frozenset({"prompt"}),)
+    def __init__(self, settings): pass
+    def files(self): return []
+    def parse(self, row, file): return row["ask"]
+class Row(Source):
+    def parse(self, row, file): return row
+
+def boom(*a): raise RuntimeError("boom")
+def flat(batch): return np.zeros(3)
+def words(x, y): return "high"
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rewards.level": {"kind": "parts:Bare"}}, "parts:Bare' raised TypeError: Bare.__init__"),
+        (
+            {"rewards.level": {"kind": "parts:Broken"}},
+            r"raised OSError: no weights \(parts.py, line 12\)",
+        ),
+        (
+            {"rewards.level": {"kind": "parts:Ranked"}},
+            "calibration of parts:Ranked is 'percentile'",
+        ),
+        ({"rewards.level": {"kind": "parts:Sure"}}, "pass_threshold of parts:Sure is 'high'"),
+        ({"rewards.level": {"kind": "parts:Told"}}, "Settings of parts:Told must be a class"),
+        (
+            {"rewards.level": {"kind": "parts:Nothing"}},
+            "without dimension, name, step, scores",
+        ),
+        ({"source.kind": "parts:Source"}, r"raised KeyError: 'ask' \(parts.py, line 26\)"),
+        ({"source.kind": "parts:Row"}, "gave dict of a row, not a ParsedRow"),
+        ({"source.kind": "parts:Nothing"}, "gave Nothing without required, files, parse"),
+        ({"select.selector": "parts:boom"}, "select.selector 'parts:boom' raised RuntimeError"),
+        ({"select.selector": "parts:flat"}, r"gave an array of \(3,\) in place of \(\d+, 6, 6\)"),
+        ({"policy.engine": "parts:boom"}, "policy.engine 'parts:boom' raised RuntimeError: boom"),
+        ({"policy.engine": "parts:Nothing"}, "gave Nothing without model, revision, extra"),
+        ({"fuse.subject": "parts:words", "fuse.arms": ["fused"]}, "raised ValueError: could not"),
+        ({"fuse.subject": "wrong:part", "fuse.arms": ["fused"]}, "can't load .*invalid syntax"),
+    ],
+)
+def test_a_fault_of_a_part_of_ones_own_is_one_line(
+    here: Path, change: dict[str, Any], says: str
+) -> None:
+    (here / "parts.py").write_text(PARTS)
+    (here / "wrong.py").write_text("def part(:\n")
+    sys.modules.pop("parts", None)
+    dims = {"dimensions": ["helpful", "level"], "publish.stage_order": ["helpful"]}
+    settings = build_settings(TREE, {**(dims if "rewards.level" in change else {}), **change})
+    options = BuildOptions(data=(here / "rows.jsonl",), out=here / "run")
+    stats = RunStats()
+    with pytest.raises(MoraError, match=says) as told:
+        raise run_build(settings, options, Progress(stats, True), stats)[1] or AssertionError
+    assert "\n" not in str(told.value)
 
 
 def test_an_unknown_setting_of_a_plug_in_names_the_nearest(here: Path) -> None:
