@@ -20,7 +20,7 @@ import yaml
 from ..errors import RunFolderError
 from ..resources import parse_yaml
 from ..rewards.judge_stats import JudgeStats
-from ..run.files import read_json
+from ..run.files import read_json, readable
 from ..run.folder import manifest_of, parts_of
 from ..selection import plain_pairs_doubt
 from .arms import DRAWS, answer_figures, arms_of, control_gains, mined_prompts, verdict_on
@@ -78,9 +78,10 @@ def arms_report(
             f"{run_dir} has no finished partition to report on ({manifest.get('status')}):"
             " run its `mora-data build` to the end first"
         )
-    measured = read_json(run_dir / "reference.json")  # none of a run without presamples
-    known = JudgeStats.from_json(measured).published() if measured else manifest.get("reference")
-    reference = known or {}
+    reference = manifest.get("reference") or {}
+    if measured := read_json(run_dir / "reference.json"):  # none of a run without presamples
+        with readable(run_dir / "reference.json", "run its `mora-data build` again"):
+            reference = JudgeStats.from_json(measured).published()
     floors = reference.get("floors")
     if not floors or not all(d in floors for d in dims):
         raise RunFolderError(

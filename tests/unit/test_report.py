@@ -281,6 +281,10 @@ def test_presamples_that_picked_the_prompts_stand_for_nothing(tmp_path: Path) ->
         (lambda r: (r / "parts/00001/rollouts.parquet").write_bytes(b"PAR1"), "is damaged"),
         (lambda r: (r / "reference.json").unlink(), "no floors"),
         (
+            lambda r: (r / "reference.json").write_text('{"noise": {"helpful": {"sigma": 1}}}'),
+            "reference.json can't be read",
+        ),
+        (
             lambda r: (r / "manifest.json").write_text(
                 '{"identity": {}, "settings": {"dims": []}}'
             ),
