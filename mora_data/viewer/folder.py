@@ -83,11 +83,6 @@ class ViewedFolder:
         """The partitions that are finished, each with its manifest."""
         return [(p, m) for p in self.partitions() if (m := p.manifest()) is not None]
 
-    def tokens(self) -> dict[str, Any]:
-        """Model -> [in, out, of which cached], as the run has written them down."""
-        models = read_json(self.root / "spending.json").get("models")
-        return models if isinstance(models, dict) else {}
-
 
 def open_folder(path: Path) -> ViewedFolder:
     """The folder as it stands now.
@@ -207,8 +202,8 @@ class Watch:
         if folder.run is None:
             return {"running": False}
         now, parts, finished = self._clock(), folder.partitions(), folder.finished()
-        models = folder.tokens()
-        used = [t for t in models.values() if isinstance(t, list) and len(t) == 3]
+        spent = spent_in(folder.root, folder.manifest)
+        used = spent.tokens.values()
         tokens = {"in": sum(t[0] for t in used), "out": sum(t[1] for t in used)}
         logged = sum(self._lines(p.log_path) for p in parts)
         answers = logged + sum(int(m.get("answers") or 0) for _, m in finished)
@@ -229,7 +224,7 @@ class Watch:
             "answers": answers,
             "answers_in_open_logs": logged,
             "tokens": tokens,
-            "cost": spent_in(folder.root, folder.manifest).cost if models else None,
+            "cost": spent.cost if spent.tokens else None,
             "errors": sum(int(m.get("errors") or 0) for _, m in finished),
             "answers_per_s": answers_per_s,
             "tokens_per_s": tokens_per_s,

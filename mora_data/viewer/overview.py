@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from ..run.cost import spent_in
 from ..run.files import read_json
 from ..run.partitions import Partition, last_tries, lean_arrow
 from ..text import commonest_first
@@ -137,7 +138,7 @@ def requests_page(folder: ViewedFolder, status: ViewedStatus, query: Query) -> P
         "live": status,
         "reload_s": reload_after(status, query),
         "requests": folder.manifest.get("requests"),
-        "tokens": folder.tokens(),
+        "tokens": spent_in(folder.root, folder.manifest).tokens,
         "manifest_tokens": folder.manifest.get("tokens"),
         "cost": status.get("cost"),
         "causes": [
