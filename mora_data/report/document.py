@@ -249,11 +249,9 @@ def _run(
             raise RunFolderError(
                 f"{run_dir} has no readable build.yaml: run its `mora-data build` again"
             ) from e
-    if (
-        not isinstance(settings, dict)
-        or not isinstance(settings.get("dimensions"), list)
-        or "rollout" not in settings
-    ):
+    dims = settings.get("dimensions") if isinstance(settings, dict) else None
+    whole = isinstance(dims, list) and all(isinstance(d, str) for d in dims)
+    if not whole or "rollout" not in settings:
         raise RunFolderError(
             f"the settings of {run_dir} are of another version of mora-data: build it again with"
             " this one"

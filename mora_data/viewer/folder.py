@@ -18,11 +18,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-import yaml
 from typing_extensions import NotRequired
 
 from ..errors import DamagedFile, RunFolderError
-from ..resources import parse_yaml
+from ..report.document import settings_of
 from ..run.cost import spent_in
 from ..run.files import read_json, readable
 from ..run.folder import StageCounts, manifest_of, parts_of
@@ -114,18 +113,8 @@ def open_folder(path: Path) -> ViewedFolder:
 
 
 def _open_run(path: Path, manifest: Mapping[str, Any]) -> ViewedFolder:
-    settings = manifest.get("settings")
-    if settings is None:  # not at its first end yet
-        try:
-            settings = parse_yaml((path / "build.yaml").read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            settings = {"dimensions": []}  # a build that is just beginning
-    dims = settings.get("dimensions") if isinstance(settings, dict) else None
-    if not isinstance(dims, list) or not all(isinstance(d, str) for d in dims):
-        raise RunFolderError(
-            f"the settings of {path} are of another version of mora-data: build it again with"
-            " this one"
-        )
+    begun = "settings" in manifest or (path / "build.yaml").exists()
+    dims = settings_of(path)["dimensions"] if begun else ()
     reference = read_json(path / "reference.json") or manifest.get("reference") or {}
     floors = _floors(reference.get("floors"))
     return ViewedFolder(path, path, path / "dataset", manifest, tuple(dims), floors)
