@@ -20,7 +20,7 @@ from .values import Asked, Build, Counts, Published
 
 if TYPE_CHECKING:
     from ..dataset.configs import Describe
-    from ..report.values import ArmsReport, Report
+    from ..report.values import Report
     from ..selection.select import Selection
 
 
@@ -109,7 +109,7 @@ def _publish(inputs: ReleaseInputs, selection: Selection, published: Published) 
         },
     )
     tree = {**inputs.manifest, **with_selection(counts, published)}
-    report, figures = _arms_report(build, selection, tree)
+    describe, figures = _report_of_release(build, selection, tree)
     pick = picker(s, stats, context.steps)
     release = Release(
         s,
@@ -119,7 +119,7 @@ def _publish(inputs: ReleaseInputs, selection: Selection, published: Published) 
         pick,
         context.dominance,
         figures,
-        _describe(build, report) if report is not None else None,
+        describe,
     )
     dataset_dir = build.folder.path / "dataset"
     result = write_dataset(lambda: selected(inputs.parts, selection, s), release, dataset_dir)
@@ -153,10 +153,24 @@ def _cap_personas(
     return shares
 
 
-def _describe(build: Build, arms: ArmsReport) -> Describe:
-    """Makes the report of a dataset folder before it is in its place, so that the card says what
-    the report doubts. What the run cost is not in it."""
-    from ..report.document import finish_report, summary_of
+def _report_of_release(
+    build: Build, selection: Selection, manifest: dict[str, Any]
+) -> tuple[Describe | None, dict[str, bytes]]:
+    """What makes the report of a dataset folder before it is in its place, so that the card says
+    what the report doubts; and the card's figures, which `manifest` gets the names of. What the run
+    cost is not in it. Plain sampling has nothing to compare."""
+    s = build.settings
+    if not selection.n_pairs or not (s.presample.enabled or len(s.fuse.arms) > 1):
+        return None, {}
+    from ..report.document import arms_report, finish_report, summary_of
+    from ..report.png import pictures
+
+    arms = arms_report(build.folder.path, manifest)
+    drawn = pictures(arms)
+    manifest["figures"] = [
+        {"file": f"report/{name}.png", "question": question}
+        for name, (question, _) in drawn.items()
+    ]
 
     def describe(
         folder: Path, manifest: Mapping[str, Any]
@@ -164,27 +178,7 @@ def _describe(build: Build, arms: ArmsReport) -> Describe:
         report = finish_report(arms, build.folder.path, manifest, folder)
         return report, summary_of(report)
 
-    return describe
-
-
-def _arms_report(
-    build: Build, selection: Selection, manifest: dict[str, Any]
-) -> tuple[ArmsReport | None, dict[str, bytes]]:
-    """The part of the report that needs no pairs, with the card's figures, which `manifest` gets
-    the names of. Plain sampling has nothing to compare."""
-    s = build.settings
-    if not selection.n_pairs or not (s.presample.enabled or len(s.fuse.arms) > 1):
-        return None, {}
-    from ..report.document import arms_report
-    from ..report.png import pictures
-
-    report = arms_report(build.folder.path, manifest)
-    drawn = pictures(report)
-    manifest["figures"] = [
-        {"file": f"report/{name}.png", "question": question}
-        for name, (question, _) in drawn.items()
-    ]
-    return report, {f"report/{name}.png": png for name, (_, png) in drawn.items()}
+    return describe, {f"report/{name}.png": png for name, (_, png) in drawn.items()}
 
 
 def _origin(build: Build, asked: Asked) -> Origin:
