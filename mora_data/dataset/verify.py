@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DamagedFile, PublishError
+from ..errors import UNREADABLE, DamagedFile, PublishError
 from ..run.files import read_json
 from ..text import one_line
 from . import schemas
@@ -76,7 +76,7 @@ def _check(name: str, looked_at: str, found: Iterator[str]) -> FolderCheck:
                 break
     except (DamagedFile, PublishError) as e:
         faults.append(str(e))
-    except (LookupError, TypeError, ValueError, AttributeError) as e:
+    except UNREADABLE as e:
         faults.append(f"it is not as this version of mora-data writes it ({one_line(e)})")
     return FolderCheck(name, looked_at, tuple(faults))
 

@@ -21,8 +21,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RunFolderError, SettingsError
-from ..run.files import read_json
+from ..errors import SettingsError
+from ..run.files import read_json, readable
 from ..run.folder import manifest_of
 from ..settings import settings_that_differ
 from ..statistics import Bools, Floats
@@ -139,7 +139,8 @@ def _published_side(where: str, arm: str | None) -> Side:
 
     folder = dataset_of(where)
     tree = read_json(folder / "provenance" / "manifest.json")
-    try:
+    again = "it is missing, damaged, or of another version of mora-data; fetch or build it again"
+    with readable(f"{where}/provenance/manifest.json", again):
         manifest, dims = tree["manifest"], list(tree["folder"]["dimensions"])
         settings, noise = manifest["settings"], manifest["reference"]
         summary = manifest.get("report") or {}
@@ -165,11 +166,6 @@ def _published_side(where: str, arm: str | None) -> Side:
             for a, v in (summary.get("arms") or {}).items()
         }
         return Side(facts, settings, dims, metrics, pairs, table)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise RunFolderError(
-            f"{where} can't be compared: its provenance/manifest.json is missing, damaged, or of"
-            " another version"
-        ) from e
 
 
 def compare_sides(a: Side, b: Side) -> ComparisonReport:

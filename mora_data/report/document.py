@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 import yaml
 
-from ..errors import RunFolderError
+from ..errors import UNREADABLE, RunFolderError
 from ..resources import parse_yaml
 from ..rewards.judge_stats import JudgeStats
 from ..run.files import read_json, readable
@@ -346,7 +346,7 @@ def scaling_figure(run_dir: Path, n_pairs: int, n_prompts: int) -> ScalingFigure
                     "value": float(row["value"]),
                 }
             )
-        except (ValueError, KeyError, TypeError):
+        except UNREADABLE:
             continue
     return {
         "evaluations": found,

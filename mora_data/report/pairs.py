@@ -11,6 +11,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 import orjson
 
+from ..errors import UNREADABLE
 from ..rewards.rules import is_refusal
 from ..run.files import readable
 from ..run.partitions import lean_arrow
@@ -329,7 +330,7 @@ def read_reviews(run_dir: Path) -> list[Vote]:
             row = orjson.loads(line)
             key = str(row["reviewer"]), str(row["pair_id"])
             good = row["vote"] in VOTES and row["first"] in ("chosen", "rejected")
-        except (ValueError, KeyError, TypeError):
+        except UNREADABLE:
             continue
         if good:
             found.pop(key, None)
