@@ -273,6 +273,9 @@ def load_template(
     try:
         source = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as e:
+        if own:
+            why = e.strerror if isinstance(e, OSError) else "it is no UTF-8"
+            raise SettingsError(f"no template can be read at {name!r}: {why}; give its path") from e
         have = ", ".join(names("templates", f"{folder_name}/*.j2"))
         raise SettingsError(
             f"no template {name!r} in templates/{folder_name}/ (there: {have});"

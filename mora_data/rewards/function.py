@@ -37,6 +37,10 @@ class Function:
             raise SettingsError(f"reward of {dimension}: python needs `path`, as module:function")
         plugin = plugins.load({}, options.path, f"rewards.{dimension}.path")
         self._function = plugin.target
+        if not callable(self._function):
+            raise SettingsError(
+                f"rewards.{dimension}.path {options.path!r} is no function of (messages, answer)"
+            )
         self.dimension = dimension
         self.name = f"python:{options.path}"
         self.fingerprint = digest("python", options.path, plugin.code_hash)

@@ -32,7 +32,7 @@ from pydantic import model_validator
 
 from ..engines.replies import json_objects, reads_reply
 from ..errors import SettingsError
-from ..resources import Secret, load_template, quoted
+from ..resources import Secret, load_template, names, quoted
 from ..run.tasks import all_of
 from ..settings import BuildSettings, RewardSettings, RoleSettings
 from ..settings import Settings as PluginSettings
@@ -115,6 +115,11 @@ class Judge:
             raise SettingsError(
                 f"rewards.{dimension}: `{named}` is for {', '.join(SHIPPED)}: write a rubric of"
                 f" your own and name it, template: rubrics/{dimension}.j2 (docs/add-your-own.md)"
+            )
+        if not named and dimension not in names("templates", "judge/*.j2"):
+            raise SettingsError(
+                f"dimension {dimension!r} has no rubric of its name: write one and name it,"
+                f" rewards.{dimension}.template=rubrics/{dimension}.j2 (docs/add-your-own.md)"
             )
         self._template = load_template(
             "judge", named or dimension, VARIABLES, ["answer"], {"dimension": dimension}

@@ -314,7 +314,15 @@ BAD_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "dimension without template": (
         ("--set", "dimensions=[helpful,brief]"),
-        ("'brief'", "there: harmless, helpful, pairwise, rubric, shared, together,"),
+        ("dimension 'brief' has no rubric", "rewards.brief.template=rubrics/brief.j2"),
+    ),
+    "template that is not there": (
+        ("--set", "rewards={helpful: [{template: gone.j2}]}"),
+        ("no template can be read at 'gone.j2': No such file or directory",),
+    ),
+    "function that is none": (
+        ("--set", "rewards={helpful: [{kind: python, path: 'math:pi'}]}"),
+        ("rewards.helpful.path 'math:pi' is no function of (messages, answer)",),
     ),
     "publish config": (
         ("--set", "publish.configs=[prefrence]"),
@@ -375,7 +383,7 @@ def test_template_names_all_undefined_variables(bad: Bad) -> None:
     bad.build("--set", setting, says=("judge/mine", "line 1"))
     path.write_text("{{ answer }}")
     bad.build("--set", setting, says=("no {% block user %}",))
-    bad.build("--set", setting.replace("mine", "gone"), says=("no template", "gone.j2"))
+    bad.build("--set", setting.replace("mine", "gone"), says=("no template can be read", "gone.j2"))
 
 
 @pytest.mark.parametrize(
