@@ -363,6 +363,11 @@ class Bare:
 
     def __init__(self, settings: object) -> None: ...
 
+    def files(self) -> list[object]:
+        return []
+
+    def parse(self, row: object, file: str) -> None: ...
+
 
 def test_hh_has_no_sft_and_pku_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, err = build("hh-rlhf", tmp_path / "hh", capsys)
