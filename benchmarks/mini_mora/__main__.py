@@ -200,11 +200,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--q", type=float, default=0.1, help="latent skill (default 0.1)")
     parser.add_argument("--rate", type=float, help="learning rate (default: the scale's)")
+    parser.add_argument(
+        "--n", type=int, help="plain pairs, and as many added (default: the scale's)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/mini-mora"))
     parser.add_argument("--results", type=Path, help="CSV file (default: results/SCALE.csv here)")
     parser.add_argument("--report", action="store_true", help="print the tables")
     args = parser.parse_args()
     scale = SCALES[args.scale]
+    scale = replace(scale, n=args.n or scale.n)
     results = args.results or Path(__file__).with_name("results") / f"{scale.name}.csv"
     if args.report:
         print("\n".join(report(results)))
