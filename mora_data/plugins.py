@@ -46,6 +46,11 @@ class Plugin:
     path: str
     where: str
 
+    @property
+    def own(self) -> str:
+        """What an error calls a user's own part; empty where it is shipped."""
+        return f"{self.where} {self.name!r}" if self.path == self.name else ""
+
     @functools.cached_property
     def target(self) -> Any:
         """The class or function; its module is imported now.
@@ -57,29 +62,25 @@ class Plugin:
         try:
             return getattr(importlib.import_module(module), attribute)
         except Exception as e:
-            if self.path != self.name and not isinstance(
-                e, (ImportError, AttributeError, ValueError)
-            ):
+            if not self.own and not isinstance(e, (ImportError, AttributeError, ValueError)):
                 raise
             raise SettingsError(f"can't load {self.where} {self.name!r}: {one_line(e)}") from e
 
     def call(
         self, *arguments: Any, needs: Iterable[str] = (), gives: Callable[[Any], Any] | None = None
     ) -> Any:
-        """What the target gives for the arguments, with the attributes that it `needs`, or made one
-        that it `gives`, as float.
+        """What the target gives for the arguments, made into what it `gives` (float, say), with the
+        attributes that it `needs`.
 
         Raises:
             SettingsError: a user's own raised something, or what it gave lacks one of these.
         """
-        what = f"{self.where} {self.name!r}"
-        own = what if self.path == self.name else ""
-        made = guarded(own, self.target, *arguments)
-        made = made if gives is None else guarded(own, gives, made)
+        made = guarded(self.own, self.target, *arguments)
+        made = made if gives is None else guarded(self.own, gives, made)
         if lacking := [name for name in needs if not hasattr(made, name)]:
             raise SettingsError(
-                f"{what} gave {type(made).__name__} without {', '.join(lacking)}: see"
-                " docs/add-your-own.md"
+                f"{self.where} {self.name!r} gave {type(made).__name__} without"
+                f" {', '.join(lacking)}: see docs/add-your-own.md"
             )
         return made
 

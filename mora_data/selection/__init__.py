@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..settings.stages import published_of
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -30,9 +32,8 @@ DOMINANCE = frozenset({"dominance_hv"})
 def plain_pairs_doubt(settings: Mapping[str, Any]) -> str:
     """What is wrong with published pairs of arms whose questions need nothing more, in a build that
     presamples; empty where there are none. `settings`: of the build, as a tree."""
-    fuse, arms = settings["fuse"], settings["publish"]["arms"]
-    if arms == "auto":
-        arms = ["fused"] if "fused" in fuse["arms"] else fuse["arms"]
+    fuse = settings["fuse"]
+    arms = published_of(fuse["arms"], settings["publish"]["arms"])
     plain = [a for a in arms if a == "identity" or (a in fuse["length_matched"] and a != "concat")]
     if not settings["presample"]["enabled"] or not plain:
         return ""

@@ -44,6 +44,7 @@ from .stages import (
     ScriptedSettings,
     SelectSettings,
     SourceSettings,
+    published_of,
 )
 
 # what a role takes over from the one that it uses
@@ -241,9 +242,7 @@ class BuildSettings(Settings):
         """The arms that go into the dataset; the others are there to compare with."""
         if self.policy.engine == "recorded":
             return ["recorded"]
-        if self.publish.arms != "auto":
-            return self.publish.arms
-        return ["fused"] if "fused" in self.fuse.arms else self.fuse.arms
+        return published_of(self.fuse.arms, self.publish.arms)
 
     def reward_sources(self, dimension: str) -> list[RewardSettings]:
         """Reward sources of a dimension: those given, else the judge with the dimension's own

@@ -338,6 +338,13 @@ class SelectSettings(Settings):
     manifest and card."""
 
 
+def published_of(run: list[str], wanted: Literal["auto"] | list[str]) -> list[str]:
+    """Of the arms that are run, those whose pairs are published, by `publish.arms`."""
+    if wanted != "auto":
+        return wanted
+    return ["fused"] if "fused" in run else run
+
+
 class PublishSettings(Settings):
     """The dataset folder."""
 

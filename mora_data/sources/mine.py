@@ -26,7 +26,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, groupby, islice
 from operator import attrgetter
 from pathlib import Path
@@ -39,7 +39,7 @@ from ..run.folder import SourceCounts, StageCounts
 from ..settings import BuildSettings, MineSettings, SourceSettings
 from ..text import commonest_first, context_and_group, digest, one_line
 from ..types import Messages, Prompt, Row
-from . import SOURCES, ParsedRow, SourceAdapter, as_rating_source, load_source, read
+from . import ParsedRow, SourceAdapter, as_rating_source, load_source, plugin_of, read
 from .benchmarks import Benchmarks, cache_dir
 
 if TYPE_CHECKING:
@@ -194,8 +194,9 @@ def mine(
     Raises:
         SourceError: no rows at all, rows of another schema, or every row dropped.
     """
-    wanted, kind = settings.mine, settings.source.kind
-    own = f"source.kind {kind!r}" if kind not in SOURCES else ""
+    wanted, own, parse = settings.mine, plugin_of(settings.source).own, opened.source.parse
+    if own:
+        parse = partial(guarded, own, parse)
     rows = by_file(opened, settings, counts)
     if (first := next(rows, None)) is None:
         raise SourceError("the source has no rows: check --data")
@@ -212,7 +213,7 @@ def mine(
         try:
             if isinstance(row, DropRow):
                 raise row
-            parsed = guarded(own, opened.source.parse, row, file)
+            parsed = parse(row, file)
             if not isinstance(parsed, ParsedRow):
                 raise SourceError(f"{own} gave {type(parsed).__name__} of a row, not a ParsedRow")
             prompt = filters.prompt_of(opened, number, parsed)
