@@ -42,6 +42,7 @@ MOST_NUMBER = 1e300  # what is compared with it may have any number of digits
 CHARS_PER_TOKEN = 4
 MOST_CHARS_PER_TOKEN = 20  # on average; more means that not all tokens were counted
 LEAST_CHARS = 4096  # of an answer that are kept, whatever `max_tokens` is
+LEAST_LOGPROB = -9.2  # 1e-4: rarer tokens change no score, and are most of a reply in the log
 _EVENTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")
@@ -293,7 +294,8 @@ def _answer(choice: Mapping[str, Any], text: str, tokens: int, full: bool, keep:
 
 
 def _logprobs(tree: Any) -> Logprobs | None:
-    """Tokens with their alternatives; None where there are none, or some are no such."""
+    """Tokens with their alternatives of at least `LEAST_LOGPROB`; None where there are none, or
+    some are no such."""
     if not isinstance(tree, Mapping) or not tree.get("content"):
         return None
     out = []
@@ -301,7 +303,12 @@ def _logprobs(tree: Any) -> Logprobs | None:
         top = [(a["token"], _number(a["logprob"])) for a in t.get("top_logprobs") or ()]
         if not all(isinstance(token, str) for token in (t["token"], *(name for name, _ in top))):
             return None
-        out.append((t["token"], tuple((name, p) for name, p in top if p is not None)))
+        out.append(
+            (
+                t["token"],
+                tuple((name, p) for name, p in top if p is not None and p >= LEAST_LOGPROB),
+            )
+        )
     return tuple(out)
 
 

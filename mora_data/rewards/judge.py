@@ -49,6 +49,7 @@ PATTERN = r'\{"score": [1-5]\}'
 RETRIES = 2
 FRESH_TEMPERATURE = 0.7
 TOP_LOGPROBS = 10
+EXPECTED_PASS = 0.625  # a mean that is nearest to level 4 or 5: few means reach 4 itself
 VARIABLES = frozenset(("question", "history", "answer", "nonce", "reverse", "dimension"))
 _LEVEL = {"type": "integer", "minimum": 1, "maximum": LEVELS}
 SCHEMA = {
@@ -128,6 +129,8 @@ class Judge:
         self.name = f"judge:{stem}{context.suffix}"
         self._expected = options.expected
         self.step = 0.0 if options.expected else 1 / (LEVELS - 1)
+        if options.expected:
+            self.pass_threshold = EXPECTED_PASS
         self.fingerprint = self._template.sha256
         self._role = context.role
         self._sampling = verdict_sampling(context.model, 1, TOP_LOGPROBS if options.expected else 0)

@@ -249,10 +249,11 @@ def test_expected_scores_are_between_levels_and_fall_back_to_them() -> None:
     ) and asked.sampling.logprobs == 10
     (found,), _ = scores(settings, Answer('{"score": 4}'), ["A."])
     assert (found.raw, found.value) == (4.0, 0.75)
-    assert (
-        load("helpful", settings, BUILD).step == 0.0
-        and scores(RewardSettings(), reply, ["A."])[0][0].value == 0.75
-    )
+    judge = load("helpful", settings, BUILD)
+    assert judge.step == 0.0 and scores(RewardSettings(), reply, ["A."])[0][0].value == 0.75
+    # a mean passes where the level that is nearest to it does
+    assert judge.pass_threshold == (3.5 - 1) / 4
+    assert load("helpful", RewardSettings(), BUILD).pass_threshold == 0.75
 
 
 # rubric lists

@@ -297,7 +297,8 @@ def delta(index: int = 0, reason: str | None = None, **said: Any) -> dict[str, A
 def test_events_add_up_to_a_completion() -> None:
     """As of a server that only streams; with and without the space after the colon."""
     seen: list[object] = []
-    top = {"content": [{"token": "B.", "top_logprobs": [{"token": "B.", "logprob": -0.5}]}]}
+    rare = {"token": "C.", "logprob": -9.3}  # less than 1e-4: not worth its place in the log
+    top = {"content": [{"token": "B.", "top_logprobs": [{"token": "B.", "logprob": -0.5}, rare]}]}
     ended = delta(1, "length")
     ended["choices"][0]["logprobs"] = top
     raw = events(
