@@ -534,8 +534,6 @@ def _add_view(sub: Any) -> None:
     )
     _value(v, "--port", "N", "port of 127.0.0.1 (default: 7470, or a free one)", type=int)
     _switch(v, "--no-open", "print the address, open no browser")
-    text = "compare with this run or dataset folder, page by page"
-    _value(v, "--with", "OTHER", text, dest="other", type=Path)
     text = "instead: write pages into DIR that open from disk, and end"
     _value(v, "--freeze", "DIR", text, type=Path)
     text = "pairs with a page of their own in DIR (default: 500)"

@@ -475,7 +475,7 @@ def view_folder(args: argparse.Namespace) -> None:
         return
     from ..viewer.server import serve
 
-    serve(args.folder, args.port, not args.no_open, args.review, args.other)
+    serve(args.folder, args.port, not args.no_open, args.review)
 
 
 def push_run(args: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ LISTED = ("pairs", "prompts", "drops")
 ELSEWHERE = {"texts", "x", "y", "full", "calls"}  # the same page, drawn otherwise
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 PLAIN = ({"after"}, {"from"}, {"flag", "sort"})  # whole lists, the overview's pairs to doubt
-LEFT_OUT = {"compare", "review"}  # they need the server
+LEFT_OUT = {"review"}  # it needs the server
 _PLAIN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,99}")
 Address = tuple[str, tuple[tuple[str, str], ...]]  # path, query
 # attributes and texts are escaped: no quote, no bracket in them
@@ -168,7 +168,7 @@ def _freeze_page(page: str, names: dict[Address, str], note: str) -> str:
         page,
         flags=re.S,
     )
-    page = re.sub(r'<li><a href="/(?:compare|review)".*?</li>', "", page)
+    page = re.sub(r'<li><a href="/review".*?</li>', "", page)
     page = re.sub(
         r"<footer>.*?</footer>", f'<footer><p class="dim">{note}</p></footer>', page, flags=re.S
     )

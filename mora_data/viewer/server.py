@@ -38,7 +38,6 @@ from ..errors import MoraError, SettingsError
 from ..report.svg import escape_json
 from ..report.templates import render, url
 from . import pictures
-from .compare import comparison_page, prompt_comparison_page
 from .export import KINDS, Exported, exported, passing_pairs
 from .folder import Page, Query, ViewedFolder, ViewedStatus, Watch, open_folder, stamp_files
 from .index import FLAGS, pair_files
@@ -78,9 +77,8 @@ HEADERS = {
 class ViewerState:
     """The folder with what is kept of it; shared by the threads that answer."""
 
-    def __init__(self, path: Path, reviewer: str | None = None, other: Path | None = None) -> None:
+    def __init__(self, path: Path, reviewer: str | None = None) -> None:
         self.path = path
-        self.other = ViewerState(other) if other is not None else None
         self.session = ReviewSession(path, reviewer) if reviewer is not None else None
         self._watch = Watch()
         self._indexing, self._looking = threading.Lock(), threading.Lock()
@@ -105,10 +103,6 @@ class ViewerState:
                 kept = self._pairs = PairSearch(folder)
             return kept
 
-    def other_pairs(self) -> PairSearch | None:
-        """The pairs of the folder to compare with."""
-        return self.other.pairs() if self.other is not None else None
-
     def status(self, folder: ViewedFolder) -> ViewedStatus:
         """How the folder's run stands."""
         with self._looking:
@@ -122,15 +116,11 @@ PAGES: Mapping[str, Callable[[ViewerState, Query], Page]] = {
     "prompts": lambda s, q: prompt_list_page(s.prompts, s.pairs(), q),
     "drops": lambda s, q: drops_page(folder := s.folder(), s.status(folder), s.pairs(), q),
     "requests": lambda s, q: requests_page(folder := s.folder(), s.status(folder), q),
-    "compare": lambda s, q: comparison_page(s.pairs(), s.other_pairs(), q),
     "review": lambda s, q: review_page(s.pairs(), s.session, q),
 }
 PAGES_OF: Mapping[str, Callable[[ViewerState, Query, str], Page | None]] = {
     "pair": lambda s, q, pair_id: pair_page(s.pairs(), q, pair_id),
     "prompt": lambda s, q, prompt_id: prompt_page(s.prompts, s.pairs(), q, prompt_id),
-    "compare": lambda s, q, prompt_id: prompt_comparison_page(
-        s.pairs(), s.other_pairs(), q, prompt_id
-    ),
 }
 EXPORTS: Mapping[str, Callable[[ViewerState, Query], Iterator[Exported]]] = {
     "pairs": lambda s, q: passing_pairs(s.pairs(), q),
@@ -215,24 +205,20 @@ class ViewerServer(ThreadingHTTPServer):
             thread.join(max(end - time.monotonic(), 0))
 
 
-def server_of(
-    path: Path, port: int | None, reviewer: str | None = None, other: Path | None = None
-) -> ViewerServer:
+def server_of(path: Path, port: int | None, reviewer: str | None = None) -> ViewerServer:
     """A server that listens, its pairs indexed. `port`: 0 takes any; None takes 7470, or any where
     that is in use.
 
-    `reviewer`: whose votes the page of reviews takes, None for nobody's; `other`: a folder to
-    compare with.
+    `reviewer`: whose votes the page of reviews takes, None for nobody's.
 
     Raises:
         RunFolderError: the folder can't be shown.
         SettingsError: the port can't be had.
     """
-    state = ViewerState(path, reviewer, other)
+    state = ViewerState(path, reviewer)
     if reviewer is not None and state.folder().run is None:
         raise SettingsError(f"--review writes into a run folder, and {path} is a dataset alone")
     state.pairs()
-    state.other_pairs()
     try:
         return ViewerServer(state, PORT if port is None else port)
     except (OSError, OverflowError) as e:
@@ -245,16 +231,10 @@ def server_of(
         ) from e
 
 
-def serve(
-    path: Path,
-    port: int | None,
-    open_browser: bool,
-    reviewer: str | None = None,
-    other: Path | None = None,
-) -> None:
+def serve(path: Path, port: int | None, open_browser: bool, reviewer: str | None = None) -> None:
     """Show a folder until it is interrupted; the URL goes to stdout. For the rest see
     `server_of`."""
-    server = server_of(path, port, reviewer, other)
+    server = server_of(path, port, reviewer)
     port = server.server_address[1]
     print(server.url, flush=True)
     print(

@@ -83,8 +83,6 @@ def paths(v: Viewer, prompt_id: str) -> list[str]:
         "/drops",
         "/requests",
         "/nope",
-        "/compare?numbers=1",
-        f"/compare/{prompt_id}?texts=1",
         "/review?texts=1",
     ]
 
@@ -105,7 +103,7 @@ def test_every_page_stands_at_both_widths_light_and_dark(tmp_path: Path) -> None
             )
             assert [c for c in tab.complaints if "404" not in c] == []
 
-    with viewing(run, "ada", run) as v:
+    with viewing(run, "ada") as v:
         asyncio.run(look(v))
 
 
@@ -129,7 +127,7 @@ def test_axe_finds_nothing_on_any_page(tmp_path: Path) -> None:
                     assert await faults(tab, code) == [], (url, width)
                     assert await tab.run(WIDER) <= 0, (url, width)
 
-    with viewing(run, "ada", run) as v:
+    with viewing(run, "ada") as v:
         asyncio.run(look(v))
 
 

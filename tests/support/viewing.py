@@ -140,9 +140,9 @@ class Viewer:
 
 
 @contextlib.contextmanager
-def viewing(path: Path, reviewer: str | None = None, other: Path | None = None) -> Iterator[Viewer]:
+def viewing(path: Path, reviewer: str | None = None) -> Iterator[Viewer]:
     """The viewer of a folder while the block lasts."""
-    server = server_of(path, 0, reviewer, other)
+    server = server_of(path, 0, reviewer)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -15,7 +15,6 @@ from support.run_folder import make_run
 from support.scored import many, write
 from support.viewing import HOSTILE, Viewer, viewing
 
-from mora_data.cli import main
 from mora_data.errors import SettingsError
 from mora_data.report.document import report_of
 from mora_data.report.page import report_html
@@ -163,71 +162,24 @@ def test_kappa_goes_to_the_report(run: Path, tmp_path: Path) -> None:
     assert agreement(run, PairTable(), 0) is None
 
 
-def test_hostile_text_and_bad_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_text_and_bad_starts(tmp_path: Path) -> None:
     hostile = make_run(tmp_path / "h", {"identity": 0.2, "fused": 0.6}, 12, text=HOSTILE)
-    with viewing(hostile, '<b>"x"</b>', hostile) as v:
+    with viewing(hostile, '<b>"x"</b>') as v:
         shown = v.get("/review.json").tree["pair_id"]
-        one = v.get("/compare.json").tree["rows"][0]["prompt_id"]
         for path in (
             "/review?texts=1",
             f"/review?texts=1&pair={shown}",
             "/review?pair=%3Cb%3E&after=%3Cb%3E&last=%3Cb%3E",
-            "/compare",
-            "/compare?numbers=1",
-            f"/compare/{one}?texts=1",
         ):
             v.page(path)
     write(tmp_path / "set", list(many(6)))
     with pytest.raises(SettingsError, match="writes into a run folder"):
         server_of(tmp_path / "set", 0, "ada")
-    assert (
-        main(["view", str(hostile), "--with", str(tmp_path / "none"), "--no-open", "--port", "0"])
-        == 1
-    )
-    assert "does not exist" in capsys.readouterr().err
 
 
-def test_two_runs_prompt_by_prompt(run: Path, tmp_path: Path) -> None:
-    other = make_run(tmp_path / "other", {"fused": 0.9}, 20, pairs=16)
-    with viewing(run, other=other) as v:
-        v.page("/compare")
-        tree = v.get("/compare.json").tree
-        assert (
-            tree["counts"]["all"] == tree["total"] == 16
-            and tree["counts"]["only_b"] == 4
-            and tree["counts"]["only_a"] == 0
-        )
-        states = {tuple(r["state"]) for r in v.get("/compare.json?show=only_b").tree["rows"]}
-        assert states <= {("no pair", "pair"), ("not in it", "pair")}
-        for r in tree["rows"]:
-            if r["change"] is not None:
-                assert r["change"] == pytest.approx(r["margin"][1] - r["margin"][0])
-        numbers = v.get("/compare.json?numbers=1").tree["numbers"]
-        assert (
-            numbers["prompts"]["shared"] == 12
-            and "What to doubt" in v.get("/compare?numbers=1").text
-        )
-        one = f"/compare/{tree['rows'][0]['prompt_id']}"
-        v.page(one)
-        assert [bool(s["pairs"]) for s in v.get(one + ".json").tree["sides"]] == [
-            s == "pair" for s in tree["rows"][0]["state"]
-        ]
-        assert (
-            v.get("/compare/nope").status == 404
-            and v.get("/compare?from=99999999999&show=nope").status == 200
-        )
-    with viewing(run) as v:
-        assert "--with OTHER" in v.get("/compare").text and v.get("/compare/x").status == 200
-
-
-def test_folders_that_change_underfoot(run: Path, tmp_path: Path) -> None:
-    other = make_run(tmp_path / "other", {"fused": 0.9}, 12)
-    with viewing(run, "ada", other) as v:
+def test_folders_that_change_underfoot(run: Path) -> None:
+    with viewing(run, "ada") as v:
         fields = {"token": token(v), "pair": v.get("/review.json").tree["pair_id"], "vote": "first"}
-        shutil.rmtree(other)
-        for path in ("/compare", "/compare?numbers=1", "/compare/x"):
-            reply = v.get(path)
-            assert reply.status == 503 and "other" in reply.text, reply.text
         shutil.rmtree(run / "dataset/preference")
         assert (
             v.post("/review", fields).status == 400
