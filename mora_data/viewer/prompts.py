@@ -37,7 +37,6 @@ FILTERS = ("arm", "outcome", "pair", "kind", "category")
 SORTS = ("mined", "kind", "outcome", "tries", "pairs", "category")
 ACCEPTED, AS_IT_IS, UNFINISHED = "accepted", "asked as it is", "not finished"
 UNWRITTEN = ("identity", "recorded")  # arms that ask the source prompt
-Words = Callable[[str], str]
 DIFF_CELLS = 4_000_000  # words of one text times words of the other, 8 MB and some 20 ms
 
 
@@ -84,7 +83,7 @@ class PromptIndex:
             old, self._kept = self._kept, {}
             for at, files, part in _pieces(folder):
                 if (kept := old.get(at)) is None or kept[0] != stamp_files(files):
-                    kept = stamp_files(files), list(_read(folder, files, part, first_words))
+                    kept = stamp_files(files), list(_read(folder, files, part))
                 self._kept[at] = kept
             return [p for _, prompts in self._kept.values() for p in prompts]
 
@@ -182,15 +181,15 @@ def _pieces(folder: ViewedFolder) -> Iterator[tuple[Path, list[Path], Partition 
 
 
 def _read(
-    folder: ViewedFolder, files: Sequence[Path], part: Partition | None, words: Words
+    folder: ViewedFolder, files: Sequence[Path], part: Partition | None
 ) -> Iterator[ListedPrompt]:
-    """The prompts of a piece; `words`: what is kept of a text."""
+    """The prompts of a piece, with the beginnings of their texts."""
     lean_arrow()
     with readable(part.folder if part else folder.dataset / "scored", OTHER_VERSION):
-        yield from _of_partition(part, folder, words) if part else _of_scored(files, words)
+        yield from _of_partition(part, folder) if part else _of_scored(files)
 
 
-def _of_partition(part: Partition, folder: ViewedFolder, words: Words) -> Iterator[ListedPrompt]:
+def _of_partition(part: Partition, folder: ViewedFolder) -> Iterator[ListedPrompt]:
     """A partition's prompts; of an open one only what was mined."""
     try:
         mined = part.file(PROMPTS).read_bytes().splitlines()
@@ -206,7 +205,7 @@ def _of_partition(part: Partition, folder: ViewedFolder, words: Words) -> Iterat
         for (i, arm), row in last_tries(table).items():
             attempt, ok, failed, text = rows[row]
             outcome = ACCEPTED if ok else (failed or ["failed"])[0]
-            rewrites[i][arm] = RewriteOutcome(outcome, attempt + 1, words(text))
+            rewrites[i][arm] = RewriteOutcome(outcome, attempt + 1, first_words(text))
         arms = part.table("arms", ["prompt_id", "arm"])
         for i, arm in row_tuples(arms, "prompt_id", "arm"):
             if arm in UNWRITTEN:
@@ -217,7 +216,7 @@ def _of_partition(part: Partition, folder: ViewedFolder, words: Words) -> Iterat
         kind, owed = profiles.get(prompt_id, (UNFINISHED, "it is open"))
         yield ListedPrompt(
             prompt_id,
-            words(row["messages"][-1]["content"]),
+            first_words(row["messages"][-1]["content"]),
             kind,
             row.get("category") or "none",
             UNFINISHED if owed else _why_none(folder, kind),
@@ -231,7 +230,7 @@ def _why_none(folder: ViewedFolder, kind: str) -> str:
     return "not fused" if kind == "plain" or kind in accepted else f"not fused: {kind}"
 
 
-def _of_scored(files: Sequence[Path], words: Words) -> Iterator[ListedPrompt]:
+def _of_scored(files: Sequence[Path]) -> Iterator[ListedPrompt]:
     """Of a dataset: the prompts of `scored`."""
     import pyarrow.parquet as pq
 
@@ -243,9 +242,11 @@ def _of_scored(files: Sequence[Path], words: Words) -> Iterator[ListedPrompt]:
                 for i, source, prompt, kind, category, arm in row_tuples(batch, *names):
                     p = found.setdefault(
                         i,
-                        ListedPrompt(i, words(source), kind, category or "none", "not in it", {}),
+                        ListedPrompt(
+                            i, first_words(source), kind, category or "none", "not in it", {}
+                        ),
                     )
-                    text = "" if arm in UNWRITTEN else words(prompt[-1]["content"])
+                    text = "" if arm in UNWRITTEN else first_words(prompt[-1]["content"])
                     p.rewrites[arm] = RewriteOutcome(
                         AS_IT_IS if arm in UNWRITTEN else ACCEPTED, 0, text
                     )
@@ -286,24 +287,6 @@ def newest_prompts(index: PromptIndex, pairs: PairSearch, n: int) -> list[dict[s
 def list_query(query: Query) -> dict[str, str]:
     """The state of the list, without its page."""
     return {k: query[k] for k in (*FILTERS, "q", "sort") if query.get(k)}
-
-
-def listed_rows(index: PromptIndex, pairs: PairSearch, query: Query) -> Iterator[dict[str, Any]]:
-    """What the list says of the prompts that pass the filters, with their whole texts.
-
-    Raises:
-        SettingsError: an order that there is not, or too long a search.
-    """
-    found = find_prompts(index, pairs, query)
-    wanted = {p.prompt_id for p in found.rows}
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for _, files, part in _pieces(pairs.folder):
-            prompts = _read(pairs.folder, files, part, str)
-            passing = (p for p in prompts if p.prompt_id in wanted)
-            yield from _cards(index, pairs, found.arm, passing)
-
-    return rows()
 
 
 def _cards(

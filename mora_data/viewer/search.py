@@ -216,10 +216,6 @@ class PairSearch:
             mask &= hits
         return mask, searched
 
-    def passing(self, q: PairQuery) -> Bools:
-        """Which pairs pass all filters."""
-        return self._mask(q)[0]
-
     def facets(self, q: PairQuery) -> dict[str, dict[str, int]]:
         """For each filter, how many of the pairs that pass the others have each value; commonest
         first."""

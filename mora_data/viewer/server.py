@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,7 +38,6 @@ from ..errors import MoraError, SettingsError
 from ..report.svg import escape_json
 from ..report.templates import render, url
 from . import pictures
-from .export import KINDS, Exported, exported, passing_pairs
 from .folder import Page, Query, ViewedFolder, ViewedStatus, Watch, open_folder, stamp_files
 from .index import FLAGS, pair_files
 from .overview import drops_page, overview_page, requests_page
@@ -50,7 +49,7 @@ from .pairs import (
     review_page,
     take_vote,
 )
-from .prompts import PromptIndex, listed_rows, prompt_list_page, prompt_page
+from .prompts import PromptIndex, prompt_list_page, prompt_page
 from .search import PairQuery, PairSearch
 
 PORT = 7470
@@ -121,10 +120,6 @@ PAGES: Mapping[str, Callable[[ViewerState, Query], Page]] = {
 PAGES_OF: Mapping[str, Callable[[ViewerState, Query, str], Page | None]] = {
     "pair": lambda s, q, pair_id: pair_page(s.pairs(), q, pair_id),
     "prompt": lambda s, q, prompt_id: prompt_page(s.prompts, s.pairs(), q, prompt_id),
-}
-EXPORTS: Mapping[str, Callable[[ViewerState, Query], Iterator[Exported]]] = {
-    "pairs": lambda s, q: passing_pairs(s.pairs(), q),
-    "prompts": lambda s, q: listed_rows(s.prompts, s.pairs(), q),
 }
 
 
@@ -257,11 +252,10 @@ def serve(path: Path, port: int | None, open_browser: bool, reviewer: str | None
 class _Reply(NamedTuple):
     status: int
     kind: str
-    body: bytes | Iterator[bytes]  # blocks of a file, made as they are sent
+    body: bytes
     reload_s: int = 0
     location: str = ""
     cookie: str = ""
-    file: str = ""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -331,13 +325,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: _Reply) -> None:
         self.send_response(reply.status)
-        headers, body = {"Content-Type": reply.kind, **HEADERS}, reply.body
-        if isinstance(body, bytes):
-            headers["Content-Length"] = str(len(body))
-        else:
-            headers["Connection"] = "close"
-            headers["Content-Disposition"] = f'attachment; filename="{reply.file}"'
-            self.close_connection = True
+        length = str(len(reply.body))
+        headers = {"Content-Type": reply.kind, "Content-Length": length, **HEADERS}
         if reply.location:
             headers["Location"] = reply.location
         if reply.cookie:
@@ -351,8 +340,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            for block in (body,) if isinstance(body, bytes) else body:
-                self.wfile.write(block)
+            self.wfile.write(reply.body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal shows the URL, and errors are pages."""
@@ -378,9 +366,6 @@ class _Handler(BaseHTTPRequestHandler):
         if query.pop("token", "") and not as_json:  # not to stay in the address
             cookie = f"{self.server.cookie}={self.server.token}"
             return _Reply(302, "text/plain", b"", location=url(f"/{path}", query), cookie=cookie)
-        listed, _, kind = path.partition(".")
-        if kind in KINDS and listed in EXPORTS:
-            return self._export(listed, kind, query)
         name, _, key = path.removesuffix(".json").partition("/")
         name = "" if name == "index" else name
         if name not in (PAGES_OF if key else PAGES):
@@ -396,13 +381,6 @@ class _Handler(BaseHTTPRequestHandler):
             )
             line = f"This page failed ({kind}): the folder may be of another version, or changing."
             return _problem(500, line, as_json)
-
-    def _export(self, name: str, kind: str, query: Query) -> _Reply:
-        try:
-            rows = EXPORTS[name](self.server.state, query)
-        except MoraError as e:
-            return _problem(_status_of(e), str(e))
-        return _Reply(200, KINDS[kind], exported(rows, kind), file=f"{name}.{kind}")
 
     def _page(self, name: str, key: str, query: Query, as_json: bool) -> _Reply:
         page = page_of(self.server.state, name, key, query)

@@ -281,7 +281,7 @@ class Asked:
 
     @staticmethod
     def path(rng: random.Random, ids: list[str]) -> str:
-        pages = "pairs pair prompts prompt drops requests review pairs.csv prompts.jsonl"
+        pages = "pairs pair prompts prompt drops requests review"
         name = rng.choice(("", *pages.split()))
         key = rng.choice((*ids, "..%2f..%2fetc%2fpasswd", "%00", "%ff", "%E2%80%AE", "x" * 300))
         plain = f"/{name}" if name not in ("pair", "prompt") else f"/{name}/{key}"
