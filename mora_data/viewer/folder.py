@@ -2,17 +2,16 @@
 its run stands.
 
     folder = open_folder(Path("runs/demo"))     folder.dims, folder.floors, folder.partitions()
-    watch = Watch(); watch.look(folder)         {"running": True, "answers_per_s": 41.0, ...}
+    look_at(folder)                             {"running": True, "prompts_sealed": 40, ...}
 
-The build's own files are read, its lock is never taken. A speed is what was added between two
-looks.
+The build's own files are read, its lock is never taken.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +29,6 @@ from ..run.progress import FRESH_S, read_live
 from ..types import STAGES
 
 RELOAD_S = 3
-SPEED_SPAN_S = 60.0
 CHANGED = "it changed; load the page again"
 OTHER_VERSION = "it is damaged, being written, or of another version of mora-data"
 Query = Mapping[str, str]  # of an address
@@ -157,8 +155,9 @@ def stamp_files(paths: Sequence[Path]) -> FileStamp:
 class ViewedStatus(TypedDict):
     """How a run stands; of a dataset folder alone only `running`, which is False.
 
-    `now` is what a running build says of itself: its step, done of total, and how busy its
-    endpoints are. None where it is an older build, or has said nothing for a while.
+    `answers` are those of finished partitions. `now` is what a running build says of itself: its
+    step, done of total, tokens per second, and how busy its endpoints are. None where it is an
+    older build, or has said nothing for a while.
     """
 
     running: bool
@@ -169,82 +168,37 @@ class ViewedStatus(TypedDict):
     partitions: NotRequired[int]
     partitions_sealed: NotRequired[int]
     answers: NotRequired[int]
-    answers_in_open_logs: NotRequired[int]
     tokens: NotRequired[dict[str, int]]
     cost: NotRequired[float | None]
     errors: NotRequired[int]
-    answers_per_s: NotRequired[float | None]
-    tokens_per_s: NotRequired[float | None]
     now: NotRequired[dict[str, Any] | None]
 
 
-class Watch:
-    """Remembers the last looks, and how far each log was counted."""
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._logs: dict[Path, tuple[int, int]] = {}  # bytes, lines
-        self._looks: deque[tuple[float, int, int]] = deque(maxlen=200)  # time, answers, tokens
-
-    def look(self, folder: ViewedFolder) -> ViewedStatus:
-        """The status of the folder's run at this moment."""
-        if folder.run is None:
-            return {"running": False}
-        now, parts, finished = self._clock(), folder.partitions(), folder.finished()
-        spent = spent_in(folder.root, folder.manifest)
-        used = spent.tokens.values()
-        tokens = {"in": sum(t[0] for t in used), "out": sum(t[1] for t in used)}
-        logged = sum(self._lines(p.log_path) for p in parts)
-        answers = logged + sum(int(m.get("answers") or 0) for _, m in finished)
-        self._looks.append((now, answers, sum(tokens.values())))
-        running = _is_locked(folder.run / ".lock") or (
-            folder.manifest.get("status") == "started" and _is_fresh(folder, now)
-        )
-        owed = sum(len(m.get("owed") or ()) for _, m in finished)
-        answers_per_s, tokens_per_s = self._speeds()
-        return {
-            "running": running,
-            "status": folder.manifest.get("status"),
-            "prompts": sum(_n_prompts(p) for p in parts),
-            "prompts_sealed": sum(int(m.get("n_prompts") or 0) for _, m in finished) - owed,
-            "owed": owed,
-            "partitions": len(parts),
-            "partitions_sealed": len(finished),
-            "answers": answers,
-            "answers_in_open_logs": logged,
-            "tokens": tokens,
-            "cost": spent.cost if spent.tokens else None,
-            "errors": sum(int(m.get("errors") or 0) for _, m in finished),
-            "answers_per_s": answers_per_s,
-            "tokens_per_s": tokens_per_s,
-            "now": _read_live(folder.run) if running else None,
-        }
-
-    def _speeds(self) -> tuple[float | None, float | None]:
-        last = self._looks[-1]
-        first = next(x for x in self._looks if last[0] - x[0] <= SPEED_SPAN_S)
-        span = last[0] - first[0]
-        if span < 0.5:
-            return None, None
-        answers, tokens = (round(max(last[i] - first[i], 0) / span, 1) for i in (1, 2))
-        return answers, tokens
-
-    def _lines(self, path: Path) -> int:
-        """Lines of an append-only log; only what is new is read."""
-        try:
-            size = path.stat().st_size
-            at, lines = self._logs.get(path, (0, 0))
-            if size < at:
-                at, lines = 0, 0
-            with path.open("rb") as f:
-                f.seek(at)
-                while at < size and (block := f.read(min(1 << 20, size - at))):
-                    at, lines = at + len(block), lines + block.count(b"\n")
-        except OSError:  # the partition was finished in the meantime
-            self._logs.pop(path, None)
-            return 0
-        self._logs[path] = (at, lines)
-        return lines
+def look_at(folder: ViewedFolder) -> ViewedStatus:
+    """How the folder's run stands at this moment."""
+    if folder.run is None:
+        return {"running": False}
+    parts, finished = folder.partitions(), folder.finished()
+    spent = spent_in(folder.root, folder.manifest)
+    used = spent.tokens.values()
+    running = _is_locked(folder.run / ".lock") or (
+        folder.manifest.get("status") == "started" and _is_fresh(folder)
+    )
+    owed = sum(len(m.get("owed") or ()) for _, m in finished)
+    return {
+        "running": running,
+        "status": folder.manifest.get("status"),
+        "prompts": sum(_n_prompts(p) for p in parts),
+        "prompts_sealed": sum(int(m.get("n_prompts") or 0) for _, m in finished) - owed,
+        "owed": owed,
+        "partitions": len(parts),
+        "partitions_sealed": len(finished),
+        "answers": sum(int(m.get("answers") or 0) for _, m in finished),
+        "tokens": {"in": sum(t[0] for t in used), "out": sum(t[1] for t in used)},
+        "cost": spent.cost if spent.tokens else None,
+        "errors": sum(int(m.get("errors") or 0) for _, m in finished),
+        "now": _read_live(folder.run) if running else None,
+    }
 
 
 def reload_after(status: ViewedStatus, query: Query) -> int:
@@ -289,7 +243,7 @@ def _read_live(run: Path) -> dict[str, Any] | None:
         k: sum(int(s.get(k) or 0) for s in slots if isinstance(s, dict))
         for k in ("size", "open", "busy", "waiting")
     }
-    named = ("step", "done", "total", "requests", "retries", "failed")
+    named = ("step", "done", "total", "requests", "retries", "failed", "tokens_per_s")
     return {**{k: live.get(k) for k in named}, "slots": slots, **sums}
 
 
@@ -303,10 +257,10 @@ def _is_locked(path: Path) -> bool:
     return any(f":{inode} " in line and "FLOCK" in line for line in locks)
 
 
-def _is_fresh(folder: ViewedFolder, now: float) -> bool:
+def _is_fresh(folder: ViewedFolder) -> bool:
     logs = [p.log_path for p in folder.partitions()]
     stamps = stamp_files([folder.root / "spending.json", folder.root / "mine.json", *logs])
-    return now - max((ns / 1e9 for *_, ns in stamps), default=0.0) < FRESH_S
+    return time.time() - max((ns / 1e9 for *_, ns in stamps), default=0.0) < FRESH_S
 
 
 def _n_prompts(part: Partition) -> int:

@@ -38,7 +38,7 @@ from ..errors import MoraError, SettingsError
 from ..report.svg import escape_json
 from ..report.templates import render, url
 from . import pictures
-from .folder import Page, Query, ViewedFolder, ViewedStatus, Watch, open_folder, stamp_files
+from .folder import Page, Query, ViewedFolder, look_at, open_folder, stamp_files
 from .index import FLAGS, pair_files
 from .overview import drops_page, overview_page, requests_page
 from .pairs import (
@@ -79,8 +79,7 @@ class ViewerState:
     def __init__(self, path: Path, reviewer: str | None = None) -> None:
         self.path = path
         self.session = ReviewSession(path, reviewer) if reviewer is not None else None
-        self._watch = Watch()
-        self._indexing, self._looking = threading.Lock(), threading.Lock()
+        self._indexing = threading.Lock()
         self._pairs: PairSearch | None = None
         self.prompts = PromptIndex()
 
@@ -102,19 +101,14 @@ class ViewerState:
                 kept = self._pairs = PairSearch(folder)
             return kept
 
-    def status(self, folder: ViewedFolder) -> ViewedStatus:
-        """How the folder's run stands."""
-        with self._looking:
-            return self._watch.look(folder)
-
 
 # by the first part of the address; those of PAGES_OF belong to the id that follows it
 PAGES: Mapping[str, Callable[[ViewerState, Query], Page]] = {
-    "": lambda s, q: overview_page(folder := s.folder(), s.status(folder), s.pairs(), s.prompts, q),
+    "": lambda s, q: overview_page(folder := s.folder(), look_at(folder), s.pairs(), s.prompts, q),
     "pairs": lambda s, q: pair_list_page(s.pairs(), q),
     "prompts": lambda s, q: prompt_list_page(s.prompts, s.pairs(), q),
-    "drops": lambda s, q: drops_page(folder := s.folder(), s.status(folder), s.pairs(), q),
-    "requests": lambda s, q: requests_page(folder := s.folder(), s.status(folder), q),
+    "drops": lambda s, q: drops_page(folder := s.folder(), look_at(folder), s.pairs(), q),
+    "requests": lambda s, q: requests_page(folder := s.folder(), look_at(folder), q),
     "review": lambda s, q: review_page(s.pairs(), s.session, q),
 }
 PAGES_OF: Mapping[str, Callable[[ViewerState, Query, str], Page | None]] = {
