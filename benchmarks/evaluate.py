@@ -21,7 +21,7 @@ GOAL = 1.1
 STATISTICS = """
 import sys, time
 from mora_data.evaluate import markdown
-from mora_data.evaluate.models import EvalModel
+from mora_data.evaluate.asking import EvalModel
 from mora_data.evaluate.prompts import EvalRow
 from mora_data.evaluate.report import About, result
 n = int(sys.argv[1])

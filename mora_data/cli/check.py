@@ -18,12 +18,11 @@ from typing import NamedTuple
 import yaml
 
 from ..engines import ROLES, resolve
-from ..engines.engine import Shared, endpoint_key
+from ..engines.engine import Shared, encode, endpoint_key
 from ..engines.openai import HttpEngine, open_openai
 from ..engines.replicas import listed_models
 from ..errors import PendingRetry
 from ..rewards.judge import SCHEMA, verdict
-from ..run.cache_key import encode
 from ..run.log import Record
 from ..run.stats import RunStats
 from ..run.tasks import run_to_end

@@ -369,7 +369,7 @@ def print_status(args: argparse.Namespace) -> None:
 def _print_dataset(args: argparse.Namespace) -> None:
     """What a dataset folder, or a release, says of itself."""
     from ..dataset.diff import dataset_of, is_on_hub
-    from ..dataset.verify import facts_of
+    from ..dataset.lint import facts_of
 
     if not args.run_dir.exists() and not is_on_hub(str(args.run_dir)):
         raise SettingsError(
@@ -388,7 +388,7 @@ def _print_dataset(args: argparse.Namespace) -> None:
 def verify_dataset(args: argparse.Namespace) -> int:
     """Whether a dataset is whole and keeps its laws: checksums, columns, pairs, splits, licence."""
     from ..dataset.diff import dataset_of
-    from ..dataset.verify import verify
+    from ..dataset.lint import verify
     from ..selection import DOMINANCE
 
     folder, checks = dataset_of(str(args.folder)), []
@@ -620,7 +620,7 @@ def run_recipe_on(args: argparse.Namespace) -> int:
 def evaluate_models(args: argparse.Namespace) -> None:
     """Compare models on held-out prompts; run again to resume."""
     from ..evaluate import evaluate, markdown
-    from ..evaluate.models import EvaluateOptions
+    from ..evaluate.asking import EvaluateOptions
     from ..run.progress import Progress
     from ..run.stats import RunStats
 

@@ -27,11 +27,10 @@ from typing import TYPE_CHECKING, Any
 from ..engines import ROLES, resolve
 from ..errors import SettingsError
 from ..pipeline import run_probe
-from ..prompts.guard_trial import guard_role
-from ..prompts.volume import GUARD_EXAMPLES, asks_model
+from ..pipeline.asking import GUARD_EXAMPLES, asks_model
+from ..prompts.judge_calibration import AUTO, guard_role
 from ..resources import SECRET_BYTES
 from ..rewards.audit import labelled_pairs
-from ..rewards.canary import AUTO
 from ..run.cost import Prices, account_of, load_prices
 from ..run.folder import SourceCounts, write_secret
 from ..run.progress import Progress

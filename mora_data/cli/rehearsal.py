@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import resources
 from ..engines import ROLES
+from ..pipeline.asking import asks_model, scorer_name
 from ..pipeline.values import Probe
-from ..prompts.guard_trial import PROMPT_ID as TRIAL
-from ..prompts.volume import asks_model, scorer_name
+from ..prompts.judge_calibration import PROMPT_ID as TRIAL
 from ..run.folder import SourceCounts
 from ..run.log import Record
 from ..settings import GUARD_ROLE, BuildSettings, RewardSettings, RoleSettings

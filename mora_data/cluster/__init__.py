@@ -3,8 +3,8 @@ partitions go to workers.
 
     schedule   which worker gets which partition, what becomes of those whose worker died; knows
                nothing of Ray
-    worker     the actor that asks partitions to their end, with engines of its own
-    monitor    the small actor that holds what all workers share: rate limits, cost, progress
+    worker     the actor that asks partitions to their end, with engines of its own; and the small
+               one that holds what all workers share: rate limits, cost, progress
     driver     starts or joins the cluster, hires workers and runs the schedule on it
 
 A worker runs the same coroutines over the same answer logs as a build on one machine, and writes

@@ -23,9 +23,8 @@ from ..run.stats import RunStats
 from ..run.tasks import GRACE_S
 from ..settings import RaySettings
 from ..text import one_line
-from .monitor import UsageMonitor
 from .schedule import Backlog, Outcome, UnfitWorker, WorkerDied, distribute
-from .worker import ENVIRONMENT, Job, PartitionTask, Worker
+from .worker import ENVIRONMENT, Job, PartitionTask, UsageMonitor, Worker
 
 POLL_S = 0.5
 START_S = 30.0  # a worker that has no room by then is waited for, and that is said

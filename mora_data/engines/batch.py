@@ -23,7 +23,6 @@ from typing import NamedTuple
 import orjson
 
 from ..errors import AnswersPending, EndpointError, PendingRetry, SettingsError
-from ..run.cache_key import request_body, request_key
 from ..run.log import Record
 from ..run.stats import RunStats
 from ..settings import BatchSettings, BuildSettings, RoleSettings
@@ -31,7 +30,7 @@ from ..text import one_line
 from ..types import Request, Sampling
 from .batch_jobs import RUNNING, BatchFolder, BatchJob, BatchReply, Provider, Unreachable, as_line
 from .dialect import Dialect, Learner, Refusal, learner_of, shape_of
-from .engine import OnRecord, Shared, deliver, extra_of, n_per_request
+from .engine import OnRecord, Shared, deliver, extra_of, n_per_request, request_body, request_key
 from .http import require_openai
 from .replies import PASSING, UNUSABLE, ErrorReply, TransientFault, failure, parse_chat
 

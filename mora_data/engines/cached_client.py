@@ -18,13 +18,12 @@ from typing import Any
 
 import orjson
 
-from ..run.cache_key import encode, request_key
 from ..run.log import AnswerLog, Record
 from ..run.stats import RunStats
 from ..run.tasks import all_of
 from ..text import seed_of
 from ..types import Answer, Request, Role
-from .engine import Engine
+from .engine import Engine, encode, request_key
 
 SILENT = 3  # replies of a role without a text; one alone is chance
 

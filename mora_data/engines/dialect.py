@@ -25,13 +25,12 @@ from typing import Any
 import orjson
 
 from ..errors import UNREADABLE, RunFolderError
-from ..run.cache_key import without_system
 from ..run.files import read_json, write_json
 from ..run.stats import RunStats
 from ..settings import RoleSettings
 from ..text import one_line
 from ..types import Request
-from .engine import Shared, endpoint_key
+from .engine import Shared, endpoint_key, without_system
 from .http import parse_duration
 
 FILE = "endpoints.json"

@@ -27,8 +27,8 @@ from ..errors import SettingsError
 from ..settings import LocalSettings
 from ..text import one_line
 from ..types import Answer, Messages, Request, Sampling
-from .local_model import Piece, checked_length, outputs_answer, templated
-from .thoughts import Logprobs, as_answer
+from .engine import Piece, checked_length, outputs_answer, templated
+from .replies import Logprobs, as_answer
 
 
 class _OnDevice:

@@ -34,8 +34,7 @@ from ..run.stats import RunStats
 from ..settings import BuildSettings, LocalSettings, RoleSettings
 from ..text import one_line
 from ..types import Answer, Request, Task
-from .engine import OnRecord, Shared, deliver, n_per_request
-from .local_model import LocalModel, Piece, RefusedRequest
+from .engine import LocalModel, OnRecord, Piece, RefusedRequest, Shared, deliver, n_per_request
 from .replies import failure
 
 SMALLEST_BATCH = 8  # where doubling begins

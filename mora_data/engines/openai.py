@@ -31,7 +31,6 @@ import orjson
 from tenacity import AsyncRetrying, Future, RetryError, retry_if_exception_type
 
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
-from ..run.cache_key import request_body, with_pattern
 from ..run.cost import same_model
 from ..run.limiter import ConcurrencyLimiter, Permit, RateLimiter
 from ..run.log import Record
@@ -40,7 +39,15 @@ from ..settings import BuildSettings, RoleSettings
 from ..text import one_line
 from ..types import Request, Task
 from .dialect import PLAIN, Dialect, Learner, Refusal, learner_of, probe_of, shape_of
-from .engine import OnRecord, Shared, endpoint_key, extra_of, n_per_request
+from .engine import (
+    OnRecord,
+    Shared,
+    endpoint_key,
+    extra_of,
+    n_per_request,
+    request_body,
+    with_pattern,
+)
 from .http import NO_SERVER, Fault, Patience, out_of_files
 from .replicas import CHAT, Replica, Replicas, listed_models, served_models, takes_patterns
 from .replies import (

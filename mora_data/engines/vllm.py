@@ -16,8 +16,8 @@ from ..errors import SettingsError
 from ..settings import RoleSettings
 from ..text import one_line
 from ..types import Answer, Request, Sampling, Task
-from .local_model import Piece, checked_length, outputs_answer, templated
-from .thoughts import as_answer
+from .engine import Piece, checked_length, outputs_answer, templated
+from .replies import as_answer
 
 
 class Vllm:

@@ -26,8 +26,14 @@ from ..run.log import AnswerLog
 from ..run.progress import Progress
 from ..run.stats import RunStats
 from ..run.tasks import run_to_end
-from .asking import Evaluation
-from .models import EvaluateOptions, parse_curve, parse_model, parse_points, settings_for
+from .asking import (
+    EvaluateOptions,
+    Evaluation,
+    parse_curve,
+    parse_model,
+    parse_points,
+    settings_for,
+)
 from .prompts import load_prompts
 
 

@@ -31,7 +31,7 @@ from ..statistics.training import (
     scaling_fit,
     statement,
 )
-from .models import EvalModel
+from .asking import EvalModel
 from .prompts import BENCHMARKS, PLAIN, EvalRow
 
 DRAWS = 2000

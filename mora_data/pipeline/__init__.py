@@ -34,15 +34,15 @@ from ..sources.mine import OpenedSource, as_recorded, benchmarks_of
 from ..sources.mix import identity_of, open_sources
 from ..types import reaches
 from .asking import ask, ask_some
-from .manifest import (
+from .mining import mine_prompts
+from .publishing import (
+    finish,
     keep_settings,
     manifest_of_build,
     summary_of_command,
     totals,
     write_errors,
 )
-from .mining import mine_prompts
-from .publishing import finish
 from .values import Asked, Build, Probe, Published
 
 

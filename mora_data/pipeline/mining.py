@@ -100,7 +100,7 @@ def _prompts(build: Build, opened: Sequence[OpenedSource], counts: MineCounts) -
     """The sources' prompts, then the simulator's own where they are asked for."""
     yield from mine_sources(opened, build.settings, counts, build.benchmarks)
     if n := _n_generated(build):
-        from ..simulator.writing import generated_prompts
+        from ..simulator.language import generated_prompts
 
         rows = enumerate(generated_prompts(n, build.settings.seed))
         generated = OpenedSource(

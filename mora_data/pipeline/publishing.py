@@ -1,4 +1,6 @@
-"""Selecting the pairs, writing the dataset and the report."""
+"""Selecting the pairs, writing the dataset and the report; and what a run says of itself: counts,
+errors, manifest.json, the summary of a command.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,36 @@ from ..prompts.personas import cap_shares
 from ..run.folder import Failures, counts_tree, emptied_by
 from ..run.partitions import Partition, give_back
 from ..types import Origin
-from .manifest import with_selection, write_manifest
 from .values import Asked, Build, Counts, Published
 
 if TYPE_CHECKING:
     from ..dataset.configs import Describe
     from ..report.values import Report
     from ..selection.select import Selection
+
+
+import platform
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import orjson
+
+from .. import __version__
+from ..run.files import json_hash, read_json, write_whole
+from ..run.folder import (
+    OPTIONS,
+    SourceCounts,
+    Summary,
+    failures_of,
+    source_of,
+)
+from ..settings import PLUGIN_FOLDERS, changes_of, to_yaml
+from ..sources.mix import data_given
+from ..types import STAGES
+
+if TYPE_CHECKING:
+    from ..report.arms import LengthAudit
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +188,7 @@ def _report_of_release(
     if not selection.n_pairs or not (s.presample.enabled or len(s.fuse.arms) > 1):
         return None, {}
     from ..report.document import arms_report, finish_report, summary_of
-    from ..report.png import pictures
+    from ..report.page import pictures
 
     arms = arms_report(build.folder.path, manifest)
     drawn = pictures(arms)
@@ -190,4 +215,209 @@ def _origin(build: Build, asked: Asked) -> Origin:
         build.settings.select.selector,
         asked.simulated,
         build.settings.seed,
+    )
+
+
+def keep_settings(build: Build) -> None:
+    """build.yaml and options.json; before the old ones are gone, a line names the settings that the
+    last build of the folder had otherwise."""
+    path, options = build.folder.path, build.options
+    if not read_json(path / OPTIONS).get("preview") and (path / "build.yaml").exists():
+        changes = changes_of(path / "build.yaml", build.settings)
+        if changes:
+            lost = build.reaches("publish") and (path / "dataset").is_dir()
+            n = build.folder.manifest().get("pairs")
+            kept = f"; its dataset of {n} pairs will be replaced" if lost else ""
+            build.progress.message(
+                f"settings differ from the last build's in {path}: {', '.join(changes)}{kept}"
+            )
+    write_whole(path / "build.yaml", to_yaml(build.settings).encode())
+    build.folder.write(
+        OPTIONS,
+        {
+            "sample": options.sample,
+            "data": data_given(build.settings, options.data),
+            "until": options.until,
+            "preview": options.preview,
+            "cwd": str(Path.cwd()),
+            "plugins": [str(p) for p in PLUGIN_FOLDERS],
+        },
+    )
+
+
+def write_errors(build: Build, parts: Sequence[Partition]) -> Failures:
+    """errors.jsonl of the run from those of its partitions."""
+    if not build.reaches("presample"):
+        return Failures()
+    errors = [e for p in parts for e in p.errors()]
+    lines = b"".join(orjson.dumps(e) + b"\n" for e in errors)
+    write_whole(build.folder.path / "errors.jsonl", lines)
+    numbers = ("n_prompts", "n_answers", "n_scores")
+    rows = sum(m.get(name, 0) for p in parts if (m := p.manifest()) for name in numbers)
+    return failures_of(errors, rows)
+
+
+def totals(
+    build: Build, mined: Mapping[str, Any], parts: Sequence[Partition], asked: Asked
+) -> tuple[Counts, dict[str, int]]:
+    """Rows by stage and fate, and tokens in and out, over mining and all partitions."""
+    counts: Counts = Counter()
+    counts.update({("mine", "in"): mined["in"], ("mine", "kept"): mined["kept"]})
+    counts.update({("mine", k): v for k, v in mined["dropped"].items()})
+    tokens = {"in": 0, "out": 0}
+    manifests = [p.manifest() for p in parts] if build.reaches("presample") else []
+    for manifest in (m for m in manifests if m is not None):
+        for name, n in manifest["counts"].items():
+            stage, _, what = name.partition(".")
+            counts[stage, what] += n
+        tokens["in"] += manifest["tokens"][0]
+        tokens["out"] += manifest["tokens"][1]
+    for number in asked.given_up:
+        n = Partition(build.folder.path, number).n_prompts()
+        counts.update({("presample", "in"): n, ("presample", "poisoned"): n})
+    return counts, tokens
+
+
+def audit_arms(build: Build, parts: Sequence[Partition]) -> dict[str, LengthAudit]:
+    """Are the controls as long as the fused prompts that they are compared with? The manifest says
+    so; so does a line."""
+    fuse = build.settings.fuse
+    controls = [a for a in fuse.arms if a in fuse.length_matched and "fused" in fuse.arms]
+    if not controls or not build.reaches("fuse"):
+        return {}
+    from ..report.arms import arms_audit
+    from ..statistics.inference import MOST_LENGTH_GAP
+
+    audit = arms_audit(parts, controls)
+    off = [f"{arm} ({a['mean_log_gap']:+.3f})" for arm, a in audit.items() if a["matched"] is False]
+    if off:
+        build.progress.message(
+            f"arms not length-matched to fused (mean log ratio beyond +-{MOST_LENGTH_GAP}):"
+            f" {', '.join(off)}; what they show may be length alone"
+        )
+    return audit
+
+
+def manifest_of_build(
+    build: Build,
+    asked: Asked,
+    counts: Counts,
+    tokens: Mapping[str, int],
+    errors: int,
+    parts: Sequence[Partition],
+) -> dict[str, Any]:
+    """What was built, from what and how, as far as it is known before selection; nothing in it
+    tells how often the run was interrupted, so not what it cost."""
+    s, context = build.settings, asked.context
+    settings = s.model_dump(mode="json")
+    identity = build.folder.manifest()["identity"]
+    mined = read_json(build.folder.path / "mine.json")
+    named = {k: identity.get(k) for k in ("dataset", "config", "split", "revision")}
+    gamma = s.presample.gamma
+    return {
+        "identity": identity,
+        "status": "done",
+        "version": 1,
+        "created_with": {"mora_data": __version__, "python": platform.python_version()},
+        "settings": settings,
+        "settings_hash": json_hash(settings),
+        "source": {"kind": identity["source"], **named, "licence": build.licence},
+        **({"sources": _by_source(mined["sources"], parts)} if "sources" in mined else {}),
+        "counts": counts_tree(counts, STAGES),
+        "notes": mined.get("notes", {}),
+        "tokens": tokens,
+        "cost": None,
+        "not_measured": mined.get("not_measured", []),
+        "contamination": mined.get("contamination"),
+        "errors": errors,
+        "templates": context.templates if context is not None else {},
+        "reference": context.judge_stats.published() if context is not None else {},
+        "judge_audit": asked.audit,
+        "models": {r: e.model for r, e in asked.engines.items()},
+        "endpoints": dict(sorted(build.stats.dialects.items())),
+        "simulated": asked.simulated if asked.engines else None,
+        "pairs": 0,
+        "selection": {},
+        "arms_audit": audit_arms(build, parts),
+        "personas": {},
+        "unreliable": context.judge_stats.unreliable(gamma) if context is not None else {},
+        "feedback": {},
+        "drift": asked.drift,
+    }
+
+
+def _by_source(sources: Sequence[SourceCounts], parts: Sequence[Partition]) -> list[SourceCounts]:
+    """The sources of a mix with what the stages after mining made of their prompts."""
+    found: dict[str, Counts] = {}
+    for manifest in (m for p in parts if (m := p.manifest()) is not None):
+        for name, flat in manifest.get("sources", {}).items():
+            for key, n in flat.items():
+                stage, _, what = key.partition(".")
+                found.setdefault(name, Counter())[stage, what] += n
+    return [
+        {**s, "stages": counts_tree(c, [x for x in STAGES if (x, "in") in c])}
+        if (c := found.get(source_of(s)))
+        else s
+        for s in sources
+    ]
+
+
+def with_selection(counts: Counts, published: Published) -> dict[str, Any]:
+    """What selection adds to the manifest."""
+    return {
+        "counts": counts_tree(counts, STAGES),
+        "pairs": published.pairs,
+        "selection": published.selection,
+        "personas": published.personas,
+        "feedback": published.feedback,
+        **({"sources": published.sources} if published.sources else {}),
+    }
+
+
+def write_manifest(
+    build: Build, manifest: Mapping[str, Any], published: Published, status: str
+) -> None:
+    before = build.folder.manifest()
+    cost, currency = before.get("cost"), before.get("currency")
+    if build.cost is not None:
+        cost, currency = build.cost.cost(), build.cost.prices.currency
+    build.folder.write(
+        "manifest.json",
+        {
+            **manifest,
+            "status": status,
+            "requests": before.get("requests", 0) + build.stats.requests,
+            "cost": cost,
+            "currency": currency,
+            "fingerprint": published.fingerprint,
+            "pii": published.pii,
+            "papers": published.papers,
+        },
+    )
+
+
+def summary_of_command(
+    build: Build, asked: Asked, counts: Counts, errors: int, published: Published
+) -> Summary:
+    stats, money = build.stats, dict[str, Any]()
+    if (cost := build.cost) is not None:
+        money = {"cost": cost.command_cost(), "spent": cost.cost(), "unpriced": cost.unpriced()}
+        money["currency"] = cost.prices.currency
+    return Summary(
+        str(build.folder.path),
+        str(published.dataset_dir) if published.dataset_dir else None,
+        counts_tree(counts, build.stages),
+        published.pairs,
+        requests=stats.requests,
+        repeated=stats.repeated,
+        replayed=stats.replayed + stats.finalized,
+        tokens={"in": stats.tokens_in, "out": stats.tokens_out, "cached": stats.tokens_cached},
+        **money,
+        errors=errors,
+        seconds=round(time.monotonic() - build.started, 3),
+        damaged=asked.damaged,
+        retries=dict(stats.retries),
+        slots_busy=round(stats.slots_busy, 4) if stats.slots_busy is not None else None,
+        replicas_out=dict(stats.replicas_out),
+        endpoints=dict(sorted(stats.dialects.items())),
     )

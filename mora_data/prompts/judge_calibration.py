@@ -5,34 +5,57 @@ on a few canaries when all is scored.
     drift = await measure_drift(build, run, stats)      canaries: did the scorers change?
     check_drift(drift, limit)                           raises UnreliableScores
     check_reliability(build, stats, log)                before pairs are selected by noise
+
+Canaries are a few reference answers scored at the start and at the end, both under the conditions
+of ordinary scores. Each measurement has a purpose of its own, so neither is a replay of mining, and
+a run that was cut asks only what is missing. canary.json holds the items and both results,
+canary.log the answers.
+
+The harm check is tried on worked examples before it may refuse a rewrite: fusion adds questions
+about what could go wrong, and a small judge takes asking about harm for asking for harm. An example
+is a question, the same with a question about harm, and one that asks for harm
+(templates/guard/examples.yaml). The answers are in guard_trial.log, so a resumed run asks nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from .. import resources
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
 from ..errors import PendingRetry, UnreliableScores
-from ..rewards import canary
-from ..rewards.judge_stats import JudgeStats, Measured, conclude
+from ..rewards import Ask, RewardClient, missing, scores_of
+from ..rewards.combine import (
+    ANCHORED,
+    Anchors,
+    RewardSource,
+    RewardSources,
+    anchor,
+    calibrated,
+    combine,
+)
+from ..rewards.judge_stats import JudgeStats, Measured, columns_of, conclude
+from ..rewriting.guard import RULES, refuses
 from ..run.files import read_json
 from ..run.folder import RunFolder
 from ..run.log import AnswerLog
 from ..run.partitions import Partition
 from ..run.progress import Progress
 from ..run.stats import RunStats
-from ..run.tasks import all_of
+from ..run.tasks import Gate, all_of, run_prompts
+from ..settings import GUARD_ROLE, BuildSettings
 from ..text import seed_of
-from ..types import Prompt, Role
+from ..types import Message, Prompt, Role, Score
 from .budget import Mined, fit
 from .context import BuildContext, PromptContext
 from .flow import presample, sample_and_score, score
-from .guard_trial import try_harm_guard
 from .result import Arm, PromptResult
 from .runner import PartitionRunner
 
@@ -112,7 +135,7 @@ async def _measure(
     if chosen is not None:
         return stats
     if n_canaries:
-        items = canary.choose_items(measured, sources, n_canaries)
+        items = choose_items(measured, sources, n_canaries)
         run.progress.start("canaries")
         start = await _score_canaries(replace(build, sources=sources), run, items, "start")
         tree = {"basis": stats.cache_key, "n": n_canaries, "items": items, "start": start}
@@ -129,14 +152,14 @@ async def measure_drift(build: BuildContext, run: Running, settled: str) -> Drif
     run.progress.start("canaries")
     end = await _score_canaries(build, run, kept["items"], f"end:{settled}")
     sigma = {d: noise.sigma for d, noise in build.judge_stats.noise.items()}
-    drift = canary.drift(kept["start"], end, sigma)
-    run.folder.write("canary.json", {**kept, "end": end, "drift": drift})
-    return drift
+    found = drift(kept["start"], end, sigma)
+    run.folder.write("canary.json", {**kept, "end": end, "drift": found})
+    return found
 
 
 def check_drift(drift: Drift, limit: float) -> None:
     """Raises UnreliableScores when the scorers are not what they were at the start."""
-    for d in canary.drifting_dims(drift, limit):
+    for d in drifting_dims(drift, limit):
         v = drift[d]
         raise UnreliableScores(
             f"the scorers changed during the run: {v['n']} canary answers moved by"
@@ -241,10 +264,10 @@ async def _with_mining_thresholds(
 
 
 async def _score_canaries(
-    build: BuildContext, run: Running, items: Sequence[canary.Item], when: str
-) -> canary.Values:
+    build: BuildContext, run: Running, items: Sequence[Item], when: str
+) -> Values:
     with closing(AnswerLog(run.folder.path / "canary.log")) as log:
-        return await canary.score_items(
+        return await score_items(
             CachedClient(run.engines, log, build.settings.seed, run.stats),
             run.engines.values(),
             run.stats,
@@ -261,7 +284,7 @@ def _n_canaries(build: BuildContext, engines: Mapping[Role, Engine]) -> int:
     if given != "auto":
         return int(given)
     scorers = [e for r, e in engines.items() if r not in ("policy", "rewriter")]
-    return canary.AUTO if any(not e.simulated for e in scorers) else 0
+    return AUTO if any(not e.simulated for e in scorers) else 0
 
 
 def is_repeated(prompt_id: str, index: int, share: float) -> bool:
@@ -283,3 +306,200 @@ def _reference_prompts(
             used.append(part)
             ids += found
     return frozenset(ids if chosen else ids[:n]), used
+
+
+LOG = "guard_trial.log"
+PROMPT_ID = "guard examples"  # of its requests
+MOST_WRONG, LEAST_CAUGHT = 1, 4  # of six: harmless rewrites refused, harmful ones refused
+
+
+def guard_role(settings: BuildSettings) -> Role:
+    """Who is asked how harmful a question is."""
+    return "judge" if settings.fuse.guard is None else GUARD_ROLE
+
+
+async def try_harm_guard(
+    build: BuildContext, engines: Mapping[Role, Engine], stats: RunStats, folder: Path
+) -> Mapping[str, Any]:
+    """The rule that the check may refuse by and how often each rule refused; empty where nothing is
+    checked for harm, and for a simulated guard. Where a verdict is still owed the strictest rule
+    holds for now."""
+    role = guard_role(build.settings)
+    checked = "harm" in build.settings.fuse.checks and build.rewriter.templates
+    if not (checked and build.reaches("fuse")) or engines[role].simulated:
+        return {}
+    path = resources.folder("templates") / "guard" / "examples.yaml"
+    examples = resources.parse_yaml(path.read_text("utf-8"))
+
+    async def graded(question: str) -> float | None:
+        return await build.rewriter.guard.harm(
+            ask, PROMPT_ID, (Message(role="user", content=question),)
+        )
+
+    texts = [e[kind] for e in examples for kind in ("question", "about", "for")]
+    try:
+        with closing(AnswerLog(folder / LOG)) as log:
+            ask = CachedClient(engines, log, build.settings.seed, stats)
+            found = await run_prompts(graded, texts, engines.values(), stats)
+    except PendingRetry:
+        return {"rule": RULES[0], "owed": True}
+    return judged(found[0::3], found[1::3], found[2::3], engines[role].model)
+
+
+def judged(
+    before: Sequence[float | None],
+    about: Sequence[float | None],
+    asking: Sequence[float | None],
+    model: str,
+) -> Mapping[str, Any]:
+    """The strictest rule that lets questions about harm through and refuses those that ask for it,
+    by the harm in [0, 1] that a guard found in the original questions and in both rewrites."""
+
+    def refused(rule: str, after: Sequence[float | None]) -> int:
+        return sum(refuses(rule, *both) for both in zip(before, after, strict=True))
+
+    counts = {r: (refused(r, about), refused(r, asking)) for r in RULES}
+    tells = [
+        r for r, (wrong, caught) in counts.items() if wrong <= MOST_WRONG and caught >= LEAST_CAUGHT
+    ]
+    rule, n = (tells or ["off"])[0], len(before)
+    tree = {
+        "rule": rule,
+        "n": n,
+        "refused": {r: {"harmless": a, "harmful": b} for r, (a, b) in counts.items()},
+    }
+    if rule == RULES[0]:
+        return tree
+    wrong, caught = counts[RULES[0]]
+    seen = (
+        f"of worked examples {model} refuses {wrong} of {n} rewrites that ask what could go wrong"
+        f" and {caught} of {n} that ask for harm"
+    )
+    if rule == "off":
+        what = f"THE HARM CHECK IS OFF, rewrites are not checked for harm: {seen}. To have it,"
+    else:
+        what = f"The harm check refuses only what is surely harmful: {seen}. To catch more,"
+    return {**tree, "doubt": f"{what} take a stronger judge, or a guard model (fuse.guard)."}
+
+
+AUTO = 50
+ERRORS = 2.0  # standard errors that a shift has to exceed, besides the limit
+
+Item = dict[str, Any]
+Values = dict[str, list[float | None]]
+
+
+def choose_items(measured: Sequence[Measured], sources: RewardSources, n: int) -> list[Item]:
+    """Up to `n` scored reference rollouts, a fixed draw by their names, each with the anchors of
+    its prompt."""
+    drawn = sorted(
+        ((m, r) for m in measured for r in m.usable),
+        key=lambda mr: (
+            seed_of("canary", mr[1].prompt_id, mr[1].index),
+            mr[1].prompt_id,
+            mr[1].index,
+        ),
+    )[:n]
+    return [
+        {
+            "prompt_id": r.prompt_id,
+            "index": r.index,
+            "messages": list(m.prompt.messages),
+            "text": r.text,
+            "anchors": _anchors(m, sources),
+        }
+        for m, r in drawn
+    ]
+
+
+async def score_items(
+    ask: Ask,
+    engines: Collection[Gate],
+    stats: RunStats,
+    sources: RewardSources,
+    items: Sequence[Item],
+    when: str,
+    kappa: float | None,
+) -> Values:
+    """Per dimension the value of each item, None where there is none now."""
+
+    async def one(item: Item) -> dict[str, list[Score]]:
+        return await _one(ask, sources, item, f"score:canary:{when}")
+
+    rows = await run_prompts(one, items, engines, stats)
+    out: Values = {d: [] for d in sources}
+    for row in rows:
+        for d, scorers in sources.items():
+            value = combine(scorers, row.get(d, []), kappa)
+            out[d].append(None if value is None else value.reward)
+    return out
+
+
+def drift(
+    start: Mapping[str, Sequence[float | None]],
+    end: Mapping[str, Sequence[float | None]],
+    sigma: Mapping[str, float],
+) -> dict[str, dict[str, Any]]:
+    """Mean shift of each dimension from start to end, its standard error, and the number of items
+    scored both times."""
+    out = {}
+    for d, before in start.items():
+        gaps = [
+            b - a
+            for a, b in zip(before, end.get(d, ()), strict=True)
+            if a is not None and b is not None
+        ]
+        n = len(gaps)
+        shift = math.fsum(gaps) / n if n else None
+        error = None
+        if shift is not None:
+            sd = math.sqrt(math.fsum((g - shift) ** 2 for g in gaps) / (n - 1)) if n > 1 else 0.0
+            error = max(sd, sigma.get(d, 0.0) * math.sqrt(2)) / math.sqrt(n)
+        out[d] = {"shift": shift, "error": error, "n": n}
+    return out
+
+
+def drifting_dims(found: Mapping[str, Mapping[str, Any]], limit: float) -> list[str]:
+    """The dimensions that shifted by more than `limit` and by more than their error explains."""
+    return [
+        d
+        for d, v in found.items()
+        if v["shift"] is not None and abs(v["shift"]) > max(limit, ERRORS * v["error"])
+    ]
+
+
+async def _one(
+    ask: Ask, sources: RewardSources, item: Item, purpose: str
+) -> dict[str, list[Score]]:
+    messages = tuple(Message(role=m["role"], content=m["content"]) for m in item["messages"])
+    group = [s for found in sources.values() for s in found]
+    columns = await all_of(_column(ask, s, item, messages, purpose) for s in group)
+    out: dict[str, list[Score]] = {}
+    for source, column in zip(group, columns, strict=True):
+        key = f"{source.dimension}/{source.number}"
+        anchors: Anchors = {(source.dimension, source.number): item["anchors"].get(key, math.nan)}
+        out.setdefault(source.dimension, []).extend(calibrated(source, column, 1, anchors))
+    return out
+
+
+async def _column(
+    ask: Ask, source: RewardSource, item: Item, messages: tuple[Message, ...], purpose: str
+) -> list[Score]:
+    try:
+        client = RewardClient(ask, source.cache_key, purpose, source.limiter)
+        return await scores_of(source.reward, client, item["prompt_id"], messages, [item["text"]])
+    except PendingRetry as e:  # a passing fault costs this item, not the run
+        return [missing(source.reward, str(e))]
+
+
+def _anchors(m: Measured, sources: RewardSources) -> dict[str, float]:
+    columns = columns_of(m.first, sources)
+    found = {
+        f"{s.dimension}/{s.number}": anchor(
+            s, [score.raw for _, score in columns[s.dimension, s.number]]
+        )
+        for group in sources.values()
+        for s in group
+        if s.kind == ANCHORED
+    }
+    return {key: value for key, value in found.items() if not math.isnan(value)}

@@ -26,9 +26,8 @@ from ..selection import plain_pairs_doubt
 from .arms import DRAWS, answer_figures, arms_of, control_gains, mined_prompts, verdict_on
 from .caveats import caveats_of, finding, headline, unmeasured_numbers
 from .gather import HEADLINE, Keep, gather
-from .measure import HYPERVOLUME_PROMPTS, Scale
+from .measure import HYPERVOLUME_PROMPTS, Scale, blocks, finished_parts
 from .pairs import agreement, composition_figure, examples, length_figure, pair_numbers, read_pairs
-from .read import blocks, finished_parts
 from .values import (
     ArmsReport,
     CostFigure,

@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 from ..statistics import Bools, Floats, Ints
 from ..statistics import rollouts as st
 from ..statistics.inference import CONTROLS, Sums, gains_by_prompt
-from .measure import PRIMARY, Added, Clusters, Scale, in_sample, measure, metric_names
-from .read import BEFORE, ArmBlock, Block
+from .measure import (
+    BEFORE,
+    PRIMARY,
+    Added,
+    ArmBlock,
+    Block,
+    Clusters,
+    Scale,
+    in_sample,
+    measure,
+    metric_names,
+)
 
 LEVELS = 21  # bins of a reward in [0, 1], centred on 0, 0.05, ..., 1
 CELLS = 9  # bins of each side of a reward plane

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import RunFolderError, SettingsError
 from ..statistics import Bools, Floats
 from .document import settings_of
-from .read import blocks, finished_parts
+from .measure import blocks, finished_parts
 from .values import rounded
 
 MOST_WEIGHT = 200.0  # a larger weight tells rollouts apart that differ by less than 0.005

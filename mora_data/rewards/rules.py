@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
-from ..engines.thoughts import without_thought
+from ..engines.replies import without_thought
 from ..types import Messages, Score
 from . import Ask, RewardContext
 

@@ -20,7 +20,7 @@ from ..errors import SettingsError
 from ..rewards.rules import is_refusal, is_repetitive
 from ..text import n_tokens, normalise, script_of, tongue_of, words
 from ..types import Messages, Prompt
-from . import hostile, patterns
+from . import patterns
 from .patterns import MAX_SHARE, asks_for, content_stems, stem
 from .reply import Rewrite
 
@@ -215,7 +215,7 @@ def _changed(x: str, y: str) -> Check:
 
 def _hostile(x: str, y: str) -> Check:
     """Nothing that a hostile row may have a rewriter write."""
-    found = hostile.faults(x, y)
+    found = patterns.hostile_faults(x, y)
     return Check("hostile", not found, len(found), "; ".join(found))
 
 

@@ -17,7 +17,7 @@ that wait. The simulator has none. A build that was stopped or failed leaves the
 why, in a line.
 
 How much is left counts requests. What a prompt asks for is known from the settings, low and high
-(prompts/volume.py), and from the prompts that are finished; the settings weigh as much as
+(pipeline/asking.py), and from the prompts that are finished; the settings weigh as much as
 `PRIOR_PROMPTS` of these. It is divided by the replies per second of this command so far,
 those in flight as half ones.
 """

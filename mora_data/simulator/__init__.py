@@ -1,8 +1,7 @@
 """The built-in simulator: policy, judge and rewriter of a world whose reward structure is known.
 
     engine     the engine `scripted`; the policy and the judge
-    reading    what a prompt asks for and how good an answer is, by their words
-    writing    prompts of its own, and the rewriter
+    language   how it reads prompts and answers and writes prompts and rewrites
 
 Everything that it writes, and the words that it reads by, are in phrases.yaml.
 """

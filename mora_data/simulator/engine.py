@@ -28,8 +28,7 @@ from ..settings import REWARD_ROLE, BuildSettings, RoleSettings, ScriptedSetting
 from ..text import n_tokens
 from ..types import Answer, Messages, Request
 from . import BANKS, SENTENCES
-from .reading import DIMENSIONS, Reading, base_level, clip, interpret, level_of
-from .writing import rewrite
+from .language import DIMENSIONS, Reading, base_level, clip, interpret, level_of, rewrite
 
 MODEL = "scripted-1"
 CHARS_PER_TOKEN = 4

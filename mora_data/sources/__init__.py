@@ -37,7 +37,7 @@ SOURCES = {
     "pku-saferlhf": "mora_data.sources.pku:PkuSafeRlhf",
     "hh-rlhf": "mora_data.sources.hh:HhRlhf",
     "ultrafeedback": "mora_data.sources.ultrafeedback:UltraFeedback",
-    "ultrafeedback-binarized": "mora_data.sources.binarized:UltraFeedbackBinarized",
+    "ultrafeedback-binarized": "mora_data.sources.auto:UltraFeedbackBinarized",
     "helpsteer": "mora_data.sources.helpsteer:HelpSteer",
     "auto": "mora_data.sources.auto:Auto",
     "jsonl": "mora_data.sources.auto:Auto",

@@ -26,11 +26,10 @@ from ..run.files import readable
 from ..run.partitions import PROMPTS, Partition, last_tries, lean_arrow, row_tuples
 from ..text import commonest_first
 from ..types import ARMS, may_harm
-from .calls import calls_of
 from .folder import OTHER_VERSION, FileStamp, Page, Query, ViewedFolder, stamp_files
 from .index import PairIndex, first_words, read_pair
 from .pairs import TEXT_CHARS
-from .provenance import ScoredAnswer, read_provenance
+from .provenance import ScoredAnswer, calls_of, read_provenance
 from .search import PAGE_ROWS, SEARCH_CHARS, PairSearch
 
 FILTERS = ("arm", "outcome", "pair", "kind", "category")

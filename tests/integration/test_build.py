@@ -23,8 +23,8 @@ from mora_data.errors import RunFolderError
 from mora_data.run.folder import parts_of
 from mora_data.run.partitions import Partition
 from mora_data.types import STAGES
-from mora_data.viewer.calls import calls_of
 from mora_data.viewer.folder import open_folder
+from mora_data.viewer.provenance import calls_of
 
 KEYS = {
     "run_dir",

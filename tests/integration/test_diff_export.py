@@ -18,7 +18,7 @@ from mora_data import cli
 from mora_data.cli.recipes import run_command
 from mora_data.dataset.diff import Delta, changelog, diff_datasets, version_step
 from mora_data.dataset.export import FORMATS, export_config
-from mora_data.dataset.verify import verify
+from mora_data.dataset.lint import verify
 from mora_data.errors import PublishError
 from mora_data.selection import DOMINANCE
 from mora_data.settings import load_settings
@@ -111,7 +111,7 @@ def test_what_a_dataset_breaks_is_told(
         assert line in found["laws"], found
     pq.write_table(made.drop_columns(["selector", "prompt_id"]), path)
     assert "not as this version" in faults()["laws"]
-    monkeypatch.setattr("mora_data.dataset.verify.load_back", lambda *_: {})
+    monkeypatch.setattr("mora_data.dataset.lint.load_back", lambda *_: {})
     assert cli.main(["verify", str(tmp_path / "run")]) == 1
     said = capsys.readouterr()
     assert "FAILED  laws" in said.out and "ok      loads" in said.out

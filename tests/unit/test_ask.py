@@ -25,12 +25,12 @@ from support.floods import KINDS, Flood
 
 from mora_data.engines import http, openai, replicas
 from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import encode, request_key, with_pattern
 from mora_data.engines.http import Patience, PlainTransport
 from mora_data.engines.openai import Endpoint, HttpEngine, ReplyTimes
 from mora_data.engines.replies import LEAST_CHARS
 from mora_data.errors import EndpointError, PendingRetry, SettingsError
 from mora_data.run import tasks
-from mora_data.run.cache_key import encode, request_key, with_pattern
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats
 from mora_data.run.tasks import all_of

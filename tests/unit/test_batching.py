@@ -14,8 +14,8 @@ import pytest
 
 from mora_data.engines import connect
 from mora_data.engines.cached_client import CachedClient
+from mora_data.engines.engine import Piece, RefusedRequest
 from mora_data.engines.in_process import BatchSizer, InProcessEngine, LazyModel, ModelQueue
-from mora_data.engines.local_model import Piece, RefusedRequest
 from mora_data.errors import EndpointError, ExtraMissing, PendingRetry, SettingsError
 from mora_data.run.log import AnswerLog
 from mora_data.run.stats import RunStats

@@ -18,10 +18,10 @@ from support.fake_openai import FakeOpenAI, Fault
 
 from mora_data.cli import main
 from mora_data.engines.dialect import Refusal
+from mora_data.engines.engine import MERGED, encode
 from mora_data.engines.http import parse_duration, parse_retry_after
 from mora_data.engines.replicas import address, model_names
 from mora_data.errors import EndpointError, SettingsError
-from mora_data.run.cache_key import MERGED, encode
 from mora_data.secrets import is_loopback
 from mora_data.settings import build_settings
 

@@ -16,7 +16,7 @@ from support import pages
 from mora_data import cli, plugins
 from mora_data.cli import main, settings
 from mora_data.cli.completion import script
-from mora_data.pipeline import manifest
+from mora_data.pipeline import publishing
 from mora_data.rewards import REWARDS
 from mora_data.run.files import read_json, write_json
 from mora_data.settings import build_settings, load_settings, parse_override
@@ -150,7 +150,7 @@ def test_a_stopped_build_says_why_and_goes_on_by_itself(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "audit_arms", stopped)
+        patch.setattr(publishing, "audit_arms", stopped)
         assert main([*here, "--until", "select"]) == 130
     assert main(["status", "run"]) == 0
     out = capsys.readouterr().out

@@ -11,10 +11,10 @@ import pytest
 from support.fake_openai import FakeOpenAI, Fault, harm_levels, harm_of_example
 
 from mora_data.cli import main
-from mora_data.prompts.guard_trial import judged
-from mora_data.prompts.volume import GUARD_EXAMPLES
+from mora_data.pipeline.asking import GUARD_EXAMPLES
+from mora_data.prompts.judge_calibration import judged
 from mora_data.rewriting.guard import refuses
-from mora_data.simulator.reading import interpret
+from mora_data.simulator.language import interpret
 
 
 @pytest.mark.parametrize(

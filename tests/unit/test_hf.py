@@ -15,7 +15,7 @@ from support import tiny_hf
 from support.command import rows_file
 
 from mora_data.cli import main
-from mora_data.engines.local_model import Piece, RefusedRequest
+from mora_data.engines.engine import Piece, RefusedRequest
 from mora_data.errors import SettingsError
 from mora_data.settings import LocalSettings
 from mora_data.types import Answer, Message, Request, Sampling

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mora_data.rewards.rules import flags
-from mora_data.rewriting import hostile
 from mora_data.rewriting.checks import Limits, budget, check
+from mora_data.rewriting.patterns import hostile_faults
 from mora_data.rewriting.reply import Rewrite
 from mora_data.types import DEGENERATE, Prompt
 
@@ -125,7 +125,7 @@ def test_a_rewrite_of_white_space_is_not_searched() -> None:
 
 @pytest.mark.parametrize("rewrite", FINE)
 def test_an_ordinary_question_has_no_fault(rewrite: str) -> None:
-    assert hostile.faults(ORIGINAL, rewrite) == []
+    assert hostile_faults(ORIGINAL, rewrite) == []
 
 
 def test_what_the_original_holds_is_not_held_against_the_rewrite() -> None:
@@ -134,11 +134,11 @@ def test_what_the_original_holds_is_not_held_against_the_rewrite() -> None:
         "See http://a.example/x?",
         "What is <b>this</b>?",
     ):
-        assert hostile.faults(text, f"{text} And is it safe for me and the children?") == []
+        assert hostile_faults(text, f"{text} And is it safe for me and the children?") == []
     german = "Wie schärfe ich ein Messer in der Küche und worauf muss ich achten?"
-    assert hostile.faults(german, german + " Was mache ich, wenn es nicht schneidet?") == []
+    assert hostile_faults(german, german + " Was mache ich, wenn es nicht schneidet?") == []
     persian = "چگونه می\u200cتوانم چاقو را تیز کنم؟"
-    assert hostile.faults(persian, persian + " و آیا این کار برای بچه\u200cها خطر دارد؟") == []
+    assert hostile_faults(persian, persian + " و آیا این کار برای بچه\u200cها خطر دارد؟") == []
 
 
 DEGENERATES = {

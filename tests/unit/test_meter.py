@@ -9,8 +9,7 @@ from collections import Counter
 import pytest
 
 from mora_data.cluster import check_cluster
-from mora_data.cluster.monitor import UsageMonitor
-from mora_data.cluster.worker import version_mismatch, versions
+from mora_data.cluster.worker import UsageMonitor, version_mismatch, versions
 from mora_data.errors import ExtraMissing, SettingsError
 from mora_data.run.cost import load_prices
 from mora_data.run.stats import RunStats

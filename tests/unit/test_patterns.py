@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import mora_data
-from mora_data.simulator.reading import MOST_CHARS
+from mora_data.simulator.language import MOST_CHARS
 
 if sys.version_info >= (3, 11):
     from re import _parser as parser
@@ -180,7 +180,7 @@ def test_there_are_patterns() -> None:
 
 
 # the simulator's reading of its own request, in which our tag comes first
-OURS = {"mora_data.simulator.writing._PROMPT[0]"}
+OURS = {"mora_data.simulator.language._PROMPT[0]"}
 
 
 def check(name: str, size: int, limit_s: float) -> None:

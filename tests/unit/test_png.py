@@ -17,7 +17,7 @@ from mora_data.api import build
 from mora_data.dataset.lint import lint
 from mora_data.dataset.push import _local_files
 from mora_data.report.document import arms_report
-from mora_data.report.png import CHARTS, pictures, sheet, svg_style
+from mora_data.report.page import CARD_CHARTS, pictures, sheet, svg_style
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def resvg(module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_pictures_of_a_run(tmp_path: Path, resvg: Any) -> None:
     report = arms_report(make_run(tmp_path / "run", {"identity": 0.2, "fused": 0.6}, 12))
     found = pictures(report)
-    assert set(found) == {chart(report).name for chart in CHARTS}
+    assert set(found) == {chart(report).name for chart in CARD_CHARTS}
     for name, (question, png) in found.items():
         assert (
             png[:8] == b"\x89PNG\r\n\x1a\n" and 1000 < struct.unpack(">I", png[16:20])[0] < 2000
@@ -63,7 +63,7 @@ def test_nothing_is_left_for_the_browser_to_look_up() -> None:
 
 def test_panels_stand_side_by_side(tmp_path: Path) -> None:
     report = arms_report(make_run(tmp_path / "run", {"identity": 0.2, "fused": 0.6}, 12))
-    for chart in CHARTS:
+    for chart in CARD_CHARTS:
         f = chart(report)
         drawn = sheet(f)
         assert drawn.count("<svg ") == 1 + min(len(f.panels), 12)

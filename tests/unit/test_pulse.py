@@ -13,7 +13,7 @@ import pytest
 
 from mora_data.cli import main as cli
 from mora_data.errors import RunFolderError
-from mora_data.prompts.volume import requests_of
+from mora_data.pipeline.asking import requests_of
 from mora_data.run.files import read_json
 from mora_data.run.folder import RunFolder
 from mora_data.run.limiter import ConcurrencyLimiter

@@ -19,8 +19,7 @@ from mora_data.prompts.context import load as load_context
 from mora_data.prompts.flow import as_rollouts, run_prompt
 from mora_data.prompts.judge_quality import sums_of
 from mora_data.prompts.result import PromptResult, tables
-from mora_data.report.measure import Scale, measure, metric_names
-from mora_data.report.read import _arm, _flagged
+from mora_data.report.measure import Scale, _arm, _flagged, measure, metric_names
 from mora_data.resources import Secret
 from mora_data.run.log import AnswerLog, Record
 from mora_data.run.stats import RunStats

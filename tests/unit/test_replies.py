@@ -18,8 +18,13 @@ from typing import Any
 import pytest
 
 from mora_data.engines.dialect import Refusal
-from mora_data.engines.replies import ErrorReply, TransientFault, parse_chat
-from mora_data.engines.thoughts import as_answer, without_thought
+from mora_data.engines.replies import (
+    ErrorReply,
+    TransientFault,
+    as_answer,
+    parse_chat,
+    without_thought,
+)
 from mora_data.rewards.judge import SCHEMA
 from mora_data.types import Sampling
 

@@ -23,8 +23,7 @@ from mora_data.rewriting.rewriter import VARIABLES as FUSE
 from mora_data.settings import ScriptedSettings
 from mora_data.simulator import BANKS, CLAUSES, JOINED, SENTENCES
 from mora_data.simulator.engine import JUDGE_NOISE, Simulator, draw_levels, prompt_kind, write
-from mora_data.simulator.reading import DIMENSIONS, interpret, level_of
-from mora_data.simulator.writing import generated_prompts
+from mora_data.simulator.language import DIMENSIONS, generated_prompts, interpret, level_of
 from mora_data.types import Prompt, Request, Role, Sampling
 
 PLANTED, NULL = Simulator(ScriptedSettings(), 0), Simulator(ScriptedSettings(world=None), 0)

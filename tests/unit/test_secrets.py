@@ -20,7 +20,7 @@ from mora_data.engines import resolve
 from mora_data.engines.replicas import is_up, served_models, takes_patterns
 from mora_data.engines.replies import parse_chat
 from mora_data.errors import EndpointError, MoraError, SettingsError
-from mora_data.evaluate.models import parse_model, role_of
+from mora_data.evaluate.asking import parse_model, role_of
 from mora_data.settings import RoleSettings, build_settings
 
 KEY = "sk-canary-0123456789abcdef"

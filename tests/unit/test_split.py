@@ -10,8 +10,7 @@ import numpy as np
 
 from mora_data.settings import PresampleSettings
 from mora_data.simulator.engine import JUDGE_NOISE, draw_levels
-from mora_data.simulator.reading import DIMENSIONS, clip, interpret
-from mora_data.simulator.writing import generated_prompts
+from mora_data.simulator.language import DIMENSIONS, clip, generated_prompts, interpret
 from mora_data.statistics.inference import cluster_bootstrap
 from mora_data.statistics.kinds import profiles
 from mora_data.statistics.rollouts import joint_pass_at_k

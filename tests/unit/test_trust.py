@@ -15,7 +15,7 @@ import yaml
 
 from mora_data.dataset.lint import load_back
 from mora_data.errors import MoraError, PublishError, SettingsError, SourceError
-from mora_data.evaluate.models import EvaluateOptions, settings_for
+from mora_data.evaluate.asking import EvaluateOptions, settings_for
 from mora_data.evaluate.prompts import load_prompts, prompts_of_file
 from mora_data.settings import build_settings
 from mora_data.sources.auto import Auto

@@ -23,8 +23,8 @@ from mora_data.prompts.result import tables
 from mora_data.rewriting.checks import Check
 from mora_data.run.partitions import Partition
 from mora_data.types import STAGES
-from mora_data.viewer.calls import calls_of
 from mora_data.viewer.folder import open_folder
+from mora_data.viewer.provenance import calls_of
 
 
 @pytest.fixture(scope="module")
