@@ -180,11 +180,10 @@ class ConcurrencyLimiter:
         return self.waiting < self.size and self._failing < _FAILING_PER_PERMIT * self.size
 
     async def changed(self) -> None:
-        """Return once another prompt may be opened, a permit is freed, or a failing call ended."""
-        if self.wants_more:
-            return
-        self._changed.clear()
-        await self._changed.wait()
+        """Return once another prompt may be opened."""
+        while not self.wants_more:
+            self._changed.clear()
+            await self._changed.wait()
 
     @contextmanager
     def failing(self) -> Iterator[None]:

@@ -113,21 +113,25 @@ class PromptGroup:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
         self._closing = False
-        self._prompt_ended, self._failed = asyncio.Event(), asyncio.Event()
+        self._changed = asyncio.Event()  # an engine, the number of open prompts, or `_error`
+        self._watches: dict[int, asyncio.Task[None]] = {}  # per engine that is waited for
 
     async def has_room(self) -> bool:
         """Waits until every engine wants another prompt; False once a task has failed."""
         while self._error is None and (full := [e for e in self._engines if not e.wants_more]):
-            self._prompt_ended.clear()
-            waits: list[Coroutine[Any, Any, object]] = [e.changed() for e in full]
-            waits += [self._prompt_ended.wait(), self._failed.wait()]
-            tasks = [asyncio.ensure_future(w) for w in waits]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
+            self._changed.clear()
+            for engine in full:
+                watch = self._watches.get(id(engine))
+                if watch is None or watch.done():
+                    self._watches[id(engine)] = asyncio.ensure_future(self._watch(engine))
+            await self._changed.wait()
         return self._error is None
+
+    async def _watch(self, engine: Gate) -> None:
+        try:
+            await engine.changed()
+        finally:
+            self._changed.set()
 
     async def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that has run its first step."""
@@ -145,7 +149,7 @@ class PromptGroup:
             return await work
         finally:
             self._stats.open_prompts -= 1
-            self._prompt_ended.set()
+            self._changed.set()
 
     async def __aenter__(self) -> PromptGroup:
         return self
@@ -160,6 +164,7 @@ class PromptGroup:
             if self._tasks:
                 self._stats.stop(why)
             await wind_down(self._tasks, why)
+            await wind_down(self._watches.values(), None)
         if error is None and self._error is not None:
             raise self._error
 
@@ -173,7 +178,7 @@ class PromptGroup:
             error = task.exception()
         if error is not None and self._error is None:
             self._error = error
-            self._failed.set()
+            self._changed.set()
 
 
 async def run_prompts(
