@@ -182,7 +182,7 @@ class _DataOfSource(argparse.Action):
 
 def _folder(text: str) -> Path | str:
     """A path; a URL stays as it is until it is reached for."""
-    return text if "://" in text else Path(text)
+    return text if "://" in text else Path(_word(text))
 
 
 def _reach_folders(args: argparse.Namespace) -> None:
@@ -302,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     _switch(c, "--json", "one JSON list on stdout")
     c = _command(sub, "init", commands.write_first_builder)
     text = "file to write (default: build.yaml)"
-    _value(c, "file", "FILE", text, nargs="?", type=Path, default=Path("build.yaml"))
+    _value(c, "file", "FILE", text, nargs="?", type=_folder, default=Path("build.yaml"))
     c = _command(sub, "template", commands.print_names, "Copy a template that is shipped.")
     text = "a template (see `mora-data list templates`)"
     what = c.add_subparsers(required=True, metavar="copy")
@@ -319,7 +319,13 @@ def _add_copy(what: Any, command: Command, text: str) -> None:
     c = _command(what, "copy", command)
     _value(c, "name", "NAME", text)
     _value(
-        c, "to", "DIR", "folder to copy into (default: here)", nargs="?", type=Path, default=Path()
+        c,
+        "to",
+        "DIR",
+        "folder to copy into (default: here)",
+        nargs="?",
+        type=_folder,
+        default=Path(),
     )
 
 
@@ -343,7 +349,14 @@ def _command(
 
 
 def _value(p: Any, name: str, metavar: str, text: str, **options: Any) -> None:
-    p.add_argument(name, metavar=metavar, help=text, **options)
+    p.add_argument(name, metavar=metavar, help=text, **{"type": _word, **options})
+
+
+def _word(text: str) -> str:
+    """What is not given has a default: an empty --base-url would ask another server, and pay."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty (a shell variable that is not set?)")
+    return text
 
 
 def _switch(p: Any, name: str, text: str) -> None:
@@ -519,7 +532,7 @@ def _add_report(sub: Any) -> None:
     text = "instead: what differs between two of RUN_DIR, RUN_DIR:ARM, dataset folder, ORG/NAME@TAG"
     r.add_argument("--compare", nargs=2, metavar=("A", "B"), help=text)
     text = "folder for report-compare.json and .html (default: here)"
-    _value(r, "--out", "DIR", text, type=Path)
+    _value(r, "--out", "DIR", text, type=_folder)
     _switch(r, "--json", "the JSON on stdout instead of the summary")
 
 
@@ -535,7 +548,7 @@ def _add_view(sub: Any) -> None:
     _value(v, "--port", "N", "port of 127.0.0.1 (default: 7470, or a free one)", type=int)
     _switch(v, "--no-open", "print the address, open no browser")
     text = "instead: write pages into DIR that open from disk, and end"
-    _value(v, "--freeze", "DIR", text, type=Path)
+    _value(v, "--freeze", "DIR", text, type=_folder)
     text = "pairs with a page of their own in DIR (default: 500)"
     _value(v, "--most", "N", text, type=int, default=500)
     text = "take NAME's blind votes on pairs; they go to RUN_DIR/reviews.jsonl"
@@ -549,7 +562,7 @@ def _add_recipe(sub: Any) -> None:
     c.set_defaults(what="recipes")
     c = _command(what, "copy", commands.copy_recipe_to)
     _value(c, "name", "NAME", "a recipe (see `mora-data recipe list`)")
-    _value(c, "to", "DIR", "folder to copy into", type=Path)
+    _value(c, "to", "DIR", "folder to copy into", type=_folder)
     x = _command(what, "run", commands.run_recipe_on)
     _value(x, "name", "NAME", "a recipe (see `mora-data recipe list`)")
     text = "dataset or run folder, or ORG/NAME on the Hub"
@@ -566,11 +579,11 @@ def _add_evaluate(sub: Any) -> None:
     text = "WHERE: base URL (#MODEL where it serves several), answers.jsonl, or ENGINE:MODEL"
     _value(e, "models", "NAME[@SEED]=WHERE", text, nargs="+")
     text = "run or dataset folder: its test prompts, plain and fused apart"
-    _value(e, "--dataset", "DIR", text, type=Path)
-    _value(e, "--prompts", "FILE", "further prompts (jsonl, json, csv, parquet)", type=Path)
-    _value(e, "--harmful-prompts", "FILE", "prompts that ask for harm", type=Path)
+    _value(e, "--dataset", "DIR", text, type=_folder)
+    _value(e, "--prompts", "FILE", "further prompts (jsonl, json, csv, parquet)", type=_folder)
+    _value(e, "--harmful-prompts", "FILE", "prompts that ask for harm", type=_folder)
     text = "prompts that only look unsafe, for over-refusal"
-    _value(e, "--safe-prompts", "FILE", text, type=Path)
+    _value(e, "--safe-prompts", "FILE", text, type=_folder)
     text = (
         "alpaca_eval, advbench, xstest (its safe half) or truthfulqa, of a file or the Hub; may"
         " be repeated"
@@ -595,7 +608,7 @@ def _add_evaluate(sub: Any) -> None:
     _value(e, "--limit", "N", "prompts per set", type=int)
     _value(e, "--seed", "N", "seed of sampling and of the intervals", type=int)
     out = Path("runs/evaluate")
-    _value(e, "--out", "DIR", "default: runs/evaluate", type=Path, default=out)
+    _value(e, "--out", "DIR", "default: runs/evaluate", type=_folder, default=out)
     _switch(e, "--no-win-rate", "leave out the pairwise comparisons")
     text = "any setting, as policy.temperature=0.6"
     _value(e, "--set", "KEY=VALUE", text, action="append", default=[])

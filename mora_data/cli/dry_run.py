@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ..dataset.folder import configs_to_write
 from ..engines import ROLES, resolve
 from ..errors import SettingsError
 from ..pipeline import run_probe
@@ -183,6 +184,7 @@ def estimate(
     Raises:
         SourceError: the rows can't be read.
     """
+    configs_to_write(settings)  # refuses what a build refuses
     simulated = _engine_of(settings, sample, "policy") in ("scripted", "recorded")
     worlds = (settings.scripted.world,) if simulated else WORLDS
     cases: list[Case] = []

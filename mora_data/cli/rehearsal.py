@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .. import resources
+from .. import plugins, resources
 from ..engines import ROLES
+from ..engines.engine import ENGINES
 from ..pipeline.asking import asks_model, scorer_name
 from ..pipeline.values import Probe
 from ..prompts.judge_calibration import PROMPT_ID as TRIAL
+from ..rewards import REWARDS
+from ..rewards import load as load_reward
 from ..run.folder import SourceCounts
 from ..run.log import Record
 from ..settings import GUARD_ROLE, BuildSettings, RewardSettings, RoleSettings
@@ -40,12 +43,18 @@ _TOKEN = re.compile(r" ?[^\W\d_]+|\d|_| ?[^\w\s]+|\s+")
 
 def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSettings:
     """The settings with the simulator in every role, and with a judge of the simulator's in place
-    of rewards and checks that it can't play or that are the user's code."""
+    of rewards and checks that it can't play or that are the user's code.
+
+    Raises:
+        SettingsError: there is no such engine, or a setting of a shipped reward is wrong.
+    """
     settings, _ = as_recorded(settings)
     recorded = settings.policy.engine == "recorded"
     scripted: dict[str, Any] = {"engine": "scripted", "base_url": None, "replicas": [], "use": None}
 
     def played(role: RoleSettings, revision: str | None = None) -> RoleSettings:
+        if role.engine is not None:
+            plugins.load(ENGINES, role.engine, "engine")
         return role.model_copy(update={**scripted, "revision": revision})
 
     def reward(dimension: str, i: int, r: RewardSettings) -> RewardSettings:
@@ -54,6 +63,8 @@ def rehearsed(settings: BuildSettings, world: Any, simulated: bool) -> BuildSett
             return r.model_copy(update={"endpoint": endpoint})
         if recorded and not asks_model(r):
             return r
+        if r.kind in REWARDS and r.kind != "python":
+            load_reward(dimension, r, settings)  # its own settings are checked, nobody is asked
         rubrics = resources.names("templates", "judge/*.j2")
         template = dimension if f"judge/{dimension}" in rubrics else "helpful"
         # the revision keeps its requests apart from those of others with the same rubric

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from .. import text
-from ..errors import PublishError
+from ..errors import SettingsError
 from ..run.folder import SourceCounts, source_of
 from ..run.table import ScoredTable
 from ..settings import BuildSettings, nearest
@@ -61,10 +61,9 @@ def write_dataset(
     neither written nor declared.
 
     Raises:
-        PublishError: a pair breaks a law of its selector, publish.configs names an unknown config,
-            or the disk refuses.
+        PublishError: a pair breaks a law of its selector, or the disk refuses.
     """
-    wanted, o = _wanted(release.settings), release.origin
+    wanted, o = configs_to_write(release.settings), release.origin
     origin = replace(
         o, policy=scrub_text(o.policy), judge=scrub_text(o.judge), rewriter=scrub_text(o.rewriter)
     )
@@ -221,14 +220,19 @@ def _text_bytes(values: pa.Array) -> NDArray[np.int64]:
     return np.full(len(values), 8, np.int64)
 
 
-def _wanted(settings: BuildSettings) -> list[str]:
+def configs_to_write(settings: BuildSettings) -> list[str]:
+    """The configs that `publish.configs` names.
+
+    Raises:
+        SettingsError: there is no such config; the nearest is named.
+    """
     known = schemas.config_names(settings.dimensions, settings.publish.stage_order)
     given = settings.publish.configs
     if given == "all":
         return known
     for name in given:
         if name not in known and name != schemas.BY_DIM_UNION:
-            raise PublishError(
+            raise SettingsError(
                 f"publish.configs names {name!r}, which does not exist: {nearest(name, known)}"
             )
     union = schemas.BY_DIM_UNION in given

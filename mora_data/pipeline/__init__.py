@@ -153,8 +153,12 @@ def _load_context(
     if settings.executor == "ray":
         check_cluster(settings)
     context = load_context(settings, options.until, benchmarks, secret)
-    if settings.publish.pii and context.reaches("publish"):
-        from ..dataset.privacy import recognizers
+    if context.reaches("publish"):
+        from ..dataset.folder import configs_to_write
 
-        recognizers()  # says at once that the extra is missing
+        configs_to_write(settings)  # says at once what there is not
+        if settings.publish.pii:
+            from ..dataset.privacy import recognizers
+
+            recognizers()  # and that the extra is missing
     return context

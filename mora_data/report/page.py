@@ -171,11 +171,6 @@ def comparison_html(t: ComparisonReport) -> str:
     )
 
 
-def comparison_details(t: ComparisonReport) -> Markup:
-    """All figures and numbers of a comparison, as a part of another page."""
-    return Markup(render("report/details.html", **_details(t)))
-
-
 def _details(t: ComparisonReport) -> dict[str, object]:
     changes = [
         [

@@ -120,6 +120,10 @@ def load(
     )
     needs = ("dimension", "name", "step", "scores")
     reward: Reward = plugin.call(dimension, options, context, needs=needs)
+    if settings.endpoint is not None and not getattr(reward, "asks_model", True):
+        raise SettingsError(
+            f"rewards.{dimension}.endpoint: {settings.kind} asks no model: leave it out"
+        )
     faults = {
         "step": reward.step is None or not _is_threshold(reward.step),
         "pass_threshold": not _is_threshold(getattr(reward, "pass_threshold", None)),

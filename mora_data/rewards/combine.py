@@ -33,6 +33,12 @@ LABELLED_FLOOR = 0.5  # a calibrated P(good)
 OWN = ("identity", "likert", "sigmoid")
 LABELLED = ("isotonic", "platt")
 ANCHORED = "anchored"
+TAKES = {  # kind of calibration, and the settings that it takes
+    "likert": {"low", "high"},
+    "sigmoid": {"zero", "temperature"},
+    ANCHORED: {"temperature", "quantile"},
+    **{kind: {"labels"} for kind in LABELLED},
+}
 
 Anchors = dict[tuple[str, int], float]  # (dimension, number of the source) -> s_ref of one prompt
 
@@ -119,6 +125,14 @@ def sources_of(
                     " is fitted on presamples, and presample.enabled is false: give it a"
                     f" calibration_file{' or calibration.temperature' if anchored else ''}"
                 )
+    together = [
+        d for d in out if any(r.options.get("together") for r in settings.reward_sources(d))
+    ]
+    if len(together) == 1:
+        raise SettingsError(
+            f"rewards.{together[0]}.together: one call scores three dimensions, and only"
+            f" {together[0]} takes its number: set it for the others, too, or leave it out"
+        )
     return out
 
 
@@ -295,6 +309,12 @@ def _source(reward: Reward, number: int, settings: RewardSettings) -> RewardSour
         from .calibration import fit
 
         calibration_map = {**fit(kind, np.empty(0), given=_given(ours)), "n": 0}
+    given = ours.model_dump(exclude={"kind"}, exclude_defaults=True)
+    if unused := sorted(given.keys() - TAKES.get(kind, set())):
+        raise SettingsError(
+            f"rewards.{reward.dimension}.calibration.{unused[0]} is not for the kind {kind}:"
+            " leave it out, or give another kind"
+        )
     changed = kind != own
     pass_threshold = getattr(reward, "pass_threshold", None)
     if kind in LABELLED:

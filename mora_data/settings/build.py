@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -23,13 +25,16 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from .. import resources
 from ..errors import SettingsError
 from ..secrets import refuse_secrets
 from ..text import one_line
+from ..types import ARMS
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 from .stages import (
+    CONTROLS,
     STEP,
     AuditSettings,
     FuseSettings,
@@ -66,10 +71,18 @@ PREVIEW: dict[str, Any] = {  # of a preview, under what its flags say
     "audit.limit": 0,
     "executor": "local",
 }
+_TYPE = re.compile(r".*\[.*\]|constrained-.*|function-.*|int|float|str|bool")
 REWARD_ROLE = "reward:"  # and then dimension:number
 GUARD_ROLE = "guard"
 PLUGIN_FOLDERS: list[Path] = []  # those of the builder files that were read
 UNNAMED = ("name", "out")  # settings that change no row
+NAMED_BY = {  # a list of names, and the settings that speak of them
+    "dimensions": (
+        *("rewards", "audit.labels", "presample.floors", "select.weights", "fuse.intents"),
+        *("fuse.targets", "publish.stage_order"),
+    ),
+    "fuse.arms": ("fuse.templates", "fuse.length_matched", "publish.arms"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +121,7 @@ class BuildSettings(Settings):
     """The model that scores."""
     heldout_judge: RoleSettings | None = None
     """A second judge, for confirmation and reports only."""
-    rewards: dict[str, list[RewardSettings]] = {}
+    rewards: dict[str, Annotated[list[RewardSettings], Field(min_length=1)]] = {}
     """Reward sources per dimension; a dimension without an entry gets the judge with its own
     template."""
     audit: AuditSettings = AuditSettings()
@@ -183,7 +196,7 @@ class BuildSettings(Settings):
                 k += 1
                 name = f"{stem}-{k}"
             mixed.append({**one, "name": name})
-        return {**values, "sources": mixed, "source": {"kind": mixed[0].get("kind") or ""}}
+        return {**values, "sources": mixed, "source": {"kind": mixed[0].get("kind") or "sources"}}
 
     @model_serializer(mode="wrap")
     def _one_of_both(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -196,11 +209,14 @@ class BuildSettings(Settings):
     def _dimensions_known(self) -> BuildSettings:
         if not self.dimensions or len({d.lower() for d in self.dimensions}) != len(self.dimensions):
             raise ValueError("dimensions must be a list of different names")
-        targets = [] if self.fuse.targets == "auto" else self.fuse.targets
-        if bad := set(targets) - set(self.dimensions):
-            raise ValueError(
-                f"fuse.targets names {sorted(bad)}, not in dimensions {self.dimensions}"
-            )
+        if self.publish.stage_order == PublishSettings().stage_order:
+            order = [d for d in self.publish.stage_order if d in self.dimensions]
+            publish = self.publish.model_copy(update={"stage_order": order})
+            object.__setattr__(self, "publish", publish)
+        for names, settings in NAMED_BY.items():
+            for setting in settings:
+                shipped = CONTROLS if setting == "fuse.length_matched" else ()
+                _check_names(setting, _at(self, setting), {*_at(self, names), *shipped}, names)
         if "keep" in (self.rewriter.reasoning, self.judge.reasoning):
             raise ValueError("reasoning: keep is for the policy: no other thought has a column")
         if self.fuse.probe and not self.presample.enabled:
@@ -223,8 +239,6 @@ class BuildSettings(Settings):
             step = None if waves or compared else STEP
             presample = self.presample.model_copy(update={"step": step})
             object.__setattr__(self, "presample", presample)
-        if self.publish.arms != "auto" and (bad := set(self.publish.arms) - set(self.fuse.arms)):
-            raise ValueError(f"publish.arms names {sorted(bad)}, not in fuse.arms {self.fuse.arms}")
         return self
 
     @property
@@ -307,6 +321,49 @@ def _as_rater(found: RoleSettings) -> RoleSettings:
     )
 
 
+def _at(settings: object, dotted: str) -> Any:
+    return functools.reduce(getattr, dotted.split("."), settings)
+
+
+def _in_tree(tree: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _names(given: object) -> set[str]:
+    """Dimensions or arms; an arm is called as its file."""
+    given = ARMS if given in ("all", ["all"]) else given
+    return {PurePath(str(n)).stem for n in given} if isinstance(given, (list, tuple)) else set()
+
+
+def _leave_out(tree: dict[str, Any], overrides: Mapping[str, object]) -> None:
+    """What a file says of names that an override takes off their list, --set dimensions=[helpful]
+    say, goes with them."""
+    for names in NAMED_BY.keys() & overrides.keys():
+        before = _in_tree(tree, names.split(".")) or _at(BuildSettings.model_construct(), names)
+        gone = _names(before) - _names(overrides[names])
+        for *path, last in (setting.split(".") for setting in NAMED_BY[names]):
+            above = _in_tree(tree, path)
+            if isinstance(above, dict) and last in above:
+                rest = _without(above.pop(last), gone)
+                above |= {} if rest in ([], {}) else {last: rest}
+
+
+def _without(given: object, gone: set[str]) -> object:
+    """What is given of names that are not gone."""
+    if isinstance(given, dict):
+        return {k: v for k, v in given.items() if k not in gone}
+    return [v for v in given if not _names([v]) & gone] if isinstance(given, list) else given
+
+
+def _check_names(setting: str, given: object, known: Iterable[str], where: str) -> None:
+    """A name that nothing knows would be without effect."""
+    if isinstance(given, (list, dict)):
+        for bad in (name for name in given if name not in known):
+            raise ValueError(f"{setting} names {bad!r}, not in {where}: {nearest(bad, known)}")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?` or the list of what is known."""
     options = sorted(known)
@@ -336,8 +393,9 @@ def preview_settings(
     """
     wanted, cheap = build_settings(tree, overrides), dict(PREVIEW)
     if wanted.policy.engine != "recorded":
-        cheap |= {"fuse.arms": wanted.published_arms[:1], "publish.arms": "auto"}
-        cheap |= {"fuse.templates": wanted.fuse.templates}
+        arms, own = wanted.published_arms[:1], wanted.fuse.templates
+        cheap |= {"fuse.arms": arms, "publish.arms": "auto"}
+        cheap |= {"fuse.templates": {a: path for a, path in own.items() if a in arms}}
     return build_settings(tree, {**cheap, **(overrides or {})})
 
 
@@ -350,10 +408,12 @@ def build_settings(
         SettingsError: one line with the first fault.
     """
     merged: dict[str, Any] = copy.deepcopy(dict(tree))
+    _leave_out(merged, overrides or {})
     for key, value in (overrides or {}).items():
         _put(merged, key, value)
     if isinstance(merged.get("sources"), list):
         merged["sources"] = [_with_builder(s) for s in merged["sources"]]
+    _check_colons(merged)
     refuse_secrets(merged)
     try:
         return BuildSettings.model_validate(merged)
@@ -365,15 +425,30 @@ def parse_override(text: str) -> tuple[str, object]:
     """`KEY=VALUE` of --set, the value read as YAML.
 
     Raises:
-        SettingsError: no `=`, or the value is not YAML.
+        SettingsError: no `=`, no value, or the value is not YAML.
     """
     key, eq, value = text.partition("=")
     if not eq or not key.strip():
         raise SettingsError(f"--set {text!r} is not KEY=VALUE: write it as rollout.n=8")
+    if not value.strip():
+        raise SettingsError(f"--set {text!r} has no value: write null for none")
     try:
         return key.strip(), resources.parse_yaml(value)
     except yaml.YAMLError as e:
         raise SettingsError(f"--set {text!r}: the value is not YAML ({one_line(e)})") from e
+
+
+def _check_colons(value: object) -> None:
+    """YAML takes {helpful:2} for a key without a value."""
+    for inner in value if isinstance(value, list) else ():
+        _check_colons(inner)
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if inner is None and all(parts := str(key).partition(":")):
+            raise SettingsError(
+                f"{{{key}}} has no space behind the colon: write '{{{parts[0]}: {parts[2]}}}', on a"
+                " command line in quotes"
+            )
+        _check_colons(inner)
 
 
 def to_yaml(settings: BuildSettings) -> str:
@@ -520,7 +595,10 @@ def explain(
     are further keys that may stand there."""
     faults = error.errors()  # an unknown key tells more than the missing one that it was meant for
     fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
-    path = [*([inside] if inside else []), *(str(p) for p in fault["loc"])]
+    # of a setting that takes one of several types, the type that the value comes nearest to
+    same = [f for f in faults if _path(f)[: len(_path(fault))] == _path(fault)]
+    fault = max(same, key=lambda f: len(_path(f)))
+    path = [*([inside] if inside else []), *_path(fault)]
     where = ".".join(path) or "settings"
     if fault["type"] == "extra_forbidden":
         parents, last = list(fault["loc"][:-1]), str(fault["loc"][-1])
@@ -529,10 +607,16 @@ def explain(
     if fault["type"] == "missing":
         flag = "" if inside else f" or give --set {where}=..."
         return f"setting {where!r} is missing: add it to the builder file{flag}"
-    message = fault["msg"].removeprefix("Value error, ")
+    ways = [f["msg"].removeprefix("Value error, ") for f in same if _path(f) == _path(fault)]
+    message = ", or ".join(w if w is ways[0] else w.removeprefix("Input should be ") for w in ways)
     if not path:  # of the whole, whose value no line can hold
         return f"settings: {message}"
     return f"setting {where} = {fault.get('input')!r}: {message}"
+
+
+def _path(fault: ErrorDetails) -> list[str]:
+    """Where a fault is, without the names of types between."""
+    return [str(p) for p in fault["loc"] if not _TYPE.fullmatch(str(p))]
 
 
 def _fields_at(model: type[BaseModel], path: list[int | str]) -> list[str]:

@@ -35,6 +35,8 @@ class Settings(BaseModel):
     @classmethod
     def _can_be_written(cls, value: object) -> object:
         _check_writable(value)
+        if value == "" and cls.__module__.startswith("mora_data."):  # a user's own may mean it
+            raise ValueError("should not be empty: leave it out, or write null for none")
         return value
 
     not_in_rows: ClassVar[frozenset[str]] = frozenset()
@@ -263,6 +265,12 @@ class RewardSettings(Settings):
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_calibration(self) -> RewardSettings:
+        if self.calibration is not None and self.calibration_file is not None:
+            raise ValueError("calibration and calibration_file: a frozen one is used as it is")
+        return self
 
     @property
     def options(self) -> dict[str, Any]:

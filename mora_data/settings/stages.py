@@ -13,6 +13,7 @@ from ..types import ARMS, NO_ARMS
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 
 Foresee = Literal["decision", "label"]
+CONTROLS = tuple(a for a in ARMS if a not in ("identity", "fused"))  # of one length with fused
 STEP = 4
 MOST_ANSWERS = 4096  # to one prompt; they are asked and scored at once
 
@@ -110,15 +111,12 @@ class PresampleSettings(Settings):
     budget: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = None
     """Prompts that go on, about: in all, or per stratum; those with the least to be had in several
     dimensions at once come first. null: all of the accepted kinds."""
-    floors: Literal["auto"] | dict[str, float] = "auto"
+    floors: Literal["auto"] | dict[str, Annotated[float, Field(ge=0, le=1)]] = "auto"
     """Pass threshold per dimension in [0, 1]; auto: that of the first reward source with an
     absolute scale."""
-    accept: list[Literal["flat", "one_dim", "conflict", "multi", "undecided"]] = [
-        "flat",
-        "one_dim",
-        "conflict",
-        "undecided",
-    ]
+    accept: Annotated[
+        list[Literal["flat", "one_dim", "conflict", "multi", "undecided"]], Field(min_length=1)
+    ] = ["flat", "one_dim", "conflict", "undecided"]
     """Kinds that go on to fusion. The first three are the single-reward kinds; undecided ones keep
     their label."""
     gamma: Annotated[float, Field(ge=0)] = 0.1
@@ -188,12 +186,12 @@ class FuseSettings(Settings):
     templates: dict[str, str] = {}
     """Arm to the path of its template, where it is not in templates/fuse/; a path among `arms` is
     put here."""
-    length_matched: list[str] = ["single", "generic", "random", "concat"]
+    length_matched: list[str] = list(CONTROLS)
     """Controls: where fused is among the arms, they run after it and keep to its length, +-15 %,
     prompt by prompt."""
     intents: dict[str, str] = {}
     """Dimension to the path of its intents YAML, where it is not in templates/intents/."""
-    targets: Literal["auto"] | list[str] = "auto"
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
     """Dimensions to add; auto: up to two that the prompt misses."""
     candidates: Annotated[int, Field(ge=1, le=8)] = 1
     """Rewrites asked for per attempt; the best that passes is kept."""
@@ -238,10 +236,10 @@ class FuseSettings(Settings):
         if not isinstance(values, dict):
             return values
         values, paths = dict(values), dict[str, str]()
-        for key in ("arms", "length_matched"):
+        for key in ("length_matched", "arms"):
             if isinstance(values.get(key), list):
                 own = {a: PurePath(a).stem for a in values[key] if str(a).endswith(".j2")}
-                paths |= {stem: path for path, stem in own.items()}
+                paths = {stem: path for path, stem in own.items() if key == "arms"}
                 values[key] = [own.get(a, a) for a in values[key]]
         given = values.get("templates", {})
         if isinstance(given, dict):
@@ -261,6 +259,15 @@ class FuseSettings(Settings):
                     f"{arm!r}: name an arm, and its template, with letters, digits, _ and -, 40 at"
                     " most; a path ends in .j2"
                 )
+        return arms
+
+    @field_validator("length_matched")
+    @classmethod
+    def _of_controls(cls, arms: list[str]) -> list[str]:
+        if bad := {"identity", "fused"} & set(arms):
+            raise ValueError(
+                f"{min(bad)!r} is no control that could keep to a length: leave it out"
+            )
         return arms
 
     @field_validator("templates")
@@ -328,7 +335,7 @@ class SelectSettings(Settings):
     """Choose among the confirmed pairs so that chosen is not longer on average."""
     max_length_ratio: Annotated[float, Field(gt=1)] = 3.0
     """Longest/shortest answer of a pair, in tokens."""
-    weights: dict[str, float] = {}
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """weighted_sum: weight per dimension; missing ones are 1."""
     kappa: Annotated[float, Field(ge=0)] | None = None
     """Weight of the uncertainty, the disagreement of the sources, by which a score is lowered for
@@ -348,9 +355,9 @@ def published_of(run: list[str], wanted: Literal["auto"] | list[str]) -> list[st
 class PublishSettings(Settings):
     """The dataset folder."""
 
-    configs: Literal["all"] | list[str] = "all"
+    configs: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
     """Configs to write."""
-    arms: Literal["auto"] | list[str] = "auto"
+    arms: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
     """Arms whose pairs and answers are published; auto: fused where it was run, else all. The
     others stay in the run folder."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -395,6 +402,12 @@ class RecordedSettings(Settings):
     """Reward dimensions, in place of the build's."""
     rewards: dict[str, list[RewardSettings]]
     """Reward sources per dimension, in place of the build's."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RecordedSettings:
+        if bad := self.rewards.keys() - self.dimensions:
+            raise ValueError(f"rewards names {min(bad)!r}, not in dimensions {self.dimensions}")
+        return self
 
 
 class RaySettings(Settings):

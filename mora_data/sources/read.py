@@ -75,7 +75,7 @@ def find(paths: Sequence[Path], patterns: Sequence[str], split: str = "") -> lis
         elif path.is_file():
             files = _at(path)
         else:
-            raise SourceError(f"no file or folder at {path}: check --data")
+            raise SourceError(f"no file or folder at {path}: correct the path, of --data say")
         if len(files) > 1 or path.is_dir():
             matching = [f for f in files if any(fnmatch(f.name, p) for p in patterns)]
             files = matching or _of_split(files, split, path)
@@ -149,7 +149,7 @@ def local_paths(given: Iterable[str | Path]) -> list[Path]:
         elif glob.has_magic(text) and not path.exists():
             matched = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
             if not matched:
-                raise SourceError(f"no file matches {text}: check --data")
+                raise SourceError(f"no file matches {text}: correct the pattern")
             found += map(Path, matched)
         else:
             found.append(path)
@@ -258,7 +258,7 @@ def _file_sha256(file: DataFile) -> str:
             while block := stream.read(_BUFFER):
                 hashed.update(block)
     except OSError as e:
-        raise SourceError(f"can't read {file.path}: {e.strerror}; check --data") from e
+        raise SourceError(f"can't read {file.path}: {e.strerror}") from e
     return hashed.hexdigest()
 
 

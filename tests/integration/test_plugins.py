@@ -486,6 +486,6 @@ def test_an_unknown_setting_of_a_plug_in_names_the_nearest(here: Path) -> None:
     page = [b for b in blocks("python", page="docs/add-your-own.md") if b.file == "calm.py"]
     written(here, page)
     wrong = {"calm": [{"kind": "calm:Calm", "uri": "http://127.0.0.1:1"}]}
-    tree = {**TREE, "dimensions": ["helpful", "calm"], "rewards": wrong}
+    tree = {**TREE, "dimensions": ["helpful", "calm"], "rewards": wrong, "presample": {}}
     with pytest.raises(Exception, match=r"rewards\.calm\.uri.*did you mean 'url'"):
         run(here, tree)

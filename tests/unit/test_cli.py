@@ -57,6 +57,9 @@ def test_each_command_shows_an_example_that_works() -> None:
         ("recipe run dpo --dataset x --confg y", "'--confg': did you mean '--config'?"),
         ("view", "mora-data view: the following arguments are required: RUN_DIR"),
         ("status a b", "mora-data status: unknown argument 'b'"),
+        # an unset shell variable: the next best server would be asked, the folder here written to
+        ("build --source x --base-url=", "argument --base-url: is empty (a shell variable"),
+        ("build --source x --out=", "argument --out: is empty"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_nearest_word(

@@ -87,7 +87,19 @@ def test_written_settings_read_back() -> None:
         ({"source": {"kind": "jsonl", "dataset": "\ud800"}}, "should be text"),
         ({"presample": {"n": [32, 16]}}, "must rise"),
         ({"dimensions": []}, "dimensions"),
-        ({"fuse": {"targets": ["kind"]}}, "not in dimensions"),
+        ({"presample": {"n": ["many"]}}, "presample.n.0 = 'many'"),
+        ({"presample": {"step": 1}}, "presample.step = 1: Input should be 'auto', or greater than"),
+        ({"policy": {"base_url": ""}}, "policy.base_url = '': should not be empty"),
+        ({"select": {"weights": {"helpful:2": None}}}, "write '{helpful: 2}'"),
+        ({"presample": {"floors": {"helpful": 7}}}, "presample.floors.helpful = 7: Input should"),
+        ({"select": {"weights": {"helpful": -1}}}, "select.weights.helpful = -1"),
+        ({"presample": {"accept": []}}, "presample.accept = []"),
+        ({"fuse": {"length_matched": ["fused"]}}, "'fused' is no control"),
+        ({"fuse": {"targets": []}}, "fuse.targets = []"),
+        ({"publish": {"arms": []}}, "publish.arms = []"),
+        ({"publish": {"configs": []}}, "publish.configs = []"),
+        ({"rewards": {"helpful": []}}, "rewards.helpful = []"),
+        ({"recorded": {"dimensions": ["a"], "rewards": {"b": []}}}, "rewards names 'b'"),
         ({"policy": {"temperature": 3}}, "policy.temperature = 3"),
     ],
 )
@@ -97,12 +109,56 @@ def test_faults_are_one_line(more: dict[str, object], says: str) -> None:
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "known"),
+    [
+        ("rewards", {"helpfull": {}}, "dimensions: did you mean 'helpful'"),
+        ("audit.labels", {"helpfull": "safe"}, "dimensions: did you mean 'helpful'"),
+        ("presample.floors", {"helpfull": 0.5}, "dimensions: did you mean 'helpful'"),
+        ("select.weights", {"helpfull": 2}, "dimensions: did you mean 'helpful'"),
+        ("fuse.intents", {"helpfull": "own.yaml"}, "dimensions: did you mean 'helpful'"),
+        ("fuse.targets", ["helpfull"], "dimensions: did you mean 'helpful'"),
+        ("publish.stage_order", ["helpfull"], "dimensions: did you mean 'helpful'"),
+        ("fuse.templates", {"fusde": "own.j2"}, "fuse.arms: did you mean 'fused'"),
+        ("publish.arms", ["fusde"], "fuse.arms: did you mean 'fused'"),
+        ("fuse.length_matched", ["singel"], "fuse.arms: did you mean 'single'"),
+    ],
+)
+def test_a_name_that_nothing_has_is_refused(setting: str, value: object, known: str) -> None:
+    """Each was taken, and did nothing."""
+    with pytest.raises(SettingsError) as caught:
+        build_settings(TREE, {setting: value})
+    assert f"{setting} names " in str(caught.value) and known in str(caught.value)
+
+
+def test_what_the_file_says_of_names_that_a_flag_leaves_out_goes_with_them() -> None:
+    tree = {
+        **TREE,
+        "rewards": {"harmless": {"weight": 2}},
+        "audit": {"labels": {"helpful": "better", "harmless": "safe"}},
+        "fuse": {
+            "arms": ["fused", "own"],
+            "templates": {"own": "own.j2"},
+            "length_matched": ["own", "single"],
+        },
+        "publish": {"arms": ["fused", "own"], "stage_order": ["harmless", "helpful"]},
+    }
+    s = build_settings(tree, {"dimensions": ["helpful"], "fuse.arms": ["fused"]})
+    assert (s.rewards, list(s.audit.labels)) == ({}, ["helpful"])
+    assert (s.fuse.templates, s.fuse.length_matched) == ({}, ["single"])
+    assert (s.publish.arms, s.publish.stage_order) == (["fused"], ["helpful"])
+    with pytest.raises(SettingsError, match="rewards names 'harmless', not in dimensions"):
+        build_settings(tree, {"dimensions": ["helpful"], "rewards.harmless.weight": 2})
+
+
 def test_override_text() -> None:
     assert parse_override("rollout.n=8") == ("rollout.n", 8)
     assert parse_override("fuse.arms=[identity, fused]") == ("fuse.arms", ["identity", "fused"])
     assert parse_override("policy.stop=['=']") == ("policy.stop", ["="])
     with pytest.raises(SettingsError, match="KEY=VALUE"):
         parse_override("rollout.n")
+    with pytest.raises(SettingsError, match="no value"):
+        parse_override("policy.base_url=")
 
 
 def test_plug_ins_stand_beside_the_builder_file(
@@ -134,7 +190,8 @@ def test_an_arm_is_called_as_its_file_wherever_that_is() -> None:
         assert fuse.templates == {"fused": "my/fused.j2", "brief": "my/brief.j2"}
     moved = build_settings({**TREE, "fuse": {**arms, "arms": ["b/fused.j2", "b/brief.j2"]}})
     assert cache_tree(moved) == cache_tree(made)
-    assert preview_settings({**TREE, "fuse": arms}).fuse.templates == made.fuse.templates
+    shown = preview_settings({**TREE, "fuse": arms}).fuse
+    assert (shown.arms, shown.templates) == (["fused"], {"fused": "my/fused.j2"})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.dry_run import measured
 from mora_data.cli.dry_run import BuildEstimate, at_speed, estimate, for_pairs, for_prompts
 from mora_data.cli.show import estimate_lines
+from mora_data.errors import SettingsError
 from mora_data.settings import load_settings
 
 SMALL = {
@@ -108,6 +109,32 @@ def test_rewards_that_ask_no_model_cost_nothing(
     assert 0 < once < judged({"kind": "judge"}, {"kind": "asking_rewards:Asks"})
     games = judged({"kind": "pairwise", "opponents": 4})
     assert games == 4 * once
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("policy.engine", "opanai", "unknown engine 'opanai': did you mean 'openai'"),
+        ("publish.configs", ["prefrence"], "did you mean 'preference'"),
+        ("rewards.helpful", {"together": True}, "helpful.together: one call scores three"),
+        ("rewards.helpful", {"kind": "rules", "template": "x"}, "unknown setting rewards.helpful."),
+        ("rewards.helpful", {"kind": "rules", "endpoint": {}}, "endpoint: rules asks no model"),
+        ("rewards.helpful", {"kind": "classifier", "family": "x"}, "unknown classifier family"),
+        (
+            "rewards.helpful",
+            {"calibration": {"low": 0, "zero": 1}},
+            "zero is not for the kind",
+        ),
+        ("source.layout", "messages", "source.layout is for the kinds auto and jsonl"),
+        ("source.columns", {"prompt": "q"}, "source.columns is for the kinds auto and jsonl"),
+    ],
+)
+def test_what_a_build_would_refuse_or_never_use_is_said(
+    setting: str, value: object, says: str
+) -> None:
+    """Each was estimated as if it were not there; an unknown config ended a build at its end."""
+    with pytest.raises(SettingsError, match=says):
+        small(**{setting: value})
 
 
 def test_what_has_no_price_is_named() -> None:

@@ -169,7 +169,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, name: str, data: bytes) -> N
 
 
 def test_missing_and_unknown_paths(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no file or folder at .*nowhere: check --data"):
+    with pytest.raises(SourceError, match=r"no file or folder at .*nowhere: correct the path"):
         read.find([tmp_path / "nowhere"], [])
     with pytest.raises(SourceError, match=r"'\.docx' is not one of \.jsonl"):
         rows_of(put(tmp_path / "x.docx", "a"))
