@@ -161,17 +161,6 @@ def _examples(r: Report, name: str, run_dir: Path) -> list[dict[str, object]]:
 
 def comparison_html(t: ComparisonReport) -> str:
     """report-compare.html; what to doubt stands before any number."""
-    return render(
-        "report/comparison.html",
-        title="comparison · mora-data report",
-        css=Markup(style_sheet()),
-        found=differing_numbers(t),
-        sides=_side_rows(t),
-        **_details(t),
-    )
-
-
-def _details(t: ComparisonReport) -> dict[str, object]:
     changes = [
         [
             s["setting"],
@@ -179,9 +168,17 @@ def _details(t: ComparisonReport) -> dict[str, object]:
         ]
         for s in t["settings"]
     ]
-    labels = [side_label(t["a"]), side_label(t["b"])]
-    figures = [_arms_figure(t), _pairs_figure(t)]
-    return {"t": t, "figures": figures, "labels": labels, "changes": changes}
+    return render(
+        "report/comparison.html",
+        title="comparison · mora-data report",
+        css=Markup(style_sheet()),
+        found=differing_numbers(t),
+        sides=_side_rows(t),
+        t=t,
+        figures=[_arms_figure(t), _pairs_figure(t)],
+        labels=[side_label(t["a"]), side_label(t["b"])],
+        changes=changes,
+    )
 
 
 def differing_numbers(t: ComparisonReport) -> list[str]:
