@@ -154,9 +154,10 @@ def _load_context(
         check_cluster(settings)
     context = load_context(settings, options.until, benchmarks, secret)
     if context.reaches("publish"):
-        from ..dataset.folder import configs_to_write
+        if settings.publish.configs != "all":
+            from ..dataset.folder import configs_to_write
 
-        configs_to_write(settings)  # says at once what there is not
+            configs_to_write(settings)  # says at once what there is not
         if settings.publish.pii:
             from ..dataset.privacy import recognizers
 

@@ -71,7 +71,7 @@ PREVIEW: dict[str, Any] = {  # of a preview, under what its flags say
     "audit.limit": 0,
     "executor": "local",
 }
-_TYPE = re.compile(r".*\[.*\]|constrained-.*|function-.*|int|float|str|bool")
+_TYPE = re.compile(r"[^\[]*\[.*\]|constrained-.*|function-.*|int|float|str|bool")
 REWARD_ROLE = "reward:"  # and then dimension:number
 GUARD_ROLE = "guard"
 PLUGIN_FOLDERS: list[Path] = []  # those of the builder files that were read
@@ -196,7 +196,7 @@ class BuildSettings(Settings):
                 k += 1
                 name = f"{stem}-{k}"
             mixed.append({**one, "name": name})
-        return {**values, "sources": mixed, "source": {"kind": mixed[0].get("kind") or "sources"}}
+        return {**values, "sources": mixed, "source": {"kind": mixed[0].get("kind") or ""}}
 
     @model_serializer(mode="wrap")
     def _one_of_both(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -35,8 +35,6 @@ class Settings(BaseModel):
     @classmethod
     def _can_be_written(cls, value: object) -> object:
         _check_writable(value)
-        if value == "" and cls.__module__.startswith("mora_data."):  # a user's own may mean it
-            raise ValueError("should not be empty: leave it out, or write null for none")
         return value
 
     not_in_rows: ClassVar[frozenset[str]] = frozenset()

@@ -28,7 +28,7 @@ from support.scored import (
 
 from mora_data.dataset import configs, folder, lint, schemas
 from mora_data.dataset.export import export_config
-from mora_data.errors import PublishError
+from mora_data.errors import PublishError, SettingsError
 
 
 def table(out: Path, config: str) -> list[dict[str, Any]]:
@@ -244,7 +244,7 @@ def test_only_the_configs_that_were_asked_for(tmp_path: Path) -> None:
         settings=settings(publish={"configs": ["sft", "preference", "preference_by_dim"]}),
     )
     assert list(result.counts) == ["preference", *(f"preference_{d}" for d in DIMS), "sft"]
-    with pytest.raises(PublishError, match="did you mean 'preference'"):
+    with pytest.raises(SettingsError, match="did you mean 'preference'"):
         write(tmp_path / "b", [], settings=settings(publish={"configs": ["preferences"]}))
 
 

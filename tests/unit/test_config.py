@@ -89,7 +89,6 @@ def test_written_settings_read_back() -> None:
         ({"dimensions": []}, "dimensions"),
         ({"presample": {"n": ["many"]}}, "presample.n.0 = 'many'"),
         ({"presample": {"step": 1}}, "presample.step = 1: Input should be 'auto', or greater than"),
-        ({"policy": {"base_url": ""}}, "policy.base_url = '': should not be empty"),
         ({"select": {"weights": {"helpful:2": None}}}, "write '{helpful: 2}'"),
         ({"presample": {"floors": {"helpful": 7}}}, "presample.floors.helpful = 7: Input should"),
         ({"select": {"weights": {"helpful": -1}}}, "select.weights.helpful = -1"),
