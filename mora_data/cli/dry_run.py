@@ -28,9 +28,10 @@ from ..dataset.folder import configs_to_write
 from ..engines import ROLES, resolve
 from ..errors import SettingsError
 from ..pipeline import run_probe
-from ..pipeline.asking import GUARD_EXAMPLES, asks_model
-from ..prompts.judge_calibration import AUTO, guard_role
+from ..pipeline.asking import GUARD_EXAMPLES
+from ..prompts.judge_calibration import CANARIES, guard_role
 from ..resources import SECRET_BYTES
+from ..rewards import asks_model
 from ..rewards.audit import labelled_pairs
 from ..run.cost import Prices, account_of, load_prices
 from ..run.folder import SourceCounts, write_secret
@@ -395,7 +396,7 @@ def _canaries(settings: BuildSettings, sample: bool, until: str) -> int:
     """How often a canary answer is scored, at both ends together."""
     given = settings.presample.canaries
     judge = _engine_of(settings, sample, "judge")
-    n = (0 if judge == "scripted" else AUTO) if given == "auto" else int(given)
+    n = (0 if judge == "scripted" else CANARIES) if given == "auto" else int(given)
     return n * (2 if until in ("select", "publish") else 1) if settings.presample.enabled else 0
 
 

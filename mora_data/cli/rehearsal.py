@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from .. import plugins, resources
 from ..engines import ROLES
 from ..engines.engine import ENGINES
-from ..pipeline.asking import asks_model, scorer_name
+from ..pipeline.asking import scorer_name
 from ..pipeline.values import Probe
 from ..prompts.judge_calibration import PROMPT_ID as TRIAL
-from ..rewards import REWARDS
+from ..rewards import REWARDS, asks_model
 from ..rewards import load as load_reward
 from ..run.folder import SourceCounts
 from ..run.log import Record

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import plugins
 from ..engines import connect
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
@@ -20,11 +19,17 @@ from ..errors import UnreliableScores
 from ..prompts.context import BuildContext, PromptContext
 from ..prompts.flow import run_prompt
 from ..prompts.judge_audit import audit_of_build
-from ..prompts.judge_calibration import Running, check_reliability, measure_drift, measure_judges
+from ..prompts.judge_calibration import (
+    CANARIES,
+    Running,
+    check_reliability,
+    measure_drift,
+    measure_judges,
+)
 from ..prompts.judge_quality import self_preference
 from ..prompts.result import PromptResult
 from ..prompts.runner import PartitionRunner, ask_partitions, is_finalized
-from ..rewards import REWARDS
+from ..rewards import asks_model
 from ..rewards.audit import Audit
 from ..run.files import json_hash, read_json
 from ..run.partitions import Partition
@@ -225,19 +230,12 @@ def _warn_of_family(engines: Mapping[Role, Engine], progress: Progress) -> None:
 
 
 GUARD_EXAMPLES = 18  # questions that the harm check is tried on, where a model checks
-CANARIES = 50  # scored at both ends, where a model scores
 
 
 def requests_of(settings: BuildSettings, n_prompts: int) -> tuple[float, float]:
     """Requests for so many prompts that are answered by models: all stop at the first step and half
     are mined, or none stops and all are."""
     return _requests_at(settings, n_prompts, 0), _requests_at(settings, n_prompts, 1)
-
-
-def asks_model(reward: RewardSettings) -> bool:
-    """Whether a reward asks a model, as its class says; one that says nothing does."""
-    target = plugins.load(REWARDS, reward.kind, "rewards").target
-    return bool(getattr(target, "asks_model", True))
 
 
 def scorer_name(dimension: str, i: int, reward: RewardSettings) -> str:

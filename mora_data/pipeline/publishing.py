@@ -4,49 +4,44 @@ errors, manifest.json, the summary of a command.
 
 from __future__ import annotations
 
+import platform
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import orjson
+
+from .. import __version__
 from ..errors import NothingSelected, UnreliableScores
 from ..prompts.context import BuildContext
 from ..prompts.judge_calibration import check_drift
 from ..prompts.judge_quality import quality, self_preference
 from ..prompts.personas import cap_shares
-from ..run.folder import Failures, counts_tree, emptied_by
+from ..run.files import json_hash, read_json, write_whole
+from ..run.folder import (
+    OPTIONS,
+    Failures,
+    SourceCounts,
+    Summary,
+    counts_tree,
+    emptied_by,
+    failures_of,
+    source_of,
+)
 from ..run.partitions import Partition, give_back
-from ..types import Origin
+from ..settings import PLUGIN_FOLDERS, changes_of, to_yaml
+from ..sources.mix import data_given
+from ..types import STAGES, Origin
 from .values import Asked, Build, Counts, Published
 
 if TYPE_CHECKING:
     from ..dataset.configs import Describe
+    from ..report.arms import LengthAudit
     from ..report.values import Report
     from ..selection.select import Selection
-
-
-import platform
-import time
-from collections import Counter
-from typing import TYPE_CHECKING
-
-import orjson
-
-from .. import __version__
-from ..run.files import json_hash, read_json, write_whole
-from ..run.folder import (
-    OPTIONS,
-    SourceCounts,
-    Summary,
-    failures_of,
-    source_of,
-)
-from ..settings import PLUGIN_FOLDERS, changes_of, to_yaml
-from ..sources.mix import data_given
-from ..types import STAGES
-
-if TYPE_CHECKING:
-    from ..report.arms import LengthAudit
 
 
 @dataclass(frozen=True, slots=True)

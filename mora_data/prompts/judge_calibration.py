@@ -284,7 +284,7 @@ def _n_canaries(build: BuildContext, engines: Mapping[Role, Engine]) -> int:
     if given != "auto":
         return int(given)
     scorers = [e for r, e in engines.items() if r not in ("policy", "rewriter")]
-    return AUTO if any(not e.simulated for e in scorers) else 0
+    return CANARIES if any(not e.simulated for e in scorers) else 0
 
 
 def is_repeated(prompt_id: str, index: int, share: float) -> bool:
@@ -382,7 +382,7 @@ def judged(
     return {**tree, "doubt": f"{what} take a stronger judge, or a guard model (fuse.guard)."}
 
 
-AUTO = 50
+CANARIES = 50  # scored at both ends, where a model scores
 ERRORS = 2.0  # standard errors that a shift has to exceed, besides the limit
 
 Item = dict[str, Any]

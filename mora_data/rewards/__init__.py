@@ -92,6 +92,12 @@ class Reward(Protocol):
         """
 
 
+def asks_model(reward: RewardSettings) -> bool:
+    """Whether a reward asks a model, as its class says; one that says nothing does."""
+    target = plugins.load(REWARDS, reward.kind, "rewards").target
+    return bool(getattr(target, "asks_model", True))
+
+
 def load(
     dimension: str,
     settings: RewardSettings,
@@ -120,7 +126,7 @@ def load(
     )
     needs = ("dimension", "name", "step", "scores")
     reward: Reward = plugin.call(dimension, options, context, needs=needs)
-    if settings.endpoint is not None and not getattr(reward, "asks_model", True):
+    if settings.endpoint is not None and not asks_model(settings):
         raise SettingsError(
             f"rewards.{dimension}.endpoint: {settings.kind} asks no model: leave it out"
         )
