@@ -160,7 +160,7 @@ async def _check(
         "turns": _cut(turns),
         "thoughts": thoughts,
         "usage": "reported" if usage else "not reported",
-        "logprobs": f"{len(probs[0][1])} a token" if probs else "none",
+        "logprobs": "with alternatives" if probs and probs[0][1] else "none",
         "latency": f"{sampled.seconds:.2f} s for 8 tokens",
         "tokens/s": f"{_rate(alone.record.tokens[1], alone.seconds)} alone,"
         f" {_rate(spoken, together_s)} with {at_once} at once",

@@ -305,8 +305,7 @@ def _answer(choice: Mapping[str, Any], text: str, tokens: int, full: bool, keep:
 
 
 def _logprobs(tree: Any) -> Logprobs | None:
-    """Tokens with their alternatives of at least `LEAST_LOGPROB`; None where there are none, or
-    some are no such."""
+    """Tokens with their alternatives; None where there are none, or some are no such."""
     if not isinstance(tree, Mapping) or not tree.get("content"):
         return None
     out = []
@@ -314,12 +313,7 @@ def _logprobs(tree: Any) -> Logprobs | None:
         top = [(a["token"], _number(a["logprob"])) for a in t.get("top_logprobs") or ()]
         if not all(isinstance(token, str) for token in (t["token"], *(name for name, _ in top))):
             return None
-        out.append(
-            (
-                t["token"],
-                tuple((name, p) for name, p in top if p is not None and p >= LEAST_LOGPROB),
-            )
-        )
+        out.append((t["token"], tuple((name, p) for name, p in top if p is not None)))
     return tuple(out)
 
 
@@ -422,13 +416,15 @@ def as_answer(
     beside: str = "",
     keep: bool = False,
 ) -> Answer:
-    """The answer in what a model wrote, with its probabilities, and why it ended: `stop`, `length`,
-    or as the server puts it. A thought that was never closed leaves an empty one, ended by
-    `length`.
+    """The answer in what a model wrote, with the tokens' alternatives of at least `LEAST_LOGPROB`,
+    and why it ended: `stop`, `length`, or as the server puts it. A thought that was never closed
+    leaves an empty one, ended by `length`.
 
     `beside` is a thought that is not in `written`; the tokens of `logprobs` begin with it. `keep`:
     the answer has what was thought.
     """
+    if logprobs is not None:
+        logprobs = tuple((t, tuple(a for a in top if a[1] >= LEAST_LOGPROB)) for t, top in logprobs)
     text, is_cut = without_thought(written)
     if is_cut:
         reason = "length"

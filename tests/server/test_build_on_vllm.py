@@ -207,4 +207,4 @@ def test_the_server_is_checked(server: RealServer, capsys: pytest.CaptureFixture
     print(json.dumps(checked, indent=1))
     assert checked["around"] == [] and checked["found"]["usage"] == "reported"
     assert checked["found"]["n"] == "3 of 3 choices in one request"
-    assert checked["found"]["logprobs"] == "5 a token"
+    assert checked["found"]["logprobs"] == "with alternatives"
