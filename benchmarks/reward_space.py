@@ -19,11 +19,10 @@ from markupsafe import Markup
 
 from mora_data.errors import MoraError, RunFolderError
 from mora_data.report.templates import environment
-from mora_data.viewer.folder import open_folder
-from mora_data.viewer.index import PairRow, read_pair
+from mora_data.viewer.folder import PairRow, open_folder, read_pair
+from mora_data.viewer.pairs import PairSearch
 from mora_data.viewer.pictures import Plane, reward_space
 from mora_data.viewer.provenance import BEFORE, ScoredAnswer, read_provenance
-from mora_data.viewer.search import PairSearch
 
 WIDTH, COLUMN, TOP = 880, 430, 50  # of the picture of one prompt
 LINE = 18  # height of a line of the prompts

@@ -98,7 +98,7 @@ def _row(rng: np.random.Generator, i: int, words: np.ndarray) -> dict[str, objec
 
 def measure(folder: Path, repeats: int) -> dict[str, float]:
     """Index, pages over HTTP, facets and memory, in this process."""
-    from mora_data.viewer.search import PairSearch, parse_query
+    from mora_data.viewer.pairs import PairSearch, parse_query
     from mora_data.viewer.server import server_of
 
     cpu = time.process_time()

@@ -2,5 +2,5 @@
 and the same as JSON.
 
 `server` runs it and knows the pages; `overview`, `prompts` and `pairs` make their values from the
-data that `folder`, `index`, `search` and `provenance` read; templates/viewer/ draws them.
+data that `folder` and `provenance` read; templates/viewer/ draws them.
 """

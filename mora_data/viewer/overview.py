@@ -15,9 +15,8 @@ from ..run.partitions import Partition, last_tries, lean_arrow
 from ..text import commonest_first
 from ..types import UNFUSED
 from .folder import Page, Query, ViewedFolder, ViewedStatus, reload_after, stage_counts
-from .pairs import pair_cards
+from .pairs import PairQuery, PairSearch, pair_cards
 from .prompts import PromptIndex, newest_prompts
-from .search import PairQuery, PairSearch
 
 NEWEST = 12  # prompts, while there are no pairs
 MOST_ROWS = 50

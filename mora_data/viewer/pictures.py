@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from ..report.svg import Frame, axes, cut_label, dot, escape, panel, rule, shown, text, upright
 from ..report.templates import url
-from .index import PairRow
+from .folder import PairRow
+from .pairs import PairQuery
 from .provenance import BEFORE, PromptProvenance, ScoredAnswer
-from .search import PairQuery
 
 RADIUS = 4.6
 CROWD = 25.0  # half the distance of two levels of a five-point scale

@@ -26,11 +26,19 @@ from ..run.files import readable
 from ..run.partitions import PROMPTS, Partition, last_tries, lean_arrow, row_tuples
 from ..text import commonest_first
 from ..types import ARMS, may_harm
-from .folder import OTHER_VERSION, FileStamp, Page, Query, ViewedFolder, stamp_files
-from .index import PairIndex, first_words, read_pair
-from .pairs import TEXT_CHARS
+from .folder import (
+    OTHER_VERSION,
+    FileStamp,
+    Page,
+    PairIndex,
+    Query,
+    ViewedFolder,
+    first_words,
+    read_pair,
+    stamp_files,
+)
+from .pairs import PAGE_ROWS, SEARCH_CHARS, TEXT_CHARS, PairSearch
 from .provenance import ScoredAnswer, calls_of, read_provenance
-from .search import PAGE_ROWS, SEARCH_CHARS, PairSearch
 
 FILTERS = ("arm", "outcome", "pair", "kind", "category")
 SORTS = ("mined", "kind", "outcome", "tries", "pairs", "category")

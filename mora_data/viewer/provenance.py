@@ -37,8 +37,7 @@ from ..run.partitions import PROMPTS, Partition, lean_arrow
 from ..settings import BuildSettings, build_settings
 from ..text import seed_of
 from ..types import Answer, Message, Messages, Prompt, Request
-from .folder import OTHER_VERSION, ViewedFolder
-from .index import PairRow, decode_rows
+from .folder import OTHER_VERSION, PairRow, ViewedFolder, decode_rows
 
 BEFORE = ("identity", "before", "presample")  # arms that show a prompt as it was
 SOURCE = ("dataset", "config", "split", "revision", "row", "licence")

@@ -38,11 +38,12 @@ from ..errors import MoraError, SettingsError
 from ..report.svg import escape_json
 from ..report.templates import render, url
 from . import pictures
-from .folder import Page, Query, ViewedFolder, look_at, open_folder, stamp_files
-from .index import FLAGS, pair_files
+from .folder import FLAGS, Page, Query, ViewedFolder, look_at, open_folder, pair_files, stamp_files
 from .overview import drops_page, overview_page, requests_page
 from .pairs import (
     FORM_BYTES,
+    PairQuery,
+    PairSearch,
     ReviewSession,
     pair_list_page,
     pair_page,
@@ -50,7 +51,6 @@ from .pairs import (
     take_vote,
 )
 from .prompts import PromptIndex, prompt_list_page, prompt_page
-from .search import PairQuery, PairSearch
 
 PORT = 7470
 HOSTS = ("127.0.0.1", "localhost")

@@ -31,12 +31,11 @@ from mora_data.cli import main
 from mora_data.errors import RunFolderError
 from mora_data.report.svg import Frame, dot, escape, panel
 from mora_data.report.templates import environment
-from mora_data.viewer.folder import look_at, open_folder
-from mora_data.viewer.index import index_pairs, read_pair
+from mora_data.viewer.folder import index_pairs, look_at, open_folder, read_pair
+from mora_data.viewer.pairs import PairQuery, PairSearch, parse_query
 from mora_data.viewer.pictures import reward_space
 from mora_data.viewer.prompts import word_diff
 from mora_data.viewer.provenance import ScoredAnswer
-from mora_data.viewer.search import PairQuery, PairSearch, parse_query
 from mora_data.viewer.server import server_of
 
 
