@@ -233,7 +233,7 @@ def audit_judges(args: argparse.Namespace) -> None:
     from ..run.progress import Progress
     from ..run.stats import RunStats
     from ..settings import BuildOptions, load_settings
-    from ..sources.mix import identity_of, open_sources
+    from ..sources.mine import identity_of, open_sources
     from .show import audit_lines
 
     overrides = _overrides(args, {"audit.limit": args.limit})

@@ -38,8 +38,7 @@ from ..run.folder import SourceCounts, write_secret
 from ..run.progress import Progress
 from ..run.stats import RunStats
 from ..settings import BuildOptions, BuildSettings
-from ..sources.mine import OpenedSource, as_recorded
-from ..sources.mix import open_sources
+from ..sources.mine import OpenedSource, as_recorded, open_sources
 from ..text import n_tokens
 from ..types import reaches
 from .rehearsal import (

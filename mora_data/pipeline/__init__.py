@@ -30,8 +30,7 @@ from ..run.tasks import run_to_end
 from ..selection import plain_pairs_doubt
 from ..settings import BuildOptions, BuildSettings
 from ..sources.benchmarks import Benchmarks
-from ..sources.mine import OpenedSource, as_recorded, benchmarks_of
-from ..sources.mix import identity_of, open_sources
+from ..sources.mine import OpenedSource, as_recorded, benchmarks_of, identity_of, open_sources
 from ..types import reaches
 from .asking import ask, ask_some
 from .mining import mine_prompts

@@ -37,7 +37,7 @@ from ..run.progress import PROMPTS, Progress, heartbeat
 from ..run.remote import shared_address
 from ..run.tasks import distinct
 from ..settings import BuildSettings, RewardSettings
-from ..sources.mix import open_sources
+from ..sources.mine import open_sources
 from ..types import Prompt, Role
 from .values import Asked, Build
 

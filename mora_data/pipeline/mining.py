@@ -15,8 +15,7 @@ from ..run.log import AnswerLog, prompt_of
 from ..run.partitions import Partition
 from ..settings import SourceSettings
 from ..sources import SOURCES, load_source, plugin_of
-from ..sources.mine import MineCounts, OpenedSource, mine
-from ..sources.mix import identity_of, mine_sources
+from ..sources.mine import MineCounts, OpenedSource, identity_of, mine, mine_sources
 from ..sources.read import SourceRow
 from ..types import Prompt
 from .values import Build

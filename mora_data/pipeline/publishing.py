@@ -33,7 +33,7 @@ from ..run.folder import (
 )
 from ..run.partitions import Partition, give_back
 from ..settings import PLUGIN_FOLDERS, changes_of, to_yaml
-from ..sources.mix import data_given
+from ..sources.mine import data_given
 from ..types import STAGES, Origin
 from .values import Asked, Build, Counts, Published
 

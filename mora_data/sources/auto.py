@@ -18,7 +18,7 @@ from ..errors import DropRow, SettingsError, SourceError
 from ..settings import SourceSettings, nearest
 from ..text import one_line
 from ..types import Recorded, Row
-from . import ParsedRow, prompt_in
+from . import ParsedRow, marked, prompt_in
 from .layouts import (
     ANSWERS,
     BESIDE,
@@ -33,7 +33,6 @@ from .layouts import (
     means_turns,
     preference,
 )
-from .transcripts import marked
 
 COLUMNS = tuple(
     "prompt messages system input category chosen rejected score_chosen score_rejected answers"

@@ -13,15 +13,12 @@ truthful = correctness / 4.
 
 from __future__ import annotations
 
-import re
-
 from ..settings import SourceSettings
-from ..types import Message, Messages, Recorded, Row
-from . import ParsedRow, checked_context, number_in, prompt_in, reply_notes
+from ..types import Recorded, Row
+from . import ParsedRow, checked_context, number_in, prompt_in, reply_notes, split_turns, turns_in
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _PRIORS = {"helpful": "helpfulness", "truthful": "correctness"}
-_MARK = re.compile(r"<extra_id_1>(User|Assistant)[ \t]*(?:\n|$)")
 
 
 class HelpSteer:
@@ -46,7 +43,8 @@ class HelpSteer:
             *(() if len(ratings) == len(ATTRIBUTES) else ("rating_missing",)),
         )
         priors = {d: ratings[a] / 4 for d, a in _PRIORS.items() if a in ratings}
-        return ParsedRow(_turns(prompt_in(row, "prompt")), priors=priors, notes=notes)
+        turns = split_turns(f"<extra_id_1>User\n{prompt_in(row, 'prompt')}", "extra_id")
+        return ParsedRow(checked_context(turns_in(turns)), priors=priors, notes=notes)
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """The reply with its ratings of 0 to 4."""
@@ -57,13 +55,3 @@ class HelpSteer:
 def _ratings(row: Row) -> dict[str, float]:
     found = {a: number_in(row.get(a)) for a in ATTRIBUTES}
     return {a: v for a, v in found.items() if v is not None and 0 <= v <= 4}
-
-
-def _turns(prompt: str) -> Messages:
-    first, *parts = _MARK.split(prompt)
-    turns: list[Message] = [{"role": "user", "content": first.strip()}]
-    turns += [
-        {"role": name.lower(), "content": text.strip()}
-        for name, text in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    return checked_context(tuple(turns))

@@ -14,21 +14,18 @@ Stratum: the data_dir, where the file's folder or `source.config` says it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from ..errors import DropRow
 from ..settings import SourceSettings
-from ..types import Message, Messages, Recorded, Row
-from . import ParsedRow, checked_context, number_in, reply_notes, text_in
+from ..types import Messages, Recorded, Row
+from . import ParsedRow, checked_context, number_in, reply_notes, split_turns, text_in, turns_in
 
 PAIRS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 RED_TEAM = "red-team-attempts"
 _ASSISTANT = "\n\nAssistant: "
 _EMPTY_REPLY = "\n\nAssistant:"
 _HUMAN = "\n\nHuman: "
-_ROLES = {"Human": "user", "Assistant": "assistant"}
-_MARK = re.compile(r"\n\n(Human|Assistant):(?: |$|(?=\n))")
 
 
 class HhRlhf:
@@ -89,14 +86,8 @@ def _cut(transcript: str) -> tuple[str, str]:
 
 
 def _turns(context: str) -> Messages:
-    before, *parts = _MARK.split(context)
-    if before.strip():
-        raise DropRow("no_marker", "text before the first marker")
-    turns: list[Message] = [
-        {"role": _ROLES[name], "content": text.strip()}
-        for name, text in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    checked = checked_context(tuple(turns))
+    turns = split_turns(context, "HH")
+    checked = checked_context(turns_in(turns) if turns else ())
     if context.count("Human:") + context.count("Assistant:") > len(checked):
         raise DropRow("stray_marker")
     return checked

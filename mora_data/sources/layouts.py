@@ -25,19 +25,21 @@ from ..errors import DropRow
 from ..settings import SourceSettings
 from ..types import Message, Messages, Recorded, Row
 from . import (
+    MARKS,
     ParsedRow,
     checked_context,
+    marked,
     number_in,
     prompt_in,
     reply_notes,
     score_in,
+    transcript_turns,
     turns_in,
     user_turn,
 )
 from .helpsteer import HelpSteer
 from .hh import HhRlhf
 from .pku import PkuSafeRlhf
-from .transcripts import MARKS, marked, transcript_turns
 from .ultrafeedback import UltraFeedback
 
 # columns by what they mean; the first that a row has counts

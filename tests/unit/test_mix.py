@@ -25,8 +25,7 @@ from mora_data.settings import (
     to_yaml,
 )
 from mora_data.settings.build import resources
-from mora_data.sources.mine import MineCounts, as_recorded
-from mora_data.sources.mix import identity_of, mine_sources, open_sources
+from mora_data.sources.mine import MineCounts, as_recorded, identity_of, mine_sources, open_sources
 from mora_data.types import Prompt
 
 
