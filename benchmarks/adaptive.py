@@ -87,7 +87,7 @@ def _steady(rng: np.random.Generator) -> float:
 
 def fixed(rewards: Any, last: int) -> tuple[Any, Any]:
     """The kinds of the first `last` samples, and what they cost."""
-    from mora_data.statistics.kinds import decisions
+    from mora_data.statistics.rollouts import decisions
 
     return decisions(rewards[:, :last], *_rule()).kind_P, np.full(len(rewards), last)
 
@@ -103,7 +103,7 @@ def schedule(rewards: Any, counts: Sequence[int] = (16, 32, 64)) -> tuple[Any, A
 def foresight(rewards: Any, step: int, prior_from: int = 256) -> Any:
     """Chance of each kind at every look, P x looks x kinds, by `presample.step`; after a look that
     settles all, NaN."""
-    from mora_data.statistics.kinds import foreseen, likeliest, rate_prior
+    from mora_data.statistics.rollouts import foreseen, likeliest, rate_prior
 
     rule = _rule()
     first = rewards[:prior_from, :16] >= rule[0]
@@ -124,8 +124,8 @@ def stopped(
     chances: Any, reference: Any, step: int, error: float, foresee: str, prior_from: int = 256
 ) -> tuple[Any, Any]:
     """The kinds found and the samples used: the first look that is sure, else all N."""
-    from mora_data.statistics.kinds import KINDS as NAMES
-    from mora_data.statistics.kinds import likeliest
+    from mora_data.statistics.rollouts import KINDS as NAMES
+    from mora_data.statistics.rollouts import likeliest
 
     kinds, used = reference.copy(), np.full(len(reference), LAST)
     for p in range(len(reference)):

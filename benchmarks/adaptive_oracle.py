@@ -27,7 +27,7 @@ def foresight(
     rewards: Any, looks: Sequence[int], rule: tuple[Any, Any, Any], seed: int = 123
 ) -> Any:
     """Chance of each kind at every look; P x looks x kinds."""
-    from mora_data.statistics.kinds import decisions
+    from mora_data.statistics.rollouts import decisions
 
     rng = np.random.default_rng(seed)
     chances = np.stack([_prompt(int(k), rng) for k in rng.choice(4, MIX, p=SHARES)])

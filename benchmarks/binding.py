@@ -24,8 +24,7 @@ import numpy as np
 from mora_data.rewards.judge_stats import JudgeStats
 from mora_data.run.folder import parts_of
 from mora_data.run.table import ScoredTable, scored_tables
-from mora_data.selection.batch import Batch, PairRules, top_pairs
-from mora_data.selection.selectors import dominance_hv
+from mora_data.selection.batch import Batch, PairRules, dominance_hv, top_pairs
 from mora_data.settings import load_settings
 from mora_data.statistics import Bools, Floats
 

@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from mora_data.selection.batch import Batch, top_pairs
-from mora_data.selection.selectors import dominance_hv, rs_gap
+from mora_data.selection.batch import Batch, dominance_hv, rs_gap, top_pairs
 
 from .model import make
 from .scale import TEST_ANSWERS, Scale

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mora_data.statistics.training import bootstrap_p, hierarchical_bootstrap, interval
+from mora_data.evaluate.report import bootstrap_p, hierarchical_bootstrap, interval
 
 from .scale import FORMS, TEST_ANSWERS
 from .world import DIMENSIONS

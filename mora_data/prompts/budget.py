@@ -22,7 +22,7 @@ from ..errors import SettingsError
 from ..text import seed_of
 
 if TYPE_CHECKING:
-    from ..statistics.kinds import PromptStats
+    from ..statistics.rollouts import PromptStats
 
 UNITS = 1 << 31
 K = 16

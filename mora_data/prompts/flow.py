@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..statistics.kinds import PromptStats
+    from ..statistics.rollouts import PromptStats
 
 LONG_CHARS = 8192  # whose flags may take milliseconds
 
@@ -451,7 +451,7 @@ def _prompt_stats(context: PromptContext, arm: Arm, last: int) -> tuple[PromptSt
     may be spared."""
     import numpy as np
 
-    from ..statistics.kinds import foreseen, likeliest, profiles
+    from ..statistics.rollouts import foreseen, likeliest, profiles
 
     dims, settings = context.build.dims, context.settings.presample
     rewards, absolutes, uncertainties = (side[None] for side in _arrays(context, arm))

@@ -12,7 +12,7 @@ from ..run.partitions import SIDES, Table
 from ..types import Messages, Pair, Prompt, Rollout, Score
 
 if TYPE_CHECKING:
-    from ..statistics.kinds import PromptStats
+    from ..statistics.rollouts import PromptStats
 
 Counts = Counter[tuple[str, str]]  # (stage, "in" | "kept" | drop reason) -> n
 

@@ -37,8 +37,7 @@ from ..run.partitions import AGAIN, Partition, last_tries, lean_arrow, row_tuple
 from ..run.table import has_flag
 from ..statistics import Bools, Floats, Ints
 from ..statistics import rollouts as st
-from ..statistics.inference import Sums
-from ..statistics.training import mean_over
+from ..statistics.inference import Sums, mean_over
 from ..text import n_tokens
 from ..types import Prompt
 

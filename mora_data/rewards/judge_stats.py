@@ -70,7 +70,7 @@ class JudgeStats:
         pass_thresholds: per dimension, in [0, 1].
         calibration: calibration maps per dimension, one per reward source.
         n_rollouts: answers that they rest on; `provisional` under 1,000.
-        prior: per dimension, how pass rates spread over prompts (`statistics.kinds`); empty:
+        prior: per dimension, how pass rates spread over prompts (`statistics.rollouts`); empty:
             not measured.
         mining: threshold per stratum (`prompts.budget`); empty: no budget.
         before_share: of the prompts, those asked for the numbers before fusion.
@@ -273,7 +273,7 @@ def spread_of_pass_rates(
     """`rate_prior` of one dimension, whatever the order in which the prompts came."""
     import numpy as np
 
-    from ..statistics.kinds import rate_prior
+    from ..statistics.rollouts import rate_prior
 
     scored = [[v for v in values if v is not None] for values in by_prompt]
     passes = sorted(

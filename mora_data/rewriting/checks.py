@@ -417,8 +417,7 @@ def pilot_check(
     import numpy as np
 
     from ..statistics.inference import rate_interval
-    from ..statistics.kinds import Z95
-    from ..statistics.rollouts import effective_dimensionality
+    from ..statistics.rollouts import Z95, effective_dimensionality
 
     (x, x_levels), (y, y_levels) = (_scored(side) for side in (before, after))
     if len(y) < 2:

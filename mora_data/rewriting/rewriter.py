@@ -34,7 +34,7 @@ from .intents import Intent, load_intents, premise_for, worked_examples
 from .reply import SCHEMA, Rewrite, parse_rewrite
 
 if TYPE_CHECKING:
-    from ..statistics.kinds import PromptStats
+    from ..statistics.rollouts import PromptStats
 
 VARIABLES = frozenset(
     "prompt history carried_dim target_dims dim_specs asks examples category style budget language"

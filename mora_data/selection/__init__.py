@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Selector = Callable[["Batch"], "NDArray[np.float64]"]
 
 SELECTORS = {
-    name: f"mora_data.selection.selectors:{name}"
+    name: f"mora_data.selection.batch:{name}"
     for name in "dominance_hv weighted_sum maxmin lsc nash lexi rs_gap best_vs_mu2s random".split()
 }
 DOMINANCE = frozenset({"dominance_hv"})

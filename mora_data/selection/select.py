@@ -23,8 +23,7 @@ from ..sources.near import NearDuplicates
 from ..statistics import Floats
 from ..text import context_id, digest, seed_of
 from ..types import UNFUSED
-from .batch import PairRules, are_confirmed, top_pairs
-from .selectors import lexi
+from .batch import PairRules, are_confirmed, lexi, top_pairs
 
 CELLS = 2_000_000  # pairs x dimensions looked at together
 

@@ -216,6 +216,16 @@ def holm(p_values: Floats) -> Floats:
     return out
 
 
+def mean_over(values: Floats, axis: int) -> Floats:
+    """Mean over what is there; NaN where nothing is."""
+    there = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(
+            np.where(there, values, 0).sum(axis)
+            / np.where(there.any(axis), there.sum(axis), np.nan)
+        )
+
+
 def resampled_counts(rng: np.random.Generator, n: int, size: int) -> Floats:
     """`size` x n multinomial counts of n draws among n."""
     flat = rng.integers(0, n, (size, n), dtype=np.int32) + n * np.arange(size)[:, None]

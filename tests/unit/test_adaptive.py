@@ -7,14 +7,7 @@ import pytest
 
 from mora_data.errors import SettingsError
 from mora_data.settings import PresampleSettings
-from mora_data.statistics.kinds import (
-    BINS,
-    KINDS,
-    decisions,
-    foreseen,
-    likeliest,
-    rate_prior,
-)
+from mora_data.statistics.rollouts import BINS, KINDS, decisions, foreseen, likeliest, rate_prior
 
 FLOORS, SIGMA, RULE = np.full(2, 0.5), np.full(2, 0.02), PresampleSettings(step=8)
 

@@ -10,7 +10,7 @@ import pytest
 
 from mora_data.errors import SettingsError
 from mora_data.prompts.budget import Mined, fit, goes_on, joint_score
-from mora_data.statistics.kinds import PromptStats
+from mora_data.statistics.rollouts import PromptStats
 
 ACCEPT = ("flat", "one_dim", "conflict", "undecided")
 

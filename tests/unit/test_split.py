@@ -12,8 +12,7 @@ from mora_data.settings import PresampleSettings
 from mora_data.simulator.engine import JUDGE_NOISE, draw_levels
 from mora_data.simulator.language import DIMENSIONS, clip, generated_prompts, interpret
 from mora_data.statistics.inference import cluster_bootstrap
-from mora_data.statistics.kinds import profiles
-from mora_data.statistics.rollouts import joint_pass_at_k
+from mora_data.statistics.rollouts import joint_pass_at_k, profiles
 
 FLOORS, SIGMA = np.full(3, 0.75) - 1e-9, np.full(3, 0.09)
 N_PRESAMPLES, N_FRESH = 64, 16

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from mora_data.statistics.training import (
+from mora_data.evaluate.report import (
     Difference,
     backward_transfer,
     bootstrap_p,
