@@ -18,7 +18,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from mora_data.errors import MoraError, RunFolderError
-from mora_data.report.templates import environment
+from mora_data.report.markup import environment
 from mora_data.viewer.folder import PairRow, open_folder, read_pair
 from mora_data.viewer.pairs import PairSearch
 from mora_data.viewer.pictures import Plane, reward_space

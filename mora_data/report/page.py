@@ -3,7 +3,7 @@ main figures as PNG for the card.
 
 Drawn from report.json and report-compare.json by the templates of templates/report; only the
 examples' texts come from the dataset folder. Whatever a source, a model or a setting says is text:
-escaped, isolated, never markup (templates.py).
+escaped, isolated, never markup (markup.py).
 
     pictures(report)        {"arms": ("Are prompts ...?", b"...")}
 
@@ -25,27 +25,26 @@ from ..errors import RunFolderError
 from ..run.files import write_whole
 from ..text import transcript
 from ..types import may_harm
-from . import charts_pairs, charts_prompts
-from .charts_prompts import METRIC_NAMES
+from . import charts
+from .charts import METRIC_NAMES
 from .gather import HEADLINE
+from .markup import Figure, dot, escape, interval, interval_rows, render, shown
 from .pairs import PER_DIMENSION, SIDES, example_rows
-from .svg import Figure, dot, escape, interval, interval_rows, shown
-from .templates import render
 from .values import ArmsReport, ComparedNumber, ComparisonReport, Report, SideFacts
 
 CHARTS = {  # each with the place of its numbers in report.json
-    charts_prompts.arms: "arms",
-    charts_prompts.forest: "differences",
-    charts_prompts.profile: "figures.profile",
-    charts_prompts.rewards: "figures.rewards",
-    charts_prompts.planes: "figures.planes",
-    charts_pairs.margins: "pairs.margins",
-    charts_pairs.length: "pairs.length, pairs.refusal, pairs.wording",
-    charts_pairs.judges: "judge, figures.repeats",
-    charts_pairs.funnel: "figures.funnel",
-    charts_pairs.composition: "figures.composition, prompts",
-    charts_pairs.scaling: "figures.scaling",
-    charts_pairs.cost: "figures.cost",
+    charts.arms: "arms",
+    charts.forest: "differences",
+    charts.profile: "figures.profile",
+    charts.rewards: "figures.rewards",
+    charts.planes: "figures.planes",
+    charts.margins: "pairs.margins",
+    charts.length: "pairs.length, pairs.refusal, pairs.wording",
+    charts.judges: "judge, figures.repeats",
+    charts.funnel: "figures.funnel",
+    charts.composition: "figures.composition, prompts",
+    charts.scaling: "figures.scaling",
+    charts.cost: "figures.cost",
 }
 STYLES = {"supports expansion": "supports", "not supported": "not"}
 EXAMPLES = {
@@ -317,10 +316,10 @@ def _differences_panel(title: str, numbers: Sequence[ComparedNumber], labels: Se
 
 
 CARD_CHARTS: tuple[Callable[[ArmsReport | Report], Figure], ...] = (
-    charts_prompts.arms,
-    charts_prompts.profile,
-    charts_prompts.rewards,
-    charts_prompts.planes,
+    charts.arms,
+    charts.profile,
+    charts.rewards,
+    charts.planes,
 )
 COLUMNS, GAP, MARGIN = 3, 22, 16
 ZOOM = 1.25

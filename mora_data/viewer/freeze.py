@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..errors import MoraError, RunFolderError
-from ..report.templates import escape_line
+from ..report.markup import escape_line
 from ..run.files import check_inside
 from ..text import digest
 from .folder import OTHER_VERSION

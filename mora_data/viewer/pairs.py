@@ -27,8 +27,8 @@ import orjson
 from numpy.typing import NDArray
 
 from ..errors import RunFolderError, SettingsError
+from ..report.markup import url
 from ..report.pairs import FILE, VOTES, Vote, prefers, read_reviews
-from ..report.templates import url
 from ..run.files import readable
 from ..run.partitions import lean_arrow
 from ..statistics import Bools

@@ -12,8 +12,19 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from ..report.svg import Frame, axes, cut_label, dot, escape, panel, rule, shown, text, upright
-from ..report.templates import url
+from ..report.markup import (
+    Frame,
+    axes,
+    cut_label,
+    dot,
+    escape,
+    panel,
+    rule,
+    shown,
+    text,
+    upright,
+    url,
+)
 from .folder import PairRow
 from .pairs import PairQuery
 from .provenance import BEFORE, PromptProvenance, ScoredAnswer

@@ -35,8 +35,7 @@ import orjson
 from markupsafe import Markup
 
 from ..errors import MoraError, SettingsError
-from ..report.svg import escape_json
-from ..report.templates import render, url
+from ..report.markup import escape_json, render, url
 from . import pictures
 from .folder import FLAGS, Page, Query, ViewedFolder, look_at, open_folder, pair_files, stamp_files
 from .overview import drops_page, overview_page, requests_page

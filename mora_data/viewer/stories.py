@@ -16,8 +16,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..report.markup import environment, render
 from ..report.page import style_sheet
-from ..report.templates import environment, render
 from ..run.folder import StageCounts, parts_of
 from ..run.partitions import Partition, last_tries, row_tuples
 from ..secrets import visible

@@ -19,8 +19,8 @@ from mora_data.cli.show import report_lines
 from mora_data.errors import RunFolderError
 from mora_data.report.caveats import caveats_of
 from mora_data.report.document import report_of, summary_of
+from mora_data.report.markup import escape_text
 from mora_data.report.page import report_html, write_report
-from mora_data.report.templates import escape_text
 from mora_data.report.texts import auc, diversity, vendi, wording_probe
 from mora_data.report.values import Report
 from mora_data.report.weights import weights_of

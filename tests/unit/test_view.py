@@ -29,8 +29,7 @@ from support.viewing import HOSTILE, Seen, Viewer, dataset, prompt_of, viewing
 
 from mora_data.cli import main
 from mora_data.errors import RunFolderError
-from mora_data.report.svg import Frame, dot, escape, panel
-from mora_data.report.templates import environment
+from mora_data.report.markup import Frame, dot, environment, escape, panel
 from mora_data.viewer.folder import index_pairs, look_at, open_folder, read_pair
 from mora_data.viewer.pairs import PairQuery, PairSearch, parse_query
 from mora_data.viewer.pictures import reward_space

@@ -1,11 +1,17 @@
-"""Inline SVG from Python: a frame with two scales and a dozen marks. Colours and dashes are CSS
-classes (style.css).
+"""What the pages of the viewer and the report are made of: escaped text, HTML from the Jinja
+templates of templates/, and inline SVG, a frame with two scales and a dozen marks.
 
+    render("viewer/pairs.html", page=page)
     f = Frame((0, 1), (0, 1)); panel("share by k", "what it shows", f, [*axes(f, "k", "share"),
     line(f, points, "d0")])
 
-A panel is 350 wide, so that it stands at its own size on a telephone; a page shows several side by
-side.
+Whatever a source, a model or a URL says is text. Every value that a template prints is escaped, and
+characters that hide or turn others around are shown by their code; only `Markup` goes through as
+it is. Colours and dashes are CSS classes (style.css). A panel is 350 wide, so that it stands at its
+own size on a telephone; a page shows several side by side.
+
+Filters: `text(most)` cuts a text, `line(most)` puts a value on one line, `number`, `percent` and
+`interval` format numbers. Function: `url(path, query, anchor)`.
 """
 
 from __future__ import annotations
@@ -15,12 +21,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
+from urllib.parse import quote, urlencode
 
+from jinja2 import Environment
 from markupsafe import Markup
 
+from .. import resources
 from .values import Estimate, PairedDifference
 
+TEXT_CHARS = 1200
+LINE_CHARS = 300
 # control characters, and those that hide, or turn others around
 _HIDDEN = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
@@ -28,8 +40,6 @@ _HIDDEN = (
 )
 _HIDES = re.compile(f"[{_HIDDEN}]")
 _SPECIAL = re.compile(f"[&<>\"'{_HIDDEN}]")
-Point = tuple[float, float]
-MARKS = ("circle", "square", "triangle", "diamond", "cross", "ring")
 
 
 def escape(text: str) -> str:
@@ -43,6 +53,93 @@ def escape(text: str) -> str:
 def escape_json(text: str) -> str:
     """JSON in which those characters are shown by their code; its values are the same."""
     return _HIDES.sub(lambda m: json.dumps(m[0])[1:-1], text)
+
+
+def shown(value: object) -> str:
+    """A number as the page prints it; a dash for a missing one."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+    return str(value)
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def interval(cell: Mapping[str, Any] | None) -> str:
+    """Value and 95 % interval."""
+    if cell is None or cell.get("value") is None:
+        return "–"
+    ends = f" [{shown(cell['low'])}, {shown(cell['high'])}]" if cell.get("low") is not None else ""
+    return shown(cell["value"]) + ends
+
+
+def render(name: str, **values: Any) -> str:
+    """The template `name` of templates/ with these values."""
+    return environment().get_template(name).render(values)
+
+
+@cache
+def environment() -> Environment:
+    """The one environment of all pages; a template is read once."""
+    env = resources.document_environment(
+        "templates",
+        autoescape=True,
+        finalize=escape_value,
+        extensions=["jinja2.ext.do"],
+        auto_reload=False,
+        cache_size=-1,
+    )
+    env.filters |= {
+        "text": escape_text,
+        "line": escape_line,
+        "number": shown,
+        "percent": percent,
+        "interval": interval,
+    }
+    env.globals["url"] = url
+    return env
+
+
+def escape_value(value: object) -> Markup:
+    """Any value as escaped text; markup stays as it is."""
+    if isinstance(value, Markup):
+        return value
+    return Markup(escape(str(value)))
+
+
+def escape_text(text: str, most: int = TEXT_CHARS) -> Markup:
+    """Text that may be hostile, escaped; what is longer than `most` characters is cut."""
+    return escape_value(text if len(text) <= most else text[:most].rstrip() + " … [cut]")
+
+
+def escape_line(value: object, most: int = LINE_CHARS) -> Markup:
+    """A short value on one line, numbers formatted; markup stays as it is."""
+    if isinstance(value, Markup):
+        return value
+    return escape_text(" ".join(shown(value).split()), most)
+
+
+def url(path: str, query: Mapping[str, str] | None = None, anchor: str = "") -> str:
+    """A link; a template escapes it as it prints it."""
+    return (
+        quote(path, safe="/")
+        + (f"?{urlencode(query)}" if query else "")
+        + (f"#{quote(anchor)}" if anchor else "")
+    )
+
+
+# SVG
+
+Point = tuple[float, float]
+MARKS = ("circle", "square", "triangle", "diamond", "cross", "ring")
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,32 +396,6 @@ def interval_rows(
     if description is None:
         description = "; ".join(f"{label} {interval(c)}" for label, c, _ in rows)
     return panel(title, description, f, marks)
-
-
-def shown(value: object) -> str:
-    """A number as the page prints it; a dash for a missing one."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
-    return str(value)
-
-
-def percent(value: float | None) -> str:
-    """A share in per cent."""
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def interval(cell: Mapping[str, Any] | None) -> str:
-    """Value and 95 % interval."""
-    if cell is None or cell.get("value") is None:
-        return "–"
-    ends = f" [{shown(cell['low'])}, {shown(cell['high'])}]" if cell.get("low") is not None else ""
-    return shown(cell["value"]) + ends
 
 
 def arm_style(arm: str) -> tuple[str, int]:
