@@ -368,7 +368,7 @@ def print_status(args: argparse.Namespace) -> None:
 
 def _print_dataset(args: argparse.Namespace) -> None:
     """What a dataset folder, or a release, says of itself."""
-    from ..dataset.diff import dataset_of, is_on_hub
+    from ..dataset.client import dataset_of, is_on_hub
     from ..dataset.lint import facts_of
 
     if not args.run_dir.exists() and not is_on_hub(str(args.run_dir)):
@@ -387,7 +387,7 @@ def _print_dataset(args: argparse.Namespace) -> None:
 
 def verify_dataset(args: argparse.Namespace) -> int:
     """Whether a dataset is whole and keeps its laws: checksums, columns, pairs, splits, licence."""
-    from ..dataset.diff import dataset_of
+    from ..dataset.client import dataset_of
     from ..dataset.lint import verify
     from ..selection import DOMINANCE
 
@@ -460,7 +460,7 @@ def print_weights(args: argparse.Namespace) -> None:
 
 def view_folder(args: argparse.Namespace) -> None:
     """Look at a run or a dataset in the browser, while it runs too."""
-    from ..dataset.diff import dataset_of, is_on_hub
+    from ..dataset.client import dataset_of, is_on_hub
 
     if is_on_hub(str(args.folder)):
         args.folder = dataset_of(str(args.folder))
@@ -526,7 +526,7 @@ def _push_once(args: argparse.Namespace, run_dir: Path, repo_id: str, unsafe: st
 
 def export_dataset(args: argparse.Namespace) -> None:
     """Write one config of a run's dataset somewhere else."""
-    from ..dataset.diff import dataset_of
+    from ..dataset.client import dataset_of
     from ..dataset.export import export_config
     from ..run.remote import destination
 
@@ -538,7 +538,7 @@ def export_dataset(args: argparse.Namespace) -> None:
 
 def print_diff(args: argparse.Namespace) -> None:
     """What changed between two datasets, config by config."""
-    from ..dataset.diff import diff_datasets, diff_lines
+    from ..dataset.push import diff_datasets, diff_lines
 
     deltas = diff_datasets(args.before, args.after)
     _print(args, {name: asdict(d) for name, d in deltas.items()}, diff_lines(deltas))

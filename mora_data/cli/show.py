@@ -75,7 +75,7 @@ def sources_lines(sources: Sequence[SourceCounts]) -> list[str]:
 
 def report_lines(report: Report) -> list[str]:
     """The verdict, the arms with their intervals, and what to doubt, as text."""
-    from ..report.gather import HEADLINE
+    from ..report.arms import HEADLINE
     from ..report.markup import interval
 
     k = report["settings"]["k"]

@@ -7,8 +7,7 @@ card      README.md from the manifest
 papers    what lies beside: statistics, licence, citation, provenance, Croissant
 privacy   no addresses, counts of personal data, a public copy without unsafe text
 lint      checks before a byte leaves
-diff      what changed against another dataset; CHANGELOG.md
 export    one config in other formats
-client    the Hub's calls
-push      one commit and one tag
+client    the folder of a name, here or on the Hub; the Hub's calls
+push      what changed against another dataset; CHANGELOG.md; one commit and one tag
 """

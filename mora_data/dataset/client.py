@@ -1,11 +1,12 @@
-"""The Hub calls that a release makes, each failure a PublishError of one line that says what to
-do."""
+"""Where a dataset is, here or on the Hub, and the Hub calls that a release makes; each failure is a
+PublishError of one line that says what to do."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from .. import resources
 from ..errors import PublishError
 from ..run.files import readable
 from ..text import one_line
+
+_ON_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\S+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,29 @@ def snapshot(repo_id: str, revision: str | None) -> Path:
         raise PublishError(
             f"{name} can't be fetched ({why}): check the network and HF_ENDPOINT"
         ) from e
+
+
+def dataset_of(where: str) -> Path:
+    """The dataset folder of a run or a folder, or a copy of what a tag of the Hub holds.
+
+    Raises:
+        PublishError: there is none.
+    """
+    path = Path(where)
+    if is_on_hub(where) and (on_hub := _ON_HUB.fullmatch(where)):
+        path = snapshot(on_hub["repo"], on_hub["revision"])
+    for folder in (path / "dataset", path):
+        if (folder / "README.md").is_file() and any(folder.glob("*/*.parquet")):
+            return folder
+    raise PublishError(
+        f"{where} holds no dataset: give a dataset folder, a run folder that is built to the end,"
+        " or ORG/NAME@TAG"
+    )
+
+
+def is_on_hub(where: str) -> bool:
+    """Whether a name is no folder here, and may be ORG/NAME or ORG/NAME@TAG."""
+    return not Path(where).exists() and _ON_HUB.fullmatch(where) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from ..rewards.audit import knows_more_than_length
 from ..statistics.inference import LEAST_PROMPTS, MOST_LENGTH_GAP
-from .gather import BASES
+from .arms import BASES
 from .values import ArmNumbers, ComparisonReport, Report, ReviewNumbers, known
 
 LEAST_RELIABILITY = 0.3

@@ -27,10 +27,9 @@ from ..run.folder import manifest_of
 from ..settings import settings_that_differ
 from ..statistics import Bools, Floats
 from ..statistics.inference import Bootstrap, cluster_bootstrap, holm
-from .arms import DRAWS, in_arm_order
+from .arms import DRAWS, HEADLINE, in_arm_order
 from .caveats import comparison_caveats
 from .document import arms_report, finish_report, run_facts, settings_of
-from .gather import HEADLINE
 from .measure import metric_names
 from .pairs import PairTable, pair_numbers, read_pairs
 from .values import (
@@ -135,7 +134,7 @@ def _run_side(where: str, arm: str | None) -> Side:
 
 
 def _published_side(where: str, arm: str | None) -> Side:
-    from ..dataset.diff import dataset_of
+    from ..dataset.client import dataset_of
 
     folder = dataset_of(where)
     tree = read_json(folder / "provenance" / "manifest.json")

@@ -23,9 +23,18 @@ from ..rewards.judge_stats import JudgeStats
 from ..run.files import read_json, readable
 from ..run.folder import manifest_of, parts_of
 from ..selection import plain_pairs_doubt
-from .arms import DRAWS, answer_figures, arms_of, control_gains, mined_prompts, verdict_on
+from .arms import (
+    DRAWS,
+    HEADLINE,
+    Keep,
+    answer_figures,
+    arms_of,
+    control_gains,
+    gather,
+    mined_prompts,
+    verdict_on,
+)
 from .caveats import caveats_of, finding, headline, unmeasured_numbers
-from .gather import HEADLINE, Keep, gather
 from .measure import HYPERVOLUME_PROMPTS, Scale, blocks, finished_parts
 from .pairs import agreement, composition_figure, examples, length_figure, pair_numbers, read_pairs
 from .values import (

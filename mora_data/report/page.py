@@ -26,8 +26,8 @@ from ..run.files import write_whole
 from ..text import transcript
 from ..types import may_harm
 from . import charts
+from .arms import HEADLINE
 from .charts import METRIC_NAMES
-from .gather import HEADLINE
 from .markup import Figure, dot, escape, interval, interval_rows, render, shown
 from .pairs import PER_DIMENSION, SIDES, example_rows
 from .values import ArmsReport, ComparedNumber, ComparisonReport, Report, SideFacts

@@ -16,9 +16,9 @@ from support.scored import DIMS, many, one, settings, write
 
 from mora_data import cli
 from mora_data.cli.recipes import run_command
-from mora_data.dataset.diff import Delta, changelog, diff_datasets, version_step
 from mora_data.dataset.export import FORMATS, export_config
 from mora_data.dataset.lint import verify
+from mora_data.dataset.push import Delta, changelog, diff_datasets, version_step
 from mora_data.errors import PublishError
 from mora_data.selection import DOMINANCE
 from mora_data.settings import load_settings
