@@ -163,11 +163,6 @@ class Simulator:
         return write
 
 
-def prompt_kind(text: str) -> str:
-    """Kind of a prompt in the planted world: flat, one_dim, conflict or multi."""
-    return interpret(text, True).kind
-
-
 def draw_levels(reading: Reading, rng: random.Random) -> dict[str, int]:
     """Quality levels 1..5 of one answer, by dimension, from the distribution of the prompt's
     kind."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mora_data.cli import main
-from mora_data.simulator.engine import prompt_kind
+from mora_data.simulator.language import interpret
 
 BUILD = [
     "build",
@@ -44,7 +44,7 @@ def test_planted_kinds_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[s
         orjson.loads(line)
         for line in (tmp_path / "parts/00000/prompts.jsonl").read_bytes().splitlines()
     ]
-    planted = {p["prompt_id"]: prompt_kind(p["messages"][-1]["content"]) for p in prompts}
+    planted = {p["prompt_id"]: interpret(p["messages"][-1]["content"], True).kind for p in prompts}
     found = profiles(tmp_path)
     assert len(found) > 80 and np.mean([planted[p["prompt_id"]] == p["kind"] for p in found]) >= 0.9
     rollouts = pq.read_table(tmp_path / "parts/00000/rollouts.parquet").to_pylist()

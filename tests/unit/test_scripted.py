@@ -22,7 +22,7 @@ from mora_data.rewriting import checks, intents, reply, rewriter
 from mora_data.rewriting.rewriter import VARIABLES as FUSE
 from mora_data.settings import ScriptedSettings
 from mora_data.simulator import BANKS, CLAUSES, JOINED, SENTENCES
-from mora_data.simulator.engine import JUDGE_NOISE, Simulator, draw_levels, prompt_kind, write
+from mora_data.simulator.engine import JUDGE_NOISE, Simulator, draw_levels, write
 from mora_data.simulator.language import DIMENSIONS, generated_prompts, interpret, level_of
 from mora_data.types import Prompt, Request, Role, Sampling
 
@@ -111,7 +111,8 @@ def fused(prompt: str, n: int = 3, seed: int = 1) -> list[str]:
 @pytest.fixture(scope="module")
 def singles() -> list[str]:
     """Generated prompts of the single-reward kinds."""
-    return [t for r in generated_prompts(220, 3) if prompt_kind(t := str(r["prompt"])) != "multi"]
+    texts = (str(r["prompt"]) for r in generated_prompts(220, 3))
+    return [t for t in texts if interpret(t, True).kind != "multi"]
 
 
 def test_any_grouping_gives_the_same_answers() -> None:
@@ -290,7 +291,7 @@ def test_a_dimension_of_the_users_own_gets_a_score() -> None:
     ],
 )
 def test_kinds_follow_from_the_words(prompt: str, kinds: set[str]) -> None:
-    assert prompt_kind(prompt) in kinds
+    assert interpret(prompt, True).kind in kinds
 
 
 def test_degenerate_answers_are_a_few_percent() -> None:
@@ -315,7 +316,7 @@ def test_fused_questions_are_multi_and_pass_most_checks(singles: list[str]) -> N
     texts = [fused(p, 3) for p in singles]
     accepted = sum(map(len, texts)) / (3 * len(singles))
     assert 0.8 < accepted < 0.97
-    assert {prompt_kind(t) for ts in texts for t in ts} == {"multi"}
+    assert {interpret(t, True).kind for ts in texts for t in ts} == {"multi"}
 
 
 def test_feedback_helps_and_some_risky_prompts_are_refused_to_the_end(singles: list[str]) -> None:
@@ -400,7 +401,7 @@ def test_generated_prompts_are_distinct_seeded_and_mixed() -> None:
     assert len(set(texts)) == 2000
     assert rows == list(generated_prompts(2000, 0))
     assert rows != list(generated_prompts(2000, 1))
-    shares = {k: n / 2000 for k, n in Counter(map(prompt_kind, texts)).items()}
+    shares = {k: n / 2000 for k, n in Counter(interpret(t, True).kind for t in texts).items()}
     assert shares == pytest.approx(
         {"flat": 0.3, "one_dim": 0.3, "conflict": 0.25, "multi": 0.15}, abs=0.04
     )
