@@ -73,12 +73,12 @@ def hierarchical_bootstrap(
     return out
 
 
-def interval(draws_B: Floats, level: float = 0.95) -> tuple[float, float] | None:
-    """Percentile interval of draws; None where they are not numbers."""
+def interval(draws_B: Floats) -> tuple[float, float] | None:
+    """95 % percentile interval of draws; None where they are not numbers."""
     there = draws_B[np.isfinite(draws_B)]
     if len(there) < 0.9 * len(draws_B) or not len(there):
         return None
-    low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(there, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -95,10 +95,12 @@ def relative_improvement(after: float, reference: float) -> float | None:
     return 100 * (after - reference) / reference if reference > 0 else None
 
 
+WIN_RATE_DRAWS = 400
+
+
 def length_controlled_win_rate(
     wins_P: Floats,
     length_gap_P: Floats,
-    draws: int = 400,
     seed: int = 0,
     clusters_P: Ints | None = None,
 ) -> tuple[float, tuple[float, float] | None]:
@@ -126,8 +128,8 @@ def length_controlled_win_rate(
     n, rng = int(labels.max()) + 1, np.random.default_rng(seed)
     rates = [_rate_at_zero(x, *_in_bins(np.ones((1, n)), labels, y, starts))[0]]
     step = max(1, (1 << 21) // len(y))
-    for first in range(0, draws, step):
-        size = min(step, draws - first)
+    for first in range(0, WIN_RATE_DRAWS, step):
+        size = min(step, WIN_RATE_DRAWS - first)
         counts = resampled_counts(rng, n, size)
         rates += list(_rate_at_zero(x, *_in_bins(counts, labels, y, starts)))
     return float(rates[0]), interval(np.array(rates[1:]))

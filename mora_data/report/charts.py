@@ -579,8 +579,7 @@ def scaling(r: Report) -> Figure:
     note = (
         "Line: mean over seeds; area: from the lowest to the highest seed."
         if drawn
-        else "Not drawn: no evaluation results (evals.jsonl in the run folder, one {fraction,"
-        " seed, metric, value} a line)."
+        else "Not drawn: no evaluation results (mora-data evaluate --scaling brings them)."
     )
     return Figure(
         "scaling",

@@ -26,7 +26,7 @@ from ..run.files import read_json, readable
 from ..run.folder import manifest_of
 from ..settings import settings_that_differ
 from ..statistics import Bools, Floats
-from ..statistics.inference import Bootstrap, cluster_bootstrap, holm
+from ..statistics.inference import cluster_bootstrap, holm, percentile_ends
 from .arms import DRAWS, HEADLINE, in_arm_order
 from .caveats import comparison_caveats
 from .document import arms_report, finish_report, run_facts, settings_of
@@ -303,8 +303,8 @@ def _differences(
     boot = cluster_bootstrap(stacked, at, DRAWS, seed)
     value = boot.estimate_M[m:] - boot.estimate_M[:m]
     draws = boot.draws_B_M[:, m:] - boot.draws_B_M[:, :m]
-    n_M, none = np.minimum(boot.n_M[:m], boot.n_M[m:]), np.zeros(m)  # a difference is no rate
-    low, high = Bootstrap(value, draws, none, n_M, n_M, none, none.astype(int)).percentile()
+    n_M = np.minimum(boot.n_M[:m], boot.n_M[m:])
+    low, high = percentile_ends(draws, n_M)
     return [
         {
             "value": rounded(value[i]),

@@ -339,8 +339,8 @@ def _cost(manifest: Mapping[str, Any], n_pairs: int) -> CostFigure:
 
 
 def scaling_figure(run_dir: Path, n_pairs: int, n_prompts: int) -> ScalingFigure:
-    """evals.jsonl of the run folder ({"fraction", "seed", "metric", "value"} a line); without it,
-    only what pairs per prompt say."""
+    """evals.jsonl of the run folder, which `evaluate --scaling` writes; without it, only what pairs
+    per prompt say."""
     found: list[EvaluationPoint] = []
     path = run_dir / "evals.jsonl"
     for line in path.read_bytes().splitlines() if path.exists() else ():

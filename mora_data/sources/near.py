@@ -15,7 +15,7 @@ the order of the texts and on nothing else. Memory: some 700 bytes a text (docs/
 from __future__ import annotations
 
 import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,36 +31,8 @@ _FULL = (1 << 64) - 1
 
 
 class NearDuplicates:
-    """Remembers the texts that were not near-duplicates."""
-
-    def __init__(self, threshold: float = 0.8) -> None:
-        import rensa
-
-        self._sketch: Any = rensa.RMinHash
-        self._least = threshold * HASHES - 1e-9
-        self._index = _Bands(16 if threshold >= 0.8 else 32)
-
-    def seen(self, text: str) -> bool:
-        """Whether a text before had a Jaccard similarity of `threshold` or more; else this one is
-        remembered."""
-        tokens = words(text)
-        if not tokens:
-            return False
-        made = self._sketch(HASHES, SEED)
-        made.update(_runs(tokens))
-        sketch = np.frombuffer(array.array("I", made.digest()), np.uint32)
-        hashed = self._index.hashed(sketch)
-        if any(
-            np.count_nonzero(other == sketch) >= self._least
-            for other in self._index.alike(sketch, hashed)
-        ):
-            return True
-        self._index.add(sketch, hashed)
-        return False
-
-
-class _Bands:
-    """Sketches, found again by any of their bands.
+    """Remembers the texts that were not near-duplicates, as sketches that are found again by any of
+    their bands.
 
     512 bytes a sketch, and for each of its bands a slot of 5 bytes: the number of the sketch and a
     tag, 7 bits of the band's hash (0: empty). Slots stand in groups; a band lies in the first group
@@ -69,24 +41,44 @@ class _Bands:
     are put into the table together.
     """
 
-    def __init__(self, n_bands: int) -> None:
-        self._n_bands, self._n = n_bands, 0
+    def __init__(self, threshold: float = 0.8) -> None:
+        import rensa
+
+        self._sketch: Any = rensa.RMinHash
+        self._least = threshold * HASHES - 1e-9
+        self._n_bands, self._n = 16 if threshold >= 0.8 else 32, 0
         odd = np.random.default_rng(SEED).integers(
-            1, 1 << 62, HASHES // n_bands // 2 + n_bands, np.uint64
+            1, 1 << 62, HASHES // self._n_bands // 2 + self._n_bands, np.uint64
         ) | np.uint64(1)
-        self._odd, self._band = odd[n_bands:], odd[:n_bands]
+        self._odd, self._band = odd[self._n_bands :], odd[: self._n_bands]
         self._chunks: list[NDArray[np.uint32]] = []
         self._fresh: dict[int, list[int]] = {}
         self._last: list[NDArray[np.uint64]] = []
-        self._clear(FRESH * n_bands // 2)
+        self._clear(FRESH * self._n_bands // 2)
 
-    def hashed(self, sketches: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    def seen(self, text: str) -> bool:
+        """Whether a text before had a Jaccard similarity of `threshold` or more; else this one is
+        remembered."""
+        tokens = words(text)
+        if not tokens:
+            return False
+        made = self._sketch(HASHES, SEED)
+        made.update([" ".join(tokens[i : i + RUN]) for i in range(max(len(tokens) - RUN, 0) + 1)])
+        sketch = np.frombuffer(array.array("I", made.digest()), np.uint32)
+        hashed = self._hashed(sketch)
+        alike = self._alike(sketch, hashed)
+        if any(np.count_nonzero(other == sketch) >= self._least for other in alike):
+            return True
+        self._add(sketch, hashed)
+        return False
+
+    def _hashed(self, sketches: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """A hash of each band and its place; n x bands for n sketches. The values are hashes
         already: they need no mixing."""
         pairs = sketches.view(np.uint64).reshape(*sketches.shape[:-1], self._n_bands, -1)
         return np.asarray((pairs * self._odd).sum(-1) + self._band)
 
-    def alike(
+    def _alike(
         self, sketch: NDArray[np.uint32], hashed: NDArray[np.uint64]
     ) -> Iterator[NDArray[np.uint32]]:
         """The sketches that share a band with this one, each once."""
@@ -99,7 +91,7 @@ class _Bands:
                 compared.add(number)
                 yield other
 
-    def add(self, sketch: NDArray[np.uint32], hashed: NDArray[np.uint64]) -> None:
+    def _add(self, sketch: NDArray[np.uint32], hashed: NDArray[np.uint64]) -> None:
         """Remember a sketch."""
         if self._n % CHUNK == 0:
             self._chunks.append(np.empty((CHUNK, HASHES), np.uint32))
@@ -141,7 +133,7 @@ class _Bands:
         for at in range(0, self._n, FRESH):
             chunk = self._chunks[at // CHUNK][at % CHUNK : at % CHUNK + FRESH]
             self._place(
-                np.repeat(np.arange(at, at + FRESH), self._n_bands), self.hashed(chunk).ravel()
+                np.repeat(np.arange(at, at + FRESH), self._n_bands), self._hashed(chunk).ravel()
             )
 
     def _cut(self, sketches: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -171,7 +163,3 @@ class _Bands:
             self._numbers[group[fits] * GROUP + slot[fits]] = numbers[fits]
             numbers, hashed, tag = numbers[~fits], hashed[~fits], tag[~fits]
             hashed = hashed + ((hashed >> np.uint64(32)) | np.uint64(1))
-
-
-def _runs(tokens: Sequence[str]) -> list[str]:
-    return [" ".join(tokens[i : i + RUN]) for i in range(max(len(tokens) - RUN, 0) + 1)]

@@ -41,13 +41,9 @@ class Bootstrap:
     variance_M: Floats
     mixed_M: Ints
 
-    def percentile(self, level: float = 0.95) -> tuple[Floats, Floats]:
-        """Ends of the percentile interval (Efron and Tibshirani 1993, 13.3); NaN with fewer than
-        two clusters."""
-        low, high = _quantiles(
-            self.draws_B_M, [np.full(len(self.n_M), q) for q in ((1 - level) / 2, (1 + level) / 2)]
-        )
-        return np.where(self.n_M > 1, low, np.nan), np.where(self.n_M > 1, high, np.nan)
+    def percentile(self) -> tuple[Floats, Floats]:
+        """Ends of the percentile interval; NaN with fewer than two clusters."""
+        return percentile_ends(self.draws_B_M, self.n_M)
 
     def bca(self, level: float = 0.95) -> tuple[Floats, Floats]:
         """Ends of the bias-corrected and accelerated interval (Efron 1987, eq. 2.3), for rare
@@ -66,10 +62,9 @@ class Bootstrap:
             z = z0 + normal.inv_cdf(q)
             shifted = z0 + z / np.maximum(1 - self.acceleration_M * z, 1e-9)
             ends.append(np.array([normal.cdf(float(s)) for s in shifted]))
-        low, high = _quantiles(self.draws_B_M, ends)
-        return np.where(self.n_M > 1, low, np.nan), np.where(self.n_M > 1, high, np.nan)
+        return _quantiles(self.draws_B_M, ends, self.n_M)
 
-    def rate(self, of_M: Bools | slice = slice(None), level: float = 0.95) -> tuple[Floats, Floats]:
+    def rate(self, of_M: Bools | slice = slice(None)) -> tuple[Floats, Floats]:
         """Ends for the columns `of_M`, means of values in [0, 1] and rare ones too: `rate_interval`
         of the effective cases.
 
@@ -82,7 +77,7 @@ class Bootstrap:
         most = p * (1 - p)
         design = np.where(most > 0, self.variance_M[of_M] / np.where(most > 0, most, 1.0), 1.0)
         design = (mixed * design + 1.5) / (mixed + 1.5)
-        low, high = rate_interval(p * n / design, n / design, level)
+        low, high = rate_interval(p * n / design, n / design)
         return np.where(n > 1, low, np.nan), np.where(n > 1, high, np.nan)
 
 
@@ -232,9 +227,15 @@ def resampled_counts(rng: np.random.Generator, n: int, size: int) -> Floats:
     return np.bincount(flat.ravel(), minlength=size * n).reshape(size, n).astype(float)
 
 
-def _quantiles(draws_B_M: Floats, levels: list[Floats]) -> list[Floats]:
-    """One quantile per column for each row of levels, over the draws that held a value of that
-    column."""
+def percentile_ends(draws_B_M: Floats, n_M: Ints) -> tuple[Floats, Floats]:
+    """Ends of the 95 % percentile interval of draws (Efron and Tibshirani 1993, 13.3); NaN where
+    `n_M`, the clusters, are fewer than two."""
+    return _quantiles(draws_B_M, [np.full(len(n_M), q) for q in (0.025, 0.975)], n_M)
+
+
+def _quantiles(draws_B_M: Floats, levels: list[Floats], n_M: Ints) -> tuple[Floats, Floats]:
+    """Two quantiles per column over the draws that held a value of that column; NaN where the
+    clusters are fewer than two."""
     ordered = np.sort(draws_B_M, axis=0)  # NaN comes last
     last = np.maximum((~np.isnan(ordered)).sum(0) - 1, 0)
     columns = np.arange(ordered.shape[1])
@@ -244,8 +245,9 @@ def _quantiles(draws_B_M: Floats, levels: list[Floats]) -> list[Floats]:
         under = np.floor(at).astype(int)
         share = at - under
         over = np.minimum(under + 1, last)
-        out.append(ordered[under, columns] * (1 - share) + ordered[over, columns] * share)
-    return out
+        found = ordered[under, columns] * (1 - share) + ordered[over, columns] * share
+        out.append(np.where(n_M > 1, found, np.nan))
+    return out[0], out[1]
 
 
 Line = Literal["supports expansion", "not supported", "inconclusive"]
@@ -439,12 +441,15 @@ def rate_interval(c: Floats, n: Floats, level: float = 0.95) -> tuple[Floats, Fl
     return np.where((n > 0) & (c > 0), low, 0.0), np.where((n > 0) & (rest > 1e-9), high, 1.0)
 
 
-def moment_prior(c_P: Ints, n_P: Ints, most: float = 64.0) -> tuple[float, float]:
+MOST_WEIGHT = 64.0  # of a prior, in rollouts
+
+
+def moment_prior(c_P: Ints, n_P: Ints) -> tuple[float, float]:
     """Beta prior (a, b) of the pass rates of one dataset and dimension, by the method of moments
     (docs/method.md, "Budget").
 
     E[c/n] = E[p] and E[c(c-1) / n(n-1)] = E[p^2] hold for every n >= 2; prompts with fewer scores
-    are left out. a and b are at least 0.5 and weigh together at most `most` rollouts, also where
+    are left out. a and b are at least 0.5 and weigh together at most MOST_WEIGHT, also where
     the rates differ by no more than chance. Jeffreys' prior with fewer than two prompts.
     """
     enough = n_P >= 2
@@ -453,7 +458,7 @@ def moment_prior(c_P: Ints, n_P: Ints, most: float = 64.0) -> tuple[float, float
         return 0.5, 0.5
     mean, square = float(np.mean(c / n)), float(np.mean(c * (c - 1) / (n * (n - 1))))
     variance = square - mean**2
-    strength = min((mean - square) / variance, most) if variance > 0 else most
+    strength = min((mean - square) / variance, MOST_WEIGHT) if variance > 0 else MOST_WEIGHT
     return max(mean * strength, 0.5), max((1 - mean) * strength, 0.5)
 
 

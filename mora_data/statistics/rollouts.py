@@ -467,7 +467,7 @@ BINS = np.array([
 DRAWS = 128
 
 
-def rate_prior(c_P: Ints, n_P: Ints, rounds: int = 200) -> Floats:
+def rate_prior(c_P: Ints, n_P: Ints) -> Floats:
     """How pass rates of one dimension spread over prompts: mass in each of BINS' intervals, against
     Jeffreys' prior.
 
@@ -484,7 +484,7 @@ def rate_prior(c_P: Ints, n_P: Ints, rounds: int = 200) -> Floats:
         / jeffreys
     )
     mass = jeffreys.copy()
-    for _ in range(rounds):
+    for _ in range(200):
         share = likelihood * mass
         mass = (share / share.sum(1, keepdims=True)).sum(0) + jeffreys
         mass /= mass.sum()
@@ -500,7 +500,6 @@ def foreseen(
     prior_D_B: Floats | None = None,
     *,
     seed: int = 0,
-    draws: int = DRAWS,
 ) -> Floats:
     """Probability of each of KINDS that the schedule gives to one prompt, given the samples seen;
     sums to 1.
@@ -513,8 +512,8 @@ def foreseen(
     """
     prior = np.ones((seen_N_D.shape[1], len(BINS) - 1)) if prior_D_B is None else prior_D_B
     rng = np.random.default_rng(seed)
-    completed, weight = _completions(seen_N_D, counts[-1], floors_D, prior, rng, draws)
-    kinds = np.full(draws, UNDECIDED)
+    completed, weight = _completions(seen_N_D, counts[-1], floors_D, prior, rng)
+    kinds = np.full(DRAWS, UNDECIDED)
     for n in counts:
         left = np.flatnonzero(kinds == UNDECIDED)
         if left.size:
@@ -526,7 +525,7 @@ def foreseen(
 
 
 def likeliest(
-    chance_K: Floats, foresee: Foresee, accept: Sequence[Kind] = KINDS, draws: int = DRAWS
+    chance_K: Floats, foresee: Foresee, accept: Sequence[Kind] = KINDS
 ) -> tuple[Kind, float]:
     """The kind to be expected from `foreseen`, and how sure it is: in [0, 1].
 
@@ -541,7 +540,7 @@ def likeliest(
     best = int(decided.argmax())
     if KINDS[best] not in accept:
         return likeliest(chance_K, "label")
-    return KINDS[best], float(decided[best] / (decided.sum() + 1 / draws))
+    return KINDS[best], float(decided[best] / (decided.sum() + 1 / DRAWS))
 
 
 def _completions(
@@ -550,25 +549,24 @@ def _completions(
     floors_D: Floats,
     prior_D_B: Floats,
     rng: np.random.Generator,
-    draws: int,
 ) -> tuple[Floats, Floats]:
-    """`draws` completed samples, draws x last x D, and their weights."""
+    """DRAWS completed samples, DRAWS x last x D, and their weights."""
     n, dims = seen_N_D.shape
     there = ~np.isnan(seen_N_D)
     with np.errstate(invalid="ignore"):
         passed = there & (seen_N_D >= floors_D)
     c, scored = passed.sum(0), there.sum(0)
     # an answer of a sort not seen yet, with the weight of one
-    unlike = rng.integers(0, 2, (draws, dims))
-    mass = rng.standard_exponential((draws, n + 1))
+    unlike = rng.integers(0, 2, (DRAWS, dims))
+    mass = rng.standard_exponential((DRAWS, n + 1))
     mass /= mass.sum(1, keepdims=True)
-    which = (rng.random((draws, last - n))[..., None] > np.cumsum(mass, axis=1)[:, None, :-1]).sum(
+    which = (rng.random((DRAWS, last - n))[..., None] > np.cumsum(mass, axis=1)[:, None, :-1]).sum(
         -1
     )
     future = np.where(
         (which < n)[..., None], seen_N_D[np.minimum(which, n - 1)], unlike[:, None, :]
     )
-    weight = np.ones(draws)
+    weight = np.ones(DRAWS)
     for d in range(dims):
         if 0 < c[d] < scored[d]:
             rate = (mass[:, :n] @ passed[:, d] + mass[:, n] * unlike[:, d]) / (
@@ -578,18 +576,18 @@ def _completions(
                 d, np.clip(np.searchsorted(BINS, rate, side="right") - 1, 0, len(BINS) - 2)
             ]
         else:
-            rate = _rates(c[d], scored[d], prior_D_B[d], rng, draws)
-            flipped = rng.random((draws, last - n)) < (rate if c[d] == 0 else 1 - rate)[:, None]
+            rate = _rates(c[d], scored[d], prior_D_B[d], rng)
+            flipped = rng.random((DRAWS, last - n)) < (rate if c[d] == 0 else 1 - rate)[:, None]
             same = np.where(which < n, future[..., d], float(c[d] > 0))
             future[..., d] = np.where(flipped, float(c[d] == 0), same)
-    return np.concatenate([np.broadcast_to(seen_N_D, (draws, n, dims)), future], axis=1), weight
+    return np.concatenate([np.broadcast_to(seen_N_D, (DRAWS, n, dims)), future], axis=1), weight
 
 
-def _rates(c: int, n: int, prior_B: Floats, rng: np.random.Generator, draws: int) -> Floats:
+def _rates(c: int, n: int, prior_B: Floats, rng: np.random.Generator) -> Floats:
     """Pass rates from their posterior, uniform within an interval."""
     posterior = prior_B * _jeffreys(int(c), int(n))
-    at = rng.choice(len(posterior), draws, p=posterior / posterior.sum())
-    return BINS[at] + rng.random(draws) * np.diff(BINS)[at]
+    at = rng.choice(len(posterior), DRAWS, p=posterior / posterior.sum())
+    return BINS[at] + rng.random(DRAWS) * np.diff(BINS)[at]
 
 
 @lru_cache(maxsize=4096)
