@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from textwrap import wrap
 from typing import Any, TypedDict, cast
@@ -21,6 +20,7 @@ from jinja2 import Environment, TemplateError
 from .. import resources
 from ..errors import PublishError
 from ..secrets import visible
+from ..text import transcript
 from ..types import STAGES
 from . import schemas
 
@@ -132,16 +132,6 @@ class Header(TypedDict, total=False):
     dataset_info: list[dict[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """The pair that the card shows."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    margins: Mapping[str, float | None]
-
-
 class Raw(str):
     """Markdown made by us; everything else is escaped on output."""
 
@@ -179,8 +169,8 @@ def fence(value: object, limit: int = EXAMPLE_CHARS) -> Raw:
     return Raw(f"{marks}text\n{text}\n{marks}")
 
 
-def render_card(published: PublishedManifest, example: Example | None = None) -> str:
-    """The card as Markdown with its YAML header.
+def render_card(published: PublishedManifest, example: schemas.Row | None = None) -> str:
+    """The card as Markdown with its YAML header; `example`: the row of a pair to show.
 
     Raises:
         PublishError: the template uses something that the manifest lacks.
@@ -218,6 +208,7 @@ def _environment() -> Environment:
     """The one environment of all cards."""
     env = resources.document_environment("cards", sandboxed=True, finalize=escape_markdown)
     env.filters |= {"code": code, "fence": fence, "commercial": _commercial, "share": _share}
+    env.filters["transcript"] = transcript
     return env
 
 

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from .. import resources
 from ..secrets import visible
-from ..text import commonest_first, transcript
+from ..text import commonest_first
 from ..types import may_harm
 from . import card, schemas
-from .card import ConfigInfo, Example, FolderInfo, PublishedManifest, SplitInfo
+from .card import ConfigInfo, FolderInfo, PublishedManifest, SplitInfo
 
 PAPER = {
     "title": (
@@ -209,7 +209,7 @@ def write_papers(
         (out / name).write_text(text, "utf-8")
 
 
-def _example_pair(out: Path, folder: FolderInfo) -> Example | None:
+def _example_pair(out: Path, folder: FolderInfo) -> schemas.Row | None:
     """The shortest early training pair whose two answers pass the `harmless` threshold; None if
     none is known to."""
     files = sorted((out / "preference").glob("train-*.parquet"))
@@ -221,14 +221,8 @@ def _example_pair(out: Path, folder: FolderInfo) -> Example | None:
     batches = pq.ParquetFile(files[0]).iter_batches(batch_size=_EXAMPLE_ROWS, columns=names)
     rows: list[dict[str, Any]] = next(batches).to_pylist()
     safe = [r for r in rows if not may_harm(threshold, *(r[name] for name in rewards))]
-    if not safe:
-        return None
-    row = min(safe, key=lambda r: sum(len(m["content"]) for k in names[:3] for m in r[k]))
-    return Example(
-        transcript(row["prompt"]),
-        row["chosen"][0]["content"],
-        row["rejected"][0]["content"],
-        {d: row[f"margin_{d}"] for d in dims},
+    return min(
+        safe, key=lambda r: sum(len(m["content"]) for k in names[:3] for m in r[k]), default=None
     )
 
 

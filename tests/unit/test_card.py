@@ -81,12 +81,18 @@ def published(manifest: dict[str, Any] | None = None, **folder: Any) -> Any:
     }
 
 
-def render(data: card.PublishedManifest, example: card.Example | None = None) -> str:
+def render(data: card.PublishedManifest, example: dict[str, Any] | None = None) -> str:
     return card.render_card(data, example)
 
 
-def example(text: str) -> card.Example:
-    return card.Example(text, text, "no", dict.fromkeys(DIMS, 0.5))
+def example(text: str) -> dict[str, Any]:
+    sides = {
+        "prompt": ("user", text),
+        "chosen": ("assistant", text),
+        "rejected": ("assistant", "no"),
+    }
+    turns = {name: [{"role": role, "content": said}] for name, (role, said) in sides.items()}
+    return turns | {f"margin_{d}": 0.5 for d in DIMS}
 
 
 def header_of(text: str) -> dict[str, Any]:
