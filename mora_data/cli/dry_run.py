@@ -380,13 +380,11 @@ def _unseen(case: Case) -> float:
 def _pairs(case: Case) -> Ends:
     """Pairs of all prompts: the interval of the share of prompts that have one, times the mean of
     those."""
-    import numpy as np
-
     from ..statistics.inference import rate_interval
 
     there, n = case.pairs > 0, len(case.pairs)
     share, each = float(there.mean()), float(case.pairs[there].mean()) if there.any() else 1.0
-    ends = rate_interval(np.array(float(there.sum())), np.array(float(n)))
+    ends = rate_interval(float(there.sum()), n)
     low, high = (share + _unseen(case) * (float(end) - share) for end in ends)
     return case.n_prompts * each * low, case.n_prompts * each * high
 

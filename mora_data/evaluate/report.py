@@ -528,8 +528,8 @@ def _entry(
     ends = interval(own.draws_B_M[:, k])
     # all alike: resampling can't tell 0 of 10 from 0 of 1000
     if ends and ends[0] == ends[1] and name in RATES:
-        low, high = rate_interval(np.array([round(mean * n_prompts)]), np.array([n_prompts]))
-        ends = (float(low[0]), float(high[0]))
+        low, high = rate_interval(round(mean * n_prompts), n_prompts)
+        ends = (float(low), float(high))
     entry: dict[str, Any] = {"mean": None if math.isnan(mean) else mean, "interval": ends}
     if reference is not None and not math.isnan(mean) and not math.isnan(reference.estimate_M[k]):
         before = float(reference.estimate_M[k])

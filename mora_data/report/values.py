@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import NotRequired
 
@@ -501,5 +500,4 @@ def share(c: int, n: int) -> Estimate:
     """A share with its interval; value None without cases."""
     if not n:
         return {"value": None, "low": None, "high": None, "n": n}
-    low, high = rate_interval(np.array(c), np.array(n))
-    return {"value": rounded(c / n), "low": rounded(low), "high": rounded(high), "n": n}
+    return cell(c / n, *rate_interval(c, n), n)

@@ -424,7 +424,7 @@ def pilot_check(
         return Check("probe", False, None, f"{len(y)} of its answers could be scored")
     joint = np.mean((x_levels >= floors_D).all(1)) if len(x) else 0.0
     passes = (y_levels >= floors_D).all(1)
-    most = float(rate_interval(passes.sum(), np.array(len(y)), LEVEL)[1])
+    most = float(rate_interval(passes.sum(), len(y), LEVEL)[1])
     erd, own = (
         float(effective_dimensionality(r[None], sigma_D)[0]) if len(r) else 0.0 for r in (x, y)
     )

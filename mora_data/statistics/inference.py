@@ -425,7 +425,9 @@ def beta_quantile(a: Floats, b: Floats, q: Floats | float) -> Floats:
     return np.asarray(x)
 
 
-def rate_interval(c: Floats, n: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+def rate_interval(
+    c: Floats | float, n: Floats | float, level: float = 0.95
+) -> tuple[Floats, Floats]:
     """Confidence interval of a share c / n, also where both are effective numbers and not whole;
     (0, 1) where n = 0.
 

@@ -258,7 +258,7 @@ def pair_accuracy(margins: Sequence[float]) -> dict[str, float | int | None]:
 
 def rate(c: int, n: int) -> RateInterval:
     """c of n with its interval."""
-    low, high = rate_interval(np.array(c), np.array(n))
+    low, high = rate_interval(c, n)
     return RateInterval(c / n if n else None, float(low), float(high), n)
 
 
