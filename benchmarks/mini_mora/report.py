@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mora_data.evaluate.report import bootstrap_p, hierarchical_bootstrap, interval
+from mora_data.evaluate.report import bootstrap_p, draws_interval, hierarchical_bootstrap
 
 from .scale import FORMS, TEST_ANSWERS
 from .world import DIMENSIONS
@@ -121,7 +121,7 @@ def _drawn(values_S_P: np.ndarray[Any, Any]) -> dict[str, Any]:
     return {
         "seeds": len(values_S_P),
         "value": float(drawn.estimate_M[0]),
-        "interval": interval(drawn.draws_B_M[:, 0]),
+        "interval": draws_interval(drawn.draws_B_M[:, 0]),
         "p": bootstrap_p(drawn.draws_B_M[:, 0]),
         "by_seed": [round(float(v.mean()), 4) for v in values_S_P],
     }

@@ -73,7 +73,7 @@ def hierarchical_bootstrap(
     return out
 
 
-def interval(draws_B: Floats) -> tuple[float, float] | None:
+def draws_interval(draws_B: Floats) -> tuple[float, float] | None:
     """95 % percentile interval of draws; None where they are not numbers."""
     there = draws_B[np.isfinite(draws_B)]
     if len(there) < 0.9 * len(draws_B) or not len(there):
@@ -132,7 +132,7 @@ def length_controlled_win_rate(
         size = min(step, WIN_RATE_DRAWS - first)
         counts = resampled_counts(rng, n, size)
         rates += list(_rate_at_zero(x, *_in_bins(counts, labels, y, starts)))
-    return float(rates[0]), interval(np.array(rates[1:]))
+    return float(rates[0]), draws_interval(np.array(rates[1:]))
 
 
 def _in_bins(
@@ -221,7 +221,7 @@ def scaling_fit(
     a, b, n0 = found[0]
     edge = bool(n0 in (grid[0], grid[-1]))
     of_b, of_both, of_n0 = (
-        None if draws_B_K is None else interval(v)
+        None if draws_B_K is None else draws_interval(v)
         for v in (found[1:, 1], found[1:, 0] + found[1:, 1], found[1:, 2])
     )
     return Scaling(float(a), float(b), float(n0), float(a + b), of_b, of_both, of_n0, edge)
@@ -525,7 +525,7 @@ def _entry(
     name: str, k: int, own: Resampled, reference: Resampled | None, p: float | None, n_prompts: int
 ) -> dict[str, Any]:
     mean = float(own.estimate_M[k])
-    ends = interval(own.draws_B_M[:, k])
+    ends = draws_interval(own.draws_B_M[:, k])
     # all alike: resampling can't tell 0 of 10 from 0 of 1000
     if ends and ends[0] == ends[1] and name in RATES:
         low, high = rate_interval(round(mean * n_prompts), n_prompts)
@@ -535,7 +535,7 @@ def _entry(
         before = float(reference.estimate_M[k])
         entry |= {
             "points": mean - before,
-            "points_interval": interval(own.draws_B_M[:, k] - reference.draws_B_M[:, k]),
+            "points_interval": draws_interval(own.draws_B_M[:, k] - reference.draws_B_M[:, k]),
         }
         if name not in ("length", "kl"):  # relative figures only of bounded metrics
             entry["relative_percent"] = relative_improvement(mean, before)
@@ -554,7 +554,7 @@ def _win_rate(measured: _Measured, model: str, seed: int) -> dict[str, Any] | No
     rate, ends = length_controlled_win_rate(wins, gaps, seed=seed, clusters_P=clusters_P)
     return {
         "rate": float(own.estimate_M[k]),
-        "interval": interval(own.draws_B_M[:, k]),
+        "interval": draws_interval(own.draws_B_M[:, k]),
         "length_controlled": rate,
         "length_controlled_interval": ends,
         "n": int(np.isfinite(wins).sum()),
@@ -617,9 +617,11 @@ def _with_intervals(
     mean = _nulls([values_D[list(trained)].mean()])[0] if trained else None
     return {
         name: dict(zip(dims, _nulls(values_D), strict=True)),
-        f"{name}_interval": {d: interval(draws_B_D[:, k]) for k, d in enumerate(dims)},
+        f"{name}_interval": {d: draws_interval(draws_B_D[:, k]) for k, d in enumerate(dims)},
         f"mean_{name}": mean,
-        f"mean_{name}_interval": interval(draws_B_D[:, list(trained)].mean(1)) if trained else None,
+        f"mean_{name}_interval": draws_interval(draws_B_D[:, list(trained)].mean(1))
+        if trained
+        else None,
     }
 
 

@@ -31,7 +31,7 @@ from .layouts import (
     is_talk,
     json_in,
     means_turns,
-    preference,
+    two_sides,
 )
 
 COLUMNS = tuple(
@@ -360,7 +360,7 @@ class UltraFeedbackBinarized:
         """The context that both sides share."""
         if not isinstance(row.get("prompt"), list):
             prompt_in(row, "prompt")
-        return preference({k: v for k, v in row.items() if k != "messages"})
+        return two_sides({k: v for k, v in row.items() if k != "messages"})
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """Both replies with their overall score of 1 to 10."""

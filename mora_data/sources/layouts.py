@@ -313,7 +313,7 @@ def _reply(value: object) -> tuple[Messages, str | None]:
     return turns[:-1], turns[-1]["content"]
 
 
-def preference(row: Row) -> ParsedRow:
+def two_sides(row: Row) -> ParsedRow:
     """Two sides, each a reply or a conversation that ends with one, and the context before them."""
     sides = _sides(row) or SIDES[0]
     values = [row.get(s) for s in sides]
@@ -519,7 +519,7 @@ def openai_preference(row: Row) -> ParsedRow:
     inner = row["input"]
     talk = inner.get("messages") if isinstance(inner, Mapping) else None
     sides = {k: row.get(k) for k in SIDES[1]}
-    return preference({"messages": talk, **sides})
+    return two_sides({"messages": talk, **sides})
 
 
 def oasst_tree(row: Row) -> ParsedRow:
@@ -815,7 +815,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "`chosen` and `rejected`: texts, turns or conversations; a question column, or none where"
         " the conversations hold it",
         _is_preference,
-        preference,
+        two_sides,
         scales={"score": (1, 10)},
         asks_in_a_column=True,
     ),

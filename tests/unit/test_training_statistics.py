@@ -12,8 +12,8 @@ from mora_data.evaluate.report import (
     Difference,
     backward_transfer,
     bootstrap_p,
+    draws_interval,
     hierarchical_bootstrap,
-    interval,
     length_controlled_win_rate,
     relative_improvement,
     scaling_fit,
@@ -30,9 +30,9 @@ def test_differences_are_paired_by_prompt_and_cover_the_seeds() -> None:
         :, :, None
     ]
     ref, one, many = hierarchical_bootstrap([reference, same, spread], draws=1000)
-    low, high = interval((one.draws_B_M - ref.draws_B_M)[:, 0]) or (0, 0)
+    low, high = draws_interval((one.draws_B_M - ref.draws_B_M)[:, 0]) or (0, 0)
     assert 0.03 < low < 0.05 < high < 0.07  # an unpaired interval would be +-0.14
-    low, high = interval((many.draws_B_M - ref.draws_B_M)[:, 0]) or (0, 0)
+    low, high = draws_interval((many.draws_B_M - ref.draws_B_M)[:, 0]) or (0, 0)
     assert low < -0.1 and high > 0.25  # the seeds disagree
     assert one.n_seeds == 1 and many.n_seeds == 3
     assert one.estimate_M[0] == pytest.approx(same.mean())
@@ -45,7 +45,7 @@ def test_hierarchical_interval_covers_about_95_percent() -> None:
         seeds = rng.normal(0, 0.1, 8)
         values = (0.3 + seeds[:, None] + rng.normal(0, 0.5, (8, 200)))[:, :, None]
         (r,) = hierarchical_bootstrap([values], draws=300, seed=k)
-        low, high = interval(r.draws_B_M[:, 0]) or (9, 9)
+        low, high = draws_interval(r.draws_B_M[:, 0]) or (9, 9)
         hits += low <= 0.3 <= high
     assert 0.86 <= hits / 120 <= 1.0
 
@@ -56,7 +56,9 @@ def test_missing_values_are_no_zeros() -> None:
     values[0, :, 1] = np.nan
     (r,) = hierarchical_bootstrap([values], draws=200)
     assert (
-        r.estimate_M[0] == 0.5 and np.isnan(r.estimate_M[1]) and interval(r.draws_B_M[:, 1]) is None
+        r.estimate_M[0] == 0.5
+        and np.isnan(r.estimate_M[1])
+        and draws_interval(r.draws_B_M[:, 1]) is None
     )
 
 
