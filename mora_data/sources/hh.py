@@ -3,11 +3,12 @@ r"""Anthropic/hh-rlhf: two whole transcripts, alike up to the last assistant tur
     {"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello.",
      "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"}
 
-The context is what both sides share, split only on the exact markers; `red-team-attempts` has one
-`transcript` instead. Left out: context_mismatch (the sides differ before the last reply),
-no_marker, ends_on_human (which turn is the prompt is not certain), stray_marker (a speaker's name
-inside a context turn: two turns run together), and what checked_context refuses: same_speaker,
-empty_turn, empty_prompt, starts_without_user, ends_without_user.
+The context is what both sides share, split only on the exact markers, the first with or without
+the blank lines before it; `red-team-attempts` has one `transcript` instead. Left out:
+context_mismatch (the sides differ before the last reply), no_marker, ends_on_human (which turn is
+the prompt is not certain), stray_marker (a speaker's name inside a context turn: two turns run
+together), and what checked_context refuses: same_speaker, empty_turn, empty_prompt,
+starts_without_user, ends_without_user.
 Noted: reply_empty, reply_truncated, reply_stray_marker, replies_identical, rating_missing.
 Stratum: the data_dir, where the file's folder or `source.config` says it.
 """

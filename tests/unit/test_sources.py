@@ -239,6 +239,8 @@ def test_hh_keeps_the_turns_of_the_shared_context() -> None:
     ]
     assert (got.stratum, got.notes) == ("helpful-base", ())
     assert draft("hh-rlhf", pair(said("Hi")), config="helpful-online").stratum == "helpful-online"
+    stripped = {side: text.strip() for side, text in pair(said("Hi", "Hello", "Why?")).items()}
+    assert draft("hh-rlhf", stripped).messages == got.messages
 
 
 @pytest.mark.parametrize(
