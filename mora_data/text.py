@@ -7,6 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from .secrets import redacted, visible
@@ -20,7 +21,7 @@ READ = 240  # characters that tell the language
 _WORD = re.compile(r"\w+")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _MARKS = bytes(c for c in range(128) if re.fullmatch(r"[^\w\s]", chr(c)))
-_WORDS_ONLY = bytes(c if c < 128 and re.fullmatch(r"\w", chr(c)) else 32 for c in range(256))
+_AS_WORD = bytes(119 if c < 128 and re.fullmatch(r"\w", chr(c)) else 32 for c in range(256))
 
 _LAYERS = 8
 _END_MARK = re.compile(r"(?:</s>|<\|[\w ]{1,20}\|>|<(?:end_of_turn|eos)>)\Z")
@@ -78,6 +79,7 @@ def context_and_group(messages: Messages) -> tuple[str, str]:
     return digest(*map("%s\x1e%s".__mod__, zip(roles, texts, strict=True))), digest("group", first)
 
 
+@lru_cache(maxsize=4096)  # a prompt's calls of one purpose have one
 def seed_of(*parts: str | int) -> int:
     """31-bit seed from the parts."""
     return int(digest("seed", *(str(p) for p in parts)), 16) & 0x7FFFFFFF
@@ -94,7 +96,8 @@ def n_tokens(text: str) -> int:
     if not text.isascii():
         return len(_TOKEN.findall(text))
     raw = text.encode()  # the same count several times as fast
-    return len(raw.translate(_WORDS_ONLY).split()) + len(raw) - len(raw.translate(None, _MARKS))
+    beginnings = (b" " + raw.translate(_AS_WORD)).count(b" w")
+    return beginnings + len(raw) - len(raw.translate(None, _MARKS))
 
 
 class Language(NamedTuple):

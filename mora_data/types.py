@@ -119,6 +119,19 @@ class Request:
     # text to which the model's own template is applied already
     task: Task = "chat"
 
+    def part(self, n: int, first: int) -> Request:
+        """The same question for `n` samples from `first` on."""
+        return Request(
+            self.role,
+            self.messages,
+            self.sampling,
+            self.purpose,
+            self.prompt_id,
+            n,
+            first,
+            self.task,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

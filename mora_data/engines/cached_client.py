@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -67,7 +67,8 @@ class CachedClient:
         self._seed = seed
         self._stats = stats
         self.answers = 0  # handed out, replayed or fresh
-        self._pending: dict[tuple[bytes, int], asyncio.Future[Record]] = {}
+        # under way; the future of those who wait for the same reply, where somebody does
+        self._pending: dict[tuple[bytes, int], asyncio.Future[Record] | None] = {}
 
     async def __call__(self, request: Request) -> list[Answer]:
         """The request's answers in index order; one with `error` set is a failure that no retry can
@@ -138,10 +139,9 @@ class CachedClient:
 
     async def _once(self, call: _Call, first: int, n: int) -> Record:
         """One server call."""
-
         request = call.request
         if (n, first) != (request.n, request.first):
-            request = replace(request, n=n, first=first)
+            request = request.part(n, first)
 
         def send() -> Awaitable[Record]:
             return call.engine.send(
@@ -179,23 +179,26 @@ class CachedClient:
     ) -> Record:
         """What `send` brings; a second caller with the same key waits for the first one's reply."""
         key = (base, first)
-        while (running := self._pending.get(key)) is not None:
+        while key in self._pending:
+            running = self._pending[key]
+            if running is None:
+                running = self._pending[key] = asyncio.get_running_loop().create_future()
             with contextlib.suppress(_Abandoned):
                 return await asyncio.shield(running)
-        done: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
-        self._pending[key] = done
+        self._pending[key] = None
         self._stats.under_way += 1
         try:
             record = await send()
-            done.set_result(record)
-            return record
         except BaseException as e:
-            done.set_exception(e if isinstance(e, Exception) else _Abandoned())
-            done.exception()  # seen: nobody else may be waiting
+            if (shared := self._pending.pop(key)) is not None:
+                shared.set_exception(e if isinstance(e, Exception) else _Abandoned())
+                shared.exception()  # seen: those who waited may be gone
             raise
         finally:
             self._stats.under_way -= 1
-            del self._pending[key]
+        if (shared := self._pending.pop(key)) is not None:
+            shared.set_result(record)
+        return record
 
     def _keep(self, call: _Call, first: int, record: Record) -> None:
         if self._log.has(call.key, first):

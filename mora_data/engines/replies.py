@@ -142,26 +142,27 @@ def parse_chat(
         served(tree.get("model"))
         if len(choices) > 1:
             choices = sorted(choices, key=lambda c: c.get("index") or 0)[:asked]
-        n, usage = len(choices), tree.get("usage")
+        n, usage, cached = len(choices), tree.get("usage"), 0
         usage = usage if isinstance(usage, dict) else {}
         used, out = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-        details = usage.get("prompt_tokens_details")
-        cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
-        full = sampling is not None and out >= sampling.max_tokens * n
+        if isinstance(details := usage.get("prompt_tokens_details"), dict):
+            cached = min(used, _count(details.get("cached_tokens")))
         texts = [_text_in(c, sampling) for c in choices]
+        full, keep, most = False, False, MOST_CHARS
+        if sampling is not None:
+            full, keep = out >= sampling.max_tokens * n, sampling.thoughts
+            # readers hold up all that is asked at once
+            most = min(most, max(LEAST_CHARS, MOST_CHARS_PER_TOKEN * sampling.max_tokens))
         size = sum(map(len, texts))
         if size > MOST_CHARS_PER_TOKEN * out:
             out = math.ceil(size / CHARS_PER_TOKEN)
-        keep = sampling is not None and sampling.thoughts
-        answers = [_answer(c, t, out // n, full, keep) for c, t in zip(choices, texts, strict=True)]
-        most = MOST_CHARS  # readers hold up all that is asked at once
-        if sampling is not None:
-            most = min(most, max(LEAST_CHARS, MOST_CHARS_PER_TOKEN * sampling.max_tokens))
-        answers = [
-            a if len(a.text) <= most else replace(a, text=a.text[:most], finish_reason="length")
-            for a in answers
-        ]
-        return Record(asked, tuple(answers), (used, out, min(used, cached)))
+        answers = []
+        for choice, text in zip(choices, texts, strict=True):
+            answer = _answer(choice, text, out // n, full, keep)
+            if len(answer.text) > most:
+                answer = replace(answer, text=answer.text[:most], finish_reason="length")
+            answers.append(answer)
+        return Record(asked, tuple(answers), (used, out, cached))
     except UNREADABLE as e:
         raise TransientFault(
             "not_json", f"HTTP 200 without a chat completion in it: {raw[:60]!r}"

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +84,7 @@ async def measure_judges(
     """The judges' statistics, from reference.json where its settings still stand, else measured on
     the first prompts and frozen there; with the trial of the harm check, beside which nothing
     waits. With `chosen`, for a probe, on these prompts, not frozen."""
-    works: list[Awaitable[Any]] = [
+    works: list[Coroutine[Any, Any, Any]] = [
         try_harm_guard(build, run.engines, run.stats, run.folder.path),
         _measure(build, run, parts, chosen),
     ]

@@ -150,7 +150,8 @@ def flags(text: str, finish_reason: str) -> tuple[str, ...]:
         out.append("empty")
     if is_repetitive(text):
         out.append("repetition")
-    if _LEFT_OVER.search(text):
+    # each of them begins with one of these, and `in` is the fastest way to tell
+    if ("<" in text or "[" in text or "\n\n" in text) and _LEFT_OVER.search(text):
         out.append("marks")
     if is_refusal(text):
         out.append("refusal")
@@ -171,17 +172,19 @@ def is_repetitive(text: str) -> bool:
     letters follow each other again and again?"""
     low = text.lower()
     tokens = low.split()
+    different = set(tokens)
     if len(low) < 240 and _LETTERS.fullmatch(low.strip()):
         return True
-    if max(map(len, tokens), default=0) > _LONG_WORD and any(
-        len(t) > _LONG_WORD and _LONG_RUN.search(t[:2000]) for t in tokens
+    if max(map(len, different), default=0) > _LONG_WORD and any(
+        len(t) > _LONG_WORD and _LONG_RUN.search(t[:2000]) for t in different
     ):
         return True
     enough = (1 - MAX_DUPLICATE_RATIO) * len(tokens)
     # there are at least as many different 4-grams as words that can begin one
-    if len(set(tokens)) - 3 >= enough:
+    if len(different) - 3 >= enough:
         return False
-    if len(set(pairwise(tokens))) - 2 >= enough:  # or pairs of words
+    # or pairs of words; a part of the text has enough as a rule
+    if len(set(pairwise(tokens[: int(1.25 * enough) + 4]))) - 2 >= enough:
         return False
     return duplicate_ratio(text) > MAX_DUPLICATE_RATIO
 

@@ -142,7 +142,7 @@ class ConcurrencyLimiter:
         self._clock = clock
         self._failing = self._paced = self._seq = self._busy = 0
         self._waiting: deque[asyncio.Future[int]] = deque()
-        self._changed = asyncio.Event()
+        self._room = asyncio.Event()  # set where `wants_more` has become true
         self._began: float | None = None
         self._last = self._area_s = 0.0
 
@@ -182,8 +182,13 @@ class ConcurrencyLimiter:
     async def changed(self) -> None:
         """Return once another prompt may be opened."""
         while not self.wants_more:
-            self._changed.clear()
-            await self._changed.wait()
+            self._room.clear()
+            await self._room.wait()
+
+    def _tell(self) -> None:
+        """Wake who waits for room, only where there is some: this is at each reply."""
+        if not self._room.is_set() and self.wants_more:
+            self._room.set()
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -194,7 +199,7 @@ class ConcurrencyLimiter:
             yield
         finally:
             self._failing -= 1
-            self._changed.set()
+            self._tell()
 
     @contextmanager
     def paced(self) -> Iterator[None]:
@@ -204,7 +209,7 @@ class ConcurrencyLimiter:
             yield
         finally:
             self._paced -= 1
-            self._changed.set()
+            self._tell()
 
     async def take(self) -> Permit:
         """Wait for a permit on the base URL with the smallest share of its own in use."""
@@ -267,7 +272,7 @@ class ConcurrencyLimiter:
             if not turn.done():
                 self._enter(at)
                 turn.set_result(at)
-        self._changed.set()
+        self._tell()
 
     def _tick(self) -> None:
         now = self._clock()

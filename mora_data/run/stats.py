@@ -144,8 +144,9 @@ class RunStats:
         self.replies += 1
         self.replies_to_open[prompt_id] = self.replies_to_open.get(prompt_id, 0) + 1
         total = self.by_account.setdefault(account, [0, 0, 0])
-        for i, n in enumerate(tokens):
-            total[i] += n
+        total[0] += tokens[0]
+        total[1] += tokens[1]
+        total[2] += tokens[2]
         if self.on_tokens is not None:
             self.on_tokens()
 
