@@ -219,6 +219,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         flags = [f for f in own._option_string_actions if f.startswith("--")]
         hint = f": {_nearest(word, flags)}" if word.startswith("-") else ""
         own.error(f"unknown argument {rest[0]!r}{hint if 'did you mean' in hint else ''}")
+    _check_needs(args.parser, args)
     return args
 
 
@@ -348,19 +349,36 @@ def _command(
     return parser
 
 
-def _value(p: Any, name: str, metavar: str, text: str, **options: Any) -> None:
-    p.add_argument(name, metavar=metavar, help=text, **{"type": _word, **options})
+def _value(
+    p: Any, name: str, metavar: str, text: str, needs: str = "", without: str = "", **options: Any
+) -> None:
+    action = p.add_argument(name, metavar=metavar, help=text, **{"type": _word, **options})
+    action.needs, action.without = needs.split(), without.split()
 
 
 def _word(text: str) -> str:
     """What is not given has a default: an empty --base-url would ask another server, and pay."""
-    if not text.strip():
+    if not text.strip(" ,\n\t"):
         raise argparse.ArgumentTypeError("is empty (a shell variable that is not set?)")
     return text
 
 
-def _switch(p: Any, name: str, text: str) -> None:
-    p.add_argument(name, action="store_true", help=text)
+def _switch(p: Any, name: str, text: str, needs: str = "", without: str = "") -> None:
+    """A flag; `needs` and `without` are those that it does nothing without, or beside."""
+    action = p.add_argument(name, action="store_true", help=text)
+    action.needs, action.without = needs.split(), without.split()
+
+
+def _check_needs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    flags = {a.option_strings[-1]: a for a in parser._actions if a.option_strings}
+    given = [f for f, a in flags.items() if getattr(args, a.dest, a.default) != a.default]
+    for flag in given:
+        for other in getattr(flags[flag], "needs", ()):
+            if other not in given:
+                parser.error(f"{flag} does nothing without {other}: give both, or none")
+        for other in getattr(flags[flag], "without", ()):
+            if other in given:
+                parser.error(f"{flag} does nothing beside {other}: give one of them")
 
 
 def _run_dir(p: argparse.ArgumentParser, **options: Any) -> None:
@@ -387,22 +405,23 @@ def _add_build(sub: Any) -> None:
     b = parser.add_argument_group("what it would take")
     _switch(b, "--dry-run", "requests, tokens, money, pairs and time by role, and nothing else")
     text = "with --dry-run: ask the models for 16 prompts, which the build then has, and measure"
-    _switch(b, "--probe", text)
+    _switch(b, "--probe", text, needs="--dry-run")
     text = "with --dry-run: hours and GPU-hours on so many GPUs"
-    _value(b, "--gpus", "N[,N]", text, type=_numbers)
+    _value(b, "--gpus", "N[,N]", text, type=_numbers, needs="--dry-run --tokens-per-s")
     text = "with --dry-run: how many prompts so many pairs need"
-    _value(b, "--pairs", "N", text, type=_number)
+    _value(b, "--pairs", "N", text, type=_number, needs="--dry-run")
     text = (
         "with --dry-run: tokens that the servers get done in a second, prompt and output together;"
         " with --gpus, one GPU"
     )
-    _value(b, "--tokens-per-s", "N", text, type=float)
+    _value(b, "--tokens-per-s", "N", text, type=_amount, needs="--dry-run")
     text = "with --gpus: for so many prompts (default: those mined)"
-    _value(b, "--prompts", "N[,N]", text, type=_numbers)
-    _value(b, "--gpu-price", "MONEY", "with --gpus: of one GPU for an hour", type=float)
+    _value(b, "--prompts", "N[,N]", text, type=_numbers, needs="--gpus")
+    text = "with --gpus: of one GPU for an hour"
+    _value(b, "--gpu-price", "MONEY", text, type=_amount, needs="--gpus")
     b = parser.add_argument_group("the Hub")
-    _value(b, "--push", "REPO_ID", "publish on the Hub when done")
-    _add_push_flags(b)
+    _value(b, "--push", "REPO_ID", "publish on the Hub when done", without="--until")
+    _add_push_flags(b, needs="--push")
 
 
 def _add_preview(sub: Any) -> None:
@@ -506,6 +525,14 @@ def _number(text: str) -> int:
     return found
 
 
+def _amount(text: str) -> float:
+    """A number above 0."""
+    with contextlib.suppress(ValueError):
+        if 0 < (found := float(text)) < float("inf"):
+            return found
+    raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
+
+
 def _numbers(text: str) -> list[int]:
     """Whole numbers of at least 1, by commas."""
     found = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
@@ -514,16 +541,17 @@ def _numbers(text: str) -> list[int]:
     return found
 
 
-def _add_push_flags(p: Any) -> None:
-    _value(p, "--tag", "vX.Y.Z", "version tag of the release")
-    _switch(p, "--public", "make the repository public (needs publish.unsafe to be decided)")
+def _add_push_flags(p: Any, needs: str = "") -> None:
+    _value(p, "--tag", "vX.Y.Z", "version tag of the release", needs=needs)
+    text = "make the repository public (needs publish.unsafe to be decided)"
+    _switch(p, "--public", text, needs=needs)
     text = (
         "two repositories: REPO_ID without unsafe text, REPO_ID-gated with all of it, behind"
         " terms when public"
     )
-    _switch(p, "--split-unsafe", text)
-    _switch(p, "--move-tag", "let an existing tag point to this release")
-    _switch(p, "--allow-simulated", "push rows that the simulator made")
+    _switch(p, "--split-unsafe", text, needs=needs)
+    _switch(p, "--move-tag", "let an existing tag point to this release", needs=f"{needs} --tag")
+    _switch(p, "--allow-simulated", "push rows that the simulator made", needs=needs)
 
 
 def _add_report(sub: Any) -> None:
@@ -532,7 +560,7 @@ def _add_report(sub: Any) -> None:
     text = "instead: what differs between two of RUN_DIR, RUN_DIR:ARM, dataset folder, ORG/NAME@TAG"
     r.add_argument("--compare", nargs=2, metavar=("A", "B"), help=text)
     text = "folder for report-compare.json and .html (default: here)"
-    _value(r, "--out", "DIR", text, type=_folder)
+    _value(r, "--out", "DIR", text, type=_folder, needs="--compare")
     _switch(r, "--json", "the JSON on stdout instead of the summary")
 
 
@@ -545,14 +573,15 @@ def _add_view(sub: Any) -> None:
         "run folder, dataset folder, or ORG/NAME@TAG on the Hub",
         type=_folder,
     )
-    _value(v, "--port", "N", "port of 127.0.0.1 (default: 7470, or a free one)", type=int)
-    _switch(v, "--no-open", "print the address, open no browser")
+    text = "port of 127.0.0.1 (default: 7470, or a free one)"
+    _value(v, "--port", "N", text, type=int, without="--freeze")
+    _switch(v, "--no-open", "print the address, open no browser", without="--freeze")
     text = "instead: write pages into DIR that open from disk, and end"
     _value(v, "--freeze", "DIR", text, type=_folder)
     text = "pairs with a page of their own in DIR (default: 500)"
-    _value(v, "--most", "N", text, type=int, default=500)
+    _value(v, "--most", "N", text, type=int, default=500, needs="--freeze")
     text = "take NAME's blind votes on pairs; they go to RUN_DIR/reviews.jsonl"
-    _value(v, "--review", "NAME", text)
+    _value(v, "--review", "NAME", text, without="--freeze")
 
 
 def _add_recipe(sub: Any) -> None:

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 def build_dataset(args: argparse.Namespace) -> int:
     """Mine, fuse, sample, score, select, publish; run again to resume."""
-    if args.probe and not args.dry_run:
-        raise SettingsError("--probe is a part of --dry-run: give both, or none")
-    _check_capacity(args)
     settings, data = _settings(args)
     if args.fetch_benchmarks:
         from ..sources.benchmarks import cache_dir, fill_cache
@@ -38,7 +35,7 @@ def build_dataset(args: argparse.Namespace) -> int:
     from ..pipeline import run_dir_of
 
     summary, failure = _built(settings, options)
-    if failure is None and args.push and args.until == "publish":
+    if failure is None and args.push:
         _push_run(args, run_dir_of(settings, options), args.push)
     _print_summary(args, summary)
     return _exit_code(failure)
@@ -149,27 +146,6 @@ def _urls(role: str, given: Sequence[str] | None) -> dict[str, object]:
     """A role's base URL and its replicas, from flags that may hold several."""
     urls = _parts(",".join(given or ()))
     return {f"{role}.base_url": urls[0], f"{role}.replicas": urls[1:]} if urls else {}
-
-
-def _check_capacity(args: argparse.Namespace) -> None:
-    """--gpus and what belongs to it."""
-    numbers = {"--tokens-per-s": args.tokens_per_s, "--gpu-price": args.gpu_price}
-    for flag, value in {"--gpu-price": args.gpu_price, "--prompts": args.prompts}.items():
-        if value is not None and args.gpus is None:
-            raise SettingsError(f"{flag} belongs to --gpus: give both, or none")
-    for flag, value in {"--tokens-per-s": args.tokens_per_s, "--pairs": args.pairs}.items():
-        if value is not None and not args.dry_run:
-            raise SettingsError(f"{flag} belongs to --dry-run: give both, or none")
-    if args.gpus is not None and not args.dry_run:
-        raise SettingsError("--gpus is a part of --dry-run, it starts nothing: give both, or none")
-    if args.gpus is not None and args.tokens_per_s is None:
-        raise SettingsError(
-            "--gpus needs --tokens-per-s: what one GPU gets done in a second, as its server's log"
-            " says"
-        )
-    for flag, value in numbers.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise SettingsError(f"{flag} {value:g}: give a number above 0")
 
 
 def _dry_run(args: argparse.Namespace, settings: BuildSettings, options: BuildOptions) -> int:
@@ -416,11 +392,8 @@ def print_report(args: argparse.Namespace) -> None:
     if args.compare is not None:
         _compare_reports(args)
         return
-    if args.run_dir is None or args.out is not None:
-        raise SettingsError(
-            "give RUN_DIR (its report is written into it), or --compare A B with or without"
-            " --out DIR"
-        )
+    if args.run_dir is None:
+        raise SettingsError("give RUN_DIR (its report is written into it), or --compare A B")
     if not is_run_folder(args.run_dir) and args.run_dir.exists():
         raise SettingsError(
             f"{args.run_dir} is no run folder: `mora-data status` and `mora-data view` show a"

@@ -26,6 +26,7 @@ from ..plugins import load
 from ..rewards import REWARDS
 from ..settings import ROLES, BuildSettings, RoleSettings, nearest
 from ..settings.build import model_in
+from ..settings.needs import Needs
 from ..settings.stages import MixedSource, SourceSettings
 
 TOP = "build"  # the section of what stands in none
@@ -195,7 +196,9 @@ def sections() -> dict[str, list[Setting]]:
         else:
             whole = _is_optional(field) or _is_many(field)
             first = [_setting(name, field, meanings[name])] if whole else []
-            out[name] = [*first, *_walk(model, _below(name, field.annotation))]
+            inside = _walk(model, _below(name, field.annotation))
+            only = _only_with(field)
+            out[name] = [*first, *(replace(s, meaning=s.meaning + only) for s in inside)]
     for kind in REWARDS:
         own = getattr(load(REWARDS, kind, "rewards.kind").target, "Settings", None)
         if own is not None:
@@ -273,12 +276,23 @@ def _walk(model: type[BaseModel], prefix: str, kind: str = "") -> Iterator[Setti
         if inner is None or inner is RoleSettings or _is_optional(field) or _is_many(field):
             yield _setting(path, field, meanings[name], kind)
         if inner is not None and inner is not RoleSettings and name != "rewards":
-            yield from _walk(inner, _below(path, field.annotation), kind)
+            for found in _walk(inner, _below(path, field.annotation), kind):
+                yield replace(found, meaning=found.meaning + _only_with(field))
+
+
+def _only_with(field: FieldInfo) -> str:
+    """What makes a setting, or those in it, work."""
+    return "".join(
+        f" Only with {m.name}{f' {m}' if m.values else ''}."
+        for m in field.metadata
+        if isinstance(m, Needs)
+    )
 
 
 def _setting(path: str, field: FieldInfo, meaning: str, kind: str = "") -> Setting:
     required = field.is_required()
     default = None if required else _yaml(field.get_default(call_default_factory=True))
+    meaning += _only_with(field)
     return Setting(
         path,
         _words(field.annotation, field.metadata),

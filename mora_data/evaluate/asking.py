@@ -489,9 +489,8 @@ def settings_for(options: EvaluateOptions) -> tuple[BuildSettings, Path | None, 
             "max_tokens": 256,
             **held_out.model_dump(mode="json", exclude_unset=True),
         }
-        settings = build_settings(
-            settings.model_dump(mode="json") | {"judge": judge, "heldout_judge": None}
-        )
+        update = {"judge": RoleSettings(**judge), "heldout_judge": None}
+        settings = settings.model_copy(update=update)
     judge_role = settings.judge
     if judge_role.use is not None and judge_role.base_url is None and judge_role.engine is None:
         raise SettingsError(

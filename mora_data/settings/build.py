@@ -32,6 +32,7 @@ from ..errors import SettingsError
 from ..secrets import refuse_secrets
 from ..text import one_line
 from ..types import ARMS
+from .needs import Needs, in_vain
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 from .stages import (
     CONTROLS,
@@ -147,7 +148,9 @@ class BuildSettings(Settings):
     executor: Literal["local", "ray"] = Field("local", exclude=True)
     """Where partitions are worked on: in this process, or on a Ray cluster. No part of what is
     built: the same folder may go on with the other."""
-    ray: RaySettings = Field(default_factory=lambda: RaySettings(), exclude=True)
+    ray: Annotated[RaySettings, Needs("executor", ("ray",))] = Field(
+        default_factory=lambda: RaySettings(), exclude=True
+    )
     """The cluster, where the executor is ray."""
     seed: int = 0
     """Run seed."""
@@ -219,10 +222,6 @@ class BuildSettings(Settings):
                 _check_names(setting, _at(self, setting), {*_at(self, names), *shipped}, names)
         if "keep" in (self.rewriter.reasoning, self.judge.reasoning):
             raise ValueError("reasoning: keep is for the policy: no other thought has a column")
-        if self.fuse.probe and not self.presample.enabled:
-            raise ValueError(
-                "fuse.probe compares with presamples: presample.enabled has to be true"
-            )
         for start in ("policy", "rewriter", "judge"):
             seen, at = [start], getattr(self, start)
             while at.use is not None and at.use != seen[-1] and at.engine is None:
@@ -295,7 +294,10 @@ class BuildSettings(Settings):
             role = getattr(self, name)
         if role is None:
             raise SettingsError(f"no {name} is set: give {name}.base_url or {name}.use")
-        if role.use is None or role.use == name or role.engine is not None:
+        return role if role.use == name else self._taken_over(role)
+
+    def _taken_over(self, role: RoleSettings) -> RoleSettings:
+        if role.use is None or role.engine is not None:
             return role
         base = self.role(role.use)
         names = ("api_key_env",) if role.base_url is not None else _ENDPOINT
@@ -309,6 +311,13 @@ class BuildSettings(Settings):
         dimension, _, index = name.removeprefix(REWARD_ROLE).rpartition(":")
         found = self.reward_sources(dimension)[int(index)].endpoint
         return None if found is None else _as_rater(found)
+
+    def as_used(self, at: str, section: BaseModel) -> BaseModel:
+        """A section of these settings, a role with its engine and what else it takes over."""
+        if not isinstance(section, RoleSettings):
+            return section
+        role = self._taken_over(_as_rater(section)) if "." in at else self.role(at)
+        return role.model_copy(update={"engine": role.engine or "openai"})
 
 
 def _as_rater(found: RoleSettings) -> RoleSettings:
@@ -391,34 +400,65 @@ def preview_settings(
     Raises:
         SettingsError: one line with the first fault.
     """
+    overrides = overrides or {}
     wanted, cheap = build_settings(tree, overrides), dict(PREVIEW)
     if wanted.policy.engine != "recorded":
         arms, own = wanted.published_arms[:1], wanted.fuse.templates
         cheap |= {"fuse.arms": arms, "publish.arms": "auto"}
         cheap |= {"fuse.templates": {a: path for a, path in own.items() if a in arms}}
-    return build_settings(tree, {**cheap, **(overrides or {})})
+    cheap = {k: v for k, v in cheap.items() if not any(_overlap(k, o) for o in overrides)}
+    return build_settings(_merged(tree, overrides), cheap)
 
 
 def build_settings(
     tree: Mapping[str, object], overrides: Mapping[str, object] | None = None
 ) -> BuildSettings:
-    """Check a settings tree with dotted `overrides` on top.
+    """Check a settings tree with dotted `overrides` on top. What is given and does nothing is a
+    fault; where an override turns it off, it is left out.
 
     Raises:
         SettingsError: one line with the first fault.
     """
+    overrides = overrides or {}
+    merged = _merged(tree, overrides)
+    settings = _checked(merged)
+    idle = list(in_vain(settings, settings.as_used))
+    for setting, needs, where, given in idle:
+        # a role may take its engine over from the one that an override names
+        off = any(_overlap(o, where) or o.endswith(where[where.rfind(".") :]) for o in overrides)
+        if not off or any(_overlap(o, setting) for o in overrides):
+            raise SettingsError(
+                f"{setting} does nothing while {where} is {_shown(given)}: set {where} to"
+                f" {needs}, or leave {setting} out"
+            )
+        *path, last = setting.split(".")
+        if isinstance(above := _in_tree(merged, path), dict):
+            above.pop(last, None)
+    return _checked(merged) if idle else settings
+
+
+def _merged(tree: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, Any]:
     merged: dict[str, Any] = copy.deepcopy(dict(tree))
-    _leave_out(merged, overrides or {})
-    for key, value in (overrides or {}).items():
+    _leave_out(merged, overrides)
+    for key, value in overrides.items():
         _put(merged, key, value)
     if isinstance(merged.get("sources"), list):
         merged["sources"] = [_with_builder(s) for s in merged["sources"]]
-    _check_colons(merged)
-    refuse_secrets(merged)
+    return merged
+
+
+def _checked(tree: Mapping[str, object]) -> BuildSettings:
+    _check_colons(tree)
+    refuse_secrets(tree)
     try:
-        return BuildSettings.model_validate(merged)
+        return BuildSettings.model_validate(tree)
     except ValidationError as e:
         raise SettingsError(explain(e, BuildSettings)) from e
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether one dotted name is the other, or stands above it."""
+    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
 def parse_override(text: str) -> tuple[str, object]:
@@ -469,7 +509,7 @@ def kept_settings(path: Path) -> BuildSettings:
     Raises:
         SettingsError: it can't be read, or another version wrote it.
     """
-    return build_settings(_read_yaml(path, str(path)))
+    return _checked(_read_yaml(path, str(path)))
 
 
 def changes_of(path: Path, settings: BuildSettings) -> list[str]:

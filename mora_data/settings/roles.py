@@ -10,7 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .needs import Needs
+
 ROLES = ("policy", "rewriter", "judge", "heldout_judge")
+_OPENAI, _HTTP = Needs("engine", ("openai",)), Needs("engine", ("openai", "batch"))
+_LOCAL = Needs("engine", ("transformers", "vllm"))
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, or a byte that is no UTF-8
 
 
@@ -72,7 +76,7 @@ def _in_rows(value: Any) -> Any:
 class LocalSettings(Settings):
     """Models in this process: engines `transformers` and `vllm`."""
 
-    device: str = "auto"
+    device: Annotated[str, Needs("engine", ("transformers",))] = "auto"
     """transformers: cpu, cuda, cuda:1, ...; auto: the GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Weights and arithmetic; auto: bfloat16 on a GPU, float32 on a CPU (vllm: what the model
@@ -85,10 +89,10 @@ class LocalSettings(Settings):
     hold little padding."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest prompt and answer together, in tokens; null: the model's own limit."""
-    text_pair: bool = False
+    text_pair: Annotated[bool, Needs("engine", ("transformers",))] = False
     """Classifiers without a chat template: give them the turns before the answer and the answer as
     a pair of texts."""
-    options: dict[str, Any] = {}
+    options: Annotated[dict[str, Any], Needs("engine", ("vllm",))] = {}
     """vllm: further arguments of its LLM class, as gpu_memory_utilization or tensor_parallel_size.
     """
 
@@ -126,16 +130,16 @@ class RoleSettings(Settings):
     engine: str | None = None
     """openai, batch, transformers, vllm, scripted, or module:function; null: openai when a base URL
     or key is known."""
-    base_url: str | None = None
+    base_url: Annotated[str | None, _HTTP] = None
     """Base URL of an OpenAI-compatible endpoint, up to and including /v1."""
-    replicas: list[str] = []
+    replicas: Annotated[list[str], _OPENAI] = []
     """Further base URLs that serve the same model; each gets `concurrency` requests."""
-    transport: str = "auto"
+    transport: Annotated[str, _OPENAI] = "auto"
     """auto; openai: over the openai package; module:function: over the AsyncOpenAI that
     function(base_url) returns."""
     model: str | None = None
     """Model name; null: the only model that the endpoint serves."""
-    served_as: list[str] = []
+    served_as: Annotated[list[str], _OPENAI] = []
     """Names by which replies may call the model, where they are not like `model`; ["*"]: any."""
     revision: str | None = None
     """Revision of the model's weights, for the record and for the request key."""
@@ -149,40 +153,42 @@ class RoleSettings(Settings):
     """Longest answer, in tokens."""
     stop: list[str] = []
     """Stop strings."""
-    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    concurrency: Annotated[int, Field(ge=1, le=4096), _OPENAI] = 64
     """Requests in flight at most, on each base URL. Roles with the same URLs and key share
     them."""
-    requests_per_min: Annotated[float, Field(gt=0)] | None = None
+    requests_per_min: Annotated[Annotated[float, Field(gt=0)] | None, _OPENAI] = None
     """Requests a minute at most, over all base URLs; null: no limit but the server's refusals."""
-    tokens_per_min: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_min: Annotated[Annotated[float, Field(gt=0)] | None, _OPENAI] = None
     """Tokens a minute at most, in and out together, over all base URLs."""
     n_per_request: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     """Samples asked for in one request: all, or a number."""
-    timeout_s: Annotated[float, Field(gt=0)] | None = None
+    timeout_s: Annotated[Annotated[float, Field(gt=0)] | None, _HTTP] = None
     """Longest wait for one reply, in seconds, from the request on its way to the end of the reply;
     null: as long as this server may need."""
-    give_up_s: Annotated[float, Field(gt=0)] = 60.0
+    give_up_s: Annotated[float, Field(gt=0), _OPENAI] = 60.0
     """The run stops, state kept, when every request has failed for this long, in seconds from the
     first failure."""
-    extra_body: dict[str, Any] = {}
+    extra_body: Annotated[dict[str, Any], Needs("engine", ("openai", "batch", "vllm"))] = {}
     """Further fields of the request body, sent as they are and part of the request key; null takes
     a field out."""
-    headers_env: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], str] = {}
+    headers_env: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], str], _OPENAI
+    ] = {}
     """Further headers: name, and the environment variable that holds the value, as `api-key`:
     AZURE_OPENAI_API_KEY."""
-    ca_file: str | None = None
+    ca_file: Annotated[str | None, _OPENAI] = None
     """PEM file of further certificates that https may be signed with; null: those of the system."""
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
+    max_tokens_field: Annotated[Literal["max_tokens", "max_completion_tokens"] | None, _HTTP] = None
     """Field that bounds an answer; null: max_tokens until it is refused."""
-    system: Literal["auto", "merge"] = "auto"
+    system: Annotated[Literal["auto", "merge"], _HTTP] = "auto"
     """merge: put the system turn before the first user turn, for models that ignore it; auto: only
     where it is refused."""
     reasoning: Literal["strip", "keep"] = "strip"
     """The policy's thoughts before its answers. keep: in a column of their own, `thoughts` of the
     config `scored`; strip: nowhere. No judge and no pair has them."""
-    local: LocalSettings = LocalSettings()
+    local: Annotated[LocalSettings, _LOCAL] = LocalSettings()
     """Engines transformers and vllm: device, batches, lengths."""
-    batch: BatchSettings = BatchSettings()
+    batch: Annotated[BatchSettings, Needs("engine", ("batch",))] = BatchSettings()
     """Engine batch: files, waves, polling."""
 
 

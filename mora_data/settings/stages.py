@@ -10,11 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..types import ARMS, NO_ARMS
+from .needs import Needs
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 
 Foresee = Literal["decision", "label"]
 CONTROLS = tuple(a for a in ARMS if a not in ("identity", "fused"))  # of one length with fused
 STEP = 4
+_ON = Needs("enabled")
+_ANY_ROWS = Needs("kind", ("auto", "jsonl"))
 MOST_ANSWERS = 4096  # to one prompt; they are asked and scored at once
 
 
@@ -36,13 +39,12 @@ class SourceSettings(Settings):
     """Licence of the rows, as an SPDX-like identifier in lower case."""
     files: list[str] = []
     """File patterns inside the dataset repository; empty: the source's own."""
-    columns: dict[str, str] = {}
-    """auto and jsonl: our column name (prompt, messages, system, input, category, chosen, rejected,
+    columns: Annotated[dict[str, str], _ANY_ROWS] = {}
+    """Our column name (prompt, messages, system, input, category, chosen, rejected,
     score_chosen, score_rejected, answers, ranked) to the file's; a.b is a field of a column."""
-    layout: str | None = None
-    """auto and jsonl: the layout of all rows (`mora-data list layouts`); null: what they look
-    like."""
-    decontaminate_from: dict[str, str] = {}
+    layout: Annotated[str | None, _ANY_ROWS] = None
+    """The layout of all rows (`mora-data list layouts`); null: what they look like."""
+    decontaminate_from: Annotated[dict[str, str], Needs("mine.decontaminate")] = {}
     """Benchmark name to a local file of its prompts, for 13-gram decontamination; others come from
     the cache (--fetch-benchmarks)."""
 
@@ -70,9 +72,9 @@ class MineSettings(Settings):
     """Prompts kept, in source order; null: all."""
     dedup: bool = True
     """Drop prompts whose normalised text was seen before."""
-    near_duplicates: Annotated[float, Field(ge=0.6, le=1)] | None = None
-    """With dedup: drop prompts that share so much of their five-word runs (Jaccard similarity by
-    MinHash) with one before, as 0.8; null: keep them."""
+    near_duplicates: Annotated[Annotated[float, Field(ge=0.6, le=1)] | None, Needs("dedup")] = None
+    """Drop prompts that share so much of their five-word runs (Jaccard similarity by MinHash) with
+    one before, as 0.8; null: keep them."""
     decontaminate: bool = True
     """Drop prompts that share a 13-gram with a benchmark at hand."""
     strata: Literal["auto", "none"] = "auto"
@@ -88,53 +90,54 @@ class PresampleSettings(Settings):
 
     enabled: bool = True
     """false: plain sampling, every prompt goes on."""
-    n: list[Annotated[int, Field(ge=2, le=MOST_ANSWERS)]] = [8, 16, 32]
+    n: Annotated[list[Annotated[int, Field(ge=2, le=MOST_ANSWERS)]], _ON] = [8, 16, 32]
     """Sample counts of the adaptive schedule; later ones only for prompts still undecided."""
     step: Literal["auto"] | Annotated[int, Field(ge=2)] | None = "auto"
     """From the first of n on, look after every so many samples and stop when the kind that the
     schedule n would give is known; null: look at the counts in n alone. auto: 4, but null with the
     engine `batch`, for which each look is a wave, and with `pairwise` rewards, which compare the
     answers between two looks."""
-    error: Annotated[float, Field(gt=0, lt=0.5)] = 0.04
-    """With step: chance that the schedule would have given another kind, at most, whenever sampling
-    stops."""
-    foresee: Foresee = "decision"
-    """With step. decision: the kind that the schedule would decide, where it decides; label:
-    undecided is a kind of its own, to be foreseen like the others, which takes half as many samples
-    again. A kind that drops the prompt is always foreseen as a label."""
-    before: Annotated[int, Field(ge=0, le=64)] = 8
+    error: Annotated[float, Field(gt=0, lt=0.5), _ON, Needs("step")] = 0.04
+    """Chance that the schedule would have given another kind, at most, whenever sampling stops."""
+    foresee: Annotated[Foresee, _ON, Needs("step")] = "decision"
+    """decision: the kind that the schedule would decide, where it decides; label: undecided is a
+    kind of its own, to be foreseen like the others, which takes half as many samples again. A kind
+    that drops the prompt is always foreseen as a label."""
+    before: Annotated[int, Field(ge=0, le=64), _ON] = 8
     """Fresh answers to a prompt that goes on, for the numbers before fusion: those that picked it
     would be biased. 0: none; none either where an identity arm is run."""
-    before_prompts: Annotated[int, Field(ge=1)] | None = 500
+    before_prompts: Annotated[Annotated[int, Field(ge=1)] | None, _ON, Needs("before")] = 500
     """About so many prompts are asked for them: a fixed draw of those that were mined when the
     judges were measured. null: all that go on."""
-    budget: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None = None
+    budget: Annotated[
+        Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None, _ON
+    ] = None
     """Prompts that go on, about: in all, or per stratum; those with the least to be had in several
     dimensions at once come first. null: all of the accepted kinds."""
     floors: Literal["auto"] | dict[str, Annotated[float, Field(ge=0, le=1)]] = "auto"
     """Pass threshold per dimension in [0, 1]; auto: that of the first reward source with an
     absolute scale."""
     accept: Annotated[
-        list[Literal["flat", "one_dim", "conflict", "multi", "undecided"]], Field(min_length=1)
+        list[Literal["flat", "one_dim", "conflict", "multi", "undecided"]], Field(min_length=1), _ON
     ] = ["flat", "one_dim", "conflict", "undecided"]
     """Kinds that go on to fusion. The first three are the single-reward kinds; undecided ones keep
     their label."""
     gamma: Annotated[float, Field(ge=0)] = 0.1
     """Smallest Gini mean difference, above noise, of an informative dimension."""
-    eps: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    eps: Annotated[float, Field(gt=0, lt=0.5), _ON] = 0.1
     """A dimension is saturated above 1 - eps and starved below eps."""
-    delta_e: Annotated[float, Field(ge=0)] = 0.25
+    delta_e: Annotated[float, Field(ge=0), _ON] = 0.25
     """Effective reward dimensionality up to 1 + delta_e counts as one."""
-    q_min: Annotated[float, Field(ge=0, le=1)] = 0.02
+    q_min: Annotated[float, Field(ge=0, le=1), _ON] = 0.02
     """Least dominance rate of a prompt whose rewards do not conflict."""
-    reference: Annotated[int, Field(ge=1)] = 256
+    reference: Annotated[int, Field(ge=1), _ON] = 256
     """Prompts presampled first, to freeze noise and calibration."""
     repeat_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of the scored reference rollouts that is scored twice."""
-    canaries: Literal["auto"] | Annotated[int, Field(ge=0, le=1000)] = "auto"
+    canaries: Annotated[Literal["auto"] | Annotated[int, Field(ge=0, le=1000)], _ON] = "auto"
     """Reference rollouts scored at the start and again at the end; auto: 50, none where only the
     simulator scores; 0: none."""
-    max_drift: Annotated[float, Field(gt=0)] = 0.1
+    max_drift: Annotated[float, Field(gt=0), _ON] = 0.1
     """Shift of the canaries' mean score, beyond its error, at which the run stops."""
 
     def looks(self) -> list[int]:
@@ -186,9 +189,8 @@ class FuseSettings(Settings):
     templates: dict[str, str] = {}
     """Arm to the path of its template, where it is not in templates/fuse/; a path among `arms` is
     put here."""
-    length_matched: list[str] = list(CONTROLS)
-    """Controls: where fused is among the arms, they run after it and keep to its length, +-15 %,
-    prompt by prompt."""
+    length_matched: Annotated[list[str], Needs("arms", ("fused",))] = list(CONTROLS)
+    """Controls: they run after fused and keep to its length, +-15 %, prompt by prompt."""
     intents: dict[str, str] = {}
     """Dimension to the path of its intents YAML, where it is not in templates/intents/."""
     targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
@@ -202,9 +204,9 @@ class FuseSettings(Settings):
     """What the judge checks besides: harm (no more than in the original; one call more
     per rewrite and prompt) and intent (every wanted dimension is needed, a decoy is not; one call
     per rewrite, for a judge that you trust)."""
-    guard: GuardSettings | None = None
+    guard: Annotated[GuardSettings | None, Needs("checks", ("harm",))] = None
     """A guard model for the check harm, in place of the judge."""
-    probe: Annotated[int, Field(ge=0, le=64)] = 0
+    probe: Annotated[int, Field(ge=0, le=64), Needs("presample.enabled")] = 0
     """Answers that a rewrite is tried out with before it is accepted, 8 or so, thrown away
     afterwards; 0: none."""
     forbidden: list[str] = []
@@ -329,14 +331,16 @@ class SelectSettings(Settings):
     """Pairs kept per prompt and arm."""
     confirm: bool = True
     """Score the best pairs once more, freshly, and drop those that do not hold."""
-    confirm_top: Annotated[int, Field(ge=1, le=10)] = 3
+    confirm_top: Annotated[int, Field(ge=1, le=10), Needs("confirm")] = 3
     """Candidate pairs confirmed per prompt."""
     balance_length: bool = True
     """Choose among the confirmed pairs so that chosen is not longer on average."""
     max_length_ratio: Annotated[float, Field(gt=1)] = 3.0
     """Longest/shortest answer of a pair, in tokens."""
-    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """weighted_sum: weight per dimension; missing ones are 1."""
+    weights: Annotated[
+        dict[str, Annotated[float, Field(ge=0)]], Needs("selector", ("weighted_sum",))
+    ] = {}
+    """Weight per dimension; missing ones are 1."""
     kappa: Annotated[float, Field(ge=0)] | None = None
     """Weight of the uncertainty, the disagreement of the sources, by which a score is lowered for
     chosen and raised for rejected; null: 1 in dimensions of two or more sources, else 0."""

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from .. import plugins
-from ..errors import DropRow, SettingsError, SourceError
+from ..errors import DropRow, SourceError
 from ..settings import SourceSettings, nearest
 from ..types import Message, Messages, Recorded, Row
 
@@ -123,15 +123,8 @@ def load_source(settings: SourceSettings) -> SourceAdapter:
     """The adapter of `settings.kind`.
 
     Raises:
-        SettingsError: unknown kind (the nearest is named), a dotted path that leads nowhere, or
-            a layout for rows that have their own.
+        SettingsError: unknown kind (the nearest is named), or a dotted path that leads nowhere.
     """
-    given = [name for name in ("layout", "columns") if getattr(settings, name)]
-    if given and SOURCES.get(settings.kind, SOURCES["auto"]) != SOURCES["auto"]:
-        raise SettingsError(
-            f"source.{given[0]} is for the kinds auto and jsonl; {settings.kind} has a layout of"
-            " its own: leave it out, or read the rows with --source auto --data PATH"
-        )
     needs = ("required", "files", "parse")
     adapter: SourceAdapter = plugin_of(settings).call(settings, needs=needs)
     return adapter

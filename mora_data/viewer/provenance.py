@@ -34,7 +34,7 @@ from ..run.files import read_json, readable
 from ..run.folder import secret_of
 from ..run.log import Record
 from ..run.partitions import PROMPTS, Partition, lean_arrow
-from ..settings import BuildSettings, build_settings
+from ..settings import BuildSettings, kept_settings
 from ..text import seed_of
 from ..types import Answer, Message, Messages, Prompt, Request
 from .folder import OTHER_VERSION, PairRow, ViewedFolder, decode_rows
@@ -339,7 +339,7 @@ def calls_of(folder: ViewedFolder, prompt_id: str) -> ModelCalls:
         if any(_CODE.fullmatch(text) or _is_odd_file(text) for text in _texts(tree)):
             return ModelCalls((), OWN_CODE)
         try:
-            settings = build_settings(tree)
+            settings = kept_settings(folder.root / "build.yaml")
             calls, lost = _replayed(folder, settings, *found)
         except MoraError as e:
             return ModelCalls((), f"The calls can't be rendered again: {e}")

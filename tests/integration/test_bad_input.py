@@ -653,11 +653,10 @@ def test_row_that_the_server_can_not_answer_now_is_owed(bad: Bad, presampled: bo
         "limits.max_error_share=0",
         "--set",
         f"presample.enabled={presampled}",
-        "--set",
-        "presample.n=[2]",
-        "--set",
-        "presample.accept=[flat,one_dim,conflict,multi,undecided]",
     )
+    if presampled:
+        all_kinds = "presample.accept=[flat,one_dim,conflict,multi,undecided]"
+        more += ("--set", "presample.n=[2]", "--set", all_kinds)
     with FakeOpenAI(steady) as server:
         bad.run = bad.tmp / "clean"
         bad.good("--base-url", server.base_url, *more)

@@ -44,7 +44,6 @@ SETTINGS = (
     f"partition_size={PROMPTS // PARTS}",
     "presample.accept=[flat,one_dim,conflict,multi,undecided]",
     "presample.reference=4",
-    f"policy.concurrency={SLOTS}",
 )
 SIMULATED = ("--engine", "scripted", "--arms", "fused")
 TWO = ("--executor", "ray", "--set", "ray.workers=2")
@@ -68,9 +67,8 @@ def scripted(run: str, *more: str) -> list[str]:
 
 
 def build(server: FakeOpenAI, run: str, *more: str) -> list[str]:
-    return scripted(
-        run, "--base-url", server.base_url, "--model", "gen", "--judge-model", "judge", *more
-    )
+    models = ("--base-url", server.base_url, "--model", "gen", "--judge-model", "judge")
+    return scripted(run, *models, "--set", f"policy.concurrency={SLOTS}", *more)
 
 
 def poisoned(where: Path) -> list[str]:

@@ -198,7 +198,7 @@ def test_agreement_of_two_sources_is_measured(mixed: Path) -> None:
 def test_heldout_judge_changes_no_pair(tmp_path: Path) -> None:
     plain = (
         "--set",
-        "presample.enabled=false",
+        "presample={enabled: false}",
         "--set",
         "fuse.arms=[identity]",
         "--set",
@@ -232,7 +232,7 @@ def test_a_bradley_terry_score_alone_is_refused(
         tmp_path / "r",
         *rewards(helpful="Offset"),
         "--set",
-        "presample.enabled=false",
+        "presample={enabled: false}",
         "--until",
         "score",
         code=1,

@@ -186,7 +186,11 @@ def test_what_the_partition_key_holds(here: Path) -> None:
         ({"scripted.n_prompts": 3}, False, False),
         ({"rewards": {"helpful": [{"kind": "judge", "concurrency": 3}]}}, False, False),
         ({"publish.test_share": 0.5, "limits.max_tokens": 9, "mine.limit": 3}, False, False),
-        ({"ray.workers": 3, "name": "other", "presample.canaries": 3}, False, False),
+        (
+            {"ray.workers": 3, "executor": "ray", "name": "other", "presample.canaries": 3},
+            False,
+            False,
+        ),
         ({"heldout_judge": {"engine": "scripted"}}, True, False),
         ({"select.selector": "weighted_sum"}, True, False),
         ({"fuse.retries": 1, "rollout.n": 7, "rewriter.top_p": 0.5}, True, False),
@@ -208,7 +212,7 @@ def test_what_a_changed_setting_opens_again(
     part.folder.mkdir(parents=True)
     (part.folder / "prompts.jsonl").write_text("{}")
     base = {
-        "policy.engine": "scripted",
+        "policy.engine": "mora_data.simulator.engine:open_simulator",
         "policy.model": "m",
         "policy.base_url": "http://127.0.0.1:1",
     }

@@ -78,6 +78,10 @@ def settings_page() -> str:
         "They stand in a builder's YAML, or behind `--set`, as in the examples. Flags win over",
         "`--set`, that over the YAML, and the YAML over the defaults.",
         "",
+        "`Only with` says which other setting makes one work. What would do nothing is refused at",
+        "once, in a line that names both, unless it stands in the YAML and a flag or",
+        "`--set` turned it off: then it is left out.",
+        "",
         "Where several settings belong together the example gives their whole mapping.",
     ]
     for name, found in settings.sections().items():

@@ -98,9 +98,10 @@ def test_a_cost_column_only_with_a_price() -> None:
 def test_flags_that_do_not_fit_are_one_line(
     flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["build", "--source", "pku-saferlhf", "--sample", *flags]) == 1
+    with pytest.raises(SystemExit) as stop:
+        main(["build", "--source", "pku-saferlhf", "--sample", *flags])
     err = capsys.readouterr().err
-    assert said in err and err.count("\n") == 1
+    assert stop.value.code == 2 and said in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("gpus", ["0", "8,x", "-1", ""])

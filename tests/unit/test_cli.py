@@ -16,6 +16,7 @@ from support import pages
 from mora_data import cli, plugins
 from mora_data.cli import main, settings
 from mora_data.cli.completion import script
+from mora_data.errors import SettingsError
 from mora_data.pipeline import publishing
 from mora_data.rewards import REWARDS
 from mora_data.run.files import read_json, write_json
@@ -60,6 +61,16 @@ def test_each_command_shows_an_example_that_works() -> None:
         # an unset shell variable: the next best server would be asked, the folder here written to
         ("build --source x --base-url=", "argument --base-url: is empty (a shell variable"),
         ("build --source x --out=", "argument --out: is empty"),
+        ("build --source x --base-url=,", "argument --base-url: is empty"),
+        # what another flag makes useless, or useful
+        ("build --source x --tag v1.0.0", "--tag does nothing without --push"),
+        ("build --source x --public", "--public does nothing without --push"),
+        ("build --source x --push a/b --until fuse", "--push does nothing beside --until"),
+        ("build --source x --probe", "--probe does nothing without --dry-run"),
+        ("push x a/b --move-tag", "--move-tag does nothing without --tag"),
+        ("report x --out y", "--out does nothing without --compare"),
+        ("view x --most 3", "--most does nothing without --freeze"),
+        ("view x --freeze y --review me", "--review does nothing beside --freeze"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_nearest_word(
@@ -84,7 +95,11 @@ def test_every_setting_has_a_meaning_and_an_example_that_loads() -> None:
         assert s.meaning and s.type != "any value", s.path
         # a builder has a source of its own
         mixed = build_settings({"name": "mixed"}, {key: value}) if key == "sources" else None
-        loaded = mixed or load_settings("pku-saferlhf", {key: value})
+        try:
+            loaded = mixed or load_settings("pku-saferlhf", {key: value})
+        except SettingsError as e:  # alone it would do nothing, as its meaning says
+            assert "does nothing while" in str(e) and "Only with" in s.meaning, s.path
+            continue
         kind = s.meaning.partition(": ")[0]
         if kind in REWARDS and s.path.startswith("rewards."):
             reward = loaded.rewards["helpful"][0]

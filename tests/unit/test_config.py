@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mora_data import plugins
 from mora_data.errors import SettingsError
@@ -13,6 +15,7 @@ from mora_data.resources import parse_yaml
 from mora_data.settings import (
     build_settings,
     cache_tree,
+    kept_settings,
     load_settings,
     parse_override,
     preview_settings,
@@ -21,6 +24,7 @@ from mora_data.settings import (
 from mora_data.types import NO_ARMS
 
 TREE = {"name": "x", "source": {"kind": "jsonl"}}
+DECONTAMINATED = {"kind": "jsonl", "decontaminate_from": {"XSTest": "xstest.csv"}}
 
 
 def settings(**more: object) -> object:
@@ -148,6 +152,56 @@ def test_what_the_file_says_of_names_that_a_flag_leaves_out_goes_with_them() -> 
     assert (s.publish.arms, s.publish.stage_order) == (["fused"], ["helpful"])
     with pytest.raises(SettingsError, match="rewards names 'harmless', not in dimensions"):
         build_settings(tree, {"dimensions": ["helpful"], "rewards.harmless.weight": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "needs"),
+    [
+        ({"mine": {"near_duplicates": 0.8, "dedup": False}}, "mine.dedup is false"),
+        ({"select": {"weights": {"helpful": 2}}}, 'select.selector is "dominance_hv"'),
+        ({"select": {"confirm": False, "confirm_top": 2}}, "select.confirm is false"),
+        ({"presample": {"enabled": False, "n": [4]}}, "presample.enabled is false"),
+        ({"presample": {"enabled": False}, "fuse": {"probe": 8}}, "presample.enabled is false"),
+        ({"presample": {"step": None, "error": 0.1}}, "presample.step is null"),
+        ({"fuse": {"checks": [], "guard": {"endpoint": {"model": "g"}}}}, "fuse.checks is []"),
+        ({"policy": {"local": {"device": "cpu"}}}, 'policy.engine is "openai"'),
+        ({"policy": {"batch": {"mode": "files"}}}, 'policy.engine is "openai"'),
+        ({"policy": {"engine": "vllm", "replicas": ["http://b/v1"]}}, 'engine is "vllm"'),
+        ({"policy": {"engine": "vllm", "ca_file": "a.pem"}}, 'policy.engine is "vllm"'),
+        ({"policy": {"engine": "vllm"}, "judge": {"transport": "openai"}}, 'judge.engine is "vllm'),
+        ({"rewards": {"helpful": {"endpoint": {"local": {"dtype": "float16"}}}}}, "0.endpoint.eng"),
+        ({"ray": {"workers": 8}}, 'executor is "local"'),
+        ({"mine": {"decontaminate": False}, "source": DECONTAMINATED}, "mine.decontaminate is"),
+    ],
+)
+def test_what_does_nothing_is_refused(given: dict[str, object], needs: str) -> None:
+    with pytest.raises(SettingsError, match="does nothing while .*" + re.escape(needs)):
+        build_settings(TREE | given)
+
+
+def test_what_an_override_turns_off_in_a_file_goes_with_it() -> None:
+    file = {**TREE, "mine": {"near_duplicates": 0.8}, "policy": {"base_url": "http://a/v1"}}
+    file |= {"judge": {"concurrency": 8}}
+    off = build_settings(file, {"mine.dedup": False, "policy.engine": "scripted"})
+    assert (off.mine.near_duplicates, off.policy.base_url, off.judge.concurrency) == (
+        None,
+        None,
+        64,
+    )
+    assert build_settings(parse_yaml(to_yaml(off))) == off
+    with pytest.raises(SettingsError, match="near_duplicates does nothing while"):
+        build_settings(file, {"mine.dedup": False, "mine.near_duplicates": 0.7})
+    own = {"policy.engine": "mine:open_it", "policy.replicas": ["http://b/v1"]}
+    assert build_settings(file, own).policy.replicas, "an engine of one's own may use it"
+    seen = preview_settings(file, {"presample.n": [4], "select.confirm_top": 2})
+    assert (seen.presample.n, seen.select.confirm_top) == ([8, 16, 32], 3)
+
+
+def test_settings_that_an_older_version_kept_are_read(tmp_path: Path) -> None:
+    tree = parse_yaml(to_yaml(build_settings(TREE)))
+    tree["mine"] |= {"dedup": False, "near_duplicates": 0.8}
+    (tmp_path / "build.yaml").write_text(yaml.safe_dump(tree))
+    assert kept_settings(tmp_path / "build.yaml").mine.near_duplicates == 0.8
 
 
 def test_override_text() -> None:

@@ -253,8 +253,9 @@ def test_flags_and_settings_named_in_the_text_exist() -> None:
     }
     used = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", _BLOCK.sub("", text)))
     assert len(used) > 12 and used <= known, used - known
-    for override in re.findall(r"--set (\S+=[^\s`)]+)", text):
-        load_settings("pku-saferlhf", dict([parse_override(override)]))
+    for engine, given in re.findall(r"(?:--engine (\S+).*?)?--set (\S+=[^\s`)]+)", text):
+        own = {"policy.engine": engine} if engine else {}
+        load_settings("auto", own | dict([parse_override(given)]))
     fields = load_settings("pku-saferlhf").model_dump()
     named = re.findall(r"[\[`](\w+)\.(\w+)[\]`]", text)
     settings = [(a, b) for a, b in named if a in fields and isinstance(fields[a], dict)]

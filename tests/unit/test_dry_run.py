@@ -114,7 +114,7 @@ def test_rewards_that_ask_no_model_cost_nothing(
 @pytest.mark.parametrize(
     ("setting", "value", "says"),
     [
-        ("policy.engine", "opanai", "unknown engine 'opanai': did you mean 'openai'"),
+        ("rewriter.engine", "opanai", "unknown engine 'opanai': did you mean 'openai'"),
         ("publish.configs", ["prefrence"], "did you mean 'preference'"),
         ("rewards.helpful", {"together": True}, "helpful.together: one call scores three"),
         ("rewards.helpful", {"kind": "rules", "template": "x"}, "unknown setting rewards.helpful."),
@@ -125,8 +125,8 @@ def test_rewards_that_ask_no_model_cost_nothing(
             {"calibration": {"low": 0, "zero": 1}},
             "zero is not for the kind",
         ),
-        ("source.layout", "messages", "source.layout is for the kinds auto and jsonl"),
-        ("source.columns", {"prompt": "q"}, "source.columns is for the kinds auto and jsonl"),
+        ("source.layout", "messages", "source.layout does nothing while source.kind is"),
+        ("source.columns", {"prompt": "q"}, "source.columns does nothing while source.kind is"),
     ],
 )
 def test_what_a_build_would_refuse_or_never_use_is_said(

@@ -4,9 +4,7 @@ passes."""
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from mora_data.errors import SettingsError
 from mora_data.rewriting.checks import pilot_check
 
 FLOORS, SIGMA = np.full(2, 0.75), np.full(2, 0.05)
@@ -39,11 +37,3 @@ def test_levels_less_doubt_meet_the_floors_and_unscored_answers_do_not_count() -
         (np.ones((16, 2)), np.ones((16, 2))), (np.ones((8, 2)), np.full((8, 2), 0.5)), FLOORS, SIGMA
     )
     assert found.value == 0 and found.passed  # nothing spreads on either side: ERD is no worse
-
-
-def test_a_probe_needs_presamples() -> None:
-    from mora_data.settings import load_settings
-
-    with pytest.raises(SettingsError, match=r"fuse\.probe compares with presamples"):
-        load_settings("jsonl", {"fuse.probe": 8, "presample.enabled": False})
-    assert load_settings("jsonl", {"fuse.probe": 8}).fuse.probe == 8
