@@ -502,7 +502,8 @@ def _add_source_commands(sub: Any) -> None:
     _value(c, "data", "PATH", "files, folders, globs or URLs (docs/data.md)", nargs="+")
     _value(c, "--source", "NAME", "read them as this builder does (default: auto)", default="auto")
     _value(c, "--layout", "NAME", "layout of the rows (default: what the first look like)")
-    _value(c, "--set", "KEY=VALUE", "any setting", action="append", default=[])
+    text = "any setting of how rows are read, as source.columns.prompt=ask"
+    _value(c, "--set", "KEY=VALUE", text, action="append", default=[])
     _value(c, "--rows", "N", "rows to show of each file (default: 3)", type=int, default=3)
     _switch(c, "--json", "one JSON object on stdout, all rows in it")
 
@@ -514,7 +515,7 @@ def _add_check(sub: Any) -> None:
     text = "a builder or a path to a YAML file: the endpoints of all its roles"
     _value(where, "--source", "NAME", text)
     _value(c, "--model", "ID", "not needed when the endpoint serves one")
-    text = "any setting, as policy.api_key_env=MY_KEY"
+    text = "any setting of a role, as policy.api_key_env=MY_KEY"
     _value(c, "--set", "KEY=VALUE", text, action="append", default=[])
     _switch(c, "--json", "one JSON object on stdout for each endpoint")
 
@@ -633,13 +634,13 @@ def _add_evaluate(sub: Any) -> None:
         "models by the number of pairs they saw, behind a name of the curve where there are several"
     )
     _value(e, "--scaling", "NAME=PAIRS", text, nargs="+", action="append", default=[])
-    _value(e, "--samples", "N", "answers per prompt", type=int, default=1)
-    _value(e, "--limit", "N", "prompts per set", type=int)
+    _value(e, "--samples", "N", "answers per prompt", type=_number, default=1)
+    _value(e, "--limit", "N", "prompts per set", type=_number)
     _value(e, "--seed", "N", "seed of sampling and of the intervals", type=int)
     out = Path("runs/evaluate")
     _value(e, "--out", "DIR", "default: runs/evaluate", type=_folder, default=out)
     _switch(e, "--no-win-rate", "leave out the pairwise comparisons")
-    text = "any setting, as policy.temperature=0.6"
+    text = "any setting of a role or a reward, as policy.temperature=0.6"
     _value(e, "--set", "KEY=VALUE", text, action="append", default=[])
     _switch(e, "--fresh", "forget the answers that the folder holds")
     _switch(e, "--json", "one JSON object on stdout instead of the table")

@@ -131,11 +131,14 @@ def _overrides(args: argparse.Namespace, flags: Mapping[str, object]) -> dict[st
     return {**overrides, **given}
 
 
-def _assigned(texts: Sequence[str]) -> dict[str, object]:
-    """What KEY=VALUE texts say."""
+def _assigned(texts: Sequence[str], flag: str = "--set", used: str = "") -> dict[str, object]:
+    """What KEY=VALUE texts say; `used` are the sections that the command uses, "" for all."""
     from ..settings import parse_override
 
-    return dict(parse_override(text) for text in texts)
+    out = dict(parse_override(text, flag) for text in texts)
+    if bad := [key for key in out if used and key.partition(".")[0] not in used.split()]:
+        raise SettingsError(f"{flag} {bad[0]} does nothing here: of use are {used}")
+    return out
 
 
 def _parts(text: str) -> list[str]:
@@ -219,7 +222,7 @@ def audit_judges(args: argparse.Namespace) -> None:
     if not settings.audit.limit:
         raise SettingsError("audit.limit is 0, so there is nothing to do: give --limit N")
     if args.compare or args.compare_set:
-        changed = _assigned(args.compare_set)
+        changed = _assigned(args.compare_set, "--compare-set")
         overrides = {**overrides, **changed}
         other = (
             load_settings(args.compare, overrides)
@@ -248,7 +251,7 @@ def look_at_rows(args: argparse.Namespace) -> None:
     from ..sources.read import local_paths
     from .show import look
 
-    overrides = _assigned(args.set)
+    overrides = _assigned(args.set, used="source policy dimensions rewards recorded")
     if args.layout:
         overrides["source.layout"] = args.layout
     settings = load_settings(args.source, overrides)
@@ -262,19 +265,21 @@ def check_endpoints(args: argparse.Namespace) -> None:
     from ..settings import build_settings, load_settings
     from .check import check
 
-    overrides = _assigned(args.set)
     roles: tuple[str, ...] = ()
     if args.source is not None:
+        used = "policy rewriter judge heldout_judge dimensions rewards fuse"
+        overrides = _assigned(args.set, used=used)
         if args.model is not None:
             overrides["policy.model"] = args.model
         settings = load_settings(args.source, overrides)
     else:
-        prefix, roles = "policy.", ("policy",)
-        given = {k.removeprefix(prefix): v for k, v in overrides.items() if k.startswith(prefix)}
-        if bad := sorted(set(overrides) - {prefix + k for k in given}):
-            raise SettingsError(f"--set {bad[0]}: with --base-url, set what is the policy's")
-        role = {"engine": "openai", "base_url": args.base_url, "model": args.model, **given}
-        settings = build_settings({"name": "check", "source": {"kind": "jsonl"}, "policy": role})
+        role, roles = {"base_url": args.base_url, "model": args.model}, ("policy",)
+        tree = {
+            "name": "check",
+            "source": {"kind": "jsonl"},
+            "policy": {"engine": "openai", **role},
+        }
+        settings = build_settings(tree, _assigned(args.set, used="policy"))
     for checked in check(settings, roles, lambda line: print(line, file=sys.stderr)):
         _print(args, asdict(checked), checked.lines())
 
@@ -421,7 +426,9 @@ def print_weights(args: argparse.Namespace) -> None:
     """Weights of the dimensions that take the run's answers to target rewards."""
     from ..report.weights import weights_lines, weights_of
 
-    target = _assigned(args.target)
+    target = _assigned(args.target, "--target")
+    if len(target) < len(args.target):
+        raise SettingsError("--target names a dimension twice: give it once")
     wanted = {}
     for d, v in target.items():
         if isinstance(v, bool) or not isinstance(v, (int, float)):
@@ -586,6 +593,8 @@ def run_recipe_on(args: argparse.Namespace) -> int:
     """Train; prints the exact command first."""
     from .recipes import run_command, run_recipe
 
+    if "/" not in args.dataset and not Path(args.dataset).exists():
+        raise SettingsError(f"no folder {args.dataset}: give a dataset or run folder, or ORG/NAME")
     given = (args.name, args.dataset, args.revision, args.config, args.overrides)
     return run_recipe(args.name, run_command(*given, dry_run=args.dry_run))
 
@@ -597,7 +606,7 @@ def evaluate_models(args: argparse.Namespace) -> None:
     from ..run.progress import Progress
     from ..run.stats import RunStats
 
-    overrides = _assigned(args.set)
+    overrides = _assigned(args.set, used="policy judge heldout_judge dimensions rewards seed")
     flags = {
         "heldout_judge.base_url": args.judge_base_url,
         "heldout_judge.model": args.judge_model,

@@ -30,9 +30,10 @@ from ..errors import SettingsError
 from ..pipeline import run_probe
 from ..pipeline.asking import GUARD_EXAMPLES
 from ..prompts.judge_calibration import CANARIES, guard_role
-from ..resources import SECRET_BYTES
+from ..resources import SECRET_BYTES, Secret
 from ..rewards import asks_model
 from ..rewards.audit import labelled_pairs
+from ..rewards.combine import sources_of
 from ..run.cost import Prices, account_of, load_prices
 from ..run.folder import SourceCounts, write_secret
 from ..run.progress import Progress
@@ -454,6 +455,7 @@ def audit_estimate(
     for s in (settings, other):
         if s is None:
             continue
+        sources_of(s, Secret())  # refuses what the audit refuses
         asked = [sum(asks_model(r) for r in s.reward_sources(p.dimension)) for p in pairs]
         texts = [
             n_tokens(" ".join(m["content"] for m in side.messages)) + n_tokens(side.text)

@@ -168,10 +168,10 @@ def run_command(
     """
     recipe = find_recipe(name)
     file = recipe.config_file(config)
-    if bad := [
-        o for o in overrides if not o.partition("=")[1] or not o.partition("=")[0].isidentifier()
-    ]:
-        raise SettingsError(f"{bad[0]!r} is not key=value: write it as max_steps=100")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if not value or not key.isidentifier():
+            raise SettingsError(f"{override!r} is not key=value: write it as max_steps=100")
     if (inside := Path(dataset) / "dataset").is_dir():  # of a run folder
         dataset = str(inside)
     values = [f"dataset={dataset}"] + ([f"revision={_as_text(revision)}"] if revision else [])

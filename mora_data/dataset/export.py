@@ -50,7 +50,7 @@ def export_config(folder: Path, config: str, to: Path, fmt: str = "parquet") -> 
 
     Raises:
         PublishError: the folder has no such config (those that exist are named), the format has no
-            place for it, or `to` can't be written.
+            place for it, or `to` can't be written or is in the dataset.
     """
     card = lint.read_card(folder) if (folder / "README.md").exists() else ""
     header = lint.read_header(card)
@@ -59,6 +59,10 @@ def export_config(folder: Path, config: str, to: Path, fmt: str = "parquet") -> 
         raise PublishError(
             f"no config {config!r} in {folder.name}/:"
             f" {nearest(config, configs) if configs else 'it holds no dataset'}"
+        )
+    if to.resolve().is_relative_to(folder.resolve()):
+        raise PublishError(
+            f"{to} is in the dataset itself, which would not be whole any more: give another folder"
         )
     by_split = {
         split: [check_inside(folder, folder / f) for f in files]

@@ -310,8 +310,8 @@ def push_folder(
 def _check_names(repo_id: str, tag: str | None, public: bool, decision: str | None) -> None:
     if public and decision is None:
         raise PublishError(
-            "--public needs a decision on unsafe text: --set publish.unsafe=gate (or drop, or"
-            " redact)"
+            "--public needs a decision on unsafe text: give --split-unsafe, or run the folder's"
+            " `mora-data build` again with --set publish.unsafe=gate (or drop, or redact)"
         )
     if tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", tag):
         raise PublishError(f"--tag {tag!r} is not a tag name: write it as v1.0.0")

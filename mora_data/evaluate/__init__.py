@@ -26,6 +26,7 @@ from ..run.log import AnswerLog
 from ..run.progress import Progress
 from ..run.stats import RunStats
 from ..run.tasks import run_to_end
+from ..settings import nearest
 from .asking import (
     EvaluateOptions,
     Evaluation,
@@ -59,9 +60,17 @@ def evaluate(
         raise SettingsError(
             f"--reference {options.reference!r} is none of the models: {', '.join(sorted(names))}"
         )
-    sequences = [parse_points(points, names, "--sequence") for points in options.sequences]
     scalings = [parse_curve(points, names) for points in options.scalings]
+    sequences = [parse_points(points, names, "--sequence") for points in options.sequences]
     settings, folder, notes = settings_for(options)
+    for stages in sequences:
+        if len(stages) < 2:
+            raise SettingsError(
+                f"--sequence {stages[0][0]}: name the start, then each stage's model"
+            )
+        if bad := [d for _, d in stages if d and d not in settings.dimensions]:
+            known = nearest(bad[0], settings.dimensions)
+            raise SettingsError(f"--sequence names {bad[0]!r}, which is no dimension: {known}")
     for line in notes:
         progress.message(line)
     skipped: Counter[str] = Counter()

@@ -474,6 +474,10 @@ def settings_for(options: EvaluateOptions) -> tuple[BuildSettings, Path | None, 
         SettingsError: no settings are known, or no judge that is none of the models.
     """
     folder = options.dataset
+    if folder is not None and not folder.exists():
+        raise SettingsError(
+            f"no dataset folder {folder}: give a run folder, or download the dataset first"
+        )
     if folder is not None and (folder / "dataset" / "README.md").is_file():
         folder = folder / "dataset"
     notes: list[str] = []

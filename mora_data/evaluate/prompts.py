@@ -222,10 +222,6 @@ def _messages(value: object) -> Messages:
 def _test_rows(folder: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
-    if not folder.is_dir():
-        raise SourceError(
-            f"no dataset folder {folder}: give a run folder, or download the dataset first"
-        )
     columns = ["prompt", "source_prompt", "arm"]
     files = sorted((folder / "prompt_only").glob("test-*.parquet"))
     out: list[dict[str, Any]] = []

@@ -91,6 +91,11 @@ def run_audit(
     if not labelled.pairs:
         why = "; ".join(f"{d}: {text}" for d, text in labelled.without.items())
         raise SourceError(f"nothing to audit with in source {settings.source.kind}: {why}")
+    if other is not None:  # its faults are said before the first judges are paid
+        other = other.model_copy(
+            update={"dimensions": settings.dimensions, "audit": settings.audit}
+        )
+        sources_of(other, Secret(folder.secret))
     cost = CostTracker(folder, settings.limits, load_prices(settings.limits.prices), stats)
 
     async def ask(s: BuildSettings, name: str) -> tuple[Audit, Judged]:
@@ -115,8 +120,7 @@ def run_audit(
             audit, first = await ask(settings, FILE)
             if other is None:
                 return audit, None, []
-            same = {"dimensions": settings.dimensions, "audit": settings.audit}
-            other_audit, second = await ask(other.model_copy(update=same), OTHER_FILE)
+            other_audit, second = await ask(other, OTHER_FILE)
             return audit, other_audit, differences(labelled, first, second)
 
     audit, other_audit, compared = run_to_end(ask_all())

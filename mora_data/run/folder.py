@@ -300,7 +300,7 @@ def finished_manifest(run_dir: Path) -> dict[str, Any]:
     manifest = manifest_of(run_dir)
     if not manifest or not (run_dir / "dataset" / "README.md").is_file():
         raise RunFolderError(
-            f"{run_dir} holds no finished dataset: run its `mora-data build` to the end first"
+            f"{run_dir} holds no finished dataset: give the --out of a build, run to its end"
         )
     return manifest
 

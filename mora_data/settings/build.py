@@ -461,21 +461,22 @@ def _overlap(a: str, b: str) -> bool:
     return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
-def parse_override(text: str) -> tuple[str, object]:
-    """`KEY=VALUE` of --set, the value read as YAML.
+def parse_override(text: str, flag: str = "--set") -> tuple[str, object]:
+    """`KEY=VALUE` of a flag, the value read as YAML.
 
     Raises:
         SettingsError: no `=`, no value, or the value is not YAML.
     """
     key, eq, value = text.partition("=")
     if not eq or not key.strip():
-        raise SettingsError(f"--set {text!r} is not KEY=VALUE: write it as rollout.n=8")
+        shown = f"{key.strip() or 'rollout.n'}=VALUE"
+        raise SettingsError(f"{flag} {text!r} is not KEY=VALUE: write it as {shown}")
     if not value.strip():
-        raise SettingsError(f"--set {text!r} has no value: write null for none")
+        raise SettingsError(f"{flag} {text!r} has no value: write null for none")
     try:
         return key.strip(), resources.parse_yaml(value)
     except yaml.YAMLError as e:
-        raise SettingsError(f"--set {text!r}: the value is not YAML ({one_line(e)})") from e
+        raise SettingsError(f"{flag} {text!r}: the value is not YAML ({one_line(e)})") from e
 
 
 def _check_colons(value: object) -> None:

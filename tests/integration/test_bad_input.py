@@ -282,7 +282,7 @@ BAD_SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--set", "rewards={helpful: [{kid: judge}]}"),
         ("kid", "did you mean 'kind'?"),
     ),
-    "no equals sign": (("--set", "rollout.n"), ("'rollout.n' is not KEY=VALUE", "rollout.n=8")),
+    "no equals sign": (("--set", "rollout.n"), ("'rollout.n' is not KEY=VALUE", "rollout.n=VALUE")),
     "no key": (("--set", "=8"), ("is not KEY=VALUE",)),
     "value is not YAML": (("--set", "rollout.n=[8"), ("not YAML", "rollout.n")),
     "wrong type": (("--set", "rollout.n=many"), ("rollout.n", "'many'")),

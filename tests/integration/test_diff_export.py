@@ -204,6 +204,8 @@ def test_llamafactory_has_its_shape(tmp_path: Path) -> None:
     )
     with pytest.raises(PublishError, match="wants pairs"):
         export_config(tmp_path / "dataset", "scored", tmp_path / "out", "llamafactory")
+    with pytest.raises(PublishError, match="is in the dataset itself"):  # verify would fail
+        export_config(tmp_path / "dataset", "scored", tmp_path / "dataset" / "out")
 
 
 def test_mahdpo_has_one_file_of_equal_size_per_dimension(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from mora_data.run.files import read_json, write_json
 from mora_data.settings import build_settings, load_settings, parse_override
 
 ROOT = Path(__file__).parents[2]
+EVALUATE = "evaluate a=scripted:x b=scripted:y --source pku-saferlhf --set judge.engine=scripted"
 CHEAP = ["--set", "presample.enabled=false", "--set", "rollout.n=2", "--limit", "1"]
 
 
@@ -80,6 +81,39 @@ def test_a_mistake_is_one_line_with_the_nearest_word(
         main(words.split())
     err = capsys.readouterr().err
     assert e.value.code == 2 and line in err and err.count("\n") == 1 and "--help)" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("evaluate a=scripted:x --set limits.max_cost=1", "limits.max_cost does nothing here"),
+        ("evaluate a=scripted:x --dataset nowhere", "no dataset folder nowhere"),
+        (f"{EVALUATE} --sequence a b=helpfull", "did you mean 'helpful'?"),
+        (f"{EVALUATE} --sequence a", "--sequence a: name the start, then each stage's model"),
+        ("source look x.jsonl --set mine.limit=3", "mine.limit does nothing here"),
+        ("check --source pku-saferlhf --set rollout.n=3", "rollout.n does nothing here"),
+        ("weights x --target helpful", "--target 'helpful' is not KEY=VALUE"),
+        ("weights x --target helpful=0.8 --target helpful=0.2", "names a dimension twice"),
+        ("recipe run dpo --dataset nowhere", "no folder nowhere"),
+        ("recipe run dpo --dataset . learning_rate=", "'learning_rate=' is not key=value"),
+        (
+            "audit --source pku-saferlhf --sample --limit 1 --dry-run"
+            " --compare-set rewards.harmless.template=nowhere.j2",
+            "no template can be read at 'nowhere.j2'",
+        ),
+    ],
+)
+def test_what_would_be_ignored_or_paid_first_is_one_line(
+    words: str,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 1
+    err = capsys.readouterr().err
+    assert line in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_the_settings_page_is_the_code_s() -> None:
