@@ -351,12 +351,17 @@ def _leave_out(tree: dict[str, Any], overrides: Mapping[str, object]) -> None:
     say, goes with them."""
     for names in NAMED_BY.keys() & overrides.keys():
         before = _in_tree(tree, names.split(".")) or _at(BuildSettings.model_construct(), names)
-        gone = _names(before) - _names(overrides[names])
-        for *path, last in (setting.split(".") for setting in NAMED_BY[names]):
-            above = _in_tree(tree, path)
-            if isinstance(above, dict) and last in above:
-                rest = _without(above.pop(last), gone)
-                above |= {} if rest in ([], {}) else {last: rest}
+        _drop(tree, names, _names(before) - _names(overrides[names]))
+
+
+def _drop(tree: dict[str, Any], names: str, gone: set[str]) -> None:
+    """Take what speaks of these names out of the settings that speak of the list `names`."""
+    for *path, last in (setting.split(".") for setting in NAMED_BY[names]):
+        above = _in_tree(tree, path)
+        if isinstance(above, dict) and (rest := _without(above.get(last), gone)) != above.get(last):
+            above[last] = rest
+            if not rest:
+                del above[last]
 
 
 def _without(given: object, gone: set[str]) -> object:
@@ -505,12 +510,21 @@ def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dic
 
 
 def kept_settings(path: Path) -> BuildSettings:
-    """The settings in a file that `to_yaml` wrote.
+    """The settings in a file that `to_yaml` wrote. Names that no list has are left out: an older
+    version let them stand, without effect.
 
     Raises:
         SettingsError: it can't be read, or another version wrote it.
     """
-    return _checked(_read_yaml(path, str(path)))
+    tree = _read_yaml(path, str(path))
+    for names, settings in NAMED_BY.items():
+        said = (_in_tree(tree, setting.split(".")) for setting in settings)
+        known = {*_names(_in_tree(tree, names.split("."))), *CONTROLS}
+        _drop(tree, names, {str(n) for s in said if isinstance(s, (dict, list)) for n in s} - known)
+    try:
+        return _checked(tree)
+    except SettingsError as e:
+        raise SettingsError(f"{e} (in {path}: correct it there)") from e
 
 
 def changes_of(path: Path, settings: BuildSettings) -> list[str]:

@@ -200,8 +200,15 @@ def test_what_an_override_turns_off_in_a_file_goes_with_it() -> None:
 def test_settings_that_an_older_version_kept_are_read(tmp_path: Path) -> None:
     tree = parse_yaml(to_yaml(build_settings(TREE)))
     tree["mine"] |= {"dedup": False, "near_duplicates": 0.8}
+    tree["rewards"], tree["presample"]["floors"] = {"polite": [{}]}, {"helpful": 0.7, "polite": 0.5}
     (tmp_path / "build.yaml").write_text(yaml.safe_dump(tree))
-    assert kept_settings(tmp_path / "build.yaml").mine.near_duplicates == 0.8
+    kept = kept_settings(tmp_path / "build.yaml")
+    assert (kept.mine.near_duplicates, kept.rewards) == (0.8, {})
+    assert kept.presample.floors == {"helpful": 0.7} and kept.fuse == build_settings(TREE).fuse
+    tree["fuse"]["targets"] = []
+    (tmp_path / "build.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(SettingsError, match=r"targets = \[\].*build\.yaml: correct it there"):
+        kept_settings(tmp_path / "build.yaml")
 
 
 def test_override_text() -> None:
