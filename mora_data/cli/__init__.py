@@ -199,10 +199,11 @@ def _reach_folders(args: argparse.Namespace) -> None:
             print(f"{given}: working copy {getattr(args, name)}", file=sys.stderr)
     from ..run.files import check_ordinary
 
+    ours = ("manifest.json", "README.md", "dataset", "parts")  # --out / would walk the disk
     for name in ("run_dir", "folder", "out", "dataset", "compare", "before", "after"):
         found = getattr(args, name, None)
         for path in found if isinstance(found, list) else [found]:
-            if path:
+            if path and any((Path(path) / sign).exists() for sign in ours):
                 check_ordinary(Path(path))
 
 

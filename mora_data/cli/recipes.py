@@ -112,7 +112,7 @@ def copy_files(plan: Mapping[Path, Path], what: str) -> None:
     taken = [str(target) for target in plan.values() if target.exists()]
     if taken:
         raise SettingsError(
-            f"{taken[0]} exists already: remove it, or copy {what} to another folder"
+            f"{taken[0]} exists already: remove it, or give another place for {what}"
         )
     try:
         for source, target in plan.items():

@@ -98,7 +98,7 @@ EXAMPLES: dict[str, object] = {
     "fuse.forbidden": ["as an AI"],
     "fuse.subject": "mine:similarity",
     "fuse.embedding": "minishlab/potion-base-8M",
-    "rollout.personas": ["careful", "curious"],
+    "rollout.personas": ["cautious", "concise"],
     "rewards": {"helpful": {"kind": "judge"}},
     f"rewards.{DIMENSION}.kind": "pairwise",
     f"rewards.{DIMENSION}.weight": 2.0,

@@ -373,7 +373,7 @@ def open_vllm(
     if importlib.util.find_spec("vllm") is None:
         raise ExtraMissing(
             "engine 'vllm' needs vllm: pip install 'mora-data[vllm]' (Linux with a GPU), or start a"
-            " vLLM server anywhere and give --base-url"
+            " vLLM server anywhere and give --base-url in place of --engine"
         )
 
     def load(task: Task, stop: threading.Event) -> LocalModel:

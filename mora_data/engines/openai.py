@@ -377,7 +377,7 @@ class Endpoint:
             raise _Unusable(f"{says}: put a valid key into the environment variable {key}")
         if status < 400:
             raise _Unusable(
-                f"endpoint {url} answered HTTP {status}: check --base-url (it ends in /v1)"
+                f"endpoint {url} answered HTTP {status}: check its base URL (it ends in /v1)"
             )
         self._note_success(permit)
         raise _Refused(refusal, dialect, url, permit.at)
@@ -554,7 +554,7 @@ class Endpoint:
                 return
             if silent:
                 raise self._silent(str(error)) from error
-            remedy = "start the server or fix --base-url"
+            remedy = "start the server or correct its base URL"
             if error.kind.isdecimal():
                 remedy = "its log says why; what was answered is kept"
             raise EndpointError(

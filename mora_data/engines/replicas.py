@@ -356,13 +356,13 @@ def served_models(
                 loads = e.code == 503 and time.monotonic() - started < LOADED_S
                 if is_last and not loads and (late or e.code < 500):
                     raise EndpointError(
-                        f"endpoint {url} says {e.code} to GET /models: check --base-url (it ends in"
+                        f"endpoint {url} says {e.code} to GET /models: check its URL (it ends in"
                         f" /v1) and the key in {settings.api_key_env}, or give --model"
                     ) from e
             except (OSError, HTTPException, ValueError) as e:
                 if is_last and (late or not isinstance(e, OSError)):
                     why = one_line(getattr(e, "reason", None) or e)
-                    remedy = "start the server, fix --base-url, or give --model"
+                    remedy = "start the server, correct its base URL, or name the model"
                     if type(e) is TimeoutError:  # of the reply; a connection's has a reason
                         why = f"it takes connections and gave no whole reply in {ASK_S:g} s"
                         remedy = "wait until it has loaded its model, or give --model"

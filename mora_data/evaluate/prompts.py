@@ -270,13 +270,16 @@ def load_benchmark(text: str, seed: int) -> list[EvalPrompt]:
             " FILE"
         )
     b = BENCHMARKS[name]
-    files = (
-        read.find([Path(path)], b.patterns)
-        if path
-        else read.fetch_dataset(SourceSettings(kind=name, dataset=b.dataset, split=""), b.patterns)[
-            0
-        ]
-    )
+    wanted = SourceSettings(kind=name, dataset=b.dataset, split="")
+    try:
+        files = (
+            read.find([Path(path)], b.patterns)
+            if path
+            else read.fetch_dataset(wanted, b.patterns)[0]
+        )
+    except SourceError as e:
+        way = f"give a file of it, --benchmark {name}=FILE"
+        raise SourceError(f"benchmark {name}: {e.args[0].partition(':')[0]}; {way}") from e
     rows = [row for _, _, row in read.rows(files) if not isinstance(row, DropRow)]
     found = [
         p

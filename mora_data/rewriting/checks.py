@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import SettingsError
 from ..rewards.rules import is_refusal, is_repetitive
-from ..text import n_tokens, normalise, script_of, tongue_of, words
+from ..text import n_tokens, normalise, one_line, script_of, tongue_of, words
 from ..types import Messages, Prompt
 from . import patterns
 from .patterns import MAX_SHARE, asks_for, content_stems, stem
@@ -380,7 +380,7 @@ def cosine(name: str) -> Callable[[str, str], float]:
         model = StaticModel.from_pretrained(name)
     except Exception as e:  # the Hub's errors, those of files and those of their contents
         raise SettingsError(
-            f"can't load fuse.embedding {name!r}: {' '.join(str(e).split())[:200]}"
+            f"can't load fuse.embedding {name!r}, a folder or a name on the Hub: {one_line(e, 150)}"
         ) from e
 
     def alike(x: str, y: str) -> float:

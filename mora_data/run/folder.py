@@ -47,7 +47,9 @@ class RunFolder:
             self._check_is_ours()
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as e:
-            raise RunFolderError(f"can't use the run folder {path}: {e.strerror}") from e
+            raise RunFolderError(
+                f"can't use the run folder {path}: {e.strerror}; give another --out"
+            ) from e
         try:
             self._take(identity, fresh)
         except BaseException:
@@ -149,7 +151,8 @@ class RunFolder:
 
     def _check_identity(self, identity: Mapping[str, str]) -> None:
         before = self.manifest().get("identity") or identity
-        if before == identity or _has_grown(before, identity):
+        begun = any(next(self.path.glob(name), None) for name in ("mine.json", "parts", "*.log"))
+        if before == identity or not begun or _has_grown(before, identity):
             tree = read_json(self.path / "manifest.json")
             if tree.get("identity") != identity:
                 self.write("manifest.json", {"status": "started", **tree, "identity": identity})
@@ -444,6 +447,8 @@ def emptied_by(counts: Mapping[str, StageCounts], run_dir: Path, failures: Failu
             if reason in ("failed", "unscored"):
                 mostly = f", most often {failures.cause}" if failures.cause else ""
                 why = f"{mostly}; errors.jsonl has all, `mora-data check` tries the endpoint"
+            if reason == "truncated":
+                why = "; raise policy.max_tokens"
             return (
                 f"no pair was selected: stage {stage} kept none of {c['in']} ({n} {reason}{why});"
                 f" the folder {run_dir / 'dataset'} is written without pairs"

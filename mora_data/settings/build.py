@@ -516,15 +516,16 @@ def kept_settings(path: Path) -> BuildSettings:
     Raises:
         SettingsError: it can't be read, or another version wrote it.
     """
-    tree = _read_yaml(path, str(path))
-    for names, settings in NAMED_BY.items():
-        said = (_in_tree(tree, setting.split(".")) for setting in settings)
-        known = {*_names(_in_tree(tree, names.split("."))), *CONTROLS}
-        _drop(tree, names, {str(n) for s in said if isinstance(s, (dict, list)) for n in s} - known)
     try:
+        tree = _read_yaml(path, str(path))
+        for names, settings in NAMED_BY.items():
+            said = (_in_tree(tree, setting.split(".")) for setting in settings)
+            known = {*_names(_in_tree(tree, names.split("."))), *CONTROLS}
+            given = {str(n) for s in said if isinstance(s, (dict, list)) for n in s}
+            _drop(tree, names, given - known)
         return _checked(tree)
     except SettingsError as e:
-        raise SettingsError(f"{e} (in {path}: correct it there)") from e
+        raise SettingsError(f"{e}. Correct {path}, or run its `mora-data build` again") from e
 
 
 def changes_of(path: Path, settings: BuildSettings) -> list[str]:
@@ -567,8 +568,8 @@ def read_builder(source: str) -> dict[str, Any]:
         if os.sep in source or not path.is_file():
             raise SettingsError(
                 f"unknown --source {source!r}:"
-                f" {nearest(source, resources.names('builders', '*.yaml'))} Your own rows:"
-                " --source auto --data PATH"
+                f" {nearest(source, resources.names('builders', '*.yaml'))} (your own rows:"
+                " --source auto --data PATH)"
             )
     return _read_yaml(path, source)
 

@@ -411,7 +411,7 @@ def _look(
 
     try:
         found = Auto(settings.source.model_copy(update={"columns": {}})).look(rows, file)
-        way = f"They are {found}: give --set source.kind=auto"
+        way = f"They are {found}: read them with --source auto"
     except SourceError:
         way = "Check --source and --data"
     raise SourceError(

@@ -255,7 +255,7 @@ def test_beavertails_is_not_pku(bad: Bad) -> None:
         "category": {"animal_abuse": False},
         "is_safe": True,
     }
-    says = ("another schema", "is_safe", "response_0", "give --set source.kind=auto")
+    says = ("another schema", "is_safe", "response_0", "read them with --source auto")
     bad.build(
         says=says,
         source="pku-saferlhf",
@@ -526,9 +526,9 @@ def test_endpoint_that_does_not_speak_http(
             bad.run,
             *SMALL,
         )
-        bad(*args, says=("can't be asked for its models", "--base-url"))
+        bad(*args, says=("can't be asked for its models", "base URL"))
         monkeypatch.setattr(openai, "NEVER_ANSWERED_S", 0.0)
-        bad(*args, "--model", "m", says=("never answered", "not an HTTP reply", "--base-url"))
+        bad(*args, "--model", "m", says=("never answered", "not an HTTP reply", "base URL"))
 
 
 @pytest.mark.parametrize(
@@ -537,7 +537,7 @@ def test_endpoint_that_does_not_speak_http(
         (401, ("401", "OPENAI_API_KEY")),
         (403, ("403", "OPENAI_API_KEY")),
         (404, ("404", "told to say 404", "--model")),
-        (302, ("302", "--base-url")),
+        (302, ("302", "base URL")),
     ],
 )
 def test_endpoint_refuses(bad: Bad, status: int, says: tuple[str, ...]) -> None:
@@ -718,7 +718,7 @@ def test_out_is_a_file_or_can_not_be_made(bad: Bad) -> None:
 def test_commands_on_a_folder_that_is_no_run(bad: Bad) -> None:
     for folder, said in ((bad.tmp, "holds no dataset"), (bad.tmp / "nowhere", "does not exist")):
         bad("status", folder, says=(said, "dataset"))
-        bad("push", folder, "org/name", says=("holds no finished dataset", "mora-data build"))
+        bad("push", folder, "org/name", says=("holds no finished dataset", "--out of a build"))
         bad(
             "export",
             folder,

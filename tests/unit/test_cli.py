@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -114,6 +115,23 @@ def test_what_would_be_ignored_or_paid_first_is_one_line(
     assert main(words.split()) == 1
     err = capsys.readouterr().err
     assert line in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_what_is_in_a_folder_of_others_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(
+        tmp_path / "socket"
+    )  # of another program: --out / walked the disk, to have it removed
+    words = "build --source pku-saferlhf --sample --limit 1 --out"
+    assert main([*words.split(), str(tmp_path)]) == 1
+    assert "is not a run folder (it holds 'socket')" in capsys.readouterr().err
+
+
+def test_names_in_examples_exist() -> None:
+    (personas,) = settings.settings_in("rollout.personas")
+    for name in parse_override(personas.example)[1]:
+        assert (ROOT / "templates" / "personas" / f"{name}.yaml").is_file()
 
 
 def test_the_settings_page_is_the_code_s() -> None:

@@ -169,6 +169,14 @@ def test_what_a_library_says_of_a_file_is_one_error(error: Exception) -> None:
         raise error
 
 
+def test_a_folder_without_a_prompt_takes_the_corrected_command(tmp_path: Path) -> None:
+    """`can't fetch ...: give --sample` led to "is another build"."""
+    with RunFolder(tmp_path / "run", {"config": "default"}, False):
+        pass
+    with RunFolder(tmp_path / "run", {"config": "sample"}, False) as f:
+        assert f.manifest()["identity"] == {"config": "sample"}
+
+
 def test_a_run_without_its_manifest_goes_on(tmp_path: Path) -> None:
     identity = {"dataset": "a"}
     run = tmp_path / "run"
