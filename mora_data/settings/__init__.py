@@ -24,13 +24,13 @@ from .build import (
     kept_settings,
     load_settings,
     mixed_builder,
-    nearest,
     parse_override,
     preview_settings,
     read_builder,
     settings_that_differ,
     to_yaml,
 )
+from .needs import nearest
 from .roles import (
     ROLES,
     BatchSettings,

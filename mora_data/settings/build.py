@@ -4,8 +4,6 @@ builder's YAML and overrides, and go back to YAML; every fault is one line."""
 from __future__ import annotations
 
 import copy
-import difflib
-import functools
 import json
 import os
 import re
@@ -21,6 +19,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -31,11 +30,9 @@ from .. import resources
 from ..errors import SettingsError
 from ..secrets import refuse_secrets
 from ..text import one_line
-from ..types import ARMS
-from .needs import Needs, in_vain
+from .needs import Names, Needs, in_vain, nearest
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 from .stages import (
-    CONTROLS,
     STEP,
     AuditSettings,
     FuseSettings,
@@ -76,14 +73,8 @@ _TYPE = re.compile(r"[^\[]*\[.*\]|constrained-.*|function-.*|int|float|str|bool"
 REWARD_ROLE = "reward:"  # and then dimension:number
 GUARD_ROLE = "guard"
 PLUGIN_FOLDERS: list[Path] = []  # those of the builder files that were read
+IDLE_TOO = {"idle": True}  # context of a validation that lets what does nothing stand
 UNNAMED = ("name", "out")  # settings that change no row
-NAMED_BY = {  # a list of names, and the settings that speak of them
-    "dimensions": (
-        *("rewards", "audit.labels", "presample.floors", "select.weights", "fuse.intents"),
-        *("fuse.targets", "publish.stage_order"),
-    ),
-    "fuse.arms": ("fuse.templates", "fuse.length_matched", "publish.arms"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +113,9 @@ class BuildSettings(Settings):
     """The model that scores."""
     heldout_judge: RoleSettings | None = None
     """A second judge, for confirmation and reports only."""
-    rewards: dict[str, Annotated[list[RewardSettings], Field(min_length=1)]] = {}
+    rewards: Annotated[
+        dict[str, Annotated[list[RewardSettings], Field(min_length=1)]], Names("dimensions")
+    ] = {}
     """Reward sources per dimension; a dimension without an entry gets the judge with its own
     template."""
     audit: AuditSettings = AuditSettings()
@@ -216,10 +209,6 @@ class BuildSettings(Settings):
             order = [d for d in self.publish.stage_order if d in self.dimensions]
             publish = self.publish.model_copy(update={"stage_order": order})
             object.__setattr__(self, "publish", publish)
-        for names, settings in NAMED_BY.items():
-            for setting in settings:
-                shipped = CONTROLS if setting == "fuse.length_matched" else ()
-                _check_names(setting, _at(self, setting), {*_at(self, names), *shipped}, names)
         if "keep" in (self.rewriter.reasoning, self.judge.reasoning):
             raise ValueError("reasoning: keep is for the policy: no other thought has a column")
         for start in ("policy", "rewriter", "judge"):
@@ -238,6 +227,12 @@ class BuildSettings(Settings):
             step = None if waves or compared else STEP
             presample = self.presample.model_copy(update={"step": step})
             object.__setattr__(self, "presample", presample)
+        return self
+
+    @model_validator(mode="after")
+    def _of_use(self, info: ValidationInfo) -> BuildSettings:
+        for found in in_vain(self, self.as_used) if info.context is not IDLE_TOO else ():
+            raise ValueError(found.fault)
         return self
 
     @property
@@ -330,59 +325,10 @@ def _as_rater(found: RoleSettings) -> RoleSettings:
     )
 
 
-def _at(settings: object, dotted: str) -> Any:
-    return functools.reduce(getattr, dotted.split("."), settings)
-
-
 def _in_tree(tree: Any, path: Sequence[str]) -> Any:
     for part in path:
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
-
-
-def _names(given: object) -> set[str]:
-    """Dimensions or arms; an arm is called as its file."""
-    given = ARMS if given in ("all", ["all"]) else given
-    return {PurePath(str(n)).stem for n in given} if isinstance(given, (list, tuple)) else set()
-
-
-def _leave_out(tree: dict[str, Any], overrides: Mapping[str, object]) -> None:
-    """What a file says of names that an override takes off their list, --set dimensions=[helpful]
-    say, goes with them."""
-    for names in NAMED_BY.keys() & overrides.keys():
-        before = _in_tree(tree, names.split(".")) or _at(BuildSettings.model_construct(), names)
-        _drop(tree, names, _names(before) - _names(overrides[names]))
-
-
-def _drop(tree: dict[str, Any], names: str, gone: set[str]) -> None:
-    """Take what speaks of these names out of the settings that speak of the list `names`."""
-    for *path, last in (setting.split(".") for setting in NAMED_BY[names]):
-        above = _in_tree(tree, path)
-        if isinstance(above, dict) and (rest := _without(above.get(last), gone)) != above.get(last):
-            above[last] = rest
-            if not rest:
-                del above[last]
-
-
-def _without(given: object, gone: set[str]) -> object:
-    """What is given of names that are not gone."""
-    if isinstance(given, dict):
-        return {k: v for k, v in given.items() if k not in gone}
-    return [v for v in given if not _names([v]) & gone] if isinstance(given, list) else given
-
-
-def _check_names(setting: str, given: object, known: Iterable[str], where: str) -> None:
-    """A name that nothing knows would be without effect."""
-    if isinstance(given, (list, dict)):
-        for bad in (name for name in given if name not in known):
-            raise ValueError(f"{setting} names {bad!r}, not in {where}: {nearest(bad, known)}")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` or the list of what is known."""
-    options = sorted(known)
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(options)}"
 
 
 def load_settings(source: str, overrides: Mapping[str, object] | None = None) -> BuildSettings:
@@ -428,23 +374,17 @@ def build_settings(
     merged = _merged(tree, overrides)
     settings = _checked(merged)
     idle = list(in_vain(settings, settings.as_used))
-    for setting, needs, where, given in idle:
+    for setting, where, fault in idle:
         # a role may take its engine over from the one that an override names
         off = any(_overlap(o, where) or o.endswith(where[where.rfind(".") :]) for o in overrides)
         if not off or any(_overlap(o, setting) for o in overrides):
-            raise SettingsError(
-                f"{setting} does nothing while {where} is {_shown(given)}: set {where} to"
-                f" {needs}, or leave {setting} out"
-            )
-        *path, last = setting.split(".")
-        if isinstance(above := _in_tree(merged, path), dict):
-            above.pop(last, None)
+            raise SettingsError(fault)
+        _take_out(merged, setting)
     return _checked(merged) if idle else settings
 
 
 def _merged(tree: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, Any]:
     merged: dict[str, Any] = copy.deepcopy(dict(tree))
-    _leave_out(merged, overrides)
     for key, value in overrides.items():
         _put(merged, key, value)
     if isinstance(merged.get("sources"), list):
@@ -453,12 +393,25 @@ def _merged(tree: Mapping[str, object], overrides: Mapping[str, object]) -> dict
 
 
 def _checked(tree: Mapping[str, object]) -> BuildSettings:
+    """The settings, also those that do nothing."""
     _check_colons(tree)
     refuse_secrets(tree)
     try:
-        return BuildSettings.model_validate(tree)
+        return BuildSettings.model_validate(tree, context=IDLE_TOO)
     except ValidationError as e:
         raise SettingsError(explain(e, BuildSettings)) from e
+
+
+def _take_out(tree: Any, setting: str) -> None:
+    """The setting, or the name in a list, and what holds nothing without it."""
+    above, _, last = setting.rpartition(".")
+    found = _in_tree(tree, above.split(".")) if above else tree
+    if isinstance(found, list):
+        found[:] = [v for v in found if PurePath(str(v)).stem != last]
+    elif isinstance(found, dict):
+        found.pop(last, None)
+    if found in ([], {}) and above:
+        _take_out(tree, above)
 
 
 def _overlap(a: str, b: str) -> bool:
@@ -510,20 +463,14 @@ def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dic
 
 
 def kept_settings(path: Path) -> BuildSettings:
-    """The settings in a file that `to_yaml` wrote. Names that no list has are left out: an older
-    version let them stand, without effect.
+    """The settings in a file that `to_yaml` wrote. What does nothing may stand in it: older
+    versions let it.
 
     Raises:
         SettingsError: it can't be read, or another version wrote it.
     """
     try:
-        tree = _read_yaml(path, str(path))
-        for names, settings in NAMED_BY.items():
-            said = (_in_tree(tree, setting.split(".")) for setting in settings)
-            known = {*_names(_in_tree(tree, names.split("."))), *CONTROLS}
-            given = {str(n) for s in said if isinstance(s, (dict, list)) for n in s}
-            _drop(tree, names, given - known)
-        return _checked(tree)
+        return _checked(_read_yaml(path, str(path)))
     except SettingsError as e:
         raise SettingsError(f"{e}. Correct {path}, or run its `mora-data build` again") from e
 

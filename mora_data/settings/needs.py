@@ -1,16 +1,21 @@
-"""Settings that do nothing unless another one is set: a note beside the field, and who looks for
+"""Settings that do nothing unless another one says so: a note beside the field, and who looks for
 those that are given in vain.
 
     near_duplicates: Annotated[float | None, Needs("dedup")] = None
+    weights: Annotated[dict[str, float], Names("dimensions")] = {}
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
+
+from ..text import one_line
 
 
 class Needs(NamedTuple):
@@ -20,13 +25,40 @@ class Needs(NamedTuple):
     name: str
     values: tuple[str, ...] = ()
 
-    def met_by(self, given: object) -> bool:
-        """Whether that value is enough; the user's own code, module:function, may use anything."""
-        found = given if isinstance(given, list) else [given]
-        return any(v in self.values or ":" in str(v) for v in found) if self.values else bool(given)
-
     def __str__(self) -> str:
         return " or ".join(self.values) or "true, or a number"
+
+    def faults(self, setting: str, value: object, where: str, there: Any) -> Iterator[InVain]:
+        """One where it is not; the user's own code, module:function, may use anything."""
+        found = there if isinstance(there, list) else [there]
+        own = any(v in self.values or ":" in str(v) for v in found)
+        if not (own if self.values else there):
+            shown = one_line(json.dumps(there, ensure_ascii=False), 80)
+            way = f"set {where} to {self}, or leave {setting} out"
+            yield InVain(setting, where, f"{setting} does nothing while {where} is {shown}: {way}")
+
+
+class Names(NamedTuple):
+    """Beside a list or mapping of names, each in the list of setting `name`, or `beside` it."""
+
+    name: str
+    beside: tuple[str, ...] = ()
+
+    def faults(self, setting: str, value: object, where: str, there: Any) -> Iterator[InVain]:
+        """One for each name that is not."""
+        known = {*there, *self.beside}
+        for bad in value if isinstance(value, (list, dict)) else ():
+            if bad not in known:
+                fault = f"{setting} names {bad!r}, not in {where}: {nearest(bad, known)}"
+                yield InVain(f"{setting}.{bad}", where, fault)
+
+
+class InVain(NamedTuple):
+    """A setting that does nothing, by its dotted name; where that is decided; and a line on it."""
+
+    setting: str
+    where: str
+    fault: str
 
 
 def in_vain(
@@ -34,21 +66,19 @@ def in_vain(
     as_used: Callable[[str, BaseModel], BaseModel],
     at: str = "",
     around: tuple[tuple[str, BaseModel], ...] = (),
-) -> Iterator[tuple[str, Needs, str, object]]:
-    """Settings that are not the default and do nothing, by their dotted names: each with what it
-    needs, of which setting, and what that is. `as_used` gives a section with what it takes over
-    from others."""
+) -> Iterator[InVain]:
+    """Settings that are not the default and do nothing. `as_used` gives a section with what it
+    takes over from others."""
     around = ((at, as_used(at[:-1], model)), *around)
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
         if value == field.get_default(call_default_factory=True):
             continue
-        for needs in (m for m in field.metadata if isinstance(m, Needs)):
+        for needs in (m for m in field.metadata if isinstance(m, (Needs, Names))):
             path = needs.name.split(".")
             where, section = next((w, s) for w, s in around if path[0] in type(s).model_fields)
-            given = functools.reduce(getattr, path, section)
-            if not needs.met_by(given):
-                yield f"{at}{name}", needs, f"{where}{needs.name}", given
+            there = functools.reduce(getattr, path, section)
+            yield from needs.faults(f"{at}{name}", value, f"{where}{needs.name}", there)
         for key, inner in _sections(f"{at}{name}.", value):
             yield from in_vain(inner, as_used, key, around)
 
@@ -60,3 +90,10 @@ def _sections(at: str, value: Any) -> Iterator[tuple[str, BaseModel]]:
     elif isinstance(value, (list, dict)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _sections(f"{at}{key}.", inner)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` or the list of what is known."""
+    options = sorted(known)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(options)}"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..types import ARMS, NO_ARMS
-from .needs import Needs
+from .needs import Names, Needs
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 
 Foresee = Literal["decision", "label"]
@@ -18,6 +18,10 @@ CONTROLS = tuple(a for a in ARMS if a not in ("identity", "fused"))  # of one le
 STEP = 4
 _ON = Needs("enabled")
 _ANY_ROWS = Needs("kind", ("auto", "jsonl"))
+_WEIGHTED, _FUSED = Needs("selector", ("weighted_sum",)), Needs("arms", ("fused",))
+_Some = Annotated[list[str], Field(min_length=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(ge=1)]
 MOST_ANSWERS = 4096  # to one prompt; they are asked and scored at once
 
 
@@ -106,15 +110,13 @@ class PresampleSettings(Settings):
     before: Annotated[int, Field(ge=0, le=64), _ON] = 8
     """Fresh answers to a prompt that goes on, for the numbers before fusion: those that picked it
     would be biased. 0: none; none either where an identity arm is run."""
-    before_prompts: Annotated[Annotated[int, Field(ge=1)] | None, _ON, Needs("before")] = 500
+    before_prompts: Annotated[_Count | None, _ON, Needs("before")] = 500
     """About so many prompts are asked for them: a fixed draw of those that were mined when the
     judges were measured. null: all that go on."""
-    budget: Annotated[
-        Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] | None, _ON
-    ] = None
+    budget: Annotated[_Count | dict[str, _Count] | None, _ON] = None
     """Prompts that go on, about: in all, or per stratum; those with the least to be had in several
     dimensions at once come first. null: all of the accepted kinds."""
-    floors: Literal["auto"] | dict[str, Annotated[float, Field(ge=0, le=1)]] = "auto"
+    floors: Annotated[Literal["auto"] | dict[str, _Share], Names("dimensions")] = "auto"
     """Pass threshold per dimension in [0, 1]; auto: that of the first reward source with an
     absolute scale."""
     accept: Annotated[
@@ -186,14 +188,14 @@ class FuseSettings(Settings):
     arms: list[str] = ["fused"]
     """Arms to run: fused, identity, concat, another template in templates/fuse/, or the path of one
     that ends in .j2, whose arm has the file's name; `all`: the six that are shipped."""
-    templates: dict[str, str] = {}
+    templates: Annotated[dict[str, str], Names("arms")] = {}
     """Arm to the path of its template, where it is not in templates/fuse/; a path among `arms` is
     put here."""
-    length_matched: Annotated[list[str], Needs("arms", ("fused",))] = list(CONTROLS)
+    length_matched: Annotated[list[str], _FUSED, Names("arms", CONTROLS)] = list(CONTROLS)
     """Controls: they run after fused and keep to its length, +-15 %, prompt by prompt."""
-    intents: dict[str, str] = {}
+    intents: Annotated[dict[str, str], Names("dimensions")] = {}
     """Dimension to the path of its intents YAML, where it is not in templates/intents/."""
-    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    targets: Annotated[Literal["auto"] | _Some, Names("dimensions")] = "auto"
     """Dimensions to add; auto: up to two that the prompt misses."""
     candidates: Annotated[int, Field(ge=1, le=8)] = 1
     """Rewrites asked for per attempt; the best that passes is kept."""
@@ -308,7 +310,7 @@ class AuditSettings(Settings):
 
     limit: Annotated[int, Field(ge=0, le=100_000)] = 50
     """Pairs of labelled answers per dimension, the first of the source; 0: no audit."""
-    labels: dict[str, LabelSettings] = {}
+    labels: Annotated[dict[str, LabelSettings], Names("dimensions")] = {}
     """Dimension to the rating that speaks of it: a name, or rating, invert, stratum and by; without
     one a dimension is not audited."""
 
@@ -338,7 +340,7 @@ class SelectSettings(Settings):
     max_length_ratio: Annotated[float, Field(gt=1)] = 3.0
     """Longest/shortest answer of a pair, in tokens."""
     weights: Annotated[
-        dict[str, Annotated[float, Field(ge=0)]], Needs("selector", ("weighted_sum",))
+        dict[str, Annotated[float, Field(ge=0)]], Names("dimensions"), _WEIGHTED
     ] = {}
     """Weight per dimension; missing ones are 1."""
     kappa: Annotated[float, Field(ge=0)] | None = None
@@ -359,14 +361,14 @@ def published_of(run: list[str], wanted: Literal["auto"] | list[str]) -> list[st
 class PublishSettings(Settings):
     """The dataset folder."""
 
-    configs: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
+    configs: Literal["all"] | _Some = "all"
     """Configs to write."""
-    arms: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    arms: Annotated[Literal["auto"] | _Some, Names("fuse.arms")] = "auto"
     """Arms whose pairs and answers are published; auto: fused where it was run, else all. The
     others stay in the run folder."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of first-user-turn groups in the test split."""
-    stage_order: list[str] = ["helpful", "harmless", "truthful"]
+    stage_order: Annotated[list[str], Names("dimensions")] = ["helpful", "harmless", "truthful"]
     """Order of the sequential stages."""
     unsafe: Literal["gate", "drop", "redact"] | None = None
     """What a public release does with unsafe text; null: undecided, so only private."""
@@ -404,14 +406,8 @@ class RecordedSettings(Settings):
 
     dimensions: list[DimensionName]
     """Reward dimensions, in place of the build's."""
-    rewards: dict[str, list[RewardSettings]]
+    rewards: Annotated[dict[str, list[RewardSettings]], Names("dimensions")]
     """Reward sources per dimension, in place of the build's."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> RecordedSettings:
-        if bad := self.rewards.keys() - self.dimensions:
-            raise ValueError(f"rewards names {min(bad)!r}, not in dimensions {self.dimensions}")
-        return self
 
 
 class RaySettings(Settings):

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from mora_data import plugins
 from mora_data.errors import SettingsError
 from mora_data.resources import parse_yaml
 from mora_data.settings import (
+    BuildSettings,
     build_settings,
     cache_tree,
     kept_settings,
@@ -203,8 +205,9 @@ def test_settings_that_an_older_version_kept_are_read(tmp_path: Path) -> None:
     tree["rewards"], tree["presample"]["floors"] = {"polite": [{}]}, {"helpful": 0.7, "polite": 0.5}
     (tmp_path / "build.yaml").write_text(yaml.safe_dump(tree))
     kept = kept_settings(tmp_path / "build.yaml")
-    assert (kept.mine.near_duplicates, kept.rewards) == (0.8, {})
-    assert kept.presample.floors == {"helpful": 0.7} and kept.fuse == build_settings(TREE).fuse
+    assert (kept.mine.near_duplicates, kept.reward_roles()) == (0.8, [])
+    with pytest.raises(ValidationError, match="rewards names 'polite'"):
+        BuildSettings.model_validate(tree)
     tree["fuse"]["targets"] = []
     (tmp_path / "build.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(SettingsError, match=r"targets = \[\].*Correct .*build\.yaml, or run"):
