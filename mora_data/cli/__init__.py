@@ -351,7 +351,7 @@ def _command(
 
 
 def _value(
-    p: Any, name: str, metavar: str, text: str, needs: str = "", without: str = "", **options: Any
+    p: Any, name: str, metavar: Any, text: str, needs: str = "", without: str = "", **options: Any
 ) -> None:
     action = p.add_argument(name, metavar=metavar, help=text, **{"type": _word, **options})
     action.needs, action.without = needs.split(), without.split()
@@ -560,7 +560,7 @@ def _add_report(sub: Any) -> None:
     r = _command(sub, "report", commands.print_report)
     _run_dir(r, nargs="?")
     text = "instead: what differs between two of RUN_DIR, RUN_DIR:ARM, dataset folder, ORG/NAME@TAG"
-    r.add_argument("--compare", nargs=2, metavar=("A", "B"), help=text)
+    _value(r, "--compare", ("A", "B"), text, nargs=2)
     text = "folder for report-compare.json and .html (default: here)"
     _value(r, "--out", "DIR", text, type=_folder, needs="--compare")
     _switch(r, "--json", "the JSON on stdout instead of the summary")

@@ -21,7 +21,7 @@ from ..engines import ROLES, resolve
 from ..engines.engine import Shared, encode, endpoint_key
 from ..engines.openai import HttpEngine, open_openai
 from ..engines.replicas import listed_models
-from ..errors import PendingRetry
+from ..errors import PendingRetry, SettingsError
 from ..rewards.judge import SCHEMA, verdict
 from ..run.log import Record
 from ..run.stats import RunStats
@@ -119,6 +119,8 @@ def check(
         if role.engine == "openai":
             key = f"{endpoint_key(role)} {role.model} {role.extra_body} {role.system}"
             alike.setdefault(key, ([], role))[0].append(name)
+    if not alike:
+        raise SettingsError("no role asks an endpoint, so there is nothing to check")
     for names, role in alike.values():
         yield run_to_end(_check(tuple(names), role, build, say))
 

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 def build_dataset(args: argparse.Namespace) -> int:
     """Mine, fuse, sample, score, select, publish; run again to resume."""
     settings, data = _settings(args)
+    if args.push:
+        from ..dataset.push import check_names
+
+        decision = "gate" if args.split_unsafe else settings.publish.unsafe
+        check_names(args.push, args.tag, args.public, decision)
     if args.fetch_benchmarks:
         from ..sources.benchmarks import cache_dir, fill_cache
 
@@ -591,10 +596,13 @@ def print_completion(args: argparse.Namespace) -> None:
 
 def run_recipe_on(args: argparse.Namespace) -> int:
     """Train; prints the exact command first."""
+    from ..run.folder import finished_manifest, is_run_folder
     from .recipes import run_command, run_recipe
 
     if "/" not in args.dataset and not Path(args.dataset).exists():
         raise SettingsError(f"no folder {args.dataset}: give a dataset or run folder, or ORG/NAME")
+    if is_run_folder(Path(args.dataset)):
+        finished_manifest(Path(args.dataset))
     given = (args.name, args.dataset, args.revision, args.config, args.overrides)
     return run_recipe(args.name, run_command(*given, dry_run=args.dry_run))
 

@@ -197,8 +197,7 @@ def sections() -> dict[str, list[Setting]]:
             whole = _is_optional(field) or _is_many(field)
             first = [_setting(name, field, meanings[name])] if whole else []
             inside = _walk(model, _below(name, field.annotation))
-            only = _only_with(field)
-            out[name] = [*first, *(replace(s, meaning=s.meaning + only) for s in inside)]
+            out[name] = [*first, *(_noted(s, field) for s in inside)]
     for kind in REWARDS:
         own = getattr(load(REWARDS, kind, "rewards.kind").target, "Settings", None)
         if own is not None:
@@ -277,29 +276,24 @@ def _walk(model: type[BaseModel], prefix: str, kind: str = "") -> Iterator[Setti
             yield _setting(path, field, meanings[name], kind)
         if inner is not None and inner is not RoleSettings and name != "rewards":
             for found in _walk(inner, _below(path, field.annotation), kind):
-                yield replace(found, meaning=found.meaning + _only_with(field))
+                yield _noted(found, field)
 
 
-def _only_with(field: FieldInfo) -> str:
-    """What makes a setting, or those in it, work."""
-    return "".join(
-        f" Only with {m.name}{f' {m}' if m.values else ''}."
-        for m in field.metadata
-        if isinstance(m, Needs)
-    )
+def _noted(setting: Setting, field: FieldInfo) -> Setting:
+    """With what makes it work, as its field, or the one of its section, says."""
+    for m in field.metadata:
+        if isinstance(m, Needs) and f" Only with {m.name}" not in setting.meaning:
+            note = f" Only with {m.name}{f' {m}' if m.values else ''}."
+            setting = replace(setting, meaning=setting.meaning + note)
+    return setting
 
 
 def _setting(path: str, field: FieldInfo, meaning: str, kind: str = "") -> Setting:
     required = field.is_required()
     default = None if required else _yaml(field.get_default(call_default_factory=True))
-    meaning += _only_with(field)
-    return Setting(
-        path,
-        _words(field.annotation, field.metadata),
-        default,
-        f"{kind}: {meaning}" if kind else meaning,
-        _example(path, field, kind),
-    )
+    said = f"{kind}: {meaning}" if kind else meaning
+    type_, example = _words(field.annotation, field.metadata), _example(path, field, kind)
+    return _noted(Setting(path, type_, default, said, example), field)
 
 
 def _example(path: str, field: FieldInfo, kind: str) -> str:

@@ -244,7 +244,7 @@ def push_folder(
     manifest = manifest or {}
     built = ((manifest.get("settings") or {}).get("publish") or {}).get("unsafe")
     decision = unsafe or (None if built is None else str(built))
-    _check_names(repo_id, tag, public, decision)
+    check_names(repo_id, tag, public, decision)
     _check_folder(folder, manifest, allow_simulated)
     edited = _edited(folder, manifest.get("papers") or {})
     if (public or unsafe is not None) and decision in ("drop", "redact"):
@@ -307,11 +307,16 @@ def push_folder(
     return replace(result, status=done, revision=revision)
 
 
-def _check_names(repo_id: str, tag: str | None, public: bool, decision: str | None) -> None:
+def check_names(repo_id: str, tag: str | None, public: bool, decision: str | None) -> None:
+    """What can be said of a push before there is anything to push.
+
+    Raises:
+        PublishError: no such name can be, or a public release is undecided on unsafe text.
+    """
     if public and decision is None:
         raise PublishError(
-            "--public needs a decision on unsafe text: give --split-unsafe, or run the folder's"
-            " `mora-data build` again with --set publish.unsafe=gate (or drop, or redact)"
+            "--public needs a decision on unsafe text: give --split-unsafe, or run the build"
+            " with --set publish.unsafe=gate (or drop, or redact)"
         )
     if tag is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", tag):
         raise PublishError(f"--tag {tag!r} is not a tag name: write it as v1.0.0")

@@ -211,7 +211,7 @@ def test_intent_checks_by_the_judge(tmp_path: Path) -> None:
     [
         (("--arms", "fused,fused"), "different arms"),
         (("--arms", "fusd"), "fusd"),
-        (("--arms", ","), "different arms"),
+        (("--set", "fuse.arms=[]"), "different arms"),
         (("--arms", "identity", "--set", "publish.arms=[fused]"), "publish.arms names"),
         (("--set", "fuse.checks=[guard]"), "harm"),
     ],

@@ -96,6 +96,9 @@ def test_a_mistake_is_one_line_with_the_nearest_word(
         ("weights x --target helpful", "--target 'helpful' is not KEY=VALUE"),
         ("weights x --target helpful=0.8 --target helpful=0.2", "names a dimension twice"),
         ("recipe run dpo --dataset nowhere", "no folder nowhere"),
+        ("check --source pku-saferlhf --set policy.engine=scripted", "there is nothing to check"),
+        ("build --source pku-saferlhf --sample --push here", "'here' is not a repository id"),
+        ("build --source pku-saferlhf --sample --push a/b --public", "a decision on unsafe text"),
         ("recipe run dpo --dataset . learning_rate=", "'learning_rate=' is not key=value"),
         (
             "audit --source pku-saferlhf --sample --limit 1 --dry-run"

@@ -246,6 +246,7 @@ def test_a_run_folder_takes_one_more_source_at_its_end(tmp_path: Path) -> None:
         identity = identity_of(settings, open_sources(settings, False, data))
         with RunFolder(tmp_path / "run", identity, fresh=False) as folder:
             assert folder.manifest()["identity"] == identity
+            folder.write("mine.json", {"identity": identity})
 
     take(one, [Path(a)])
     take(two)
