@@ -174,6 +174,8 @@ def run_command(
             raise SettingsError(f"{override!r} is not key=value: write it as max_steps=100")
     if (inside := Path(dataset) / "dataset").is_dir():  # of a run folder
         dataset = str(inside)
+    if revision is None and not Path(dataset).exists():  # ORG/NAME@TAG, as other commands take it
+        dataset, _, revision = dataset.partition("@")
     values = [f"dataset={dataset}"] + ([f"revision={_as_text(revision)}"] if revision else [])
     if not any(o.startswith("output_dir=") for o in overrides):
         values.append(f"output_dir=runs/{name}-{config}")

@@ -279,11 +279,14 @@ def _walk(model: type[BaseModel], prefix: str, kind: str = "") -> Iterator[Setti
                 yield _noted(found, field)
 
 
-def _noted(setting: Setting, field: FieldInfo) -> Setting:
+def _noted(setting: Setting, field: FieldInfo, own: bool = False) -> Setting:
     """With what makes it work, as its field, or the one of its section, says."""
     for m in field.metadata:
-        if isinstance(m, Needs) and f" Only with {m.name}" not in setting.meaning:
-            note = f" Only with {m.name}{f' {m}' if m.values else ''}."
+        if not isinstance(m, Needs) or (m.but and not own):
+            continue
+        if f" Only with {m.name}" not in setting.meaning:
+            values = " or ".join(m.values or m.but)
+            note = f" {'Not' if m.but else 'Only'} with {m.name}{values and f' {values}'}."
             setting = replace(setting, meaning=setting.meaning + note)
     return setting
 
@@ -293,7 +296,7 @@ def _setting(path: str, field: FieldInfo, meaning: str, kind: str = "") -> Setti
     default = None if required else _yaml(field.get_default(call_default_factory=True))
     said = f"{kind}: {meaning}" if kind else meaning
     type_, example = _words(field.annotation, field.metadata), _example(path, field, kind)
-    return _noted(Setting(path, type_, default, said, example), field)
+    return _noted(Setting(path, type_, default, said, example), field, own=True)
 
 
 def _example(path: str, field: FieldInfo, kind: str) -> str:

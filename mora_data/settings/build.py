@@ -73,6 +73,7 @@ _TYPE = re.compile(r"[^\[]*\[.*\]|constrained-.*|function-.*|int|float|str|bool"
 REWARD_ROLE = "reward:"  # and then dimension:number
 GUARD_ROLE = "guard"
 PLUGIN_FOLDERS: list[Path] = []  # those of the builder files that were read
+_RATED = Needs("policy.engine", but=("recorded",))  # `recorded` says it in their place
 IDLE_TOO = {"idle": True}  # context of a validation that lets what does nothing stand
 UNNAMED = ("name", "out")  # settings that change no row
 
@@ -103,8 +104,8 @@ class BuildSettings(Settings):
     """Source rows; nothing to go by where there are `sources`."""
     sources: list[MixedSource] = []
     """Several sources, in place of `source`."""
-    dimensions: list[DimensionName] = ["helpful", "harmless", "truthful"]
-    """Reward dimensions, in the order of the columns."""
+    dimensions: Annotated[list[DimensionName], _RATED] = ["helpful", "harmless", "truthful"]
+    """Reward dimensions, in the order of the columns; of recorded answers those in `recorded`."""
     policy: RoleSettings = RoleSettings()
     """The model to be aligned."""
     rewriter: RoleSettings = RoleSettings(**_ROLE_DEFAULTS["rewriter"])
@@ -114,7 +115,7 @@ class BuildSettings(Settings):
     heldout_judge: RoleSettings | None = None
     """A second judge, for confirmation and reports only."""
     rewards: Annotated[
-        dict[str, Annotated[list[RewardSettings], Field(min_length=1)]], Names("dimensions")
+        dict[str, Annotated[list[RewardSettings], Field(min_length=1)]], _RATED, Names("dimensions")
     ] = {}
     """Reward sources per dimension; a dimension without an entry gets the judge with its own
     template."""

@@ -20,19 +20,20 @@ from ..text import one_line
 
 class Needs(NamedTuple):
     """Beside a setting that does nothing unless setting `name`, of its section or of one around it,
-    is one of `values`; without `values`: unless it is on."""
+    is one of `values`; `but` these: unless it is another; without both: unless it is on."""
 
     name: str
     values: tuple[str, ...] = ()
+    but: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return " or ".join(self.values) or "true, or a number"
+        return " or ".join(self.values) or ("another" if self.but else "true, or a number")
 
     def faults(self, setting: str, value: object, where: str, there: Any) -> Iterator[InVain]:
         """One where it is not; the user's own code, module:function, may use anything."""
         found = there if isinstance(there, list) else [there]
-        own = any(v in self.values or ":" in str(v) for v in found)
-        if not (own if self.values else there):
+        one = any(v in self.values or ":" in str(v) for v in found)
+        if not (one if self.values else there not in self.but if self.but else there):
             shown = one_line(json.dumps(there, ensure_ascii=False), 80)
             way = f"set {where} to {self}, or leave {setting} out"
             yield InVain(setting, where, f"{setting} does nothing while {where} is {shown}: {way}")

@@ -204,7 +204,6 @@ def test_the_command_and_what_it_cannot_compare(
         into_a_file,
         ["report"],
         ["report", a, "--compare", a, b],
-        ["report", a, "--out", str(tmp_path)],
     ):
         assert main(bad) == 1
         assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -122,6 +122,7 @@ def test_run_command_is_exact() -> None:
 def test_run_command_names_an_output_folder_and_quotes_a_tag_that_looks_like_a_number() -> None:
     command = recipes.run_command("dpo", "org/pairs", "1.0", "single-gpu-lora")
     assert command[-2:] == ["revision='1.0'", "output_dir=runs/dpo-single-gpu-lora"]
+    assert command == recipes.run_command("dpo", "org/pairs@1.0", None, "single-gpu-lora")
 
 
 def test_a_config_with_launch_flags_is_started_by_accelerate() -> None:
