@@ -339,16 +339,12 @@ def open_transformers(
 
     Raises:
         ExtraMissing: torch or transformers is not installed.
-        SettingsError: no model is named, or `extra_body` is given.
+        SettingsError: no model is named.
     """
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         raise ExtraMissing(
             "engine 'transformers' needs torch and transformers: pip install"
             " 'mora-data[transformers]'"
-        )
-    if role.extra_body:
-        raise SettingsError(
-            f"extra_body = {role.extra_body} means nothing to engine 'transformers': leave it empty"
         )
 
     def load(task: Task, stop: threading.Event) -> LocalModel:

@@ -376,8 +376,9 @@ def build_settings(
     settings = _checked(merged)
     idle = list(in_vain(settings, settings.as_used))
     for setting, where, fault in idle:
-        # a role may take its engine over from the one that an override names
-        off = any(_overlap(o, where) or o.endswith(where[where.rfind(".") :]) for o in overrides)
+        # of an engine also what decides it, in the role that it is taken over from, too
+        by = (".engine", ".base_url", ".use") if where.endswith(".engine") else ()
+        off = any(_overlap(o, where) or o.endswith(by) for o in overrides)
         if not off or any(_overlap(o, setting) for o in overrides):
             raise SettingsError(fault)
         _take_out(merged, setting)

@@ -154,6 +154,8 @@ def test_what_the_file_says_of_names_that_a_flag_leaves_out_goes_with_them() -> 
     assert (s.publish.arms, s.publish.stage_order) == (["fused"], ["helpful"])
     with pytest.raises(SettingsError, match="rewards names 'harmless', not in dimensions"):
         build_settings(tree, {"dimensions": ["helpful"], "rewards.harmless.weight": 2})
+    with pytest.raises(SettingsError, match="rewards names 'harmles', not in dimensions"):
+        build_settings({**TREE, "rewards": {"harmles": {}}}, {"fuse.checks": []})
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,14 @@ def test_what_an_override_turns_off_in_a_file_goes_with_it() -> None:
         64,
     )
     assert build_settings(parse_yaml(to_yaml(off))) == off
+    judge = {"policy": {"engine": "vllm"}, "judge": {"local": {"dtype": "float16"}}}
+    assert build_settings(TREE | judge).role("judge").local.dtype == "float16"
+    assert (
+        build_settings(TREE | judge, {"judge.base_url": "http://a/v1"}).judge.local.dtype == "auto"
+    )
+    with pytest.raises(SettingsError, match="columns does nothing while"):
+        columns = {"kind": "pku-saferlhf", "columns": {"prompt": "q"}}
+        build_settings({**TREE, "source": columns}, {"rewards.helpful.kind": "judge"})
     with pytest.raises(SettingsError, match="near_duplicates does nothing while"):
         build_settings(file, {"mine.dedup": False, "mine.near_duplicates": 0.7})
     own = {"policy.engine": "mine:open_it", "policy.replicas": ["http://b/v1"]}
