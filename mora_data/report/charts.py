@@ -626,19 +626,9 @@ def funnel(r: Report) -> Figure:
     by_category = r["figures"]["funnel"]["by_category"]
     for arm, by in by_category.items():
         if arm == "fused" or len(by_category) == 1:
-            accepted = {c: v["accepted"] for c, v in list(by.items())[:12]}
-            marks = [(c, a, arm) for c, a in accepted.items()]
-            description = "; ".join(f"{c} {percent(a['value'])}" for c, a in accepted.items())
-            panels.append(
-                interval_rows(
-                    f"rewrites accepted · {arm}",
-                    marks,
-                    (0, 1),
-                    "accepted share",
-                    left=138,
-                    description=description,
-                )
-            )
+            marks = [(c, v["accepted"], arm) for c, v in list(by.items())[:12]]
+            title = f"rewrites accepted · {arm}"
+            panels.append(interval_rows(title, marks, (0, 1), "accepted share", left=138))
         for category, shares in by.items():
             a, refused = shares["accepted"], percent(shares["refused"]["value"])
             kept = round((a["value"] or 0) * a["n"])

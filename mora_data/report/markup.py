@@ -374,7 +374,6 @@ def interval_rows(
     left: int = 132,
     right: int = 16,
     top: int = 12,
-    description: str | None = None,
 ) -> str:
     """A panel with a row for each (label, value, arm whose style it has); `zero`: place and style
     of an upright line. A missing value says so."""
@@ -393,8 +392,7 @@ def interval_rows(
             marks.append(rule(f.px(low), y, f.px(high), y, f"w {style}"))
         tip = f"{label}: {interval(c)}" + ("" if c["n"] is None else f", n = {c['n']}")
         marks.append(dot(f.px(value), y, style, mark, tip))
-    if description is None:
-        description = "; ".join(f"{label} {interval(c)}" for label, c, _ in rows)
+    description = "; ".join(f"{label} {interval(c)}" for label, c, _ in rows)
     return panel(title, description, f, marks)
 
 
