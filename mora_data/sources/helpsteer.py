@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ..settings import SourceSettings
 from ..types import Recorded, Row
-from . import ParsedRow, checked_context, number_in, prompt_in, reply_notes, split_turns, turns_in
+from . import ParsedRow, checked_context, number_in, prompt_in, reply_notes, split_turns
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _PRIORS = {"helpful": "helpfulness", "truthful": "correctness"}
@@ -44,7 +44,7 @@ class HelpSteer:
         )
         priors = {d: ratings[a] / 4 for d, a in _PRIORS.items() if a in ratings}
         turns = split_turns(f"<extra_id_1>User\n{prompt_in(row, 'prompt')}", "extra_id")
-        return ParsedRow(checked_context(turns_in(turns)), priors=priors, notes=notes)
+        return ParsedRow(checked_context(turns), priors=priors, notes=notes)
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
         """The reply with its ratings of 0 to 4."""

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from ..errors import DropRow
 from ..settings import SourceSettings
 from ..types import Messages, Recorded, Row
-from . import ParsedRow, checked_context, number_in, reply_notes, split_turns, text_in, turns_in
+from . import ParsedRow, checked_context, number_in, reply_notes, split_turns, text_in
 
 PAIRS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 RED_TEAM = "red-team-attempts"
@@ -87,8 +87,7 @@ def _cut(transcript: str) -> tuple[str, str]:
 
 
 def _turns(context: str) -> Messages:
-    turns = split_turns(context, "HH")
-    checked = checked_context(turns_in(turns) if turns else ())
+    checked = checked_context(split_turns(context, "HH"))
     if context.count("Human:") + context.count("Assistant:") > len(checked):
         raise DropRow("stray_marker")
     return checked
