@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator, Mapping
 
 from ..rewards.audit import knows_more_than_length
+from ..rewards.judge_stats import LEAST_RELIABILITY
 from ..statistics.inference import LEAST_PROMPTS, MOST_LENGTH_GAP
 from .arms import BASES
 from .values import ArmNumbers, ComparisonReport, Report, ReviewNumbers, known
 
-LEAST_RELIABILITY = 0.3
 SOUND_RELIABILITY = 0.7
 MOST_WORDING_AUC = 0.9
 MOST_REFUSAL = 0.8

@@ -26,6 +26,7 @@ from typing_extensions import NotRequired
 
 from ..errors import DamagedFile, RunFolderError
 from ..report.document import settings_of
+from ..report.pairs import SIDES
 from ..rewards.rules import is_refusal
 from ..run.cost import spent_in
 from ..run.files import read_json, readable
@@ -280,7 +281,6 @@ def _n_prompts(part: Partition) -> int:
 # the pairs
 
 PROMPT_BYTES, ANSWER_BYTES = 160, 100  # of each text that are kept in memory
-SIDES = ("chosen", "rejected")
 TEXTS = ("prompt", *SIDES)
 LABELS = ("arm", "kind", "carried_dim", "category", "source_dataset")
 FACETS = ("split", *LABELS)

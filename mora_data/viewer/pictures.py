@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from ..report.markup import (
     Frame,
+    Point,
     axes,
     cut_label,
     dot,
@@ -40,7 +41,6 @@ TITLES = {
     "presample": "Before fusion (presamples)",
     "fused": "After fusion",
 }
-Point = tuple[float, float]
 Plane = tuple[str, str]  # the dimensions across and up
 
 
