@@ -212,7 +212,15 @@ def mine(
     if ratings and not ratings.absolute:  # answers that only compare within a row never join
         wanted = wanted.model_copy(update={"dedup": False})
     joins = ratings is not None and wanted.dedup
-    filters = _Filters(wanted, counts, benchmarks or benchmarks_of(settings), seen or Seen())
+    seen = seen or Seen(benchmarks or benchmarks_of(settings))
+    own_ids: set[int] = set()
+    seen.ids.append(own_ids)
+    counts.compared = tuple(seen.benchmarks.at_hand)
+    counts.not_measured = seen.benchmarks.not_measured
+    if wanted.dedup and wanted.near_duplicates and seen.near is None:
+        from .near import NearDuplicates  # imports numpy
+
+        seen.near = NearDuplicates(wanted.near_duplicates)
     # where neighbours may add their answers, a prompt waits for the row after
     waiting: Prompt | None = None
     for number, file, row in chain([first], rows):
@@ -223,7 +231,7 @@ def mine(
             parsed = parse(row, file)
             if not isinstance(parsed, ParsedRow):
                 raise SourceError(f"{own} gave {type(parsed).__name__} of a row, not a ParsedRow")
-            prompt = filters.prompt_of(opened, number, parsed)
+            prompt = _prompt_of(opened, number, parsed, wanted, counts, seen, own_ids)
         except DropRow as drop:
             counts.dropped[drop.reason] += 1
             repeats = waiting and (drop.reason, drop.detail) == ("duplicate", waiting.prompt_id)
@@ -268,80 +276,65 @@ def benchmarks_of(settings: BuildSettings) -> Benchmarks:
 
 @dataclass(slots=True)
 class Seen:
-    """The prompts kept so far: the ids of each source, and the sketches of all."""
+    """What a build's prompts are compared with: the benchmarks, and the prompts kept so far, by
+    source their ids, of all the sketches."""
 
+    benchmarks: Benchmarks
     ids: list[set[int]] = field(default_factory=list)
     near: NearDuplicates | None = None
 
 
-class _Filters:
-    """The filters that need more than the row itself."""
+def _prompt_of(
+    opened: OpenedSource,
+    number: int,
+    parsed: ParsedRow,
+    wanted: MineSettings,
+    counts: MineCounts,
+    seen: Seen,
+    own_ids: set[int],
+) -> Prompt:
+    """The parsed row as a prompt.
 
-    def __init__(
-        self, wanted: MineSettings, counts: MineCounts, benchmarks: Benchmarks, seen: Seen
-    ) -> None:
-        self._mine = wanted
-        self._counts = counts
-        self._ids: set[int] = set()
-        self._all_ids = seen.ids
-        self._all_ids.append(self._ids)
-        if wanted.dedup and wanted.near_duplicates and seen.near is None:
-            from .near import NearDuplicates  # imports numpy
-
-            seen.near = NearDuplicates(wanted.near_duplicates)
-        self._near = seen.near
-        self._benchmarks = benchmarks
-        counts.compared = tuple(benchmarks.at_hand)
-        counts.not_measured = benchmarks.not_measured
-
-    def prompt_of(self, opened: OpenedSource, number: int, parsed: ParsedRow) -> Prompt:
-        """The parsed row as a prompt.
-
-        Raises:
-            DropRow: control_character, too_long, duplicate, in_other_source,
-                contaminated, near_duplicate.
-        """
-        if parsed.notes:
-            self._counts.notes.update(parsed.notes)
-        if n_characters(parsed.messages) > self._mine.max_chars:
-            raise DropRow("too_long")
-        prompt_id, group = context_and_group(parsed.messages)
-        key = int(prompt_id, 16)
-        elsewhere = len(self._all_ids) > 1 and any(
-            key in ids for ids in self._all_ids if ids is not self._ids
-        )
-        repeated = elsewhere or key in self._ids
-        if repeated and self._mine.dedup:
-            raise DropRow("in_other_source" if elsewhere else "duplicate", prompt_id)
-        self._ids.add(key)
-        if repeated:  # two prompts never share an id
-            where = (opened.dataset, opened.config, opened.split, opened.revision)
-            again = (*(where if elsewhere else ()), str(self._counts.rows))
-            prompt_id = digest(prompt_id, "again", *again)
-        if self._benchmarks.at_hand:
-            self._refuse_contaminated(parsed)
-        if self._near and self._near.seen("\n".join(m["content"] for m in parsed.messages)):
-            raise DropRow("near_duplicate")
-        return Prompt(
-            prompt_id=prompt_id,
-            messages=parsed.messages,
-            group=group,
-            source_dataset=opened.dataset,
-            source_config=opened.config,
-            source_split=opened.split,
-            source_revision=opened.revision,
-            source_row=number,
-            source_licence=opened.licence,
-            stratum=label(parsed.stratum) if self._mine.strata == "auto" else "all",
-            category=label(parsed.category or "") or None,
-            priors=parsed.priors,
-        )
-
-    def _refuse_contaminated(self, parsed: ParsedRow) -> None:
+    Raises:
+        DropRow: control_character, too_long, duplicate, in_other_source, contaminated,
+            near_duplicate.
+    """
+    if parsed.notes:
+        counts.notes.update(parsed.notes)
+    if n_characters(parsed.messages) > wanted.max_chars:
+        raise DropRow("too_long")
+    prompt_id, group = context_and_group(parsed.messages)
+    key = int(prompt_id, 16)
+    elsewhere = len(seen.ids) > 1 and any(key in ids for ids in seen.ids if ids is not own_ids)
+    repeated = elsewhere or key in own_ids
+    if repeated and wanted.dedup:
+        raise DropRow("in_other_source" if elsewhere else "duplicate", prompt_id)
+    own_ids.add(key)
+    if repeated:  # two prompts never share an id
+        where = (opened.dataset, opened.config, opened.split, opened.revision)
+        again = (*(where if elsewhere else ()), str(counts.rows))
+        prompt_id = digest(prompt_id, "again", *again)
+    if seen.benchmarks.at_hand:
         for message in parsed.messages:
-            if message["role"] == "user" and (name := self._benchmarks.overlap(message["content"])):
-                self._counts.overlaps[name] += 1
+            if message["role"] == "user" and (name := seen.benchmarks.overlap(message["content"])):
+                counts.overlaps[name] += 1
                 raise DropRow("contaminated", name)
+    if seen.near and seen.near.seen("\n".join(m["content"] for m in parsed.messages)):
+        raise DropRow("near_duplicate")
+    return Prompt(
+        prompt_id=prompt_id,
+        messages=parsed.messages,
+        group=group,
+        source_dataset=opened.dataset,
+        source_config=opened.config,
+        source_split=opened.split,
+        source_revision=opened.revision,
+        source_row=number,
+        source_licence=opened.licence,
+        stratum=label(parsed.stratum) if wanted.strata == "auto" else "all",
+        category=label(parsed.category or "") or None,
+        priors=parsed.priors,
+    )
 
 
 def n_characters(messages: Messages) -> int:
@@ -532,10 +525,9 @@ def mine_sources(
     if not settings.sources:
         yield from mine(opened[0], settings, counts, benchmarks)
         return
-    benchmarks = benchmarks or benchmarks_of(settings)
-    seen, each = Seen(), [MineCounts() for _ in opened]
+    seen, each = Seen(benchmarks or benchmarks_of(settings)), [MineCounts() for _ in opened]
     left = {
-        i: mine(one, settings.of_source(wanted), each[i], benchmarks, seen)
+        i: mine(one, settings.of_source(wanted), each[i], seen=seen)
         for i, (wanted, one) in enumerate(zip(settings.sources, opened, strict=True))
     }
     ended: set[int] = set()
