@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 Row = Mapping[str, object]
 # "policy", "rewriter", "judge", or the name of a reward's own endpoint,
@@ -133,8 +133,7 @@ class Request:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One sample, or one permanent failure (then `error` says why and `text` is empty).
 
     To a request whose task is classify or pooling, `text` is the JSON list of the model's raw

@@ -131,25 +131,23 @@ class CachedClient:
         return groups
 
     async def _group(self, call: _Call, first: int, n: int) -> None:
-        record = await self._once(call, first, n)
-        call.fill(first, record)
-        came = len(record.answers)
-        if came < n:
-            await all_of(self._group(call, i, 1) for i in range(first + came, first + n))
-
-    async def _once(self, call: _Call, first: int, n: int) -> Record:
-        """One server call."""
+        """One server call, and single ones for what it leaves out."""
         request = call.request
         if (n, first) != (request.n, request.first):
             request = request.part(n, first)
 
-        def send() -> Awaitable[Record]:
-            return call.engine.send(
-                request, call.request_bytes, call.seed, lambda r: self._keep(call, first, r)
-            )
+        def keep(record: Record) -> None:
+            self._keep(call, first, record)
 
-        self._stats.asked_for[call.request.prompt_id] = call.request.purpose
-        return await self._shared(call.key, first, send)
+        def send() -> Awaitable[Record]:
+            return call.engine.send(request, call.request_bytes, call.seed, keep)
+
+        self._stats.asked_for[request.prompt_id] = request.purpose
+        record = await self._shared(call.key, first, send)
+        call.fill(first, record)
+        came = len(record.answers)
+        if came < n:
+            await all_of(self._group(call, i, 1) for i in range(first + came, first + n))
 
     async def cached(
         self, key: Any, call: Callable[[], Awaitable[Any]], prompt_id: str = ""

@@ -32,7 +32,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar, cast
 
 import orjson
@@ -160,7 +159,7 @@ def parse_chat(
         for choice, text in zip(choices, texts, strict=True):
             answer = _answer(choice, text, out // n, full, keep)
             if len(answer.text) > most:
-                answer = replace(answer, text=answer.text[:most], finish_reason="length")
+                answer = answer._replace(text=answer.text[:most], finish_reason="length")
             answers.append(answer)
         return Record(asked, tuple(answers), (used, out, cached))
     except UNREADABLE as e:

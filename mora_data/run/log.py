@@ -24,9 +24,8 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -39,8 +38,7 @@ LOCK_WAIT_S = 10.0
 _NAP_S = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One server reply: samples `first` .. `first + len(answers) - 1` of the `asked` that the
     request wanted."""
 
