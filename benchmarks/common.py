@@ -65,11 +65,13 @@ class Run:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a measured process: this package, no proxy, no network."""
+    """The environment of a measured process: this package, no proxy, no network, and the bytecode
+    of the run before, as users have it."""
+    unwanted = ("OPENAI_BASE_URL", "PYTHONDONTWRITEBYTECODE")
     kept = {
         k: v
         for k, v in os.environ.items()
-        if not k.lower().endswith("_proxy") and k != "OPENAI_BASE_URL"
+        if not k.lower().endswith("_proxy") and k not in unwanted
     }
     return {**kept, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
