@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..run.folder import SourceCounts, StageCounts, Summary
     from ..settings import BuildSettings
     from ..sources.mine import OpenedSource
-    from .dry_run import BuildEstimate, Ends, RoleEstimate
+    from .dry_run import BuildEstimate, CapacityRow, Ends, RoleEstimate
 
 WIDTH = 54
 
@@ -330,6 +330,35 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def span(ends: Ends) -> str:
     low, high = (short(v) for v in ends)
     return low if low == high else f"{low} to {high}"
+
+
+def capacity_table(rows: Sequence[CapacityRow], tokens_per_s: float) -> str:
+    """The rows as Markdown; a range where low and high differ."""
+    cells = [
+        {
+            "prompts": f"{r.prompts:,}",
+            "GPUs": str(r.gpus),
+            "requests": span(r.requests),
+            "answers": span(r.answers),
+            "tokens": span(r.tokens),
+            "hours": span(r.hours),
+            "GPU-hours": span(r.gpu_hours),
+            "requests/s": span(r.requests_per_s),
+            "clients": span(r.clients),
+            "storage": span(r.storage_gb) + " GB",
+            "core-hours after": short(r.after_hours),
+            **({"cost": span(r.cost)} if r.cost else {}),
+        }
+        for r in rows
+    ]
+    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(c.values()) for c in cells)]
+    return "\n".join(
+        [
+            f"At {tokens_per_s:,.0f} tokens/s a GPU, prompt and output tokens together:",
+            "",
+            *(f"| {' | '.join(line)} |" for line in lines),
+        ]
+    )
 
 
 def short(value: float) -> str:

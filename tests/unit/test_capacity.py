@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from support import pages
 
-from mora_data.cli import capacity as c
+from mora_data.cli import dry_run as c
 from mora_data.cli import main
-from mora_data.cli.capacity import capacity, capacity_table
-from mora_data.cli.dry_run import BuildEstimate
+from mora_data.cli.dry_run import BuildEstimate, capacity
+from mora_data.cli.show import capacity_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "capacity.md"
 FOUND = BuildEstimate(
