@@ -76,7 +76,8 @@ def context_and_group(messages: Messages) -> tuple[str, str]:
     texts = [normalise(m["content"]) for m in messages]
     roles = [m["role"] for m in messages]
     first = texts[roles.index("user")] if "user" in roles else texts[0]
-    return digest(*map("%s\x1e%s".__mod__, zip(roles, texts, strict=True))), digest("group", first)
+    turns = [f"{role}\x1e{said}" for role, said in zip(roles, texts, strict=True)]
+    return digest(*turns), digest("group", first)
 
 
 @lru_cache(maxsize=4096)  # a prompt's calls of one purpose have one

@@ -242,7 +242,7 @@ def reply_notes(*replies: object) -> Iterable[str]:
         yield "reply_missing"
     if "" in texts:
         yield "reply_empty"
-    if any(t[-1:] not in _SENTENCE_ENDS for t in texts):
+    if not _SENTENCE_ENDS.issuperset([t[-1:] for t in texts]):
         yield "reply_truncated"
     if len(set(texts)) < len(texts):
         yield "replies_identical"
@@ -363,7 +363,13 @@ def split_turns(text: str, marks: str) -> Messages:
         raise DropRow("no_marker", "text before the first marker")
     # a mark without a name ends a turn: what follows it up to the next name is no text
     turns = zip(parts[::2], parts[1::2], strict=True)
-    return tuple({"role": _role(name), "content": said.strip()} for name, said in turns if name)
+    try:
+        return tuple(
+            [{"role": _ROLES[n.lower()], "content": said.strip()} for n, said in turns if n]
+        )
+    except KeyError:
+        bad = next(n for n in parts[::2] if n and n.lower() not in _ROLES)
+        raise DropRow("unknown_role", bad) from None
 
 
 def transcript_turns(text: str, marks: str) -> Messages:

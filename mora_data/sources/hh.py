@@ -15,8 +15,6 @@ Stratum: the data_dir, where the file's folder or `source.config` says it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ..errors import DropRow
 from ..settings import SourceSettings
 from ..types import Messages, Recorded, Row
@@ -54,7 +52,7 @@ class HhRlhf:
         return ParsedRow(
             messages,
             folder if folder in PAIRS else self._stratum,
-            notes=tuple(_notes(chosen, rejected)),
+            notes=_notes(chosen, rejected),
         )
 
     def recorded(self, row: Row) -> tuple[Recorded, ...]:
@@ -93,11 +91,10 @@ def _turns(context: str) -> Messages:
     return checked
 
 
-def _notes(chosen: str, rejected: str) -> Iterable[str]:
-    yield from reply_notes(chosen, rejected)
+def _notes(chosen: str, rejected: str) -> tuple[str, ...]:
+    notes = tuple(reply_notes(chosen, rejected))
     both = f"{chosen}\n{rejected}"
-    if "Human:" in both or "Assistant:" in both:
-        yield "reply_stray_marker"
+    return (*notes, "reply_stray_marker") if "Human:" in both or "Assistant:" in both else notes
 
 
 def _red_team(row: Row) -> ParsedRow:

@@ -351,6 +351,7 @@ def n_characters(messages: Messages) -> int:
 
 
 @lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)  # most rows have one of a few
 def label(text: str) -> str:
     """A source's own label as a short name: it stands in charts, on the card and in the manifest,
     where no address may be."""
