@@ -232,7 +232,7 @@ def test_requests_a_minute_are_those_of_all_workers(nodes: Nodes, tmp_path: Path
     rows_file(tmp_path / "rows.jsonl", PROMPTS)
     plain = [
         "--set",
-        "presample.enabled=false",
+        "presample={enabled: false}",
         "--set",
         "rollout.n=2",
         "--until",
@@ -267,7 +267,7 @@ def test_a_node_that_does_not_see_the_model_or_the_folder_is_said(
 ) -> None:
     rows_file(tmp_path / "rows.jsonl", PROMPTS)
     with FakeOpenAI(steady) as server:
-        argv = build(server, "run", *on(nodes), "--set", "presample.enabled=false")
+        argv = build(server, "run", *on(nodes), "--set", "presample={enabled: false}")
     _, said = finish(argv, tmp_path, code=1, env=ENV)  # the server is gone: no node reaches it
     assert "no worker of the cluster can do the work (node " in said and "never answered" in said
     assert "what was answered is kept" in said and "Traceback" not in said
@@ -322,7 +322,7 @@ def test_storage_that_refuses_a_workers_writes_is_one_line(nodes: Nodes, tmp_pat
     rows_file(tmp_path / "rows.jsonl", PROMPTS)
     more = [
         "--set",
-        "presample.enabled=false",
+        "presample={enabled: false}",
         "--arms",
         "identity",
         "--set",

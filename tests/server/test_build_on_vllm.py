@@ -91,7 +91,7 @@ def test_more_rollouts_ask_only_the_new_ones(
         "--limit",
         "5",
         "--set",
-        "presample.enabled=false",
+        "presample={enabled: false}",
         "--set",
         "fuse.arms=[identity]",
         "--set",
