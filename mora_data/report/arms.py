@@ -41,7 +41,7 @@ from .measure import (
     measure,
     metric_names,
 )
-from .texts import diversity, entropy
+from .pairs import diversity, entropy
 from .values import (
     AnswerFigures,
     ArmDifference,

@@ -122,7 +122,7 @@ class Scorers(TypedDict):
 
 
 class Diversity(TypedDict):
-    """How varied the prompts of an arm are: see texts.py."""
+    """How varied the prompts of an arm are: see `pairs.diversity`."""
 
     n: int
     distinct_1: float | None

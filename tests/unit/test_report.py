@@ -21,7 +21,7 @@ from mora_data.report.caveats import caveats_of
 from mora_data.report.document import report_of, summary_of
 from mora_data.report.markup import escape_text
 from mora_data.report.page import report_html, write_report
-from mora_data.report.texts import auc, diversity, vendi, wording_probe
+from mora_data.report.pairs import auc, diversity, vendi, wording_probe
 from mora_data.report.values import Report
 from mora_data.report.weights import weights_of
 
