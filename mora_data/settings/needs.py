@@ -33,7 +33,8 @@ class Needs(NamedTuple):
         """One where it is not; the user's own code, module:function, may use anything."""
         found = there if isinstance(there, list) else [there]
         one = any(v in self.values or ":" in str(v) for v in found)
-        if not (one if self.values else there not in self.but if self.but else there):
+        other = any(v not in self.but for v in found)
+        if not (one if self.values else other if self.but else there):
             shown = one_line(json.dumps(there, ensure_ascii=False), 80)
             way = f"set {where} to {self}, or leave {setting} out"
             yield InVain(setting, where, f"{setting} does nothing while {where} is {shown}: {way}")

@@ -18,6 +18,7 @@ CONTROLS = tuple(a for a in ARMS if a not in ("identity", "fused"))  # of one le
 STEP = 4
 _ON = Needs("enabled")
 _ANY_ROWS = Needs("kind", ("auto", "jsonl"))
+_REWRITTEN = Needs("arms", but=("identity", "concat"))  # which ask no rewriter
 _WEIGHTED, _FUSED = Needs("selector", ("weighted_sum",)), Needs("arms", ("fused",))
 _Some = Annotated[list[str], Field(min_length=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -197,9 +198,9 @@ class FuseSettings(Settings):
     """Dimension to the path of its intents YAML, where it is not in templates/intents/."""
     targets: Annotated[Literal["auto"] | _Some, Names("dimensions")] = "auto"
     """Dimensions to add; auto: up to two that the prompt misses."""
-    candidates: Annotated[int, Field(ge=1, le=8)] = 1
+    candidates: Annotated[int, Field(ge=1, le=8), _REWRITTEN] = 1
     """Rewrites asked for per attempt; the best that passes is kept."""
-    retries: Annotated[int, Field(ge=0, le=10)] = 3
+    retries: Annotated[int, Field(ge=0, le=10), _REWRITTEN] = 3
     """Further attempts, each shown the rewrite that failed and what to mend, at a higher
     temperature."""
     checks: list[Literal["harm", "intent"]] = ["harm"]
@@ -211,12 +212,12 @@ class FuseSettings(Settings):
     probe: Annotated[int, Field(ge=0, le=64), Needs("presample.enabled")] = 0
     """Answers that a rewrite is tried out with before it is accepted, 8 or so, thrown away
     afterwards; 0: none."""
-    forbidden: list[str] = []
+    forbidden: Annotated[list[str], _REWRITTEN] = []
     """Phrases that no rewrite may use, unless the original does."""
-    subject: str | None = None
+    subject: Annotated[str | None, _REWRITTEN] = None
     """Similarity of original and rewrite as module:function(original, rewritten) -> float, kept
     from 0.55 on; null: the share of the original's content words, from 0.5 on."""
-    embedding: str | None = None
+    embedding: Annotated[str | None, _REWRITTEN] = None
     """Static embedding model (model2vec; `pip install 'mora-data[embedding]'`), a folder or a name
     on the Hub: its cosine in place of the share of words, kept from 0.55 on."""
 

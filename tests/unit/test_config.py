@@ -175,6 +175,7 @@ def test_what_the_file_says_of_names_that_a_flag_leaves_out_goes_with_them() -> 
         ({"policy": {"engine": "vllm"}, "judge": {"transport": "openai"}}, 'judge.engine is "vllm'),
         ({"rewards": {"helpful": {"endpoint": {"local": {"dtype": "float16"}}}}}, "0.endpoint.eng"),
         ({"ray": {"workers": 8}}, 'executor is "local"'),
+        ({"fuse": {"arms": ["identity"], "retries": 5}}, 'fuse.arms is ["identity"]'),
         ({"policy": {"engine": "recorded"}, "rewards": {"helpful": [{}]}}, 'is "recorded"'),
         ({"mine": {"decontaminate": False}, "source": DECONTAMINATED}, "mine.decontaminate is"),
     ],
