@@ -281,12 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     _value(c, "--config", "NAME", "a config of the dataset, as preference", required=True)
     text = "folder to write into, a path or a URL"
     _value(c, "--to", "DIR", text, type=_folder, required=True)
-    c.add_argument(
-        "--format",
-        choices=EXPORTS,
-        default="parquet",
-        help="default: parquet",
-    )
+    c.add_argument("--format", choices=EXPORTS, default="parquet", help="default: parquet")
     c = _command(sub, "diff", commands.print_diff)
     _value(c, "before", "A", "dataset folder, run folder, or ORG/NAME@TAG on the Hub")
     _value(c, "after", "B", "the same")
@@ -298,9 +293,8 @@ def _parser() -> argparse.ArgumentParser:
     c = _command(sub, "list", commands.print_names, "What there is to choose from.")
     _value(c, "what", "WHAT", ", ".join(LISTS), choices=LISTS)
     c = _command(sub, "settings", commands.print_settings)
-    _value(
-        c, "section", "SECTION", "as rollout, judge or fuse.retries; none: all sections", nargs="?"
-    )
+    text = "as rollout, judge or fuse.retries; none: all sections"
+    _value(c, "section", "SECTION", text, nargs="?")
     _switch(c, "--json", "one JSON list on stdout")
     c = _command(sub, "init", commands.write_first_builder)
     text = "file to write (default: build.yaml)"
@@ -320,15 +314,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_copy(what: Any, command: Command, text: str) -> None:
     c = _command(what, "copy", command)
     _value(c, "name", "NAME", text)
-    _value(
-        c,
-        "to",
-        "DIR",
-        "folder to copy into (default: here)",
-        nargs="?",
-        type=_folder,
-        default=Path(),
-    )
+    text = "folder to copy into (default: here)"
+    _value(c, "to", "DIR", text, nargs="?", type=_folder, default=Path())
 
 
 def _command(
@@ -568,13 +555,8 @@ def _add_report(sub: Any) -> None:
 
 def _add_view(sub: Any) -> None:
     v = _command(sub, "view", commands.view_folder)
-    _value(
-        v,
-        "folder",
-        "RUN_DIR",
-        "run folder, dataset folder, or ORG/NAME@TAG on the Hub",
-        type=_folder,
-    )
+    text = "run folder, dataset folder, or ORG/NAME@TAG on the Hub"
+    _value(v, "folder", "RUN_DIR", text, type=_folder)
     text = "port of 127.0.0.1 (default: 7470, or a free one)"
     _value(v, "--port", "N", text, type=int, without="--freeze")
     _switch(v, "--no-open", "print the address, open no browser", without="--freeze")

@@ -141,7 +141,6 @@ EXAMPLES: dict[str, object] = {
     "judge.template": "helpful",
     "pairwise.template": "pairwise.j2",
     "rubric.template": "rubric.j2",
-    "rubric.criteria": [{"text": "It gives a source."}],
     "rubric.text": [{"text": "It gives a source."}],
     "rubric.weight": [{"text": "It gives a source.", "weight": 2.0}],
     "rubric.scale": [{"text": "It gives a source.", "scale": "levels"}],

@@ -207,8 +207,8 @@ class CalibrationSettings(Settings):
     kind: CalibrationKind | None = None
     """null: the source's own. anchored: against the other answers to the same prompt, for
     Bradley-Terry scores."""
-    labels: str | None = None
-    """isotonic, platt: JSONL file of {"raw": score, "label": 0 to 1}."""
+    labels: Annotated[str | None, Needs("kind", ("isotonic", "platt"))] = None
+    """JSONL file of {"raw": score, "label": 0 to 1}."""
     low: float | None = None
     """likert: raw score that is worth 0; null: 1."""
     high: float | None = None
@@ -227,8 +227,6 @@ class CalibrationSettings(Settings):
             raise ValueError(
                 f"{self.kind} is fitted on labels: give labels, a JSONL file of {{raw, label}}"
             )
-        if self.labels and self.kind not in ("isotonic", "platt"):
-            raise ValueError("labels are for the kinds isotonic and platt")
         low = self.low if self.low is not None else 1.0
         high = self.high if self.high is not None else 5.0
         if low >= high:
