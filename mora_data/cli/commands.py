@@ -555,11 +555,12 @@ def copy_template_to(args: argparse.Namespace) -> None:
     from .recipes import copy_shipped, templates
 
     path = copy_shipped("template", templates(), args.name, args.to)
+    second = "skeptical" if path.stem == "concise" else "concise"  # one alone would be refused
     settings = {
         "fuse": f"fuse.arms=[{path}]",
         "judge": f"'rewards.{path.stem}={{kind: judge, template: {path}}}'",
         "intents": f"fuse.intents.{path.stem}={path}",
-        "personas": f"rollout.personas=[{path}]",
+        "personas": f"'rollout.personas=[{path}, {second}]'",
     }
     used = settings.get(args.name.partition("/")[0])
     print(f"{path}" + (f"   use it with --set {used}" if used else ""))

@@ -19,6 +19,7 @@ from mora_data.cli import main, settings
 from mora_data.cli.completion import script
 from mora_data.errors import SettingsError
 from mora_data.pipeline import publishing
+from mora_data.prompts.personas import load_personas
 from mora_data.rewards import REWARDS
 from mora_data.run.files import read_json, write_json
 from mora_data.settings import build_settings, load_settings, parse_override
@@ -131,10 +132,15 @@ def test_what_is_in_a_folder_of_others_is_left_alone(
     assert "is not a run folder (it holds 'socket')" in capsys.readouterr().err
 
 
-def test_names_in_examples_exist() -> None:
-    (personas,) = settings.settings_in("rollout.personas")
-    for name in parse_override(personas.example)[1]:
-        assert (ROOT / "templates" / "personas" / f"{name}.yaml").is_file()
+@pytest.mark.parametrize("name", ["personas/concise.yaml", "personas/skeptical.yaml"])
+def test_shown_personas_are_taken(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["template", "copy", name, str(tmp_path)]) == 0
+    shown = shlex.split(capsys.readouterr().out)[-1]
+    (setting,) = settings.settings_in("rollout.personas")
+    for example in (shown, setting.example):
+        assert len(load_personas(parse_override(example)[1], 16)) == 2
 
 
 def test_the_settings_page_is_the_code_s() -> None:
