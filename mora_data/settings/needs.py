@@ -47,8 +47,11 @@ class Names(NamedTuple):
     beside: tuple[str, ...] = ()
 
     def faults(self, setting: str, value: object, where: str, there: Any) -> Iterator[InVain]:
-        """One for each name that is not."""
+        """One for each name that is not, or is there twice."""
         known = {*there, *self.beside}
+        if isinstance(value, list) and len(set(value)) < len(value):
+            twice = max(value, key=value.count)
+            yield InVain(setting, setting, f"{setting} names {twice!r} twice: give it once")
         for bad in value if isinstance(value, (list, dict)) else ():
             if bad not in known:
                 fault = f"{setting} names {bad!r}, not in {where}: {nearest(bad, known)}"

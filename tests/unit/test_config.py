@@ -124,6 +124,7 @@ def test_faults_are_one_line(more: dict[str, object], says: str) -> None:
         ("fuse.intents", {"helpfull": "own.yaml"}, "dimensions: did you mean 'helpful'"),
         ("fuse.targets", ["helpfull"], "dimensions: did you mean 'helpful'"),
         ("publish.stage_order", ["helpfull"], "dimensions: did you mean 'helpful'"),
+        ("publish.stage_order", ["helpful", "helpful"], "names 'helpful' twice"),
         ("fuse.templates", {"fusde": "own.j2"}, "fuse.arms: did you mean 'fused'"),
         ("publish.arms", ["fusde"], "fuse.arms: did you mean 'fused'"),
         ("fuse.length_matched", ["singel"], "fuse.arms: did you mean 'single'"),
