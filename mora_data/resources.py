@@ -249,6 +249,11 @@ class Template:
         return last[1]
 
 
+@lru_cache(64)  # of the builds of one process
+def _compiled(name: str, source: str, known: frozenset[str], needs: tuple[str, ...]) -> Template:
+    return Template(name, source, known, needs)
+
+
 def _is_blank(output: nodes.Output) -> bool:
     return all(not getattr(part, "data", "{{").strip() for part in output.nodes)
 
@@ -281,7 +286,7 @@ def load_template(
             f"no template {name!r} in templates/{folder_name}/ (there: {have});"
             " or give a path that ends in .j2"
         ) from e
-    template = Template(f"{folder_name}/{path.stem}", source, known, needs)
+    template = _compiled(f"{folder_name}/{path.stem}", source, known, tuple(needs))
     if sample is not None:
         turns = (Message(role="user", content="Hello."), Message(role="assistant", content="Hi."))
         for history in (turns, ()):

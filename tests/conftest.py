@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,14 @@ def no_pictures() -> None:
     """Drawing the card's figures takes half a second a build: tests/unit/test_png.py alone does
     it."""
     sys.modules["resvg_py"] = None  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_new_garbage() -> None:
+    """A build collects garbage between its phases: a fifth of a second each time, where it looks
+    through all modules and tests, too."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -217,16 +217,18 @@ def keep_settings(build: Build) -> None:
     """build.yaml and options.json; before the old ones are gone, a line names the settings that the
     last build of the folder had otherwise."""
     path, options = build.folder.path, build.options
-    if not read_json(path / OPTIONS).get("preview") and (path / "build.yaml").exists():
-        changes = changes_of(path / "build.yaml", build.settings)
+    kept, text = path / "build.yaml", to_yaml(build.settings).encode()
+    same = not kept.exists() or kept.read_bytes() == text
+    if not same and not read_json(path / OPTIONS).get("preview"):
+        changes = changes_of(kept, build.settings)
         if changes:
             lost = build.reaches("publish") and (path / "dataset").is_dir()
             n = build.folder.manifest().get("pairs")
-            kept = f"; its dataset of {n} pairs will be replaced" if lost else ""
+            loss = f"; its dataset of {n} pairs will be replaced" if lost else ""
             build.progress.message(
-                f"settings differ from the last build's in {path}: {', '.join(changes)}{kept}"
+                f"settings differ from the last build's in {path}: {', '.join(changes)}{loss}"
             )
-    write_whole(path / "build.yaml", to_yaml(build.settings).encode())
+    write_whole(kept, text)
     build.folder.write(
         OPTIONS,
         {

@@ -1,5 +1,6 @@
-"""Releases against a stand-in Hub: every client call runs in a process of its own, with the
-unmodified Hub client."""
+"""Releases against a stand-in Hub: every client call runs in another process, with the unmodified
+Hub client. One process pushes and runs commands, another reads, as importing takes longer than any
+of it; the Hub of each test is empty at first."""
 
 from __future__ import annotations
 
@@ -26,11 +27,12 @@ from mora_data.dataset.schemas import counts_of
 
 REPO = "org/pairs"
 CLIENT = """
-import json, os, sys, time, warnings
+import contextlib, io, json, os, sys, time, warnings
 warnings.simplefilter("ignore")
 time.sleep = lambda seconds: None
 from pathlib import Path
 from huggingface_hub.utils import disable_progress_bars
+from mora_data.cli import main
 from mora_data.errors import MoraError
 from mora_data.dataset import lint
 from mora_data.dataset.push import push_folder
@@ -45,6 +47,12 @@ lint.load_back = once
 for line in sys.stdin:
     a = json.loads(line)
     os.environ.update(a["env"])
+    if "argv" in a:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(a["argv"])
+        print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+        continue
     try:
         folder = Path(a["folder"])
         r = push_folder(folder, a["repo"], a["tag"], manifest=a["manifest"], **a["flags"])
@@ -58,7 +66,8 @@ warnings.simplefilter("ignore")
 import datasets
 datasets.disable_progress_bars()
 for line in sys.stdin:
-    repo, revision, configs = json.loads(line)
+    cache, repo, revision, configs = json.loads(line)
+    datasets.config.HF_DATASETS_CACHE = cache  # of what other tests read it knows nothing
     out = {}
     for name in configs or datasets.get_dataset_config_names(repo, revision=revision):
         loaded = datasets.load_dataset(repo, name, revision=revision)
@@ -74,25 +83,63 @@ os._exit(0)
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
-    """One process that pushes what it is told, line by line, and never waits between retries."""
-    home = tmp_path_factory.mktemp("home")
-    errors = (home / "stderr").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLIENT],
-        env=client_env(home),
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """A Hub at one address; a test puts its own store behind it."""
+    server = make_server(tmp_path_factory.mktemp("hub"), token="W", read_token="R")
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
     )
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class Client:
+    """A process that answers line by line."""
+
+    def __init__(self, code: str, home: Path, env: dict[str, str]) -> None:
+        self._home = home
+        with (home / "stderr").open("w") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                env={**client_env(home), **env},
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+
+    def ask(self, given: object) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(given) + "\n")
+        self._process.stdin.flush()
+        reply = self._process.stdout.readline()
+        assert reply, (self._home / "stderr").read_text()[-2000:]
+        return json.loads(reply)
+
+    def close(self) -> None:
+        self._process.communicate(timeout=600)
+        assert self._process.returncode == 0, (self._home / "stderr").read_text()[-2000:]
+
+
+@pytest.fixture(scope="module")
+def client(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Pushes what it is told, and runs commands; it never waits between retries."""
+    process = Client(CLIENT, tmp_path_factory.mktemp("client"), {"HF_ENDPOINT": hub.url})
     yield process
-    errors.close()
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.close()
-    process.stdout.close()
-    assert process.wait(600) == 0, (home / "stderr").read_text()[-2000:]
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def reader(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Loads what was pushed."""
+    env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "W"}
+    process = Client(READER, tmp_path_factory.mktemp("reader"), env)
+    yield process
+    process.close()
 
 
 def client_env(home: Path) -> dict[str, str]:
@@ -108,36 +155,22 @@ def client_env(home: Path) -> dict[str, str]:
 class World:
     """A stand-in Hub and its clients."""
 
-    def __init__(self, tmp: Path, client: subprocess.Popen[str]) -> None:
-        self.tmp = tmp
-        self.client = client
-        self.reader: subprocess.Popen[str] | None = None
-        self.server: HubServer = make_server(tmp / "hub", token="W", read_token="R")
-        self.env = {"HF_ENDPOINT": self.server.url, "HF_TOKEN": "W"}
+    def __init__(self, tmp: Path, hub: HubServer, client: Client, reader: Client) -> None:
+        self.tmp, self.server, self.client, self.reader = tmp, hub, client, reader
+        hub.store = Store(tmp / "hub")
+        hub.faults.clear()
+        hub.seen.clear()
+        self.env = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "W"}
 
     def read(self, revision: str, *configs: str) -> dict[str, Any]:
         """What another process loads of these configs, or of every one."""
-        if self.reader is None:
-            with (self.tmp / "stderr").open("w") as errors:
-                self.reader = subprocess.Popen(
-                    [sys.executable, "-c", READER],
-                    env={**client_env(self.tmp), **self.env},
-                    text=True,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                )
-        assert self.reader.stdin is not None
-        assert self.reader.stdout is not None
-        self.reader.stdin.write(json.dumps([REPO, revision, configs]) + "\n")
-        self.reader.stdin.flush()
-        result: dict[str, Any] = json.loads(self.reader.stdout.readline())
-        return result
+        found: dict[str, Any] = self.reader.ask([str(self.tmp / "read"), REPO, revision, configs])
+        return found
 
-    def close(self) -> None:
-        if self.reader is not None:
-            self.reader.communicate(timeout=600)
-            assert self.reader.returncode == 0, (self.tmp / "stderr").read_text()[-2000:]
+    def run(self, *argv: str) -> tuple[int, str, str]:
+        """A command of the tool: (its exit code, stdout, stderr)."""
+        code, out, err = self.client.ask({"argv": argv, "env": self.env})
+        return code, out, err
 
     def push(
         self,
@@ -156,11 +189,7 @@ class World:
             "flags": flags,
             "env": {**self.env, **(env or {})},
         }
-        assert self.client.stdin is not None
-        assert self.client.stdout is not None
-        self.client.stdin.write(json.dumps(given) + "\n")
-        self.client.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.client.stdout.readline())
+        answer: dict[str, Any] = self.client.ask(given)
         return answer
 
     def repo(self, repo: str = REPO) -> dict[str, Any]:
@@ -184,17 +213,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, client: subprocess.Popen[str]) -> Iterator[World]:
-    made = World(tmp_path, client)
-    thread = threading.Thread(
-        target=made.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-    )
-    thread.start()
-    yield made
-    made.close()
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
+def world(tmp_path: Path, hub: HubServer, client: Client, reader: Client) -> World:
+    return World(tmp_path, hub, client, reader)
 
 
 SMALL = ["preference", "scored"]
@@ -567,38 +587,27 @@ def test_tags_on_the_hub_are_compared(world: World) -> None:
     world.push(dataset(world, 20), "v1.0.0")
     world.push(dataset(world, 23, "more"), "v1.1.0")
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "mora_data", *words],
-            capture_output=True,
-            text=True,
-            env={**client_env(world.tmp), **world.env},
-            timeout=600,
-        )
+    def diff(one: str, two: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(world.run("diff", one, two, "--json")[1])["preference"]
+        return found
 
-    def diff(*where: str) -> subprocess.CompletedProcess[str]:
-        return run("diff", *where, "--json")
-
-    found = json.loads(diff(f"{REPO}@v1.0.0", f"{REPO}@v1.1.0").stdout)
-    assert (found["preference"]["added"], found["preference"]["same"]) == (3, 20)
-    assert (
-        json.loads(diff(f"{REPO}@v1.1.0", str(world.tmp / "more")).stdout)["preference"]["same"]
-        == 23
-    )
-    missing = diff(f"{REPO}@v9", str(world.tmp / "more"))
-    assert missing.returncode == 1 and missing.stderr.startswith(
+    found = diff(f"{REPO}@v1.0.0", f"{REPO}@v1.1.0")
+    assert (found["added"], found["same"]) == (3, 20)
+    assert diff(f"{REPO}@v1.1.0", str(world.tmp / "more"))["same"] == 23
+    code, _, err = world.run("diff", f"{REPO}@v9", str(world.tmp / "more"), "--json")
+    assert code == 1 and err.startswith(
         "mora-data: org/pairs@v9 is neither a folder here nor on the Hub"
     )
-    shown = json.loads(run("status", f"{REPO}@v1.0.0", "--json").stdout)
+    shown = json.loads(world.run("status", f"{REPO}@v1.0.0", "--json")[1])
     assert shown["configs"]["preference"] == {"train": 17, "test": 3} and shown["licence"]
-    assert "preference               train 20  test 3" in run("status", f"{REPO}@v1.1.0").stdout
-    to = world.tmp / "out"
-    run("export", f"{REPO}@v1.0.0", "--config", "preference", "--to", str(to), "--format", "jsonl")
+    assert "preference               train 20  test 3" in world.run("status", f"{REPO}@v1.1.0")[1]
+    to, rows = world.tmp / "out", ("--config", "preference", "--format", "jsonl")
+    world.run("export", f"{REPO}@v1.0.0", *rows, "--to", str(to))
     assert (to / "preference-train.jsonl").read_text("utf-8").count("\n") == 17
-    run("view", f"{REPO}@v1.0.0", "--freeze", str(world.tmp / "pages"))
+    world.run("view", f"{REPO}@v1.0.0", "--freeze", str(world.tmp / "pages"))
     assert (world.tmp / "pages" / "index.html").is_file()
-    verified = run("verify", f"{REPO}@v1.0.0")
-    assert verified.returncode == 0 and verified.stdout.count("ok ") == 6, verified
+    code, said, err = world.run("verify", f"{REPO}@v1.0.0")
+    assert code == 0 and said.count("ok ") == 6, err
 
 
 def test_a_private_past_with_unsafe_text_stays_private(world: World) -> None:
