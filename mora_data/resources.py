@@ -286,7 +286,7 @@ def load_template(
             f"no template {name!r} in templates/{folder_name}/ (there: {have});"
             " or give a path that ends in .j2"
         ) from e
-    template = _compiled(f"{folder_name}/{path.stem}", source, known, tuple(needs))
+    template = _compiled(f"{folder_name}/{path.stem}", source, frozenset(known), tuple(needs))
     if sample is not None:
         turns = (Message(role="user", content="Hello."), Message(role="assistant", content="Hi."))
         for history in (turns, ()):
