@@ -40,6 +40,8 @@ SMALL = (
     "select.confirm=false",
     "--set",
     "rollout.n=4",
+    "--set",
+    "publish.configs=[preference, scored]",
 )
 
 

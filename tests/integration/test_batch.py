@@ -28,6 +28,7 @@ SETTINGS = (
     "presample.repeat_share=0.5",
     "presample.canaries=0",
     "judge.use=policy",
+    "publish.configs=[preference, scored]",
 )
 PLAIN = (
     "presample.enabled=false",
@@ -36,6 +37,7 @@ PLAIN = (
     "rollout.n=4",
     "policy.batch.poll_s=0.01",
     "partition_size=5",
+    "publish.configs=[preference, scored]",
 )
 
 

@@ -172,6 +172,7 @@ def settings_of(case: Case, server: FakeOpenAI, form: str) -> dict[str, Any]:
         "dimensions": ["helpful"],
         "policy": {"base_url": url, **more},
         "limits": {"max_error_share": 0.5},
+        "publish": {"configs": ["preference", "scored"]},
         **FORMS[form],
     }
 

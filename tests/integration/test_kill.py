@@ -40,6 +40,7 @@ SETTINGS = (
     f"policy.concurrency={SLOTS}",
     "presample.reference=8",
     "presample.repeat_share=0.2",
+    "publish.configs=[preference, scored]",
 )
 
 

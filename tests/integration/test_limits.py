@@ -53,6 +53,8 @@ def build(
                     "--set",
                     "select.confirm=false",
                     "--set",
+                    "publish.configs=[preference, scored]",
+                    "--set",
                     f"policy.concurrency={SLOTS}",
                     "--set",
                     f"limits.prices={tmp_path / 'prices.yaml'}",
