@@ -9,7 +9,9 @@ import pytest
 from mora_data.engines.http import parse_retry_after
 from mora_data.engines.openai import _wait_s
 from mora_data.engines.replies import TransientFault
+from mora_data.errors import SettingsError
 from mora_data.run.limiter import ConcurrencyLimiter, LocalRateLimiter, Permit, RateClock
+from mora_data.run.tasks import all_of
 
 
 class Clock:
@@ -126,6 +128,62 @@ def test_timeouts_in_a_row_halve_the_limit_once_and_it_grows_again() -> None:
         assert limiter.limits[0].limit == 64
 
     asyncio.run(run())
+
+
+def test_who_waits_for_room_is_woken_where_there_is_some() -> None:
+    """Not at each reply: every reply gives a permit back."""
+
+    async def run() -> None:
+        limiter = ConcurrencyLimiter(2)
+        held = await take(limiter, 2)
+        asked = [asyncio.ensure_future(limiter.take()) for _ in range(3)]
+        turns = 0
+
+        async def room() -> None:
+            nonlocal turns
+            while not limiter.wants_more:
+                await limiter.changed()
+                turns += 1
+
+        waiting = asyncio.ensure_future(room())
+        await asyncio.sleep(0)
+        assert limiter.waiting == 3
+        limiter.free(held[0])  # another call takes it: two wait, as many as there are permits
+        assert not limiter._room.is_set()
+        limiter.free(held[1])
+        await waiting
+        assert (limiter.waiting, turns) == (1, 1)
+        for permit in await asyncio.gather(*asked[:2]):
+            limiter.free(permit)
+        limiter.free(await asked[2])
+
+    asyncio.run(run())
+
+
+def test_all_of_ends_what_goes_on_behind_a_grave_failure() -> None:
+    """Others run to their end, and the first failure in order is raised; a MoraError ends them."""
+
+    async def after(turns: int, error: Exception | None = None) -> int:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if error is not None:
+            raise error
+        done.append(turns)
+        return turns
+
+    async def never() -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    done: list[int] = []
+    assert asyncio.run(all_of(after(n) for n in (3, 1, 2))) == [3, 1, 2] and done == [1, 2, 3]
+    with pytest.raises(KeyError):
+        asyncio.run(all_of([after(4, KeyError()), after(1, ValueError()), after(6)]))
+    assert done[-1] == 6
+    grave = SettingsError("no")
+    grave.until = 1e-9  # its time is over
+    with pytest.raises(SettingsError):
+        asyncio.run(all_of([never(), after(1, ValueError()), after(2, grave)]))
 
 
 def test_share_of_slots_in_use() -> None:
