@@ -18,7 +18,17 @@ from mora_data.settings import build_settings
 from mora_data.text import n_tokens
 from mora_data.types import ARMS
 
-SMALL = ["--set", "presample.n=[8,16]", "--set", "rollout.n=8", "--limit", "40", "--json"]
+SMALL = [
+    "--set",
+    "presample.n=[8,16]",
+    "--set",
+    "rollout.n=8",
+    "--set",
+    "publish.configs=[preference, scored]",
+    "--limit",
+    "40",
+    "--json",
+]
 
 
 def build(run: Path, *more: str, source: str = "pku-saferlhf", code: int = 0) -> dict[str, Any]:

@@ -581,7 +581,9 @@ def cut(cli: Cli, tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]]:
     with FakeOpenAI() as server:
 
         def build(size: int, *more: object, out: str = "r", code: int = 0) -> dict[str, Any]:
-            given = plain(server, data, tmp_path / out, "--set", f"partition_size={size}", *more)
+            sets = (f"partition_size={size}", "rollout.n=4", "publish.configs=[preference, scored]")
+            words = [word for s in sets for word in ("--set", s)]
+            given = plain(server, data, tmp_path / out, *words, *more)
             found = cli(*given, code=code)
             assert server.repeated() == 0 or out != "r"
             return found
@@ -616,9 +618,9 @@ def test_an_open_partition_is_cut_anew_and_prompts_move_up(
 ) -> None:
     """A limit leaves logs open; then the first prompts are dropped, so that all others move."""
     part = cut(6, "--max-tokens", 900, code=1)
-    assert 0 < part["requests"] < 12 * 49
+    assert 0 < part["requests"] < 12 * (1 + 4 * 3)
     rest = cut(4, "--max-tokens", 10**6)
-    assert part["requests"] + rest["requests"] == 12 * 49
+    assert part["requests"] + rest["requests"] == 12 * (1 + 4 * 3)
     short = cut(4, "--set", "mine.max_chars=32")
     assert short["requests"] == 0 and short["counts"]["mine"]["kept"] == 10
 

@@ -192,6 +192,8 @@ def test_no_canary_of_commands_on_a_server_that_says_them(
                 "--set",
                 "select.confirm=false",
                 "--set",
+                "publish.configs=[preference, scored]",
+                "--set",
                 "limits.max_error_share=1",
                 "--set",
                 "rollout.n=4",

@@ -24,6 +24,8 @@ BASE = [
     "presample.n=[4]",
     "--set",
     "rollout.n=8",
+    "--set",
+    "publish.configs=[preference, scored]",
     "--limit",
     "24",
 ]

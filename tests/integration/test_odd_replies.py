@@ -37,7 +37,8 @@ def build(server: FakeOpenAI, folder: Path, *more: str, n: int = 3) -> int:
     plain = "presample.enabled=false fuse.arms=[identity] select.confirm=false rollout.n=6"
     argv = ["build", "--source", "jsonl", "--data", folder / "rows.jsonl", "--out", folder / "run"]
     argv += ["--base-url", server.base_url, "--model", "gen", "--judge-model", "judge", "--json"]
-    argv += [x for setting in (*plain.split(), *more) for x in ("--set", setting)]
+    sets = (*plain.split(), "publish.configs=[preference, scored]", *more)
+    argv += [x for setting in sets for x in ("--set", setting)]
     return main([str(a) for a in argv])
 
 

@@ -35,6 +35,7 @@ TREE: dict[str, Any] = {
     "fuse": {"arms": ["identity"]},
     "rollout": {"n": 6},
     "select": {"selector": "weighted_sum"},
+    "publish": {"configs": ["preference", "scored"]},
 }
 
 
@@ -124,7 +125,7 @@ def of(messages, answer):
     rewards = {"short": [{"kind": "python", "path": "rule:of"}]}
     tree = {**TREE, "dimensions": ["helpful", "short"], "rewards": rewards}
     tree["presample"] = {"enabled": False, "floors": {"helpful": 0.1, "short": 0.0}}
-    tree["publish"] = {"stage_order": ["helpful", "short"]}
+    tree["publish"] = {**TREE["publish"], "stage_order": ["helpful", "short"]}
     tree["select"] = {"confirm": False}
     run(here, tree)
     before = scores(here, "short")
@@ -279,7 +280,7 @@ def test_a_reward_with_its_own_server_and_setting(here: Path, server: CalmServer
     tree["rewards"]["calm"][0]["url"] = f"http://127.0.0.1:{server.server_port}"
     tree |= {"policy": {"engine": "scripted"}, "rollout": {"n": 4}, "select": {"confirm": False}}
     tree["limits"] = {"max_error_share": 1}
-    tree["publish"] = {"stage_order": ["helpful", "harmless", "calm"]}
+    tree["publish"] = {**TREE["publish"], "stage_order": ["helpful", "harmless", "calm"]}
 
     assert reasons_without_a_server(here, tree) == {
         "raised URLError: <urlopen error [Errno 111] Connection refused>"
@@ -340,7 +341,7 @@ def levels(here: Path, first: str, **more: Any) -> dict[str, Any]:
         **TREE,
         "dimensions": ["helpful", "level"],
         "rewards": {"level": [{"kind": "levels:Levels"}]},
-        "publish": {"stage_order": ["helpful", "level"]},
+        "publish": {**TREE["publish"], "stage_order": ["helpful", "level"]},
         "limits": {"max_error_share": 1},
         **more,
     }

@@ -53,6 +53,8 @@ def build(
         "--set",
         "fuse.arms=[identity]",
         "--set",
+        "publish.configs=[preference, scored]",
+        "--set",
         "dimensions=[helpful, harmless]",
         *more,
     ]

@@ -470,7 +470,8 @@ def test_the_table_is_printed_in_plain_words(
 
 def test_a_dry_run_says_what_the_audit_takes(tmp_path: Path) -> None:
     path = data(tmp_path / "rows.jsonl", 60)
-    overrides = {"audit.labels.helpful": "preferred", "dimensions": ["helpful"]}
+    fewer = {"presample.enabled": False, "rollout.n": 2}  # of the build, which is foreseen, too
+    overrides = {"audit.labels.helpful": "preferred", "dimensions": ["helpful"], **fewer}
     s = load_settings("jsonl", overrides)
     found = estimate(s, False, [path])
     assert found.audit is not None
