@@ -22,22 +22,28 @@ def world(rng: np.random.Generator, n: int, **gain: float) -> dict[str, np.ndarr
     }
 
 
-def cover(draw: object, truth: float, kind: str, runs: int = 1000) -> float:
-    hits = 0
+KINDS = ("percentile", "bca")
+
+
+def cover(draw: object, truth: float, runs: int = 1000) -> dict[str, float]:
+    """How often the interval of each kind holds the truth."""
+    hits = dict.fromkeys(KINDS, 0)
     for i in range(runs):
         boot = cluster_bootstrap(draw(np.random.default_rng([1, i])), draws=500, seed=i)  # type: ignore[operator]
-        low, high = getattr(boot, kind)()
-        hits += bool(low[0] <= truth <= high[0])
-    return hits / runs
+        for kind in KINDS:
+            low, high = getattr(boot, kind)()
+            hits[kind] += bool(low[0] <= truth <= high[0])
+    return {kind: n / runs for kind, n in hits.items()}
 
 
-@pytest.mark.parametrize("kind", ["percentile", "bca"])
-def test_intervals_cover_a_mean_and_a_skewed_one(kind: str) -> None:
+def test_intervals_cover_a_mean_and_a_skewed_one() -> None:
     """1,000 simulations of 100 and of 300 prompts, data and draws seeded apart: 92-98 % (standard
     error 0.7 %)."""
-    assert 0.92 <= cover(lambda rng: rng.normal(0.3, 1, (100, 1)), 0.3, kind) <= 0.98
-    assert (
-        0.92 <= cover(lambda rng: (rng.random((300, 1)) < 0.03).astype(float), 0.03, kind) <= 0.98
+    mean = cover(lambda rng: rng.normal(0.3, 1, (100, 1)), 0.3)
+    skewed = cover(lambda rng: (rng.random((300, 1)) < 0.03).astype(float), 0.03)
+    assert all(0.92 <= found[kind] <= 0.98 for found in (mean, skewed) for kind in KINDS), (
+        mean,
+        skewed,
     )
 
 
