@@ -127,6 +127,7 @@ def test_of_many_prompts_some_are_asked_for_the_numbers_before_fusion(
 ) -> None:
     """Nothing else depends on which."""
     settings = ["--limit", "32", "--until", "select", "--set", "scripted.n_prompts=0"]
+    settings += ["--set", "rollout.n=4"]
     found = {}
     for few in ("8", "null"):
         out = tmp_path / few
