@@ -489,7 +489,7 @@ def test_the_concise_example_builds(
     assert {"concise.yaml", "rubrics/concise.j2", "intents/concise.yaml"} == {b.file for b in found}
     written(tmp_path, found)
     words = next(w for where, w in documented() if "concise.yaml" in w)
-    assert cli.main([*words, "--limit", "30"]) == 0, capsys.readouterr().err
+    assert cli.main([*words, "--limit", "16"]) == 0, capsys.readouterr().err
     run = mora_data.load_run("runs/concise")
     assert run.counts["fuse"]["kept"] > 0
     rows = run.pairs()

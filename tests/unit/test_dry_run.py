@@ -68,9 +68,14 @@ def test_what_is_asked_of_some_prompts_does_not_grow_with_all_of_them() -> None:
     """Numbers before fusion, of about before_prompts of them; second scores, of the reference."""
     plain = {"presample.n": [4], "presample.repeat_share": 0, "presample.before": 8}
 
+    estimates: dict[str, tuple[Any, Any]] = {}
+
     def answers(n: int, **changed: Any) -> float:
-        settings = load_settings("pku-saferlhf", {**SMALL, **plain, **changed})
-        found = for_prompts(estimate(settings, True, [], "presample"), settings, True, n)
+        if (key := str(changed)) not in estimates:
+            settings = load_settings("pku-saferlhf", {**SMALL, **plain, **changed})
+            estimates[key] = estimate(settings, True, [], "presample"), settings
+        whole, settings = estimates[key]
+        found = for_prompts(whole, settings, True, n)
         assert found.prompts == n and "cases" not in found.as_dict()
         return found.answers[1]
 
