@@ -33,7 +33,7 @@ def no_pictures() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def only_new_garbage() -> None:
-    """A build collects garbage between its phases: a fifth of a second each time, where it looks
+    """A build collects garbage between its phases: an eighth of a second each time, where it looks
     through all modules and tests, too."""
     gc.collect()
     gc.freeze()
