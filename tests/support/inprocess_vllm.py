@@ -10,7 +10,6 @@ import asyncio
 import json
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ async def answers(folder: str, requests: dict[str, Any]) -> tuple[dict[str, Any]
         log.close()
     await engine.close()
     return {
-        name: [asdict(a) for a in some] for name, some in zip(requests, got, strict=True)
+        name: [a._asdict() for a in some] for name, some in zip(requests, got, strict=True)
     }, stats
 
 
