@@ -217,10 +217,8 @@ def keep_settings(build: Build) -> None:
     """build.yaml and options.json; before the old ones are gone, a line names the settings that the
     last build of the folder had otherwise."""
     path, options = build.folder.path, build.options
-    kept, text = path / "build.yaml", to_yaml(build.settings).encode()
-    same = not kept.exists() or kept.read_bytes() == text
-    if not same and not read_json(path / OPTIONS).get("preview"):
-        changes = changes_of(kept, build.settings)
+    if not read_json(path / OPTIONS).get("preview") and (path / "build.yaml").exists():
+        changes = changes_of(path / "build.yaml", build.settings)
         if changes:
             lost = build.reaches("publish") and (path / "dataset").is_dir()
             n = build.folder.manifest().get("pairs")
@@ -228,7 +226,7 @@ def keep_settings(build: Build) -> None:
             build.progress.message(
                 f"settings differ from the last build's in {path}: {', '.join(changes)}{loss}"
             )
-    write_whole(kept, text)
+    write_whole(path / "build.yaml", to_yaml(build.settings).encode())
     build.folder.write(
         OPTIONS,
         {

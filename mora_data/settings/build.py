@@ -481,8 +481,10 @@ def changes_of(path: Path, settings: BuildSettings) -> list[str]:
     """`setting before -> now` of each setting that a file which `to_yaml` wrote has otherwise;
     none where it can't be read, or is of another version."""
     try:
+        if path.read_bytes() == to_yaml(settings).encode():
+            return []
         before = kept_settings(path)
-    except SettingsError:
+    except (OSError, SettingsError):
         return []
     trees = (s.model_dump(mode="json") for s in (before, settings))
     return [
