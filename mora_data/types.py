@@ -121,7 +121,7 @@ class Request:
 
     def part(self, n: int, first: int) -> Request:
         """The same question for `n` samples from `first` on."""
-        return Request(
+        return Request(  # at a third of what dataclasses.replace costs: each sample may be one
             self.role,
             self.messages,
             self.sampling,

@@ -185,7 +185,7 @@ class ConcurrencyLimiter:
             self._room.clear()
             await self._room.wait()
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         """Wake who waits for room, only where there is some: this is at each reply."""
         if not self._room.is_set() and self.wants_more:
             self._room.set()
@@ -199,7 +199,7 @@ class ConcurrencyLimiter:
             yield
         finally:
             self._failing -= 1
-            self._tell()
+            self._wake()
 
     @contextmanager
     def paced(self) -> Iterator[None]:
@@ -209,7 +209,7 @@ class ConcurrencyLimiter:
             yield
         finally:
             self._paced -= 1
-            self._tell()
+            self._wake()
 
     async def take(self) -> Permit:
         """Wait for a permit on the base URL with the smallest share of its own in use."""
@@ -272,7 +272,7 @@ class ConcurrencyLimiter:
             if not turn.done():
                 self._enter(at)
                 turn.set_result(at)
-        self._tell()
+        self._wake()
 
     def _tick(self) -> None:
         now = self._clock()

@@ -56,9 +56,7 @@ async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
     def end(task: asyncio.Task[T]) -> None:
         waiting.discard(task)
-        if waiting and not isinstance(_failure(task), MoraError):
-            return
-        if not ended.done():
+        if not ended.done() and (not waiting or isinstance(_failure(task), MoraError)):
             ended.set_result(None)
 
     tasks = [loop.create_task(c) for c in works]
@@ -69,9 +67,8 @@ async def all_of(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         if tasks:
             await ended
     finally:
-        failures = [e for t in tasks if t.done() and (e := _failure(t)) is not None]
-        fatal = next((e for e in failures if isinstance(e, MoraError)), None)
-        await wind_down(waiting, fatal)
+        grave = (e for t in tasks if t.done() and isinstance(e := _failure(t), MoraError))
+        await wind_down(waiting, next(grave, None))
     failures = [e for t in tasks if (e := _failure(t)) is not None]
     if failures:
         raise next((f for f in failures if isinstance(f, MoraError)), failures[0])
