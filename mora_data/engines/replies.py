@@ -83,18 +83,22 @@ def reads_reply(otherwise: object) -> Callable[[Callable[P, T]], Callable[P, T]]
 
 def json_objects(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[Any, int, int]]:
     """The outermost JSON objects in a text, in order, each with where it begins and ends; what
-    stands behind `MOST_TRIES` beginnings of one is not read, since every failure costs a look at
-    the whole text."""
-    start = _OBJECT.search(text)
+    stands behind `MOST_TRIES` beginnings of one, or `MOST_CHARS` read in vain, is not read, since
+    every failure may cost a look at the whole text."""
+    start, left = _OBJECT.search(text), MOST_CHARS
     for _ in range(MOST_TRIES):
-        if start is None:
+        if start is None or left < 0:
             return
         at = start.start()
         try:
             value, end = decoder.raw_decode(text, at)
             yield value, at, end
-        except (ValueError, RecursionError):  # ValueError: a number of thousands of digits, too
+        except json.JSONDecodeError as e:
+            left, end = left - (e.pos - at), at + 1
+        except ValueError:  # a number of thousands of digits
             end = at + 1
+        except RecursionError:
+            return  # what is nested so deep is no reply; from 3.12 on it takes a millisecond to see
         start = _OBJECT.search(text, end)
 
 

@@ -53,8 +53,8 @@ def test_the_log_goes_when_all_else_is_on_the_disk(
     done: list[tuple[str, str]] = []
     opened: dict[int, str] = {}
 
-    def seen(name: str, of: Callable[..., str]) -> None:
-        real = getattr(os, name)
+    def seen(owner: object, name: str, of: Callable[..., str]) -> None:
+        real = getattr(owner, name)
 
         def call(*args: Any, **more: Any) -> Any:
             given = of(*args)
@@ -65,12 +65,12 @@ def test_the_log_goes_when_all_else_is_on_the_disk(
                 done.append((name, given))
             return out
 
-        monkeypatch.setattr(os, name, call)
+        monkeypatch.setattr(owner, name, call)
 
-    for name in ("replace", "unlink"):
-        seen(name, lambda path, *_: Path(path).name)
-    seen("open", lambda path, *_: Path(path).name)
-    seen("fsync", lambda fd: opened[fd])
+    for name in ("replace", "unlink"):  # Python 3.10's `Path` does not look them up in `os`
+        seen(Path, name, lambda path, *_, **__: path.name)
+    seen(os, "open", lambda path, *_: Path(path).name)
+    seen(os, "fsync", lambda fd: opened[fd])
     part = finalized(tmp_path)
     end = done.index(("unlink", "answers.log"))
     renamed = [i for i, (what, _) in enumerate(done) if what == "replace"]
