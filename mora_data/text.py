@@ -30,12 +30,13 @@ _WRAPPED = re.compile(
 )
 
 
-def normalise(text: str) -> str:
+def normalise(text: str, tidy: bool = False) -> str:
     """NFKC, case folded, white space collapsed: two texts a reader would call the same compare
-    equal."""
+    equal. `tidy` texts are known to hold no control character, no tab and no line end."""
     if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    if "  " in text or not text.isprintable():  # the only printable white space is the blank
+        text, tidy = unicodedata.normalize("NFKC", text), False
+    # the only printable white space is the blank
+    if "  " in text or not (tidy or text.isprintable()):
         text = " ".join(text.split())
     return text.strip().casefold()
 
@@ -71,9 +72,9 @@ def group_id(messages: Messages) -> str:
     return context_and_group(messages)[1]
 
 
-def context_and_group(messages: Messages) -> tuple[str, str]:
-    """`context_id` and `group_id`, each turn normalised once."""
-    texts = [normalise(m["content"]) for m in messages]
+def context_and_group(messages: Messages, tidy: bool = False) -> tuple[str, str]:
+    """`context_id` and `group_id`, each turn normalised once; `tidy` as there."""
+    texts = [normalise(m["content"], tidy) for m in messages]
     roles = [m["role"] for m in messages]
     first = texts[roles.index("user")] if "user" in roles else texts[0]
     turns = [f"{role}\x1e{said}" for role, said in zip(roles, texts, strict=True)]

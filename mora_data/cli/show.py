@@ -184,7 +184,7 @@ def look(
         SourceError: the rows can't be read.
     """
     from ..sources import as_rating_source
-    from ..sources.mine import MineCounts, by_file, n_characters
+    from ..sources.mine import MineCounts, by_file, checked_text
 
     counts, ratings = MineCounts(), as_rating_source(opened.source)
     rows: list[dict[str, Any]] = []
@@ -200,7 +200,7 @@ def look(
             if isinstance(row, DropRow):
                 raise row
             parsed = opened.source.parse(row, file)
-            n_characters(parsed.messages)
+            checked_text(parsed.messages)
             counts.kept += 1
             counts.notes.update(parsed.notes)
             if n_shown is not None and of_file[file] > n_shown:

@@ -35,7 +35,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from .. import plugins
 from ..errors import DropRow, SourceError
@@ -62,8 +62,7 @@ _SENTENCE_ENDS = frozenset(["", *".!?:;…。！？\"'`”’»)]}>*|_~012345678
 _MISSING = object()
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedRow:
+class ParsedRow(NamedTuple):
     """What one source row says: a conversation that ends with a user turn, and the source's own
     labels."""
 
@@ -71,7 +70,7 @@ class ParsedRow:
     stratum: str = "all"
     category: str | None = None
     # dimension -> mean label in [0, 1], higher is better
-    priors: Mapping[str, float] = field(default_factory=dict)
+    priors: Mapping[str, float] = {}
     notes: tuple[str, ...] = ()  # defects that leave the prompt intact
     answers: tuple[Recorded, ...] = ()  # where reading the row gives them, too
 

@@ -57,7 +57,9 @@ RECORDED_MESSAGE = (
     "recorded answers: the rows' own answers and ratings are used; presampling, fusion and"
     " confirmation are skipped"
 )
-_CONTROL = bytes([*range(0x09), *range(0x0E, 0x20), 0x7F])  # but white space
+_BREAKS = b"\t\n\v\f\r"
+_CONTROL = bytes([*range(0x09), *range(0x0E, 0x20), 0x7F])
+_UNTIDY = _CONTROL + _BREAKS
 _PEEK = 50  # rows looked at before a source is taken to be of the right schema
 LONGEST_LABEL = 80  # characters
 
@@ -301,9 +303,10 @@ def _prompt_of(
     """
     if parsed.notes:
         counts.notes.update(parsed.notes)
-    if n_characters(parsed.messages) > wanted.max_chars:
+    n_characters, tidy = checked_text(parsed.messages)
+    if n_characters > wanted.max_chars:
         raise DropRow("too_long")
-    prompt_id, group = context_and_group(parsed.messages)
+    prompt_id, group = context_and_group(parsed.messages, tidy)
     key = int(prompt_id, 16)
     elsewhere = len(seen.ids) > 1 and any(key in ids for ids in seen.ids if ids is not own_ids)
     repeated = elsewhere or key in own_ids
@@ -337,20 +340,21 @@ def _prompt_of(
     )
 
 
-def n_characters(messages: Messages) -> int:
-    """Length of a conversation that holds no control character but white space.
+def checked_text(messages: Messages) -> tuple[int, bool]:
+    """Length of a conversation that holds no control character but white space, and whether it is
+    tidy: without tabs and line ends, too.
 
     Raises:
         DropRow: control_character; such a text is damaged.
     """
     text = "".join([m["content"] for m in messages])
     raw = text.encode("utf-8", "surrogatepass")  # a third of the time of a look at the text itself
-    if len(raw.translate(None, _CONTROL)) < len(raw):
+    tidy = len(raw.translate(None, _UNTIDY)) == len(raw)
+    if not tidy and len(raw.translate(None, _CONTROL)) < len(raw):
         raise DropRow("control_character")
-    return len(text)
+    return len(text), tidy
 
 
-@lru_cache(maxsize=4096)
 @lru_cache(maxsize=1024)  # most rows have one of a few
 def label(text: str) -> str:
     """A source's own label as a short name: it stands in charts, on the card and in the manifest,

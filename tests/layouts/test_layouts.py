@@ -17,7 +17,7 @@ from mora_data.errors import DropRow, MoraError
 from mora_data.settings import load_settings, parse_override
 from mora_data.sources import as_rating_source
 from mora_data.sources.layouts import LAYOUTS
-from mora_data.sources.mine import MineCounts, by_file, n_characters, open_source
+from mora_data.sources.mine import MineCounts, by_file, checked_text, open_source
 
 HOSTILE: list[Any] = [None, 7, "", [], {}, [None], [7], [[]], [{}], {"role": 1}, "\x00", True]
 
@@ -34,7 +34,7 @@ def read(path: Path, given: dict[str, Any]) -> tuple[list[str], list[Any]]:
             if isinstance(row, DropRow):
                 raise row
             parsed = opened.source.parse(row, file)
-            n_characters(parsed.messages)
+            checked_text(parsed.messages)
             asks.append(
                 " / ".join(
                     f"{'S:' * (m['role'] == 'system')}{m['content']}" for m in parsed.messages

@@ -15,13 +15,13 @@ import pytest
 from support import make_samples
 
 from mora_data import sources
-from mora_data.errors import SourceError
+from mora_data.errors import DropRow, SourceError
 from mora_data.settings import BuildSettings, load_settings
 from mora_data.sources import read
-from mora_data.sources.mine import MineCounts, OpenedSource, mine, open_source
+from mora_data.sources.mine import MineCounts, OpenedSource, checked_text, mine, open_source
 from mora_data.sources.pku import CATEGORIES
-from mora_data.text import context_id, group_id, normalise
-from mora_data.types import Prompt
+from mora_data.text import context_and_group, context_id, group_id, normalise
+from mora_data.types import Messages, Prompt
 
 WHERE = ("me/data", "default", "train", "abc", "mit")
 LONG = (
@@ -116,6 +116,22 @@ def test_prompt_ids_are_those_of_text() -> None:
 def test_any_white_space_is_one_blank(code: int) -> None:
     assert normalise(f"{chr(code)} A{chr(code)}b{chr(code)}") == "a b"
     assert normalise(f"A{chr(code)}{chr(code)}B c") == "a b c"
+
+
+def test_what_the_look_for_control_characters_says_of_a_text_changes_no_id() -> None:
+    kept = 0
+    for code in range(0x3001):
+        said: Messages = tuple(
+            [{"role": "user", "content": text} for text in (f"A{chr(code)}b", "C d")]
+        )
+        try:
+            _, tidy = checked_text(said)
+        except DropRow as drop:
+            assert drop.reason == "control_character"
+            continue
+        kept += 1
+        assert context_and_group(said, tidy) == context_and_group(said)
+    assert kept == 0x3001 - 9 - 18 - 1  # 0 to 8, 14 to 31, 127
 
 
 # decontamination
