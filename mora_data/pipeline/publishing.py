@@ -8,7 +8,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,18 +44,6 @@ if TYPE_CHECKING:
     from ..selection.select import Selection
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseInputs:
-    """What selecting and publishing work on; `counts` gets the two stages."""
-
-    build: Build
-    asked: Asked
-    context: BuildContext
-    parts: Sequence[Partition]
-    counts: Counts
-    manifest: Mapping[str, Any]
-
-
 def finish(
     build: Build,
     asked: Asked,
@@ -75,8 +63,10 @@ def finish(
         write_manifest(build, manifest, Published(), "drifted")
         raise
     published, failure = Published(), None
-    if asked.context is not None and build.reaches("select"):
-        published = _select(ReleaseInputs(build, asked, asked.context, parts, counts, manifest))
+    if build.reaches("select"):
+        published, selection = _select(build, asked, parts, counts)
+        if build.reaches("publish"):
+            published = _publish(build, asked, parts, counts, manifest, selection, published)
     if published.dataset_dir is not None and not counts["publish", "kept"]:
         left = counts_tree(counts, build.stages)
         failure = NothingSelected(emptied_by(left, build.folder.path, failed))
@@ -91,33 +81,41 @@ def finish(
     return published, failure
 
 
-def _select(inputs: ReleaseInputs) -> Published:
-    """Select the pairs and, where the run goes on, publish them."""
+def _select(
+    build: Build, asked: Asked, parts: Sequence[Partition], counts: Counts
+) -> tuple[Published, Selection]:
+    """Select the pairs, and say how good the judges were on them."""
     from ..selection.select import select
 
-    build, asked, parts, s = inputs.build, inputs.asked, inputs.parts, inputs.build.settings
+    settings, context = build.settings, asked.context
+    assert context is not None  # who selects has asked
     build.progress.start("selecting pairs")
     give_back()
-    selection = select(parts, s)
-    personas = _cap_personas(parts, selection, inputs.context)
-    inputs.counts.update(selection.counts)
+    selection = select(parts, settings)
+    personas = _cap_personas(parts, selection, context)
+    counts.update(selection.counts)
     family = self_preference(asked.engines)
-    feedback = quality(parts, selection.chosen, s, family, asked.drift)
+    feedback = quality(parts, selection.chosen, settings, family, asked.drift)
     build.folder.write("feedback.json", feedback)
-    published = Published(selection.n_pairs, personas=personas, feedback=feedback)
-    if not build.reaches("publish"):
-        return published
-    return _publish(inputs, selection, published)
+    return Published(selection.n_pairs, personas=personas, feedback=feedback), selection
 
 
-def _publish(inputs: ReleaseInputs, selection: Selection, published: Published) -> Published:
+def _publish(
+    build: Build,
+    asked: Asked,
+    parts: Sequence[Partition],
+    counts: Counts,
+    manifest: Mapping[str, Any],
+    selection: Selection,
+    published: Published,
+) -> Published:
     """Write the dataset folder."""
     from ..dataset.configs import Release
     from ..dataset.folder import write_dataset
     from ..selection.select import picker, selected
 
-    build, context, counts = inputs.build, inputs.context, inputs.counts
-    s, stats = build.settings, context.judge_stats
+    settings, context = build.settings, asked.context
+    assert context is not None
     build.progress.start("writing the dataset")
     published = replace(
         published,
@@ -128,21 +126,21 @@ def _publish(inputs: ReleaseInputs, selection: Selection, published: Published) 
             "mean_log_length_gap": selection.mean_log_length_gap,
         },
     )
-    tree = {**inputs.manifest, **with_selection(counts, published)}
+    tree = {**manifest, **with_selection(counts, published)}
     describe, figures = _report_of_release(build, selection, tree)
-    pick = picker(s, stats, context.steps)
+    stats = context.judge_stats
     release = Release(
-        s,
-        _origin(build, inputs.asked),
+        settings,
+        _origin(build, asked),
         tree,
         stats.pass_thresholds,
-        pick,
+        picker(settings, stats, context.steps),
         context.dominance,
         figures,
         describe,
     )
     dataset_dir = build.folder.path / "dataset"
-    result = write_dataset(lambda: selected(inputs.parts, selection, s), release, dataset_dir)
+    result = write_dataset(lambda: selected(parts, selection, settings), release, dataset_dir)
     n = sum(result.counts.get("preference", {}).values())
     counts["publish", "in"] += selection.n_pairs
     counts["publish", "kept"] += n
