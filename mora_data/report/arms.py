@@ -29,13 +29,14 @@ from ..statistics.inference import (
 )
 from ..text import commonest_first, n_tokens
 from .measure import (
+    BATCHES,
     BEFORE,
+    MOST,
     PRIMARY,
-    Added,
     ArmBlock,
     Block,
-    Clusters,
     Scale,
+    cluster_batch,
     in_sample,
     is_rate,
     measure,
@@ -77,11 +78,12 @@ _GAINS = len(CONTROLS) * len(PRIMARY)
 
 @dataclass
 class Gathered:
-    """What the partitions say. A value of a prompt is added to its cluster (`Clusters`); metrics
-    as in `metric_names`.
+    """What the partitions say. A value of a prompt is added to its cluster; metrics as in
+    `metric_names`.
 
     Attributes:
-        n: prompts.
+        batched: a cluster is a batch of prompts, not one prompt.
+        n: prompts by group of them that is looked at by itself: a class, or "" for all.
         kind, carried, category: prompts by each.
         n_arm: arm -> prompts that have a metric of it.
         values: arm -> metrics.
@@ -106,22 +108,24 @@ class Gathered:
     """
 
     scale: Scale
-    clusters: Clusters
-    n: int = 0
+    batched: bool
+    n: Counter[str] = field(default_factory=Counter)
     kind: Counter[str] = field(default_factory=Counter)
     carried: Counter[str] = field(default_factory=Counter)
     category: Counter[str] = field(default_factory=Counter)
     n_arm: Counter[str] = field(default_factory=Counter)
-    values: dict[str, Added] = field(default_factory=dict)
-    differences: dict[tuple[str, str], Added] = field(default_factory=dict)
-    gains: tuple[Added, Added] = field(default_factory=lambda: (Added(_GAINS), Added(_GAINS)))
+    values: dict[str, Sums] = field(default_factory=dict)
+    differences: dict[tuple[str, str], Sums] = field(default_factory=dict)
+    gains: tuple[Sums, Sums] = field(
+        default_factory=lambda: (Sums.empty(_GAINS), Sums.empty(_GAINS))
+    )
     words: dict[str, tuple[float, int]] = field(default_factory=dict)
-    gaps: dict[str, Added] = field(default_factory=dict)
-    profile: dict[tuple[str, str], Added] = field(default_factory=dict)
+    gaps: dict[str, Sums] = field(default_factory=dict)
+    profile: dict[tuple[str, str], Sums] = field(default_factory=dict)
     levels: dict[str, tuple[Floats, int]] = field(default_factory=dict)
     planes: dict[str, Floats] = field(default_factory=dict)
-    moments: dict[str, Added] = field(default_factory=dict)
-    coverage: Added = field(default_factory=lambda: Added(2))
+    moments: dict[str, Sums] = field(default_factory=dict)
+    coverage: Sums = field(default_factory=lambda: Sums.empty(2))
     texts: dict[str, list[str]] = field(default_factory=dict)
     repeats: dict[str, Ints] = field(default_factory=dict)
     rewrites: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
@@ -134,9 +138,17 @@ class Gathered:
         """The arm of "before" numbers: fresh answers to the bare prompt."""
         return next((a for a in BASES if a in self.values), None)
 
-    def sums(self, added: Added, group: str = "") -> Sums:
-        """What was added, by the clusters of a group."""
-        return added.sums(self.clusters, group)
+    def labels(self, group: str, prompt_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Clusters of the group's next prompts."""
+        first = self.n[group]
+        self.n[group] += len(prompt_ids)
+        if self.batched:
+            return cluster_batch(np.array([int(i, 16) for i in prompt_ids], np.uint64))
+        return np.arange(first, self.n[group])
+
+    def sums(self, added: Sums, group: str = "") -> Sums:
+        """What was added, by all clusters of a group."""
+        return added.of(BATCHES if self.batched else self.n[group])
 
 
 def ks_of(n: int) -> list[int]:
@@ -162,11 +174,10 @@ def gather(
 ) -> Gathered:
     """All partitions in one pass; `n_prompts`: how many they hold, for the clusters. `keep` is
     shown every prompt's values."""
-    out = Gathered(scale, Clusters(n_prompts))
+    out = Gathered(scale, n_prompts > MOST)
     for block in blocks:
         ids = [p.prompt_id for p in block.prompts]
-        at_P = out.clusters.labels("", ids)
-        out.n += len(ids)
+        at_P = out.labels("", ids)
         out.kind.update(block.kind_P)
         out.carried.update(c or "none" for c in block.carried_P)
         out.category.update(p.category or "none" for p in block.prompts)
@@ -197,13 +208,13 @@ def gather(
 
 
 def _add_values(
-    into: dict[Any, Added],
+    into: dict[Any, Sums],
     key: Any,
     at_P: NDArray[np.int64],
     values_P_M: Floats,
     whole: bool = False,
 ) -> None:
-    into.setdefault(key, Added(values_P_M.shape[1], whole)).add(at_P, values_P_M)
+    into.setdefault(key, Sums.empty(values_P_M.shape[1], whole)).add(at_P, values_P_M)
 
 
 def _by_prompt(n: int, rows: NDArray[np.intp], values: Floats) -> Floats:
@@ -239,7 +250,7 @@ def _add_profiles(
     classes = np.array([c if c in out.scale.dims else "" for c in block.carried_P], dtype=object)
     rows_of = {c: np.flatnonzero(classes == c) for c in ("", *out.scale.dims)}
     at_of = {
-        c: out.clusters.labels(c, [ids[i] for i in rows.tolist()]) if c else at_P[rows]
+        c: out.labels(c, [ids[i] for i in rows.tolist()]) if c else at_P[rows]
         for c, rows in rows_of.items()
     }
     for name, arm in block.arms.items():
@@ -407,7 +418,7 @@ def arms_of(
     """Every arm's metrics, their paired differences, and the coverage of fused and identity."""
     found, metrics = in_arm_order(g.values), metric_names(g.scale.dims)
     pairs, shown = _subtracted(g, found), compared_metrics(g.scale.dims)
-    none = Added(len(shown))
+    none = Sums.empty(len(shown))
     stacked = Sums.beside(
         [
             *(g.sums(g.values[a]) for a in found),
@@ -445,7 +456,7 @@ def _subtracted(g: Gathered, found: list[str]) -> list[tuple[str, str]]:
 
 
 def _prompt_length(g: Gathered, arm: str, seed: int) -> PromptLength:
-    gaps = g.sums(g.gaps.get(arm, Added(1)))
+    gaps = g.sums(g.gaps.get(arm, Sums.empty(1)))
     boot = bootstrap_of(gaps, DRAWS, seed)
     low, high = boot.percentile()
     total, n = g.words[arm]
@@ -491,7 +502,7 @@ def mined_prompts(g: Gathered) -> MinedPrompts:
     """Kinds, classes, categories, diversity of each arm's prompts, values of the checks."""
     arms = ["source", *in_arm_order(a for a in g.texts if a != "source")]
     return {
-        "n": g.n,
+        "n": g.n[""],
         "kinds": commonest_first(g.kind),
         "carried": commonest_first(g.carried),
         "categories": commonest_first(g.category),
@@ -555,7 +566,7 @@ def _profile(g: Gathered, n_each: int, seed: int) -> Profile:
     for group in [d for d in g.scale.dims if g.carried[d]] or [""]:
         for arm in arms:
             added = g.profile.get((group, arm))
-            if added is None or not added.n:
+            if added is None or not added.numbers_C_M.any():
                 continue
             sums = g.sums(added, group)
             n_M = sums.numbers_C_M.sum(0)

@@ -121,7 +121,7 @@ def arms_report(
         "reasons": [verdict.reason],
         "claim": CLAIM,
         "doubts": [],
-        "run": {"prompts": g.n, "partitions_sealed": len(parts)},
+        "run": {"prompts": g.n[""], "partitions_sealed": len(parts)},
         "settings": {
             "dimensions": list(dims),
             "floors": {d: floors[d] for d in dims},

@@ -94,28 +94,59 @@ def cluster_bootstrap(
     return bootstrap_of(by_cluster(values_P_M, clusters_P), draws, seed)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sums:
-    """What a bootstrap needs of values that have streamed by: sum and number of the values of each
+    """What a bootstrap needs of values that stream by: sum and number of the values of each
     cluster, both C x M.
 
-    `mixed_M`: where a cluster is but a random batch of cases, independent of each other and put
-    together to save room: how many cases are not 0, or not 1, whichever are fewer. None where the
-    clusters are the cases.
+    `mixed_2_M`: where a cluster is but a random batch of cases, independent of each other and put
+    together to save room: how many cases are not 0, and how many not 1. None where the clusters are
+    the cases.
     """
 
     sums_C_M: Floats
     numbers_C_M: Floats
-    mixed_M: Ints | None = None
+    mixed_2_M: Ints | None = None
+
+    @classmethod
+    def empty(cls, m: int, whole: bool = False) -> Sums:
+        """To add to. `whole`: a row has all of its values or counts as having none; then the number
+        is kept once for all columns."""
+        return cls(np.zeros((0, m)), np.zeros((0, 1 if whole else m)), np.zeros((2, m), int))
+
+    def add(self, labels_P: Ints, values_P_M: Floats) -> None:
+        """Rows of values, NaN for none, to their clusters."""
+        there = ~np.isnan(values_P_M)
+        if self.numbers_C_M.shape[1] < there.shape[1]:
+            there = np.asarray(there.all(1, keepdims=True))
+        if self.mixed_2_M is not None:
+            off = values_P_M > 1e-12, values_P_M < 1 - 1e-12
+            self.mixed_2_M += [(there & o).sum(0) for o in off]
+        self._grow(int(labels_P.max(initial=-1)) + 1)
+        np.add.at(self.sums_C_M, labels_P, np.where(there, values_P_M, 0.0))
+        np.add.at(self.numbers_C_M, labels_P, there.astype(float))
+
+    def of(self, n_clusters: int) -> Sums:
+        """The sums of so many clusters; those that had no value have 0 of 0."""
+        self._grow(n_clusters)
+        sums, numbers = self.sums_C_M[:n_clusters], self.numbers_C_M[:n_clusters]
+        return Sums(sums, np.broadcast_to(numbers, sums.shape), self.mixed_2_M)
+
+    def _grow(self, n: int) -> None:
+        if (more := n - len(self.sums_C_M)) > 0:
+            rows = (0, max(more, len(self.sums_C_M) // 4)), (0, 0)
+            self.sums_C_M, self.numbers_C_M = (
+                np.pad(a, rows) for a in (self.sums_C_M, self.numbers_C_M)
+            )
 
     @classmethod
     def beside(cls, parts: Sequence[Sums]) -> Sums:
         """Columns of several, over the same clusters."""
-        mixed = [p.mixed_M for p in parts if p.mixed_M is not None]
+        mixed = [p.mixed_2_M for p in parts if p.mixed_2_M is not None]
         return cls(
             np.hstack([p.sums_C_M for p in parts]),
             np.hstack([p.numbers_C_M for p in parts]),
-            np.concatenate(mixed) if mixed else None,
+            np.hstack(mixed) if mixed else None,
         )
 
 
@@ -142,9 +173,9 @@ def bootstrap_of(by: Sums, draws: int = 2000, seed: int = 0) -> Bootstrap:
         residual = np.where(numbers > 0, sums - mean * numbers, 0.0) * there / number
         variance = (residual**2).sum(0) / np.maximum(there - 1, 1)
         mixed, cases = np.minimum((sums > 1e-12).sum(0), (sums < numbers - 1e-12).sum(0)), there
-        if by.mixed_M is not None:
-            mixed, cases = by.mixed_M, number.astype(int)
-            variance = variance * cases / np.maximum(there, 1)
+        if by.mixed_2_M is not None:
+            mixed, cases = by.mixed_2_M.min(0), number.astype(int)
+            variance = variance * (cases / np.maximum(there, 1))
         return Bootstrap(
             mean,
             out[:, :m] / out[:, m:],

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from support.worlds import verdict
 
-from mora_data.report import measure as clusters
-from mora_data.report.measure import Added, Clusters
+from mora_data.report import arms as report_arms
+from mora_data.report import measure
+from mora_data.report.arms import Gathered
+from mora_data.report.measure import MOST, Scale
 from mora_data.statistics.inference import (
     CONTROLS,
     Sums,
@@ -34,17 +36,18 @@ def values() -> np.ndarray:
     return np.stack([mean, (rng.random(PROMPTS) < 0.003).astype(float), some], axis=1)
 
 
-def added_up(values_P_M: np.ndarray, groups: Clusters, whole: bool = False) -> Sums:
-    """In partitions of 512, as a report does."""
-    added, names = Added(values_P_M.shape[1], whole), ids(len(values_P_M))
+def added_up(values_P_M: np.ndarray, n_prompts: int, whole: bool = False) -> Sums:
+    """In partitions of 512, as a report of so many prompts does."""
+    report = Gathered(Scale((), np.zeros(0), np.zeros(0), 1, 1), n_prompts > MOST)
+    added, names = Sums.empty(values_P_M.shape[1], whole), ids(len(values_P_M))
     for at in range(0, len(values_P_M), 512):
-        added.add(groups.labels("", names[at : at + 512]), values_P_M[at : at + 512])
-    return added.sums(groups, "")
+        added.add(report.labels("", names[at : at + 512]), values_P_M[at : at + 512])
+    return report.sums(added)
 
 
 def test_few_prompts_are_clusters_of_their_own() -> None:
     some = values()[:700]
-    by = added_up(some, Clusters(700))
+    by = added_up(some, 700)
     ours, theirs = bootstrap_of(by, 200, 3), cluster_bootstrap(some, draws=200, seed=3)
     np.testing.assert_array_equal(ours.draws_B_M, theirs.draws_B_M)
     np.testing.assert_array_equal(ours.acceleration_M, theirs.acceleration_M)
@@ -56,9 +59,10 @@ def test_batches_agree_with_prompts_at_40000(
 ) -> None:
     """Standard errors of B draws differ by 1 / sqrt(2 B) of themselves (1.8 % at 1,500), those of G
     batches by 1 / sqrt(2 G)."""
-    monkeypatch.setattr(clusters, "BATCHES", batches)
+    monkeypatch.setattr(measure, "BATCHES", batches)
+    monkeypatch.setattr(report_arms, "BATCHES", batches)
     all_values = values()
-    by = added_up(all_values, Clusters(clusters.MOST + 1))
+    by = added_up(all_values, MOST + 1)
     assert len(by.sums_C_M) == batches
     ours, theirs = bootstrap_of(by, 1500, 1), cluster_bootstrap(all_values, draws=1500, seed=2)
     np.testing.assert_allclose(ours.estimate_M, theirs.estimate_M, rtol=1e-9)
@@ -75,7 +79,7 @@ def test_batches_agree_with_prompts_at_40000(
 
 def test_rows_that_count_as_a_whole_leave_out_what_is_not() -> None:
     some = values()[:300]
-    by, whole = added_up(some, Clusters(300), whole=True), ~np.isnan(some).any(1)
+    by, whole = added_up(some, 300, whole=True), ~np.isnan(some).any(1)
     np.testing.assert_array_equal(by.numbers_C_M[:, 0], whole)
     np.testing.assert_allclose(by.sums_C_M.sum(0), some[whole].sum(0))
 
@@ -88,7 +92,7 @@ def test_the_verdict_on_batches_is_that_on_prompts(gain: float) -> None:
         a: rng.binomial(16, base + (gain if a == "fused" else 0)) / 16 for a in ("fused", *CONTROLS)
     }
     arms["single"][::7] = np.nan
-    many = Clusters(clusters.MOST + 1)
+    many = MOST + 1
     batched = tuple(added_up(d, many) for d in gains_by_prompt(arms))
     gaps = {"single": 0.0, "generic": 0.01}
     ours, theirs = (
