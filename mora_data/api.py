@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunFolderError
-from .run.folder import StageCounts, parts_of, run_status
+from .run.folder import StageCounts, parts_of, run_manifest
 from .run.remote import current_copy, local_path
 from .settings import (
     BuildOptions,
@@ -208,5 +208,5 @@ def load_run(path: str | Path) -> Run:
         RunFolderError: not a run folder.
     """
     where = current_copy(str(path))
-    status = run_status(where)
-    return Run(where, status.counts, Path(status.dataset_dir) if status.dataset_dir else None)
+    counts, dataset = run_manifest(where).get("counts", {}), where / "dataset"
+    return Run(where, counts, dataset if dataset.is_dir() else None)

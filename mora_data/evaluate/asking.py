@@ -22,12 +22,9 @@ from ..engines.engine import Engine, Shared
 from ..engines.replies import reads_reply
 from ..errors import PendingRetry, SettingsError, SourceError
 from ..resources import Secret, inert_turns, load_template, quoted
-from ..rewards import Reward, RewardClient, scores_of
-from ..rewards import load as load_reward
-from ..rewards.combine import cache_key_of
+from ..rewards.combine import combine, sources_of
 from ..rewards.judge import quoted_in, texts_of
 from ..rewards.rules import flags
-from ..run.limiter import ConcurrencyLimiter
 from ..run.log import AnswerLog
 from ..run.progress import Progress
 from ..run.stats import RunStats
@@ -72,15 +69,7 @@ class Evaluation:
         self.models, self.settings, self.options = models, settings, options
         self._secret = secret
         self.stats, self.progress = stats, progress
-        self.rewards: dict[str, list[Reward]] = {
-            d: [load_reward(d, r, settings, secret=secret) for r in settings.reward_sources(d)]
-            for d in settings.dimensions
-        }
-        self._own_calls = {
-            (d, i): (cache_key_of(self.rewards[d][i], r), ConcurrencyLimiter(r.concurrency))
-            for d in settings.dimensions
-            for i, r in enumerate(settings.reward_sources(d))
-        }
+        self.sources = sources_of(settings, secret)
         self._pairwise = load_template(
             "evaluate",
             "pairwise",
@@ -123,7 +112,7 @@ class Evaluation:
                 self.judge = made["judge"].model
                 self._asks[model.label] = CachedClient(made, log, self.settings.seed, self.stats)
             self.progress.start("prompts", len(prompts))
-            gates: list[Gate] = [*engines, *(limiter for _, limiter in self._own_calls.values())]
+            gates: list[Gate] = [*engines, *(s.limiter for x in self.sources.values() for s in x)]
             for rows in await run_prompts(self._prompt, prompts, gates, self.stats):
                 self.rows += rows
             self.progress.finish()
@@ -134,8 +123,8 @@ class Evaluation:
     def pass_thresholds(self) -> dict[str, float]:
         """Per dimension, the highest of its sources; 0 where none has one."""
         return {
-            d: max((r.pass_threshold for r in rs if r.pass_threshold is not None), default=0.0)
-            for d, rs in self.rewards.items()
+            d: max((s.pass_threshold for s in x if s.pass_threshold is not None), default=0.0)
+            for d, x in self.sources.items()
         }
 
     async def _prompt(self, prompt: EvalPrompt) -> list[EvalRow]:
@@ -200,7 +189,7 @@ class Evaluation:
         benchmark = BENCHMARKS.get(prompt.part)
         dims = [
             d
-            for d in self.rewards
+            for d in self.sources
             if benchmark is None or benchmark.rewards is None or d in benchmark.rewards
         ]
         row.metrics |= {f"reward_{d}": None for d in dims}
@@ -237,27 +226,16 @@ class Evaluation:
         self, ask: CachedClient, dimension: str, prompt: EvalPrompt, text: str
     ) -> float | None:
         """Weighted mean of the dimension's sources; None when any of them has none."""
-        sources = self.rewards[dimension]
+        sources, question = self.sources[dimension], (prompt.prompt_id, prompt.messages)
         try:
             found = await all_of(
-                scores_of(
-                    r, self._client(ask, dimension, i), prompt.prompt_id, prompt.messages, [text]
-                )
-                for i, r in enumerate(sources)
+                s.scores(ask, "score:evaluate", *question, [text]) for s in sources
             )
         except PendingRetry:
             return None
-        total = 0.0
-        weights = [s.weight for s in self.settings.reward_sources(dimension)]
-        for weight, scores in zip(weights, found, strict=True):
-            if len(scores) != 1 or (value := scores[0].value) is None:
-                return None
-            total += weight * value
-        return total / sum(weights)
-
-    def _client(self, ask: CachedClient, dimension: str, number: int) -> RewardClient:
-        cache_key, limiter = self._own_calls[dimension, number]
-        return RewardClient(ask, cache_key, "score:evaluate", limiter)
+        whole = all(len(scores) == 1 for scores in found)
+        value = combine(sources, [scores[0] for scores in found]) if whole else None
+        return None if value is None else value.reward
 
     async def _compare(
         self, row: EvalRow, prompt: EvalPrompt, answers: Mapping[str, list[Answer]]

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import PendingRetry
 from ..resources import inert_turns
-from ..rewards import RewardClient, scores_of
-from ..rewards.combine import Anchors, RewardSource, Value, calibrated
+from ..rewards.combine import Anchors, Value, calibrated
 from ..rewards.combine import combine as combine_sources
 from ..rewards.judge import second_opinion
 from ..rewards.rules import flags
@@ -364,7 +363,9 @@ async def score(
     # no dimension is always first
     order = sorted(build.dims, key=lambda d: seed_of("dims", context.settings.seed, prompt_id, d))
     asked = [s for d in order for s in build.sources[d]]
-    came = await all_of(_scores(context, s, prompt_id, messages, texts, purpose) for s in asked)
+    came = await all_of(
+        s.scores(context.ask, purpose, prompt_id, messages, texts, context.ratings) for s in asked
+    )
     columns = {(s.dimension, s.number): column for s, column in zip(asked, came, strict=True)}
     anchors = {} if anchors is None else anchors
     ready = [
@@ -373,18 +374,6 @@ async def score(
         for s in build.sources[d]
     ]
     return [(positions[i], s) for column in ready for i, s in enumerate(column)]
-
-
-async def _scores(
-    context: PromptContext,
-    source: RewardSource,
-    prompt_id: str,
-    messages: Messages,
-    texts: Sequence[str],
-    purpose: str,
-) -> list[Score]:
-    ask = RewardClient(context.ask, source.cache_key, purpose, source.limiter, context.ratings)
-    return await scores_of(source.reward, ask, prompt_id, messages, texts)
 
 
 async def _select(context: PromptContext, result: PromptResult, arm: Arm) -> None:

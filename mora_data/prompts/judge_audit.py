@@ -20,7 +20,7 @@ from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
 from ..errors import PendingRetry, SourceError
 from ..resources import Secret
-from ..rewards import Ask, RewardClient, scores_of
+from ..rewards import Ask
 from ..rewards.audit import (
     Audit,
     AuditDifference,
@@ -260,11 +260,10 @@ async def score_pairs(
 async def _both(ask: Ask, source: RewardSource, pair: LabelledPair, purpose: str) -> list[Score]:
     """A source's scores of (better, worse). Both answers to one prompt are shown in one call, in an
     order that the label has no part in."""
-    client = RewardClient(ask, source.cache_key, purpose, source.limiter)
 
     async def scored(answers: Sequence[LabelledAnswer]) -> list[Score]:
         prompt, texts = answers[0], [a.text for a in answers]
-        found = await scores_of(source.reward, client, prompt.prompt_id, prompt.messages, texts)
+        found = await source.scores(ask, purpose, prompt.prompt_id, prompt.messages, texts)
         return calibrated(source, found, len(texts), {})
 
     if pair.better.prompt_id != pair.worse.prompt_id:

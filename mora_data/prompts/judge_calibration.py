@@ -31,7 +31,7 @@ from .. import resources
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
 from ..errors import PendingRetry, UnreliableScores
-from ..rewards import Ask, RewardClient, missing, scores_of
+from ..rewards import Ask, missing
 from ..rewards.combine import (
     ANCHORED,
     Anchors,
@@ -486,8 +486,7 @@ async def _column(
     ask: Ask, source: RewardSource, item: Item, messages: tuple[Message, ...], purpose: str
 ) -> list[Score]:
     try:
-        client = RewardClient(ask, source.cache_key, purpose, source.limiter)
-        return await scores_of(source.reward, client, item["prompt_id"], messages, [item["text"]])
+        return await source.scores(ask, purpose, item["prompt_id"], messages, [item["text"]])
     except PendingRetry as e:  # a passing fault costs this item, not the run
         return [missing(source.reward, str(e))]
 

@@ -21,7 +21,7 @@ from ..errors import UNREADABLE, RunFolderError
 from ..resources import parse_yaml
 from ..rewards.judge_stats import JudgeStats
 from ..run.files import read_json, readable
-from ..run.folder import manifest_of, parts_of
+from ..run.folder import parts_of, run_manifest
 from ..selection import plain_pairs_doubt
 from .arms import (
     DRAWS,
@@ -246,9 +246,7 @@ def _run(
     run_dir: Path, manifest: Mapping[str, Any] | None = None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Manifest and settings."""
-    manifest = manifest_of(run_dir) if manifest is None else manifest
-    if not manifest:
-        raise RunFolderError(f"{run_dir} is not a run folder: give the --out of a build")
+    manifest = run_manifest(run_dir) if manifest is None else manifest
     settings = manifest.get("settings")
     if settings is None:  # the run was stopped before its first end
         try:

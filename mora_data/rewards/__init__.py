@@ -8,7 +8,7 @@ build makes it as `Class(dimension, options, context)`, options being an instanc
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from inspect import isawaitable
 from numbers import Real
 from typing import Any, Protocol, get_args
@@ -217,7 +217,7 @@ class RewardClient:
 
 
 async def scores_of(
-    reward: Reward, ask: RewardClient, prompt_id: str, messages: Messages, answers: Sequence[str]
+    reward: Reward, ask: RewardClient, messages: Messages, answers: Sequence[str]
 ) -> list[Score]:
     """The reward's scores of the answers. What its code raises, or gives in place of scores, is the
     reason of missing ones, which may pass: a server that is down, code that gets corrected.
@@ -227,8 +227,7 @@ async def scores_of(
         PendingRetry: what it asked can't be had now.
     """
     try:
-        of_prompt = replace(ask, prompt_id=prompt_id)
-        asked = reward.scores(of_prompt, prompt_id, messages, answers, ask.purpose)
+        asked = reward.scores(ask, ask.prompt_id, messages, answers, ask.purpose)
         found = await asked if isawaitable(asked) else asked
         reason = _not_scores(found, reward.dimension)
     except (MoraError, PendingRetry):

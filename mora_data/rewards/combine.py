@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .. import plugins
@@ -26,8 +27,8 @@ from ..run.files import json_hash
 from ..run.limiter import ConcurrencyLimiter
 from ..settings import BuildSettings, CalibrationSettings, RewardSettings, Settings, cache_tree
 from ..text import one_line
-from ..types import Score
-from . import REWARDS, UNCALIBRATED, Reward, load, missing
+from ..types import Messages, Score
+from . import REWARDS, UNCALIBRATED, Ask, Reward, RewardClient, load, missing, scores_of
 
 LABELLED_FLOOR = 0.5  # a calibrated P(good)
 OWN = ("identity", "likert", "sigmoid")
@@ -83,6 +84,20 @@ class RewardSource:
     def relative(self) -> bool:
         """Whether its values compare answers to one prompt only."""
         return self.pass_threshold is None
+
+    async def scores(
+        self,
+        ask: Ask,
+        purpose: str,
+        prompt_id: str,
+        messages: Messages,
+        answers: Sequence[str],
+        ratings: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    ) -> list[Score]:
+        """The reward's scores, not calibrated yet; `ratings`: see `RewardClient`. Raises: see
+        `scores_of`."""
+        client = RewardClient(ask, self.cache_key, purpose, self.limiter, ratings, prompt_id)
+        return await scores_of(self.reward, client, messages, answers)
 
 
 RewardSources = Mapping[str, Sequence[RewardSource]]
@@ -331,12 +346,12 @@ def _source(reward: Reward, number: int, settings: RewardSettings) -> RewardSour
         pass_threshold,
         reward.step if kind in OWN else 0.0,
         ours,
-        cache_key_of(reward, settings),
+        _cache_key(reward, settings),
         ConcurrencyLimiter(settings.concurrency),
     )
 
 
-def cache_key_of(reward: Reward, settings: RewardSettings) -> str:
+def _cache_key(reward: Reward, settings: RewardSettings) -> str:
     """Hash of all that a reward source is made of, besides the model that it asks."""
     plugin = plugins.load(REWARDS, settings.kind, f"rewards.{reward.dimension}")
     options = plugin.options(settings.options)

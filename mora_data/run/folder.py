@@ -186,6 +186,17 @@ def manifest_of(run_dir: Path) -> dict[str, Any]:
     return {}
 
 
+def run_manifest(run_dir: Path) -> dict[str, Any]:
+    """manifest.json; see `manifest_of`.
+
+    Raises:
+        RunFolderError: not a run folder.
+    """
+    if manifest := manifest_of(run_dir):
+        return manifest
+    raise RunFolderError(f"{run_dir} is not a run folder: give the --out of a build")
+
+
 def write_secret(run_dir: Path, secret: bytes) -> None:
     """Keep a run's secret, with its checksum."""
     text = secret.hex()
@@ -270,10 +281,7 @@ def run_status(run_dir: Path) -> RunStatus:
     Raises:
         RunFolderError: not a run folder, or a file of it can't be read.
     """
-    manifest = manifest_of(run_dir)
-    if not manifest:
-        raise RunFolderError(f"{run_dir} is not a run folder: give the --out of a build")
-    parts = parts_of(run_dir)
+    manifest, parts = run_manifest(run_dir), parts_of(run_dir)
     finalized = [m for p in parts if (m := p.manifest()) is not None]
     return RunStatus(
         run_dir=str(run_dir),

@@ -142,9 +142,7 @@ class BuildSettings(Settings):
     executor: Literal["local", "ray"] = Field("local", exclude=True)
     """Where partitions are worked on: in this process, or on a Ray cluster. No part of what is
     built: the same folder may go on with the other."""
-    ray: Annotated[RaySettings, Needs("executor", ("ray",))] = Field(
-        default_factory=lambda: RaySettings(), exclude=True
-    )
+    ray: Annotated[RaySettings, Needs("executor", ("ray",))] = Field(RaySettings(), exclude=True)
     """The cluster, where the executor is ray."""
     seed: int = 0
     """Run seed."""
