@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..rewriting.rewriter import RewriteAttempt
-from ..run.partitions import SIDES, Table
-from ..types import Messages, Pair, Prompt, Rollout, Score
+from ..run.partitions import SIDES
+from ..types import Messages, Pair, Prompt, Rollout, Row, Score
 
 if TYPE_CHECKING:
     from ..statistics.rollouts import PromptStats
@@ -111,27 +111,44 @@ def score_order(scored: tuple[str, int, str, Score]) -> tuple[str, str, int, str
     return arm, purpose, index, s.dimension, s.source
 
 
-def tables(results: Sequence[PromptResult], dims: Sequence[str]) -> dict[str, Table]:
-    """The outcomes as tables; rows in the order of the prompts, then arms, then samples."""
-    out = {name: Table(schema) for name, schema in schemas(dims).items()}
-    for o in results:
-        prompt_id = o.prompt.prompt_id
-        _add_profile(out["profiles"], o, dims)
-        for f in o.attempts:
-            out["fusions"].add(
-                prompt_id=prompt_id,
-                **_values(f, "arm", "attempt", "candidate", "text", "accepted"),
-                failed=list(f.failed),
-                checks=[_values(c, "name", "passed", "value") for c in f.checks],
-            )
-        for arm in o.all_arms:
-            _add_arm(out, prompt_id, arm, dims)
-        for arm_name, index, purpose, s in sorted(o.scores, key=score_order):
-            out["scores"].add(
-                **{"prompt_id": prompt_id, "arm": arm_name, "index": index, "purpose": purpose},
+def tables(
+    results: Sequence[PromptResult], dims: Sequence[str]
+) -> dict[str, tuple[Any, Iterator[Row]]]:
+    """Schema and rows of each table, in the order of the prompts, then arms, then samples."""
+    arms = [(o.prompt.prompt_id, arm) for o in results for arm in o.all_arms]
+    rows: dict[str, Iterator[Row]] = {
+        "profiles": (_profile(o, dims) for o in results),
+        "fusions": (
+            {
+                "prompt_id": o.prompt.prompt_id,
+                **_values(f, "arm", "attempt", "candidate", "text", "accepted", "failed"),
+                "checks": [_values(c, "name", "passed", "value") for c in f.checks],
+            }
+            for o in results
+            for f in o.attempts
+        ),
+        "arms": ({"prompt_id": i, "arm": a.name, "messages": a.messages} for i, a in arms),
+        "rollouts": (row for i, arm in arms for row in _rollouts(i, arm)),
+        "scores": (
+            {
+                **{"prompt_id": o.prompt.prompt_id, "arm": arm, "index": i, "purpose": purpose},
                 **_values(s, "dimension", "source", "value", "raw", "reason"),
-            )
-    return out
+            }
+            for o in results
+            for arm, i, purpose, s in sorted(o.scores, key=score_order)
+        ),
+        "pairs": (
+            {
+                **{"prompt_id": i, "arm": arm.name, "rank": rank},
+                **_values(pair, "chosen", "rejected", "score"),
+                **{f"margin_{d}": m for d, m in pair.margins.items()},
+                **{f"margin_confirmed_{d}": m for d, m in pair.margins_confirmed.items()},
+            }
+            for i, arm in arms
+            for rank, pair in enumerate(arm.pairs)
+        ),
+    }
+    return {name: (schema, rows[name]) for name, schema in schemas(dims).items()}
 
 
 def _values(of: object, *names: str) -> dict[str, Any]:
@@ -139,38 +156,25 @@ def _values(of: object, *names: str) -> dict[str, Any]:
     return {name: getattr(of, name) for name in names}
 
 
-def _add_profile(table: Table, o: PromptResult, dims: Sequence[str]) -> None:
+def _profile(o: PromptResult, dims: Sequence[str]) -> Row:
     p = o.stats
     row: dict[str, Any] = {
         "prompt_id": o.prompt.prompt_id,
         "owed": o.pending,
-        "target_dims": list(o.target_dims),
-        "binding_dims": list(o.binding_dims),
+        **_values(o, "target_dims", "binding_dims"),
         "kind": "plain",
     }
     if p is not None:
         row |= _values(p, "kind", "n", "carried_dim", "dominance", "erd", "joint")
         for j, d in enumerate(dims):
             row |= {f"state_{d}": p.state[j], f"passed_{d}": p.passed[j], f"gini_{d}": p.gini[j]}
-    table.add(**row)
+    return row
 
 
-def _add_arm(out: Mapping[str, Table], prompt_id: str, arm: Arm, dims: Sequence[str]) -> None:
-    at = {"prompt_id": prompt_id, "arm": arm.name}
-    out["arms"].add(**at, messages=list(arm.messages))
+def _rollouts(prompt_id: str, arm: Arm) -> Iterator[Row]:
     sides = dict(zip(SIDES, (arm.rewards, arm.absolutes, arm.uncertainties), strict=True))
+    columns = {f"{name}_{d}": column for name, of in sides.items() for d, column in of.items()}
+    own = COLUMNS["rollouts"].split()[2:]
     for i, r in enumerate(arm.rollouts):
-        own = _values(r, "index", "text", "thought", "finish_reason", "tokens_out", "length")
-        out["rollouts"].add(
-            **{**at, **own, "flags": list(r.flags), "error": r.error, "persona": r.persona},
-            **{
-                f"{k}_{d}": side[d][i] if d in side else None
-                for k, side in sides.items()
-                for d in dims
-            },
-        )
-    for rank, pair in enumerate(arm.pairs):
-        margins = {f"margin_{d}": pair.margins.get(d) for d in dims}
-        confirmed = {f"margin_confirmed_{d}": pair.margins_confirmed.get(d) for d in dims}
-        own = _values(pair, "chosen", "rejected", "score")
-        out["pairs"].add(**at, rank=rank, **own, **margins, **confirmed)
+        rated = {name: column[i] for name, column in columns.items()}
+        yield {"prompt_id": prompt_id, "arm": arm.name, **_values(r, *own), **rated}

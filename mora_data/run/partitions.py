@@ -23,13 +23,14 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from ..errors import DamagedFile, RunFolderError
-from ..types import Prompt, Recorded
+from ..types import Prompt, Recorded, Row
 from .files import read_json, readable, replacing, sha256_of, sync_folder, write_json, write_whole
 
 MANIFEST_KEYS = {"settings", "n_prompts", "counts", "owed", "tokens"}
@@ -145,27 +146,32 @@ class Partition:
 
     def _write_answers(self, answers: Iterable[tuple[bytes, bytes]]) -> list[int]:
         """answers.parquet; tokens in and out."""
-        keys, records, tokens = [], [], [0, 0]
-        for key, record in answers:
-            keys.append(key)
-            records.append(record)
-            spent = orjson.loads(record).get("t") or (0, 0)
-            tokens = [tokens[0] + spent[0], tokens[1] + spent[1]]
-        write_table(self.folder / ANSWERS, {"key": keys, "record": records}, answers_schema())
+        import pyarrow as pa
+
+        tokens = [0, 0]
+
+        def rows() -> Iterator[Row]:
+            for key, record in answers:
+                spent = orjson.loads(record).get("t") or (0, 0)
+                tokens[:] = tokens[0] + spent[0], tokens[1] + spent[1]
+                yield {"key": key, "record": record}
+
+        schema = pa.schema([("key", pa.binary(16)), ("record", pa.binary())])
+        write_rows(self.folder / ANSWERS, rows(), schema)
         return tokens
 
     def finalize(
         self,
-        tables: Mapping[str, Table],
+        tables: Mapping[str, tuple[Any, Iterable[Row]]],
         answers: Iterable[tuple[bytes, bytes]],
         errors: Sequence[Mapping[str, object]],
         manifest: Mapping[str, object],
     ) -> None:
-        """Write the tables and the answers, then the manifest, then drop the log: each is on the
-        disk before the next."""
+        """Write the tables, each an Arrow schema and its rows, and the answers, then the manifest,
+        then drop the log: each is on the disk before the next."""
         tokens = self._write_answers(answers)
-        for name, table in tables.items():
-            write_table(self.folder / f"{name}.parquet", table.columns, table.schema)
+        for name, (schema, rows) in tables.items():
+            write_rows(self.folder / f"{name}.parquet", rows, schema)
         write_whole(self.folder / ERRORS, _json_lines(errors))
         names = sorted([PROMPTS, ANSWERS, ERRORS, *(f"{name}.parquet" for name in tables)])
         files = {name: sha256_of(self.folder / name) for name in names}
@@ -225,19 +231,6 @@ class Partition:
             return [orjson.loads(line) for line in f]
 
 
-class Table:
-    """Columns with their pinned schema."""
-
-    def __init__(self, schema: Any) -> None:
-        self.schema = schema
-        self.columns: dict[str, list[Any]] = {name: [] for name in schema.names}
-
-    def add(self, **values: Any) -> None:
-        """Append one row; a column without a value gets null."""
-        for name, column in self.columns.items():
-            column.append(values.get(name))
-
-
 def row_tuples(table: Any, *names: str) -> Iterator[tuple[Any, ...]]:
     """Some columns of a table, row by row."""
     return zip(*(table.column(name).to_pylist() for name in names), strict=True)
@@ -266,31 +259,21 @@ def _prompt_of(tree: Mapping[str, Any]) -> Prompt:
     return Prompt(**known)
 
 
-def answers_schema() -> Any:
-    """Schema of answers.parquet."""
-    import pyarrow as pa
-
-    return pa.schema([("key", pa.binary(16)), ("record", pa.binary())])
-
-
-def write_table(
-    path: Path, columns: Mapping[str, list[Any]], schema: Any, rows: int = 1000
-) -> None:
-    """Write columns as zstd Parquet in row groups of `rows`; the file appears whole or not at
-    all."""
+def write_rows(path: Path, rows: Iterable[Row], schema: Any) -> None:
+    """Write rows as zstd Parquet in row groups of 1,000, null where a row has no value; the file
+    appears whole or not at all."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     lean_arrow()
-    n = len(next(iter(columns.values()), []))
+    left = iter(rows)
     options = {"compression": "zstd", "write_page_index": True, "write_page_checksum": True}
     with (
         replacing(path) as part,
         pq.ParquetWriter(part, schema, use_dictionary=False, **options) as writer,
     ):
-        for start in range(0, n, rows):
-            arrays = [pa.array(columns[f.name][start : start + rows], f.type) for f in schema]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+        while some := list(islice(left, 1000)):
+            writer.write_batch(pa.RecordBatch.from_pylist(some, schema=schema))
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h

@@ -108,7 +108,8 @@ def test_copies_are_scored_by_one_call_and_counted_in_every_statistic(tmp_path: 
 
 def test_the_report_counts_copies_and_says_how_many_repeat(tmp_path: Path) -> None:
     result, _, _ = ran(tmp_path, MIXED)
-    rollouts = pa.table(tables([result], DIMS)["rollouts"].columns)
+    schema, rows = tables([result], DIMS)["rollouts"]
+    rollouts = pa.Table.from_pylist(list(rows), schema)
     rollouts = rollouts.filter(pc.equal(rollouts["arm"], "identity"))
     rewards = np.stack([rollouts[f"reward_{d}"].to_numpy() for d in DIMS], 1)
     columns = [np.zeros(8), *(_flagged(rollouts, f) for f in ("refusal", "duplicate"))]
@@ -152,4 +153,6 @@ def test_a_fault_in_the_numbers_before_fusion_leaves_the_arms_alone(
     assert not result.before.rollouts and [a.name for a in result.arms] == ["concat"]
     counts = result.counts
     assert counts["rollout", "in"] == 8 and not [k for k in counts if k[1] == "owed"]
-    tables([result], DIMS)
+    assert [len(list(rows)) for _, rows in tables([result], DIMS).values()][3] == 8 + len(
+        result.presample.rollouts
+    )
