@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import combinations, groupby
 from typing import Any, TypedDict, cast
 
@@ -21,6 +21,7 @@ from ..statistics import rollouts as st
 from ..statistics.inference import (
     CONTROLS,
     MOST_LENGTH_GAP,
+    Comparison,
     Sums,
     Verdict,
     bootstrap_of,
@@ -47,7 +48,6 @@ from .values import (
     AnswerFigures,
     ArmDifference,
     ArmNumbers,
-    ControlGain,
     DimensionPair,
     Estimate,
     MinedPrompts,
@@ -481,11 +481,13 @@ def verdict_on(g: Gathered, seed: int) -> Verdict:
     return verdict_of(gains, list(PRIMARY), _length_gaps(g), draws=DRAWS, flips=FLIPS, seed=seed)
 
 
-def control_gains(verdict: Verdict) -> list[ControlGain]:
+def control_gains(verdict: Verdict) -> list[Comparison]:
     """`comparisons` of report.json."""
-    found = (asdict(c).items() for c in verdict.comparisons)
-    rows = [{k: rounded(v) if isinstance(v, float) else v for k, v in row} for row in found]
-    return cast(list[ControlGain], rows)
+    rows = [
+        {k: rounded(v) if isinstance(v, float) else v for k, v in c.items()}
+        for c in verdict.comparisons
+    ]
+    return cast(list[Comparison], rows)
 
 
 def _length_gaps(g: Gathered) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typing_extensions import NotRequired
 from ..rewards.audit import Audit
 from ..run.folder import SourceCounts
 from ..statistics import Bools, Floats
-from ..statistics.inference import Bootstrap, rate_interval
+from ..statistics.inference import Bootstrap, Comparison, rate_interval
 
 DIGITS = 5  # decimals: what the order of a sum may change lies below
 
@@ -87,18 +87,6 @@ class ArmDifference(Estimate):
     arm: str
     minus: str
     metric: str
-
-
-class ControlGain(TypedDict):
-    """Fused minus one control in a primary metric."""
-
-    metric: str
-    control: str
-    n: int
-    gain: float | None
-    low: float | None
-    high: float | None
-    p_holm: float | None
 
 
 class ScorerNoise(TypedDict):
@@ -385,7 +373,7 @@ class _Common(TypedDict):
     arms: dict[str, ArmNumbers]
     differences: list[ArmDifference]
     coverage: dict[str, Estimate] | None
-    comparisons: list[ControlGain]
+    comparisons: list[Comparison]
     over_best: dict[str, dict[str, float | None] | None]
     judge: Scorers
     prompts: MinedPrompts

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -290,16 +290,12 @@ LEAST_PROMPTS = 183
 MOST_LENGTH_GAP = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(TypedDict):
     """Fused against one control in one primary metric.
 
-    Attributes:
-        n: prompts that have the metric in both arms.
-        gain: mean paired difference, fused minus control; None without prompts.
-        low: lower end of its 95 % percentile interval.
-        high: upper end.
-        p_holm: two-sided sign-flip p, adjusted by Holm over all comparisons.
+    `n`: prompts that have the metric in both arms; `gain`: mean paired difference, fused minus
+    control, None without prompts, with its 95 % percentile interval; `p_holm`: two-sided sign-flip
+    p, adjusted by Holm over all comparisons.
     """
 
     metric: str
@@ -322,7 +318,7 @@ class Verdict:
 
     line: Line
     reason: str
-    comparisons: tuple[Comparison, ...]
+    comparisons: Sequence[Comparison]
     over_best: dict[str, tuple[float, float] | None]
 
 
@@ -361,12 +357,12 @@ def verdict_of(
     small = [m for m in metrics if (ends := over_best[m]) is not None and ends[1] < LEAST_GAIN]
     unmatched = [c for c in CONTROLS[1:] if not abs(length_gaps.get(c, np.nan)) <= MOST_LENGTH_GAP]
     weak = [
-        f"{c.metric.replace('_', ' ')} over {c.control}"
+        f"{c['metric'].replace('_', ' ')} over {c['control']}"
         for c in comparisons
-        if not (c.p_holm < 0.05 and c.gain is not None and c.gain > 0)
+        if not (c["p_holm"] < 0.05 and (c["gain"] or 0) > 0)
     ]
     all_small = " and ".join(small).replace("_", " ")
-    n = min(c.n for c in comparisons)
+    n = min(c["n"] for c in comparisons)
     line: Line = "inconclusive"
     if small and n >= LEAST_PROMPTS:
         line = "not supported"
@@ -384,24 +380,24 @@ def verdict_of(
 
 def _comparisons(
     gains: Sums, metrics: Sequence[str], draws: int, flips: int, seed: int
-) -> tuple[Comparison, ...]:
+) -> list[Comparison]:
     boot = bootstrap_of(gains, draws, seed)
     low, high = boot.percentile()
     p = holm(sign_flip_test(gains.sums_C_M, flips, seed))
     n_M = gains.numbers_C_M.sum(0)
     names = [(m, c) for c in CONTROLS for m in metrics]
-    return tuple(
-        Comparison(
-            m,
-            c,
-            int(n_M[i]),
-            _number(boot.estimate_M[i]),
-            _number(low[i]),
-            _number(high[i]),
-            float(p[i]),
-        )
+    return [
+        {
+            "metric": m,
+            "control": c,
+            "n": int(n_M[i]),
+            "gain": _number(boot.estimate_M[i]),
+            "low": _number(low[i]),
+            "high": _number(high[i]),
+            "p_holm": float(p[i]),
+        }
         for i, (m, c) in enumerate(names)
-    )
+    ]
 
 
 def _over_best(

@@ -101,5 +101,5 @@ def test_the_verdict_on_batches_is_that_on_prompts(gain: float) -> None:
     )  # type: ignore[operator]
     assert ours.line == theirs.line == ("supports expansion" if gain else "not supported")
     for a, b in zip(ours.comparisons, theirs.comparisons, strict=True):
-        assert (a.n, a.gain) == (b.n, pytest.approx(b.gain))
-        assert a.low == pytest.approx(b.low, abs=0.15 * (b.high - b.low))
+        assert (a["n"], a["gain"]) == (b["n"], pytest.approx(b["gain"]))
+        assert a["low"] == pytest.approx(b["low"], abs=0.15 * (b["high"] - b["low"]))

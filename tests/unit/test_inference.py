@@ -160,8 +160,8 @@ def test_a_prompt_without_a_fused_answer_is_in_no_comparison() -> None:
     arms["fused"][:40] = np.nan
     arms["generic"][:] = np.nan
     found = verdict(arms, METRICS, MATCHED, draws=200, flips=500)
-    assert [c.n for c in found.comparisons] == [60, 60, 60, 60, 0, 0]
-    assert found.comparisons[-1].gain is None and found.comparisons[-1].p_holm == 1
+    assert [c["n"] for c in found.comparisons] == [60, 60, 60, 60, 0, 0]
+    assert found.comparisons[-1]["gain"] is None and found.comparisons[-1]["p_holm"] == 1
     assert found.line == "inconclusive" and found.over_best == {
         "dominance_rate": None,
         "joint_pass": None,
