@@ -141,7 +141,7 @@ def measured(number: int, prompts: int) -> dict[str, Any]:
         )
         stats = RunStats()
         options = BuildOptions(True, (), Path(folder) / "run", "select")
-        summary, failure = run_build(settings, options, Progress(stats, quiet=True), stats)
+        summary, failure = run_build(settings, options, Progress(stats, quiet=True))
         cost = load_prices(str(prices)).cost(stats.by_account)
     took = {
         "requests": stats.requests,

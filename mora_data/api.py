@@ -192,10 +192,8 @@ def _folder(out: str | Path | None) -> Path | None:
 def _run(settings: BuildSettings, options: BuildOptions, quiet: bool) -> Run:
     from .pipeline import run_build, run_dir_of
     from .run.progress import Progress
-    from .run.stats import RunStats
 
-    stats = RunStats()
-    _, failure = run_build(settings, options, Progress(stats, quiet), stats)
+    _, failure = run_build(settings, options, Progress(quiet=quiet))
     if failure is not None:
         raise failure
     return load_run(run_dir_of(settings, options))

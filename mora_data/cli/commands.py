@@ -68,10 +68,8 @@ def _built(settings: BuildSettings, options: BuildOptions) -> tuple[Summary, Mor
     """A build, its progress on stderr."""
     from ..pipeline import run_build
     from ..run.progress import Progress
-    from ..run.stats import RunStats
 
-    stats = RunStats()
-    return run_build(settings, options, Progress(stats), stats)
+    return run_build(settings, options, Progress())
 
 
 def _exit_code(failure: object) -> int:
@@ -221,7 +219,6 @@ def audit_judges(args: argparse.Namespace) -> None:
     from ..prompts.judge_audit import run_audit
     from ..run.folder import RunFolder
     from ..run.progress import Progress
-    from ..run.stats import RunStats
     from ..settings import BuildOptions, load_settings
     from ..sources.mine import identity_of, open_sources
     from .show import audit_lines
@@ -248,10 +245,9 @@ def audit_judges(args: argparse.Namespace) -> None:
         tree = asdict(audit_estimate(settings, other, opened, args.sample))
         _print(args, tree, [f"{k:<20} {v}" for k, v in tree.items()])
         return
-    stats = RunStats()
     run_dir = run_dir_of(settings, options)
     with RunFolder(run_dir, identity_of(settings, opened), fresh=False) as folder:
-        found = run_audit(settings, other, opened, args.sample, folder, Progress(stats), stats)
+        found = run_audit(settings, other, opened, args.sample, folder, Progress())
     _print(args, asdict(found), audit_lines(found))
 
 
@@ -619,7 +615,6 @@ def evaluate_models(args: argparse.Namespace) -> None:
     from ..evaluate import evaluate, markdown
     from ..evaluate.asking import EvaluateOptions
     from ..run.progress import Progress
-    from ..run.stats import RunStats
 
     overrides = _assigned(args.set, used="policy judge heldout_judge dimensions rewards seed")
     flags = {
@@ -644,8 +639,8 @@ def evaluate_models(args: argparse.Namespace) -> None:
         args.scaling,
         args.benchmark,
     )
-    stats = RunStats()
-    found = evaluate(args.models, options, Progress(stats), stats)
+    progress = Progress()
+    found, stats = evaluate(args.models, options, progress), progress.stats
     _print(args, found, [markdown(found)])
     print(
         f"requests {stats.requests}   replayed {stats.replayed}   {args.out / 'evaluation.md'}",

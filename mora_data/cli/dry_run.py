@@ -200,10 +200,10 @@ def estimate(
         write_secret(out, bytes(SECRET_BYTES))  # nothing to guard: the same rows, the same estimate
         options = BuildOptions(sample, tuple(data), out, _at_most(until))
         for world in worlds:
-            stats, meter = RunStats(), Meter(settings)
-            stats.on_record = meter.on_record
+            progress, meter = Progress(quiet=True), Meter(settings)
+            progress.stats.on_record = meter.on_record
             played = rehearsed(settings, world, simulated)
-            probe = run_probe(played, options, PROMPTS, Progress(stats, True), stats)
+            probe = run_probe(played, options, PROMPTS, progress)
             if probe.failure is not None:
                 raise probe.failure
             if simulated:
@@ -238,11 +238,12 @@ def probe_build(
             "--probe asks the real models, and the simulator would answer: give --base-url, or"
             " leave --probe out"
         )
-    stats, meter = RunStats(), Meter()
+    progress, meter = Progress(quiet=quiet), Meter()
+    stats = progress.stats
     stats.on_record = meter.on_record
     here = settings.model_copy(update={"executor": "local"})  # sixteen prompts need no cluster
     at_most = replace(options, until=_at_most(options.until))
-    probe = run_probe(here, at_most, PROMPTS, Progress(stats, quiet), stats)
+    probe = run_probe(here, at_most, PROMPTS, progress)
     prices = load_prices(settings.limits.prices)
     case = meter.case(probe, before_share=settings.presample.before_share(probe.prompts))
     found = _scaled(settings, sample, [case], options.until)

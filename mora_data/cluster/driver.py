@@ -33,7 +33,7 @@ QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "
 
 
 async def work_off(
-    job: Job, tasks: Sequence[PartitionTask], cost: CostTracker, stats: RunStats, progress: Progress
+    job: Job, tasks: Sequence[PartitionTask], cost: CostTracker, progress: Progress
 ) -> tuple[dict[int, str], int]:
     """Have workers of the cluster finalize all `tasks`; returns the partitions that were given
     up, with the reason, and the number of damaged log lines.
@@ -45,7 +45,7 @@ async def work_off(
     """
     wanted = job.settings.ray
     with cluster_connection(wanted, progress.message):
-        backlog = await _run(job, tasks, cost, stats, progress)
+        backlog = await _run(job, tasks, cost, progress)
     given_up = {
         n: f"partition {n:05d} was given up after {wanted.tries} tries: {why}"
         for n, why in backlog.poisoned.items()
@@ -105,7 +105,7 @@ def cluster_connection(settings: RaySettings, log: Callable[[str], None]) -> Ite
 
 
 async def _run(
-    job: Job, tasks: Sequence[PartitionTask], cost: CostTracker, stats: RunStats, progress: Progress
+    job: Job, tasks: Sequence[PartitionTask], cost: CostTracker, progress: Progress
 ) -> Backlog:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -117,7 +117,7 @@ async def _run(
         .remote(job.settings.limits, cost.prices, cost.totals())
     )
     pool = WorkerPool(job, {t.number: t for t in tasks}, monitor, progress.message)
-    tally = _Tally(stats, progress, cost)
+    tally = _Tally(progress, cost)
     numbers = [t.number for t in tasks]
     schedule = asyncio.ensure_future(
         distribute(numbers, pool.hire, pool.size, job.settings.ray.tries, progress.message)
@@ -140,10 +140,10 @@ async def _run(
 class _Tally:
     """Keeps statistics, progress and cost up to what the monitor knows."""
 
-    def __init__(self, stats: RunStats, progress: Progress, cost: CostTracker) -> None:
-        self._stats, self._progress, self._cost = stats, progress, cost
-        self._before = stats.snapshot()
-        for limiter in stats.limiters:
+    def __init__(self, progress: Progress, cost: CostTracker) -> None:
+        self._stats, self._progress, self._cost = progress.stats, progress, cost
+        self._before = self._stats.snapshot()
+        for limiter in self._stats.limiters:
             limiter.forget()  # idle while the workers ask, which is no news about them
         self._prompts = 0
 

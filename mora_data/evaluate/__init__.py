@@ -1,7 +1,7 @@
 """Models on held-out prompts, scored by the package's own rewards: what `mora-data evaluate` runs.
 
     models = ["sft=http://host:8000/v1", "mora@0=http://host:8001/v1", "mora@1=answers-1.jsonl"]
-    evaluate(models, EvaluateOptions(dataset=Path("runs/x")), progress, stats)
+    evaluate(models, EvaluateOptions(dataset=Path("runs/x")), progress)
 
 Every call goes through the answer log of the output folder: the same command again asks only what
 is missing. Written there: rows.jsonl (one row per model, prompt and sample), evaluation.json and
@@ -24,7 +24,6 @@ from ..run.files import read_json, write_whole
 from ..run.folder import RunFolder
 from ..run.log import AnswerLog
 from ..run.progress import Progress
-from ..run.stats import RunStats
 from ..run.tasks import run_to_end
 from ..settings import nearest
 from .asking import (
@@ -38,9 +37,7 @@ from .asking import (
 from .prompts import load_prompts
 
 
-def evaluate(
-    models: Sequence[str], options: EvaluateOptions, progress: Progress, stats: RunStats
-) -> dict[str, Any]:
+def evaluate(models: Sequence[str], options: EvaluateOptions, progress: Progress) -> dict[str, Any]:
     """Run or resume an evaluation; what evaluation.json holds.
 
     Raises:
@@ -78,7 +75,7 @@ def evaluate(
         folder, options.files, options.benchmarks, options.limit, skipped, settings.seed
     )
     secret = resources.Secret()
-    work = Evaluation(parsed, settings, options, secret, stats, progress)
+    work = Evaluation(parsed, settings, options, secret, progress)
     identity = {"evaluate": "1", "seed": str(settings.seed)}
     with RunFolder(options.out, identity, options.fresh) as out:
         secret.key = out.secret

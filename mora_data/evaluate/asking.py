@@ -27,7 +27,6 @@ from ..rewards.judge import quoted_in, texts_of
 from ..rewards.rules import flags
 from ..run.log import AnswerLog
 from ..run.progress import Progress
-from ..run.stats import RunStats
 from ..run.tasks import Gate, all_of, distinct, run_prompts
 from ..secrets import refuse_password
 from ..settings import BuildSettings, RoleSettings, build_settings, load_settings, read_builder
@@ -63,12 +62,11 @@ class Evaluation:
         settings: BuildSettings,
         options: EvaluateOptions,
         secret: Secret,
-        stats: RunStats,
         progress: Progress,
     ) -> None:
         self.models, self.settings, self.options = models, settings, options
         self._secret = secret
-        self.stats, self.progress = stats, progress
+        self.stats, self.progress = progress.stats, progress
         self.sources = sources_of(settings, secret)
         self._pairwise = load_template(
             "evaluate",

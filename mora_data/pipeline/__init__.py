@@ -25,7 +25,6 @@ from ..run.cost import CostTracker, load_prices
 from ..run.folder import RunFolder, Summary, free_for_preview, too_many_errors
 from ..run.partitions import choose_malloc
 from ..run.progress import Progress, noting_its_end
-from ..run.stats import RunStats
 from ..run.tasks import run_to_end
 from ..selection import plain_pairs_doubt
 from ..settings import BuildOptions, BuildSettings
@@ -46,7 +45,7 @@ from .values import Asked, Build, Probe, Published
 
 
 def run_build(
-    settings: BuildSettings, options: BuildOptions, progress: Progress, stats: RunStats
+    settings: BuildSettings, options: BuildOptions, progress: Progress
 ) -> tuple[Summary, MoraError | None]:
     """Run or resume a build: what it did, and the failure that it ended with where there is
     something to be told of it (a limit, or no pair).
@@ -54,7 +53,7 @@ def run_build(
     Raises:
         MoraError: any other failure; the state is kept.
     """
-    with _opened(settings, options, progress, stats) as (build, context, opened):
+    with _opened(settings, options, progress) as (build, context, opened):
         keep_settings(build)
         with noting_its_end(build.folder, progress) as note_end:
             summary, failure = _run(build, opened, context)
@@ -63,16 +62,14 @@ def run_build(
         return summary, failure
 
 
-def run_probe(
-    settings: BuildSettings, options: BuildOptions, n: int, progress: Progress, stats: RunStats
-) -> Probe:
+def run_probe(settings: BuildSettings, options: BuildOptions, n: int, progress: Progress) -> Probe:
     """Mine the prompts of a build and ask for `n` of them, drawn by the run seed. The answers are
     in the run folder's logs, where the build finds them; nothing else is left for it.
 
     Raises:
         MoraError: nothing could be asked.
     """
-    with _opened(settings, options, progress, stats) as (build, context, opened):
+    with _opened(settings, options, progress) as (build, context, opened):
         mined, parts = mine_prompts(build, opened), build.folder.parts()
         rows, sources = mined["in"], mined.get("sources", ())
         ids = [p.prompt_id for part in parts for p in part.prompts()]
@@ -90,7 +87,7 @@ def run_probe(
 
 @contextmanager
 def _opened(
-    settings: BuildSettings, options: BuildOptions, progress: Progress, stats: RunStats
+    settings: BuildSettings, options: BuildOptions, progress: Progress
 ) -> Iterator[tuple[Build, BuildContext | None, Sequence[OpenedSource]]]:
     """A build with its run folder locked, what it asks with, and its sources."""
     started = time.monotonic()
@@ -110,8 +107,8 @@ def _opened(
         run_dir_of(settings, options), identity_of(settings, opened), options.fresh
     ) as f:
         secret.key = f.secret
-        cost = CostTracker(f, settings.limits, prices, stats) if prices is not None else None
-        build = Build(settings, options, progress, stats, f, benchmarks, bool(notes), cost, started)
+        cost = CostTracker(f, settings.limits, prices, progress.stats) if prices else None
+        build = Build(settings, options, progress, f, benchmarks, bool(notes), cost, started)
         yield build, context, opened
 
 

@@ -104,7 +104,8 @@ async def ask(build: Build, context: BuildContext, parts: Sequence[Partition]) -
 @asynccontextmanager
 async def connected(build: Build, context: BuildContext) -> AsyncIterator[Running]:
     """Engines that answer, a beat for those who watch, and every reply counted."""
-    progress, folder, stats, cost = build.progress, build.folder, build.stats, build.spending
+    progress, folder, cost = build.progress, build.folder, build.spending
+    stats = progress.stats
     progress.watch_cost(cost.cost, cost.prices.currency)
     with heartbeat(folder, progress):
         engines = connect(
@@ -117,7 +118,7 @@ async def connected(build: Build, context: BuildContext) -> AsyncIterator[Runnin
                     " limits.prices takes a table"
                 )
             runner = PartitionRunner(engines, stats, build.settings.seed, limiters=context.limiters)
-            yield Running(folder, engines, stats, progress, runner)
+            yield Running(folder, engines, progress, runner)
         finally:
             for engine in distinct(engines.values()):
                 await engine.close()
@@ -139,7 +140,6 @@ async def _audit(
         lambda: open_sources(s, False, options.data),
         folder,
         build.progress,
-        build.stats,
     )
 
 
@@ -150,7 +150,7 @@ async def _run_partitions(
     seen by workers."""
     done = [p for p in parts if is_finalized(context, running.engines, p)]
     todo = [p for p in parts if p not in done]
-    build.stats.finalized = sum(int((p.manifest() or {}).get("answers", 0)) for p in done)
+    build.progress.stats.finalized = sum(int((p.manifest() or {}).get("answers", 0)) for p in done)
     build.progress.pairs = sum(int((p.manifest() or {}).get("pairs", 0)) for p in done)
     n_done = sum(p.n_prompts() for p in done)
     build.progress.start(PROMPTS, n_done + sum(p.n_prompts() for p in todo), n_done)
@@ -213,7 +213,7 @@ async def _on_cluster(
         for p in todo
     ]
     with build.folder.delegated():
-        given_up, damaged = await work_off(job, tasks, build.spending, build.stats, build.progress)
+        given_up, damaged = await work_off(job, tasks, build.spending, build.progress)
     for number, why in given_up.items():
         Partition(build.folder.path, number).give_up(why)
     return given_up, damaged

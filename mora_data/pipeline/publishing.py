@@ -327,7 +327,7 @@ def manifest_of_build(
         "reference": context.judge_stats.published() if context is not None else {},
         "judge_audit": asked.audit,
         "models": {r: e.model for r, e in asked.engines.items()},
-        "endpoints": dict(sorted(build.stats.dialects.items())),
+        "endpoints": dict(sorted(build.progress.stats.dialects.items())),
         "simulated": asked.simulated if asked.engines else None,
         "pairs": 0,
         "selection": {},
@@ -379,7 +379,7 @@ def write_manifest(
         {
             **manifest,
             "status": status,
-            "requests": before.get("requests", 0) + build.stats.requests,
+            "requests": before.get("requests", 0) + build.progress.stats.requests,
             "cost": cost,
             "currency": currency,
             "fingerprint": published.fingerprint,
@@ -392,7 +392,7 @@ def write_manifest(
 def summary_of_command(
     build: Build, asked: Asked, counts: Counts, errors: int, published: Published
 ) -> Summary:
-    stats, money = build.stats, dict[str, Any]()
+    stats, money = build.progress.stats, dict[str, Any]()
     if (cost := build.cost) is not None:
         money = {"cost": cost.command_cost(), "spent": cost.cost(), "unpriced": cost.unpriced()}
         money["currency"] = cost.prices.currency

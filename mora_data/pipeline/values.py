@@ -15,7 +15,6 @@ from ..rewards.audit import Audit
 from ..run.cost import CostTracker
 from ..run.folder import RunFolder, SourceCounts
 from ..run.progress import Progress
-from ..run.stats import RunStats
 from ..settings import BuildOptions, BuildSettings
 from ..sources.benchmarks import Benchmarks
 from ..types import STAGES, Role, reaches
@@ -34,7 +33,6 @@ class Build:
     settings: BuildSettings
     options: BuildOptions
     progress: Progress
-    stats: RunStats
     folder: RunFolder
     benchmarks: Benchmarks
     recorded: bool  # the source's own answers are used

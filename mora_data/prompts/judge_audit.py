@@ -39,7 +39,6 @@ from ..run.files import json_hash, read_json
 from ..run.folder import JOIN, RunFolder
 from ..run.log import AnswerLog
 from ..run.progress import Progress, heartbeat
-from ..run.stats import RunStats
 from ..run.tasks import Gate, all_of, distinct, run_prompts, run_to_end
 from ..settings import BuildSettings, cache_tree
 from ..sources.mine import OpenedSource
@@ -77,7 +76,6 @@ def run_audit(
     sample: bool,
     folder: RunFolder,
     progress: Progress,
-    stats: RunStats,
 ) -> AuditResult:
     """Run or resume an audit of the judges of `settings`, and of those of `other` on the same rows.
 
@@ -96,6 +94,7 @@ def run_audit(
             update={"dimensions": settings.dimensions, "audit": settings.audit}
         )
         sources_of(other, Secret(folder.secret))
+    stats = progress.stats
     cost = CostTracker(folder, settings.limits, load_prices(settings.limits.prices), stats)
 
     async def ask(s: BuildSettings, name: str) -> tuple[Audit, Judged]:
@@ -106,7 +105,7 @@ def run_audit(
         try:
             cost.start([stats.accounts[r] for r in scorers(engines)])
             basis = audit_basis(s, sources, engines, JOIN.join(o.revision for o in opened))
-            scores = await score_pairs(s, sources, labelled, engines, folder, progress, stats)
+            scores = await score_pairs(s, sources, labelled, engines, folder, progress)
         finally:
             for engine in distinct(engines.values()):
                 await engine.close()
@@ -144,7 +143,6 @@ async def audit_of_build(
     open_rows: Callable[[], Sequence[OpenedSource]],
     folder: RunFolder,
     progress: Progress,
-    stats: RunStats,
 ) -> Audit | None:
     """A build's own audit, the one on disk where it rests on the same and on as many pairs; None
     where there are no labels, and for a judge that is simulated."""
@@ -157,7 +155,7 @@ async def audit_of_build(
     labelled = labelled_pairs(open_rows(), s)
     if not labelled.pairs:
         return None
-    scores = await score_pairs(s, sources, labelled, engines, folder, progress, stats)
+    scores = await score_pairs(s, sources, labelled, engines, folder, progress)
     audit = audit_of(s, basis, labelled, sources, scores, engines)
     folder.write(FILE, audit)
     for row in audit["rows"]:
@@ -226,7 +224,6 @@ async def score_pairs(
     engines: Mapping[Role, Engine],
     folder: RunFolder,
     progress: Progress,
-    stats: RunStats,
 ) -> list[PairScores]:
     """Scores of all pairs, in order, by way of the folder's answer log; a share of the pairs is
     scored once more, freshly.
@@ -251,8 +248,8 @@ async def score_pairs(
     limiters = [x.limiter for group in sources.values() for x in group]
     gates: list[Gate] = [*engines.values(), *limiters]
     with closing(AnswerLog(folder.path / LOG)) as log:
-        ask = CachedClient(engines, log, s.seed, stats)
-        found = await run_prompts(work, labelled.pairs, gates, stats)
+        ask = CachedClient(engines, log, s.seed, progress.stats)
+        found = await run_prompts(work, labelled.pairs, gates, progress.stats)
     progress.finish()
     return found
 

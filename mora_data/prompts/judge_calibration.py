@@ -70,7 +70,6 @@ class Running:
 
     folder: RunFolder
     engines: Mapping[Role, Engine]
-    stats: RunStats
     progress: Progress
     runner: PartitionRunner
 
@@ -85,7 +84,7 @@ async def measure_judges(
     the first prompts and frozen there; with the trial of the harm check, beside which nothing
     waits. With `chosen`, for a probe, on these prompts, not frozen."""
     works: list[Coroutine[Any, Any, Any]] = [
-        try_harm_guard(build, run.engines, run.stats, run.folder.path),
+        try_harm_guard(build, run.engines, run.progress.stats, run.folder.path),
         _measure(build, run, parts, chosen),
     ]
     trial, measured = await all_of(works)
@@ -268,9 +267,9 @@ async def _score_canaries(
 ) -> Values:
     with closing(AnswerLog(run.folder.path / "canary.log")) as log:
         return await score_items(
-            CachedClient(run.engines, log, build.settings.seed, run.stats),
+            CachedClient(run.engines, log, build.settings.seed, run.progress.stats),
             run.engines.values(),
-            run.stats,
+            run.progress.stats,
             build.sources,
             items,
             when,

@@ -109,13 +109,16 @@ class _Step:
 
 
 class Progress:
-    """Prints how far a run is."""
+    """Prints how far a run is, as its `stats` tell."""
 
     def __init__(
-        self, stats: RunStats, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        stats: RunStats | None = None,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pairs = 0  # confirmed so far
-        self._stats, self._clock = stats, clock
+        self.stats, self._clock = stats or RunStats(), clock
         self._stream: TextIO | None = None if quiet else sys.stderr
         self._live = self._stream is not None and self._stream.isatty()
         self._step = _Step("", 0, 0, clock(), (0, 0, 0))
@@ -141,7 +144,7 @@ class Progress:
         """A new long step begins, of `total` items (0: not known)."""
         if self._step.label == PROMPTS and self._expected is not None:
             self._expected = 0.0, 0.0  # what follows asks little
-        self._stats.asked_for.clear()
+        self.stats.asked_for.clear()
         self._step = _Step(label, total, done, self._clock(), self._replies())
         self._print()
 
@@ -152,7 +155,7 @@ class Progress:
 
     def tick(self) -> None:
         """A second has passed."""
-        self._looks.append((self._clock(), self._stats.tokens_in + self._stats.tokens_out))
+        self._looks.append((self._clock(), self.stats.tokens_in + self.stats.tokens_out))
         self._print_if(EVERY_S)
 
     def finish(self) -> None:
@@ -175,7 +178,7 @@ class Progress:
 
     def state(self) -> Live:
         """What live.json says, but for its time."""
-        s = self._stats
+        s = self.stats
         work: Counter[str] = Counter()
         for purpose in s.asked_for.values():
             work[_WORK.get(purpose.partition(":")[0], "checking rewrites")] += 1
@@ -218,19 +221,19 @@ class Progress:
             left = elapsed / share - elapsed if 0 < share < 1 and elapsed > 2 else None
             return None if left is None else (left, left)
         elapsed = self._clock() - self._asked_at
-        if not self._stats.answered or elapsed <= 0:
+        if not self.stats.answered or elapsed <= 0:
             return None
-        waiting = self._stats.under_way
+        waiting = self.stats.under_way
         # those in flight are half done on average: else the first replies of many would seem slow
-        half = sum(x.in_flight for x in self._stats.limiters) / 2
-        s_per_reply = elapsed / (self._stats.answered + half)
+        half = sum(x.in_flight for x in self.stats.limiters) / 2
+        s_per_reply = elapsed / (self.stats.answered + half)
         low, high = (max(n, waiting) * s_per_reply for n in self._requests_left(self._expected))
         return (round(low, 1), round(high, 1)) if high else None
 
     def _requests_left(self, of_prompt: Ends) -> Ends:
         step = self._step
         if step.label != PROMPTS:  # what is asked for now serves the prompts again later
-            low, high = (self._n_prompts * n - self._stats.replies for n in of_prompt)
+            low, high = (self._n_prompts * n - self.stats.replies for n in of_prompt)
             return low, high
         replies, n, of_finished = (
             now - then for now, then in zip(self._replies(), step.before, strict=True)
@@ -243,7 +246,7 @@ class Progress:
         return low, high
 
     def _replies(self) -> tuple[int, int, int]:
-        s = self._stats
+        s = self.stats
         return s.replies, s.prompts_finished, s.replies_to_finished
 
     def _print_if(self, live_every_s: float) -> None:

@@ -58,7 +58,7 @@ def run(here: Path, tree: dict[str, Any]) -> Summary:
         shutil.rmtree(cached)
     stats = RunStats()
     options = BuildOptions(data=(here / "rows.jsonl",), out=here / "run")
-    summary, failure = run_build(build_settings(tree), options, Progress(stats, True), stats)
+    summary, failure = run_build(build_settings(tree), options, Progress(stats, True))
     assert failure is None
     return summary
 
@@ -311,7 +311,7 @@ def reasons_without_a_server(here: Path, tree: dict[str, Any]) -> set[str]:
     """Why scores are missing; the build ends with one line and no traceback."""
     stats = RunStats()
     options = BuildOptions(data=(here / "rows.jsonl",), out=here / "run")
-    _, failure = run_build(build_settings(tree), options, Progress(stats, True), stats)
+    _, failure = run_build(build_settings(tree), options, Progress(stats, True))
     assert failure is not None and "\n" not in str(failure)
     lines = (here / "run" / "errors.jsonl").read_text().splitlines()
     return {json.loads(line)["error"] for line in lines}
@@ -483,7 +483,7 @@ def test_a_fault_of_a_part_of_ones_own_is_one_line(
     options = BuildOptions(data=(here / "rows.jsonl",), out=here / "run")
     stats = RunStats()
     with pytest.raises(MoraError, match=says) as told:
-        raise run_build(settings, options, Progress(stats, True), stats)[1] or AssertionError
+        raise run_build(settings, options, Progress(stats, True))[1] or AssertionError
     assert "\n" not in str(told.value)
 
 

@@ -280,7 +280,7 @@ def test_one_more_source_asks_for_its_own_prompts_only(tmp_path: Path) -> None:
     def requests(settings: BuildSettings, out: str, *data: Path) -> int:
         options = BuildOptions(data=data, out=tmp_path / out, until="select")
         stats = RunStats()
-        run_build(settings, options, Progress(stats, quiet=True), stats)
+        run_build(settings, options, Progress(stats, quiet=True))
         return stats.requests
 
     first, more = requests(one, "run", Path(a)), requests(two, "run")
