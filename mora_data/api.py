@@ -15,13 +15,7 @@ from typing import Any
 from .errors import RunFolderError
 from .run.folder import StageCounts, parts_of, run_manifest
 from .run.remote import current_copy, local_path
-from .settings import (
-    BuildOptions,
-    BuildSettings,
-    build_settings,
-    preview_settings,
-    read_builder,
-)
+from .settings import BuildOptions, BuildSettings, build_settings, preview_settings, read_builder
 
 
 class Rows(list[dict[str, Any]]):

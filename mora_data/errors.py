@@ -22,14 +22,7 @@ PendingRetry            not a failure of the run: the next one asks this prompt 
 from __future__ import annotations
 
 # what reading a text of somebody else may raise, whatever stands in it
-UNREADABLE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class MoraError(Exception):

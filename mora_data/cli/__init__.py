@@ -52,10 +52,7 @@ EXAMPLES: dict[str, list[str]] = {  # of each command, shown by its --help
     "check": ["mora-data check --base-url http://127.0.0.1:8000/v1"],
     "resume": ["mora-data resume runs/demo"],
     "status": ["mora-data status runs/demo"],
-    "report": [
-        "mora-data report runs/demo",
-        "mora-data report --compare runs/a org/pairs@v1.0.0",
-    ],
+    "report": ["mora-data report runs/demo", "mora-data report --compare runs/a org/pairs@v1.0.0"],
     "view": ["mora-data view runs/demo", "mora-data view runs/demo --freeze pages"],
     "weights": ["mora-data weights runs/demo --target helpful=0.8 --target harmless=0.9"],
     "push": ["mora-data push runs/demo org/pairs --tag v1.0.0 --dry-run"],

@@ -155,14 +155,7 @@ def _urls(role: str, given: Sequence[str] | None) -> dict[str, object]:
 
 
 def _dry_run(args: argparse.Namespace, settings: BuildSettings, options: BuildOptions) -> int:
-    from .dry_run import (
-        at_speed,
-        capacity,
-        estimate,
-        for_pairs,
-        for_prompts,
-        probe_build,
-    )
+    from .dry_run import at_speed, capacity, estimate, for_pairs, for_prompts, probe_build
     from .show import capacity_table, estimate_lines
 
     if args.probe:

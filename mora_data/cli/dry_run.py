@@ -47,18 +47,7 @@ from ..settings import BuildOptions, BuildSettings
 from ..sources.mine import OpenedSource, as_recorded, open_sources
 from ..text import n_tokens
 from ..types import reaches
-from .rehearsal import (
-    ANSWERS,
-    CACHED,
-    COMPUTED,
-    IN,
-    MONEY,
-    OUT,
-    REQUESTS,
-    Case,
-    Meter,
-    rehearsed,
-)
+from .rehearsal import ANSWERS, CACHED, COMPUTED, IN, MONEY, OUT, REQUESTS, Case, Meter, rehearsed
 
 if TYPE_CHECKING:
     import numpy as np

@@ -274,9 +274,7 @@ class Provider:
             from openai import AsyncOpenAI
 
             self._client = AsyncOpenAI(
-                base_url=self.url,
-                api_key=key_in(self._key_env) or "none",
-                timeout=self._timeout_s,
+                base_url=self.url, api_key=key_in(self._key_env) or "none", timeout=self._timeout_s
             )
         return self._client
 

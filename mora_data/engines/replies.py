@@ -120,10 +120,7 @@ class ErrorReply(Exception):
 
 
 def parse_chat(
-    raw: bytes,
-    asked: int,
-    served: Served = lambda name: None,
-    sampling: Sampling | None = None,
+    raw: bytes, asked: int, served: Served = lambda name: None, sampling: Sampling | None = None
 ) -> Record:
     """The answers of a chat completion, whole or as a stream of events, in the order of their
     index, at most `asked`; `served` gets the model's name. `sampling` is that of the request.

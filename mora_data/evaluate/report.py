@@ -99,10 +99,7 @@ WIN_RATE_DRAWS = 400
 
 
 def length_controlled_win_rate(
-    wins_P: Floats,
-    length_gap_P: Floats,
-    seed: int = 0,
-    clusters_P: Ints | None = None,
+    wins_P: Floats, length_gap_P: Floats, seed: int = 0, clusters_P: Ints | None = None
 ) -> tuple[float, tuple[float, float] | None]:
     """Win rate at equal length, with its percentile interval over rows, or over clusters of them.
 

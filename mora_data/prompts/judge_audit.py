@@ -179,10 +179,7 @@ def audit_basis(
             "sources": {d: [x.cache_key for x in group] for d, group in sources.items()},
             "judge": cache_tree(s.judge),
             "models": {r: engine_identity(e) for r, e in scorers(engines).items()},
-            "rows": [
-                *(revision, s.mine.dedup, s.mine.max_chars),
-                *map(cache_tree, s.all_sources),
-            ],
+            "rows": [*(revision, s.mine.dedup, s.mine.max_chars), *map(cache_tree, s.all_sources)],
             "seed": s.seed,
             "repeats": s.presample.repeat_share,
         }

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +49,7 @@ from ..run.log import AnswerLog
 from ..run.partitions import Partition
 from ..run.progress import Progress
 from ..run.stats import RunStats
-from ..run.tasks import Gate, all_of, run_prompts
+from ..run.tasks import all_of, run_prompts
 from ..settings import GUARD_ROLE, BuildSettings
 from ..text import seed_of
 from ..types import Message, Prompt, Role, Score
@@ -98,10 +98,7 @@ async def measure_judges(
 
 
 async def _measure(
-    build: BuildContext,
-    run: Running,
-    parts: Sequence[Partition],
-    chosen: frozenset[str] | None,
+    build: BuildContext, run: Running, parts: Sequence[Partition], chosen: frozenset[str] | None
 ) -> JudgeStats:
     """What the first prompts show of the judges; canary.json holds what drift is measured by."""
     if not build.settings.presample.enabled:
@@ -124,9 +121,7 @@ async def _measure(
     )
     n_mined = read_json(run.folder.path / "mine.json")["kept"]
     stats = replace(
-        stats,
-        cache_key=None if pending else key,
-        before_share=presampling.before_share(n_mined),
+        stats, cache_key=None if pending else key, before_share=presampling.before_share(n_mined)
     )
     if presampling.budget is not None:
         calibrated = replace(build, sources=sources, judge_stats=stats)
@@ -265,16 +260,20 @@ async def _with_mining_thresholds(
 async def _score_canaries(
     build: BuildContext, run: Running, items: Sequence[Item], when: str
 ) -> Values:
+    """Per dimension the value of each item, None where there is none now."""
+    stats, sources = run.progress.stats, build.sources
+
+    async def scored(item: Item) -> dict[str, list[Score]]:
+        return await _one(ask, sources, item, f"score:canary:{when}")
+
     with closing(AnswerLog(run.folder.path / "canary.log")) as log:
-        return await score_items(
-            CachedClient(run.engines, log, build.settings.seed, run.progress.stats),
-            run.engines.values(),
-            run.progress.stats,
-            build.sources,
-            items,
-            when,
-            build.settings.select.kappa,
-        )
+        ask = CachedClient(run.engines, log, build.settings.seed, stats)
+        rows = await run_prompts(scored, items, run.engines.values(), stats)
+    found = {
+        d: [combine(group, row.get(d, []), build.settings.select.kappa) for row in rows]
+        for d, group in sources.items()
+    }
+    return {d: [None if v is None else v.reward for v in found[d]] for d in found}
 
 
 def _n_canaries(build: BuildContext, engines: Mapping[Role, Engine]) -> int:
@@ -409,29 +408,6 @@ def choose_items(measured: Sequence[Measured], sources: RewardSources, n: int) -
         }
         for m, r in drawn
     ]
-
-
-async def score_items(
-    ask: Ask,
-    engines: Collection[Gate],
-    stats: RunStats,
-    sources: RewardSources,
-    items: Sequence[Item],
-    when: str,
-    kappa: float | None,
-) -> Values:
-    """Per dimension the value of each item, None where there is none now."""
-
-    async def one(item: Item) -> dict[str, list[Score]]:
-        return await _one(ask, sources, item, f"score:canary:{when}")
-
-    rows = await run_prompts(one, items, engines, stats)
-    out: Values = {d: [] for d in sources}
-    for row in rows:
-        for d, scorers in sources.items():
-            value = combine(scorers, row.get(d, []), kappa)
-            out[d].append(None if value is None else value.reward)
-    return out
 
 
 def drift(

@@ -38,7 +38,6 @@ from .measure import (
     Block,
     Scale,
     cluster_batch,
-    in_sample,
     is_rate,
     measure,
     metric_names,
@@ -181,7 +180,7 @@ def gather(
         out.kind.update(block.kind_P)
         out.carried.update(c or "none" for c in block.carried_P)
         out.category.update(p.category or "none" for p in block.prompts)
-        taken = in_sample(ids, scale.every)
+        taken = np.array([int(i[:12], 16) % scale.every == 0 for i in ids], bool)
         values = {
             name: _by_prompt(len(ids), arm.rows_P, measure(arm, scale, taken[arm.rows_P]))
             for name, arm in block.arms.items()

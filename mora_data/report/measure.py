@@ -113,11 +113,6 @@ def measure(arm: ArmBlock, s: Scale, sampled_P: Bools) -> Floats:
     return np.stack(columns, axis=1)
 
 
-def in_sample(prompt_ids: Sequence[str], every: int) -> Bools:
-    """The prompts whose hypervolume is taken, by their ids."""
-    return np.array([int(p[:12], 16) % every == 0 for p in prompt_ids], dtype=bool)
-
-
 def _hypervolume(r: Floats, s: Scale, sampled_P: Bools) -> Floats:
     out = np.full(len(r), np.nan)
     if len(s.dims) <= 3 and r.shape[1] <= 32 and sampled_P.any():

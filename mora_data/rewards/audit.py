@@ -144,12 +144,7 @@ def labelled_pairs(opened: Sequence[OpenedSource], settings: BuildSettings) -> L
 
 def _rated_prompts(opened: OpenedSource, settings: BuildSettings) -> Iterator[Prompt]:
     """A source's prompts with their answers and ratings."""
-    changed = {
-        "limit": None,
-        "near_duplicates": None,
-        "decontaminate": False,
-        "strata": "auto",
-    }
+    changed = {"limit": None, "near_duplicates": None, "decontaminate": False, "strata": "auto"}
     mining = settings.model_copy(
         update={
             "mine": settings.mine.model_copy(update=changed),
@@ -401,11 +396,7 @@ class AuditDifference(TypedDict):
     sentence: str
 
 
-def differences(
-    labelled: Labelled,
-    first: Judged,
-    second: Judged,
-) -> list[AuditDifference]:
+def differences(labelled: Labelled, first: Judged, second: Judged) -> list[AuditDifference]:
     """By how much the second side agrees more often with the labels than the first, per
     dimension."""
     from ..statistics.judges import label_agreement, right

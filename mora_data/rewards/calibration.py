@@ -36,6 +36,8 @@ from ..errors import SettingsError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..statistics import Floats
+
 OWN = ("identity", "likert", "sigmoid")  # the source's scale is known: nothing is fitted
 RANKED = ("ecdf", "robust_z")  # fitted on the reference scores
 LABELLED = ("isotonic", "platt")  # fitted on labels
@@ -53,10 +55,7 @@ Chart = Mapping[str, Any]
 
 
 def fit(
-    kind: str,
-    raw: NDArray[np.float64],
-    labels: NDArray[np.float64] | None = None,
-    given: Mapping[str, float] | None = None,
+    kind: str, raw: Floats, labels: Floats | None = None, given: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
     """The map of `kind` for reference scores, or for labels in [0, 1] beside them; scores that
     are not finite are left out.
@@ -72,29 +71,22 @@ def fit(
     finite = np.isfinite(raw)
     x = np.asarray(raw, float)[finite]
     y = None if labels is None else np.asarray(labels, float)[finite]
-    calibration_map: dict[str, Any] = {"kind": kind, "n": len(x)}
     if kind in RANKED and len(x) < LEAST_SCORES:
         raise SettingsError(
             f"{kind} can't be fitted on {len(x)} reference scores: it takes {LEAST_SCORES} at least"
         )
     if kind in LABELLED:
-        return {**calibration_map, **_fit_labelled(kind, x, y)}
-    if kind == "ecdf":
-        return {**calibration_map, **_fit_ecdf(x)}
-    if kind == "robust_z":
-        return {**calibration_map, **_fit_robust_z(x)}
-    if kind == ANCHORED:
-        return {
-            **calibration_map,
-            "quantile": given.get("quantile", 0.5),
-            "temperature": _temperature(given),
-        }
-    return {**calibration_map, **{k: given[k] for k in _PARAMETERS[kind] if k in given}}
+        found = _fit_labelled(kind, x, y)
+    elif kind in RANKED:
+        found = _fit_ecdf(x) if kind == "ecdf" else _fit_robust_z(x)
+    elif kind == ANCHORED:
+        found = {"quantile": given.get("quantile", 0.5), "temperature": _temperature(given)}
+    else:
+        found = {k: given[k] for k in _PARAMETERS[kind] if k in given}
+    return {"kind": kind, "n": len(x), **found}
 
 
-def apply(
-    calibration_map: Chart, raw: NDArray[np.float64], anchor: NDArray[np.float64] | float = math.nan
-) -> NDArray[np.float64]:
+def apply(calibration_map: Chart, raw: Floats, anchor: Floats | float = math.nan) -> Floats:
     """Values in [0, 1] of raw scores of any shape; NaN for a score that is not finite or lies
     outside the scale.
 
@@ -105,33 +97,23 @@ def apply(
     return np.round(_mapped(calibration_map, s, anchor), DECIMALS)
 
 
-def _mapped(
-    calibration_map: Chart, s: NDArray[np.float64], anchor: NDArray[np.float64] | float
-) -> NDArray[np.float64]:
-    kind = calibration_map["kind"]
+def _mapped(fitted: Chart, s: Floats, anchor: Floats | float) -> Floats:
+    kind = fitted["kind"]
     if kind in ("ecdf", "isotonic"):
         ends = {"left": 0.0, "right": 1.0} if kind == "ecdf" else {}
-        return np.asarray(
-            np.interp(s, np.asarray(calibration_map["x"]), np.asarray(calibration_map["y"]), **ends)
-        )
+        return np.asarray(np.interp(s, np.asarray(fitted["x"]), np.asarray(fitted["y"]), **ends))
     if kind == "robust_z":
-        return np.asarray(
-            (np.clip((s - calibration_map["median"]) / calibration_map["scale"], -3.0, 3.0) + 3.0)
-            / 6.0
-        )
+        z = np.clip((s - fitted["median"]) / fitted["scale"], -3.0, 3.0)
+        return np.asarray((z + 3.0) / 6.0)
     if kind == "platt":
-        return logistic(calibration_map["slope"] * s + calibration_map["offset"])
+        return logistic(fitted["slope"] * s + fitted["offset"])
     if kind == "sigmoid":
-        return logistic(
-            (s - calibration_map.get("zero", 0.0)) / calibration_map.get("temperature", 1.0)
-        )
+        return logistic((s - fitted.get("zero", 0.0)) / fitted.get("temperature", 1.0))
     if kind == ANCHORED:
-        return logistic((s - anchor) / calibration_map["temperature"])
-    low, high = (
-        (calibration_map.get("low", 1.0), calibration_map.get("high", 5.0))
-        if kind == "likert"
-        else (0.0, 1.0)
-    )
+        return logistic((s - anchor) / fitted["temperature"])
+    low, high = 0.0, 1.0
+    if kind == "likert":
+        low, high = fitted.get("low", 1.0), fitted.get("high", 5.0)
     with np.errstate(invalid="ignore"):
         return np.where((s >= low) & (s <= high), (s - low) / (high - low), np.nan)
 
@@ -180,13 +162,13 @@ def check(calibration_map: object, where: str) -> dict[str, Any]:
     return dict(calibration_map)
 
 
-def logistic(z: NDArray[np.float64]) -> NDArray[np.float64]:
+def logistic(z: Floats) -> Floats:
     """1 / (1 + exp(-z)) without overflow."""
     small = np.exp(-np.abs(z))
     return np.asarray(np.where(z >= 0, 1.0, small) / (1.0 + small))
 
 
-def _fit_ecdf(x: NDArray[np.float64]) -> dict[str, Any]:
+def _fit_ecdf(x: Floats) -> dict[str, Any]:
     """Mid-ranks (#less + #equal / 2) / n of the distinct scores, thinned."""
     points, counts = np.unique(x, return_counts=True)
     ranks = (np.cumsum(counts) - counts / 2) / len(x)
@@ -194,7 +176,7 @@ def _fit_ecdf(x: NDArray[np.float64]) -> dict[str, Any]:
     return {"x": points[keep].tolist(), "y": ranks[keep].tolist()}
 
 
-def _fit_robust_z(x: NDArray[np.float64]) -> dict[str, Any]:
+def _fit_robust_z(x: Floats) -> dict[str, Any]:
     median = float(np.median(x))
     scale = MAD_TO_SD * float(np.median(np.abs(x - median)))
     if scale == 0:
@@ -215,9 +197,7 @@ def _temperature(given: Mapping[str, float]) -> float:
     return float(temperature)
 
 
-def _fit_labelled(
-    kind: str, x: NDArray[np.float64], y: NDArray[np.float64] | None
-) -> dict[str, Any]:
+def _fit_labelled(kind: str, x: Floats, y: Floats | None) -> dict[str, Any]:
     if y is None or len(x) < LEAST_LABELS:
         raise SettingsError(
             f"{kind} can't be fitted on {0 if y is None else len(x)} labels: it takes"
@@ -237,7 +217,7 @@ def _fit_labelled(
     return fit_maps
 
 
-def _fit_isotonic(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
+def _fit_isotonic(x: Floats, y: Floats) -> dict[str, Any]:
     """The rising curve nearest the labels in squares (pool adjacent violators, Ayer et al. 1955).
 
     Whole falling runs are pooled at a time: blocks of a falling run always end in one pool, so a
@@ -262,7 +242,7 @@ def _fit_isotonic(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, A
     return {"x": points[edges][keep].tolist(), "y": values[keep].tolist()}
 
 
-def _fit_platt(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
+def _fit_platt(x: Floats, y: Floats) -> dict[str, Any]:
     """Logistic regression by Newton's method, labels drawn in as Platt (1999) has it, so that
     separable ones converge."""
     centre, scale = float(x.mean()), float(x.std())
@@ -283,7 +263,7 @@ def _fit_platt(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]
     return {"slope": slope / scale, "offset": offset - slope * centre / scale}
 
 
-def _thinned(rising: NDArray[np.float64]) -> NDArray[np.intp]:
+def _thinned(rising: Floats) -> NDArray[np.intp]:
     """Indices to keep of a rising curve: those on both sides of each of GRID levels, so that no gap
     spans more than one."""
     if len(rising) <= 2 * GRID:

@@ -200,11 +200,7 @@ def _family(options: Classifier.Settings) -> Family:
         if options.range[0] >= options.range[1]:
             raise SettingsError(f"range {list(options.range)} must rise, as in [0, 4]")
         return replace(
-            family,
-            activation=None,
-            range=options.range,
-            calibration="identity",
-            pass_threshold=0.5,
+            family, activation=None, range=options.range, calibration="identity", pass_threshold=0.5
         )
     return family
 

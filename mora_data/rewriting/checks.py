@@ -130,7 +130,7 @@ def check(original: Prompt, rewrite: Rewrite | str, limits: Limits) -> list[Chec
         _language(x, y),
         _natural(x, y),
         _pattern("jailbreak", patterns.JAILBREAK, x, y),
-        _hostile(x, y),
+        _without("hostile", patterns.hostile_faults(x, y)),
         # nothing is stated as known that the asker could not know: false premises come from a
         # list, or not at all
         _pattern("premise", patterns.PRESUPPOSES, f"{x} {limits.premise}", y),
@@ -213,16 +213,11 @@ def _changed(x: str, y: str) -> Check:
     return Check("changed", passed, similarity, f"{new} new words")
 
 
-def _hostile(x: str, y: str) -> Check:
-    """Nothing that a hostile row may have a rewriter write."""
-    found = patterns.hostile_faults(x, y)
-    return Check("hostile", not found, len(found), "; ".join(found))
-
-
 def _forbidden(x: str, y: str, phrases_: Sequence[str]) -> Check:
     a, b = normalise(x), normalise(y)
-    found = [p for p in phrases_ if normalise(p) in b and normalise(p) not in a]
-    return Check("forbidden", not found, len(found), "; ".join(found))
+    return _without(
+        "forbidden", [p for p in phrases_ if normalise(p) in b and normalise(p) not in a]
+    )
 
 
 def _natural(x: str, y: str) -> Check:
@@ -242,7 +237,7 @@ def _natural(x: str, y: str) -> Check:
         )
         if found
     ]
-    return Check("natural", not faults, len(faults), "; ".join(faults))
+    return _without("natural", faults)
 
 
 def _is_keywords(text: str) -> bool:
@@ -265,8 +260,12 @@ def _pattern(name: str, pattern: re.Pattern[str], x: str, y: str) -> Check:
     """Passed unless `y` holds a phrase of the pattern that `x` does not hold."""
     x = normalise(x)
     hits = sorted({normalise(m[0]) for m in pattern.finditer(y)})
-    new = [h for h in hits if h not in x]
-    return Check(name, not new, len(new), "; ".join(new))
+    return _without(name, [h for h in hits if h not in x])
+
+
+def _without(name: str, found: Sequence[str]) -> Check:
+    """Passed where nothing was found."""
+    return Check(name, not found, len(found), "; ".join(found))
 
 
 def _language(x: str, y: str) -> Check:

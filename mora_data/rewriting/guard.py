@@ -22,16 +22,7 @@ from ..engines.replies import reads_reply
 from ..resources import Secret, Template, inert_turns, load_template, quoted
 from ..rewards import Ask
 from ..rewards.guard import GREEDY, request_is_safe
-from ..rewards.judge import (
-    LEVELS,
-    PATTERN,
-    RETRIES,
-    SCHEMA,
-    as_retry,
-    quoted_in,
-    texts_of,
-    verdict,
-)
+from ..rewards.judge import LEVELS, PATTERN, RETRIES, SCHEMA, as_retry, quoted_in, texts_of, verdict
 from ..run.tasks import all_of
 from ..settings import GUARD_ROLE, BuildSettings
 from ..text import seed_of
@@ -222,12 +213,7 @@ class Guard:
         needs = [(d, self._specs[d]) for d in wanted] + [("", rng.choice(decoys))]
         rng.shuffle(needs)
         return [
-            {
-                "letter": LETTERS[i],
-                "dim": d,
-                "definition": spec.definition,
-                "need": spec.need,
-            }
+            {"letter": LETTERS[i], "dim": d, "definition": spec.definition, "need": spec.need}
             for i, (d, spec) in enumerate(needs)
         ]
 

@@ -168,17 +168,9 @@ class RunStats:
 
 
 _SUMMED = (
-    "sent",
-    "simulated",
-    "calls",
-    "under_way",
-    "replayed",
-    "repeated",
-    "replies",
-    "answered",
-    "prompts_finished",
-    "replies_to_finished",
-)
+    "sent simulated calls under_way replayed repeated replies answered prompts_finished"
+    " replies_to_finished"
+).split()
 _MERGED = ("asked_for", "replicas_out", "dialects")
 
 

@@ -591,10 +591,7 @@ def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
 
 
 def explain(
-    error: ValidationError,
-    model: type[BaseModel],
-    inside: str = "",
-    beside: Iterable[str] = (),
+    error: ValidationError, model: type[BaseModel], inside: str = "", beside: Iterable[str] = ()
 ) -> str:
     """The first fault of settings of `model` as one line; `inside` is where they stand, `beside`
     are further keys that may stand there."""

@@ -48,7 +48,8 @@ def interpret(prompt: str, fusion_counts: bool) -> Reading:
     """Read a prompt. With `fusion_counts` false, only the question that a fused prompt grew from is
     read."""
     prompt, joined, _ = prompt[:MOST_CHARS].partition(JOINED)
-    core = core_of(prompt)
+    core = _ADDED.sub(lambda m: " how to " if m[0].lower() in _ACT_FRAMES else " ", prompt)
+    core = " ".join(core.split()).strip(' ,;:"“”')  # the question that a fused prompt grew from
     content = content_words(core)
     key = int(digest("scripted", *sorted(content)), 16)
     how_to, imperative, claimed = _HOW_TO.match(core), _IMPERATIVE.match(core), _CLAIM.search(core)
@@ -71,16 +72,6 @@ def interpret(prompt: str, fusion_counts: bool) -> Reading:
     hands_on = form == "how" and not risky and not _DESK.search(core)
     topic = _topic(core, act, claim, risky)
     return Reading(act, claim, topic, content, key, needs, risky, hands_on, form, kind)
-
-
-def core_of(prompt: str) -> str:
-    """The question that a fused prompt grew from; any other prompt as it is, quotes and end marks
-    trimmed."""
-    return " ".join(_ADDED.sub(_without, prompt).split()).strip(' ,;:"“”')
-
-
-def _without(added: re.Match[str]) -> str:
-    return " how to " if added[0].lower() in _ACT_FRAMES else " "
 
 
 def content_words(text: str) -> frozenset[str]:

@@ -544,11 +544,7 @@ def likeliest(
 
 
 def _completions(
-    seen_N_D: Floats,
-    last: int,
-    floors_D: Floats,
-    prior_D_B: Floats,
-    rng: np.random.Generator,
+    seen_N_D: Floats, last: int, floors_D: Floats, prior_D_B: Floats, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
     """DRAWS completed samples, DRAWS x last x D, and their weights."""
     n, dims = seen_N_D.shape

@@ -171,10 +171,7 @@ def _thresholds(f: Frame, plane: Plane, floors: Mapping[str, float]) -> list[str
             f' height="{height:.1f}"/>'
         )
     if x is not None:
-        out += [
-            upright(f, x, "z"),
-            text(f.px(x) + 4, f.height - f.bottom - 5, "floor", "n"),
-        ]
+        out += [upright(f, x, "z"), text(f.px(x) + 4, f.height - f.bottom - 5, "floor", "n")]
     if y is not None:
         out += [
             rule(f.left, f.py(y), f.width - f.right, f.py(y), "z"),

@@ -159,10 +159,7 @@ def find_prompts(index: PromptIndex, pairs: PairSearch, query: Query) -> PromptL
 
 
 def _sorted(
-    rows: list[ListedPrompt],
-    sort: str,
-    arm: str,
-    paired: Mapping[tuple[str, str], list[str]],
+    rows: list[ListedPrompt], sort: str, arm: str, paired: Mapping[tuple[str, str], list[str]]
 ) -> list[ListedPrompt]:
     keys: dict[str, Any] = {
         "kind": lambda p: p.kind,

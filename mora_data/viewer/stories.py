@@ -162,10 +162,7 @@ def _score(value: float | None) -> str:
 def prompts_html(run_dir: Path, title: str) -> str:
     """A page in one file with every prompt of a small run; texts that may be harmful are folded."""
     return render(
-        "report/prompts.html",
-        title=title,
-        css=Markup(style_sheet()),
-        prompts=fragment(run_dir),
+        "report/prompts.html", title=title, css=Markup(style_sheet()), prompts=fragment(run_dir)
     )
 
 
