@@ -21,8 +21,7 @@ from pathlib import Path
 
 from mora_data.cli import main as mora_data
 from mora_data.errors import DropRow
-from mora_data.settings import SourceSettings
-from mora_data.sources.hh import HhRlhf
+from mora_data.sources.hh import HH_RLHF
 from mora_data.text import n_tokens
 from mora_data.types import Messages
 
@@ -44,16 +43,15 @@ def hh(data: Path) -> Iterator[Pair]:
 
 def hh_rows(data: Path, folder: str, splits: Iterable[str]) -> Iterator[tuple[Messages, str, str]]:
     """HH-RLHF: conversation, chosen and rejected reply of every row that a build would take."""
-    source = HhRlhf(SourceSettings(kind="hh-rlhf"))
     for split in splits:
         path = data / "hh-rlhf" / folder / f"{split}.jsonl.gz"
         for row in map(json.loads, gzip.decompress(path.read_bytes()).splitlines()):
             try:
-                messages = source.parse(row, "").messages
-                chosen, rejected = (answer.text for answer in source.recorded(row))
+                parsed = HH_RLHF.read(row)
             except DropRow:
                 continue
-            yield messages, chosen, rejected
+            (chosen, _), (rejected, _) = parsed.answers
+            yield parsed.messages, chosen, rejected
 
 
 def short(name: str, pairs: Iterable[Pair]) -> list[Pair]:

@@ -183,10 +183,9 @@ def look(
     Raises:
         SourceError: the rows can't be read.
     """
-    from ..sources import as_rating_source
     from ..sources.mine import MineCounts, by_file, checked_text
 
-    counts, ratings = MineCounts(), as_rating_source(opened.source)
+    counts = MineCounts()
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
     of_file: dict[str, int] = {}
@@ -205,9 +204,10 @@ def look(
             counts.notes.update(parsed.notes)
             if n_shown is not None and of_file[file] > n_shown:
                 continue
-            answers = ratings.recorded(row) if ratings else ()
             shown["messages"] = list(parsed.messages)
-            shown["answers"] = [{"text": a.text, "ratings": dict(a.ratings)} for a in answers]
+            shown["answers"] = [
+                {"text": text, "ratings": dict(ratings)} for text, ratings in parsed.answers
+            ]
             shown["category"], shown["notes"] = parsed.category, list(parsed.notes)
         except DropRow as drop:
             counts.dropped[drop.reason] += 1

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import SettingsError
 from ..settings import BuildSettings, LabelSettings
-from ..sources import as_rating_source
+from ..sources import is_rated
 from ..sources.mine import MineCounts, OpenedSource, mine
 from ..text import n_tokens, seed_of
 from ..types import Messages, Prompt, Score
@@ -124,7 +124,7 @@ def labelled_pairs(opened: Sequence[OpenedSource], settings: BuildSettings) -> L
     audit, dims = settings.audit, settings.dimensions
     without = dict.fromkeys(dims, "no rating is said to speak of it (audit.labels)")
     wanted = {d: audit.labels[d] for d in dims if d in audit.labels}
-    rated = [o for o in opened if as_rating_source(o.source) is not None]
+    rated = [o for o in opened if is_rated(o.source)]
     if not rated or not wanted or not audit.limit:
         if not rated:
             without = dict.fromkeys(dims, "the rows carry no rated answers")

@@ -31,23 +31,23 @@ too; a prompt that only speaks of marks stays a prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 from .. import plugins
-from ..errors import DropRow, SourceError
+from ..errors import DropRow, SettingsError, SourceError
 from ..settings import SourceSettings, nearest
-from ..types import Message, Messages, Recorded, Row
+from ..types import Message, Messages, Row
 
 SOURCES = {
-    "pku-saferlhf": "mora_data.sources.pku:PkuSafeRlhf",
-    "hh-rlhf": "mora_data.sources.hh:HhRlhf",
-    "ultrafeedback": "mora_data.sources.ultrafeedback:UltraFeedback",
-    "ultrafeedback-binarized": "mora_data.sources.auto:UltraFeedbackBinarized",
-    "helpsteer": "mora_data.sources.helpsteer:HelpSteer",
+    "pku-saferlhf": "mora_data.sources.pku:PKU_SAFERLHF",
+    "hh-rlhf": "mora_data.sources.hh:HH_RLHF",
+    "ultrafeedback": "mora_data.sources.ultrafeedback:ULTRAFEEDBACK",
+    "ultrafeedback-binarized": "mora_data.sources.layouts:BINARIZED",
+    "helpsteer": "mora_data.sources.helpsteer:HELPSTEER",
     "auto": "mora_data.sources.auto:Auto",
     "jsonl": "mora_data.sources.auto:Auto",
 }
@@ -60,6 +60,7 @@ _ROLES = {
 }
 _SENTENCE_ENDS = frozenset(["", *".!?:;…。！？\"'`”’»)]}>*|_~0123456789"])
 _MISSING = object()
+Answer = tuple[str, Mapping[str, float]]  # of a row: its text, and its ratings by name
 
 
 class ParsedRow(NamedTuple):
@@ -72,11 +73,15 @@ class ParsedRow(NamedTuple):
     # dimension -> mean label in [0, 1], higher is better
     priors: Mapping[str, float] = {}
     notes: tuple[str, ...] = ()  # defects that leave the prompt intact
-    answers: tuple[Recorded, ...] = ()  # where reading the row gives them, too
+    answers: tuple[Answer, ...] = ()
 
 
 class SourceAdapter(Protocol):
-    """Reads the rows of one dataset. Built from the build's `source` settings."""
+    """Reads the rows of one dataset. Built from the build's `source` settings.
+
+    Where rows carry rated answers (`ParsedRow.answers`), it has `absolute`, too, and may have
+    `sft`: see `Layout`.
+    """
 
     required: tuple[frozenset[str], ...]
     """Alternatives: a row must have all columns of one of these sets."""
@@ -97,25 +102,73 @@ class SourceAdapter(Protocol):
         ...
 
 
-class RatingSource(SourceAdapter, Protocol):
-    """A source whose rows also carry rated answers, for `--engine recorded`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """One way in which rows are written; called with settings, the source of rows so written.
 
-    absolute: bool
-    """Whether ratings of different rows compare. Then a row with the prompt of the row before adds
-    its answers to it; else every row stands alone, prompts that repeat included."""
-    sft: str
-    """What the dataset's card says of training on its replies: "" nothing, else a warning;
-    "refused: why" forbids it."""
+    Attributes:
+        name: for `source.layout`.
+        what: in words, for the line that says what a file is.
+        known_by: its columns, for the page of layouts.
+        matches: whether a row is of it.
+        read: what a row says; raises DropRow.
+        absolute: ratings of different rows compare. Then a row with the prompt of the row before
+            adds its answers to it; else every row stands alone, prompts that repeat included.
+        asks_in_a_column: the question is a text in a column of its own, so there may be a second.
+        scales: lowest and highest value of ratings, where they are known.
+        required: of a dataset, as a source has it; and so are the rest.
+        patterns: its files, by the settings.
+        folders: of its repository, those whose names are strata.
+        withdrawn: the beginning of a commit that must not be read.
+        sft: what its card says of training on its replies: "" nothing, else a warning;
+            "refused: why" forbids it.
+    """
 
-    def recorded(self, row: Row) -> tuple[Recorded, ...]:
-        """The row's answers with their ratings; a rating that is missing or unreadable is left
-        out."""
-        ...
+    name: str
+    what: str
+    known_by: str
+    matches: Callable[[Row], object]
+    read: Callable[[Row], ParsedRow]
+    absolute: bool = False
+    asks_in_a_column: bool = False
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    required: tuple[frozenset[str], ...] = ()
+    patterns: Callable[[SourceSettings], list[str]] = lambda settings: settings.files
+    folders: frozenset[str] = frozenset()
+    withdrawn: str = ""
+    sft: str = ""
+    settings: SourceSettings = field(default_factory=lambda: SourceSettings(kind="auto"))
+
+    def __call__(self, settings: SourceSettings) -> Layout:
+        """The source of its rows.
+
+        Raises:
+            SettingsError: the revision is withdrawn.
+        """
+        if self.withdrawn and (settings.revision or "").startswith(self.withdrawn):
+            raise SettingsError(
+                f"source.revision {settings.revision} holds wrong scores: use a later commit"
+            )
+        return replace(self, settings=settings)
+
+    def files(self) -> list[str]:
+        """As a source's."""
+        return self.patterns(self.settings)
+
+    def parse(self, row: Row, file: str) -> ParsedRow:
+        """As a source's."""
+        parsed = self.read(row)
+        if self.folders and parsed.stratum == "all":
+            folder = file.partition("/")[0]
+            folder = folder if folder in self.folders else self.settings.config
+            if folder in self.folders:
+                return ParsedRow(parsed[0], folder, *parsed[2:])
+        return parsed
 
 
-def as_rating_source(source: SourceAdapter) -> RatingSource | None:
-    """The source as one with rated answers, None where its rows carry none."""
-    return cast(RatingSource, source) if hasattr(source, "recorded") else None
+def is_rated(source: SourceAdapter) -> bool:
+    """Whether the rows of a source carry rated answers."""
+    return hasattr(source, "absolute")
 
 
 def load_source(settings: SourceSettings) -> SourceAdapter:
@@ -126,6 +179,11 @@ def load_source(settings: SourceSettings) -> SourceAdapter:
     """
     needs = ("required", "files", "parse")
     adapter: SourceAdapter = plugin_of(settings).call(settings, needs=needs)
+    if hasattr(adapter, "recorded"):
+        raise SettingsError(
+            f"source.kind {settings.kind}: give rated answers as ParsedRow.answers in place of"
+            " recorded()"
+        )
     return adapter
 
 

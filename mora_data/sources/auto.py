@@ -3,7 +3,7 @@ table (layouts.py) and named in one line, and the rows are read by it.
 
 Rows of other columns are looked at when they come, so a file may hold several layouts. Where the
 columns say no layout, or several, nothing is guessed: the error names the columns, two values, and
-what to type. UltraFeedback's pairs are one layout of it.
+what to type.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import NamedTuple
 from ..errors import DropRow, SettingsError, SourceError
 from ..settings import SourceSettings, nearest
 from ..text import one_line
-from ..types import Recorded, Row
-from . import ParsedRow, marked, prompt_in
+from ..types import Row
+from . import Layout, ParsedRow, marked
 from .layouts import (
     ANSWERS,
     BESIDE,
@@ -27,11 +27,10 @@ from .layouts import (
     LAYOUTS,
     NULLS,
     QUESTIONS,
-    Layout,
+    at,
     is_talk,
     json_in,
     means_turns,
-    two_sides,
 )
 
 COLUMNS = tuple(
@@ -122,12 +121,12 @@ class Auto:
         scales: dict[str, tuple[float, float]] = {}
         for row in rows:
             try:
-                answers, layout = self.recorded(row), self._laid_out(row)[0]
+                answers, layout = self.parse(row, file).answers, self._laid_out(row)[0]
             except DropRow:
                 continue
             scales |= {**layout.scales}
-            for answer in answers:
-                for name, value in answer.ratings.items():
+            for _, ratings in answers:
+                for name, value in ratings.items():
                     values.setdefault(name, []).append(value)
         if not wanted or wanted & values.keys():
             return
@@ -151,14 +150,9 @@ class Auto:
         )
 
     def parse(self, row: Row, file: str) -> ParsedRow:
-        """The row's conversation up to its last user turn."""
+        """What the row says by its layout."""
         layout, view = self._laid_out(row)
         return layout.read(view)
-
-    def recorded(self, row: Row) -> tuple[Recorded, ...]:
-        """The row's answers, with the ratings that its layout has."""
-        layout, view = self._laid_out(row)
-        return layout.answers(view) if layout.answers else layout.read(view).answers
 
     def _laid_out(self, row: Row) -> tuple[Layout, Row]:
         columns, view = tuple(row), self._view(row)
@@ -178,7 +172,7 @@ class Auto:
         mapped = {
             ours: value
             for ours, theirs in self._columns.items()
-            if (value := _at(row, theirs)) is not _MISSING
+            if (value := at(row, theirs, _MISSING)) is not _MISSING
         }
         if self._asks:
             rest = {k: row[k] for k in self._kept if k in row}
@@ -206,7 +200,7 @@ class Auto:
             if self._plans[tuple(row)].layout is not layout:
                 continue
             try:
-                messages, answers = self.parse(row, file).messages, self.recorded(row)
+                messages, *_, answers = self.parse(row, file)
             except DropRow:
                 continue
             turns = len([m for m in messages if m["role"] != "system"])
@@ -214,7 +208,7 @@ class Auto:
             if messages[0]["role"] == "system":
                 said.append("system in the first")
             if answers:
-                names = sorted({name for a in answers for name in a.ratings})
+                names = sorted({name for _, ratings in answers for name in ratings})
                 rated = f" rated by {', '.join(names)}" if names else ""
                 said.append(f"{len(answers)} answer{'s' * (len(answers) > 1)}{rated}")
             return ", ".join(said)
@@ -223,7 +217,7 @@ class Auto:
     def _check_columns(self, rows: Sequence[Row], file: str) -> None:
         """That the mapping names columns that are there, and no answers as questions."""
         for ours, theirs in self._columns.items():
-            if all(_at(row, theirs) is _MISSING for row in rows):
+            if all(at(row, theirs, _MISSING) is _MISSING for row in rows):
                 raise SourceError(
                     f"{file} has no column {theirs!r}, which source.columns.{ours} names:"
                     f" {nearest(theirs, map(str, rows[0]))}"
@@ -307,61 +301,5 @@ def _cut(value: object) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…")
 
 
-def _at(row: Row, path: str) -> object:
-    """The value of a column, or at a dotted path in one."""
-    if path in row:
-        return row[path]
-    node: object = row
-    for part in path.split("."):
-        if not isinstance(node, Mapping) or part not in node:
-            return _MISSING
-        node = node[part]
-    return node
-
-
 def _unpacked(view: Row, packed: Sequence[str]) -> Row:
     return {**view, **{k: json_in(view[k]) for k in packed if k in view}}
-
-
-_WITHDRAWN = "292c1632"  # scored before the overall_score bug of UltraFeedback was repaired
-_SHORT = {"train": "train_prefs", "test": "test_prefs"}
-
-
-class UltraFeedbackBinarized:
-    """HuggingFaceH4/ultrafeedback_binarized and its relatives, by the layout `preference`: rows of
-    the `_prefs`, `_sft` and `_gen` splits, which share their columns.
-
-        {"prompt": "...", "prompt_id": "...", "chosen": [...], "rejected": [...],
-         "messages": [...], "score_chosen": 8.0, "score_rejected": 6.5}
-
-    The context is `chosen` without its last turn; sides that are plain texts answer `prompt`. Left
-    out: context_mismatch (the sides differ before the reply, or `prompt` is none of the user
-    turns), turns out of order, unreadable or empty text. Noted: tie (equal scores), score_missing,
-    and defects of the replies. No topic: one stratum, no priors. Split `train` is read as
-    `train_prefs`.
-    """
-
-    required = (frozenset({"prompt", "chosen", "rejected"}),)
-    absolute = True
-    sft = ""
-
-    def __init__(self, settings: SourceSettings) -> None:
-        if (settings.revision or "").startswith(_WITHDRAWN):
-            raise SettingsError(
-                f"source.revision {settings.revision} holds wrong scores: use a later commit"
-            )
-        self._split = _SHORT.get(settings.split, settings.split)
-
-    def files(self) -> list[str]:
-        """`data/<split>-00000-of-0000N-<hash>.parquet`."""
-        return [f"data/{self._split}-*.parquet"]
-
-    def parse(self, row: Row, file: str) -> ParsedRow:
-        """The context that both sides share."""
-        if not isinstance(row.get("prompt"), list):
-            prompt_in(row, "prompt")
-        return two_sides({k: v for k, v in row.items() if k != "messages"})
-
-    def recorded(self, row: Row) -> tuple[Recorded, ...]:
-        """Both replies with their overall score of 1 to 10."""
-        return self.parse(row, "").answers

@@ -13,45 +13,37 @@ truthful = correctness / 4.
 
 from __future__ import annotations
 
-from ..settings import SourceSettings
-from ..types import Recorded, Row
-from . import ParsedRow, checked_context, number_in, prompt_in, reply_notes, split_turns
+from ..types import Row
+from . import Layout, ParsedRow, checked_context, number_in, prompt_in, reply_notes, split_turns
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _PRIORS = {"helpful": "helpfulness", "truthful": "correctness"}
 
 
-class HelpSteer:
-    """Rows of the main configuration, which carry ratings."""
-
-    required = (frozenset({"prompt", "response", "helpfulness", "correctness"}),)
-    absolute = True
-    sft = ""
-
-    def __init__(self, settings: SourceSettings) -> None:
-        self._split = settings.split
-
-    def files(self) -> list[str]:
-        """`<split>.jsonl.gz` at the root."""
-        return [f"{self._split}.jsonl*"]
-
-    def parse(self, row: Row, file: str) -> ParsedRow:
-        """The conversation before the reply."""
-        ratings = _ratings(row)
-        notes = (
-            *reply_notes(row.get("response")),
-            *(() if len(ratings) == len(ATTRIBUTES) else ("rating_missing",)),
-        )
-        priors = {d: ratings[a] / 4 for d, a in _PRIORS.items() if a in ratings}
-        turns = split_turns(f"<extra_id_1>User\n{prompt_in(row, 'prompt')}", "extra_id")
-        return ParsedRow(checked_context(turns), priors=priors, notes=notes)
-
-    def recorded(self, row: Row) -> tuple[Recorded, ...]:
-        """The reply with its ratings of 0 to 4."""
-        response = row.get("response")
-        return (Recorded(response, _ratings(row)),) if isinstance(response, str) else ()
-
-
-def _ratings(row: Row) -> dict[str, float]:
+def _read(row: Row) -> ParsedRow:
+    """The conversation before the reply, and the reply with its ratings of 0 to 4."""
     found = {a: number_in(row.get(a)) for a in ATTRIBUTES}
-    return {a: v for a, v in found.items() if v is not None and 0 <= v <= 4}
+    ratings = {a: v for a, v in found.items() if v is not None and 0 <= v <= 4}
+    response = row.get("response")
+    missing = () if len(ratings) == len(ATTRIBUTES) else ("rating_missing",)
+    turns = split_turns(f"<extra_id_1>User\n{prompt_in(row, 'prompt')}", "extra_id")
+    return ParsedRow(
+        checked_context(turns),
+        priors={d: ratings[a] / 4 for d, a in _PRIORS.items() if a in ratings},
+        notes=(*reply_notes(response), *missing),
+        answers=((response, ratings),) if isinstance(response, str) else (),
+    )
+
+
+_COLUMNS = frozenset({"prompt", "response", "helpfulness", "correctness"})
+HELPSTEER = Layout(
+    "helpsteer",
+    "HelpSteer, one reply with attribute ratings",
+    "`prompt`, `response`, `helpfulness`, `correctness`",
+    _COLUMNS.issubset,
+    _read,
+    absolute=True,
+    scales=dict.fromkeys(ATTRIBUTES, (0, 4)),
+    required=(_COLUMNS,),
+    patterns=lambda settings: [f"{settings.split}.jsonl*"],
+)

@@ -15,52 +15,38 @@ Stratum: the data_dir, where the file's folder or `source.config` says it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..errors import DropRow
-from ..settings import SourceSettings
-from ..types import Messages, Recorded, Row
-from . import ParsedRow, checked_context, number_in, reply_notes, split_turns, text_in
+from ..types import Messages, Row
+from . import (
+    Layout,
+    ParsedRow,
+    checked_context,
+    marked,
+    number_in,
+    reply_notes,
+    split_turns,
+    text_in,
+)
 
 PAIRS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 RED_TEAM = "red-team-attempts"
 _ASSISTANT = "\n\nAssistant: "
 _EMPTY_REPLY = "\n\nAssistant:"
 _HUMAN = "\n\nHuman: "
+_BETTER, _WORSE = {"preferred": 1.0}, {"preferred": 0.0}
 
 
-class HhRlhf:
-    """Rows of any data_dir; `default` joins the four with pairs."""
-
-    required = (frozenset({"chosen", "rejected"}), frozenset({"transcript"}))
-    absolute = False
-    sft = "refused: the card of HH-RLHF forbids supervised training on its replies"
-
-    def __init__(self, settings: SourceSettings) -> None:
-        self._split = settings.split
-        self._dirs = PAIRS if settings.config == "default" else (settings.config,)
-        self._stratum = settings.config if settings.config in (*PAIRS, RED_TEAM) else "all"
-
-    def files(self) -> list[str]:
-        """`<data_dir>/<split>.jsonl.gz`."""
-        return [f"{d}/{self._split}.jsonl*" for d in self._dirs]
-
-    def parse(self, row: Row, file: str) -> ParsedRow:
-        """The shared context of a pair, or the context of a red-team transcript."""
-        if "transcript" in row and "chosen" not in row:
-            return _red_team(row)
-        messages, chosen, rejected = _pair(text_in(row, "chosen"), text_in(row, "rejected"))
-        folder = file.partition("/")[0]
-        return ParsedRow(
-            messages,
-            folder if folder in PAIRS else self._stratum,
-            notes=_notes(chosen, rejected),
-        )
-
-    def recorded(self, row: Row) -> tuple[Recorded, ...]:
-        """Both replies of a pair: preferred 1 or 0. A red-team transcript has none."""
-        if "chosen" not in row:
-            return ()
-        _, chosen, rejected = _pair(text_in(row, "chosen"), text_in(row, "rejected"))
-        return Recorded(chosen, {"preferred": 1.0}), Recorded(rejected, {"preferred": 0.0})
+def _read(row: Row) -> ParsedRow:
+    """The shared context of a pair, and both replies: preferred 1 or 0; or the context of a
+    red-team transcript."""
+    if "transcript" in row and "chosen" not in row:
+        return _red_team(row)
+    messages, chosen, rejected = _pair(text_in(row, "chosen"), text_in(row, "rejected"))
+    return ParsedRow(
+        messages, notes=_notes(chosen, rejected), answers=((chosen, _BETTER), (rejected, _WORSE))
+    )
 
 
 def _pair(chosen: str, rejected: str) -> tuple[Messages, str, str]:
@@ -110,3 +96,30 @@ def _red_team(row: Row) -> ParsedRow:
     notes = (*reply_notes(reply), *(() if known else ("rating_missing",)))
     priors = {"harmless": 1 - rating / 4} if rating is not None and known else {}
     return ParsedRow(_turns(context), RED_TEAM, category, priors, notes)
+
+
+def _is_marked(value: object) -> bool:
+    return isinstance(value, str) and marked(value) == "HH"
+
+
+HH_RLHF = Layout(
+    "hh",
+    "HH-RLHF transcripts, chosen and rejected",
+    "`chosen` and `rejected`, texts with `Human:` and `Assistant:`, and no question column",
+    lambda row: _is_marked(row.get("chosen")) and _is_marked(row.get("rejected")),
+    _read,
+    required=(frozenset({"chosen", "rejected"}), frozenset({"transcript"})),
+    patterns=lambda settings: [
+        f"{folder}/{settings.split}.jsonl*"
+        for folder in (PAIRS if settings.config == "default" else [settings.config])
+    ],
+    folders=frozenset((*PAIRS, RED_TEAM)),
+    sft="refused: the card of HH-RLHF forbids supervised training on its replies",
+)
+TRANSCRIPTS = replace(
+    HH_RLHF,
+    name="red-team",
+    what="a red-team transcript",
+    known_by="`transcript`, a text with `Human:` and `Assistant:`",
+    matches=lambda row: _is_marked(row.get("transcript")),
+)

@@ -18,14 +18,15 @@ import json
 import re
 from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import cast
 
 from ..errors import DropRow
-from ..settings import SourceSettings
-from ..types import Message, Messages, Recorded, Row
+from ..types import Message, Messages, Row
 from . import (
     MARKS,
+    Answer,
+    Layout,
     ParsedRow,
     checked_context,
     marked,
@@ -37,10 +38,10 @@ from . import (
     turns_in,
     user_turn,
 )
-from .helpsteer import HelpSteer
-from .hh import HhRlhf
-from .pku import PkuSafeRlhf
-from .ultrafeedback import UltraFeedback
+from .helpsteer import HELPSTEER
+from .hh import HH_RLHF, TRANSCRIPTS
+from .pku import PKU_SAFERLHF
+from .ultrafeedback import ULTRAFEEDBACK
 
 # columns by what they mean; the first that a row has counts
 QUESTIONS = (
@@ -74,33 +75,6 @@ RATINGS = "scores ratings rewards rating reward_scores".split()
 JSON_COLUMNS = frozenset((*TALKS, *QUESTIONS, "chosen", "rejected", "answers", *LISTS, *RATINGS))
 _TEXT_KEYS = ("text", "answer", "response", "content", "output")
 NULLS = frozenset("nan NaN NA N/A n/a null NULL None none <NA>".split())
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Layout:
-    """One way in which rows are written.
-
-    Attributes:
-        name: for `source.layout`.
-        what: in words, for the line that says what a file is.
-        known_by: its columns, for the page of layouts.
-        matches: whether a row is of it.
-        read: the row's conversation, answers and labels; raises DropRow.
-        answers: the answers alone, where `read` leaves them out.
-        asks_in_a_column: the question is a text in a column of its own, so there may be a second.
-        absolute: ratings of different rows compare, so neighbours of one prompt join.
-        scales: lowest and highest value of ratings, where they are known.
-    """
-
-    name: str
-    what: str
-    known_by: str
-    matches: Callable[[Row], object]
-    read: Callable[[Row], ParsedRow]
-    answers: Callable[[Row], tuple[Recorded, ...]] | None = None
-    absolute: bool = False
-    asks_in_a_column: bool = False
-    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 # conversations
@@ -171,6 +145,18 @@ def _texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
 
+def at(row: Row, path: str, default: object = None) -> object:
+    """The value of a column, or at a dotted path in one."""
+    if path in row:
+        return row[path]
+    node: object = row
+    for part in path.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return default
+        node = node[part]
+    return node
+
+
 def _column(row: Row, names: Sequence[str]) -> str | None:
     """The first of the columns that the row has."""
     return next((n for n in names if n in row), None)
@@ -231,7 +217,7 @@ def _open_end(turns: Messages) -> tuple[Messages, bool]:
 def _parsed(
     row: Row,
     context: tuple[Messages, bool],
-    answers: Sequence[Recorded] = (),
+    answers: Sequence[Answer] = (),
     notes: Sequence[str] = (),
 ) -> ParsedRow:
     turns, ignored = context
@@ -343,7 +329,7 @@ def two_sides(row: Row) -> ParsedRow:
     won = (0.5, 0.5) if tie else (1.0, 0.0)
     texts = [t if isinstance(t, str) else None for t in (chosen, rejected)]
     answers = [
-        Recorded(t, _rated(("preferred", w), ("score", s)))
+        (t, _rated(("preferred", w), ("score", s)))
         for t, w, s in zip(texts, won, (a, b), strict=True)
         if t is not None
     ]
@@ -398,7 +384,7 @@ def two_answers(row: Row) -> ParsedRow:
         texts.append(text)
         if text is not None:
             score = score_in(row.get(f"score{end}"))
-            answers.append(Recorded(text, _rated(("preferred", won and won[i]), ("score", score))))
+            answers.append((text, _rated(("preferred", won and won[i]), ("score", score))))
     if "history" in row and _column(row, ANY_QUESTION) is None:
         row = {**row, "prompt": row["history"]}
     notes = (*reply_notes(*texts), *(() if won else ("label_missing",)))
@@ -414,7 +400,7 @@ def arena(row: Row) -> ParsedRow:
     won = _winner(row)
     judged = won and all(len(t) == same + 1 and t[same]["role"] == "assistant" for t in talks)
     answers = [
-        Recorded(t[same]["content"], _rated(("preferred", won[i] if judged and won else None)))
+        (t[same]["content"], _rated(("preferred", won[i] if judged and won else None)))
         for i, t in enumerate(talks)
         if len(t) > same and t[same]["role"] == "assistant"
     ]
@@ -456,7 +442,7 @@ def answer_list(row: Row) -> ParsedRow:
         ratings = {str(k): v for k in given if (v := number_in(given[k])) is not None}
         if worst > best and (rank := score_in(a.get("rank"))) is not None:
             ratings["preferred"] = (worst - rank) / (worst - best)
-        answers.append(Recorded(text, ratings))
+        answers.append((text, ratings))
     return _parsed({k: v for k, v in row.items() if k != "answers"}, _context(row), answers)
 
 
@@ -465,7 +451,7 @@ def scored_list(row: Row) -> ParsedRow:
     names = _list_columns(row)
     texts, numbers = (row[n] for n in names) if names else ([], [])
     answers = [
-        Recorded(t, _rated(("score", score_in(s))))
+        (t, _rated(("score", score_in(s))))
         for t, s in zip(texts, numbers, strict=False)  # type: ignore[call-overload]
         if isinstance(t, str)
     ]
@@ -488,7 +474,7 @@ def ranked_list(column: str) -> Callable[[Row], ParsedRow]:
         texts = row.get(column)
         listed = [t for t in texts if isinstance(t, str)] if isinstance(texts, list) else []
         last = max(len(listed) - 1, 1)
-        answers = [Recorded(t, {"preferred": 1 - i / last}) for i, t in enumerate(listed)]
+        answers = [(t, {"preferred": 1 - i / last}) for i, t in enumerate(listed)]
         return _parsed(row, _context(row), answers, tuple(reply_notes(*listed)))
 
     return read
@@ -510,16 +496,8 @@ def rated_reply(row: Row) -> ParsedRow:
     if isinstance(harms, Mapping):
         row = {**row, "category": next((k for k, v in harms.items() if v is True), None)}
     return _parsed(
-        row, asked, [] if reply is None else [Recorded(reply, ratings)], tuple(reply_notes(reply))
+        row, asked, [] if reply is None else [(reply, ratings)], tuple(reply_notes(reply))
     )
-
-
-def openai_preference(row: Row) -> ParsedRow:
-    """`input.messages`, and two lists of one assistant turn."""
-    inner = row["input"]
-    talk = inner.get("messages") if isinstance(inner, Mapping) else None
-    sides = {k: row.get(k) for k in SIDES[1]}
-    return two_sides({"messages": talk, **sides})
 
 
 def oasst_tree(row: Row) -> ParsedRow:
@@ -541,13 +519,6 @@ def oasst_message(row: Row) -> ParsedRow:
     if row.get("parent_id") not in (None, "") or row.get("role") != "prompter":
         raise DropRow("not_a_first_turn")
     return plain({"prompt": row.get("text")})
-
-
-def webgpt(row: Row) -> ParsedRow:
-    """`question.full_text` and two answers with scores."""
-    asked = row["question"]
-    text = asked.get("full_text") if isinstance(asked, Mapping) else None
-    return two_answers({**row, "question": text})
 
 
 def summaries(row: Row) -> ParsedRow:
@@ -593,7 +564,7 @@ def self_instruct(row: Row) -> ParsedRow:
 def graded(row: Row) -> ParsedRow:
     """One reply with a grade of 1 to 5."""
     text, grade = row.get("orig_response"), score_in(row.get("orig_score"))
-    answers = [Recorded(text, _rated(("score", grade)))] if isinstance(text, str) else []
+    answers = [(text, _rated(("score", grade)))] if isinstance(text, str) else []
     return _parsed(row, _context({"prompt": row.get("orig_instruction")}), answers)
 
 
@@ -606,23 +577,14 @@ def by_turns(row: Row) -> ParsedRow:
     return _parsed(row, _open_end(turns_in(turns)))
 
 
-_OWN = SourceSettings(kind="auto")
-_HH, _PKU, _UF, _HS = HhRlhf(_OWN), PkuSafeRlhf(_OWN), UltraFeedback(_OWN), HelpSteer(_OWN)
-
-
-def _pku_answers(row: Row) -> tuple[Recorded, ...]:
-    """The dataset's ratings, and which reply is better as `preferred`."""
-    found = _PKU.recorded(row)
-    return tuple(
-        Recorded(a.text, {**a.ratings, "preferred": a.ratings["better"]})
-        if "better" in a.ratings
-        else a
-        for a in found
-    )
-
-
-def _is_hh(value: object) -> bool:
-    return isinstance(value, str) and marked(value) == "HH"
+def _with_preferred(row: Row) -> ParsedRow:
+    """Of PKU-SafeRLHF, which reply is better as `preferred`, too."""
+    parsed = PKU_SAFERLHF.read(row)
+    answers = [
+        (text, {**found, "preferred": found["better"]} if "better" in found else found)
+        for text, found in parsed.answers
+    ]
+    return parsed._replace(answers=tuple(answers))
 
 
 def _in(*columns: str) -> Callable[[Row], bool]:
@@ -658,65 +620,17 @@ def _renamed(
     return lambda row: read({names.get(k, k.removeprefix(prefix)): v for k, v in row.items()})
 
 
+_PREFS = {"train": "train_prefs", "test": "test_prefs"}
 _VERDICTS = {"A>B": "a", "B>A": "b", "A=B": "tie"}
-_SAFETY = ("response_0", "response_1", "is_response_0_safe", "is_response_1_safe")
-
-
-def _scale(names: str, low: float, high: float) -> dict[str, tuple[float, float]]:
-    return dict.fromkeys(names.split(), (low, high))
 
 
 # name, words, recognised by, matches, read; a row of each is in tests/layouts/examples.py
 LAYOUTS: tuple[Layout, ...] = (
-    Layout(
-        "hh",
-        "HH-RLHF transcripts, chosen and rejected",
-        "`chosen` and `rejected`, texts with `Human:` and `Assistant:`, and no question column",
-        lambda row: _is_hh(row.get("chosen")) and _is_hh(row.get("rejected")) and not _asks(row),
-        lambda row: _HH.parse(row, ""),
-        _HH.recorded,
-    ),
-    Layout(
-        "red-team",
-        "a red-team transcript",
-        "`transcript`, a text with `Human:` and `Assistant:`",
-        lambda row: _is_hh(row.get("transcript")),
-        lambda row: _HH.parse(row, ""),
-        _HH.recorded,
-    ),
-    Layout(
-        "pku-saferlhf",
-        "PKU-SafeRLHF, two replies with labels of safety",
-        "`prompt`, `response_0`, `response_1`, `is_response_0_safe` and its fellows",
-        _in("prompt", *_SAFETY, "better_response_id"),
-        lambda row: _PKU.parse(row, ""),
-        _pku_answers,
-        scales={"better": (0, 1), "safer": (0, 1), "safe": (0, 1), "severity": (0, 3)},
-    ),
-    Layout(
-        "ultrafeedback",
-        "UltraFeedback, completions with aspect ratings",
-        "`source`, `instruction`, and `completions` with `annotations`",
-        lambda row: (
-            {"source", "instruction"} <= row.keys()
-            and isinstance(c := row.get("completions"), list)
-            and any(isinstance(x, Mapping) for x in c)
-        ),
-        lambda row: _UF.parse(row, ""),
-        _UF.recorded,
-        absolute=True,
-        scales=_scale("helpfulness truthfulness honesty instruction_following", 1, 5),
-    ),
-    Layout(
-        "helpsteer",
-        "HelpSteer, one reply with attribute ratings",
-        "`prompt`, `response`, `helpfulness`, `correctness`",
-        _in("prompt", "response", "helpfulness", "correctness"),
-        lambda row: _HS.parse(row, ""),
-        _HS.recorded,
-        absolute=True,
-        scales=_scale("helpfulness correctness coherence complexity verbosity", 0, 4),
-    ),
+    replace(HH_RLHF, matches=lambda row: HH_RLHF.matches(row) and not _asks(row)),
+    TRANSCRIPTS,
+    replace(PKU_SAFERLHF, read=_with_preferred),
+    ULTRAFEEDBACK,
+    HELPSTEER,
     Layout(
         "self-instruct",
         "Self-Instruct tasks",
@@ -767,14 +681,16 @@ LAYOUTS: tuple[Layout, ...] = (
         "OpenAI preference rows",
         "`input.messages`, `preferred_output`, `non_preferred_output`",
         lambda row: isinstance(row.get("input"), Mapping) and "preferred_output" in row,
-        openai_preference,
+        lambda row: two_sides(
+            {"messages": at(row, "input.messages"), **{k: row.get(k) for k in SIDES[1]}}
+        ),
     ),
     Layout(
         "webgpt",
         "WebGPT comparisons",
         "`question.full_text`, `answer_0`, `answer_1`, `score_0`, `score_1`",
         lambda row: isinstance(q := row.get("question"), Mapping) and "full_text" in q,
-        webgpt,
+        lambda row: two_answers({**row, "question": at(row, "question.full_text")}),
     ),
     Layout(
         "summaries",
@@ -923,3 +839,22 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
 )
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
+
+
+def _binarized(row: Row) -> ParsedRow:
+    if not isinstance(row.get("prompt"), list):
+        prompt_in(row, "prompt")
+    return two_sides({k: v for k, v in row.items() if k != "messages"})
+
+
+# HuggingFaceH4/ultrafeedback_binarized and its relatives: rows of the `_prefs`, `_sft` and `_gen`
+# splits, which share their columns; the context is `chosen` without its last turn
+BINARIZED = replace(
+    BY_NAME["preference"],
+    name="ultrafeedback-binarized",
+    read=_binarized,
+    absolute=True,
+    required=(frozenset({"prompt", "chosen", "rejected"}),),
+    patterns=lambda settings: [f"data/{_PREFS.get(settings.split, settings.split)}-*.parquet"],
+    withdrawn="292c1632",  # scored before the overall_score bug of UltraFeedback was repaired
+)

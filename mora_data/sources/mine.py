@@ -35,7 +35,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, starmap
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -45,8 +45,8 @@ from ..plugins import guarded
 from ..run.folder import JOIN, SourceCounts, StageCounts
 from ..settings import BuildSettings, MineSettings, MixedSource, SourceSettings
 from ..text import commonest_first, context_and_group, digest, one_line
-from ..types import Messages, Prompt, Row
-from . import ParsedRow, SourceAdapter, as_rating_source, load_source, plugin_of, read, sample_path
+from ..types import Messages, Prompt, Recorded, Row
+from . import ParsedRow, SourceAdapter, is_rated, load_source, plugin_of, read, sample_path
 from .benchmarks import Benchmarks, cache_dir
 
 if TYPE_CHECKING:
@@ -209,11 +209,11 @@ def mine(
     rows = by_file(opened, settings, counts)
     if (first := next(rows, None)) is None:
         raise SourceError("the source has no rows: check --data")
-    recorded = settings.policy.engine == "recorded"
-    ratings = as_rating_source(opened.source) if recorded else None
-    if ratings and not ratings.absolute:  # answers that only compare within a row never join
+    recorded = settings.policy.engine == "recorded" and is_rated(opened.source)
+    # answers that only compare within a row never join
+    if recorded and not getattr(opened.source, "absolute", False):
         wanted = wanted.model_copy(update={"dedup": False})
-    joins = ratings is not None and wanted.dedup
+    joins = recorded and wanted.dedup
     seen = seen or Seen(benchmarks or benchmarks_of(settings))
     own_ids: set[int] = set()
     seen.ids.append(own_ids)
@@ -237,8 +237,10 @@ def mine(
         except DropRow as drop:
             counts.dropped[drop.reason] += 1
             repeats = waiting and (drop.reason, drop.detail) == ("duplicate", waiting.prompt_id)
-            if repeats and waiting and ratings and not isinstance(row, DropRow):
-                waiting = replace(waiting, recorded=waiting.recorded + ratings.recorded(row))
+            if repeats and waiting:
+                waiting = replace(
+                    waiting, recorded=waiting.recorded + guarded(own, _recorded, parsed)
+                )
                 counts.notes["answers_joined"] += 1
             continue
         if waiting:
@@ -247,8 +249,8 @@ def mine(
                 counts.dropped["over_limit"] += 1
                 return
         counts.kept += 1
-        if ratings:
-            prompt = replace(prompt, recorded=ratings.recorded(row))
+        if recorded:
+            prompt = replace(prompt, recorded=guarded(own, _recorded, parsed))
         if joins:
             waiting = prompt
             continue
@@ -263,6 +265,10 @@ def mine(
             f"all {counts.rows} rows of source {settings.source.kind} were dropped, {n} as"
             f" {reason}: check the data, or mine.* in the builder"
         )
+
+
+def _recorded(parsed: ParsedRow) -> tuple[Recorded, ...]:
+    return tuple(starmap(Recorded, parsed.answers))
 
 
 def benchmarks_of(settings: BuildSettings) -> Benchmarks:
@@ -430,11 +436,11 @@ def as_recorded(settings: BuildSettings) -> tuple[BuildSettings, list[str]]:
             "--engine recorded takes one source, as ratings of different sources don't compare:"
             " build them one by one"
         )
-    source, wanted = as_rating_source(load_source(settings.source)), settings.recorded
-    if source is None or wanted is None:
+    source, wanted = load_source(settings.source), settings.recorded
+    if not is_rated(source) or wanted is None:
         raise SettingsError(
             "--engine recorded needs a source with rated answers and `recorded:` in its builder: "
-            f"{settings.source.kind} has {'no such answers' if source is None else 'no such part'}"
+            f"{settings.source.kind} has no such {'part' if is_rated(source) else 'answers'}"
         )
     missing = [d for d in wanted.dimensions if not wanted.rewards.get(d)]
     if missing:
@@ -445,17 +451,18 @@ def as_recorded(settings: BuildSettings) -> tuple[BuildSettings, list[str]]:
     order = [d for d in before if d in dims] + [d for d in dims if d not in before]
     publish = settings.publish.model_copy(update={"stage_order": order})
     messages = [RECORDED_MESSAGE]
-    if source.sft.startswith("refused"):
+    sft = getattr(source, "sft", "")
+    if sft.startswith("refused"):
         from ..dataset.schemas import config_names  # pyarrow comes with it
 
-        why = source.sft.removeprefix("refused: ")
+        why = sft.removeprefix("refused: ")
         if publish.configs != "all" and "sft" in publish.configs:
             raise SettingsError(f"publish.configs names sft: {why}; leave it out")
         messages.append(f"without the config sft: {why}")
         configs = config_names(dims, order) if publish.configs == "all" else publish.configs
         publish = publish.model_copy(update={"configs": [c for c in configs if c != "sft"]})
-    elif source.sft:
-        messages.append(f"warning: {source.sft}")
+    elif sft:
+        messages.append(f"warning: {sft}")
     changed = {
         "dimensions": dims,
         "rewards": wanted.rewards,

@@ -17,73 +17,57 @@ replies, 1-5 scaled to 0-1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from ..errors import DropRow
-from ..settings import SourceSettings
-from ..types import Recorded, Row
-from . import (
-    ParsedRow,
-    number_in,
-    prompt_in,
-    reply_notes,
-    score_in,
-    text_in,
-    user_turn,
-)
+from ..types import Row
+from . import Layout, ParsedRow, number_in, prompt_in, reply_notes, score_in, text_in, user_turn
 
 _BENCHMARKS = {"truthful_qa": "truthfulqa", "false_qa": "false_qa"}
 _ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 _PRIORS = {"helpful": "helpfulness", "truthful": "truthfulness"}
 _N_COMPLETIONS = 4
 
-Ratings = Mapping[str, float]
 
-
-class UltraFeedback:
-    """openbmb/UltraFeedback: rows with completions and per-aspect ratings."""
-
-    required = (frozenset({"source", "instruction", "completions"}),)
-    absolute = True
-    sft = ""
-
-    def __init__(self, settings: SourceSettings) -> None:
-        self._all = settings.config == "default"
-        self._name = settings.config
-
-    def files(self) -> list[str]:
-        """JSON lines at the root, one file per source; `config` names one of them. There is only a
-        train split."""
-        return ["*.jsonl"] if self._all else [f"{self._name}.jsonl"]
-
-    def parse(self, row: Row, file: str) -> ParsedRow:
-        """The instruction, with the ratings' means as priors."""
-        source = text_in(row, "source")
-        if source in _BENCHMARKS:
-            raise DropRow(_BENCHMARKS[source])
-        instruction = prompt_in(row, "instruction")
-        completions = _completions(row)
-        ratings = [_ratings(c) for c in completions]
-        notes = (*_reply_notes(completions), *_rating_notes(completions, ratings))
-        return ParsedRow(
-            user_turn(instruction), source or "all", priors=_priors(ratings), notes=notes
-        )
-
-    def recorded(self, row: Row) -> tuple[Recorded, ...]:
-        """The completions, each with its aspect ratings of 1 to 5."""
-        return tuple(
-            Recorded(text, _ratings(c))
-            for c in _completions(row)
-            if isinstance(text := c.get("response"), str)
-        )
-
-
-def _completions(row: Row) -> list[Row]:
+def _read(row: Row) -> ParsedRow:
+    """The instruction, with the ratings' means as priors, and the completions, each with its aspect
+    ratings of 1 to 5."""
+    source = text_in(row, "source")
+    if source in _BENCHMARKS:
+        raise DropRow(_BENCHMARKS[source])
+    instruction = prompt_in(row, "instruction")
     found = row.get("completions")
-    return [c for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
+    listed = [c for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
+    ratings = [_ratings(c) for c in listed]
+    replies = [c.get("response") for c in listed]
+    notes = ["too_few_completions"] if len(listed) < _N_COMPLETIONS else []
+    notes += reply_notes(*replies)
+    fine = [number_in(c.get("fine-grained_score")) for c in listed]
+    overall = [number_in(c.get("overall_score")) for c in listed]
+    if any(len(r) < len(_ASPECTS) for r in ratings):
+        notes.append("rating_missing")
+    if None in fine:
+        notes.append("fine_grained_missing")
+    if any(o == 10 and f is not None and f <= 4 for o, f in zip(overall, fine, strict=True)):
+        notes.append("overall_score_bug")
+    means = sorted(sum(r.values()) / len(r) for r in ratings if r)
+    if len(means) > 1 and means[-1] == means[-2]:
+        notes.append("tie")
+    priors = {}
+    for dimension, aspect in _PRIORS.items():
+        if values := [(r[aspect] - 1) / 4 for r in ratings if aspect in r]:
+            priors[dimension] = sum(values) / len(values)
+    answers = [(t, r) for t, r in zip(replies, ratings, strict=True) if isinstance(t, str)]
+    return ParsedRow(
+        user_turn(instruction),
+        source or "all",
+        priors=priors,
+        notes=tuple(notes),
+        answers=tuple(answers),
+    )
 
 
-def _ratings(completion: Row) -> Ratings:
+def _ratings(completion: Row) -> dict[str, float]:
     """Aspect -> rating 1-5; aspects without a number are left out."""
     annotations = completion.get("annotations")
     found = {}
@@ -95,30 +79,24 @@ def _ratings(completion: Row) -> Ratings:
     return found
 
 
-def _priors(ratings: Sequence[Ratings]) -> dict[str, float]:
-    means = {}
-    for dimension, aspect in _PRIORS.items():
-        values = [(r[aspect] - 1) / 4 for r in ratings if aspect in r]
-        if values:
-            means[dimension] = sum(values) / len(values)
-    return means
+def _matches(row: Row) -> bool:
+    listed = row.get("completions")
+    if not isinstance(listed, list) or not {"source", "instruction"} <= row.keys():
+        return False
+    return any(isinstance(x, Mapping) for x in listed)
 
 
-def _reply_notes(completions: Sequence[Row]) -> Iterable[str]:
-    if len(completions) < _N_COMPLETIONS:
-        yield "too_few_completions"
-    yield from reply_notes(*(c.get("response") for c in completions))
-
-
-def _rating_notes(completions: Sequence[Row], ratings: Sequence[Ratings]) -> Iterable[str]:
-    fine = [number_in(c.get("fine-grained_score")) for c in completions]
-    overall = [number_in(c.get("overall_score")) for c in completions]
-    if any(len(r) < len(_ASPECTS) for r in ratings):
-        yield "rating_missing"
-    if None in fine:
-        yield "fine_grained_missing"
-    if any(o == 10 and f is not None and f <= 4 for o, f in zip(overall, fine, strict=True)):
-        yield "overall_score_bug"
-    means = sorted(sum(r.values()) / len(r) for r in ratings if r)
-    if len(means) > 1 and means[-1] == means[-2]:
-        yield "tie"
+ULTRAFEEDBACK = Layout(
+    "ultrafeedback",
+    "UltraFeedback, completions with aspect ratings",
+    "`source`, `instruction`, and `completions` with `annotations`",
+    _matches,
+    _read,
+    absolute=True,
+    scales=dict.fromkeys(_ASPECTS, (1, 5)),
+    required=(frozenset({"source", "instruction", "completions"}),),
+    # JSON lines at the root, one file per source; there is only a train split
+    patterns=lambda settings: [
+        "*.jsonl" if settings.config == "default" else f"{settings.config}.jsonl"
+    ],
+)

@@ -15,7 +15,7 @@ import mora_data
 from mora_data.cli import main
 from mora_data.errors import EndpointError, SettingsError
 from mora_data.settings import build_settings, load_settings
-from mora_data.sources import SourceAdapter, as_rating_source, load_source
+from mora_data.sources import SourceAdapter, is_rated, load_source
 from mora_data.sources.mine import RECORDED_MESSAGE, MineCounts, as_recorded, mine, open_source
 
 KINDS = {
@@ -121,13 +121,14 @@ def test_the_same_rows_give_the_same_bytes_and_a_second_run_changes_nothing(
 
 
 def rows_of(kind: str, row: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    adapter = as_rating_source(load_source(load_settings(kind).source))
-    assert adapter is not None
-    return [(r.text, dict(r.ratings)) for r in adapter.recorded(row)]
+    adapter = load_source(load_settings(kind).source)
+    assert is_rated(adapter)
+    return [(text, dict(found)) for text, found in adapter.parse(row, "").answers]
 
 
 def test_ratings_are_read_as_the_rows_have_them() -> None:
     pku = {
+        "prompt": "q",
         "response_0": "a",
         "response_1": "b",
         "is_response_0_safe": True,
@@ -154,16 +155,26 @@ def test_ratings_are_read_as_the_rows_have_them() -> None:
     }
     assert rows_of(
         "ultrafeedback",
-        {"completions": [{"response": "a", **rating}, {"response": None}, "x", {"response": "b"}]},
+        {
+            "source": "flan",
+            "instruction": "q",
+            "completions": [
+                {"response": "a", **rating},
+                {"response": None},
+                "x",
+                {"response": "b"},
+            ],
+        },
     ) == [("a", {"helpfulness": 4}), ("b", {})]
     assert rows_of(
-        "helpsteer", {"response": "a", "helpfulness": 3, "correctness": 9, "coherence": None}
+        "helpsteer",
+        {"prompt": "q", "response": "a", "helpfulness": 3, "correctness": 9, "coherence": None},
     ) == [("a", {"helpfulness": 3})]
     hh = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
     assert [r for _, r in rows_of("hh-rlhf", hh)] == [
         {"preferred": 1},
         {"preferred": 0},
-    ] and rows_of("hh-rlhf", {"transcript": ""}) == []
+    ] and rows_of("hh-rlhf", {"transcript": hh["chosen"]}) == []
     assert rows_of("jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"}) == [
         ("a", {"preferred": 1}),
         ("b", {"preferred": 0}),

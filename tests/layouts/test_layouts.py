@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from layouts.page import PAGE, page_with_table
 import mora_data.sources.layouts
 from mora_data.errors import DropRow, MoraError
 from mora_data.settings import load_settings, parse_override
-from mora_data.sources import as_rating_source
 from mora_data.sources.layouts import LAYOUTS
 from mora_data.sources.mine import MineCounts, by_file, checked_text, open_source
 
@@ -27,8 +27,6 @@ def read(path: Path, given: dict[str, Any]) -> tuple[list[str], list[Any]]:
     settings = load_settings("auto", given)
     opened = open_source(settings, False, [path])
     asks, rated = [], []
-    ratings = as_rating_source(opened.source)
-    assert ratings
     for _, file, row in by_file(opened, settings, MineCounts()):
         try:
             if isinstance(row, DropRow):
@@ -40,7 +38,7 @@ def read(path: Path, given: dict[str, Any]) -> tuple[list[str], list[Any]]:
                     f"{'S:' * (m['role'] == 'system')}{m['content']}" for m in parsed.messages
                 )
             )
-            rated += [(a.text, dict(a.ratings)) for a in ratings.recorded(row)]
+            rated += [(text, dict(ratings)) for text, ratings in parsed.answers]
         except DropRow as e:
             asks.append(f"!{e.reason}")
     return asks, rated
@@ -110,8 +108,5 @@ def test_the_example_of_a_layout_is_of_it(layout: Any, tmp_path: Path) -> None:
         for value in HOSTILE:  # a row of these columns that is none of the layout
             row = {**example, column: value}
             for parser in (source, Auto(SourceSettings(kind="auto"))):
-                try:
+                with suppress(DropRow):
                     parser.parse(row, "f")
-                    parser.recorded(row)
-                except DropRow:
-                    pass

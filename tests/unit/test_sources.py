@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mora_data import resources, sources
 from mora_data.errors import DropRow, SettingsError, SourceError
-from mora_data.settings import SourceSettings, load_settings
+from mora_data.settings import SourceSettings, build_settings, load_settings
 from mora_data.sources import ParsedRow
+from mora_data.sources.mine import MineCounts, as_recorded, mine, open_source
 from mora_data.sources.pku import CATEGORIES
+from mora_data.types import Recorded
 
 PKU = {
     "prompt": "How?",
@@ -27,6 +30,7 @@ PKU_16 = PKU | {
     "response_0_harm_category": {"Drugs": False},
     "response_1_harm_category": {"Drugs": True, "Violence": True},
 }
+REWARD = {"kind": "precomputed", "column": "score", "range": [0, 1]}
 TURN = {"role": "user", "content": "Why?"}
 REPLY = {"role": "assistant", "content": "Because."}
 H4 = {
@@ -99,9 +103,41 @@ def test_an_unknown_kind_names_the_nearest() -> None:
 
 
 def test_a_dotted_path_is_a_source() -> None:
-    assert sources.load_source(SourceSettings(kind="mora_data.sources.hh:HhRlhf")).files()
+    assert sources.load_source(SourceSettings(kind="mora_data.sources.hh:HH_RLHF")).files()
     with pytest.raises(SettingsError, match=r"can't load source.kind"):
         sources.load_source(SourceSettings(kind="mora_data.sources.hh:Nobody"))
+
+
+def test_a_source_of_one_s_own_may_carry_rated_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+from mora_data.sources import ParsedRow
+
+class Rated:
+    required, absolute = (frozenset({"ask"}),), True
+    def __init__(self, settings): ...
+    def files(self): return []
+    def parse(self, row, file):
+        asked = ({"role": "user", "content": row["ask"]},)
+        return ParsedRow(asked, answers=((row["said"], {"score": row["score"]}),))
+
+class Before(Rated):
+    def recorded(self, row): ...
+"""
+    (tmp_path / "rated_rows.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = [f'{{"ask": "q", "said": "{said}", "score": {i}}}\n' for i, said in enumerate("ab")]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    recorded = {"dimensions": ["helpful"], "rewards": {"helpful": [REWARD]}}
+    tree = {"name": "own", "recorded": recorded, "policy": {"engine": "recorded"}}
+    tree["source"] = {"kind": "rated_rows:Rated"}
+    settings, _ = as_recorded(build_settings(tree))
+    opened = open_source(settings, False, [tmp_path / "rows.jsonl"])
+    (prompt,) = mine(opened, settings, MineCounts())
+    assert prompt.recorded == (Recorded("a", {"score": 0}), Recorded("b", {"score": 1}))
+    with pytest.raises(SettingsError, match=r"as ParsedRow\.answers in place of"):
+        sources.load_source(SourceSettings(kind="rated_rows:Before"))
 
 
 def test_every_builder_loads() -> None:
