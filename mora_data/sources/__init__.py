@@ -60,7 +60,7 @@ _ROLES = {
 }
 _SENTENCE_ENDS = frozenset(["", *".!?:;…。！？\"'`”’»)]}>*|_~0123456789"])
 _MISSING = object()
-Answer = tuple[str, Mapping[str, float]]  # of a row: its text, and its ratings by name
+RatedAnswer = tuple[str, Mapping[str, float]]  # of a row: its text, and its ratings by name
 
 
 class ParsedRow(NamedTuple):
@@ -73,7 +73,7 @@ class ParsedRow(NamedTuple):
     # dimension -> mean label in [0, 1], higher is better
     priors: Mapping[str, float] = {}
     notes: tuple[str, ...] = ()  # defects that leave the prompt intact
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[RatedAnswer, ...] = ()
 
 
 class SourceAdapter(Protocol):

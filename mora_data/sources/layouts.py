@@ -25,9 +25,9 @@ from ..errors import DropRow
 from ..types import Message, Messages, Row
 from . import (
     MARKS,
-    Answer,
     Layout,
     ParsedRow,
+    RatedAnswer,
     checked_context,
     marked,
     number_in,
@@ -217,7 +217,7 @@ def _open_end(turns: Messages) -> tuple[Messages, bool]:
 def _parsed(
     row: Row,
     context: tuple[Messages, bool],
-    answers: Sequence[Answer] = (),
+    answers: Sequence[RatedAnswer] = (),
     notes: Sequence[str] = (),
 ) -> ParsedRow:
     turns, ignored = context
