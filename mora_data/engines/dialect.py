@@ -165,17 +165,8 @@ class Dialect:
 PLAIN = Dialect()
 # tried one by one where a refusal names nothing, likeliest first
 _TRIED = (
-    "response_format",
-    "n",
-    "messages.system",
-    "seed",
-    "top_p",
-    "logprobs",
-    "stop",
-    "max_tokens",
-    "temperature",
-    "stream",
-)
+    "response_format n messages.system seed top_p logprobs stop max_tokens temperature stream"
+).split()
 
 
 def _in_turns(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -353,41 +344,24 @@ def _any(*patterns: str) -> re.Pattern[str]:
 
 
 _ROW_CODE = _any(
-    "context_length",
-    "content_filter",
-    "content_policy",
-    "string_above_max",
-    "data_inspection",
-    "moderation",
+    "context_length|content_filter|content_policy|string_above_max|data_inspection|moderation",
     "ResponsibleAI",
 )
 _ROW = _any(
-    r"context (length|size|window)",
-    r"prompt is too long",
-    r"too many tokens",
-    r"input is too long",
-    r"maximum (prompt|input|sequence|model) length",
-    r"exceed\w* .{0,40}(token|context|length)",
-    r"content (filter|policy|management)",
-    r"moderation",
-    r"flagged",
-    r"safety (system|filter)",
+    "context (length|size|window)|prompt is too long|too many tokens|input is too long",
+    r"maximum (prompt|input|sequence|model) length|exceed\w* .{0,40}(token|context|length)",
+    "content (filter|policy|management)|moderation|flagged|safety (system|filter)",
 )
 _ACCOUNT = _any(
-    r"insufficient.{0,3}(quota|credit|balance|fund)",
-    r"billing",
-    r"out of credit",
-    r"exceeded your current quota",
-    r"credit balance",
-    r"(credits?|balance|quota).{0,40}(exhausted|used up|too low|depleted)",
-    r"payment",
+    "insufficient.{0,3}(quota|credit|balance|fund)|billing|out of credit",
+    "exceeded your current quota|credit balance",
+    "(credits?|balance|quota).{0,40}(exhausted|used up|too low|depleted)|payment",
 )
 _LENGTH = _any(
     r"max_(completion_|output_|new_)?tokens.{0,80}(too large|at most|greater|exceed|less than|range"
     r"|larger|<=|between|maximum)",
     r"(at most|exceed\w*|<=|less than).{0,60}max_(completion_|output_|new_)?tokens",
-    r"valid range of max_tokens",
-    r"supports at most \d+ completion tokens",
+    r"valid range of max_tokens|supports at most \d+ completion tokens",
 )
 _DELAY = _any(
     r"\"retryDelay\": ?\"([\d.]+s)",
@@ -395,22 +369,13 @@ _DELAY = _any(
     r"|minutes?))",
 )
 _PASSES = _any(
-    r"overload",
-    r"rate.?limit",
-    r"too many requests",
-    r"(try|retry) .{0,20}(again|later)",
-    r"temporar",
-    r"unavailable",
-    r"timed?.?out",
-    r"\bbusy\b",
-    r"at capacity",
-    r"(server|internal|upstream|provider).{0,10}error",
+    "overload|rate.?limit|too many requests|(try|retry) .{0,20}(again|later)|temporar",
+    r"unavailable|timed?.?out|\bbusy\b|at capacity",
+    "(server|internal|upstream|provider).{0,10}error",
 )
 _NO_MODEL = _any(
-    r"model.?not.?found",
-    r"model.{0,80}(does not exist|not exist|unknown|not found)",
-    r"(no such|unknown|invalid) model",
-    r"deployment.{0,40}not (exist|found)",
+    "model.?not.?found|model.{0,80}(does not exist|not exist|unknown|not found)",
+    "(no such|unknown|invalid) model|deployment.{0,40}not (exist|found)",
 )
 _NAMES = (
     ("messages.system", _any(r"messages?\W+\d+\W+role", r"system")),
@@ -427,32 +392,22 @@ _WORDS = (
     (
         "messages",
         _any(
-            r"alternat",
-            r"conversation roles",
-            r"(start|begin)\w* with .{0,20}user",
-            r"first (message|turn).{0,40}user",
-            r"consecutive",
+            r"alternat|conversation roles|(start|begin)\w* with .{0,20}user",
+            "first (message|turn).{0,40}user|consecutive",
         ),
     ),
     (
         "messages.system",
         _any(
-            r"(system|developer).{0,3} (role|message|instruction|prompt|turn)",
-            r"role.{0,20}\bsystem\b",
-            r"\bsystem\b.{0,40}(not|un)\W?(support|allow)",
+            "(system|developer).{0,3} (role|message|instruction|prompt|turn)",
+            r"role.{0,20}\bsystem\b|\bsystem\b.{0,40}(not|un)\W?(support|allow)",
         ),
     ),
     (
         "response_format",
         _any(
-            r"response.?(format|schema|mime)",
-            r"json.?(schema|object|mode)",
-            r"structured.?output",
-            r"guided",
-            r"\bgrammar\b",
-            r"\b(minimum|maximum)\b",
-            r"'?strict'?\b",
-            r"output_config",
+            "response.?(format|schema|mime)|json.?(schema|object|mode)|structured.?output|guided",
+            r"\bgrammar\b|\b(minimum|maximum)\b|'?strict'?\b|output_config",
         ),
     ),
     ("max_tokens", _any(r"max_(completion_|output_)?tokens", r"maxOutputTokens")),
@@ -460,13 +415,9 @@ _WORDS = (
         "n",
         _any(
             r"\bn\b['\"`]?:? .{0,40}(must|most|support|allow|only|1\b)",
-            r"\bn_cmpl\b",
-            r"\bn ?> ?1",
-            r"\bn=",
-            r"(one|1|single|multiple) (completion|choice|candidate|sample|response)",
-            r"completion choice",
-            r"candidate.?count",
-            r"best_of",
+            r"\bn_cmpl\b|\bn ?> ?1|\bn=",
+            "(one|1|single|multiple) (completion|choice|candidate|sample|response)",
+            "completion choice|candidate.?count|best_of",
             r"\bn['\"`]? (is|param)",
             r"param\w*:? ['\"`]?n['\"`]?(\W|$)",
         ),

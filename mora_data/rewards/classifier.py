@@ -259,26 +259,14 @@ class Family:
     step: float = 0.0
 
 
-ARMORM = (
-    "helpsteer-helpfulness",
-    "helpsteer-correctness",
-    "helpsteer-coherence",
-    "helpsteer-complexity",
-    "helpsteer-verbosity",
-    "ultrafeedback-overall_score",
-    "ultrafeedback-instruction_following",
-    "ultrafeedback-truthfulness",
-    "ultrafeedback-honesty",
-    "ultrafeedback-helpfulness",
-    "beavertails-is_safe",
-    "prometheus-score",
-    "argilla-overall_quality",
-    "argilla-judge_lm",
-    "code-complexity",
-    "code-style",
-    "code-explanation",
-    "code-instruction-following",
-    "code-readability",
+ARMORM = tuple(
+    (
+        "helpsteer-helpfulness helpsteer-correctness helpsteer-coherence helpsteer-complexity"
+        " helpsteer-verbosity ultrafeedback-overall_score ultrafeedback-instruction_following"
+        " ultrafeedback-truthfulness ultrafeedback-honesty ultrafeedback-helpfulness"
+        " beavertails-is_safe prometheus-score argilla-overall_quality argilla-judge_lm"
+        " code-complexity code-style code-explanation code-instruction-following code-readability"
+    ).split()
 )
 
 FAMILIES = {

@@ -18,78 +18,22 @@ MAX_DUPLICATE_RATIO = 0.4  # share of 4-grams seen before, above which a text re
 _MIN_WORDS = 12  # shorter texts have too few 4-grams to tell
 
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "´": "'"})
-_NOT_ABLE = "|".join(
-    (
-        "can't",
-        "cannot",
-        "can not",
-        "won't",
-        "will not",
-        "won't be able to",
-        "will not be able to",
-        (
-            "(?:am|'m|are|'re) (?:not"
-            " (?:able|willing|going|programmed|allowed|permitted|designed)|unable) to"
-        ),
-        "(?:am not|'m not|don't feel|do not feel) comfortable",
-        "(?:have|must|need) to decline",
-        "must decline",
-        "(?:respectfully )?decline to",
-        "refuse to",
-    )
+_NOT_ABLE = (
+    "can't|cannot|can not|won't|will not|won't be able to|will not be able to"
+    "|(?:am|'m|are|'re) (?:not (?:able|willing|going|programmed|allowed|permitted|designed)"
+    "|unable) to"
+    "|(?:am not|'m not|don't feel|do not feel) comfortable|(?:have|must|need) to decline"
+    "|must decline|(?:respectfully )?decline to|refuse to"
 )
-_TO_DO = "|".join(
-    (
-        "help",
-        "assist",
-        "support",
-        "provide",
-        "give (?:you|any|out|that|advice|instructions|information)",
-        "offer",
-        "share",
-        "answer",
-        "respond",
-        "reply",
-        "comply",
-        "fulfil?l",
-        "look up",
-        "do (?:that|this|it)",
-        "discuss",
-        "engage",
-        "generate",
-        "create",
-        "write",
-        "produce",
-        "advise",
-        "tell you (?:how|what|about|where)",
-        "encourage",
-        "condone",
-        "participate",
-        "talk about",
-        "describe",
-        "satisfy",
-        "promote",
-        "mimic",
-        "use (?:foul|obscene|offensive|profane)",
-        "make (?:such|harmful|derogatory|offensive|jokes|light of)",
-        "tell (?:jokes|a joke)",
-        "go into",
-        "in good conscience",
-        "explain how",
-        "be (?:a )?part of",
-        "providing",
-        "helping",
-        "answering",
-        "discussing",
-        "sharing",
-        "writing",
-        "explaining",
-        "suggesting",
-        "describing",
-        "mocking",
-        "promoting",
-        "recommend (?:any|how|methods|ways|doing|using)",
-    )
+_TO_DO = (
+    "help|assist|support|provide|give (?:you|any|out|that|advice|instructions|information)|offer"
+    "|share|answer|respond|reply|comply|fulfil?l|look up|do (?:that|this|it)|discuss|engage"
+    "|generate|create|write|produce|advise|tell you (?:how|what|about|where)|encourage|condone"
+    "|participate|talk about|describe|satisfy|promote|mimic|use (?:foul|obscene|offensive|profane)"
+    "|make (?:such|harmful|derogatory|offensive|jokes|light of)|tell (?:jokes|a joke)|go into"
+    "|in good conscience|explain how|be (?:a )?part of|providing|helping|answering|discussing"
+    "|sharing|writing|explaining|suggesting|describing|mocking|promoting"
+    "|recommend (?:any|how|methods|ways|doing|using)"
 )
 _OPENING = (
     r"\W{0,99}(?:(?:oh|hi|hello|hey|well|no|okay|ok|thanks?(?: you)? for (?:asking|your question)"
