@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunFolderError
-from .run.folder import StageCounts, parts_of, run_manifest
+from .run.folder import StageCounts, finished_parts, run_manifest
 from .run.remote import current_copy, local_path
 from .settings import BuildOptions, BuildSettings, build_settings, preview_settings, read_builder
 
@@ -91,7 +91,7 @@ class Run:
         Raises:
             DamagedFile: a file of the run can't be read.
         """
-        parts = (p for p in parts_of(self.path) if p.manifest() is not None)
+        parts = finished_parts(self.path)
         return Rows(row for p in parts for row in p.table("scores").to_pylist())
 
     def drops(self) -> Rows:

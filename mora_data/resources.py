@@ -196,7 +196,9 @@ class Template:
                 if node.name.partition("_")[0] not in ROLES:
                     why = f"block {node.name!r} is no turn: name it system, user, user_1, ..."
                     raise self._error(why, node.lineno)
-            elif not (isinstance(node, nodes.Output) and _is_blank(node)):
+            elif not isinstance(node, nodes.Output) or any(
+                getattr(part, "data", "{{").strip() for part in node.nodes
+            ):
                 why = "what stands outside the blocks reaches no model: put it in one"
                 raise self._error(why, node.lineno)
         uses = meta.find_undeclared_variables(tree)
@@ -252,10 +254,6 @@ class Template:
 @lru_cache(64)  # of the builds of one process
 def _compiled(name: str, source: str, known: frozenset[str], needs: tuple[str, ...]) -> Template:
     return Template(name, source, known, needs)
-
-
-def _is_blank(output: nodes.Output) -> bool:
-    return all(not getattr(part, "data", "{{").strip() for part in output.nodes)
 
 
 def load_template(

@@ -88,7 +88,7 @@ def snapshot(repo_id: str, revision: str | None) -> Path:
             " the name"
         ) from e
     except Exception as e:
-        why = f"{type(e).__name__}: {_last_line(e)}"
+        why = f"{type(e).__name__}: {one_line(e)}"
         raise PublishError(
             f"{name} can't be fetched ({why}): check the network and HF_ENDPOINT"
         ) from e
@@ -259,7 +259,7 @@ class Hub:
         }
         if status in known:
             return known[status]
-        what = _last_line(e)
+        what = one_line(e)
         if status is not None:
             return f"the Hub at {host} answered {status}: {what}; run the command again to finish"
         return (
@@ -275,7 +275,3 @@ def _quiet_unless_a_terminal() -> None:
 
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not (sys.stderr and sys.stderr.isatty()):
         disable_progress_bars()
-
-
-def _last_line(e: Exception) -> str:
-    return one_line(e, 200)

@@ -78,14 +78,14 @@ def read_card(folder: Path) -> str:
         return (folder / "README.md").read_text("utf-8")
 
 
-def manifest_in(folder: Path) -> dict[str, Any]:
+def _manifest_in(folder: Path) -> dict[str, Any]:
     """The run's manifest that a dataset folder carries; empty where there is none."""
     return _mapping(read_json(folder / "provenance" / "manifest.json").get("manifest"))
 
 
 def fingerprint_in(folder: Path) -> str | None:
     """The fingerprint that the folder says it has; None where it says none."""
-    found = manifest_in(folder).get("fingerprint")
+    found = _manifest_in(folder).get("fingerprint")
     return found if isinstance(found, str) else None
 
 
@@ -274,7 +274,7 @@ class FolderCheck:
 def verify(folder: Path, dominance: Collection[str]) -> Iterator[FolderCheck]:
     """The checks of a dataset folder, in order; none raises for what it finds. `dominance`: the
     selectors whose pairs are worse in no dimension."""
-    manifest = manifest_in(folder)
+    manifest = _manifest_in(folder)
     dims = _mapping(manifest.get("settings")).get("dimensions")
     dims = [str(d) for d in dims] if isinstance(dims, list) else []
     files = sorted(folder.glob("*/*.parquet"))
@@ -290,7 +290,7 @@ def verify(folder: Path, dominance: Collection[str]) -> Iterator[FolderCheck]:
 
 def facts_of(folder: Path) -> dict[str, Any]:
     """What a dataset folder says of itself: licence, source, models, rows per config and split."""
-    manifest = manifest_in(folder)
+    manifest = _manifest_in(folder)
     return {
         "dataset_dir": str(folder),
         "licence": (read_header(read_card(folder)) or {}).get("license"),

@@ -21,7 +21,7 @@ from ..errors import UNREADABLE, RunFolderError
 from ..resources import parse_yaml
 from ..rewards.judge_stats import JudgeStats
 from ..run.files import read_json, readable
-from ..run.folder import parts_of, run_manifest
+from ..run.folder import finished_parts, parts_of, run_manifest
 from ..selection import plain_pairs_doubt
 from .arms import (
     DRAWS,
@@ -35,7 +35,7 @@ from .arms import (
     verdict_on,
 )
 from .caveats import caveats_of, finding, headline, unmeasured_numbers
-from .measure import HYPERVOLUME_PROMPTS, Scale, blocks, finished_parts
+from .measure import HYPERVOLUME_PROMPTS, Scale, blocks
 from .pairs import agreement, composition_figure, examples, length_figure, pair_numbers, read_pairs
 from .values import (
     ArmsReport,

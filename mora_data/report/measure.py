@@ -23,14 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..run.files import readable
-from ..run.folder import parts_of
 from ..run.partitions import AGAIN, Partition, last_tries, lean_arrow, row_tuples
 from ..run.table import has_flag
 from ..statistics import Bools, Floats, Ints
@@ -184,11 +182,6 @@ class Block:
     confirms: dict[str, tuple[Floats, Floats]]
     checks: dict[tuple[str, str], tuple[float, int]]
     candidates_Q_2_D: Floats
-
-
-def finished_parts(run_dir: Path) -> list[Partition]:
-    """The partitions that are worked through, in order."""
-    return [p for p in parts_of(run_dir) if p.manifest() is not None]
 
 
 def blocks(parts: Sequence[Partition], dims: Sequence[str]) -> Iterator[Block]:

@@ -15,9 +15,10 @@ from typing import TypedDict
 import numpy as np
 
 from ..errors import RunFolderError, SettingsError
+from ..run.folder import finished_parts
 from ..statistics import Bools, Floats
 from .document import settings_of
-from .measure import blocks, finished_parts
+from .measure import blocks
 from .values import rounded
 
 MOST_WEIGHT = 200.0  # a larger weight tells rollouts apart that differ by less than 0.005

@@ -143,12 +143,6 @@ def check(original: Prompt, rewrite: Rewrite | str, limits: Limits) -> list[Chec
     return out
 
 
-def language_to_keep(text: str) -> str:
-    """The language for a rewriter to keep to: by name where function words tell it, else in words
-    that fit any."""
-    return tongue_of(text).capitalize() or "the language of the original question"
-
-
 def feedback(checks: Sequence[Check]) -> list[str]:
     """One sentence for each failed check, for the next attempt."""
     return [

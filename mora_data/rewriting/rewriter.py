@@ -25,7 +25,7 @@ from ..run.tasks import all_of
 from ..settings import BuildSettings
 from ..sources.benchmarks import Benchmarks
 from ..sources.mine import benchmarks_of
-from ..text import n_tokens, seed_of
+from ..text import n_tokens, seed_of, tongue_of
 from ..types import Answer, Message, Messages, Prompt, Request, Sampling
 from . import checks
 from .checks import Budget, cosine, folder_hash
@@ -343,7 +343,8 @@ class Rewriter:
                 "category": prompt.category,
                 "style": style,
                 "budget": {"min": budget.min, "max": budget.max},
-                "language": checks.language_to_keep(prompt.text),
+                "language": tongue_of(prompt.text).capitalize()
+                or "the language of the original question",
                 "forbidden": self._settings.fuse.forbidden,
                 "n_candidates": self._settings.fuse.candidates,
                 "feedback": feedback,

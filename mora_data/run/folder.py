@@ -248,6 +248,11 @@ def parts_of(run_dir: Path) -> list[Partition]:
     return [Partition(run_dir, n) for n in range(n_parts)]
 
 
+def finished_parts(run_dir: Path) -> list[Partition]:
+    """The partitions that are worked through, in order."""
+    return [p for p in parts_of(run_dir) if p.manifest() is not None]
+
+
 @dataclass(frozen=True, slots=True)
 class RunStatus:
     """How far a run is: the object that `mora-data status --json` prints.

@@ -257,7 +257,11 @@ class Remote:
         """Make the working copy what the storage holds, under `prefix`."""
         with self._mutex, storage_errors("read", self.url, self.path):
             found = self._remote_files(prefix)
-            if not prefix and found and not any(_is_of_a_run(n) for n in found):
+            if (
+                not prefix
+                and found
+                and not any(n in (MANIFEST, "mine.json") or n.startswith("parts/") for n in found)
+            ):
                 raise RunFolderError(
                     f"{self.url} is not a run folder (it holds {sorted(found)[0]!r}): give another"
                     " --out"
@@ -429,10 +433,6 @@ def _state(path: Path) -> FileState | None:
     except OSError:
         return None
     return [s.st_size, s.st_mtime_ns, s.st_ino]
-
-
-def _is_of_a_run(name: str) -> bool:
-    return name in (MANIFEST, "mine.json") or name.startswith("parts/")
 
 
 def _is_segment(name: str) -> bool:

@@ -20,14 +20,8 @@ from ..statistics import Bools, Floats
 
 BLOCK_PAIRS = 1 << 17
 _PER_PROMPT = (
-    "rewards_P_N_D",
-    "usable_P_N",
-    "passing_P_N",
-    "binding_P_D",
-    "length_P_N",
-    "text_hash_P_N",
-    "reference_P_D",
-)
+    "rewards_P_N_D usable_P_N passing_P_N binding_P_D length_P_N text_hash_P_N reference_P_D"
+).split()
 
 # (prompt, chosen, rejected) -> any integer that depends on the texts alone
 TieHash = Callable[[int, int, int], int]
@@ -83,11 +77,6 @@ class Batch:
         """log(length of i / length of j)."""
         log = np.log(np.maximum(self.length_P_N, 1.0))
         return log[:, :, None] - log[:, None, :]
-
-    def margin_P_N_N(self, d: int) -> Floats:
-        """The margins of one dimension."""
-        r = self.rewards_P_N_D[..., d]
-        return r[:, :, None] - r[:, None, :]
 
     def least_margin(self, p: NDArray[np.intp], i: NDArray[np.intp], j: NDArray[np.intp]) -> Floats:
         """Smallest margin over the dimensions of each pair (i, j) of prompt p."""
@@ -398,7 +387,8 @@ def _dominance_hv(batch: Batch) -> Floats:
     volume, total = np.ones(1), np.zeros(1)
     with np.errstate(invalid="ignore"):
         for d, least in enumerate(batch.delta_D):
-            m, binding = batch.margin_P_N_N(d), batch.binding_P_D[:, d, None, None]
+            r, binding = batch.rewards_P_N_D[..., d], batch.binding_P_D[:, d, None, None]
+            m = r[:, :, None] - r[:, None, :]
             above = (m >= least) & (m > 0)
             allowed_here &= (m >= 0) & (above | ~binding)
             some = some | above

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from ..report.markup import environment, render
 from ..report.page import style_sheet
-from ..run.folder import StageCounts, parts_of
+from ..run.folder import StageCounts, finished_parts, parts_of
 from ..run.partitions import Partition, last_tries, row_tuples
 from ..secrets import visible
 from ..text import one_line, transcript
@@ -39,9 +39,8 @@ def prompt_rows(run_dir: Path) -> Iterator[dict[str, Any]]:
 
     `rewrite` is what was accepted, else None; `failed` has the checks that the last try failed.
     """
-    for part in parts_of(run_dir):
-        if part.manifest() is not None:
-            yield from _rows_of_part(part)
+    for part in finished_parts(run_dir):
+        yield from _rows_of_part(part)
 
 
 def _rows_of_part(part: Partition) -> Iterator[dict[str, Any]]:
