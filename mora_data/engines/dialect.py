@@ -116,11 +116,7 @@ class Dialect:
     def simpler(self, tree: Mapping[str, Any]) -> Iterator[Dialect]:
         """Forms to try where a refusal names nothing: first the barest, then each with one thing
         less."""
-        steps = []
-        for name in _TRIED:
-            step = self.next_for(name, tree)
-            if step is not None:
-                steps.append(step)
+        steps = [s for name in _TRIED if (s := self.next_for(name, tree)) is not None]
         if "response_format" in tree:
             steps += [replace(self, json_step=i) for i in (2, 3) if i > self.json_step + 1]
         bare = self

@@ -131,17 +131,9 @@ class Generator(_OnDevice):
         cut = min((at for s in stops if (at := text.find(s)) >= 0), default=None)
         # rows that end before the longest one are filled up: count what the text needed
         if cut is not None:
-            n = next(
-                (
-                    i
-                    for i in range(1, n + 1)
-                    if any(
-                        s in self._tokenizer.decode(row[:i], skip_special_tokens=True)
-                        for s in stops
-                    )
-                ),
-                n,
-            )
+            decode = partial(self._tokenizer.decode, skip_special_tokens=True)
+            texts = (decode(row[:i]) for i in range(1, n + 1))
+            n = next((i for i, t in enumerate(texts, 1) if any(s in t for s in stops)), n)
         reason = "length" if end is None and cut is None else "stop"
         logprobs = None if logprobs is None else logprobs[:n]
         return as_answer(text[:cut], reason, n, logprobs, keep=sampling.thoughts)

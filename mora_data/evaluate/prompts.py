@@ -85,18 +85,9 @@ class EvalRow:
 
     def line(self) -> dict[str, object]:
         """The row as rows.jsonl has it."""
-        return {
-            "set": self.part,
-            "prompt_id": self.prompt_id,
-            "group": self.group,
-            "model": self.model,
-            "seed": self.seed,
-            "index": self.index,
-            "answer": self.answer,
-            "error": self.error,
-            **self.metrics,
-            **({"method": self.method} if self.method else {}),
-        }
+        names = ("prompt_id", "group", "model", "seed", "index", "answer", "error")
+        own = {"set": self.part, **{name: getattr(self, name) for name in names}}
+        return own | self.metrics | ({"method": self.method} if self.method else {})
 
 
 @dataclass(frozen=True, slots=True)

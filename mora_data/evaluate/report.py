@@ -475,15 +475,9 @@ def _set(
     adjusted = dict(zip(p, holm(np.array(list(p.values()))).tolist(), strict=True)) if p else {}
     found: dict[str, Any] = {}
     for m in means:
+        base = drawn[reference] if m != reference else None
         entries = {
-            name: _entry(
-                name,
-                k,
-                drawn[m],
-                drawn[reference] if m != reference else None,
-                adjusted.get((m, k)),
-                measured.n_prompts,
-            )
+            name: _entry(name, k, drawn[m], base, adjusted.get((m, k)), measured.n_prompts)
             for k, name in enumerate(names)
             if name not in ("win", "length_gap")
         }

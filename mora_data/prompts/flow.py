@@ -302,21 +302,8 @@ async def as_rollouts(
             if text in seen:
                 found = (*found, "duplicate")
             seen.add(text)
-        length = n_tokens(a.text)
-        out.append(
-            Rollout(
-                prompt_id,
-                arm,
-                i,
-                a.text,
-                a.finish_reason,
-                a.tokens_out,
-                found,
-                a.error,
-                length,
-                thought=a.thought,
-            )
-        )
+        said = (a.text, a.finish_reason, a.tokens_out, found, a.error, n_tokens(a.text))
+        out.append(Rollout(prompt_id, arm, i, *said, thought=a.thought))
     return out
 
 

@@ -107,19 +107,13 @@ def quality(
             parts, chosen, settings.published_arms, settings.dimensions
         )
     compared = any(s.position.games for found in sources.values() for s in found.values())
-    return {
-        **out,
-        "not_measured": [
-            name
-            for name, value in (
-                ("position flips (no pairwise judge)", compared or None),
-                ("agreement of sources (one per dimension)", agreement or None),
-                ("held-out judge", out["heldout"]),
-                ("drift", drift or None),
-            )
-            if value is None
-        ],
+    measured = {
+        "position flips (no pairwise judge)": compared,
+        "agreement of sources (one per dimension)": agreement,
+        "held-out judge": out["heldout"] is not None,
+        "drift": drift,
     }
+    return {**out, "not_measured": [name for name, there in measured.items() if not there]}
 
 
 def heldout_accuracy(

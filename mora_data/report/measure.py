@@ -222,13 +222,8 @@ def _block(part: Partition, dims: Sequence[str]) -> Block:
     arms = {}
     for name in sorted(names):
         at = place_of == names.index(name)
-        arms[name] = _arm(
-            row[at],
-            index[at],
-            values[at],
-            [column[at] for column in columns_of_R],
-            asked.get(name, {}),
-        )
+        of_arm = [column[at] for column in columns_of_R]
+        arms[name] = _arm(row[at], index[at], values[at], of_arm, asked.get(name, {}))
     rewrites, checks = _rewrites(part, place)
     return Block(
         prompts,

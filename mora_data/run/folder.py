@@ -327,28 +327,22 @@ def finished_manifest(run_dir: Path) -> dict[str, Any]:
 StageCounts = TypedDict("StageCounts", {"in": int, "kept": int, "dropped": dict[str, int]})
 
 
-# Of one source of a mix, while mining. `missing`: prompts that its share or count lacks;
-# `stages`: of the stages after mining; `pairs`: published ones, once they are there.
-SourceCounts = TypedDict(
-    "SourceCounts",
-    {
-        "name": str,
-        "kind": str,
-        "dataset": str,
-        "config": str,
-        "split": str,
-        "revision": str,
-        "licence": str,
-        "share": float | None,
-        "count": int | None,
-        "in": int,
-        "kept": int,
-        "dropped": dict[str, int],
-        "missing": int,
-        "stages": NotRequired[dict[str, StageCounts]],
-        "pairs": NotRequired[int],
-    },
-)
+class SourceCounts(StageCounts):
+    """Of one source of a mix, while mining. `missing`: prompts that its share or count lacks;
+    `stages`: of the stages after mining; `pairs`: published ones, once they are there."""
+
+    name: str
+    kind: str
+    dataset: str
+    config: str
+    split: str
+    revision: str
+    licence: str
+    share: float | None
+    count: int | None
+    missing: int
+    stages: NotRequired[dict[str, StageCounts]]
+    pairs: NotRequired[int]
 
 
 def source_of(counts: SourceCounts) -> str:

@@ -178,21 +178,10 @@ def scored_tables(
     arms = part.table("arms").to_pydict()
     kept = [i for i, arm in enumerate(arms["arm"]) if arm in published]
     keys = [(arms["prompt_id"][i], arms["arm"][i]) for i in kept]
-    answers = part.table(
-        "rollouts",
-        [
-            "prompt_id",
-            "arm",
-            "finish_reason",
-            "flags",
-            "error",
-            "length",
-            *(f"{what}_{d}" for what in SIDES for d in dims),
-            *(["text"] if texts else []),
-            *(["thought"] if thoughts else []),
-        ],
-    )
-    answers = _of_arms(answers, published)
+    columns = "prompt_id arm finish_reason flags error length".split()
+    columns += [f"{what}_{d}" for what in SIDES for d in dims]
+    columns += ["text"] * texts + ["thought"] * thoughts
+    answers = _of_arms(part.table("rollouts", columns), published)
     starts = _starts(answers, keys)
     pairs = candidate_pairs(part, published)
     pair_starts = _starts(pairs, keys)

@@ -232,18 +232,10 @@ def _choose(
     score_P_K[prompt, place], gap_P_K[prompt, place] = score, gap
     best = balance(score_P_K, gap_P_K) if settings.select.balance_length else score_P_K.argmax(1)
     taken = first + best
-    if settings.select.pairs_per_prompt > 1:
-        taken = np.array(
-            [
-                q
-                for p in range(len(first))
-                for q in _greedy(
-                    [taken[p], *(q for q in range(first[p], first[p] + n[p]) if q != taken[p])],
-                    sides,
-                    settings.select.pairs_per_prompt,
-                )
-            ]
-        )
+    if (most := settings.select.pairs_per_prompt) > 1:
+        of_prompt = zip(taken.tolist(), first.tolist(), n.tolist(), strict=True)
+        orders = ([q, *(x for x in range(a, a + k) if x != q)] for q, a, k in of_prompt)
+        taken = np.array([q for order in orders for q in _greedy(order, sides, most)])
     out.mean_log_length_gap = float(gap[taken].mean())
     # partitions come one after the other
     numbers, starts = np.unique(part[taken], return_index=True)

@@ -237,17 +237,12 @@ _BESIDE = (
     *("care_home", "openers", "frames_act", "frames_quote"),
     *("detail", "detail_how", "detail_risky", "unrelated"),
 )
-_ADDED = re.compile(  # everything that the rewriter puts beside a question, the longest first
-    "|".join(
-        re.escape(p.strip())
-        for p in sorted(
-            {p for by in CLAUSES.values() for clauses in by.values() for p in clauses}.union(
-                *(SENTENCES[name] for name in _BESIDE)
-            ),
-            key=lambda p: (-len(p), p),
-        )
-    ),
-    re.I,
+_ADDITIONS = {p for by in CLAUSES.values() for clauses in by.values() for p in clauses}.union(
+    *(SENTENCES[name] for name in _BESIDE)
+)
+# everything that the rewriter puts beside a question, the longest first
+_ADDED = re.compile(
+    "|".join(re.escape(p.strip()) for p in sorted(_ADDITIONS, key=lambda p: (-len(p), p))), re.I
 )
 
 _CARE, _DOUBT, _LEGITIMATE = (
