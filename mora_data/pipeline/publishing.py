@@ -26,6 +26,7 @@ from ..run.folder import (
     Failures,
     SourceCounts,
     Summary,
+    counts_in,
     counts_tree,
     emptied_by,
     failures_of,
@@ -260,9 +261,7 @@ def totals(
     tokens = {"in": 0, "out": 0}
     manifests = [p.manifest() for p in parts] if build.reaches("presample") else []
     for manifest in (m for m in manifests if m is not None):
-        for name, n in manifest["counts"].items():
-            stage, _, what = name.partition(".")
-            counts[stage, what] += n
+        counts.update(counts_in(manifest["counts"]))
         tokens["in"] += manifest["tokens"][0]
         tokens["out"] += manifest["tokens"][1]
     for number in asked.given_up:
@@ -344,9 +343,7 @@ def _by_source(sources: Sequence[SourceCounts], parts: Sequence[Partition]) -> l
     found: dict[str, Counts] = {}
     for manifest in (m for p in parts if (m := p.manifest()) is not None):
         for name, flat in manifest.get("sources", {}).items():
-            for key, n in flat.items():
-                stage, _, what = key.partition(".")
-                found.setdefault(name, Counter())[stage, what] += n
+            found.setdefault(name, Counter()).update(counts_in(flat))
     return [
         {**s, "stages": counts_tree(c, [x for x in STAGES if (x, "in") in c])}
         if (c := found.get(source_of(s)))

@@ -432,6 +432,12 @@ def too_many_errors(
     return None
 
 
+def counts_in(flat: Mapping[str, int]) -> Counter[tuple[str, str]]:
+    """(stage, what) -> n from `stage.what` -> n, as a partition's manifest has it."""
+    names = {name: name.partition(".") for name in flat}
+    return Counter({(stage, what): flat[name] for name, (stage, _, what) in names.items()})
+
+
 def counts_tree(
     counts: Mapping[tuple[str, str], int], stages: Iterable[str]
 ) -> dict[str, StageCounts]:

@@ -76,6 +76,7 @@ PLUGIN_FOLDERS: list[Path] = []  # those of the builder files that were read
 _RATED = Needs("policy.engine", but=("recorded",))  # `recorded` says it in their place
 IDLE_TOO = {"idle": True}  # context of a validation that lets what does nothing stand
 UNNAMED = ("name", "out")  # settings that change no row
+_JUDGE_ALONE = (RewardSettings(),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +252,10 @@ class BuildSettings(Settings):
             return ["recorded"]
         return published_of(self.fuse.arms, self.publish.arms)
 
-    def reward_sources(self, dimension: str) -> list[RewardSettings]:
+    def reward_sources(self, dimension: str) -> Sequence[RewardSettings]:
         """Reward sources of a dimension: those given, else the judge with the dimension's own
         rubric."""
-        return self.rewards.get(dimension) or [RewardSettings()]
+        return self.rewards.get(dimension) or _JUDGE_ALONE
 
     def reward_role(self, dimension: str, reward: RewardSettings) -> str:
         """The role that a reward asks as: its own where it names an endpoint, else the judge."""

@@ -30,7 +30,7 @@ from ..report.pairs import SIDES
 from ..rewards.rules import is_refusal
 from ..run.cost import spent_in
 from ..run.files import read_json, readable
-from ..run.folder import StageCounts, manifest_of, parts_of
+from ..run.folder import StageCounts, counts_in, counts_tree, manifest_of, parts_of
 from ..run.partitions import Partition, lean_arrow
 from ..run.progress import FRESH_S, read_live
 from ..statistics import Bools
@@ -223,18 +223,10 @@ def stage_counts(folder: ViewedFolder, running: bool) -> dict[str, StageCounts]:
         return {s: _counts(counts[s]) for s in STAGES if s in counts}
     mined = read_json(folder.root / "mine.json") if folder.run is not None else {}
     out = {"mine": _counts(mined)} if mined else {}
-    total: Counter[str] = Counter()
+    total: Counter[tuple[str, str]] = Counter()
     for _, m in folder.finished():
-        total.update(m.get("counts") or {})
-    for name, n in sorted(total.items()):
-        stage, _, what = name.partition(".")
-        row = out.setdefault(stage, _counts({}))
-        match what:
-            case "in" | "kept":
-                row[what] = n
-            case reason:
-                row["dropped"][reason] = n
-    return {stage: out[stage] for stage in STAGES if stage in out}
+        total.update(counts_in(m["counts"]))
+    return out | counts_tree(total, [s for s in STAGES if (s, "in") in total])
 
 
 def _counts(tree: Mapping[str, Any]) -> StageCounts:
