@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from .. import plugins
 from ..errors import DropRow, SettingsError, SourceError
@@ -116,9 +116,8 @@ class Layout:
             adds its answers to it; else every row stands alone, prompts that repeat included.
         asks_in_a_column: the question is a text in a column of its own, so there may be a second.
         scales: lowest and highest value of ratings, where they are known.
-        required: of a dataset, as a source has it; and so are the rest.
-        patterns: its files, by the settings.
-        folders: of its repository, those whose names are strata.
+        patterns: of a dataset on the Hub, as all that follows: its files, by the settings.
+        folders: those whose names are strata.
         withdrawn: the beginning of a commit that must not be read.
         sft: what its card says of training on its replies: "" nothing, else a warning;
             "refused: why" forbids it.
@@ -132,12 +131,12 @@ class Layout:
     absolute: bool = False
     asks_in_a_column: bool = False
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    required: tuple[frozenset[str], ...] = ()
     patterns: Callable[[SourceSettings], list[str]] = lambda settings: settings.files
     folders: frozenset[str] = frozenset()
     withdrawn: str = ""
     sft: str = ""
     settings: SourceSettings = field(default_factory=lambda: SourceSettings(kind="auto"))
+    required: ClassVar[tuple[frozenset[str], ...]] = ()
 
     def __call__(self, settings: SourceSettings) -> Layout:
         """The source of its rows.

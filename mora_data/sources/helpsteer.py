@@ -35,15 +35,13 @@ def _read(row: Row) -> ParsedRow:
     )
 
 
-_COLUMNS = frozenset({"prompt", "response", "helpfulness", "correctness"})
 HELPSTEER = Layout(
     "helpsteer",
     "HelpSteer, one reply with attribute ratings",
     "`prompt`, `response`, `helpfulness`, `correctness`",
-    _COLUMNS.issubset,
+    frozenset({"prompt", "response", "helpfulness", "correctness"}).issubset,
     _read,
     absolute=True,
     scales=dict.fromkeys(ATTRIBUTES, (0, 4)),
-    required=(_COLUMNS,),
     patterns=lambda settings: [f"{settings.split}.jsonl*"],
 )

@@ -15,8 +15,6 @@ Stratum: the data_dir, where the file's folder or `source.config` says it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..errors import DropRow
 from ..types import Messages, Row
 from . import (
@@ -102,24 +100,26 @@ def _is_marked(value: object) -> bool:
     return isinstance(value, str) and marked(value) == "HH"
 
 
+def is_pair(row: Row) -> bool:
+    """Whether a row is two transcripts."""
+    return _is_marked(row.get("chosen")) and _is_marked(row.get("rejected"))
+
+
+def is_red_team(row: Row) -> bool:
+    """Whether a row is one transcript."""
+    return _is_marked(row.get("transcript"))
+
+
 HH_RLHF = Layout(
     "hh",
     "HH-RLHF transcripts, chosen and rejected",
-    "`chosen` and `rejected`, texts with `Human:` and `Assistant:`, and no question column",
-    lambda row: _is_marked(row.get("chosen")) and _is_marked(row.get("rejected")),
+    "`chosen` and `rejected`, or `transcript`: texts with `Human:` and `Assistant:`",
+    lambda row: is_pair(row) or is_red_team(row),
     _read,
-    required=(frozenset({"chosen", "rejected"}), frozenset({"transcript"})),
     patterns=lambda settings: [
         f"{folder}/{settings.split}.jsonl*"
         for folder in (PAIRS if settings.config == "default" else [settings.config])
     ],
     folders=frozenset((*PAIRS, RED_TEAM)),
     sft="refused: the card of HH-RLHF forbids supervised training on its replies",
-)
-TRANSCRIPTS = replace(
-    HH_RLHF,
-    name="red-team",
-    what="a red-team transcript",
-    known_by="`transcript`, a text with `Human:` and `Assistant:`",
-    matches=lambda row: _is_marked(row.get("transcript")),
 )

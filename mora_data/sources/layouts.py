@@ -39,7 +39,7 @@ from . import (
     user_turn,
 )
 from .helpsteer import HELPSTEER
-from .hh import HH_RLHF, TRANSCRIPTS
+from .hh import HH_RLHF, is_pair, is_red_team
 from .pku import PKU_SAFERLHF
 from .ultrafeedback import ULTRAFEEDBACK
 
@@ -75,6 +75,9 @@ RATINGS = "scores ratings rewards rating reward_scores".split()
 JSON_COLUMNS = frozenset((*TALKS, *QUESTIONS, "chosen", "rejected", "answers", *LISTS, *RATINGS))
 _TEXT_KEYS = ("text", "answer", "response", "content", "output")
 NULLS = frozenset("nan NaN NA N/A n/a null NULL None none <NA>".split())
+_NO_INPUT = re.compile(
+    r"[<(\[\s]*(?:no[ _-]?input|n/a|none|null)[>)\]\s.!]*", re.I
+)  # in Alpaca rows
 
 
 # conversations
@@ -190,6 +193,8 @@ def _and_more(row: Row, name: str, text: str) -> str:
         more = _column(row, BESIDE) if name.lower() in ("instruction", "behavior") else None
     beside = row[more] if more else None
     if not isinstance(beside, str) or not beside.strip() or beside.strip() in NULLS:
+        return text
+    if _NO_INPUT.fullmatch(beside):
         return text
     return f"{text}\n\n{beside.strip()}"
 
@@ -626,8 +631,19 @@ _VERDICTS = {"A>B": "a", "B>A": "b", "A=B": "tie"}
 
 # name, words, recognised by, matches, read; a row of each is in tests/layouts/examples.py
 LAYOUTS: tuple[Layout, ...] = (
-    replace(HH_RLHF, matches=lambda row: HH_RLHF.matches(row) and not _asks(row)),
-    TRANSCRIPTS,
+    replace(
+        HH_RLHF,
+        known_by="`chosen` and `rejected`, texts with `Human:` and `Assistant:`, and no question"
+        " column",
+        matches=lambda row: is_pair(row) and not _asks(row),
+    ),
+    replace(
+        HH_RLHF,
+        name="red-team",
+        what="a red-team transcript",
+        known_by="`transcript`, a text with `Human:` and `Assistant:`",
+        matches=is_red_team,
+    ),
     replace(PKU_SAFERLHF, read=_with_preferred),
     ULTRAFEEDBACK,
     HELPSTEER,
@@ -852,9 +868,10 @@ def _binarized(row: Row) -> ParsedRow:
 BINARIZED = replace(
     BY_NAME["preference"],
     name="ultrafeedback-binarized",
+    known_by="`prompt`, `chosen`, `rejected`",
+    matches=_in("prompt", "chosen", "rejected"),
     read=_binarized,
     absolute=True,
-    required=(frozenset({"prompt", "chosen", "rejected"}),),
     patterns=lambda settings: [f"data/{_PREFS.get(settings.split, settings.split)}-*.parquet"],
     withdrawn="292c1632",  # scored before the overall_score bug of UltraFeedback was repaired
 )

@@ -46,7 +46,7 @@ from ..run.folder import JOIN, SourceCounts, StageCounts
 from ..settings import BuildSettings, MineSettings, MixedSource, SourceSettings
 from ..text import commonest_first, context_and_group, digest, one_line
 from ..types import Messages, Prompt, Recorded, Row
-from . import ParsedRow, SourceAdapter, is_rated, load_source, plugin_of, read, sample_path
+from . import Layout, ParsedRow, SourceAdapter, is_rated, load_source, plugin_of, read, sample_path
 from .benchmarks import Benchmarks, cache_dir
 
 if TYPE_CHECKING:
@@ -407,10 +407,14 @@ def _look(
             wanted = (r.options.get("column") for r in sources if r.kind == "precomputed")
             auto.check_ratings(rows, frozenset(str(c) for c in wanted), file)
         return
-    if any(columns <= row.keys() for row in rows for columns in source.required):
+    if isinstance(source, Layout):
+        fits, needed = any(map(source.matches, rows)), source.known_by.replace("`", "")
+    else:
+        fits = any(columns <= row.keys() for row in rows for columns in source.required)
+        needed = "; or ".join(", ".join(sorted(columns)) for columns in source.required)
+    if fits:
         return
     seen = ", ".join(one_line(k, 40) for k in list(rows[0])[:12])
-    needed = "; or ".join(", ".join(sorted(columns)) for columns in source.required)
     from .auto import Auto
 
     try:

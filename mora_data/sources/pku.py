@@ -90,17 +90,14 @@ def _harms(value: object) -> frozenset[str]:
     return frozenset(k for k, v in given if v is True)
 
 
-_COLUMNS = frozenset(
-    "prompt response_0 response_1 is_response_0_safe is_response_1_safe better_response_id".split()
-)
+_COLUMNS = "prompt response_0 response_1 is_response_0_safe is_response_1_safe better_response_id"
 PKU_SAFERLHF = Layout(
     "pku-saferlhf",
     "PKU-SafeRLHF, two replies with labels of safety",
     "`prompt`, `response_0`, `response_1`, `is_response_0_safe` and its fellows",
-    _COLUMNS.issubset,
+    frozenset(_COLUMNS.split()).issubset,
     _read,
     scales={"better": (0, 1), "safer": (0, 1), "safe": (0, 1), "severity": (0, 3)},
-    required=(_COLUMNS | {"safer_response_id"},),
     patterns=lambda settings: [
         f"data/{folder}/{settings.split}.jsonl*"
         for folder in (

@@ -94,7 +94,6 @@ ULTRAFEEDBACK = Layout(
     _read,
     absolute=True,
     scales=dict.fromkeys(_ASPECTS, (1, 5)),
-    required=(frozenset({"source", "instruction", "completions"}),),
     # JSON lines at the root, one file per source; there is only a train split
     patterns=lambda settings: [
         "*.jsonl" if settings.config == "default" else f"{settings.config}.jsonl"

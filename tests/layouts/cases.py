@@ -179,6 +179,19 @@ rows(
 )
 rows("Alpaca without input", {"instruction": Q, "input": "", "output": A}, Q)
 rows(
+    "Alpaca, an input that says there is none",
+    [
+        {"instruction": Q, "input": said, "output": A}
+        for said in ("No input", "< noinput >", "No input.", "<N/A>", "[None]", "noInput!")
+    ],
+    *[Q] * 6,
+)
+rows(
+    "Alpaca, an input that only begins so",
+    {"instruction": Q, "input": "No input is needed.", "output": A},
+    f"{Q}\n\nNo input is needed.",
+)
+rows(
     "Alpaca, mapped as documented",
     [{"instruction": "Name it.", "input": x, "output": A} for x in ("France", "Peru")],
     "Name it.\n\nFrance",

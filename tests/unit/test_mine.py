@@ -237,10 +237,17 @@ def test_another_schema_fails_on_the_first_rows() -> None:
     )
     with pytest.raises(
         SourceError,
-        match=r"columns are prompt, response, category, is_safe; this source needs better_resp",
+        match=r"columns are prompt, response, category, is_safe; this source needs prompt, resp",
     ):
         run(beavertails, kind="pku-saferlhf")
     assert sum(1 for _ in beavertails) == 10_000 - 50
+
+
+def test_rows_with_the_columns_but_not_the_texts_of_a_schema_fail_on_the_first_rows() -> None:
+    pairs = ({"query": f"{i}?", "chosen": "Yes.", "rejected": "No."} for i in range(1000))
+    with pytest.raises(SourceError, match=r"needs chosen and rejected.* read them with --source a"):
+        run(pairs, kind="hh-rlhf")
+    assert sum(1 for _ in pairs) == 1000 - 50
 
 
 def test_one_row_of_the_schema_is_enough() -> None:
