@@ -18,20 +18,9 @@ from ..errors import DropRow, SettingsError, SourceError
 from ..settings import SourceSettings, nearest
 from ..text import one_line
 from ..types import Row
-from . import Layout, ParsedRow, marked
-from .layouts import (
-    ANSWERS,
-    BESIDE,
-    BY_NAME,
-    JSON_COLUMNS,
-    LAYOUTS,
-    NULLS,
-    QUESTIONS,
-    at,
-    is_talk,
-    json_in,
-    means_turns,
-)
+from . import Layout, ParsedRow
+from .layouts import ANSWERS, BY_NAME, JSON_COLUMNS, LAYOUTS, at, means_turns
+from .turns import BESIDE, NULLS, QUESTIONS, is_talk, json_in, marked
 
 COLUMNS = tuple(
     "prompt messages system input category chosen rejected score_chosen score_rejected answers"

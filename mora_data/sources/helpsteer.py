@@ -14,7 +14,8 @@ truthful = correctness / 4.
 from __future__ import annotations
 
 from ..types import Row
-from . import Layout, ParsedRow, checked_context, number_in, prompt_in, reply_notes, split_turns
+from . import Layout, ParsedRow, number_in, prompt_in, reply_notes
+from .turns import checked_context, split_turns
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _PRIORS = {"helpful": "helpfulness", "truthful": "correctness"}

@@ -17,16 +17,8 @@ from __future__ import annotations
 
 from ..errors import DropRow
 from ..types import Messages, Row
-from . import (
-    Layout,
-    ParsedRow,
-    checked_context,
-    marked,
-    number_in,
-    reply_notes,
-    split_turns,
-    text_in,
-)
+from . import Layout, ParsedRow, number_in, reply_notes, text_in
+from .turns import checked_context, marked, split_turns
 
 PAIRS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 RED_TEAM = "red-team-attempts"

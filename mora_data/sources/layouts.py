@@ -14,45 +14,43 @@ reply_ignored). Answers always carry `preferred` where the row says which is bet
 
 from __future__ import annotations
 
-import json
 import re
-from ast import literal_eval
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import cast
 
 from ..errors import DropRow
-from ..types import Message, Messages, Row
-from . import (
-    MARKS,
-    Layout,
-    ParsedRow,
-    RatedAnswer,
-    checked_context,
-    marked,
-    number_in,
-    prompt_in,
-    reply_notes,
-    score_in,
-    transcript_turns,
-    turns_in,
-    user_turn,
-)
+from ..types import Messages, Row
+from . import Layout, ParsedRow, number_in, prompt_in, reply_notes, score_in, user_turn
 from .helpsteer import HELPSTEER
 from .hh import HH_RLHF, is_pair, is_red_team
 from .pku import PKU_SAFERLHF
+from .turns import (
+    ANY_QUESTION,
+    BESIDE,
+    MARKS,
+    QUESTIONS,
+    TALKS,
+    checked_context,
+    column_in,
+    context_of,
+    conversation,
+    is_lists,
+    is_talk,
+    json_in,
+    marked,
+    open_end,
+    parsed_as,
+    plain,
+    question_in,
+    talk_column,
+    transcript_turns,
+    turns_in,
+    with_system,
+)
 from .ultrafeedback import ULTRAFEEDBACK
 
 # columns by what they mean; the first that a row has counts
-QUESTIONS = (
-    "prompt question instruction query goal behavior user_prompt Prompt Question Instruction Query"
-    " Goal Behavior problem"
-).split()
-ANY_QUESTION = (*QUESTIONS, "input", "inputs", "text")
-TALKS = "messages conversations conversation chat dialogue dialog context turns data".split()
-SYSTEM = "system system_prompt".split()
-BESIDE = "input context ContextString".split()
-TOPICS = "category Category topic subset SemanticCategory risk_area".split()
 REPLIES = "response completion output answer reply target".split()
 ANSWERS = (*REPLIES, "chosen", "rejected", "responses", "completions", "outputs", "answers")
 SIDES = (
@@ -74,78 +72,6 @@ LISTS = "responses completions generations outputs answers candidates".split()
 RATINGS = "scores ratings rewards rating reward_scores".split()
 JSON_COLUMNS = frozenset((*TALKS, *QUESTIONS, "chosen", "rejected", "answers", *LISTS, *RATINGS))
 _TEXT_KEYS = ("text", "answer", "response", "content", "output")
-NULLS = frozenset("nan NaN NA N/A n/a null NULL None none <NA>".split())
-_NO_INPUT = re.compile(
-    r"[<(\[\s]*(?:no[ _-]?input|n/a|none|null)[>)\]\s.!]*", re.I
-)  # in Alpaca rows
-
-
-# conversations
-
-
-def conversation(value: object) -> Messages:
-    """The turns of a conversation in any of its shapes: a list of turns, of exchanges ({input,
-    output}), a dict of lists, or a transcript.
-
-    Raises:
-        DropRow: as `turns_in`.
-    """
-    if isinstance(value, str):
-        return (
-            transcript_turns(value, marks) if (marks := marked(value)) else user_turn(_asked(value))
-        )
-    if isinstance(value, Mapping) and _lists(value):
-        value = [
-            dict(zip(value, turn, strict=False)) for turn in zip(*value.values(), strict=False)
-        ]
-    if _exchanges(value):
-        value = [
-            {"role": role, "content": turn[side]}
-            for turn in value  # type: ignore[attr-defined]
-            for role, side in (("user", "input"), ("assistant", "output"))
-            if turn.get(side) is not None
-        ]
-    return turns_in(value)
-
-
-def _asked(text: str) -> str:
-    found = text.strip()
-    if not found:
-        raise DropRow("empty_prompt")
-    if found in NULLS:
-        raise DropRow("null_text")
-    return found
-
-
-def is_talk(value: object) -> bool:
-    """Whether a value is a list of turns or exchanges, or a dict of lists of them."""
-    if isinstance(value, Mapping):
-        return _lists(value) and bool(value.keys() & {"role", "from"})
-    return _turns(value) or _exchanges(value)
-
-
-def _turns(value: object) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and bool(value)
-        and all(isinstance(t, Mapping) and t.keys() & {"role", "from"} for t in value)
-    )
-
-
-def _exchanges(value: object) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and bool(value)
-        and all(isinstance(t, Mapping) and "input" in t and "role" not in t for t in value)
-    )
-
-
-def _lists(value: Mapping[str, object]) -> bool:
-    return bool(value) and all(isinstance(v, list) for v in value.values())
-
-
-def _texts(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
 
 def at(row: Row, path: str, default: object = None) -> object:
@@ -160,98 +86,8 @@ def at(row: Row, path: str, default: object = None) -> object:
     return node
 
 
-def _column(row: Row, names: Sequence[str]) -> str | None:
-    """The first of the columns that the row has."""
-    return next((n for n in names if n in row), None)
-
-
-def _talk_column(row: Row) -> str | None:
-    return next((n for n in (*TALKS, "prompt") if n in row and is_talk(row[n])), None)
-
-
-def _context(row: Row) -> tuple[Messages, bool]:
-    """The conversation of the row's own columns up to the last user turn, and whether a reply was
-    left aside."""
-    name = _talk_column(row)
-    if name is None and (name := _column(row, ANY_QUESTION)) is None:
-        name = _column(row, TALKS)
-        if name is None:
-            raise DropRow("missing_column", "prompt")
-        turns = turns_in(row[name])
-    elif is_talk(value := row[name]) or isinstance(value, list):
-        turns = conversation(value) if is_talk(value) else turns_in(value)
-    else:
-        turns = conversation(_and_more(row, name, prompt_in(row, name)))
-    return _open_end(_with_system(row, turns))
-
-
-def _and_more(row: Row, name: str, text: str) -> str:
-    """A question with the text that it is asked of."""
-    if name == "prompt":
-        more = "input" if "input" in row else None
-    else:
-        more = _column(row, BESIDE) if name.lower() in ("instruction", "behavior") else None
-    beside = row[more] if more else None
-    if not isinstance(beside, str) or not beside.strip() or beside.strip() in NULLS:
-        return text
-    if _NO_INPUT.fullmatch(beside):
-        return text
-    return f"{text}\n\n{beside.strip()}"
-
-
-def _with_system(row: Row, turns: Messages) -> Messages:
-    name = _column(row, SYSTEM)
-    text = row[name] if name else None
-    if not isinstance(text, str) or not text.strip() or text.strip() in NULLS:
-        return turns
-    first: Message = {"role": "system", "content": text.strip()}
-    if turns and turns[0]["role"] == "system":
-        if turns[0] != first:
-            raise DropRow("two_system_turns")
-        return turns
-    return (first, *turns)
-
-
-def _open_end(turns: Messages) -> tuple[Messages, bool]:
-    ignored = len(turns) > 0 and turns[-1]["role"] == "assistant"
-    if ignored and len(turns) == 1:
-        raise DropRow("starts_without_user")
-    return checked_context(turns[:-1] if ignored else turns), ignored
-
-
-def _parsed(
-    row: Row,
-    context: tuple[Messages, bool],
-    answers: Sequence[RatedAnswer] = (),
-    notes: Sequence[str] = (),
-) -> ParsedRow:
-    turns, ignored = context
-    name = _column(row, TOPICS)
-    topic = row[name] if name else None
-    topic = topic.strip() or None if isinstance(topic, str) else None
-    said = (*notes, *(("reply_ignored",) if ignored else ()))
-    return ParsedRow(turns, topic or "all", topic, notes=said, answers=tuple(answers))
-
-
-def plain(row: Row) -> ParsedRow:
-    """A question or a conversation, and nothing about its answers."""
-    return _parsed(row, _context(row))
-
-
-def json_in(value: object) -> object:
-    """What a text holds as JSON, or as Python writes lists and dicts; the value itself where it is
-    neither."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        found = literal_eval(value.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-        return value
-    return found if isinstance(found, (list, dict)) else value
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
 
 def means_turns(name: str, value: object) -> bool:
@@ -292,7 +128,7 @@ def _reply(value: object) -> tuple[Messages, str | None]:
         if not marks:
             return (), value
         value = transcript_turns(value, marks)
-    if isinstance(value, Mapping) and not _lists(value):
+    if isinstance(value, Mapping) and not is_lists(value):
         value = [value]
     if value is None:
         return (), None
@@ -308,7 +144,7 @@ def two_sides(row: Row) -> ParsedRow:
     """Two sides, each a reply or a conversation that ends with one, and the context before them."""
     sides = _sides(row) or SIDES[0]
     values = [row.get(s) for s in sides]
-    own = _column(row, ANY_QUESTION)
+    own = column_in(row, ANY_QUESTION)
     if any(isinstance(v, list) for v in values):
         if any(v is None for v in values):
             raise DropRow("null_text", "a side")
@@ -319,16 +155,16 @@ def two_sides(row: Row) -> ParsedRow:
         values = [{"role": "assistant", "content": v} if isinstance(v, str) else v for v in values]
     (before, chosen), (other, rejected) = map(_reply, values)
     if before or other:
-        before, other = (_with_system(row, b) for b in (before, other))
+        before, other = (with_system(row, b) for b in (before, other))
         prompt = row[own] if own else None
         asked = [m["content"] for m in before if m["role"] == "user"]
         if before != other or (
-            isinstance(prompt, str) and not marked(prompt) and _asked(prompt) not in asked
+            isinstance(prompt, str) and not marked(prompt) and question_in(prompt) not in asked
         ):
             raise DropRow("context_mismatch")
         context = checked_context(before), False
     else:
-        context = _context(row)
+        context = context_of(row)
     a, b = _side_score(row, sides[0]), _side_score(row, sides[1])
     tie = a is not None and a == b
     won = (0.5, 0.5) if tie else (1.0, 0.0)
@@ -341,7 +177,7 @@ def two_sides(row: Row) -> ParsedRow:
     scored = any("score" in k or "rating" in k for k in row)
     notes = (*reply_notes(*texts), *(("tie",) if tie else ()))
     missing = ("score_missing",) if scored and None in (a, b) else ()
-    return _parsed(row, context, answers, (*notes, *missing))
+    return parsed_as(row, context, answers, (*notes, *missing))
 
 
 def _winner(row: Row) -> tuple[float, float] | None:
@@ -390,10 +226,10 @@ def two_answers(row: Row) -> ParsedRow:
         if text is not None:
             score = score_in(row.get(f"score{end}"))
             answers.append((text, _rated(("preferred", won and won[i]), ("score", score))))
-    if "history" in row and _column(row, ANY_QUESTION) is None:
+    if "history" in row and column_in(row, ANY_QUESTION) is None:
         row = {**row, "prompt": row["history"]}
     notes = (*reply_notes(*texts), *(() if won else ("label_missing",)))
-    return _parsed(row, _context(row), answers, notes)
+    return parsed_as(row, context_of(row), answers, notes)
 
 
 def arena(row: Row) -> ParsedRow:
@@ -411,7 +247,7 @@ def arena(row: Row) -> ParsedRow:
     ]
     notes = () if won else ("label_missing",)
     later = () if all(len(t) <= same + 1 for t in talks) else ("later_turns_ignored",)
-    return _parsed(row, _open_end(talks[0][:same]), answers, (*notes, *later))
+    return parsed_as(row, open_end(talks[0][:same]), answers, (*notes, *later))
 
 
 def kaggle_arena(row: Row) -> ParsedRow:
@@ -448,7 +284,7 @@ def answer_list(row: Row) -> ParsedRow:
         if worst > best and (rank := score_in(a.get("rank"))) is not None:
             ratings["preferred"] = (worst - rank) / (worst - best)
         answers.append((text, ratings))
-    return _parsed({k: v for k, v in row.items() if k != "answers"}, _context(row), answers)
+    return parsed_as({k: v for k, v in row.items() if k != "answers"}, context_of(row), answers)
 
 
 def scored_list(row: Row) -> ParsedRow:
@@ -460,7 +296,7 @@ def scored_list(row: Row) -> ParsedRow:
         for t, s in zip(texts, numbers, strict=False)  # type: ignore[call-overload]
         if isinstance(t, str)
     ]
-    return _parsed(row, _context(row), answers)
+    return parsed_as(row, context_of(row), answers)
 
 
 def _list_columns(row: Row) -> tuple[str, str] | None:
@@ -480,14 +316,14 @@ def ranked_list(column: str) -> Callable[[Row], ParsedRow]:
         listed = [t for t in texts if isinstance(t, str)] if isinstance(texts, list) else []
         last = max(len(listed) - 1, 1)
         answers = [(t, {"preferred": 1 - i / last}) for i, t in enumerate(listed)]
-        return _parsed(row, _context(row), answers, tuple(reply_notes(*listed)))
+        return parsed_as(row, context_of(row), answers, tuple(reply_notes(*listed)))
 
     return read
 
 
 def rated_reply(row: Row) -> ParsedRow:
     """One reply, and whether it is good or safe."""
-    name = _column(row, REPLIES) or "response"
+    name = column_in(row, REPLIES) or "response"
     context, reply = _reply(row.get(name))
     label, safe = row.get("label"), row.get("is_safe")
     severity = number_in(row.get("severity_level"))
@@ -496,11 +332,11 @@ def rated_reply(row: Row) -> ParsedRow:
         ("safe", float(safe) if isinstance(safe, bool) else None),
         ("severity", severity if severity in (0, 1, 2, 3) else None),
     )
-    asked = (checked_context(context), False) if context else _context(row)
+    asked = (checked_context(context), False) if context else context_of(row)
     harms = row.get("category", row.get("harm_category"))
     if isinstance(harms, Mapping):
         row = {**row, "category": next((k for k, v in harms.items() if v is True), None)}
-    return _parsed(
+    return parsed_as(
         row, asked, [] if reply is None else [(reply, ratings)], tuple(reply_notes(reply))
     )
 
@@ -555,7 +391,7 @@ def user_turns(row: Row) -> ParsedRow:
     """`turns`, the user's alone: the first, as later ones follow replies that are not there."""
     turns = _texts_in(row, "turns")
     notes = ("later_turns_ignored",) if len(turns) > 1 else ()
-    return _parsed(row, (user_turn(_asked(turns[0])), False), (), notes)
+    return parsed_as(row, (user_turn(question_in(turns[0])), False), (), notes)
 
 
 def self_instruct(row: Row) -> ParsedRow:
@@ -570,7 +406,7 @@ def graded(row: Row) -> ParsedRow:
     """One reply with a grade of 1 to 5."""
     text, grade = row.get("orig_response"), score_in(row.get("orig_score"))
     answers = [(text, _rated(("score", grade)))] if isinstance(text, str) else []
-    return _parsed(row, _context({"prompt": row.get("orig_instruction")}), answers)
+    return parsed_as(row, context_of({"prompt": row.get("orig_instruction")}), answers)
 
 
 def by_turns(row: Row) -> ParsedRow:
@@ -579,7 +415,7 @@ def by_turns(row: Row) -> ParsedRow:
         {"role": ("user", "assistant")[i % 2], "content": text}
         for i, text in enumerate(_texts_in(row, "data"))
     ]
-    return _parsed(row, _open_end(turns_in(turns)))
+    return parsed_as(row, open_end(turns_in(turns)))
 
 
 def _with_preferred(row: Row) -> ParsedRow:
@@ -599,11 +435,11 @@ def _in(*columns: str) -> Callable[[Row], bool]:
 
 
 def _asks(row: Row) -> str | None:
-    return _column(row, ANY_QUESTION) or _talk_column(row)
+    return column_in(row, ANY_QUESTION) or talk_column(row)
 
 
 def _talks(row: Row, keys: set[str]) -> bool:
-    name = _talk_column(row)
+    name = talk_column(row)
     value = row[name] if name else None
     first = value[0] if isinstance(value, (list, tuple)) and value else value
     return isinstance(first, Mapping) and keys <= first.keys()
@@ -780,7 +616,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "kto",
         "single answers with a label",
         "`prompt`, `completion` (or another reply column) and `label`, true or false",
-        lambda row: isinstance(row.get("label"), bool) and _asks(row) and _column(row, REPLIES),
+        lambda row: isinstance(row.get("label"), bool) and _asks(row) and column_in(row, REPLIES),
         rated_reply,
         absolute=True,
         asks_in_a_column=True,
@@ -789,7 +625,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "safety-labels",
         "single answers with a label of safety",
         "`prompt`, `response` and `is_safe`: BeaverTails, PKU-SafeRLHF-QA",
-        lambda row: isinstance(row.get("is_safe"), bool) and _asks(row) and _column(row, REPLIES),
+        lambda row: isinstance(row.get("is_safe"), bool) and _asks(row) and column_in(row, REPLIES),
         rated_reply,
         absolute=True,
         scales={"safe": (0, 1), "severity": (0, 3)},
@@ -834,7 +670,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "alpaca",
         "Alpaca instructions",
         "`instruction` with `input` (or `context`), which stand below one another in the prompt",
-        lambda row: "instruction" in row and isinstance(row.get(_column(row, BESIDE) or ""), str),
+        lambda row: "instruction" in row and isinstance(row.get(column_in(row, BESIDE) or ""), str),
         plain,
     ),
     Layout(
@@ -842,14 +678,14 @@ LAYOUTS: tuple[Layout, ...] = (
         "transcripts with marked turns",
         "a question or `text` column whose texts begin with a mark: "
         + ", ".join(["[INST]", *MARKS]),
-        lambda row: isinstance(v := row.get(_column(row, ANY_QUESTION) or ""), str) and marked(v),
+        lambda row: isinstance(v := row.get(column_in(row, ANY_QUESTION) or ""), str) and marked(v),
         plain,
     ),
     Layout(
         "prompt",
         "plain prompts",
         "a question column: " + ", ".join(f"`{q}`" for q in ANY_QUESTION),
-        lambda row: _column(row, (*ANY_QUESTION, "messages")),
+        lambda row: column_in(row, (*ANY_QUESTION, "messages")),
         plain,
         asks_in_a_column=True,
     ),
