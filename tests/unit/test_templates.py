@@ -115,12 +115,11 @@ def test_the_shared_rubric_names_its_dimension_behind_the_answer() -> None:
 
 
 def test_the_rubrics_scored_together_are_those_of_the_dimensions() -> None:
-    for reverse in (False, True):
-        system = judge_messages("helpful", "together", reverse=reverse)[0]
-        for d in DIMENSIONS:
-            own = judge_messages(d, reverse=reverse)[0].splitlines()
-            levels = [line for line in own if line[1:4] == " = "]
-            assert "\n".join([f"Rubric {d}: {own[2]}", *levels]) in system
+    system = judge_messages("helpful", "together")[0]
+    for d in DIMENSIONS:
+        own = judge_messages(d)[0].splitlines()
+        levels = [line for line in own if line[1:4] == " = "]
+        assert "\n".join([f"Rubric {d}: {own[2]}", *levels]) in system
 
 
 def test_the_simulator_reads_the_dimension_that_the_shared_rubric_names() -> None:
@@ -151,12 +150,17 @@ def test_judge_template_names_one_dimension_and_its_levels(dimension: str) -> No
     assert len((system + user).split()) <= 350
 
 
-@pytest.mark.parametrize("dimension", DIMENSIONS)
-def test_reversed_rubric_lists_the_same_levels_from_five_down(dimension: str) -> None:
-    forward, backward = judge_messages(dimension)[0], judge_messages(dimension, reverse=True)[0]
-    assert forward != backward
-    assert sorted(forward.splitlines()) == sorted(backward.splitlines())
-    assert [line[0] for line in backward.splitlines() if line[1:4] == " = "] == list("54321")
+@pytest.mark.parametrize("template", [*DIMENSIONS, "together", "shared"])
+def test_a_fresh_measurement_takes_the_levels_from_five_down_behind_the_answer(
+    template: str,
+) -> None:
+    """So that a server with prefix caching reads the answer once for all measurements of it."""
+    asked, fresh = (
+        "\n".join(judge_messages("helpful", template, reverse=r)).partition(f"</answer-{NONCE}>")
+        for r in (False, True)
+    )
+    assert fresh[:2] == asked[:2] and fresh[2] != asked[2]
+    assert fresh[2].index("5 ") < fresh[2].index("1 ")
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)
