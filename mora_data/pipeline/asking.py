@@ -32,6 +32,7 @@ from ..prompts.runner import PartitionRunner, ask_partitions, is_finalized
 from ..rewards import asks_model
 from ..rewards.audit import Audit
 from ..run.files import json_hash, read_json
+from ..run.folder import manifest_of
 from ..run.partitions import Partition
 from ..run.progress import PROMPTS, Progress, heartbeat
 from ..run.remote import shared_address
@@ -136,7 +137,7 @@ async def _audit(
         s,
         context.sources,
         engines,
-        str(folder.manifest()["identity"]["revision"]),
+        str(manifest_of(folder.path)["identity"]["revision"]),
         lambda: open_sources(s, False, options.data),
         folder,
         build.progress,

@@ -30,6 +30,7 @@ from ..run.folder import (
     counts_tree,
     emptied_by,
     failures_of,
+    manifest_of,
     source_of,
 )
 from ..run.partitions import Partition, give_back
@@ -220,7 +221,7 @@ def keep_settings(build: Build) -> None:
         changes = changes_of(path / "build.yaml", build.settings)
         if changes:
             lost = build.reaches("publish") and (path / "dataset").is_dir()
-            n = build.folder.manifest().get("pairs")
+            n = manifest_of(path).get("pairs")
             loss = f"; its dataset of {n} pairs will be replaced" if lost else ""
             build.progress.message(
                 f"settings differ from the last build's in {path}: {', '.join(changes)}{loss}"
@@ -302,7 +303,7 @@ def manifest_of_build(
     tells how often the run was interrupted, so not what it cost."""
     s, context = build.settings, asked.context
     settings = s.model_dump(mode="json")
-    identity = build.folder.manifest()["identity"]
+    identity = manifest_of(build.folder.path)["identity"]
     mined = read_json(build.folder.path / "mine.json")
     named = {k: identity.get(k) for k in ("dataset", "config", "split", "revision")}
     gamma = s.presample.gamma
@@ -367,7 +368,7 @@ def with_selection(counts: Counts, published: Published) -> dict[str, Any]:
 def write_manifest(
     build: Build, manifest: Mapping[str, Any], published: Published, status: str
 ) -> None:
-    before = build.folder.manifest()
+    before = manifest_of(build.folder.path)
     cost, currency = before.get("cost"), before.get("currency")
     if build.cost is not None:
         cost, currency = build.cost.cost(), build.cost.prices.currency

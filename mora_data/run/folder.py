@@ -68,10 +68,6 @@ class RunFolder:
         finally:
             os.close(self._lock)
 
-    def manifest(self) -> dict[str, Any]:
-        """See `manifest_of`."""
-        return manifest_of(self.path)
-
     def write(self, name: str, tree: Mapping[str, object], durable: bool = True) -> None:
         """Write a JSON file at the top of the folder, for `read_json`."""
         if self._remote is not None:
@@ -150,7 +146,7 @@ class RunFolder:
                 entry.unlink()
 
     def _check_identity(self, identity: Mapping[str, str]) -> None:
-        before = self.manifest().get("identity") or identity
+        before = manifest_of(self.path).get("identity") or identity
         begun = any(next(self.path.glob(name), None) for name in ("mine.json", "parts", "*.log"))
         if before == identity or not begun or _has_grown(before, identity):
             tree = read_json(self.path / "manifest.json")

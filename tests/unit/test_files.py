@@ -24,7 +24,7 @@ from mora_data.dataset.schemas import papers_of
 from mora_data.errors import DamagedFile, MoraError, RunFolderError, SettingsError, SourceError
 from mora_data.resources import parse_yaml
 from mora_data.run.files import read_json, readable, replacing, write_json, write_whole
-from mora_data.run.folder import RunFolder
+from mora_data.run.folder import RunFolder, manifest_of
 from mora_data.run.log import AnswerLog
 from mora_data.run.partitions import Partition
 from mora_data.settings import load_settings, parse_override
@@ -174,7 +174,7 @@ def test_a_folder_without_a_prompt_takes_the_corrected_command(tmp_path: Path) -
     with RunFolder(tmp_path / "run", {"config": "default"}, False):
         pass
     with RunFolder(tmp_path / "run", {"config": "sample"}, False) as f:
-        assert f.manifest()["identity"] == {"config": "sample"}
+        assert manifest_of(f.path)["identity"] == {"config": "sample"}
 
 
 def test_a_run_without_its_manifest_goes_on(tmp_path: Path) -> None:
@@ -186,11 +186,11 @@ def test_a_run_without_its_manifest_goes_on(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="is another build"), RunFolder(run, {}, False):
         pass
     with RunFolder(run, identity, False) as f:
-        assert f.manifest() == {"identity": identity, "status": "started"}
+        assert manifest_of(f.path) == {"identity": identity, "status": "started"}
     for name in ("manifest.json", "mine.json"):
         (run / name).write_bytes(b"")
     with RunFolder(run, identity, False) as f:  # its secret tells
-        assert f.manifest()["identity"] == identity
+        assert manifest_of(f.path)["identity"] == identity
     (run / "manifest.json").unlink()
     (run / "secret").unlink()
     with pytest.raises(RunFolderError, match="not a run folder"), RunFolder(run, identity, False):

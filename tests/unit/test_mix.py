@@ -14,7 +14,7 @@ from mora_data.cli import main
 from mora_data.dataset.card import strictest
 from mora_data.errors import RunFolderError, SettingsError, SourceError
 from mora_data.pipeline import run_build
-from mora_data.run.folder import RunFolder, shortfalls
+from mora_data.run.folder import RunFolder, manifest_of, shortfalls
 from mora_data.run.progress import Progress
 from mora_data.run.stats import RunStats
 from mora_data.settings import (
@@ -245,7 +245,7 @@ def test_a_run_folder_takes_one_more_source_at_its_end(tmp_path: Path) -> None:
     def take(settings: BuildSettings, data: Sequence[Path] = ()) -> None:
         identity = identity_of(settings, open_sources(settings, False, data))
         with RunFolder(tmp_path / "run", identity, fresh=False) as folder:
-            assert folder.manifest()["identity"] == identity
+            assert manifest_of(folder.path)["identity"] == identity
             folder.write("mine.json", {"identity": identity})
 
     take(one, [Path(a)])
