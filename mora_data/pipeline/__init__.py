@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..cluster import check_cluster
 from ..engines import role_warnings
@@ -41,7 +42,7 @@ from .publishing import (
     totals,
     write_errors,
 )
-from .values import Asked, Build, Probe, Published
+from .values import Asked, Build, Probe
 
 
 def run_build(
@@ -127,12 +128,12 @@ def _run(
     finally:
         failed = write_errors(build, parts)
     counts, tokens = totals(build, mined, parts, asked)
-    published = Published()
+    manifest: dict[str, Any] = {}
     if failure is None:
         parts = [p for p in parts if p.number not in asked.given_up]
         manifest = manifest_of_build(build, asked, counts, tokens, failed.n, parts)
-        published, failure = finish(build, asked, parts, counts, manifest, failed)
-    summary = summary_of_command(build, asked, counts, failed.n, published)
+        failure = finish(build, asked, parts, counts, manifest, failed)
+    summary = summary_of_command(build, asked, counts, failed.n, manifest)
     return summary, failure or too_many_errors(failed, build.settings, build.folder.path)
 
 

@@ -8,7 +8,6 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,10 +36,11 @@ from ..run.partitions import Partition, give_back
 from ..settings import PLUGIN_FOLDERS, changes_of, to_yaml
 from ..sources.mine import data_given
 from ..types import STAGES, Origin
-from .values import Asked, Build, Counts, Published
+from .values import Asked, Build, Counts
 
 if TYPE_CHECKING:
     from ..dataset.configs import Describe
+    from ..dataset.folder import FolderResult
     from ..report.arms import LengthAudit
     from ..report.values import Report
     from ..selection.select import Selection
@@ -51,10 +51,11 @@ def finish(
     asked: Asked,
     parts: Sequence[Partition],
     counts: Counts,
-    manifest: Mapping[str, Any],
+    manifest: dict[str, Any],
     failed: Failures,
-) -> tuple[Published, NothingSelected | None]:
-    """Select, write the dataset, the manifest and the report; `counts` gets the stages.
+) -> NothingSelected | None:
+    """Select, write the dataset, the manifest and the report; `counts` and `manifest` get what the
+    stages add.
 
     Raises:
         UnreliableScores: the scorers changed during the run; the manifest says so.
@@ -62,30 +63,35 @@ def finish(
     try:
         check_drift(asked.drift, build.settings.presample.max_drift)
     except UnreliableScores:
-        write_manifest(build, manifest, Published(), "drifted")
+        write_manifest(build, manifest, None, "drifted")
         raise
-    published, failure = Published(), None
+    written, failure = None, None
     if build.reaches("select"):
-        published, selection = _select(build, asked, parts, counts)
+        selection = _select(build, asked, parts, counts, manifest)
         if build.reaches("publish"):
-            published = _publish(build, asked, parts, counts, manifest, selection, published)
-    if published.dataset_dir is not None and not counts["publish", "kept"]:
+            written = _publish(build, asked, parts, counts, manifest, selection)
+    manifest["counts"] = counts_tree(counts, STAGES)
+    if written is not None and not counts["publish", "kept"]:
         left = counts_tree(counts, build.stages)
         failure = NothingSelected(emptied_by(left, build.folder.path, failed))
-    manifest = {**manifest, **with_selection(counts, published)}
-    write_manifest(build, manifest, published, "empty" if failure else "done")
-    if published.report and failure is None:
+    write_manifest(build, manifest, written, "empty" if failure else "done")
+    if written is not None and written.report and failure is None:
         from ..report.document import with_costs
         from ..report.page import write_report
 
         build.progress.start("writing the report")
-        write_report(build.folder.path, with_costs(published.report, build.folder.path))
-    return published, failure
+        report = cast("Report", written.report)
+        write_report(build.folder.path, with_costs(report, build.folder.path))
+    return failure
 
 
 def _select(
-    build: Build, asked: Asked, parts: Sequence[Partition], counts: Counts
-) -> tuple[Published, Selection]:
+    build: Build,
+    asked: Asked,
+    parts: Sequence[Partition],
+    counts: Counts,
+    manifest: dict[str, Any],
+) -> Selection:
     """Select the pairs, and say how good the judges were on them."""
     from ..selection.select import select
 
@@ -94,12 +100,13 @@ def _select(
     build.progress.start("selecting pairs")
     give_back()
     selection = select(parts, settings)
-    personas = _cap_personas(parts, selection, context)
+    manifest["personas"] = _cap_personas(parts, selection, context)
     counts.update(selection.counts)
     family = self_preference(asked.engines)
     feedback = quality(parts, selection.chosen, settings, family, asked.drift)
     build.folder.write("feedback.json", feedback)
-    return Published(selection.n_pairs, personas=personas, feedback=feedback), selection
+    manifest.update(pairs=selection.n_pairs, feedback=feedback)
+    return selection
 
 
 def _publish(
@@ -107,10 +114,9 @@ def _publish(
     asked: Asked,
     parts: Sequence[Partition],
     counts: Counts,
-    manifest: Mapping[str, Any],
+    manifest: dict[str, Any],
     selection: Selection,
-    published: Published,
-) -> Published:
+) -> FolderResult:
     """Write the dataset folder."""
     from ..dataset.configs import Release
     from ..dataset.folder import write_dataset
@@ -119,16 +125,13 @@ def _publish(
     settings, context = build.settings, asked.context
     assert context is not None
     build.progress.start("writing the dataset")
-    published = replace(
-        published,
-        selection={
-            "candidates_confirmed": selection.confirmed[0],
-            "candidates_held": selection.confirmed[1],
-            "shrinkage": selection.shrinkage,
-            "mean_log_length_gap": selection.mean_log_length_gap,
-        },
-    )
-    tree = {**manifest, **with_selection(counts, published)}
+    manifest["selection"] = {
+        "candidates_confirmed": selection.confirmed[0],
+        "candidates_held": selection.confirmed[1],
+        "shrinkage": selection.shrinkage,
+        "mean_log_length_gap": selection.mean_log_length_gap,
+    }
+    tree = {**manifest, "counts": counts_tree(counts, STAGES)}
     describe, figures = _report_of_release(build, selection, tree)
     stats = context.judge_stats
     release = Release(
@@ -141,22 +144,17 @@ def _publish(
         figures,
         describe,
     )
-    dataset_dir = build.folder.path / "dataset"
-    result = write_dataset(lambda: selected(parts, selection, settings), release, dataset_dir)
+    result = write_dataset(
+        lambda: selected(parts, selection, settings), release, build.folder.path / "dataset"
+    )
     n = sum(result.counts.get("preference", {}).values())
     counts["publish", "in"] += selection.n_pairs
     counts["publish", "kept"] += n
     if selection.n_pairs > n:
         counts["publish", "row_too_large"] += selection.n_pairs - n
-    return replace(
-        published,
-        dataset_dir=dataset_dir,
-        report=cast("Report | None", result.report),
-        fingerprint=result.fingerprint,
-        pii=result.pii,
-        papers=result.papers,
-        sources=result.sources,
-    )
+    if result.sources:
+        manifest["sources"] = result.sources
+    return result
 
 
 def _cap_personas(
@@ -353,42 +351,28 @@ def _by_source(sources: Sequence[SourceCounts], parts: Sequence[Partition]) -> l
     ]
 
 
-def with_selection(counts: Counts, published: Published) -> dict[str, Any]:
-    """What selection adds to the manifest."""
-    return {
-        "counts": counts_tree(counts, STAGES),
-        "pairs": published.pairs,
-        "selection": published.selection,
-        "personas": published.personas,
-        "feedback": published.feedback,
-        **({"sources": published.sources} if published.sources else {}),
-    }
-
-
 def write_manifest(
-    build: Build, manifest: Mapping[str, Any], published: Published, status: str
+    build: Build, manifest: dict[str, Any], written: FolderResult | None, status: str
 ) -> None:
+    """Write what is known at the end, with what the run cost so far and the dataset folder."""
     before = manifest_of(build.folder.path)
     cost, currency = before.get("cost"), before.get("currency")
     if build.cost is not None:
         cost, currency = build.cost.cost(), build.cost.prices.currency
-    build.folder.write(
-        "manifest.json",
-        {
-            **manifest,
-            "status": status,
-            "requests": before.get("requests", 0) + build.progress.stats.requests,
-            "cost": cost,
-            "currency": currency,
-            "fingerprint": published.fingerprint,
-            "pii": published.pii,
-            "papers": published.papers,
-        },
+    manifest.update(
+        status=status,
+        requests=before.get("requests", 0) + build.progress.stats.requests,
+        cost=cost,
+        currency=currency,
+        fingerprint=written.fingerprint if written else None,
+        pii=written.pii if written else None,
+        papers=written.papers if written else {},
     )
+    build.folder.write("manifest.json", manifest)
 
 
 def summary_of_command(
-    build: Build, asked: Asked, counts: Counts, errors: int, published: Published
+    build: Build, asked: Asked, counts: Counts, errors: int, manifest: Mapping[str, Any]
 ) -> Summary:
     stats, money = build.progress.stats, dict[str, Any]()
     if (cost := build.cost) is not None:
@@ -396,9 +380,9 @@ def summary_of_command(
         money["currency"] = cost.prices.currency
     return Summary(
         str(build.folder.path),
-        str(published.dataset_dir) if published.dataset_dir else None,
+        str(build.folder.path / "dataset") if manifest.get("fingerprint") else None,
         counts_tree(counts, build.stages),
-        published.pairs,
+        manifest.get("pairs", 0),
         requests=stats.requests,
         repeated=stats.repeated,
         replayed=stats.replayed + stats.finalized,

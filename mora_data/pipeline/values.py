@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engines.engine import Engine
 from ..errors import MoraError
@@ -18,10 +17,6 @@ from ..run.progress import Progress
 from ..settings import BuildOptions, BuildSettings
 from ..sources.benchmarks import Benchmarks
 from ..types import STAGES, Role, reaches
-
-if TYPE_CHECKING:
-    from ..report.values import Report
-
 
 Counts = Counter[tuple[str, str]]
 
@@ -82,22 +77,6 @@ class Asked:
     @property
     def simulated(self) -> bool:
         return any(e.simulated for e in self.engines.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What selection and publishing made; empty where the run stops before."""
-
-    pairs: int = 0
-    dataset_dir: Path | None = None
-    selection: Mapping[str, Any] = field(default_factory=dict)
-    personas: Mapping[str, Any] = field(default_factory=dict)
-    feedback: Mapping[str, Any] = field(default_factory=dict)
-    report: Report | None = None
-    fingerprint: str | None = None
-    pii: Mapping[str, Any] | None = None
-    papers: Mapping[str, str] = field(default_factory=dict)
-    sources: Sequence[SourceCounts] | None = None  # of a mix, with their pairs
 
 
 @dataclass(frozen=True, slots=True)
