@@ -34,7 +34,7 @@ from ..engines import ROLES, resolve
 from ..errors import SettingsError
 from ..pipeline import run_probe
 from ..pipeline.asking import GUARD_EXAMPLES
-from ..prompts.judge_calibration import CANARIES, guard_role
+from ..pipeline.judge_calibration import CANARIES, guard_role
 from ..resources import SECRET_BYTES, Secret
 from ..rewards import asks_model
 from ..rewards.audit import labelled_pairs

@@ -16,8 +16,8 @@ from .. import plugins, resources
 from ..engines import ROLES
 from ..engines.engine import ENGINES
 from ..pipeline.asking import scorer_name
+from ..pipeline.judge_calibration import PROMPT_ID as TRIAL
 from ..pipeline.values import Probe
-from ..prompts.judge_calibration import PROMPT_ID as TRIAL
 from ..rewards import REWARDS, asks_model
 from ..rewards import load as load_reward
 from ..run.folder import SourceCounts

@@ -149,9 +149,7 @@ class Worker:
                     f"node {platform.node()} would make other rows than the driver (templates,"
                     " models or files differ): install the same on every node",
                 )
-            await ask_partitions(
-                context, self._engines, runner, [part], partial(self._one_more, task.number)
-            )
+            await ask_partitions(context, runner, [part], partial(self._one_more, task.number))
             await to_its_end(self._copy.upload)
             await self._report_once()
         except LogHeld as e:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..engines import connect
 from ..engines.cached_client import CachedClient
@@ -18,19 +18,13 @@ from ..engines.engine import Engine
 from ..errors import UnreliableScores
 from ..prompts.context import BuildContext, PromptContext
 from ..prompts.flow import run_prompt
-from ..prompts.judge_audit import audit_of_build
-from ..prompts.judge_calibration import (
-    CANARIES,
-    Running,
-    check_reliability,
-    measure_drift,
-    measure_judges,
-)
+from ..prompts.judge_audit import FILE, audit_basis, audit_of, score_pairs, scorers
 from ..prompts.judge_quality import self_preference
 from ..prompts.result import PromptResult
 from ..prompts.runner import PartitionRunner, ask_partitions, is_finalized
 from ..rewards import asks_model
-from ..rewards.audit import Audit
+from ..rewards.audit import Audit, labelled_pairs
+from ..rewards.combine import RewardSources
 from ..run.files import json_hash, read_json
 from ..run.folder import manifest_of
 from ..run.partitions import Partition
@@ -40,6 +34,12 @@ from ..run.tasks import distinct
 from ..settings import BuildSettings, RewardSettings
 from ..sources.mine import open_sources
 from ..types import Prompt, Role
+from .judge_calibration import (
+    CANARIES,
+    check_reliability,
+    measure_drift,
+    measure_judges,
+)
 from .values import Asked, Build
 
 
@@ -51,8 +51,10 @@ async def ask_some(
     pairs: dict[str, int],
 ) -> None:
     """Ask for the `chosen` prompts alone; `pairs` gets those that are finished."""
-    async with connected(build, context) as running:
-        context = context.with_judge_stats(await measure_judges(context, running, parts, chosen))
+    async with connected(build, context) as runner:
+        context = context.with_judge_stats(
+            await measure_judges(build, context, runner, parts, chosen)
+        )
         try:
             check_reliability(context, build.progress.message)
         except UnreliableScores as e:
@@ -68,7 +70,7 @@ async def ask_some(
 
         build.progress.start(PROMPTS, len(chosen))
         some = [p for p in parts if chosen & {x.prompt_id for x in p.prompts()}]
-        await running.runner.run(some, flow, on_prompt, lambda opened: None, chosen)
+        await runner.run(some, flow, on_prompt, lambda opened: None, chosen)
 
 
 def _n_pairs(context: BuildContext, result: PromptResult) -> int:
@@ -82,18 +84,18 @@ async def ask(build: Build, context: BuildContext, parts: Sequence[Partition]) -
     settings, progress = build.settings, build.progress
     n_prompts = sum(p.n_prompts() for p in parts)
     progress.expect(n_prompts, None if build.recorded else requests_of(settings, n_prompts))
-    async with connected(build, context) as running:
-        engines = running.engines
-        audit = await _audit(build, context, engines)
-        context = context.with_judge_stats(await measure_judges(context, running, parts))
+    async with connected(build, context) as runner:
+        engines = runner.engines
+        audit = await _audit(build, context.sources, engines)
+        context = context.with_judge_stats(await measure_judges(build, context, runner, parts))
         _warn_of_family(engines, progress)
         check_reliability(context, progress.message)
-        given_up, damaged = await _run_partitions(build, context, running, parts)
+        given_up, damaged = await _run_partitions(build, context, runner, parts)
         drift: Mapping[str, Any] = {}
         if context.reaches("select"):
             keys = [context.partition_key(engines, p) for p in parts]
-            drift = await measure_drift(context, running, json_hash(keys))
-        damaged += running.runner.damaged
+            drift = await measure_drift(build, context, engines, json_hash(keys))
+        damaged += runner.damaged
         if damaged:
             progress.message(
                 f"{damaged} damaged lines in the answer logs of {build.folder.path}/parts: their"
@@ -103,7 +105,7 @@ async def ask(build: Build, context: BuildContext, parts: Sequence[Partition]) -
 
 
 @asynccontextmanager
-async def connected(build: Build, context: BuildContext) -> AsyncIterator[Running]:
+async def connected(build: Build, context: BuildContext) -> AsyncIterator[PartitionRunner]:
     """Engines that answer, a beat for those who watch, and every reply counted."""
     progress, folder, cost = build.progress, build.folder, build.spending
     stats = progress.stats
@@ -118,8 +120,7 @@ async def connected(build: Build, context: BuildContext) -> AsyncIterator[Runnin
                     f"no price is known for {', '.join(unpriced)}, so the money is not counted:"
                     " limits.prices takes a table"
                 )
-            runner = PartitionRunner(engines, stats, build.settings.seed, limiters=context.limiters)
-            yield Running(folder, engines, progress, runner)
+            yield PartitionRunner(engines, stats, build.settings.seed, limiters=context.limiters)
         finally:
             for engine in distinct(engines.values()):
                 await engine.close()
@@ -127,39 +128,47 @@ async def connected(build: Build, context: BuildContext) -> AsyncIterator[Runnin
 
 
 async def _audit(
-    build: Build, context: BuildContext, engines: Mapping[Role, Engine]
+    build: Build, sources: RewardSources, engines: Mapping[Role, Engine]
 ) -> Audit | None:
-    """The judges against the source's labels; the sample's labels are nobody's."""
+    """The judges against the source's labels: what is on disk where it rests on the same and on as
+    many pairs. None where there are no labels (the sample's are nobody's), and for a judge that is
+    simulated."""
     s, options, folder = build.settings, build.options, build.folder
-    if options.sample or build.recorded:
+    simulated = any(e.simulated for e in scorers(engines).values())
+    if options.sample or build.recorded or not s.audit.limit or simulated:
         return None
-    return await audit_of_build(
-        s,
-        context.sources,
-        engines,
-        str(manifest_of(folder.path)["identity"]["revision"]),
-        lambda: open_sources(s, False, options.data),
-        folder,
-        build.progress,
-    )
+    revision = str(manifest_of(folder.path)["identity"]["revision"])
+    basis = audit_basis(s, sources, engines, revision)
+    kept = read_json(folder.path / FILE)
+    if kept.get("basis") == basis and not kept["owed"] and kept["limit"] >= s.audit.limit:
+        return cast(Audit, kept)
+    labelled = labelled_pairs(open_sources(s, False, options.data), s)
+    if not labelled.pairs:
+        return None
+    scores = await score_pairs(s, sources, labelled, engines, folder, build.progress)
+    audit = audit_of(s, basis, labelled, sources, scores, engines)
+    folder.write(FILE, audit)
+    for row in audit["rows"]:
+        build.progress.message(f"audit: {row['sentence']}")
+    return audit
 
 
 async def _run_partitions(
-    build: Build, context: BuildContext, running: Running, parts: Sequence[Partition]
+    build: Build, context: BuildContext, runner: PartitionRunner, parts: Sequence[Partition]
 ) -> tuple[Mapping[int, str], int]:
     """Ask the partitions that are not finalized: partitions given up and why, damaged log lines
     seen by workers."""
-    done = [p for p in parts if is_finalized(context, running.engines, p)]
+    done = [p for p in parts if is_finalized(context, runner.engines, p)]
     todo = [p for p in parts if p not in done]
     build.progress.stats.finalized = sum(int((p.manifest() or {}).get("answers", 0)) for p in done)
     build.progress.pairs = sum(int((p.manifest() or {}).get("pairs", 0)) for p in done)
     n_done = sum(p.n_prompts() for p in done)
     build.progress.start(PROMPTS, n_done + sum(p.n_prompts() for p in todo), n_done)
-    given_up, damaged = await _ask_partitions(build, context, running, todo)
+    given_up, damaged = await _ask_partitions(build, context, runner, todo)
     # checked behind the requests, which need not wait for it
     if again := [p for p in done if _is_damaged(build, p)]:
         build.progress.start(PROMPTS, sum(p.n_prompts() for p in again))
-        more, lines = await _ask_partitions(build, context, running, again)
+        more, lines = await _ask_partitions(build, context, runner, again)
         given_up, damaged = {**given_up, **more}, damaged + lines
     build.progress.finish()
     return given_up, damaged
@@ -172,21 +181,21 @@ def _is_damaged(build: Build, part: Partition) -> bool:
 
 
 async def _ask_partitions(
-    build: Build, context: BuildContext, running: Running, todo: Sequence[Partition]
+    build: Build, context: BuildContext, runner: PartitionRunner, todo: Sequence[Partition]
 ) -> tuple[Mapping[int, str], int]:
     if build.settings.executor == "ray" and todo:
-        return await _on_cluster(build, context, running, todo)
+        return await _on_cluster(build, context, runner, todo)
 
     def on_prompt(result: PromptResult) -> None:
         build.progress.pairs += _n_pairs(context, result)
         build.progress.step()
 
-    await ask_partitions(context, running.engines, running.runner, todo, on_prompt)
+    await ask_partitions(context, runner, todo, on_prompt)
     return {}, 0
 
 
 async def _on_cluster(
-    build: Build, context: BuildContext, running: Running, todo: Sequence[Partition]
+    build: Build, context: BuildContext, runner: PartitionRunner, todo: Sequence[Partition]
 ) -> tuple[dict[int, str], int]:
     from ..cluster.driver import work_off, worker_environment
     from ..cluster.worker import Job, PartitionTask, versions
@@ -204,11 +213,11 @@ async def _on_cluster(
         worker_environment(),
         str(Path.cwd()),
     )
-    old_ends = running.runner.old_ends
+    old_ends = runner.old_ends
     tasks = [
         PartitionTask(
             p.number,
-            context.partition_key(running.engines, p),
+            context.partition_key(runner.engines, p),
             old_ends.get(p.log_path, p.log_size()),
         )
         for p in todo

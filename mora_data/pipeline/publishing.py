@@ -16,7 +16,6 @@ import orjson
 from .. import __version__
 from ..errors import NothingSelected, UnreliableScores
 from ..prompts.context import BuildContext
-from ..prompts.judge_calibration import check_drift
 from ..prompts.judge_quality import quality, self_preference
 from ..prompts.personas import cap_shares
 from ..run.files import json_hash, read_json, write_whole
@@ -36,6 +35,7 @@ from ..run.partitions import Partition, give_back
 from ..settings import PLUGIN_FOLDERS, changes_of, to_yaml
 from ..sources.mine import data_given
 from ..types import STAGES, Origin
+from .judge_calibration import check_drift
 from .values import Asked, Build, Counts
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
 """How far the judges agree with the source's labels, measured before a build pays for their scores.
 The command and the build ask through one answer log, so what one has asked the other has.
 
-    run_audit(settings, ...)               mora-data audit: asks nobody but the judges
-    await audit_of_build(settings, ...)    a build's own, in its own run folder
+    run_audit(settings, ...)    mora-data audit: asks nobody but the judges
 
     judge_audit.json   {"limit": 50, "rows": [{"dimension": "harmless", "source": "judge:harmless",
                        "agreement": {"rate": 0.58, "low": 0.52, "high": 0.64, "n": 300}, ...}]}
@@ -10,10 +9,9 @@ The command and the build ask through one answer log, so what one has asked the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import cast
 
 from ..engines import connect
 from ..engines.cached_client import CachedClient
@@ -34,8 +32,9 @@ from ..rewards.audit import (
     labelled_pairs,
 )
 from ..rewards.combine import RewardSource, RewardSources, calibrated, sources_of
+from ..rewards.judge_stats import is_repeated
 from ..run.cost import CostTracker, load_prices
-from ..run.files import json_hash, read_json
+from ..run.files import json_hash
 from ..run.folder import JOIN, RunFolder
 from ..run.log import AnswerLog
 from ..run.progress import Progress, heartbeat
@@ -44,7 +43,6 @@ from ..settings import BuildSettings, cache_tree
 from ..sources.mine import OpenedSource
 from ..types import Role, Score
 from .context import NO_RATERS, engine_identity
-from .judge_calibration import is_repeated
 
 LOG, FILE, OTHER_FILE = "judge_audit.log", "judge_audit.json", "judge_audit-other.json"
 NO_SCORERS = ("policy", *NO_RATERS)
@@ -133,34 +131,6 @@ def run_audit(
         {"in": stats.tokens_in, "out": stats.tokens_out, "cached": stats.tokens_cached},
         cost.command_cost(),
     )
-
-
-async def audit_of_build(
-    s: BuildSettings,
-    sources: RewardSources,
-    engines: Mapping[Role, Engine],
-    revision: str,
-    open_rows: Callable[[], Sequence[OpenedSource]],
-    folder: RunFolder,
-    progress: Progress,
-) -> Audit | None:
-    """A build's own audit, the one on disk where it rests on the same and on as many pairs; None
-    where there are no labels, and for a judge that is simulated."""
-    if not s.audit.limit or any(e.simulated for e in scorers(engines).values()):
-        return None
-    basis = audit_basis(s, sources, engines, revision)
-    kept = read_json(folder.path / FILE)
-    if kept.get("basis") == basis and not kept["owed"] and kept["limit"] >= s.audit.limit:
-        return cast(Audit, kept)
-    labelled = labelled_pairs(open_rows(), s)
-    if not labelled.pairs:
-        return None
-    scores = await score_pairs(s, sources, labelled, engines, folder, progress)
-    audit = audit_of(s, basis, labelled, sources, scores, engines)
-    folder.write(FILE, audit)
-    for row in audit["rows"]:
-        progress.message(f"audit: {row['sentence']}")
-    return audit
 
 
 def scorers(engines: Mapping[Role, Engine]) -> dict[Role, Engine]:

@@ -60,7 +60,7 @@ class PartitionRunner:
         self.old_ends: dict[Path, int] = {}
         # shared: one of several runs opens prompts at a time
         self._opening = opening or asyncio.Lock()
-        self._engines = engines
+        self.engines = engines
         self._gates: Sequence[Gate] = [*engines.values(), *limiters]
         self._stats = stats
         self._seed = seed
@@ -109,7 +109,7 @@ class PartitionRunner:
         self._logs.append(log)
         self.damaged += log.damaged
         return OpenPartition(
-            part, prompts, log, CachedClient(self._engines, log, self._seed, self._stats)
+            part, prompts, log, CachedClient(self.engines, log, self._seed, self._stats)
         )
 
     def _finish(self, opened: OpenPartition, on_part: Callable[[OpenPartition], None]) -> None:
@@ -135,7 +135,6 @@ class PartitionRunner:
 
 async def ask_partitions(
     build: BuildContext,
-    engines: Mapping[Role, Engine],
     runner: PartitionRunner,
     parts: Sequence[Partition],
     on_prompt: Callable[[PromptResult], None],
@@ -155,7 +154,7 @@ async def ask_partitions(
 
             results = opened.in_order()
             find_candidates(build, [(r, arm) for r in results for arm in r.arms if arm.rewards])
-        finalize(opened, build, build.partition_key(engines, opened.part))
+        finalize(opened, build, build.partition_key(runner.engines, opened.part))
 
     for part in parts:
         part.invalidate()

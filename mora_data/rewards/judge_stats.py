@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..text import seed_of
 from ..types import Prompt, Rollout, Score
 from .combine import (
     ANCHORED,
@@ -29,6 +30,7 @@ from .combine import (
 )
 
 PROVISIONAL_UNDER = 1000
+REPEAT_UNIT = 10_000
 LEAST_RELIABILITY = 0.3
 LEAST_TWICE = 30  # answers scored twice, under which a reliability refuses nothing
 MANY_TIES = 0.75  # share of equal scores from which a user is told
@@ -203,6 +205,11 @@ class Measured:
     def usable(self) -> list[Rollout]:
         """The rollouts that can be scored, each text once."""
         return [r for r in self.rollouts if r.is_usable]
+
+
+def is_repeated(prompt_id: str, index: int, share: float) -> bool:
+    """Whether a reference rollout is scored twice: a fixed draw by its name."""
+    return seed_of("repeat", prompt_id, index) % REPEAT_UNIT < share * REPEAT_UNIT
 
 
 def retest_noise(squares: Sequence[float]) -> float | None:

@@ -12,7 +12,7 @@ from support.fake_openai import FakeOpenAI, Fault, harm_levels, harm_of_example
 
 from mora_data.cli import main
 from mora_data.pipeline.asking import GUARD_EXAMPLES
-from mora_data.prompts.judge_calibration import judged
+from mora_data.pipeline.judge_calibration import judged
 from mora_data.rewriting.guard import refuses
 from mora_data.simulator.language import interpret
 

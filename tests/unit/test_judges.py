@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mora_data.prompts.judge_calibration import drift, drifting_dims
+from mora_data.pipeline.judge_calibration import drift, drifting_dims
 from mora_data.rewards.judge_stats import JudgeStats, Noise, noise_of
 from mora_data.run.cost import family, same_family
 from mora_data.settings import PresampleSettings

@@ -1,10 +1,11 @@
 """How good the judges are: measured on the first prompts before the partitions run, and once more
 on a few canaries when all is scored.
 
-    stats = await measure_judges(build, run, parts)     reference.json; frozen while settings stand
-    drift = await measure_drift(build, run, stats)      canaries: did the scorers change?
-    check_drift(drift, limit)                           raises UnreliableScores
-    check_reliability(build, stats, log)                before pairs are selected by noise
+    stats = await measure_judges(build, context, runner, parts)     reference.json; frozen while
+                                                                    settings stand
+    drift = await measure_drift(build, context, engines, settled)   canaries: did scorers change?
+    check_drift(drift, limit)                                       raises UnreliableScores
+    check_reliability(context, log)                                 before noise selects pairs
 
 Canaries are a few reference answers scored at the start and at the end, both under the conditions
 of ordinary scores. Each measurement has a purpose of its own, so neither is a replay of mining, and
@@ -23,14 +24,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from .. import resources
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
 from ..errors import PendingRetry, UnreliableScores
+from ..prompts.budget import Mined, fit
+from ..prompts.context import BuildContext, PromptContext
+from ..prompts.flow import presample, sample_and_score, score
+from ..prompts.result import Arm, PromptResult
+from ..prompts.runner import PartitionRunner
 from ..rewards import Ask, missing
 from ..rewards.combine import (
     ANCHORED,
@@ -41,42 +46,24 @@ from ..rewards.combine import (
     calibrated,
     combine,
 )
-from ..rewards.judge_stats import JudgeStats, Measured, columns_of, conclude
+from ..rewards.judge_stats import JudgeStats, Measured, columns_of, conclude, is_repeated
 from ..rewriting.guard import RULES, refuses
 from ..run.files import read_json
-from ..run.folder import RunFolder
 from ..run.log import AnswerLog
 from ..run.partitions import Partition
-from ..run.progress import Progress
-from ..run.stats import RunStats
 from ..run.tasks import all_of, run_prompts
 from ..settings import GUARD_ROLE, BuildSettings
 from ..text import seed_of
 from ..types import Message, Prompt, Role, Score
-from .budget import Mined, fit
-from .context import BuildContext, PromptContext
-from .flow import presample, sample_and_score, score
-from .result import Arm, PromptResult
-from .runner import PartitionRunner
-
-REPEAT_UNIT = 10_000
+from .values import Build
 
 Drift = Mapping[str, Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """What a build asks with."""
-
-    folder: RunFolder
-    engines: Mapping[Role, Engine]
-    progress: Progress
-    runner: PartitionRunner
-
-
 async def measure_judges(
-    build: BuildContext,
-    run: Running,
+    build: Build,
+    context: BuildContext,
+    runner: PartitionRunner,
     parts: Sequence[Partition],
     chosen: frozenset[str] | None = None,
 ) -> JudgeStats:
@@ -84,70 +71,77 @@ async def measure_judges(
     the first prompts and frozen there; with the trial of the harm check, beside which nothing
     waits. With `chosen`, for a probe, on these prompts, not frozen."""
     works: list[Coroutine[Any, Any, Any]] = [
-        try_harm_guard(build, run.engines, run.progress.stats, run.folder.path),
-        _measure(build, run, parts, chosen),
+        try_harm_guard(build, context, runner.engines),
+        _measure(build, context, runner, parts, chosen),
     ]
     trial, measured = await all_of(works)
     stats: JudgeStats = replace(measured, harm_guard=trial)
-    tree, is_measured = stats.to_json(), build.settings.presample.enabled or stats.harm_guard
-    if chosen is None and is_measured and tree != read_json(run.folder.path / "reference.json"):
-        run.folder.write("reference.json", tree)
+    tree, is_measured = stats.to_json(), context.settings.presample.enabled or stats.harm_guard
+    if chosen is None and is_measured and tree != read_json(build.folder.path / "reference.json"):
+        build.folder.write("reference.json", tree)
     for line in stats.doubts():
-        run.progress.message(line)
+        build.progress.message(line)
     return stats
 
 
 async def _measure(
-    build: BuildContext, run: Running, parts: Sequence[Partition], chosen: frozenset[str] | None
+    build: Build,
+    context: BuildContext,
+    runner: PartitionRunner,
+    parts: Sequence[Partition],
+    chosen: frozenset[str] | None,
 ) -> JudgeStats:
     """What the first prompts show of the judges; canary.json holds what drift is measured by."""
-    if not build.settings.presample.enabled:
-        return build.judge_stats
-    key, n_canaries = build.judge_stats_key(run.engines), _n_canaries(build, run.engines)
-    frozen = read_json(run.folder.path / "reference.json")
-    kept = read_json(run.folder.path / "canary.json")
+    if not context.settings.presample.enabled:
+        return context.judge_stats
+    engines = runner.engines
+    key, n_canaries = context.judge_stats_key(engines), _n_canaries(build.settings, engines)
+    frozen = read_json(build.folder.path / "reference.json")
+    kept = read_json(build.folder.path / "canary.json")
     has_canaries = not n_canaries or (kept.get("basis"), kept.get("n")) == (key, n_canaries)
     if frozen.get("basis") == key and has_canaries:
         return JudgeStats.from_json(frozen)
-    ids, first = _reference_prompts(parts, build.settings.presample.reference, chosen)
-    measured, pending = await _measure_prompts(build, run, first, ids)
-    presampling = build.settings.presample
+    ids, first = _reference_prompts(parts, context.settings.presample.reference, chosen)
+    measured, pending = await _measure_prompts(build, context, runner, first, ids)
+    presampling = context.settings.presample
     stats, sources = conclude(
         measured,
-        build.sources,
-        build.judge_stats.pass_thresholds,
-        build.settings.select.kappa,
+        context.sources,
+        context.judge_stats.pass_thresholds,
+        context.settings.select.kappa,
         with_prior=bool(presampling.step),
     )
-    n_mined = read_json(run.folder.path / "mine.json")["kept"]
+    n_mined = read_json(build.folder.path / "mine.json")["kept"]
     stats = replace(
         stats, cache_key=None if pending else key, before_share=presampling.before_share(n_mined)
     )
     if presampling.budget is not None:
-        calibrated = replace(build, sources=sources, judge_stats=stats)
-        stats = await _with_mining_thresholds(calibrated, run, parts, first, ids)
+        calibrated = replace(context, sources=sources, judge_stats=stats)
+        stats = await _with_mining_thresholds(build, calibrated, runner, parts, first, ids)
     if chosen is not None:
         return stats
     if n_canaries:
         items = choose_items(measured, sources, n_canaries)
-        run.progress.start("canaries")
-        start = await _score_canaries(replace(build, sources=sources), run, items, "start")
+        build.progress.start("canaries")
+        start = await _score_canaries(build, sources, engines, items, "start")
         tree = {"basis": stats.cache_key, "n": n_canaries, "items": items, "start": start}
-        run.folder.write("canary.json", tree)
+        build.folder.write("canary.json", tree)
     return stats
 
 
-async def measure_drift(build: BuildContext, run: Running, settled: str) -> Drift:
+async def measure_drift(
+    build: Build, context: BuildContext, engines: Mapping[Role, Engine], settled: str
+) -> Drift:
     """Score the canaries once more, when all is scored; once for each state of the partitions,
     which `settled` names. Empty where there are none."""
-    kept = read_json(run.folder.path / "canary.json")
-    if not (build.settings.presample.enabled and _n_canaries(build, run.engines) and kept):
+    kept = read_json(build.folder.path / "canary.json")
+    if not (context.settings.presample.enabled and _n_canaries(build.settings, engines) and kept):
         return {}
-    run.progress.start("canaries")
-    end = await _score_canaries(build, run, kept["items"], f"end:{settled}")
-    sigma = {d: noise.sigma for d, noise in build.judge_stats.noise.items()}
+    build.progress.start("canaries")
+    end = await _score_canaries(build, context.sources, engines, kept["items"], f"end:{settled}")
+    sigma = {d: noise.sigma for d, noise in context.judge_stats.noise.items()}
     found = drift(kept["start"], end, sigma)
-    run.folder.write("canary.json", {**kept, "end": end, "drift": found})
+    build.folder.write("canary.json", {**kept, "end": end, "drift": found})
     return found
 
 
@@ -163,16 +157,16 @@ def check_drift(drift: Drift, limit: float) -> None:
         )
 
 
-def check_reliability(build: BuildContext, log: Callable[[str], None]) -> None:
+def check_reliability(context: BuildContext, log: Callable[[str], None]) -> None:
     """Raises UnreliableScores before anything is selected by scores that are mostly noise; where
     that is allowed, or nothing is selected, `log` gets the line."""
-    for d, v in build.judge_stats.unreliable(build.settings.presample.gamma).items():
+    for d, v in context.judge_stats.unreliable(context.settings.presample.gamma).items():
         what = (
             f"the scores of dimension {d} are mostly noise: reliability {v['reliability']:.2f} (95"
             f" % sure to be under {v['reliability_upper']:.2f}) over {v['n']} answers scored twice,"
             " 0.3 is the least"
         )
-        if build.settings.select.allow_unreliable or not build.reaches("select"):
+        if context.settings.select.allow_unreliable or not context.reaches("select"):
             log(what)
             continue
         raise UnreliableScores(
@@ -182,7 +176,11 @@ def check_reliability(build: BuildContext, log: Callable[[str], None]) -> None:
 
 
 async def _measure_prompts(
-    build: BuildContext, run: Running, parts: Sequence[Partition], ids: frozenset[str]
+    build: Build,
+    context: BuildContext,
+    runner: PartitionRunner,
+    parts: Sequence[Partition],
+    ids: frozenset[str],
 ) -> tuple[list[Measured], int]:
     """First presamples, scored, a share of them scored again; raw scores where no calibration map
     is there yet. By prompt id, as the order in which prompts finish must not show; and how many
@@ -193,17 +191,17 @@ async def _measure_prompts(
     async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
         nonlocal pending
         try:
-            measured = await measure(PromptContext(build, ask), prompt)
+            measured = await measure(PromptContext(context, ask), prompt)
             found[prompt.prompt_id] = measured
             pending += any(s.may_pass for _, s in [*measured.first, *measured.again])
         except PendingRetry:  # left out for now
             pending += 1
         return PromptResult(prompt)
 
-    async def measure(context: PromptContext, prompt: Prompt) -> Measured:
+    async def measure(of: PromptContext, prompt: Prompt) -> Measured:
         arm = Arm("presample", prompt.messages)
-        settings = context.settings.presample
-        first = await sample_and_score(context, prompt, arm, settings.n[0])
+        settings = of.settings.presample
+        first = await sample_and_score(of, prompt, arm, settings.n[0])
         scored = {i for i, _ in first}
         # of equal texts one: their second scores would be one verdict
         again = [
@@ -214,31 +212,32 @@ async def _measure_prompts(
             and is_repeated(prompt.prompt_id, i, settings.repeat_share)
         ]
         chosen = [arm.rollouts[i] for i in again]
-        fresh = await score(context, prompt.messages, chosen, "repeat", arm.anchors)
+        fresh = await score(of, prompt.messages, chosen, "repeat", arm.anchors)
         return Measured(prompt, arm.rollouts, first, [(again[k], s) for k, s in fresh], again)
 
-    run.progress.start("judge calibration: prompts", len(ids))
-    await run.runner.run(parts, flow, lambda r: run.progress.step(), lambda opened: None, ids)
-    run.progress.finish()
+    build.progress.start("judge calibration: prompts", len(ids))
+    await runner.run(parts, flow, lambda r: build.progress.step(), lambda opened: None, ids)
+    build.progress.finish()
     return [found[prompt_id] for prompt_id in sorted(found)], pending
 
 
 async def _with_mining_thresholds(
-    build: BuildContext,
-    run: Running,
+    build: Build,
+    context: BuildContext,
+    runner: PartitionRunner,
     parts: Sequence[Partition],
     first: Sequence[Partition],
     ids: frozenset[str],
 ) -> JudgeStats:
     """With the mining threshold per stratum, from the reference prompts presampled in full; their
     answers serve again later."""
-    presampling = build.settings.presample
+    presampling = context.settings.presample
     found: list[Mined] = []
     pending: list[str] = []
 
     async def flow(ask: CachedClient, prompt: Prompt) -> PromptResult:
         try:
-            stats, _, scores = await presample(PromptContext(build, ask), prompt)
+            stats, _, scores = await presample(PromptContext(context, ask), prompt)
             if any(s.may_pass for _, s in scores):
                 pending.append(prompt.prompt_id)
             found.append(Mined(prompt.prompt_id, prompt.stratum or "all", stats))
@@ -246,48 +245,47 @@ async def _with_mining_thresholds(
             pending.append(prompt.prompt_id)
         return PromptResult(prompt)
 
-    run.progress.start("budget: prompts", len(ids))
-    await run.runner.run(first, flow, lambda r: run.progress.step(), lambda opened: None, ids)
-    run.progress.finish()
+    build.progress.start("budget: prompts", len(ids))
+    await runner.run(first, flow, lambda r: build.progress.step(), lambda opened: None, ids)
+    build.progress.finish()
     assert presampling.budget is not None
     by_id = sorted(found, key=lambda m: m.prompt_id)
     strata = Counter(p.stratum or "all" for part in parts for p in part.prompts())
     mining = fit(by_id, dict(sorted(strata.items())), presampling.budget, presampling.accept)
-    stats = replace(build.judge_stats, mining=mining)
+    stats = replace(context.judge_stats, mining=mining)
     return replace(stats, cache_key=None) if pending else stats
 
 
 async def _score_canaries(
-    build: BuildContext, run: Running, items: Sequence[Item], when: str
+    build: Build,
+    sources: RewardSources,
+    engines: Mapping[Role, Engine],
+    items: Sequence[Item],
+    when: str,
 ) -> Values:
     """Per dimension the value of each item, None where there is none now."""
-    stats, sources = run.progress.stats, build.sources
+    stats, s = build.progress.stats, build.settings
 
     async def scored(item: Item) -> dict[str, list[Score]]:
         return await _one(ask, sources, item, f"score:canary:{when}")
 
-    with closing(AnswerLog(run.folder.path / "canary.log")) as log:
-        ask = CachedClient(run.engines, log, build.settings.seed, stats)
-        rows = await run_prompts(scored, items, run.engines.values(), stats)
+    with closing(AnswerLog(build.folder.path / "canary.log")) as log:
+        ask = CachedClient(engines, log, s.seed, stats)
+        rows = await run_prompts(scored, items, engines.values(), stats)
     found = {
-        d: [combine(group, row.get(d, []), build.settings.select.kappa) for row in rows]
+        d: [combine(group, row.get(d, []), s.select.kappa) for row in rows]
         for d, group in sources.items()
     }
     return {d: [None if v is None else v.reward for v in found[d]] for d in found}
 
 
-def _n_canaries(build: BuildContext, engines: Mapping[Role, Engine]) -> int:
+def _n_canaries(settings: BuildSettings, engines: Mapping[Role, Engine]) -> int:
     """How many reference answers are scored at both ends; the simulator never changes."""
-    given = build.settings.presample.canaries
+    given = settings.presample.canaries
     if given != "auto":
         return int(given)
     scorers = [e for r, e in engines.items() if r not in ("policy", "rewriter")]
     return CANARIES if any(not e.simulated for e in scorers) else 0
-
-
-def is_repeated(prompt_id: str, index: int, share: float) -> bool:
-    """Whether a reference rollout is scored twice: a fixed draw by its name."""
-    return seed_of("repeat", prompt_id, index) % REPEAT_UNIT < share * REPEAT_UNIT
 
 
 def _reference_prompts(
@@ -317,27 +315,27 @@ def guard_role(settings: BuildSettings) -> Role:
 
 
 async def try_harm_guard(
-    build: BuildContext, engines: Mapping[Role, Engine], stats: RunStats, folder: Path
+    build: Build, context: BuildContext, engines: Mapping[Role, Engine]
 ) -> Mapping[str, Any]:
     """The rule that the check may refuse by and how often each rule refused; empty where nothing is
     checked for harm, and for a simulated guard. Where a verdict is still owed the strictest rule
     holds for now."""
-    role = guard_role(build.settings)
-    checked = "harm" in build.settings.fuse.checks and build.rewriter.templates
-    if not (checked and build.reaches("fuse")) or engines[role].simulated:
+    role, stats = guard_role(context.settings), build.progress.stats
+    checked = "harm" in context.settings.fuse.checks and context.rewriter.templates
+    if not (checked and context.reaches("fuse")) or engines[role].simulated:
         return {}
     path = resources.folder("templates") / "guard" / "examples.yaml"
     examples = resources.parse_yaml(path.read_text("utf-8"))
 
     async def graded(question: str) -> float | None:
-        return await build.rewriter.guard.harm(
+        return await context.rewriter.guard.harm(
             ask, PROMPT_ID, (Message(role="user", content=question),)
         )
 
     texts = [e[kind] for e in examples for kind in ("question", "about", "for")]
     try:
-        with closing(AnswerLog(folder / LOG)) as log:
-            ask = CachedClient(engines, log, build.settings.seed, stats)
+        with closing(AnswerLog(build.folder.path / LOG)) as log:
+            ask = CachedClient(engines, log, context.settings.seed, stats)
             found = await run_prompts(graded, texts, engines.values(), stats)
     except PendingRetry:
         return {"rule": RULES[0], "owed": True}
