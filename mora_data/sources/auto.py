@@ -19,8 +19,8 @@ from ..settings import SourceSettings, nearest
 from ..text import one_line
 from ..types import Row
 from . import Layout, ParsedRow
-from .layouts import ANSWERS, BY_NAME, JSON_COLUMNS, LAYOUTS, at, means_turns
-from .turns import BESIDE, NULLS, QUESTIONS, is_talk, json_in, marked
+from .layouts import ANSWERS, BY_NAME, JSON_COLUMNS, LAYOUTS, at, is_texts, means_turns
+from .turns import BESIDE, NULLS, QUESTIONS, TALKS, is_talk, json_in, marked
 
 COLUMNS = tuple(
     "prompt messages system input category chosen rejected score_chosen score_rejected answers"
@@ -120,8 +120,7 @@ class Auto:
         if not wanted or wanted & values.keys():
             return
         if not values:
-            lists = [k for k, v in rows[0].items() if isinstance(v, list) and len(v) > 1]
-            lists = [k for k in lists if all(isinstance(t, str) for t in rows[0][k])]  # type: ignore[attr-defined]
+            lists = [k for k, v in rows[0].items() if is_texts(v) and len(v) > 1 and k not in TALKS]
             way = (
                 f"give {_typed(f'ranked={lists[0]}')} where {lists[0]!r} has the best first"
                 if lists

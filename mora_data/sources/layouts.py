@@ -15,12 +15,13 @@ reply_ignored). Answers always carry `preferred` where the row says which is bet
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import cast
+from itertools import chain, product
+from typing import TypeGuard
 
 from ..errors import DropRow
-from ..types import Messages, Row
+from ..types import Message, Messages, Row
 from . import Layout, ParsedRow, number_in, prompt_in, reply_notes, score_in, user_turn
 from .helpsteer import HELPSTEER
 from .hh import HH_RLHF, is_pair, is_red_team
@@ -86,7 +87,8 @@ def at(row: Row, path: str, default: object = None) -> object:
     return node
 
 
-def _texts(value: object) -> bool:
+def is_texts(value: object) -> TypeGuard[list[str]]:
+    """Whether a value is a list of texts."""
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
 
 
@@ -252,18 +254,12 @@ def arena(row: Row) -> ParsedRow:
 
 def kaggle_arena(row: Row) -> ParsedRow:
     """The same, each side a JSON list of texts."""
-    lists = [json_in(row.get(c)) for c in ("prompt", "response_a", "response_b")]
-    if not all(_texts(v) for v in lists):
-        raise DropRow("wrong_type", "prompt")
-    asked, *sides = lists
-    talks = {
-        f"conversation_{end}": [
-            {"role": role, "content": text}
-            for pair in zip(asked, side, strict=False)  # type: ignore[call-overload]
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-        for end, side in zip("ab", sides, strict=True)
-    }
+    asked, *sides = (json_in(row.get(c)) for c in ("prompt", "response_a", "response_b"))
+    talks = {}
+    for end, side in zip("ab", sides, strict=True):
+        if not (is_texts(asked) and is_texts(side)):
+            raise DropRow("wrong_type", "prompt")
+        talks[f"conversation_{end}"] = _alternating(chain(*zip(asked, side, strict=False)))
     return arena({**row, **talks})
 
 
@@ -289,36 +285,26 @@ def answer_list(row: Row) -> ParsedRow:
 
 def scored_list(row: Row) -> ParsedRow:
     """A list of replies beside a list of numbers."""
-    names = _list_columns(row)
-    texts, numbers = (row[n] for n in names) if names else ([], [])
-    answers = [
-        (t, _rated(("score", score_in(s))))
-        for t, s in zip(texts, numbers, strict=False)  # type: ignore[call-overload]
-        if isinstance(t, str)
-    ]
+    answers = [(text, _rated(("score", score_in(score)))) for text, score in _scored_texts(row)]
     return parsed_as(row, context_of(row), answers)
 
 
-def _list_columns(row: Row) -> tuple[str, str] | None:
-    for texts in LISTS:
-        for numbers in RATINGS:
-            a, b = row.get(texts), row.get(numbers)
-            if _texts(a) and isinstance(b, list) and len(a) == len(b):  # type: ignore[arg-type]
-                return texts, numbers
-    return None
+def _scored_texts(row: Row) -> list[tuple[str, object]]:
+    """Of the first two columns that are such lists of one length; empty without them."""
+    for texts, numbers in product(LISTS, RATINGS):
+        a, b = row.get(texts), row.get(numbers)
+        if is_texts(a) and isinstance(b, list) and len(a) == len(b):
+            return list(zip(a, b, strict=True))
+    return []
 
 
-def ranked_list(column: str) -> Callable[[Row], ParsedRow]:
-    """A reader of a list of replies, the best first."""
-
-    def read(row: Row) -> ParsedRow:
-        texts = row.get(column)
-        listed = [t for t in texts if isinstance(t, str)] if isinstance(texts, list) else []
-        last = max(len(listed) - 1, 1)
-        answers = [(t, {"preferred": 1 - i / last}) for i, t in enumerate(listed)]
-        return parsed_as(row, context_of(row), answers, tuple(reply_notes(*listed)))
-
-    return read
+def ranked_list(row: Row) -> ParsedRow:
+    """A list of replies, the best first."""
+    texts = row.get("ranked" if "ranked" in row else "output")
+    listed = [t for t in texts if isinstance(t, str)] if isinstance(texts, list) else []
+    last = max(len(listed) - 1, 1)
+    answers = [(t, {"preferred": 1 - i / last}) for i, t in enumerate(listed)]
+    return parsed_as(row, context_of(row), answers, tuple(reply_notes(*listed)))
 
 
 def rated_reply(row: Row) -> ParsedRow:
@@ -343,16 +329,10 @@ def rated_reply(row: Row) -> ParsedRow:
 
 def oasst_tree(row: Row) -> ParsedRow:
     """A tree of messages: the first one and its replies, with their ranks."""
-    root = row["prompt"]
-    replies = root.get("replies") if isinstance(root, Mapping) else None
-    listed = [r for r in replies if isinstance(r, Mapping)] if isinstance(replies, list) else []
-    text = root.get("text") if isinstance(root, Mapping) else None
-    return answer_list(
-        {
-            "prompt": text,
-            "answers": [{"text": r.get("text"), "rank": r.get("rank")} for r in listed],
-        }
-    )
+    found = at(row, "prompt.replies")
+    replies = [r for r in found if isinstance(r, Mapping)] if isinstance(found, list) else []
+    answers = [{"text": r.get("text"), "rank": r.get("rank")} for r in replies]
+    return answer_list({"prompt": at(row, "prompt.text"), "answers": answers})
 
 
 def oasst_message(row: Row) -> ParsedRow:
@@ -364,27 +344,22 @@ def oasst_message(row: Row) -> ParsedRow:
 
 def summaries(row: Row) -> ParsedRow:
     """`info.post` and two summaries of it."""
-    info, two = row["info"], row["summaries"]
-    text = info.get("post") or info.get("article") if isinstance(info, Mapping) else None
-    listed = two if isinstance(two, list) else []
-    said = [s.get("text") if isinstance(s, Mapping) else None for s in listed]
-    if not isinstance(text, str) or len(said) != 2:
+    text, two = at(row, "info.post") or at(row, "info.article"), row["summaries"]
+    if not isinstance(text, str) or not isinstance(two, list) or len(two) != 2:
         raise DropRow("wrong_type", "info")
-    return two_answers(
-        {
-            "prompt": f"Summarize this post.\n\n{text.strip()}",
-            "response_0": said[0],
-            "response_1": said[1],
-            "choice": row.get("choice"),
-        }
-    )
+    said = {
+        f"response_{i}": s.get("text") if isinstance(s, Mapping) else None
+        for i, s in enumerate(two)
+    }
+    prompt = f"Summarize this post.\n\n{text.strip()}"
+    return two_answers({"prompt": prompt, "choice": row.get("choice"), **said})
 
 
 def _texts_in(row: Row, column: str) -> list[str]:
     value = row.get(column)
-    if not _texts(value):
+    if not is_texts(value):
         raise DropRow("null_text" if value is None else "wrong_type", column)
-    return cast("list[str]", value)
+    return value
 
 
 def user_turns(row: Row) -> ParsedRow:
@@ -411,11 +386,11 @@ def graded(row: Row) -> ParsedRow:
 
 def by_turns(row: Row) -> ParsedRow:
     """`data`, user and assistant by turns."""
-    turns = [
-        {"role": ("user", "assistant")[i % 2], "content": text}
-        for i, text in enumerate(_texts_in(row, "data"))
-    ]
-    return parsed_as(row, open_end(turns_in(turns)))
+    return parsed_as(row, open_end(turns_in(_alternating(_texts_in(row, "data")))))
+
+
+def _alternating(texts: Iterable[str]) -> list[Message]:
+    return [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
 
 
 def _with_preferred(row: Row) -> ParsedRow:
@@ -430,8 +405,7 @@ def _with_preferred(row: Row) -> ParsedRow:
 
 def _in(*columns: str) -> Callable[[Row], bool]:
     """Rows with all of these columns."""
-    wanted = frozenset(columns)
-    return lambda row: wanted <= row.keys()
+    return frozenset(columns).issubset
 
 
 def _asks(row: Row) -> str | None:
@@ -555,7 +529,9 @@ LAYOUTS: tuple[Layout, ...] = (
         "kaggle-arena",
         "arena battles, sides as JSON lists",
         "`prompt`, `response_a`, `response_b` as JSON lists, and `winner_model_a`",
-        lambda row: _texts(json_in(row.get("prompt"))) and _texts(json_in(row.get("response_a"))),
+        lambda row: (
+            is_texts(json_in(row.get("prompt"))) and is_texts(json_in(row.get("response_a")))
+        ),
         kaggle_arena,
     ),
     Layout(
@@ -600,7 +576,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "scored-list",
         "a list of answers beside a list of scores",
         "a question column, `responses` (or completions, generations), and `scores` (or ratings)",
-        lambda row: _list_columns(row) and _asks(row),
+        lambda row: _scored_texts(row) and _asks(row),
         scored_list,
         scales={"score": (1, 5)},
         asks_in_a_column=True,
@@ -609,8 +585,8 @@ LAYOUTS: tuple[Layout, ...] = (
         "ranked",
         "a list of answers, the best first",
         "`source.columns.ranked`, or `output` with two texts beside `instruction`",
-        lambda row: "ranked" in row or ("instruction" in row and _texts(row.get("output"))),
-        lambda row: ranked_list("ranked" if "ranked" in row else "output")(row),
+        lambda row: "ranked" in row or ("instruction" in row and is_texts(row.get("output"))),
+        ranked_list,
     ),
     Layout(
         "kto",
@@ -656,14 +632,14 @@ LAYOUTS: tuple[Layout, ...] = (
         "user-turns",
         "user turns alone",
         "`turns`, a list of texts: MT-Bench",
-        lambda row: _texts(row.get("turns")),
+        lambda row: is_texts(row.get("turns")),
         user_turns,
     ),
     Layout(
         "by-turns",
         "conversations, user and assistant by turns",
         "`data`, a list of texts: UltraChat",
-        lambda row: _texts(row.get("data")),
+        lambda row: is_texts(row.get("data")),
         by_turns,
     ),
     Layout(

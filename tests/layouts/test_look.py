@@ -95,6 +95,14 @@ def test_ratings_of_other_names_end_with_what_to_type(
     assert run(capsys, *argv, *shlex.split(way[0]))[0] == 0
 
 
+def test_turns_of_the_user_are_not_said_to_be_ranked_answers(tmp_path: Path) -> None:
+    path = put(tmp_path / "rows.jsonl", [{"question_id": 1, "turns": [Q, f"{Q} Why?"]}])
+    settings, _ = as_recorded(load_settings("auto", {"policy.engine": "recorded"}))
+    with pytest.raises(SourceError, match="no rated answers: name them by") as refused:
+        next(mine(open_source(settings, False, [path]), settings, MineCounts()))
+    assert "ranked" not in str(refused.value)
+
+
 def test_labels_of_single_answers_join_at_their_prompt(tmp_path: Path) -> None:
     rows = [{"prompt": Q, "completion": t, "label": t == A} for t in (A, B)]
     path = put(tmp_path / "kto.jsonl", rows)
