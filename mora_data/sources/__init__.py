@@ -239,6 +239,19 @@ def score_in(value: object) -> float | None:
     return number_in(value)
 
 
+def truth_in(value: object) -> bool | None:
+    """The truth value in a label, also where a table has it as a text ("True")."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower())
+    return value if isinstance(value, bool) else None
+
+
+def side_in(value: object) -> int | None:
+    """The first or second answer, 0 or 1, that a label names."""
+    number = score_in(value) if isinstance(value, str) else value
+    return int(number) if number in (0, 1) else None
+
+
 def reply_notes(*replies: object) -> Iterable[str]:
     """Defects of the replies to one prompt: reply_missing, reply_empty, reply_truncated,
     replies_identical."""

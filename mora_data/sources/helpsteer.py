@@ -14,7 +14,7 @@ truthful = correctness / 4.
 from __future__ import annotations
 
 from ..types import Row
-from . import Layout, ParsedRow, number_in, prompt_in, reply_notes
+from . import Layout, ParsedRow, prompt_in, reply_notes, score_in
 from .turns import checked_context, split_turns
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -23,7 +23,7 @@ _PRIORS = {"helpful": "helpfulness", "truthful": "correctness"}
 
 def _read(row: Row) -> ParsedRow:
     """The conversation before the reply, and the reply with its ratings of 0 to 4."""
-    found = {a: number_in(row.get(a)) for a in ATTRIBUTES}
+    found = {a: score_in(row.get(a)) for a in ATTRIBUTES}
     ratings = {a: v for a, v in found.items() if v is not None and 0 <= v <= 4}
     response = row.get("response")
     missing = () if len(ratings) == len(ATTRIBUTES) else ("rating_missing",)

@@ -22,7 +22,17 @@ from typing import TypeGuard
 
 from ..errors import DropRow
 from ..types import Message, Messages, Row
-from . import Layout, ParsedRow, number_in, prompt_in, reply_notes, score_in, user_turn
+from . import (
+    Layout,
+    ParsedRow,
+    number_in,
+    prompt_in,
+    reply_notes,
+    score_in,
+    side_in,
+    truth_in,
+    user_turn,
+)
 from .helpsteer import HELPSTEER
 from .hh import HH_RLHF, is_pair, is_red_team
 from .pku import PKU_SAFERLHF
@@ -188,8 +198,8 @@ def _winner(row: Row) -> tuple[float, float] | None:
         if (strength := score_in(row.get(name))) is not None:
             return _won(-strength, 0)
     for name in ("better_response_id", "choice", "safer_response_id"):
-        if row.get(name) in (0, 1):
-            return (1.0, 0.0) if row[name] == 0 else (0.0, 1.0)
+        if (side := side_in(row.get(name))) is not None:
+            return (0.0, 1.0) if side else (1.0, 0.0)
     for name in ("winner", "preferred", "preference", "better"):
         said = str(row.get(name, "")).lower()
         if said.startswith(("tie", "both")) or said == "draw":
@@ -311,11 +321,12 @@ def rated_reply(row: Row) -> ParsedRow:
     """One reply, and whether it is good or safe."""
     name = column_in(row, REPLIES) or "response"
     context, reply = _reply(row.get(name))
-    label, safe = row.get("label"), row.get("is_safe")
-    severity = number_in(row.get("severity_level"))
+    said, safe = truth_in(row.get("label")), truth_in(row.get("is_safe"))
+    label = side_in(row.get("label")) if said is None else said
+    severity = score_in(row.get("severity_level"))
     ratings = _rated(
-        ("preferred", float(label == 1) if label in (0, 1) else None),
-        ("safe", float(safe) if isinstance(safe, bool) else None),
+        ("preferred", None if label is None else float(label)),
+        ("safe", None if safe is None else float(safe)),
         ("severity", severity if severity in (0, 1, 2, 3) else None),
     )
     asked = (checked_context(context), False) if context else context_of(row)
@@ -592,7 +603,9 @@ LAYOUTS: tuple[Layout, ...] = (
         "kto",
         "single answers with a label",
         "`prompt`, `completion` (or another reply column) and `label`, true or false",
-        lambda row: isinstance(row.get("label"), bool) and _asks(row) and column_in(row, REPLIES),
+        lambda row: (
+            truth_in(row.get("label")) is not None and _asks(row) and column_in(row, REPLIES)
+        ),
         rated_reply,
         absolute=True,
         asks_in_a_column=True,
@@ -601,7 +614,9 @@ LAYOUTS: tuple[Layout, ...] = (
         "safety-labels",
         "single answers with a label of safety",
         "`prompt`, `response` and `is_safe`: BeaverTails, PKU-SafeRLHF-QA",
-        lambda row: isinstance(row.get("is_safe"), bool) and _asks(row) and column_in(row, REPLIES),
+        lambda row: (
+            truth_in(row.get("is_safe")) is not None and _asks(row) and column_in(row, REPLIES)
+        ),
         rated_reply,
         absolute=True,
         scales={"safe": (0, 1), "severity": (0, 3)},

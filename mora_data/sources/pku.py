@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..types import Row
-from . import Layout, ParsedRow, number_in, prompt_in, reply_notes, user_turn
+from . import Layout, ParsedRow, prompt_in, reply_notes, score_in, side_in, truth_in, user_turn
 
 CATEGORIES = tuple(
     "Endangering National Security, Insulting Behavior, Discriminatory Behavior, Endangering Public"
@@ -36,15 +36,15 @@ def _read(row: Row) -> ParsedRow:
     prompt = prompt_in(row, "prompt")
     replies = [row.get(f"response_{i}") for i in _SIDES]
     # labels of both replies; None where one is missing or of a wrong type
-    safe = [v if isinstance(v := row.get(f"is_response_{i}_safe"), bool) else None for i in _SIDES]
+    safe = [truth_in(row.get(f"is_response_{i}_safe")) for i in _SIDES]
     severity = [_level(row.get(f"response_{i}_severity_level")) for i in _SIDES]
     harms = [_harms(row.get(f"response_{i}_harm_category")) for i in _SIDES]
-    winners = {name: row.get(f"{name}_response_id") for name in ("better", "safer")}
+    winners = {name: side_in(row.get(f"{name}_response_id")) for name in ("better", "safer")}
     answers = []
     for i, text in enumerate(replies):
         if isinstance(text, str):
             found = {"severity": severity[i], "safe": safe[i]}
-            found |= {n: id_ == i if id_ in _SIDES else None for n, id_ in winners.items()}
+            found |= {n: None if id_ is None else id_ == i for n, id_ in winners.items()}
             ratings = {name: float(v) for name, v in found.items() if v is not None}
             answers.append((text, ratings))
     stratum = "unlabelled"
@@ -59,8 +59,7 @@ def _read(row: Row) -> ParsedRow:
         notes.append("reply_tail")
     if old:
         notes.append("old_form")
-    named = all(w in _SIDES for w in winners.values())
-    if None in safe or not named or (not old and None in severity):
+    if None in (*safe, *winners.values()) or (not old and None in severity):
         notes.append("label_missing")
     if not old and any(
         s is not None and s == bool(v or h) for s, v, h in zip(safe, severity, harms, strict=True)
@@ -81,7 +80,7 @@ def _read(row: Row) -> ParsedRow:
 
 
 def _level(value: object) -> int | None:
-    level = number_in(value)
+    level = score_in(value)
     return int(level) if level in (0, 1, 2, 3) else None
 
 

@@ -447,6 +447,57 @@ rows(
     "red team", {"transcript": f"\n\nHuman: {Q}\n\nAssistant: {A}", "rating": 1.0, "tags": None}, Q
 )
 
+# labels that a table holds as texts
+
+TEXTS = {True: "True", False: "false"}
+file(
+    "kto.csv",
+    table([{"prompt": Q, "completion": t, "label": TEXTS[t == A]} for t in (A, B)]),
+    [Q, Q],
+    rated=PAIR,
+)
+file(
+    "safety.csv",
+    table([{"prompt": Q, "response": A, "is_safe": "True", "severity_level": "2"}]),
+    [Q],
+    rated=[(A, {"safe": 1.0, "severity": 2.0})],
+)
+file(
+    "choice.csv",
+    table([{"prompt": Q, "response_0": B, "response_1": A, "better_response_id": "1"}]),
+    [Q],
+    rated=[(B, {"preferred": 0.0}), (A, {"preferred": 1.0})],
+)
+file(
+    "pku.csv",
+    table(
+        [
+            {
+                "prompt": Q,
+                "response_0": A,
+                "response_1": B,
+                "is_response_0_safe": "True",
+                "is_response_1_safe": "False",
+                "response_0_severity_level": "0",
+                "response_1_severity_level": "3",
+                "better_response_id": "0",
+                "safer_response_id": "0",
+            }
+        ]
+    ),
+    [Q],
+    rated=[
+        (A, {"severity": 0.0, "safe": 1.0, "better": 1.0, "safer": 1.0, "preferred": 1.0}),
+        (B, {"severity": 3.0, "safe": 0.0, "better": 0.0, "safer": 0.0, "preferred": 0.0}),
+    ],
+)
+file(
+    "helpsteer.csv",
+    table([{"prompt": Q, "response": A, "helpfulness": "3", "correctness": "4"}]),
+    [Q],
+    rated=[(A, {"helpfulness": 3.0, "correctness": 4.0})],
+)
+
 # preferences
 
 rows(
