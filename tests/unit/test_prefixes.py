@@ -29,6 +29,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Request]:
         patch.setattr(Simulator, "answer", heard)
         run = tmp_path_factory.mktemp("run") / "run"
         command = ["build", "--source", "pku-saferlhf", "--sample", "--limit", "12"]
+        command.append("--allow-unreliable")  # 36 answers scored twice say little
         sets = [word for s in SMALL for word in ("--set", s)]
         assert main([*command, "--until", "select", "--out", str(run), *sets, "--json"]) == 0
     return found
@@ -46,18 +47,17 @@ def test_a_share_is_what_no_earlier_prompt_began_with() -> None:
     assert computed_share(["other" + block, "word" + block]) == 1.0
 
 
-def test_a_server_computes_at_most_three_tenths_of_the_judges_prompts(asked: list[Request]) -> None:
+def test_a_server_computes_at_most_a_quarter_of_the_judges_prompts(asked: list[Request]) -> None:
     assert len(asked) > 1000 and any(r.purpose == "confirm" for r in asked)
     share = computed_share(map(said, asked))
     print(share)
-    assert share <= 0.3
+    assert share <= 0.25
 
 
 def test_nothing_that_differs_between_answers_stands_before_the_answer(
     asked: list[Request],
 ) -> None:
-    """One system turn per dimension, another with its levels the other way round for what is
-    confirmed, and one per check."""
+    """One system turn per dimension, for what is confirmed, too, and one per check."""
     systems: dict[Any, set[str]] = {}
     until_answer: dict[Any, set[str]] = {}
     for r in asked:
@@ -69,6 +69,5 @@ def test_nothing_that_differs_between_answers_stands_before_the_answer(
             question = shared.splitlines()[1:-1]
             until_answer.setdefault(tuple(question), set()).add(shared)
     assert len(systems) == 3 + 2
-    for kind, texts in systems.items():
-        assert len(texts) == (2 if kind.startswith("Dimension: ") else 1), kind
+    assert all(len(texts) == 1 for texts in systems.values())
     assert len(until_answer) >= 12 and all(len(texts) == 1 for texts in until_answer.values())
