@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ..errors import SettingsError
-from ..selection.batch import Batch, PairRules, are_confirmed, top_pairs
+from ..selection.batch import Batch, are_confirmed, batch_of, top_pairs
 from ..text import digest, seed_of
 from ..types import Pair
 from .context import BuildContext
@@ -24,9 +24,8 @@ CELLS = 1_000_000  # pairs x dimensions looked at together
 def find_candidates(build: BuildContext, arms: Sequence[tuple[PromptResult, Arm]]) -> None:
     """Give each arm its `select.confirm_top` best pairs per pair wanted, best first."""
     settings = build.settings.select
-    rules = PairRules.of(build.settings, build.judge_stats, build.steps)
     for some in _chunks([(r, arm) for r, arm in arms if arm.rollouts], len(build.dims)):
-        batch = as_batch(rules, some)
+        batch = as_batch(build, some)
 
         def tie(p: int, i: int, j: int, some: Sequence[tuple[PromptResult, Arm]] = some) -> int:
             result, arm = some[p]
@@ -73,15 +72,15 @@ def n_pairs(build: BuildContext, result: PromptResult) -> int:
     )
 
 
-def as_batch(rules: PairRules, arms: Sequence[tuple[PromptResult, Arm]]) -> Batch:
+def as_batch(build: BuildContext, arms: Sequence[tuple[PromptResult, Arm]]) -> Batch:
     """Arms as one batch, a row each; the shorter ones are filled up with answers that may not be
     used."""
     sizes = np.array([len(arm.rollouts) for _, arm in arms])
     there = np.arange(sizes.max()) < sizes[:, None]
     rewards, absolutes, uncertainties = (
-        np.full((*there.shape, len(rules.dims)), np.nan) for _ in range(3)
+        np.full((*there.shape, len(build.dims)), np.nan) for _ in range(3)
     )
-    for k, d in enumerate(rules.dims):
+    for k, d in enumerate(build.dims):
         for table, name in (
             (rewards, "rewards"),
             (absolutes, "absolutes"),
@@ -96,12 +95,15 @@ def as_batch(rules: PairRules, arms: Sequence[tuple[PromptResult, Arm]]) -> Batc
     lengths[there] = [r.length for r in rollouts]
     hashes = np.zeros(there.shape, np.uint64)
     hashes[there] = [int(digest(r.text), 16) for r in rollouts]
-    return rules.batch(
+    return batch_of(
+        build.settings,
+        build.judge_stats,
+        build.steps,
         rewards,
         absolutes - uncertainties,
         usable,
         lengths,
-        np.array([[d in r.binding_dims for d in rules.dims] for r, _ in arms]),
+        np.array([[d in r.binding_dims for d in build.dims] for r, _ in arms]),
         text_hash_P_N=hashes,
         uncertainty_P_N_D=uncertainties if bool(np.any(uncertainties > 0)) else None,
     )

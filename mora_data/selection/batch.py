@@ -130,65 +130,41 @@ class Batch:
         return np.asarray(np.where(plain, np.any(wins, axis=-1), np.all(wins | ~binding, axis=-1)))
 
 
-@dataclass(frozen=True, slots=True)
-class PairRules:
-    """What makes a pair, the same for every prompt of a build.
-
-    Attributes:
-        delta_D: smallest margin per dimension that is more than noise.
-        thresholds_D: what an answer has to reach to be chosen.
-    """
-
-    dims: tuple[str, ...]
-    delta_D: Floats
-    thresholds_D: Floats
-    weights_D: Floats
-    max_length_ratio: float
-
-    @classmethod
-    def of(
-        cls, settings: BuildSettings, stats: JudgeStats, steps: Mapping[str, float]
-    ) -> PairRules:
-        """The rules of a build."""
-        dims, select = settings.dimensions, settings.select
-        return cls(
-            tuple(dims),
-            np.array(stats.least_margins(dims, steps)),
-            np.array([stats.pass_thresholds[d] for d in dims]) - 1e-9,
-            np.array([select.weights.get(d, 1.0) for d in dims]),
-            select.max_length_ratio,
-        )
-
-    def batch(
-        self,
-        rewards_P_N_D: Floats,
-        certain_P_N_D: Floats,
-        usable_P_N: Bools,
-        length_P_N: Floats,
-        binding_P_D: Bools,
-        text_hash_P_N: NDArray[np.uint64] | None = None,
-        uncertainty_P_N_D: Floats | None = None,
-        target: int | None = None,
-        guarded: tuple[int, ...] | None = None,
-    ) -> Batch:
-        """Prompts as a batch. `certain_P_N_D` is the absolute reward less its uncertainty: a chosen
-        answer reaches every threshold by it, with a `target` only the target's."""
-        with np.errstate(invalid="ignore"):
-            reached = certain_P_N_D >= self.thresholds_D
-        return Batch(
-            rewards_P_N_D=rewards_P_N_D,
-            usable_P_N=usable_P_N,
-            passing_P_N=np.asarray(reached.all(-1) if target is None else reached[..., target]),
-            binding_P_D=binding_P_D,
-            delta_D=self.delta_D,
-            length_P_N=length_P_N,
-            weights_D=self.weights_D,
-            target=target or 0,
-            guarded=guarded,
-            max_length_ratio=self.max_length_ratio,
-            text_hash_P_N=text_hash_P_N,
-            uncertainty_P_N_D=uncertainty_P_N_D,
-        )
+def batch_of(
+    settings: BuildSettings,
+    stats: JudgeStats,
+    steps: Mapping[str, float],
+    rewards_P_N_D: Floats,
+    certain_P_N_D: Floats,
+    usable_P_N: Bools,
+    length_P_N: Floats,
+    binding_P_D: Bools,
+    text_hash_P_N: NDArray[np.uint64] | None = None,
+    uncertainty_P_N_D: Floats | None = None,
+    target: int | None = None,
+    guarded: tuple[int, ...] | None = None,
+) -> Batch:
+    """Prompts of a build as a batch; `steps`: resolution of each dimension's scale. `certain_P_N_D`
+    is the absolute reward less its uncertainty: a chosen answer reaches every pass threshold by it,
+    with a `target` only the target's."""
+    dims, select = settings.dimensions, settings.select
+    thresholds_D = np.array([stats.pass_thresholds[d] for d in dims]) - 1e-9
+    with np.errstate(invalid="ignore"):
+        reached = certain_P_N_D >= thresholds_D
+    return Batch(
+        rewards_P_N_D=rewards_P_N_D,
+        usable_P_N=usable_P_N,
+        passing_P_N=np.asarray(reached.all(-1) if target is None else reached[..., target]),
+        binding_P_D=binding_P_D,
+        delta_D=np.array(stats.least_margins(dims, steps)),
+        length_P_N=length_P_N,
+        weights_D=np.array([select.weights.get(d, 1.0) for d in dims]),
+        target=target or 0,
+        guarded=guarded,
+        max_length_ratio=select.max_length_ratio,
+        text_hash_P_N=text_hash_P_N,
+        uncertainty_P_N_D=uncertainty_P_N_D,
+    )
 
 
 def are_confirmed(confirmed_Q_D: Floats, binding_Q_D: Bools) -> Bools:

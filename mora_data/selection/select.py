@@ -23,7 +23,7 @@ from ..sources.near import NearDuplicates
 from ..statistics import Floats
 from ..text import context_id, digest, seed_of
 from ..types import UNFUSED
-from .batch import PairRules, are_confirmed, lexi, top_pairs
+from .batch import are_confirmed, batch_of, lexi, top_pairs
 
 CELLS = 2_000_000  # pairs x dimensions looked at together
 
@@ -104,13 +104,15 @@ def picker(
 ) -> Callable[[ScoredTable, str, tuple[str, ...]], Pairs]:
     """The pair that is best for one dimension while the `aligned` ones do not get worse: `lexi`."""
     dims = settings.dimensions
-    rules = PairRules.of(settings, stats, steps)
 
     def pick(table: ScoredTable, target: str, aligned: tuple[str, ...]) -> Pairs:
         found = []
         for rows in _chunks(table, len(dims)):
             index, there = table.padded(rows)
-            batch = rules.batch(
+            batch = batch_of(
+                settings,
+                stats,
+                steps,
                 np.where(there[..., None], table.rewards_R_D[index], np.nan),
                 (table.absolute_R_D - table.uncertainty_R_D)[index],
                 table.usable_R[index] & there,

@@ -33,6 +33,7 @@ from ..text import one_line
 from .needs import Names, Needs, in_vain, nearest
 from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 from .stages import (
+    STAGE_ORDER,
     STEP,
     AuditSettings,
     FuseSettings,
@@ -205,7 +206,7 @@ class BuildSettings(Settings):
     def _dimensions_known(self) -> BuildSettings:
         if not self.dimensions or len({d.lower() for d in self.dimensions}) != len(self.dimensions):
             raise ValueError("dimensions must be a list of different names")
-        if self.publish.stage_order == PublishSettings().stage_order:
+        if self.publish.stage_order == STAGE_ORDER:
             order = [d for d in self.publish.stage_order if d in self.dimensions]
             publish = self.publish.model_copy(update={"stage_order": order})
             object.__setattr__(self, "publish", publish)

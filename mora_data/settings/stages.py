@@ -15,6 +15,7 @@ from .roles import DimensionName, RewardSettings, RoleSettings, Settings
 
 Foresee = Literal["decision", "label"]
 CONTROLS = tuple(a for a in ARMS if a not in ("identity", "fused"))  # of one length with fused
+STAGE_ORDER = ["helpful", "harmless", "truthful"]  # as far as they are dimensions
 STEP = 4
 _ON = Needs("enabled")
 _ANY_ROWS = Needs("kind", ("auto", "jsonl"))
@@ -369,7 +370,7 @@ class PublishSettings(Settings):
     others stay in the run folder."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of first-user-turn groups in the test split."""
-    stage_order: Annotated[list[str], Names("dimensions")] = ["helpful", "harmless", "truthful"]
+    stage_order: Annotated[list[str], Names("dimensions")] = STAGE_ORDER
     """Order of the sequential stages."""
     unsafe: Literal["gate", "drop", "redact"] | None = None
     """What a public release does with unsafe text; null: undecided, so only private."""
