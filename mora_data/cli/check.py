@@ -102,7 +102,7 @@ class Checked:
         return [f"{', '.join(self.roles)}: {self.model} at {self.url}", *rows, "", tree, ""]
 
 
-def check(
+def check_models(
     build: BuildSettings, roles: tuple[str, ...], say: Callable[[str], None]
 ) -> Iterator[Checked]:
     """Each endpoint of `roles`, of all roles of the build where none is named, one after the other;

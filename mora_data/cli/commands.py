@@ -263,7 +263,7 @@ def look_at_rows(args: argparse.Namespace) -> None:
 def check_endpoints(args: argparse.Namespace) -> None:
     """Ask an endpoint some ten short requests: what it takes, how fast it is, what to set."""
     from ..settings import build_settings, load_settings
-    from .check import check
+    from .check import check_models
 
     roles: tuple[str, ...] = ()
     if args.source is not None:
@@ -280,7 +280,7 @@ def check_endpoints(args: argparse.Namespace) -> None:
             "policy": {"engine": "openai", **role},
         }
         settings = build_settings(tree, _assigned(args.set, used="policy"))
-    for checked in check(settings, roles, lambda line: print(line, file=sys.stderr)):
+    for checked in check_models(settings, roles, lambda line: print(line, file=sys.stderr)):
         _print(args, asdict(checked), checked.lines())
 
 

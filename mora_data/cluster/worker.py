@@ -33,7 +33,7 @@ from ..errors import (
     RunFolderError,
     SettingsError,
 )
-from ..prompts.context import FORMAT, BuildContext, load
+from ..prompts.context import FORMAT, BuildContext, load_context
 from ..prompts.result import PromptResult
 from ..prompts.runner import PartitionRunner, ask_partitions
 from ..rewards.judge_stats import JudgeStats
@@ -114,7 +114,9 @@ class Worker:
             reason = version_mismatch(job.versions, versions()) or self._folder_mismatch()
             if reason is not None:
                 return f"node {platform.node()} {reason}"
-            context = load(job.settings, job.until, job.benchmarks, resources.Secret(job.secret))
+            context = load_context(
+                job.settings, job.until, job.benchmarks, resources.Secret(job.secret)
+            )
             self._context = context.with_judge_stats(job.judge_stats)
             shared = Shared(rate_limiter=partial(SharedRateLimiter, self._monitor))
             self._engines = connect(

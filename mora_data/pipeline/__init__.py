@@ -19,8 +19,7 @@ from typing import Any
 from ..cluster import check_cluster
 from ..engines import role_warnings
 from ..errors import LimitReached, MoraError
-from ..prompts.context import BuildContext
-from ..prompts.context import load as load_context
+from ..prompts.context import BuildContext, load_context
 from ..resources import Secret
 from ..run.cost import CostTracker, load_prices
 from ..run.folder import RunFolder, Summary, free_for_preview, too_many_errors

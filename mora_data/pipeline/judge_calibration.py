@@ -31,7 +31,7 @@ from .. import resources
 from ..engines.cached_client import CachedClient
 from ..engines.engine import Engine
 from ..errors import PendingRetry, UnreliableScores
-from ..prompts.budget import Mined, fit
+from ..prompts.budget import Mined, fit_thresholds
 from ..prompts.context import BuildContext, PromptContext
 from ..prompts.flow import presample, sample_and_score, score
 from ..prompts.result import Arm, PromptResult
@@ -251,7 +251,9 @@ async def _with_mining_thresholds(
     assert presampling.budget is not None
     by_id = sorted(found, key=lambda m: m.prompt_id)
     strata = Counter(p.stratum or "all" for part in parts for p in part.prompts())
-    mining = fit(by_id, dict(sorted(strata.items())), presampling.budget, presampling.accept)
+    mining = fit_thresholds(
+        by_id, dict(sorted(strata.items())), presampling.budget, presampling.accept
+    )
     stats = replace(context.judge_stats, mining=mining)
     return replace(stats, cache_key=None) if pending else stats
 

@@ -56,7 +56,7 @@ def joint_score(stats: PromptStats, dominance_prior: Score, joint_prior: Score) 
     return round(dominance, 12), round(1 - none, 12)
 
 
-def fit(
+def fit_thresholds(
     reference: Sequence[Mined],
     n_mined: Mapping[str, int],
     budget: int | Mapping[str, int],

@@ -1,7 +1,7 @@
 """What a build works with, loaded once from its settings: rewards, rewriter, selector, personas,
 and the statistics of its judges.
 
-    build = load(settings, until, benchmarks)
+    build = load_context(settings, until, benchmarks)
     build = build.with_judge_stats(stats)
     build.partition_key(engines, partition)     of everything that can change the partition's rows
     PromptContext(build, ask)                   what one prompt's coroutine needs
@@ -160,7 +160,7 @@ class PromptContext:
         return self.build.settings
 
 
-def load(
+def load_context(
     settings: BuildSettings, until: str, benchmarks: Benchmarks, secret: Secret
 ) -> BuildContext:
     """The context of a build; rewrites are compared with `benchmarks`.

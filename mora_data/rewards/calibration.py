@@ -130,7 +130,7 @@ def anchor_of(calibration_map: Chart, raw: Iterable[float]) -> float:
     return there[low] + (at - low) * (there[high] - there[low])
 
 
-def check(calibration_map: object, where: str) -> dict[str, Any]:
+def checked_map(calibration_map: object, where: str) -> dict[str, Any]:
     """A map read from a file, with its parameters as they must be.
 
     Raises:

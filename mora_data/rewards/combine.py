@@ -378,7 +378,7 @@ def _given(settings: CalibrationSettings) -> dict[str, float]:
 def _chart_from_file(path: str, reward: Reward) -> dict[str, Any]:
     """A frozen map: the file's own, or the one that a published calibration.json holds for this
     source."""
-    from .calibration import check
+    from .calibration import checked_map
 
     try:
         tree = json.loads(Path(path).read_text("utf-8"))
@@ -393,7 +393,7 @@ def _chart_from_file(path: str, reward: Reward) -> dict[str, Any]:
             raise SettingsError(
                 f"calibration file {path} holds nothing for {reward.name} in {reward.dimension}"
             )
-    return check(tree, f"calibration file {path}")
+    return checked_map(tree, f"calibration file {path}")
 
 
 def _labelled(kind: str, path: str | None, where: str) -> dict[str, Any]:

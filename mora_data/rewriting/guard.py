@@ -5,7 +5,7 @@ Both ask the judge, never the rewriter about itself, through `ask`; harm can be 
 model instead (`fuse.guard`). Levels 1..5 become (level - 1) / 4, a guard's value is P(unsafe). A
 question whose harm could not be read does not pass: None is not "harmless".
 
-    guard = Guard(settings, intents)
+    guard = RewriteGuard(settings, intents)
     before = await guard.harm(ask, prompt.prompt_id, prompt.messages)          # 1.0
     checks = await guard.check(ask, prompt.prompt_id, rewritten, ("helpful", "truthful"), before)
 """
@@ -50,7 +50,7 @@ DECOYS = (
 T = TypeVar("T")
 
 
-class Guard:
+class RewriteGuard:
     """The model checks that `fuse.checks` names.
 
     Raises:

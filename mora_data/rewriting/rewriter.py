@@ -29,7 +29,7 @@ from ..text import n_tokens, seed_of, tongue_of
 from ..types import Answer, Message, Messages, Prompt, Request, Sampling
 from . import checks
 from .checks import Budget, cosine, folder_hash
-from .guard import RULES, Guard
+from .guard import RULES, RewriteGuard
 from .intents import Intent, load_intents, premise_for, worked_examples
 from .reply import SCHEMA, Rewrite, parse_rewrite
 
@@ -146,7 +146,7 @@ class Rewriter:
         self.intents_sha256 = {
             d: hashlib.sha256(repr(spec).encode()).hexdigest() for d, spec in self._specs.items()
         }
-        self.guard = Guard(settings, self._specs, self._secret)
+        self.guard = RewriteGuard(settings, self._specs, self._secret)
         embedding = settings.fuse.embedding if rewritten else None
         self._similarity: Similarity | None = cosine(embedding) if embedding else None
         self.code_hashes: dict[str, str] = {}  # by setting

@@ -368,7 +368,7 @@ def _replayed(
     folder: ViewedFolder, settings: BuildSettings, part: Partition, prompt: Prompt
 ) -> tuple[list[ModelCall], int]:
     """The calls, and how many requests were not found."""
-    from ..prompts.context import PromptContext, load
+    from ..prompts.context import PromptContext, load_context
     from ..prompts.flow import run_prompt
     from ..rewards.judge_stats import JudgeStats
     from ..sources.benchmarks import Benchmarks
@@ -376,7 +376,7 @@ def _replayed(
     secret = secret_of(folder.root)
     if secret is None:
         return [], 0
-    build = load(settings, "select", Benchmarks({}), Secret(secret))
+    build = load_context(settings, "select", Benchmarks({}), Secret(secret))
     if reference := read_json(folder.root / "reference.json"):
         build = build.with_judge_stats(JudgeStats.from_json(reference))
     client = _Replay(settings, folder.manifest.get("models") or {}, part.finalized_answers())

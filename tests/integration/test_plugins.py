@@ -18,7 +18,7 @@ from unit.test_docs import blocks, written
 from mora_data import resources
 from mora_data.errors import MoraError
 from mora_data.pipeline import run_build
-from mora_data.prompts.context import load
+from mora_data.prompts.context import load_context
 from mora_data.resources import Secret
 from mora_data.run.files import read_json
 from mora_data.run.folder import Summary
@@ -164,7 +164,7 @@ def test_what_the_partition_key_holds(here: Path) -> None:
     }
 
     def context_of(tree: dict[str, Any]) -> Any:
-        return load(build_settings(tree), "publish", Benchmarks({}), Secret())
+        return load_context(build_settings(tree), "publish", Benchmarks({}), Secret())
 
     before = context_of(tree)
     assert {"heldout/helpful", "heldout/harmless", "heldout/truthful"} <= before.templates.keys()
@@ -221,7 +221,7 @@ def test_what_a_changed_setting_opens_again(
     def keys(more: dict[str, Any]) -> tuple[str, str]:
         settings = load_settings("pku-saferlhf", {**base, **more})
         engines = connect(settings, False, RunStats(), tmp_path, lambda text: None)
-        context = load(settings, "publish", Benchmarks({}), Secret())
+        context = load_context(settings, "publish", Benchmarks({}), Secret())
         return context.partition_key(engines, part), context.judge_stats_key(engines)
 
     before, after = keys({}), keys(changed)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mora_data.errors import SettingsError
-from mora_data.prompts.budget import Mined, fit, goes_on, joint_score
+from mora_data.prompts.budget import Mined, fit_thresholds, goes_on, joint_score
 from mora_data.statistics.rollouts import PromptStats
 
 ACCEPT = ("flat", "one_dim", "conflict", "undecided")
@@ -51,7 +51,7 @@ def test_the_budget_is_met_in_expectation(budget: int) -> None:
     """4,000 prompts, thresholds from 1,000 others: within 4 standard errors of a quantile taken
     from 800."""
     found = prompts(4000, 1)
-    mining = fit(prompts(1000, 2), {"a": 3000, "b": 1000}, budget, ACCEPT)
+    mining = fit_thresholds(prompts(1000, 2), {"a": 3000, "b": 1000}, budget, ACCEPT)
     share = budget / 3200
     assert (
         abs(kept(found, mining) - budget)
@@ -60,7 +60,7 @@ def test_the_budget_is_met_in_expectation(budget: int) -> None:
 
 
 def test_a_budget_of_its_own_for_a_stratum() -> None:
-    mining = fit(prompts(1000, 2), {"a": 3000, "b": 1000}, {"b": 100}, ACCEPT)
+    mining = fit_thresholds(prompts(1000, 2), {"a": 3000, "b": 1000}, {"b": 100}, ACCEPT)
     found = prompts(4000, 1)
     assert set(mining) == {"b"} and kept(found, mining, "a") == sum(
         m.stats.kind in ACCEPT for m in found if m.stratum == "a"
@@ -70,7 +70,7 @@ def test_a_budget_of_its_own_for_a_stratum() -> None:
 
 def test_those_with_the_least_come_first() -> None:
     found = prompts(2000, 3, ties=0.0)
-    mining = fit(found, {"a": 1500, "b": 500}, 400, ACCEPT)
+    mining = fit_thresholds(found, {"a": 1500, "b": 500}, 400, ACCEPT)
     limit = mining["a"]
     going = [
         m
@@ -88,21 +88,21 @@ def test_those_with_the_least_come_first() -> None:
 
 
 def test_no_budget_or_a_large_one_lets_all_pass() -> None:
-    assert fit(prompts(100, 1), {"a": 75, "b": 25}, 1000, ACCEPT) == {}
+    assert fit_thresholds(prompts(100, 1), {"a": 75, "b": 25}, 1000, ACCEPT) == {}
     assert goes_on({}, "a", "x", stats(1.0, 1.0))
 
 
 def test_a_stratum_that_the_reference_lacks_gets_the_threshold_of_all() -> None:
-    mining = fit(
+    mining = fit_thresholds(
         [m for m in prompts(400, 1) if m.stratum == "a"], {"a": 300, "c": 300}, 100, ACCEPT
     )
     assert mining["c"]["n"] == 0 and mining["c"]["dominance"] == mining["a"]["dominance"]
-    assert fit([], {"a": 10}, 5, ACCEPT) == {}
+    assert fit_thresholds([], {"a": 10}, 5, ACCEPT) == {}
 
 
 def test_an_unknown_stratum_is_one_line() -> None:
     with pytest.raises(SettingsError, match="names stratum 'x'; the mined prompts have a, b"):
-        fit(prompts(10, 1), {"a": 5, "b": 5}, {"x": 3}, ACCEPT)
+        fit_thresholds(prompts(10, 1), {"a": 5, "b": 5}, {"x": 3}, ACCEPT)
 
 
 def test_the_posterior_means() -> None:

@@ -19,7 +19,7 @@ from mora_data.rewards.calibration import (
     LABELLED,
     anchor_of,
     apply,
-    check,
+    checked_map,
     fit,
     logistic,
 )
@@ -42,7 +42,7 @@ def calibration_map(kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_maps_into_the_unit_interval_in_order_and_survives_json(kind: str) -> None:
     made = calibration_map(kind)
-    again = check(json.loads(json.dumps(made)), "a file")
+    again = checked_map(json.loads(json.dumps(made)), "a file")
     raw = (
         np.linspace(1, 5, 101)
         if kind == "likert"
@@ -169,7 +169,7 @@ def test_labels_that_cannot_carry_a_chart_are_refused(
 )
 def test_a_file_that_holds_no_chart_is_refused(tree: Any, why: str) -> None:
     with pytest.raises(SettingsError, match=why):
-        check(tree, "f.json")
+        checked_map(tree, "f.json")
 
 
 def test_anchor_is_a_quantile_of_the_prompts_own_answers() -> None:

@@ -14,8 +14,7 @@ import pytest
 
 from mora_data.engines.cached_client import CachedClient
 from mora_data.errors import PendingRetry
-from mora_data.prompts.context import BuildContext, PromptContext
-from mora_data.prompts.context import load as load_context
+from mora_data.prompts.context import BuildContext, PromptContext, load_context
 from mora_data.prompts.flow import as_rollouts, run_prompt
 from mora_data.prompts.judge_quality import sums_of
 from mora_data.prompts.result import PromptResult, tables

@@ -9,8 +9,7 @@ from collections import Counter
 import pytest
 
 from mora_data.errors import SettingsError
-from mora_data.prompts.context import PromptContext
-from mora_data.prompts.context import load as load_context
+from mora_data.prompts.context import PromptContext, load_context
 from mora_data.prompts.flow import as_rollouts, score
 from mora_data.resources import Secret
 from mora_data.rewards import REWARDS, load
