@@ -125,15 +125,16 @@ def _run(
     except LimitReached as e:
         failure = e
     finally:
-        failed = write_errors(build, parts)
+        errors, rows = write_errors(build, parts)
     counts, tokens = totals(build, mined, parts, asked)
     manifest: dict[str, Any] = {}
     if failure is None:
         parts = [p for p in parts if p.number not in asked.given_up]
-        manifest = manifest_of_build(build, asked, counts, tokens, failed.n, parts)
-        failure = finish(build, asked, parts, counts, manifest, failed)
-    summary = summary_of_command(build, asked, counts, failed.n, manifest)
-    return summary, failure or too_many_errors(failed, build.settings, build.folder.path)
+        manifest = manifest_of_build(build, asked, counts, tokens, len(errors), parts)
+        failure = finish(build, asked, parts, counts, manifest, errors)
+    summary = summary_of_command(build, asked, counts, len(errors), manifest)
+    too_many = too_many_errors(errors, rows, build.settings, build.folder.path)
+    return summary, failure or too_many
 
 
 def run_dir_of(settings: BuildSettings, options: BuildOptions) -> Path:

@@ -21,13 +21,11 @@ from ..prompts.personas import cap_shares
 from ..run.files import json_hash, read_json, write_whole
 from ..run.folder import (
     OPTIONS,
-    Failures,
     SourceCounts,
     Summary,
     counts_in,
     counts_tree,
     emptied_by,
-    failures_of,
     manifest_of,
     source_of,
 )
@@ -52,7 +50,7 @@ def finish(
     parts: Sequence[Partition],
     counts: Counts,
     manifest: dict[str, Any],
-    failed: Failures,
+    errors: Sequence[Mapping[str, object]],
 ) -> NothingSelected | None:
     """Select, write the dataset, the manifest and the report; `counts` and `manifest` get what the
     stages add.
@@ -73,7 +71,7 @@ def finish(
     manifest["counts"] = counts_tree(counts, STAGES)
     if written is not None and not counts["publish", "kept"]:
         left = counts_tree(counts, build.stages)
-        failure = NothingSelected(emptied_by(left, build.folder.path, failed))
+        failure = NothingSelected(emptied_by(left, build.folder.path, errors))
     write_manifest(build, manifest, written, "empty" if failure else "done")
     if written is not None and written.report and failure is None:
         from ..report.document import with_costs
@@ -238,16 +236,19 @@ def keep_settings(build: Build) -> None:
     )
 
 
-def write_errors(build: Build, parts: Sequence[Partition]) -> Failures:
-    """errors.jsonl of the run from those of its partitions."""
+def write_errors(
+    build: Build, parts: Sequence[Partition]
+) -> tuple[Sequence[Mapping[str, object]], int]:
+    """errors.jsonl of the run, from those of its partitions; and how many prompts, answers and
+    scores there are."""
     if not build.reaches("presample"):
-        return Failures()
+        return [], 0
     errors = [e for p in parts for e in p.errors()]
     lines = b"".join(orjson.dumps(e) + b"\n" for e in errors)
     write_whole(build.folder.path / "errors.jsonl", lines)
     numbers = ("n_prompts", "n_answers", "n_scores")
     rows = sum(m.get(name, 0) for p in parts if (m := p.manifest()) for name in numbers)
-    return failures_of(errors, rows)
+    return errors, rows
 
 
 def totals(

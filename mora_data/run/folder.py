@@ -389,40 +389,24 @@ class Summary:
     endpoints: dict[str, list[str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Failures:
-    """Rows that failed for good or are owed.
-
-    Attributes:
-        n: how many.
-        rows: of how many prompts, answers and scores.
-        cause: the commonest kind of reason, as `12 x HTTP 400: ...`, with the first one's words;
-            empty where there is none.
-    """
-
-    n: int = 0
-    rows: int = 0
-    cause: str = ""
-
-
-def failures_of(errors: Sequence[Mapping[str, object]], rows: int) -> Failures:
-    """What the rows of errors.jsonl come to."""
+def cause_of(errors: Sequence[Mapping[str, object]]) -> str:
+    """The commonest kind of reason of rows that failed for good or are owed, with the first one's
+    words, as `12 x HTTP 400: ...`; empty where there is none."""
     causes = [one_line(e.get("error") or "", 120) for e in errors]
     for kind, n in Counter(c.partition(":")[0] for c in causes if c).most_common(1):
-        first = next(c for c in causes if c.partition(":")[0] == kind)
-        return Failures(len(errors), rows, f"{n} x {first}")
-    return Failures(len(errors), rows)
+        return f"{n} x {next(c for c in causes if c.partition(':')[0] == kind)}"
+    return ""
 
 
 def too_many_errors(
-    failures: Failures, settings: BuildSettings, run_dir: Path
+    errors: Sequence[Mapping[str, object]], rows: int, settings: BuildSettings, run_dir: Path
 ) -> LimitReached | None:
-    """The failure of a run of which more rows failed than the settings allow."""
-    share = failures.n / failures.rows if failures.rows else 0.0
+    """The failure of a run of which more of the `rows` failed than the settings allow."""
+    share = len(errors) / rows if rows else 0.0
     if share > settings.limits.max_error_share:
         return LimitReached(
-            f"{failures.n} of {failures.rows} rows failed ({share:.1%}, limits.max_error_share = "
-            f"{settings.limits.max_error_share:g}), most often {failures.cause}: see"
+            f"{len(errors)} of {rows} rows failed ({share:.1%}, limits.max_error_share = "
+            f"{settings.limits.max_error_share:g}), most often {cause_of(errors)}: see"
             f" {run_dir}/errors.jsonl; the same command asks again what may still pass"
         )
     return None
@@ -447,14 +431,16 @@ def counts_tree(
     return out
 
 
-def emptied_by(counts: Mapping[str, StageCounts], run_dir: Path, failures: Failures) -> str:
+def emptied_by(
+    counts: Mapping[str, StageCounts], run_dir: Path, errors: Sequence[Mapping[str, object]]
+) -> str:
     """Which stage left nothing and why, in one line."""
     for stage, c in counts.items():
         if c["in"] and not c["kept"]:
             reason, n = max(c["dropped"].items(), key=lambda kv: (kv[0] != "control_arm", kv[1]))
             why = ""
             if reason in ("failed", "unscored"):
-                mostly = f", most often {failures.cause}" if failures.cause else ""
+                mostly = f", most often {cause}" if (cause := cause_of(errors)) else ""
                 why = f"{mostly}; errors.jsonl has all, `mora-data check` tries the endpoint"
             if reason == "truncated":
                 why = "; raise policy.max_tokens"

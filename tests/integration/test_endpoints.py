@@ -34,7 +34,7 @@ from mora_data import resources
 from mora_data.cli import main
 from mora_data.engines import openai
 from mora_data.errors import EndpointError
-from mora_data.run.folder import Failures, failures_of, too_many_errors
+from mora_data.run.folder import cause_of, too_many_errors
 from mora_data.settings import build_settings
 from mora_data.types import Message
 
@@ -250,12 +250,11 @@ def test_the_last_line_names_the_commonest_cause(command: Command, presample: st
 
 def test_failed_rows_are_counted_of_all_rows() -> None:
     errors = [{"error": "HTTP 400:  no\nway"}, {"error": "HTTP 400: no way"}, {"error": "cut_off"}]
-    failures = failures_of(errors, 4)
-    assert failures == Failures(3, 4, "2 x HTTP 400: no way")
+    assert cause_of(errors) == "2 x HTTP 400: no way"
     settings = build_settings({"name": "x", "source": {"kind": "jsonl"}})
-    said = str(too_many_errors(failures, settings, Path("run")))
+    said = str(too_many_errors(errors, 4, settings, Path("run")))
     assert "3 of 4 rows failed (75.0%" in said and "most often 2 x HTTP 400: no way" in said
-    assert too_many_errors(Failures(1, 100, "x"), settings, Path("run")) is None
+    assert too_many_errors(errors[:1], 100, settings, Path("run")) is None
 
 
 EACH = [pytest.param(case, form, id=f"{case.name}-{form}") for case in CASES for form in FORMS]
