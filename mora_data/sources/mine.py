@@ -210,10 +210,7 @@ def mine(
     if (first := next(rows, None)) is None:
         raise SourceError("the source has no rows: check --data")
     recorded = settings.policy.engine == "recorded" and is_rated(opened.source)
-    # answers that only compare within a row never join
-    if recorded and not getattr(opened.source, "absolute", False):
-        wanted = wanted.model_copy(update={"dedup": False})
-    joins = recorded and wanted.dedup
+    apart = wanted.model_copy(update={"dedup": False})
     seen = seen or Seen(benchmarks or benchmarks_of(settings))
     own_ids: set[int] = set()
     seen.ids.append(own_ids)
@@ -227,6 +224,8 @@ def mine(
     waiting: Prompt | None = None
     for number, file, row in chain([first], rows):
         counts.rows += 1
+        if recorded:  # answers that only compare within a row never join; files may differ in that
+            wanted = settings.mine if getattr(opened.source, "absolute", False) else apart
         try:
             if isinstance(row, DropRow):
                 raise row
@@ -245,15 +244,16 @@ def mine(
             continue
         if waiting:
             yield waiting
+            waiting = None
             if counts.kept == settings.mine.limit:
                 counts.dropped["over_limit"] += 1
                 return
         counts.kept += 1
         if recorded:
             prompt = replace(prompt, recorded=guarded(own, _recorded, parsed))
-        if joins:
-            waiting = prompt
-            continue
+            if wanted.dedup:
+                waiting = prompt
+                continue
         yield prompt
         if counts.kept == settings.mine.limit:
             return
@@ -328,7 +328,11 @@ def _prompt_of(
             if message["role"] == "user" and (name := seen.benchmarks.overlap(message["content"])):
                 counts.overlaps[name] += 1
                 raise DropRow("contaminated", name)
-    if seen.near and seen.near.seen("\n".join(m["content"] for m in parsed.messages)):
+    if (
+        seen.near
+        and wanted.dedup
+        and seen.near.seen("\n".join(m["content"] for m in parsed.messages))
+    ):
         raise DropRow("near_duplicate")
     return Prompt(
         prompt_id=prompt_id,

@@ -111,6 +111,21 @@ def test_labels_of_single_answers_join_at_their_prompt(tmp_path: Path) -> None:
     assert [(r.text, r.ratings["preferred"]) for r in prompt.recorded] == [(A, 1.0), (B, 0.0)]
 
 
+def test_only_files_whose_ratings_compare_join_answers_of_different_rows(tmp_path: Path) -> None:
+    one, other = ([{"prompt": q, "completion": t, "label": t == A} for t in (A, B)] for q in "ab")
+    pairs = [{"prompt": "p", "chosen": A, "rejected": t} for t in (B, "No.")]
+    for name, rows in (("1", one), ("2", pairs), ("3", other)):
+        put(tmp_path / f"{name}.jsonl", rows)
+    settings, _ = as_recorded(load_settings("auto", {"policy.engine": "recorded"}))
+    prompts = list(mine(open_source(settings, False, [tmp_path]), settings, MineCounts()))
+    assert [(p.text, [r.text for r in p.recorded]) for p in prompts] == [
+        ("a", [A, B]),
+        ("p", [A, B]),
+        ("p", [A, "No."]),
+        ("b", [A, B]),
+    ]
+
+
 def test_a_name_that_is_no_source_says_how_own_rows_are_read(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
