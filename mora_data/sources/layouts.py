@@ -181,15 +181,12 @@ def two_sides(row: Row) -> ParsedRow:
     tie = a is not None and a == b
     won = (0.5, 0.5) if tie else (1.0, 0.0)
     texts = [t if isinstance(t, str) else None for t in (chosen, rejected)]
-    answers = [
-        (t, _rated(("preferred", w), ("score", s)))
-        for t, w, s in zip(texts, won, (a, b), strict=True)
-        if t is not None
-    ]
+    rated = [_rated(("preferred", w), ("score", s)) for w, s in zip(won, (a, b), strict=True)]
+    answers = [(t, r) for t, r in zip(texts, rated, strict=True) if t is not None]
     scored = any("score" in k or "rating" in k for k in row)
-    notes = (*reply_notes(*texts), *(("tie",) if tie else ()))
-    missing = ("score_missing",) if scored and None in (a, b) else ()
-    return parsed_as(row, context, answers, (*notes, *missing))
+    notes = [*reply_notes(*texts), *(["tie"] if tie else [])]
+    notes += ["score_missing"] if scored and None in (a, b) else []
+    return parsed_as(row, context, answers, notes)
 
 
 def _winner(row: Row) -> tuple[float, float] | None:
@@ -257,9 +254,10 @@ def arena(row: Row) -> ParsedRow:
         for i, t in enumerate(talks)
         if len(t) > same and t[same]["role"] == "assistant"
     ]
-    notes = () if won else ("label_missing",)
-    later = () if all(len(t) <= same + 1 for t in talks) else ("later_turns_ignored",)
-    return parsed_as(row, open_end(talks[0][:same]), answers, (*notes, *later))
+    notes = [] if won else ["label_missing"]
+    if any(len(t) > same + 1 for t in talks):
+        notes.append("later_turns_ignored")
+    return parsed_as(row, open_end(talks[0][:same]), answers, notes)
 
 
 def kaggle_arena(row: Row) -> ParsedRow:
@@ -284,8 +282,7 @@ def answer_list(row: Row) -> ParsedRow:
         text = next((t for k in _TEXT_KEYS if isinstance(t := a.get(k), str)), None)
         if text is None:
             continue
-        inner = a.get("ratings")
-        given = inner if isinstance(inner, Mapping) else a
+        given = inner if isinstance(inner := a.get("ratings"), Mapping) else a
         ratings = {str(k): v for k in given if (v := number_in(given[k])) is not None}
         if worst > best and (rank := score_in(a.get("rank"))) is not None:
             ratings["preferred"] = (worst - rank) / (worst - best)
@@ -431,12 +428,9 @@ def _talks(row: Row, keys: set[str]) -> bool:
 
 
 def _is_preference(row: Row) -> bool:
-    sides = _sides(row)
-    if sides is None:
-        return False
-    values = [row[s] for s in sides]
+    values = [row[s] for s in _sides(row) or ()]
     held = all(isinstance(v, list) or (isinstance(v, str) and marked(v)) for v in values)
-    return held or _asks(row) is not None
+    return bool(values) and (held or _asks(row) is not None)
 
 
 def _renamed(
