@@ -130,10 +130,10 @@ def _side_score(row: Row, side: str) -> float | None:
 
 
 def _reply(value: object) -> tuple[Messages, str | None]:
-    """A side of a preference: the context that it holds, and its reply.
+    """A side of a preference: the context that it holds, and its reply; a number, say, is none.
 
     Raises:
-        DropRow: a conversation that does not end with a reply, or none at all.
+        DropRow: a conversation that does not end with a reply.
     """
     if isinstance(value, str):
         marks = marked(value)
@@ -142,7 +142,7 @@ def _reply(value: object) -> tuple[Messages, str | None]:
         value = transcript_turns(value, marks)
     if isinstance(value, Mapping) and not is_lists(value):
         value = [value]
-    if value is None:
+    if not isinstance(value, (list, tuple, Mapping)):  # the prompt counts without it
         return (), None
     turns = conversation(value)
     if turns[:-1]:

@@ -508,6 +508,12 @@ rows(
 )
 rows("JudgeBench", {"question": Q, "response_A": A, "response_B": B, "label": "A>B"}, Q, rated=PAIR)
 rows("pair", {"prompt": Q, "chosen": A, "rejected": B}, Q, rated=PAIR)
+for label, answers in {
+    "kto": {"completion": 42, "label": True},
+    "pair": {"chosen": 42, "rejected": 41},
+    "choice": {"response_0": 42, "response_1": 41, "choice": 0},
+}.items():
+    rows(f"{label}, numbers for answers", {"prompt": Q, **answers}, Q, rated=[])
 rows("pair, question", {"question": Q, "chosen": A, "rejected": B}, Q, rated=PAIR)
 rows("pair, query", {"query": Q, "chosen": A, "rejected": B}, Q, rated=PAIR)
 rows(
