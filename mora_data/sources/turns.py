@@ -122,6 +122,7 @@ MARKS = {
     "HH": r"(?:^|\n\n)(?P<{}>Human|Assistant):(?: |$|(?=\n))",
     "Vicuna": r"(?:^|\s|</s>)(?P<{}>USER|ASSISTANT|SYSTEM):\s?",
     "User:": r"(?:^|\n)(?P<{}>User|Assistant|System):\s?",
+    "Human:": r"(?:^|\n)(?P<{}>Human|Assistant|System):\s?",  # HH with single line breaks
 }
 # blank lines are put before a text that is split: a pattern that begins with them instead of ^ is
 # searched for twice as fast
@@ -138,6 +139,7 @@ _NEEDS_REPLY = {
     "HH": "Assistant",
     "Vicuna": "ASSISTANT",
     "User:": "Assistant",
+    "Human:": "Assistant",
 }
 
 
@@ -154,7 +156,10 @@ def marked(text: str) -> str:
     reply = _NEEDS_REPLY.get(name)
     if reply and re.fullmatch(reply, opened[f"r{list(MARKS).index(name)}"]):
         return ""
-    return "" if reply and not re.search(rf"(?:^|\s)(?:### ?)?(?:{reply}):", text) else name
+    if reply and not re.search(rf"(?:^|\s)(?:### ?)?(?:{reply}):", text):
+        return ""
+    single = name == "HH" and "\nAssistant:" in text and "\n\nAssistant:" not in text
+    return "Human:" if single else name
 
 
 def _body(text: str) -> str:

@@ -424,6 +424,23 @@ rows(
 rows("Vicuna", {"text": f"USER: {Q} ASSISTANT: {A}</s>USER: {Q2} ASSISTANT:"}, f"{Q} / {A} / {Q2}")
 rows("Beaver", {"prompt": f"BEGINNING OF CONVERSATION: USER: {Q} ASSISTANT:"}, Q)
 rows("User and Assistant", {"text": f"User: {Q}\nAssistant: {A}"}, Q)
+rows(
+    "Human and Assistant",
+    {"text": f"Human: {Q}\nSecond line.\nAssistant: {A}\nHuman: {Q2}\nAssistant:"},
+    f"{Q}\nSecond line. / {A} / {Q2}",
+)
+rows(
+    "HH-RLHF with one line break between turns",
+    {"chosen": f"Human: {Q}\nAssistant: {A}", "rejected": f"Human: {Q}\nAssistant: {B}"},
+    Q,
+    rated=PAIR,
+)
+rows(
+    "HH-RLHF with a name in a turn",
+    [HH, {**HH, "chosen": f"\n\nHuman: {Q}\nAssistant: x\n\nAssistant: {A}"}],
+    Q,
+    "!context_mismatch",
+)
 rows("HH-like prompt", {"prompt": f"\n\nHuman: {Q}\n\nAssistant:"}, Q)
 rows(
     "HH-like prompt without the first blank lines",
