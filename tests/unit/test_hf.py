@@ -44,17 +44,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def generator(folder: Path) -> Generator:
-    return Generator(
-        str(tiny_hf.causal(folder / "causal")), None, LocalSettings(device="cpu"), threading.Event()
-    )
+def causal(folder: Path) -> str:
+    return str(tiny_hf.causal(folder / "causal"))
 
 
 @pytest.fixture(scope="module")
-def classifier(folder: Path) -> SequenceClassifier:
-    return SequenceClassifier(
-        str(tiny_hf.classifier(folder / "classifier")), None, LocalSettings(device="cpu")
-    )
+def classifying(folder: Path) -> str:
+    return str(tiny_hf.classifier(folder / "classifier"))
+
+
+@pytest.fixture(scope="module")
+def generator(causal: str) -> Generator:
+    return Generator(causal, None, LocalSettings(device="cpu"), threading.Event())
+
+
+@pytest.fixture(scope="module")
+def classifier(classifying: str) -> SequenceClassifier:
+    return SequenceClassifier(classifying, None, LocalSettings(device="cpu"))
 
 
 def asked(text: str, sampling: Sampling = WARM, answer: str | None = None) -> Request:
@@ -167,10 +173,10 @@ def test_logprobs_are_the_models_own(generator: Generator) -> None:
     assert [v for _, v in found.logprobs[0][1]] == pytest.approx(values.tolist(), abs=1e-4)
 
 
-def test_a_batch_ends_when_the_build_stops(folder: Path) -> None:
+def test_a_batch_ends_when_the_build_stops(causal: str) -> None:
     stop = threading.Event()
     stop.set()
-    model = Generator(str(folder / "causal"), None, LocalSettings(device="cpu"), stop)
+    model = Generator(causal, None, LocalSettings(device="cpu"), stop)
     assert run(model, asked("a", Sampling(1.0, 1.0, 100)))[0].tokens_out == 1
 
 
@@ -190,8 +196,8 @@ def test_outputs_do_not_depend_on_the_batch(classifier: SequenceClassifier) -> N
         )
 
 
-def test_outputs_that_are_no_numbers_are_a_failure(folder: Path) -> None:
-    model = SequenceClassifier(str(folder / "classifier"), None, LocalSettings(device="cpu"))
+def test_outputs_that_are_no_numbers_are_a_failure(classifying: str) -> None:
+    model = SequenceClassifier(classifying, None, LocalSettings(device="cpu"))
     torch.nn.init.constant_(model._model.score.weight, math.inf)
     assert run(model, asked("a", answer="b"))[0] == Answer("", "error", error="outputs_not_finite")
 
@@ -233,12 +239,12 @@ def test_what_can_not_be_answered_says_why(
         classifier.encode(asked("a", answer="b" + "~" * (129 - room)))
 
 
-def test_a_model_of_another_kind_or_none_at_all(folder: Path, tmp_path: Path) -> None:
+def test_a_model_of_another_kind_or_none_at_all(causal: str, tmp_path: Path) -> None:
     with pytest.raises(
         SettingsError,
         match=r"has no weights for score\.weight \(1 missing\): it is no model for this task",
     ):
-        SequenceClassifier(str(folder / "causal"), None, LocalSettings(device="cpu"))
+        SequenceClassifier(causal, None, LocalSettings(device="cpu"))
     with pytest.raises(SettingsError, match="can't be read"):
         Generator(str(tmp_path), None, LocalSettings(device="cpu"), threading.Event())
 
@@ -255,7 +261,7 @@ def test_memory_that_ends_is_told_apart(
 
 
 def test_a_build_in_this_process(
-    folder: Path,
+    causal: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -273,7 +279,7 @@ def test_a_build_in_this_process(
         "--engine",
         "transformers",
         "--model",
-        str(folder / "causal"),
+        causal,
         "--out",
         str(tmp_path / "run"),
         "--json",
