@@ -22,7 +22,8 @@ from ..engines.engine import Engine, Shared
 from ..engines.replies import reads_reply
 from ..errors import PendingRetry, SettingsError, SourceError
 from ..resources import Secret, inert_turns, load_template, quoted
-from ..rewards.combine import combine, sources_of
+from ..rewards import load as load_reward
+from ..rewards.combine import combine, raw_source
 from ..rewards.judge import quoted_in, texts_of
 from ..rewards.rules import flags
 from ..run.log import AnswerLog
@@ -67,7 +68,13 @@ class Evaluation:
         self.models, self.settings, self.options = models, settings, options
         self._secret = secret
         self.stats, self.progress = progress.stats, progress
-        self.sources = sources_of(settings, secret)
+        self.sources = {
+            d: [
+                raw_source(load_reward(d, wanted, settings, secret=secret), number, wanted)
+                for number, wanted in enumerate(settings.reward_sources(d))
+            ]
+            for d in settings.dimensions
+        }
         self._pairwise = load_template(
             "evaluate",
             "pairwise",

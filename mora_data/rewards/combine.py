@@ -330,22 +330,34 @@ def _source(reward: Reward, number: int, settings: RewardSettings) -> RewardSour
             f"rewards.{reward.dimension}.calibration.{unused[0]} is not for the kind {kind}:"
             " leave it out, or give another kind"
         )
-    changed = kind != own
-    pass_threshold = getattr(reward, "pass_threshold", None)
+    changed, raw = kind != own, raw_source(reward, number, settings)
+    pass_threshold = raw.pass_threshold
     if kind in LABELLED:
         pass_threshold = LABELLED_FLOOR if changed or pass_threshold is None else pass_threshold
     elif changed and kind not in OWN:
         pass_threshold = None
+    return replace(
+        raw,
+        kind=kind,
+        calibration_map=calibration_map,
+        pass_threshold=pass_threshold,
+        step=raw.step if kind in OWN else 0.0,
+        settings=ours,
+    )
+
+
+def raw_source(reward: Reward, number: int, settings: RewardSettings) -> RewardSource:
+    """A source whose scores are taken as the reward gives them, whatever its calibration."""
     return RewardSource(
         reward,
         number,
         settings.weight,
         settings.noise,
-        kind,
-        calibration_map,
-        pass_threshold,
-        reward.step if kind in OWN else 0.0,
-        ours,
+        "identity",
+        None,
+        getattr(reward, "pass_threshold", None),
+        reward.step,
+        CalibrationSettings(),
         _cache_key(reward, settings),
         ConcurrencyLimiter(settings.concurrency),
     )
