@@ -66,7 +66,7 @@ ROLE_TAG = re.compile(
     r"|<</?SYS>>",
     re.I,
 )
-OUR_TAG = re.compile(r"</?(?:prompt|question|answer|history)-[a-z]{8}>")
+OUR_TAG = re.compile(r"</?(?:prompt|question|answer|history)-[a-z]{4,}>")
 META = _any_of(
     "reward(?:s|ed)? (?:model|signal|dimension)s?",
     "(?:reward|preference|quality|evaluation) dimensions?|multi-?dimensional",

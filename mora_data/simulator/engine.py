@@ -53,7 +53,7 @@ _NEED_CUES = {
     "chess": ("chess move",),
 }
 _TOKEN = re.compile(r"\w+|[^\w\s]")  # as text.n_tokens counts
-_CLOSING = re.compile(r"</\w+-([a-z]{8})>")
+_CLOSING = re.compile(r"</\w+-([a-z]{4,})>")
 
 Write = Callable[[random.Random], Answer]
 

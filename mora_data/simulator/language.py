@@ -303,7 +303,7 @@ MIX = {"flat": 0.30, "one_dim": 0.30, "conflict": 0.25, "multi": 0.15}
 """Kinds of the generated prompts and their shares."""
 FAILS, FAILS_WITH_FEEDBACK, REFUSES = 0.10, 0.03, 0.03
 
-_PROMPT = re.compile(r"<prompt-([a-z]{8})>\n?(.*)\n?</prompt-\1>", re.S)
+_PROMPT = re.compile(r"<prompt-([a-z]{4,})>\n?(.*)\n?</prompt-\1>", re.S)
 _LINE = re.compile(r"^(?:- )?(Task|Carried|Targets|Length):[ \t]*(.*)$", re.M | re.I)
 _ASKS = re.compile(
     r"\W*(?:how|what|who|whom|whose|which|when|where|why|is|are|was|were|do|does|did|can|could"

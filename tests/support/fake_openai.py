@@ -292,7 +292,7 @@ def answer(body: dict[str, Any], i: int) -> str:
     said = json.dumps(
         [body.get("messages"), body.get("model"), body.get("temperature"), seed], sort_keys=True
     )
-    said = re.sub(r"-[a-z]{8}>", "->", said)  # nonces differ from run to run
+    said = re.sub(r"-[a-z]{4,}>", "->", said)  # nonces differ from run to run
     h = hashlib.sha256(said.encode()).digest()
     if (known := harm_of_example(body)) is not None:
         return json.dumps({"score": known})
