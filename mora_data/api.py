@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunFolderError
-from .run.folder import StageCounts, finished_parts, run_manifest
+from .run import StageCounts
+from .run.folder import finished_parts, run_manifest
 from .run.remote import current_copy, local_path
 from .settings import BuildOptions, BuildSettings, build_settings, preview_settings, read_builder
 

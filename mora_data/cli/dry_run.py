@@ -39,8 +39,9 @@ from ..resources import SECRET_BYTES, Secret
 from ..rewards import asks_model
 from ..rewards.audit import labelled_pairs
 from ..rewards.combine import sources_of
+from ..run import SourceCounts
 from ..run.cost import Prices, account_of, load_prices
-from ..run.folder import SourceCounts, write_secret
+from ..run.folder import write_secret
 from ..run.progress import Progress
 from ..run.stats import RunStats
 from ..settings import BuildOptions, BuildSettings

@@ -20,7 +20,7 @@ from ..pipeline.judge_calibration import PROMPT_ID as TRIAL
 from ..pipeline.values import Probe
 from ..rewards import REWARDS, asks_model
 from ..rewards import load as load_reward
-from ..run.folder import SourceCounts
+from ..run import SourceCounts
 from ..run.log import Record
 from ..settings import GUARD_ROLE, BuildSettings, RewardSettings, RoleSettings
 from ..sources.mine import as_recorded

@@ -21,8 +21,8 @@ from ..text import commonest_first, one_line
 if TYPE_CHECKING:
     from ..prompts.judge_audit import AuditResult
     from ..report.values import ComparisonReport, Report
-    from ..rewards.audit import AuditRow
-    from ..run.folder import SourceCounts, StageCounts, Summary
+    from ..run import AuditRow, SourceCounts, StageCounts
+    from ..run.folder import Summary
     from ..settings import BuildSettings
     from ..sources.mine import OpenedSource
     from .dry_run import BuildEstimate, CapacityRow, Ends, RoleEstimate

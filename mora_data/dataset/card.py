@@ -19,6 +19,7 @@ from jinja2 import Environment, TemplateError
 
 from .. import resources
 from ..errors import PublishError
+from ..run import AuditRow, Manifest
 from ..secrets import visible
 from ..text import transcript
 from ..types import STAGES
@@ -119,7 +120,7 @@ class FolderInfo(TypedDict, total=False):
 class PublishedManifest(TypedDict):
     """What provenance/manifest.json holds. Any key of the run's manifest may be missing."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     folder: FolderInfo
 
 
@@ -217,7 +218,6 @@ def _context(published: PublishedManifest) -> dict[str, Any]:
     manifest, folder = published["manifest"], published["folder"]
     dims, statistics = folder["dimensions"], folder.get("statistics") or {}
     settings = manifest.get("settings") or {}
-    version, notes = manifest.get("version"), manifest.get("notes") or []
     names = ("counts", "templates", "reference", "settings", "tokens", "report")
     return {
         **{name: manifest.get(name) or {} for name in names},
@@ -229,7 +229,7 @@ def _context(published: PublishedManifest) -> dict[str, Any]:
             if (rho := ((manifest.get("reference") or {}).get("reliability") or {}).get(d))
             is not None
         },
-        "audit": (manifest.get("judge_audit") or {}).get("rows") or [],
+        "audit": _audit_rows(manifest),
         "folder": folder,
         "dims": dims,
         "stats": statistics,
@@ -259,14 +259,12 @@ def _context(published: PublishedManifest) -> dict[str, Any]:
         ],
         "repository": Raw(PLACE),
         "tag": Raw(TAG),
-        "version": version if isinstance(version, str) else None,
-        "made_with": _made_with(manifest.get("created_with")),
-        "notes": [f"{k}: {v}" for k, v in notes.items()] if isinstance(notes, Mapping) else notes,
-        "models": {
-            k: " ".join(str(x) for x in v.values() if x) if isinstance(v, Mapping) else v
-            for k, v in (manifest.get("models") or {}).items()
-            if v
-        },
+        "made_with": ", ".join(
+            f"{name.replace('_', '-')} {version}"
+            for name, version in (manifest.get("created_with") or {}).items()
+        ),
+        "notes": [f"{k}: {v}" for k, v in (manifest.get("notes") or {}).items()],
+        "models": {k: v for k, v in (manifest.get("models") or {}).items() if v},
         "figures": [
             f for f in manifest.get("figures") or [] if re.fullmatch(r"report/\w+\.png", f["file"])
         ],
@@ -368,10 +366,8 @@ def header(published: PublishedManifest) -> Header:
             and not s["dataset"].startswith("mora-data/sample-")
         }
     )
-    languages = [str(x) for x in manifest.get("languages") or []]
     mixed = {"license_name": "mixed-see-card", "license_link": "LICENSE.md"}
     head: dict[str, Any] = {
-        **({"language": languages} if languages else {}),
         "license": licence,
         **(mixed if licence == "other" else {}),
         "pretty_name": str((manifest.get("settings") or {}).get("name") or "mora-data pairs"),
@@ -398,6 +394,11 @@ def header(published: PublishedManifest) -> Header:
     return cast(Header, head)
 
 
+def _audit_rows(manifest: Manifest) -> list[AuditRow]:
+    audit = manifest.get("judge_audit")
+    return audit["rows"] if audit else []
+
+
 def unmeasured_blocks(published: PublishedManifest) -> list[str]:
     """Blocks that the manifest has no data for, by name."""
     m, folder = published["manifest"], published["folder"]
@@ -414,7 +415,7 @@ def unmeasured_blocks(published: PublishedManifest) -> list[str]:
         "models and sampling": not any((m.get("models") or {}).values()),
         "tokens": not m.get("tokens"),
         "cost": m.get("cost") is None,
-        "languages": not m.get("languages"),
+        "languages": True,
         f"overlap with evaluation sets{named}": bool(named) or not m.get("contamination"),
         "personal data in texts": not m.get("pii"),
         "whether fusion helps (the build has not all of the arms identity, single, generic, fused)": (  # noqa: E501
@@ -422,7 +423,7 @@ def unmeasured_blocks(published: PublishedManifest) -> list[str]:
         ),
         "agreement of judges with each other": not feedback.get("agreement"),
         "agreement with a held-out judge": not feedback.get("heldout"),
-        "agreement of judges with people": not (m.get("judge_audit") or {}).get("rows"),
+        "agreement of judges with people": not _audit_rows(m),
         "what training on these pairs does to a model": True,
     }
     unscored = [f"rewards in {d}: nobody scored this dimension" for d in folder["unscored"]]
@@ -438,13 +439,6 @@ def format_value(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else visible(str(value))
-
-
-def _made_with(made: object) -> str | None:
-    """`mora-data 0.1.0, python 3.11.7`, from a text or from versions by name."""
-    if isinstance(made, Mapping):
-        return ", ".join(f"{str(name).replace('_', '-')} {number}" for name, number in made.items())
-    return None if made is None else str(made)
 
 
 def _declared(config: ConfigInfo, default: bool) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from .. import text
 from ..errors import PublishError
+from ..run import Manifest
 from ..run.table import Pairs, ScoredTable, has_flag
 from ..settings import BuildSettings
 from ..types import DEGENERATE, Messages, Origin, Prompt
@@ -46,7 +47,7 @@ GREY = 0.05
 
 
 # folder, manifest -> the whole report, and what the card shows of it
-Describe = Callable[[Path, Mapping[str, Any]], tuple[Mapping[str, Any], dict[str, object]]]
+Describe = Callable[[Path, Manifest], tuple[Mapping[str, Any], dict[str, object]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Release:
 
     settings: BuildSettings
     origin: Origin
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     thresholds: Mapping[str, float]
     pick: Pick
     dominance: bool = False

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from .. import text
 from ..errors import SettingsError
-from ..run.folder import SourceCounts, source_of
+from ..run import Manifest, PersonalData, SourceCounts, StageCounts
+from ..run.folder import source_of
 from ..run.table import ScoredTable
 from ..settings import BuildSettings, nearest
 from . import configs, papers, schemas
@@ -45,10 +46,18 @@ class FolderResult:
     counts: dict[str, dict[str, int]]
     fingerprint: str
     too_large: dict[str, int] = field(default_factory=dict)
-    pii: dict[str, Any] | None = None  # see privacy.screen
+    pii: PersonalData | None = None
     papers: dict[str, str] = field(default_factory=dict)  # other files than Parquet -> sha256
     report: Mapping[str, Any] | None = None  # of the run, where there is one
     sources: list[SourceCounts] | None = None  # of a mix, with the pairs of each
+
+    @property
+    def stage(self) -> StageCounts:
+        """What became of the selected pairs."""
+        n = sum(self.counts.get(schemas.DEFAULT_CONFIG, {}).values())
+        large = self.too_large.get(schemas.DEFAULT_CONFIG, 0)
+        dropped = {"row_too_large": large} if large else {}
+        return {"in": n + large, "kept": n, "dropped": dropped}
 
 
 def write_dataset(
@@ -153,7 +162,7 @@ def _write_all(
         {name: found[name] for name in wanted if name in found},
         schemas.fingerprint_of(out),
         dict(too_large),
-        dict(screen(out)) if release.settings.publish.pii else None,
+        screen(out) if release.settings.publish.pii else None,
         sources=counted or None,
     )
     sources: list[SourceInfo] = [
@@ -164,10 +173,10 @@ def _write_all(
     report = None
     if release.report is not None and schemas.DEFAULT_CONFIG in result.counts:
         # the settings as they are: what is published of them lacks addresses
-        known = {
-            k: v for k, v in published["manifest"].items() if k in ("fingerprint", "pii", "counts")
-        }
-        report, summary = release.report(out, {**release.manifest, **known})
+        known: Manifest = {**release.manifest, "fingerprint": result.fingerprint, "pii": result.pii}
+        if "counts" in published["manifest"]:
+            known["counts"] = published["manifest"]["counts"]
+        report, summary = release.report(out, known)
         published["manifest"]["report"] = scrub(summary)
     papers.write_papers(out, published, None if report is None else scrub(dict(report)))
     for name, png in release.figures.items():
@@ -243,12 +252,9 @@ def _published(
     out: Path, release: Release, result: FolderResult, sources: list[SourceInfo]
 ) -> PublishedManifest:
     """The manifest of the folder; the card and its neighbours say nothing that it does not."""
-    manifest = scrub(dict(release.manifest))
+    manifest: Manifest = scrub(release.manifest)
     if "publish" in (manifest.get("counts") or {}):  # the run counts it when the folder is there
-        n = sum(result.counts.get(schemas.DEFAULT_CONFIG, {}).values())
-        large = result.too_large.get(schemas.DEFAULT_CONFIG, 0)
-        dropped = {"row_too_large": large} if large else {}
-        manifest["counts"]["publish"] = {"in": n + large, "kept": n, "dropped": dropped}
+        manifest["counts"]["publish"] = result.stage
     if result.sources:
         manifest["sources"] = scrub(result.sources)
     return {

@@ -22,6 +22,7 @@ import yaml
 
 from .. import resources
 from ..errors import UNREADABLE, DamagedFile, PublishError
+from ..run import Manifest
 from ..run.files import read_json, readable
 from ..text import one_line
 from . import schemas
@@ -78,9 +79,11 @@ def read_card(folder: Path) -> str:
         return (folder / "README.md").read_text("utf-8")
 
 
-def _manifest_in(folder: Path) -> dict[str, Any]:
+def _manifest_in(folder: Path) -> Manifest:
     """The run's manifest that a dataset folder carries; empty where there is none."""
-    return _mapping(read_json(folder / "provenance" / "manifest.json").get("manifest"))
+    return cast(
+        Manifest, _mapping(read_json(folder / "provenance" / "manifest.json").get("manifest"))
+    )
 
 
 def fingerprint_in(folder: Path) -> str | None:

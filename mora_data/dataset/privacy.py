@@ -26,7 +26,7 @@ from importlib import import_module
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
+from ..run import PersonalData
 from ..run.files import read_json, readable
 from . import papers, schemas
 from .card import PublishedManifest
@@ -134,15 +135,6 @@ def recognizers() -> dict[str, Recognizer]:
     # ships is enough
     made["EMAIL_ADDRESS"].validate_result = lambda address: bool(offline(address).fqdn)
     return {kind: _recognizer(found, kind) for kind, found in made.items()}
-
-
-class PersonalData(TypedDict):
-    """How many texts of each side (prompts, source prompts, answers) hold what."""
-
-    by: str
-    configs: list[str]
-    texts: dict[str, int]
-    found: dict[str, dict[str, int]]
 
 
 def screen(folder: Path) -> PersonalData:

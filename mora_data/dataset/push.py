@@ -26,12 +26,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import PublishError
+from ..run import Manifest
 from ..run.files import check_inside, readable, sha256_of
 from ..secrets import is_loopback
 from . import card, lint
@@ -230,7 +231,7 @@ def push_folder(
     public: bool = False,
     allow_simulated: bool = False,
     move_tag: bool = False,
-    manifest: Mapping[str, Any] | None = None,
+    manifest: Manifest | None = None,
     unsafe: str | None = None,
 ) -> PushResult:
     """Publish the folder under `tag`; a new repository is private. A dry run writes nothing.
@@ -324,7 +325,7 @@ def check_names(repo_id: str, tag: str | None, public: bool, decision: str | Non
         raise PublishError(f"{repo_id!r} is not a repository id: write it as ORG/NAME")
 
 
-def _linted_card(folder: Path, repo_id: str, tag: str | None, manifest: Mapping[str, Any]) -> str:
+def _linted_card(folder: Path, repo_id: str, tag: str | None, manifest: Manifest) -> str:
     """The card of the release, with its address."""
     readme = card.with_address(lint.read_card(folder), repo_id, tag)
     if faults := lint.lint(folder, readme):
@@ -372,7 +373,7 @@ def _is_released(
     return not (added or deleted)
 
 
-def _check_folder(folder: Path, manifest: Mapping[str, Any], allow_simulated: bool) -> None:
+def _check_folder(folder: Path, manifest: Manifest, allow_simulated: bool) -> None:
     """Whether this folder may be pushed at all.
 
     Raises:

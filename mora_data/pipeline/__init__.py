@@ -14,15 +14,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..cluster import check_cluster
 from ..engines import role_warnings
 from ..errors import LimitReached, MoraError
 from ..prompts.context import BuildContext, load_context
 from ..resources import Secret
+from ..run import Manifest
 from ..run.cost import CostTracker, load_prices
-from ..run.folder import RunFolder, Summary, free_for_preview, too_many_errors
+from ..run.folder import RunFolder, Summary, counts_tree, free_for_preview, too_many_errors
 from ..run.partitions import choose_malloc
 from ..run.progress import Progress, noting_its_end
 from ..run.tasks import run_to_end
@@ -30,13 +30,12 @@ from ..selection import plain_pairs_doubt
 from ..settings import BuildOptions, BuildSettings
 from ..sources.benchmarks import Benchmarks
 from ..sources.mine import OpenedSource, as_recorded, benchmarks_of, identity_of, open_sources
-from ..types import reaches
+from ..types import STAGES, reaches
 from .asking import ask, ask_some
 from .mining import mine_prompts
 from .publishing import (
     finish,
     keep_settings,
-    manifest_of_build,
     summary_of_command,
     totals,
     write_errors,
@@ -127,12 +126,11 @@ def _run(
     finally:
         errors, rows = write_errors(build, parts)
     counts, tokens = totals(build, mined, parts, asked)
-    manifest: dict[str, Any] = {}
+    manifest: Manifest = {"counts": counts_tree(counts, STAGES)}
     if failure is None:
         parts = [p for p in parts if p.number not in asked.given_up]
-        manifest = manifest_of_build(build, asked, counts, tokens, len(errors), parts)
-        failure = finish(build, asked, parts, counts, manifest, errors)
-    summary = summary_of_command(build, asked, counts, len(errors), manifest)
+        manifest, failure = finish(build, asked, parts, counts, tokens, errors)
+    summary = summary_of_command(build, asked, len(errors), manifest)
     too_many = too_many_errors(errors, rows, build.settings, build.folder.path)
     return summary, failure or too_many
 

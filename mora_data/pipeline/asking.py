@@ -23,8 +23,9 @@ from ..prompts.judge_quality import self_preference
 from ..prompts.result import PromptResult
 from ..prompts.runner import PartitionRunner, ask_partitions, is_finalized
 from ..rewards import asks_model
-from ..rewards.audit import Audit, labelled_pairs
+from ..rewards.audit import labelled_pairs
 from ..rewards.combine import RewardSources
+from ..run import Audit
 from ..run.files import json_hash, read_json
 from ..run.folder import manifest_of
 from ..run.partitions import Partition

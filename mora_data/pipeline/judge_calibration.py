@@ -48,6 +48,7 @@ from ..rewards.combine import (
 )
 from ..rewards.judge_stats import JudgeStats, Measured, columns_of, conclude, is_repeated
 from ..rewriting.guard import RULES, refuses
+from ..run import Shift
 from ..run.files import read_json
 from ..run.log import AnswerLog
 from ..run.partitions import Partition
@@ -56,8 +57,6 @@ from ..settings import GUARD_ROLE, BuildSettings
 from ..text import seed_of
 from ..types import Message, Prompt, Role, Score
 from .values import Build
-
-Drift = Mapping[str, Mapping[str, Any]]
 
 
 async def measure_judges(
@@ -131,7 +130,7 @@ async def _measure(
 
 async def measure_drift(
     build: Build, context: BuildContext, engines: Mapping[Role, Engine], settled: str
-) -> Drift:
+) -> Mapping[str, Shift]:
     """Score the canaries once more, when all is scored; once for each state of the partitions,
     which `settled` names. Empty where there are none."""
     kept = read_json(build.folder.path / "canary.json")
@@ -145,7 +144,7 @@ async def measure_drift(
     return found
 
 
-def check_drift(drift: Drift, limit: float) -> None:
+def check_drift(drift: Mapping[str, Shift], limit: float) -> None:
     """Raises UnreliableScores when the scorers are not what they were at the start."""
     for d in drifting_dims(drift, limit):
         v = drift[d]
@@ -414,10 +413,10 @@ def drift(
     start: Mapping[str, Sequence[float | None]],
     end: Mapping[str, Sequence[float | None]],
     sigma: Mapping[str, float],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Shift]:
     """Mean shift of each dimension from start to end, its standard error, and the number of items
     scored both times."""
-    out = {}
+    out: dict[str, Shift] = {}
     for d, before in start.items():
         gaps = [
             b - a
@@ -434,12 +433,14 @@ def drift(
     return out
 
 
-def drifting_dims(found: Mapping[str, Mapping[str, Any]], limit: float) -> list[str]:
+def drifting_dims(found: Mapping[str, Shift], limit: float) -> list[str]:
     """The dimensions that shifted by more than `limit` and by more than their error explains."""
     return [
         d
         for d, v in found.items()
-        if v["shift"] is not None and abs(v["shift"]) > max(limit, ERRORS * v["error"])
+        if v["shift"] is not None
+        and v["error"] is not None
+        and abs(v["shift"]) > max(limit, ERRORS * v["error"])
     ]
 
 

@@ -18,10 +18,10 @@ from ..errors import NothingSelected, UnreliableScores
 from ..prompts.context import BuildContext
 from ..prompts.judge_quality import quality, self_preference
 from ..prompts.personas import cap_shares
+from ..run import CardFigure, LengthAudit, Manifest, SourceCounts
 from ..run.files import json_hash, read_json, write_whole
 from ..run.folder import (
     OPTIONS,
-    SourceCounts,
     Summary,
     counts_in,
     counts_tree,
@@ -39,7 +39,6 @@ from .values import Asked, Build, Counts
 if TYPE_CHECKING:
     from ..dataset.configs import Describe
     from ..dataset.folder import FolderResult
-    from ..report.arms import LengthAudit
     from ..report.values import Report
     from ..selection.select import Selection
 
@@ -49,48 +48,47 @@ def finish(
     asked: Asked,
     parts: Sequence[Partition],
     counts: Counts,
-    manifest: dict[str, Any],
+    tokens: Mapping[str, int],
     errors: Sequence[Mapping[str, object]],
-) -> NothingSelected | None:
-    """Select, write the dataset, the manifest and the report; `counts` and `manifest` get what the
-    stages add.
+) -> tuple[Manifest, NothingSelected | None]:
+    """Select, write the dataset, the manifest and the report. `counts`: those of the stages before.
 
     Raises:
         UnreliableScores: the scorers changed during the run; the manifest says so.
     """
+    manifest = _manifest_before(build, asked, parts, counts, tokens, len(errors))
     try:
         check_drift(asked.drift, build.settings.presample.max_drift)
     except UnreliableScores:
-        write_manifest(build, manifest, None, "drifted")
+        _write_manifest(build, manifest, "drifted")
         raise
-    written, failure = None, None
-    if build.reaches("select"):
-        selection = _select(build, asked, parts, counts, manifest)
-        if build.reaches("publish"):
-            written = _publish(build, asked, parts, counts, manifest, selection)
-    manifest["counts"] = counts_tree(counts, STAGES)
-    if written is not None and not counts["publish", "kept"]:
-        left = counts_tree(counts, build.stages)
-        failure = NothingSelected(emptied_by(left, build.folder.path, errors))
-    write_manifest(build, manifest, written, "empty" if failure else "done")
-    if written is not None and written.report and failure is None:
+    if not build.reaches("select"):
+        return _write_manifest(build, manifest, "done"), None
+    selection, found = _select(build, asked, parts)
+    known = counts_tree(counts + selection.counts, STAGES)
+    manifest = {**manifest, **found, "counts": known}
+    if not build.reaches("publish"):
+        return _write_manifest(build, manifest, "done"), None
+    written = _publish(build, asked, parts, manifest, selection)
+    known = {**known, "publish": written.stage}
+    failure = None
+    if not written.stage["kept"]:
+        failure = NothingSelected(emptied_by(known, build.folder.path, errors))
+    manifest = _write_manifest(
+        build, {**manifest, "counts": known}, "empty" if failure else "done", written
+    )
+    if written.report and failure is None:
         from ..report.document import with_costs
         from ..report.page import write_report
 
         build.progress.start("writing the report")
         report = cast("Report", written.report)
         write_report(build.folder.path, with_costs(report, build.folder.path))
-    return failure
+    return manifest, failure
 
 
-def _select(
-    build: Build,
-    asked: Asked,
-    parts: Sequence[Partition],
-    counts: Counts,
-    manifest: dict[str, Any],
-) -> Selection:
-    """Select the pairs, and say how good the judges were on them."""
+def _select(build: Build, asked: Asked, parts: Sequence[Partition]) -> tuple[Selection, Manifest]:
+    """The pairs; and what the manifest says of them, and of how good the judges were on them."""
     from ..selection.select import select
 
     settings, context = build.settings, asked.context
@@ -98,21 +96,28 @@ def _select(
     build.progress.start("selecting pairs")
     give_back()
     selection = select(parts, settings)
-    manifest["personas"] = _cap_personas(parts, selection, context)
-    counts.update(selection.counts)
+    personas = _cap_personas(parts, selection, context)
     family = self_preference(asked.engines)
     feedback = quality(parts, selection.chosen, settings, family, asked.drift)
     build.folder.write("feedback.json", feedback)
-    manifest.update(pairs=selection.n_pairs, feedback=feedback)
-    return selection
+    return selection, {
+        "pairs": selection.n_pairs,
+        "selection": {
+            "candidates_confirmed": selection.confirmed[0],
+            "candidates_held": selection.confirmed[1],
+            "shrinkage": selection.shrinkage,
+            "mean_log_length_gap": selection.mean_log_length_gap,
+        },
+        "personas": personas,
+        "feedback": feedback,
+    }
 
 
 def _publish(
     build: Build,
     asked: Asked,
     parts: Sequence[Partition],
-    counts: Counts,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     selection: Selection,
 ) -> FolderResult:
     """Write the dataset folder."""
@@ -123,36 +128,22 @@ def _publish(
     settings, context = build.settings, asked.context
     assert context is not None
     build.progress.start("writing the dataset")
-    manifest["selection"] = {
-        "candidates_confirmed": selection.confirmed[0],
-        "candidates_held": selection.confirmed[1],
-        "shrinkage": selection.shrinkage,
-        "mean_log_length_gap": selection.mean_log_length_gap,
-    }
-    tree = {**manifest, "counts": counts_tree(counts, STAGES)}
-    describe, figures = _report_of_release(build, selection, tree)
+    describe, pictures = _report_of_release(build, selection, manifest)
+    figures: list[CardFigure] = [{"file": f, "question": q} for f, (q, _) in pictures.items()]
     stats = context.judge_stats
     release = Release(
         settings,
         _origin(build, asked),
-        tree,
+        {**manifest, "figures": figures} if figures else manifest,
         stats.pass_thresholds,
         picker(settings, stats, context.steps),
         context.dominance,
-        figures,
+        {file: png for file, (_, png) in pictures.items()},
         describe,
     )
-    result = write_dataset(
+    return write_dataset(
         lambda: selected(parts, selection, settings), release, build.folder.path / "dataset"
     )
-    n = sum(result.counts.get("preference", {}).values())
-    counts["publish", "in"] += selection.n_pairs
-    counts["publish", "kept"] += n
-    if selection.n_pairs > n:
-        counts["publish", "row_too_large"] += selection.n_pairs - n
-    if result.sources:
-        manifest["sources"] = result.sources
-    return result
 
 
 def _cap_personas(
@@ -170,10 +161,10 @@ def _cap_personas(
 
 
 def _report_of_release(
-    build: Build, selection: Selection, manifest: dict[str, Any]
-) -> tuple[Describe | None, dict[str, bytes]]:
+    build: Build, selection: Selection, manifest: Manifest
+) -> tuple[Describe | None, dict[str, tuple[str, bytes]]]:
     """What makes the report of a dataset folder before it is in its place, so that the card says
-    what the report doubts; and the card's figures, which `manifest` gets the names of. What the run
+    what the report doubts; and the card's pictures by file, each a question and a PNG. What the run
     cost is not in it. Plain sampling has nothing to compare."""
     s = build.settings
     if not selection.n_pairs or not (s.presample.enabled or len(s.fuse.arms) > 1):
@@ -182,19 +173,12 @@ def _report_of_release(
     from ..report.page import pictures
 
     arms = arms_report(build.folder.path, manifest)
-    drawn = pictures(arms)
-    manifest["figures"] = [
-        {"file": f"report/{name}.png", "question": question}
-        for name, (question, _) in drawn.items()
-    ]
 
-    def describe(
-        folder: Path, manifest: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], dict[str, object]]:
+    def describe(folder: Path, manifest: Manifest) -> tuple[Report, dict[str, object]]:
         report = finish_report(arms, build.folder.path, manifest, folder)
         return report, summary_of(report)
 
-    return describe, {f"report/{name}.png": png for name, (_, png) in drawn.items()}
+    return describe, {f"report/{name}.png": drawn for name, drawn in pictures(arms).items()}
 
 
 def _origin(build: Build, asked: Asked) -> Origin:
@@ -290,14 +274,14 @@ def audit_arms(build: Build, parts: Sequence[Partition]) -> dict[str, LengthAudi
     return audit
 
 
-def manifest_of_build(
+def _manifest_before(
     build: Build,
     asked: Asked,
+    parts: Sequence[Partition],
     counts: Counts,
     tokens: Mapping[str, int],
     errors: int,
-    parts: Sequence[Partition],
-) -> dict[str, Any]:
+) -> Manifest:
     """What was built, from what and how, as far as it is known before selection; nothing in it
     tells how often the run was interrupted, so not what it cost."""
     s, context = build.settings, asked.context
@@ -352,29 +336,31 @@ def _by_source(sources: Sequence[SourceCounts], parts: Sequence[Partition]) -> l
     ]
 
 
-def write_manifest(
-    build: Build, manifest: dict[str, Any], written: FolderResult | None, status: str
-) -> None:
+def _write_manifest(
+    build: Build, manifest: Manifest, status: str, written: FolderResult | None = None
+) -> Manifest:
     """Write what is known at the end, with what the run cost so far and the dataset folder."""
     before = manifest_of(build.folder.path)
     cost, currency = before.get("cost"), before.get("currency")
     if build.cost is not None:
         cost, currency = build.cost.cost(), build.cost.prices.currency
-    manifest.update(
-        status=status,
-        requests=before.get("requests", 0) + build.progress.stats.requests,
-        cost=cost,
-        currency=currency,
-        fingerprint=written.fingerprint if written else None,
-        pii=written.pii if written else None,
-        papers=written.papers if written else {},
-    )
-    build.folder.write("manifest.json", manifest)
+    whole: Manifest = {
+        **manifest,
+        "status": status,
+        "cost": cost,
+        "requests": before.get("requests", 0) + build.progress.stats.requests,
+        "currency": currency,
+        "fingerprint": written.fingerprint if written else None,
+        "pii": written.pii if written else None,
+        "papers": written.papers if written else {},
+    }
+    if written is not None and written.sources:
+        whole["sources"] = written.sources
+    build.folder.write("manifest.json", whole)
+    return whole
 
 
-def summary_of_command(
-    build: Build, asked: Asked, counts: Counts, errors: int, manifest: Mapping[str, Any]
-) -> Summary:
+def summary_of_command(build: Build, asked: Asked, errors: int, manifest: Manifest) -> Summary:
     stats, money = build.progress.stats, dict[str, Any]()
     if (cost := build.cost) is not None:
         money = {"cost": cost.command_cost(), "spent": cost.cost(), "unpriced": cost.unpriced()}
@@ -382,7 +368,7 @@ def summary_of_command(
     return Summary(
         str(build.folder.path),
         str(build.folder.path / "dataset") if manifest.get("fingerprint") else None,
-        counts_tree(counts, build.stages),
+        {stage: manifest["counts"][stage] for stage in build.stages},
         manifest.get("pairs", 0),
         requests=stats.requests,
         repeated=stats.repeated,

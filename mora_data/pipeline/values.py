@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..engines.engine import Engine
 from ..errors import MoraError
 from ..prompts.context import BuildContext
-from ..rewards.audit import Audit
+from ..run import Audit, Shift, SourceCounts
 from ..run.cost import CostTracker
-from ..run.folder import RunFolder, SourceCounts
+from ..run.folder import RunFolder
 from ..run.progress import Progress
 from ..settings import BuildOptions, BuildSettings
 from ..sources.benchmarks import Benchmarks
@@ -70,7 +69,7 @@ class Asked:
     context: BuildContext | None = None
     engines: Mapping[Role, Engine] = field(default_factory=dict)
     audit: Audit | None = None
-    drift: Mapping[str, Any] = field(default_factory=dict)
+    drift: Mapping[str, Shift] = field(default_factory=dict)
     damaged: int = 0
     given_up: Mapping[int, str] = field(default_factory=dict)
 

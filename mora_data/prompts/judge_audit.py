@@ -20,7 +20,6 @@ from ..errors import PendingRetry, SourceError
 from ..resources import Secret
 from ..rewards import Ask
 from ..rewards.audit import (
-    Audit,
     AuditDifference,
     Judged,
     Labelled,
@@ -33,6 +32,7 @@ from ..rewards.audit import (
 )
 from ..rewards.combine import RewardSource, RewardSources, calibrated, sources_of
 from ..rewards.judge_stats import is_repeated
+from ..run import Audit
 from ..run.cost import CostTracker, load_prices
 from ..run.files import json_hash
 from ..run.folder import JOIN, RunFolder

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, groupby
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..run import LengthAudit
 from ..run.partitions import Partition, row_tuples
 from ..statistics import Bools, Floats, Ints
 from ..statistics import rollouts as st
@@ -368,16 +369,6 @@ def _add_repeats(out: Gathered, block: Block) -> None:
 ORDER = ("before", "identity", "concat", "single", "generic", "random", "fused")
 DRAWS = 2000
 FLIPS = 10_000
-
-
-class LengthAudit(TypedDict):
-    """Of one control: over `n` prompts that have both, mean and largest log(tokens / tokens of the
-    fused prompt); None where there is nothing to compare."""
-
-    n: int
-    mean_log_gap: float | None
-    worst: float | None
-    matched: bool | None
 
 
 def arms_audit(parts: Iterable[Partition], arms: Sequence[str]) -> dict[str, LengthAudit]:

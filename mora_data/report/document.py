@@ -20,6 +20,7 @@ import yaml
 from ..errors import UNREADABLE, RunFolderError
 from ..resources import parse_yaml
 from ..rewards.judge_stats import JudgeStats
+from ..run import JudgeNumbers, Manifest
 from ..run.files import read_json, readable
 from ..run.folder import finished_parts, parts_of, run_manifest
 from ..selection import plain_pairs_doubt
@@ -66,7 +67,7 @@ def report_of(run_dir: Path) -> Report:
 
 
 def arms_report(
-    run_dir: Path, manifest: Mapping[str, Any] | None = None, keep: Keep | None = None
+    run_dir: Path, manifest: Manifest | None = None, keep: Keep | None = None
 ) -> ArmsReport:
     """The part that needs the partitions only, in one pass over the finished ones: verdict, arms,
     and the figures about prompts and answers.
@@ -149,7 +150,7 @@ def arms_report(
 def finish_report(
     arms: ArmsReport,
     run_dir: Path,
-    manifest: Mapping[str, Any] | None = None,
+    manifest: Manifest | None = None,
     dataset: Path | None = None,
 ) -> Report:
     """`arms_report` with what the written pairs and the manifest add.
@@ -242,9 +243,7 @@ def settings_of(run_dir: Path) -> Mapping[str, Any]:
     return _run(run_dir)[1]
 
 
-def _run(
-    run_dir: Path, manifest: Mapping[str, Any] | None = None
-) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def _run(run_dir: Path, manifest: Manifest | None = None) -> tuple[Manifest, Mapping[str, Any]]:
     """Manifest and settings."""
     manifest = run_manifest(run_dir) if manifest is None else manifest
     settings = manifest.get("settings")
@@ -273,7 +272,7 @@ def _answers_each(settings: Mapping[str, Any]) -> int:
 
 
 def run_facts(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     settings: Mapping[str, Any],
     n_parts: int,
     read: Mapping[str, int] | RunFacts,
@@ -301,7 +300,7 @@ def run_facts(
     return facts
 
 
-def _scorers(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...]) -> Scorers:
+def _scorers(reference: JudgeNumbers, run_dir: Path, dims: tuple[str, ...]) -> Scorers:
     return {
         "dimensions": {
             d: {
@@ -320,7 +319,7 @@ def _scorers(reference: Mapping[str, Any], run_dir: Path, dims: tuple[str, ...])
     }
 
 
-def _cost(manifest: Mapping[str, Any], n_pairs: int) -> CostFigure:
+def _cost(manifest: Manifest, n_pairs: int) -> CostFigure:
     """Tokens and failures of the run; per pair where there are pairs. Of what depends on how often
     it was interrupted, the money alone."""
     tokens = manifest.get("tokens") or {}

@@ -15,8 +15,7 @@ from typing import Any, TypedDict
 from numpy.typing import NDArray
 from typing_extensions import NotRequired
 
-from ..rewards.audit import Audit
-from ..run.folder import SourceCounts
+from ..run import Audit, SourceCounts
 from ..statistics import Bools, Floats
 from ..statistics.inference import Bootstrap, Comparison, rate_interval
 

@@ -17,6 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import SettingsError
+from ..run import AuditRow
 from ..settings import BuildSettings, LabelSettings
 from ..sources import is_rated
 from ..sources.mine import MineCounts, OpenedSource, mine
@@ -71,44 +72,6 @@ class PairScores:
 
 
 Judged = tuple[RewardSources, Sequence[PairScores]]
-
-
-class AuditRow(TypedDict):
-    """One source of reward in one dimension, against the labels.
-
-    `agreement` is the share of pairs in which the better answer has the higher score, ties half;
-    `length` the same for the rule that the longer (or shorter) answer is the better one, whichever
-    fits these pairs better; `over_length` the mean difference of the two. Shares and differences
-    have 95 % intervals, prompts as clusters.
-    """
-
-    dimension: str
-    source: str
-    by: str
-    rating: str
-    pairs: int
-    agreement: dict[str, float | int | None]
-    ties: float | None
-    parse_rate: float | None
-    length_rule: str
-    length: dict[str, float | int | None]
-    over_length: dict[str, float | int | None]
-    sigma: float | None
-    scored_twice: int
-    position: dict[str, Any] | None
-    sentence: str
-
-
-class Audit(TypedDict):
-    """judge_audit.json. `without`: dimensions that were not audited, and why; `owed`: pairs that
-    could not be asked to their end."""
-
-    basis: str
-    limit: int
-    simulated: bool
-    rows: list[AuditRow]
-    without: dict[str, str]
-    owed: int
 
 
 # the pairs

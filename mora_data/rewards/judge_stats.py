@@ -12,8 +12,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from ..run import JudgeNumbers
 from ..text import seed_of
 from ..types import Prompt, Rollout, Score
 from .combine import (
@@ -174,8 +175,10 @@ class JudgeStats:
             tree.get("basis"),
         )
 
-    def published(self) -> dict[str, Any]:
+    def published(self) -> JudgeNumbers:
         """As the manifest has it: one mapping by dimension for each quantity."""
+        if not self.noise:
+            return {}
         tree = self.to_json()
         columns = (
             ("noise", "sigma"),
@@ -187,7 +190,7 @@ class JudgeStats:
         by = {name: {d: getattr(v, key) for d, v in self.noise.items()} for name, key in columns}
         kept = ["floors", "n_rollouts", "provisional", "mining", "before_share", "calibration"]
         kept += ["harm_guard", "doubts"]
-        return {**by, **{k: tree[k] for k in kept if k in tree}} if self.noise else {}
+        return cast(JudgeNumbers, {**by, **{k: tree[k] for k in kept if k in tree}})
 
 
 @dataclass(slots=True)

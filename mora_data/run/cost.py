@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import yaml
@@ -39,6 +39,7 @@ from ..errors import LimitReached, SettingsError
 from ..resources import parse_yaml
 from ..settings import LimitSettings, RoleSettings
 from ..text import one_line
+from . import Manifest
 from .files import read_json
 from .folder import RunFolder
 from .stats import RunStats, added
@@ -241,7 +242,7 @@ class Spent:
     unpriced: Sequence[str]
 
 
-def spent_in(run_dir: Path, manifest: Mapping[str, Any]) -> Spent:
+def spent_in(run_dir: Path, manifest: Manifest) -> Spent:
     """What spending.json says, at the prices that the manifest's settings name; where these can't
     be read, the cost is the manifest's."""
     tokens = _tokens_before(run_dir)

@@ -11,14 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
-
-from typing_extensions import NotRequired
+from typing import cast
 
 from ..errors import LimitReached, RunFolderError
 from ..resources import SECRET_BYTES
 from ..settings import BuildSettings
 from ..text import digest, one_line
+from . import Manifest, SourceCounts, StageCounts
 from .files import read_json, write_json, write_whole
 from .partitions import Partition
 from .remote import OF_A_COPY, SECRET_FILE, Remote, remote_url
@@ -172,17 +171,18 @@ def _has_grown(before: Mapping[str, str], after: Mapping[str, str]) -> bool:
     )
 
 
-def manifest_of(run_dir: Path) -> dict[str, Any]:
+def manifest_of(run_dir: Path) -> Manifest:
     """manifest.json. Where it is lost or damaged, the identity alone, which mine.json has too;
     empty of what is no run folder."""
     for name in ("manifest.json", "mine.json"):
         tree = read_json(run_dir / name)
         if "identity" in tree:
-            return tree if name == "manifest.json" else {"identity": tree["identity"]}
+            whole = name == "manifest.json"
+            return cast(Manifest, tree) if whole else {"identity": tree["identity"]}
     return {}
 
 
-def run_manifest(run_dir: Path) -> dict[str, Any]:
+def run_manifest(run_dir: Path) -> Manifest:
     """manifest.json; see `manifest_of`.
 
     Raises:
@@ -303,7 +303,7 @@ def run_status(run_dir: Path) -> RunStatus:
     )
 
 
-def finished_manifest(run_dir: Path) -> dict[str, Any]:
+def finished_manifest(run_dir: Path) -> Manifest:
     """The manifest of a run whose dataset is written.
 
     Raises:
@@ -317,28 +317,7 @@ def finished_manifest(run_dir: Path) -> dict[str, Any]:
     return manifest
 
 
-# what a run says about itself: its summary, hashes of settings, counts as a tree
-
-# of one stage; in = kept + dropped
-StageCounts = TypedDict("StageCounts", {"in": int, "kept": int, "dropped": dict[str, int]})
-
-
-class SourceCounts(StageCounts):
-    """Of one source of a mix, while mining. `missing`: prompts that its share or count lacks;
-    `stages`: of the stages after mining; `pairs`: published ones, once they are there."""
-
-    name: str
-    kind: str
-    dataset: str
-    config: str
-    split: str
-    revision: str
-    licence: str
-    share: float | None
-    count: int | None
-    missing: int
-    stages: NotRequired[dict[str, StageCounts]]
-    pairs: NotRequired[int]
+# what a run says about itself: its summary, counts as a tree
 
 
 def source_of(counts: SourceCounts) -> str:

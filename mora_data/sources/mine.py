@@ -42,7 +42,8 @@ from typing import TYPE_CHECKING, cast
 
 from ..errors import DropRow, SettingsError, SourceError
 from ..plugins import guarded
-from ..run.folder import JOIN, SourceCounts, StageCounts
+from ..run import SourceCounts, StageCounts
+from ..run.folder import JOIN
 from ..settings import BuildSettings, MineSettings, MixedSource, SourceSettings
 from ..text import commonest_first, context_and_group, digest, one_line
 from ..types import Messages, Prompt, Recorded, Row

@@ -28,9 +28,10 @@ from ..errors import DamagedFile, RunFolderError
 from ..report.document import settings_of
 from ..report.pairs import SIDES
 from ..rewards.rules import is_refusal
+from ..run import Manifest, StageCounts
 from ..run.cost import spent_in
 from ..run.files import read_json, readable
-from ..run.folder import StageCounts, counts_in, counts_tree, manifest_of, parts_of
+from ..run.folder import counts_in, counts_tree, manifest_of, parts_of
 from ..run.partitions import Partition, lean_arrow
 from ..run.progress import FRESH_S, read_live
 from ..statistics import Bools
@@ -71,7 +72,7 @@ class ViewedFolder:
     root: Path
     run: Path | None
     dataset: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     dims: tuple[str, ...]
     floors: Mapping[str, float]
 
@@ -104,7 +105,7 @@ def open_folder(path: Path) -> ViewedFolder:
             path,
             None,
             path,
-            carried if isinstance(carried, dict) else {},
+            cast(Manifest, carried) if isinstance(carried, dict) else {},
             _dims_of_columns(path),
             _floors(floors),
         )
@@ -118,7 +119,7 @@ def open_folder(path: Path) -> ViewedFolder:
     )
 
 
-def _open_run(path: Path, manifest: Mapping[str, Any]) -> ViewedFolder:
+def _open_run(path: Path, manifest: Manifest) -> ViewedFolder:
     begun = "settings" in manifest or (path / "build.yaml").exists()
     dims = settings_of(path)["dimensions"] if begun else ()
     reference = read_json(path / "reference.json") or manifest.get("reference") or {}

@@ -18,7 +18,8 @@ from markupsafe import Markup
 
 from ..report.markup import environment, render
 from ..report.page import style_sheet
-from ..run.folder import StageCounts, finished_parts, parts_of
+from ..run import StageCounts
+from ..run.folder import finished_parts, parts_of
 from ..run.partitions import Partition, last_tries, row_tuples
 from ..secrets import visible
 from ..text import one_line, transcript

@@ -20,6 +20,7 @@ from mora_data.cli import main
 from mora_data.dataset import schemas
 from mora_data.dataset.schemas import counts_of
 from mora_data.errors import RunFolderError
+from mora_data.run import Manifest
 from mora_data.run.folder import parts_of
 from mora_data.run.partitions import Partition
 from mora_data.types import STAGES
@@ -142,6 +143,9 @@ def test_demo_writes_the_run_folder(demo: Path) -> None:
         "guard/targets",
         *(f"{kind}/{d}" for kind in ("judge", "intents") for d in DIMS),
     }
+    declared = [*Manifest.__annotations__, "checksum"]
+    assert list(manifest) == [k for k in declared if k in manifest]
+    assert set(declared) - set(manifest) == {"sources", "figures", "report"}  # of a mix; of a copy
 
 
 def test_the_secret_of_the_nonces_stays_in_its_file(demo: Path) -> None:

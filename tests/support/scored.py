@@ -29,8 +29,8 @@ ORIGIN = Origin(
 )
 FLOORS = {"helpful": 0.75, "harmless": 0.5, "truthful": 0.75}
 MANIFEST: dict[str, Any] = {
-    "version": "v0.1.0",
-    "created_with": "mora-data 0.1.0",
+    "version": 1,
+    "created_with": {"mora_data": "0.1.0", "python": "3.11.7"},
     "settings_hash": "0123abcd",
     "simulated": False,
     "settings": {"name": "toy", "policy": {"temperature": 1.0, "top_p": 0.95, "max_tokens": 512}},

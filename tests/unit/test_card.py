@@ -181,7 +181,7 @@ def test_hostile_text_stays_text(place: str) -> None:
     elif place == "category":
         data["folder"]["statistics"]["category"] = {HOSTILE: 3}
     elif place == "note":
-        data["manifest"]["notes"] = [HOSTILE]
+        data["manifest"]["notes"] = {HOSTILE: 7}
     elif place == "model":
         data["folder"]["origin"]["policy"] = HOSTILE
     elif place == "reason":
