@@ -34,7 +34,7 @@ from ..engines import ROLES, resolve
 from ..errors import SettingsError
 from ..pipeline import run_probe
 from ..pipeline.asking import GUARD_EXAMPLES
-from ..pipeline.judge_calibration import CANARIES, guard_role
+from ..pipeline.judge_calibration import guard_role, n_canaries
 from ..resources import SECRET_BYTES, Secret
 from ..rewards import asks_model
 from ..rewards.audit import labelled_pairs
@@ -348,7 +348,7 @@ def _draws(
     fixed = np.zeros((len(names), MONEY + 1))
     share = min(settings.presample.reference, n_all) / max(n_all, 1)
     asked = settings.presample.before_share(n_all)
-    items = _canaries(settings, sample, until)
+    items = _canaries(settings, sample, names, until)
     grader = _engine_of(settings, sample, guard_role(settings))
     n_tried = GUARD_EXAMPLES if grader != "scripted" else 0
     for k, name in enumerate(names):
@@ -386,12 +386,12 @@ def _pairs(case: Case) -> Ends:
     return case.n_prompts * each * low, case.n_prompts * each * high
 
 
-def _canaries(settings: BuildSettings, sample: bool, until: str) -> int:
+def _canaries(settings: BuildSettings, sample: bool, names: Sequence[str], until: str) -> int:
     """How often a canary answer is scored, at both ends together."""
-    given = settings.presample.canaries
-    judge = _engine_of(settings, sample, "judge")
-    n = (0 if judge == "scripted" else CANARIES) if given == "auto" else int(given)
-    return n * (2 if until in ("select", "publish") else 1) if settings.presample.enabled else 0
+    if not settings.presample.enabled:
+        return 0
+    models = [r for r in names if _engine_of(settings, sample, r) != "scripted"]
+    return n_canaries(settings, models) * (2 if until in ("select", "publish") else 1)
 
 
 def _engine_of(settings: BuildSettings, sample: bool, role: str) -> str | None:

@@ -36,10 +36,10 @@ from ..settings import BuildSettings, RewardSettings
 from ..sources.mine import open_sources
 from ..types import Prompt, Role
 from .judge_calibration import (
-    CANARIES,
     check_reliability,
     measure_drift,
     measure_judges,
+    n_canaries,
 )
 from .values import Asked, Build
 
@@ -280,8 +280,7 @@ def _requests_at(s: BuildSettings, n_prompts: int, upper: int) -> float:
     confirmed_answers = arms * min(2 * s.select.confirm_top, s.rollout.n)
     confirmed = confirmed_answers * dims if s.select.confirm else 0.0
     heldout = confirmed_answers * len(s.dimensions) * upper if s.heldout_judge else 0.0
-    n_canaries = CANARIES if s.presample.canaries == "auto" else int(s.presample.canaries)
-    canaries = 2 * min(n_canaries, n_prompts * presamples) * dims * upper
+    canaries = 2 * min(n_canaries(s, ["judge"]), n_prompts * presamples) * dims * upper
     policy = n_prompts * _requests(s, presamples, steps) + arms * _requests(s, s.rollout.n, 1)
     policy += fused * tries * _requests(s, s.fuse.probe, 1) if probes else 0.0
     scored = n_prompts * presamples + arms * s.rollout.n + probes

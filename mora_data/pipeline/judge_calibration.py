@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -94,10 +94,10 @@ async def _measure(
     if not context.settings.presample.enabled:
         return context.judge_stats
     engines = runner.engines
-    key, n_canaries = context.judge_stats_key(engines), _n_canaries(build.settings, engines)
+    key, n = context.judge_stats_key(engines), n_canaries(build.settings, _models(engines))
     frozen = read_json(build.folder.path / "reference.json")
     kept = read_json(build.folder.path / "canary.json")
-    has_canaries = not n_canaries or (kept.get("basis"), kept.get("n")) == (key, n_canaries)
+    has_canaries = not n or (kept.get("basis"), kept.get("n")) == (key, n)
     if frozen.get("basis") == key and has_canaries:
         return JudgeStats.from_json(frozen)
     ids, first = _reference_prompts(parts, context.settings.presample.reference, chosen)
@@ -119,11 +119,11 @@ async def _measure(
         stats = await _with_mining_thresholds(build, calibrated, runner, parts, first, ids)
     if chosen is not None:
         return stats
-    if n_canaries:
-        items = choose_items(measured, sources, n_canaries)
+    if n:
+        items = choose_items(measured, sources, n)
         build.progress.start("canaries")
         start = await _score_canaries(build, sources, engines, items, "start")
-        tree = {"basis": stats.cache_key, "n": n_canaries, "items": items, "start": start}
+        tree = {"basis": stats.cache_key, "n": n, "items": items, "start": start}
         build.folder.write("canary.json", tree)
     return stats
 
@@ -134,7 +134,8 @@ async def measure_drift(
     """Score the canaries once more, when all is scored; once for each state of the partitions,
     which `settled` names. Empty where there are none."""
     kept = read_json(build.folder.path / "canary.json")
-    if not (context.settings.presample.enabled and _n_canaries(build.settings, engines) and kept):
+    n = n_canaries(build.settings, _models(engines))
+    if not (context.settings.presample.enabled and n and kept):
         return {}
     build.progress.start("canaries")
     end = await _score_canaries(build, context.sources, engines, kept["items"], f"end:{settled}")
@@ -280,13 +281,17 @@ async def _score_canaries(
     return {d: [None if v is None else v.reward for v in found[d]] for d in found}
 
 
-def _n_canaries(settings: BuildSettings, engines: Mapping[Role, Engine]) -> int:
-    """How many reference answers are scored at both ends; the simulator never changes."""
+def _models(engines: Mapping[Role, Engine]) -> list[Role]:
+    return [role for role, e in engines.items() if not e.simulated]
+
+
+def n_canaries(settings: BuildSettings, models: Collection[str]) -> int:
+    """How many reference answers are scored at both ends; `models`: the roles that are not
+    simulated, since the simulator never changes."""
     given = settings.presample.canaries
     if given != "auto":
         return int(given)
-    scorers = [e for r, e in engines.items() if r not in ("policy", "rewriter")]
-    return CANARIES if any(not e.simulated for e in scorers) else 0
+    return CANARIES if set(models) - {"policy", "rewriter"} else 0
 
 
 def _reference_prompts(

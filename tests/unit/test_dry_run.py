@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 
 from benchmarks.dry_run import measured
-from mora_data.cli.dry_run import BuildEstimate, at_speed, estimate, for_pairs, for_prompts
+from mora_data.cli.dry_run import (
+    BuildEstimate,
+    _canaries,
+    at_speed,
+    estimate,
+    for_pairs,
+    for_prompts,
+)
 from mora_data.cli.show import estimate_lines
 from mora_data.errors import SettingsError
-from mora_data.settings import load_settings
+from mora_data.settings import RoleSettings, load_settings
 
 SMALL = {
     "mine.limit": 4,
@@ -195,3 +202,16 @@ def test_the_intervals_hold_what_a_build_takes() -> None:
         low, high = row["probe"][what]
         assert low == high == pytest.approx(took, rel=0.001), what
     assert row["probe"]["pairs"] == (row["took"]["pairs"],) * 2
+
+
+def test_canaries_are_scored_where_any_scorer_is_a_model() -> None:
+    """A simulated judge beside a held-out one that is a model: as the build, which asks both."""
+    settings = load_settings(
+        "pku-saferlhf", {"judge.engine": "scripted", "policy.engine": "scripted"}
+    )
+    settings = settings.model_copy(
+        update={"heldout_judge": RoleSettings(engine="openai", model="m")}
+    )
+    assert _canaries(settings, False, ["policy", "judge"], "publish") == 0
+    assert _canaries(settings, False, ["policy", "judge", "heldout_judge"], "publish") == 100
+    assert _canaries(settings, False, ["policy", "judge", "heldout_judge"], "score") == 50
