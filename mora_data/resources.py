@@ -294,7 +294,7 @@ def load_template(
 
 
 SECRET_BYTES = 16
-_LETTERS = bytes(ord("a") + byte % 26 for byte in range(256))
+_LETTERS = bytes(b"bcdfghjklmnpqrstvwxz"[byte % 20] for byte in range(256))  # spell no word
 
 
 @dataclass(slots=True)
@@ -322,7 +322,7 @@ def quoted(secret: Secret, messages: Messages, **texts: str) -> dict[str, Any]:
 
 def nonce(secret: Secret, messages: Iterable[Message], *texts: str) -> str:
     """Four letters that stand neither in the conversation nor in `texts`, so nobody has guessed
-    them; more where a text holds many codes. Eight would take two tokens more a tag (8.9 for 6.8,
+    them; more where a text holds many codes. Eight would take two tokens more a tag (8.9 for 6.9,
     tokenizer of Qwen2.5), 12 hex digits eight more.
 
     They are the conversation's, whatever `texts` goes with it, so that the requests on its answers
@@ -345,7 +345,7 @@ def _drawn(key: bytes, said: tuple[tuple[str, str], ...], number: int) -> tuple[
     within = "\x1f".join(content for _, content in said).lower()
     while True:
         drawn = hmac.digest(key, json.dumps([number, said]).encode(), "sha256")
-        letters = 4 + number // 8  # a text may hold all codes of four letters in 457 kB
+        letters = 4 + number // 8  # a text may hold all codes of four letters in 160 kB
         if (found := drawn.translate(_LETTERS)[:letters].decode()) not in within:
             return number, found
         number += 1

@@ -341,7 +341,7 @@ def _salt(request: Request, seed: int) -> int:
         [seed, request.role, turns, s.temperature, s.top_p, s.max_tokens, list(s.stop)]
     )
     for nonce in sorted(set(_CLOSING.findall(text))):  # two runs of the same prompts draw the same
-        text = text.replace(nonce, "")
+        text = re.sub(rf"\b{nonce}\b", "", text)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
