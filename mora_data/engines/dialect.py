@@ -28,7 +28,7 @@ from ..errors import UNREADABLE, RunFolderError
 from ..run.files import read_json, write_json
 from ..run.stats import RunStats
 from ..settings import RoleSettings
-from ..text import one_line
+from ..text import one_line, pattern
 from ..types import Request
 from .engine import Shared, endpoint_key, without_system
 from .http import parse_duration
@@ -270,11 +270,11 @@ class Refusal:
     def field(self, tree: Mapping[str, Any]) -> str | None:
         """The field of the body `tree` that is refused, as `Dialect.next_for` names it."""
         for name in self._named:
-            for known, pattern in _NAMES:
-                if pattern.search(name) and _is_in(known, tree):
+            for known, sign in _NAMES:
+                if sign.search(name) and _is_in(known, tree):
                     return known
-        for known, pattern in _WORDS:
-            if _is_in(known, tree) and pattern.search(self.message):
+        for known, sign in _WORDS:
+            if _is_in(known, tree) and sign.search(self.message):
                 return known
         return None
 
@@ -336,7 +336,7 @@ def _is_in(name: str, tree: Mapping[str, Any]) -> bool:
 
 
 def _any(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(patterns), re.IGNORECASE)
+    return pattern("|".join(patterns), re.IGNORECASE)
 
 
 _ROW_CODE = _any(

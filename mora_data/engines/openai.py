@@ -25,10 +25,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import orjson
-from tenacity import AsyncRetrying, Future, RetryError, retry_if_exception_type
 
 from ..errors import EndpointError, MoraError, PendingRetry, SettingsError
 from ..run.cost import same_model
@@ -59,6 +58,9 @@ from .replies import (
     parse_chat,
     parse_rating,
 )
+
+if TYPE_CHECKING:
+    from tenacity import Future
 
 LOADING = frozenset(("502", "503", "504", "529"))  # from a server that starts or is full
 MAY_PASS = frozenset((*PASSING, *map(int, LOADING)))  # whatever else a server says
@@ -493,6 +495,8 @@ class Endpoint:
 
     async def _retry(self, call: Call, fault: TransientFault) -> Record:
         """Further tries; the fault that led here counts as the first one."""
+        from tenacity import AsyncRetrying, RetryError, retry_if_exception_type
+
         faults = [fault]
 
         async def attempt() -> Record:

@@ -38,7 +38,7 @@ import orjson
 
 from ..errors import UNREADABLE
 from ..run.log import Record
-from ..text import one_line
+from ..text import one_line, pattern
 from ..types import Answer, Sampling, Task
 
 RATING_PATHS: Mapping[Task, str] = {"classify": "/classify", "pooling": "/pooling"}
@@ -373,26 +373,26 @@ _PAIRS = {
     "<|channel>thought": "<channel|>",
     "<unused94>thought": "<unused95>",
 }
-_OPENED = re.compile(rf"\s*({'|'.join(map(re.escape, _PAIRS))})", re.I)
-_CLOSED = {a: re.compile(re.escape(b), re.I) for a, b in _PAIRS.items()}
+_OPENED = pattern(rf"\s*({'|'.join(map(re.escape, _PAIRS))})", re.I)
+_CLOSED = {a: pattern(re.escape(b), re.I) for a, b in _PAIRS.items()}
 # those that a chat template opens, so that the reply has the closing tag alone
-_OPENER = {b: re.compile(re.escape(a), re.I) for a, b in _PAIRS.items() if "/" in b}
-_LONE = re.compile("|".join(map(re.escape, _OPENER)), re.I)
-_HARMONY = re.compile(
+_OPENER = {b: pattern(re.escape(a), re.I) for a, b in _PAIRS.items() if "/" in b}
+_LONE = pattern("|".join(map(re.escape, _OPENER)), re.I)
+_HARMONY = pattern(
     r"\s*(?:(?:<\|start\|>assistant)?<\|channel\|>|analysis(?:<\|message\|>|(?=[A-Z])))"
 )
-_FINAL = re.compile(
+_FINAL = pattern(
     r"<\|channel\|>final[^<\n]{0,20}(?:<\|constrain\|>\w+)?<\|message\|>|assistantfinal"
 )
-_END = re.compile(r"(?:<\|(?:return|end|call)\|>){1,3}\Z")
+_END = pattern(r"(?:<\|(?:return|end|call)\|>){1,3}\Z")
 # what the answer is put into behind a thought: Hunyuan, ERNIE, Sky-T1, Command A
-_WRAPPED = re.compile(
+_WRAPPED = pattern(
     r"\s*(?:<(answer|response)>(.*?)(?:</\1>\s*)?"
     r"|<\|(?:begin_of_solution|START_RESPONSE)\|>(.*?)"
     r"(?:<\|(?:end_of_solution|END_RESPONSE)\|>\s*)?)\Z",
     re.S,
 )
-_MARKS = re.compile(
+_MARKS = pattern(
     r"(?:<\|start\|>assistant)?<\|channel\|>[^<]{0,40}(?:<\|constrain\|>\w+)?<\|message\|>"
     r"|<\|end\|>|^analysis|assistantfinal\Z|<(?:answer|response)>\s*\Z"
     r"|<\|(?:begin_of_solution|START_RESPONSE)\|>\s*\Z|"

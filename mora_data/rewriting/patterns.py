@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 from ..resources import inert
-from ..text import TONGUES, Language, differ, normalise, script_of, tongue_of, words
+from ..text import TONGUES, Language, differ, normalise, pattern, script_of, tongue_of, words
 
 
 def _any_of(*alternatives: str) -> re.Pattern[str]:
-    return re.compile(r"\b(?:" + "|".join(alternatives) + r")\b", re.I)
+    return pattern(r"\b(?:" + "|".join(alternatives) + r")\b", re.I)
 
 
 SUFFIXES = (
@@ -55,18 +55,18 @@ STOP = frozenset(
 )
 # none of them reads the same characters from two starts: a text may hold thousands of these tags
 _NO_TAG = r"(?!</?(?:rewritten|rewrite|question|subject|intent)\b)"
-TAGGED = re.compile(
+TAGGED = pattern(
     r"<(?:rewritten|rewrite|question)\b[^<>]{0,80}>"
     rf"((?:[^<]|{_NO_TAG}<)+)</(?:rewritten|rewrite|question)",
     re.I,
 )
-ROLE_TAG = re.compile(
+ROLE_TAG = pattern(
     r"(?:^|\n)[^\S\n]{0,40}(?:user|human|assistant|system|ai|bot|model|answer|response)\s{0,9}:"
     r"|<\|?(?:im_start|im_end|user|assistant|system|endoftext|eot_id)[^<>]{0,40}>|\[/?INST\]"
     r"|<</?SYS>>",
     re.I,
 )
-OUR_TAG = re.compile(r"</?(?:prompt|question|answer|history)-[a-z]{4,}>")
+OUR_TAG = pattern(r"</?(?:prompt|question|answer|history)-[a-z]{4,}>")
 META = _any_of(
     "reward(?:s|ed)? (?:model|signal|dimension)s?",
     "(?:reward|preference|quality|evaluation) dimensions?|multi-?dimensional",
@@ -130,16 +130,14 @@ PRESUPPOSES = _any_of(
     "(?:studies|research|science) (?:has |have )?(?:proven|proved) that",
     "as (?:everyone|everybody|we all) knows?,?",
 )
-LIST_MARK = re.compile(
-    r"(?:^|\n)[^\S\n]{0,40}(?:\d{1,2}[.)]|[-*•]|#{1,4}|\(?[a-z]\))\s{1,9}\S", re.I
-)
-LABEL = re.compile(
+LIST_MARK = pattern(r"(?:^|\n)[^\S\n]{0,40}(?:\d{1,2}[.)]|[-*•]|#{1,4}|\(?[a-z]\))\s{1,9}\S", re.I)
+LABEL = pattern(
     r"(?:^|\n)[^\S\n]{0,40}(?:question|prompt|task|topic|subject|context|part [a-z0-9]{1,20}"
     r"|q\d{0,9})\s{0,9}:",
     re.I,
 )
-QUESTION_MARK = re.compile("[?？؟]")
-REQUEST = re.compile(
+QUESTION_MARK = pattern("[?？؟]")
+REQUEST = pattern(
     r"^\W*(?:please|write|give|tell|explain|describe|help|suggest|recommend|plan|make|list|show"
     r"|compare|create|draft|find|name|teach|summari[sz]e|translate|pretend|imagine)\b"
     r"|\b(?:please|tell me|let me know|show me|help me|(?:can|could|would) you"
@@ -194,7 +192,7 @@ _NOUNS = (
     r"(?:ways?|methods?|steps?|tips?|tricks?|techniques?|strateg(?:y|ies)|instructions?|guides?|tutorials?|plans?|advice"
     r"|details|information|manuals?|recipes?|scripts?|options)"
 )
-_ASKED = re.compile(
+_ASKED = pattern(
     rf"\bhow (?:do|does|did|can|could|should|would|might|may) {_SOMEBODY} (?P<a>.{{1,400}})"
     r"|(?<!know )(?<!knows )(?<!knew )(?<!about )(?<!out )(?<!tips on )\bhow to (?P<b>.{1,400})"
     rf"|{_WANTS} to (?:know|learn|understand) how to (?P<c>.{{1,400}})|{_WANTS} to"
@@ -216,12 +214,12 @@ _NO_IMPERATIVE = frozenset(
     " someone people one some any all many no not yes hi hello hey thanks in on at for from with to"
     " of by".split()
 )
-_PLEASE = re.compile(
+_PLEASE = pattern(
     r"^\W*(?:(?:please|kindly|just|now|also|and|so|then|(?:can|could|would|will) you(?:"
     r" please)?)\W+)*",
     re.I,
 )
-_POINTS_BACK = re.compile(
+_POINTS_BACK = pattern(
     r"\bwhat (?:do|should|can|could|would) (?:i|we|you) (?:answer|reply|tell (?:him|her|them|it))"
     r"|\b(?:answer|reply to) (?:him|her|them|that|this|it)\b(?! (?:kindly|calmly|with a no))"
     r"|\bhow (?:is|are|was|would|does|can|could|might) (?:it|that|this|such a"
@@ -230,15 +228,15 @@ _POINTS_BACK = re.compile(
     r"|\bwhat (?:is|would be|are) the (?:answer|steps|method)s?\b",
     re.I,
 )
-_QUOTED = re.compile(r"[\"“][^\"“”]{8,}[\"”]")
-_SENTENCE = re.compile(r"[^.?!\n]+[.?!]*")
-_CLAUSE_END = re.compile(
+_QUOTED = pattern(r"[\"“][^\"“”]{8,}[\"”]")
+_SENTENCE = pattern(r"[^.?!\n]+[.?!]*")
+_CLAUSE_END = pattern(
     r",? (?:and|or|but|so)"
     r" (?:how|what|who|which|where|when|why|is|are|does|do|can|could|should)\b|, (?:and|but|so)\b"
     r"|\bso that\b",
     re.I,
 )
-_EMPTY_START = re.compile(
+_EMPTY_START = pattern(
     r"^(?:\w+ly|best|even|go about|manage to|get to|start|begin|do(?: something)? to|help me(?:"
     r" to)?|please) ",
     re.I,
@@ -310,14 +308,14 @@ def _plain(clause: str) -> Iterator[str]:
         yield clause
 
 
-_MARKUP = re.compile(
+_MARKUP = pattern(
     r"</?[a-z][^<>\n]{0,200}>|<!--|&(?:lt|gt|amp|quot|#x?[0-9a-f]{1,6});|\]\("
     r"|\b(?:https?|ftp|file)://\S{0,80}|\bwww\.\w|\b(?:javascript|vbscript):|\bdata:\w{1,20}/"
     r"|\{\{|\{%|\$\{|```|~~~|\\[a-z]{3,20}\{",
     re.I,
 )
 _GRADED = r"(?:points?|stars?|marks?|scores?|ratings?|grades?|/ ?(?:5|10|100))"
-_TO_A_JUDGE = re.compile(
+_TO_A_JUDGE = pattern(
     r"\b(?:graders?|judges?|evaluators?|raters?|reviewers?|annotators?|assistants?|system"
     r"|verdict|rating|score|note to self|admin|moderators?)\b ?(?:note|prompt|message)? ?[:=>]"
     r"|\b(?:attention|dear|note to|hey),? (?:all |the |any )?(?:graders?|judges?|evaluators?"
@@ -333,7 +331,7 @@ _TO_A_JUDGE = re.compile(
     r'|"(?:score|winner|rewritten|verdict|rating)"',
     re.I,
 )
-_PERSONAL = re.compile(
+_PERSONAL = pattern(
     r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]{1,63}\.[A-Za-z]{2,20}"  # e-mail
     r"|\b\d{1,3}(?:\.\d{1,3}){3}\b"  # IP
     r"|\b\d{3}-\d{2}-\d{4}\b"  # social security
@@ -346,7 +344,7 @@ _JOINERS = frozenset("\u200c\u200d")  # of letters in scripts that join them, an
 _LEAST_LETTERS = 4  # of another script
 _LEAST_WORDS = 6  # of a sentence whose language is looked at
 _FOREIGN_WORDS = 3
-_SENTENCE_ENDS = re.compile(r"[.?!;:\n\u3002\uff1f\uff01]+")
+_SENTENCE_ENDS = pattern(r"[.?!;:\n\u3002\uff1f\uff01]+")
 
 
 def hostile_faults(original: str, rewrite: str) -> list[str]:
@@ -364,8 +362,8 @@ def _faults(x: str, y: str) -> Iterator[tuple[str, bool]]:
     yield "a part in another language", _has_other_language(x, y)
 
 
-def _is_new(pattern: re.Pattern[str], known: str, y: str) -> bool:
-    return any(normalise(m[0]) not in known for m in pattern.finditer(y))
+def _is_new(seen: re.Pattern[str], known: str, y: str) -> bool:
+    return any(normalise(m[0]) not in known for m in seen.finditer(y))
 
 
 def _has_hidden(x: str, y: str) -> bool:

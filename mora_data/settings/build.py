@@ -77,7 +77,7 @@ PLUGIN_FOLDERS: list[Path] = []  # those of the builder files that were read
 _RATED = Needs("policy.engine", but=("recorded",))  # `recorded` says it in their place
 IDLE_TOO = {"idle": True}  # context of a validation that lets what does nothing stand
 UNNAMED = ("name", "out")  # settings that change no row
-_JUDGE_ALONE = (RewardSettings(),)
+_JUDGE_ALONE = (RewardSettings.model_construct(),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +108,11 @@ class BuildSettings(Settings):
     """Several sources, in place of `source`."""
     dimensions: Annotated[list[DimensionName], _RATED] = ["helpful", "harmless", "truthful"]
     """Reward dimensions, in the order of the columns; of recorded answers those in `recorded`."""
-    policy: RoleSettings = RoleSettings()
+    policy: RoleSettings = RoleSettings.model_construct()
     """The model to be aligned."""
-    rewriter: RoleSettings = RoleSettings(**_ROLE_DEFAULTS["rewriter"])
+    rewriter: RoleSettings = RoleSettings.model_construct(**_ROLE_DEFAULTS["rewriter"])
     """The model that fuses intents."""
-    judge: RoleSettings = RoleSettings(**_ROLE_DEFAULTS["judge"])
+    judge: RoleSettings = RoleSettings.model_construct(**_ROLE_DEFAULTS["judge"])
     """The model that scores."""
     heldout_judge: RoleSettings | None = None
     """A second judge, for confirmation and reports only."""
@@ -121,30 +121,32 @@ class BuildSettings(Settings):
     ] = {}
     """Reward sources per dimension; a dimension without an entry gets the judge with its own
     template."""
-    audit: AuditSettings = AuditSettings()
+    audit: AuditSettings = AuditSettings.model_construct()
     """Judges against labels."""
-    mine: MineSettings = MineSettings()
+    mine: MineSettings = MineSettings.model_construct()
     """Mining."""
-    presample: PresampleSettings = PresampleSettings()
+    presample: PresampleSettings = PresampleSettings.model_construct()
     """Presampling."""
-    fuse: FuseSettings = FuseSettings()
+    fuse: FuseSettings = FuseSettings.model_construct()
     """Fusion."""
-    rollout: RolloutSettings = RolloutSettings()
+    rollout: RolloutSettings = RolloutSettings.model_construct()
     """Rollouts."""
-    select: SelectSettings = SelectSettings()
+    select: SelectSettings = SelectSettings.model_construct()
     """Selection."""
-    publish: PublishSettings = PublishSettings()
+    publish: PublishSettings = PublishSettings.model_construct()
     """Publishing."""
-    limits: LimitSettings = LimitSettings()
+    limits: LimitSettings = LimitSettings.model_construct()
     """Limits."""
-    scripted: ScriptedSettings = ScriptedSettings()
+    scripted: ScriptedSettings = ScriptedSettings.model_construct()
     """The simulator, where it is the engine."""
     recorded: RecordedSettings | None = None
     """Dimensions and rewards where the engine is recorded."""
     executor: Literal["local", "ray"] = Field("local", exclude=True)
     """Where partitions are worked on: in this process, or on a Ray cluster. No part of what is
     built: the same folder may go on with the other."""
-    ray: Annotated[RaySettings, Needs("executor", ("ray",))] = Field(RaySettings(), exclude=True)
+    ray: Annotated[RaySettings, Needs("executor", ("ray",))] = Field(
+        RaySettings.model_construct(), exclude=True
+    )
     """The cluster, where the executor is ray."""
     seed: int = 0
     """Run seed."""

@@ -186,9 +186,9 @@ class RoleSettings(Settings):
     reasoning: Literal["strip", "keep"] = "strip"
     """The policy's thoughts before its answers. keep: in a column of their own, `thoughts` of the
     config `scored`; strip: nowhere. No judge and no pair has them."""
-    local: Annotated[LocalSettings, _LOCAL] = LocalSettings()
+    local: Annotated[LocalSettings, _LOCAL] = LocalSettings.model_construct()
     """Engines transformers and vllm: device, batches, lengths."""
-    batch: Annotated[BatchSettings, Needs("engine", ("batch",))] = BatchSettings()
+    batch: Annotated[BatchSettings, Needs("engine", ("batch",))] = BatchSettings.model_construct()
     """Engine batch: files, waves, polling."""
 
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from ..errors import DropRow
+from ..text import pattern
 from ..types import Message, Messages, Row
 from . import ParsedRow, RatedAnswer, prompt_in, text_in, user_turn
 
@@ -126,7 +127,7 @@ MARKS = {
 }
 # blank lines are put before a text that is split: a pattern that begins with them instead of ^ is
 # searched for twice as fast
-_SPLIT = {n: re.compile(tag.replace("(?:^|", "(?:").format("role")) for n, tag in MARKS.items()}
+_SPLIT = {n: pattern(tag.replace("(?:^|", "(?:").format("role")) for n, tag in MARKS.items()}
 _PRELUDE = re.compile(
     r"<s>|<\|begin_of_text\|>|<bos>|BEGINNING OF CONVERSATION:|Below is an instruction[^#]*"
 )
