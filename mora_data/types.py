@@ -208,8 +208,7 @@ class Pair:
     margins_confirmed: Mapping[str, float | None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(TypedDict):
     """What a published row says about how it was made."""
 
     policy: str  # model name and revision

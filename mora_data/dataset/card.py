@@ -22,7 +22,7 @@ from ..errors import PublishError
 from ..run import AuditRow, Manifest
 from ..secrets import visible
 from ..text import transcript
-from ..types import STAGES
+from ..types import STAGES, Origin
 from . import schemas
 
 CLAIM = (
@@ -106,7 +106,7 @@ class FolderInfo(TypedDict, total=False):
     licence: str  # the setting: `inherit`, or the licence of the whole
     test_share: float
     n_bytes: int
-    origin: dict[str, Any]  # see types.Origin
+    origin: Origin
     floors: dict[str, float]
     grey: dict[str, float]
     too_large: dict[str, int]  # config -> rows over 2 MB, left out

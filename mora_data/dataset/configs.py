@@ -20,7 +20,7 @@ the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ class TableView:
             "target_dims": list(map(list, t.targets)),
             "binding_dims": list(map(list, t.bindings)),
         }
-        alike = {**asdict(self.release.origin), "dims": list(self.dims)}
+        alike = {**self.release.origin, "dims": list(self.dims)}
         columns = {"prompt": conversations(t.messages)}
         for name, kind, _ in schemas.PROVENANCE:
             if name in alike:
@@ -163,7 +163,7 @@ class TableView:
         return pair_rows(
             self,
             pairs,
-            self.release.origin.selector,
+            self.release.origin["selector"],
             1.0 / np.bincount(pairs.row_Q, minlength=1)[pairs.row_Q],
         )
 
@@ -278,7 +278,7 @@ def scored(view: TableView) -> Rows:
         "lengths": list_array(t.starts, pa.array(t.lengths_R)),
         "pair_chosen": list_array(pairs, pa.array(t.pairs.chosen_Q)),
         "pair_rejected": list_array(pairs, pa.array(t.pairs.rejected_Q)),
-        "selector": pa.repeat(pa.scalar(view.release.origin.selector), n),
+        "selector": pa.repeat(pa.scalar(view.release.origin["selector"]), n),
     }
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from ..settings import BuildSettings, nearest
 from . import configs, papers, schemas
 from .card import PublishedManifest, SourceInfo
 from .configs import Release, TableView
-from .privacy import screen, scrub, scrub_text
+from .privacy import screen, scrub
 from .schemas import ShardWriter
 
 MAX_ROW_BYTES = 2_000_000
@@ -72,12 +72,9 @@ def write_dataset(
     Raises:
         PublishError: a pair breaks a law of its selector, or the disk refuses.
     """
-    wanted, o = configs_to_write(release.settings), release.origin
-    origin = replace(
-        o, policy=scrub_text(o.policy), judge=scrub_text(o.judge), rewriter=scrub_text(o.rewriter)
-    )
+    wanted = configs_to_write(release.settings)
     with schemas.replacement(out_dir) as fresh:
-        return _write_all(scored, replace(release, origin=origin), fresh, wanted)
+        return _write_all(scored, replace(release, origin=scrub(release.origin)), fresh, wanted)
 
 
 def split_share(group: str) -> float:
@@ -264,7 +261,7 @@ def _published(
             "unscored": [d for d in release.dims if d not in release.live],
             "licence": release.settings.publish.licence,
             "test_share": release.settings.publish.test_share,
-            "origin": asdict(release.origin),
+            "origin": release.origin,
             "floors": dict(release.thresholds),
             "grey": release.grey,
             "too_large": result.too_large,

@@ -102,12 +102,7 @@ def _select(build: Build, asked: Asked, parts: Sequence[Partition]) -> tuple[Sel
     build.folder.write("feedback.json", feedback)
     return selection, {
         "pairs": selection.n_pairs,
-        "selection": {
-            "candidates_confirmed": selection.confirmed[0],
-            "candidates_held": selection.confirmed[1],
-            "shrinkage": selection.shrinkage,
-            "mean_log_length_gap": selection.mean_log_length_gap,
-        },
+        "selection": selection.numbers,
         "personas": personas,
         "feedback": feedback,
     }
@@ -183,14 +178,14 @@ def _report_of_release(
 
 def _origin(build: Build, asked: Asked) -> Origin:
     names = {r: "@".join(x for x in (e.model, e.revision) if x) for r, e in asked.engines.items()}
-    return Origin(
-        names["policy"],
-        names["judge"],
-        names["rewriter"],
-        build.settings.select.selector,
-        asked.simulated,
-        build.settings.seed,
-    )
+    return {
+        "policy": names["policy"],
+        "judge": names["judge"],
+        "rewriter": names["rewriter"],
+        "selector": build.settings.select.selector,
+        "simulated": asked.simulated,
+        "seed": build.settings.seed,
+    }
 
 
 def keep_settings(build: Build) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..rewards.judge_stats import JudgeStats
+from ..run import SelectionNumbers
 from ..run.partitions import Partition
 from ..run.table import Pairs, ScoredTable, scored_tables
 from ..settings import BuildSettings
@@ -28,24 +29,18 @@ from .batch import are_confirmed, batch_of, lexi, top_pairs
 CELLS = 2_000_000  # pairs x dimensions looked at together
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Selection:
     """The chosen pairs of a run.
 
     Attributes:
         chosen: per partition, the rows of its table of candidates: in the order of its prompts, a
             prompt's best first.
-        confirmed: candidates scored again, and how many of them held.
-        shrinkage: mean confirmed total margin over mean selected total margin; None when nothing
-            was confirmed.
-        mean_log_length_gap: mean log(len chosen / len rejected) of the chosen pairs.
     """
 
-    chosen: dict[int, NDArray[np.int64]] = field(default_factory=dict)
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    confirmed: tuple[int, int] = (0, 0)
-    shrinkage: float | None = None
-    mean_log_length_gap: float | None = None
+    chosen: dict[int, NDArray[np.int64]]
+    counts: Counter[tuple[str, str]]
+    numbers: SelectionNumbers
 
     @property
     def n_pairs(self) -> int:
@@ -54,7 +49,7 @@ class Selection:
 
 def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
     """The run's pairs; the same partitions always give the same ones."""
-    out = Selection()
+    counts: Counter[tuple[str, str]] = Counter()
     confirmed: list[list[NDArray[Any]]] = []
     near = settings.mine.near_duplicates if settings.mine.dedup else None
     near_duplicates = NearDuplicates(near) if near is not None else None
@@ -62,7 +57,7 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
     n_rows = n_confirmed = n_held = 0
     before = after = 0.0
     for part in parts:
-        out.counts.update(_controls(part, settings.published_arms))
+        counts.update(_controls(part, settings.published_arms))
         for table in scored_tables(part, settings.dimensions, settings.published_arms, texts=False):
             good = table.pairs
             if settings.select.confirm:
@@ -73,15 +68,19 @@ def select(parts: Sequence[Partition], settings: BuildSettings) -> Selection:
                 after += float(np.nansum(good.confirmed_Q_D))
             n_held += len(good)
             repeats = repeats_in(table, seen, near_duplicates)
-            out.counts.update(_count_rows(table, repeats, good))
+            counts.update(_count_rows(table, repeats, good))
             confirmed.append(
                 _columns_of(part.number, n_rows, table, good.take(repeats[good.row_Q] == ""))
             )
             n_rows += len(table)
-    _choose(out, confirmed, settings)
-    out.confirmed = (n_confirmed, n_held)
-    out.shrinkage = after / before if before else None
-    return out
+    chosen, gap = _choose(confirmed, settings)
+    numbers: SelectionNumbers = {
+        "candidates_confirmed": n_confirmed,
+        "candidates_held": n_held,
+        "shrinkage": after / before if before else None,
+        "mean_log_length_gap": gap,
+    }
+    return Selection(chosen, counts, numbers)
 
 
 def selected(
@@ -217,12 +216,12 @@ def _columns_of(part: int, first_row: int, table: ScoredTable, pairs: Pairs) -> 
 
 
 def _choose(
-    out: Selection, confirmed: Sequence[list[NDArray[Any]]], settings: BuildSettings
-) -> None:
-    """Pairs per prompt, greedily; no answer twice on one side or on both sides. `confirmed`: as
-    `_columns_of` gives them."""
+    confirmed: Sequence[list[NDArray[Any]]], settings: BuildSettings
+) -> tuple[dict[int, NDArray[np.int64]], float | None]:
+    """Pairs per prompt, greedily; no answer twice on one side or on both sides; and their mean log
+    length gap. `confirmed`: as `_columns_of` gives them."""
     if not any(len(columns[0]) for columns in confirmed):
-        return
+        return {}, None
     part, at, row, score, gap, sides = (
         np.concatenate(column) for column in zip(*confirmed, strict=True)
     )
@@ -238,13 +237,10 @@ def _choose(
         of_prompt = zip(taken.tolist(), first.tolist(), n.tolist(), strict=True)
         orders = ([q, *(x for x in range(a, a + k) if x != q)] for q, a, k in of_prompt)
         taken = np.array([q for order in orders for q in _greedy(order, sides, most)])
-    out.mean_log_length_gap = float(gap[taken].mean())
     # partitions come one after the other
     numbers, starts = np.unique(part[taken], return_index=True)
-    for number, rows in zip(
-        numbers.tolist(), np.split(at[taken].astype(np.int64), starts[1:]), strict=True
-    ):
-        out.chosen[number] = rows
+    rows = np.split(at[taken].astype(np.int64), starts[1:])
+    return dict(zip(numbers.tolist(), rows, strict=True)), float(gap[taken].mean())
 
 
 def _greedy(candidates: Sequence[int], sides: NDArray[Any], n: int) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +256,7 @@ def test_the_model_name_of_a_local_path_is_published_without_it(tmp_path: Path) 
     write(
         tmp_path / "dataset",
         list(many(3)),
-        origin=replace(ORIGIN, policy="/home/ann/models/tiny"),
+        origin={**ORIGIN, "policy": "/home/ann/models/tiny"},
         manifest=manifest,
     )
     assert table(tmp_path / "dataset", "preference")[0]["policy"] == "tiny"

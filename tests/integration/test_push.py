@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -370,7 +369,7 @@ def test_a_row_edited_by_hand_is_seen(world: World) -> None:
 
 
 def test_simulated_rows_go_to_a_loopback_hub_only(world: World) -> None:
-    folder = dataset(world, origin=replace(ORIGIN, simulated=True))
+    folder = dataset(world, origin={**ORIGIN, "simulated": True})
     away = {"HF_ENDPOINT": "http://hub.invalid"}
     assert "simulated" in world.push(folder, manifest={}, env=away)["text"]
     allowed = world.push(folder, manifest={}, env=away, allow_simulated=True)
