@@ -197,10 +197,8 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two rollouts of one prompt; `chosen` beats `rejected` by `margins`."""
+    """Two rollouts of one prompt, by index; `chosen` beats `rejected` by `margins`."""
 
-    prompt_id: str
-    arm: str
     chosen: int
     rejected: int
     score: float

@@ -51,10 +51,7 @@ from ..types import reaches
 from .rehearsal import ANSWERS, CACHED, COMPUTED, IN, MONEY, OUT, REQUESTS, Case, Meter, rehearsed
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from ..statistics import Floats
 
 # one mid-sized GPU serving a 7-8B model with full batches; stated in the result
 TOKENS_PER_S = 2000.0

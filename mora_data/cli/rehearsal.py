@@ -27,10 +27,7 @@ from ..sources.mine import as_recorded
 from ..types import Request
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+    from ..statistics import Floats
 
 REQUESTS, IN, COMPUTED, OUT, CACHED, ANSWERS, SHOWN, READ, MONEY = range(9)
 """What is counted for a prompt and a role; SHOWN: answers in the requests; READ: those of them that

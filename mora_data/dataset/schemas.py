@@ -319,7 +319,6 @@ class ShardWriter:
         self._parts: list[Path] = []
         self._sink: Any = None
         self._writer: Any = None
-        self.n_rows = 0
 
     def add(self, rows: pa.RecordBatch) -> None:
         """Take rows in the writer's schema."""
@@ -327,7 +326,6 @@ class ShardWriter:
             return
         self._waiting.append(rows)
         self._n_waiting += rows.num_rows
-        self.n_rows += rows.num_rows
         if self._n_waiting >= BATCH_ROWS or sum(b.nbytes for b in self._waiting) >= BATCH_BYTES:
             self._flush(last=False)
 

@@ -46,9 +46,8 @@ def find_candidates(build: BuildContext, arms: Sequence[tuple[PromptResult, Arm]
         scores = picks.score_P_K[rows, ranks]
         columns = (x.tolist() for x in (rows, chosen, rejected, scores, margins))
         for p, i, j, score, m in zip(*columns, strict=True):
-            result, arm = some[p]
-            margin = dict(zip(build.dims, m, strict=True))
-            arm.pairs.append(Pair(result.prompt.prompt_id, arm.name, i, j, score, margin))
+            _, arm = some[p]
+            arm.pairs.append(Pair(i, j, score, dict(zip(build.dims, m, strict=True))))
 
 
 def confirmed_pairs(

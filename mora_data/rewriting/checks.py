@@ -25,11 +25,10 @@ from .patterns import MAX_SHARE, asks_for, content_stems, stem
 from .reply import Rewrite
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from ..statistics import Floats
 
     # rewards_N_D, and absolute rewards less their uncertainty
-    Side = tuple[NDArray[np.float64], NDArray[np.float64]]
+    Side = tuple[Floats, Floats]
 
 MIN_RECALL = 0.5  # of the prompt's content stems
 MIN_SIMILARITY = 0.55  # of embeddings, where `fuse.subject` names a function
@@ -403,9 +402,7 @@ def folder_hash(folder: Path) -> str:
 LEVEL = 0.9  # two-sided
 
 
-def pilot_check(
-    before: Side, after: Side, floors_D: NDArray[np.float64], sigma_D: NDArray[np.float64]
-) -> Check:
+def pilot_check(before: Side, after: Side, floors_D: Floats, sigma_D: Floats) -> Check:
     """The check `probe`; its value is the share of the new answers that reach every threshold."""
     import numpy as np
 

@@ -34,7 +34,7 @@ def test_rows_are_added_removed_and_changed(tmp_path: Path) -> None:
     (pair,) = rows[3].pairs
     rows[3] = replace(
         rows[3],
-        pairs=(Pair(pair.prompt_id, "fused", 0, 1, 0.5, pair.margins, pair.margins_confirmed),),
+        pairs=(Pair(0, 1, 0.5, pair.margins, pair.margins_confirmed),),
     )
     write(tmp_path / "b", [*rows[2:], one(99)], settings=settings(**FEW))
     found = diff_datasets(str(tmp_path / "a"), str(tmp_path / "b"))

@@ -32,7 +32,7 @@ def unsafe_rows() -> list[Scored]:
     for i in range(24):
         texts = (f"Fine answer {i}.", f"Also fine {i}.", f"{BAD} {i}", f"Middling {i}.")
         s = one(i, answers=texts, rewards=harmless)
-        extra = Pair(s.prompt.prompt_id, "fused", 0, 2, 0.3, dict.fromkeys(DIMS, 0.75))
+        extra = Pair(0, 2, 0.3, dict.fromkeys(DIMS, 0.75))
         rows.append(replace(s, pairs=(*s.pairs, extra)))
     labels: list[dict[str, str]] = [
         {"stratum": "one_safe"},

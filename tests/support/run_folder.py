@@ -156,9 +156,7 @@ def outcome(
         ]
         arm.rewards = {d: rewards[:, j].tolist() for j, d in enumerate(DIMS)}
         arm.rewards["truthful"][3] = None
-        arm.pairs = [
-            Pair(p.prompt_id, name, 0, 1, 1.0, dict.fromkeys(DIMS, 0.5), dict.fromkeys(DIMS, 0.25))
-        ]
+        arm.pairs = [Pair(0, 1, 1.0, dict.fromkeys(DIMS, 0.5), dict.fromkeys(DIMS, 0.25))]
         out.arms.append(arm)
         if name != "identity":
             # passed, not taken

@@ -163,7 +163,7 @@ def one(
         )
         for k, t in enumerate(texts)
     )
-    best = Pair(prompt.prompt_id, "fused", 0, 1, 0.42, dict.fromkeys(dims, 0.75), {"helpful": 0.5})
+    best = Pair(0, 1, 0.42, dict.fromkeys(dims, 0.75), {"helpful": 0.5})
     return Scored(
         prompt=prompt,
         arm="fused",

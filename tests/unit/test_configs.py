@@ -78,12 +78,12 @@ def test_a_pair_row_tells_both_sides() -> None:
 
 
 def test_margins_come_from_the_rewards_not_from_the_pair() -> None:
-    wrong = Pair("x", "fused", 0, 1, 0.1, dict.fromkeys(DIMS, 99.0))
+    wrong = Pair(0, 1, 0.1, dict.fromkeys(DIMS, 99.0))
     assert rows(view(one(pairs=(wrong,))), "preference")[0]["margin_helpful"] == 0.75
 
 
 def test_two_pairs_of_a_prompt_weigh_a_half_each() -> None:
-    pairs = (Pair("x", "fused", 0, 1, 0.4, {}), Pair("x", "fused", 2, 1, 0.1, {}))
+    pairs = (Pair(0, 1, 0.4, {}), Pair(2, 1, 0.1, {}))
     made = rows(view(one(pairs=pairs)), "preference")
     assert [r["weight"] for r in made] == [0.5, 0.5]
     assert len({r["pair_id"] for r in made}) == 2
