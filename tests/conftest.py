@@ -17,6 +17,8 @@ from support.recipe_cases import Recipes
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when numpy and torch are imported
     os.environ.setdefault(name, "1")
 
+OURS = ("HF_", "MORA_", "OPENAI_")  # variables that this package and its clients read
+
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cached_benchmarks(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -37,6 +39,15 @@ def only_new_garbage() -> None:
     through all modules and tests, too."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_variable_left_behind() -> Iterator[None]:
+    """What a file's tests leave in the environment, the next file's may trip over: then their order
+    matters."""
+    before = {k: v for k, v in os.environ.items() if k.startswith(OURS)}
+    yield
+    assert {k: v for k, v in os.environ.items() if k.startswith(OURS)} == before
 
 
 @pytest.fixture(scope="session")
