@@ -70,6 +70,7 @@ PREVIEW: dict[str, Any] = {  # of a preview, under what its flags say
     "audit.limit": 0,
     "executor": "local",
 }
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, or a byte that is no UTF-8
 _TYPE = re.compile(r"[^\[]*\[.*\]|constrained-.*|function-.*|int|float|str|bool")
 REWARD_ROLE = "reward:"  # and then dimension:number
 GUARD_ROLE = "guard"
@@ -399,6 +400,7 @@ def _merged(tree: Mapping[str, object], overrides: Mapping[str, object]) -> dict
 def _checked(tree: Mapping[str, object]) -> BuildSettings:
     """The settings, also those that do nothing."""
     _check_colons(tree)
+    _check_writable(tree)
     refuse_secrets(tree)
     try:
         return BuildSettings.model_validate(tree, context=IDLE_TOO)
@@ -452,6 +454,21 @@ def _check_colons(value: object) -> None:
                 " command line in quotes"
             )
         _check_colons(inner)
+
+
+def _check_writable(value: object, where: str = "") -> None:
+    """Numbers that a machine has a place for, and texts that are whole."""
+    fault = ""
+    if isinstance(value, int) and abs(value) > sys.maxsize:
+        fault = f"should be at most {sys.maxsize}"
+    if isinstance(value, str) and _HALF.search(value):
+        fault = "should be text: it holds bytes or halves of characters that are none"
+    if fault:
+        raise SettingsError(f"setting {where} = {value!r}: {fault}")
+    items = value.items() if isinstance(value, Mapping) else ()
+    for key, inner in enumerate(value) if isinstance(value, (list, tuple)) else items:
+        _check_writable(key, where)
+        _check_writable(inner, f"{where}.{key}".removeprefix("."))
 
 
 def to_yaml(settings: BuildSettings) -> str:

@@ -4,7 +4,6 @@ what all settings have in common."""
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,7 +14,6 @@ from .needs import Needs
 ROLES = ("policy", "rewriter", "judge", "heldout_judge")
 _OPENAI, _HTTP = Needs("engine", ("openai",)), Needs("engine", ("openai", "batch"))
 _LOCAL = Needs("engine", ("transformers", "vllm"))
-_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, or a byte that is no UTF-8
 
 
 def _dimension_name(name: str) -> str:
@@ -33,29 +31,11 @@ DimensionName = Annotated[str, AfterValidator(_dimension_name)]
 class Settings(BaseModel):
     """Base of all settings: unknown keys refused, frozen once built."""
 
+    # built once, by the model that holds it; `model_construct` of a default builds nothing
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
-    @field_validator("*")
-    @classmethod
-    def _can_be_written(cls, value: object) -> object:
-        _check_writable(value)
-        return value
 
     not_in_rows: ClassVar[frozenset[str]] = frozenset()
     """Settings that can't change a row of a partition; every other one is part of its cache key."""
-
-
-def _check_writable(value: object) -> None:
-    """Numbers that a machine has a place for, and texts that are whole."""
-    if isinstance(value, int) and abs(value) > sys.maxsize:
-        raise ValueError(f"should be at most {sys.maxsize}")
-    if isinstance(value, str) and _HALF.search(value):
-        raise ValueError("should be text: it holds bytes or halves of characters that are none")
-    if isinstance(value, Mapping):
-        value = (*value, *value.values())
-    if isinstance(value, (list, tuple)):
-        for inner in value:
-            _check_writable(inner)
 
 
 def cache_tree(settings: Settings) -> dict[str, Any]:
