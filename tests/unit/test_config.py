@@ -91,6 +91,10 @@ def test_written_settings_read_back() -> None:
         ({"rollout": {"n": 10**30}}, "rollout.n = 1"),  # found by make fuzz, as the next two
         ({"mine": {"limit": 10**30}}, "should be at most"),
         ({"source": {"kind": "jsonl", "dataset": "\ud800"}}, "should be text"),
+        (
+            {"rewards": {"helpful": {"x": "\ud800"}}},
+            "rewards.helpful.x = '\\ud800': should be text",
+        ),
         ({"presample": {"n": [32, 16]}}, "must rise"),
         ({"dimensions": []}, "dimensions"),
         ({"presample": {"n": ["many"]}}, "presample.n.0 = 'many'"),

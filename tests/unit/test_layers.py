@@ -56,13 +56,18 @@ def test_help_imports_nothing_heavy() -> None:
 def test_a_build_asks_before_it_imports_arrays_and_reads_no_report_up_to_scores(
     tmp_path: Path,
 ) -> None:
+    """Nor is a pattern compiled or a default's settings model built that nothing has asked for."""
     import subprocess
     import sys
 
     flags = "--source pku-saferlhf --sample --engine scripted --limit 2 --until score --out".split()
     code = (
         "import sys, mora_data.pipeline\n"
-        "print([m for m in ('numpy', 'pyarrow', 'ray', 'aiohttp') if m in sys.modules])\n"
+        "from mora_data.rewriting.patterns import META\n"
+        "from mora_data.settings import LocalSettings\n"
+        "late = ('numpy', 'pyarrow', 'ray', 'aiohttp', 'tenacity')\n"
+        "made = LocalSettings.__pydantic_complete__, len(vars(META)) > 1\n"
+        "print([m for m in late if m in sys.modules], made)\n"
         "from mora_data.cli import main\n"
         f"main({['build', *flags, str(tmp_path / 'run')]!r})\n"
         "late = ('mora_data.report', 'pyarrow.compute')\n"
@@ -70,4 +75,4 @@ def test_a_build_asks_before_it_imports_arrays_and_reads_no_report_up_to_scores(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert (lines[0], lines[-1]) == ("[]", "[]"), done.stdout
+    assert (lines[0], lines[-1]) == ("[] (False, False)", "[]"), done.stdout
