@@ -75,9 +75,11 @@ async def ask_some(
 
 
 def _n_pairs(context: BuildContext, result: PromptResult) -> int:
+    if not any(arm.pairs for arm in result.arms):  # none, or found when the partition is done
+        return 0
     from ..prompts.candidates import n_pairs  # numpy comes with it
 
-    return n_pairs(context, result) if result.arms else 0
+    return n_pairs(context, result)
 
 
 async def ask(build: Build, context: BuildContext, parts: Sequence[Partition]) -> Asked:

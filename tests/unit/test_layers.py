@@ -56,7 +56,8 @@ def test_help_imports_nothing_heavy() -> None:
 def test_a_build_asks_before_it_imports_arrays_and_reads_no_report_up_to_scores(
     tmp_path: Path,
 ) -> None:
-    """Nor is a pattern compiled or a default's settings model built that nothing has asked for."""
+    """Nor is a pattern compiled or a default's settings model built that nothing has asked for; and
+    a prompt whose pairs are found later, with its partition's, imports no arrays."""
     import subprocess
     import sys
 
@@ -65,6 +66,9 @@ def test_a_build_asks_before_it_imports_arrays_and_reads_no_report_up_to_scores(
         "import sys, mora_data.pipeline\n"
         "from mora_data.rewriting.patterns import META\n"
         "from mora_data.settings import LocalSettings\n"
+        "from types import SimpleNamespace\n"
+        "from mora_data.pipeline.asking import _n_pairs\n"
+        "assert _n_pairs(None, SimpleNamespace(arms=[SimpleNamespace(pairs=())])) == 0\n"
         "late = ('numpy', 'pyarrow', 'ray', 'aiohttp', 'tenacity')\n"
         "made = LocalSettings.__pydantic_complete__, len(vars(META)) > 1\n"
         "print([m for m in late if m in sys.modules], made)\n"
