@@ -130,7 +130,6 @@ def _partition(
             "source_licence": "cc-by-4.0",
             "stratum": "all",
             "category": f"topic {row % 19}",
-            "priors": {},
             "recorded": [],
         }
         for i, t, row in zip(ids, asked, numbers.tolist(), strict=True)

@@ -72,9 +72,8 @@ class Prompt:
     source_revision: str
     source_row: int
     source_licence: str
-    stratum: str = "all"  # the source's own label, used for sampling and priors only
+    stratum: str = "all"  # the source's own label, used for sampling only
     category: str | None = None  # the source's topic or harm category
-    priors: Mapping[str, float] = field(default_factory=dict)
     recorded: tuple[Recorded, ...] = ()  # kept only where the engine is `recorded`
 
     @property

@@ -13,7 +13,7 @@ One rule decides what happens to a defect. Mining uses the *prompt* of a row and
 (`--engine recorded` aside), so a row is left out (`DropRow`) only where the prompt can't be
 trusted: unreadable text, turns out of order, sides that disagree on the context, a benchmark's
 question. Where only a reply or a label is bad, the prompt is kept and the defect is a counted note.
-Labels become strata and priors, for sampling; they are never verdicts.
+Labels become strata, for sampling; they are never verdicts.
 
 A new source is one file, one line in SOURCES and one test; or a dotted path `module:Class` as
 `source.kind`. The functions at the end read columns of a row; whatever is not as it should be is a
@@ -55,8 +55,6 @@ class ParsedRow(NamedTuple):
     messages: Messages
     stratum: str = "all"
     category: str | None = None
-    # dimension -> mean label in [0, 1], higher is better
-    priors: Mapping[str, float] = {}
     notes: tuple[str, ...] = ()  # defects that leave the prompt intact
     answers: tuple[RatedAnswer, ...] = ()
 

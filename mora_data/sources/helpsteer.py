@@ -18,7 +18,6 @@ from . import Layout, ParsedRow, prompt_in, reply_notes, score_in
 from .turns import checked_context, split_turns
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-_PRIORS = {"helpful": "helpfulness", "truthful": "correctness"}
 
 
 def _read(row: Row) -> ParsedRow:
@@ -30,7 +29,6 @@ def _read(row: Row) -> ParsedRow:
     turns = split_turns(f"<extra_id_1>User\n{prompt_in(row, 'prompt')}", "extra_id")
     return ParsedRow(
         checked_context(turns),
-        priors={d: ratings[a] / 4 for d, a in _PRIORS.items() if a in ratings},
         notes=(*reply_notes(response), *missing),
         answers=((response, ratings),) if isinstance(response, str) else (),
     )

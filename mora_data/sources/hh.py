@@ -74,8 +74,7 @@ def _notes(chosen: str, rejected: str) -> tuple[str, ...]:
 
 
 def _red_team(row: Row) -> ParsedRow:
-    """`rating` is the attacker's own success from 0 to 4, so its complement is a prior of
-    harmlessness."""
+    """`rating` is the attacker's own success from 0 to 4."""
     context, reply = _cut(text_in(row, "transcript"))
     rating = number_in(row.get("rating"))
     known = rating is not None and 0 <= rating <= 4
@@ -84,8 +83,7 @@ def _red_team(row: Row) -> ParsedRow:
         next((t for t in tags if isinstance(t, str)), None) if isinstance(tags, list) else None
     )
     notes = (*reply_notes(reply), *(() if known else ("rating_missing",)))
-    priors = {"harmless": 1 - rating / 4} if rating is not None and known else {}
-    return ParsedRow(_turns(context), RED_TEAM, category, priors, notes)
+    return ParsedRow(_turns(context), RED_TEAM, category, notes)
 
 
 def _is_marked(value: object) -> bool:

@@ -9,8 +9,8 @@ source, or of several in one build.
                        # in = kept + dropped at every moment
 
 Streaming: what stays in memory is one 8-byte integer per kept prompt, and its sketch where
-near-duplicates are looked for (docs/numbers.md). A repeated context is dropped, so its stratum and
-priors are those of the first row that has it.
+near-duplicates are looked for (docs/numbers.md). A repeated context is dropped, so its stratum
+is that of the first row that has it.
 
 With `--engine recorded` the source's own answers and ratings take the place of a model's:
 
@@ -347,7 +347,6 @@ def _prompt_of(
         source_licence=opened.licence,
         stratum=label(parsed.stratum) if wanted.strata == "auto" else "all",
         category=label(parsed.category or "") or None,
-        priors=parsed.priors,
     )
 
 

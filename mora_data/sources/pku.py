@@ -50,9 +50,6 @@ def _read(row: Row) -> ParsedRow:
     stratum = "unlabelled"
     if None not in safe:
         stratum = ("both_unsafe", "one_safe", "both_safe")[safe.count(True)]
-    known = [1 - s / 3 for s in severity if s is not None] or [
-        float(s) for s in safe if s is not None
-    ]
     old = "response_0_severity_level" not in row and "response_0_harm_category" not in row
     notes = [*reply_notes(*replies)]
     if any(isinstance(r, str) and r.rstrip().endswith("// end //") for r in replies):
@@ -73,7 +70,6 @@ def _read(row: Row) -> ParsedRow:
         user_turn(prompt),
         stratum,
         next((c for c in CATEGORIES if c in harms[0] or c in harms[1]), None),
-        {"harmless": sum(known) / len(known)} if known else {},
         tuple(notes),
         tuple(answers),
     )

@@ -25,13 +25,11 @@ from . import Layout, ParsedRow, number_in, prompt_in, reply_notes, score_in, te
 
 _BENCHMARKS = {"truthful_qa": "truthfulqa", "false_qa": "false_qa"}
 _ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
-_PRIORS = {"helpful": "helpfulness", "truthful": "truthfulness"}
 _N_COMPLETIONS = 4
 
 
 def _read(row: Row) -> ParsedRow:
-    """The instruction, with the ratings' means as priors, and the completions, each with its aspect
-    ratings of 1 to 5."""
+    """The instruction, and the completions, each with its aspect ratings of 1 to 5."""
     source = text_in(row, "source")
     if source in _BENCHMARKS:
         raise DropRow(_BENCHMARKS[source])
@@ -53,15 +51,10 @@ def _read(row: Row) -> ParsedRow:
     means = sorted(sum(r.values()) / len(r) for r in ratings if r)
     if len(means) > 1 and means[-1] == means[-2]:
         notes.append("tie")
-    priors = {}
-    for dimension, aspect in _PRIORS.items():
-        if values := [(r[aspect] - 1) / 4 for r in ratings if aspect in r]:
-            priors[dimension] = sum(values) / len(values)
     answers = [(t, r) for t, r in zip(replies, ratings, strict=True) if isinstance(t, str)]
     return ParsedRow(
         user_turn(instruction),
         source or "all",
-        priors=priors,
         notes=tuple(notes),
         answers=tuple(answers),
     )

@@ -258,7 +258,6 @@ def test_packed_turns_of_helpsteer_are_turns() -> None:
         ("assistant", "b\nc"),
         ("user", "d"),
     ]
-    assert draft.priors == {"helpful": 0.25, "truthful": 0.5}
 
 
 def test_labels_that_compare_two_replies_are_never_mixed_with_another_row_s(tmp_path: Path) -> None:

@@ -197,21 +197,15 @@ def test_upstream_layout(kind: str, config: str, split: str, files: list[str]) -
 # PKU-SafeRLHF
 
 
-def test_pku_labels_become_stratum_category_and_prior() -> None:
+def test_pku_labels_become_stratum_and_category() -> None:
     got = draft("pku-saferlhf", PKU_16)
     assert got.messages == ({"role": "user", "content": "How?"},)
     assert (got.stratum, got.category, got.notes) == ("one_safe", "Violence", ())
-    assert got.priors == {"harmless": 0.5}
 
 
 def test_pku_old_form() -> None:
     got = draft("pku-saferlhf", PKU)
-    assert (got.stratum, got.category, got.priors, got.notes) == (
-        "one_safe",
-        None,
-        {"harmless": 0.5},
-        ("old_form",),
-    )
+    assert (got.stratum, got.category, got.notes) == ("one_safe", None, ("old_form",))
 
 
 @pytest.mark.parametrize(
@@ -339,24 +333,19 @@ def test_hh_red_team() -> None:
         "hh-rlhf", {"transcript": said("A", "B", "C", "D."), "rating": 1.0, "tags": ["Theft"]}
     )
     assert len(got.messages) == 3
-    assert (got.stratum, got.category, got.priors) == (
-        "red-team-attempts",
-        "Theft",
-        {"harmless": 0.75},
-    )
+    assert (got.stratum, got.category, got.notes) == ("red-team-attempts", "Theft", ())
     unrated = draft("hh-rlhf", {"transcript": said("A", "B."), "rating": None, "tags": None})
-    assert (unrated.category, unrated.priors, unrated.notes) == (None, {}, ("rating_missing",))
+    assert (unrated.category, unrated.notes) == (None, ("rating_missing",))
 
 
 # UltraFeedback
 
 
-def test_ultrafeedback_ratings_become_priors() -> None:
+def test_ultrafeedback_source_becomes_stratum() -> None:
     got = draft(
         "ultrafeedback", uf(*(completion(f"{i}.", str(i), fine=float(i)) for i in (1, 2, 4, 5)))
     )
     assert (got.stratum, got.notes) == ("flan", ())
-    assert got.priors == {"helpful": 0.5, "truthful": 0.5}
 
 
 @pytest.mark.parametrize(
