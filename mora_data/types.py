@@ -172,7 +172,6 @@ class Rollout:
     """One answer of the policy to one prompt of one arm."""
 
     prompt_id: str
-    arm: str  # "presample", "identity", "fused", "recorded", ...
     index: int
     text: str
     finish_reason: str

@@ -41,12 +41,10 @@ class Resampled:
     Attributes:
         estimate_M: mean over seeds of the means over prompts.
         draws_B_M: the same of each resampling. Models of one call share the draws of prompts.
-        n_seeds: seeds; with one, the draws hold no training noise.
     """
 
     estimate_M: Floats
     draws_B_M: Floats
-    n_seeds: int
 
 
 def hierarchical_bootstrap(
@@ -68,7 +66,7 @@ def hierarchical_bootstrap(
         means = boot.draws_B_M[:, first : first + width].reshape(draws, n_seeds, n_metrics)
         drawn = np.random.default_rng([seed, k]).integers(0, n_seeds, (draws, n_seeds))
         picked = np.take_along_axis(means, drawn[:, :, None], axis=1)
-        out.append(Resampled(mean_over(estimate, 0), mean_over(picked, 1), n_seeds))
+        out.append(Resampled(mean_over(estimate, 0), mean_over(picked, 1)))
         first += width
     return out
 

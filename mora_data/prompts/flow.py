@@ -131,9 +131,7 @@ async def sample_and_score(
     asked = inert_turns(prompt.messages)
     request = Request("policy", asked, sampling, arm.name, prompt.prompt_id, stop - first, first)
     answers = await context.ask(request)
-    arm.rollouts += await as_rollouts(
-        prompt.prompt_id, arm.name, answers, prompt.text, arm.rollouts
-    )
+    arm.rollouts += await as_rollouts(prompt.prompt_id, answers, prompt.text, arm.rollouts)
     new = arm.rollouts[first:]
     scored = await score(context, arm.messages, new, f"score:{arm.name}", arm.anchors)
     return [(first + i, s) for i, s in scored]
@@ -195,7 +193,7 @@ async def _recorded_arm(context: PromptContext, result: PromptResult) -> None:
         return
     arm = Arm("recorded", prompt.messages)
     answers = [Answer(r.text, tokens_out=n_tokens(r.text)) for r in prompt.recorded]
-    arm.rollouts = await as_rollouts(prompt.prompt_id, arm.name, answers)
+    arm.rollouts = await as_rollouts(prompt.prompt_id, answers)
     _count_rollouts(result, arm.rollouts)
     result.arms.append(arm)
     ratings = {r.text: r.ratings for r in reversed(prompt.recorded)}
@@ -242,7 +240,7 @@ def _pilot(context: PromptContext, name: str, before: Arm) -> Probe:
         asked = inert_turns(messages)
         request = Request("policy", asked, sampling, f"probe:{name}", prompt_id, n)
         answers = await context.ask(request)
-        rollouts = await as_rollouts(prompt_id, "probe", answers, messages[-1]["content"])
+        rollouts = await as_rollouts(prompt_id, answers, messages[-1]["content"])
         arm = Arm("probe", messages, rollouts)
         scored = await score(context, messages, rollouts, f"score:probe:{name}")
         _add_rewards(context, arm, scored)
@@ -273,7 +271,7 @@ async def _rollouts(context: PromptContext, result: PromptResult, arm: Arm) -> l
     asked = arm.messages[-1]["content"]
     rollouts = [
         replace(r, persona=p.name) if (p := personas[i % len(personas)]) else r
-        for i, r in enumerate(await as_rollouts(prompt_id, arm.name, answers, asked=asked))
+        for i, r in enumerate(await as_rollouts(prompt_id, answers, asked=asked))
     ]
     _count_rollouts(result, rollouts)
     return rollouts
@@ -281,7 +279,6 @@ async def _rollouts(context: PromptContext, result: PromptResult, arm: Arm) -> l
 
 async def as_rollouts(
     prompt_id: str,
-    arm: str,
     answers: Sequence[Answer],
     asked: str = "",
     before: Sequence[Rollout] = (),
@@ -303,7 +300,7 @@ async def as_rollouts(
                 found = (*found, "duplicate")
             seen.add(text)
         said = (a.text, a.finish_reason, a.tokens_out, found, a.error, n_tokens(a.text))
-        out.append(Rollout(prompt_id, arm, i, *said, thought=a.thought))
+        out.append(Rollout(prompt_id, i, *said, thought=a.thought))
     return out
 
 

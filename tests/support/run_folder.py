@@ -145,7 +145,6 @@ def outcome(
         arm.rollouts = [
             Rollout(
                 p.prompt_id,
-                name,
                 k,
                 f"{text}answer {k}",
                 "stop",

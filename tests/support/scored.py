@@ -154,7 +154,6 @@ def one(
     rollouts = tuple(
         Rollout(
             prompt.prompt_id,
-            "fused",
             k,
             t,
             "stop",

@@ -130,8 +130,8 @@ def test_a_policy_with_one_answer_has_numbers_and_no_pair(tmp_path: Path) -> Non
 
 
 def test_the_same_text_in_a_later_look_is_a_copy() -> None:
-    first = asyncio.run(as_rollouts("p", "presample", [Answer(GOOD), Answer("", error="HTTP 400")]))
-    later = asyncio.run(as_rollouts("p", "presample", [Answer(GOOD), Answer("")], "", first))
+    first = asyncio.run(as_rollouts("p", [Answer(GOOD), Answer("", error="HTTP 400")]))
+    later = asyncio.run(as_rollouts("p", [Answer(GOOD), Answer("")], "", first))
     assert [(r.index, "duplicate" in r.flags) for r in later] == [(2, True), (3, False)]
 
 

@@ -257,7 +257,7 @@ def test_the_order_of_the_dimensions_is_drawn_for_each_prompt() -> None:
     def asked(prompt_id: str) -> list[str]:
         ask = Recorder('{"score": 2}')
         context = PromptContext(loaded, ask)
-        rollouts = asyncio.run(as_rollouts(prompt_id, "identity", [Answer("An answer.")]))
+        rollouts = asyncio.run(as_rollouts(prompt_id, [Answer("An answer.")]))
         found = asyncio.run(
             score(
                 context, (Message(role="user", content="A question?"),), rollouts, "score:identity"

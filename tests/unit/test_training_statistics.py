@@ -34,7 +34,6 @@ def test_differences_are_paired_by_prompt_and_cover_the_seeds() -> None:
     assert 0.03 < low < 0.05 < high < 0.07  # an unpaired interval would be +-0.14
     low, high = draws_interval((many.draws_B_M - ref.draws_B_M)[:, 0]) or (0, 0)
     assert low < -0.1 and high > 0.25  # the seeds disagree
-    assert one.n_seeds == 1 and many.n_seeds == 3
     assert one.estimate_M[0] == pytest.approx(same.mean())
 
 
