@@ -22,8 +22,8 @@ import yaml
 
 from .. import resources
 from ..errors import UNREADABLE, DamagedFile, PublishError
-from ..run import Manifest
-from ..run.files import read_json, readable
+from ..run.files import readable
+from ..run.folder import carried_manifest
 from ..text import one_line
 from . import schemas
 from .card import Header, PublishedManifest, format_value
@@ -79,16 +79,9 @@ def read_card(folder: Path) -> str:
         return (folder / "README.md").read_text("utf-8")
 
 
-def _manifest_in(folder: Path) -> Manifest:
-    """The run's manifest that a dataset folder carries; empty where there is none."""
-    return cast(
-        Manifest, _mapping(read_json(folder / "provenance" / "manifest.json").get("manifest"))
-    )
-
-
 def fingerprint_in(folder: Path) -> str | None:
     """The fingerprint that the folder says it has; None where it says none."""
-    found = _manifest_in(folder).get("fingerprint")
+    found = carried_manifest(folder).get("fingerprint")
     return found if isinstance(found, str) else None
 
 
@@ -277,7 +270,7 @@ class FolderCheck:
 def verify(folder: Path, dominance: Collection[str]) -> Iterator[FolderCheck]:
     """The checks of a dataset folder, in order; none raises for what it finds. `dominance`: the
     selectors whose pairs are worse in no dimension."""
-    manifest = _manifest_in(folder)
+    manifest = carried_manifest(folder)
     dims = _mapping(manifest.get("settings")).get("dimensions")
     dims = [str(d) for d in dims] if isinstance(dims, list) else []
     files = sorted(folder.glob("*/*.parquet"))
@@ -293,7 +286,7 @@ def verify(folder: Path, dominance: Collection[str]) -> Iterator[FolderCheck]:
 
 def facts_of(folder: Path) -> dict[str, Any]:
     """What a dataset folder says of itself: licence, source, models, rows per config and split."""
-    manifest = _manifest_in(folder)
+    manifest = carried_manifest(folder)
     return {
         "dataset_dir": str(folder),
         "licence": (read_header(read_card(folder)) or {}).get("license"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import plugins
 from ..errors import EndpointError, SettingsError
 from ..run.cost import account_of
-from ..run.files import read_json
+from ..run.folder import manifest_of
 from ..run.stats import RunStats
 from ..secrets import refuse_password
 from ..settings import BuildSettings, RoleSettings
@@ -75,8 +75,8 @@ def connect(
         try:
             engines[name] = opened(role, settings, stats, shared)
         except EndpointError as e:  # a build that has all its answers needs no server
-            last = read_json(run_dir / "manifest.json") if run_dir is not None else {}
-            if (model := (last.get("models") or {}).get(name)) is None:
+            last = (manifest_of(run_dir).get("models") or {}) if run_dir is not None else {}
+            if (model := last.get(name)) is None:
                 raise
             role = role.model_copy(update={"model": model})
             log(f"{e}. Its model is taken to be {role.model}, as when this folder was last built")

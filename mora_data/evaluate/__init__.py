@@ -20,8 +20,8 @@ import orjson
 
 from .. import resources
 from ..errors import SettingsError
-from ..run.files import read_json, write_whole
-from ..run.folder import RunFolder
+from ..run.files import write_whole
+from ..run.folder import RunFolder, manifest_of
 from ..run.log import AnswerLog
 from ..run.progress import Progress
 from ..run.tasks import run_to_end
@@ -85,7 +85,7 @@ def evaluate(models: Sequence[str], options: EvaluateOptions, progress: Progress
         finally:
             log.close()
         write_whole(out.path / "rows.jsonl", _json_lines(row.line() for row in work.rows))
-        built = read_json(folder.parent / "manifest.json").get("models") if folder else None
+        built = manifest_of(folder.parent).get("models") if folder else None
         about = About(
             simulated=work.simulated,
             judge=work.judge,

@@ -182,6 +182,12 @@ def manifest_of(run_dir: Path) -> Manifest:
     return {}
 
 
+def carried_manifest(dataset: Path) -> Manifest:
+    """The run's manifest that a dataset folder carries; empty where there is none."""
+    tree = read_json(dataset / "provenance" / "manifest.json").get("manifest")
+    return cast(Manifest, tree) if isinstance(tree, dict) else {}
+
+
 def run_manifest(run_dir: Path) -> Manifest:
     """manifest.json; see `manifest_of`.
 

@@ -31,7 +31,7 @@ from ..rewards.rules import is_refusal
 from ..run import Manifest, StageCounts
 from ..run.cost import spent_in
 from ..run.files import read_json, readable
-from ..run.folder import counts_in, counts_tree, manifest_of, parts_of
+from ..run.folder import carried_manifest, counts_in, counts_tree, manifest_of, parts_of
 from ..run.partitions import Partition, lean_arrow
 from ..run.progress import FRESH_S, read_live
 from ..statistics import Bools
@@ -99,13 +99,12 @@ def open_folder(path: Path) -> ViewedFolder:
     if manifest := manifest_of(path):
         return _open_run(path, manifest)
     if (path / "preference").is_dir() or (path / "scored").is_dir():
-        carried = read_json(path / "provenance" / "manifest.json").get("manifest")
         floors = read_json(path / "provenance" / "calibration.json").get("floors")
         return ViewedFolder(
             path,
             None,
             path,
-            cast(Manifest, carried) if isinstance(carried, dict) else {},
+            carried_manifest(path),
             _dims_of_columns(path),
             _floors(floors),
         )
