@@ -61,10 +61,15 @@ class Plugin:
         module, _, attribute = self.path.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             if not self.own and not isinstance(e, (ImportError, AttributeError, ValueError)):
                 raise
-            raise SettingsError(f"can't load {self.where} {self.name!r}: {one_line(e)}") from e
+            why = one_line(e)
+            if isinstance(e, ModuleNotFoundError) and e.name == module:
+                why += " beside the builder file or on PYTHONPATH"
+            elif isinstance(e, SystemExit):
+                why = f"it exits when it is imported ({why})"
+            raise SettingsError(f"can't load {self.where} {self.name!r}: {why}") from e
 
     def call(
         self, *arguments: Any, needs: Iterable[str] = (), gives: Callable[[Any], Any] | None = None
@@ -137,7 +142,7 @@ def guarded(own: str, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
     except (MoraError, DropRow, PendingRetry):
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         if not own:
             raise
         code, line = [(f.f_code.co_filename, n) for f, n in walk_tb(e.__traceback__)][-1]
@@ -158,6 +163,6 @@ def load(table: Mapping[str, str], name: str, where: str) -> Plugin:
     """
     path = table.get(name, name)
     if not all(path.partition(":")):
-        hint = f"{nearest(name, table)} Or give module:name" if table else "write module:name"
+        hint = f"write module:name{f', or {nearest(name, table)}' if table else ''}"
         raise SettingsError(f"unknown {where} {name!r}: {hint}")
     return Plugin(name, path, where)

@@ -8,7 +8,7 @@ build makes it as `Class(dimension, options, context)`, options being an instanc
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import isawaitable
 from numbers import Real
 from typing import Any, Protocol, get_args
@@ -232,11 +232,18 @@ async def scores_of(
         reason = _not_scores(found, reward.dimension)
     except (MoraError, PendingRetry):
         raise
-    except Exception as e:  # a plug-in's, and whatever it calls
+    except (Exception, SystemExit) as e:  # a plug-in's, and whatever it calls
         reason = f"raised {type(e).__name__}: {one_line(e, 160)}"
     if not reason:
-        return list(found)
+        return [_plain(score) for score in found]
     return [missing(reward, reason, may_pass=True)] * len(answers)
+
+
+def _plain(score: Score) -> Score:
+    """With numbers of Python, since numpy's have no JSON, and a reason where there is none."""
+    value, raw = (None if x is None else float(x) for x in (score.value, score.raw))
+    reason = score.reason or ("no_score" if value is None and raw is None else "")
+    return replace(score, value=value, raw=raw, reason=reason)
 
 
 def _not_scores(found: object, dimension: str) -> str:

@@ -376,10 +376,13 @@ class Summary:
 
 def cause_of(errors: Sequence[Mapping[str, object]]) -> str:
     """The commonest kind of reason of rows that failed for good or are owed, with the first one's
-    words, as `12 x HTTP 400: ...`; empty where there is none."""
-    causes = [one_line(e.get("error") or "", 120) for e in errors]
-    for kind, n in Counter(c.partition(":")[0] for c in causes if c).most_common(1):
-        return f"{n} x {next(c for c in causes if c.partition(':')[0] == kind)}"
+    words and the dimension, if it is one, as `12 x harmless: HTTP 400: ...`; empty where there is
+    none."""
+    causes = [(one_line(e.get("error") or "", 120), e.get("dimension")) for e in errors]
+    for kind, n in Counter(c.partition(":")[0] for c, _ in causes if c).most_common(1):
+        alike = [(c, d) for c, d in causes if c.partition(":")[0] == kind]
+        dims = {d for _, d in alike if d}
+        return f"{n} x {f'{dims.pop()}: ' if len(dims) == 1 else ''}{alike[0][0]}"
     return ""
 
 
@@ -426,7 +429,7 @@ def emptied_by(
             why = ""
             if reason in ("failed", "unscored"):
                 mostly = f", most often {cause}" if (cause := cause_of(errors)) else ""
-                why = f"{mostly}; errors.jsonl has all, `mora-data check` tries the endpoint"
+                why = f"{mostly}; errors.jsonl has all; `mora-data check` tries an endpoint"
             if reason == "truncated":
                 why = "; raise policy.max_tokens"
             return (

@@ -182,7 +182,10 @@ class PromptGroup:
         if task.cancelled():
             error: BaseException | None = None
             if not self._closing:
-                error = RuntimeError("the work on a prompt cancelled itself: a plug-in's code did")
+                error = MoraError(
+                    "the work on a prompt cancelled itself: catch CancelledError in the plug-in"
+                    " that let it through"
+                )
         else:
             error = task.exception()
         if error is not None and self._error is None:

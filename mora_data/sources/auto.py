@@ -249,7 +249,7 @@ class Auto:
         if not found:
             return (
                 f"{file} has no layout that is known, and no text that could be a question: its"
-                f" columns are {columns}; {_KNOWN}"
+                f" columns are {columns}. Give --set source.columns.prompt=COLUMN, {_KNOWN}"
             )
         values = ", ".join(f"{one_line(k, 40)} is {_cut(v)}" for k, v in found)
         ways = (f"{'messages' if isinstance(v, list) else 'prompt'}={k}" for k, v in found)

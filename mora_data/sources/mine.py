@@ -233,6 +233,12 @@ def mine(
             parsed = parse(row, file)
             if not isinstance(parsed, ParsedRow):
                 raise SourceError(f"{own} gave {type(parsed).__name__} of a row, not a ParsedRow")
+            if own and not _are_turns(parsed.messages):
+                raise SourceError(
+                    f"{own} gave {one_line(parsed.messages, 60)} of row {number} of {file}:"
+                    " messages are turns, each with a role (system, user, assistant) and a text as"
+                    " content, the last of a user; raise DropRow(REASON) where a row has none"
+                )
             prompt = _prompt_of(opened, number, parsed, wanted, counts, seen, own_ids)
         except DropRow as drop:
             counts.dropped[drop.reason] += 1
@@ -291,6 +297,16 @@ class Seen:
     benchmarks: Benchmarks
     ids: list[set[int]] = field(default_factory=list)
     near: NearDuplicates | None = None
+
+
+def _are_turns(messages: object) -> bool:
+    """Whether this is a conversation that ends with a user turn."""
+    return (
+        isinstance(messages, Sequence)
+        and all(isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in messages)
+        and {m.get("role") for m in messages} <= {"system", "user", "assistant"}
+        and [m["role"] for m in messages][-1:] == ["user"]
+    )
 
 
 def _prompt_of(
@@ -414,7 +430,7 @@ def _look(
     if isinstance(source, Layout):
         fits, needed = any(map(source.matches, rows)), source.known_by.replace("`", "")
     else:
-        fits = any(columns <= row.keys() for row in rows for columns in source.required)
+        fits = any(set(columns) <= row.keys() for row in rows for columns in source.required)
         needed = "; or ".join(", ".join(sorted(columns)) for columns in source.required)
     if fits:
         return

@@ -145,10 +145,10 @@ def _arm_lines(arm: PromptArm, label: str, dims: Sequence[str]) -> list[str]:
         said = f"failed: {a.error}" if a.error is not None else a.text
         lines += _labelled("", one_line(said, ANSWER_CHARS))
     if best is None:
-        none = "none" if any(v is not None for a in arm.answers for v in a.rewards.values()) else ""
-        return lines + (
-            _labelled("pair", f"{none}: no answer is better than another") if none else []
-        )
+        scored = sum(None not in a.rewards.values() for a in arm.answers)
+        few = f"only {scored} of {len(arm.answers)} answers has all scores"
+        why = few if scored == 1 else "no answer is better than another"
+        return lines + (_labelled("pair", f"none: {why}") if scored else [])
     margins = ", ".join(
         f"{d} {best['margins'][d]:+.2f}" for d in dims if best["margins"][d] is not None
     )

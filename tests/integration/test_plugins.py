@@ -318,6 +318,7 @@ def reasons_without_a_server(here: Path, tree: dict[str, Any]) -> set[str]:
 
 
 LEVELS = """
+import numpy as np
 from mora_data.types import Score
 
 class Levels:
@@ -328,7 +329,7 @@ class Levels:
 
     async def scores(self, ask, prompt_id, messages, answers, purpose):
         {first}
-        return [Score(self.dimension, self.name, len(a) % 7 / 7) for a in answers]
+        return [Score(self.dimension, self.name, np.float32(len(a) % 7 / 7)) for a in answers]
 """
 
 
@@ -357,6 +358,8 @@ def levels(here: Path, first: str, **more: Any) -> dict[str, Any]:
             "gave a score of str in place of a number",
         ),
         ("raise ValueError('of no\\nuse')", "raised ValueError: of no use"),
+        ("raise SystemExit(3)", "raised SystemExit: 3"),
+        ("return [Score(self.dimension, self.name, None) for a in answers]", "no_score"),
     ],
 )
 def test_what_is_no_score_is_a_row_with_a_reason(here: Path, first: str, reason: str) -> None:
@@ -410,6 +413,7 @@ def test_a_reward_that_raises_costs_a_canary_and_not_the_run(here: Path) -> None
 
 PARTS = """
 import numpy as np
+from mora_data.sources import ParsedRow
 
 class Reward:
     pass_threshold, calibration, step, name, dimension = 0.1, "identity", 0.0, "mine", "level"
@@ -436,6 +440,13 @@ class Source:
     def parse(self, row, file): return row["ask"]
 class Row(Source):
     def parse(self, row, file): return row
+class Mute(Source):
+    def parse(self, row, file): return ParsedRow(())
+class Number(Source):
+    def parse(self, row, file): return ParsedRow(({"role": "user", "content": 3},))
+class Human(Source):
+    def parse(self, row, file): return ParsedRow(({"role": "human", "content": "hi"},))
+def leave(batch): raise SystemExit(2)
 
 def boom(*a): raise RuntimeError("boom")
 def flat(batch): return np.zeros(3)
@@ -449,7 +460,7 @@ def words(x, y): return "high"
         ({"rewards.level": {"kind": "parts:Bare"}}, "parts:Bare' raised TypeError: Bare.__init__"),
         (
             {"rewards.level": {"kind": "parts:Broken"}},
-            r"raised OSError: no weights \(parts.py, line 12\)",
+            r"raised OSError: no weights \(parts.py, line 13\)",
         ),
         (
             {"rewards.level": {"kind": "parts:Ranked"}},
@@ -461,8 +472,16 @@ def words(x, y): return "high"
             {"rewards.level": {"kind": "parts:Nothing"}},
             "without dimension, name, step, scores",
         ),
-        ({"source.kind": "parts:Source"}, r"raised KeyError: 'ask' \(parts.py, line 26\)"),
+        ({"source.kind": "parts:Source"}, r"raised KeyError: 'ask' \(parts.py, line 27\)"),
         ({"source.kind": "parts:Row"}, "gave dict of a row, not a ParsedRow"),
+        ({"source.kind": "parts:Mute"}, r"gave \(\) of row 0 of .*rows.jsonl: messages are turns"),
+        ({"source.kind": "parts:Number"}, "'content': 3}.* of row 0"),
+        ({"source.kind": "parts:Human"}, "'role': 'human'.* of row 0"),
+        ({"select.selector": "parts:leave"}, "selector 'parts:leave' raised SystemExit: 2"),
+        (
+            {"select.selector": "gone:pick"},
+            "can't load select.selector 'gone:pick': No module named 'gone' beside",
+        ),
         ({"source.kind": "parts:Nothing"}, "gave Nothing without required, files, parse"),
         ({"select.selector": "parts:boom"}, "select.selector 'parts:boom' raised RuntimeError"),
         ({"select.selector": "parts:flat"}, r"gave an array of \(3,\) in place of \(\d+, 6, 6\)"),

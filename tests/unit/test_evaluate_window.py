@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mora_data.errors import EndpointError
+from mora_data.errors import EndpointError, MoraError
 from mora_data.evaluate.prompts import EvalPrompt
 from mora_data.run.stats import RunStats
 from mora_data.run.tasks import run_prompts
@@ -78,5 +78,5 @@ def test_a_prompt_that_cancels_itself_fails_the_run() -> None:
     async def work(prompt: Any) -> None:
         raise asyncio.CancelledError
 
-    with pytest.raises(RuntimeError, match="cancelled itself"):
+    with pytest.raises(MoraError, match="cancelled itself"):
         asyncio.run(run_prompts(work, [1, 2], [], RunStats()))
