@@ -273,8 +273,9 @@ def test_load_snippets_take_the_repository_and_the_tag() -> None:
 
 def test_each_number_of_the_card_stands_in_the_manifest() -> None:
     data = published()
-    body = render(data).split("\n---\n", 1)[1]
-    assert list(lint._number_faults(body, data)) == []
+    pair = example("fine") | {"margin_helpful": 0.00782065}  # of a reward without levels
+    body = render(data, pair).split("\n---\n", 1)[1]
+    assert list(lint._number_faults(body, data)) == [] and "`0.00782065`" in body
     wrong = body.replace("| duplicate 5,", "| duplicate 6543,").replace(
         "duplicate 5,", "duplicate 6543,"
     )
