@@ -90,8 +90,8 @@ def snapshot(repo_id: str, revision: str | None) -> Path:
     except Exception as e:
         why = f"{type(e).__name__}: {one_line(e)}"
         raise PublishError(
-            f"{name} is no folder here and can't be fetched ({why}): check the name, the network and"
-            " HF_ENDPOINT"
+            f"{name} is no folder here and can't be fetched ({why}): check the name, the"
+            " network and HF_ENDPOINT"
         ) from e
 
 
