@@ -121,7 +121,7 @@ class Progress:
         self.stats, self._clock = stats or RunStats(), clock
         self._stream: TextIO | None = None if quiet else sys.stderr
         self._live = self._stream is not None and self._stream.isatty()
-        self._step = _Step("", 0, 0, clock(), (0, 0, 0))
+        self._step = _Step("starting", 0, 0, clock(), (0, 0, 0))
         self._printed_at, self._width = clock(), 0
         self._expected: Ends | None = None  # requests of a prompt
         self._n_prompts = 0

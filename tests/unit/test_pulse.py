@@ -32,6 +32,7 @@ def test_it_says_what_is_under_way_and_is_gone_at_the_end(
     stats.limiters.append(ConcurrencyLimiter(4, n=2))
     stats.retries["429"] += 3
     progress = Progress(stats, quiet=True)
+    assert progress_line(progress.state()).startswith("starting, ")
     progress.start("prompts", 88, 40)
 
     async def main() -> None:
