@@ -116,10 +116,10 @@ def _part(part: object) -> str:
 MARKS = {
     "ChatML": r"<\|im_start\|>\s*(?P<{}>\w+)\n|<\|im_end\|>",
     "Llama 3": r"<\|start_header_id\|>\s*(?P<{}>\w+)\s*<\|end_header_id\|>|<\|eot_id\|>",
-    "Zephyr": r"<\|(?P<{}>system|user|assistant)\|>\n?|</s>",
+    "Zephyr": r"<\|(?P<{}>system|user|assistant)\|>\n?|</s>|<\|end(?:oftext)?\|>",
     "Gemma": r"<start_of_turn>\s*(?P<{}>\w+)\n|<end_of_turn>",
     "extra_id": r"<extra_id_\d>(?P<{}>System|User|Assistant)[ \t]*(?:\n|$)",
-    "###": r"(?:^|\n)### ?(?P<{}>Human|User|Assistant|System|Instruction|Response):\s?",
+    "###": r"###(?<!####) ?(?P<{}>Human|User|Assistant|System|Instruction|Response):\s?",
     "HH": r"(?:^|\n\n)(?P<{}>Human|Assistant):(?: |$|(?=\n))",
     "Vicuna": r"(?:^|\s|</s>)(?P<{}>USER|ASSISTANT|SYSTEM):\s?",
     "User:": r"(?:^|\n)(?P<{}>User|Assistant|System):\s?",
@@ -129,7 +129,8 @@ MARKS = {
 # searched for twice as fast
 _SPLIT = {n: pattern(tag.replace("(?:^|", "(?:").format("role")) for n, tag in MARKS.items()}
 _PRELUDE = re.compile(
-    r"<s>|<\|begin_of_text\|>|<bos>|BEGINNING OF CONVERSATION:|Below is an instruction[^#]*"
+    r"<s>|<\|(?:begin_of_|endof)text\|>|<bos>|BEGINNING OF CONVERSATION:"
+    r"|Below is an instruction[^#]*"
 )
 _OPENS = re.compile(
     r"(?P<inst>\[INST\])|"
@@ -223,8 +224,12 @@ def transcript_turns(text: str, marks: str) -> Messages:
             {"role": t["role"], "content": t["content"].replace("</s>", "")}
             for t in split_turns(body, marks)
         ]
-        names = {"Human", "Assistant"} if marks == "HH" else set()
-        if any(f"{n}:" in t["content"] for t in turns for n in names):
+        names = {
+            "HH": ("Human:", "Assistant:"),
+            "Human:": ("Assistant:",),
+            "User:": ("Assistant:",),
+        }
+        if any(n in t["content"] for t in turns for n in names.get(marks, ())):
             raise DropRow("stray_marker")
     if turns and not turns[-1]["content"].strip():
         turns.pop()
@@ -318,8 +323,17 @@ def context_of(row: Row) -> tuple[Messages, bool]:
     elif is_talk(value := row[name]) or isinstance(value, list):
         turns = conversation(value)
     else:
-        turns = conversation(_and_more(row, name, prompt_in(row, name)))
+        asked = conversation(_and_more(row, name, prompt_in(row, name)))
+        turns = (*_turns_before(row), *asked)
     return open_end(with_system(row, turns))
+
+
+def _turns_before(row: Row) -> Messages:
+    """What a `history` of turns, or of pairs of question and reply, says before the question."""
+    history = row.get("history")
+    if isinstance(history, list) and all(isinstance(x, list) and len(x) == 2 for x in history):
+        history = [{"input": question, "output": reply} for question, reply in history]
+    return conversation(history) if is_talk(history) else ()
 
 
 def _and_more(row: Row, name: str, text: str) -> str:

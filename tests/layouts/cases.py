@@ -404,9 +404,11 @@ rows(
 )
 rows(
     "Guanaco",
-    {"text": f"### Human: {Q}### Assistant: {A}".replace("### Assistant", "\n### Assistant")},
-    Q,
+    {"text": f"### Human: {Q}### Assistant: {A}### Human: {Q2}### Assistant: {B}"},
+    f"{Q} / {A} / {Q2}",
 )
+rows("Phi-3", {"text": f"<|user|>\n{Q}<|end|>\n<|assistant|>\n{A}<|end|>\n<|endoftext|>"}, Q)
+rows("OLMo", {"text": f"<|endoftext|><|user|>\n{Q}\n<|assistant|>\n{A}<|endoftext|>"}, Q)
 rows(
     "Alpaca's template",
     {
@@ -424,6 +426,26 @@ rows(
 rows("Vicuna", {"text": f"USER: {Q} ASSISTANT: {A}</s>USER: {Q2} ASSISTANT:"}, f"{Q} / {A} / {Q2}")
 rows("Beaver", {"prompt": f"BEGINNING OF CONVERSATION: USER: {Q} ASSISTANT:"}, Q)
 rows("User and Assistant", {"text": f"User: {Q}\nAssistant: {A}"}, Q)
+rows(
+    "a reply marked within a line",
+    [{"text": f"User: {Q}\nAssistant: {A}"}, {"text": f"User: {Q} Assistant: {A}"}],
+    Q,
+    "!stray_marker",
+)
+rows(
+    "LLaMA-Factory's turns before an instruction",
+    [
+        {"instruction": Q2, "input": "", "output": B, "history": [[Q, A]]},
+        {"instruction": OTHER, "input": "", "output": B, "history": []},
+    ],
+    f"{Q} / {A} / {Q2}",
+    OTHER,
+)
+rows(
+    "turns before a question",
+    {"question": Q2, "history": [{"role": "user", "content": Q}, {"role": "bot", "content": A}]},
+    f"{Q} / {A} / {Q2}",
+)
 rows(
     "Human and Assistant",
     {"text": f"Human: {Q}\nSecond line.\nAssistant: {A}\nHuman: {Q2}\nAssistant:"},
