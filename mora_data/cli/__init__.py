@@ -119,9 +119,9 @@ def _run(argv: list[str], own: bool) -> int:
     interrupted = f"\ninterrupted; what was answered is kept. To go on: {again}\n"
     if own:
         _end_at_second_interrupt(visible(redacted(interrupted)))
-    # what imports make stays, half a million objects, and requests leave no cycles behind: looking
-    # for them every 700 objects took 8 % of the CPU
-    gc.set_threshold(500_000, 20, 50)
+    # imports make half a million objects that stay, and requests leave no cycles behind, but 30
+    # objects (5 kB) for a fault that is tried again: looking for them every 700 objects took 8 %
+    gc.set_threshold(100_000, 20, 50)
     signal.signal(signal.SIGTERM, _stop)
     try:
         _reach_folders(args)

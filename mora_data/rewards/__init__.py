@@ -241,9 +241,13 @@ async def scores_of(
 
 def _plain(score: Score) -> Score:
     """With numbers of Python, since numpy's have no JSON, and a reason where there is none."""
-    value, raw = (None if x is None else float(x) for x in (score.value, score.raw))
-    reason = score.reason or ("no_score" if value is None and raw is None else "")
-    return replace(score, value=value, raw=raw, reason=reason)
+    value, raw = score.value, score.raw
+    if value is None and raw is None:
+        return score if score.reason else replace(score, reason="no_score")
+    if {type(value), type(raw)} <= {float, type(None)}:
+        return score
+    value, raw = (None if x is None else float(x) for x in (value, raw))
+    return replace(score, value=value, raw=raw)
 
 
 def _not_scores(found: object, dimension: str) -> str:
