@@ -398,10 +398,13 @@ def by_file(
         readable = [r.row for r in first if not isinstance(r.row, DropRow)]
         if not readable:
             reason = first[0].row.reason if isinstance(first[0].row, DropRow) else ""
-            utf8 = "; is it UTF-8?" if reason == "not_utf8" else ""
+            hints = {
+                "not_utf8": "save it as UTF-8",
+                "not_an_object": 'each row has to be an object, as {"prompt": "Why?"}',
+            }
             raise SourceError(
-                f"none of the first {len(first)} rows of {file} can be read ({reason}{utf8}): "
-                "is the file of the type that its suffix says?"
+                f"none of the first {len(first)} rows of {file} can be read ({reason}): "
+                + hints.get(reason, "is the file of the type that its suffix says?")
             )
         _look(opened.source, readable, file, settings, counts)
         yield from chain(first, rows)  # noqa: B031

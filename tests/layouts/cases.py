@@ -1175,6 +1175,8 @@ rows(
     "no questions at all", {"chosen": A, "rejected": B}, refused="no text that could be a question"
 )
 rows("numbers alone", {"a": 1, "b": 2}, refused="no text that could be a question")
+rows("rows that are lists", [[[Q, A]]], refused="has to be an object")
+file("latin1.csv", f"prompt\n{Q} \u00e9\n".encode("latin-1"), [], refused="save it as UTF-8")
 file("doubled.csv", f"prompt,prompt\n{Q},{OTHER}\n", [], refused="names the column 'prompt' twice")
 file(
     "lfs.parquet",
