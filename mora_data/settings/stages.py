@@ -391,7 +391,7 @@ class LimitSettings(Settings):
     max_tokens: Annotated[int, Field(gt=0)] | None = None
     """Tokens in and out, together, that they may use in all."""
     prices: str | None = None
-    """Path of a price table to use in place of the shipped one."""
+    """Path of a price table that comes before the shipped one."""
 
 
 class ScriptedSettings(Settings):
