@@ -163,6 +163,6 @@ def load(table: Mapping[str, str], name: str, where: str) -> Plugin:
     """
     path = table.get(name, name)
     if not all(path.partition(":")):
-        hint = f"write module:name{f', or {nearest(name, table)}' if table else ''}"
+        hint = f"{nearest(name, table)}; or write module:name" if table else "write module:name"
         raise SettingsError(f"unknown {where} {name!r}: {hint}")
     return Plugin(name, path, where)

@@ -149,7 +149,7 @@ class BuildSettings(Settings):
         RaySettings.model_construct(), exclude=True
     )
     """The cluster, where the executor is ray."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     """Run seed."""
     partition_size: Annotated[int, Field(ge=1, le=65536)] = 512
     """Prompts per partition."""

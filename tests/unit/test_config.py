@@ -90,6 +90,7 @@ def test_written_settings_read_back() -> None:
         ({"rollout": {"n": "many"}}, "rollout.n = 'many'"),
         ({"rollout": {"n": 10**30}}, "rollout.n = 1"),  # found by make fuzz, as the next two
         ({"mine": {"limit": 10**30}}, "should be at most"),
+        ({"seed": -1}, "seed = -1: Input should be greater than or equal to 0"),
         ({"source": {"kind": "jsonl", "dataset": "\ud800"}}, "should be text"),
         (
             {"rewards": {"helpful": {"x": "\ud800"}}},
