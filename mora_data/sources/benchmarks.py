@@ -18,7 +18,6 @@ from ..run.files import write_whole
 from ..settings import SourceSettings
 from ..text import digest, words
 from . import read
-from .turns import QUESTIONS
 
 HUB = {
     "AlpacaEval": ("tatsu-lab/alpaca_eval", ["alpaca_eval.json"]),
@@ -29,7 +28,7 @@ HUB = {
     "MT-Bench": ("HuggingFaceH4/mt_bench_prompts", []),
 }
 NAMES = tuple(HUB)
-_COLUMNS = (*QUESTIONS, "turns")
+_COLUMNS = ("prompt", "instruction", "goal", "Question", "question", "turns")
 _N = 13
 _BYTES = 8  # of a hash
 
