@@ -75,7 +75,7 @@ def find(paths: Sequence[Path], patterns: Sequence[str], split: str = "") -> lis
         elif path.is_file():
             files = _at(path)
         else:
-            raise SourceError(f"no file or folder at {path}: correct the path")
+            raise SourceError(f"no file or folder at {path}: correct the path, --data or --source")
         if len(files) > 1 or path.is_dir():
             matching = [f for f in files if any(fnmatch(f.name, p) for p in patterns)]
             files = matching or _of_split(files, split, path)
