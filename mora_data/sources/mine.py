@@ -399,7 +399,7 @@ def by_file(
         if not readable:
             reason = first[0].row.reason if isinstance(first[0].row, DropRow) else ""
             hints = {
-                "not_utf8": "save it as UTF-8",
+                "not_utf8": "save it as UTF-8, or give it the suffix of its type",
                 "not_an_object": 'each row has to be an object, as {"prompt": "Why?"}',
             }
             raise SourceError(
