@@ -141,6 +141,7 @@ class PlainTransport:
             self._sweeper.cancel()
         for connection in [*self._idle, *self._busy]:
             connection.abort()
+        self._idle.clear()  # each holds its last call, and that the log of its partition
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
