@@ -76,7 +76,7 @@ def fit_thresholds(
     """
     if not isinstance(budget, int) and (unknown := sorted(set(budget) - set(n_mined))):
         raise SettingsError(
-            f"presample.budget names stratum {unknown[0]!r}; the mined prompts have"
+            f"presample.budget names stratum {unknown[0]!r}; the strata of the mined prompts are"
             f" {', '.join(sorted(n_mined))}"
         )
     groups = {s: [m for m in reference if m.stratum == s] for s in sorted(n_mined)}

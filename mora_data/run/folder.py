@@ -432,6 +432,8 @@ def emptied_by(
                 why = f"{mostly}; errors.jsonl has all; `mora-data check` tries an endpoint"
             if reason == "truncated":
                 why = "; raise policy.max_tokens"
+            if reason == "no_dominating_pair":
+                why = "; raise rollout.n, or take a judge that tells more apart"
             return (
                 f"no pair was selected: stage {stage} kept none of {c['in']} ({n} {reason}{why});"
                 f" the folder {run_dir / 'dataset'} is written without pairs"

@@ -35,7 +35,7 @@ from mora_data import resources
 from mora_data.cli import main
 from mora_data.engines import openai
 from mora_data.errors import EndpointError
-from mora_data.run.folder import cause_of, too_many_errors
+from mora_data.run.folder import StageCounts, cause_of, emptied_by, too_many_errors
 from mora_data.settings import build_settings
 from mora_data.types import Message
 
@@ -256,6 +256,8 @@ def test_failed_rows_are_counted_of_all_rows() -> None:
         {"error": "3 scores for 4 answers", "dimension": "calm"},
         {"error": "", "dimension": "x"},
     ]
+    counts = {"select": StageCounts({"in": 2, "kept": 0, "dropped": {"no_dominating_pair": 2}})}
+    assert "2 no_dominating_pair; raise rollout.n" in emptied_by(counts, Path("run"), [])
     assert cause_of(few) == "1 x calm: 3 scores for 4 answers"
     settings = build_settings({"name": "x", "source": {"kind": "jsonl"}})
     said = str(too_many_errors(errors, 4, settings, Path("run")))

@@ -98,7 +98,7 @@ def test_a_budget_for_an_unknown_stratum_is_one_line(
     assert main([*BUILD, *more]) == 1
     err = capsys.readouterr().err
     assert (
-        "presample.budget names stratum 'chemistry'; the mined prompts have" in err
+        "presample.budget names stratum 'chemistry'; the strata of the mined prompts are" in err
         and "Traceback" not in err
     )
 

@@ -101,7 +101,9 @@ def test_a_stratum_that_the_reference_lacks_gets_the_threshold_of_all() -> None:
 
 
 def test_an_unknown_stratum_is_one_line() -> None:
-    with pytest.raises(SettingsError, match="names stratum 'x'; the mined prompts have a, b"):
+    with pytest.raises(
+        SettingsError, match="names stratum 'x'; the strata of the mined prompts are a, b"
+    ):
         fit_thresholds(prompts(10, 1), {"a": 5, "b": 5}, {"x": 3}, ACCEPT)
 
 
