@@ -117,8 +117,8 @@ def _of_judge(r: Report) -> Iterator[str]:
         rho = v["reliability"]
         if rho is None:
             yield (
-                f"The reliability of {d} was not measured: no answer was scored twice before the"
-                " build."
+                f"The reliability of {d} is not known; answers scored twice before the build:"
+                f" {v['scored_twice']}."
             )
         elif rho < LEAST_RELIABILITY:
             yield (
@@ -131,7 +131,7 @@ def _of_judge(r: Report) -> Iterator[str]:
                 " answers is the scorer's noise."
             )
     if r["judge"]["provisional"]:
-        yield f"Noise was measured on {r['judge']['n_rollouts']} answers only, which is few."
+        yield f"Noise and calibration rest on {r['judge']['n_rollouts']} answers, which is few."
     for row in (r.get("judge_audit") or {"rows": []})["rows"]:
         if not knows_more_than_length(row):
             yield f"Before the build, {row['sentence']}"

@@ -161,6 +161,10 @@ def test_doubts_are_said_in_words(report: Report) -> None:
         and "THE HARM CHECK IS OFF" in said
     )
     assert "longer one in 100 %" in said and "12 pairs" in said
+    once = {"sigma": 0.2, "reliability": None, "scored_twice": 1, "measured": True}
+    judge = {**report["judge"], "dimensions": {"helpful": once}}
+    doubts = caveats_of(cast(Report, {**report, "judge": judge}))
+    assert any("not known; answers scored twice before the build: 1." in d for d in doubts)
     assert "keep 50 % of their margins" in said
 
 
