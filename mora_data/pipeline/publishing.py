@@ -72,7 +72,9 @@ def finish(
     written = _publish(build, asked, parts, manifest, selection)
     known = {**known, "publish": written.stage}
     failure = None
-    if not written.stage["kept"]:
+    configs = build.settings.publish.configs
+    paired = configs == "all" or "preference" in configs  # else no row of the folder is a pair
+    if not (written.stage["kept"] if paired else selection.n_pairs):
         failure = NothingSelected(emptied_by(known, build.folder.path, errors))
     manifest = _write_manifest(
         build, {**manifest, "counts": known}, "empty" if failure else "done", written

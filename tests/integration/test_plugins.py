@@ -89,6 +89,8 @@ def test_a_selector_edited_in_place_selects_other_pairs_and_asks_no_policy(here:
     assert run(here, tree).repeated == 0
     smallest = pairs(here)
     assert len(smallest) > 5 and set(smallest) != set(largest)
+    # pairs are there, though none is published
+    assert run(here, {**tree, "publish": {"configs": ["scored"]}}).pairs == len(smallest)
 
 
 def test_a_source_edited_in_place_is_mined_again(here: Path) -> None:
