@@ -153,7 +153,14 @@ def release_of(configs: str | list[str]) -> Release:
     settings: BuildSettings = build_settings(
         {"name": "bench", "source": {"kind": "jsonl"}, "publish": {"configs": configs}}
     )
-    origin = Origin("org/policy", "org/judge", "org/policy", "dominance_hv", False, 0)
+    origin = Origin(
+        policy="org/policy",
+        judge="org/judge",
+        rewriter="org/policy",
+        selector="dominance_hv",
+        simulated=False,
+        seed=0,
+    )
     return Release(settings, origin, {}, dict.fromkeys(DIMS, 0.75), pick, True)
 
 
