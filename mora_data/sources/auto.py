@@ -129,7 +129,10 @@ class Auto:
             )
             raise SourceError(f"the rows of {file} carry no rated answers: {way}")
         name = max(values, key=lambda k: (k in scales, len(values[k])))
-        low, high = scales.get(name, (math.floor(min(values[name])), math.ceil(max(values[name]))))
+        seen = math.floor(min(values[name])), math.ceil(max(values[name]))
+        low, high = scales.get(name, seen)
+        if not low <= seen[0] <= seen[1] <= high:
+            low, high = seen
         reward = f"{{kind: precomputed, column: {name}, range: [{low:g}, {high:g}]}}"
         way = quote(f"recorded={{dimensions: [{name}], rewards: {{{name}: [{reward}]}}}}")
         raise SourceError(

@@ -81,7 +81,11 @@ def test_a_data_file_is_a_source_and_pairs_of_any_layout_are_built(
 
 @pytest.mark.parametrize(
     ("rows", "says"),
-    [(RATED, "are rated by x, not by preferred"), ([{"prompt": Q, "response": [A, B]}], "ranked")],
+    [
+        (RATED, "are rated by x, not by preferred"),
+        ([{"prompt": Q, "responses": [A, B], "scores": [88, 12.5]}], "range: [12, 88]"),
+        ([{"prompt": Q, "response": [A, B]}], "ranked"),
+    ],
 )
 def test_ratings_of_other_names_end_with_what_to_type(
     rows: list[Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
