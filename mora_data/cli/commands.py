@@ -329,7 +329,8 @@ def print_status(args: argparse.Namespace) -> None:
     found, now, ended = run_status(args.run_dir), read_live(args.run_dir), read_end(args.run_dir)
     spent = spent_in(args.run_dir, manifest_of(args.run_dir))
     money = money_line(None, spent.cost, spent.currency, spent.unpriced, found.pairs or 0)
-    state = "at work" if now is not None else found.status if ended is None else "not finished"
+    known = found.status or "without a manifest.json that can be read"
+    state = "at work" if now is not None else known if ended is None else "not finished"
     kind = "a preview, " if found.preview else ""
     line = (
         f"{args.run_dir}: {kind}{state}, {found.prompts_done} of {found.prompts} prompts done,"

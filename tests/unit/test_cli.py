@@ -243,6 +243,9 @@ def test_a_stopped_build_says_why_and_goes_on_by_itself(
     assert list(tree["counts"])[-1] == "select"
     assert main(["status", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ended"] is None
+    (tmp_path / "run/manifest.json").write_text("{")
+    assert main(["status", str(tmp_path / "run")]) == 0
+    assert "run: without a manifest.json that can be read" in capsys.readouterr().out
 
 
 def test_a_failed_build_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
