@@ -12,6 +12,7 @@ import random
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -708,6 +709,24 @@ async def bodies(kind: str, base_url: str, times: int = 1) -> list[bytes]:
         ]
     finally:
         await transport.close()
+
+
+def test_a_closed_transport_holds_no_call() -> None:
+    """Its connections did, and each call the log of its partition, until the end of the build."""
+
+    async def run(base_url: str) -> tuple[http.Transport, weakref.ref[Any]]:
+        transport = transport_to("plain", base_url)
+
+        def patience() -> Patience:
+            return Patience(60.0, 60.0)
+
+        await transport.post(json.dumps({"messages": [], "model": "m"}).encode(), patience)
+        await transport.close()
+        return transport, weakref.ref(patience)
+
+    with FakeOpenAI() as server:
+        transport, patience = asyncio.run(run(server.base_url))
+    assert isinstance(transport, PlainTransport) and patience() is None
 
 
 @pytest.mark.parametrize("transport", ["plain", "aiohttp", "openai"])
