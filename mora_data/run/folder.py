@@ -431,7 +431,7 @@ def emptied_by(
                 mostly = f", most often {cause}" if (cause := cause_of(errors)) else ""
                 why = f"{mostly}; errors.jsonl has all; `mora-data check` tries an endpoint"
             if reason == "truncated":
-                why = "; raise policy.max_tokens"
+                why = "; raise policy.max_tokens, unless a content filter ended them"
             if reason == "no_dominating_pair":
                 why = "; raise rollout.n, or take a judge that tells more apart"
             return (
