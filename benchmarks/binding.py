@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,18 +24,17 @@ import numpy as np
 from mora_data.rewards.judge_stats import JudgeStats
 from mora_data.run.folder import parts_of
 from mora_data.run.table import ScoredTable, scored_tables
-from mora_data.selection.batch import Batch, PairRules, dominance_hv, top_pairs
-from mora_data.settings import load_settings
+from mora_data.selection.batch import Batch, batch_of, dominance_hv, top_pairs
+from mora_data.settings import BuildSettings, load_settings
 from mora_data.statistics import Bools, Floats
 
 LEAST = 1e-9
 
 
-def batches(run: Path, arm: str) -> Iterator[tuple[ScoredTable, PairRules, Batch]]:
+def batches(run: Path, settings: BuildSettings, arm: str) -> Iterator[tuple[ScoredTable, Batch]]:
     """An arm's prompts of each partition, under the build's own rules."""
-    settings = load_settings(run / "build.yaml")
     stats = JudgeStats.from_json(json.loads((run / "reference.json").read_text()))
-    rules = PairRules.of(settings, stats, dict.fromkeys(settings.dimensions, 0.25))
+    steps = dict.fromkeys(settings.dimensions, 0.25)
     for part in parts_of(run):
         for table in scored_tables(part, settings.dimensions, [arm], texts=False):
             index, there = table.padded(slice(0, len(table)))
@@ -43,8 +42,10 @@ def batches(run: Path, arm: str) -> Iterator[tuple[ScoredTable, PairRules, Batch
             certain = (table.absolute_R_D - table.uncertainty_R_D)[index]
             yield (
                 table,
-                rules,
-                rules.batch(
+                batch_of(
+                    settings,
+                    stats,
+                    steps,
                     rewards,
                     certain,
                     table.usable_R[index] & there,
@@ -64,10 +65,12 @@ def varying(batch: Batch) -> Bools:
     return some & (gap >= batch.delta_D - LEAST) & (gap > 0)
 
 
-def rules_of(table: ScoredTable, rules: PairRules, batch: Batch) -> dict[str, tuple[Bools, Bools]]:
+def rules_of(
+    table: ScoredTable, dims: Sequence[str], batch: Batch
+) -> dict[str, tuple[Bools, Bools]]:
     """Per rule what binds (P x D) and which prompts may have a pair at all (P)."""
     wanted, all_of = batch.binding_P_D, np.ones(len(table), bool)
-    targets = np.array([[d in t for d in rules.dims] for t in table.targets], bool)
+    targets = np.array([[d in t for d in dims] for t in table.targets], bool)
     both = wanted & varying(batch)
     return {
         "wanted": (wanted, all_of),
@@ -78,18 +81,18 @@ def rules_of(table: ScoredTable, rules: PairRules, batch: Batch) -> dict[str, tu
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     p.add_argument("run", type=Path)
     run: Path = p.parse_args().run
-    arms = load_settings(run / "build.yaml").fuse.arms
+    settings = load_settings(str(run / "build.yaml"))
     print("| arm | rule | prompts | with a pair | mean total margin | binding a pair |")
     print("|---|---|---:|---:|---:|---:|")
-    for arm in arms:
+    for arm in settings.fuse.arms:
         found: dict[str, list[Floats]] = {}
         n = 0
-        for table, rules, batch in batches(run, arm):
+        for table, batch in batches(run, settings, arm):
             n += len(table)
-            for name, (binding, may) in rules_of(table, rules, batch).items():
+            for name, (binding, may) in rules_of(table, settings.dimensions, batch).items():
                 one = replace(batch, binding_P_D=binding, _margins=[])
                 picks = top_pairs(one, dominance_hv(one), 1)
                 row = np.flatnonzero((picks.chosen_P_K[:, 0] >= 0) & may)

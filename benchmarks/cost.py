@@ -110,7 +110,7 @@ def measured(sets: Sequence[str], prompts: int, out: Path) -> Cost:
         part.tokens_out += sum(a.tokens_out for a in answers)
         return answers
 
-    Simulator.answer = counted  # type: ignore[method-assign]
+    Simulator.answer = counted  # type: ignore[method-assign,assignment]
     try:
         words = [w for s in (f"scripted.n_prompts={prompts}", *sets) for w in ("--set", s)]
         said, errors = io.StringIO(), io.StringIO()
@@ -142,7 +142,7 @@ def table(cost: Cost) -> Iterator[str]:
 def _sum(parts: Iterator[Part] | Sequence[Part]) -> Part:
     total: Counter[str] = Counter()
     for p in parts:
-        for name in Part.__slots__:  # type: ignore[attr-defined]
+        for name in Part.__slots__:
             total[name] += getattr(p, name)
     return Part(**total)
 

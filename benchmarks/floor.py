@@ -75,7 +75,7 @@ async def raw_posts(base_url: str) -> list[Post]:
         def post(body: bytes) -> Awaitable[tuple[int, bytes]]:
             c.reply = loop.create_future()
             c.transport.write(b"%s%d\r\n\r\n%s" % (head, len(body), body))
-            return c.reply  # type: ignore[no-any-return]
+            return c.reply
 
         return post
 

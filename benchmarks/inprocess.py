@@ -84,7 +84,12 @@ async def ours(task: str, folder: str, asked: Sequence[Any]) -> tuple[float, flo
     )
     batches: list[Any] = []
     bare = model.run
-    model.run = lambda pieces: [batches.append(pieces), bare(pieces)][1]
+
+    def run(pieces: Any) -> Any:
+        batches.append(pieces)
+        return bare(pieces)
+
+    model.run = run
     source = LazyModel("model", lambda: model, local)
     engine = InProcessEngine(
         queue, lambda task: source, RoleSettings(model="model", local=local), stats

@@ -80,8 +80,7 @@ def step_publish(run_dir: Path) -> dict[str, Any]:
     """Selection, then the dataset folder with `preference`, as in a build."""
     from mora_data.dataset.configs import Release
     from mora_data.dataset.folder import write_dataset
-    from mora_data.run.files import read_json
-    from mora_data.run.folder import parts_of
+    from mora_data.run.folder import manifest_of, parts_of
     from mora_data.selection.select import select, selected
     from mora_data.settings import load_settings
     from mora_data.types import Origin
@@ -91,19 +90,25 @@ def step_publish(run_dir: Path) -> dict[str, Any]:
     selected_by = {"select_cpu_s": round(time.process_time(), 1), "select_rss_mb": _rss_mb()}
     release = Release(
         settings,
-        Origin("org/policy", "org/judge", "org/policy", "dominance_hv", False, 0),
-        read_json(run_dir / "manifest.json"),
+        Origin(
+            policy="org/policy",
+            judge="org/judge",
+            rewriter="org/policy",
+            selector="dominance_hv",
+            simulated=False,
+            seed=0,
+        ),
+        manifest_of(run_dir),
         dict.fromkeys(DIMS, 0.75),
         lambda table, target, aligned: table.pairs,
         True,
     )
-    result = write_dataset(
-        lambda: selected(parts, selection, settings), release, run_dir / "dataset"
-    )
+    dataset = run_dir / "dataset"
+    result = write_dataset(lambda: selected(parts, selection, settings), release, dataset)
     return {
         **selected_by,
         "rows": result.counts,
-        "mb": round(result.n_bytes / 1e6),
+        "mb": round(sum(f.stat().st_size for f in dataset.glob("*/*.parquet")) / 1e6),
         "fingerprint": result.fingerprint,
     }
 

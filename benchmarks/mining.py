@@ -73,7 +73,7 @@ def synthetic(n: int) -> Iterator[bytes]:
 
 def opened(path: Path, mode: Literal["rb", "wb"]) -> IO[bytes]:
     """The file, through gzip where its name says so."""
-    return gzip.open(path, mode) if path.suffix == ".gz" else path.open(mode)  # type: ignore[return-value]
+    return gzip.open(path, mode) if path.suffix == ".gz" else path.open(mode)
 
 
 def write(path: Path, n: int) -> None:

@@ -47,6 +47,7 @@ def make(run_dir: Path, n_prompts: int, arms: list[str], presamples: int) -> Non
     """The run folder. The same arguments give the same bytes."""
     import numpy as np
 
+    from mora_data.rewards.judge_stats import JudgeStats, Noise
     from mora_data.run.partitions import Partition
     from mora_data.settings import load_settings, to_yaml
 
@@ -55,24 +56,15 @@ def make(run_dir: Path, n_prompts: int, arms: list[str], presamples: int) -> Non
     run_dir.mkdir(parents=True)
     (run_dir / "build.yaml").write_text(to_yaml(settings))
     n_parts = -(-n_prompts // PART)
-    noise = {
-        d: {
-            "sigma": 0.08,
-            "n": 400,
-            "measured": True,
-            "reliability": 0.8,
-            "reliability_upper": 0.85,
-        }
-        for d in DIMS
-    }
-    reference = {
-        "basis": "",
-        "n_rollouts": 4096,
-        "provisional": False,
-        "noise": noise,
-        "floors": dict.fromkeys(DIMS, 0.75),
-    }
-    (run_dir / "reference.json").write_text(json.dumps(reference))
+    stats = JudgeStats(
+        {d: Noise(0.08, 400, True, 0.8, 0.85) for d in DIMS},
+        dict.fromkeys(DIMS, 0.75),
+        {d: [] for d in DIMS},
+        n_rollouts=4096,
+        provisional=False,
+        cache_key="",
+    )
+    (run_dir / "reference.json").write_text(json.dumps(stats.to_json()))
     (run_dir / "mine.json").write_text(
         json.dumps({"n_parts": n_parts, "kept": n_prompts, "in": n_prompts, "dropped": {}})
     )
@@ -377,14 +369,13 @@ def _write(folder: Path, name: str, columns: dict[str, Any]) -> None:
     from mora_data.prompts.result import schemas
 
     schema = schemas(DIMS)[name]
-    table = pa.table(
-        {
-            f.name: columns[f.name]
-            if isinstance(columns[f.name], pa.Array)
-            else pa.array(columns[f.name], f.type)
-            for f in schema
-        }
-    ).cast(schema)
+    n = len(next(iter(columns.values())))
+
+    def of(f: pa.Field) -> pa.Array:
+        values = columns.get(f.name, [None] * n)  # a column that no run here has anything in
+        return values if isinstance(values, pa.Array) else pa.array(values, f.type)
+
+    table = pa.table({f.name: of(f) for f in schema}).cast(schema)
     with pq.ParquetWriter(
         folder / f"{name}.parquet",
         schema,

@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -150,7 +150,7 @@ def embed(texts: Iterable[str], folder: str, path: Path) -> dict[str, Floats]:
             if str(kept["encoder"]) == sha256:
                 known = dict(zip(kept["keys"].tolist(), kept["vectors"], strict=True))
     missing = [text for text in wanted if keys[text] not in known]
-    encode = Encoder(folder) if missing else None
+    encode: Any = Encoder(folder) if missing else None
     for first in range(0, len(missing), 50 * BATCH):
         chunk = missing[first : first + 50 * BATCH]
         for at in range(0, len(chunk), BATCH):
