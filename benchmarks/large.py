@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, checked, environment, run
-from benchmarks.partitions import DIMS
+from benchmarks.partitions import DIMS, ORIGIN
 
 STEPS = ("floor", "select", "publish", "report")
 
@@ -83,21 +83,13 @@ def step_publish(run_dir: Path) -> dict[str, Any]:
     from mora_data.run.folder import manifest_of, parts_of
     from mora_data.selection.select import select, selected
     from mora_data.settings import load_settings
-    from mora_data.types import Origin
 
     settings, parts = load_settings(str(run_dir / "build.yaml"), {}), parts_of(run_dir)
     selection = select(parts, settings)
     selected_by = {"select_cpu_s": round(time.process_time(), 1), "select_rss_mb": _rss_mb()}
     release = Release(
         settings,
-        Origin(
-            policy="org/policy",
-            judge="org/judge",
-            rewriter="org/policy",
-            selector="dominance_hv",
-            simulated=False,
-            seed=0,
-        ),
+        ORIGIN,
         manifest_of(run_dir),
         dict.fromkeys(DIMS, 0.75),
         lambda table, target, aligned: table.pairs,

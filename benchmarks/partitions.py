@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mora_data.types import Origin
+
 DIMS = ("helpful", "harmless", "truthful")
+ORIGIN: Origin = {
+    "policy": "org/policy",
+    "judge": "org/judge",
+    "rewriter": "org/policy",
+    "selector": "dominance_hv",
+    "simulated": False,
+    "seed": 0,
+}
 # prompts of a partition; answers of an arm; share of the prompts with pairs
 PART, ANSWERS, PAIRED = 512, 16, 0.7
 BEFORE = 8  # fresh answers before fusion, where there are presamples

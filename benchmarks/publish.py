@@ -27,16 +27,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import Figure, Scale, checked, run
+from benchmarks.partitions import DIMS, ORIGIN
 from mora_data.dataset import lint, schemas
 from mora_data.dataset.configs import Release
 from mora_data.dataset.folder import write_dataset
 from mora_data.run.table import Pairs, ScoredTable
 from mora_data.settings import BuildSettings, build_settings
 from mora_data.text import digest
-from mora_data.types import Origin, Prompt
+from mora_data.types import Prompt
 
 CLOCK = time.process_time  # CPU seconds of all threads: comparable on a busy machine
-DIMS = ("helpful", "harmless", "truthful")
 LEVELS = np.array((0.0, 0.25, 0.5, 0.75, 1.0))
 TEXT = """
 the a of to in safe careful question people should consider first, then ask. However, doctor's
@@ -153,15 +153,7 @@ def release_of(configs: str | list[str]) -> Release:
     settings: BuildSettings = build_settings(
         {"name": "bench", "source": {"kind": "jsonl"}, "publish": {"configs": configs}}
     )
-    origin = Origin(
-        policy="org/policy",
-        judge="org/judge",
-        rewriter="org/policy",
-        selector="dominance_hv",
-        simulated=False,
-        seed=0,
-    )
-    return Release(settings, origin, {}, dict.fromkeys(DIMS, 0.75), pick, True)
+    return Release(settings, ORIGIN, {}, dict.fromkeys(DIMS, 0.75), pick, True)
 
 
 def million(pairs: int, words: int) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 T = TypeVar("T")
+FAULTS = (Exception, SystemExit)  # what a user's own code may raise that is no end of the run
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Plugin:
         module, _, attribute = self.path.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
-        except (Exception, SystemExit) as e:
+        except FAULTS as e:
             if not self.own and not isinstance(e, (ImportError, AttributeError, ValueError)):
                 raise
             why = one_line(e)
@@ -142,7 +143,7 @@ def guarded(own: str, function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
     except (MoraError, DropRow, PendingRetry):
         raise
-    except (Exception, SystemExit) as e:
+    except FAULTS as e:
         if not own:
             raise
         code, line = [(f.f_code.co_filename, n) for f, n in walk_tb(e.__traceback__)][-1]

@@ -29,13 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import SettingsError
 from .text import one_line
-from .types import Message, Messages
+from .types import ROLES, Message, Messages
 
 if TYPE_CHECKING:
     from jinja2 import Environment, nodes
 
 CACHE_ENV = "MORA_DATA_CACHE"
-ROLES = ("system", "user", "assistant")
 _MOST_PARTS = 200_000  # of YAML: settings, cards and price tables have some hundred
 _GAP = secrets.token_hex(16)  # where the answer goes: no text of a row has it
 _PACKAGE = Path(__file__).resolve().parent

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict, TypeGuard
 
 Row = Mapping[str, object]
 # "policy", "rewriter", "judge", or the name of a reward's own endpoint,
@@ -39,11 +39,23 @@ def reaches(until: str, stage: str) -> bool:
     return STAGES.index(stage) <= STAGES.index(until)
 
 
+ROLES = ("system", "user", "assistant")
+
+
 class Message(TypedDict):
     """One turn of a conversation."""
 
-    role: str  # "system", "user" or "assistant"
+    role: str  # one of ROLES
     content: str
+
+
+def is_turn(value: object) -> TypeGuard[Message]:
+    """Whether this, from a file or a plug-in, is a turn."""
+    return (
+        isinstance(value, Mapping)
+        and value.get("role") in ROLES
+        and isinstance(value.get("content"), str)
+    )
 
 
 Messages = tuple[Message, ...]

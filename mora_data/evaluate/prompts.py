@@ -36,7 +36,7 @@ from ..run.files import check_inside, readable
 from ..settings import SourceSettings, nearest
 from ..sources import read
 from ..text import context_id, group_id, normalise, one_line
-from ..types import Answer, Message, Messages, Row, Sampling
+from ..types import Answer, Message, Messages, Row, Sampling, is_turn
 
 PLAIN, FUSED = "plain", "fused"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -120,9 +120,6 @@ BENCHMARKS = {
 }
 
 
-ROLES = ("system", "user", "assistant")
-
-
 def load_prompts(
     folder: Path | None,
     files: Mapping[str, Path],
@@ -200,11 +197,7 @@ def _messages(value: object) -> Messages:
         ValueError: it is none.
     """
     turns = value if isinstance(value, list) else []
-    found = tuple(
-        Message(role=m["role"], content=m["content"])
-        for m in turns
-        if isinstance(m, Mapping) and m.get("role") in ROLES and isinstance(m.get("content"), str)
-    )
+    found = tuple(Message(role=m["role"], content=m["content"]) for m in turns if is_turn(m))
     if not found or len(found) < len(turns):
         raise ValueError("a conversation is a list of turns with `role` and `content`")
     return found

@@ -232,7 +232,7 @@ async def scores_of(
         reason = _not_scores(found, reward.dimension)
     except (MoraError, PendingRetry):
         raise
-    except (Exception, SystemExit) as e:  # a plug-in's, and whatever it calls
+    except plugins.FAULTS as e:
         reason = f"raised {type(e).__name__}: {one_line(e, 160)}"
     if not reason:
         return [_plain(score) for score in found]

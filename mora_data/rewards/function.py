@@ -54,7 +54,7 @@ class Function:
         try:
             value = self._function(messages, answer)
             value = await value if inspect.isawaitable(value) else value
-        except (Exception, SystemExit) as e:  # whatever it is, it is this answer's
+        except plugins.FAULTS as e:  # whatever it is, it is this answer's
             return missing(self, f"raised {type(e).__name__}: {one_line(e, 100)}")
         if value is None:
             return missing(self, "none_given")

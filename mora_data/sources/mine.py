@@ -46,7 +46,7 @@ from ..run import SourceCounts, StageCounts
 from ..run.folder import JOIN
 from ..settings import BuildSettings, MineSettings, MixedSource, SourceSettings
 from ..text import commonest_first, context_and_group, digest, one_line
-from ..types import Messages, Prompt, Recorded, Row
+from ..types import Messages, Prompt, Recorded, Row, is_turn
 from . import Layout, ParsedRow, SourceAdapter, is_rated, load_source, plugin_of, read, sample_path
 from .benchmarks import Benchmarks, cache_dir
 
@@ -303,8 +303,7 @@ def _are_turns(messages: object) -> bool:
     """Whether this is a conversation that ends with a user turn."""
     return (
         isinstance(messages, Sequence)
-        and all(isinstance(m, Mapping) and isinstance(m.get("content"), str) for m in messages)
-        and {m.get("role") for m in messages} <= {"system", "user", "assistant"}
+        and all(map(is_turn, messages))
         and [m["role"] for m in messages][-1:] == ["user"]
     )
 

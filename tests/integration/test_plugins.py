@@ -446,6 +446,8 @@ class Mute(Source):
     def parse(self, row, file): return ParsedRow(())
 class Number(Source):
     def parse(self, row, file): return ParsedRow(({"role": "user", "content": 3},))
+class Listed(Source):
+    def parse(self, row, file): return ParsedRow(({"role": ["user"], "content": "hi"},))
 class Human(Source):
     def parse(self, row, file): return ParsedRow(({"role": "human", "content": "hi"},))
 def leave(batch): raise SystemExit(2)
@@ -478,6 +480,7 @@ def words(x, y): return "high"
         ({"source.kind": "parts:Row"}, "gave dict of a row, not a ParsedRow"),
         ({"source.kind": "parts:Mute"}, r"gave \(\) of row 0 of .*rows.jsonl: messages are turns"),
         ({"source.kind": "parts:Number"}, "'content': 3}.* of row 0"),
+        ({"source.kind": "parts:Listed"}, "'role': \\['user'\\].* of row 0"),
         ({"source.kind": "parts:Human"}, "'role': 'human'.* of row 0"),
         ({"select.selector": "parts:leave"}, "selector 'parts:leave' raised SystemExit: 2"),
         (
